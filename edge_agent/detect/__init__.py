@@ -1,0 +1,1 @@
+"""Where the people are in a frame."""

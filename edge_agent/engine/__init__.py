@@ -1,0 +1,1 @@
+"""Networks run here: the prepared graph and the backends that execute it."""

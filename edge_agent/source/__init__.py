@@ -1,0 +1,1 @@
+"""Where pictures come from: cameras, streams, files, crop folders, external boxes."""

@@ -1,0 +1,247 @@
+"""What passes between the stages: frozen, slotted dataclasses over numpy arrays.
+
+Boxes are `(N, 4)` float32 `x1, y1, x2, y2` in pixels of the frame unless a name says otherwise.
+Times are Unix seconds as float64 (`frame.time` is the moment of capture).
+Arrays are checked once, when the structure is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "CropBatch",
+    "Detections",
+    "Embedded",
+    "EngineInfo",
+    "Frame",
+    "SourceState",
+    "SourceStatus",
+    "TrackObservation",
+    "TrackUpdate",
+    "iou_matrix",
+]
+
+
+def _expect(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: type) -> None:
+    """Raise ValueError unless `array` has this shape (None: any length) and dtype."""
+    fits = array.ndim == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != dtype:
+        wanted = ", ".join("N" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"{name}: expected ({wanted}) {np.dtype(dtype).name}, got {array.shape} {array.dtype.name}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture of one camera.
+
+    Attributes:
+        camera: id of the source, matches `[a-z0-9_-]{1,64}`.
+        number: counts the frames that the source delivered or dropped, from 1.
+        time: moment of capture, Unix seconds.
+        image: `(H, W, 3)` uint8 BGR. Not to be written to.
+        external: boxes that came with the frame from an upstream detector, if any.
+    """
+
+    camera: str
+    number: int
+    time: float
+    image: NDArray[np.uint8]
+    external: Detections | None = None
+
+    def __post_init__(self) -> None:
+        _expect("frame.image", self.image, (None, None, 3), np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """People found in one frame.
+
+    Attributes:
+        boxes: `(N, 4)` float32 xyxy pixels; may reach over the image border.
+        scores: `(N,)` float32. Comparable within one detector only.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        _expect("detections.boxes", self.boxes, (None, 4), np.float32)
+        _expect("detections.scores", self.scores, (len(self.boxes),), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @staticmethod
+    def none() -> Detections:
+        """No people."""
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+    def take(self, rows: NDArray[Any]) -> Detections:
+        """The given rows (indices or a mask)."""
+        return Detections(self.boxes[rows], self.scores[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class CropBatch:
+    """Crops that an upstream detector has already cut, of one camera at one time.
+
+    Attributes:
+        camera: id of the source.
+        number: frame number as the upstream names it, or a running number.
+        time: moment of capture, Unix seconds.
+        images: N pictures `(h, w, 3)` uint8 BGR.
+        boxes: `(N, 4)` float32 xyxy pixels of the full frame; the crop's own extent where unknown.
+        track_ids: upstream track id of each crop, or None where it has none.
+    """
+
+    camera: str
+    number: int
+    time: float
+    images: tuple[NDArray[np.uint8], ...]
+    boxes: NDArray[np.float32]
+    track_ids: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        for image in self.images:
+            _expect("crop", image, (None, None, 3), np.uint8)
+        _expect("crops.boxes", self.boxes, (len(self.images), 4), np.float32)
+        if len(self.track_ids) != len(self.images):
+            raise ValueError(
+                f"crops.track_ids: expected {len(self.images)} entries, got {len(self.track_ids)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What the embedding stage knows of the detections of one frame.
+
+    Attributes:
+        vectors: `(N, D)` float32, rows of unit length; a row that was not embedded is zero.
+        present: `(N,)` bool, whether the row was embedded.
+        quality: `(N,)` float32 in 0..1, how well the crop shows its person; 0 where it was refused.
+        reasons: N short words, why a row was not embedded ("" where it was).
+    """
+
+    vectors: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    quality: NDArray[np.float32]
+    reasons: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        rows = len(self.vectors)
+        _expect("embedded.vectors", self.vectors, (rows, None), np.float32)
+        _expect("embedded.present", self.present, (rows,), np.bool_)
+        _expect("embedded.quality", self.quality, (rows,), np.float32)
+        if len(self.reasons) != rows:
+            raise ValueError(f"embedded.reasons: expected {rows} entries, got {len(self.reasons)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrackObservation:
+    """One track as seen in one frame.
+
+    Attributes:
+        camera: id of the source.
+        track_id: number of the track within its camera, from 1, never used twice in a run.
+        frame: frame number.
+        time: Unix seconds.
+        box: `(4,)` float32 xyxy pixels, as detected.
+        score: the detector's score.
+        vector: `(D,)` float32 of unit length, or None where the crop was refused.
+        quality: 0..1, see `Embedded.quality`.
+    """
+
+    camera: str
+    track_id: int
+    frame: int
+    time: float
+    box: NDArray[np.float32]
+    score: float
+    vector: NDArray[np.float32] | None
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrackUpdate:
+    """What one frame did to the tracks of one camera.
+
+    Attributes:
+        seen: confirmed tracks with a detection in this frame.
+        ended: ids of tracks that will not come back.
+    """
+
+    camera: str
+    frame: int
+    time: float
+    size: tuple[int, int]
+    """`(width, height)` of the frame in pixels."""
+    seen: tuple[TrackObservation, ...]
+    ended: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Which network runs, and on what. Goes into `info` and into every event.
+
+    Attributes:
+        backend: `onnxruntime`, `tensorrt` or `simulated:<name>`.
+        precision: `fp32`, `fp16` or `int8`.
+        model: name for people, as the manifest gives it.
+        model_sha256: of the ONNX file that the user named.
+        space: id of the embedding space, or "" for a network that makes no embeddings.
+        dimension: numbers in an embedding, 0 for other networks.
+        max_batch: largest batch that `submit` takes.
+        device: what it runs on, for people.
+    """
+
+    backend: str
+    precision: str
+    model: str
+    model_sha256: str
+    space: str
+    dimension: int
+    max_batch: int
+    device: str
+
+
+class SourceState(Enum):
+    """State of one source, as published on its status topic."""
+
+    ONLINE = "online"
+    RECONNECTING = "reconnecting"
+    OFFLINE = "offline"
+    ENDED = "ended"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """A change of state of one source; `reason` never holds credentials."""
+
+    camera: str
+    state: SourceState
+    reason: str
+    time: float
+
+
+def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Intersection over union of every pair: `(N, 4)`, `(M, 4)` xyxy -> `(N, M)` float32."""
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = np.clip(bottom_right - top_left, 0, None)
+    overlap = sides[..., 0] * sides[..., 1]
+    area_a = np.prod(np.clip(a[:, 2:] - a[:, :2], 0, None), axis=1)
+    area_b = np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), axis=1)
+    union = area_a[:, None] + area_b[None, :] - overlap
+    ratio: NDArray[np.float32] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return ratio

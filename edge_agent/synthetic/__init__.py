@@ -1,0 +1,1 @@
+"""Rendered people and streets with known ground truth."""

@@ -1,0 +1,1 @@
+"""Temperatures, power, load and memory of the device."""

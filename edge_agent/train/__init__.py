@@ -1,0 +1,1 @@
+"""Training and export of ReIdentificationNet by TAO's recipe."""

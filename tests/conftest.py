@@ -1,0 +1,129 @@
+"""Shared fixtures: the real material where it is present, free ports, real brokers."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = REPO.parent / "shared"
+
+
+def _need(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"real material not present: {path.name} (looked in {path.parent})")
+    return path
+
+
+@pytest.fixture(scope="session")
+def vtest_video() -> Path:
+    """PETS09-S2L1 View 001, real pedestrians."""
+    return _need(SHARED / "data" / "vtest.avi")
+
+
+@pytest.fixture(scope="session")
+def vtest_truth() -> Path:
+    """Ground truth of `vtest_video` in MOTChallenge format; ids are visits, not people."""
+    return _need(SHARED / "data" / "vtest_gt.txt")
+
+
+@pytest.fixture(scope="session")
+def pets_market() -> Path:
+    """A small real set in Market-1501 layout."""
+    return _need(SHARED / "data" / "pets_market_visits")
+
+
+@pytest.fixture(scope="session")
+def osnet_onnx() -> Path:
+    """OSNet x0.25, profile `imagenet`, 512 numbers."""
+    return _need(SHARED / "models" / "osnet_x0_25_msmt17.onnx")
+
+
+@pytest.fixture(scope="session")
+def omz_onnx() -> Path:
+    """Open Model Zoo 0267, profile `openvino-raw`, 256 numbers."""
+    return _need(SHARED / "models" / "person-reidentification-retail-0267_gnfix.onnx")
+
+
+@pytest.fixture(scope="session")
+def yolox_onnx() -> Path:
+    """YOLOX nano, 416 x 416."""
+    return _need(SHARED / "models" / "yolox_nano.onnx")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listened on a moment ago."""
+    return find_free_port()
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Mosquitto:
+    """A real mosquitto on loopback, restartable on the same port and data."""
+
+    binary: str
+    config: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        log = self.config.with_suffix(".log").open("ab")
+        self.process = subprocess.Popen([self.binary, "-c", str(self.config)], stdout=log, stderr=log)
+        log.close()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"mosquitto did not start: {self.config.with_suffix('.log').read_text()}")
+
+    def stop(self, *, kill: bool = False) -> None:
+        if self.process is None:
+            return
+        self.process.kill() if kill else self.process.terminate()
+        self.process.wait(10)
+        self.process = None
+
+
+def mosquitto_binary() -> str:
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip("mosquitto is not installed (apt-get install mosquitto)")
+    return found
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path, free_port: int) -> Iterator[Mosquitto]:
+    """A running mosquitto with persistence, anonymous, on 127.0.0.1."""
+    binary = mosquitto_binary()
+    data = tmp_path / "mosquitto"
+    data.mkdir()
+    config = data / "mosquitto.conf"
+    config.write_text(
+        f"listener {free_port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
+        f"persistence_location {data}/\nautosave_interval 1\nautosave_on_changes true\nuser root\n"
+    )
+    broker = Mosquitto(binary, config, free_port)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
