@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "CropBatch",
+    "Decision",
+    "DecisionKind",
     "Detections",
     "Embedded",
     "EngineInfo",
@@ -232,6 +234,74 @@ class SourceStatus:
     state: SourceState
     reason: str
     time: float
+
+
+class DecisionKind(Enum):
+    """What the agent decided about a track; the last part of the topic `identity/<kind>`."""
+
+    MATCHED = "matched"
+    """The track is a person whom the gallery knows."""
+    ENROLLED = "enrolled"
+    """The track is a new person, who was put into the gallery."""
+    CORRECTED = "corrected"
+    """Later evidence overturned an earlier decision about this track."""
+    DEPARTED = "departed"
+    """The track, whose person was known, has ended."""
+    UNKNOWN = "unknown"
+    """The track ended, or stays, without an identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision about one track: everything that an identity event says of it.
+
+    Attributes:
+        id: unique for ever; becomes the id of the event.
+        kind: what was decided.
+        camera: id of the source.
+        track_id: number of the track within its camera.
+        identity: opaque id of the person, None when unknown.
+        number: the person's number in the local gallery (for MOT files), None when unknown.
+        name: what the operator calls the person, if anything.
+        score: cosine of the track's pooled evidence and the identity, None when nothing was compared.
+        runner_up: the same for the second-best identity, None when there is none.
+        threshold: what the score was held against, None when nothing was compared.
+        rule: where the threshold came from: `calibrated`, `site`, `warm-up`, `configured`, `watchlist`.
+        evidence: number of crops pooled.
+        quality: mean quality of those crops, 0..1.
+        box: `(4,)` float32 xyxy pixels where the track was last seen.
+        size: `(width, height)` of the frame in pixels.
+        frame: number of the frame at which this was decided.
+        time: capture time of that frame, Unix seconds.
+        first_seen: first time of this track, Unix seconds.
+        last_seen: last time of this track, Unix seconds.
+        corrects: id of the decision that this one overturns, for `corrected`.
+        previous: identity that the overturned decision named.
+        reason: a short word for why, e.g. `contested`, `fused`, `re-entry`, `expired`.
+    """
+
+    id: str
+    kind: DecisionKind
+    camera: str
+    track_id: int
+    identity: str | None
+    number: int | None
+    name: str | None
+    score: float | None
+    runner_up: float | None
+    threshold: float | None
+    rule: str
+    evidence: int
+    quality: float
+    box: NDArray[np.float32]
+    size: tuple[int, int]
+    frame: int
+    time: float
+    first_seen: float
+    last_seen: float
+    corrects: str | None = None
+    previous: str | None = None
+    reason: str = ""
 
 
 def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
