@@ -1,0 +1,372 @@
+"""Settings: one frozen model per stage, each field with its unit in the name and a line of description.
+
+Read, strongest first: command-line short-cuts, environment (`EDGE_AGENT__SECTION__KEY`), secret files in
+`$CREDENTIALS_DIRECTORY` (`mqtt__password`), the TOML file (`--config`, else `/etc/edge-agent/config.toml`
+where it exists), the defaults below. An unknown key is an error at every level.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from edge_agent.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "RELOADABLE",
+    "DetectorSettings",
+    "EngineSettings",
+    "GallerySettings",
+    "IdentifySettings",
+    "MqttSettings",
+    "OutboxSettings",
+    "QualitySettings",
+    "Settings",
+    "SourceSettings",
+    "TelemetrySettings",
+    "TrackerSettings",
+    "changes",
+    "load",
+]
+
+DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
+
+_ID = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def _check_id(value: str) -> str:
+    if not _ID.fullmatch(value):
+        raise ValueError("must be 1 to 64 characters of a-z, 0-9, _ and -")
+    return value
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    """Frozen, and closed to unknown keys (pydantic does not pass that on to nested models)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SourceSettings(_Section):
+    """One camera, stream, file or crop folder."""
+
+    id: Id | None = Field(None, description="name in topics and events; made from the url when absent")
+    url: str = Field(description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER")
+    enabled: bool = Field(True, description="a disabled source is announced but not opened")
+    fps: Positive | None = Field(None, description="frames per second of a file whose header is wrong")
+    realtime: bool = Field(False, description="play a file at its own speed, as if it were a camera")
+    backend: Literal["auto", "ffmpeg", "gstreamer"] = Field("auto", description="who decodes")
+    transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP transport")
+    codec: Literal["h264", "h265"] = Field("h264", description="RTSP codec, for GStreamer pipelines")
+    width: int | None = Field(None, gt=0, description="wished width in pixels, USB and CSI")
+    height: int | None = Field(None, gt=0, description="wished height in pixels, USB and CSI")
+    open_timeout_ms: int = Field(3000, gt=0, description="longest wait for a stream to open")
+    read_timeout_ms: int = Field(3000, gt=0, description="longest wait for one packet of a stream")
+    latency_ms: int = Field(200, ge=0, description="jitter buffer of GStreamer's RTSP reader")
+    detector: str | None = Field(None, description="detector for this source alone, see detector.kind")
+
+
+class DetectorSettings(_Section):
+    """Who finds people."""
+
+    kind: str = Field("hog", description="hog, yolox:FILE.onnx, external (boxes over MQTT) or none")
+    high: float | None = Field(None, description="score of a sure detection; the detector's own when absent")
+    low: float | None = Field(None, description="score below which boxes are ignored; likewise")
+    new_track: float | None = Field(None, description="score that starts a track; likewise")
+    external_topics: tuple[str, ...] = Field((), description="MQTT topics with boxes, for kind external")
+    external_format: Literal["edge-agent", "deepstream"] = Field("edge-agent", description="their format")
+    external_wait_ms: int = Field(200, ge=0, description="how long a frame waits for its boxes")
+
+
+class TrackerSettings(_Section):
+    """How boxes become tracks."""
+
+    max_cost: Positive = Field(0.9, description="dearest pair of the first round; higher joins more boldly")
+    lost_s: Positive = Field(3.0, description="an unseen track ends after this; higher bridges longer gaps")
+    confirm_hits: int = Field(2, ge=1, description="detections before a track is reported")
+    live_gate: Positive = Field(0.8, description="looks gate of live tracks: 0 genuine, 1 impostor")
+    lost_gate: Positive = Field(0.6, description="looks gate of tracks that were lost for a while")
+    appearance_weight: Share = Field(0.3, description="share of looks in the cost; 0: overlap alone")
+
+
+class QualitySettings(_Section):
+    """Which crops are good enough to be embedded."""
+
+    min_height: int = Field(48, gt=0, description="pixels; smaller people are tracked, not identified")
+    min_width: int = Field(16, gt=0, description="pixels")
+    min_aspect: Positive = Field(1.2, description="height over width; below it a box holds no whole person")
+    max_aspect: Positive = Field(5.0, description="height over width")
+    min_sharpness: float = Field(0.0, ge=0, description="see docs/models.md; 0 refuses nothing")
+    max_truncation: Share = Field(0.25, description="largest share of the box outside the image")
+    max_overlap: Share = Field(0.6, description="largest share of the box behind a nearer person")
+
+
+class EngineSettings(_Section):
+    """Which network makes embeddings, and on what."""
+
+    model: Path | None = Field(None, description="ReID ONNX; the shipped default model when absent")
+    preprocess: Literal["tao", "imagenet", "openvino-raw", "swin"] | None = Field(
+        None, description="preprocess profile; the model's own manifest, else tao, when absent"
+    )
+    backend: Literal["auto", "onnxruntime"] = Field("auto", description="who runs the network")
+    max_batch: int = Field(64, ge=1, le=1024, description="largest batch for all cameras together")
+    max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
+    threads: int = Field(0, ge=0, description="CPU threads of ONNX Runtime, 0: its own choice")
+
+
+class GallerySettings(_Section):
+    """The people that the agent knows."""
+
+    capacity: int = Field(10_000, ge=1, description="identities; the longest unseen goes first")
+    max_exemplars: int = Field(16, ge=1, description="embeddings kept for one identity")
+    ttl_hours: Positive | None = Field(
+        72.0, description="an identity that nobody named expires after this; null: never"
+    )
+
+
+class IdentifySettings(_Section):
+    """When two tracks are the same person. `docs/identity.md` says what raising each value does."""
+
+    enrolment: Literal["auto", "watchlist"] = Field(
+        "auto", description="auto: unknown people become identities; watchlist: only enrolled ones match"
+    )
+    threshold: float | None = Field(None, ge=-1, le=1, description="fixed cosine threshold, instead of rules")
+    target_fmr: float = Field(1e-3, gt=0, lt=0.5, description="false-match rate that thresholds aim at")
+    decide_crops: int = Field(8, ge=1, description="good crops before a track is matched")
+    enrol_crops: int = Field(12, ge=1, description="good crops before an unknown person is enrolled")
+    pool_crops: int = Field(30, ge=1, description="crops pooled for one track")
+    fuse_crops: int = Field(15, ge=1, description="good crops before two identities may be fused")
+    margin: float = Field(0.02, ge=0, description="lead of the best identity over the second")
+    covisible_frames: int = Field(5, ge=1, description="frames together that make two tracks two people")
+    publish_unknown: bool = Field(False, description="publish identity/unknown events")
+
+
+class MqttSettings(_Section):
+    """The broker, and who the agent is on it."""
+
+    broker: str | None = Field(None, description="mqtt://HOST:PORT or mqtts://HOST:PORT; null: none")
+    site: Id = Field("site", description="first id in every topic")
+    device: Id = Field("device", description="second id in every topic")
+    version: Literal["5", "3.1.1"] = Field("5", description="MQTT protocol version")
+    username: str | None = Field(None, description="user name on the broker")
+    password: SecretStr | None = Field(None, description="better as credential file mqtt__password")
+    ca_file: Path | None = Field(None, description="CA certificates, PEM; the system's when absent")
+    cert_file: Path | None = Field(None, description="client certificate, PEM, for mutual TLS")
+    key_file: Path | None = Field(None, description="its key, PEM")
+    keepalive_s: int = Field(15, ge=5, le=3600, description="a dead broker is noticed after about twice this")
+    commands: tuple[str, ...] = Field((), description="command verbs that are accepted over MQTT")
+    home_assistant: bool = Field(False, description="announce the device to Home Assistant")
+
+
+class OutboxSettings(_Section):
+    """Events that the broker has not acknowledged."""
+
+    synchronous: Literal["NORMAL", "FULL"] = Field(
+        "NORMAL", description="FULL survives power loss at the price of one fsync an event"
+    )
+    max_rows: int = Field(1_000_000, ge=100, description="oldest go first, and leave a gap record")
+    max_megabytes: int = Field(1024, ge=1, description="likewise")
+    max_age_hours: Positive = Field(168.0, description="likewise")
+
+
+class TelemetrySettings(_Section):
+    """Thermals, power and load."""
+
+    interval_s: Positive = Field(10.0, description="seconds between telemetry messages")
+    jtop: bool = Field(True, description="use jetson-stats where its service answers")
+    metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus on loopback; null: off")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="EDGE_AGENT__",
+        env_nested_delimiter="__",
+        allow_inf_nan=False,
+    )
+
+    state_dir: Path = Field(
+        Path("~/.local/state/edge-agent"), description="gallery, outbox and engines; made when absent"
+    )
+    sources: tuple[SourceSettings, ...] = Field((), description="where pictures come from")
+    detector: DetectorSettings = DetectorSettings()
+    tracker: TrackerSettings = TrackerSettings()
+    quality: QualitySettings = QualitySettings()
+    engine: EngineSettings = EngineSettings()
+    gallery: GallerySettings = GallerySettings()
+    identify: IdentifySettings = IdentifySettings()
+    mqtt: MqttSettings = MqttSettings()
+    outbox: OutboxSettings = OutboxSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    @field_validator("state_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @model_validator(mode="after")
+    def _unique_sources(self) -> Settings:
+        ids = [source.id for source in self.sources if source.id is not None]
+        twice = {name for name in ids if ids.count(name) > 1}
+        if twice:
+            raise ValueError(f"two sources have the id {sorted(twice)[0]!r}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  pydantic calls it with all five
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  no .env files: one place less to look
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over secret files over what `load` read from TOML."""
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        sources: list[PydanticBaseSettingsSource] = [env_settings]
+        if folder and Path(folder).is_dir():
+            sources.append(
+                NestedSecretsSettingsSource(
+                    file_secret_settings,
+                    secrets_dir=folder,
+                    secrets_nested_delimiter="__",
+                    secrets_prefix="",
+                )
+            )
+        return (*sources, init_settings)
+
+
+RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours"})
+"""Dotted keys (or sections) that a running daemon takes over; the others need a restart."""
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def changes(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
+    """Keys that differ: those that may change while running, and those that need a restart."""
+    before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
+    differ = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    live = [key for key in differ if key in RELOADABLE or key.split(".")[0] in RELOADABLE]
+    return live, [key for key in differ if key not in live]
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Valid keys of the section that holds the last part of `location`."""
+    model: Any = Settings
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        annotation = field.annotation
+        model = SourceSettings if part == "sources" else annotation
+        if not hasattr(model, "model_fields"):
+            return []
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """Every fault on a line: where, which key, what is wrong, and the nearest valid key."""
+    lines = []
+    for fault in error.errors(include_url=False, include_input=False):
+        location = fault["loc"]
+        key = ".".join(str(part) for part in location)
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(_known_keys(location))}"
+            lines.append(f"{origin}: unknown key {key!r}{hint}")
+        else:
+            lines.append(f"{origin}: {key or 'settings'}: {fault['msg']}")
+    return "\n".join(lines)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Build the settings.
+
+    Args:
+        config: TOML file; `DEFAULT_CONFIG` is used where it exists when this is None.
+        overrides: nested values of the command line, stronger than everything else.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; names file and key.
+    """
+    path = config if config is not None else (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    values = _read_toml(path) if path is not None else {}
+    origin = str(path) if path is not None else "settings"
+    try:
+        settings = Settings(**values)
+        if overrides:
+            # Command-line values are stronger than the environment, which is stronger than the file.
+            merged = _merge(settings.model_dump(exclude_unset=True), overrides)
+            settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from None
+    return settings

@@ -1,0 +1,380 @@
+"""From boxes of single frames to tracks of one camera.
+
+ByteTrack's two rounds (Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Detection
+Box", ECCV 2022: high-scored boxes first, then the low-scored ones for what is left) on a Kalman filter
+whose clock is the frame's own time, so that nothing depends on the frame rate. Appearance is a gate and a
+term of the cost: a detection that looks like somebody else is not given to a track, however well it
+overlaps. What "looks like" means is learnt from the scene: the typical similarity of one track with itself
+and of two people who are visible together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from edge_agent.structures import Detections, Embedded, TrackObservation, TrackUpdate, iou_matrix
+
+__all__ = ["Similarity", "Tracker", "associate"]
+
+Vector = NDArray[np.float32]
+Boxes = NDArray[np.float32]
+
+# Motion model, in heights of the person and seconds. A person of 1.75 m who walks 1.4 m/s moves 0.8
+# heights a second; starting, stopping and turning take about 1 m/s2, 0.6 heights.
+_ACCELERATION = 0.8
+_START_SPEED = 1.0
+_MEASURED = 0.05
+"""Standard deviation of a detector's box edge, in heights (ByteTrack uses 1/20)."""
+
+_LOOKS_MEMORY = 0.9
+"""Share of the old value when a track's appearance is updated, as in BoT-SORT (arXiv:2206.14651, 3.3)."""
+
+
+@dataclass(slots=True)
+class Similarity:
+    """Running means of cosine similarity: within tracks (genuine) and between people (impostor).
+
+    Both are averages over at most `memory` recent samples, so that they follow a scene that changes.
+    """
+
+    memory: int = 2000
+    needed: int = 30
+    genuine: float = 0.0
+    impostor: float = 0.0
+    genuine_count: int = 0
+    impostor_count: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether both means rest on enough samples and tell people apart at all."""
+        enough = min(self.genuine_count, self.impostor_count) >= self.needed
+        return enough and self.genuine - self.impostor > 0.02
+
+    def learn_genuine(self, cosine: float) -> None:
+        """Take in one similarity of a track with itself."""
+        self.genuine_count = min(self.genuine_count + 1, self.memory)
+        self.genuine += (cosine - self.genuine) / self.genuine_count
+
+    def learn_impostor(self, cosine: float) -> None:
+        """Take in one similarity of two people seen in one frame."""
+        self.impostor_count = min(self.impostor_count + 1, self.memory)
+        self.impostor += (cosine - self.impostor) / self.impostor_count
+
+    def distance(self, cosine: Vector) -> Vector:
+        """Scale cosines so that 0 is a typical genuine and 1 a typical impostor; NaN stays NaN."""
+        scaled: Vector = ((self.genuine - cosine) / (self.genuine - self.impostor)).astype(np.float32)
+        return scaled
+
+
+@dataclass(slots=True)
+class _Track:
+    """State of one track; `mean` and `covariance` are over cx, cy, w, h and their speeds per second."""
+
+    id: int
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    time: float
+    last_seen: float
+    confirmed: bool
+    hits: int = 1
+    looks: Vector | None = None
+    box: Boxes = field(default_factory=lambda: np.zeros(4, np.float32))
+
+    def predicted_box(self) -> Boxes:
+        cx, cy, w, h = self.mean[:4]
+        w, h = max(w, 1.0), max(h, 1.0)
+        return np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], np.float32)
+
+
+def _measurement(box: Boxes) -> NDArray[np.float64]:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return np.array([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+
+
+def _predict(track: _Track, time: float) -> None:
+    """Move the state to `time` under white-noise acceleration."""
+    dt = max(time - track.time, 0.0)
+    track.time = time
+    if dt == 0.0:
+        return
+    step = np.eye(8)
+    step[np.arange(4), np.arange(4) + 4] = dt
+    track.mean = step @ track.mean
+    sigma = (_ACCELERATION * max(track.mean[3], 1.0)) ** 2
+    noise = np.zeros((8, 8))
+    # The size changes far more slowly than the place.
+    per_axis = sigma * np.array([1.0, 1.0, 0.05, 0.05])
+    for axis in range(4):
+        speed = axis + 4
+        noise[axis, axis] = per_axis[axis] * dt**4 / 4
+        noise[axis, speed] = noise[speed, axis] = per_axis[axis] * dt**3 / 2
+        noise[speed, speed] = per_axis[axis] * dt**2
+    track.covariance = step @ track.covariance @ step.T + noise
+
+
+def _correct(track: _Track, box: Boxes) -> None:
+    """Take in a measured box."""
+    measured = _measurement(box)
+    noise = np.eye(4) * (_MEASURED * max(measured[3], 1.0)) ** 2
+    innovation = track.covariance[:4, :4] + noise
+    gain = np.linalg.solve(innovation, track.covariance[:4, :]).T
+    track.mean = track.mean + gain @ (measured - track.mean[:4])
+    track.covariance = track.covariance - gain @ track.covariance[:4, :]
+    track.box = box
+
+
+def associate(cost: NDArray[np.float64], limit: float) -> list[tuple[int, int]]:
+    """Pairs (row, column) of the cheapest assignment, none dearer than `limit`.
+
+    Args:
+        cost: `(N, M)`; infinite where a pair is forbidden.
+        limit: largest cost of a pair.
+    """
+    if cost.size == 0:
+        return []
+    # A large finite price keeps the solver feasible and lets it leave dear pairs apart.
+    priced = np.where(cost <= limit, cost, 1e6)
+    rows, columns = linear_sum_assignment(priced)
+    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if cost[r, c] <= limit]
+
+
+class Tracker:
+    """Tracks of one camera. Not for use from two threads.
+
+    Args:
+        camera: id of the source; every camera has a tracker of its own, with its own numbers.
+        high: detections of at least this score take part in the first round.
+        low: below this score a detection is ignored.
+        new_track: an unmatched detection of at least this score starts a track.
+        max_cost: limit of the first round, 1 - IoU plus the appearance term.
+        lost_s: seconds after which a track that was not seen ends.
+        confirm_hits: detections after which a track is reported.
+        live_gate: largest appearance distance (see `Similarity`) for a track seen in the last frame.
+        lost_gate: the same for a track that was lost for a while.
+        appearance_weight: share of appearance in the cost, 0 for overlap alone.
+    """
+
+    def __init__(
+        self,
+        camera: str,
+        *,
+        high: float,
+        low: float,
+        new_track: float,
+        max_cost: float = 0.9,
+        lost_s: float = 3.0,
+        confirm_hits: int = 2,
+        live_gate: float = 0.8,
+        lost_gate: float = 0.6,
+        appearance_weight: float = 0.3,
+        similarity: Similarity | None = None,
+    ) -> None:
+        self.camera = camera
+        self.similarity = similarity if similarity is not None else Similarity()
+        self._high, self._low, self._new = high, low, new_track
+        self._max_cost = max_cost
+        self._lost_s = lost_s
+        self._confirm_hits = confirm_hits
+        self._live_gate, self._lost_gate = live_gate, lost_gate
+        self._weight = appearance_weight
+        self._tracks: list[_Track] = []
+        self._next_id = 1
+        self._last_time: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._tracks)
+
+    def update(
+        self, frame: int, time: float, size: tuple[int, int], detections: Detections, embedded: Embedded
+    ) -> TrackUpdate:
+        """Take in one frame.
+
+        Args:
+            frame: number of the frame.
+            time: Unix seconds; must not go back (if it does, the time of the last frame is used).
+            size: `(width, height)` in pixels.
+            detections: N boxes with scores.
+            embedded: the N embeddings, where present.
+
+        Returns:
+            Confirmed tracks with a detection in this frame, and the tracks that ended.
+        """
+        time = max(time, self._last_time or time)
+        for track in self._tracks:
+            _predict(track, time)
+        high = np.flatnonzero(detections.scores >= self._high)
+        low = np.flatnonzero((detections.scores >= self._low) & (detections.scores < self._high))
+        matched = self._round_one(detections, embedded, high)
+        taken = {index for index, _ in matched}
+        rest = [
+            i
+            for i, track in enumerate(self._tracks)
+            if i not in taken and track.confirmed and self._was_live(track)
+        ]
+        matched += self._round_two(detections, embedded, low, rest)
+        self._learn(embedded, matched, detections)
+        for index, row in matched:
+            self._advance(self._tracks[index], time, detections.boxes[row], embedded, row)
+        used = {row for _, row in matched}
+        ended = self._retire(time)
+        seen = [
+            self._observation(track, frame, detections, embedded, row)
+            for track, row in self._pairs(matched)
+            if track.confirmed
+        ]
+        self._start(time, detections, embedded, [r for r in high if r not in used])
+        self._last_time = time
+        return TrackUpdate(self.camera, frame, time, size, tuple(seen), tuple(ended))
+
+    def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
+        """End every track, at the end of the source."""
+        ended = tuple(track.id for track in self._tracks if track.confirmed)
+        self._tracks.clear()
+        return TrackUpdate(self.camera, frame, time, size, (), ended)
+
+    def _pairs(self, matched: Sequence[tuple[int, int]]) -> list[tuple[_Track, int]]:
+        return [(self._matched_tracks[index], row) for index, row in matched]
+
+    def _was_live(self, track: _Track) -> bool:
+        return self._last_time is not None and track.last_seen >= self._last_time
+
+    def _round_one(
+        self, detections: Detections, embedded: Embedded, rows: NDArray[np.intp]
+    ) -> list[tuple[int, int]]:
+        """High-scored boxes against every track, by overlap and appearance."""
+        self._matched_tracks = list(self._tracks)
+        cost = self._cost(self._tracks, detections, embedded, rows, weight=self._weight)
+        return [(i, int(rows[j])) for i, j in associate(cost, self._max_cost)]
+
+    def _round_two(
+        self, detections: Detections, embedded: Embedded, rows: NDArray[np.intp], rest: list[int]
+    ) -> list[tuple[int, int]]:
+        """Low-scored boxes against the confirmed tracks that are left and were seen a frame ago."""
+        tracks = [self._tracks[i] for i in rest]
+        cost = self._cost(tracks, detections, embedded, rows, weight=0.0)
+        return [(rest[i], int(rows[j])) for i, j in associate(cost, 0.5)]
+
+    def _cost(
+        self,
+        tracks: Sequence[_Track],
+        detections: Detections,
+        embedded: Embedded,
+        rows: NDArray[np.intp],
+        *,
+        weight: float,
+    ) -> NDArray[np.float64]:
+        if not tracks or not len(rows):
+            return np.zeros((len(tracks), len(rows)))
+        boxes = np.stack([track.predicted_box() for track in tracks])
+        cost = (1.0 - iou_matrix(boxes, detections.boxes[rows])).astype(np.float64)
+        if not self.similarity.ready:
+            return cost
+        distance = self._looks_distance(tracks, embedded, rows)
+        known = np.isfinite(distance)
+        gates = np.array([self._live_gate if self._was_live(t) else self._lost_gate for t in tracks])
+        # Only pairs that overlap at all are worth a look; the rest are too dear already.
+        blended = (1 - weight) * cost + weight * np.clip(distance, 0.0, 1.0)
+        cost = np.where(known & (cost < 1.0), blended, cost)
+        cost[known & (distance > gates[:, None])] = np.inf
+        return cost
+
+    def _looks_distance(
+        self, tracks: Sequence[_Track], embedded: Embedded, rows: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
+        """Appearance distance of every track and row; NaN where either has no embedding."""
+        distance = np.full((len(tracks), len(rows)), np.nan)
+        have = [i for i, track in enumerate(tracks) if track.looks is not None]
+        columns = np.flatnonzero(embedded.present[rows])
+        if have and len(columns):
+            looks = np.stack([t.looks for t in tracks if t.looks is not None])
+            cosine = looks @ embedded.vectors[rows[columns]].T
+            distance[np.ix_(have, columns)] = self.similarity.distance(cosine)
+        return distance
+
+    def _learn(self, embedded: Embedded, matched: Sequence[tuple[int, int]], detections: Detections) -> None:
+        """Learn typical similarities from pairs that overlap nobody else."""
+        rows = [(self._tracks[i], row) for i, row in matched if embedded.present[row]]
+        if not rows:
+            return
+        overlap = iou_matrix(detections.boxes, detections.boxes)
+        np.fill_diagonal(overlap, 0.0)
+        alone = overlap.max(axis=1) < 0.05
+        clear = [(track, row) for track, row in rows if alone[row] and track.looks is not None]
+        for track, row in clear:
+            if track.looks is not None and track.hits >= self._confirm_hits:
+                self.similarity.learn_genuine(float(track.looks @ embedded.vectors[row]))
+        vectors = embedded.vectors[[row for _, row in clear]]
+        cosine = vectors @ vectors.T
+        for a in range(len(clear)):
+            for b in range(a + 1, len(clear)):
+                self.similarity.learn_impostor(float(cosine[a, b]))
+
+    def _advance(self, track: _Track, time: float, box: Boxes, embedded: Embedded, row: int) -> None:
+        _correct(track, box)
+        track.last_seen = time
+        track.hits += 1
+        track.confirmed = track.confirmed or track.hits >= self._confirm_hits
+        if not embedded.present[row]:
+            return
+        vector = embedded.vectors[row]
+        if track.looks is None:
+            track.looks = vector.copy()
+            return
+        mixed = _LOOKS_MEMORY * track.looks + (1 - _LOOKS_MEMORY) * vector
+        track.looks = (mixed / max(float(np.linalg.norm(mixed)), 1e-6)).astype(np.float32)
+
+    def _retire(self, time: float) -> list[int]:
+        """Drop tracks that were not seen for too long; an unconfirmed one after its first miss."""
+        kept, ended = [], []
+        for track in self._tracks:
+            unseen = time - track.last_seen
+            if (unseen > 0 and not track.confirmed) or unseen > self._lost_s:
+                if track.confirmed:
+                    ended.append(track.id)
+            else:
+                kept.append(track)
+        self._tracks = kept
+        return ended
+
+    def _start(
+        self, time: float, detections: Detections, embedded: Embedded, rows: Sequence[int]
+    ) -> None:
+        for row in rows:
+            if detections.scores[row] < self._new:
+                continue
+            box = detections.boxes[row]
+            spread = max(float(box[3] - box[1]), 1.0)
+            deviation = np.array([_MEASURED] * 4 + [_START_SPEED, _START_SPEED, 0.1, 0.1]) * spread
+            looks = embedded.vectors[row].copy() if embedded.present[row] else None
+            self._tracks.append(
+                _Track(
+                    id=self._next_id,
+                    mean=np.concatenate([_measurement(box), np.zeros(4)]),
+                    covariance=np.diag(deviation**2),
+                    time=time,
+                    last_seen=time,
+                    confirmed=self._confirm_hits <= 1,
+                    looks=looks,
+                    box=box,
+                )
+            )
+            self._next_id += 1
+
+    def _observation(
+        self, track: _Track, frame: int, detections: Detections, embedded: Embedded, row: int
+    ) -> TrackObservation:
+        return TrackObservation(
+            camera=self.camera,
+            track_id=track.id,
+            frame=frame,
+            time=track.last_seen,
+            box=detections.boxes[row],
+            score=float(detections.scores[row]),
+            vector=embedded.vectors[row] if embedded.present[row] else None,
+            quality=float(embedded.quality[row]),
+        )
