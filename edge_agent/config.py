@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,9 +28,11 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NestedSecretsSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from edge_agent.errors import ConfigError
@@ -58,6 +61,9 @@ __all__ = [
 ]
 
 DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
+
+_file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={})  # noqa: B039  never changed
+"""What the TOML file says, for the settings that are being built."""
 
 _ID = re.compile(r"[a-z0-9_-]{1,64}")
 
@@ -252,25 +258,22 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003  pydantic calls it with all five
+        settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  no .env files: one place less to look
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over secret files over what `load` read from TOML."""
+        """Command line, environment, secret files, TOML; each stronger than the next."""
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
-        sources: list[PydanticBaseSettingsSource] = [env_settings]
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
         if folder and Path(folder).is_dir():
-            sources.append(
-                NestedSecretsSettingsSource(
-                    file_secret_settings,
-                    secrets_dir=folder,
-                    secrets_nested_delimiter="__",
-                    secrets_prefix="",
-                )
+            secrets = NestedSecretsSettingsSource(
+                file_secret_settings, secrets_dir=folder, secrets_nested_delimiter="__", secrets_prefix=""
             )
-        return (*sources, init_settings)
+            sources.append(secrets)
+        sources.append(InitSettingsSource(settings_cls, init_kwargs=_file_values.get()))
+        return tuple(sources)
 
 
 RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours"})
@@ -338,16 +341,6 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = dict(value) if isinstance(value, Mapping) else value
-    return merged
-
-
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Build the settings.
 
@@ -361,12 +354,12 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
     path = config if config is not None else (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     values = _read_toml(path) if path is not None else {}
     origin = str(path) if path is not None else "settings"
+    token = _file_values.set(values)
     try:
-        settings = Settings(**values)
-        if overrides:
-            # Command-line values are stronger than the environment, which is stronger than the file.
-            merged = _merge(settings.model_dump(exclude_unset=True), overrides)
-            settings = Settings.model_validate(merged)
+        return Settings(**(overrides or {}))
     except ValidationError as error:
         raise ConfigError(_explain(error, origin)) from None
-    return settings
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}") from None
+    finally:
+        _file_values.reset(token)
