@@ -268,8 +268,8 @@ class GapData:
     reason: str = about(
         "rows, bytes, age: the outbox was full or the event too old; disk-full: it could not be written;"
         " no-subscriber: nobody subscribed for too long; rejected: the broker refused it (it is kept and may"
-        " come late); erased: its person was forgotten; corrupt: the outbox was damaged (the range is an upper"
-        " bound)."
+        " come late); erased: its person was forgotten; corrupt: the outbox was damaged (the range is an"
+        " upper bound)."
     )
     ranges: tuple[NumberRange, ...] = about("The numbers, ascending.")
     count: int = about("How many numbers the ranges hold.", minimum=1)
@@ -546,7 +546,7 @@ def from_wire(data_type: type[T], found: object) -> T:
     if not isinstance(found, dict):
         raise InputError(f"{data_type.__name__}: expected an object, got {type(found).__name__}")
     values: dict[str, Any] = {}
-    for name, (entry, hint) in _read_plan(data_type).items():
+    for name, (entry, hint) in _read_plan(typing.cast("Any", data_type)).items():
         if name in found:
             values[name] = _read(hint, found[name], entry, f"{data_type.__name__}.{name}")
         elif entry.default is MISSING and entry.default_factory is MISSING:
