@@ -1,0 +1,52 @@
+"""What every source of pictures is."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
+
+from edge_agent.structures import CropBatch, Frame
+
+__all__ = ["AcknowledgedSource", "Item", "Source"]
+
+Item = Frame | CropBatch
+
+
+class Source(Protocol):
+    """A camera, a file or a folder, read by one `FrameReader`.
+
+    Constructors are cheap and touch nothing; `frames()` opens the device and its `finally` releases it.
+    Between two frames a source keeps nothing but counters, since a reader may give up a call of
+    `frames()` that hangs in a driver and make another one.
+    """
+
+    @property
+    def id(self) -> str:
+        """Id of the source, matches `[a-z0-9_-]{1,64}`."""
+
+    @property
+    def live(self) -> bool:
+        """Whether frames that the consumer is too slow for are dropped (True) or wait (False)."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether the end of `frames()` is the end of the source (a file), or an outage (a camera)."""
+
+    @property
+    def stall_seconds(self) -> float | None:
+        """The longest silence of a healthy source, opening it included; None where silence is normal."""
+
+    def frames(self) -> Generator[Item, None, None]:
+        """Numbered and time-stamped items, in order.
+
+        Raises:
+            SourceLost: no frames now; asking again later may help.
+            SourceError: no frames, and asking again will not help.
+        """
+
+
+class AcknowledgedSource(Source, Protocol):
+    """A source that gives an item again, after a restart, until it has been acknowledged."""
+
+    def done(self, item: Item) -> None:
+        """Tell that `item` needs not be read again. Called from any thread."""
