@@ -1,0 +1,895 @@
+"""Who is known here: identities with exemplars, on disk and in memory at once.
+
+SQLite holds the truth; a numpy index answers searches. Each change is one transaction, after which the index
+takes over what the file says, so the two cannot drift apart: not by a full disk, not by `kill -9`, not
+by another process (the command line) that changes the file meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time as clock_module
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from edge_agent.errors import InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
+from edge_agent.gallery.archive import Archive, ArchivedIdentity, read_archive, write_archive
+from edge_agent.gallery.diversity import diverse_rows
+from edge_agent.gallery.identity import Erased, GalleryStats, Identity, Imported, Kind, checked_name, new_id
+from edge_agent.gallery.index import ExemplarIndex
+from edge_agent.gallery.store import MEMORY, OwnerLock, Store
+
+__all__ = ["Gallery"]
+
+_log = structlog.get_logger(__name__)
+
+_UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
+_IDENTITY = (
+    "SELECT number, id, name, kind, created, last_seen, expires, "
+    "(SELECT count(*) FROM exemplar WHERE exemplar.number = identity.number), sightings FROM identity"
+)
+_INSERT_EXEMPLAR = (
+    "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)"
+)
+
+
+class Gallery:
+    """A local gallery of one embedding space.
+
+    Opened by `with`. One lock makes every method safe to call from any thread. Vectors are float32 rows of
+    unit length; times are Unix seconds.
+
+    Every method may raise StorageError (DiskFull when no space is left); after an error the file and
+    the index are as they were before the call.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        space: str,
+        dimension: int,
+        capacity: int = 10_000,
+        max_exemplars: int = 16,
+        ttl_s: float | None = None,
+        owner: bool = False,
+        clock: Callable[[], float] = clock_module.time,
+    ) -> None:
+        """Describe the gallery; nothing is opened yet.
+
+        Args:
+            path: the file, made with mode 0600 if missing (its folder with 0700), or `:memory:`.
+            space: id of the embedding space that all vectors belong to.
+            dimension: D, numbers in an embedding.
+            capacity: most identities. One more makes room by erasing `auto` identities: all expired ones,
+                else the one that was not seen for longest. `enrolled` ones are never given up.
+            max_exemplars: most embeddings of an identity, see `add_exemplars`.
+            ttl_s: an `auto` identity expires this long after it was last seen; None: never.
+            owner: hold the gallery as the one live system that uses it. A second owner is refused; commands
+                open it without.
+            clock: Unix seconds; tells `import_` who has expired. All else goes by the times of the calls.
+        """
+        if capacity < 1 or max_exemplars < 1 or dimension < 1 or (ttl_s is not None and ttl_s <= 0):
+            raise ValueError("capacity, max_exemplars, dimension and ttl_s must be positive")
+        self._path = None if str(path) == MEMORY else Path(path)
+        self._space = space
+        self._dimension = dimension
+        self._capacity = capacity
+        self._max_exemplars = max_exemplars
+        self._ttl_s = ttl_s
+        self._owner = owner
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._open_store: Store | None = None
+        self._owner_lock: OwnerLock | None = None
+        self._index = ExemplarIndex(dimension)
+        self._revisions: dict[int, int] = {}
+        self._marked: set[int] = set()
+        self._data_version = -1
+        self._evicted = 0
+
+    @classmethod
+    def existing(cls, path: Path, *, clock: Callable[[], float] = clock_module.time) -> Gallery:
+        """A gallery as it was last configured: space, size, capacity and expiry are read from the file.
+
+        For commands, which know the file but not the model.
+
+        Raises:
+            StorageError: there is no such file, or it is not a gallery.
+        """
+        if not Path(path).is_file():
+            raise StorageError(
+                f"there is no gallery at {path}; it is made when the agent first runs, "
+                "or name another folder with --state"
+            )
+        store = Store(Path(path))
+        with contextlib.closing(store):
+            facts = {
+                key: store.meta(key) for key in ("space", "dimension", "capacity", "max_exemplars", "ttl_s")
+            }
+        if facts["space"] is None:
+            raise StorageError(f"{path} was never completed; remove it, it holds nothing")
+        return cls(path, **facts, clock=clock)
+
+    def __enter__(self) -> Gallery:
+        """Open the file and load the index.
+
+        Raises:
+            SpaceMismatch: the file holds identities of another embedding space.
+            StorageError: damaged, inaccessible, or owned by another running agent.
+        """
+        with contextlib.ExitStack() as undo:
+            self._open_store = Store(self._path)
+            undo.callback(self._close)
+            if self._owner and not self._take_ownership():
+                raise StorageError(
+                    f"{self._where} is in use by another edge-agent (process {self._holder()}); "
+                    "stop that one, or give this one its own state folder"
+                )
+            self._settle_space()
+            self._synchronise()
+            undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        with self._lock:
+            self._close()
+
+    def __len__(self) -> int:
+        """Number of identities."""
+        with self._reading() as store:
+            return int(store.value("SELECT count(*) FROM identity"))
+
+    @property
+    def space(self) -> str:
+        """Id of the embedding space."""
+        return self._space
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in an embedding."""
+        return self._dimension
+
+    # ---- search
+
+    def scores(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Compare queries `(Q, D)` with everyone.
+
+        Returns:
+            `(I,)` int64 numbers of the identities that have exemplars, in no particular order, and `(Q, I)`
+            float32: cosine of each query and the identity's best exemplar.
+
+        Raises:
+            ValueError: not `(Q, D)`.
+            NonFiniteEmbedding: a query holds NaN or infinity.
+        """
+        queries = self._checked(vectors)
+        with self._reading():
+            return self._index.numbers, self._index.scores(queries)
+
+    def search(
+        self, vectors: NDArray[np.float32], k: int = 2
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `k` best identities of each query `(Q, D)`, best first.
+
+        Returns:
+            `(Q, k)` int64 numbers and `(Q, k)` float32 best-exemplar cosines. Where the gallery has fewer
+            than `k` identities, numbers are -1 and scores -inf. Errors as in `scores`.
+        """
+        numbers, scores = self.scores(vectors)
+        found = np.full((len(scores), k), -1, np.int64)
+        values = np.full((len(scores), k), -np.inf, np.float32)
+        rows = np.arange(len(scores))
+        for rank in range(min(k, len(numbers))):
+            column = scores.argmax(axis=1)
+            found[:, rank] = numbers[column]
+            values[:, rank] = scores[rows, column]
+            scores[rows, column] = -np.inf
+        return found, values
+
+    # ---- changes
+
+    def enrol(
+        self,
+        vectors: NDArray[np.float32],
+        qualities: NDArray[np.float32],
+        *,
+        name: str | None = None,
+        kind: Kind = "auto",
+        origin: str,
+        camera: str,
+        time: float,
+    ) -> Identity:
+        """Put a new person into the gallery.
+
+        Args:
+            vectors: `(M, D)` float32 exemplars, M at least 1; kept as in `add_exemplars`.
+            qualities: `(M,)` 0..1, how well each shows the person.
+            name: what people call the person.
+            kind: `enrolled` for people whom somebody entered on purpose.
+            origin: which track or file contributed the exemplars, for `remove_origin`.
+            camera: id of the source.
+            time: when the person was seen.
+
+        Raises:
+            ValueError: shapes do not fit, or a row is not of unit length.
+            NonFiniteEmbedding: a row holds NaN or infinity.
+            InputError: the name is taken or unusable.
+            StorageError: the gallery is full of enrolled identities.
+        """
+        rows = self._checked(vectors, unit=True)
+        if not len(rows):
+            raise ValueError("enrol needs at least one exemplar")
+        checked = _checked_qualities(qualities, len(rows))
+        label = None if name is None else checked_name(name)
+        with self._changing() as store:
+            self._refuse_taken(label)
+            self._make_room(1, now=time)
+            number = self._insert(new_id(), label, kind, created=time, last_seen=time, sightings=1)
+            self._offer(number, rows, checked, origin=origin, camera=camera, time=time)
+            return _identity(store, number)
+
+    def add_exemplars(
+        self,
+        number: int,
+        vectors: NDArray[np.float32],
+        qualities: NDArray[np.float32],
+        *,
+        origin: str,
+        camera: str,
+        time: float,
+    ) -> int:
+        """Offer more exemplars `(M, D)` of a known person; the most diverse `max_exemplars` are kept.
+
+        While there is room all are kept. Beyond, the two most alike of old and new are found and the one
+        of lower quality goes (of two equal ones, the later), again for each exemplar too many.
+
+        Returns:
+            how many of the offered ones are kept.
+
+        Raises:
+            InputError: there is no such identity.
+            Others as in `enrol`.
+        """
+        rows = self._checked(vectors, unit=True)
+        checked = _checked_qualities(qualities, len(rows))
+        with self._changing(durable=False) as store:
+            _identity(store, number)
+            return self._offer(number, rows, checked, origin=origin, camera=camera, time=time)
+
+    def remove_origin(self, number: int, origin: str) -> int:
+        """Take back what one origin contributed to an identity, e.g. a track that was someone else.
+
+        An identity may be left without exemplars: it is then never found, and is erased when it expires or is
+        forgotten.
+
+        Returns:
+            how many exemplars were removed.
+
+        Raises:
+            InputError: there is no such identity.
+        """
+        with self._changing() as store:
+            _identity(store, number)
+            gone = store.run(
+                "DELETE FROM exemplar WHERE number = ? AND origin = ?", (number, origin)
+            ).rowcount
+            if gone:
+                self._mark(number)
+            return gone
+
+    def exemplars(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
+        """`(M, D)` float32 vectors, `(M,)` float32 qualities and M origins of an identity, oldest first.
+
+        Raises:
+            InputError: there is no such identity.
+        """
+        with self._reading() as store:
+            _identity(store, number)
+            rows = store.rows(
+                "SELECT vector, quality, origin FROM exemplar WHERE number = ? ORDER BY row", (number,)
+            )
+        return (
+            self._unpacked([row[0] for row in rows]),
+            np.array([row[1] for row in rows], np.float32),
+            tuple(row[2] for row in rows),
+        )
+
+    def touch(self, number: int, time: float, *, sighting: bool = True) -> None:
+        """Note that a person was seen at `time`, which puts off the expiry of an `auto` identity.
+
+        Args:
+            number: of the identity.
+            time: `last_seen` becomes this, unless it is later already.
+            sighting: count this as one more sighting; False for a person who is still there.
+
+        Raises:
+            InputError: there is no such identity.
+        """
+        with self._changing(durable=False) as store:
+            found = store.run(
+                "UPDATE identity SET last_seen = max(last_seen, ?), sightings = sightings + ? "
+                "WHERE number = ?",
+                (time, int(sighting), number),
+            )
+            if not found.rowcount:
+                raise _unknown(number)
+            self._set_expiry(number)
+
+    def merge(self, keep: int, absorb: int) -> Identity:
+        """Make two identities that are one person into one.
+
+        `keep` stays, with its number and id; the other's id is remembered, so `get` and `forget` still find
+        the person by it. Exemplars are offered in the order of their times, as in `add_exemplars`. The
+        name is `keep`'s, or else the other's; `enrolled` wins over `auto`; sightings add up.
+
+        Raises:
+            InputError: one of them is not there, or they are the same.
+        """
+        if keep == absorb:
+            raise InputError(f"cannot merge identity {keep} with itself")
+        with self._changing() as store:
+            stays, goes = _identity(store, keep), _identity(store, absorb)
+            store.run("UPDATE exemplar SET number = ? WHERE number = ?", (keep, absorb))
+            store.run("UPDATE former SET number = ? WHERE number = ?", (keep, absorb))
+            store.run("DELETE FROM identity WHERE number = ?", (absorb,))
+            store.run("INSERT INTO former VALUES (?, ?)", (goes.id, keep))
+            store.run(
+                "UPDATE identity SET name = ?, kind = ?, created = ?, last_seen = ?, sightings = ? "
+                "WHERE number = ?",
+                (
+                    stays.name or goes.name,
+                    "enrolled" if "enrolled" in {stays.kind, goes.kind} else "auto",
+                    min(stays.created, goes.created),
+                    max(stays.last_seen, goes.last_seen),
+                    stays.sightings + goes.sightings,
+                    keep,
+                ),
+            )
+            self._marked.add(absorb)
+            self._set_expiry(keep)
+            self._prune(keep)
+            return _identity(store, keep)
+
+    def rename(self, number: int, name: str | None) -> Identity:
+        """Name a person, which makes the identity `enrolled`: whom an operator names does not expire.
+
+        None takes the name away and leaves the kind as it is.
+
+        Raises:
+            InputError: there is no such identity, or the name is taken or unusable.
+        """
+        label = None if name is None else checked_name(name)
+        with self._changing() as store:
+            if _identity(store, number).name != label:
+                self._refuse_taken(label)
+            store.run("UPDATE identity SET name = ? WHERE number = ?", (label, number))
+            if label is not None:
+                store.run("UPDATE identity SET kind = 'enrolled' WHERE number = ?", (number,))
+            self._set_expiry(number)
+            return _identity(store, number)
+
+    def forget(self, number: int) -> Erased:
+        """Erase a person from the file, its write-ahead log and memory.
+
+        The rows are gone when this returns; deleted content is zeroed, the file rewritten and the log
+        truncated. Copies that the file system or a flash controller keeps of old blocks are beyond a
+        program's reach: encrypt the disk where that matters. Searches go on while the file is rewritten.
+
+        Raises:
+            InputError: there is no such identity.
+            StorageError: erased, but another process kept remains readable; says so.
+        """
+        with self._changing() as store:
+            erased = self._erase(_identity(store, number))
+        self._store.scrub()
+        _log.info("identity_forgotten", identity=erased.id, exemplars=erased.exemplars)
+        return erased
+
+    def forget_all(self) -> list[Erased]:
+        """Erase everybody and the stored facts, as in `forget`; the gallery then takes on any space."""
+        with self._changing() as store:
+            erased = [self._erase(person) for person in _identities(store)]
+            store.run("DELETE FROM fact")
+        self._store.scrub()
+        _log.info("gallery_emptied", identities=len(erased))
+        return erased
+
+    def expire(self, now: float) -> list[Identity]:
+        """Erase the identities whose `expires` is not after `now`, and return what they were."""
+        with self._reading() as store:
+            if not store.value("SELECT count(*) FROM identity WHERE expires <= ?", (now,)):
+                return []
+        with self._changing() as store:
+            gone = _identities(store, "WHERE expires <= ?", now)
+            for person in gone:
+                self._erase(person)
+        store.fold_log()
+        return gone
+
+    # ---- look-up
+
+    def get(self, key: int | str) -> Identity:
+        """The identity with this number, id (also one that was merged into another), name, or number as text.
+
+        Raises:
+            InputError: nobody is known by it.
+        """
+        with self._reading() as store:
+            return _identity(store, _resolve(store, key))
+
+    def identities(self) -> list[Identity]:
+        """Everyone, by rising number."""
+        with self._reading() as store:
+            return _identities(store)
+
+    def former_ids(self, number: int) -> tuple[str, ...]:
+        """Ids of identities that were merged into this one."""
+        with self._reading() as store:
+            return _former_ids(store, number)
+
+    def stats(self) -> GalleryStats:
+        """Size and content."""
+        with self._reading() as store:
+            people, enrolled, named, oldest, newest = store.rows(
+                "SELECT count(*), count(CASE kind WHEN 'enrolled' THEN 1 END), count(name), "
+                "min(last_seen), max(last_seen) FROM identity"
+            )[0]
+            return GalleryStats(
+                path=self._where,
+                space=self._space,
+                dimension=self._dimension,
+                identities=people,
+                enrolled=enrolled,
+                named=named,
+                exemplars=int(store.value("SELECT count(*) FROM exemplar")),
+                capacity=self._capacity,
+                max_exemplars=self._max_exemplars,
+                ttl_s=self._ttl_s,
+                oldest_seen=oldest,
+                newest_seen=newest,
+                evicted=self._evicted,
+                file_bytes=store.file_bytes(),
+                index_bytes=self._index.nbytes,
+            )
+
+    def get_fact(self, key: str) -> Any:  # noqa: ANN401 - any JSON value
+        """A JSON value that `set_fact` stored, None when there is none."""
+        with self._reading() as store:
+            text = store.value("SELECT value FROM fact WHERE key = ?", (key,))
+        return None if text is None else json.loads(text)
+
+    def set_fact(self, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Store a JSON value beside the identities, e.g. the site's score statistics; None removes it.
+
+        Facts belong to the embedding space: `forget_all` clears them.
+
+        Raises:
+            ValueError: not a JSON value, or a non-finite number in it.
+        """
+        text = json.dumps(value, allow_nan=False)
+        with self._changing(durable=False) as store:
+            if value is None:
+                store.run("DELETE FROM fact WHERE key = ?", (key,))
+            else:
+                store.run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, text))
+
+    # ---- copies
+
+    def export(self, path: Path) -> int:
+        """Write everything to one archive (mode 0600), see `edge_agent.gallery.archive` for the format.
+
+        It holds biometric data of everyone in the gallery.
+
+        Returns:
+            number of identities written.
+
+        Raises:
+            DiskFull, StorageError: as in `edge_agent.manifest.atomic_file`; an old file is then untouched.
+        """
+        with self._reading() as store:
+            people = tuple(self._archived(store, person) for person in _identities(store))
+            facts = {key: json.loads(text) for key, text in store.rows("SELECT key, value FROM fact")}
+        write_archive(Path(path), Archive(self._space, self._dimension, people, facts))
+        return len(people)
+
+    def import_(self, path: Path) -> Imported:
+        """Add the identities of an archive; all of them, or none when anything is wrong.
+
+        Ids are kept, numbers are given anew. Identities whose id is here already are skipped, so importing
+        twice changes nothing. Facts are taken over where none of that key is stored.
+
+        Raises:
+            InputError: not an archive, damaged, or a name in it belongs to someone else here.
+            SpaceMismatch: it was exported from a gallery of another embedding space.
+            StorageError: there is not enough room for all.
+        """
+        archive = read_archive(Path(path))
+        if (archive.space, archive.dimension) != (self._space, self._dimension):
+            raise SpaceMismatch(
+                f"{path} holds embeddings of space {archive.space} ({archive.dimension} numbers), "
+                f"the gallery {self._where} those of {self._space} ({self._dimension}); "
+                "they cannot be compared. Import it with --state naming a folder of its own"
+            )
+        with self._changing() as store:
+            new = [person for person in archive.people if _known_id(store, person.id) is None]
+            self._make_room(len(new), now=self._clock(), evict=False)
+            for person in new:
+                self._refuse_taken(person.name)
+                self._take_in(store, person)
+            store.run_many(
+                "INSERT OR IGNORE INTO fact VALUES (?, ?)",
+                [(key, json.dumps(value)) for key, value in archive.facts.items()],
+            )
+        return Imported(added=len(new), skipped=len(archive.people) - len(new))
+
+    # ---- inside
+
+    @property
+    def _where(self) -> str:
+        return MEMORY if self._path is None else str(self._path)
+
+    @property
+    def _store(self) -> Store:
+        if self._open_store is None:
+            raise RuntimeError("the gallery is not open: use it in a `with` block")
+        return self._open_store
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Store]:
+        """Hold the lock, with the index up to date."""
+        with self._lock:
+            if self._store.changed_outside() != self._data_version:
+                self._synchronise()
+            yield self._store
+
+    @contextlib.contextmanager
+    def _changing(self, *, durable: bool = True) -> Iterator[Store]:
+        """Hold the lock for one transaction; afterwards the index follows what was marked."""
+        with self._reading() as store:
+            self._marked.clear()
+            with store.change(durable=durable):
+                yield store
+            for number in self._marked:
+                self._follow(number)
+
+    def _mark(self, number: int) -> None:
+        """The exemplars of this identity change in the present transaction."""
+        self._store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
+        self._marked.add(number)
+
+    def _follow(self, number: int) -> None:
+        """Make the index hold what the file says of one identity."""
+        revision = self._store.value("SELECT revision FROM identity WHERE number = ?", (number,))
+        blobs = self._store.rows("SELECT vector FROM exemplar WHERE number = ? ORDER BY row", (number,))
+        self._index.put(number, self._unpacked([blob for (blob,) in blobs]))
+        if revision is None:
+            self._revisions.pop(number, None)
+        else:
+            self._revisions[number] = revision
+
+    def _synchronise(self) -> None:
+        """Take over what changed in the file since the last time: all of it at the first."""
+        version = self._store.changed_outside()
+        self._refuse_other_space()
+        present = dict(self._store.rows("SELECT number, revision FROM identity"))
+        stale = {number for number, revision in present.items() if self._revisions.get(number) != revision}
+        stale |= self._revisions.keys() - present.keys()
+        if len(stale) > len(present) // 4:
+            self._load()
+            self._revisions = present
+        else:
+            for number in stale:
+                self._follow(number)
+        self._data_version = version
+
+    def _load(self) -> None:
+        rows = self._store.rows("SELECT number, vector FROM exemplar ORDER BY row")
+        owners = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        self._index.load(owners, self._unpacked([row[1] for row in rows]))
+
+    def _unpacked(self, blobs: list[bytes]) -> NDArray[np.float32]:
+        """`(N, D)` float32 from stored rows."""
+        if any(len(blob) != 4 * self._dimension for blob in blobs):
+            raise StorageError(
+                f"{self._where} is damaged: an embedding has not {self._dimension} numbers; "
+                "move the file away and restore the last export: edge-agent gallery import FILE"
+            )
+        return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self._dimension).astype(np.float32)
+
+    def _take_ownership(self) -> bool:
+        if self._path is None:
+            return True
+        lock = OwnerLock(self._path)
+        if lock.acquire():
+            self._owner_lock = lock
+            return True
+        return False
+
+    def _holder(self) -> str:
+        return "unknown" if self._path is None else OwnerLock(self._path).holder()
+
+    def _settle_space(self) -> None:
+        """Check that the file is of this space, or make it so when nobody is in it."""
+        store = self._store
+        known = {key: store.meta(key) for key in ("space", "dimension", *self._policy())}
+        if known == {"space": self._space, "dimension": self._dimension, **self._policy()}:
+            return  # nothing to write, so that a gallery on a full disk still opens
+        with store.change():
+            if store.meta("space") is None or self._may_adopt():
+                store.put_meta("space", self._space)
+                store.put_meta("dimension", self._dimension)
+                store.run("DELETE FROM fact")
+            self._refuse_other_space()
+            for key, value in self._policy().items():
+                store.put_meta(key, value)
+            store.run("UPDATE identity SET expires = last_seen + ? WHERE kind = 'auto'", (self._ttl_s,))
+
+    def _policy(self) -> dict[str, float | None]:
+        """What is stored for `existing` to read."""
+        return {"capacity": self._capacity, "max_exemplars": self._max_exemplars, "ttl_s": self._ttl_s}
+
+    def _may_adopt(self) -> bool:
+        """Whether the file is of another space, but holds nobody and no live system uses it."""
+        store = self._store
+        same = (store.meta("space"), store.meta("dimension")) == (self._space, self._dimension)
+        if same or store.value("SELECT count(*) FROM identity"):
+            return False
+        if self._owner:
+            return True
+        if not self._take_ownership():
+            return False
+        self._release_ownership()
+        return True
+
+    def _refuse_other_space(self) -> None:
+        space, dimension = self._store.meta("space"), self._store.meta("dimension")
+        if (space, dimension) == (self._space, self._dimension):
+            return
+        folder = "." if self._path is None else self._path.parent
+        raise SpaceMismatch(
+            f"the gallery {self._where} holds embeddings of space {space} ({dimension} numbers), "
+            f"but the model in use makes space {self._space} ({self._dimension} numbers); they cannot be "
+            f"compared. Use the former model, or keep a copy with "
+            f"`edge-agent gallery export FILE --state {folder}` "
+            "and empty it "
+            f"with `edge-agent gallery forget --all --state {folder}`"
+        )
+
+    def _release_ownership(self) -> None:
+        if self._owner_lock is not None:
+            self._owner_lock.release()
+            self._owner_lock = None
+
+    def _close(self) -> None:
+        self._release_ownership()
+        if self._open_store is not None:
+            self._open_store.close()
+            self._open_store = None
+        self._index = ExemplarIndex(self._dimension)
+        self._revisions = {}
+        self._data_version = -1
+
+    def _checked(self, vectors: NDArray[np.float32], *, unit: bool = False) -> NDArray[np.float32]:
+        """Rows as contiguous float32 `(N, D)`, normalised anew when they are to be stored."""
+        rows = np.ascontiguousarray(vectors, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self._dimension:
+            raise ValueError(f"vectors: expected (N, {self._dimension}), got {np.shape(vectors)}")
+        if not np.isfinite(rows).all():
+            raise NonFiniteEmbedding("an embedding holds NaN or infinity; it is not compared nor stored")
+        if not unit:
+            return rows
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if (np.abs(lengths - 1) > _UNIT_TOLERANCE).any():
+            raise ValueError(
+                f"vectors: expected rows of length 1, got {lengths.min():.3g} to {lengths.max():.3g}"
+            )
+        return np.asarray(rows / lengths, np.float32)
+
+    def _refuse_taken(self, name: str | None) -> None:
+        if name is None:
+            return
+        number = self._store.value("SELECT number FROM identity WHERE name = ?", (name,))
+        if number is not None:
+            raise InputError(
+                f"the name {name!r} belongs to identity {number} already; choose another, or merge the two: "
+                f"edge-agent gallery merge {number} OTHER"
+            )
+
+    def _make_room(self, wanted: int, *, now: float, evict: bool = True) -> None:
+        """Erase expired and then long unseen `auto` identities until `wanted` more fit."""
+        store = self._store
+        if self._free_places() >= wanted:
+            return
+        for person in _identities(store, "WHERE expires <= ?", now):
+            self._erase(person)
+        missing = wanted - self._free_places()
+        if missing <= 0:
+            return
+        oldest = (
+            _identities(store, "WHERE kind = 'auto' ORDER BY last_seen, number LIMIT ?", missing)
+            if evict
+            else []
+        )
+        if len(oldest) < missing:
+            raise StorageError(
+                f"the gallery {self._where} is full: {self._capacity} identities"
+                + (", all enrolled" if evict else "")
+                + "; raise its capacity, or forget some: edge-agent gallery forget WHO"
+            )
+        for person in oldest:
+            self._erase(person)
+            _log.warning("identity_evicted", identity=person.id, last_seen=person.last_seen)
+        self._evicted += len(oldest)
+
+    def _free_places(self) -> int:
+        return self._capacity - int(self._store.value("SELECT count(*) FROM identity"))
+
+    def _insert(
+        self, opaque: str, name: str | None, kind: Kind, *, created: float, last_seen: float, sightings: int
+    ) -> int:
+        number = self._store.run(
+            "INSERT INTO identity (id, name, kind, created, last_seen, sightings, revision) "
+            "VALUES (?, ?, ?, ?, ?, ?, random())",
+            (opaque, name, kind, created, last_seen, sightings),
+        ).lastrowid
+        assert number is not None  # an INSERT that did not raise has a row id
+        self._set_expiry(number)
+        return number
+
+    def _set_expiry(self, number: int) -> None:
+        """`expires` follows from kind and `last_seen`."""
+        self._store.run(
+            "UPDATE identity SET expires = CASE kind WHEN 'auto' THEN last_seen + ? END WHERE number = ?",
+            (self._ttl_s, number),
+        )
+
+    def _offer(
+        self,
+        number: int,
+        vectors: NDArray[np.float32],
+        qualities: NDArray[np.float32],
+        *,
+        origin: str,
+        camera: str,
+        time: float,
+    ) -> int:
+        """Insert exemplars, prune to the most diverse, and say how many of these stayed."""
+        store = self._store
+        before = int(store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
+        store.run_many(
+            _INSERT_EXEMPLAR,
+            [
+                (number, vector.astype("<f4").tobytes(), float(quality), origin, camera, time)
+                for vector, quality in zip(vectors, qualities, strict=True)
+            ],
+        )
+        self._prune(number)
+        return int(
+            store.value("SELECT count(*) FROM exemplar WHERE number = ? AND row > ?", (number, before))
+        )
+
+    def _prune(self, number: int) -> None:
+        """Delete exemplars beyond `max_exemplars` by the rule of `diverse_rows`, in order of arrival."""
+        store = self._store
+        self._mark(number)
+        rows = store.rows(
+            "SELECT row, vector, quality FROM exemplar WHERE number = ? ORDER BY time, row", (number,)
+        )
+        if len(rows) <= self._max_exemplars:
+            return
+        vectors = self._unpacked([row[1] for row in rows])
+        kept = diverse_rows(vectors, np.array([row[2] for row in rows], np.float32), self._max_exemplars)
+        gone = set(range(len(rows))) - set(kept.tolist())
+        store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
+
+    def _erase(self, person: Identity) -> Erased:
+        """Delete an identity and everything of it, inside a change."""
+        store = self._store
+        former = _former_ids(store, person.number)
+        size = store.value(
+            "SELECT coalesce(sum(length(vector)), 0) FROM exemplar WHERE number = ?", (person.number,)
+        )
+        store.run("DELETE FROM identity WHERE number = ?", (person.number,))
+        self._marked.add(person.number)
+        return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
+
+    def _archived(self, store: Store, person: Identity) -> ArchivedIdentity:
+        rows = store.rows(
+            "SELECT quality, origin, camera, time, vector FROM exemplar WHERE number = ? ORDER BY row",
+            (person.number,),
+        )
+        return ArchivedIdentity(
+            id=person.id,
+            name=person.name,
+            kind=person.kind,
+            created=person.created,
+            last_seen=person.last_seen,
+            sightings=person.sightings,
+            former_ids=_former_ids(store, person.number),
+            exemplars=tuple(row[:4] for row in rows),
+            vectors=self._unpacked([row[4] for row in rows]),
+        )
+
+    def _take_in(self, store: Store, person: ArchivedIdentity) -> None:
+        number = self._insert(
+            person.id,
+            person.name,
+            person.kind,
+            created=person.created,
+            last_seen=person.last_seen,
+            sightings=person.sightings,
+        )
+        store.run_many(
+            "INSERT OR IGNORE INTO former VALUES (?, ?)", [(old, number) for old in person.former_ids]
+        )
+        vectors = self._checked(person.vectors, unit=True)
+        store.run_many(
+            _INSERT_EXEMPLAR,
+            [
+                (number, vector.astype("<f4").tobytes(), *facts)
+                for facts, vector in zip(person.exemplars, vectors, strict=True)
+            ],
+        )
+        self._prune(number)
+
+
+def _identity(store: Store, number: int) -> Identity:
+    found = _identities(store, "WHERE number = ?", number)
+    if not found:
+        raise _unknown(number)
+    return found[0]
+
+
+def _identities(store: Store, condition: str = "ORDER BY number", *values: float) -> list[Identity]:
+    return [Identity(*row) for row in store.rows(f"{_IDENTITY} {condition}", values)]
+
+
+def _former_ids(store: Store, number: int) -> tuple[str, ...]:
+    rows = store.rows("SELECT id FROM former WHERE number = ? ORDER BY id", (number,))
+    return tuple(row[0] for row in rows)
+
+
+def _known_id(store: Store, opaque: str) -> int | None:
+    """Number of the identity that has this id or took over one that had it."""
+    number: int | None = store.value(
+        "SELECT number FROM identity WHERE id = ?1 UNION ALL SELECT number FROM former WHERE id = ?1",
+        (opaque,),
+    )
+    return number
+
+
+def _resolve(store: Store, key: int | str) -> int:
+    if isinstance(key, int):
+        return key
+    found = _known_id(store, key)
+    if found is None:
+        found = store.value("SELECT number FROM identity WHERE name = ?", (key.strip(),))
+    if found is None and key.isdecimal():
+        return int(key)
+    if found is None:
+        raise _unknown(key)
+    return found
+
+
+def _unknown(key: int | str) -> InputError:
+    return InputError(f"nobody in the gallery is known as {key!r}; `edge-agent gallery list` shows who is")
+
+
+def _checked_qualities(qualities: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
+    """`(rows,)` float32, finite."""
+    checked = np.asarray(qualities, np.float32)
+    if checked.shape != (rows,) or not np.isfinite(checked).all():
+        raise ValueError(f"qualities: expected ({rows},) finite numbers, got {checked.shape}")
+    return checked
