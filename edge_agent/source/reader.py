@@ -249,7 +249,7 @@ class FrameReader:
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._stopping or attempt.finished or self._came_online(attempt),
-                    timeout=_TICK_SECONDS,
+                    timeout=self._next_look(attempt),
                 )
                 if self._idle_for_a_reason(attempt):
                     self._progress = time.monotonic()
@@ -264,6 +264,13 @@ class FrameReader:
             attempt.interrupted = self._stopping
             if attempt.interrupted or stalled or attempt.finished:
                 return attempt
+
+    def _next_look(self, attempt: _Attempt) -> float:
+        """Seconds until there is something to look at: the moment of a stall, at most a tick."""
+        if self._source.stall_seconds is None:
+            return _TICK_SECONDS
+        left = attempt.last_item + self._source.stall_seconds - time.monotonic()
+        return min(_TICK_SECONDS, max(0.01, left))
 
     def _came_online(self, attempt: _Attempt) -> bool:
         return attempt.items > 0 and self._state is not SourceState.ONLINE
