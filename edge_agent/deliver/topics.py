@@ -1,0 +1,87 @@
+"""Names of topics, and which event goes to which.
+
+::
+
+    edge/v1/<site>/<device>/status                 retained
+    edge/v1/<site>/<device>/info                   retained
+    edge/v1/<site>/<device>/telemetry
+    edge/v1/<site>/<device>/camera/<camera>/status retained
+    edge/v1/<site>/<device>/identity/<kind>        outbox
+    edge/v1/<site>/<device>/gap                    outbox
+    edge/v1/<site>/<device>/alert/<kind>           outbox
+    edge/v1/<site>/<device>/cmd/<verb>             in
+    edge/v1/<site>/<device>/cmd/<verb>/result
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edge_agent.errors import ConfigError
+from edge_agent.events import Event
+
+__all__ = ["PREFIX", "Topics"]
+
+PREFIX = "edge/v1"
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Topics of one device.
+
+    Raises:
+        ConfigError: site or device is not of `[a-z0-9_-]{1,64}`.
+    """
+
+    site: str
+    device: str
+
+    def __post_init__(self) -> None:
+        for what, name in (("site", self.site), ("device", self.device)):
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{what} {name!r} cannot be part of a topic: use 1 to 64 of a-z, 0-9, _ and -"
+                )
+
+    @property
+    def root(self) -> str:
+        """`edge/v1/<site>/<device>`: the source of every event, and what every topic starts with."""
+        return f"{PREFIX}/{self.site}/{self.device}"
+
+    @property
+    def status(self) -> str:
+        """State of the agent."""
+        return f"{self.root}/status"
+
+    @property
+    def info(self) -> str:
+        """What runs on the device."""
+        return f"{self.root}/info"
+
+    @property
+    def telemetry(self) -> str:
+        """Health and load."""
+        return f"{self.root}/telemetry"
+
+    @property
+    def commands(self) -> str:
+        """Filter that matches the commands to this device, and not their results."""
+        return f"{self.root}/cmd/+"
+
+    def camera_status(self, camera: str) -> str:
+        """State of one camera."""
+        return f"{self.root}/camera/{camera}/status"
+
+    def verb_of(self, topic: str) -> str:
+        """The verb of a command's topic."""
+        return topic.removeprefix(f"{self.root}/cmd/")
+
+    def result(self, verb: str) -> str:
+        """Where the result of a command goes that named no response topic."""
+        return f"{self.root}/cmd/{verb}/result"
+
+    def of(self, event: Event) -> str:
+        """Topic of an event that goes through the outbox: identity, gap or alert."""
+        return f"{self.root}/{event.kind}/{event.detail}" if event.detail else f"{self.root}/{event.kind}"
