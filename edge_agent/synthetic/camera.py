@@ -160,7 +160,10 @@ def backdrop(
 
 def _curve(view: Camera, gain: float) -> NDArray[np.float32]:
     """Tone curve of one channel at quarter steps of 0..255."""
-    picture = np.clip(np.arange(4 * 256) / 4 * gain, 0, 255) / 255
+    linear = np.arange(4 * 256) / (4 * 255) * gain
+    knee = 0.72  # highlights roll off instead of clipping, as in every camera's own processing
+    bright = 1 - (1 - knee) * np.exp(-np.maximum(linear - knee, 0) / (1 - knee))
+    picture = np.where(linear < knee, linear, bright)
     picture = np.power(picture, view.gamma)
     picture += view.contrast * (picture * picture * (3 - 2 * picture) - picture)
     return (picture * (255 - view.lift) + view.lift).astype(np.float32)
@@ -182,9 +185,9 @@ def expose(
 
 @lru_cache(maxsize=1024)
 def _metering(view: Camera) -> float:
-    """Automatic exposure: most of the way to a middle grey for the place as a whole."""
+    """Automatic exposure: half of the way to a middle grey for the place as a whole."""
     floor, back = _sheets(view.seed, view.ground, view.wall)
-    return float((112 / (0.6 * floor.mean() + 0.4 * back.mean())) ** 0.65)
+    return float((126 / (0.6 * floor.mean() + 0.4 * back.mean())) ** 0.5)
 
 
 def transmit(picture: NDArray[np.float32], view: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:

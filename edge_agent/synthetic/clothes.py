@@ -35,6 +35,7 @@ class Clothes:
     seat: Texture
     skirt: Texture
     shoe: Texture
+    sole: Texture
     head: Texture
     hair: Texture
     hat: Texture
@@ -353,13 +354,6 @@ def _bag_texture(person: Identity, rng: np.random.Generator) -> Texture:
     return _fabric(paint, rng, 0.08)
 
 
-def _shoe(person: Identity, rng: np.random.Generator) -> Texture:
-    paint = _fill(24, 32, person.shoes.colour)
-    paint[:, :5] = person.shoes.sole
-    paint[:, 27:] = person.shoes.sole
-    return _fabric(paint, rng, 0.04)
-
-
 @lru_cache(maxsize=512)
 def clothes(person: Identity) -> Clothes:
     """All textures of a person. The same person always gives the same pictures."""
@@ -370,7 +364,8 @@ def clothes(person: Identity) -> Clothes:
         leg=_leg(person, rng),
         seat=_seat(person, rng),
         skirt=_skirt(person, rng),
-        shoe=_shoe(person, rng),
+        shoe=_plain(person.shoes.colour, rng, 0.04),
+        sole=_plain(person.shoes.sole, rng, 0.03),
         head=_head_texture(person, rng),
         hair=_plain(person.head.hair_colour, rng, 0.12),
         hat=_plain(person.head.hat_colour, rng, 0.06),

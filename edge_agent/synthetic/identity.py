@@ -16,153 +16,51 @@ __all__ = ["Bag", "Body", "Bottom", "Colour", "Footwear", "Head", "Identity", "T
 
 Colour = tuple[float, float, float]
 
+# fmt: off
+# Tables: one entry a line would hide them. Colours by name, then how often each is worn (any unit).
 _COLOURS: dict[str, Colour] = {
-    "black": (30, 28, 27),
-    "charcoal": (54, 51, 49),
-    "dark grey": (78, 75, 73),
-    "grey": (122, 119, 116),
-    "light grey": (178, 175, 172),
-    "white": (226, 225, 223),
-    "cream": (192, 212, 224),
-    "beige": (142, 172, 192),
-    "tan": (88, 130, 168),
-    "brown": (48, 68, 98),
-    "dark brown": (34, 42, 58),
-    "olive": (52, 78, 84),
-    "green": (62, 98, 52),
-    "navy": (62, 40, 31),
-    "dark blue": (98, 62, 42),
-    "blue": (158, 98, 52),
-    "light blue": (208, 172, 138),
-    "indigo denim": (92, 66, 52),
-    "denim": (146, 112, 86),
-    "light denim": (188, 164, 142),
-    "maroon": (46, 30, 88),
-    "red": (48, 40, 168),
-    "orange": (42, 104, 208),
-    "yellow": (60, 176, 214),
-    "pink": (172, 148, 214),
-    "purple": (112, 58, 98),
-    "turquoise": (160, 142, 58),
-    "khaki": (98, 128, 142),
-    "high-visibility": (58, 232, 208),
+    "black": (30, 28, 27), "charcoal": (54, 51, 49), "dark grey": (78, 75, 73), "grey": (122, 119, 116),
+    "light grey": (178, 175, 172), "white": (226, 225, 223), "cream": (192, 212, 224),
+    "beige": (142, 172, 192), "tan": (88, 130, 168), "brown": (48, 68, 98), "dark brown": (34, 42, 58),
+    "olive": (52, 78, 84), "green": (62, 98, 52), "navy": (62, 40, 31), "dark blue": (98, 62, 42),
+    "blue": (158, 98, 52), "light blue": (208, 172, 138), "indigo denim": (84, 64, 54),
+    "denim": (134, 110, 92), "light denim": (180, 164, 150), "maroon": (46, 30, 88), "red": (48, 40, 168),
+    "orange": (42, 104, 208), "yellow": (60, 176, 214), "pink": (172, 148, 214), "purple": (112, 58, 98),
+    "turquoise": (160, 142, 58), "khaki": (98, 128, 142), "high-visibility": (58, 232, 208)
 }
-
 _OUTER = {
-    "black": 26,
-    "charcoal": 9,
-    "dark grey": 7,
-    "grey": 5,
-    "light grey": 2,
-    "white": 3,
-    "cream": 2,
-    "beige": 4,
-    "tan": 3,
-    "brown": 4,
-    "dark brown": 4,
-    "olive": 5,
-    "green": 3,
-    "navy": 11,
-    "dark blue": 5,
-    "blue": 4,
-    "light blue": 1,
-    "maroon": 4,
-    "red": 4,
-    "orange": 1,
-    "yellow": 1,
-    "pink": 2,
-    "purple": 2,
-    "turquoise": 1,
-    "high-visibility": 1,
-    "indigo denim": 2,
+    "black": 26, "charcoal": 9, "dark grey": 7, "grey": 5, "light grey": 2, "white": 3, "cream": 2,
+    "beige": 4, "tan": 3, "brown": 4, "dark brown": 4, "olive": 5, "green": 3, "navy": 11, "dark blue": 5,
+    "blue": 4, "light blue": 1, "maroon": 4, "red": 4, "orange": 1, "yellow": 1, "pink": 2, "purple": 2,
+    "turquoise": 1, "high-visibility": 1, "indigo denim": 2
 }
 _SHIRT = {
-    "black": 15,
-    "charcoal": 5,
-    "dark grey": 6,
-    "grey": 8,
-    "light grey": 8,
-    "white": 17,
-    "cream": 4,
-    "beige": 4,
-    "brown": 2,
-    "olive": 3,
-    "green": 4,
-    "navy": 8,
-    "dark blue": 6,
-    "blue": 6,
-    "light blue": 6,
-    "maroon": 4,
-    "red": 6,
-    "orange": 2,
-    "yellow": 3,
-    "pink": 5,
-    "purple": 3,
-    "turquoise": 3,
+    "black": 15, "charcoal": 5, "dark grey": 6, "grey": 8, "light grey": 8, "white": 17, "cream": 4,
+    "beige": 4, "brown": 2, "olive": 3, "green": 4, "navy": 8, "dark blue": 6, "blue": 6, "light blue": 6,
+    "maroon": 4, "red": 6, "orange": 2, "yellow": 3, "pink": 5, "purple": 3, "turquoise": 3
 }
 _LEGS = {
-    "black": 28,
-    "charcoal": 7,
-    "dark grey": 5,
-    "grey": 4,
-    "navy": 8,
-    "indigo denim": 16,
-    "denim": 14,
-    "light denim": 6,
-    "beige": 4,
-    "khaki": 5,
-    "brown": 3,
-    "olive": 3,
-    "white": 2,
-    "light grey": 2,
-    "maroon": 1,
-    "red": 1,
-    "pink": 1,
+    "black": 28, "charcoal": 7, "dark grey": 5, "grey": 4, "navy": 8, "indigo denim": 16, "denim": 14,
+    "light denim": 6, "beige": 4, "khaki": 5, "brown": 3, "olive": 3, "white": 2, "light grey": 2,
+    "maroon": 1, "red": 1, "pink": 1
 }
 _SHOES = {
-    "black": 42,
-    "dark brown": 12,
-    "brown": 8,
-    "white": 16,
-    "grey": 8,
-    "navy": 5,
-    "tan": 4,
-    "red": 2,
-    "light grey": 3,
+    "black": 42, "dark brown": 12, "brown": 8, "white": 16, "grey": 8, "navy": 5, "tan": 4, "red": 2,
+    "light grey": 3
 }
 _BAGS = {
-    "black": 40,
-    "dark brown": 8,
-    "brown": 8,
-    "navy": 8,
-    "grey": 8,
-    "tan": 6,
-    "red": 5,
-    "beige": 4,
-    "blue": 4,
-    "olive": 4,
-    "white": 4,
-    "pink": 2,
-    "green": 2,
+    "black": 40, "dark brown": 8, "brown": 8, "navy": 8, "grey": 8, "tan": 6, "red": 5, "beige": 4,
+    "blue": 4, "olive": 4, "white": 4, "pink": 2, "green": 2
 }
 _HAIR: dict[Colour, float] = {
-    (20, 20, 22): 30,
-    (26, 34, 46): 26,
-    (38, 54, 78): 18,
-    (72, 104, 138): 8,
-    (120, 168, 198): 8,
-    (140, 140, 142): 7,
-    (198, 198, 200): 3,
-    (36, 62, 124): 3,
+    (20, 20, 22): 30, (26, 34, 46): 26, (38, 54, 78): 18, (72, 104, 138): 8, (120, 168, 198): 8,
+    (140, 140, 142): 7, (198, 198, 200): 3, (36, 62, 124): 3
 }
 _SKIN: dict[Colour, float] = {
-    (168, 188, 224): 30,
-    (142, 168, 210): 28,
-    (112, 142, 190): 18,
-    (78, 108, 158): 12,
-    (54, 76, 116): 8,
-    (38, 50, 78): 6,
+    (168, 188, 224): 30, (142, 168, 210): 28, (112, 142, 190): 18, (78, 108, 158): 12, (54, 76, 116): 8,
+    (38, 50, 78): 6
 }
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +235,7 @@ def _vary(rng: np.random.Generator, colour: Colour, spread: float = 0.2) -> Colo
     """The colour of one garment of that name: brightness, saturation and tint differ a little."""
     base = np.array(colour)
     grey = base.mean()
-    varied = grey + (base - grey) * rng.uniform(0.7, 1.35)
+    varied = grey + (base - grey) * rng.uniform(0.55, 1.2)
     varied = varied * np.exp(rng.normal(0, spread)) * (1 + rng.normal(0, 0.06, 3))
     blue, green, red = np.clip(varied, 14, 240)
     return float(blue), float(green), float(red)
@@ -509,9 +407,8 @@ def _bottom(rng: np.random.Generator, feminine: bool, top: Top, skin: Colour) ->
 def _footwear(rng: np.random.Generator, feminine: bool, bottom: Bottom) -> Footwear:
     colour = _colour(rng, _SHOES)
     white_sole = rng.random() < 0.3
-    booted = bottom.kind in {"leggings", "skirt", "none", "jeans"} and rng.random() < (
-        0.3 if feminine else 0.05
-    )
+    slim = bottom.kind in {"leggings", "skirt", "none"} or (bottom.kind == "jeans" and bottom.width < 1.05)
+    booted = slim and rng.random() < (0.35 if feminine else 0.05)
     return Footwear(
         colour=colour,
         sole=_vary(rng, _COLOURS["white"], 0.1) if white_sole else _vary(rng, _COLOURS["black"]),

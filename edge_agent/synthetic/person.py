@@ -130,6 +130,8 @@ def _draw(
     facing = np.sqrt(1 - side * side)
     colour = _sample(tube, side, along * np.float32(1 / length), turn)
     slope = np.minimum(np.maximum(np.diff(radius, append=radius[-1:]), -1.5), 1.5)
+    slope[: int(top) + 1] *= 0.2  # caps are joints inside a sleeve or trouser leg, not round ends
+    slope[len(slope) - int(bottom) - 1 :] *= 0.2
     size = hypot(light.right, light.up, light.near)
     lx, ly, ln = light.right / size, -light.up / size, light.near / size
     lit = side * np.float32(px * lx + py * ly) + facing * np.float32(ln)
@@ -138,7 +140,7 @@ def _draw(
     shade = np.maximum(lit, 0) * np.float32((1 - light.ambient) * 1.5 * tube.dim) + np.float32(
         light.ambient * tube.dim
     )
-    shade *= np.float32(0.72) + np.float32(0.28) * facing  # the rim of a round thing sees less of the sky
+    shade *= np.float32(0.8) + np.float32(0.2) * facing  # the rim of a round thing sees less of the sky
     shade *= cover
     area = canvas[high:low, left:right]
     area *= (1 - cover)[..., None]
@@ -183,6 +185,11 @@ def _leg_tubes(
         middle = 0.5
         foot = 0.021 + 0.003 * girth
         heel = ankle + np.array([0.0, -0.022, -0.018])
+        if min(person.shoes.sole) > 120:
+            low, rim = np.array([0.0, 0.0, -0.012]), foot * _profile(0.8, 0.85, 0.7)
+            yield _Tube(
+                heel + low, toe + low, rim, rim * 0.8, wear.sole, caps=(True, True), layer=layer - 0.41
+            )
         yield _Tube(
             heel,
             toe,
@@ -208,7 +215,7 @@ def _arm_tubes(person: Identity, wear: Clothes, bones: Skeleton, view: Pose) -> 
         shoulder, elbow, wrist = bones.shoulders[index], bones.elbows[index], bones.wrists[index]
         near = project((elbow + wrist + shoulder) / 3 - bones.neck, view.turn, 0.0)[2]
         layer, dim = (8.0, 1.0) if near > -0.03 else (0.5, 0.78)
-        upper = girth * _profile(0.033, 0.032, 0.027) + loose
+        upper = girth * _profile(0.026, 0.032, 0.027) + loose * _profile(0.5, 1, 1)
         fore = girth * _profile(0.026, 0.025, 0.019) + loose * (1.0 if person.top.sleeves >= 0.7 else 0.0)
         spin = 0.0 if side > 0 else pi
         hand = wrist + (wrist - elbow) / np.linalg.norm(wrist - elbow) * 0.05
@@ -276,7 +283,7 @@ def _trunk_tubes(person: Identity, wear: Clothes, bones: Skeleton, spread: float
     )
     if bottom.kind == "skirt":
         waist, hem = bones.pelvis + axis * 0.08, np.array([bones.pelvis[0], bones.pelvis[1], bottom.hem])
-        flare = bottom.flare * 2 + 0.02
+        flare = bottom.flare * 1.5 + 0.008
         across = thick * body.hips * _profile(0.088, 0.102, 0.106, 0.106) + flare * _profile(0, 0.2, 0.6, 1)
         along = thick * _profile(0.065, 0.08, 0.085, 0.085) + (flare + 0.3 * spread) * _profile(
             0, 0.1, 0.4, 0.8

@@ -139,7 +139,7 @@ def skeleton(body: Body, pose: Pose) -> Skeleton:
     neck = pelvis + np.array([0.0, sin(lean) * spine, cos(lean) * spine])
     arms = []
     for side, phase in ((1, pose.phase), (-1, pose.phase + pi)):
-        shoulder = neck + np.array([side * half_shoulder, -side * twist * 0.3, -0.03])
+        shoulder = neck + np.array([side * half_shoulder, -side * twist * 0.3, -0.034])
         arms.append((shoulder, *_arm(shoulder, pose, phase, side)))
     tilt = lean + pose.nod
     head = neck + np.array([0.0, 0.02 + sin(tilt) * 0.1, 0.115])

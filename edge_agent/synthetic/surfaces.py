@@ -81,7 +81,7 @@ def ground(kind: str, rng: np.random.Generator, rows: int, columns: int) -> NDAr
             depth=0.1,
         )
     elif kind == "grass":
-        base = np.array([rng.uniform(25, 60), rng.uniform(85, 130), rng.uniform(60, 105)], np.float32)
+        base = np.array([rng.uniform(32, 62), rng.uniform(82, 120), rng.uniform(66, 108)], np.float32)
         paint = _speckled(rng, rows, columns, base, 0.13)
     elif kind == "gravel":
         base = np.array([rng.uniform(80, 130), rng.uniform(110, 150), rng.uniform(125, 170)], np.float32)
