@@ -215,22 +215,20 @@ def test_stop_returns_in_two_seconds(hangs):
         release.set()
 
 
-def test_a_silent_folder_is_online_and_alive():
-    release = threading.Event()
-
+def test_a_silent_folder_is_online_and_alive_and_can_be_stopped():
     def silent():
-        release.wait(20)
-        yield from ()
+        while True:
+            yield None
+            time.sleep(0.02)
 
-    watch = Watch(Scripted(silent, live=False, stall_seconds=None))
-    try:
-        with watch.reader as reader:
-            watch.until(lambda: watch.states == [SourceState.ONLINE])
-            before = reader.last_progress
-            watch.until(lambda: reader.last_progress > before)
-            release.set()
-    finally:
-        release.set()
+    source = Scripted(silent, live=False, stall_seconds=None)
+    watch = Watch(source)
+    with watch.reader as reader:
+        watch.until(lambda: watch.states == [SourceState.ONLINE])
+        before = reader.last_progress
+        watch.until(lambda: reader.last_progress > before)
+        assert reader.poll() is None
+    assert source.released == 1
 
 
 def test_progress_stands_still_only_while_frames_are_due():

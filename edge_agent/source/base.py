@@ -34,10 +34,13 @@ class Source(Protocol):
 
     @property
     def stall_seconds(self) -> float | None:
-        """The longest silence of a healthy source, opening it included; None where silence is normal."""
+        """The longest silence of a healthy source, opening it included; None: any may be healthy."""
 
-    def frames(self) -> Generator[Item, None, None]:
+    def frames(self) -> Generator[Item | None, None, None]:
         """Numbered and time-stamped items, in order.
+
+        A source that may have nothing to give for long yields None about twice a second meanwhile:
+        a sign of life, at which it can also be stopped.
 
         Raises:
             SourceLost: no frames now; asking again later may help.

@@ -41,7 +41,7 @@ class _Attempt:
 
     def __init__(self) -> None:
         self.first_item = self.last_item = time.monotonic()  # its start, until an item comes
-        self.items = 0
+        self.alive = False  # an item came, or a sign of life
         self.finished = False
         self.interrupted = False
         self.failure: EdgeAgentError | None = None
@@ -153,8 +153,8 @@ class FrameReader:
     def last_progress(self) -> float:
         """`time.monotonic()` when an item last came, or when the reader last waited for a known reason.
 
-        Known reasons: an outage, a full queue, a source whose silence is normal, the end. It stands
-        still while a source is expected to deliver and does not.
+        Known reasons: an outage, a full queue, an idle folder that shows life, the end. It stands still
+        while a source is expected to deliver and does not.
         """
         return self._progress
 
@@ -259,7 +259,7 @@ class FrameReader:
                     self._attempt = None
             if stalled:
                 self._abandoned.append(attempt.thread)
-            if attempt.items or (self._silent_is_healthy and not attempt.finished):
+            if attempt.alive:
                 self._online()
             attempt.interrupted = self._stopping
             if attempt.interrupted or stalled or attempt.finished:
@@ -273,7 +273,7 @@ class FrameReader:
         return min(_TICK_SECONDS, max(0.01, left))
 
     def _came_online(self, attempt: _Attempt) -> bool:
-        return attempt.items > 0 and self._state is not SourceState.ONLINE
+        return attempt.alive and self._state is not SourceState.ONLINE
 
     def _stalled(self, attempt: _Attempt) -> bool:
         limit = self._source.stall_seconds
@@ -283,13 +283,8 @@ class FrameReader:
 
     def _idle_for_a_reason(self, attempt: _Attempt) -> bool:
         full = not self._source.live and len(self._queue) >= self._limit
-        connecting = attempt.items == 0 and self._source.stall_seconds is not None
-        return full or connecting or self._silent_is_healthy
-
-    @property
-    def _silent_is_healthy(self) -> bool:
-        """A watched folder: open and readable, though nothing comes."""
-        return self._source.stall_seconds is None and not self._source.ends
+        connecting = not attempt.alive and self._source.stall_seconds is not None
+        return full or connecting
 
     def _wait(self, seconds: float) -> None:
         """Wait before the next attempt, showing life, until `stop`."""
@@ -362,22 +357,23 @@ class FrameReader:
             attempt.finished = True
             self._changed.notify_all()
 
-    def _accept(self, attempt: _Attempt, item: Item) -> bool:
-        """Queue one item; False when this worker was abandoned or the reader stops."""
+    def _accept(self, attempt: _Attempt, item: Item | None) -> bool:
+        """Queue one item, or note a sign of life; False when the reader stops or gave this worker up."""
         with self._changed:
-            if not self._source.live:
+            if item is not None and not self._source.live:
                 self._changed.wait_for(lambda: len(self._queue) < self._limit or not self._wanted(attempt))
             if not self._wanted(attempt):
                 return False
+            attempt.last_item = self._progress = time.monotonic()
+            if not attempt.alive:
+                attempt.alive, attempt.first_item = True, attempt.last_item
+                self._changed.notify_all()
+            if item is None:
+                return True
             while len(self._queue) >= self._limit:
                 self._queue.popleft()
                 self._dropped += 1
             self._queue.append(item)
-            attempt.last_item = self._progress = time.monotonic()
-            attempt.items += 1
-            if attempt.items == 1:
-                attempt.first_item = attempt.last_item
-                self._changed.notify_all()
         self._wake.set()
         return True
 
