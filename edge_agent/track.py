@@ -31,6 +31,12 @@ _START_SPEED = 1.0
 _MEASURED = 0.05
 """Standard deviation of a detector's box edge, in heights (ByteTrack uses 1/20)."""
 
+_LOW_ROUND_COST = 0.5
+"""Limit of the second round, as in ByteTrack."""
+
+_CLEAR_OVERLAP = 0.05
+"""Largest overlap with anybody else at which a crop surely shows one person."""
+
 _LOOKS_MEMORY = 0.9
 """Share of the old value when a track's appearance is updated, as in BoT-SORT (arXiv:2206.14651, 3.3)."""
 
@@ -209,27 +215,26 @@ class Tracker:
             _predict(track, time)
         high = np.flatnonzero(detections.scores >= self._high)
         low = np.flatnonzero((detections.scores >= self._low) & (detections.scores < self._high))
-        matched = self._round_one(detections, embedded, high)
-        taken = {index for index, _ in matched}
-        rest = [
-            i
-            for i, track in enumerate(self._tracks)
-            if i not in taken and track.confirmed and self._was_live(track)
-        ]
-        matched += self._round_two(detections, embedded, low, rest)
-        self._learn(embedded, matched, detections)
-        for index, row in matched:
-            self._advance(self._tracks[index], time, detections.boxes[row], embedded, row)
+        matched = self._match(
+            self._tracks, detections, embedded, high, weight=self._weight, limit=self._max_cost
+        )
+        taken = {track.id for track, _ in matched}
+        # Low-scored boxes are often part of somebody hidden: they only prolong tracks seen a moment ago.
+        rest = [t for t in self._tracks if t.id not in taken and t.confirmed and self._was_live(t)]
+        matched += self._match(rest, detections, embedded, low, weight=0.0, limit=_LOW_ROUND_COST)
+        self._learn(detections, embedded, matched)
+        for track, row in matched:
+            self._advance(track, time, detections.boxes[row], embedded, row)
         used = {row for _, row in matched}
         ended = self._retire(time)
-        seen = [
-            self._observation(track, frame, detections, embedded, row)
-            for track, row in self._pairs(matched)
-            if track.confirmed
-        ]
-        self._start(time, detections, embedded, [r for r in high if r not in used])
+        self._start(time, detections, embedded, [int(row) for row in high if row not in used])
         self._last_time = time
-        return TrackUpdate(self.camera, frame, time, size, tuple(seen), tuple(ended))
+        seen = tuple(
+            self._observation(track, frame, detections, embedded, row)
+            for track, row in matched
+            if track.confirmed
+        )
+        return TrackUpdate(self.camera, frame, time, size, seen, tuple(ended))
 
     def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
         """End every track, at the end of the source."""
@@ -237,27 +242,22 @@ class Tracker:
         self._tracks.clear()
         return TrackUpdate(self.camera, frame, time, size, (), ended)
 
-    def _pairs(self, matched: Sequence[tuple[int, int]]) -> list[tuple[_Track, int]]:
-        return [(self._matched_tracks[index], row) for index, row in matched]
-
     def _was_live(self, track: _Track) -> bool:
         return self._last_time is not None and track.last_seen >= self._last_time
 
-    def _round_one(
-        self, detections: Detections, embedded: Embedded, rows: NDArray[np.intp]
-    ) -> list[tuple[int, int]]:
-        """High-scored boxes against every track, by overlap and appearance."""
-        self._matched_tracks = list(self._tracks)
-        cost = self._cost(self._tracks, detections, embedded, rows, weight=self._weight)
-        return [(i, int(rows[j])) for i, j in associate(cost, self._max_cost)]
-
-    def _round_two(
-        self, detections: Detections, embedded: Embedded, rows: NDArray[np.intp], rest: list[int]
-    ) -> list[tuple[int, int]]:
-        """Low-scored boxes against the confirmed tracks that are left and were seen a frame ago."""
-        tracks = [self._tracks[i] for i in rest]
-        cost = self._cost(tracks, detections, embedded, rows, weight=0.0)
-        return [(rest[i], int(rows[j])) for i, j in associate(cost, 0.5)]
+    def _match(
+        self,
+        tracks: Sequence[_Track],
+        detections: Detections,
+        embedded: Embedded,
+        rows: NDArray[np.intp],
+        *,
+        weight: float,
+        limit: float,
+    ) -> list[tuple[_Track, int]]:
+        """One round: pairs of a track and a row of `detections`."""
+        cost = self._cost(tracks, detections, embedded, rows, weight)
+        return [(tracks[i], int(rows[j])) for i, j in associate(cost, limit)]
 
     def _cost(
         self,
@@ -265,7 +265,6 @@ class Tracker:
         detections: Detections,
         embedded: Embedded,
         rows: NDArray[np.intp],
-        *,
         weight: float,
     ) -> NDArray[np.float64]:
         if not tracks or not len(rows):
@@ -288,31 +287,31 @@ class Tracker:
     ) -> NDArray[np.float64]:
         """Appearance distance of every track and row; NaN where either has no embedding."""
         distance = np.full((len(tracks), len(rows)), np.nan)
-        have = [i for i, track in enumerate(tracks) if track.looks is not None]
+        have = np.array([i for i, track in enumerate(tracks) if track.looks is not None], np.intp)
         columns = np.flatnonzero(embedded.present[rows])
-        if have and len(columns):
+        if len(have) and len(columns):
             looks = np.stack([t.looks for t in tracks if t.looks is not None])
             cosine = looks @ embedded.vectors[rows[columns]].T
             distance[np.ix_(have, columns)] = self.similarity.distance(cosine)
         return distance
 
-    def _learn(self, embedded: Embedded, matched: Sequence[tuple[int, int]], detections: Detections) -> None:
-        """Learn typical similarities from pairs that overlap nobody else."""
-        rows = [(self._tracks[i], row) for i, row in matched if embedded.present[row]]
-        if not rows:
-            return
+    def _learn(
+        self, detections: Detections, embedded: Embedded, matched: Sequence[tuple[_Track, int]]
+    ) -> None:
+        """Learn typical similarities from people whom nobody overlaps."""
         overlap = iou_matrix(detections.boxes, detections.boxes)
         np.fill_diagonal(overlap, 0.0)
-        alone = overlap.max(axis=1) < 0.05
-        clear = [(track, row) for track, row in rows if alone[row] and track.looks is not None]
+        clear = [
+            (track, row)
+            for track, row in matched
+            if embedded.present[row] and overlap[row].max() < _CLEAR_OVERLAP
+        ]
         for track, row in clear:
-            if track.looks is not None and track.hits >= self._confirm_hits:
+            if track.looks is not None and track.confirmed:
                 self.similarity.learn_genuine(float(track.looks @ embedded.vectors[row]))
         vectors = embedded.vectors[[row for _, row in clear]]
-        cosine = vectors @ vectors.T
-        for a in range(len(clear)):
-            for b in range(a + 1, len(clear)):
-                self.similarity.learn_impostor(float(cosine[a, b]))
+        for cosine in (vectors @ vectors.T)[np.triu_indices(len(clear), k=1)]:
+            self.similarity.learn_impostor(float(cosine))
 
     def _advance(self, track: _Track, time: float, box: Boxes, embedded: Embedded, row: int) -> None:
         _correct(track, box)
@@ -341,9 +340,7 @@ class Tracker:
         self._tracks = kept
         return ended
 
-    def _start(
-        self, time: float, detections: Detections, embedded: Embedded, rows: Sequence[int]
-    ) -> None:
+    def _start(self, time: float, detections: Detections, embedded: Embedded, rows: Sequence[int]) -> None:
         for row in rows:
             if detections.scores[row] < self._new:
                 continue

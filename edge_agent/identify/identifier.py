@@ -1,0 +1,661 @@
+"""The open-set decision: known, new, or wait.
+
+For every track the good crops are pooled. Its centroid is held against the best exemplar of every identity:
+
+- *matched* when an identity reaches the threshold with a margin over the next, and nobody who was seen
+  together with this track has that identity. All undecided tracks of a camera are assigned jointly.
+- *enrolled* when none does and the person has been seen well often enough.
+- otherwise it waits for evidence.
+
+What is decided can be overturned: a later track that fits an identity clearly better than the one who was
+given it takes it back (contest), a track that turns out to fit somebody else is moved (switch), and two
+identities that turn out to be one person are joined (fuse). Each such change is a `corrected` decision that
+names the one it overturns.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.errors import InputError
+from edge_agent.identify.evidence import Evidence
+from edge_agent.identify.links import Covisibility, TrackKey
+from edge_agent.identify.site import SiteScores, Threshold
+from edge_agent.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
+
+__all__ = ["Identifier", "KnownIdentities", "KnownIdentity"]
+
+Vector = NDArray[np.float32]
+
+REVIEW_CROPS = 10
+"""New good crops after which a decided track is looked at again."""
+
+CONTEST = 0.05
+"""Lead in cosine by which a better fit takes an identity from the one who was given it."""
+
+REMEMBERED_TRACKS = 5000
+"""Ended tracks whose decisions may still be corrected."""
+
+SITE_FACT = "site_scores"
+"""Name under which the site's scores are kept in the gallery file."""
+
+
+class KnownIdentity(Protocol):
+    """What the decision needs to know of an identity."""
+
+    @property
+    def number(self) -> int:
+        """Local number."""
+
+    @property
+    def id(self) -> str:
+        """Opaque id."""
+
+    @property
+    def name(self) -> str | None:
+        """What the operator calls it."""
+
+    @property
+    def kind(self) -> str:
+        """`auto` or `enrolled`."""
+
+
+class KnownIdentities(Protocol):
+    """The gallery as the decision uses it; `edge_agent.gallery.Gallery` says what each method does."""
+
+    def scores(self, vectors: Vector) -> tuple[NDArray[np.int64], Vector]:
+        """Best-exemplar cosine of every identity."""
+
+    def enrol(
+        self, vectors: Vector, qualities: Vector, *, origin: str, camera: str, time: float
+    ) -> KnownIdentity:
+        """Make a new identity."""
+
+    def add_exemplars(
+        self, number: int, vectors: Vector, qualities: Vector, *, origin: str, camera: str, time: float
+    ) -> int:
+        """Offer exemplars to an identity."""
+
+    def remove_origin(self, number: int, origin: str) -> int:
+        """Take back what one track contributed."""
+
+    def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]:
+        """Vectors, qualities and origins."""
+
+    def touch(self, number: int, time: float) -> None:
+        """The person was seen."""
+
+    def merge(self, keep: int, absorb: int) -> KnownIdentity:
+        """Make two identities one."""
+
+    def get(self, key: int | str) -> KnownIdentity:
+        """One identity; raises InputError when it is not there."""
+
+    def get_fact(self, key: str) -> Any:  # noqa: ANN401  any JSON value
+        """A stored value, or None."""
+
+    def set_fact(self, key: str, value: Any) -> None:  # noqa: ANN401  any JSON value
+        """Store a value."""
+
+
+@dataclass(slots=True)
+class _Track:
+    """What is known of one track."""
+
+    key: TrackKey
+    evidence: Evidence
+    first: TrackObservation
+    last: TrackObservation
+    size: tuple[int, int]
+    number: int | None = None
+    founder: bool = False
+    """Whether `number` was enrolled from this very track."""
+    decision: Decision | None = None
+    looked_at: int = 0
+    """Evidence count at the last look."""
+    stored_at: int = 0
+    """Evidence count when its exemplar was last stored."""
+    ended: bool = False
+    centroid: Vector | None = None
+    score: float | None = None
+    runner_up: float | None = None
+
+    def pooled(self) -> Vector:
+        """The centroid of the evidence; computed once for each new crop."""
+        if self.centroid is None:
+            self.centroid = self.evidence.centroid()
+        return self.centroid
+
+
+@dataclass(slots=True)
+class _Fit:
+    """How tracks fit identities: numbers `(I,)`, scores `(T, I)`, -inf where a match is impossible."""
+
+    numbers: NDArray[np.int64]
+    scores: Vector
+
+    def best(self, row: int) -> tuple[int | None, float, float | None]:
+        """Best number, its score, and the runner-up's score."""
+        scores = self.scores[row]
+        if not len(scores) or not np.isfinite(scores.max()):
+            return None, -1.0, None
+        best = int(scores.argmax())
+        others = np.delete(scores, best)
+        second = float(others.max()) if len(others) and np.isfinite(others.max()) else None
+        return int(self.numbers[best]), float(scores[best]), second
+
+
+@dataclass(slots=True)
+class Identifier:
+    """Decides for all cameras of one agent. Not for use from two threads.
+
+    Args:
+        gallery: the identities, open.
+        session: unique for this run; part of the origin of every exemplar.
+        enrolment: `auto` or `watchlist`.
+        configured: fixed threshold, stronger than every rule.
+        calibrated: threshold of a calibration, stronger than the site's.
+        target_fmr: what the site's threshold aims at.
+        decide_crops: good crops before a track is matched; higher is surer and later.
+        enrol_crops: good crops before an unknown person is enrolled; higher makes fewer identities.
+        pool_crops: crops pooled; higher is steadier and slower to see a swap.
+        fuse_crops: good crops before two identities may be fused.
+        margin: lead over the second identity; higher waits more.
+        covisible_frames: frames together that make two tracks two people.
+        publish_unknown: whether `unknown` decisions are made.
+    """
+
+    gallery: KnownIdentities
+    session: str
+    enrolment: str = "auto"
+    configured: float | None = None
+    calibrated: float | None = None
+    target_fmr: float = 1e-3
+    decide_crops: int = 8
+    enrol_crops: int = 12
+    pool_crops: int = 30
+    fuse_crops: int = 15
+    margin: float = 0.02
+    covisible_frames: int = 5
+    publish_unknown: bool = False
+    _tracks: dict[TrackKey, _Track] = field(default_factory=dict)
+    _of_identity: dict[int, set[TrackKey]] = field(default_factory=dict)
+    _links: Covisibility = field(init=False)
+    _site: SiteScores = field(init=False)
+    _was_ready: bool = False
+
+    def __post_init__(self) -> None:
+        self._links = Covisibility(self.covisible_frames)
+        self._site = SiteScores(self.target_fmr)
+        stored = self.gallery.get_fact(SITE_FACT)
+        if stored:
+            self._site.load(stored)
+
+    # -- what the pipeline calls ---------------------------------------------------------------
+
+    def update(self, update: TrackUpdate) -> list[Decision]:
+        """Take in one frame of one camera; decisions in the order they were made."""
+        seen = [self._absorb(observation, update.size) for observation in update.seen]
+        self._links.observe(update.seen)
+        decisions: list[Decision] = []
+        due = [track for track in seen if self._due(track)]
+        if due:
+            self._learn_site(seen)
+            decisions += self._decide(due)
+        for track_id in update.ended:
+            decisions += self._end((update.camera, track_id))
+        return decisions
+
+    def number(self, camera: str, track_id: int) -> int | None:
+        """The number of the identity of a track as known now, also after the track ended."""
+        track = self._tracks.get((camera, track_id))
+        return track.number if track is not None else None
+
+    def threshold(self) -> Threshold:
+        """The threshold in force and its rule."""
+        if self.configured is not None:
+            return Threshold(self.configured, "configured")
+        if self.calibrated is not None:
+            return Threshold(self.calibrated, "calibrated")
+        return self._site.threshold()
+
+    def save(self) -> None:
+        """Keep what was learnt of the site for the next run."""
+        self.gallery.set_fact(SITE_FACT, self._site.to_json())
+
+    @property
+    def site(self) -> SiteScores:
+        """The site's impostor scores."""
+        return self._site
+
+    # -- evidence ------------------------------------------------------------------------------
+
+    def _absorb(self, seen: TrackObservation, size: tuple[int, int]) -> _Track:
+        key = (seen.camera, seen.track_id)
+        track = self._tracks.get(key)
+        if track is None:
+            track = _Track(key, Evidence(self.pool_crops), seen, seen, size)
+            self._tracks[key] = track
+        track.last, track.size = seen, size
+        if track.number is not None and self._known(track.number) is None:
+            track.number, track.founder = None, False  # erased, merged or evicted from outside
+        if seen.vector is not None and seen.quality > 0:
+            track.evidence.add(seen.vector, seen.quality)
+            track.centroid = None
+        return track
+
+    def _due(self, track: _Track) -> bool:
+        fresh = track.evidence.count - track.looked_at
+        if track.evidence.count < self.decide_crops or fresh == 0:
+            return False
+        return track.number is None or fresh >= REVIEW_CROPS
+
+    def _learn_site(self, seen: Sequence[_Track]) -> None:
+        """Pairs of people on one picture are impostors of each other."""
+        known = [track for track in seen if track.evidence.count >= self.decide_crops]
+        for i, first in enumerate(known):
+            for second in known[i + 1 :]:
+                if second.key in self._links.rivals(first.key):
+                    cosine = float(first.pooled() @ second.pooled())
+                    self._site.learn(self._person(first), self._person(second), cosine)
+
+    def _person(self, track: _Track) -> str:
+        """Key of a person in the site's scores: the identity where known, else the track."""
+        if track.number is not None:
+            return f"#{track.number}"
+        return f"{self.session}:{track.key[0]}:{track.key[1]}"
+
+    # -- decisions -----------------------------------------------------------------------------
+
+    def _decide(self, due: Sequence[_Track]) -> list[Decision]:
+        threshold = self.threshold()
+        decisions: list[Decision] = []
+        if threshold.value is not None:
+            undecided = [track for track in due if track.number is None]
+            decisions += self._match(undecided, threshold.value)
+            decisions += self._contest([t for t in undecided if t.number is None], threshold.value)
+            for track in due:
+                if track.number is not None and track not in undecided:
+                    decisions += self._review(track, threshold.value)
+        for track in due:
+            track.looked_at = track.evidence.count
+            if track.number is None:
+                decisions += self._enrol_unknown(track, threshold)
+            else:
+                self._store(track)
+        ready = threshold.value is not None
+        if ready and not self._was_ready:
+            decisions += self._fuse(sorted(self._of_identity))
+        self._was_ready = ready
+        return decisions
+
+    def _match(self, tracks: Sequence[_Track], threshold: float) -> list[Decision]:
+        """Assign undecided tracks of one camera and free identities jointly."""
+        if not tracks:
+            return []
+        fit = self._fit(tracks)
+        sure = []
+        for row, track in enumerate(tracks):
+            _, track.score, track.runner_up = fit.best(row)
+            lead = track.score - (track.runner_up if track.runner_up is not None else -1.0)
+            if track.score >= threshold and (lead >= self.margin or track.evidence.count >= self.pool_crops):
+                sure.append(row)
+        decisions = []
+        for row, column in _assign(fit.scores[sure], threshold):
+            track = tracks[sure[row]]
+            track.score = float(fit.scores[sure[row], column])
+            decisions.append(self._settle(track, int(fit.numbers[column]), DecisionKind.MATCHED, "re-entry"))
+        return decisions
+
+    def _contest(self, tracks: Sequence[_Track], threshold: float) -> list[Decision]:
+        """Give an identity to a track that fits it clearly better than the one who holds it."""
+        decisions: list[Decision] = []
+        for track in tracks:
+            numbers, scores = self.gallery.scores(track.pooled()[None])
+            for column in np.argsort(-scores[0])[:2]:
+                number, score = int(numbers[column]), float(scores[0, column])
+                if score < threshold:
+                    break
+                losers = self._losers(track, number, score)
+                if losers:
+                    decisions += self._take_back(track, number, score, losers)
+                    break
+        return decisions
+
+    def _losers(self, track: _Track, number: int, score: float) -> list[_Track]:
+        """Tracks that must give `number` up to `track`; empty when it may not have it."""
+        holders = [self._tracks[k] for k in self._rival_holders(track.key, number) if k in self._tracks]
+        for holder in holders:
+            own = self._fit_without_own(holder, number)
+            if own is None or score < own + CONTEST:
+                return []
+        return holders
+
+    def _take_back(
+        self, track: _Track, number: int, score: float, losers: Sequence[_Track]
+    ) -> list[Decision]:
+        for loser in losers:
+            self._release(loser)
+        track.score = score
+        decisions = [self._settle(track, number, DecisionKind.MATCHED, "contested")]
+        threshold = self.threshold()
+        for loser in losers:
+            decisions += self._reassign(loser, threshold, "contested")
+        return decisions
+
+    def _reassign(self, track: _Track, threshold: Threshold, reason: str) -> list[Decision]:
+        """Find another identity for a track that lost its own, or make one."""
+        if threshold.value is not None:
+            fit = self._fit([track])
+            number, track.score, track.runner_up = fit.best(0)
+            if number is not None and track.score >= threshold.value:
+                return [self._settle(track, number, DecisionKind.CORRECTED, reason)]
+        if self.enrolment == "auto":
+            return [self._enrol(track, DecisionKind.CORRECTED, reason)]
+        return [self._decision(track, DecisionKind.CORRECTED, reason)]
+
+    def _review(self, track: _Track, threshold: float) -> list[Decision]:
+        """Look again at a decided track with new evidence: fuse what is one, move what is wrong."""
+        if track.number is None or track.evidence.count < self.fuse_crops:
+            return []
+        if track.founder:
+            return self._join_founder(track, track.number, threshold) or self._fuse([track.number])
+        number, score, second = self._fit([track]).best(0)
+        held = self._fit_without_own(track, track.number)
+        if number is None or number == track.number or held is None:
+            track.score = held if held is not None else track.score
+            return []
+        if (
+            score < threshold
+            or score < held + CONTEST
+            or (second is not None and score < second + self.margin)
+        ):
+            return []
+        self._release(track)
+        track.score, track.runner_up = score, held
+        return [self._settle(track, number, DecisionKind.CORRECTED, "switched")]
+
+    def _join_founder(self, track: _Track, own: int, threshold: float) -> list[Decision]:
+        """The person who was enrolled as new turns out to be known: what is pooled now says so."""
+        fit = self._fit([track])
+        fit.scores[0, [int(n) == own or self._apart(own, int(n)) for n in fit.numbers]] = -np.inf
+        number, score, second = fit.best(0)
+        if number is None or score < threshold or (second is not None and score < second + self.margin):
+            return []
+        track.score, track.runner_up = score, second
+        return self._join(min(own, number), max(own, number))
+
+    def _enrol_unknown(self, track: _Track, threshold: Threshold) -> list[Decision]:
+        if track.evidence.count < self.enrol_crops:
+            return []
+        could_match = (
+            threshold.value is not None and track.score is not None and track.score >= threshold.value
+        )
+        if could_match and track.evidence.count < self.pool_crops:
+            return []  # ambiguous: more evidence may tell the two identities apart
+        if self.enrolment == "auto":
+            return [self._enrol(track, DecisionKind.ENROLLED, "new")]
+        if self.publish_unknown and track.decision is None:
+            return [self._decision(track, DecisionKind.UNKNOWN, "not on the watchlist")]
+        return []
+
+    # -- identities ----------------------------------------------------------------------------
+
+    def _enrol(self, track: _Track, kind: DecisionKind, reason: str) -> Decision:
+        identity = self.gallery.enrol(
+            track.pooled()[None],
+            np.array([track.evidence.quality], np.float32),
+            origin=self._origin(track),
+            camera=track.key[0],
+            time=track.last.time,
+        )
+        before = self._person(track)
+        self._hold(track, identity.number, founder=True)
+        self._site.rename(before, self._person(track))
+        return self._decision(track, kind, reason)
+
+    def _settle(self, track: _Track, number: int, kind: DecisionKind, reason: str) -> Decision:
+        before = self._person(track)
+        self._hold(track, number, founder=False)
+        self._site.rename(before, self._person(track))
+        self.gallery.touch(number, track.last.time)
+        self._store(track)
+        return self._decision(track, kind, reason)
+
+    def _hold(self, track: _Track, number: int, *, founder: bool) -> None:
+        track.number, track.founder = number, founder
+        track.stored_at = track.evidence.count if founder else 0
+        self._of_identity.setdefault(number, set()).add(track.key)
+
+    def _release(self, track: _Track) -> None:
+        """Take the identity from a track, with everything that the track put into it."""
+        if track.number is None:
+            return
+        self.gallery.remove_origin(track.number, self._origin(track))
+        self._of_identity.get(track.number, set()).discard(track.key)
+        track.number, track.founder = None, False
+
+    def _store(self, track: _Track) -> None:
+        """Keep the track's centroid as an exemplar: at first, with a full pool, and after each new pool."""
+        if track.number is None:
+            return
+        count = track.evidence.count
+        first_pool = track.stored_at < self.pool_crops <= count
+        if track.stored_at and not first_pool and count - track.stored_at < self.pool_crops:
+            return
+        if first_pool and track.stored_at:
+            self._replace_exemplar(track)
+        self.gallery.add_exemplars(
+            track.number,
+            track.pooled()[None],
+            np.array([track.evidence.quality], np.float32),
+            origin=self._origin(track),
+            camera=track.key[0],
+            time=track.last.time,
+        )
+        track.stored_at = count
+
+    def _replace_exemplar(self, track: _Track) -> None:
+        """The young track's exemplar gives way to the one of a full pool, if others remain."""
+        if track.number is not None and not track.founder:
+            self.gallery.remove_origin(track.number, self._origin(track))
+
+    def _fuse(self, numbers: Iterable[int]) -> list[Decision]:
+        """Join identities that turn out to be one person; the older number stays."""
+        threshold = self.threshold().value
+        decisions: list[Decision] = []
+        if threshold is None:
+            return decisions
+        for number in numbers:
+            other = self._twin(number, threshold)
+            if other is not None:
+                decisions += self._join(min(number, other), max(number, other))
+        return decisions
+
+    def _twin(self, number: int, threshold: float) -> int | None:
+        """The identity that is the same person as `number`, if one surely is."""
+        if self._known(number) is None or not self._seen_enough(number):
+            return None
+        numbers, mean = self._likeness(number)
+        order = np.argsort(-mean)[:2]
+        if not len(order) or mean[order[0]] < threshold:
+            return None
+        other = int(numbers[order[0]])
+        if len(order) > 1 and mean[order[0]] - mean[order[1]] < self.margin:
+            return None
+        identity, twin = self._known(number), self._known(other)
+        if identity is None or twin is None or (identity.kind != "auto" and twin.kind != "auto"):
+            return None  # two people whom somebody enrolled by hand are never joined by a guess
+        return other
+
+    def _likeness(self, number: int) -> tuple[NDArray[np.int64], Vector]:
+        """How much every identity is like this one: mean best-exemplar score, both ways.
+
+        One way alone would favour identities with many exemplars. -inf for itself and for identities that
+        were seen together with it.
+        """
+        vectors, _, _ = self.gallery.exemplars(number)
+        numbers, scores = self.gallery.scores(vectors)
+        forth: Vector = scores.mean(axis=0)
+        for column in np.flatnonzero(forth > forth.max(initial=-1.0, where=numbers != number) - 0.2):
+            other = int(numbers[column])
+            theirs, _, _ = self.gallery.exemplars(other)
+            back = float((theirs @ vectors.T).max(axis=1).mean())
+            forth[column] = (forth[column] + back) / 2
+        impossible = [int(n) == number or self._apart(number, int(n)) for n in numbers]
+        forth[impossible] = -np.inf
+        return numbers, forth
+
+    def _join(self, keep: int, absorb: int) -> list[Decision]:
+        kept, absorbed = self._known(keep), self._known(absorb)
+        if absorbed is not None and absorbed.kind != "auto" and kept is not None and kept.kind == "auto":
+            keep, absorb = absorb, keep
+        previous = self._known(absorb)
+        self.gallery.merge(keep, absorb)
+        self._site.rename(f"#{absorb}", f"#{keep}")
+        moved = sorted(self._of_identity.pop(absorb, set()))
+        decisions = []
+        for key in moved:
+            track = self._tracks[key]
+            track.number, track.founder = keep, False
+            self._of_identity.setdefault(keep, set()).add(key)
+            decision = self._decision(track, DecisionKind.CORRECTED, "fused")
+            if previous is not None and decision.previous is None:
+                decision = replace(decision, previous=previous.id)
+            decisions.append(decision)
+        return decisions
+
+    def _seen_enough(self, number: int) -> bool:
+        tracks = [self._tracks[key] for key in self._of_identity.get(number, ())]
+        return sum(track.evidence.count for track in tracks) >= self.fuse_crops
+
+    # -- who may be whom -----------------------------------------------------------------------
+
+    def _fit(self, tracks: Sequence[_Track]) -> _Fit:
+        """Scores of tracks against the identities that they may have."""
+        numbers, scores = self.gallery.scores(np.stack([track.pooled() for track in tracks]))
+        scores = scores.copy()
+        for row, track in enumerate(tracks):
+            for column in self._forbidden(track, numbers):
+                scores[row, column] = -np.inf
+        return _Fit(numbers, scores)
+
+    def _known(self, number: int | None) -> KnownIdentity | None:
+        """The identity, or None where somebody erased it meanwhile."""
+        if number is None:
+            return None
+        try:
+            return self.gallery.get(number)
+        except InputError:
+            return None
+
+    def _forbidden(self, track: _Track, numbers: NDArray[np.int64]) -> list[int]:
+        """Columns of identities that somebody else has who was seen together with this track."""
+        taken = {
+            rival.number
+            for key in self._links.rivals(track.key)
+            if (rival := self._tracks.get(key)) is not None and rival.number is not None
+        }
+        columns = [int(c) for c in np.flatnonzero(np.isin(numbers, sorted(taken)))] if taken else []
+        if self.enrolment == "watchlist":
+            columns += [c for c, n in enumerate(numbers) if not self._on_watchlist(int(n))]
+        return columns
+
+    def _on_watchlist(self, number: int) -> bool:
+        identity = self._known(number)
+        return identity is not None and identity.kind == "enrolled"
+
+    def _rival_holders(self, key: TrackKey, number: int) -> set[TrackKey]:
+        return self._links.rivals(key) & self._of_identity.get(number, set())
+
+    def _apart(self, number: int, other: int) -> bool:
+        """Whether two identities were ever seen together."""
+        return any(self._rival_holders(key, other) for key in self._of_identity.get(number, ()))
+
+    def _fit_without_own(self, track: _Track, number: int) -> float | None:
+        """Score of a track and its identity without what the track itself put there; None: nothing else."""
+        vectors, _, origins = self.gallery.exemplars(number)
+        own = self._origin(track)
+        others = [row for row, origin in enumerate(origins) if origin != own]
+        if not others:
+            return None
+        return float((vectors[others] @ track.pooled()).max())
+
+    def _origin(self, track: _Track) -> str:
+        return f"{self.session}:{track.key[0]}:{track.key[1]}"
+
+    # -- ends ----------------------------------------------------------------------------------
+
+    def _end(self, key: TrackKey) -> list[Decision]:
+        track = self._tracks.get(key)
+        if track is None:
+            return []
+        track.ended = True
+        self._forget_old()
+        if track.number is not None:
+            decisions = self._fuse([track.number])
+            return [*decisions, self._decision(track, DecisionKind.DEPARTED, "left")]
+        if self.publish_unknown and track.decision is None:
+            return [self._decision(track, DecisionKind.UNKNOWN, "seen too little")]
+        return []
+
+    def _forget_old(self) -> None:
+        surplus = len(self._tracks) - REMEMBERED_TRACKS
+        if surplus <= 0:
+            return
+        gone = [key for key, track in self._tracks.items() if track.ended][:surplus]
+        for key in gone:
+            number = self._tracks.pop(key).number
+            if number is not None:
+                self._of_identity.get(number, set()).discard(key)
+        self._links.forget(gone)
+
+    def _decision(self, track: _Track, kind: DecisionKind, reason: str) -> Decision:
+        identity = self._known(track.number)
+        threshold = self.threshold()
+        former = track.decision
+        overturned = former if kind is DecisionKind.CORRECTED else None
+        decision = Decision(
+            id=str(uuid.uuid4()),
+            kind=kind,
+            camera=track.key[0],
+            track_id=track.key[1],
+            identity=identity.id if identity is not None else None,
+            number=track.number,
+            name=identity.name if identity is not None else None,
+            score=track.score,
+            runner_up=track.runner_up,
+            threshold=threshold.value,
+            rule=threshold.rule,
+            evidence=track.evidence.pooled,
+            quality=track.evidence.quality,
+            box=track.last.box,
+            size=track.size,
+            frame=track.last.frame,
+            time=track.last.time,
+            first_seen=track.first.time,
+            last_seen=track.last.time,
+            corrects=overturned.id if overturned is not None else None,
+            previous=overturned.identity if overturned is not None else None,
+            reason=reason,
+        )
+        if kind is not DecisionKind.DEPARTED:
+            track.decision = decision
+        return decision
+
+
+def _assign(scores: Vector, threshold: float) -> list[tuple[int, int]]:
+    """Pairs (row, column) with the greatest sum of scores, each at least `threshold`."""
+    from scipy.optimize import linear_sum_assignment
+
+    if scores.size == 0:
+        return []
+    gain = np.where(scores >= threshold, scores, -10.0)
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if scores[r, c] >= threshold]

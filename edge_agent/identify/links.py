@@ -1,0 +1,74 @@
+"""Cannot-link: people seen by one camera at one time are different people."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from edge_agent.structures import TrackObservation
+
+__all__ = ["Covisibility", "TrackKey"]
+
+TrackKey = tuple[str, int]
+"""Camera and track number."""
+
+_SAME_BODY = 0.5
+"""Two boxes that share this much of the smaller one may be two detections of one person."""
+
+
+class Covisibility:
+    """Which tracks were seen together, and for how many frames.
+
+    Args:
+        frames: frames together that make two tracks two people.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._needed = frames
+        self._together: dict[tuple[TrackKey, TrackKey], int] = {}
+        self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
+
+    def observe(self, seen: Sequence[TrackObservation]) -> None:
+        """Take in the tracks of one frame of one camera."""
+        if len(seen) < 2:
+            return
+        apart = ~_share_body(np.stack([o.box for o in seen]))
+        for i, first in enumerate(seen):
+            for j in range(i + 1, len(seen)):
+                if apart[i, j]:
+                    self._count((first.camera, first.track_id), (seen[j].camera, seen[j].track_id))
+
+    def rivals(self, track: TrackKey) -> set[TrackKey]:
+        """Tracks that are certainly other people than this one."""
+        return self._rivals.get(track, set())
+
+    def forget(self, tracks: Iterable[TrackKey]) -> None:
+        """Drop what is known of tracks that ended long ago."""
+        gone = set(tracks)
+        if not gone:
+            return
+        self._together = {pair: n for pair, n in self._together.items() if not gone.intersection(pair)}
+        for track in gone:
+            for rival in self._rivals.pop(track, set()):
+                self._rivals[rival].discard(track)
+
+    def _count(self, a: TrackKey, b: TrackKey) -> None:
+        pair = (a, b) if a < b else (b, a)
+        frames = self._together.get(pair, 0) + 1
+        self._together[pair] = frames
+        if frames == self._needed:
+            self._rivals[a].add(b)
+            self._rivals[b].add(a)
+
+
+def _share_body(boxes: np.ndarray) -> np.ndarray:
+    """`(N, N)` bool: whether the smaller of two boxes lies mostly in the other."""
+    corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    opposite = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    sides = np.clip(opposite - corner, 0, None)
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    smaller = np.minimum(area[:, None], area[None, :])
+    shared: np.ndarray = sides[..., 0] * sides[..., 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
+    return shared

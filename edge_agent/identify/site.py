@@ -1,0 +1,116 @@
+"""The match threshold that the site itself gives.
+
+Two people whom one camera sees at one time are certain impostors of each other. Their pooled similarity,
+one value for each pair of people, is a sample of what the scores of different people look like here, with
+this network, this camera and this light. The threshold is where a further such pair would come only with
+the target probability: a one-sided prediction limit of a normal distribution in Fisher's z
+(z = atanh r; the limit is mean + t * sd * sqrt(1 + 1/n), Student's t with n - 1 degrees of freedom).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+__all__ = ["SiteScores", "Threshold"]
+
+MIN_PAIRS = 4
+"""Pairs of people below which nothing can be said of their spread."""
+
+MIN_SPREAD = 0.05
+"""Floor of the standard deviation in z: a handful of pairs that happen to agree prove little."""
+
+MAX_QUANTILE = 6.0
+"""Cap of Student's t, which for few pairs would forbid every match."""
+
+MAX_PAIRS = 400
+"""Pairs remembered; older ones are dropped, so that the threshold follows the light and the season."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A match threshold and where it came from.
+
+    Attributes:
+        value: least cosine of a match, or None while nothing may be matched.
+        rule: `configured`, `calibrated`, `site` or `warm-up`.
+        pairs: number of impostor pairs it rests on, 0 where it is not the site's.
+    """
+
+    value: float | None
+    rule: str
+    pairs: int = 0
+
+
+class SiteScores:
+    """Impostor scores of one site, one value for each pair of people.
+
+    Args:
+        target_fmr: probability with which a pair of different people may reach the threshold.
+    """
+
+    def __init__(self, target_fmr: float) -> None:
+        self._target = target_fmr
+        self._pairs: OrderedDict[str, float] = OrderedDict()
+        self._cached: Threshold | None = None
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def learn(self, person_a: str, person_b: str, cosine: float) -> None:
+        """Set the value of a pair of people who were seen together; a later one replaces it."""
+        key = "|".join(sorted((person_a, person_b)))
+        self._pairs[key] = float(np.clip(cosine, -0.999, 0.999))
+        self._pairs.move_to_end(key)
+        while len(self._pairs) > MAX_PAIRS:
+            self._pairs.popitem(last=False)
+        self._cached = None
+
+    def rename(self, old: str, new: str) -> None:
+        """A person is now known by another key; pairs that become one keep the newer value."""
+        for key in [key for key in self._pairs if old in key.split("|")]:
+            value = self._pairs.pop(key)
+            a, b = key.split("|")
+            if {a, b} != {old, new}:
+                self.learn(new if a == old else a, new if b == old else b, value)
+        self._cached = None
+
+    def threshold(self) -> Threshold:
+        """The site's threshold, or a warm-up without one."""
+        if self._cached is None:
+            self._cached = self._compute()
+        return self._cached
+
+    def drift(self) -> float | None:
+        """How far the newer half of the pairs lies from the older, in standard deviations; None: too few."""
+        values = np.arctanh(np.array(list(self._pairs.values())))
+        if len(values) < 2 * MIN_PAIRS:
+            return None
+        older, newer = np.array_split(values, 2)
+        return float((newer.mean() - older.mean()) / max(float(older.std(ddof=1)), MIN_SPREAD))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `load` takes."""
+        return {"pairs": dict(self._pairs)}
+
+    def load(self, stored: Mapping[str, Any]) -> None:
+        """Take over the pairs of an earlier run."""
+        for key, value in stored.get("pairs", {}).items():
+            a, _, b = str(key).partition("|")
+            self.learn(a, b, float(value))
+
+    def _compute(self) -> Threshold:
+        count = len(self._pairs)
+        if count < MIN_PAIRS:
+            return Threshold(None, "warm-up", count)
+        values = np.arctanh(np.array(list(self._pairs.values())))
+        spread = max(float(values.std(ddof=1)), MIN_SPREAD)
+        quantile = min(float(student_t.ppf(1 - self._target, count - 1)), MAX_QUANTILE)
+        limit = float(values.mean()) + quantile * spread * math.sqrt(1 + 1 / count)
+        return Threshold(math.tanh(limit), "site", count)
