@@ -17,9 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from edge_agent.structures import Detections, Embedded, TrackObservation, TrackUpdate, iou_matrix
+from edge_agent.structures import (
+    CropBatch,
+    Detections,
+    Embedded,
+    TrackObservation,
+    TrackUpdate,
+    iou_matrix,
+)
 
-__all__ = ["Similarity", "Tracker", "associate"]
+__all__ = ["Similarity", "Tracker", "UpstreamTracks", "associate"]
 
 Vector = NDArray[np.float32]
 Boxes = NDArray[np.float32]
@@ -374,4 +381,65 @@ class Tracker:
             score=float(detections.scores[row]),
             vector=embedded.vectors[row] if embedded.present[row] else None,
             quality=float(embedded.quality[row]),
+        )
+
+
+class UpstreamTracks:
+    """Follows crops that an upstream detector has tracked already.
+
+    A crop without a track id stands for itself: it gets a number of its own and ends at once.
+
+    Args:
+        camera: id of the source.
+        lost_s: seconds after which a track of which no crop came ends.
+    """
+
+    _OWN_NUMBERS = 1 << 40
+    """Where the numbers of crops without a track begin, far above any tracker's."""
+
+    def __init__(self, camera: str, *, lost_s: float = 3.0) -> None:
+        self.camera = camera
+        self._lost_s = lost_s
+        self._last_seen: dict[int, float] = {}
+        self._alone = self._OWN_NUMBERS
+
+    def update(self, crops: CropBatch, embedded: Sequence[Embedded]) -> TrackUpdate:
+        """Take in the crops of one frame.
+
+        Args:
+            crops: N crops.
+            embedded: N results of one row each.
+        """
+        seen, ended = [], []
+        for row, given in enumerate(crops.track_ids):
+            if given is None:
+                self._alone += 1
+                ended.append(self._alone)
+            else:
+                self._last_seen[given] = crops.time
+            track_id = self._alone if given is None else given
+            seen.append(self._observation(track_id, crops, row, embedded[row]))
+        silent = [t for t, last in self._last_seen.items() if crops.time - last > self._lost_s]
+        for track_id in silent:
+            del self._last_seen[track_id]
+        right, bottom = crops.boxes[:, 2:].max(axis=0) if len(crops.boxes) else (1.0, 1.0)
+        size = (max(int(right), 1), max(int(bottom), 1))
+        return TrackUpdate(self.camera, crops.number, crops.time, size, tuple(seen), (*ended, *silent))
+
+    def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
+        """End every track, at the end of the source."""
+        ended = tuple(self._last_seen)
+        self._last_seen.clear()
+        return TrackUpdate(self.camera, frame, time, size, (), ended)
+
+    def _observation(self, track_id: int, crops: CropBatch, row: int, embedded: Embedded) -> TrackObservation:
+        return TrackObservation(
+            camera=self.camera,
+            track_id=track_id,
+            frame=crops.number,
+            time=crops.time,
+            box=crops.boxes[row],
+            score=1.0,
+            vector=embedded.vectors[0] if embedded.present[0] else None,
+            quality=float(embedded.quality[0]),
         )

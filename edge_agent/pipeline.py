@@ -1,0 +1,388 @@
+"""The data flow: read, detect, embed, track, identify, hand over.
+
+One thread drives all cameras. Each round takes what the readers have, finds people, and starts one batch of
+crops for all cameras together; while the engine works on it, the next round is read and detected. Frames of
+one camera stay in order. Recorded files are read in the order of their times, so that a run over files
+gives the same result every time; live cameras give their newest frame and wait for nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from edge_agent.errors import EngineError
+from edge_agent.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
+
+__all__ = ["Counters", "FrameOutcome", "Identify", "Pipeline", "Read", "Track", "TrackGiven"]
+
+_log = structlog.get_logger(__name__)
+
+FILE_BURST = 4
+"""Frames taken from recorded files in one round: enough for a batch worth the engine's while."""
+
+IDLE_WAIT_S = 0.2
+"""Longest sleep while no source has anything; a new item ends it early."""
+
+MAX_ENGINE_FAILURES = 5
+"""Failed batches in a row after which the engine is taken to be broken and the run ends."""
+
+
+class Read(Protocol):
+    """A source that is being read; see `edge_agent.source.reader.FrameReader`."""
+
+    @property
+    def camera(self) -> str:
+        """Id of the source."""
+
+    @property
+    def live(self) -> bool:
+        """Whether unread frames are dropped."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+
+    def poll(self) -> Frame | CropBatch | None:
+        """The next item, or None."""
+
+    def done(self, item: Frame | CropBatch) -> None:
+        """The item has been dealt with."""
+
+
+class Embed(Protocol):
+    """See `edge_agent.embed.Embedder`."""
+
+    def submit(self, pairs: Sequence[tuple[NDArray[np.uint8], Detections]]) -> None:
+        """Start a batch."""
+
+    def collect(self) -> list[Embedded]:
+        """Results of the oldest batch."""
+
+
+class Track(Protocol):
+    """See `edge_agent.track.Tracker`."""
+
+    def update(
+        self, frame: int, time: float, size: tuple[int, int], detections: Detections, embedded: Embedded
+    ) -> TrackUpdate:
+        """Take in one frame."""
+
+    def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
+        """End every track."""
+
+
+class TrackGiven(Protocol):
+    """See `edge_agent.track.UpstreamTracks`."""
+
+    def update(self, crops: CropBatch, embedded: Sequence[Embedded]) -> TrackUpdate:
+        """Take in the crops of one frame."""
+
+    def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
+        """End every track."""
+
+
+class Identify(Protocol):
+    """See `edge_agent.identify.Identifier`."""
+
+    def update(self, update: TrackUpdate) -> list[Decision]:
+        """Decide on one frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameOutcome:
+    """What became of one frame.
+
+    Attributes:
+        update: its tracks.
+        decisions: what was decided, in order.
+        latency_ms: milliseconds by stage (`detect`, `embed`, `decide`) and, for live sources, `total` from
+            capture to decision.
+    """
+
+    update: TrackUpdate
+    decisions: tuple[Decision, ...]
+    latency_ms: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start."""
+
+    frames: dict[str, int] = field(default_factory=dict)
+    detections: int = 0
+    batches: int = 0
+    failed_batches: int = 0
+    decisions: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent by stage, seconds."""
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Add to the time of a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+@dataclass(slots=True)
+class _Pending:
+    """One item whose crops are with the engine."""
+
+    reader: Read
+    item: Frame | CropBatch
+    detections: Detections | None
+    pairs: int
+    detect_s: float
+
+
+@dataclass(slots=True)
+class _Round:
+    items: list[_Pending]
+    submitted: float
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """Drives the stages until the sources end or `stop` is set.
+
+    Args:
+        readers: sources that are being read; entered and left by the caller.
+        wake: set by the readers when they have something.
+        detect: finds people in a frame.
+        embed: the embedding stage, entered.
+        tracker: makes the tracker of a camera, at its first frame.
+        given: makes what follows the crops of one upstream camera.
+        identify: decides.
+        hand_over: called with every outcome, in order; must not block.
+        max_delay_s: longest wait of one camera's crops for another's, live sources only.
+    """
+
+    readers: Sequence[Read]
+    wake: threading.Event
+    detect: Callable[[Frame], Detections]
+    embed: Embed
+    tracker: Callable[[str], Track]
+    given: Callable[[str], TrackGiven]
+    identify: Identify
+    hand_over: Callable[[FrameOutcome], None]
+    max_delay_s: float = 0.02
+    counters: Counters = field(default_factory=Counters)
+    last_progress: float = field(default_factory=time.monotonic)
+    """`time.monotonic()` when a round was last finished, or found nothing to do."""
+    _trackers: dict[str, Track] = field(default_factory=dict)
+    _given: dict[str, TrackGiven] = field(default_factory=dict)
+    _heads: dict[str, Frame | CropBatch] = field(default_factory=dict)
+    _rounds: deque[_Round] = field(default_factory=deque)
+    _latest: dict[str, TrackUpdate] = field(default_factory=dict)
+    _finished: set[str] = field(default_factory=set)
+    _failures: int = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Until every source has ended or `stop` is set.
+
+        Raises:
+            EngineError: the engine failed `MAX_ENGINE_FAILURES` times in a row.
+        """
+        while not stop.is_set():
+            self.wake.clear()
+            items = self._gather()
+            if items:
+                self._start(items)
+            if self._rounds and (not items or len(self._rounds) > 1):
+                self._finish(self._rounds.popleft())
+            elif not items:
+                self.last_progress = time.monotonic()
+                if self._all_over():
+                    break
+                self._end_finished()
+                self.wake.wait(IDLE_WAIT_S)
+        while self._rounds:
+            self._finish(self._rounds.popleft())
+        self._end_all()
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _gather(self) -> list[tuple[Read, Frame | CropBatch]]:
+        """What the sources have now; with live sources, after a short wait for the others."""
+        items = self._poll_live() + self._poll_files()
+        live = [reader for reader in self.readers if reader.live and not reader.ended]
+        seen = {id(reader) for reader, _ in items}
+        if items and self.max_delay_s and any(id(reader) not in seen for reader in live) and seen:
+            self._await_others(items, [reader for reader in live if id(reader) not in seen])
+        return items
+
+    def _await_others(self, items: list[tuple[Read, Frame | CropBatch]], missing: list[Read]) -> None:
+        deadline = time.monotonic() + self.max_delay_s
+        while missing and (left := deadline - time.monotonic()) > 0:
+            self.wake.wait(left)
+            self.wake.clear()
+            for reader in list(missing):
+                item = reader.poll()
+                if item is not None:
+                    items.append((reader, item))
+                    missing.remove(reader)
+
+    def _poll_live(self) -> list[tuple[Read, Frame | CropBatch]]:
+        found = [(reader, reader.poll()) for reader in self.readers if reader.live]
+        return [(reader, item) for reader, item in found if item is not None]
+
+    def _poll_files(self) -> list[tuple[Read, Frame | CropBatch]]:
+        """Up to `FILE_BURST` items of the recorded sources, in the order of their times."""
+        files = {reader.camera: reader for reader in self.readers if not reader.live}
+        items: list[tuple[Read, Frame | CropBatch]] = []
+        while len(items) < FILE_BURST:
+            for camera, reader in files.items():
+                if camera not in self._heads and (item := reader.poll()) is not None:
+                    self._heads[camera] = item
+            # An earlier frame may still come from a file that has nothing to show yet.
+            if any(c not in self._heads and not r.ended and _ordered(r) for c, r in files.items()):
+                break
+            if not self._heads:
+                break
+            camera = min(self._heads, key=lambda c: (self._heads[c].time, c))
+            items.append((files[camera], self._heads.pop(camera)))
+        return items
+
+    def _all_over(self) -> bool:
+        return not self._heads and all(reader.ended for reader in self.readers)
+
+    # -- one round -----------------------------------------------------------------------------
+
+    def _start(self, items: Sequence[tuple[Read, Frame | CropBatch]]) -> None:
+        """Find people and start their embedding."""
+        pairs: list[tuple[NDArray[np.uint8], Detections]] = []
+        pending = []
+        for reader, item in items:
+            began = time.perf_counter()
+            detections = None
+            if isinstance(item, Frame):
+                detections = self.detect(item)
+                self.counters.detections += len(detections)
+                new = [(item.image, detections)]
+            else:
+                new = [(image, _whole(image)) for image in item.images]
+            took = time.perf_counter() - began
+            self.counters.spend("detect", took)
+            pairs += new
+            pending.append(_Pending(reader, item, detections, len(new), took))
+        began = time.perf_counter()
+        self.embed.submit(pairs)
+        self.counters.spend("pack", time.perf_counter() - began)
+        self._rounds.append(_Round(pending, began))
+
+    def _finish(self, round_: _Round) -> None:
+        """Collect the embeddings of a round, then track and identify frame by frame."""
+        began = time.perf_counter()
+        embedded = self._collect(round_)
+        embed_s = time.perf_counter() - round_.submitted
+        self.counters.spend("wait", time.perf_counter() - began)
+        self.counters.batches += 1
+        at = 0
+        for pending in round_.items:
+            self._decide(pending, embedded[at : at + pending.pairs], embed_s)
+            at += pending.pairs
+        self.last_progress = time.monotonic()
+
+    def _collect(self, round_: _Round) -> list[Embedded]:
+        try:
+            embedded = self.embed.collect()
+        except EngineError as problem:
+            self._failures += 1
+            self.counters.failed_batches += 1
+            _log.warning("batch_dropped", error=str(problem), in_a_row=self._failures)
+            if self._failures >= MAX_ENGINE_FAILURES:
+                raise
+            return [_not_embedded(n) for pending in round_.items for n in _rows(pending)]
+        self._failures = 0
+        return embedded
+
+    def _decide(self, pending: _Pending, embedded: list[Embedded], embed_s: float) -> None:
+        began = time.perf_counter()
+        item = pending.item
+        if isinstance(item, Frame) and pending.detections is not None:
+            height, width = item.image.shape[:2]
+            tracker = self._tracker(item.camera)
+            update = tracker.update(item.number, item.time, (width, height), pending.detections, embedded[0])
+        elif isinstance(item, CropBatch):
+            update = self._follow(item.camera).update(item, embedded)
+        self._latest[item.camera] = update
+        decisions = self.identify.update(update)
+        decide_s = time.perf_counter() - began
+        self.counters.spend("decide", decide_s)
+        latency = {
+            "detect": 1e3 * pending.detect_s,
+            "embed": 1e3 * embed_s,
+            "decide": 1e3 * decide_s,
+        }
+        if pending.reader.live:
+            latency["total"] = 1e3 * (time.time() - item.time)
+        self.counters.frames[item.camera] = self.counters.frames.get(item.camera, 0) + 1
+        self._give(update, decisions, latency)
+        pending.reader.done(item)
+
+    def _give(self, update: TrackUpdate, decisions: list[Decision], latency: Mapping[str, float]) -> None:
+        began = time.perf_counter()
+        self.counters.decisions += len(decisions)
+        self.hand_over(FrameOutcome(update, tuple(decisions), latency))
+        self.counters.spend("hand_over", time.perf_counter() - began)
+
+    # -- trackers and ends ---------------------------------------------------------------------
+
+    def _tracker(self, camera: str) -> Track:
+        if camera not in self._trackers:
+            self._trackers[camera] = self.tracker(camera)
+        return self._trackers[camera]
+
+    def _follow(self, camera: str) -> TrackGiven:
+        if camera not in self._given:
+            self._given[camera] = self.given(camera)
+        return self._given[camera]
+
+    def _end_finished(self) -> None:
+        """End the tracks of sources that are over while others go on."""
+        for reader in self.readers:
+            if reader.ended and reader.camera not in self._finished and reader.camera not in self._heads:
+                self._finished.add(reader.camera)
+                self._end(reader.camera)
+
+    def _end_all(self) -> None:
+        for camera in [*self._trackers, *self._given]:
+            self._end(camera)
+
+    def _end(self, camera: str) -> None:
+        stage = self._trackers.pop(camera, None) or self._given.pop(camera, None)
+        latest = self._latest.pop(camera, None)
+        if stage is None or latest is None:
+            return
+        update = stage.finish(latest.frame, latest.time, latest.size)
+        self._give(update, self.identify.update(update), {})
+
+
+def _ordered(reader: Read) -> bool:
+    """Whether other files must wait for this one: a watched folder may stay silent for days."""
+    return bool(getattr(reader, "ends", True))
+
+
+def _whole(image: NDArray[np.uint8]) -> Detections:
+    """One detection that covers a crop."""
+    height, width = image.shape[:2]
+    return Detections(np.array([[0, 0, width, height]], np.float32), np.ones(1, np.float32))
+
+
+def _rows(pending: _Pending) -> list[int]:
+    return [len(pending.detections)] if pending.detections is not None else [1] * pending.pairs
+
+
+def _not_embedded(rows: int) -> Embedded:
+    return Embedded(
+        np.zeros((rows, 0), np.float32),
+        np.zeros(rows, np.bool_),
+        np.zeros(rows, np.float32),
+        ("engine failed",) * rows,
+    )
