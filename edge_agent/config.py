@@ -8,6 +8,8 @@ where it exists), the defaults below. An unknown key is an error at every level.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import re
 import sys
@@ -57,7 +59,9 @@ __all__ = [
     "TelemetrySettings",
     "TrackerSettings",
     "changes",
+    "fingerprint",
     "load",
+    "shown",
 ]
 
 DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
@@ -296,6 +300,27 @@ def changes(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
     differ = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     live = [key for key in differ if key in RELOADABLE or key.split(".")[0] in RELOADABLE]
     return live, [key for key in differ if key not in live]
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON values, secrets and the credentials in addresses masked."""
+    values = settings.model_dump(mode="json")
+    for source in values["sources"]:
+        source["url"] = _mask(source["url"])
+    if values["mqtt"]["broker"]:
+        values["mqtt"]["broker"] = _mask(values["mqtt"]["broker"])
+    return values
+
+
+def fingerprint(settings: Settings) -> str:
+    """SHA-256 of the settings without secrets, 16 hex digits."""
+    text = json.dumps(shown(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _mask(url: str) -> str:
+    """Hide `user:password@` of an address."""
+    return re.sub(r"//[^/@\s]*@", "//***@", url)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

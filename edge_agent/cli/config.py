@@ -1,0 +1,57 @@
+"""`edge-agent config`: check, show and describe the settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Check, show and describe the settings.")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
+]
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Read the settings and say whether they are right."""
+    from edge_agent.config import DEFAULT_CONFIG, load
+
+    settings = load(config)
+    where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "defaults and environment")
+    typer.echo(f"{where}: right, {len(settings.sources)} source(s)")
+
+
+@app.command()
+def show(
+    config: ConfigOption = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
+) -> None:
+    """Print the settings in force, without secrets."""
+    from edge_agent.config import load, shown
+
+    values = shown(load(config))
+    if as_json:
+        typer.echo(json.dumps(values, indent=2))
+        return
+    for key, value in _lines(values):
+        typer.echo(f"{key} = {json.dumps(value)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file."""
+    from edge_agent.config import Settings
+
+    typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+def _lines(values: object, prefix: str = "") -> list[tuple[str, object]]:
+    """Dotted keys of nested settings."""
+    if isinstance(values, dict) and values:
+        return [
+            line for key, value in values.items() for line in _lines(value, f"{prefix}.{key}".lstrip("."))
+        ]
+    return [(prefix, values)]
