@@ -419,10 +419,12 @@ def alert_event(
     severity: Literal["info", "warning", "critical"] = "warning",
     active: bool = True,
     time: float,
-    **details: str | float | bool | None,
+    details: Mapping[str, str | float | bool | None] | None = None,
 ) -> Event:
     """An alert with a fresh id; `kind` becomes the last part of its topic."""
-    data = AlertData(kind=kind, severity=severity, message=message, active=active, details=details)
+    data = AlertData(
+        kind=kind, severity=severity, message=message, active=active, details=dict(details or {})
+    )
     return new_event("alert", data, detail=kind, time=time)
 
 

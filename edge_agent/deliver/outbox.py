@@ -98,6 +98,7 @@ class _Change:
     dropped: int = 0
     marks_taken: bool = False
     gone: list[int] = field(default_factory=list)
+    gaps: list[int] = field(default_factory=list)
 
 
 class Outbox:
@@ -144,6 +145,7 @@ class Outbox:
         self._rows = self._bytes = self._parked = self._dropped = 0
         self._leased: dict[int, int] = {}
         self._acked: set[int] = set()
+        self._gaps: set[int] = set()
         self._cursor = 0
         self._next_expiry = 0.0
         self._failing = False
@@ -259,6 +261,7 @@ class Outbox:
         used = (one[2], highest_parked, highest_dropped, self._meta("next") - 1, self._marks.last)
         self._next = max(number or 0 for number in used) + 1
         self._marks.generation = max(self._marks.generation, self._meta("marks"))
+        self._gaps = {row[0] for row in self._db.execute("SELECT seq FROM event WHERE gap = 1")}
         self._leased.clear()
         self._acked.clear()
         self._cursor = 0
@@ -289,8 +292,10 @@ class Outbox:
         self._bytes += change.bytes
         self._parked += change.parked
         self._dropped += change.dropped
+        self._gaps.update(change.gaps)
         for seq in change.gone:
             self._leased.pop(seq, None)
+            self._gaps.discard(seq)
         if change.marks_taken:
             self._marks.first = self._marks.last = 0
             self._marks.write()
@@ -486,6 +491,8 @@ class Outbox:
     def report_gaps(self, stamp: Callable[[Event], Event], topic: str) -> int:
         """Make gap events of the numbers that were dropped, one per reason.
 
+        While older gap events still wait, none are made: what is dropped meanwhile goes into the next ones.
+
         Args:
             stamp: gives an event its source and session.
             topic: where gap events go.
@@ -497,7 +504,7 @@ class Outbox:
             DiskFull, StorageError: they could not be written; the numbers stay remembered.
         """
         with self._lock, self._translated("write"):
-            if not self._dropped:
+            if not self._dropped or self._gaps:
                 return 0
             before = self._next
             try:
@@ -521,6 +528,7 @@ class Outbox:
             event = stamp(new_event("gap", data, time=self._clock()))
             row = self._numbered(encode(event), topic)
             self._store(row, gap=True)
+            change.gaps.append(row.seq)
             change.rows += 1
             change.bytes += len(row.body)
         return len(ranges)
@@ -578,6 +586,7 @@ class Outbox:
                 size = self._leased.pop(seq, None)
                 if size is not None:
                     self._acked.add(seq)
+                    self._gaps.discard(seq)
                     self._rows -= 1
                     self._bytes -= size
             if len(self._acked) >= ACK_BATCH:
@@ -615,10 +624,16 @@ class Outbox:
             )
             change.parked += self._db.execute("SELECT count(*) FROM parked").fetchone()[0] - self._parked
 
-    def drop(self, seqs: Iterable[int], reason: str) -> None:
-        """Give these rows up; their numbers go into a gap event with this reason."""
+    def drop_older(self, topic: str, before: float, reason: str) -> int:
+        """Give up the rows of a topic that came before a moment, and are not under way; returns how many."""
         with self._lock, self._translated("write"), self._transaction() as change:
-            self._drop(change, self._sized(seqs), reason)
+            found = self._db.execute(
+                "SELECT seq, length(body), created FROM event WHERE topic = ? AND created < ? AND gap = 0",
+                (topic, before),
+            ).fetchall()
+            rows = [row for row in found if row[0] not in self._leased and row[0] not in self._acked]
+            self._drop(change, rows, reason)
+            return len(rows)
 
     def _sized(self, seqs: Iterable[int]) -> list[tuple[int, int, float]]:
         found = []
@@ -641,6 +656,15 @@ class Outbox:
             change.parked -= one[0]
             self._cursor = 0
             return int(one[0])
+
+    def now(self) -> float:
+        """Unix seconds by the clock that ages the rows."""
+        return self._clock()
+
+    @property
+    def last_number(self) -> int:
+        """The highest number given out."""
+        return self._next - 1
 
     @property
     def depth(self) -> Depth:
@@ -707,7 +731,9 @@ class Outbox:
         with self._transaction() as change:
             for row in saved.values():
                 if row.seq not in acked:
-                    self._store(row)
+                    gap = row.topic.endswith("/gap")
+                    self._store(row, gap=gap)
+                    change.gaps.extend([row.seq] if gap else [])
                     change.rows += 1
                     change.bytes += len(row.body)
             for first, end in self._missing(saved, last):

@@ -70,6 +70,15 @@ class Topics:
         """Filter that matches the commands to this device, and not their results."""
         return f"{self.root}/cmd/+"
 
+    @property
+    def gap(self) -> str:
+        """Numbers that will not come."""
+        return f"{self.root}/gap"
+
+    def alert(self, kind: str) -> str:
+        """Trouble of one kind."""
+        return f"{self.root}/alert/{kind}"
+
     def camera_status(self, camera: str) -> str:
         """State of one camera."""
         return f"{self.root}/camera/{camera}/status"

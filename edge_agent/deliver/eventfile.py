@@ -1,0 +1,65 @@
+"""Events as JSON lines in a file, beside a broker or instead of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from edge_agent.errors import DiskFull, StorageError
+
+__all__ = ["EventFile"]
+
+
+class EventFile:
+    """One whole message per line, written through at once.
+
+    Args:
+        path: the file; its folder must exist.
+        append: add to what is there instead of beginning anew.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False) -> None:
+        self.path = Path(path)
+        self._append = append
+        self._lock = threading.Lock()
+        self._file: int | None = None
+
+    def __enter__(self) -> EventFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND | (0 if self._append else os.O_TRUNC)
+        try:
+            self._file = os.open(self.path, flags, 0o644)
+        except OSError as problem:
+            raise self._error(problem) from problem
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def write(self, message: bytes) -> None:
+        """Add one line in one system call, so that a kill leaves whole lines.
+
+        Raises:
+            DiskFull, StorageError: it could not be written.
+        """
+        line = message + b"\n"
+        with self._lock:
+            if self._file is None:
+                raise StorageError(f"the events file {self.path} is not open")
+            try:
+                written = os.write(self._file, line)
+            except OSError as problem:
+                raise self._error(problem) from problem
+            if written < len(line):
+                raise DiskFull(f"cannot write the events file {self.path}: no space is left on its disk")
+
+    def _error(self, problem: OSError) -> StorageError:
+        kind = DiskFull if problem.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+        return kind(f"cannot write the events file {self.path}: {problem.strerror}")
