@@ -1,1 +1,45 @@
-"""Where the people are in a frame."""
+"""Detectors find people in a frame: HOG, YOLOX, or none at all.
+
+`open_detector` turns what the user typed into one of them. Scores are comparable within one detector
+only, so each detector states its own levels (`ScoreLevels`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_agent.detect.base import Detector, ScoreLevels
+from edge_agent.errors import ConfigError
+
+__all__ = ["Detector", "ScoreLevels", "open_detector"]
+
+
+def open_detector(spec: str, *, backend: str = "auto", threads: int = 0) -> Detector:
+    """The detector that the user named; nothing heavy is loaded before it is entered.
+
+    Args:
+        spec: `hog`, `yolox:PATH` (an ONNX file of the YOLOX family) or `none` (the whole frame).
+        backend: inference backend for a network, see `edge_agent.engine.BACKENDS`.
+        threads: CPU threads for a network, 0 for one per core.
+
+    Raises:
+        ConfigError: there is no such detector.
+        ModelError: the network does not fit.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "yolox" and argument:
+        from edge_agent.detect.yolox import YoloxDetector
+        from edge_agent.engine import open_engine
+        from edge_agent.engine.graph import prepare_detector
+
+        prepared = prepare_detector(Path(argument))
+        return YoloxDetector(open_engine(prepared, backend=backend, max_batch=1, threads=threads))
+    if spec == "hog":
+        from edge_agent.detect.hog import HogDetector
+
+        return HogDetector()
+    if spec == "none":
+        from edge_agent.detect.none import WholeFrame
+
+        return WholeFrame()
+    raise ConfigError(f"no detector {spec!r}; choose `hog`, `yolox:PATH_TO_ONNX` or `none`")

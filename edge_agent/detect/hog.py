@@ -1,0 +1,93 @@
+"""OpenCV's HOG people detector with the Daimler 48 x 96 weights: needs no model file.
+
+Dalal and Triggs 2005 for the features; weights of Enzweiler and Gavrila 2009 as shipped in OpenCV.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.detect.base import ScoreLevels
+from edge_agent.detect.boxes import clip, suppress
+from edge_agent.errors import EngineError
+from edge_agent.structures import Detections
+
+__all__ = ["HogDetector"]
+
+_WINDOW = (48, 96)
+_SHRINK = np.asarray([0.16, 0.08, 0.84, 0.92], np.float32)
+"""Part of a HOG window that the person fills (x1, y1, x2, y2): the training crops had a margin."""
+
+
+_WINSTRIDE = (8, 8)
+_PADDING = (8, 8)
+"""Pixels searched beyond the picture's border, so that the margin of a window may lie outside."""
+
+
+class HogDetector:
+    """See `edge_agent.detect.base.Detector`.
+
+    Args:
+        scale: pyramid step between window sizes; smaller costs more and finds hardly more.
+        resize: factor for the picture before searching; above 1 finds smaller people.
+        max_iou: boxes that overlap a better one by more are dropped.
+    """
+
+    name = "hog"
+    levels = ScoreLevels(low=0.65, high=0.8, new_track=0.85)
+
+    def __init__(self, *, scale: float = 1.1, resize: float = 1.0, max_iou: float = 0.4) -> None:
+        self._scale = scale
+        self._resize = resize
+        self._max_iou = max_iou
+        self._hog: cv2.HOGDescriptor | None = None
+
+    def __enter__(self) -> HogDetector:
+        self._hog = cv2.HOGDescriptor(_WINDOW, (16, 16), (8, 8), (8, 8), 9)
+        self._hog.setSVMDetector(cv2.HOGDescriptor.getDaimlerPeopleDetector())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hog = None
+
+    def detect(self, image: NDArray[np.uint8]) -> Detections:
+        """People in `(H, W, 3)` uint8 BGR, best first, from `levels.low` on."""
+        if self._hog is None:
+            raise EngineError("the HOG detector is not entered")
+        searched = image
+        if self._resize != 1.0:
+            searched = np.asarray(cv2.resize(image, None, fx=self._resize, fy=self._resize), np.uint8)
+        if searched.shape[0] < _WINDOW[1] or searched.shape[1] < _WINDOW[0]:
+            return Detections.none()
+        windows, weights = self._hog.detectMultiScale(
+            searched, winStride=_WINSTRIDE, padding=_PADDING, scale=self._scale, groupThreshold=0
+        )
+        found = Detections(_people(windows, self._resize), _scores(weights))
+        found = found.take(found.scores >= self.levels.low)
+        kept = suppress(found, self._max_iou)
+        return Detections(clip(kept.boxes, *image.shape[:2]), kept.scores)
+
+
+def _people(windows: Any, resize: float) -> NDArray[np.float32]:  # noqa: ANN401 - () or an array
+    """OpenCV's `(N, 4)` x, y, w, h of windows -> `(N, 4)` float32 xyxy of the people in them."""
+    window = np.asarray(windows, np.float32).reshape(-1, 4) / np.float32(resize)
+    corner, size = window[:, :2], window[:, 2:]
+    shrink = _SHRINK.reshape(2, 2)
+    return np.concatenate((corner + size * shrink[0], corner + size * shrink[1]), axis=1)
+
+
+def _scores(weights: Any) -> NDArray[np.float32]:  # noqa: ANN401 - () or an array
+    """Distances to the SVM's plane (0 and up) -> `(N,)` float32 scores in 0.5..1, same order."""
+    margin = np.asarray(weights, np.float32).reshape(-1)
+    scores: NDArray[np.float32] = (1 / (1 + np.exp(-margin))).astype(np.float32)
+    return scores

@@ -1,0 +1,351 @@
+"""Embedding stage: crops of all cameras in common batches -> unit-length vectors.
+
+The host only clips, crops and resizes, straight into the engine's buffers; everything else happens in
+the prepared graph. While the engine runs one batch, the next one is packed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import cv2
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from edge_agent.engine.base import DEPTH, Engine
+from edge_agent.engine.golden import Golden, golden_crops
+from edge_agent.engine.profiles import PreprocessProfile
+from edge_agent.errors import EngineError, ModelError, NonFiniteEmbedding
+from edge_agent.quality import QualityGate, clip_boxes
+from edge_agent.structures import Detections, Embedded, EngineInfo
+
+__all__ = ["Embedder"]
+
+_log = structlog.get_logger(__name__)
+
+_INTERPOLATION = {"linear": cv2.INTER_LINEAR}
+_UNIT_TOLERANCE = 0.02
+"""How far from 1 the length of a vector may be; FP16 engines round to about 1e-3."""
+_MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
+"""Self-test: least cosine of a golden crop to its reference, by precision."""
+
+Pair = tuple[NDArray[np.uint8], Detections]
+
+
+@dataclass(slots=True)
+class _Job:
+    """One `submit`: what becomes of the crops of a few frames."""
+
+    vectors: list[NDArray[np.float32]]
+    present: list[NDArray[np.bool_]]
+    quality: list[NDArray[np.float32]]
+    reasons: list[list[str]]
+    waiting: int = 0
+    """Crops whose rows have not arrived."""
+    error: EngineError | None = None
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Where a row of an engine batch belongs."""
+
+    job: _Job
+    pair: int
+    row: int
+
+
+@dataclass(slots=True)
+class EmbedCounters:
+    """What happened since the start.
+
+    Attributes:
+        embedded: crops that became vectors.
+        refused: crops that did not, by reason.
+        batches: engine batches.
+    """
+
+    embedded: int = 0
+    batches: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+class Embedder:
+    """Turns detections into embeddings. Lifetime is a `with`, which enters the engine and tests it.
+
+    One thread owns an embedder.
+
+    Args:
+        engine: runs a graph of `prepare_reid`; not yet entered.
+        profile: the graph's preprocess profile; only its resize rule is used here.
+        gate: refuses and grades crops.
+        golden: reference embeddings for the self-test; None tests only what needs no reference.
+    """
+
+    def __init__(
+        self, engine: Engine, *, profile: PreprocessProfile, gate: QualityGate, golden: Golden | None = None
+    ) -> None:
+        self._engine = engine
+        self._profile = profile
+        self._gate = gate
+        self._golden = golden
+        self._interpolation = _INTERPOLATION[profile.resize]
+        self._jobs: deque[_Job] = deque()
+        self._batches: deque[list[_Slot]] = deque()
+        self.counters = EmbedCounters()
+
+    @property
+    def info(self) -> EngineInfo:
+        """Which network runs, and on what."""
+        return self._engine.info
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for its time and batch counters."""
+        return self._engine
+
+    def __enter__(self) -> Embedder:
+        self._engine.__enter__()
+        try:
+            self._self_test()
+        except BaseException:
+            self._engine.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._jobs.clear()
+        self._batches.clear()
+        self._engine.__exit__(kind, error, trace)
+
+    # --- frames -------------------------------------------------------------------------------
+
+    def submit(self, pairs: Sequence[Pair]) -> None:
+        """Start to embed the detections of several frames; returns when the last crop is packed.
+
+        May be called again before `collect`: batches then overlap. It waits only when the engine has
+        `DEPTH` batches in flight.
+
+        Args:
+            pairs: `(H, W, 3)` uint8 BGR picture and its detections, of any cameras.
+        """
+        job = self._open_job(pairs)
+        self._jobs.append(job)
+        slots: list[_Slot] = []
+        for index, (image, detections) in enumerate(pairs):
+            inside = clip_boxes(detections.boxes, *image.shape[:2]).tolist()
+            for row in np.flatnonzero(job.present[index]).tolist():
+                if not slots:
+                    buffer = self._next_buffer()
+                x1, y1, x2, y2 = inside[row]
+                self._resize(image[y1:y2, x1:x2], buffer[len(slots)])
+                slots.append(_Slot(job, index, row))
+                if len(slots) == len(buffer):
+                    self._launch(slots)
+                    slots = []
+        if slots:
+            self._launch(slots)
+
+    def collect(self) -> list[Embedded]:
+        """What became of the oldest `submit`: one `Embedded` per pair, in order.
+
+        Raises:
+            EngineError: nothing was submitted, or the engine failed on a batch of it. What was submitted
+                is then dropped; the embedder stays usable.
+        """
+        if not self._jobs:
+            raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
+        job = self._jobs[0]
+        while job.waiting:
+            self._absorb()
+        self._jobs.popleft()
+        if job.error is not None:
+            raise job.error
+        for reasons in job.reasons:
+            self.counters.refused.update(reason for reason in reasons if reason)
+        return [
+            Embedded(vectors, present, quality, tuple(reasons))
+            for vectors, present, quality, reasons in zip(
+                job.vectors, job.present, job.quality, job.reasons, strict=True
+            )
+        ]
+
+    def _open_job(self, pairs: Sequence[Pair]) -> _Job:
+        """Grade all detections; `present` is who shall be embedded, for now."""
+        job = _Job([], [], [], [])
+        for image, detections in pairs:
+            quality, reasons = self._gate.assess(image, detections.boxes, detections.scores)
+            job.vectors.append(np.zeros((len(detections), self.info.dimension), np.float32))
+            job.present.append(np.asarray([not reason for reason in reasons], np.bool_))
+            job.quality.append(quality)
+            job.reasons.append(list(reasons))
+        return job
+
+    def _resize(self, crop: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+        height, width = target.shape[:2]
+        cv2.resize(crop, (width, height), dst=target, interpolation=self._interpolation)
+
+    def _next_buffer(self) -> NDArray[np.uint8]:
+        if self._engine.in_flight == DEPTH:
+            self._absorb()
+        return self._engine.buffer()
+
+    def _launch(self, slots: list[_Slot]) -> None:
+        self._engine.submit(len(slots))
+        self._batches.append(slots)
+        slots[0].job.waiting += len(slots)
+
+    def _absorb(self) -> None:
+        """Take the oldest engine batch and hand its rows to where they belong."""
+        slots = self._batches.popleft()
+        job = slots[0].job
+        job.waiting -= len(slots)
+        try:
+            rows = self._engine.collect()
+        except EngineError as problem:
+            job.error = problem
+            return
+        self.counters.batches += 1
+        faults = _faults(rows)
+        for slot, row, fault in zip(slots, rows, faults, strict=True):
+            if fault:
+                job.present[slot.pair][slot.row] = False
+                job.quality[slot.pair][slot.row] = 0.0
+                job.reasons[slot.pair][slot.row] = fault
+            else:
+                job.vectors[slot.pair][slot.row] = row
+        refused = sum(map(bool, faults))
+        self.counters.embedded += len(slots) - refused
+        if refused:
+            _log.error(
+                "embeddings refused", refused=refused, batch=len(slots), reasons=sorted({*faults} - {""})
+            )
+
+    # --- whole pictures -----------------------------------------------------------------------
+
+    def embed_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Embed whole pictures, each one crop: `(N, D)` float32, rows of unit length.
+
+        No gate: the caller chose these pictures. Batches overlap.
+
+        Args:
+            images: N pictures `(h, w, 3)` uint8 BGR of any size, at least one pixel.
+
+        Raises:
+            NonFiniteEmbedding: the network gave NaN, infinity or a vector without length.
+            EngineError: the engine failed on a batch.
+        """
+        while self._batches:  # rows come in order: those of frames are ahead
+            self._absorb()
+        parts = list(self._stream(images))
+        if not parts:
+            return np.zeros((0, self.info.dimension), np.float32)
+        rows = np.concatenate(parts)
+        for index, fault in enumerate(_faults(rows)):
+            if fault:
+                self.counters.refused[fault] += 1
+                raise NonFiniteEmbedding(
+                    f"{self.info.model} gave a {fault} embedding for picture {index}; it is not used. "
+                    "Check the model file and the precision of the engine"
+                )
+        self.counters.embedded += len(rows)
+        return rows
+
+    def _stream(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Rows of `images`, batch by batch, with the next batch packed while one runs."""
+        step = self.info.max_batch
+        try:
+            for start in range(0, len(images), step):
+                chunk = images[start : start + step]
+                if self._engine.in_flight == DEPTH:
+                    yield self._engine.collect()
+                buffer = self._engine.buffer()
+                for image, target in zip(chunk, buffer, strict=False):
+                    self._resize(image, target)
+                self._engine.submit(len(chunk))
+                self.counters.batches += 1
+            while self._engine.in_flight:
+                yield self._engine.collect()
+        finally:
+            while self._engine.in_flight:  # after a failure the engine must not keep old batches
+                _discard(self._engine)
+
+    # --- self-test ----------------------------------------------------------------------------
+
+    def _self_test(self) -> None:
+        """Raise unless the engine treats the golden crops as the reference says."""
+        crops = golden_crops(*self._engine.input_size)
+        together = self._rows(crops)
+        for row, fault in enumerate(_faults(together)):
+            if fault:
+                raise NonFiniteEmbedding(
+                    f"self-test: {self.info.model} gave a {fault} embedding for golden crop {row} on "
+                    f"{self.info.backend} ({self.info.precision}); use another export or precision"
+                )
+        least = _MIN_COSINE[self.info.precision]
+        alone = np.concatenate([self._rows(crop[None]) for crop in crops])
+        if (worst := _worst_cosine(together, alone)) < least:
+            raise ModelError(
+                f"self-test: {self.info.model} gives other embeddings in a batch than for single crops "
+                f"(cosine {worst:.4f}, at least {least} expected); its batch axis is not truly free: "
+                "export it again with a dynamic batch axis"
+            )
+        if self._golden is None:
+            return
+        if self._golden.space != self.info.space:
+            raise ModelError("self-test: the reference embeddings belong to another model or profile")
+        if (worst := _worst_cosine(together, self._golden.vectors)) < least:
+            raise ModelError(
+                f"self-test: {self.info.model} on {self.info.backend} ({self.info.precision}) differs from "
+                f"its {self._golden.origin} reference (cosine {worst:.4f}, at least {least} expected): "
+                "channel order, scale, normalisation or precision is wrong; rebuild the engine, or remove "
+                "the stored reference if the network was changed on purpose"
+            )
+        _log.info(
+            "self-test passed", model=self.info.model, cosine=round(worst, 6), reference=self._golden.origin
+        )
+
+    def _rows(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(crops), self.info.max_batch):
+            chunk = crops[start : start + self.info.max_batch]
+            self._engine.buffer()[: len(chunk)] = chunk
+            self._engine.submit(len(chunk))
+            parts.append(self._engine.collect())
+        return np.concatenate(parts)
+
+
+def _faults(rows: NDArray[np.float32]) -> list[str]:
+    """Why each row of `(N, D)` must not be used: `non-finite`, `degenerate` (no length), or ""."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        lengths = np.einsum("nd,nd->n", rows, rows)
+    if np.all(np.abs(lengths - 1.0) <= _UNIT_TOLERANCE):  # also false for NaN
+        return [""] * len(rows)
+    words = []
+    for length in lengths.tolist():
+        if not np.isfinite(length):
+            words.append("non-finite")
+        else:
+            words.append("degenerate" if abs(length - 1.0) > _UNIT_TOLERANCE else "")
+    return words
+
+
+def _worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Least cosine of corresponding rows of two `(N, D)`."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float((np.einsum("nd,nd->n", a, b) / lengths).min())
+
+
+def _discard(engine: Engine) -> None:
+    try:
+        engine.collect()
+    except EngineError as problem:
+        _log.debug("a batch behind a failed one failed too", error=str(problem))

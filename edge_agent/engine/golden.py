@@ -1,0 +1,161 @@
+"""Known crops with known embeddings: catches a network that is fed the wrong way.
+
+The crops are synthetic and the same everywhere. Their reference embeddings come from the original
+network, run without the prepared graph and with preprocessing in numpy: a second, independent way.
+A fault in channel order, scale, normalisation, layout or precision on the way that the agent uses
+makes the two disagree. What no reference can tell is whether the *user* named the right profile: both
+ways then agree on the wrong one.
+
+References of well-known networks are shipped (`golden/*.json`); those of others are made on the first
+start and kept in the state folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.engine.graph import PreparedGraph
+from edge_agent.errors import EdgeAgentError, ModelError
+from edge_agent.manifest import read_json, write_json_atomic
+
+__all__ = ["GOLDEN_CROPS", "Golden", "golden_crops", "load_or_make", "make"]
+
+GOLDEN_CROPS = 4
+"""Pictures in the set. The set is versioned: changing a picture changes `_VERSION`."""
+_VERSION = 1
+_DECIMALS = 4
+_SHIPPED = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Reference embeddings of the golden crops for one embedding space.
+
+    Attributes:
+        space: id of the embedding space.
+        vectors: `(4, D)` float32 of unit length.
+        origin: where they came from, for messages: `shipped`, `stored` or `made`.
+    """
+
+    space: str
+    vectors: NDArray[np.float32]
+    origin: str
+
+
+def golden_crops(height: int, width: int) -> NDArray[np.uint8]:
+    """`(4, height, width, 3)` uint8 BGR, the same on every machine: integer arithmetic only.
+
+    Clothed figures on plain ground: coloured blocks where head, torso and legs would be, with a fine
+    pattern, so that networks trained on people see something near to what they know. Channels differ
+    strongly, so that swapped ones show.
+    """
+    y, x = np.mgrid[0:height, 0:width].astype(np.int64)
+    pictures = [_figure(y * 256 // height, x * 128 // width, kind) for kind in range(GOLDEN_CROPS)]
+    return np.stack(pictures)
+
+
+_CLOTHES = (  # BGR of ground, head, torso, legs
+    ((96, 112, 104), (120, 150, 205), (40, 44, 190), (120, 60, 32)),
+    ((150, 150, 140), (88, 104, 140), (190, 120, 30), (44, 44, 52)),
+    ((60, 72, 66), (130, 165, 220), (60, 190, 210), (66, 110, 70)),
+    ((180, 190, 200), (70, 80, 110), (230, 228, 225), (170, 80, 150)),
+)
+
+
+def _figure(y: NDArray[np.int64], x: NDArray[np.int64], kind: int) -> NDArray[np.uint8]:
+    """One figure on a 256 x 128 grid of integer coordinates."""
+    ground, head, torso, legs = (np.asarray(colour, np.int64) for colour in _CLOTHES[kind])
+    picture = np.broadcast_to(ground, (*y.shape, 3)) + (y // 8)[..., None]
+    lean = (y - 128) * (kind - 1) // 24
+    across = x - 64 + lean
+    for colour, inside in (
+        (head, (y - 34) ** 2 + across**2 < 18**2),
+        (torso, (y >= 54) & (y < 136) & (abs(across) < 26)),
+        (legs, (y >= 136) & (y < 244) & (abs(across) < 24) & (abs(across) > (y - 136) // 18)),
+    ):
+        picture = np.where(inside[..., None], colour, picture)
+    pattern = ((x * (3 + kind) + y * (5 - kind)) % 23) - 11
+    result: NDArray[np.uint8] = np.clip(picture + pattern[..., None], 0, 255).astype(np.uint8)
+    return result
+
+
+def make(prepared: PreparedGraph) -> Golden:
+    """Reference embeddings of a network, made without the prepared graph.
+
+    Raises:
+        ModelError: the network fails on the crops, or its embeddings are not usable numbers.
+    """
+    from edge_agent.engine.onnxruntime import run_once
+
+    profile = prepared.profile
+    assert profile is not None  # detectors have no golden crops
+    crops = golden_crops(*prepared.input_size)
+    pixels = prepared.as_network_input(profile.apply(crops))
+    rows = run_once(prepared.source.read_bytes(), pixels, str(prepared.source))
+    rows = rows.reshape(len(crops), -1)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(rows).all() or not (lengths > 0).all():
+        raise ModelError(
+            f"{prepared.source} gives NaN, infinite or empty embeddings for plain pictures under ONNX "
+            "Runtime; try another export of this network (some Open Model Zoo files need their group "
+            "normalisation replaced), or another profile than " + repr(profile.name)
+        )
+    return Golden(prepared.space, (rows / lengths).astype(np.float32), "made")
+
+
+def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
+    """The shipped reference, else the stored one, else a new one that is stored in `state`.
+
+    Args:
+        prepared: the network.
+        state: folder that the agent may write to, or None to keep nothing.
+
+    Raises:
+        ModelError: as in `make`.
+        StorageError: the new reference cannot be written.
+    """
+    name = f"{prepared.space}.json"
+    for folder, origin in ((_SHIPPED, "shipped"), (state and state / "golden", "stored")):
+        if folder and (found := _read(folder / name, prepared, origin)):
+            return found
+    golden = make(prepared)
+    if state is not None:
+        (state / "golden").mkdir(parents=True, exist_ok=True)
+        write(golden, prepared, state / "golden" / name)
+    return golden
+
+
+def write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
+    """Store a reference as JSON, numbers as whole ten-thousandths."""
+    assert prepared.profile is not None
+    document = {
+        "kind": "golden",
+        "version": _VERSION,
+        "model": prepared.name,
+        "model_sha256": prepared.source_sha256,
+        "profile": prepared.profile.name,
+        "space": golden.space,
+        "decimals": _DECIMALS,
+        "vectors": [" ".join(str(round(float(v) * 10**_DECIMALS)) for v in row) for row in golden.vectors],
+    }
+    write_json_atomic(path, document)
+
+
+def _read(path: Path, prepared: PreparedGraph, origin: str) -> Golden | None:
+    """A stored reference; None when there is none, or it is of another version or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path)
+        if found["version"] != _VERSION or found["space"] != prepared.space:
+            return None
+        rows = np.asarray([[int(v) for v in row.split()] for row in found["vectors"]], np.float32)
+        if rows.shape != (GOLDEN_CROPS, prepared.dimension):
+            return None
+        return Golden(prepared.space, rows / 10 ** found["decimals"], origin)
+    except (EdgeAgentError, KeyError, TypeError, ValueError, AttributeError):
+        return None  # it is made again
