@@ -442,7 +442,7 @@ def camera_status_event(status: SourceStatus) -> Event:
 def rfc3339(seconds: float) -> str:
     """Unix seconds as RFC 3339 in UTC with milliseconds: `2024-05-01T10:00:00.000Z`."""
     moment = datetime.fromtimestamp(round(seconds, 3), timezone.utc)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def parse_time(text: str) -> float:
@@ -519,10 +519,7 @@ def to_wire(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {
-            name: rfc3339(getattr(value, name)) if is_time else to_wire(getattr(value, name))
-            for name, is_time in _wire_plan(type(value))
-        }
+        return {name: write(getattr(value, name)) for name, write in _wire_plan(type(value))}
     if isinstance(value, Mapping):
         return {str(key): to_wire(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
@@ -531,9 +528,11 @@ def to_wire(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 @lru_cache
-def _wire_plan(data_type: Any) -> tuple[tuple[str, bool], ...]:  # noqa: ANN401 - a dataclass
-    """Field names of a data class, and which of them are times."""
-    return tuple((f.name, f.metadata.get("format") == "date-time") for f in fields(data_type))
+def _wire_plan(data_type: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:  # noqa: ANN401 - a dataclass
+    """Field names of a data class, and what writes each."""
+    return tuple(
+        (f.name, rfc3339 if f.metadata.get("format") == "date-time" else to_wire) for f in fields(data_type)
+    )
 
 
 T = TypeVar("T")

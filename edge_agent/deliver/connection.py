@@ -271,6 +271,9 @@ class Connection:
         except OSError as problem:
             raise BrokerUnreachable(self._said(str(problem.strerror or problem))) from problem
         self._client = client
+        with contextlib.suppress(OSError, AttributeError):
+            # Small packets must not wait for the ACK of the one before them.
+            client.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         self._await_connack()
 
     def _await_connack(self) -> None:
