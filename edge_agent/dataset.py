@@ -13,6 +13,8 @@ match. Person `0000` is a distractor: somebody, but nobody that a query asks for
 Conversions without a sequence (`0001_c2_f0046182.jpg`, `0001_c2_000451.jpg`) are read too.
 
 Opening a set looks at names and sizes only; pictures are decoded by `check_pictures` and `read_picture`.
+Commands import this module for their options, so numpy and OpenCV are imported by the functions that draw
+and decode.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from edge_agent.errors import DatasetError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "DISTRACTOR",
@@ -34,6 +38,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "Crop",
     "CropName",
+    "JunkRule",
     "MarketDataset",
     "Problem",
     "Split",
@@ -78,6 +83,18 @@ _FOLDERS = {
     Split.GALLERY: "bounding_box_test",
     Split.QUERY: "query",
 }
+
+
+class JunkRule(str, Enum):
+    """What an evaluation makes of person `-1`.
+
+    STRICT removes it from both sides, as the Market-1501 protocol says, and lets no distractor be a match.
+    TAO_COMPAT does what NVIDIA TAO's reader does: its pattern skips the minus sign, so junk becomes
+    person 1, and distractors are one person like any other. For parity with TAO's printed figures only.
+    """
+
+    STRICT = "strict"
+    TAO_COMPAT = "tao-compat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +420,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         InputError: missing, unreadable, cut off, or not a picture.
     """
     import cv2
+    import numpy as np
 
     try:
         encoded = Path(path).read_bytes()
@@ -440,6 +458,8 @@ def contact_sheet(dataset: MarketDataset, *, people: int = 8, pictures: int = 12
     Returns:
         `(H, W, 3)` uint8 BGR.
     """
+    import numpy as np
+
     bands = [
         _draw_split(split, crops, people=people, pictures=pictures) for split, crops in dataset.splits.items()
     ]
@@ -448,6 +468,7 @@ def contact_sheet(dataset: MarketDataset, *, people: int = 8, pictures: int = 12
 
 def _draw_split(split: Split, crops: Sequence[Crop], *, people: int, pictures: int) -> NDArray[np.uint8]:
     import cv2
+    import numpy as np
 
     by_person: dict[int, list[Crop]] = {}
     for crop in crops:
@@ -493,7 +514,8 @@ def _even_steps(items: list[int], count: int) -> list[int]:
     """At most `count` items at even steps, first and last included."""
     if len(items) <= count:
         return items
-    return [items[round(step)] for step in np.linspace(0, len(items) - 1, count)]
+    last = len(items) - 1
+    return [items[round(step * last / max(1, count - 1))] for step in range(count)]
 
 
 def _spread_over_cameras(crops: Sequence[Crop], count: int) -> list[Crop]:

@@ -5,7 +5,8 @@ rates come from pairs across cameras (`openset`). `evaluate` runs all of it in o
 All rates are fractions, 0..1.
 """
 
-from edge_agent.evaluate.labels import EmbeddedCrops, JunkRule, Sides, apply_junk_rule
+from edge_agent.dataset import JunkRule
+from edge_agent.evaluate.labels import EmbeddedCrops, Sides, apply_junk_rule
 from edge_agent.evaluate.metrics import Ranking, rank
 from edge_agent.evaluate.openset import (
     OperatingPoint,

@@ -8,30 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.dataset import DISTRACTOR, JUNK
+from edge_agent.dataset import DISTRACTOR, JUNK, JunkRule
 from edge_agent.errors import InputError, NonFiniteEmbedding
 
-__all__ = ["EmbeddedCrops", "JunkRule", "Sides", "apply_junk_rule", "unit_rows"]
+__all__ = ["EmbeddedCrops", "Sides", "apply_junk_rule", "unit_rows"]
 
 _TAO_JUNK_READS_AS = 1
-
-
-class JunkRule(str, Enum):
-    """What becomes of person `-1`.
-
-    STRICT removes it from both sides, as the Market-1501 protocol says, and lets no distractor be a match.
-    TAO_COMPAT does what NVIDIA TAO's reader does: its pattern skips the minus sign, so junk becomes
-    person 1, and distractors are one person like any other. For parity with TAO's printed figures only.
-    """
-
-    STRICT = "strict"
-    TAO_COMPAT = "tao-compat"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from edge_agent.dataset import JunkRule
 from edge_agent.errors import DatasetError
-from edge_agent.evaluate.labels import EmbeddedCrops, JunkRule, Sides, apply_junk_rule
+from edge_agent.evaluate.labels import EmbeddedCrops, Sides, apply_junk_rule
 from edge_agent.evaluate.metrics import CosineScores, Ranking, RankingTally, best_matches
 from edge_agent.evaluate.openset import (
     DEFAULT_TARGETS,

@@ -1,0 +1,168 @@
+"""`edge-agent dataset`: look at, check or generate a data set in Market-1501 layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_agent.dataset import Split
+
+if TYPE_CHECKING:
+    from edge_agent.dataset import MarketDataset, Problem, SyntheticList
+
+_SHOWN_PROBLEMS = 20
+
+
+def command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Holds bounding_box_train, bounding_box_test, query.")
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw a sample of each split.")
+    ] = None,
+    synthetic_list: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="People and cameras that are rendered: `0760`, `c14`, `760-907` a line."
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
+    split: Annotated[
+        list[Split] | None, typer.Option(help="Look at this split only; may be given again.")
+    ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="First write a rendered set of N people into DIR."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --generate: decides everything.")] = 0,
+    cameras: Annotated[int, typer.Option(min=2, help="With --generate: number of cameras.")] = 12,
+    per_identity: Annotated[int, typer.Option(min=4, help="With --generate: crops of each person.")] = 20,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --generate: processes; all processors by default.")
+    ] = None,
+) -> None:
+    """Count and check a data set in Market-1501 layout; files that cannot be used are listed."""
+    import json
+
+    from edge_agent.dataset import MarketDataset, SyntheticList
+
+    if generate is not None:
+        _generate(folder, generate, seed=seed, cameras=cameras, per_identity=per_identity, workers=workers)
+    synthetic = None if synthetic_list is None else SyntheticList.read(synthetic_list)
+    dataset = MarketDataset.open(folder, tuple(split or Split))
+    problems = [*dataset.problems, *(_broken(dataset) if check else [])]
+    document = _document(dataset, synthetic, problems, checked=check)
+    if contact_sheet is not None:
+        _draw(dataset, contact_sheet)
+    print(json.dumps(document, indent=2) if as_json else _table(document))
+
+
+def _generate(
+    folder: Path, people: int, *, seed: int, cameras: int, per_identity: int, workers: int | None
+) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from edge_agent.synthetic.crops import write_dataset
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("rendering people", total=people)
+        write_dataset(
+            folder,
+            identities=people,
+            cameras=cameras,
+            per_identity=per_identity,
+            seed=seed,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _broken(dataset: MarketDataset) -> list[Problem]:
+    """Pictures that cannot be decoded; DatasetError where that leaves a split empty."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from edge_agent.errors import DatasetError
+
+    console = Console(stderr=True)
+    broken: list[Problem] = []
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("decoding", total=sum(len(crops) for crops in dataset.splits.values()))
+        for problem in dataset.check_pictures():
+            bar.advance(task)
+            if problem is not None:
+                broken.append(problem)
+    bad = {problem.path for problem in broken}
+    for split, crops in dataset.splits.items():
+        if all(crop.path in bad for crop in crops):
+            raise DatasetError(
+                f"{dataset.root / split.folder}: none of its {len(crops)} pictures can be decoded; "
+                f"the first, {crops[0].path.name}, {broken[0].reason}; copy the data set again"
+            )
+    return broken
+
+
+def _document(
+    dataset: MarketDataset, synthetic: SyntheticList | None, problems: list[Problem], *, checked: bool
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    splits: dict[str, Any] = {split.value: asdict(counts) for split, counts in dataset.statistics().items()}
+    if synthetic is not None:
+        for split, (real, rendered) in dataset.statistics_by_origin(synthetic).items():
+            splits[split.value] |= {"real": asdict(real), "synthetic": asdict(rendered)}
+    return {
+        "root": str(dataset.root),
+        "splits": splits,
+        "decoded": checked,
+        "problems": [{"path": str(problem.path), "reason": problem.reason} for problem in problems],
+    }
+
+
+def _draw(dataset: MarketDataset, path: Path) -> None:
+    import cv2
+
+    from edge_agent.dataset import contact_sheet
+    from edge_agent.errors import InputError
+    from edge_agent.manifest import write_atomic
+
+    if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
+        raise InputError(f"{path}: a contact sheet is a .png or .jpg file")
+    _, encoded = cv2.imencode(path.suffix.lower(), contact_sheet(dataset))
+    write_atomic(path, encoded.tobytes())
+
+
+def _table(document: dict[str, Any]) -> str:
+    """The model card's table, one row per split, then the problems."""
+    head = ["split", "identities", "images", "cameras"]
+    with_origin = any("real" in counts for counts in document["splits"].values())
+    if with_origin:
+        head += [
+            f"{origin} {what}" for origin in ("real", "synthetic") for what in ("ids", "images", "cameras")
+        ]
+    head += ["distractors", "junk"]
+    rows = [head]
+    for split, counts in document["splits"].items():
+        parts = [counts, *((counts["real"], counts["synthetic"]) if with_origin else ())]
+        cells = [str(part[key]) for part in parts for key in ("identities", "images", "cameras")]
+        rows.append([split, *cells, str(counts["distractor_images"]), str(counts["junk_images"])])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*lines, *_problem_lines(document)])
+
+
+def _problem_lines(document: dict[str, Any]) -> list[str]:
+    problems = document["problems"]
+    if not problems:
+        return ["every file can be used" if document["decoded"] else "every file name can be used"]
+    lines = [f"{len(problems)} files cannot be used:"]
+    lines += [f"  {problem['path']} {problem['reason']}" for problem in problems[:_SHOWN_PROBLEMS]]
+    if len(problems) > _SHOWN_PROBLEMS:
+        lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more (--json lists all)")
+    return lines

@@ -1,0 +1,235 @@
+"""`edge-agent evaluate`: how well a network finds people again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_agent.dataset import JunkRule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_agent.dataset import Crop, MarketDataset, Problem
+    from edge_agent.evaluate import EmbeddedCrops, Evaluation
+    from edge_agent.evaluate.embedding import CropEmbedder
+
+_SAMPLES = 8
+
+
+def command(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DATASET",
+            help="Market-1501 layout; with --embeddings it may be left out.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    model: Annotated[
+        Path | None, typer.Option(metavar="ONNX", help="ReID network; the default model when absent.")
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="tao, imagenet, openvino-raw or swin.")
+    ] = None,
+    embeddings: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
+    ] = None,
+    junk: Annotated[
+        JunkRule, typer.Option(help="What becomes of person -1: left out, or read as 1 as TAO does.")
+    ] = JunkRule.STRICT,
+    rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking, 20/6/0.3.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a report with curves and pictures.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write what --json prints.")
+    ] = None,
+) -> None:
+    """Rank-k, mAP and mINP, and how often strangers are accepted and acquaintances missed."""
+    import json
+
+    from edge_agent.evaluate import ReRanking, evaluate
+    from edge_agent.manifest import write_atomic, write_json_atomic
+
+    _check_usage(dataset, model, preprocess, embeddings)
+    _require_folders(report, output)
+    query, gallery, facts = _sides(dataset, model, preprocess, embeddings)
+    evaluation = evaluate(
+        query,
+        gallery,
+        junk_rule=junk,
+        reranking=ReRanking() if rerank else None,
+        samples=_SAMPLES if report is not None else 0,
+    )
+    document = {**evaluation.document(), **facts, "versions": _versions()}
+    if output is not None:
+        write_json_atomic(output, document)
+    if report is not None:
+        from edge_agent.evaluate.report import html_report
+
+        write_atomic(report, html_report(evaluation, document, title=_title(document)))
+    print(json.dumps(document, indent=2, allow_nan=False) if as_json else _summary(evaluation, document))
+
+
+def _check_usage(
+    dataset: Path | None, model: Path | None, preprocess: str | None, embeddings: tuple[Path, Path] | None
+) -> None:
+    if dataset is None and embeddings is None:
+        raise typer.BadParameter("name a data set, or two files with --embeddings")
+    if embeddings is not None and (model is not None or preprocess is not None):
+        raise typer.BadParameter("--embeddings were made already: --model and --preprocess have no say")
+
+
+def _require_folders(*paths: Path | None) -> None:
+    """Notice before the long work that its result has nowhere to go."""
+    from edge_agent.errors import InputError
+
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
+
+
+def _sides(
+    dataset: Path | None, model: Path | None, preprocess: str | None, embeddings: tuple[Path, Path] | None
+) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
+    """Labelled embeddings of both sides, and what the document says about where they are from."""
+    from edge_agent.dataset import MarketDataset, Split
+
+    opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
+    if embeddings is not None:
+        return _from_files(embeddings, opened)
+    assert opened is not None  # `_check_usage` saw to it
+    return _from_model(opened, model, preprocess)
+
+
+def _from_files(
+    paths: tuple[Path, Path], dataset: MarketDataset | None
+) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
+    from edge_agent.evaluate.files import (
+        labelled_by_dataset,
+        labelled_by_name,
+        read_embeddings,
+        require_one_space,
+    )
+
+    query, gallery = (read_embeddings(path) for path in paths)
+    require_one_space([query, gallery])
+    facts = {
+        "dataset": _dataset_facts(dataset),
+        "model": query.about or None,
+        "embeddings": [str(path) for path in paths],
+        "unreadable": [],
+    }
+    if dataset is None:
+        return labelled_by_name(query), labelled_by_name(gallery), facts
+    return labelled_by_dataset(query, dataset.query), labelled_by_dataset(gallery, dataset.gallery), facts
+
+
+def _from_model(
+    dataset: MarketDataset, model: Path | None, preprocess: str | None
+) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
+    import tempfile
+
+    from edge_agent.cli.embed import describe, open_chosen
+
+    with (
+        tempfile.TemporaryDirectory() as state,
+        open_chosen(model, preprocess, Path(state)) as (embedder, profile),
+    ):
+        query, query_problems = _embed(embedder, dataset.query, "queries")
+        gallery, gallery_problems = _embed(embedder, dataset.gallery, "gallery")
+        facts = {
+            "dataset": _dataset_facts(dataset),
+            "model": describe(embedder.info, profile),
+            "embeddings": None,
+            "unreadable": [
+                {"path": str(problem.path), "reason": problem.reason}
+                for problem in (*query_problems, *gallery_problems)
+            ],
+        }
+    return query, gallery, facts
+
+
+def _embed(
+    embedder: CropEmbedder, crops: Sequence[Crop], what: str
+) -> tuple[EmbeddedCrops, tuple[Problem, ...]]:
+    from edge_agent.cli.embed import with_progress
+    from edge_agent.evaluate import EmbeddedCrops
+
+    done = with_progress(embedder, [crop.path for crop in crops], what)
+    kept = [crops[row] for row in done.rows]
+    labelled = EmbeddedCrops.of(
+        done.vectors,
+        [crop.pid for crop in kept],
+        [crop.camid for crop in kept],
+        [str(crop.path) for crop in kept],
+    )
+    return labelled, done.problems
+
+
+def _dataset_facts(dataset: MarketDataset | None) -> dict[str, Any] | None:
+    if dataset is None:
+        return None
+    return {"root": str(dataset.root), "left_out": len(dataset.problems)}
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import cv2
+    import numpy as np
+    import onnxruntime
+
+    from edge_agent import __version__
+
+    return {
+        "edge-agent": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _title(document: dict[str, Any]) -> str:
+    name = (document["model"] or {}).get("name", "embeddings")
+    where = Path(document["dataset"]["root"]).name if document["dataset"] else "given files"
+    return f"Evaluation of {name} on {where}"
+
+
+def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
+    """The figures for people."""
+    from edge_agent.evaluate import OperatingPoint
+
+    shares = "  ".join(
+        f"{key} {100 * document[key]:.1f} %" for key in ("rank1", "rank5", "rank10", "mAP", "mINP")
+    )
+    lines = [
+        _title(document),
+        f"  {document['queries_evaluated']} of {document['queries']} queries ranked against "
+        f"{document['gallery']} gallery crops; junk rule {document['junk_rule']}, "
+        f"re-ranking {document['reranking'] or 'off'}",
+        f"  {shares}",
+        f"  pairs across cameras: {document['genuine_pairs']} of one person, "
+        f"{document['impostor_pairs']} of different people",
+    ]
+    if document["eer"] is not None:
+        lines.append(f"  EER {100 * document['eer']:.2f} % at cosine {document['eer_threshold']:.4f}")
+    for point in evaluation.points:
+        if not isinstance(point, OperatingPoint):
+            lines.append(f"  FMR {point.target_fmr:g}: {point.reason}")
+            continue
+        missed = "no genuine pairs"
+        if point.fnmr is not None and point.fnmr_ci is not None:
+            low, high = point.fnmr_ci
+            missed = f"FNMR {100 * point.fnmr:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        lines.append(f"  FMR {point.target_fmr:g}: cosine {point.threshold:.4f}, {missed}")
+    if document["unreadable"]:
+        lines.append(f"  left out since unreadable: {len(document['unreadable'])} crops (--json lists them)")
+    return "\n".join(lines)
