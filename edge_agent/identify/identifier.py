@@ -225,6 +225,11 @@ class Identifier:
             return Threshold(self.calibrated, "calibrated")
         return self._site.threshold()
 
+    def aim(self, target_fmr: float) -> None:
+        """Change what the site's threshold aims at."""
+        self.target_fmr = target_fmr
+        self._site.aim(target_fmr)
+
     def save(self) -> None:
         """Keep what was learnt of the site for the next run."""
         self.gallery.set_fact(SITE_FACT, self._site.to_json())

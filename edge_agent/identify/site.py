@@ -63,6 +63,11 @@ class SiteScores:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def aim(self, target_fmr: float) -> None:
+        """Change the target probability."""
+        self._target = target_fmr
+        self._cached = None
+
     def learn(self, person_a: str, person_b: str, cosine: float) -> None:
         """Set the value of a pair of people who were seen together; a later one replaces it."""
         key = "|".join(sorted((person_a, person_b)))

@@ -1,0 +1,55 @@
+"""`edge-agent run`: the agent itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Video file, rtsp:// or http(s):// address, /dev/videoN, usb:N, csi:N or crops:FOLDER; "
+            "repeat it for more."
+        ),
+    ] = None,
+    detector: Annotated[str | None, typer.Option(help="hog, yolox:FILE.onnx, external or none.")] = None,
+    model: Annotated[Path | None, typer.Option(help="ReID network, ONNX.")] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(help="Preprocess profile: tao, imagenet, openvino-raw or swin.")
+    ] = None,
+    broker: Annotated[str | None, typer.Option(help="mqtt://HOST:PORT, mqtts://HOST:PORT or none.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder for gallery and outbox.")] = None,
+    events: Annotated[
+        Path | None, typer.Option(help="Write every event to this file, as JSON lines.")
+    ] = None,
+    mot: Annotated[
+        Path | None, typer.Option(help="MOTChallenge rows with identities as known at each frame.")
+    ] = None,
+    mot_final: Annotated[
+        Path | None, typer.Option(help="The same with the last identity of each track.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file; see config.example.toml.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary at the end.")] = False,
+) -> None:
+    """Recognise people until told to stop, or until all files have been read."""
+    import json
+    from dataclasses import asdict
+
+    from edge_agent.cli.service import overrides, run_until_stopped
+    from edge_agent.config import load
+    from edge_agent.daemon import Agent, Outputs
+    from edge_agent.logs import configure
+
+    values = overrides(
+        source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state
+    )
+    settings = load(config, values)
+    configure(settings.log_level)
+    agent = Agent(settings, Outputs(events, mot, mot_final))
+    summary = run_until_stopped(agent, reload=lambda: load(config, values))
+    if as_json:
+        print(json.dumps(asdict(summary)))

@@ -1,0 +1,441 @@
+"""The whole agent: stages from the factory, sources, delivery and telemetry around the pipeline."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from edge_agent import __version__, factory
+from edge_agent.config import Settings, changes, fingerprint
+from edge_agent.errors import ConfigError, EdgeAgentError, StorageError
+from edge_agent.events import (
+    CameraInfo,
+    DeviceSummary,
+    EngineData,
+    InfoData,
+    TelemetryData,
+    alert_event,
+    identity_event,
+)
+from edge_agent.logs import configure
+from edge_agent.mot import MotFinal, MotWriter
+from edge_agent.pipeline import FrameOutcome, Pipeline
+from edge_agent.source.reader import FrameReader
+from edge_agent.structures import EngineInfo, SourceState, SourceStatus
+
+if TYPE_CHECKING:
+    from edge_agent.embed import Embedder
+    from edge_agent.gallery.gallery import Gallery
+    from edge_agent.identify import Identifier
+    from edge_agent.source.base import Source
+    from edge_agent.telemetry.reader import Reading, Telemetry
+
+__all__ = ["Agent", "Outputs", "Summary"]
+
+_log = structlog.get_logger(__name__)
+
+SAVE_INTERVAL_S = 60.0
+"""How often what was learnt of the site is written, and expired identities are erased."""
+
+DRAIN_S = 10.0
+"""At the end of recorded files: how long to wait for the broker to take the last events."""
+
+PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
+"""Distributions whose versions `info` names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Files that a run writes beside its events.
+
+    Attributes:
+        events: every event as a JSON line.
+        mot: MOTChallenge rows with identities as known at each frame.
+        mot_final: the same with the last identity of each track.
+    """
+
+    events: Path | None = None
+    mot: Path | None = None
+    mot_final: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        frames: per source.
+        crops: embedded.
+        decisions: made.
+        identities: in the gallery at the end.
+        seconds: wall time from the first frame to the last decision.
+        engine_seconds: time inside the ReID network.
+        stage_seconds: time of the driving thread by stage.
+        undelivered: events that the broker has not acknowledged.
+    """
+
+    frames: dict[str, int]
+    crops: int
+    decisions: int
+    identities: int
+    seconds: float
+    engine_seconds: float
+    stage_seconds: dict[str, float]
+    undelivered: int
+
+
+@dataclass(slots=True)
+class Agent:
+    """One run of the agent.
+
+    Args:
+        settings: all settings.
+        outputs: files to write.
+        observe: called with every outcome, on the driving thread; must not block.
+        session: id of this run.
+    """
+
+    settings: Settings
+    outputs: Outputs = field(default_factory=Outputs)
+    observe: Callable[[FrameOutcome], None] | None = None
+    session: str = field(default_factory=lambda: str(uuid.uuid4()))
+    device: DeviceSummary = field(default_factory=DeviceSummary)
+    """State of the device as last read."""
+    started: float = field(default_factory=time.monotonic)
+    _reload: Settings | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, stop: threading.Event) -> Summary:
+        """Until every source has ended or `stop` is set.
+
+        Raises:
+            EdgeAgentError: something that the agent needs is missing or broken; the message says what.
+        """
+        if not self.settings.sources:
+            raise ConfigError(
+                "no source: name one with --source PATH_OR_URL, or in [[sources]] of the configuration"
+            )
+        with ExitStack() as stack:
+            return self._drive(self._open(stack), stop)
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Take over what may change while running; returns the keys that need a restart."""
+        live, restart = changes(self.settings, settings)
+        with self._lock:
+            self._reload = settings
+        _log.info("settings_reloaded", applied=live, restart_required=restart)
+        return restart
+
+    def _open(self, stack: ExitStack) -> _Stages:
+        """Open everything, in the order in which faults are cheapest to find."""
+        settings = self.settings
+        state = factory.state_folder(settings.state_dir)
+        sources = factory.open_sources(settings, state)
+        embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
+        enabled = [source for source in settings.sources if source.enabled]
+        choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
+        detection = factory.open_detection(settings, stack, cameras=choices)
+        gallery = stack.enter_context(factory.open_gallery(settings, embedder.info, owner=True))
+        telemetry = stack.enter_context(factory.open_telemetry(settings, state))
+        reading = telemetry.read()
+        self.device = _device_summary(reading)
+        info = self._info(embedder.info, detection.name, sources, reading)
+        mot, mot_final = self.outputs.mot, self.outputs.mot_final
+        stages = _Stages(
+            embedder=embedder,
+            detection=detection,
+            gallery=gallery,
+            identifier=factory.make_identifier(settings, gallery, self.session),
+            telemetry=telemetry,
+            mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
+            mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
+            publisher=factory.open_publisher(
+                settings,
+                state,
+                session=self.session,
+                info=lambda: info,
+                events=self.outputs.events,
+                stack=stack,
+            ),
+        )
+        health = _Health(stages.publisher)
+        health.start()
+        for source in sources:
+            reader = FrameReader(source, wake=stages.wake, on_status=health.on_status)
+            stages.readers.append(stack.enter_context(reader))
+        return stages
+
+    def _drive(self, stages: _Stages, stop: threading.Event) -> Summary:
+        settings = self.settings
+        pipeline = Pipeline(
+            readers=stages.readers,
+            wake=stages.wake,
+            detect=stages.detection.detect,
+            embed=stages.embedder,
+            tracker=lambda camera: factory.make_tracker(settings, camera, stages.detection.levels(camera)),
+            given=lambda camera: factory.make_upstream_tracks(settings, camera),
+            identify=stages.identifier,
+            hand_over=lambda outcome: self._deliver(outcome, stages),
+            max_delay_s=settings.engine.max_delay_ms / 1000,
+        )
+        began = time.perf_counter()
+        with _Beats(self, pipeline, stages):
+            pipeline.run(stop)
+        seconds = time.perf_counter() - began
+        _save(stages.identifier)
+        if stages.mot_final is not None:
+            stages.mot_final.finish(stages.identifier.number)
+        if not stop.is_set():
+            stages.publisher.drain(DRAIN_S)
+        _raise_first_error(stages.readers)
+        return Summary(
+            frames=dict(pipeline.counters.frames),
+            crops=stages.embedder.counters.embedded,
+            decisions=pipeline.counters.decisions,
+            identities=len(stages.gallery),
+            seconds=seconds,
+            engine_seconds=stages.embedder.engine.run_seconds,
+            stage_seconds=dict(pipeline.counters.seconds),
+            undelivered=stages.publisher.counters.outbox_rows,
+        )
+
+    def _deliver(self, outcome: FrameOutcome, stages: _Stages) -> None:
+        """Publish what was decided, and write what was asked for."""
+        for decision in outcome.decisions:
+            event = identity_event(
+                decision,
+                engine=stages.embedder.info,
+                device=self.device,
+                latency_ms=outcome.latency_ms,
+                detector=stages.detection.name,
+            )
+            stages.publisher.publish(event)
+        if stages.mot is not None:
+            stages.mot.write(outcome.update, stages.identifier.number)
+        if stages.mot_final is not None:
+            stages.mot_final.write(outcome.update)
+        if self.observe is not None:
+            self.observe(outcome)
+        if self._reload is not None:
+            self._take_over(stages.identifier)
+
+    def _take_over(self, identifier: Identifier) -> None:
+        """Apply reloaded settings, between two frames."""
+        with self._lock:
+            settings, self._reload = self._reload, None
+        if settings is not None:
+            self.settings = settings
+            factory.adjust_identifier(identifier, settings)
+            configure(settings.log_level)
+
+    def _info(
+        self, engine: EngineInfo, detector: str, sources: Sequence[Source], reading: Reading
+    ) -> InfoData:
+        enabled = [source for source in self.settings.sources if source.enabled]
+        cameras = [
+            CameraInfo(source.id, factory.kind_of(own.url))
+            for source, own in zip(sources, enabled, strict=True)
+        ]
+        return InfoData(
+            version=__version__,
+            model=EngineData.of(engine),
+            simulated=engine.backend.startswith("simulated"),
+            detector=detector,
+            cameras=tuple(cameras),
+            enrolment=self.settings.identify.enrolment,
+            config_hash=fingerprint(self.settings),
+            python=platform.python_version(),
+            platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+            board=reading.board,
+            l4t=reading.l4t,
+            packages=_versions(),
+        )
+
+
+@dataclass(slots=True)
+class _Stages:
+    """Everything that is open during a run."""
+
+    embedder: Embedder
+    detection: factory.Detection
+    gallery: Gallery
+    identifier: Identifier
+    telemetry: Telemetry
+    publisher: factory.Publish
+    mot: MotWriter | None
+    mot_final: MotFinal | None
+    readers: list[FrameReader] = field(default_factory=list)
+    wake: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True)
+class _Health:
+    """Tells the broker how the cameras and the agent are. Called from the readers' threads."""
+
+    publisher: factory.Publish
+    _latest: dict[str, SourceStatus] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self) -> None:
+        """Say that the agent runs."""
+        self.publisher.set_status("online")
+
+    def on_status(self, status: SourceStatus) -> None:
+        """A camera came, went or ended."""
+        with self._lock:
+            before = self._latest.get(status.camera)
+            self._latest[status.camera] = status
+            self.publisher.set_camera_status(status)
+            down = [name for name, latest in sorted(self._latest.items()) if latest.state in _DOWN]
+            if down:
+                self.publisher.set_status("degraded", f"no frames from {', '.join(down)}")
+            else:
+                self.publisher.set_status("online")
+            self._alert(before, status)
+
+    def _alert(self, before: SourceStatus | None, status: SourceStatus) -> None:
+        """An alert when a camera is given up for the time being, and when it is back."""
+        was_lost = before is not None and before.state is SourceState.OFFLINE
+        is_lost = status.state is SourceState.OFFLINE
+        if was_lost == is_lost or (was_lost and status.state is SourceState.RECONNECTING):
+            return
+        what = f"is offline: {status.reason}" if is_lost else "is back"
+        alert = alert_event(
+            "camera_lost",
+            f"camera {status.camera} {what}",
+            active=is_lost,
+            time=status.time,
+            details={"camera": status.camera},
+        )
+        self.publisher.publish(alert)
+
+
+_DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
+
+
+def _raise_first_error(readers: Sequence[FrameReader]) -> None:
+    """Once nothing is left to do: why a source was given up, if one was."""
+    for reader in readers:
+        if reader.error is not None:
+            raise reader.error
+
+
+@dataclass(slots=True)
+class _Beats:
+    """The slow thread: telemetry, expiry, and saving what was learnt."""
+
+    agent: Agent
+    pipeline: Pipeline
+    stages: _Stages
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+    _last: tuple[float, int, dict[str, int]] | None = None
+    _saved: float = field(default_factory=time.monotonic)
+
+    def __enter__(self) -> _Beats:
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._beat()
+            except EdgeAgentError as problem:
+                _log.warning("telemetry_failed", error=str(problem))
+            if self._stop.wait(self.agent.settings.telemetry.interval_s):
+                return
+
+    def _beat(self) -> None:
+        reading = self.stages.telemetry.read()
+        self.agent.device = _device_summary(reading)
+        self.stages.publisher.send_telemetry(self._telemetry(reading))
+        if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
+            self._saved = time.monotonic()
+            _save(self.stages.identifier)
+            for gone in self.stages.gallery.expire(time.time()):
+                _log.info("identity_expired", identity=gone.id)
+
+    def _telemetry(self, reading: Reading) -> TelemetryData:
+        now, crops = time.monotonic(), self.stages.embedder.counters.embedded
+        frames = dict(self.pipeline.counters.frames)
+        before = self._last or (self.agent.started, 0, {})
+        self._last = (now, crops, frames)
+        span = max(now - before[0], 1e-3)
+        delivered = self.stages.publisher.counters
+        readers = self.stages.readers
+        dropped = {f"frames:{reader.camera}": reader.dropped for reader in readers if reader.dropped}
+        dropped |= {f"crops:{why}": n for why, n in self.stages.embedder.counters.refused.items()}
+        return TelemetryData(
+            uptime_s=round(now - self.agent.started, 1),
+            state="online",
+            temperatures_c=_known(reading.temperatures_c),
+            hottest_c=reading.hottest_c,
+            hottest_zone=reading.hottest_zone,
+            throttled=reading.throttled,
+            power_mode=reading.power_mode,
+            power_w=_known(reading.power_w),
+            power_total_w=reading.power_total_w,
+            fan_percent=reading.fan_percent,
+            cpu_percent=reading.cpu_percent,
+            gpu_percent=reading.gpu_percent,
+            memory_used_bytes=reading.memory_used_bytes,
+            memory_total_bytes=reading.memory_total_bytes,
+            process_memory_bytes=reading.process_memory_bytes,
+            disk_free_bytes=reading.disk_free_bytes,
+            frames_per_s={k: round((n - before[2].get(k, 0)) / span, 2) for k, n in frames.items()},
+            crops_per_s=round((crops - before[1]) / span, 2),
+            queues={reader.camera: reader.waiting for reader in readers},
+            dropped=dropped,
+            identities=len(self.stages.gallery),
+            outbox_rows=delivered.outbox_rows,
+            outbox_bytes=delivered.outbox_bytes,
+            outbox_parked=delivered.outbox_parked,
+        )
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Without what is missing."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _save(identifier: Identifier) -> None:
+    try:
+        identifier.save()
+    except StorageError as problem:
+        _log.warning("site_scores_not_saved", error=str(problem))
+
+
+def _device_summary(reading: Reading) -> DeviceSummary:
+    return DeviceSummary(
+        temperature_c=reading.hottest_c,
+        temperature_zone=reading.hottest_zone,
+        throttled=reading.throttled,
+        power_mode=reading.power_mode,
+        power_w=reading.power_total_w,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,479 @@
+"""The one place that turns settings into stages.
+
+The daemon, the benchmarks, evaluation and calibration all get their stages here, so they run the same code.
+Nothing heavy is imported before the stage that needs it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_agent.config import DetectorSettings, EngineSettings, MqttSettings, QualitySettings, Settings
+from edge_agent.errors import ConfigError, InputError
+from edge_agent.manifest import read_json
+
+if TYPE_CHECKING:
+    from edge_agent.deliver.connection import BrokerSettings
+    from edge_agent.deliver.publisher import Counters as Delivered
+    from edge_agent.deliver.publisher import State
+    from edge_agent.embed import Embedder
+    from edge_agent.events import Event, InfoData, TelemetryData
+    from edge_agent.gallery.gallery import Gallery
+    from edge_agent.identify import Identifier
+    from edge_agent.quality import QualityGate
+    from edge_agent.source.base import Source
+    from edge_agent.structures import Detections, EngineInfo, Frame, SourceStatus
+    from edge_agent.telemetry.reader import Telemetry
+    from edge_agent.track import Tracker, UpstreamTracks
+
+__all__ = [
+    "GALLERY_FILE",
+    "STRIPES",
+    "Detection",
+    "Model",
+    "Publish",
+    "adjust_identifier",
+    "broker_settings",
+    "choose_model",
+    "default_model",
+    "kind_of",
+    "make_gate",
+    "make_identifier",
+    "make_tracker",
+    "make_upstream_tracks",
+    "open_configured_embedder",
+    "open_detection",
+    "open_embedder",
+    "open_gallery",
+    "open_publisher",
+    "open_sources",
+    "open_telemetry",
+    "state_folder",
+]
+
+GALLERY_FILE = "gallery.db"
+
+STRIPES = "colour-stripes"
+"""Name that stands for the built-in colour-stripe graph where a model file is expected."""
+
+_FALLBACK_PROFILE = "tao"
+
+
+_KINDS = {
+    "rtsp": "rtsp",
+    "http": "http",
+    "/dev/video": "v4l2",
+    "usb:": "v4l2",
+    "csi:": "csi",
+    "crops:": "crops",
+}
+
+
+class Publish(Protocol):
+    """What the agent needs of delivery; see `edge_agent.deliver.publisher`."""
+
+    def publish(self, event: Event) -> int:
+        """Deliver an event at least once."""
+
+    def set_status(self, state: State, reason: str = "") -> None:
+        """Say how the agent is."""
+
+    def set_camera_status(self, status: SourceStatus) -> None:
+        """Say how a camera is."""
+
+    def send_telemetry(self, data: TelemetryData) -> None:
+        """Send thermals and load, once."""
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until everything is delivered."""
+
+    @property
+    def counters(self) -> Delivered:
+        """What was delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A ReID network and how its input is prepared."""
+
+    path: Path
+    preprocess: str
+
+
+def state_folder(path: Path) -> Path:
+    """The folder for everything that the agent keeps, made with mode 0700 when absent."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"state folder {path} cannot be made: {error.strerror}; choose another with --state"
+        ) from None
+    return path
+
+
+def default_model() -> Path | None:
+    """The model that ships with the project, or None where it is not installed."""
+    package = Path(__file__).parent
+    for folder in (package / "shipped", package.parent / "engines"):
+        if (folder / "default.onnx").is_file():
+            return folder / "default.onnx"
+    return None
+
+
+def choose_model(settings: EngineSettings, state: Path) -> Model:
+    """The configured model, else the shipped one, with its preprocess profile.
+
+    The profile is the configured one, else what the model's own manifest (`MODEL.json`) says, else `tao`.
+
+    Raises:
+        ConfigError: no model is configured and none ships.
+        InputError: the configured file does not exist.
+    """
+    if settings.model is not None and str(settings.model) == STRIPES:
+        return Model(_stripes(state), settings.preprocess or _FALLBACK_PROFILE)
+    path = settings.model if settings.model is not None else default_model()
+    if path is None:
+        raise ConfigError(
+            f"no ReID model: name one with --model FILE.onnx or engine.model, or {STRIPES!r} for "
+            "the built-in colour comparison, which is good for a demonstration only"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file")
+    return Model(path, settings.preprocess or _profile_of(path))
+
+
+def _stripes(state: Path) -> Path:
+    from edge_agent.engine.stripes import write_stripe_model
+
+    path = state / f"{STRIPES}.onnx"
+    write_stripe_model(path)
+    return path
+
+
+def _profile_of(model: Path) -> str:
+    manifest = model.with_suffix(".json")
+    if not manifest.is_file():
+        return _FALLBACK_PROFILE
+    return str(read_json(manifest).get("preprocess", _FALLBACK_PROFILE))
+
+
+def make_gate(settings: QualitySettings) -> QualityGate:
+    """The quality gate."""
+    from edge_agent.quality import QualityGate
+
+    return QualityGate(**settings.model_dump())
+
+
+def open_embedder(
+    model: Path,
+    preprocess: str,
+    *,
+    max_batch: int = 64,
+    backend: str = "auto",
+    threads: int = 0,
+    quality: QualitySettings | None = None,
+    state: Path | None = None,
+    normalise: bool = True,
+) -> Embedder:
+    """The embedding stage; not yet entered.
+
+    Args:
+        model: ReID ONNX.
+        preprocess: name of the profile.
+        max_batch: largest batch for all cameras together.
+        backend: see `edge_agent.engine.BACKENDS`.
+        threads: CPU threads, 0 for the backend's own choice.
+        quality: limits of the gate; its defaults when None.
+        state: folder where the reference embeddings of the self-test are kept.
+        normalise: False for the network's own vector lengths.
+
+    Raises:
+        ModelError: the file does not fit; says how to mend it.
+    """
+    from edge_agent.embed import Embedder
+    from edge_agent.engine import open_engine
+    from edge_agent.engine.golden import load_or_make
+    from edge_agent.engine.graph import prepare_reid
+    from edge_agent.engine.profiles import profile_named
+
+    profile = profile_named(preprocess)
+    prepared = prepare_reid(model, profile, normalise=normalise)
+    golden = load_or_make(prepared, state) if normalise else None
+    engine = open_engine(prepared, backend=backend, max_batch=max_batch, threads=threads)
+    return Embedder(engine, profile=profile, gate=make_gate(quality or QualitySettings()), golden=golden)
+
+
+def open_configured_embedder(settings: Settings, state: Path) -> Embedder:
+    """The embedding stage that the settings name; not yet entered."""
+    model = choose_model(settings.engine, state)
+    return open_embedder(
+        model.path,
+        model.preprocess,
+        max_batch=settings.engine.max_batch,
+        backend=settings.engine.backend,
+        threads=settings.engine.threads,
+        quality=settings.quality,
+        state=state,
+    )
+
+
+def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -> Gallery:
+    """The gallery of the state folder, for the embedding space of `info`; not yet entered."""
+    from edge_agent.gallery.gallery import Gallery
+
+    ttl_hours = settings.gallery.ttl_hours
+    return Gallery(
+        state_folder(settings.state_dir) / GALLERY_FILE,
+        space=info.space,
+        dimension=info.dimension,
+        capacity=settings.gallery.capacity,
+        max_exemplars=settings.gallery.max_exemplars,
+        ttl_s=ttl_hours * 3600 if ttl_hours is not None else None,
+        owner=owner,
+    )
+
+
+def make_identifier(settings: Settings, gallery: Gallery, session: str) -> Identifier:
+    """The decision stage."""
+    from edge_agent.identify import Identifier
+
+    chosen = settings.identify
+    return Identifier(
+        gallery,
+        session,
+        enrolment=chosen.enrolment,
+        configured=chosen.threshold,
+        target_fmr=chosen.target_fmr,
+        decide_crops=chosen.decide_crops,
+        enrol_crops=chosen.enrol_crops,
+        pool_crops=chosen.pool_crops,
+        fuse_crops=chosen.fuse_crops,
+        margin=chosen.margin,
+        covisible_frames=chosen.covisible_frames,
+        publish_unknown=chosen.publish_unknown,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The detectors of all sources, entered.
+
+    Attributes:
+        detect: finds people in a frame of any source.
+        levels: per camera, the scores that a tracker needs: high, low, new track.
+        name: for `info` and events.
+    """
+
+    detect: Callable[[Frame], Detections]
+    levels: Callable[[str], tuple[float, float, float]]
+    name: str
+
+
+def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, str | None]) -> Detection:
+    """Open one detector for each kind that is asked for.
+
+    Args:
+        settings: all settings.
+        stack: closes the detectors.
+        cameras: id of each source and its own choice of detector, None for the common one.
+    """
+    kinds = {camera: kind or settings.detector.kind for camera, kind in cameras.items()}
+    opened = {kind: _open_detector(kind, settings, stack) for kind in sorted(set(kinds.values()))}
+    common = settings.detector.kind
+
+    def detect(frame: Frame) -> Detections:
+        found: Detections = opened[kinds.get(frame.camera, common)][0](frame)
+        return found
+
+    def levels(camera: str) -> tuple[float, float, float]:
+        own: tuple[float, float, float] = opened[kinds.get(camera, common)][1]
+        return own
+
+    return Detection(detect, levels, "+".join(opened[kind][2] for kind in opened))
+
+
+_Opened = tuple[Callable[["Frame"], "Detections"], tuple[float, float, float], str]
+
+
+def _open_detector(kind: str, settings: Settings, stack: ExitStack) -> _Opened:
+    if kind == "external":
+        return _open_external(settings, stack)
+    from edge_agent.detect import open_detector
+
+    detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads))
+    own = detector.levels
+    levels = _levels(settings.detector, own.high, own.low, own.new_track)
+    return (lambda frame: detector.detect(frame.image)), levels, detector.name
+
+
+def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
+    from edge_agent.source.external import ExternalBoxes
+
+    chosen = settings.detector
+    if not chosen.external_topics:
+        raise ConfigError("detector.kind is external, but detector.external_topics names no MQTT topic")
+    broker = broker_settings(settings.mqtt)
+    if broker is None:
+        raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
+    boxes = stack.enter_context(
+        ExternalBoxes(
+            broker.host,
+            broker.port,
+            topics=chosen.external_topics,
+            format=chosen.external_format,
+            wait_seconds=chosen.external_wait_ms / 1000,
+        )
+    )
+    return boxes.detect_frame, _levels(chosen, 0.5, 0.1, 0.5), f"external:{chosen.external_format}"
+
+
+def _levels(
+    chosen: DetectorSettings, high: float, low: float, new_track: float
+) -> tuple[float, float, float]:
+    """High, low and new-track score: what is configured, else the detector's own."""
+    pairs = ((chosen.high, high), (chosen.low, low), (chosen.new_track, new_track))
+    levels = [own if configured is None else configured for configured, own in pairs]
+    return levels[0], levels[1], levels[2]
+
+
+def make_tracker(settings: Settings, camera: str, levels: tuple[float, float, float]) -> Tracker:
+    """The tracker of one camera."""
+    from edge_agent.track import Tracker
+
+    high, low, new_track = levels
+    return Tracker(camera, high=high, low=low, new_track=new_track, **settings.tracker.model_dump())
+
+
+def broker_settings(settings: MqttSettings) -> BrokerSettings | None:
+    """Where the broker is and how to log in, or None without one."""
+    from edge_agent.deliver.connection import BrokerSettings
+
+    if settings.broker is None:
+        return None
+    chosen: dict[str, Any] = {
+        "username": settings.username,
+        "password": settings.password.get_secret_value() if settings.password else None,
+        "ca_file": settings.ca_file,
+        "cert_file": settings.cert_file,
+        "key_file": settings.key_file,
+        "version": settings.version,
+        "keepalive_s": settings.keepalive_s,
+    }
+    return BrokerSettings.parse(settings.broker, **chosen)
+
+
+def open_sources(settings: Settings, state: Path) -> list[Source]:
+    """The enabled sources, in their order; nothing is opened yet.
+
+    All recorded files of a run begin at the same moment, so that their frames can be put in order.
+
+    Raises:
+        SourceError: an address cannot be understood.
+        ConfigError: every source is disabled.
+    """
+    import time
+
+    from edge_agent.source import open_source
+
+    begin = time.time()
+    taken: set[str] = {source.id for source in settings.sources if source.id is not None}
+    sources: list[Source] = []
+    for wanted in settings.sources:
+        if not wanted.enabled:
+            continue
+        options = wanted.model_dump(exclude={"id", "url", "enabled", "detector"})
+        source = open_source(wanted.url, id=wanted.id, taken=taken, state=state, start_time=begin, **options)
+        taken.add(source.id)
+        sources.append(source)
+    if not sources:
+        raise ConfigError("every source is disabled; set enabled = true for one of [[sources]]")
+    return sources
+
+
+def make_upstream_tracks(settings: Settings, camera: str) -> UpstreamTracks:
+    """What follows crops that come with track ids."""
+    from edge_agent.track import UpstreamTracks
+
+    return UpstreamTracks(camera, lost_s=settings.tracker.lost_s)
+
+
+def adjust_identifier(identifier: Identifier, settings: Settings) -> None:
+    """Take over reloaded settings of the decision."""
+    chosen = settings.identify
+    identifier.enrolment = chosen.enrolment
+    identifier.configured = chosen.threshold
+    identifier.decide_crops = chosen.decide_crops
+    identifier.enrol_crops = chosen.enrol_crops
+    identifier.fuse_crops = chosen.fuse_crops
+    identifier.margin = chosen.margin
+    identifier.publish_unknown = chosen.publish_unknown
+    identifier.aim(chosen.target_fmr)
+
+
+def open_telemetry(settings: Settings, state: Path) -> Telemetry:
+    """What reads thermals and load; not yet entered."""
+    from edge_agent.telemetry.reader import Telemetry
+
+    return Telemetry(disk=state, jtop=settings.telemetry.jtop)
+
+
+def open_publisher(
+    settings: Settings,
+    state: Path,
+    *,
+    session: str,
+    info: Callable[[], InfoData],
+    events: Path | None,
+    stack: ExitStack,
+) -> Publish:
+    """Delivery to the broker, or to nowhere without one; and to the events file. Entered.
+
+    Args:
+        settings: all settings.
+        state: folder of the outbox.
+        session: id of this run.
+        info: what runs here.
+        events: file for every event as a JSON line.
+        stack: closes the publisher, then the outbox and the events file.
+    """
+    from edge_agent.deliver.eventfile import EventFile
+    from edge_agent.deliver.outbox import Outbox
+    from edge_agent.deliver.publisher import LocalPublisher, Publisher
+
+    mqtt, limits = settings.mqtt, settings.outbox
+    file = stack.enter_context(EventFile(events)) if events is not None else None
+    broker = broker_settings(mqtt)
+    if broker is None:
+        local = LocalPublisher(site=mqtt.site, device=mqtt.device, session=session, event_file=file)
+        return stack.enter_context(local)
+    outbox = stack.enter_context(
+        Outbox(
+            state / "outbox.db",
+            synchronous=limits.synchronous,
+            max_rows=limits.max_rows,
+            max_bytes=limits.max_megabytes << 20,
+            max_age_s=limits.max_age_hours * 3600,
+        )
+    )
+    publisher = Publisher(
+        site=mqtt.site,
+        device=mqtt.device,
+        session=session,
+        broker=broker,
+        outbox=outbox,
+        info=info,
+        event_file=file,
+    )
+    return stack.enter_context(publisher)
+
+
+def kind_of(url: str) -> str:
+    """What kind of source an address names, for people: file, rtsp, http, v4l2, csi or crops."""
+    for prefix, kind in _KINDS.items():
+        if url.startswith(prefix):
+            return kind
+    return "file"
