@@ -11,6 +11,7 @@ import contextlib
 import json
 import threading
 import time as clock_module
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -110,7 +111,7 @@ class Gallery:
                 f"there is no gallery at {path}; it is made when the agent first runs, "
                 "or name another folder with --state"
             )
-        store = Store(Path(path))
+        store = Store(Path(path), check=False)
         with contextlib.closing(store):
             facts = {
                 key: store.meta(key) for key in ("space", "dimension", "capacity", "max_exemplars", "ttl_s")
@@ -383,9 +384,9 @@ class Gallery:
     def forget(self, number: int) -> Erased:
         """Erase a person from the file, its write-ahead log and memory.
 
-        The rows are gone when this returns; deleted content is zeroed, the file rewritten and the log
+        The rows are gone when this returns: their content is zeroed, their pages given back, the log
         truncated. Copies that the file system or a flash controller keeps of old blocks are beyond a
-        program's reach: encrypt the disk where that matters. Searches go on while the file is rewritten.
+        program's reach: encrypt the disk where that matters.
 
         Raises:
             InputError: there is no such identity.
@@ -393,7 +394,7 @@ class Gallery:
         """
         with self._changing() as store:
             erased = self._erase(_identity(store, number))
-        self._store.scrub()
+        self._scrub()
         _log.info("identity_forgotten", identity=erased.id, exemplars=erased.exemplars)
         return erased
 
@@ -402,12 +403,16 @@ class Gallery:
         with self._changing() as store:
             erased = [self._erase(person) for person in _identities(store)]
             store.run("DELETE FROM fact")
-        self._store.scrub()
+        self._scrub()
         _log.info("gallery_emptied", identities=len(erased))
         return erased
 
     def expire(self, now: float) -> list[Identity]:
-        """Erase the identities whose `expires` is not after `now`, and return what they were."""
+        """Erase the identities whose `expires` is not after `now`, and return what they were.
+
+        As thorough as `forget`, but does not wait when another process is just reading the write-ahead log:
+        copies there then last until the next call that erases.
+        """
         with self._reading() as store:
             if not store.value("SELECT count(*) FROM identity WHERE expires <= ?", (now,)):
                 return []
@@ -415,7 +420,7 @@ class Gallery:
             gone = _identities(store, "WHERE expires <= ?", now)
             for person in gone:
                 self._erase(person)
-        store.fold_log()
+        self._store.scrub(wait=False)
         return gone
 
     # ---- look-up
@@ -498,8 +503,8 @@ class Gallery:
         Raises:
             DiskFull, StorageError: as in `edge_agent.manifest.atomic_file`; an old file is then untouched.
         """
-        with self._reading() as store:
-            people = tuple(self._archived(store, person) for person in _identities(store))
+        with self._reading() as store, store.snapshot():
+            people = self._archived(store)
             facts = {key: json.loads(text) for key, text in store.rows("SELECT key, value FROM fact")}
         write_archive(Path(path), Archive(self._space, self._dimension, people, facts))
         return len(people)
@@ -563,6 +568,13 @@ class Gallery:
                 yield store
             for number in self._marked:
                 self._follow(number)
+
+    def _scrub(self) -> None:
+        if not self._store.scrub(wait=True):
+            raise StorageError(
+                f"{self._where}: erased, but another process holds its write-ahead log open; copies "
+                "remain there until the next forget or expiry. Close that process (fuser names it)"
+            )
 
     def _mark(self, number: int) -> None:
         """The exemplars of this identity change in the present transaction."""
@@ -805,21 +817,28 @@ class Gallery:
         self._marked.add(person.number)
         return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
 
-    def _archived(self, store: Store, person: Identity) -> ArchivedIdentity:
-        rows = store.rows(
-            "SELECT quality, origin, camera, time, vector FROM exemplar WHERE number = ? ORDER BY row",
-            (person.number,),
-        )
-        return ArchivedIdentity(
-            id=person.id,
-            name=person.name,
-            kind=person.kind,
-            created=person.created,
-            last_seen=person.last_seen,
-            sightings=person.sightings,
-            former_ids=_former_ids(store, person.number),
-            exemplars=tuple(row[:4] for row in rows),
-            vectors=self._unpacked([row[4] for row in rows]),
+    def _archived(self, store: Store) -> tuple[ArchivedIdentity, ...]:
+        exemplars = defaultdict(list)
+        for number, *row in store.rows(
+            "SELECT number, quality, origin, camera, time, vector FROM exemplar ORDER BY row"
+        ):
+            exemplars[number].append(row)
+        former = defaultdict(list)
+        for number, opaque in store.rows("SELECT number, id FROM former ORDER BY id"):
+            former[number].append(opaque)
+        return tuple(
+            ArchivedIdentity(
+                id=person.id,
+                name=person.name,
+                kind=person.kind,
+                created=person.created,
+                last_seen=person.last_seen,
+                sightings=person.sightings,
+                former_ids=tuple(former[person.number]),
+                exemplars=tuple((row[0], row[1], row[2], row[3]) for row in exemplars[person.number]),
+                vectors=self._unpacked([row[4] for row in exemplars[person.number]]),
+            )
+            for person in _identities(store)
         )
 
     def _take_in(self, store: Store, person: ArchivedIdentity) -> None:

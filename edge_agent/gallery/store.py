@@ -22,7 +22,7 @@ MEMORY = ":memory:"
 
 _APPLICATION = 0x45414731  # "EAG1": tells a gallery from any other SQLite file
 _LAYOUT = 1
-_BUSY_MS = 10_000  # another process holds the lock for one small change, or while it scrubs the file
+_BUSY_MS = 10_000  # another process holds the lock for one small change; an import may take longer
 
 # `revision` changes with an identity's exemplars, so that another process reloads only what changed.
 _SCHEMA = """
@@ -62,8 +62,12 @@ CREATE INDEX exemplar_by_number ON exemplar (number);
 class Store:
     """An open gallery file. Statements go through `rows` and, inside `change`, through `run`."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, check: bool = True) -> None:
         """Open or create the file; None keeps everything in memory.
+
+        Args:
+            path: of the file.
+            check: look through the whole file for damage.
 
         Raises:
             StorageError: not a gallery, damaged, of a newer layout, or not accessible.
@@ -75,7 +79,7 @@ class Store:
                 _make_private(path)
             self._connection = _connect(path)
             try:
-                self._prepare()
+                self._prepare(check=check)
             except BaseException:
                 self._connection.close()
                 raise
@@ -138,30 +142,43 @@ class Store:
         """Set a property of the gallery itself, inside a change."""
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def fold_log(self) -> None:
-        """Move the write-ahead log into the file and truncate it, unless others are just reading it."""
-        if self.path is not None:
-            self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all queries of the block see the same state, whatever other processes write meanwhile."""
+        with _translated(self.where):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
 
-    def scrub(self) -> None:
-        """Rewrite the file without the remains of deleted rows, and empty the write-ahead log.
+    def scrub(self, *, wait: bool) -> bool:
+        """Give the pages of deleted rows back, and empty the write-ahead log, which has copies of them.
 
-        Works on a connection of its own, so that this store can be read meanwhile.
+        `secure_delete` has zeroed the rows; a whole VACUUM would add nothing to that, but rewrite the file,
+        which takes seconds at 10,000 identities and wears flash. Works on a connection of its own, so that
+        this store can be used meanwhile.
 
-        Raises:
-            StorageError: another process kept the log open until the wait was over.
-            DiskFull: there is no room for the second copy that this needs for a moment.
+        Args:
+            wait: for other processes that are just reading the log, ten seconds at most.
+
+        Returns:
+            whether the log could be emptied.
         """
         if self.path is None:
-            return
-        with _translated(self.where), contextlib.closing(_connect(self.path)) as connection:
-            connection.execute("VACUUM")
-            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise StorageError(
-                f"{self.where}: erased, but another process keeps reading the write-ahead log, "
-                "in which copies remain until it lets go; run the command again"
-            )
+            return True
+        with (
+            _translated(self.where),
+            contextlib.closing(_connect(self.path, _BUSY_MS if wait else 0)) as connection,
+        ):
+            try:
+                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError as problem:
+                if "locked" not in str(problem):
+                    raise
+                return False
+        return not busy
 
     def file_bytes(self) -> int:
         """Size on disk, with the write-ahead log."""
@@ -170,7 +187,7 @@ class Store:
         beside = (self.path, self.path.with_name(self.path.name + "-wal"))
         return sum(file.stat().st_size for file in beside if file.exists())
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, check: bool) -> None:
         layout = self._connection.execute("PRAGMA user_version").fetchone()[0]
         tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not tables:
@@ -183,7 +200,7 @@ class Store:
                 f"{self.where} has layout {layout}, this edge-agent reads {_LAYOUT}; "
                 "run the version that wrote it, export the gallery there and import it here"
             )
-        verdict = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        verdict = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
 
@@ -231,18 +248,18 @@ class OwnerLock:
             self._descriptor = None
 
 
-def _connect(path: Path | None) -> sqlite3.Connection:
+def _connect(path: Path | None, busy_ms: int = _BUSY_MS) -> sqlite3.Connection:
     """A connection in autocommit mode (transactions are explicit), for one thread at a time."""
     connection = sqlite3.connect(
         MEMORY if path is None else path,
         isolation_level=None,
         check_same_thread=False,
-        timeout=_BUSY_MS / 1000,
+        timeout=busy_ms / 1000,
     )
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("PRAGMA temp_store = MEMORY")  # VACUUM's copy stays out of /tmp
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in a new file only
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA journal_size_limit = 0")  # a folded log does not stay on disk
     except BaseException:
