@@ -454,13 +454,16 @@ def parse_time(text: str) -> float:
     return moment.timestamp()
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def encode(event: Event) -> bytes:
     """The event as one line of UTF-8 JSON; `seq` stands last, and only where it is known.
 
     Raises:
         ValueError: the data holds a number that is not finite: JSON has none.
     """
-    return json.dumps(envelope(event), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(envelope(event)).encode()
 
 
 def envelope(event: Event) -> dict[str, Any]:
