@@ -70,7 +70,7 @@ class DemoBroker:
             from iotcore import Broker
         except ImportError as problem:
             raise ConfigError(
-            raise DeliveryError(f"no demo broker on port {self.port}: {problem}") from problem
+                "the demo's broker is not installed: install edge-agent with the extra `demo`, or name a broker"
                 " with --broker"
             ) from problem
         self.port = self.port or _free_port()
@@ -82,7 +82,7 @@ class DemoBroker:
                 self._broker = Broker(config_path=str(config)).start()
         except (OSError, RuntimeError) as problem:
             self._folder.cleanup()
-            raise DeliveryError(f"demo broker: cannot start on port {self.port}: {problem}") from problem
+            raise DeliveryError(f"no demo broker on port {self.port}: {problem}") from problem
         return self
 
     def __exit__(
