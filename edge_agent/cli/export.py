@@ -1,0 +1,88 @@
+"""`edge-agent export`: a checkpoint as ONNX with TAO's tensor names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Checkpoint of `edge-agent train`, or a spec whose export section names one.",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="MODEL.onnx", help="ONNX file to write.")
+    ] = None,
+    note: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=TEXT", help="Entry for the model card; may be repeated.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Export a trained network to ONNX and check it against PyTorch to 1e-4."""
+    import json
+
+    from edge_agent.errors import ConfigError
+
+    try:
+        import torch  # noqa: F401  # its absence is reported here, once
+    except ImportError as error:
+        raise ConfigError("exporting needs PyTorch: pip install 'edge-agent[train]'") from error
+    from edge_agent.train.export import export_onnx
+
+    source, target = _named_files(checkpoint, output)
+    done = export_onnx(source, target, notes=_notes(note or []), overwrite=overwrite)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "onnx": str(done.path),
+                    "sha256": done.sha256,
+                    "bytes": done.size,
+                    "dimension": done.dimension,
+                    "difference": done.difference,
+                    "card": dict(done.card),
+                }
+            )
+        )
+    else:
+        print(
+            f"{done.path}: {done.size:,} bytes, {done.dimension} numbers an embedding, sha256 {done.sha256}"
+        )
+        print(f"largest difference to PyTorch: {done.difference:.1e}")
+
+
+def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
+    """Checkpoint and ONNX file, where a spec may stand for the checkpoint as with `tao ... export -e`."""
+    from edge_agent.errors import ConfigError
+    from edge_agent.train.spec import load_spec
+
+    source: Path | None = checkpoint
+    if checkpoint.suffix in (".yaml", ".yml"):
+        section = load_spec(checkpoint).export
+        source, output = section.checkpoint, output or section.onnx_file
+        if source is None:
+            raise ConfigError(f"{checkpoint}: export.checkpoint is missing")
+    if output is None:
+        raise ConfigError("name the ONNX file to write: -o MODEL.onnx")
+    assert source is not None  # for the type checker: either the argument or the section's
+    return source, output
+
+
+def _notes(entries: list[str]) -> dict[str, str]:
+    """`KEY=TEXT` entries as a dict."""
+    from edge_agent.errors import ConfigError
+
+    notes = {}
+    for entry in entries:
+        key, separator, text = entry.partition("=")
+        if not separator or not key.isidentifier():
+            raise ConfigError(f"--note {entry!r}: expected KEY=TEXT, as in --note licence=Apache-2.0")
+        notes[key] = text
+    return notes

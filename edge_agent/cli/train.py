@@ -1,0 +1,200 @@
+"""`edge-agent train`: a ReIdentificationNet from a TAO experiment spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from edge_agent.evaluate import EmbeddedCrops
+    from edge_agent.train.checkpoint import Checkpoint
+    from edge_agent.train.data import Pictures
+    from edge_agent.train.loop import Evaluation, Trainer
+    from edge_agent.train.spec import Spec
+
+
+def command(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="TAO experiment spec.")],
+    results_dir: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and logs, instead of the spec's results_dir.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the results folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Train a re-identification network; Ctrl-C stops after the current step and keeps a checkpoint."""
+    import json
+
+    from rich.console import Console
+
+    from edge_agent.errors import ConfigError
+    from edge_agent.train.spec import load_spec
+
+    plan = load_spec(spec)
+    folder = results_dir or plan.train.results_dir or plan.results_dir
+    if folder is None:
+        raise ConfigError(f"{spec}: results_dir is missing; set it, or give --results-dir")
+    result = _train(plan, folder / "train", resume=resume, console=Console(stderr=True))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"checkpoint: {result['checkpoint']}")
+        if result["best"] is not None:
+            print(f"best mAP {result['best']:.4f}: {folder / 'train' / 'best.pth'}")
+
+
+def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
+    """Run the spec; what `--json` prints."""
+    try:
+        import torch  # noqa: F401  # its absence is reported here, once, before anything is read
+    except ImportError as error:
+        from edge_agent.errors import ConfigError
+
+        raise ConfigError("training needs PyTorch: pip install 'edge-agent[train]'") from error
+    from edge_agent.train.loop import Trainer
+    from edge_agent.train.watch import RunLog
+
+    _warn_of_unused(plan, console)
+    start = _checkpoint_to_resume(plan, folder, resume=resume)
+    pictures = _decoded(
+        plan, plan.dataset.train_dataset_dir, "train_dataset_dir", folder, console, people=True
+    )
+    evaluation = _evaluation(plan, folder, console)
+    with RunLog(folder, epochs=plan.train.num_epochs, console=console, resumed=start is not None) as log:
+        trainer = Trainer(plan, pictures, folder=folder, evaluation=evaluation, watcher=log, resume=start)
+        latest = _run_until_signal(trainer)
+    history = trainer.history
+    return {
+        "checkpoint": str(latest),
+        "best": max((row["mAP"] for row in history), default=None),
+        "history": history,
+        "identities": len(pictures.people),
+        "pictures": len(pictures.labels),
+    }
+
+
+def _warn_of_unused(plan: Spec, console: Console) -> None:
+    """Say which accepted settings of TAO's other commands have no effect here."""
+    if plan.encryption_key is not None:
+        console.print("encryption_key has no effect: files are never encrypted here", style="yellow")
+    given = [name for name in ("inference", "evaluate") if name in plan.model_fields_set]
+    if given:
+        console.print(
+            f"not used by train: {', '.join(given)} (see `edge-agent embed`, `evaluate`)", style="yellow"
+        )
+
+
+def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a fresh run."""
+    from edge_agent.errors import ConfigError
+    from edge_agent.train.checkpoint import Checkpoint
+
+    latest = folder / "latest.pth"
+    if plan.train.resume_training_checkpoint_path is not None:
+        return Checkpoint.read(plan.train.resume_training_checkpoint_path)
+    if resume:
+        return Checkpoint.read(latest)
+    if latest.exists():
+        raise ConfigError(f"{folder} holds a run already: give --resume to go on, or another results_dir")
+    return None
+
+
+def _decoded(
+    plan: Spec, source: Path | None, field: str, folder: Path, console: Console, *, people: bool
+) -> Pictures:
+    """The pictures of one of the spec's folders, at the size that the network computes on."""
+    import os
+
+    from rich.progress import Progress
+
+    from edge_agent.errors import ConfigError
+    from edge_agent.train.data import decode, read_folder
+
+    if source is None:
+        raise ConfigError(f"dataset.{field} is missing: name a folder of crops in Market-1501 layout")
+    found = read_folder(source, people_only=people)
+    pool = plan.edge_agent.input_pool
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"decoding {source.name}", total=len(found.paths))
+        return decode(
+            found,
+            size=(plan.model.input_height // pool, plan.model.input_width // pool),
+            cache=plan.edge_agent.cache_dir or folder / "cache",
+            threads=max(1, min(plan.dataset.num_workers, os.cpu_count() or 1)),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None:
+    """Rank-k and mAP on the spec's query and test folders, or None where it names none."""
+    from edge_agent.errors import ConfigError
+
+    data = plan.dataset
+    if data.query_dataset_dir is None and data.test_dataset_dir is None:
+        return None
+    if data.query_dataset_dir is None or data.test_dataset_dir is None:
+        raise ConfigError("evaluation needs both dataset.query_dataset_dir and dataset.test_dataset_dir")
+    query = _decoded(plan, data.query_dataset_dir, "query_dataset_dir", folder, console, people=False)
+    gallery = _decoded(plan, data.test_dataset_dir, "test_dataset_dir", folder, console, people=False)
+
+    def figures(embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Mapping[str, float]:
+        return _figures(_labelled(embed, query), _labelled(embed, gallery), plan)
+
+    return figures
+
+
+def _labelled(embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], side: Pictures) -> EmbeddedCrops:
+    from edge_agent.evaluate import EmbeddedCrops
+
+    persons = side.people[side.labels].tolist()
+    names = [str(number) for number in range(len(persons))]
+    return EmbeddedCrops.of(embed(side.images), persons, side.cameras.tolist(), names)
+
+
+def _figures(query: EmbeddedCrops, gallery: EmbeddedCrops, plan: Spec) -> dict[str, float]:
+    """TAO's figures, re-ranked where the spec says so."""
+    from edge_agent.errors import DatasetError
+    from edge_agent.evaluate import JunkRule, ReRanking, apply_junk_rule, rank
+    from edge_agent.evaluate.metrics import RankingTally
+    from edge_agent.evaluate.rerank import ReRankedScores
+
+    sides = apply_junk_rule(query, gallery, JunkRule.STRICT)
+    again = plan.re_ranking
+    if again.re_ranking:
+        settings = ReRanking(again.k1, again.k2, again.lambda_value)
+        tally = RankingTally(sides.query, sides.gallery)
+        for start, block in ReRankedScores(sides.query.vectors, sides.gallery.vectors, settings).blocks():
+            tally.add(start, block)
+        ranking = tally.result()
+    else:
+        ranking = rank(sides.query, sides.gallery)
+    if ranking is None:
+        raise DatasetError(
+            "no query of dataset.query_dataset_dir has a match in another camera of the gallery"
+        )
+    depths = sorted({1, 5, 10, again.max_rank})
+    return {"mAP": ranking.mean_average_precision, **{f"rank{k}": ranking.rank(k) for k in depths}}
+
+
+def _run_until_signal(trainer: Trainer) -> Path:
+    """Train; SIGINT and SIGTERM end the run after the current step with a checkpoint."""
+    import signal
+
+    def stop(*_: object) -> None:
+        trainer.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return trainer.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
