@@ -35,6 +35,10 @@ __all__ = [
     "Incoming",
     "MessageOptions",
     "Will",
+    "connack_problem",
+    "connect_problem",
+    "incoming",
+    "new_client",
 ]
 
 CONNECT_TIMEOUT_S = 5.0
@@ -241,7 +245,7 @@ class Connection:
         self._wake = wake
         self._client: Client | None = None
         self._happened = Happened()
-        self._connack: tuple[bool, str, int] | None = None
+        self._connack: Any = None
         self._lost: str | None = None
         self._trouble = ""
         self._packed: dict[MessageOptions, bytes] = {}
@@ -266,10 +270,8 @@ class Connection:
             client.connect(
                 self._broker.host, self._broker.port, self._broker.keepalive_s, **self._connect_options()
             )
-        except ssl.SSLError as problem:
-            raise BrokerRefused(self._said(f"TLS failed: {_tls_reason(problem)}")) from problem
         except OSError as problem:
-            raise BrokerUnreachable(self._said(str(problem.strerror or problem))) from problem
+            raise connect_problem(self._broker, problem) from problem
         self._client = client
         with contextlib.suppress(OSError, AttributeError):
             # Small packets must not wait for the ACK of the one before them.
@@ -280,7 +282,7 @@ class Connection:
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while self._connack is None and self._lost is None and time.monotonic() < deadline:
             self._exchange(deadline - time.monotonic(), watch_wake=False)
-        if self._connack is not None and self._connack[0] and self._client is not None:
+        if self._client is not None and self._connack is not None and not self._connack.is_failure:
             self._client.on_log = None  # it was for the handshake, and would cost at every message
             return
         problem = self._refusal()
@@ -290,9 +292,7 @@ class Connection:
     def _refusal(self) -> DeliveryError:
         """Why there is no connection, as an error that says how long to wait."""
         if self._connack is not None:
-            _, text, code = self._connack
-            kind = BrokerRefused if code in _REFUSALS else BrokerUnreachable
-            return kind(self._said(f"{text}{_ADVICE.get(code, '')}"))
+            return connack_problem(self._broker, self._connack)
         if "ALERT" in self._trouble.upper():
             return BrokerRefused(self._said(f"TLS failed: {self._trouble}"))
         if self._lost is not None:
@@ -396,23 +396,8 @@ class Connection:
     # --- paho ---------------------------------------------------------------------------------------------
 
     def _new_client(self) -> Client:
-        from paho.mqtt import client as mqtt
-        from paho.mqtt.enums import CallbackAPIVersion
-
-        five = self._broker.version == "5"
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._client_id,
-            clean_session=None if five else False,
-            protocol=mqtt.MQTTv5 if five else mqtt.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        client.connect_timeout = CONNECT_TIMEOUT_S
+        client = new_client(self._broker, self._client_id)
         client.max_inflight_messages_set(0)  # the owner keeps to `receive_maximum`
-        if self._broker.username is not None:
-            client.username_pw_set(self._broker.username, self._broker.password)
-        if self._broker.tls:
-            client.tls_set_context(self._tls_context())
         client.will_set(
             self._will.topic, self._will.payload, qos=1, retain=True, properties=self._will_options()
         )
@@ -423,24 +408,6 @@ class Connection:
         client.on_subscribe = self._mark_subscribed
         client.on_log = self._mark_log
         return client
-
-    def _tls_context(self) -> ssl.SSLContext:
-        """TLS 1.2 or newer, certificates and host name checked.
-
-        Raises:
-            BrokerRefused: one of the PEM files cannot be used.
-        """
-        try:
-            context = ssl.create_default_context(cafile=self._broker.ca_file)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if self._broker.cert_file is not None:
-                context.load_cert_chain(self._broker.cert_file, self._broker.key_file)
-        except (OSError, ssl.SSLError) as problem:
-            files = ", ".join(
-                str(f) for f in (self._broker.ca_file, self._broker.cert_file, self._broker.key_file) if f
-            )
-            raise BrokerRefused(self._said(f"cannot use the certificates in {files}: {problem}")) from problem
-        return context
 
     def _connect_options(self) -> dict[str, Any]:
         if self._broker.version != "5":
@@ -478,7 +445,7 @@ class Connection:
         return _Packed(packed + _user_property("traceparent", options.traceparent))
 
     def _mark_connack(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
-        self._connack = (not reason.is_failure, str(reason), int(reason.value))
+        self._connack = reason
         limit = getattr(properties, "ReceiveMaximum", None)
         self.receive_maximum = min(RECEIVE_MAXIMUM, limit) if limit else RECEIVE_MAXIMUM
         self.maximum_packet = getattr(properties, "MaximumPacketSize", None)
@@ -493,22 +460,78 @@ class Connection:
         self._happened.subscribed.extend(int(reason.value) for reason in reasons)
 
     def _mark_message(self, _client: Any, _data: Any, message: Any) -> None:  # noqa: ANN401
-        sent = message.properties
-        self._happened.messages.append(
-            Incoming(
-                topic=message.topic,
-                payload=bytes(message.payload),
-                retained=bool(message.retain),
-                response_topic=getattr(sent, "ResponseTopic", None),
-                correlation=getattr(sent, "CorrelationData", None),
-                expiry_s=getattr(sent, "MessageExpiryInterval", None),
-            )
-        )
+        self._happened.messages.append(incoming(message))
 
     def _mark_log(self, _client: Any, _data: Any, _level: int, text: str) -> None:  # noqa: ANN401
         """A TLS alert that comes after the handshake is told by paho only to its log."""
         if "failed to receive on socket" in text or "failed to send" in text:
             self._trouble = text.partition(": ")[2]
+
+
+def new_client(broker: BrokerSettings, client_id: str, *, reconnect: bool = False) -> Client:
+    """A client of paho that knows the broker's user and certificates, not yet connected.
+
+    Raises:
+        BrokerRefused: one of the PEM files cannot be used.
+    """
+    from paho.mqtt import client as mqtt
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    five = broker.version == "5"
+    client = mqtt.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if five else not client_id,
+        protocol=mqtt.MQTTv5 if five else mqtt.MQTTv311,
+        reconnect_on_failure=reconnect,
+    )
+    client.connect_timeout = CONNECT_TIMEOUT_S
+    if broker.username is not None:
+        client.username_pw_set(broker.username, broker.password)
+    if broker.tls:
+        client.tls_set_context(_tls_context(broker))
+    return client
+
+
+def _tls_context(broker: BrokerSettings) -> ssl.SSLContext:
+    """TLS 1.2 or newer; certificates and host name are checked."""
+    try:
+        context = ssl.create_default_context(cafile=broker.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if broker.cert_file is not None:
+            context.load_cert_chain(broker.cert_file, broker.key_file)
+    except OSError as problem:  # SSLError is one
+        files = ", ".join(str(f) for f in (broker.ca_file, broker.cert_file, broker.key_file) if f)
+        raise BrokerRefused(
+            f"broker {broker.url}: cannot use the certificates {files}: {problem}"
+        ) from problem
+    return context
+
+
+def incoming(message: Any) -> Incoming:  # noqa: ANN401 - paho's MQTTMessage, imported late
+    """A message of paho as ours."""
+    sent = message.properties
+    return Incoming(
+        topic=message.topic,
+        payload=bytes(message.payload),
+        retained=bool(message.retain),
+        response_topic=getattr(sent, "ResponseTopic", None),
+        correlation=getattr(sent, "CorrelationData", None),
+        expiry_s=getattr(sent, "MessageExpiryInterval", None),
+    )
+
+
+def connect_problem(broker: BrokerSettings, problem: OSError) -> DeliveryError:
+    """What `connect` of paho raised, as an error that says whether trying again helps."""
+    if isinstance(problem, ssl.SSLError):
+        return BrokerRefused(f"broker {broker.url}: TLS failed: {_tls_reason(problem)}")
+    return BrokerUnreachable(f"broker {broker.url}: {problem.strerror or problem}")
+
+
+def connack_problem(broker: BrokerSettings, reason: Any) -> DeliveryError:  # noqa: ANN401 - paho's ReasonCode
+    """Why the broker did not accept us, as an error that says whether trying again helps."""
+    kind = BrokerRefused if reason.value in _REFUSALS else BrokerUnreachable
+    return kind(f"broker {broker.url}: {reason}{_ADVICE.get(reason.value, '')}")
 
 
 class _Packed:

@@ -70,7 +70,7 @@ class DemoBroker:
             from iotcore import Broker
         except ImportError as problem:
             raise ConfigError(
-                "the demo's broker is not installed: install edge-agent with the extra `demo`, or name a broker"
+                "there is no demo broker: install edge-agent with the extra `demo`, or name a broker"
                 " with --broker"
             ) from problem
         self.port = self.port or _free_port()
