@@ -91,21 +91,32 @@ class _Section(BaseModel):
 
 
 class SourceSettings(_Section):
-    """One camera, stream, file or crop folder."""
+    """One camera, stream, file or crop folder; an option that its kind has not is refused."""
 
     id: Id | None = Field(None, description="name in topics and events; made from the url when absent")
     url: str = Field(description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER")
     enabled: bool = Field(True, description="a disabled source is announced but not opened")
-    fps: Positive | None = Field(None, description="frames per second of a file whose header is wrong")
-    realtime: bool = Field(False, description="play a file at its own speed, as if it were a camera")
-    backend: Literal["auto", "ffmpeg", "gstreamer"] = Field("auto", description="who decodes")
-    transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP transport")
-    codec: Literal["h264", "h265"] = Field("h264", description="RTSP codec, for GStreamer pipelines")
-    width: int | None = Field(None, gt=0, description="wished width in pixels, USB and CSI")
-    height: int | None = Field(None, gt=0, description="wished height in pixels, USB and CSI")
-    open_timeout_ms: int = Field(3000, gt=0, description="longest wait for a stream to open")
-    read_timeout_ms: int = Field(3000, gt=0, description="longest wait for one packet of a stream")
-    latency_ms: int = Field(200, ge=0, description="jitter buffer of GStreamer's RTSP reader")
+    fps: Positive | None = Field(
+        None, description="file or crops: frames per second where the header is wrong; usb, csi: wished rate"
+    )
+    realtime: bool | None = Field(None, description="file: play at its own speed, as if it were a camera")
+    start_time: float | None = Field(None, description="file, crops: Unix time of the first frame")
+    backend: Literal["auto", "ffmpeg", "gstreamer", "v4l2"] | None = Field(
+        None, description="stream, usb: who decodes"
+    )
+    transport: Literal["tcp", "udp"] | None = Field(None, description="stream: RTSP transport")
+    codec: Literal["h264", "h265"] | None = Field(None, description="stream: codec, for GStreamer")
+    pixels: str | None = Field(None, description="usb: mjpeg or raw")
+    capture: tuple[int, int] | None = Field(None, description="usb, csi: width and height to ask for")
+    size: tuple[int, int] | None = Field(None, description="stream, usb, csi: width and height to scale to")
+    max_fps: Positive | None = Field(None, description="stream, usb, csi: leave out frames above this rate")
+    open_timeout_ms: int | None = Field(None, gt=0, description="stream: longest wait to open")
+    read_timeout_ms: int | None = Field(None, gt=0, description="stream: longest wait for a packet")
+    latency_ms: int | None = Field(None, ge=0, description="stream: jitter buffer of GStreamer's reader")
+    poll_seconds: Positive | None = Field(None, description="crops: between two looks at the folder")
+    settle_seconds: Seconds | None = Field(None, description="crops: a file unchanged for so long is whole")
+    once: bool | None = Field(None, description="crops: end when all that is there has been read")
+    delete: bool | None = Field(None, description="crops: remove what has been dealt with")
     detector: str | None = Field(None, description="detector for this source alone, see detector.kind")
 
 

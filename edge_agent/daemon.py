@@ -30,6 +30,7 @@ from edge_agent.events import (
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
 from edge_agent.pipeline import FrameOutcome, Pipeline
+from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
 from edge_agent.structures import EngineInfo, SourceState, SourceStatus
 
@@ -243,8 +244,7 @@ class Agent:
     ) -> InfoData:
         enabled = [source for source in self.settings.sources if source.enabled]
         cameras = [
-            CameraInfo(source.id, factory.kind_of(own.url))
-            for source, own in zip(sources, enabled, strict=True)
+            CameraInfo(source.id, source_kind(own.url)) for source, own in zip(sources, enabled, strict=True)
         ]
         return InfoData(
             version=__version__,

@@ -40,7 +40,6 @@ __all__ = [
     "broker_settings",
     "choose_model",
     "default_model",
-    "kind_of",
     "make_gate",
     "make_identifier",
     "make_tracker",
@@ -61,16 +60,6 @@ STRIPES = "colour-stripes"
 """Name that stands for the built-in colour-stripe graph where a model file is expected."""
 
 _FALLBACK_PROFILE = "tao"
-
-
-_KINDS = {
-    "rtsp": "rtsp",
-    "http": "http",
-    "/dev/video": "v4l2",
-    "usb:": "v4l2",
-    "csi:": "csi",
-    "crops:": "crops",
-}
 
 
 class Publish(Protocol):
@@ -377,17 +366,20 @@ def open_sources(settings: Settings, state: Path) -> list[Source]:
     """
     import time
 
-    from edge_agent.source import open_source
+    from edge_agent.source import open_source, source_kind
 
     begin = time.time()
-    taken: set[str] = {source.id for source in settings.sources if source.id is not None}
+    # Ids that were given come first, so that a made-up one cannot take them.
+    given = {wanted.id for wanted in settings.sources if wanted.id is not None}
     sources: list[Source] = []
     for wanted in settings.sources:
         if not wanted.enabled:
             continue
-        options = wanted.model_dump(exclude={"id", "url", "enabled", "detector"})
-        source = open_source(wanted.url, id=wanted.id, taken=taken, state=state, start_time=begin, **options)
-        taken.add(source.id)
+        options = wanted.model_dump(exclude={"id", "url", "enabled", "detector"}, exclude_none=True)
+        if source_kind(wanted.url) == "file":
+            options.setdefault("start_time", begin)
+        taken = {source.id for source in sources} | (given - {wanted.id})
+        source = open_source(wanted.url, id=wanted.id, taken=taken, state_dir=state, options=options)
         sources.append(source)
     if not sources:
         raise ConfigError("every source is disabled; set enabled = true for one of [[sources]]")
@@ -469,11 +461,3 @@ def open_publisher(
         event_file=file,
     )
     return stack.enter_context(publisher)
-
-
-def kind_of(url: str) -> str:
-    """What kind of source an address names, for people: file, rtsp, http, v4l2, csi or crops."""
-    for prefix, kind in _KINDS.items():
-        if url.startswith(prefix):
-            return kind
-    return "file"

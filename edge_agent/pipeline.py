@@ -48,6 +48,10 @@ class Read(Protocol):
         """Whether unread frames are dropped."""
 
     @property
+    def ends(self) -> bool:
+        """Whether it is a recording, whose frames are put in order with those of other recordings."""
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
 
@@ -241,7 +245,7 @@ class Pipeline:
                 if camera not in self._heads and (item := reader.poll()) is not None:
                     self._heads[camera] = item
             # An earlier frame may still come from a file that has nothing to show yet.
-            if any(c not in self._heads and not r.ended and _ordered(r) for c, r in files.items()):
+            if any(c not in self._heads and r.ends and not r.ended for c, r in files.items()):
                 break
             if not self._heads:
                 break
@@ -362,11 +366,6 @@ class Pipeline:
             return
         update = stage.finish(latest.frame, latest.time, latest.size)
         self._give(update, self.identify.update(update), {})
-
-
-def _ordered(reader: Read) -> bool:
-    """Whether other files must wait for this one: a watched folder may stay silent for days."""
-    return bool(getattr(reader, "ends", True))
 
 
 def _whole(image: NDArray[np.uint8]) -> Detections:

@@ -119,6 +119,11 @@ class FrameReader:
         return self._source.live
 
     @property
+    def ends(self) -> bool:
+        """Whether the source has an end (a file), or goes on for ever (a camera, a watched folder)."""
+        return self._source.ends
+
+    @property
     def state(self) -> SourceState | None:
         """State last reported, None before the first."""
         return self._state
