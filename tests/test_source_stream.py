@@ -213,6 +213,12 @@ def test_a_usb_camera_that_is_away_may_come_back(tmp_path):
 
 
 def test_settings_that_make_no_sense_are_refused():
+    for options in ({"backend": "ffmpeg"}, {"pixels": "raw"}, {"fps": 29.97}, {"fps": float("inf")}):
+        with pytest.raises(SourceError, match="usb"):
+            UsbSource("usb", 0, **options)
+    UsbSource("usb", 0, fps=30.0)
+    with pytest.raises(SourceError, match="v4l2"):
+        StreamSource("cam", "rtsp://127.0.0.1/x", backend="v4l2")
     for options in ({"size": (0, 10)}, {"max_fps": 0.0}, {"open_timeout_ms": 0}):
         with pytest.raises(SourceError, match="cam"):
             StreamSource("cam", "rtsp://127.0.0.1/x", **options)

@@ -153,7 +153,10 @@ def _local(spec: str) -> Path:
     """A path, typed as such or as `file://` URL; `~` is the user's home."""
     if spec.lower().startswith("file:"):
         return Path(unquote(urlsplit(spec).path))
-    return Path(spec).expanduser()
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(spec)
 
 
 def _host(spec: str) -> str | None:

@@ -220,6 +220,9 @@ class StreamSource:
     ) -> None:
         if open_timeout_ms <= 0 or read_timeout_ms <= 0:
             raise SourceError(f"source {id}: timeouts must be positive")
+        _check_choice(id, "backend", backend, ("auto", "ffmpeg", "gstreamer"))
+        _check_choice(id, "transport", transport, ("tcp", "udp"))
+        _check_choice(id, "codec", codec, ("h264", "h265"))
         self.id = id
         self.stall_seconds = max(open_timeout_ms, 3 * read_timeout_ms) / 1000 + 0.5
         self._url = url
@@ -311,16 +314,18 @@ class UsbSource:
         *,
         pixels: pipelines.UsbFormat = "mjpeg",
         capture: pipelines.Size = (1280, 720),
-        fps: int = 30,
+        fps: float = 30,
         size: pipelines.Size | None = None,
         max_fps: float | None = None,
         backend: Literal["auto", "v4l2", "gstreamer"] = "auto",
     ) -> None:
+        _check_choice(id, "backend", backend, ("auto", "v4l2", "gstreamer"))
+        _check_choice(id, "pixels", pixels, ("mjpeg", "yuyv"))
         self.id = id
         self.device = f"/dev/video{device}" if isinstance(device, int) else device
         self._pixels = pixels
         self._capture = capture
-        self._fps = fps
+        self._fps = _whole_rate(id, fps)
         self._size = _checked_size(id, size)
         self._max_fps = _checked_rate(id, max_fps)
         self._backend = backend
@@ -405,13 +410,15 @@ class CsiSource:
         sensor: int = 0,
         *,
         capture: pipelines.Size = (1920, 1080),
-        fps: int = 30,
+        fps: float = 30,
         size: pipelines.Size | None = None,
         flip: int = 0,
         max_fps: float | None = None,
     ) -> None:
         self.id = id
-        self._pipeline = pipelines.csi(sensor=sensor, capture=capture, fps=fps, size=size, flip=flip)
+        self._pipeline = pipelines.csi(
+            sensor=sensor, capture=capture, fps=_whole_rate(id, fps), size=size, flip=flip
+        )
         self._sensor = sensor
         self._max_fps = _checked_rate(id, max_fps)
         self._numbers = itertools.count(1)
@@ -499,6 +506,18 @@ class _Pace:
         # From the due time rather than from now, or 15 fps thinned to 10 would give 7.5.
         self._next = max(self._next, now - self._interval) + self._interval
         return True
+
+
+def _check_choice(camera: str, name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise SourceError(f"source {camera}: {name} must be one of {', '.join(valid)}, got {value!r}")
+
+
+def _whole_rate(camera: str, rate: float) -> int:
+    """A rate to ask a camera for; settings files make `30` and `30.0` the same."""
+    if not (math.isfinite(rate) and rate >= 1 and rate == int(rate)):
+        raise SourceError(f"source {camera}: fps must be a whole number from 1, got {rate}")
+    return int(rate)
 
 
 def _checked_size(camera: str, size: pipelines.Size | None) -> pipelines.Size | None:
