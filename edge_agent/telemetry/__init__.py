@@ -1,1 +1,6 @@
-"""Temperatures, power, load and memory of the device."""
+"""Thermals, power and load of the device; what is not known is None, never a number."""
+
+from edge_agent.telemetry.reader import Telemetry
+from edge_agent.telemetry.reading import Reading
+
+__all__ = ["Reading", "Telemetry"]

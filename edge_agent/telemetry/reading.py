@@ -1,0 +1,147 @@
+"""What telemetry tells: one frozen record, in which whatever is not known is None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+__all__ = ["Reading", "celsius", "merged", "total_power_w", "zone_name"]
+
+_COLDEST_C, _HOTTEST_C = -100.0, 200.0  # outside, it is no temperature: a sensor that is off says -256
+
+_AGX_ORIN_RAILS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+"""What an AGX Orin module draws: no rail measures its input, and `VDDQ_VDD2_1V8AO` is fed from VIN_SYS_5V0
+(NVIDIA developer forum 223111), so a sum of all four would count it twice."""
+
+_INPUT_RAIL = "VDD_IN"
+"""Measures the whole module on Orin NX, Orin Nano and Xavier NX."""
+
+
+def _nothing() -> dict[str, float | None]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """State of the device at one moment; None where the device does not say.
+
+    Attributes:
+        temperatures_c: degrees Celsius by sensor: `cpu`, `gpu`, `cv0`.., `soc0`.., `tj` on an Orin. A sensor
+            that is off (its unit sleeps) is None.
+        power_w: watts by rail.
+        power_total_w: watts of the whole module, only where it is known how the rails add up.
+        throttled: whether clocks are held down by heat, current or voltage, or were since the last reading.
+        throttle_reasons: what says so, e.g. `gpu-throttle-alert` or `over-current`.
+        power_mode: as nvpmodel names it, e.g. `MAXN`.
+        clocks_locked: whether clocks are pinned to their maximum (`jetson_clocks`).
+        fan_percent: fan duty.
+        fan_rpm: turns per minute.
+        cpu_percent: load of all cores since the last reading.
+        cpu_mhz: clock of the fastest core.
+        cpu_max_mhz: highest clock that the present power mode allows a core.
+        gpu_percent: load of the GPU.
+        gpu_mhz: its clock.
+        gpu_max_mhz: highest clock that the present power mode allows it.
+        engines_mhz: clocks of DLA, NVDEC, VIC and other units; None for one that is off.
+        memory_used_bytes: of the machine, without what can be reclaimed.
+        memory_total_bytes: of the machine; CPU and GPU share it on a Jetson.
+        swap_used_bytes: of the machine.
+        process_memory_bytes: resident memory of this process.
+        disk_free_bytes: for unprivileged users, on the disk that was named.
+        disk_total_bytes: size of that disk.
+        disk_wear_percent: used-up life of that disk if it is an eMMC: upper end of a step of ten.
+        board: as the device tree names it.
+        l4t: Jetson Linux release, e.g. `36.4.3`.
+    """
+
+    temperatures_c: Mapping[str, float | None] = field(default_factory=_nothing)
+    power_w: Mapping[str, float | None] = field(default_factory=_nothing)
+    power_total_w: float | None = None
+    throttled: bool | None = None
+    throttle_reasons: tuple[str, ...] = ()
+    power_mode: str | None = None
+    clocks_locked: bool | None = None
+    fan_percent: float | None = None
+    fan_rpm: float | None = None
+    cpu_percent: float | None = None
+    cpu_mhz: float | None = None
+    cpu_max_mhz: float | None = None
+    gpu_percent: float | None = None
+    gpu_mhz: float | None = None
+    gpu_max_mhz: float | None = None
+    engines_mhz: Mapping[str, float | None] = field(default_factory=_nothing)
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    process_memory_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    disk_total_bytes: int | None = None
+    disk_wear_percent: float | None = None
+    board: str | None = None
+    l4t: str | None = None
+
+    @property
+    def hottest_zone(self) -> str | None:
+        """Name of the hottest sensor."""
+        known = {name: value for name, value in self.temperatures_c.items() if value is not None}
+        return max(known, key=known.__getitem__, default=None)
+
+    @property
+    def hottest_c(self) -> float | None:
+        """Temperature of the hottest sensor."""
+        zone = self.hottest_zone
+        return None if zone is None else self.temperatures_c[zone]
+
+
+def merged(first: Reading, second: Reading) -> Reading:
+    """What `first` says, and what `second` says where `first` does not; mappings entry by entry."""
+    chosen: dict[str, Any] = {}
+    for entry in fields(Reading):
+        ours, theirs = getattr(first, entry.name), getattr(second, entry.name)
+        if isinstance(ours, Mapping):
+            chosen[entry.name] = _merged_entries(ours, theirs)
+        else:
+            chosen[entry.name] = theirs if ours is None else ours
+    if first.throttled is None:
+        chosen["throttle_reasons"] = second.throttle_reasons
+    if chosen["power_total_w"] is None:
+        chosen["power_total_w"] = total_power_w(chosen["power_w"])
+    return Reading(**chosen)
+
+
+def _merged_entries(
+    first: Mapping[str, float | None], second: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """Entries of both; names are compared without regard to case, and the first spelling stays."""
+    chosen = dict(first)
+    spelling = {name.lower(): name for name in first}
+    for name, value in second.items():
+        ours = spelling.get(name.lower(), name)
+        if chosen.get(ours) is None:
+            chosen[ours] = value
+    return chosen
+
+
+def celsius(degrees: float | None) -> float | None:
+    """A temperature as read, None when it cannot be one."""
+    if degrees is None or not _COLDEST_C < degrees < _HOTTEST_C:
+        return None
+    return round(degrees, 3)
+
+
+def zone_name(raw: str) -> str:
+    """One name for a thermal zone on every JetPack: `CPU-therm` (5) and `cpu-thermal` (6, 7) are `cpu`."""
+    name = raw.strip().lower()
+    for ending in ("-thermal", "_thermal", "-therm", "_therm"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def total_power_w(rails: Mapping[str, float | None]) -> float | None:
+    """Watts of the whole module from its rails, None where it is not known how they add up."""
+    if _INPUT_RAIL in rails:
+        return rails[_INPUT_RAIL]
+    parts = [rails.get(name) for name in _AGX_ORIN_RAILS]
+    known = [part for part in parts if part is not None]
+    return round(sum(known), 3) if len(known) == len(parts) else None
