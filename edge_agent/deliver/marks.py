@@ -1,18 +1,23 @@
-"""The few numbers that the outbox must know when its database cannot say them.
+"""What stands beside the outbox so that it gets through a full disk, damage and power cuts.
 
-They stand in a file of fixed size that is written in place, in two alternating slots with a checksum each:
-this works on a full disk, and a write that was cut short leaves the slot before it.
+`Marks` are the few numbers that must be known when the database cannot say them, in a file of fixed size
+that is written in place, in two alternating slots with a checksum each: this works on a full disk, and a
+write that was cut short leaves the slot before it. `Reserve` is room that is given up when nothing else is
+left, since
+even deleting needs room in the log of SQLite.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Marks", "boot_check"]
+__all__ = ["Marks", "Reserve", "boot_check"]
 
 
 def boot_check() -> int:
@@ -83,6 +88,42 @@ class Marks:
 
     def close(self) -> None:
         """Let the file go; calling it twice does no harm."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+class Reserve:
+    """Bytes on the disk that nobody else can take, until they are needed."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+        """Bytes; less where the disk had not eight times as much left when it was opened."""
+        self._file = -1
+
+    def open(self) -> None:
+        """Take the room, as far as there is any."""
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        left = os.statvfs(self.path.parent)
+        self.size = max(os.fstat(self._file).st_size, min(self.size, left.f_bavail * left.f_frsize // 8))
+        self._take()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):  # the disk is full: as much as there was stays taken
+            os.posix_fallocate(self._file, 0, max(self.size, 1))
+
+    @contextlib.contextmanager
+    def given_up(self) -> Iterator[None]:
+        """The room is free inside the block, and taken again after it as far as possible."""
+        os.ftruncate(self._file, 0)
+        try:
+            yield
+        finally:
+            self._take()
+
+    def close(self) -> None:
+        """Let the file go; the room stays taken for the next start."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

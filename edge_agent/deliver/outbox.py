@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import structlog
 
-from edge_agent.deliver.marks import Marks, boot_check
+from edge_agent.deliver.marks import Marks, Reserve, boot_check
 from edge_agent.errors import ConfigError, DiskFull, StorageError
 from edge_agent.events import Event, GapData, NumberRange, encode, new_event
 
@@ -52,6 +52,9 @@ EXPIRY_BATCH = 10_000
 ACK_BATCH = 50
 """Acknowledged rows that are deleted in one transaction, which spares flash and time."""
 KEY_BYTES = 32
+PAGE_BYTES = 4096
+RESERVE_BYTES = 10 << 20
+"""Room that is kept so that rows can be deleted on a full disk: for 2.5 logs of SQLite of 1000 pages."""
 MINIMUM_SPACE = 64 << 10
 """With less room than this (bytes) an I/O error is taken for a full disk."""
 KEPT_DAMAGED = 3
@@ -141,6 +144,7 @@ class Outbox:
         self._sql: Any = None
         self._db: Any = None
         self._marks = Marks(self.path.with_name(self.path.name + ".marks"))
+        self._reserve = Reserve(self.path.with_name(self.path.name + ".reserve"), RESERVE_BYTES)
         self._next = 1
         self._rows = self._bytes = self._parked = self._dropped = 0
         self._leased: dict[int, int] = {}
@@ -156,6 +160,7 @@ class Outbox:
         with self._lock, self._translated("open"):
             self._sql = _sql_module(self._key)
             self._marks.open()
+            self._reserve.open()
             self._check_key()
             try:
                 self._open_whole()
@@ -180,6 +185,7 @@ class Outbox:
                     self._marks.write(sync=True)
             self._disconnect()
             self._marks.close()
+            self._reserve.close()
 
     def _disconnect(self) -> None:
         if self._db is not None:
@@ -226,6 +232,9 @@ class Outbox:
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        # A checkpoint needs as much room as the log holds; two logs and a half fit into the reserve.
+        pages = max(16, min(1000, self._reserve.size * 2 // 5 // PAGE_BYTES))
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
         found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise _Damaged(found)
@@ -598,16 +607,30 @@ class Outbox:
             if not self._acked:
                 return
             try:
-                with self._transaction():
-                    self._db.executemany("DELETE FROM event WHERE seq = ?", [(seq,) for seq in self._acked])
-                    self._set_meta("next", self._next)
+                self._delete_acked()
             except self._sql.Error as problem:
-                log.debug("acknowledged events stay for now", path=str(self.path), error=str(problem))
-                return
+                if not self._delete_with_reserve():
+                    log.debug("acknowledged events stay for now", path=str(self.path), error=str(problem))
+                    return
             self._acked.clear()
             lowest = self._db.execute("SELECT min(seq) FROM event").fetchone()[0]
             self._marks.floor = (lowest or self._next) - 1
             self._marks.write()
+
+    def _delete_acked(self) -> None:
+        with self._transaction():
+            self._db.executemany("DELETE FROM event WHERE seq = ?", [(seq,) for seq in self._acked])
+            self._set_meta("next", self._next)
+
+    def _delete_with_reserve(self) -> bool:
+        """Delete on a full disk: the reserve holds the log while it is worked into the database."""
+        try:
+            with self._reserve.given_up():
+                self._delete_acked()
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (self._sql.Error, OSError):
+            return False
+        return True
 
     def park(self, seq: int, reason: str) -> None:
         """The broker refused this row for good: keep it aside with the reason, and tell its number."""
