@@ -107,13 +107,20 @@ def open_chosen(
     """
     from edge_agent.config import EngineSettings
     from edge_agent.engine.profiles import profile_named
+    from edge_agent.evaluate.embedding import RawEmbedder
     from edge_agent.factory import choose_model, open_embedder
+    from edge_agent.logs import configure
 
+    configure("warning")
     if preprocess is not None:
         profile_named(preprocess)
     chosen = choose_model(EngineSettings.model_validate({"model": model, "preprocess": preprocess}), state)
-    with open_embedder(chosen.path, chosen.preprocess, state=state, normalise=not raw) as embedder:
-        yield embedder, chosen.preprocess
+    if raw:
+        with RawEmbedder(chosen.path, chosen.preprocess) as network:
+            yield network, chosen.preprocess
+    else:
+        with open_embedder(chosen.path, chosen.preprocess, state=state) as embedder:
+            yield embedder, chosen.preprocess
 
 
 def with_progress(embedder: CropEmbedder, paths: Sequence[Path], what: str) -> EmbeddedPaths:

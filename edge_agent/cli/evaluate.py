@@ -111,6 +111,7 @@ def _sides(
 def _from_files(
     paths: tuple[Path, Path], dataset: MarketDataset | None
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
+    from edge_agent.dataset import Split
     from edge_agent.evaluate.files import (
         labelled_by_dataset,
         labelled_by_name,
@@ -127,7 +128,7 @@ def _from_files(
         "unreadable": [],
     }
     if dataset is None:
-        return labelled_by_name(query), labelled_by_name(gallery), facts
+        return labelled_by_name(query, Split.QUERY), labelled_by_name(gallery, Split.GALLERY), facts
     return labelled_by_dataset(query, dataset.query), labelled_by_dataset(gallery, dataset.gallery), facts
 
 

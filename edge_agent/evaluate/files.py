@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.dataset import Crop, Split, parse_crop_name
+from edge_agent.dataset import Crop, CropName, Split, parse_crop_name
 from edge_agent.errors import DatasetError, InputError, SpaceMismatch
 from edge_agent.evaluate.labels import EmbeddedCrops
 from edge_agent.manifest import FileRecord, Manifest, atomic_file, read_json, write_atomic
@@ -211,26 +211,41 @@ def require_one_space(files: Sequence[EmbeddingFile]) -> None:
     if len(spaces) > 1:
         listed = ", ".join(f"{path} ({space})" for space, path in spaces.items())
         raise SpaceMismatch(
-            f"these embeddings come from different networks or preprocess profiles: {listed}; "
-            "make them again with one model"
+            f"these embeddings come from different networks or preprocess profiles, or one is raw: {listed}; "
+            "make them again in one way"
         )
 
 
-def labelled_by_name(file: EmbeddingFile) -> EmbeddedCrops:
+def labelled_by_name(file: EmbeddingFile, split: Split) -> EmbeddedCrops:
     """Read person and camera from the names in the file.
+
+    Where the names say in which folder of a data set each crop lies, only those of `split` are taken, so
+    one file with everything serves both sides.
 
     Raises:
         DatasetError: a name does not say them.
         NonFiniteEmbedding, InputError: see `unit_rows`.
     """
-    said = [parse_crop_name(PurePosixPath(name).name) for name in file.names]
-    labels = [label for label in said if label is not None]
-    if len(labels) != len(said):
-        first = file.names[said.index(None)]
-        raise DatasetError(
-            f"{file.path}: {first!r} is not named like 0002_c1s1_000451_03.jpg, so nobody knows whom it shows"
-        )
-    return EmbeddedCrops.of(file.vectors, [s.pid for s in labels], [s.camid for s in labels], file.names)
+    inside = [row for row, name in enumerate(file.names) if _split_folder(name) == split.folder]
+    rows = inside or range(len(file.names))
+    names = [file.names[row] for row in rows]
+    labels: list[CropName] = []
+    for name in names:
+        said = parse_crop_name(PurePosixPath(name).name)
+        if said is None:
+            raise DatasetError(
+                f"{file.path}: {name!r} is not named like 0002_c1s1_000451_03.jpg, so the person is unknown"
+            )
+        labels.append(said)
+    return EmbeddedCrops.of(
+        file.vectors[list(rows)], [said.pid for said in labels], [said.camid for said in labels], names
+    )
+
+
+def _split_folder(name: str) -> str:
+    """The folder of a data set that a name lies in, or "" where it does not say."""
+    folder = PurePosixPath(name).parent.name
+    return folder if folder in _SPLIT_FOLDERS else ""
 
 
 def labelled_by_dataset(file: EmbeddingFile, crops: Sequence[Crop]) -> EmbeddedCrops:
@@ -242,11 +257,7 @@ def labelled_by_dataset(file: EmbeddingFile, crops: Sequence[Crop]) -> EmbeddedC
         DatasetError: a crop has no embedding.
         NonFiniteEmbedding, InputError: see `unit_rows`.
     """
-    by_key: dict[tuple[str, str], int] = {}
-    for index, name in enumerate(file.names):
-        parts = PurePosixPath(name)
-        folder = parts.parent.name if parts.parent.name in _SPLIT_FOLDERS else ""
-        by_key[folder, parts.name] = index
+    by_key = {(_split_folder(name), PurePosixPath(name).name): row for row, name in enumerate(file.names)}
     found = [
         by_key.get((crop.split.folder, crop.path.name), by_key.get(("", crop.path.name))) for crop in crops
     ]

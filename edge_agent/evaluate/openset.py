@@ -312,11 +312,11 @@ def _point(
 
 def _interval(errors: int, trials: int, draws: NDArray[np.float64]) -> Interval:
     """The wider of the percentile interval of `draws` and Clopper-Pearson's, bound by bound."""
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # scipy.stats takes a second to import
 
     tail = (1 - _CONFIDENCE) / 2
-    low = float(beta.ppf(tail, errors, trials - errors + 1)) if errors else 0.0
-    high = float(beta.ppf(1 - tail, errors + 1, trials - errors)) if errors < trials else 1.0
+    low = float(betaincinv(errors, trials - errors + 1, tail)) if errors else 0.0
+    high = float(betaincinv(errors + 1, trials - errors, 1 - tail)) if errors < trials else 1.0
     if len(draws):
         drawn_low, drawn_high = np.quantile(draws, [tail, 1 - tail])
         low, high = min(low, float(drawn_low)), max(high, float(drawn_high))
