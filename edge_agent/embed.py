@@ -29,7 +29,7 @@ _log = structlog.get_logger(__name__)
 
 _INTERPOLATION = {"linear": cv2.INTER_LINEAR}
 _UNIT_TOLERANCE = 0.02
-"""How far from 1 the length of a vector may be; FP16 engines round to about 1e-3."""
+"""How far from 1 the squared length of a vector may be; FP16 engines round to about 1e-3."""
 _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 """Self-test: least cosine of a golden crop to its reference, by precision."""
 
@@ -214,7 +214,7 @@ class Embedder:
             job.error = problem
             return
         self.counters.batches += 1
-        faults = _faults(rows)
+        faults = self._faults(rows)
         for slot, row, fault in zip(slots, rows, faults, strict=True):
             if fault:
                 job.present[slot.pair][slot.row] = False
@@ -226,7 +226,7 @@ class Embedder:
         self.counters.embedded += len(slots) - refused
         if refused:
             _log.error(
-                "embeddings refused", refused=refused, batch=len(slots), reasons=sorted({*faults} - {""})
+                "embeddings_refused", refused=refused, batch=len(slots), reasons=sorted({*faults} - {""})
             )
 
     # --- whole pictures -----------------------------------------------------------------------
@@ -249,7 +249,7 @@ class Embedder:
         if not parts:
             return np.zeros((0, self.info.dimension), np.float32)
         rows = np.concatenate(parts)
-        for index, fault in enumerate(_faults(rows)):
+        for index, fault in enumerate(self._faults(rows)):
             if fault:
                 self.counters.refused[fault] += 1
                 raise NonFiniteEmbedding(
@@ -284,7 +284,7 @@ class Embedder:
         """Raise unless the engine treats the golden crops as the reference says."""
         crops = golden_crops(*self._engine.input_size)
         together = self._rows(crops)
-        for row, fault in enumerate(_faults(together)):
+        for row, fault in enumerate(self._faults(together)):
             if fault:
                 raise NonFiniteEmbedding(
                     f"self-test: {self.info.model} gave a {fault} embedding for golden crop {row} on "
@@ -305,13 +305,24 @@ class Embedder:
         if (worst := _worst_cosine(together, self._golden.vectors)) < least:
             raise ModelError(
                 f"self-test: {self.info.model} on {self.info.backend} ({self.info.precision}) differs from "
-                f"its {self._golden.origin} reference (cosine {worst:.4f}, at least {least} expected): "
-                "channel order, scale, normalisation or precision is wrong; rebuild the engine, or remove "
-                "the stored reference if the network was changed on purpose"
+                f"its reference (cosine {worst:.4f}, at least {least} expected): channel order, scale, "
+                "normalisation or precision is wrong on one of the two ways; rebuild the engine. "
+                f"The reference came from {self._golden.origin}"
             )
         _log.info(
-            "self-test passed", model=self.info.model, cosine=round(worst, 6), reference=self._golden.origin
+            "self_test_passed", model=self.info.model, cosine=round(worst, 6), reference=self._golden.origin
         )
+
+    def _faults(self, rows: NDArray[np.float32]) -> list[str]:
+        """Why each row of `(N, D)` must not be used: `non-finite`, `degenerate` (not of length 1), or ""."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = np.einsum("nd,nd->n", rows, rows)
+            finite = np.isfinite(squares)
+            proper = np.abs(squares - 1.0) <= _UNIT_TOLERANCE if self._engine.unit_length else finite
+        if finite.all() and proper.all():
+            return [""] * len(rows)
+        words = np.where(finite, np.where(proper, "", "degenerate"), "non-finite")
+        return [str(word) for word in words]
 
     def _rows(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         parts = []
@@ -321,21 +332,6 @@ class Embedder:
             self._engine.submit(len(chunk))
             parts.append(self._engine.collect())
         return np.concatenate(parts)
-
-
-def _faults(rows: NDArray[np.float32]) -> list[str]:
-    """Why each row of `(N, D)` must not be used: `non-finite`, `degenerate` (no length), or ""."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        lengths = np.einsum("nd,nd->n", rows, rows)
-    if np.all(np.abs(lengths - 1.0) <= _UNIT_TOLERANCE):  # also false for NaN
-        return [""] * len(rows)
-    words = []
-    for length in lengths.tolist():
-        if not np.isfinite(length):
-            words.append("non-finite")
-        else:
-            words.append("degenerate" if abs(length - 1.0) > _UNIT_TOLERANCE else "")
-    return words
 
 
 def _worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -348,4 +344,4 @@ def _discard(engine: Engine) -> None:
     try:
         engine.collect()
     except EngineError as problem:
-        _log.debug("a batch behind a failed one failed too", error=str(problem))
+        _log.debug("batch_dropped", error=str(problem))

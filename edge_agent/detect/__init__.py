@@ -18,7 +18,8 @@ def open_detector(spec: str, *, backend: str = "auto", threads: int = 0) -> Dete
     """The detector that the user named; nothing heavy is loaded before it is entered.
 
     Args:
-        spec: `hog`, `yolox:PATH` (an ONNX file of the YOLOX family) or `none` (the whole frame).
+        spec: `hog`, `hog:FACTOR` (the picture is enlarged first, for people under 80 pixels),
+            `yolox:PATH` (an ONNX file of the YOLOX family) or `none` (the whole frame).
         backend: inference backend for a network, see `edge_agent.engine.BACKENDS`.
         threads: CPU threads for a network, 0 for one per core.
 
@@ -34,12 +35,23 @@ def open_detector(spec: str, *, backend: str = "auto", threads: int = 0) -> Dete
 
         prepared = prepare_detector(Path(argument))
         return YoloxDetector(open_engine(prepared, backend=backend, max_batch=1, threads=threads))
-    if spec == "hog":
+    if kind == "hog":
         from edge_agent.detect.hog import HogDetector
 
-        return HogDetector()
+        return HogDetector(resize=_factor(spec, argument))
     if spec == "none":
         from edge_agent.detect.none import WholeFrame
 
         return WholeFrame()
     raise ConfigError(f"no detector {spec!r}; choose `hog`, `yolox:PATH_TO_ONNX` or `none`")
+
+
+def _factor(spec: str, text: str) -> float:
+    """The factor in `hog:FACTOR`, 1 where there is none."""
+    try:
+        factor = float(text or 1)
+    except ValueError:
+        factor = 0.0
+    if not 0.25 <= factor <= 4:
+        raise ConfigError(f"detector {spec!r}: write `hog` or `hog:FACTOR` with a factor in 0.25..4")
+    return factor

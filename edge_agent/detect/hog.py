@@ -49,7 +49,9 @@ class HogDetector:
 
     def __enter__(self) -> HogDetector:
         self._hog = cv2.HOGDescriptor(_WINDOW, (16, 16), (8, 8), (8, 8), 9)
-        self._hog.setSVMDetector(cv2.HOGDescriptor.getDaimlerPeopleDetector())
+        # The spelling that OpenCV 4.5 knows too; the type stubs list only the newer one.
+        weights = cv2.HOGDescriptor_getDaimlerPeopleDetector()  # type: ignore[attr-defined]
+        self._hog.setSVMDetector(weights)
         return self
 
     def __exit__(

@@ -43,6 +43,10 @@ class Engine(Protocol):
         """`(height, width)` of the pictures that the network takes."""
 
     @property
+    def unit_length(self) -> bool:
+        """Whether the rows are embeddings of length 1, to be checked as such."""
+
+    @property
     def in_flight(self) -> int:
         """Submissions whose rows have not been collected."""
 

@@ -6,7 +6,7 @@ A fault in channel order, scale, normalisation, layout or precision on the way t
 makes the two disagree. What no reference can tell is whether the *user* named the right profile: both
 ways then agree on the wrong one.
 
-References of well-known networks are shipped (`golden/*.json`); those of others are made on the first
+References of well-known networks are shipped (`references/*.json`); those of others are made on the first
 start and kept in the state folder.
 """
 
@@ -28,7 +28,7 @@ GOLDEN_CROPS = 4
 """Pictures in the set. The set is versioned: changing a picture changes `_VERSION`."""
 _VERSION = 1
 _DECIMALS = 4
-_SHIPPED = Path(__file__).parent / "golden"
+_SHIPPED = Path(__file__).parent / "references"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Golden:
     Attributes:
         space: id of the embedding space.
         vectors: `(4, D)` float32 of unit length.
-        origin: where they came from, for messages: `shipped`, `stored` or `made`.
+        origin: where they came from, for messages.
     """
 
     space: str
@@ -104,7 +104,7 @@ def make(prepared: PreparedGraph) -> Golden:
             "Runtime; try another export of this network (some Open Model Zoo files need their group "
             "normalisation replaced), or another profile than " + repr(profile.name)
         )
-    return Golden(prepared.space, (rows / lengths).astype(np.float32), "made")
+    return Golden(prepared.space, (rows / lengths).astype(np.float32), "the original network, run now")
 
 
 def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
@@ -119,8 +119,8 @@ def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
         StorageError: the new reference cannot be written.
     """
     name = f"{prepared.space}.json"
-    for folder, origin in ((_SHIPPED, "shipped"), (state and state / "golden", "stored")):
-        if folder and (found := _read(folder / name, prepared, origin)):
+    for folder in (_SHIPPED, state and state / "golden"):
+        if folder and (found := _read(folder / name, prepared)):
             return found
     golden = make(prepared)
     if state is not None:
@@ -145,7 +145,7 @@ def write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
     write_json_atomic(path, document)
 
 
-def _read(path: Path, prepared: PreparedGraph, origin: str) -> Golden | None:
+def _read(path: Path, prepared: PreparedGraph) -> Golden | None:
     """A stored reference; None when there is none, or it is of another version or damaged."""
     if not path.is_file():
         return None
@@ -156,6 +156,6 @@ def _read(path: Path, prepared: PreparedGraph, origin: str) -> Golden | None:
         rows = np.asarray([[int(v) for v in row.split()] for row in found["vectors"]], np.float32)
         if rows.shape != (GOLDEN_CROPS, prepared.dimension):
             return None
-        return Golden(prepared.space, rows / 10 ** found["decimals"], origin)
+        return Golden(prepared.space, rows / 10 ** found["decimals"], str(path))
     except (EdgeAgentError, KeyError, TypeError, ValueError, AttributeError):
         return None  # it is made again

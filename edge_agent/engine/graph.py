@@ -22,7 +22,7 @@ from edge_agent.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["PreparedGraph", "embedding_space", "prepare_detector", "prepare_reid"]
+__all__ = ["BATCH_HINT", "PreparedGraph", "embedding_space", "prepare_detector", "prepare_reid"]
 
 _MIN_OPSET = 9
 """Oldest default-domain opset that is taken: below it, Cast and broadcasting differ."""
@@ -37,11 +37,12 @@ _YOLOX_STRIDES = (8, 16, 32)
 _YOLOX_BOX_COLUMNS = 5
 """Columns of a YOLOX row before its classes: x, y, w, h, objectness."""
 
-_EXPORT_HINT = (
+BATCH_HINT = (
     "export it again with a dynamic batch axis, e.g. torch.onnx.export(model, crop, path, "
     'input_names=["input"], output_names=["embedding"], '
     'dynamic_axes={"input": {0: "batch"}, "embedding": {0: "batch"}})'
 )
+"""What mends a network whose batch axis is not free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +300,7 @@ def _picture_layout(path: Path, value: onnx.ValueInfoProto, *, batch_must_be_fre
     if shape[0] is not None and batch_must_be_free:
         raise ModelError(
             f"{path}: input {value.name!r} is {_as_text(shape)}: its batch axis is fixed at {shape[0]}, "
-            f"so crops cannot be batched; {_EXPORT_HINT}"
+            f"so crops cannot be batched; {BATCH_HINT}"
         )
     channels_last = shape[1] != 3
     height, width = (shape[1], shape[2]) if channels_last else (shape[2], shape[3])
@@ -330,7 +331,7 @@ def _embedding_size(path: Path, model: onnx.ModelProto, value: onnx.ValueInfoPro
     if shape[0] is not None:
         raise ModelError(
             f"{path}: output {value.name!r} is {_as_text(shape)}: its batch axis is fixed at {shape[0]}; "
-            f"{_EXPORT_HINT}"
+            f"{BATCH_HINT}"
         )
     if len(shape) == 2 and shape[1]:
         return shape[1]

@@ -1,6 +1,9 @@
 """ONNX Runtime backend: runs a prepared graph on the CPU, one thread beside the caller's.
 
 `session.run` releases the interpreter lock, so crops are packed into the second buffer meanwhile.
+
+Measured with OSNet on batches of changing size (CPU time per crop, best of four): as they come 3.4 ms,
+padded to multiples of four or eight 3.7 and 4.2 ms, with I/O binding 3.6 ms. So there is neither.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.engine.base import DEPTH
-from edge_agent.engine.graph import PreparedGraph
+from edge_agent.engine.graph import BATCH_HINT, PreparedGraph
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.structures import EngineInfo
 
@@ -41,7 +44,8 @@ def _session(model: bytes, threads: int, what: str) -> onnxruntime.InferenceSess
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads
-    # Waiting threads that spin take the cores that decoding and packing need.
+    # Waiting threads that spin take the cores that decoding and packing need: with a detector and a ReID
+    # network side by side on two cores, spinning cost 308-369 ms of CPU a round instead of 177-202.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -59,7 +63,9 @@ def run_once(model: bytes, batch: NDArray[Any], what: str, threads: int = 1) -> 
     try:
         rows = session.run(None, {session.get_inputs()[0].name: batch})[0]
     except Exception as problem:  # as in `_session`
-        raise ModelError(f"{what} fails on a batch of {len(batch)}: {problem}") from problem
+        raise ModelError(f"{what} fails on a batch of {len(batch)}: {problem}; {BATCH_HINT}") from problem
+    if len(rows) != len(batch):
+        raise ModelError(f"{what} gives {len(rows)} rows for {len(batch)} pictures; {BATCH_HINT}")
     return np.asarray(rows, np.float32)
 
 
@@ -116,6 +122,11 @@ class OnnxRuntimeEngine:
     def input_size(self) -> tuple[int, int]:
         """`(height, width)` in pixels."""
         return self._prepared.input_size
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether the graph ends in an L2 normalisation."""
+        return self._prepared.normalised
 
     @property
     def in_flight(self) -> int:
@@ -207,4 +218,6 @@ class OnnxRuntimeEngine:
         finally:
             self._run_seconds += time.perf_counter() - start
             self._runs += 1
+        if len(rows) != len(batch):
+            raise EngineError(f"{len(rows)} rows came back for {len(batch)} pictures; {BATCH_HINT}")
         return rows

@@ -1,0 +1,187 @@
+"""The engine contract on ONNX Runtime: two batches in flight, nothing stale, clear failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_networks
+
+from edge_agent.engine import open_engine
+from edge_agent.engine.graph import prepare_detector, prepare_reid
+from edge_agent.engine.profiles import PROFILES
+from edge_agent.errors import ConfigError, EngineError, ModelError
+
+TAO = PROFILES["tao"]
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    return prepare_reid(tiny_networks.reid(tmp_path / "net.onnx"), TAO)
+
+
+def crops(count: int, seed: int = 7) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 256, 128, 3), dtype=np.uint8)
+
+
+def embed(engine, batch):
+    engine.buffer()[: len(batch)] = batch
+    engine.submit(len(batch))
+    return engine.collect()
+
+
+def test_two_batches_in_flight_come_back_in_order(prepared):
+    first, second = crops(3, 1), crops(5, 2)
+    with open_engine(prepared, max_batch=8) as engine:
+        alone = embed(engine, first), embed(engine, second)
+        engine.buffer()[:3] = first
+        engine.submit(3)
+        engine.buffer()[:5] = second
+        engine.submit(5)
+        assert engine.in_flight == 2
+        np.testing.assert_array_equal(engine.collect(), alone[0])
+        np.testing.assert_array_equal(engine.collect(), alone[1])
+        assert engine.in_flight == 0
+
+
+def test_a_third_batch_in_flight_is_refused(prepared):
+    with open_engine(prepared, max_batch=2) as engine:
+        engine.submit(1)
+        engine.submit(1)
+        with pytest.raises(EngineError, match="2 batches are in flight"):
+            engine.buffer()
+        with pytest.raises(EngineError, match="2 batches are in flight"):
+            engine.submit(1)
+        engine.collect()
+        engine.submit(1)
+
+
+@pytest.mark.parametrize("count", [0, -1, 5])
+def test_only_what_the_buffer_holds_can_be_submitted(prepared, count):
+    with open_engine(prepared, max_batch=4) as engine, pytest.raises(EngineError, match="1 to 4 pictures"):
+        engine.submit(count)
+
+
+def test_nothing_to_collect(prepared):
+    with open_engine(prepared) as engine, pytest.raises(EngineError, match="nothing to collect"):
+        engine.collect()
+
+
+def test_engine_outside_its_with(prepared):
+    engine = open_engine(prepared)
+    assert engine.info.space == prepared.space
+    with pytest.raises(EngineError, match="not running"):
+        engine.buffer()
+
+
+def test_engine_can_be_entered_again(prepared):
+    engine = open_engine(prepared, max_batch=2)
+    with engine:
+        before = embed(engine, crops(2))
+    with engine:
+        np.testing.assert_array_equal(embed(engine, crops(2)), before)
+
+
+def test_rows_belong_to_the_caller(prepared):
+    with open_engine(prepared, max_batch=2) as engine:
+        rows = embed(engine, crops(2, 1))
+        kept = rows.copy()
+        embed(engine, crops(2, 2))
+        embed(engine, crops(2, 3))
+        np.testing.assert_array_equal(rows, kept)
+
+
+def test_buffers_are_reused_and_two(prepared):
+    with open_engine(prepared, max_batch=2) as engine:
+        seen = set()
+        for _ in range(6):
+            seen.add(engine.buffer().ctypes.data)
+            engine.submit(2)
+            engine.collect()
+        assert len(seen) == 2
+
+
+def test_failed_batch_is_dropped_and_counted(tmp_path):
+    prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
+    with open_engine(prepared, max_batch=4) as engine:
+        good = embed(engine, crops(2))
+        engine.buffer()[:3] = crops(3)
+        engine.submit(3)
+        engine.buffer()[:2] = crops(2)
+        engine.submit(2)
+        with pytest.raises(EngineError, match="failed on a batch"):
+            engine.collect()
+        np.testing.assert_array_equal(engine.collect(), good)
+        assert (engine.failures, engine.in_flight) == (1, 0)
+
+
+def test_time_in_the_network_is_counted(prepared):
+    with open_engine(prepared, max_batch=2) as engine:
+        assert (engine.runs, engine.run_seconds) == (0, 0.0)
+        embed(engine, crops(2))
+        once = engine.run_seconds
+        assert (engine.runs, once > 0) == (1, True)
+        embed(engine, crops(2))
+        assert (engine.runs, engine.run_seconds > once) == (2, True)
+
+
+def test_leaving_with_batches_in_flight_ends_the_worker(prepared):
+    with open_engine(prepared, max_batch=2) as engine:
+        engine.submit(2)
+        engine.submit(2)
+        names = [thread.name for thread in threading.enumerate()]
+        assert any(name.startswith("engine") for name in names)
+    assert not any(thread.name.startswith("engine") for thread in threading.enumerate())
+    assert engine.in_flight == 0
+
+
+def test_network_that_onnxruntime_does_not_know(prepared, tmp_path):
+    broken = dataclasses.replace(prepared, onnx=prepared.onnx.replace(b"AveragePool", b"AveragePoop"))
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*net\.onnx"):
+        open_engine(broken).__enter__()
+
+
+def test_fixed_batch_of_a_detector_limits_the_engine(tmp_path):
+    prepared = prepare_detector(tiny_networks.yolox(tmp_path / "y.onnx"))
+    assert open_engine(prepared, max_batch=64).info.max_batch == 1
+
+
+def test_wrong_settings():
+    with pytest.raises(ConfigError, match="no inference backend 'cuda'; choose one of auto, onnxruntime"):
+        open_engine(None, backend="cuda")
+
+
+def test_batch_below_one(prepared):
+    with pytest.raises(EngineError, match="max_batch must be at least 1"):
+        open_engine(prepared, max_batch=0)
+
+
+def test_engine_package_loads_nothing_heavy():
+    code = (
+        "import sys, edge_agent.engine, edge_agent.engine.graph; "
+        "print(sorted({'onnx', 'onnxruntime', 'cv2'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_real_network_in_batches_of_any_size(osnet_onnx):
+    prepared = prepare_reid(osnet_onnx, PROFILES["imagenet"])
+    batch = crops(7)
+    with open_engine(prepared, max_batch=8) as engine:
+        together = embed(engine, batch)
+        parts = np.concatenate(
+            [embed(engine, batch[:1]), embed(engine, batch[1:4]), embed(engine, batch[4:])]
+        )
+    np.testing.assert_allclose(together, parts, atol=1e-5)

@@ -1,0 +1,146 @@
+"""Small real ONNX networks, made in the test: enough to be wrong in every way that matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HEIGHT, WIDTH = 256, 128
+
+
+def reid(
+    path: Path,
+    *,
+    dimension: int | None = 8,
+    opset: int = 13,
+    shape: tuple[object, ...] = ("batch", 3, HEIGHT, WIDTH),
+    output_shape: tuple[object, ...] | None = None,
+    half: bool = False,
+    names: tuple[str, str] = ("input", "fc_pred"),
+    weights_as_inputs: bool = False,
+    extra_nodes: list[onnx.NodeProto] | None = None,
+    extra_weights: list[onnx.TensorProto] | None = None,
+    extra_outputs: tuple[str, ...] = (),
+    extra_inputs: tuple[str, ...] = (),
+    scale: float = 1.0,
+    seed: int = 0,
+) -> Path:
+    """Mean colours of an 8 x 4 grid, mixed by random weights into `dimension` numbers.
+
+    `extra_nodes` go between `mixed` and the output; the last of them must make the output.
+    """
+    source, target = names
+    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    numbers = np.float16 if half else np.float32
+    channels_last = shape[-1] == 3
+    nodes = []
+    planes = source
+    if channels_last:
+        nodes.append(helper.make_node("Transpose", [source], ["planes"], perm=[0, 3, 1, 2]))
+        planes = "planes"
+    nodes += [
+        helper.make_node("AveragePool", [planes], ["grid"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Flatten", ["grid"], ["flat"], axis=1),
+    ]
+    height, width = (shape[1:3] if channels_last else shape[2:4]) if len(shape) == 4 else (HEIGHT, WIDTH)
+    cells = 3 * (_size(height, HEIGHT) // 32) * (_size(width, WIDTH) // 32)
+    rng = np.random.default_rng(seed)
+    mix = (rng.normal(size=(cells, dimension or 8)) * scale).astype(numbers)
+    weights = [numpy_helper.from_array(mix, "mix"), *(extra_weights or [])]
+    nodes.append(helper.make_node("MatMul", ["flat", "mix"], ["mixed" if extra_nodes else target]))
+    nodes += extra_nodes or []
+    inputs = [helper.make_tensor_value_info(source, kind, shape)]
+    inputs += [helper.make_tensor_value_info(name, kind, shape) for name in extra_inputs]
+    if weights_as_inputs:
+        inputs += [helper.make_tensor_value_info(w.name, w.data_type, list(w.dims)) for w in weights]
+    wanted = ("batch", dimension) if output_shape is None else output_shape
+    outputs = [helper.make_tensor_value_info(target, kind, wanted)]
+    outputs += [helper.make_tensor_value_info(name, kind, None) for name in extra_outputs]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _size(value: object, default: int) -> int:
+    return value if isinstance(value, int) else default
+
+
+def undefined_for_dark(path: Path, *, output: str = "fc_pred") -> Path:
+    """A network whose embedding is NaN for black pictures: the logarithm of a negative number.
+
+    To be used with profile `openvino-raw`, whose pixels lie in 0..255.
+    """
+    nodes = [
+        helper.make_node("ReduceMean", ["flat"], ["light"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["light", "one"], ["above"]),
+        helper.make_node("Log", ["above"], ["log"]),
+        helper.make_node("Mul", ["mixed", "log"], [output]),
+    ]
+    weights = [numpy_helper.from_array(np.ones((1, 1), np.float32), "one")]
+    return reid(path, extra_nodes=nodes, extra_weights=weights, names=("input", output))
+
+
+def fails_for_three(path: Path) -> Path:
+    """A network that fails on three pictures, as a shape baked in by an export would.
+
+    It reshapes to 8 + (batch == 3) columns: 24 numbers do not fit rows of 9.
+    """
+    nodes = [
+        helper.make_node("Shape", ["mixed"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["count"], axis=0),
+        helper.make_node("Equal", ["count", "three"], ["is_three"]),
+        helper.make_node("Cast", ["is_three"], ["extra"], to=TensorProto.INT64),
+        helper.make_node("Add", ["eight", "extra"], ["columns"]),
+        helper.make_node("Concat", ["any", "columns"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["mixed", "wanted"], ["fc_pred"]),
+    ]
+    numbers = {"first": 0, "three": 3, "eight": 8, "any": -1}
+    weights = [numpy_helper.from_array(np.asarray([v], np.int64), name) for name, v in numbers.items()]
+    return reid(path, extra_nodes=nodes, extra_weights=weights)
+
+
+def mixes_batch(path: Path) -> Path:
+    """A network whose embeddings depend on the other pictures of the batch."""
+    nodes = [
+        helper.make_node("ReduceMean", ["mixed"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Mul", ["mean", "most"], ["shift"]),
+        helper.make_node("Sub", ["mixed", "shift"], ["fc_pred"]),
+    ]
+    weights = [numpy_helper.from_array(np.asarray([[0.9]], np.float32), "most")]
+    return reid(path, extra_nodes=nodes, extra_weights=weights)
+
+
+def yolox(
+    path: Path, *, size: int = 64, columns: int = 7, rows: int | None = None, batch: object = 1
+) -> Path:
+    """A network with the outer shape of a YOLOX: pictures in, one constant row per anchor out.
+
+    The constant is stored in the file's weight `rows`, so a test can say what is "found".
+    """
+    anchors = sum((size // s) ** 2 for s in (8, 16, 32))
+    found = np.zeros((1, rows or anchors, columns), np.float32)
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=1),
+        helper.make_node("Squeeze", ["mean", "last"], ["light"]),
+        helper.make_node("Mul", ["light", "none"], ["nothing"]),
+        helper.make_node("Add", ["rows", "nothing"], ["output"]),
+    ]
+    weights = [
+        numpy_helper.from_array(found, "rows"),
+        numpy_helper.from_array(np.zeros(1, np.float32), "none"),
+        numpy_helper.from_array(np.asarray([3], np.int64), "last"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny_yolox",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, size, size])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, rows or anchors, columns])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
