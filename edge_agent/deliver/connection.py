@@ -451,7 +451,8 @@ class Connection:
         self.maximum_packet = getattr(properties, "MaximumPacketSize", None)
 
     def _mark_lost(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        self._lost = str(reason)
+        # 128 is what paho says when the line broke without a word.
+        self._lost = "the line broke" if reason.value == 128 else str(reason)
 
     def _mark_ack(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         self._happened.acks.append((mid, int(reason.value)))
@@ -594,6 +595,6 @@ _ADVICE = MappingProxyType(
     {
         132: "; set mqtt.version to the one it speaks",
         134: "; check username and password",
-        135: "; its access list does not let this client in",
+        135: "; check username, password, and the broker's access list",
     }
 )

@@ -73,6 +73,8 @@ FLUSH_AFTER_S = 0.1
 """Acknowledged rows are deleted at the latest after this."""
 GAP_INTERVAL_S = 1.0
 """Gap events are made at most this often, so that a long row of drops becomes one."""
+PATIENCE_S = 5.0
+"""How long `drain` waits for somebody to subscribe to what is left."""
 STOP_S = 1.8
 """For saying goodbye: the agent as a whole has 3 s to stop."""
 MAX_QUEUED_ANSWERS = 1000
@@ -339,7 +341,7 @@ class Publisher:
         self._told: set[tuple[str, int]] = set()
         self._rate = _Rate(None, WINDOW)
         self._probing = True
-        self._stalled = False
+        self._stalled_since: float | None = None
         self._signalled = False
         self._next_attempt = 0.0
         self._next_tidy = 0.0
@@ -441,15 +443,15 @@ class Publisher:
         """Wait until the broker has every event.
 
         Returns:
-            False when there are some left after `timeout` seconds, or when all that is left is
-            for topics that nobody subscribes to.
+            False when there are some left after `timeout` seconds, or when for some seconds all that was left
+            were events that nobody subscribes to.
         """
         deadline = time.monotonic() + timeout
         with self._progress:
             while (left := deadline - time.monotonic()) > 0:
                 if self._outbox.depth.rows == 0:
                     return True
-                if self._stalled:
+                if self._stalled_since is not None and time.monotonic() - self._stalled_since > PATIENCE_S:
                     return False
                 self._progress.wait(min(left, IDLE_S))
         return self._outbox.depth.rows == 0
@@ -611,7 +613,7 @@ class Publisher:
         self._ready.clear()
         self._quiet.clear()
         self._blocked.clear()
-        self._stalled = False
+        self._stalled_since = None
         self._outbox.release()
 
     def _check_liveness(self) -> None:
@@ -677,14 +679,12 @@ class Publisher:
         if self._ready:
             return self._ready.popleft()
         self._rate = _Rate(None, WINDOW)  # caught up with the outage
-        if self._quiet and not self._window:
-            self._stalled = True
-            self._tell_progress()
+        if self._quiet and not self._window and self._stalled_since is None:
+            self._stalled_since = time.monotonic()
         return None
 
     def _send_row(self, row: Row) -> int:
         """Send one event; returns how much of the window it took."""
-        self._stalled = False
         limit = self._connection.maximum_packet
         if limit is not None and len(row.body) + len(row.topic) + PACKET_OVERHEAD > limit:
             self._park(row, 149, f"larger than the {limit} bytes that the broker takes")
@@ -727,6 +727,7 @@ class Publisher:
             else:
                 done.append(sent.row.seq)
                 self._probing = False
+                self._stalled_since = None
                 if self._quiet.pop(sent.topic, None) is not None:
                     self._return_ready()  # events of this topic that were passed over come before newer ones
         if done:
@@ -801,7 +802,7 @@ class Publisher:
             if self._connection.is_open:
                 while (
                     self._outbox.depth.rows
-                    and not self._stalled
+                    and self._stalled_since is None
                     and time.monotonic() < deadline - STOP_S * 0.4
                 ):
                     self._serve()
