@@ -24,7 +24,7 @@ from edge_agent.synthetic.pose import random_pose
 
 __all__ = ["GENERATOR_VERSION", "DatasetCounts", "render_crop", "write_dataset"]
 
-GENERATOR_VERSION = "2"
+GENERATOR_VERSION = "3"
 """Raised whenever the same seed gives other pictures."""
 
 _PASSERS_BY = 1_000_000_000  # seeds of people who only stand in the way; no data set reaches them
@@ -278,7 +278,6 @@ def _person_seed(seed: int, number: int) -> int:
 
 def _render_identity(job: _Job) -> tuple[int, int]:
     """Write all crops of one identity; returns the images in its main split and in `query`."""
-    cv2.setNumThreads(1)
     rng = _rng(job.seed, 0x10B, job.person)
     person = identity(_person_seed(job.seed, job.person))
     count = min(job.cameras, max(2, int(rng.integers(2, 7))), job.crops)
@@ -317,11 +316,16 @@ def _check(folder: Path, identities: int, cameras: int, per_identity: int) -> No
         place.mkdir(parents=True, exist_ok=True)
 
 
+def _alone() -> None:
+    """One thread for each worker: the workers are as many as the processors already."""
+    cv2.setNumThreads(1)
+
+
 def _run(jobs: list[_Job], workers: int) -> Iterable[tuple[int, int]]:
     if workers <= 1:
         yield from map(_render_identity, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_alone) as pool:
         yield from pool.map(_render_identity, jobs, chunksize=4)
 
 
