@@ -239,6 +239,7 @@ def make_identifier(settings: Settings, gallery: Gallery, session: str) -> Ident
         target_fmr=chosen.target_fmr,
         decide_crops=chosen.decide_crops,
         enrol_crops=chosen.enrol_crops,
+        crop_interval_s=chosen.crop_interval_s,
         pool_crops=chosen.pool_crops,
         fuse_crops=chosen.fuse_crops,
         margin=chosen.margin,
@@ -400,6 +401,7 @@ def adjust_identifier(identifier: Identifier, settings: Settings) -> None:
     identifier.configured = chosen.threshold
     identifier.decide_crops = chosen.decide_crops
     identifier.enrol_crops = chosen.enrol_crops
+    identifier.crop_interval_s = chosen.crop_interval_s
     identifier.fuse_crops = chosen.fuse_crops
     identifier.margin = chosen.margin
     identifier.publish_unknown = chosen.publish_unknown

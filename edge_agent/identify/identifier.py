@@ -15,12 +15,14 @@ names the one it overturns.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from edge_agent.errors import InputError
@@ -32,6 +34,8 @@ from edge_agent.structures import Decision, DecisionKind, TrackObservation, Trac
 __all__ = ["Identifier", "KnownIdentities", "KnownIdentity"]
 
 Vector = NDArray[np.float32]
+
+_log = structlog.get_logger(__name__)
 
 REVIEW_CROPS = 10
 """New good crops after which a decided track is looked at again."""
@@ -113,6 +117,8 @@ class _Track:
     first: TrackObservation
     last: TrackObservation
     size: tuple[int, int]
+    crop_time: float = -math.inf
+    """When the last crop of the evidence was taken."""
     number: int | None = None
     founder: bool = False
     """Whether `number` was enrolled from this very track."""
@@ -164,6 +170,7 @@ class Identifier:
         target_fmr: what the site's threshold aims at.
         decide_crops: good crops before a track is matched; higher is surer and later.
         enrol_crops: good crops before an unknown person is enrolled; higher makes fewer identities.
+        crop_interval_s: crops of a track nearer in time than this count as one: they show the same.
         pool_crops: crops pooled; higher is steadier and slower to see a swap.
         fuse_crops: good crops before two identities may be fused.
         margin: lead over the second identity; higher waits more.
@@ -177,8 +184,9 @@ class Identifier:
     configured: float | None = None
     calibrated: float | None = None
     target_fmr: float = 1e-3
-    decide_crops: int = 8
-    enrol_crops: int = 12
+    decide_crops: int = 6
+    enrol_crops: int = 8
+    crop_interval_s: float = 0.08
     pool_crops: int = 30
     fuse_crops: int = 15
     margin: float = 0.02
@@ -205,11 +213,16 @@ class Identifier:
         self._links.observe(update.seen)
         decisions: list[Decision] = []
         due = [track for track in seen if self._due(track)]
-        if due:
-            self._learn_site(seen)
-            decisions += self._decide(due)
-        for track_id in update.ended:
-            decisions += self._end((update.camera, track_id))
+        try:
+            if due:
+                self._drop_vanished(seen)
+                self._learn_site(seen)
+                decisions += self._decide(due)
+            for track_id in update.ended:
+                decisions += self._end((update.camera, track_id))
+        except InputError as vanished:
+            # Another process erased an identity between two calls; the next frame decides anew.
+            _log.warning("identity_vanished", error=str(vanished))
         return decisions
 
     def number(self, camera: str, track_id: int) -> int | None:
@@ -248,12 +261,19 @@ class Identifier:
             track = _Track(key, Evidence(self.pool_crops), seen, seen, size)
             self._tracks[key] = track
         track.last, track.size = seen, size
-        if track.number is not None and self._known(track.number) is None:
-            track.number, track.founder = None, False  # erased, merged or evicted from outside
-        if seen.vector is not None and seen.quality > 0:
+        fresh = seen.time - track.crop_time >= self.crop_interval_s
+        if seen.vector is not None and seen.quality > 0 and fresh:
             track.evidence.add(seen.vector, seen.quality)
+            track.crop_time = seen.time
             track.centroid = None
         return track
+
+    def _drop_vanished(self, tracks: Sequence[_Track]) -> None:
+        """Identities may be erased, merged or evicted from outside: their tracks are undecided again."""
+        for track in tracks:
+            if track.number is not None and self._known(track.number) is None:
+                self._of_identity.pop(track.number, None)
+                track.number, track.founder = None, False
 
     def _due(self, track: _Track) -> bool:
         fresh = track.evidence.count - track.looked_at
