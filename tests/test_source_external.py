@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 
+import cv2
 import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
-from conftest import find_free_port
+from conftest import REPO, find_free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paho.mqtt.enums import CallbackAPIVersion
@@ -16,6 +18,7 @@ from structlog.testing import capture_logs
 from edge_agent.errors import SourceError
 from edge_agent.source import external
 from edge_agent.source.boxes import BoxMessage, parse_deepstream, parse_own
+from edge_agent.source.crops import CropFolderSource
 from edge_agent.source.external import ExternalBoxes
 from edge_agent.structures import Detections, Frame
 
@@ -147,7 +150,7 @@ _JSON = st.recursive(
 _KEYS = ("camera", "frame", "time", "size", "boxes", "scores", "id", "sensorId", "@timestamp", "objects")
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(_KEYS), _JSON))
 def test_no_message_does_more_than_be_refused(message):
     payload = json.dumps({"camera": "front", "frame": 1, "boxes": [], "sensorId": "f", **message}).encode()
@@ -306,3 +309,19 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
         ExternalBoxes("127.0.0.1", topics=["x"], tls=True, ca_file=tmp_path / "no.pem"),
     ):
         pass
+
+
+def test_the_examples_in_the_documentation(tmp_path):
+    text = (REPO / "docs" / "sources.md").read_text()
+    examples = dict(re.findall(r"```json (\w+)\n(.*?)```", text, re.DOTALL))
+    assert parse_own(examples["boxes"].encode()).on(frame(size=(1920, 1080))).scores.tolist() == [
+        pytest.approx(0.91)
+    ]
+    assert parse_deepstream(examples["deepstream"].encode()).number == 451
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    (crops / "crop-000017.json").write_text(examples["crop"])
+    cv2.imwrite(str(crops / "crop-000017.jpg"), np.zeros((16, 8, 3), np.uint8))
+    source = CropFolderSource("yard", crops, state_path=tmp_path / "s.sqlite", settle_seconds=0, once=True)
+    batch = next(item for item in source.frames() if item is not None)
+    assert (batch.camera, batch.number, batch.track_ids) == ("yard-hall", 451, (7,))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from edge_agent.errors import SourceError
 from edge_agent.source.capture import FileSource
@@ -39,13 +41,30 @@ def test_a_file_can_be_read_twice_from_the_start(tmp_path):
     assert [f.number for f in source.frames()] == [f.number for f in source.frames()] == [1, 2, 3]
 
 
-def test_the_real_video_is_read_completely(vtest_video):
-    source = FileSource("pets", vtest_video, fps=7, start_time=0.0)
-    last = None
-    for frame in source.frames():
-        last = frame
-    assert last is not None
-    assert (last.number, last.image.shape) == (795, (576, 768, 3))
+def test_a_real_video(vtest_video):
+    frames = FileSource("pets", vtest_video, start_time=0.0).frames()
+    taken = [next(frames) for _ in range(11)]
+    frames.close()
+    assert (taken[-1].number, taken[-1].image.shape) == (11, (576, 768, 3))
+    assert taken[-1].time == pytest.approx(1.0)  # its header says 10 fps
+
+
+def test_a_damaged_file_is_not_taken_for_a_short_one(tmp_path):
+    path = write_video(tmp_path / "a.avi", 40)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with capture_logs() as logs:
+        read = len(list(FileSource("door", path).frames()))
+    assert read < 40
+    assert [entry["event"] for entry in logs] == ["file_ended_early"]
+
+
+def test_in_real_time_a_file_is_a_camera(tmp_path):
+    source = FileSource("door", write_video(tmp_path / "a.avi", 5, fps=50), realtime=True)
+    assert (source.live, source.ends) == (True, True)
+    began = time.monotonic()
+    assert len(list(source.frames())) == 5
+    assert time.monotonic() - began >= 4 / 50
 
 
 def make_missing(folder: Path) -> Path:

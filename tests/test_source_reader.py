@@ -11,7 +11,7 @@ from test_source_file import write_video
 
 from edge_agent.errors import SourceError, SourceLost
 from edge_agent.source.capture import FileSource
-from edge_agent.source.reader import FrameReader
+from edge_agent.source.reader import FrameReader, stuck_threads
 from edge_agent.structures import Frame, SourceState, SourceStatus
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
@@ -210,9 +210,11 @@ def test_stop_returns_in_two_seconds(hangs):
             watch.until(lambda: reader.waiting == 1)
             began = time.monotonic()
         assert time.monotonic() - began < 2.0  # the promise of `stop`, not a speed
+        assert stuck_threads() == int(hangs)
         reader.stop()
     finally:
         release.set()
+    watch.until(lambda: stuck_threads() == 0)
 
 
 def test_a_silent_folder_is_online_and_alive_and_can_be_stopped():

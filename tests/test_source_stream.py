@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 from conftest import find_free_port
 from structlog.testing import capture_logs
 from test_source_reader import Watch
 
+import edge_agent
 from edge_agent.errors import SourceError, SourceLost
 from edge_agent.source import capture
 from edge_agent.source.capture import CsiSource, StreamSource, UsbSource
@@ -98,41 +101,34 @@ def take(watch: Watch, count: int) -> list:
     return frames
 
 
-def test_a_server_killed_and_restarted_while_another_camera_goes_on():
+def test_a_server_frozen_killed_and_restarted_while_another_camera_goes_on():
     with serving("--mount", "/a") as first, serving("--mount", "/b") as second:
-        dying, steady = Watch(stream(first, "/a")), Watch(stream(second, "/b"))
-        with capture_logs() as logs, dying.reader, steady.reader:
-            before = take(dying, 3)[-1]
-            take(steady, 3)
-            first.kill()
-            dying.until(lambda: RECONNECTING in dying.states)
-            assert not dying.reader.ended
+        troubled, steady = Watch(stream(first, "/a")), Watch(stream(second, "/b"))
+        with capture_logs() as logs, troubled.reader, steady.reader:
+            before = take(troubled, 3)[-1]
+            first.freeze()
+            # 3 x 0.5 s in FFmpeg, or the reader's own watch after 5.5 s; the rest is for a busy machine
+            troubled.until(lambda: troubled.states == [ONLINE, RECONNECTING], 12)
+            assert not troubled.reader.ended
             take(steady, 10)  # in the middle of the other's outage
+            first.thaw()
+            troubled.until(lambda: troubled.states[-1] is ONLINE, 20)
+            take(troubled, 2)
+            first.kill()
+            troubled.until(lambda: troubled.states[-1] is RECONNECTING)
+            take(steady, 10)
             first.start()
-            dying.until(lambda: dying.states[-1] is ONLINE, 15)
-            after = take(dying, 1)[0]
-        assert dying.states == [ONLINE, RECONNECTING, ONLINE]
+            troubled.until(lambda: troubled.states[-1] is ONLINE, 20)
+            after = take(troubled, 1)[0]
+        assert troubled.states == [ONLINE, RECONNECTING, ONLINE, RECONNECTING, ONLINE]
         assert steady.states == [ONLINE]
         assert after.number > before.number
         assert abs(after.time - time.time()) < 5
-        assert "stopped sending" in dying.statuses[1].reason
-        assert "recovered" in dying.statuses[2].reason
+        assert "stopped sending" in troubled.statuses[3].reason
+        assert "recovered" in troubled.statuses[4].reason
         mine = [entry for entry in logs if entry.get("camera") == "a"]
-        assert [entry["log_level"] for entry in mine].count("warning") == 1
-        assert [entry["event"] for entry in mine].count("source_recovered") == 1
-
-
-def test_a_frozen_server_is_noticed_within_three_timeouts_and_recovers():
-    with serving("--mount", "/cam") as server:
-        watch = Watch(stream(server, open_timeout_ms=2500, read_timeout_ms=500))
-        with watch.reader:
-            take(watch, 2)
-            server.freeze()
-            # 3 x 0.5 s in FFmpeg, or the reader's own watch at most 2.5 + 0.5 s, and a busy machine
-            watch.until(lambda: RECONNECTING in watch.states, 8)
-            server.thaw()
-            watch.until(lambda: watch.states[-1] is ONLINE, 20)
-        assert watch.states == [ONLINE, RECONNECTING, ONLINE]
+        assert [entry["log_level"] for entry in mine].count("warning") == 2
+        assert [entry["event"] for entry in mine].count("source_recovered") == 2
 
 
 def test_no_server_is_an_outage_and_no_error():
@@ -163,6 +159,42 @@ def test_frames_are_scaled_and_thinned_and_thinned_ones_are_counted():
     assert {frame.image.shape for frame in taken} == {(60, 80, 3)}
     assert taken[-1].number - taken[-2].number >= 3
     assert taken[-1].time - taken[1].time > 0.4
+
+
+READ_THROUGH_GSTREAMER = """
+import json, sys
+import cv2
+from edge_agent.source.capture import StreamSource, has_gstreamer
+if not has_gstreamer():
+    sys.exit(77)
+frames = StreamSource("cam", sys.argv[1], backend="gstreamer", size=(80, 60), max_fps=10).frames()
+shapes = [next(frames).image.shape for _ in range(4)]
+frames.close()
+json.dump([cv2.__version__, shapes], sys.stdout)
+"""
+
+
+@pytest.mark.slow  # Debian's OpenCV takes seconds to load
+def test_through_an_opencv_that_has_gstreamer(tmp_path):
+    """The wheels have none; Debian's python3-opencv has, as JetPack's has."""
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import cv2"], capture_output=True, check=False).returncode:
+        pytest.skip("the system's Python has no OpenCV (apt-get install python3-opencv)")
+    # The system's own cv2 and numpy, and from here only the package and what it logs with.
+    for module in (structlog, edge_agent):
+        (tmp_path / module.__name__).symlink_to(Path(module.__file__).parent)
+    with serving("--mount", "/cam", "--login", "me:pass@word") as server:
+        run = subprocess.run(
+            [SYSTEM_PYTHON, "-c", READ_THROUGH_GSTREAMER, server.url("/cam", "me:pass%40word@")],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    if run.returncode == 77:
+        pytest.skip("the system's OpenCV has no GStreamer")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)[1] == [[60, 80, 3]] * 4
 
 
 def test_udp_over_ffmpeg_is_refused_rather_than_ignored():

@@ -23,15 +23,14 @@ A confidence below zero means that the tracker placed the box and the detector d
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.source.fields import is_number, unix_time
 from edge_agent.structures import Detections, Frame
 
 __all__ = ["MAX_PAYLOAD_BYTES", "BoxMessage", "parse_deepstream", "parse_own"]
@@ -41,7 +40,6 @@ MAX_PAYLOAD_BYTES = 256 << 10
 
 _MAX_BOXES = 1000
 _MAX_PIXELS = 1e6
-_MAX_TIME = 1e11
 _UNKNOWN_SCORE = 1.0
 """For boxes without a score: whoever sends no scores has sent what it is sure of."""
 
@@ -78,7 +76,7 @@ class BoxMessage:
 def parse_own(payload: bytes) -> BoxMessage:
     """Read a message of the agent's own format; ValueError says what is wrong with it."""
     found = _json_object(payload)
-    number, moment = found.get("frame"), _moment(found.get("time"))
+    number, moment = found.get("frame"), unix_time(found.get("time"))
     if number is not None and not (type(number) is int and 0 < number < 1 << 62):
         raise ValueError(f"`frame` must be a whole number from 1, got {number!r:.40}")
     if number is None and moment is None:
@@ -116,7 +114,7 @@ def parse_deepstream(payload: bytes, *, labels: Sequence[str] = ("person",)) -> 
     return BoxMessage(
         camera=_camera(found.get("sensorId")),
         number=number + 1,
-        time=_moment(found.get("@timestamp")),
+        time=unix_time(found.get("@timestamp")),
         size=None,
         boxes=_boxes([box for _, box, _ in people]),
         scores=_column([score for _, _, score in people]),
@@ -160,34 +158,14 @@ def _camera(value: object) -> str:
     return value
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    """A finite JSON number; true and false are none, nor are NaN and what is too long for a float."""
-    return type(value) in {int, float} and -1e30 < value < 1e30  # type: ignore[operator] # an int or float
-
-
-def _moment(value: object) -> float | None:
-    """Unix seconds from a number or an RFC 3339 text; one without a zone is taken for UTC."""
-    if value is None:
-        return None
-    if isinstance(value, str) and len(value) < 64:
-        # Python 3.10 knows neither Z nor fractions of other than 3 or 6 digits.
-        text = re.sub(r"[zZ]$", "+00:00", value)
-        text = re.sub(r"\.(\d{1,6})\d*", lambda match: "." + match[1].ljust(6, "0"), text)
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    if not _is_number(value) or abs(value) > _MAX_TIME:
-        raise ValueError(f"time {value!r:.40} is neither Unix seconds nor RFC 3339")
-    return float(value)
-
-
 def _size(value: object) -> tuple[float, float] | None:
     if value is None:
         return None
     if isinstance(value, list) and len(value) == 2:
         width, height = value
         if (
-            _is_number(width)
-            and _is_number(height)
+            is_number(width)
+            and is_number(height)
             and 0 < min(width, height) <= max(width, height) < _MAX_PIXELS
         ):
             return float(width), float(height)
@@ -208,6 +186,6 @@ def _boxes(value: object) -> NDArray[np.float32]:
 
 
 def _column(values: list[Any]) -> NDArray[np.float32]:
-    if not all(_is_number(value) for value in values):
+    if not all(is_number(value) for value in values):
         raise ValueError("a box or score is not a finite number")
     return np.array(values, np.float32)

@@ -245,7 +245,7 @@ class StreamSource:
         """
         shown = redact_url(self._url)
         failure = SourceLost(
-            f"{shown} did not open within {self._open_timeout_ms} ms; "
+            f"{shown} does not open (the limit is {self._open_timeout_ms} ms); "
             "is the camera on, and are address, path and login right?"
         )
         rtsp = self._url.lower().startswith("rtsp")

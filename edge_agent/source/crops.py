@@ -33,7 +33,6 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ import structlog
 
 from edge_agent.dataset import PICTURE_SUFFIXES, parse_crop_name, read_picture
 from edge_agent.errors import DiskFull, InputError, SourceError, SourceLost, StorageError
+from edge_agent.source.fields import is_number, unix_time
 from edge_agent.structures import CropBatch
 
 __all__ = ["CropFolderSource"]
@@ -362,10 +362,10 @@ class CropFolderSource:
                 raise _Unusable(f"{sidecar} is not a JSON object")
             camera = self.id if found.get("camera") is None else self._camera(found["camera"])
             number = _whole(found, "frame")
-            moment = _moment(found.get("time"), file.modified_ns / 1e9)
+            stated = unix_time(found.get("time"))
+            moment = file.modified_ns / 1e9 if stated is None else stated
             # Frame numbers start again with the writer, so the time, where it is given, has a say too.
-            stated = number is not None and found.get("time") is None
-            key = (camera, number, None if stated else moment)
+            key = (camera, number, stated if number is not None else moment)
             return _Crop(file, camera, number, moment, _whole(found, "track"), _box(found.get("box")), key)
         except (ValueError, RecursionError) as problem:
             raise _Unusable(f"{sidecar}: {problem}") from problem
@@ -567,30 +567,13 @@ def _whole(found: dict[str, Any], key: str) -> int | None:
     return value
 
 
-def _moment(value: object, otherwise: float) -> float:
-    """Unix seconds from a number or an RFC 3339 text with a zone."""
-    if value is None:
-        return otherwise
-    if isinstance(value, str):
-        moment = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", value))
-        if moment.tzinfo is None:
-            raise ValueError(f"time {value!r:.40} has no zone; write 2024-05-01T10:00:00Z or Unix seconds")
-        return moment.timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e11:
-        raise ValueError(f"time must be Unix seconds or RFC 3339, got {value!r:.40}")
-    return float(value)
-
-
 def _box(value: object) -> tuple[float, float, float, float] | None:
     """`[x1, y1, x2, y2]` in pixels."""
     if value is None:
         return None
-    fits = isinstance(value, list) and len(value) == 4
-    if fits and isinstance(value, list):
-        fits = all(type(number) in {int, float} and abs(number) < 1e6 for number in value)
-    if not fits or not isinstance(value, list):
+    if not isinstance(value, list) or len(value) != 4 or not all(is_number(side) for side in value):
         raise ValueError(f"box must be [x1, y1, x2, y2] in pixels, got {value!r:.60}")
-    x1, y1, x2, y2 = (float(number) for number in value)
+    x1, y1, x2, y2 = (float(side) for side in value)
     if not (x1 < x2 and y1 < y2):
         raise ValueError(f"box {value} is empty")
     return x1, y1, x2, y2

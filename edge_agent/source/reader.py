@@ -22,7 +22,7 @@ from edge_agent.source.base import Item, Source
 from edge_agent.source.redact import redact_url
 from edge_agent.structures import SourceState, SourceStatus
 
-__all__ = ["FrameReader"]
+__all__ = ["FrameReader", "stuck_threads"]
 
 _log = structlog.get_logger(__name__)
 
@@ -34,6 +34,18 @@ _MAX_ABANDONED = 3
 """Threads stuck in a driver at one time; more would only pile up memory and sockets."""
 _TICK_SECONDS = 1.0
 """How often a waiting supervisor shows that it is alive (`last_progress`)."""
+
+_WORKER = "source-"
+"""Begin of the names of worker threads."""
+
+
+def stuck_threads() -> int:
+    """Workers that are still inside a read although their readers may have stopped.
+
+    A program that ends while there are some had better do it by `os._exit`: Python kills a thread that
+    comes back from C++ during its shutdown in a way that aborts the process.
+    """
+    return sum(thread.name.startswith(_WORKER) for thread in threading.enumerate())
 
 
 class _Attempt:
@@ -245,7 +257,7 @@ class FrameReader:
         """Run the source in a worker thread until it ends, fails, stalls, or the reader stops."""
         attempt = _Attempt()
         attempt.thread = threading.Thread(
-            target=self._work, args=(attempt,), name=f"source-{self.camera}", daemon=True
+            target=self._work, args=(attempt,), name=f"{_WORKER}{self.camera}", daemon=True
         )
         with self._changed:
             self._attempt = attempt
