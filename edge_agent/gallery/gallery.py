@@ -276,13 +276,9 @@ class Gallery:
         forgotten.
 
         Returns:
-            how many exemplars were removed.
-
-        Raises:
-            InputError: there is no such identity.
+            how many exemplars were removed: 0 too when there is no such identity any more.
         """
         with self._changing() as store:
-            _identity(store, number)
             gone = store.run(
                 "DELETE FROM exemplar WHERE number = ? AND origin = ?", (number, origin)
             ).rowcount
@@ -422,6 +418,18 @@ class Gallery:
                 self._erase(person)
         self._store.scrub(wait=False)
         return gone
+
+    def set_ttl(self, ttl_s: float | None) -> None:
+        """Let `auto` identities expire this long after they were last seen, those already here too."""
+        if ttl_s is not None and ttl_s <= 0:
+            raise ValueError("ttl_s must be positive")
+        with self._changing():
+            before, self._ttl_s = self._ttl_s, ttl_s
+            try:
+                self._store_policy()
+            except BaseException:
+                self._ttl_s = before
+                raise
 
     # ---- look-up
 
@@ -644,9 +652,12 @@ class Gallery:
                 store.put_meta("dimension", self._dimension)
                 store.run("DELETE FROM fact")
             self._refuse_other_space()
-            for key, value in self._policy().items():
-                store.put_meta(key, value)
-            store.run("UPDATE identity SET expires = last_seen + ? WHERE kind = 'auto'", (self._ttl_s,))
+            self._store_policy()
+
+    def _store_policy(self) -> None:
+        for key, value in self._policy().items():
+            self._store.put_meta(key, value)
+        self._store.run("UPDATE identity SET expires = last_seen + ? WHERE kind = 'auto'", (self._ttl_s,))
 
     def _policy(self) -> dict[str, float | None]:
         """What is stored for `existing` to read."""
