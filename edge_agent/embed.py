@@ -182,6 +182,7 @@ class Embedder:
         """Grade all detections; `present` is who shall be embedded, for now."""
         job = _Job([], [], [], [])
         for image, detections in pairs:
+            _check_picture(image)
             quality, reasons = self._gate.assess(image, detections.boxes, detections.scores)
             job.vectors.append(np.zeros((len(detections), self.info.dimension), np.float32))
             job.present.append(np.asarray([not reason for reason in reasons], np.bool_))
@@ -241,8 +242,11 @@ class Embedder:
 
         Raises:
             NonFiniteEmbedding: the network gave NaN, infinity or a vector without length.
+            ValueError: a picture is empty or not `(h, w, 3)` uint8.
             EngineError: the engine failed on a batch.
         """
+        for image in images:
+            _check_picture(image)
         while self._batches:  # rows come in order: those of frames are ahead
             self._absorb()
         parts = list(self._stream(images))
@@ -332,6 +336,12 @@ class Embedder:
             self._engine.submit(len(chunk))
             parts.append(self._engine.collect())
         return np.concatenate(parts)
+
+
+def _check_picture(image: NDArray[np.uint8]) -> None:
+    """Refuse what OpenCV would resize into an array of its own, leaving an old crop in the buffer."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"picture: expected (h, w, 3) uint8, got {image.shape} {image.dtype.name}")
 
 
 def _worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

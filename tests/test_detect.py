@@ -72,6 +72,16 @@ def test_a_suppressed_box_suppresses_nothing():
     assert kept.boxes.tolist() == [[0, 0, 10, 10], [8, 0, 18, 10]]
 
 
+def test_work_is_bounded():
+    boxes = (
+        np.tile(np.asarray([[0, 0, 1, 1]], np.float32), (5000, 1))
+        + np.arange(5000, dtype=np.float32)[:, None] * 2
+    )
+    kept = suppress(Detections(boxes, np.linspace(0, 1, 5000, dtype=np.float32)), 0.5)
+    assert len(kept) == 512
+    assert kept.scores[0] == 1
+
+
 def test_clip():
     boxes = np.asarray([[-5, -5, 30, 50]], np.float32)
     assert clip(boxes, 40, 20).tolist() == [[0, 0, 20, 40]]

@@ -110,6 +110,34 @@ def test_nothing_to_collect(prepared):
         stage.collect()
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((20, 10), np.uint8),
+        np.zeros((20, 10, 4), np.uint8),
+        np.zeros((20, 10, 3)),
+        np.zeros((0, 10, 3), np.uint8),
+    ],
+    ids=["grey", "four channels", "float", "empty"],
+)
+def test_what_is_no_picture_never_becomes_the_crop_before_it(prepared, image):
+    with embedder(prepared) as stage:
+        stage.embed_images([picture(1)])
+        with pytest.raises(ValueError, match=r"expected \(h, w, 3\) uint8"):
+            stage.embed_images([image])
+        with pytest.raises(ValueError, match=r"expected \(h, w, 3\) uint8"):
+            stage.submit([(image, Detections.none())])
+
+
+def test_views_of_pictures_are_read_right(prepared):
+    image = picture(1)
+    with embedder(prepared) as stage:
+        for view in (image[10:200, 30:90], image[:, ::-1], image[::2, ::2], image[..., ::-1]):
+            np.testing.assert_allclose(
+                stage.embed_images([view]), stage.embed_images([view.copy()]), atol=1e-6
+            )
+
+
 def test_no_pictures(prepared):
     with embedder(prepared) as stage:
         assert stage.embed_images([]).shape == (0, 32)
@@ -211,18 +239,22 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def osnet_reference(osnet_onnx):
+    return golden.make(prepare_reid(osnet_onnx, TAO))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_self_test_catches_a_wrong_graph(osnet_onnx, fault):
-    right = TAO
-    reference = golden.make(prepare_reid(osnet_onnx, right))
-    broken = disguised(osnet_onnx, dataclasses.replace(right, **FAULTS[fault]), right)
-    with (
-        pytest.raises(ModelError, match=r"self-test: .* differs from its reference \(cosine"),
-        embedder(broken, reference=reference),
-    ):
+def test_self_test_catches_a_wrong_graph(osnet_onnx, osnet_reference, fault):
+    broken = disguised(osnet_onnx, dataclasses.replace(TAO, **FAULTS[fault]), TAO)
+    wrong = pytest.raises(ModelError, match=r"self-test: .* differs from its reference \(cosine")
+    with wrong, embedder(broken, max_batch=4, reference=osnet_reference):
         pass
-    with embedder(prepare_reid(osnet_onnx, right), reference=reference):
-        pass
+
+
+def test_self_test_passes_the_right_graph(osnet_onnx, osnet_reference):
+    with embedder(prepare_reid(osnet_onnx, TAO), max_batch=4, reference=osnet_reference) as stage:
+        assert stage.info.dimension == 512
 
 
 def test_self_test_catches_a_missing_normalisation(osnet_onnx):

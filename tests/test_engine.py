@@ -140,6 +140,15 @@ def test_leaving_with_batches_in_flight_ends_the_worker(prepared):
     assert engine.in_flight == 0
 
 
+def test_leaving_does_not_wait_for_what_nobody_will_collect(osnet_onnx):
+    with open_engine(prepare_reid(osnet_onnx, PROFILES["imagenet"]), max_batch=64, threads=1) as engine:
+        engine.submit(64)
+        engine.submit(64)
+        last = engine._flying[-1]
+    assert last.rows is None
+    assert "terminate" in str(last.error)
+
+
 def test_network_that_onnxruntime_does_not_know(prepared, tmp_path):
     broken = dataclasses.replace(prepared, onnx=prepared.onnx.replace(b"AveragePool", b"AveragePoop"))
     with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*net\.onnx"):

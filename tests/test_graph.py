@@ -70,10 +70,20 @@ def test_every_opset_from_9_on(tmp_path, opset):
         ({"half": True, "scale": 0.1}, (256, 128)),
         ({"output_shape": ("batch", "embedding_size")}, (256, 128)),
         ({"weights_as_inputs": True}, (256, 128)),
+        ({"shape": (-1, 3, 256, 128)}, (256, 128)),
         ({"names": ("crops", "embedding")}, (256, 128)),
         ({"names": ("embedding", "crops")}, (256, 128)),
     ],
-    ids=["channels last", "other size", "float16", "TAO: open axis", "old IR", "same names", "swapped names"],
+    ids=[
+        "channels last",
+        "other size",
+        "float16",
+        "TAO: open axis",
+        "old IR",
+        "-1",
+        "same names",
+        "swapped names",
+    ],
 )
 def test_forms_that_exports_come_in(tmp_path, changes, size):
     path = tiny_networks.reid(tmp_path / "net.onnx", **changes)

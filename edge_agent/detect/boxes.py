@@ -10,9 +10,16 @@ from edge_agent.structures import Detections, iou_matrix
 __all__ = ["clip", "suppress"]
 
 
+_MOST = 512
+"""Boxes that are compared with each other, best first: bounds the work of one frame, whatever it shows."""
+
+
 def suppress(found: Detections, max_iou: float) -> Detections:
-    """Greedy non-maximum suppression: best score first, what overlaps a kept box too much goes."""
-    order = np.argsort(-found.scores, kind="stable")
+    """Greedy non-maximum suppression: best score first, what overlaps a kept box too much goes.
+
+    Of more than 512 boxes only the best 512 are looked at.
+    """
+    order = np.argsort(-found.scores, kind="stable")[:_MOST]
     ranked = found.take(order)
     overlapping = iou_matrix(ranked.boxes, ranked.boxes) > max_iou
     alive = np.ones(len(ranked), np.bool_)

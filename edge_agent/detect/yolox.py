@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge_agent.detect.base import ScoreLevels
 from edge_agent.detect.boxes import clip, suppress
 from edge_agent.engine.base import Engine
+from edge_agent.errors import EngineError
 from edge_agent.structures import Detections
 
 __all__ = ["YoloxDetector"]
@@ -58,9 +59,13 @@ class YoloxDetector:
     def __enter__(self) -> YoloxDetector:
         self._engine.__enter__()
         self._filled.clear()
-        self._engine.buffer()[0] = _GREY
-        self._engine.submit(1)
-        rows = self._engine.collect()[0]
+        try:
+            self._engine.buffer()[0] = _GREY
+            self._engine.submit(1)
+            rows = self._engine.collect()[0]
+        except EngineError:
+            self._engine.__exit__(None, None, None)
+            raise
         # Exports made with --decode_in_inference give pixels: their centres span the whole input.
         self._decoded = bool(np.ptp(rows[:, 0]) > self._engine.input_size[1] / 2)
         return self

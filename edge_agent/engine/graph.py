@@ -271,7 +271,10 @@ def _shape(value: onnx.ValueInfoProto) -> list[int | None] | None:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
-    return [axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim]
+    known = [axis.HasField("dim_value") and axis.dim_value >= 0 for axis in tensor.shape.dim]  # some write -1
+    return [
+        axis.dim_value if is_known else None for axis, is_known in zip(tensor.shape.dim, known, strict=True)
+    ]
 
 
 def _as_text(shape: list[int | None] | None) -> str:

@@ -96,6 +96,7 @@ class OnnxRuntimeEngine:
         self._max_batch = min(max_batch, prepared.batch or max_batch)
         self._threads = threads
         self._session: onnxruntime.InferenceSession | None = None
+        self._options: onnxruntime.RunOptions | None = None
         self._worker: threading.Thread | None = None
         self._free: deque[NDArray[np.uint8]] = deque()
         self._flying: deque[_Run] = deque()
@@ -149,6 +150,9 @@ class OnnxRuntimeEngine:
         return self._failures
 
     def __enter__(self) -> OnnxRuntimeEngine:
+        import onnxruntime
+
+        self._options = onnxruntime.RunOptions()
         self._session = _session(self._prepared.onnx, self._threads, str(self._prepared.source))
         shape = (self._max_batch, *self._prepared.input_size, 3)
         self._free = deque(np.zeros(shape, np.uint8) for _ in range(DEPTH))
@@ -162,10 +166,13 @@ class OnnxRuntimeEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._options is not None:
+            self._options.terminate = True  # nobody will collect what still runs or waits
         self._waiting.put(None)
         if self._worker is not None:
             self._worker.join()
         self._worker = None
+        self._options = None
         self._session = None
         self._flying.clear()
         self._free.clear()
@@ -214,7 +221,7 @@ class OnnxRuntimeEngine:
         name = session.get_inputs()[0].name
         start = time.perf_counter()
         try:
-            rows: NDArray[np.float32] = session.run(None, {name: batch})[0]
+            rows: NDArray[np.float32] = session.run(None, {name: batch}, self._options)[0]
         finally:
             self._run_seconds += time.perf_counter() - start
             self._runs += 1
