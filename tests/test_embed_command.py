@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli.embed import command
 from edge_agent.engine.profiles import profile_named
-from edge_agent.errors import InputError
+from edge_agent.errors import ConfigError, InputError
 from edge_agent.evaluate.embedding import embed_paths
 from edge_agent.evaluate.files import read_embeddings
 from edge_agent.structures import EngineInfo
@@ -113,6 +113,10 @@ def test_what_cannot_be_embedded_is_refused(crops: Path, tmp_path: Path) -> None
         run(tmp_path / "none.jpg", "-o", tmp_path / "all.npz")
     with pytest.raises(InputError, match="has no splits to choose"):
         run(crops, "-o", tmp_path / "all.npz", "--split", "query")
+    with pytest.raises(ConfigError, match="no inference backend 'abacus'"):
+        run(crops, "-o", tmp_path / "all.npz", "--backend", "abacus")
+    with pytest.raises(ConfigError, match="ONNX Runtime only, not by tensorrt"):
+        run(crops, "-o", tmp_path / "all.npz", "--backend", "tensorrt", "--raw")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"x")
     with pytest.raises(InputError, match="none of the 1 pictures can be read"):

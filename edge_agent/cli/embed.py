@@ -31,8 +31,12 @@ def command(
     preprocess: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="tao, imagenet, openvino-raw or swin.")
     ] = None,
+    backend: Annotated[str, typer.Option(help="What runs the network; auto takes the fastest.")] = "auto",
     raw: Annotated[
-        bool, typer.Option("--raw", help="Keep the network's own vector lengths, as TAO's files have them.")
+        bool,
+        typer.Option(
+            "--raw", help="Keep the network's own vector lengths, as TAO's files do (ONNX Runtime)."
+        ),
     ] = False,
     split: Annotated[
         list[Split] | None, typer.Option(help="Of a data set, this split only; may be given again.")
@@ -52,7 +56,7 @@ def command(
     paths = _pictures(source, tuple(split or ()))
     with (
         tempfile.TemporaryDirectory() as state,
-        open_chosen(model, preprocess, Path(state), raw=raw) as (embedder, profile),
+        open_chosen(model, preprocess, Path(state), backend=backend, raw=raw) as (embedder, profile),
     ):
         done = with_progress(embedder, paths, "crops")
         facts = {**describe(embedder.info, profile), "unit_length": not raw, "input": str(source)}
@@ -95,7 +99,7 @@ def _name(path: Path, source: Path, output: Path) -> str:
 
 @contextmanager
 def open_chosen(
-    model: Path | None, preprocess: str | None, state: Path, *, raw: bool = False
+    model: Path | None, preprocess: str | None, state: Path, *, backend: str, raw: bool = False
 ) -> Iterator[tuple[CropEmbedder, str]]:
     """The chosen or shipped network, entered, with the name of its preprocess profile.
 
@@ -103,10 +107,15 @@ def open_chosen(
         model: ReID ONNX, or the name of a built-in; None for the shipped default.
         preprocess: profile; None for what the model's manifest says.
         state: folder for what has to be made first.
-        raw: keep the network's own vector lengths.
+        backend: what runs it.
+        raw: keep the network's own vector lengths; runs on ONNX Runtime only.
+
+    Raises:
+        ConfigError: no such profile or backend, or a raw run on another backend.
     """
     from edge_agent.config import EngineSettings
     from edge_agent.engine.profiles import profile_named
+    from edge_agent.errors import ConfigError
     from edge_agent.evaluate.embedding import RawEmbedder
     from edge_agent.factory import choose_model, open_embedder
     from edge_agent.logs import configure
@@ -116,10 +125,12 @@ def open_chosen(
         profile_named(preprocess)
     chosen = choose_model(EngineSettings.model_validate({"model": model, "preprocess": preprocess}), state)
     if raw:
+        if backend not in {"auto", "onnxruntime"}:
+            raise ConfigError(f"raw embeddings are computed by ONNX Runtime only, not by {backend}")
         with RawEmbedder(chosen.path, chosen.preprocess) as network:
             yield network, chosen.preprocess
     else:
-        with open_embedder(chosen.path, chosen.preprocess, state=state) as embedder:
+        with open_embedder(chosen.path, chosen.preprocess, backend=backend, state=state) as embedder:
             yield embedder, chosen.preprocess
 
 

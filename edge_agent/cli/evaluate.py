@@ -35,6 +35,7 @@ def command(
     preprocess: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="tao, imagenet, openvino-raw or swin.")
     ] = None,
+    backend: Annotated[str, typer.Option(help="What runs the network; auto takes the fastest.")] = "auto",
     embeddings: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
@@ -54,12 +55,18 @@ def command(
     """Rank-k, mAP and mINP, and how often strangers are accepted and acquaintances missed."""
     import json
 
+    from edge_agent.dataset import MarketDataset, Split
     from edge_agent.evaluate import ReRanking, evaluate
     from edge_agent.manifest import write_atomic, write_json_atomic
 
     _check_usage(dataset, model, preprocess, embeddings)
     _require_folders(report, output)
-    query, gallery, facts = _sides(dataset, model, preprocess, embeddings)
+    opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
+    if embeddings is not None:
+        query, gallery, facts = _from_files(embeddings, opened)
+    else:
+        assert opened is not None  # `_check_usage` saw to it
+        query, gallery, facts = _from_model(opened, model, preprocess, backend)
     evaluation = evaluate(
         query,
         gallery,
@@ -95,19 +102,6 @@ def _require_folders(*paths: Path | None) -> None:
             raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
 
 
-def _sides(
-    dataset: Path | None, model: Path | None, preprocess: str | None, embeddings: tuple[Path, Path] | None
-) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
-    """Labelled embeddings of both sides, and what the document says about where they are from."""
-    from edge_agent.dataset import MarketDataset, Split
-
-    opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
-    if embeddings is not None:
-        return _from_files(embeddings, opened)
-    assert opened is not None  # `_check_usage` saw to it
-    return _from_model(opened, model, preprocess)
-
-
 def _from_files(
     paths: tuple[Path, Path], dataset: MarketDataset | None
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
@@ -133,7 +127,7 @@ def _from_files(
 
 
 def _from_model(
-    dataset: MarketDataset, model: Path | None, preprocess: str | None
+    dataset: MarketDataset, model: Path | None, preprocess: str | None, backend: str
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
     import tempfile
 
@@ -141,7 +135,7 @@ def _from_model(
 
     with (
         tempfile.TemporaryDirectory() as state,
-        open_chosen(model, preprocess, Path(state)) as (embedder, profile),
+        open_chosen(model, preprocess, Path(state), backend=backend) as (embedder, profile),
     ):
         query, query_problems = _embed(embedder, dataset.query, "queries")
         gallery, gallery_problems = _embed(embedder, dataset.gallery, "gallery")

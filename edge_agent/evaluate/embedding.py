@@ -18,7 +18,7 @@ from edge_agent.errors import InputError, NonFiniteEmbedding
 from edge_agent.structures import EngineInfo
 
 if TYPE_CHECKING:
-    from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
+    from edge_agent.engine.base import Engine
 
 __all__ = ["CropEmbedder", "EmbeddedPaths", "RawEmbedder", "embed_paths"]
 
@@ -112,12 +112,12 @@ class RawEmbedder:
     """
 
     def __init__(self, model: Path, preprocess: str) -> None:
+        from edge_agent.engine import open_engine
         from edge_agent.engine.graph import prepare_reid
-        from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
         from edge_agent.engine.profiles import profile_named
 
         prepared = prepare_reid(model, profile_named(preprocess), normalise=False)
-        self._engine: OnnxRuntimeEngine = OnnxRuntimeEngine(prepared, max_batch=_BATCH)
+        self._engine: Engine = open_engine(prepared, backend="onnxruntime", max_batch=_BATCH)
 
     @property
     def info(self) -> EngineInfo:
