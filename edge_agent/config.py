@@ -106,7 +106,8 @@ class SourceSettings(_Section):
     )
     transport: Literal["tcp", "udp"] | None = Field(None, description="stream: RTSP transport")
     codec: Literal["h264", "h265"] | None = Field(None, description="stream: codec, for GStreamer")
-    pixels: str | None = Field(None, description="usb: mjpeg or raw")
+    pixels: Literal["mjpeg", "yuyv"] | None = Field(None, description="usb: what the camera delivers")
+    flip: int | None = Field(None, ge=0, le=7, description="csi: nvvidconv flip-method, 2 turns by 180")
     capture: tuple[int, int] | None = Field(None, description="usb, csi: width and height to ask for")
     size: tuple[int, int] | None = Field(None, description="stream, usb, csi: width and height to scale to")
     max_fps: Positive | None = Field(None, description="stream, usb, csi: leave out frames above this rate")
@@ -129,6 +130,14 @@ class DetectorSettings(_Section):
     new_track: float | None = Field(None, description="score that starts a track; likewise")
     external_topics: tuple[str, ...] = Field((), description="MQTT topics with boxes, for kind external")
     external_format: Literal["edge-agent", "deepstream"] = Field("edge-agent", description="their format")
+    external_match: Literal["auto", "frame", "time"] = Field("auto", description="how boxes find their frame")
+    external_cameras: dict[str, str] = Field({}, description="their name of a camera: our source id")
+    external_size: tuple[int, int] | None = Field(
+        None, description="deepstream: width and height that boxes refer to; the frame's own when absent"
+    )
+    external_tolerance_ms: int = Field(
+        50, ge=0, description="largest difference in time between box and frame"
+    )
     external_wait_ms: int = Field(200, ge=0, description="how long a frame waits for its boxes")
 
 

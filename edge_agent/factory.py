@@ -315,7 +315,19 @@ def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
             broker.port,
             topics=chosen.external_topics,
             format=chosen.external_format,
+            match=chosen.external_match,
+            cameras=chosen.external_cameras,
+            size=chosen.external_size,
+            tolerance_seconds=chosen.external_tolerance_ms / 1000,
             wait_seconds=chosen.external_wait_ms / 1000,
+            tls=broker.tls,
+            ca_file=broker.ca_file,
+            cert_file=broker.cert_file,
+            key_file=broker.key_file,
+            username=broker.username,
+            password=broker.password,
+            version=broker.version,
+            keepalive_s=broker.keepalive_s,
         )
     )
     return boxes.detect_frame, _levels(chosen, 0.5, 0.1, 0.5), f"external:{chosen.external_format}"
