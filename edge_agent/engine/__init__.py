@@ -9,7 +9,7 @@ from edge_agent.engine.base import Engine
 from edge_agent.engine.graph import PreparedGraph
 from edge_agent.errors import ConfigError
 
-__all__ = ["BACKENDS", "open_engine"]
+__all__ = ["BACKENDS", "Engine", "PreparedGraph", "open_engine"]
 
 BACKENDS = ("auto", "onnxruntime")
 """What a user may ask for. `auto` takes the fastest that this machine has."""
