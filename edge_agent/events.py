@@ -33,22 +33,32 @@ from edge_agent.errors import InputError
 from edge_agent.structures import Decision, EngineInfo, SourceStatus
 
 __all__ = [
+    "COMMAND_TYPES",
     "DATA_TYPES",
     "AlertData",
     "CameraInfo",
     "CameraStatusData",
+    "Command",
     "CommandResultData",
     "DeviceSummary",
     "EngineData",
+    "EnrolCommand",
     "Event",
+    "ForgetCommand",
     "GapData",
     "IdentityData",
     "InfoData",
+    "MergeCommand",
+    "NameCommand",
     "NumberRange",
+    "RecalibrateCommand",
+    "ReloadCommand",
+    "StatsCommand",
     "StatusData",
     "TelemetryData",
     "alert_event",
     "camera_status_event",
+    "command_schema",
     "data_schema",
     "decode",
     "encode",
@@ -293,8 +303,87 @@ class CommandResultData:
     verb: str = about("The command.")
     transaction: str | None = about("As the command gave it; null where it gave none.")
     status: Literal["ok", "error"] = about("Whether it was done.")
+    code: str | None = about(
+        "Kind of error, for programs: retained, too-large, too-many, malformed, not-allowed, expired,"
+        " replayed, busy, failed; null when ok.",
+        default=None,
+    )
     error: str | None = about("What went wrong and how to mend it; null when ok.", default=None)
     data: dict[str, Any] | None = about("What the command found or made.", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What every command has."""
+
+    transaction: str = about(
+        "Chosen by the sender, different for every command; comes back with the result.",
+        minLength=1,
+        maxLength=128,
+    )
+    issued: float = about("When the command was sent; an old one is refused.", format="date-time")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolCommand(Command):
+    """Put a person into the gallery: whoever a track shows, or whoever a picture shows."""
+
+    name: str | None = about("What to call the person.", default=None, maxLength=200)
+    camera: str | None = about("Camera of the track.", default=None)
+    track_id: int | None = about("A track that is seen now.", default=None)
+    crop: str | None = about("Picture of one person, JPEG or PNG, in base64.", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameCommand(Command):
+    """Name a person."""
+
+    identity_id: str = about("The person.", minLength=1)
+    name: str | None = about("The new name; null takes it away.", maxLength=200)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeCommand(Command):
+    """Say that two identities are one person."""
+
+    identity_id: str = about("The identity that stays.", minLength=1)
+    absorbed_id: str = about("The identity that goes into it.", minLength=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetCommand(Command):
+    """Erase a person from gallery, outbox and crop spool."""
+
+    identity_id: str = about("The person.", minLength=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadCommand(Command):
+    """Read the settings again and apply what may change while running."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsCommand(Command):
+    """Tell counters of gallery and delivery."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecalibrateCommand(Command):
+    """Forget what was learnt about the site's scores and learn the threshold anew."""
+
+
+COMMAND_TYPES: Mapping[str, type[Command]] = types.MappingProxyType(
+    {
+        "enrol": EnrolCommand,
+        "name": NameCommand,
+        "merge": MergeCommand,
+        "forget": ForgetCommand,
+        "reload": ReloadCommand,
+        "stats": StatsCommand,
+        "recalibrate": RecalibrateCommand,
+    }
+)
+"""Class of each command, by the last part of its topic."""
 
 
 DATA_TYPES: Mapping[str, type] = types.MappingProxyType(
@@ -505,7 +594,15 @@ def decode(payload: bytes | str) -> Event:
         )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as problem:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as problem:
         what = f"key {problem} is missing or unknown" if isinstance(problem, KeyError) else str(problem)
         raise InputError(f"not an event of edge-agent: {what}") from problem
 
@@ -571,7 +668,7 @@ def _read(hint: Any, value: Any, entry: Field[Any] | None, where: str) -> Any:  
             raise InputError(f"{where}: expected a time as text, got {value!r}")
         try:
             return parse_time(value)
-        except ValueError as problem:
+        except (ValueError, OverflowError) as problem:
             raise InputError(f"{where}: {problem}") from problem
     return _READERS.get(get_origin(hint) or hint, _read_class)(hint, value, where)
 
@@ -694,6 +791,17 @@ def envelope_schema(kind: str) -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "required": required,
+    }
+
+
+def command_schema(verb: str) -> dict[str, Any]:
+    """JSON Schema of the payload of one command. Unlike in events, unknown keys are refused."""
+    return {
+        "$schema": JSON_SCHEMA_DIALECT,
+        "$id": schema_urn(f"command-{verb}"),
+        "title": COMMAND_TYPES[verb].__name__,
+        **class_schema(COMMAND_TYPES[verb]),
+        "additionalProperties": False,
     }
 
 

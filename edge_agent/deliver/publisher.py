@@ -32,6 +32,7 @@ from typing import Literal, Protocol, TypeAlias
 import structlog
 
 from edge_agent import __version__
+from edge_agent.deliver.commands import Reply
 from edge_agent.deliver.connection import (
     Backoff,
     BrokerRefused,
@@ -132,8 +133,8 @@ class Counters:
 class CommandInbox(Protocol):
     """Takes what comes in on the command topics. Called on the pump thread: it must not wait."""
 
-    def accept(self, message: Incoming) -> None:
-        """Check and queue a command."""
+    def accept(self, message: Incoming, reply: Reply) -> None:
+        """Check and queue a command; its answer goes to `reply`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,7 +537,7 @@ class Publisher:
         self._settle(happened.acks)
         for message in happened.messages:
             if self._commands is not None:
-                self._commands.accept(message)
+                self._commands.accept(message, self.answer)
         if any(code >= 128 for code in happened.subscribed):
             log.warning("the broker refuses our subscription to commands", topic=self._topics.commands)
         if not self._connection.is_open:
