@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.synthetic.identity import Colour, Identity, Top
+from edge_agent.synthetic.identity import Bottom, Colour, Identity, Top
 
 __all__ = ["Clothes", "clothes"]
 
@@ -27,11 +27,11 @@ _AROUND = 0.62  # circumference of the trunk in units of the stature, to give pa
 
 @dataclass(frozen=True, slots=True)
 class Clothes:
-    """Textures of one person, `(rows, columns, 3)` uint8 BGR each."""
+    """Textures of one person, `(rows, columns, 3)` uint8 BGR each; of a pair, the left comes first."""
 
     trunk: Texture
-    sleeve: Texture
-    leg: Texture
+    sleeves: tuple[Texture, Texture]
+    legs: tuple[Texture, Texture]
     seat: Texture
     skirt: Texture
     shoe: Texture
@@ -75,22 +75,22 @@ def _fabric(paint: _Paint, rng: np.random.Generator, folds: float) -> Texture:
 
 
 def _pattern_mask(
-    top: Top, rng: np.random.Generator, rows: int, columns: int, length: float
+    cloth: Top | Bottom, rng: np.random.Generator, rows: int, columns: int, length: float
 ) -> NDArray[np.float32]:
     """Where the second colour of the pattern lies, 0..1, `(rows, columns)`; `length` is the part's."""
     along = np.linspace(0, length, rows, dtype=np.float32)[:, None]
     around = np.linspace(0, _AROUND, columns, dtype=np.float32)[None]
     full = np.zeros((rows, columns), np.float32)
-    if top.pattern == "bands":
-        return full + ((along / top.period) % 1 < 0.45)
-    if top.pattern == "stripes":
-        return full + ((around / (top.period * 0.6)) % 1 < 0.4)
-    if top.pattern == "pinstripe":
+    if cloth.pattern == "bands":
+        return full + ((along / cloth.period) % 1 < 0.45)
+    if cloth.pattern == "stripes":
+        return full + ((around / (cloth.period * 0.6)) % 1 < 0.4)
+    if cloth.pattern == "pinstripe":
         return full + 0.5 * ((around / 0.02) % 1 < 0.25)
-    if top.pattern == "check":
-        return 0.5 * ((along / top.period) % 1 < 0.4) + 0.5 * ((around / top.period) % 1 < 0.4) + full
-    if top.pattern == "blotch":
-        cell = max(2, int(rows * top.period / length * 0.7))
+    if cloth.pattern == "check":
+        return 0.5 * ((along / cloth.period) % 1 < 0.4) + 0.5 * ((around / cloth.period) % 1 < 0.4) + full
+    if cloth.pattern == "blotch":
+        cell = max(2, int(rows * cloth.period / length * 0.7))
         return (_noise(rng, rows, columns, (cell, cell)) > 0.35).astype(np.float32)
     return full
 
@@ -257,6 +257,8 @@ def _leg(person: Identity, rng: np.random.Generator) -> Texture:
     rows, columns = 96, 64
     bare = bottom.kind in {"skirt", "none"}
     paint = _fill(rows, columns, bottom.legs if bare else bottom.colour)
+    if not bare:
+        _mix(paint, _pattern_mask(bottom, rng, rows, columns, 0.49), bottom.second)
     if bottom.fade:
         thigh = np.exp(-(((np.linspace(0, 1, rows) - 0.28) / 0.2) ** 2))[:, None]
         front = np.exp(-((np.linspace(-1, 1, columns) / 0.45) ** 2))[None]
@@ -291,6 +293,7 @@ def _seat(person: Identity, rng: np.random.Generator) -> Texture:
 
 def _skirt(person: Identity, rng: np.random.Generator) -> Texture:
     paint = _fill(48, 128, person.bottom.colour)
+    _mix(paint, _pattern_mask(person.bottom, rng, 48, 128, 0.62 - person.bottom.hem), person.bottom.second)
     pleats = 1 + 0.16 * np.sin(np.linspace(0, 2 * np.pi * 14, 128)) * np.linspace(0.2, 1, 48)[:, None]
     return _fabric(paint * pleats[..., None].astype(np.float32), rng, 0.08)
 
@@ -358,10 +361,11 @@ def _bag_texture(person: Identity, rng: np.random.Generator) -> Texture:
 def clothes(person: Identity) -> Clothes:
     """All textures of a person. The same person always gives the same pictures."""
     rng = np.random.default_rng([person.seed, 0xC1])
+    trunk, sleeve, leg = _trunk(person, rng), _sleeve(person, rng), _leg(person, rng)
     return Clothes(
-        trunk=_trunk(person, rng),
-        sleeve=_sleeve(person, rng),
-        leg=_leg(person, rng),
+        trunk=trunk,
+        sleeves=(sleeve, np.ascontiguousarray(sleeve[:, ::-1])),
+        legs=(leg, np.ascontiguousarray(leg[:, ::-1])),
         seat=_seat(person, rng),
         skirt=_skirt(person, rng),
         shoe=_plain(person.shoes.colour, rng, 0.04),

@@ -24,7 +24,7 @@ from edge_agent.synthetic.pose import random_pose
 
 __all__ = ["GENERATOR_VERSION", "DatasetCounts", "render_crop", "write_dataset"]
 
-GENERATOR_VERSION = "3"
+GENERATOR_VERSION = "4"
 """Raised whenever the same seed gives other pictures."""
 
 _PASSERS_BY = 1_000_000_000  # seeds of people who only stand in the way; no data set reaches them

@@ -22,14 +22,13 @@ def _leg_tubes(
     bare = bottom.kind in {"skirt", "none"}
     wide = girth * (1.0 if bare else bottom.width)
     cloth = 0.0 if bare or bottom.kind == "leggings" else 0.005
-    for index, side in enumerate((1, -1)):
+    for index in range(2):
         behind = nearness[index] < nearness[1 - index]
         layer, dim = (1.0, 0.8) if behind else (2.0, 1.0)
         thigh = wide * profile(0.052, 0.05, 0.043, 0.037) + cloth
         calf = wide * profile(0.037, 0.038, 0.031, 0.024) + cloth + bottom.flare * profile(0, 0.2, 0.6, 1.0)
         if bottom.kind == "shorts":
             calf = girth * profile(0.035, 0.037, 0.029, 0.021)
-        spin = 0.0 if side > 0 else pi  # mirrors the outer seam
         hip, knee, ankle, toe = bones.hips[index], bones.knees[index], bones.ankles[index], bones.toes[index]
         middle = 0.5
         foot = 0.021 + 0.003 * girth
@@ -49,9 +48,9 @@ def _leg_tubes(
             layer=layer - 0.4,
             dim=dim,
         )
-        yield Tube(hip, knee, thigh, thigh * 1.08, wear.leg, (0.0, middle), (True, True), layer, dim, spin)
+        yield Tube(hip, knee, thigh, thigh * 1.08, wear.legs[index], (0.0, middle), (True, True), layer, dim)
         yield Tube(
-            knee, ankle, calf, calf * 1.1, wear.leg, (middle, 1.0), (True, False), layer + 0.1, dim, spin
+            knee, ankle, calf, calf * 1.1, wear.legs[index], (middle, 1.0), (True, False), layer + 0.1, dim
         )
 
 
@@ -60,29 +59,35 @@ def _arm_tubes(person: Identity, wear: Clothes, bones: Skeleton, view: Pose) -> 
         0.6 + 0.4 * person.body.girth,
         person.top.loose * (0.6 if person.top.sleeves >= 0.7 else 0.3),
     )
-    for index, side in enumerate((1, -1)):
+    gloss = person.top.gloss if person.top.sleeves >= 0.7 and person.top.kind != "gilet" else 0.0
+    for index in range(2):
         shoulder, elbow, wrist = bones.shoulders[index], bones.elbows[index], bones.wrists[index]
         near = project((elbow + wrist + shoulder) / 3 - bones.neck, view.turn, 0.0)[2]
         layer, dim = (8.0, 1.0) if near > -0.03 else (0.5, 0.78)
         upper = girth * profile(0.026, 0.032, 0.027) + loose * profile(0.5, 1, 1)
         fore = girth * profile(0.026, 0.025, 0.019) + loose * (1.0 if person.top.sleeves >= 0.7 else 0.0)
-        spin = 0.0 if side > 0 else pi
         hand = wrist + (wrist - elbow) / np.linalg.norm(wrist - elbow) * 0.05
         palm = girth * profile(0.017, 0.022, 0.014)
+        if index == 1 and view.held:
+            sheet = np.full((4, 8, 3), view.held, np.uint8)
+            flat = profile(0.035, 0.035)
+            yield Tube(hand, hand + np.array([0, 0.03, -0.04]), flat, flat * 0.3, sheet, layer=layer - 0.1)
         if view.gesture != "pockets":
             yield Tube(wrist, hand, palm * 0.8, palm, wear.skin, caps=(False, True), layer=layer, dim=dim)
-        yield Tube(elbow, wrist, fore, fore, wear.sleeve, (0.55, 1.0), (True, True), layer + 0.1, dim, spin)
+        yield Tube(
+            elbow, wrist, fore, fore, wear.sleeves[index], (0.55, 1.0), (True, True), layer + 0.1, dim, gloss
+        )
         yield Tube(
             shoulder,
             elbow,
             upper,
             upper * 1.1,
-            wear.sleeve,
+            wear.sleeves[index],
             (0.0, 0.55),
             (True, True),
             layer + 0.2,
             dim,
-            spin,
+            gloss,
         )
 
 
@@ -145,7 +150,7 @@ def _trunk_tubes(person: Identity, wear: Clothes, bones: Skeleton, spread: float
         hem = collar + (bones.pelvis - collar) / np.linalg.norm(bones.pelvis - collar) * reach
     across, along = _trunk_radii(person, reach)
     opening = np.clip((np.linspace(0, reach, 24) - 0.36) / 0.25, 0, 1) * spread * 0.35
-    yield Tube(collar, hem, across, along + opening, wear.trunk, layer=4.0)
+    yield Tube(collar, hem, across, along + opening, wear.trunk, layer=4.0, gloss=top.gloss)
 
 
 def _hair_tubes(person: Identity, wear: Clothes, skull: Point, view: float) -> Iterator[Tube]:
@@ -265,15 +270,14 @@ def _bag_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> 
     size = bag.size
     if bag.kind == "backpack":
         middle = bones.neck + back * (0.115 + person.top.loose)
-        shape = size * profile(0.06, 0.082, 0.085, 0.085, 0.08)
+        shape = size * profile(0.045, 0.072, 0.082, 0.084, 0.084, 0.08, 0.066)
         layer = 0.2 if cos(pose.turn) > 0.15 else 8.6 if cos(pose.turn) < -0.15 else 4.5
         yield Tube(
-            middle - up * 0.02,
-            middle - up * (0.02 + 0.24 * size),
+            middle + up * 0.03,
+            middle - up * (0.29 * size - 0.03),
             shape,
-            size * profile(0.035, 0.055, 0.06, 0.062, 0.05),
+            size * profile(0.03, 0.048, 0.056, 0.062, 0.064, 0.062, 0.04),
             wear.bag,
-            caps=(True, True),
             layer=layer,
         )
         return
@@ -286,6 +290,9 @@ def _bag_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> 
         )
         length = 0.1 * size if bag.kind == "crossbody" else 0.14 * size
         across, along = 0.03 * size, 0.075 * size
+    elif bag.kind == "suitcase":
+        spot = bones.wrists[index] * np.array([1.0, 0.0, 0.0]) + back * 0.2 + up * (0.34 * size)
+        length, across, along = 0.31 * size, 0.07 * size, 0.05 * size
     else:
         spot = bones.wrists[index] - up * 0.06
         length = 0.17 * size if bag.kind == "carrier" else 0.12 * size
@@ -294,6 +301,9 @@ def _bag_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> 
     layer = 8.8 if near > -0.05 else 0.3
     flat = np.ones(4)
     yield Tube(spot, spot - up * length, across * flat, along * flat, wear.bag, layer=layer)
+    if bag.kind == "suitcase":
+        handle = profile(0.008, 0.008)
+        yield Tube(bones.wrists[index], spot, handle, handle, wear.skin, layer=layer - 0.05, dim=0.3)
     if bag.kind == "shoulder":
         strap = profile(0.008, 0.008)
         yield Tube(

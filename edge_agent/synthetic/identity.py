@@ -132,6 +132,7 @@ class Top:
         logo: `none`, `chest`, `left`, `back` or `both`.
         logo_size: `(half angle, share of the trunk's length)`.
         scarf: colour of a scarf, or None.
+        gloss: how much the cloth shines, 0..1; leather and coated jackets do.
     """
 
     kind: str
@@ -149,6 +150,7 @@ class Top:
     logo: str
     logo_size: tuple[float, float]
     scarf: Colour | None
+    gloss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,9 @@ class Bottom:
     Attributes:
         kind: `jeans`, `trousers`, `leggings`, `joggers`, `shorts`, `skirt` or `none` (below a dress).
         colour: main colour.
+        second: colour of a pattern.
+        pattern: `plain`, `check`, `blotch` or `stripes`.
+        period: length of one repeat of the pattern.
         width: factor of the leg's thickness.
         flare: thickness added at the ankle (or at a skirt's hem).
         hem: height of the hem above the ground.
@@ -169,6 +174,9 @@ class Bottom:
 
     kind: str
     colour: Colour
+    second: Colour
+    pattern: str
+    period: float
     width: float
     flare: float
     hem: float
@@ -189,7 +197,7 @@ class Footwear:
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """What is carried: `none`, `backpack`, `crossbody`, `shoulder`, `handbag` or `carrier`.
+    """What is carried: `none`, `backpack`, `crossbody`, `shoulder`, `handbag`, `carrier` or `suitcase`.
 
     Attributes:
         kind: see above.
@@ -373,7 +381,18 @@ def _top(rng: np.random.Generator, feminine: bool) -> Top:
         logo=_pick(rng, logos) if plain_front else "none",
         logo_size=(float(rng.uniform(0.15, 0.6)), float(rng.uniform(0.06, 0.3))),
         scarf=_colour(rng, _OUTER) if kind not in {"tshirt", "dress"} and rng.random() < 0.09 else None,
+        gloss=float(rng.uniform(0.2, 1.0))
+        if kind in {"jacket", "puffer", "gilet"} and rng.random() < 0.5
+        else 0.0,
     )
+
+
+_LEG_PATTERNS = {
+    "trousers": {"plain": 92, "check": 4, "blotch": 2, "stripes": 2},
+    "leggings": {"plain": 84, "blotch": 16},
+    "shorts": {"plain": 80, "check": 10, "blotch": 10},
+    "skirt": {"plain": 60, "check": 18, "blotch": 14, "stripes": 8},
+}
 
 
 def _bottom(rng: np.random.Generator, feminine: bool, top: Top, skin: Colour) -> Bottom:
@@ -394,6 +413,9 @@ def _bottom(rng: np.random.Generator, feminine: bool, top: Top, skin: Colour) ->
     return Bottom(
         kind=kind,
         colour=_colour(rng, denim if kind == "jeans" else _LEGS),
+        second=_colour(rng, _SHIRT),
+        pattern=_pick(rng, _LEG_PATTERNS.get(kind, {"plain": 1})),
+        period=float(rng.uniform(0.02, 0.06)),
         width=float(rng.uniform(*widths.get(kind, (0.9, 1.0)))),
         flare=float(rng.choice([0.0, rng.uniform(0, 0.012), rng.uniform(0.012, 0.03)], p=[0.5, 0.35, 0.15])),
         hem=float(hems.get(kind, rng.choice([0.02, 0.07], p=[0.85, 0.15]))),
@@ -417,9 +439,25 @@ def _footwear(rng: np.random.Generator, feminine: bool, bottom: Bottom) -> Footw
 
 
 def _bag(rng: np.random.Generator, feminine: bool) -> Bag:
-    kinds = {"none": 58, "backpack": 16, "crossbody": 8, "shoulder": 5, "handbag": 2, "carrier": 6}
+    kinds = {
+        "none": 58,
+        "backpack": 16,
+        "crossbody": 8,
+        "shoulder": 5,
+        "handbag": 2,
+        "carrier": 6,
+        "suitcase": 3,
+    }
     if feminine:
-        kinds = {"none": 42, "backpack": 12, "crossbody": 12, "shoulder": 16, "handbag": 10, "carrier": 6}
+        kinds = {
+            "none": 42,
+            "backpack": 12,
+            "crossbody": 12,
+            "shoulder": 16,
+            "handbag": 10,
+            "carrier": 6,
+            "suitcase": 3,
+        }
     return Bag(
         kind=_pick(rng, kinds),
         colour=_colour(rng, _BAGS),

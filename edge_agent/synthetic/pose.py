@@ -14,7 +14,7 @@ from math import cos, exp, pi, sin
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.synthetic.identity import Body
+from edge_agent.synthetic.identity import Body, Colour
 
 __all__ = ["Pose", "Skeleton", "project", "random_pose", "skeleton"]
 
@@ -38,6 +38,7 @@ class Pose:
         gesture: what the arms do: `walk`, `pockets`, `phone`, `carry` or `folded`.
         nod: tilt of the head forward, radians.
         glance: turn of the head against the trunk, radians.
+        held: colour of a sheet of paper or a phone in the right hand, or None.
     """
 
     turn: float
@@ -47,6 +48,7 @@ class Pose:
     gesture: str = "walk"
     nod: float = 0.05
     glance: float = 0.0
+    held: Colour | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,11 @@ def random_pose(rng: np.random.Generator, turn: float, elevation: float) -> Pose
         gesture=gesture,
         nod=float(rng.normal(0.1, 0.12)),
         glance=float(rng.normal(0, 0.3)),
+        held=(30.0, 30.0, 30.0)
+        if gesture == "phone"
+        else (225.0, 225.0, 222.0)
+        if rng.random() < 0.06
+        else None,
     )
 
 

@@ -25,6 +25,8 @@ Profile = NDArray[np.float64]
 _Plane = NDArray[np.float32]
 _Pixel = tuple[float, float]
 
+_SHINE = 80.0  # grey levels of a highlight on the glossiest cloth in hard light
+
 
 @dataclass(frozen=True, slots=True)
 class Light:
@@ -53,6 +55,7 @@ class Tube:
         caps: whether the ends are round.
         layer: drawing order, the highest last.
         dim: factor of the light that reaches it.
+        gloss: how much the surface shines, 0..1.
         spin: turn of the texture around the axis, radians.
     """
 
@@ -65,6 +68,7 @@ class Tube:
     caps: tuple[bool, bool] = (False, False)
     layer: float = 0.0
     dim: float = 1.0
+    gloss: float = 0.0
     spin: float = 0.0
 
 
@@ -167,13 +171,9 @@ def draw_tube(
     rows, columns = _window(axis, float(radius.max()) + 1, canvas)
     if rows.start >= rows.stop or columns.start >= columns.stop:
         return
-    size = hypot(light.right, light.up, light.near)
-    lx, ly, near = light.right / size, -light.up / size, light.near / size
-    (ux, uy), (px, py) = axis.direction, axis.side
-    xs = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - np.float32(start[0])
-    ys = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(start[1])
-    along, across = xs * np.float32(ux) + ys * np.float32(uy), xs * np.float32(px) + ys * np.float32(py)
-    rails = _rails(radius, axis, ux * lx + uy * ly)
+    towards = _towards(light)
+    rails = _rails(radius, axis, axis.direction[0] * towards[0] + axis.direction[1] * towards[1])
+    along, across = _coordinates(axis, rows, columns)
     place = along + np.float32(axis.top)
     r, steep, sloped = cv2.split(
         cv2.remap(rails, place, np.zeros_like(place), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -187,17 +187,35 @@ def draw_tube(
     facing = np.sqrt(1 - side * side)
     along *= np.float32(1 / axis.length)
     colour = _sample(tube, side, along, turn)
-    side *= np.float32(px * lx + py * ly)
-    side += facing * np.float32(near)
+    side *= np.float32(axis.side[0] * towards[0] + axis.side[1] * towards[1])
+    side += facing * np.float32(towards[2])
     side *= steep
     side -= sloped
-    shade = np.maximum(side, 0, out=side)
-    shade *= np.float32((1 - light.ambient) * 1.5 * tube.dim)
+    lit = np.maximum(side, 0, out=side)
+    shade = lit * np.float32((1 - light.ambient) * 1.5 * tube.dim)
     shade += np.float32(light.ambient * tube.dim)
     facing *= np.float32(0.2)
     facing += np.float32(0.8)  # the rim of a round thing sees less of the sky
     shade *= facing
     _blend(canvas[:, rows, columns], colour, shade, cover)
+    if tube.gloss:
+        shine = np.square(np.square(lit))
+        shine *= cover
+        canvas[:3, rows, columns] += shine * np.float32(_SHINE * tube.gloss * (1 - light.ambient))
+
+
+def _towards(light: Light) -> tuple[float, float, float]:
+    """Unit vector towards the light as `(right, down, near)`."""
+    size = hypot(light.right, light.up, light.near)
+    return light.right / size, -light.up / size, light.near / size
+
+
+def _coordinates(axis: _Axis, rows: slice, columns: slice) -> tuple[_Plane, _Plane]:
+    """For each pixel of a window how far it lies along the axis and across it."""
+    (ux, uy), (px, py) = axis.direction, axis.side
+    xs = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - np.float32(axis.start[0])
+    ys = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(axis.start[1])
+    return xs * np.float32(ux) + ys * np.float32(uy), xs * np.float32(px) + ys * np.float32(py)
 
 
 def _blend(area: Canvas, colour: list[NDArray[np.uint8]], shade: _Plane, cover: _Plane) -> None:
