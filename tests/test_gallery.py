@@ -356,7 +356,10 @@ def test_a_new_time_to_live_holds_for_those_already_here(path: Path) -> None:
     with open_gallery(path) as gallery:
         enrol(gallery, unit(1))
         assert gallery.get(1).expires is None
-    with open_gallery(path, ttl_s=50) as gallery:
+    with open_gallery(path, ttl_s=10, capacity=1) as command:  # not the owner: the stored settings hold
+        assert command.get(1).expires is None
+        assert (command.stats().ttl_s, command.stats().capacity) == (None, 10_000)
+    with open_gallery(path, ttl_s=50, owner=True) as gallery:
         assert gallery.get(1).expires == 150
         gallery.set_ttl(20)
         assert gallery.get(1).expires == 120

@@ -75,7 +75,8 @@ class Gallery:
             max_exemplars: most embeddings of an identity, see `add_exemplars`.
             ttl_s: an `auto` identity expires this long after it was last seen; None: never.
             owner: hold the gallery as the one live system that uses it. A second owner is refused; commands
-                open it without.
+                open it without. The owner's `capacity`, `max_exemplars` and `ttl_s` are stored, and whoever
+                opens an existing gallery without owning it gets those instead of its own.
             clock: Unix seconds; tells `import_` who has expired. All else goes by the times of the calls.
         """
         if capacity < 1 or max_exemplars < 1 or dimension < 1 or (ttl_s is not None and ttl_s <= 0):
@@ -641,17 +642,22 @@ class Gallery:
         return "unknown" if self._path is None else OwnerLock(self._path).holder()
 
     def _settle_space(self) -> None:
-        """Check that the file is of this space, or make it so when nobody is in it."""
-        store = self._store
-        known = {key: store.meta(key) for key in ("space", "dimension", *self._policy())}
+        """Check that the file is of this space, or make it so when nobody is in it; settle who decides."""
+        known = {key: self._store.meta(key) for key in ("space", "dimension", *self._policy())}
         if known == {"space": self._space, "dimension": self._dimension, **self._policy()}:
             return  # nothing to write, so that a gallery on a full disk still opens
-        with store.change():
-            if store.meta("space") is None or self._may_adopt():
-                store.put_meta("space", self._space)
-                store.put_meta("dimension", self._dimension)
-                store.run("DELETE FROM fact")
+        new = known["space"] is None or self._may_adopt()
+        if not new:
             self._refuse_other_space()
+        if not new and not self._owner:
+            self._capacity, self._max_exemplars = known["capacity"], known["max_exemplars"]
+            self._ttl_s = known["ttl_s"]
+            return
+        with self._store.change():
+            if new:
+                self._store.put_meta("space", self._space)
+                self._store.put_meta("dimension", self._dimension)
+                self._store.run("DELETE FROM fact")
             self._store_policy()
 
     def _store_policy(self) -> None:

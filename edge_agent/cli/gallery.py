@@ -1,0 +1,401 @@
+"""`edge-agent gallery`: who is known here, and changing that. Works while the agent runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge_agent.config import Settings
+    from edge_agent.gallery import Gallery, Identity
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Who is known here, and changing that, also while the agent runs. WHO is a number, an id or a name.",
+)
+
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="Folder of the gallery; the configured one when absent.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+_FRAME = 4  # pixels
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Who = Annotated[str, typer.Argument(metavar="WHO", help="Number, id or name.")]
+
+
+@app.command("list")
+def list_people(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List everyone."""
+    with _open(state, config) as gallery:
+        people = gallery.identities()
+    if as_json:
+        typer.echo(json.dumps([asdict(person) for person in people], indent=2))
+        return
+    _print_table(people)
+
+
+@app.command()
+def show(
+    who: Who, state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Show one identity: where its exemplars are from, and how alike they are."""
+    with _open(state, config) as gallery:
+        person = gallery.get(who)
+        told = asdict(person) | {
+            "former_ids": gallery.former_ids(person.number),
+            "embeddings": _embeddings(gallery, person.number),
+        }
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    for key, value in told.items():
+        if key != "embeddings":
+            typer.echo(f"{key:<11} {_shown(key, value)}")
+    for entry in told["embeddings"]:
+        typer.echo(
+            f"  quality {entry['quality']:.2f}  nearest other {_number(entry['nearest'])}  {entry['origin']}"
+        )
+
+
+@app.command()
+def name(
+    who: Who,
+    new_name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="What to call the person.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take the name away.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name a person. A named identity counts as enrolled: it does not expire."""
+    if (new_name is None) != clear:
+        raise typer.BadParameter("give either NAME or --clear")
+    with _open(state, config) as gallery:
+        person = gallery.rename(gallery.get(who).number, new_name)
+    if as_json:
+        typer.echo(json.dumps(asdict(person), indent=2))
+        return
+    typer.echo(f"{person.number} ({person.id}) is {'without a name' if person.name is None else person.name}")
+
+
+@app.command()
+def merge(
+    keep: Annotated[str, typer.Argument(metavar="KEEP", help="Who stays: number, id or name.")],
+    absorb: Annotated[str, typer.Argument(metavar="ABSORB", help="Who becomes part of KEEP.")],
+    state: StateOption = None,
+    config: ConfigOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make two identities that are one person into one. It cannot be undone."""
+    with _open(state, config) as gallery:
+        stays, goes = gallery.get(keep), gallery.get(absorb)
+        _confirm(f"Merge {_called(goes)} into {_called(stays)}?", yes)
+        person = gallery.merge(stays.number, goes.number)
+    if as_json:
+        typer.echo(json.dumps(asdict(person), indent=2))
+        return
+    typer.echo(
+        f"{_called(goes)} is now part of {_called(person)}, which keeps {person.exemplars} exemplar(s)"
+    )
+
+
+@app.command()
+def forget(
+    who: Annotated[list[str] | None, typer.Argument(metavar="WHO...", help="Numbers, ids or names.")] = None,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Everyone; the gallery then fits any model.")
+    ] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Erase people: their rows are overwritten and the log truncated. It cannot be undone."""
+    if bool(who) == everyone:
+        raise typer.BadParameter("name whom to forget, or give --all")
+    with _open(state, config) as gallery:
+        people = [gallery.get(key) for key in dict.fromkeys(who or ())]
+        _confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
+        numbers = dict.fromkeys(person.number for person in people)
+        erased = gallery.forget_all() if everyone else [gallery.forget(number) for number in numbers]
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in erased], indent=2))
+        return
+    for one in erased:
+        former = f" and {len(one.former_ids)} former id(s)" if one.former_ids else ""
+        label = "" if one.name is None else f" {one.name}"
+        typer.echo(
+            f"erased {one.number} ({one.id}){label}: {one.exemplars} exemplar(s), {one.bytes} bytes{former}"
+        )
+    if not erased:
+        typer.echo("nobody was there")
+
+
+@app.command("export")
+def export_people(
+    file: Annotated[Path, typer.Argument(help="Archive to write, e.g. people.zip.")],
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write everyone to an archive. It holds biometric data: keep it as safe as the gallery."""
+    with _open(state, config) as gallery:
+        written = gallery.export(file)
+    if as_json:
+        typer.echo(json.dumps({"file": str(file), "identities": written, "bytes": file.stat().st_size}))
+        return
+    typer.echo(f"{file}: {written} identities, {file.stat().st_size} bytes, readable by its owner only")
+
+
+@app.command("import")
+def import_people(
+    file: Annotated[Path, typer.Argument(help="Archive that `export` wrote.")],
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add everyone of an archive whose id is not here yet."""
+    from edge_agent.gallery import Gallery, read_archive
+
+    path = _path(state, config)
+    archive = read_archive(file)
+    known = path.is_file()
+    gallery = (
+        Gallery.existing(path) if known else Gallery(path, space=archive.space, dimension=archive.dimension)
+    )
+    with gallery:
+        done = gallery.import_(file)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    typer.echo(f"{done.added} added, {done.skipped} were here already")
+
+
+@app.command()
+def stats(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show size, capacity and embedding space."""
+    with _open(state, config) as gallery:
+        told = asdict(gallery.stats())
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    for key, value in told.items():
+        typer.echo(f"{key:<13} {_shown(key, value)}")
+
+
+@app.command()
+def enrol(
+    person_name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the person.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Pictures cut to this one person.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="ReID network, ONNX; the configured one when absent.")
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(help="Preprocess profile: tao, imagenet, openvino-raw or swin.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take pictures that the quality gate refuses.")
+    ] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Enrol a person from pictures; for a name that is here already, add the pictures to it.
+
+    A picture that was enrolled before replaces itself, so repeating the command changes nothing.
+    """
+    from edge_agent import factory
+    from edge_agent.logs import configure
+
+    configure("warning")
+    settings = _settings(state, config, model=model, preprocess=preprocess)
+    pictures = [_read_picture(path) for path in images]
+    qualities = _qualities(settings, images, pictures, force=force)
+    folder = factory.state_folder(settings.state_dir)
+    with (
+        factory.open_configured_embedder(settings, folder) as embedder,
+        factory.open_gallery(settings, embedder.info) as gallery,
+    ):
+        vectors = embedder.embed_images(pictures)
+        person = _enrol(gallery, person_name, images, vectors, qualities)
+    if as_json:
+        graded = [
+            {"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)
+        ]
+        typer.echo(json.dumps(asdict(person) | {"pictures": graded}, indent=2))
+        return
+    typer.echo(f"{_called(person)} ({person.id}): {person.exemplars} exemplar(s)")
+
+
+def _settings(state: Path | None, config: Path | None, **engine: Any) -> Settings:  # noqa: ANN401 - options
+    from edge_agent.config import load
+
+    values: dict[str, Any] = {} if state is None else {"state_dir": state}
+    if chosen := {key: value for key, value in engine.items() if value is not None}:
+        values["engine"] = chosen
+    return load(config, values)
+
+
+def _path(state: Path | None, config: Path | None) -> Path:
+    from edge_agent.factory import GALLERY_FILE
+
+    return (_settings(state, config).state_dir if state is None else state) / GALLERY_FILE
+
+
+def _open(state: Path | None, config: Path | None) -> Gallery:
+    from edge_agent.gallery import Gallery
+    from edge_agent.logs import configure
+
+    configure("warning")
+    return Gallery.existing(_path(state, config))
+
+
+def _read_picture(path: Path) -> NDArray[np.uint8]:
+    import cv2
+
+    from edge_agent.errors import InputError
+
+    picture: NDArray[np.uint8] | None = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if picture is None:
+        raise InputError(f"{path}: {'not a picture that can be read' if path.exists() else 'no such file'}")
+    return picture
+
+
+def _qualities(
+    settings: Settings, paths: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], *, force: bool
+) -> list[float]:
+    """Grade of each picture, 0..1; refuses what does not look like a picture of one person."""
+    import cv2
+    import numpy as np
+
+    from edge_agent.errors import InputError
+    from edge_agent.factory import make_gate
+
+    gate, grades = make_gate(settings.quality), []
+    for path, picture in zip(paths, pictures, strict=True):
+        height, width = picture.shape[:2]
+        # in a frame of its own colours, for a box at the border counts as cut by it
+        framed = cv2.copyMakeBorder(picture, _FRAME, _FRAME, _FRAME, _FRAME, cv2.BORDER_REPLICATE)
+        box = np.array([[_FRAME, _FRAME, width + _FRAME, height + _FRAME]], np.float32)
+        quality, reasons = gate.assess(framed, box, np.ones(1, np.float32))
+        if reasons[0] and not force:
+            raise InputError(
+                f"{path} ({width}x{height}) is no usable picture of one person: {reasons[0]}; "
+                "cut it to the person from head to feet, or take it as it is with --force"
+            )
+        grades.append(float(quality[0]))
+    return grades
+
+
+def _enrol(
+    gallery: Gallery,
+    label: str,
+    paths: Sequence[Path],
+    vectors: NDArray[np.float32],
+    qualities: Sequence[float],
+) -> Identity:
+    """A new person, or more exemplars for the one of that name; each picture is an origin of its own."""
+    import time
+
+    import numpy as np
+
+    from edge_agent.manifest import sha256_file
+
+    number = next((one.number for one in gallery.identities() if one.name == label.strip()), None)
+    for path, vector, quality in zip(paths, vectors, qualities, strict=True):
+        row, grade = vector[None], np.array([quality], np.float32)
+        seen: dict[str, Any] = {
+            "origin": f"enrol:{sha256_file(path)[:16]}",
+            "camera": "",
+            "time": time.time(),
+        }
+        if number is None:
+            number = gallery.enrol(row, grade, name=label, kind="enrolled", **seen).number
+        else:
+            gallery.remove_origin(number, seen["origin"])
+            gallery.add_exemplars(number, row, grade, **seen)
+    assert number is not None  # there is at least one picture
+    return gallery.rename(number, label)
+
+
+def _embeddings(gallery: Gallery, number: int) -> list[dict[str, Any]]:
+    """Quality and origin of each exemplar, and its cosine to the nearest other one."""
+    vectors, qualities, origins = gallery.exemplars(number)
+    alike = vectors @ vectors.T
+    rows = range(len(origins))
+    return [
+        {
+            "quality": round(float(qualities[row]), 3),
+            "origin": origins[row],
+            "nearest": round(max(float(alike[row, other]) for other in rows if other != row), 3)
+            if len(origins) > 1
+            else None,
+        }
+        for row in rows
+    ]
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if not yes:
+        typer.confirm(question, abort=True)
+
+
+def _called(person: Identity) -> str:
+    return f"{person.number}" if person.name is None else f"{person.number} ({person.name})"
+
+
+def _print_table(people: Sequence[Identity]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("no.", "id", "name", "kind", "kept", "seen", "last seen (UTC)", "expires (UTC)"):
+        table.add_column(title, no_wrap=title != "name", justify="right" if title in _COUNTS else "left")
+    for one in people:
+        expires = "never" if one.expires is None else _moment(one.expires)
+        counts = str(one.exemplars), str(one.sightings)
+        table.add_row(str(one.number), one.id, one.name, one.kind, *counts, _moment(one.last_seen), expires)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE
+    console.print(table if people else "nobody is known here")
+
+
+_COUNTS = {"no.", "kept", "seen"}
+_WIDE = 200  # characters: a pipe has no edge to wrap at
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+_MOMENTS = {"created", "last_seen", "expires", "oldest_seen", "newest_seen"}
+
+
+def _shown(key: str, value: object) -> str:
+    """A value for people."""
+    if value is None:
+        return "never" if key in {"expires", "ttl_s"} else "-"
+    if key in _MOMENTS and isinstance(value, float):
+        return f"{_moment(value)} UTC"
+    return " ".join(value) or "-" if isinstance(value, tuple) else str(value)
