@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # ruff: noqa: E402  # whether torch is there decides whether the rest can be imported
+import importlib.util
 import math
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from edge_agent.train.losses import CenterLoss, batch_hard_triplet, identity_los
 from edge_agent.train.network import Deployed, build_network
 from edge_agent.train.optim import build_optimizer, rate_factor
 from edge_agent.train.sampler import identity_batches, shuffled_batches
-from edge_agent.train.spec import ModelSection, Spec, parse_spec
+from edge_agent.train.spec import ModelSection, Spec, load_spec, parse_spec
 
 
 class TestLosses:
@@ -368,3 +369,42 @@ def test_a_folder_without_people_is_refused(tmp_path: Path):
     (tmp_path / "-1_c1s1_000001_00.jpg").write_bytes(b"x")
     with pytest.raises(DatasetError, match="no picture of a person"):
         read_folder(tmp_path, people_only=True)
+
+
+ENGINES = Path(__file__).resolve().parent.parent / "engines"
+
+
+def script(name: str):
+    """A script of `engines/` as a module."""
+    found = importlib.util.spec_from_file_location(name, ENGINES / f"{name}.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+class TestScriptsOfTheDefaultModel:
+    def test_its_spec_is_one(self):
+        pytest.importorskip("yaml", reason="PyYAML is not installed")
+        spec = load_spec(ENGINES / "default.yaml")
+        assert (spec.model.backbone, spec.edge_agent.input_pool) == ("mobilenet_v2", 2)
+
+    def test_every_converted_name_is_a_parameter_of_the_network(self):
+        model = ModelSection(backbone="mobilenet_v2")
+        names = set(build_network(model, Spec().edge_agent, 2).backbone.state_dict())
+        flat = {"features.0.0.weight", "features.18.1.running_var"}
+        flat |= {
+            f"features.1.conv.{place}.{kind}" for place, kind in [(0, "weight"), (1, "bias"), (3, "weight")]
+        }
+        flat |= {f"features.{n}.conv.{p}.weight" for n in range(2, 18) for p in (0, 1, 3, 4, 6, 7)}
+        converted = {script("start_weights").torchvision_name(name) for name in flat}
+        assert len(converted) == len(flat)
+        assert converted <= names
+
+    def test_the_curve_is_drawn(self):
+        curve = script("curve")
+        rows = [
+            {"step": 20, "losses": {"identity": 7.0, "triplet": 0.7}},
+            {"step": 40, "evaluation": {"mAP": 0.5, "rank1": 1.0}},
+        ]
+        assert curve.curves(rows)["identity loss / 7"] == [(20, 1.0)]
+        assert curve.svg(curve.curves(rows)).count("<polyline") == 9
