@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from edge_agent.engine.base import Engine
-from edge_agent.engine.graph import PreparedGraph
+from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.errors import ConfigError
 
 __all__ = ["BACKENDS", "Engine", "PreparedGraph", "open_engine"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.engine.graph import PreparedGraph
+from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.errors import EdgeAgentError, ModelError
 from edge_agent.manifest import read_json, write_json_atomic
 

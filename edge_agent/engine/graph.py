@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.engine.prepared import BATCH_HINT, PreparedGraph, embedding_space
 from edge_agent.engine.profiles import PreprocessProfile
 from edge_agent.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BATCH_HINT", "PreparedGraph", "embedding_space", "prepare_detector", "prepare_reid"]
+__all__ = ["prepare_detector", "prepare_reid"]
 
 _MIN_OPSET = 9
 """Oldest default-domain opset that is taken: below it, Cast and broadcasting differ."""
@@ -36,60 +37,6 @@ _MIN_NORM = 1e-3
 _YOLOX_STRIDES = (8, 16, 32)
 _YOLOX_BOX_COLUMNS = 5
 """Columns of a YOLOX row before its classes: x, y, w, h, objectness."""
-
-BATCH_HINT = (
-    "export it again with a dynamic batch axis, e.g. torch.onnx.export(model, crop, path, "
-    'input_names=["input"], output_names=["embedding"], '
-    'dynamic_axes={"input": {0: "batch"}, "embedding": {0: "batch"}})'
-)
-"""What mends a network whose batch axis is not free."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedGraph:
-    """A network that an engine can run as it is.
-
-    Attributes:
-        onnx: the rewritten model, serialised.
-        source: the file that it was made from.
-        source_sha256: SHA-256 of that file.
-        name: what people call the model.
-        input_size: `(height, width)` of the pictures.
-        batch: largest batch that the network takes, None when any.
-        profile: preprocess profile inside the graph, None for a detector.
-        dimension: numbers in an embedding, 0 for a detector.
-        space: id of the embedding space, "" for a detector.
-        normalised: whether rows are of unit length.
-        channels_last: whether the network inside wants `[N, H, W, 3]` instead of `[N, 3, H, W]`.
-        half: whether the network inside wants float16.
-    """
-
-    onnx: bytes
-    source: Path
-    source_sha256: str
-    name: str
-    input_size: tuple[int, int]
-    batch: int | None
-    profile: PreprocessProfile | None
-    dimension: int
-    space: str
-    normalised: bool
-    channels_last: bool
-    half: bool
-
-    def as_network_input(self, planes: NDArray[np.float32]) -> NDArray[np.float32 | np.float16]:
-        """`(N, 3, H, W)` float32 in the layout and type of the original network."""
-        laid = np.ascontiguousarray(planes.transpose(0, 2, 3, 1)) if self.channels_last else planes
-        return laid.astype(np.float16) if self.half else laid
-
-
-def embedding_space(
-    model_sha256: str, profile: PreprocessProfile, dimension: int, *, normalised: bool = True
-) -> str:
-    """Id of an embedding space, 16 hex digits: embeddings of different ids must not be compared."""
-    raw = "" if normalised else "|raw"
-    text = f"{model_sha256}|{profile.key}|{dimension}{raw}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool = True) -> PreparedGraph:

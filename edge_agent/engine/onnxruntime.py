@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.engine.base import DEPTH
-from edge_agent.engine.graph import BATCH_HINT, PreparedGraph
+from edge_agent.engine.prepared import BATCH_HINT, PreparedGraph
 from edge_agent.errors import EngineError, ModelError
 from edge_agent.structures import EngineInfo
 
