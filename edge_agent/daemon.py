@@ -81,6 +81,7 @@ class Summary:
         identities: in the gallery at the end.
         seconds: wall time from the first frame to the last decision.
         engine_seconds: time inside the ReID network.
+        detector_seconds: time inside the detectors' networks.
         stage_seconds: time of the driving thread by stage.
         undelivered: events that the broker has not acknowledged.
     """
@@ -91,6 +92,7 @@ class Summary:
     identities: int
     seconds: float
     engine_seconds: float
+    detector_seconds: float
     stage_seconds: dict[str, float]
     undelivered: int
 
@@ -206,6 +208,7 @@ class Agent:
             identities=len(stages.gallery),
             seconds=seconds,
             engine_seconds=stages.embedder.engine.run_seconds,
+            detector_seconds=stages.detection.network_seconds(),
             stage_seconds=dict(pipeline.counters.seconds),
             undelivered=stages.publisher.counters.outbox_rows,
         )

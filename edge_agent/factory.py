@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
+    from edge_agent.engine import Engine
     from edge_agent.events import Event, InfoData, TelemetryData
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
@@ -256,11 +257,13 @@ class Detection:
         detect: finds people in a frame of any source.
         levels: per camera, the scores that a tracker needs: high, low, new track.
         name: for `info` and events.
+        network_seconds: time spent inside the detectors' networks so far; 0 for those without one.
     """
 
     detect: Callable[[Frame], Detections]
     levels: Callable[[str], tuple[float, float, float]]
     name: str
+    network_seconds: Callable[[], float]
 
 
 def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, str | None]) -> Detection:
@@ -276,17 +279,25 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, s
     common = settings.detector.kind
 
     def detect(frame: Frame) -> Detections:
-        found: Detections = opened[kinds.get(frame.camera, common)][0](frame)
-        return found
+        return opened[kinds.get(frame.camera, common)].detect(frame)
 
     def levels(camera: str) -> tuple[float, float, float]:
-        own: tuple[float, float, float] = opened[kinds.get(camera, common)][1]
-        return own
+        return opened[kinds.get(camera, common)].levels
 
-    return Detection(detect, levels, "+".join(opened[kind][2] for kind in opened))
+    def network_seconds() -> float:
+        return sum(one.engine.run_seconds for one in opened.values() if one.engine is not None)
+
+    return Detection(detect, levels, "+".join(one.name for one in opened.values()), network_seconds)
 
 
-_Opened = tuple[Callable[["Frame"], "Detections"], tuple[float, float, float], str]
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """One detector, entered."""
+
+    detect: Callable[[Frame], Detections]
+    levels: tuple[float, float, float]
+    name: str
+    engine: Engine | None = None
 
 
 def _open_detector(kind: str, settings: Settings, stack: ExitStack) -> _Opened:
@@ -297,7 +308,8 @@ def _open_detector(kind: str, settings: Settings, stack: ExitStack) -> _Opened:
     detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads))
     own = detector.levels
     levels = _levels(settings.detector, own.high, own.low, own.new_track)
-    return (lambda frame: detector.detect(frame.image)), levels, detector.name
+    engine = getattr(detector, "engine", None)  # HOG has none
+    return _Opened(lambda frame: detector.detect(frame.image), levels, detector.name, engine)
 
 
 def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
@@ -330,7 +342,8 @@ def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
             keepalive_s=broker.keepalive_s,
         )
     )
-    return boxes.detect_frame, _levels(chosen, 0.5, 0.1, 0.5), f"external:{chosen.external_format}"
+    levels = _levels(chosen, 0.5, 0.1, 0.5)  # boxes without a score count as 1.0
+    return _Opened(boxes.detect_frame, levels, f"external:{chosen.external_format}")
 
 
 def _levels(

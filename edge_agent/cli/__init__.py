@@ -10,10 +10,10 @@ import typer
 
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
-COMMANDS = ("run", "demo", "watch", "doctor", "dataset", "train", "export", "embed", "evaluate")
+COMMANDS = ("run", "watch", "dataset", "train", "export", "embed", "evaluate")
 """Modules with a function `command`."""
 
-GROUPS = ("config", "gallery")
+GROUPS = ("config",)
 """Modules with a typer application `app`."""
 
 
