@@ -11,6 +11,10 @@ __all__ = ["Axis", "Marker", "Series", "linear", "logarithmic", "svg_chart"]
 
 _WIDTH, _HEIGHT = 520, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 12, 46
+# Looks are attributes, not a style sheet's: a chart that is copied out of the page keeps them.
+_TEXT = 'font-family="system-ui,sans-serif" font-size="12" fill="#333"'
+_GRID = 'stroke="#e6e6e6"'
+_DASHED = 'stroke="#666" stroke-dasharray="4 3"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def logarithmic(title: str, low: float, high: float = 1.0) -> Axis:
 def svg_chart(x: Axis, y: Axis, series: Sequence[Series], markers: Sequence[Marker] = ()) -> str:
     """Draw the chart; text is escaped, sizes are in user units, the width follows the page."""
     parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" {_TEXT} '
         f'aria-label="{html.escape(y.title)} over {html.escape(x.title)}">'
     ]
     parts += [_tick(_left(x, value), _HEIGHT - _BOTTOM, label, across=False) for value, label in x.ticks]
@@ -103,9 +107,9 @@ def _text(x: float, y: float, words: str, anchor: str) -> str:
 def _tick(x: float, y: float, label: str, *, across: bool) -> str:
     """A grid line with its label: across the chart, or up from its foot."""
     if across:
-        line = f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        line = f'<line {_GRID} x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         return line + _text(x - 6, y + 4, label, "end")
-    line = f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+    line = f'<line {_GRID} x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
     return line + _text(x, y + 16, label, "middle")
 
 
@@ -123,7 +127,7 @@ def _line(x: Axis, y: Axis, series: Series) -> str:
 def _marker(x: Axis, marker: Marker, row: int) -> str:
     place = _left(x, marker.x)
     return (
-        f'<line class="marker" x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+        f'<line {_DASHED} x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
         + _text(place + 4, _TOP + 12 + 14 * row, marker.label, "start")
     )
 

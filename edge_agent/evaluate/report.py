@@ -32,8 +32,7 @@ h1{font-size:1.5em;margin-bottom:.1em} h2{font-size:1.15em;margin-top:2em}
 .tile{border:1px solid #ddd;border-radius:6px;padding:.5em 1em} .tile b{display:block;font-size:1.5em}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:1em}
 figure{margin:0} figcaption{font-weight:600}
-svg{width:100%} svg text{font:12px system-ui,sans-serif;fill:#333}
-.grid{stroke:#e6e6e6} .marker{stroke:#666;stroke-dasharray:4 3}
+svg{width:100%}
 table{border-collapse:collapse} td,th{padding:.25em .8em;border-bottom:1px solid #e3e3e3;text-align:left}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
 .matches{display:flex;gap:4px;align-items:flex-end;margin:.5em 0}
