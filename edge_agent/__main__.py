@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -16,9 +17,21 @@ def main() -> None:
         app()
     except EdgeAgentError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        _leave(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
+    except SystemExit as end:
+        _leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _leave(code: int) -> None:
+    """End the process; a thread that hangs in a video driver must not abort it on the way out."""
+    reader = sys.modules.get("edge_agent.source.reader")
+    if reader is not None and reader.stuck_threads():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

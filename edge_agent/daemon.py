@@ -171,6 +171,16 @@ class Agent:
                 stack=stack,
             ),
         )
+        _log.info(
+            "started",
+            session=self.session,
+            sources=[source.id for source in sources],
+            detector=detection.name,
+            model=embedder.info.model,
+            backend=embedder.info.backend,
+            precision=embedder.info.precision,
+            identities=len(gallery),
+        )
         health = _Health(stages.publisher)
         health.start()
         for source in sources:

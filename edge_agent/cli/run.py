@@ -53,3 +53,11 @@ def command(
     summary = run_until_stopped(agent, reload=lambda: load(config, values))
     if as_json:
         print(json.dumps(asdict(summary)))
+    else:
+        frames = sum(summary.frames.values())
+        print(
+            f"{frames} frames, {summary.crops} crops embedded, {summary.decisions} events, "
+            f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"
+        )
+        if summary.undelivered:
+            print(f"{summary.undelivered} events wait in the outbox for the broker")
