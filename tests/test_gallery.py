@@ -284,6 +284,15 @@ def test_a_name_belongs_to_one_person_and_makes_an_enrolled_one(path: Path) -> N
             gallery.rename(99, "Nobody")
 
 
+def test_numbers_of_a_kind(gallery: Gallery) -> None:
+    enrol(gallery, unit(1, 1))
+    enrol(gallery, unit(1, 2), kind="enrolled")
+    gallery.rename(enrol(gallery, unit(1, 3)).number, "Ada")
+    assert gallery.numbers("auto").tolist() == [1]
+    assert sorted(gallery.numbers("enrolled").tolist()) == [2, 3]
+    assert gallery.numbers("enrolled").dtype == np.int64
+
+
 def test_touch_moves_time_forward_only_and_counts_sightings(path: Path) -> None:
     with open_gallery(path, ttl_s=10) as gallery:
         person = enrol(gallery, unit(1))

@@ -280,7 +280,7 @@ def _opencv(*, on_board: bool) -> list[Finding]:
                 "opencv gstreamer",
                 "warning",
                 "no GStreamer: CSI cameras and hardware decoding do not work",
-                "pip uninstall opencv-python, so that JetPack's cv2 is used (venv with --system-site-packages)",
+                "use JetPack's cv2: pip uninstall opencv-python, in a venv with --system-site-packages",
             )
         )
     return findings

@@ -443,6 +443,12 @@ class Gallery:
         with self._reading() as store:
             return _identity(store, _resolve(store, key))
 
+    def numbers(self, kind: Kind) -> NDArray[np.int64]:
+        """`(K,)` int64: numbers of everyone of a kind, in no particular order; quicker than `identities`."""
+        with self._reading() as store:
+            rows = store.rows("SELECT number FROM identity WHERE kind = ?", (kind,))
+        return np.fromiter((number for (number,) in rows), np.int64, len(rows))
+
     def identities(self) -> list[Identity]:
         """Everyone, by rising number."""
         with self._reading() as store:
@@ -900,8 +906,8 @@ def _former_ids(store: Store, number: int) -> tuple[str, ...]:
 def _known_id(store: Store, opaque: str) -> int | None:
     """Number of the identity that has this id or took over one that had it."""
     number: int | None = store.value(
-        "SELECT number FROM identity WHERE id = ?1 UNION ALL SELECT number FROM former WHERE id = ?1",
-        (opaque,),
+        "SELECT number FROM identity WHERE id = ? UNION ALL SELECT number FROM former WHERE id = ?",
+        (opaque, opaque),
     )
     return number
 
