@@ -407,6 +407,7 @@ class Connection:
         client.on_message = self._mark_message
         client.on_subscribe = self._mark_subscribed
         client.on_log = self._mark_log
+        client.on_socket_close = self._mark_closing
         return client
 
     def _connect_options(self) -> dict[str, Any]:
@@ -462,6 +463,17 @@ class Connection:
 
     def _mark_message(self, _client: Any, _data: Any, message: Any) -> None:  # noqa: ANN401
         self._happened.messages.append(incoming(message))
+
+    def _mark_closing(self, _client: Any, _data: Any, closing: Any) -> None:  # noqa: ANN401
+        """A refused certificate may first show as a failed write; the alert that says why is still unread."""
+        if self._connack is None and isinstance(closing, ssl.SSLSocket):
+            try:
+                closing.recv(1)
+            except ssl.SSLError as problem:
+                if "ALERT" in str(problem).upper():
+                    self._trouble = _tls_reason(problem)
+            except OSError:
+                return
 
     def _mark_log(self, _client: Any, _data: Any, _level: int, text: str) -> None:  # noqa: ANN401
         """A TLS alert that comes after the handshake is told by paho only to its log."""

@@ -49,6 +49,7 @@ class Marks:
         self.path = path
         self.generation = self.reserved = self.floor = self.first = self.last = self.key_check = self.boot = 0
         self._file = -1
+        self._unsynced = False
 
     def open(self) -> None:
         """Read the newer valid slot; make and fill the file where there is none."""
@@ -68,8 +69,8 @@ class Marks:
                 values
             )
 
-    def write(self, *, sync: bool = False) -> None:
-        """Write the other slot; with `sync`, wait until the disk has it."""
+    def write(self) -> None:
+        """Write the other slot; see `sync`."""
         self.generation += 1
         values = (
             self.generation,
@@ -83,7 +84,12 @@ class Marks:
         body = self._FORMAT.pack(self._MAGIC, *values)
         check = zlib.crc32(body).to_bytes(4, "little")
         os.pwrite(self._file, body + check, self.generation % 2 * self._SLOT)
-        if sync:
+        self._unsynced = True
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written."""
+        if self._unsynced and self._file >= 0:
+            self._unsynced = False
             os.fdatasync(self._file)
 
     def close(self) -> None:

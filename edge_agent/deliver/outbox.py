@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 LAYOUT = 1
 """`user_version` of the database."""
-RESERVE = 256
+RESERVE = 1024
 """Numbers that one write of the marks reserves; after damage at most this many too many are told as gone."""
 MAX_PARKED = 1000
 """Refused events that are kept for a look; older ones go. Their numbers were told when they were parked."""
@@ -182,7 +182,8 @@ class Outbox:
                 self.flush()
                 self._marks.reserved = self._next - 1
                 with contextlib.suppress(OSError):
-                    self._marks.write(sync=True)
+                    self._marks.write()
+                    self._marks.sync()
             self._disconnect()
             self._marks.close()
             self._reserve.close()
@@ -369,9 +370,9 @@ class Outbox:
 
     def _numbered(self, body: bytes, topic: str) -> Row:
         seq = self._next
-        if seq > self._marks.reserved:
+        if seq + RESERVE // 2 > self._marks.reserved:  # so early that `flush` brings it to the disk in time
             self._marks.reserved = seq + RESERVE
-            self._marks.write(sync=True)
+            self._marks.write()
         self._next = seq + 1
         return Row(seq, topic, b'%b,"seq":%d}' % (body[:-1], seq), self._clock())
 
@@ -513,11 +514,12 @@ class Outbox:
             DiskFull, StorageError: they could not be written; the numbers stay remembered.
         """
         with self._lock, self._translated("write"):
-            if not self._dropped or self._gaps:
+            if self._gaps or not self.untold:
                 return 0
             before = self._next
             try:
                 with self._transaction() as change:
+                    self._take_over_marks(change)
                     return self._report_gaps(change, stamp, topic)
             except BaseException:
                 self._next = before  # nobody has seen these numbers
@@ -600,6 +602,14 @@ class Outbox:
                     self._bytes -= size
             if len(self._acked) >= ACK_BATCH:
                 self.flush()
+
+    def sync_marks(self) -> None:
+        """Bring the numbers given out to the disk, for the case of a power cut; call it every now and then.
+
+        It holds nobody up: the lock is not taken.
+        """
+        with contextlib.suppress(OSError):
+            self._marks.sync()
 
     def flush(self) -> None:
         """Delete the acknowledged rows now. Where the disk refuses, they wait for the next time."""
@@ -688,6 +698,11 @@ class Outbox:
     def last_number(self) -> int:
         """The highest number given out."""
         return self._next - 1
+
+    @property
+    def untold(self) -> bool:
+        """Whether numbers were dropped that no gap event tells yet."""
+        return self._dropped > 0 or self._marks.last > 0
 
     @property
     def depth(self) -> Depth:

@@ -85,6 +85,9 @@ PACKET_OVERHEAD = 512
 """More than header and properties of one of our messages take (bytes)."""
 NO_SUBSCRIBER = 16
 REFUSED = 128
+NOT_AUTHORISED = 135
+FORBIDDEN_S = 600.0
+"""How long a topic that the broker does not allow us is left alone; its events are parked meanwhile."""
 _COUNTED = (
     "published",
     "acknowledged",
@@ -338,7 +341,7 @@ class Publisher:
         self._window: OrderedDict[int, _Sent] = OrderedDict()
         self._ready: deque[Row] = deque()
         self._quiet: dict[str, float] = {}
-        self._blocked: set[str] = set()
+        self._forbidden: dict[str, float] = {}
         self._told: set[tuple[str, int]] = set()
         self._rate = _Rate(None, WINDOW)
         self._probing = True
@@ -450,12 +453,16 @@ class Publisher:
         deadline = time.monotonic() + timeout
         with self._progress:
             while (left := deadline - time.monotonic()) > 0:
-                if self._outbox.depth.rows == 0:
+                if self._is_drained:
                     return True
                 if self._stalled_since is not None and time.monotonic() - self._stalled_since > PATIENCE_S:
                     return False
                 self._progress.wait(min(left, IDLE_S))
-        return self._outbox.depth.rows == 0
+        return self._is_drained
+
+    @property
+    def _is_drained(self) -> bool:
+        return self._outbox.depth.rows == 0 and not self._outbox.untold
 
     def stop(self, timeout: float = STOP_S) -> None:
         """Say `offline` and end the pump; what is not delivered waits in the outbox for the next start."""
@@ -570,7 +577,7 @@ class Publisher:
     def _begin(self) -> None:
         """A connection is there: everything retained is due again, the status last."""
         self.state = ConnectionState.CONNECTED
-        self.problem = None
+        self.problem = None if not self._forbidden else self.problem
         self._backoff.after_success()
         self._counts["connects"] += 1
         if self._outage_logged or self._counts["connects"] == 1:
@@ -599,7 +606,8 @@ class Publisher:
         wait = self._backoff.next_wait(refused=refused)
         self._next_attempt = time.monotonic() + wait
         self.state = ConnectionState.REFUSED if refused else ConnectionState.WAITING
-        self.problem = str(problem)
+        refusals = f"; it refused {', '.join(sorted(self._forbidden))} before" if self._forbidden else ""
+        self.problem = f"{problem}{refusals}"
         say = log.debug if self._outage_logged else log.warning
         self._outage_logged = True
         say("no broker: events wait in the outbox", error=str(problem), next_attempt_s=round(wait, 1))
@@ -613,7 +621,6 @@ class Publisher:
         self._window.clear()
         self._ready.clear()
         self._quiet.clear()
-        self._blocked.clear()
         self._stalled_since = None
         self._outbox.release()
 
@@ -639,6 +646,8 @@ class Publisher:
             with self._lock:
                 topic, _ = self._unsent.popitem(last=False)
                 message = self._retained[topic]
+            if self._is_forbidden(topic):
+                continue
             kind = topic.removeprefix(self._topics.root + "/").split("/")[0]
             options = _RETAINED_OPTIONS.get(kind, _PLAIN_JSON)
             self._send(message, _Sent(time.monotonic(), topic), options, retain=True)
@@ -676,7 +685,8 @@ class Publisher:
 
     def _next_row(self) -> Row | None:
         if not self._ready:
-            self._ready.extend(self._outbox.pending(LOOK_AHEAD, without=[*self._quiet, *self._blocked]))
+            held = [self._topics.gap] if self._is_forbidden(self._topics.gap) else []
+            self._ready.extend(self._outbox.pending(LOOK_AHEAD, without=[*self._quiet, *held]))
         if self._ready:
             return self._ready.popleft()
         self._rate = _Rate(None, WINDOW)  # caught up with the outage
@@ -686,6 +696,9 @@ class Publisher:
 
     def _send_row(self, row: Row) -> int:
         """Send one event; returns how much of the window it took."""
+        if self._is_forbidden(row.topic):
+            self._park(row, NOT_AUTHORISED, _reason_text(NOT_AUTHORISED))
+            return 0
         limit = self._connection.maximum_packet
         if limit is not None and len(row.body) + len(row.topic) + PACKET_OVERHEAD > limit:
             self._park(row, 149, f"larger than the {limit} bytes that the broker takes")
@@ -737,6 +750,8 @@ class Publisher:
             self._tell_progress()
 
     def _settle_unnumbered(self, sent: _Sent, code: int) -> None:
+        if code == NOT_AUTHORISED:
+            self._forbid(sent.topic)
         if code >= REFUSED and (sent.topic, code) not in self._told:
             self._told.add((sent.topic, code))
             log.warning("the broker refuses a message", topic=sent.topic, reason=_reason_text(code))
@@ -757,13 +772,23 @@ class Publisher:
 
     def _refused(self, row: Row, code: int) -> None:
         if row.topic == self._topics.gap:
-            # A gap event about a refused gap event would be refused in turn: wait for the next connection.
-            self._blocked.add(row.topic)
+            # A gap event about a refused gap event would be refused in turn: it waits.
+            self._forbid(row.topic)
             self._outbox.release([row.seq])
             self._return_ready()
             self._settle_unnumbered(_Sent(0.0, row.topic), code)
             return
+        if code == NOT_AUTHORISED:
+            self._forbid(row.topic)
         self._park(row, code, _reason_text(code))
+
+    def _forbid(self, topic: str) -> None:
+        """Leave a topic alone for a while. mosquitto 2.0.11 drops a TLS connection at each such message."""
+        self._forbidden[topic] = time.monotonic() + FORBIDDEN_S
+        self.problem = f"broker {self._broker.url} refuses messages: {', '.join(sorted(self._forbidden))}"
+
+    def _is_forbidden(self, topic: str) -> bool:
+        return self._forbidden.get(topic, 0.0) > time.monotonic()
 
     def _park(self, row: Row, code: int, reason: str) -> None:
         self._outbox.park(row.seq, f"{code}: {reason}")
@@ -785,8 +810,9 @@ class Publisher:
             return
         self._next_tidy = now + FLUSH_AFTER_S
         self._outbox.flush()
+        self._outbox.sync_marks()
         self._outbox.expire()
-        if self._connection.is_open and now >= self._next_gaps and not self._blocked:
+        if self._connection.is_open and now >= self._next_gaps and not self._is_forbidden(self._topics.gap):
             self._next_gaps = now + GAP_INTERVAL_S
             self._outbox.report_gaps(self._device.stamp, self._topics.gap)
 

@@ -1,0 +1,90 @@
+"""The delivery side of an agent as a process of its own, to be killed: makes events at a rate and says so.
+
+Each event leaves lines in the log: `begin ID` before it is published, then `done ID SEQ` once it is on disk,
+or `drop ID SEQ` when the disk did not take it. After a kill in between, an event may or may not arrive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import structlog
+from deliver_fixtures import INFO, identity
+
+from edge_agent.deliver.connection import Backoff, BrokerSettings
+from edge_agent.deliver.outbox import Outbox
+from edge_agent.deliver.publisher import Publisher
+
+ARGUMENTS = argparse.ArgumentParser()
+ARGUMENTS.add_argument("--broker", required=True)
+ARGUMENTS.add_argument("--state", type=Path, required=True)
+ARGUMENTS.add_argument("--log", type=Path, required=True)
+ARGUMENTS.add_argument("--session", required=True)
+ARGUMENTS.add_argument("--rate", type=float, default=200.0)
+ARGUMENTS.add_argument("--until", type=float, default=math.inf, help="Unix seconds")
+ARGUMENTS.add_argument("--count", type=float, default=math.inf, help="events")
+ARGUMENTS.add_argument("--drain", type=float, default=60.0)
+ARGUMENTS.add_argument("--padding", type=int, default=0, help="bytes added to each event")
+ARGUMENTS.add_argument("--ca", type=Path)
+ARGUMENTS.add_argument("--cert", type=Path)
+ARGUMENTS.add_argument("--key", type=Path)
+
+
+def produce(publisher: Publisher, log: int, chosen: argparse.Namespace) -> None:
+    begin, made = time.time(), 0
+    while (now := time.time()) < chosen.until and made < chosen.count:
+        while made < min((now - begin) * chosen.rate, chosen.count):
+            event = identity(made + 1, reason="x" * chosen.padding)
+            os.write(log, f"begin {event.id}\n".encode())
+            unwritten = publisher.counters.unwritten
+            seq = publisher.publish(event)
+            word = "done" if publisher.counters.unwritten == unwritten else "drop"
+            os.write(log, f"{word} {event.id} {seq}\n".encode())
+            made += 1
+        time.sleep(0.002)
+
+
+def main() -> None:
+    chosen = ARGUMENTS.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log = os.open(chosen.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    broker = BrokerSettings.parse(
+        chosen.broker,
+        keepalive_s=5,
+        will_delay_s=0,
+        ca_file=chosen.ca,
+        cert_file=chosen.cert,
+        key_file=chosen.key,
+    )
+    with (
+        Outbox(chosen.state / "outbox.db") as outbox,
+        Publisher(
+            site="lab",
+            device="jx01",
+            session=chosen.session,
+            broker=broker,
+            outbox=outbox,
+            info=lambda: INFO,
+            ack_timeout_s=3.0,
+            drain_jitter_s=0.5,
+            backoff=Backoff(first_s=0.3, longest_s=2.0, refused_s=2.0),
+        ) as publisher,
+    ):
+        publisher.set_status("online")
+        produce(publisher, log, chosen)
+        drained = publisher.drain(chosen.drain)
+        left = publisher.counters
+        print(f"drained {drained} rows {left.outbox_rows} parked {left.outbox_parked}", flush=True)
+        print(f"problem {publisher.problem}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

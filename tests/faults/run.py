@@ -1,0 +1,281 @@
+"""Delivery under faults, with a real mosquitto: what was produced, received, lost, doubled, and out of order.
+
+    python tests/faults/run.py                 # everything, about 5 minutes
+    python tests/faults/run.py storm --seconds 20
+    python tests/faults/run.py rates --json
+
+Needs mosquitto and openssl; `disk` needs root, to mount a small file system. Exits 1 when a promise broke.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import certificates
+import rates
+import structlog
+from deliver_fixtures import INFO, identity
+from scene import Log, Subscriber, account, broker, gaps, start_agent, wait_for
+
+from edge_agent.deliver.connection import Backoff, BrokerSettings
+from edge_agent.deliver.outbox import Outbox
+from edge_agent.deliver.publisher import Publisher
+
+Result = dict[str, Any]
+ZERO = ("lost", "out of order", "number differs", "holes not told", "never made")
+
+
+def storm(folder: Path, seconds: float, seed: int) -> Result:
+    """200 events/s; the broker is killed, frozen and restarted, the agent is killed three times."""
+    chance = random.Random(seed)
+    log = Log(folder / "agent.log")
+    (folder / "state").mkdir()
+    with broker(folder / "broker") as server, Subscriber(server.port) as subscriber:
+        begin = time.time()
+        plan: list[tuple[float, str]] = [(chance.uniform(0.05, 0.9), "agent kill -9") for _ in range(3)]
+        plan += [(0.20, "broker kill -9"), (0.30, "broker start"), (0.45, "broker freeze")]
+        plan += [(0.60, "broker thaw"), (0.75, "broker stop"), (0.80, "broker start")]
+        agent = run_agent(folder, server.url, until=begin + seconds, life=0)
+        lives = 1
+        for moment, what in sorted(plan):
+            time.sleep(max(0.0, begin + moment * seconds - time.time()))
+            if what == "agent kill -9":
+                agent.send_signal(signal.SIGKILL)
+                agent.communicate()
+                agent = run_agent(folder, server.url, until=begin + seconds, life=lives)
+                lives += 1
+            else:
+                do_to_broker(server, what)
+        said, _ = agent.communicate(timeout=seconds + 120)
+        wait_for(log, subscriber, 30)
+        found = account(log, subscriber.seen)
+    return found | {
+        "agent lives": lives,
+        "drained": "drained True" in said,
+        "ok": all(found[k] == 0 for k in ZERO),
+    }
+
+
+def run_agent(folder: Path, url: str, *, life: int | str, **more: Any) -> subprocess.Popen[str]:
+    return start_agent(
+        broker=url,
+        state=folder / "state",
+        log=folder / "agent.log",
+        session=f"life-{life}",
+        **more,
+    )
+
+
+def do_to_broker(server: Any, what: str) -> None:
+    if what == "broker kill -9":
+        server.stop(kill=True)
+    elif what == "broker stop":
+        server.stop()
+    elif what == "broker start":
+        server.start()
+    elif what == "broker freeze":
+        os.kill(server.process.pid, signal.SIGSTOP)
+    elif what == "broker thaw":
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
+def disk(folder: Path, seconds: float, seed: int) -> Result:
+    """The disk that holds the outbox fills up while the broker is away."""
+    state = folder / "state"
+    state.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(state)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        return {"skipped": "mounting a small file system needs root", "ok": True}
+    try:
+        return fill_disk(folder, seconds / 3)
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+
+
+def fill_disk(folder: Path, seconds: float) -> Result:
+    log = Log(folder / "agent.log")
+    with broker(folder / "broker") as server:
+        with Subscriber(server.port):
+            pass  # leaves its session behind
+        server.stop()
+        begin = time.time()
+        agent = run_agent(folder, server.url, until=begin + seconds, life=0, padding=2000, rate=600)
+        deadline = begin + seconds * 0.7
+        while time.time() < deadline and len(log.dropped) < 500:
+            time.sleep(0.2)
+        server.start()
+        with Subscriber(server.port) as subscriber:
+            said, _ = agent.communicate(timeout=seconds + 120)
+            wait_for(log, subscriber, 30)
+            found = account(log, subscriber.seen)
+            told = gaps(subscriber.seen).get("disk-full", [])
+    exact = sorted(told) == sorted(log.dropped)
+    more = {
+        "dropped": len(log.dropped),
+        "told": len(told),
+        "told = dropped": exact,
+        "drained": "True" in said,
+    }
+    return found | more | {"ok": exact and bool(told) and all(found[k] == 0 for k in ZERO)}
+
+
+def mtls(folder: Path, seconds: float, seed: int) -> Result:
+    """Foreign certificate, expired certificate, a topic that is not allowed: refused, told, nothing lost."""
+    made = certificates.make(folder / "certificates")
+    acl = folder / "broker" / "acl"
+    acl.parent.mkdir()
+    acl.write_text("pattern readwrite edge/v1/lab/%u/#\nuser watcher\ntopic read edge/v1/#\n")
+    (folder / "state").mkdir()
+    log = Log(folder / "agent.log")
+    said: Result = {}
+    with broker(acl.parent, certificates.BROKER.replace("{certificates}", str(made.folder))) as server:
+        url = f"mqtts://127.0.0.1:{server.port}"
+        watcher = {
+            "ca_certs": made.ca,
+            "certfile": made.file("watcher.pem"),
+            "keyfile": made.file("watcher.key"),
+        }
+        with Subscriber(server.port, tls=watcher) as subscriber:
+            for name in ("foreign", "expired", "jx99", "jx01"):
+                agent = run_agent(
+                    folder,
+                    url,
+                    life=name,
+                    count=50,
+                    drain=4.0 if name != "jx01" else 30.0,
+                    ca=made.ca,
+                    cert=made.file(f"{name}.pem"),
+                    key=made.file(f"{name}.key"),
+                )
+                out, _ = agent.communicate(timeout=120)
+                said[name] = out.partition("problem ")[2].strip()[-90:]
+            wait_for(log, subscriber, 20)
+            found = account(log, subscriber.seen)
+            told = gaps(subscriber.seen)
+    # What was refused for its topic comes late, under its old number: told before, and not lost.
+    order = found.pop("out of order")
+    more = {"late": order, "told as rejected": len(told.get("rejected", [])), "said": said}
+    refused = "ALERT" in said["foreign"].upper() and "ALERT" in said["expired"].upper()
+    kept = ("lost", "number differs", "holes not told", "never made")
+    told_all = more["told as rejected"] >= 50
+    return found | more | {"ok": refused and told_all and all(found[k] == 0 for k in kept)}
+
+
+def outage(folder: Path, seconds: float, seed: int) -> Result:
+    """An hour without broker at 5 events/s, by a clock that is moved; then everything, in order."""
+    now = [1_800_000_000.0]
+    count = 18_000
+    with (
+        broker(folder / "broker", rates.BROKER, start=False) as server,
+        Outbox(folder / "outbox.db", clock=lambda: now[0]) as outbox,
+        Publisher(
+            site="lab",
+            device="jx01",
+            session="s",
+            broker=BrokerSettings.parse(server.url, keepalive_s=5),
+            outbox=outbox,
+            info=lambda: INFO,
+            backoff=Backoff(first_s=0.2, longest_s=0.5),
+        ) as publisher,
+    ):
+        made = {}
+        for number in range(count):
+            event = identity(number + 1)
+            made[event.id] = publisher.publish(event)
+            now[0] += 3600 / count
+        (folder / "agent.log").write_text(
+            "".join(f"begin {event}\ndone {event} {seq}\n" for event, seq in made.items())
+        )
+        log = Log(folder / "agent.log")
+        server.start()
+        with Subscriber(server.port) as subscriber:
+            begin = time.monotonic()
+            drained = publisher.drain(120)
+            spent = time.monotonic() - begin
+            wait_for(log, subscriber, 20)
+            found = account(log, subscriber.seen)
+    ok = drained and all(found[k] == 0 for k in (*ZERO, "duplicates", "numbers in gaps"))
+    return found | {"caught up in s": round(spent, 1), "ok": ok}
+
+
+def commands(folder: Path, seconds: float, seed: int) -> Result:
+    """10,000 malformed commands: see tests/test_commands.py."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-k",
+            "ten_thousand",
+            str(Path(__file__).parent.parent / "test_commands.py"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {"said": done.stdout.strip().splitlines()[-1], "ok": done.returncode == 0}
+
+
+def measured_rates(folder: Path, seconds: float, seed: int) -> Result:
+    """Append and drain beside raw sqlite3 and raw paho, taking turns in one run."""
+    with broker(folder / "broker", rates.BROKER) as server:
+        return rates.measure(folder, server.url, server.port, min(seconds, 30.0))
+
+
+SCENARIOS: dict[str, Callable[[Path, float, int], Result]] = {
+    "storm": storm,
+    "disk": disk,
+    "mtls": mtls,
+    "outage": outage,
+    "commands": commands,
+    "rates": measured_rates,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the storm")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="moments of the kills")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    results = {}
+    for name in chosen.scenario or SCENARIOS:
+        folder = Path(tempfile.mkdtemp(prefix=f"edge-agent-{name}-"))
+        try:
+            results[name] = SCENARIOS[name](folder, chosen.seconds, chosen.seed)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not chosen.json:
+            print(f"\n{name}: {SCENARIOS[name].__doc__}")
+            for key, value in results[name].items():
+                print(f"  {key:24} {value}")
+    if chosen.json:
+        print(json.dumps({"seed": chosen.seed, **results}, indent=2))
+    return 0 if all(result["ok"] for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
