@@ -124,7 +124,9 @@ class SourceSettings(_Section):
 class DetectorSettings(_Section):
     """Who finds people."""
 
-    kind: str = Field("hog", description="hog, yolox:FILE.onnx, external (boxes over MQTT) or none")
+    kind: str = Field(
+        "hog", description="hog, hog:FACTOR, yolox:FILE.onnx, external (boxes over MQTT) or none"
+    )
     high: float | None = Field(None, description="score of a sure detection; the detector's own when absent")
     low: float | None = Field(None, description="score below which boxes are ignored; likewise")
     new_track: float | None = Field(None, description="score that starts a track; likewise")
@@ -159,7 +161,7 @@ class QualitySettings(_Section):
     min_width: int = Field(16, gt=0, description="pixels")
     min_aspect: Positive = Field(1.2, description="height over width; below it a box holds no whole person")
     max_aspect: Positive = Field(5.0, description="height over width")
-    min_sharpness: float = Field(0.0, ge=0, description="see docs/models.md; 0 refuses nothing")
+    min_sharpness: float = Field(0.05, ge=0, description="see docs/models.md; 0 refuses nothing")
     max_truncation: Share = Field(0.25, description="largest share of the box outside the image")
     max_overlap: Share = Field(0.6, description="largest share of the box behind a nearer person")
 

@@ -7,17 +7,20 @@ import platform
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from edge_agent import __version__, factory
 from edge_agent.config import Settings, changes, fingerprint
-from edge_agent.errors import ConfigError, EdgeAgentError, StorageError
+from edge_agent.errors import ConfigError, EdgeAgentError, EngineError, StorageError
 from edge_agent.events import (
     CameraInfo,
     DeviceSummary,
@@ -29,6 +32,7 @@ from edge_agent.events import (
 )
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
+from edge_agent.operations import Operations, erase_noted
 from edge_agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
@@ -47,6 +51,9 @@ _log = structlog.get_logger(__name__)
 
 SAVE_INTERVAL_S = 60.0
 """How often what was learnt of the site is written, and expired identities are erased."""
+
+CHORE_WAIT_S = 10.0
+"""How long a command waits for the driving thread."""
 
 DRAIN_S = 10.0
 """At the end of recorded files: how long to wait for the broker to take the last events."""
@@ -115,6 +122,9 @@ class Agent:
     device: DeviceSummary = field(default_factory=DeviceSummary)
     """State of the device as last read."""
     started: float = field(default_factory=time.monotonic)
+    reread: Callable[[], Settings] | None = None
+    """Reads the settings again, for the command `reload`."""
+    _chores: deque[Callable[[], None]] = field(default_factory=deque)
     _reload: Settings | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -139,6 +149,28 @@ class Agent:
         _log.info("settings_reloaded", applied=live, restart_required=restart)
         return restart
 
+    def _reload_now(self) -> list[str]:
+        """Read the settings again, at a command's word."""
+        if self.reread is None:
+            raise ConfigError("this run has no settings that could be read again")
+        return self.reload(self.reread())
+
+    def _between_frames(self, chore: Callable[[], Any]) -> Any:  # noqa: ANN401  what the chore returns
+        """Run `chore` on the driving thread and wait for what it returns."""
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(chore())
+            except BaseException as problem:  # noqa: BLE001  it belongs to the thread that waits
+                done.set_exception(problem)
+
+        self._chores.append(run)
+        try:
+            return done.result(CHORE_WAIT_S)
+        except FutureTimeout:
+            raise EngineError(f"the agent was too busy for {CHORE_WAIT_S:.0f} s; try again") from None
+
     def _open(self, stack: ExitStack) -> _Stages:
         """Open everything, in the order in which faults are cheapest to find."""
         settings = self.settings
@@ -154,20 +186,37 @@ class Agent:
         self.device = _device_summary(reading)
         info = self._info(embedder.info, detection.name, sources, reading)
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
+        identifier = factory.make_identifier(settings, gallery, self.session)
+        outbox = factory.open_outbox(settings, state, stack)
+        erase_events = outbox.erase if outbox is not None else _nothing_to_erase
+        operations = Operations(
+            gallery=gallery,
+            identifier=identifier,
+            embed=embedder.embed_images,
+            gate=factory.make_gate(settings.quality),
+            between_frames=self._between_frames,
+            erase_events=erase_events,
+            reload=self._reload_now,
+            stats=lambda: {"delivery": asdict(stages.publisher.counters)},
+            state=state,
+        )
         stages = _Stages(
             embedder=embedder,
             detection=detection,
             gallery=gallery,
-            identifier=factory.make_identifier(settings, gallery, self.session),
+            identifier=identifier,
             telemetry=telemetry,
+            chores=self._chores,
+            erase_events=erase_events,
             mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
             publisher=factory.open_publisher(
                 settings,
-                state,
                 session=self.session,
                 info=lambda: info,
                 events=self.outputs.events,
+                outbox=outbox,
+                commands=factory.open_commands(settings, operations, stack),
                 stack=stack,
             ),
         )
@@ -199,6 +248,7 @@ class Agent:
             given=lambda camera: factory.make_upstream_tracks(settings, camera),
             identify=stages.identifier,
             hand_over=lambda outcome: self._deliver(outcome, stages),
+            chores=stages.chores,
             max_delay_s=settings.engine.max_delay_ms / 1000,
         )
         began = time.perf_counter()
@@ -285,6 +335,8 @@ class _Stages:
     identifier: Identifier
     telemetry: Telemetry
     publisher: factory.Publish
+    chores: deque[Callable[[], None]]
+    erase_events: Callable[[str], int]
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
@@ -331,6 +383,11 @@ class _Health:
             details={"camera": status.camera},
         )
         self.publisher.publish(alert)
+
+
+def _nothing_to_erase(_word: str) -> int:
+    """Without a broker no event waits."""
+    return 0
 
 
 _DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
@@ -383,6 +440,7 @@ class _Beats:
             _save(self.stages.identifier)
             for gone in self.stages.gallery.expire(time.time()):
                 _log.info("identity_expired", identity=gone.id)
+        erase_noted(self.stages.gallery, self.stages.erase_events)
 
     def _telemetry(self, reading: Reading) -> TelemetryData:
         now, crops = time.monotonic(), self.stages.embedder.counters.embedded

@@ -17,7 +17,9 @@ from edge_agent.errors import ConfigError, InputError
 from edge_agent.manifest import read_json
 
 if TYPE_CHECKING:
+    from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import BrokerSettings
+    from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from edge_agent.events import Event, InfoData, TelemetryData
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
+    from edge_agent.operations import Operations
     from edge_agent.quality import QualityGate
     from edge_agent.source.base import Source
     from edge_agent.structures import Detections, EngineInfo, Frame, SourceStatus
@@ -45,10 +48,12 @@ __all__ = [
     "make_identifier",
     "make_tracker",
     "make_upstream_tracks",
+    "open_commands",
     "open_configured_embedder",
     "open_detection",
     "open_embedder",
     "open_gallery",
+    "open_outbox",
     "open_publisher",
     "open_sources",
     "open_telemetry",
@@ -167,7 +172,6 @@ def open_embedder(
     threads: int = 0,
     quality: QualitySettings | None = None,
     state: Path | None = None,
-    normalise: bool = True,
 ) -> Embedder:
     """The embedding stage; not yet entered.
 
@@ -179,7 +183,6 @@ def open_embedder(
         threads: CPU threads, 0 for the backend's own choice.
         quality: limits of the gate; its defaults when None.
         state: folder where the reference embeddings of the self-test are kept.
-        normalise: False for the network's own vector lengths.
 
     Raises:
         ModelError: the file does not fit; says how to mend it.
@@ -191,8 +194,8 @@ def open_embedder(
     from edge_agent.engine.profiles import profile_named
 
     profile = profile_named(preprocess)
-    prepared = prepare_reid(model, profile, normalise=normalise)
-    golden = load_or_make(prepared, state) if normalise else None
+    prepared = prepare_reid(model, profile)
+    golden = load_or_make(prepared, state)
     engine = open_engine(prepared, backend=backend, max_batch=max_batch, threads=threads)
     return Embedder(engine, profile=profile, gate=make_gate(quality or QualitySettings()), golden=golden)
 
@@ -440,44 +443,66 @@ def open_telemetry(settings: Settings, state: Path) -> Telemetry:
     return Telemetry(disk=state, jtop=settings.telemetry.jtop)
 
 
+def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:
+    """Where events wait for the broker, open; None without a broker."""
+    from edge_agent.deliver.outbox import Outbox
+
+    if settings.mqtt.broker is None:
+        return None
+    limits = settings.outbox
+    outbox = Outbox(
+        state / "outbox.db",
+        synchronous=limits.synchronous,
+        max_rows=limits.max_rows,
+        max_bytes=limits.max_megabytes << 20,
+        max_age_s=limits.max_age_hours * 3600,
+    )
+    return stack.enter_context(outbox)
+
+
+def open_commands(settings: Settings, operations: Operations, stack: ExitStack) -> CommandDesk | None:
+    """What takes commands from the broker, running; None where no command is allowed."""
+    from edge_agent.deliver.commands import CommandDesk
+
+    mqtt = settings.mqtt
+    if mqtt.broker is None or not mqtt.commands:
+        return None
+    desk = CommandDesk(
+        site=mqtt.site, device=mqtt.device, operations=operations.table(), allowed=mqtt.commands
+    )
+    return stack.enter_context(desk)
+
+
 def open_publisher(
     settings: Settings,
-    state: Path,
     *,
     session: str,
     info: Callable[[], InfoData],
     events: Path | None,
+    outbox: Outbox | None,
+    commands: CommandDesk | None,
     stack: ExitStack,
 ) -> Publish:
-    """Delivery to the broker, or to nowhere without one; and to the events file. Entered.
+    """Delivery to the broker, or to nowhere without one; and to the events file. Running.
 
     Args:
         settings: all settings.
-        state: folder of the outbox.
         session: id of this run.
         info: what runs here.
         events: file for every event as a JSON line.
-        stack: closes the publisher, then the outbox and the events file.
+        outbox: from `open_outbox`.
+        commands: from `open_commands`.
+        stack: closes the publisher, then the events file.
     """
     from edge_agent.deliver.eventfile import EventFile
-    from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import LocalPublisher, Publisher
 
-    mqtt, limits = settings.mqtt, settings.outbox
+    mqtt = settings.mqtt
     file = stack.enter_context(EventFile(events)) if events is not None else None
     broker = broker_settings(mqtt)
-    if broker is None:
+    if broker is None or outbox is None:
         local = LocalPublisher(site=mqtt.site, device=mqtt.device, session=session, event_file=file)
         return stack.enter_context(local)
-    outbox = stack.enter_context(
-        Outbox(
-            state / "outbox.db",
-            synchronous=limits.synchronous,
-            max_rows=limits.max_rows,
-            max_bytes=limits.max_megabytes << 20,
-            max_age_s=limits.max_age_hours * 3600,
-        )
-    )
     publisher = Publisher(
         site=mqtt.site,
         device=mqtt.device,
@@ -486,5 +511,6 @@ def open_publisher(
         outbox=outbox,
         info=info,
         event_file=file,
+        commands=commands,
     )
     return stack.enter_context(publisher)

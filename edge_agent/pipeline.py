@@ -176,6 +176,8 @@ class Pipeline:
     identify: Identify
     hand_over: Callable[[FrameOutcome], None]
     max_delay_s: float = 0.02
+    chores: deque[Callable[[], None]] = field(default_factory=deque)
+    """Functions that other threads want run on the driving thread, between two frames."""
     counters: Counters = field(default_factory=Counters)
     last_progress: float = field(default_factory=time.monotonic)
     """`time.monotonic()` when a round was last finished, or found nothing to do."""
@@ -195,6 +197,8 @@ class Pipeline:
         """
         while not stop.is_set():
             self.wake.clear()
+            while self.chores:
+                self.chores.popleft()()
             items = self._gather()
             if items:
                 self._start(items)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_agent.errors import ConfigError
 
-__all__ = ["QualityGate", "clip_boxes"]
+__all__ = ["QualityGate", "clip_boxes", "grade_picture"]
 
 _FULL_HEIGHT = 256.0
 """Pixels; a crop of this height or more loses nothing to enlargement in a 256 x 128 network."""
@@ -27,6 +27,8 @@ _NOISE = 5.0
 """Grey levels added to the contrast: below it, detail is rounding and sensor noise."""
 _BORDER = 2.0
 """Pixels; a box that ends this near to the image border is taken to be cut by it."""
+_FRAME = 8
+"""Pixels put around a whole picture before it is graded."""
 _CUT_GRADE = 0.7
 """Grade of a box that touches the border: what lies beyond cannot be seen."""
 
@@ -147,6 +149,16 @@ class QualityGate:
             for row in np.flatnonzero(refused).tolist():
                 reasons[row] = word
         return reasons
+
+
+def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float, str]:
+    """Grade a whole picture as one crop: its grade 0..1, and why it was refused, "" where it was not."""
+    height, width = picture.shape[:2]
+    # In a frame of its own colours, for a box at the border counts as cut by it.
+    framed = cv2.copyMakeBorder(picture, _FRAME, _FRAME, _FRAME, _FRAME, cv2.BORDER_REPLICATE)
+    box = np.array([[_FRAME, _FRAME, width + _FRAME, height + _FRAME]], np.float32)
+    quality, reasons = gate.assess(np.asarray(framed, np.uint8), box, np.ones(1, np.float32))
+    return float(quality[0]), reasons[0]
 
 
 def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_agent.config import Settings
-    from edge_agent.gallery import Gallery, Identity
+    from edge_agent.gallery import Erased, Gallery, Identity
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +30,6 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
-_FRAME = 4  # pixels
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Who = Annotated[str, typer.Argument(metavar="WHO", help="Number, id or name.")]
@@ -131,6 +130,7 @@ def forget(
         _confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
         numbers = dict.fromkeys(person.number for person in people)
         erased = gallery.forget_all() if everyone else [gallery.forget(number) for number in numbers]
+        _tidy_after(gallery, erased, _path(state, config).parent)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in erased], indent=2))
         return
@@ -265,6 +265,16 @@ def _open(state: Path | None, config: Path | None) -> Gallery:
     return Gallery.existing(_path(state, config))
 
 
+def _tidy_after(gallery: Gallery, erased: Sequence[Erased], state: Path) -> None:
+    """Have the agent erase the events that wait for the broker and name these people; leave audit lines."""
+    from edge_agent import audit
+    from edge_agent.operations import note_erased
+
+    note_erased(gallery, erased)
+    for one in erased:
+        audit.record(state, "forget", "command line", exemplars=one.exemplars)
+
+
 def _read_picture(path: Path) -> NDArray[np.uint8]:
     import cv2
 
@@ -280,25 +290,20 @@ def _qualities(
     settings: Settings, paths: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], *, force: bool
 ) -> list[float]:
     """Grade of each picture, 0..1; refuses what does not look like a picture of one person."""
-    import cv2
-    import numpy as np
-
     from edge_agent.errors import InputError
     from edge_agent.factory import make_gate
+    from edge_agent.quality import grade_picture
 
     gate, grades = make_gate(settings.quality), []
     for path, picture in zip(paths, pictures, strict=True):
-        height, width = picture.shape[:2]
-        # in a frame of its own colours, for a box at the border counts as cut by it
-        framed = cv2.copyMakeBorder(picture, _FRAME, _FRAME, _FRAME, _FRAME, cv2.BORDER_REPLICATE)
-        box = np.array([[_FRAME, _FRAME, width + _FRAME, height + _FRAME]], np.float32)
-        quality, reasons = gate.assess(framed, box, np.ones(1, np.float32))
-        if reasons[0] and not force:
+        quality, reason = grade_picture(gate, picture)
+        if reason and not force:
+            height, width = picture.shape[:2]
             raise InputError(
-                f"{path} ({width}x{height}) is no usable picture of one person: {reasons[0]}; "
+                f"{path} ({width}x{height}) is no usable picture of one person: {reason}; "
                 "cut it to the person from head to feet, or take it as it is with --force"
             )
-        grades.append(float(quality[0]))
+        grades.append(quality)
     return grades
 
 

@@ -52,6 +52,7 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
     A second SIGINT ends the process at once.
     """
     stop = threading.Event()
+    agent.reread = reload
 
     def on_stop(number: int, _frame: FrameType | None) -> None:
         _log.info("stopping", signal=signal.Signals(number).name)

@@ -98,6 +98,9 @@ class KnownIdentities(Protocol):
     def merge(self, keep: int, absorb: int) -> KnownIdentity:
         """Make two identities one."""
 
+    def rename(self, number: int, name: str | None) -> KnownIdentity:
+        """Name a person."""
+
     def get(self, key: int | str) -> KnownIdentity:
         """One identity; raises InputError when it is not there."""
 
@@ -246,6 +249,40 @@ class Identifier:
     def save(self) -> None:
         """Keep what was learnt of the site for the next run."""
         self.gallery.set_fact(SITE_FACT, self._site.to_json())
+
+    def enrol_track(self, camera: str, track_id: int, name: str | None) -> int:
+        """Put the person of a track into the gallery at an operator's word; returns the number.
+
+        A track with an identity keeps it, and gets the name.
+
+        Raises:
+            InputError: there is no such track, it showed no good crop, or the name is taken.
+        """
+        track = self._tracks.get((camera, track_id))
+        if track is None or track.ended:
+            raise InputError(f"camera {camera} shows no track {track_id} now")
+        if track.number is None:
+            if not track.evidence.pooled:
+                raise InputError(f"track {track_id} of camera {camera} has shown no good crop yet")
+            self._enrol(track, DecisionKind.ENROLLED, "operator")
+        assert track.number is not None  # it was just enrolled where it was not known
+        if name is not None:
+            self.gallery.rename(track.number, name)
+        return track.number
+
+    def merged(self, keep: int, absorb: int) -> None:
+        """An operator made two identities one: tracks follow."""
+        self._site.rename(f"#{absorb}", f"#{keep}")
+        for key in self._of_identity.pop(absorb, set()):
+            self._tracks[key].number = keep
+            self._tracks[key].founder = False
+            self._of_identity.setdefault(keep, set()).add(key)
+
+    def recalibrate(self) -> None:
+        """Forget the site's scores; the threshold starts with a warm-up again."""
+        self._site = SiteScores(self.target_fmr)
+        self._was_ready = False
+        self.save()
 
     @property
     def site(self) -> SiteScores:
