@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
@@ -253,3 +255,64 @@ def test_a_crop_folder_with_broken_pictures(tmp_path: Path, pictures: dict[int, 
     done = run("run", "--config", config(tmp_path, crops), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["identities"] == PEOPLE
+
+
+def ask(port: int, verb: str, **fields: object) -> dict[str, object]:
+    """Send a command and wait for its answer."""
+    answers: list[dict[str, object]] = []
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.on_message = lambda _c, _u, message: answers.append(json.loads(message.payload))
+    ready = threading.Event()
+    client.on_subscribe = lambda *_: ready.set()
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    try:
+        client.subscribe(f"edge/v1/lab/dev1/cmd/{verb}/result", qos=1)
+        assert ready.wait(10)
+        issued = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+        wanted = {"transaction": f"{verb}-{time.time_ns()}", "issued": issued, **fields}
+        client.publish(f"edge/v1/lab/dev1/cmd/{verb}", json.dumps(wanted), qos=1)
+        wait_for(f"the answer to {verb}", lambda: answers, 30)
+        return answers[0]["data"]  # type: ignore[return-value]
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def test_commands_over_mqtt(
+    tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto, listener: Listener
+) -> None:
+    crops = tmp_path / "crops"
+    everybody(crops, pictures)
+    path = config(tmp_path, crops, once=False, broker=mosquitto.url)
+    path.write_text(path.read_text() + 'commands = ["name", "merge", "forget", "stats", "enrol", "reload"]\n')
+    with running("run", "--config", path, log=tmp_path / "log") as agent:
+        wait_for("people to be enrolled", lambda: len(listener.of("identity/enrolled")) >= PEOPLE)
+        people = [e["data"]["identity_id"] for e in listener.of("identity/enrolled")]
+
+        named = ask(mosquitto.port, "name", identity_id=people[0], name="Anna")
+        assert named["status"] == "ok", named
+        twice = ask(mosquitto.port, "name", identity_id=people[1], name="Anna")
+        assert twice["status"] == "error"
+        crop = base64.b64encode(pictures[1][3]).decode()
+        enrolled = ask(mosquitto.port, "enrol", name="Berta", crop=crop)
+        assert enrolled["status"] == "ok", enrolled
+        merged = ask(
+            mosquitto.port, "merge", identity_id=enrolled["data"]["identity_id"], absorbed_id=people[1]
+        )
+        assert merged["status"] == "ok", merged
+        forgotten = ask(mosquitto.port, "forget", identity_id=people[2])
+        assert forgotten["data"]["exemplars"] >= 1
+        stats = ask(mosquitto.port, "stats")
+        assert stats["data"]["gallery"]["identities"] == PEOPLE - 1
+        refused = ask(mosquitto.port, "recalibrate")
+        assert (refused["status"], refused["code"]) == ("error", "not-allowed")
+        assert ask(mosquitto.port, "reload")["data"] == {"restart_required": []}
+
+        put(crops, pictures, 2000.0, {71: 0, 72: 1})
+        wait_for("Anna", lambda: "Anna" in [e["data"]["name"] for e in listener.of("identity/matched")])
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(10) == 0
+    audit = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
+    assert [line["action"] for line in audit] == ["name", "enrol", "merge", "forget"]
+    assert not any(word in json.dumps(audit) for word in (*people, "Anna"))
