@@ -210,7 +210,9 @@ class IdentifySettings(_Section):
 class MqttSettings(_Section):
     """The broker, and who the agent is on it."""
 
-    broker: str | None = Field(None, description="mqtt://HOST:PORT or mqtts://HOST:PORT; null: none")
+    broker: str | None = Field(
+        None, repr=False, description="mqtt://HOST:PORT or mqtts://HOST:PORT; null: none"
+    )
     site: Id = Field("site", description="first id in every topic")
     device: Id = Field("device", description="second id in every topic")
     version: Literal["5", "3.1.1"] = Field("5", description="MQTT protocol version")

@@ -10,10 +10,10 @@ import typer
 
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
-COMMANDS = ("run", "watch", "dataset", "train", "export", "embed", "evaluate")
+COMMANDS = ("run", "watch", "doctor", "dataset", "train", "export", "embed", "evaluate")
 """Modules with a function `command`."""
 
-GROUPS = ("config",)
+GROUPS = ("gallery", "config")
 """Modules with a typer application `app`."""
 
 

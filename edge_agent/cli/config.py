@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +46,45 @@ def schema() -> None:
     from edge_agent.config import Settings
 
     typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+@app.command()
+def reference() -> None:
+    """Print every setting with its default and meaning, as Markdown (docs/configuration.md)."""
+    from edge_agent.config import Settings
+
+    typer.echo(_reference(Settings, "").rstrip())
+
+
+def _reference(model: Any, prefix: str) -> str:  # noqa: ANN401  a pydantic model, imported late
+    """Markdown tables of one section and of those in it."""
+    import inspect
+
+    rows, below = [], []
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None:
+            below.append(_reference(section, f"{prefix}{name}" + ("[]." if name == "sources" else ".")))
+            if name != "sources":
+                continue
+        default = "" if field.is_required() else f"`{_toml(field.default)}`"
+        rows.append(f"| `{prefix}{name}` | {default} | {field.description or ''} |")
+    intro = inspect.cleandoc(model.__doc__ or "")
+    title = f"## `{prefix.rstrip('.').removesuffix('[]')}`\n\n" if prefix else ""
+    table = "| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)
+    return f"{title}{intro}\n\n{table}\n\n" + "".join(below)
+
+
+def _section(annotation: Any) -> Any:  # noqa: ANN401  a type, or None
+    """The settings model that a field holds, alone or in a tuple."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if hasattr(candidate, "model_fields"):
+            return candidate
+    return None
+
+
+def _toml(value: object) -> str:
+    return "null" if value is None else json.dumps(value, default=str)
 
 
 def _lines(values: object, prefix: str = "") -> list[tuple[str, object]]:
