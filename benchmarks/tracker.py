@@ -116,8 +116,8 @@ def _bytetrack(frames: list[Seen], levels: ScoreLevels) -> Rows | None:
         return None
     fps = 1 / (frames[1].time - frames[0].time)
     tracker = ByteTrackTracker(
-        lost_track_buffer=30,  # the package scales it by frame_rate / 30, so this is one second ...
-        frame_rate=3 * fps,  # ... and this makes it three, as ours
+        lost_track_buffer=90,  # in frames of 30 a second: three seconds, as ours
+        frame_rate=fps,
         track_activation_threshold=levels.new_track,
         high_conf_det_threshold=levels.high,
         minimum_consecutive_frames=2,
