@@ -583,6 +583,17 @@ def test_changes_of_another_process_are_noticed(path: Path, gallery: Gallery) ->
         gallery.get(mine[0].number)
 
 
+def test_a_few_changed_exemplars_among_many_people_are_noticed(path: Path, gallery: Gallery) -> None:
+    for seed in range(40):
+        enrol(gallery, unit(2, seed))
+    with Gallery.existing(path) as other:
+        other.remove_origin(7, "t")
+        other.add_exemplars(9, unit(3, 77), ones(3), origin="u", camera="c", time=101.0)
+        other.forget(11)
+    assert_exact(gallery, unit(3, 60))
+    assert gallery.search(unit(3, 77)[:1])[0][0, 0] == 9
+
+
 def test_emptied_and_given_another_space_by_force_is_noticed(path: Path, gallery: Gallery) -> None:
     enrol(gallery, unit(1))
     with sqlite3.connect(path) as rough:
