@@ -39,6 +39,7 @@ from edge_agent.source.reader import FrameReader
 from edge_agent.structures import EngineInfo, SourceState, SourceStatus
 
 if TYPE_CHECKING:
+    from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
@@ -230,10 +231,9 @@ class Agent:
             precision=embedder.info.precision,
             identities=len(gallery),
         )
-        health = _Health(stages.publisher)
-        health.start()
+        stages.health.start()
         for source in sources:
-            reader = FrameReader(source, wake=stages.wake, on_status=health.on_status)
+            reader = FrameReader(source, wake=stages.wake, on_status=stages.health.on_status)
             stages.readers.append(stack.enter_context(reader))
         return stages
 
@@ -339,8 +339,12 @@ class _Stages:
     erase_events: Callable[[str], int]
     mot: MotWriter | None
     mot_final: MotFinal | None
+    health: _Health = field(init=False)
     readers: list[FrameReader] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.health = _Health(self.publisher)
 
 
 @dataclass(slots=True)
@@ -348,12 +352,17 @@ class _Health:
     """Tells the broker how the cameras and the agent are. Called from the readers' threads."""
 
     publisher: factory.Publish
+    state: State = "online"
     _latest: dict[str, SourceStatus] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
         """Say that the agent runs."""
-        self.publisher.set_status("online")
+        self._tell("online")
+
+    def _tell(self, state: State, reason: str = "") -> None:
+        self.state = state
+        self.publisher.set_status(state, reason)
 
     def on_status(self, status: SourceStatus) -> None:
         """A camera came, went or ended."""
@@ -363,9 +372,9 @@ class _Health:
             self.publisher.set_camera_status(status)
             down = [name for name, latest in sorted(self._latest.items()) if latest.state in _DOWN]
             if down:
-                self.publisher.set_status("degraded", f"no frames from {', '.join(down)}")
+                self._tell("degraded", f"no frames from {', '.join(down)}")
             else:
-                self.publisher.set_status("online")
+                self._tell("online")
             self._alert(before, status)
 
     def _alert(self, before: SourceStatus | None, status: SourceStatus) -> None:
@@ -454,7 +463,7 @@ class _Beats:
         dropped |= {f"crops:{why}": n for why, n in self.stages.embedder.counters.refused.items()}
         return TelemetryData(
             uptime_s=round(now - self.agent.started, 1),
-            state="online",
+            state=self.stages.health.state,
             temperatures_c=_known(reading.temperatures_c),
             hottest_c=reading.hottest_c,
             hottest_zone=reading.hottest_zone,
