@@ -35,6 +35,7 @@ from edge_agent.structures import Decision, EngineInfo, SourceStatus
 __all__ = [
     "COMMAND_TYPES",
     "DATA_TYPES",
+    "NUMBERED",
     "AlertData",
     "CameraInfo",
     "CameraStatusData",

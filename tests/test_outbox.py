@@ -35,14 +35,14 @@ def stamp(event: Event) -> Event:
 
 
 def fill(outbox: Outbox, count: int, body: bytes = BODY) -> list[int]:
-    return [outbox.append_encoded(body, TOPIC).seq for _ in range(count)]
+    return [outbox.append_encoded(body, TOPIC) for _ in range(count)]
 
 
 def take_all(outbox: Outbox) -> list[Any]:
     """Deliver everything; returns the messages as a subscriber sees them."""
     seen = []
     while rows := outbox.pending(7):
-        seen += [json.loads(row.body) for row in rows]
+        seen += [json.loads(row.message) for row in rows]
         outbox.acknowledge([row.seq for row in rows])
     outbox.flush()
     return seen
@@ -115,7 +115,7 @@ def test_rows_bound_drops_the_oldest_and_tells_which(tmp_path: Path) -> None:
 
 
 def test_bytes_bound(tmp_path: Path) -> None:
-    size = len(BODY) + len(',"seq":1')
+    size = len(BODY)
     with Outbox(tmp_path / "o.db", max_bytes=size * 5) as outbox:
         fill(outbox, 8)
         assert outbox.depth == Depth(5, size * 5, 0)
@@ -400,11 +400,11 @@ from edge_agent.deliver.outbox import Outbox
 with Outbox(sys.argv[1], max_rows=300) as outbox:
     print("open", flush=True)
     while True:
-        print(outbox.append_encoded(b'{"a":1}', "t").seq, flush=True)
+        print(outbox.append_encoded(b'{"a":1}', "t"), flush=True)
         if outbox.last_number % 3 == 0:
             rows = outbox.pending(5)
-            outbox.acknowledge([row.seq for row in rows])
             print("acked", *[row.seq for row in rows], flush=True)
+            outbox.acknowledge([row.seq for row in rows])
 """
 
 
@@ -548,7 +548,7 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.outbox.depth.rows == found - len(self.outbox._acked)
 
     def take(self, row: Any) -> None:
-        message = json.loads(row.body)
+        message = json.loads(row.message)
         self.delivered.add(message["seq"])
         if message.get("id") in self.gap_ids:
             return

@@ -49,7 +49,6 @@ class Marks:
         self.path = path
         self.generation = self.reserved = self.floor = self.first = self.last = self.key_check = self.boot = 0
         self._file = -1
-        self._unsynced = False
 
     def open(self) -> None:
         """Read the newer valid slot; make and fill the file where there is none."""
@@ -84,12 +83,10 @@ class Marks:
         body = self._FORMAT.pack(self._MAGIC, *values)
         check = zlib.crc32(body).to_bytes(4, "little")
         os.pwrite(self._file, body + check, self.generation % 2 * self._SLOT)
-        self._unsynced = True
 
     def sync(self) -> None:
         """Wait until the disk has what was written."""
-        if self._unsynced and self._file >= 0:
-            self._unsynced = False
+        if self._file >= 0:
             os.fdatasync(self._file)
 
     def close(self) -> None:

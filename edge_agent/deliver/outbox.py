@@ -31,7 +31,7 @@ from edge_agent.deliver.marks import Marks, Reserve, boot_check
 from edge_agent.errors import ConfigError, DiskFull, StorageError
 from edge_agent.events import Event, GapData, NumberRange, encode, new_event
 
-__all__ = ["Depth", "Outbox", "Row"]
+__all__ = ["Depth", "Outbox", "Row", "numbered"]
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +60,7 @@ MINIMUM_SPACE = 64 << 10
 KEPT_DAMAGED = 3
 """Damaged files that are kept for a look; older ones go."""
 
+_INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?)"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS event (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, created REAL NOT NULL,
@@ -74,12 +75,29 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One event as it waits: its number, its topic, the whole message, and when it came (Unix seconds)."""
+    """One event as it waits.
+
+    Attributes:
+        seq: its number.
+        topic: where it goes.
+        body: the message as it was taken in, without its number.
+        created: when it came, Unix seconds.
+    """
 
     seq: int
     topic: str
     body: bytes
     created: float
+
+    @property
+    def message(self) -> bytes:
+        """The message as it is sent, with its number."""
+        return numbered(self.body, self.seq)
+
+
+def numbered(body: bytes, seq: int) -> bytes:
+    """A message, which is a JSON object without `seq`, with its number."""
+    return b'%b,"seq":%d}' % (body[:-1], seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +171,8 @@ class Outbox:
         self._cursor = 0
         self._next_expiry = 0.0
         self._failing = False
+        self._unsynced = False
+        self._comfortable = 0
 
     # --- lifetime -----------------------------------------------------------------------------------------
 
@@ -345,50 +365,50 @@ class Outbox:
 
     def append(self, event: Event, topic: str) -> int:
         """Number an event, which has its source and session, and write it; see `append_encoded`."""
-        return self.append_encoded(encode(replace(event, seq=None)), topic).seq
+        return self.append_encoded(encode(replace(event, seq=None)), topic)
 
-    def append_encoded(self, body: bytes, topic: str) -> Row:
+    def append_encoded(self, body: bytes, topic: str) -> int:
         """Number a message, a JSON object that has no `seq` yet, and write it durably.
 
         Returns:
-            The row as it was written.
+            Its number.
 
         Raises:
             DiskFull: it could not be written; its number counts as dropped, and a gap event will say so.
             StorageError: the same, for another reason than a full disk.
         """
         with self._lock:
-            row = self._numbered(body, topic)
+            seq = self._next
+            if seq > self._comfortable:
+                self._reserve_numbers(seq)
+            self._next = seq + 1
+            now = self._clock()
+            size = len(body)
             try:
-                self._insert(row)
+                if (
+                    now < self._next_expiry
+                    and self._rows < self._max_rows
+                    and self._bytes + size <= self._max_bytes
+                ):  # one statement is one transaction: this path has to be fast
+                    self._db.execute(_INSERT, (seq, topic, body, now, 0))
+                    self._rows += 1
+                    self._bytes += size
+                else:
+                    self._insert_with_care(Row(seq, topic, body, now))
             except self._sql.Error as problem:
-                self._lose(row, problem)
-            if self._failing:
-                self._failing = False
-                log.info("outbox can be written again", path=str(self.path))
-            return row
+                self._lose(Row(seq, topic, body, now), problem)
+            return seq
 
-    def _numbered(self, body: bytes, topic: str) -> Row:
-        seq = self._next
-        if seq + RESERVE // 2 > self._marks.reserved:  # so early that `flush` brings it to the disk in time
-            self._marks.reserved = seq + RESERVE
-            self._marks.write()
-        self._next = seq + 1
-        return Row(seq, topic, b'%b,"seq":%d}' % (body[:-1], seq), self._clock())
+    def _reserve_numbers(self, seq: int) -> None:
+        """Say in the marks that these numbers may be in use, so early that `sync_marks` comes in time."""
+        self._marks.reserved = seq + RESERVE
+        self._marks.write()
+        self._comfortable = seq + RESERVE // 2
+        self._unsynced = True
 
-    def _insert(self, row: Row) -> None:
+    def _insert_with_care(self, row: Row) -> None:
+        """Put a row in when there may be something else to do: make room, drop what is old, tell a loss."""
         size = len(row.body)
-        plain = (
-            self._rows < self._max_rows
-            and self._bytes + size <= self._max_bytes
-            and row.created < self._next_expiry
-            and not self._marks.last
-        )
-        if plain:  # one statement is one transaction: this path has to be fast
-            self._store(row)
-            self._rows += 1
-            self._bytes += size
-            return
         with self._transaction() as change:
             self._take_over_marks(change)
             self._expire(change, row.created)
@@ -396,11 +416,12 @@ class Outbox:
             self._store(row)
             change.rows += 1
             change.bytes += size
+        if self._failing:
+            self._failing = False
+            log.info("outbox can be written again", path=str(self.path))
 
     def _store(self, row: Row, *, gap: bool = False) -> None:
-        self._db.execute(
-            "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (row.seq, row.topic, row.body, row.created, int(gap))
-        )
+        self._db.execute(_INSERT, (row.seq, row.topic, row.body, row.created, gap))
 
     def _lose(self, row: Row, problem: Exception) -> None:
         """An event could not be written: try once more in a new file where the old one is damaged, else note
@@ -410,13 +431,14 @@ class Outbox:
             try:
                 self._start_over(problem, last=row.seq - 1)
                 self._next = row.seq + 1
-                self._insert(row)
+                self._insert_with_care(row)
                 return
             except (self._sql.Error, OSError) as again:
                 problem = again
         self._marks.first = self._marks.first or row.seq
         self._marks.last = row.seq
         self._marks.write()
+        self._next_expiry = 0.0  # the next event is put in with care
         if not self._failing:
             self._failing = True
             log.warning(
@@ -537,7 +559,8 @@ class Outbox:
         for reason, numbers in ranges.items():
             data = GapData(reason, tuple(_joined(numbers)), sum(n.last - n.first + 1 for n in numbers))
             event = stamp(new_event("gap", data, time=self._clock()))
-            row = self._numbered(encode(event), topic)
+            row = Row(self._next, topic, encode(event), self._clock())
+            self._next += 1
             self._store(row, gap=True)
             change.gaps.append(row.seq)
             change.rows += 1
@@ -608,8 +631,10 @@ class Outbox:
 
         It holds nobody up: the lock is not taken.
         """
-        with contextlib.suppress(OSError):
-            self._marks.sync()
+        if self._unsynced:
+            self._unsynced = False
+            with contextlib.suppress(OSError):
+                self._marks.sync()
 
     def flush(self) -> None:
         """Delete the acknowledged rows now. Where the disk refuses, they wait for the next time."""
@@ -842,8 +867,8 @@ def _is_damage(problem: Exception) -> bool:
 def _is_whole(row: Row) -> bool:
     """Whether a row read from a damaged file is the message that was written."""
     try:
-        return bool(json.loads(row.body)["seq"] == row.seq)
-    except (ValueError, TypeError, KeyError):
+        return isinstance(json.loads(row.body), dict)
+    except (ValueError, TypeError):
         return False
 
 

@@ -44,7 +44,7 @@ from edge_agent.deliver.connection import (
     Will,
 )
 from edge_agent.deliver.eventfile import EventFile
-from edge_agent.deliver.outbox import Outbox, Row
+from edge_agent.deliver.outbox import Outbox, Row, numbered
 from edge_agent.deliver.topics import Topics
 from edge_agent.errors import BrokerUnreachable, EdgeAgentError, StorageError
 from edge_agent.events import (
@@ -149,7 +149,7 @@ class _Answer:
     options: MessageOptions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every message, and that would take three times as long
 class _Sent:
     """A message on the way: what it was, and when it was sent (monotonic seconds)."""
 
@@ -321,6 +321,7 @@ class Publisher:
         self._no_subscriber_s = no_subscriber_s
         self._telemetry_options = MessageOptions(schema=schema_urn("telemetry"), expiry_s=telemetry_expiry_s)
         self._event_expiry_s = event_expiry_s
+        self._event_options: dict[str, MessageOptions] = {}
         self._backoff = backoff or Backoff()
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
@@ -391,15 +392,15 @@ class Publisher:
         with self._lock:  # numbers stand in the events file in their order, too
             self._counts["published"] += 1
             try:
-                row = self._outbox.append_encoded(message, topic)
+                seq = self._outbox.append_encoded(message, topic)
             except StorageError:  # the outbox has logged it, once
                 self._counts["unwritten"] += 1
                 seq = self._outbox.last_number
-                self._device.to_file(b'%b,"seq":%d}' % (message[:-1], seq))
+                self._device.to_file(numbered(message, seq))
                 return seq
-            self._device.to_file(row.body)
+            self._device.to_file(numbered(message, seq))
         self._signal()
-        return row.seq
+        return seq
 
     def set_status(self, state: State, reason: str = "") -> None:
         """Tell the state of the agent, retained; what was told already is not told again."""
@@ -638,7 +639,10 @@ class Publisher:
         return min(WINDOW, self._connection.receive_maximum) - len(self._window)
 
     def _send(self, message: bytes, sent: _Sent, options: MessageOptions, *, retain: bool = False) -> None:
-        number = self._connection.publish(sent.topic, message, qos=1, retain=retain, options=options)
+        trace = _traceparent(sent.row) if sent.row is not None else ""
+        number = self._connection.publish(
+            sent.topic, message, qos=1, retain=retain, options=options, traceparent=trace
+        )
         self._window[number] = sent
 
     def _send_retained(self) -> None:
@@ -672,16 +676,17 @@ class Publisher:
             return
         self._probe_quiet_topics()
         room = min(self._room, 1 - len(self._window)) if self._probing else self._room
-        while room > 0:
-            row = self._next_row()
-            if row is None:
-                break
-            wait = self._rate.wait()
-            if wait > 0:
-                self._ready.appendleft(row)
-                self._wait = min(self._wait, wait)
-                break
-            room -= self._send_row(row)
+        with self._connection.burst():
+            while room > 0:
+                row = self._next_row()
+                if row is None:
+                    break
+                wait = self._rate.wait()
+                if wait > 0:
+                    self._ready.appendleft(row)
+                    self._wait = min(self._wait, wait)
+                    break
+                room -= self._send_row(row)
 
     def _next_row(self) -> Row | None:
         if not self._ready:
@@ -703,12 +708,15 @@ class Publisher:
         if limit is not None and len(row.body) + len(row.topic) + PACKET_OVERHEAD > limit:
             self._park(row, 149, f"larger than the {limit} bytes that the broker takes")
             return 0
-        kind = row.topic.removeprefix(self._topics.root + "/").split("/")[0]
-        options = MessageOptions(
-            schema=schema_urn(kind), traceparent=_traceparent(row), expiry_s=self._event_expiry_s
-        )
-        self._send(row.body, _Sent(time.monotonic(), row.topic, row=row), options)
+        options = self._event_options.get(row.topic) or self._options_of(row.topic)
+        self._send(row.message, _Sent(time.monotonic(), row.topic, row=row), options)
         return 1
+
+    def _options_of(self, topic: str) -> MessageOptions:
+        kind = topic.removeprefix(self._topics.root + "/").split("/")[0]
+        made = MessageOptions(schema=schema_urn(kind), expiry_s=self._event_expiry_s)
+        self._event_options[topic] = made
+        return made
 
     def _probe_quiet_topics(self) -> None:
         """Try the oldest event of each topic that nobody subscribed to, now and then."""
