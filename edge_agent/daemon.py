@@ -59,6 +59,9 @@ CHORE_WAIT_S = 10.0
 DRAIN_S = 10.0
 """At the end of recorded files: how long to wait for the broker to take the last events."""
 
+DRAIN_STEP_S = 0.2
+"""How often that wait looks whether it shall end."""
+
 PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
 """Distributions whose versions `info` names."""
 
@@ -124,10 +127,16 @@ class Agent:
     """State of the device as last read."""
     started: float = field(default_factory=time.monotonic)
     reread: Callable[[], Settings] | None = None
-    """Reads the settings again, for the command `reload`."""
+    """Reads the settings again."""
+    opened: threading.Event = field(default_factory=threading.Event)
+    """Set when everything is open, or could not be opened."""
     _chores: deque[Callable[[], None]] = field(default_factory=deque)
-    _reload: Settings | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _begun_with: Settings = field(init=False)
+    _stages: _Stages | None = None
+    _over: bool = False
+
+    def __post_init__(self) -> None:
+        self._begun_with = self.settings
 
     def run(self, stop: threading.Event) -> Summary:
         """Until every source has ended or `stop` is set.
@@ -140,18 +149,22 @@ class Agent:
                 "no source: name one with --source PATH_OR_URL, or in [[sources]] of the configuration"
             )
         with ExitStack() as stack:
-            return self._drive(self._open(stack), stop)
+            try:
+                stages = self._open(stack, stop)
+            finally:
+                self.opened.set()
+            return self._drive(stages, stop)
 
     def reload(self, settings: Settings) -> list[str]:
         """Take over what may change while running; returns the keys that need a restart."""
-        live, restart = changes(self.settings, settings)
-        with self._lock:
-            self._reload = settings
+        live, _ = changes(self.settings, settings)
+        _, restart = changes(self._begun_with, settings)
+        self._chores.append(lambda: self._take_over(settings))
         _log.info("settings_reloaded", applied=live, restart_required=restart)
         return restart
 
-    def _reload_now(self) -> list[str]:
-        """Read the settings again, at a command's word."""
+    def reload_now(self) -> list[str]:
+        """Read the settings again and take them over; the old ones stay where the new ones are wrong."""
         if self.reread is None:
             raise ConfigError("this run has no settings that could be read again")
         return self.reload(self.reread())
@@ -167,12 +180,14 @@ class Agent:
                 done.set_exception(problem)
 
         self._chores.append(run)
+        if self._over:
+            raise EngineError("the agent is stopping")
         try:
             return done.result(CHORE_WAIT_S)
         except FutureTimeout:
             raise EngineError(f"the agent was too busy for {CHORE_WAIT_S:.0f} s; try again") from None
 
-    def _open(self, stack: ExitStack) -> _Stages:
+    def _open(self, stack: ExitStack, stop: threading.Event) -> _Stages:
         """Open everything, in the order in which faults are cheapest to find."""
         settings = self.settings
         state = factory.state_folder(settings.state_dir)
@@ -197,9 +212,18 @@ class Agent:
             gate=factory.make_gate(settings.quality),
             between_frames=self._between_frames,
             erase_events=erase_events,
-            reload=self._reload_now,
-            stats=lambda: {"delivery": asdict(stages.publisher.counters)},
+            reload=self.reload_now,
+            stats=lambda: {"delivery": asdict(publisher.counters)},
             state=state,
+        )
+        publisher = factory.open_publisher(
+            settings,
+            session=self.session,
+            info=lambda: info,
+            events=self.outputs.events,
+            outbox=outbox,
+            commands=factory.open_commands(settings, operations, stack),
+            stack=stack,
         )
         stages = _Stages(
             embedder=embedder,
@@ -211,15 +235,8 @@ class Agent:
             erase_events=erase_events,
             mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
-            publisher=factory.open_publisher(
-                settings,
-                session=self.session,
-                info=lambda: info,
-                events=self.outputs.events,
-                outbox=outbox,
-                commands=factory.open_commands(settings, operations, stack),
-                stack=stack,
-            ),
+            publisher=publisher,
+            health=_Health(publisher),
         )
         _log.info(
             "started",
@@ -231,14 +248,15 @@ class Agent:
             precision=embedder.info.precision,
             identities=len(gallery),
         )
-        stages.health.start()
-        for source in sources:
+        stages.health.tell("online")
+        for source in sources if not stop.is_set() else ():
             reader = FrameReader(source, wake=stages.wake, on_status=stages.health.on_status)
             stages.readers.append(stack.enter_context(reader))
         return stages
 
     def _drive(self, stages: _Stages, stop: threading.Event) -> Summary:
         settings = self.settings
+        self._stages = stages
         pipeline = Pipeline(
             readers=stages.readers,
             wake=stages.wake,
@@ -254,13 +272,14 @@ class Agent:
         began = time.perf_counter()
         with _Beats(self, pipeline, stages):
             pipeline.run(stop)
+            self._wind_up(stages)
         seconds = time.perf_counter() - began
         _save(stages.identifier)
         if stages.mot_final is not None:
             stages.mot_final.finish(stages.identifier.number)
         if not stop.is_set():
-            stages.publisher.drain(DRAIN_S)
-        _raise_first_error(stages.readers)
+            _drain(stages.publisher, stop)
+            _raise_first_error(stages.readers)
         return Summary(
             frames=dict(pipeline.counters.frames),
             crops=stages.embedder.counters.embedded,
@@ -290,17 +309,26 @@ class Agent:
             stages.mot_final.write(outcome.update)
         if self.observe is not None:
             self.observe(outcome)
-        if self._reload is not None:
-            self._take_over(stages.identifier)
 
-    def _take_over(self, identifier: Identifier) -> None:
+    def _wind_up(self, stages: _Stages) -> None:
+        """Tell everybody that no further frame will be taken."""
+        stages.health.tell("stopping")
+        for reader in stages.readers:
+            reader.ask_to_stop()
+        self._over = True
+        while self._chores:  # somebody waits for them
+            self._chores.popleft()()
+
+    def _take_over(self, settings: Settings) -> None:
         """Apply reloaded settings, between two frames."""
-        with self._lock:
-            settings, self._reload = self._reload, None
-        if settings is not None:
-            self.settings = settings
-            factory.adjust_identifier(identifier, settings)
-            configure(settings.log_level)
+        self.settings = settings
+        configure(settings.log_level)
+        if self._stages is not None:
+            factory.adjust_identifier(self._stages.identifier, settings)
+            try:
+                factory.adjust_gallery(self._stages.gallery, settings)
+            except StorageError as problem:
+                _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(problem))
 
     def _info(
         self, engine: EngineInfo, detector: str, sources: Sequence[Source], reading: Reading
@@ -335,16 +363,13 @@ class _Stages:
     identifier: Identifier
     telemetry: Telemetry
     publisher: factory.Publish
+    health: _Health
     chores: deque[Callable[[], None]]
     erase_events: Callable[[str], int]
     mot: MotWriter | None
     mot_final: MotFinal | None
-    health: _Health = field(init=False)
     readers: list[FrameReader] = field(default_factory=list)
     wake: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.health = _Health(self.publisher)
 
 
 @dataclass(slots=True)
@@ -353,16 +378,15 @@ class _Health:
 
     publisher: factory.Publish
     state: State = "online"
+    """What was told last."""
     _latest: dict[str, SourceStatus] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self) -> None:
-        """Say that the agent runs."""
-        self._tell("online")
-
-    def _tell(self, state: State, reason: str = "") -> None:
-        self.state = state
-        self.publisher.set_status(state, reason)
+    def tell(self, state: State, reason: str = "") -> None:
+        """Say how the agent is; once it is stopping, nothing else."""
+        if self.state != "stopping":
+            self.state = state
+            self.publisher.set_status(state, reason)
 
     def on_status(self, status: SourceStatus) -> None:
         """A camera came, went or ended."""
@@ -372,9 +396,9 @@ class _Health:
             self.publisher.set_camera_status(status)
             down = [name for name, latest in sorted(self._latest.items()) if latest.state in _DOWN]
             if down:
-                self._tell("degraded", f"no frames from {', '.join(down)}")
+                self.tell("degraded", f"no frames from {', '.join(down)}")
             else:
-                self._tell("online")
+                self.tell("online")
             self._alert(before, status)
 
     def _alert(self, before: SourceStatus | None, status: SourceStatus) -> None:
@@ -400,6 +424,14 @@ def _nothing_to_erase(_word: str) -> int:
 
 
 _DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
+
+
+def _drain(publisher: factory.Publish, stop: threading.Event) -> None:
+    """Wait for the broker to take the last events, but not against the word of somebody who wants an end."""
+    deadline = time.monotonic() + DRAIN_S
+    while not stop.is_set() and (left := deadline - time.monotonic()) > 0:
+        if publisher.drain(min(DRAIN_STEP_S, left)):
+            return
 
 
 def _raise_first_error(readers: Sequence[FrameReader]) -> None:

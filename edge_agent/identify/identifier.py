@@ -19,7 +19,7 @@ import math
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import structlog
@@ -91,6 +91,9 @@ class KnownIdentities(Protocol):
 
     def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]:
         """Vectors, qualities and origins."""
+
+    def numbers(self, kind: Literal["auto", "enrolled"]) -> NDArray[np.int64]:
+        """Numbers of the identities of this kind."""
 
     def touch(self, number: int, time: float) -> None:
         """The person was seen."""
@@ -626,12 +629,9 @@ class Identifier:
         }
         columns = [int(c) for c in np.flatnonzero(np.isin(numbers, sorted(taken)))] if taken else []
         if self.enrolment == "watchlist":
-            columns += [c for c, n in enumerate(numbers) if not self._on_watchlist(int(n))]
+            allowed = self.gallery.numbers("enrolled")
+            columns += np.flatnonzero(~np.isin(numbers, allowed)).tolist()
         return columns
-
-    def _on_watchlist(self, number: int) -> bool:
-        identity = self._known(number)
-        return identity is not None and identity.kind == "enrolled"
 
     def _rival_holders(self, key: TrackKey, number: int) -> set[TrackKey]:
         return self._links.rivals(key) & self._of_identity.get(number, set())
