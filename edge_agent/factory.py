@@ -40,6 +40,7 @@ __all__ = [
     "Detection",
     "Model",
     "Publish",
+    "adjust_gallery",
     "adjust_identifier",
     "broker_settings",
     "choose_model",
@@ -218,16 +219,20 @@ def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -
     """The gallery of the state folder, for the embedding space of `info`; not yet entered."""
     from edge_agent.gallery.gallery import Gallery
 
-    ttl_hours = settings.gallery.ttl_hours
     return Gallery(
         state_folder(settings.state_dir) / GALLERY_FILE,
         space=info.space,
         dimension=info.dimension,
         capacity=settings.gallery.capacity,
         max_exemplars=settings.gallery.max_exemplars,
-        ttl_s=ttl_hours * 3600 if ttl_hours is not None else None,
+        ttl_s=_ttl_s(settings),
         owner=owner,
     )
+
+
+def _ttl_s(settings: Settings) -> float | None:
+    hours = settings.gallery.ttl_hours
+    return hours * 3600 if hours is not None else None
 
 
 def make_identifier(settings: Settings, gallery: Gallery, session: str) -> Identifier:
@@ -434,6 +439,15 @@ def adjust_identifier(identifier: Identifier, settings: Settings) -> None:
     identifier.margin = chosen.margin
     identifier.publish_unknown = chosen.publish_unknown
     identifier.aim(chosen.target_fmr)
+
+
+def adjust_gallery(gallery: Gallery, settings: Settings) -> None:
+    """Take over reloaded settings of the gallery.
+
+    Raises:
+        StorageError: they could not be written.
+    """
+    gallery.set_ttl(_ttl_s(settings))
 
 
 def open_telemetry(settings: Settings, state: Path) -> Telemetry:

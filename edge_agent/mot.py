@@ -7,12 +7,14 @@ identity have no row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from edge_agent.errors import InputError
+from edge_agent.errors import DiskFull, InputError, StorageError
 from edge_agent.manifest import write_atomic
 from edge_agent.structures import TrackObservation, TrackUpdate
 
@@ -30,6 +32,17 @@ def _row(seen: TrackObservation, number: int) -> str:
 def _path_of(path: Path, camera: str, cameras: int) -> Path:
     """One file for one camera; with more of them, each has its own: `out-yard.txt`."""
     return path if cameras == 1 else path.with_name(f"{path.stem}-{camera}{path.suffix}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file in what the system says."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(f"cannot write {path}: no space is left on its disk") from problem
+        raise StorageError(f"cannot write {path}: {problem.strerror}") from problem
 
 
 class MotWriter:
@@ -55,19 +68,27 @@ class MotWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        files, self._files = list(self._files.values()), {}
+        with contextlib.ExitStack() as closing:
+            for file in files:
+                closing.enter_context(_writing(Path(file.name)))
+                closing.callback(file.close)
 
     def write(self, update: TrackUpdate, number: Number) -> None:
-        """Add the rows of one frame."""
+        """Add the rows of one frame.
+
+        Raises:
+            DiskFull, StorageError: they could not be written.
+        """
         rows = [
             _row(seen, known)
             for seen in update.seen
             if (known := number(seen.camera, seen.track_id)) is not None
         ]
         if rows:
-            self._file(update.camera).writelines(rows)
+            file = self._file(update.camera)
+            with _writing(Path(file.name)):
+                file.writelines(rows)
 
     def _file(self, camera: str) -> TextIO:
         key = "" if self._cameras == 1 else camera
@@ -93,6 +114,8 @@ class MotFinal:
         self._seen: dict[str, list[TrackObservation]] = {}
         if not path.parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist")
+        if path.exists() and not path.is_file():  # better said now than when all has been seen
+            raise InputError(f"{path}: cannot be written: it is not a regular file")
 
     def write(self, update: TrackUpdate) -> None:
         """Remember the rows of one frame."""

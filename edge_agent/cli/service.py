@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     from edge_agent.daemon import Agent, Summary
 
 _log = structlog.get_logger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+START_GRACE_S = 1.5
+"""How long a stop waits for the start-up to come to an end of its own, of the 3 s that a stop may take."""
 
 
 def overrides(
@@ -49,30 +57,63 @@ def overrides(
 def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = None) -> Summary:
     """Run with SIGINT and SIGTERM as a clean stop, and SIGHUP as a reload of the settings.
 
-    A second SIGINT ends the process at once.
+    A stop during start-up that a network's initialisation holds up ends the process at once, with 0: nothing
+    has been read yet. So does a second SIGINT at any time, with 130. Call it from the main thread.
     """
     stop = threading.Event()
     agent.reread = reload
 
-    def on_stop(number: int, _frame: FrameType | None) -> None:
-        _log.info("stopping", signal=signal.Signals(number).name)
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def act(number: int) -> None:
+        if number == signal.SIGHUP:
+            _reload(agent)
+        elif not stop.is_set():
+            _log.info("stopping", signal=signal.Signals(number).name)
+            stop.set()
+            if not agent.opened.wait(START_GRACE_S):
+                os._exit(0)
+        elif number == signal.SIGINT:
+            os._exit(130)
 
-    def on_hangup(_number: int, _frame: FrameType | None) -> None:
-        try:
-            if reload is not None:
-                agent.reload(reload())
-        except EdgeAgentError as problem:
-            _log.error("reload_refused", error=str(problem))
-
-    former = {
-        signal.SIGINT: signal.signal(signal.SIGINT, on_stop),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, on_stop),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, on_hangup),
-    }
-    try:
+    with _signals(act):
         return agent.run(stop)
+
+
+def _reload(agent: Agent) -> None:
+    try:
+        agent.reload_now()
+    except EdgeAgentError as problem:
+        _log.error("reload_refused", error=str(problem))
+
+
+@contextmanager
+def _signals(act: Callable[[int], None]) -> Iterator[None]:
+    """Call `act` with every signal, on a thread of its own.
+
+    A handler of Python's own runs on the main thread, between two of its instructions: it must take no lock
+    that this thread may hold just then (a logger's, an event's), and it does not run while the main thread
+    is inside a library. The byte that Python writes at every signal has neither trouble.
+    """
+    arrived, written = socket.socketpair()
+    written.setblocking(False)
+
+    def listen() -> None:
+        while number := arrived.recv(1):
+            act(number[0])
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    former = {number: signal.signal(number, _only_noted) for number in _SIGNALS}
+    former_fd = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
     finally:
+        signal.set_wakeup_fd(former_fd)
         for number, handler in former.items():
             signal.signal(number, handler)
+        written.close()
+        thread.join()
+        arrived.close()
+
+
+def _only_noted(_number: int, _frame: FrameType | None) -> None:
+    """The byte has been written."""

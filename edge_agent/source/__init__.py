@@ -73,9 +73,11 @@ def source_id(spec: str, *, taken: Collection[str] = ()) -> str:
         SourceError: see `source_kind`.
     """
     kind = source_kind(spec)
+    # A password with an unquoted slash, as people write them, would otherwise be taken for a path.
+    shown = redact_url(spec)
     words = {
         "file": lambda: _local(spec).stem,
-        "stream": lambda: f"{_host(spec)}-{urlsplit(spec).path}",
+        "stream": lambda: f"{_host(shown)}-{urlsplit(shown).path}",
         "usb": lambda: spec.replace("usb:", "usb").removeprefix("/dev/"),
         "csi": lambda: f"csi{_number(spec)}",
         "crops": lambda: _local(spec.removeprefix("crops:")).absolute().name,

@@ -101,6 +101,7 @@ class FrameReader:
         self._abandoned: list[threading.Thread] = []
         self._supervisor: threading.Thread | None = None
         self._stopping = False
+        self._stop_by = 0.0
         self._over = False
         self._state: SourceState | None = None
         self._lost_since: float | None = None
@@ -191,19 +192,22 @@ class FrameReader:
         if acknowledge is not None:
             acknowledge(item)
 
+    def ask_to_stop(self) -> None:
+        """Tell the threads to end, and return at once: so that many readers end together, not in turn."""
+        with self._changed:
+            if not self._stopping:
+                self._stop_by = time.monotonic() + _STOP_SECONDS
+                self._stopping = True
+                self._changed.notify_all()
+
     def stop(self) -> None:
         """End the threads; returns within 2 s even if one is stuck in a driver. May be called again."""
-        deadline = time.monotonic() + _STOP_SECONDS
-        with self._changed:
-            if self._stopping:
-                return
-            self._stopping = True
-            self._changed.notify_all()
-            attempt = self._attempt
+        self.ask_to_stop()
+        attempt = self._attempt
         workers = [self._supervisor, attempt.thread if attempt else None]
         for thread in workers:
             if thread is not None and thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, self._stop_by - time.monotonic()))
                 if thread.is_alive():
                     _log.info("source_thread_left_behind", camera=self.camera, thread=thread.name)
 
