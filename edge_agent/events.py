@@ -279,8 +279,8 @@ class GapData:
     reason: str = about(
         "rows, bytes, age: the outbox was full or the event too old; disk-full: it could not be written;"
         " no-subscriber: nobody subscribed for too long; rejected: the broker refused it (it is kept and may"
-        " come late); erased: its person was forgotten; corrupt: the outbox was damaged (the range is an"
-        " upper bound)."
+        " come late); erased: its person was forgotten; corrupt, power-loss: the outbox was damaged or cut"
+        " off (the range is an upper bound: some may have come)."
     )
     ranges: tuple[NumberRange, ...] = about("The numbers, ascending.")
     count: int = about("How many numbers the ranges hold.", minimum=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import re
 import subprocess
 import threading
 import time
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import paho.mqtt.client as mqtt
 from conftest import Mosquitto, find_free_port, mosquitto_binary
+from jsonschema import Draft202012Validator, ValidationError
 
 from edge_agent.deliver.connection import Backoff, BrokerSettings
 from edge_agent.deliver.outbox import Outbox
@@ -27,6 +30,7 @@ from edge_agent.events import (
     Event,
     InfoData,
     TelemetryData,
+    envelope_schema,
     identity_event,
 )
 from edge_agent.structures import Decision, DecisionKind, EngineInfo
@@ -84,6 +88,12 @@ def telemetry() -> TelemetryData:
     return TelemetryData(uptime_s=1.0, state="online", temperatures_c={"tj": 51.5}, hottest_c=51.5)
 
 
+@functools.lru_cache
+def validator(kind: str) -> Draft202012Validator:
+    """Checks whole messages of one kind, times included."""
+    return Draft202012Validator(envelope_schema(kind), format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
 @dataclass
 class Heard:
     topic: str
@@ -100,6 +110,8 @@ class Listener:
     topic: str = "#"
     client_id: str = ""
     heard: list[Heard] = field(default_factory=list)
+    invalid: list[str] = field(default_factory=list)
+    """What was published against its schema; there must be none."""
     _client: mqtt.Client | None = None
 
     def __enter__(self) -> Listener:
@@ -119,13 +131,22 @@ class Listener:
         assert self._client is not None
         self._client.disconnect()
         self._client.loop_stop()
+        assert self.invalid == []
 
     def _take(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
         try:
             payload = json.loads(message.payload)
         except ValueError:
             payload = message.payload
+        if re.fullmatch(r"edge/v1/[^/]+/[^/]+/(?!cmd/[^/]+$).+", message.topic):
+            self._check(message.topic, payload)
         self.heard.append(Heard(message.topic, payload, bool(message.retain), message.properties))
+
+    def _check(self, topic: str, payload: Any) -> None:
+        try:
+            validator(payload["type"].split(".")[1]).validate(payload)
+        except (TypeError, KeyError, ValidationError) as problem:
+            self.invalid.append(f"{topic}: {problem}")
 
     def publish(self, topic: str, payload: bytes | str, **options: Any) -> None:
         assert self._client is not None

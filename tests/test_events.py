@@ -66,7 +66,7 @@ def one_of_each() -> list[Event]:
         stamped(new_event("telemetry", telemetry(), time=now)),
         stamped(camera_status_event(SourceStatus("cam1", SourceState.RECONNECTING, "no frame for 3 s", now))),
         stamped(
-            new_event("command-result", CommandResultData("name", "t1", "ok", None, {"a": [1, {}]}), time=now)
+            new_event("command-result", CommandResultData("name", "t1", "ok", data={"a": [1, {}]}), time=now)
         ),
     ]
 
