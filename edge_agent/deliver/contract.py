@@ -1,0 +1,245 @@
+"""The contract with subscribers, generated from the event classes: JSON Schemas and an AsyncAPI 3 document.
+
+    python -m edge_agent.deliver.contract docs
+
+writes `docs/asyncapi.yaml` and `docs/schemas/`. A test holds the files against the classes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_agent.deliver.connection import CLOUDEVENTS_JSON
+from edge_agent.deliver.topics import PREFIX
+from edge_agent.events import COMMAND_TYPES, DATA_TYPES, command_schema, data_schema, envelope_schema
+from edge_agent.manifest import write_atomic
+
+__all__ = ["asyncapi", "schemas", "to_yaml", "write"]
+
+VERSION = "1.0.0"
+"""Of the contract: the first number stands in every topic, the second counts additions."""
+ASYNCAPI = "3.0.0"
+BINDING = "0.2.0"
+ROOT = f"{PREFIX}/{{site}}/{{device}}"
+
+_PARAMETERS = {
+    "site": "Where the device stands, 1 to 64 of a-z, 0-9, _ and -.",
+    "device": "Name of the device, 1 to 64 of a-z, 0-9, _ and -.",
+    "camera": "Id of the camera, 1 to 64 of a-z, 0-9, _ and -.",
+    "kind": "What happened; see the messages.",
+    "verb": "The command.",
+}
+
+# name: address below the root, kind of data, retained, quality of service, expiry in seconds, what it is
+_CHANNELS: Mapping[str, tuple[str, str, bool, int, int | None, str]] = {
+    "status": (
+        "status",
+        "status",
+        True,
+        1,
+        None,
+        "Whether the agent works. Retained; the broker publishes offline in its place when it dies (will).",
+    ),
+    "info": ("info", "info", True, 1, None, "What runs on the device: the birth, before the status."),
+    "telemetry": ("telemetry", "telemetry", False, 0, 90, "Health and load every few seconds."),
+    "cameraStatus": ("camera/{camera}/status", "camera", True, 1, None, "State of one camera."),
+    "identity": (
+        "identity/{kind}",
+        "identity",
+        False,
+        1,
+        86_400,
+        "What was decided about a person. Numbered, kept until acknowledged.",
+    ),
+    "gap": ("gap", "gap", False, 1, 86_400, "Numbers that will not come, and why."),
+    "alert": ("alert/{kind}", "alert", False, 1, 86_400, "Something that a person should look at."),
+}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Every schema by file name: data, whole messages, commands."""
+    found = {f"{kind}.json": data_schema(kind) for kind in DATA_TYPES}
+    found |= {f"{kind}-message.json": envelope_schema(kind) for kind in DATA_TYPES}
+    return found | {f"command-{verb}.json": command_schema(verb) for verb in COMMAND_TYPES}
+
+
+def asyncapi() -> dict[str, Any]:
+    """The AsyncAPI document. `send` is what the agent sends, `receive` what it takes."""
+    return {
+        "asyncapi": ASYNCAPI,
+        "info": {
+            "title": "edge-agent",
+            "version": VERSION,
+            "description": "Identity events of people and device health over MQTT. See docs/subscribers.md"
+            " for guarantees: at least once, in order per topic, numbered per device without holes.",
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+        },
+        "defaultContentType": CLOUDEVENTS_JSON,
+        "servers": _servers(),
+        "channels": dict(_channels()),
+        "operations": dict(_operations()),
+        "components": {"messages": dict(_messages()), "parameters": _parameters()},
+    }
+
+
+def _servers() -> dict[str, Any]:
+    will = {"topic": f"{ROOT}/status", "qos": 1, "retain": True, "message": "state offline, same session id"}
+    binding = {
+        "clientId": "edge-agent-{site}-{device}",
+        "cleanSession": False,
+        "keepAlive": 15,
+        "sessionExpiryInterval": 3600,
+        "lastWill": will,
+        "bindingVersion": BINDING,
+    }
+    shared = {
+        "host": "{broker}",
+        "variables": {"broker": {"description": "host:port of the site's broker"}},
+        "protocolVersion": "5.0",
+        "bindings": {"mqtt": binding},
+    }
+    return {
+        "plain": {**shared, "protocol": "mqtt", "description": "MQTT 5, or 3.1.1 by a switch."},
+        "tls": {**shared, "protocol": "mqtts", "description": "The same over TLS, mutual where asked for."},
+    }
+
+
+def _parameters() -> dict[str, Any]:
+    return {name: {"description": text} for name, text in _PARAMETERS.items()}
+
+
+def _used_parameters(address: str) -> dict[str, Any]:
+    names = [name for name in _PARAMETERS if f"{{{name}}}" in address]
+    return {name: {"$ref": f"#/components/parameters/{name}"} for name in names}
+
+
+def _channel(address: str, message: str, description: str) -> dict[str, Any]:
+    return {
+        "address": address,
+        "description": description,
+        "parameters": _used_parameters(address),
+        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+    }
+
+
+def _channels() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, (address, kind, _, _, _, description) in _CHANNELS.items():
+        yield name, _channel(f"{ROOT}/{address}", kind, description)
+    for verb, data in COMMAND_TYPES.items():
+        yield (
+            f"command-{verb}",
+            _channel(f"{ROOT}/cmd/{verb}", f"command-{verb}", (data.__doc__ or "").strip()),
+        )
+    yield "commandResult", _channel(f"{ROOT}/cmd/{{verb}}/result", "command-result", "Answer to a command.")
+
+
+def _operations() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, (_, kind, retained, qos, expiry, description) in _CHANNELS.items():
+        binding: dict[str, Any] = {"qos": qos, "retain": retained, "bindingVersion": BINDING}
+        if expiry is not None:
+            binding["messageExpiryInterval"] = expiry
+        yield (
+            f"send-{name}",
+            {
+                "action": "send",
+                "summary": description,
+                "channel": {"$ref": f"#/channels/{name}"},
+                "messages": [{"$ref": f"#/channels/{name}/messages/{kind}"}],
+                "bindings": {"mqtt": binding},
+            },
+        )
+    for verb in COMMAND_TYPES:
+        yield f"receive-{verb}", _command_operation(verb)
+
+
+def _command_operation(verb: str) -> dict[str, Any]:
+    name = f"command-{verb}"
+    return {
+        "action": "receive",
+        "channel": {"$ref": f"#/channels/{name}"},
+        "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
+        "bindings": {"mqtt": {"qos": 1, "retain": False, "bindingVersion": BINDING}},
+        "reply": {
+            "address": {
+                "location": "$message.header#/responseTopic",
+                "description": "MQTT 5 response topic, if given.",
+            },
+            "channel": {"$ref": "#/channels/commandResult"},
+            "messages": [{"$ref": "#/channels/commandResult/messages/command-result"}],
+        },
+    }
+
+
+def _messages() -> Iterator[tuple[str, dict[str, Any]]]:
+    binding = {
+        "mqtt": {"payloadFormatIndicator": 1, "contentType": CLOUDEVENTS_JSON, "bindingVersion": BINDING}
+    }
+    for kind in DATA_TYPES:
+        schema = envelope_schema(kind)
+        yield (
+            kind,
+            {
+                "name": kind,
+                "title": schema.pop("title"),
+                "contentType": CLOUDEVENTS_JSON,
+                "payload": schema,
+                "bindings": binding,
+            },
+        )
+    for verb in COMMAND_TYPES:
+        schema = command_schema(verb)
+        name = f"command-{verb}"
+        yield (
+            name,
+            {
+                "name": name,
+                "title": schema.pop("title"),
+                "contentType": "application/json",
+                "payload": schema,
+            },
+        )
+
+
+def to_yaml(value: Any, indent: int = 0) -> str:  # noqa: ANN401 - any JSON value
+    """JSON values as YAML 1.2 blocks; texts are written as JSON texts, which YAML reads."""
+    pad = "  " * indent
+    if isinstance(value, dict) and value:
+        return "".join(f"{pad}{_key(key)}:{_entry(entry, indent)}" for key, entry in value.items())
+    if isinstance(value, list) and value:
+        return "".join(f"{pad}-{_entry(entry, indent)}" for entry in value)
+    return f"{pad}{json.dumps(value, ensure_ascii=False)}\n"
+
+
+def _key(name: str) -> str:
+    """A key needs no quotes where no YAML reader could take it for anything but a text."""
+    return name if re.fullmatch(r"[A-Za-z]{4,}", name) and name not in {"true", "false"} else json.dumps(name)
+
+
+def _entry(value: Any, indent: int) -> str:  # noqa: ANN401 - any JSON value
+    if isinstance(value, (dict, list)) and value:
+        return "\n" + to_yaml(value, indent + 1)
+    return " " + to_yaml(value)
+
+
+def write(docs: Path) -> list[Path]:
+    """Write the document and the schemas below `docs`; returns the files."""
+    (docs / "schemas").mkdir(parents=True, exist_ok=True)
+    written = {
+        docs / "asyncapi.yaml": "# Generated by `python -m edge_agent.deliver.contract docs`.\n"
+        + to_yaml(asyncapi())
+    }
+    for name, schema in schemas().items():
+        written[docs / "schemas" / name] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    for path, text in written.items():
+        write_atomic(path, text.encode())
+    return list(written)
+
+
+if __name__ == "__main__":
+    for path in write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs")):
+        sys.stdout.write(f"{path}\n")
