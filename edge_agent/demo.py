@@ -23,11 +23,13 @@ from edge_agent.synthetic.street import Street, StreetVideo, Visit
 
 __all__ = ["Recorder", "Scene", "Score", "default_street", "percentiles", "render", "score"]
 
-SECONDS = 50.0
-"""Length of the street: every person comes by up to three times, and the first minute's warm-up fits in."""
+SECONDS = 60.0
+"""Length of the street: the first third goes into learning what strangers score here (the site's threshold)."""
 PEOPLE = 6
+VISITS = 4
+"""How often each of them comes by at most."""
 FPS = 5.0
-"""Enough for a track of a walker, who moves a third of a body's width from frame to frame."""
+"""Enough for a walker, who moves a third of a body's width from frame to frame at this rate."""
 SEED = 2
 
 MIN_OVERLAP = 0.5
@@ -56,7 +58,7 @@ class Scene:
 
 def default_street(seconds: float = SECONDS) -> Street:
     """The street of the demo; `seconds` long."""
-    return Street(SEED, people=PEOPLE, seconds=seconds, fps=FPS)
+    return Street(SEED, people=PEOPLE, seconds=seconds, fps=FPS, visits=VISITS)
 
 
 def render(street: Street, folder: Path, progress: Callable[[int, int], None] | None = None) -> Scene:

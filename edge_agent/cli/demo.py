@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from edge_agent.config import Settings
+    from edge_agent.config import Settings, SourceSettings
     from edge_agent.daemon import Summary
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.demo import Recorder, Scene, Score
@@ -60,6 +60,7 @@ def command(
 
     from rich.console import Console
 
+    from edge_agent.deliver.demo_broker import DemoBroker
     from edge_agent.demo import SECONDS, Recorder, default_street
     from edge_agent.logs import configure
 
@@ -67,13 +68,13 @@ def command(
         raise typer.BadParameter("is the length of the rendered street; a --video has its own")
     configure("warning")
     console = Console(stderr=as_json)
-    with _folder(keep) as folder:
+    with _folder(keep) as folder, DemoBroker() as broker:
+        settings = _settings(video, model, preprocess, detector, folder, broker.url)
+        _check(settings, folder)
         scene = None if video else _render(default_street(seconds or SECONDS), folder, console)
         recorder = Recorder(boxes=scene is not None)
-        settings = _settings(video, scene, model, preprocess, detector, folder)
-        total = scene.frames if scene is not None else None
-        shown, summary = _run(settings, recorder, folder, console, total)
-        result = _result(scene, recorder, shown, summary)
+        screen, summary = _run(settings, scene, recorder, folder, console)
+        result = _result(scene, recorder, screen, summary)
     if as_json:
         print(json.dumps(result))
     else:
@@ -114,11 +115,11 @@ def _render(street: Street, folder: Path, console: Console) -> Scene:
 
 def _settings(
     video: list[str] | None,
-    scene: Scene | None,
     model: Path | None,
     preprocess: str | None,
     detector: str | None,
     folder: Path,
+    broker: str,
 ) -> Settings:
     """Settings of this run; no configuration file is read, so that the demo is the same everywhere."""
     import os
@@ -130,38 +131,55 @@ def _settings(
     if model is None and default_model() is None:
         model = Path(STRIPES)
     values = overrides(
-        source=video, detector=detector, model=model, preprocess=preprocess, broker=None, state=folder
+        source=video, detector=detector, model=model, preprocess=preprocess, broker=broker, state=folder
     )
-    if scene is not None:
-        fps = scene.street.fps
-        values["sources"] = [{"id": v.camera, "url": str(v.video), "fps": fps} for v in scene.videos]
+    values["mqtt"] |= {"site": DEVICE, "device": DEVICE}
     return load(Path(os.devnull), values)
 
 
+def _check(settings: Settings, folder: Path) -> None:
+    """Find faults of the options before anything is rendered.
+
+    Raises:
+        EdgeAgentError: the model or the detector cannot be used.
+    """
+    from contextlib import ExitStack
+
+    from edge_agent import factory
+
+    factory.choose_model(settings.engine, folder)
+    with ExitStack() as stack:
+        factory.open_detection(settings, stack, cameras={DEVICE: None})
+
+
 def _run(
-    settings: Settings, recorder: Recorder, folder: Path, console: Console, total: int | None
+    settings: Settings, scene: Scene | None, recorder: Recorder, folder: Path, console: Console
 ) -> tuple[Screen, Summary]:
-    """Start a broker, subscribe, and run the agent on the main thread until the videos end or Ctrl-C."""
+    """Subscribe, and run the agent on the main thread until the videos end or Ctrl-C."""
     from edge_agent.cli.service import run_until_stopped
     from edge_agent.daemon import Agent, Outputs
     from edge_agent.deliver.connection import BrokerSettings
-    from edge_agent.deliver.demo_broker import DemoBroker
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.deliver.topics import PREFIX
 
-    with DemoBroker() as broker:
-        named = settings.mqtt.model_copy(update={"broker": broker.url, "site": DEVICE, "device": DEVICE})
-        agent = Agent(
-            settings.model_copy(update={"mqtt": named}), Outputs(folder / "events.jsonl"), observe=recorder
-        )
-        topics = (f"{PREFIX}/{DEVICE}/{DEVICE}/#",)
-        with (
-            Subscriber(BrokerSettings.parse(broker.url), topics) as subscriber,
-            Screen(subscriber, recorder, console, total) as screen,
-        ):
-            summary = run_until_stopped(agent)
-            screen.wait_for(sum(recorder.kinds.values()))
+    if scene is not None:
+        settings = settings.model_copy(update={"sources": _sources(scene)})
+    agent = Agent(settings, Outputs(folder / "events.jsonl"), observe=recorder)
+    broker = BrokerSettings.parse(str(settings.mqtt.broker))
+    with (
+        Subscriber(broker, (f"{PREFIX}/{DEVICE}/{DEVICE}/#",)) as subscriber,
+        Screen(subscriber, recorder, console, scene.frames if scene is not None else None) as screen,
+    ):
+        summary = run_until_stopped(agent)
+        screen.wait_for(sum(recorder.kinds.values()))
     return screen, summary
+
+
+def _sources(scene: Scene) -> tuple[SourceSettings, ...]:
+    from edge_agent.config import SourceSettings
+
+    fps = scene.street.fps
+    return tuple(SourceSettings(id=v.camera, url=str(v.video), fps=fps) for v in scene.videos)
 
 
 @dataclass(slots=True)
