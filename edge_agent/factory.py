@@ -6,6 +6,7 @@ Nothing heavy is imported before the stage that needs it is asked for.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -113,8 +114,7 @@ def state_folder(path: Path) -> Path:
 
 def default_model() -> Path | None:
     """The model that ships with the project, or None where it is not installed."""
-    package = Path(__file__).parent
-    for folder in (package / "shipped", package.parent / "engines"):
+    for folder in (Path(__file__).parent.parent / "engines", Path(sys.prefix) / "share" / "edge-agent"):
         if (folder / "default.onnx").is_file():
             return folder / "default.onnx"
     return None
