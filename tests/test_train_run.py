@@ -158,6 +158,7 @@ def test_threads_that_augment_do_not_change_the_run(market: Path, tmp_path: Path
     assert same(one.network, two.network)
 
 
+@pytest.mark.slow
 def test_the_losses_fall_and_people_are_found_again(market: Path, tmp_path: Path):
     plain = {"prob": 0, "re_prob": 0, "padding": 0}
     model = {"backbone": "resnet_18"}
@@ -311,6 +312,26 @@ class TestCommand:
         again = CliRunner().invoke(app, [str(spec)])
         assert isinstance(again.exception, ConfigError)
         assert "--resume" in str(again.exception)
+
+    @pytest.mark.slow
+    def test_resnet_50_as_the_card_has_it_trained_exported_evaluated(self, market: Path, tmp_path: Path):
+        from edge_agent.cli import evaluate, export
+
+        content = small_spec(market, train={"num_epochs": 1})
+        content["model"] = {"backbone": "resnet_50", "feat_dim": 256, "pretrain_choice": "none"}
+        content["dataset"]["batch_size"] = 32  # all of them: one step
+        spec = write_spec(tmp_path / "s.yaml", content)
+        CliRunner().invoke(app, [str(spec), "--results-dir", str(tmp_path)], catch_exceptions=False)
+        rest = typer.Typer()
+        rest.command("export")(export.command)
+        rest.command("evaluate")(evaluate.command)
+        model = str(tmp_path / "reidentificationnet.onnx")
+        checkpoint = str(tmp_path / "train" / "latest.pth")
+        CliRunner().invoke(rest, ["export", checkpoint, "-o", model], catch_exceptions=False)
+        arguments = ["evaluate", str(market), "--model", model, "--preprocess", "tao", "--json"]
+        told = json.loads(CliRunner().invoke(rest, arguments, catch_exceptions=False).stdout)
+        assert told["queries"] == 8
+        assert 0 < told["mAP"] <= 1
 
     def test_scalars_for_tensorboard(self, market: Path, tmp_path: Path):
         pytest.importorskip("tensorboard", reason="tensorboard is not installed")
