@@ -109,6 +109,7 @@ class Listener:
     port: int
     topic: str = "#"
     client_id: str = ""
+    user: tuple[str, str] | None = None
     heard: list[Heard] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
     """What was published against its schema; there must be none."""
@@ -118,6 +119,8 @@ class Listener:
         self._client = client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2, client_id=self.client_id, protocol=mqtt.MQTTv5
         )
+        if self.user:
+            client.username_pw_set(*self.user)
         ready = threading.Event()
         client.on_message = self._take
         client.on_subscribe = lambda *_: ready.set()
