@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import yaml
 from conftest import REPO
 from jsonschema import Draft7Validator, Draft202012Validator
 
-from edge_agent.deliver import contract
+from edge_agent.deliver import commands, contract
+from edge_agent.events import COMMAND_TYPES, data_schema
 
 DOCS = REPO / "docs"
 RELEASED = Path(__file__).parent / "contract" / "v1"
@@ -93,6 +95,24 @@ def references(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for entry in value:
             yield from references(entry)
+
+
+def test_page_names_what_there_is() -> None:
+    """docs/subscribers.md knows every topic, verb, reason and code, and its links lead somewhere."""
+    page = (DOCS / "subscribers.md").read_text()
+    for verb in COMMAND_TYPES:
+        assert f"| `{verb}` |" in page
+    for channel in contract.asyncapi()["channels"].values():
+        kind = channel["address"].removeprefix("edge/v1/{site}/{device}/").replace("{", "<").replace("}", ">")
+        assert kind.startswith("cmd/") or f"`{kind}`" in page
+    reasons = "rows bytes age disk-full no-subscriber rejected erased corrupt power-loss"
+    for word in reasons.split():
+        assert f"`{word}`" in page
+        assert word in data_schema("gap")["properties"]["reason"]["description"]
+    for code in re.findall(r'_Refused\("([a-z-]+)"', Path(commands.__file__).read_text()):
+        assert f"`{code}`" in page
+    for link in re.findall(r"\]\(([^)#]+)\)", page):
+        assert link.startswith("https://") or (DOCS / link).exists(), link
 
 
 # --- compatibility ----------------------------------------------------------------------------------------

@@ -97,9 +97,9 @@ def test_access_list_lets_a_device_speak_under_its_own_name_only(tmp_path: Path)
         create = [] if (folder / "users").exists() else ["-c"]
         words = ["mosquitto_passwd", "-b", *create, str(folder / "users"), user, "secret"]
         subprocess.run(words, check=True, capture_output=True)
-    lines = "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder}/users\nacl_file {folder}/acl"
+    lines = "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder}/users"
     with (
-        configured_mosquitto(folder, lines) as broker,
+        configured_mosquitto(folder, lines + "\nacl_file {folder}/acl") as broker,
         Listener(broker.port, user=("tester", "secret")) as listener,
     ):
         for device, allowed in (("jx01", True), ("jx99", False)):
@@ -197,7 +197,7 @@ def test_view_shows_devices_cameras_and_events() -> None:
         ("telemetry", new_event("telemetry", telemetry(), time=1.7e9)),
         (
             "camera/cam2/status",
-            camera_status_event(SourceStatus("cam2", SourceState.RECONNECTING, "x", 1.7e9)),
+            camera_status_event(away),
         ),
         ("identity/matched", identity(3, name="[red]Ada\x1b[31m")),
         ("gap", new_event("gap", GapData("age", (NumberRange(4, 6),), 3), time=1.7e9)),
