@@ -31,10 +31,9 @@ VISITS = 4
 FPS = 5.0
 """Enough for a walker, who moves a third of a body's width from frame to frame at this rate."""
 SEED = 2
-"""Which street: one of the kinder ones. Re-entries recognised with
-HOG and the shipped network on seeds 2, 4, 6, 9: 16 of 17, 16 of 18, 10 of 17, 7 of 18; people confused on seed 6
-alone. On the hard ones few people are seen together, or some look alike, and the threshold stays high. With
-colour-stripes seed 2 gives 10 of 17."""
+"""Which street: one of the kinder ones. Re-entries recognised with HOG and the shipped network on seeds 2, 4,
+6, 9: 16 of 17, 16 of 18, 10 of 17, 7 of 18; people confused on seed 6 alone. On the hard ones few people are
+seen together, or some look alike, and the threshold stays high. With colour-stripes seed 2 gives 10 of 17."""
 
 MIN_OVERLAP = 0.5
 """IoU from which on a track's box is taken to be that person, as in the MOTChallenge."""
