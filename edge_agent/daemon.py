@@ -216,6 +216,8 @@ class Agent:
             stats=lambda: {"delivery": asdict(publisher.counters)},
             state=state,
         )
+        # They are asked to end first, and left last: while the publisher says goodbye they end.
+        ends_last = stack.enter_context(ExitStack())
         publisher = factory.open_publisher(
             settings,
             session=self.session,
@@ -251,7 +253,7 @@ class Agent:
         stages.health.tell("online")
         for source in sources if not stop.is_set() else ():
             reader = FrameReader(source, wake=stages.wake, on_status=stages.health.on_status)
-            stages.readers.append(stack.enter_context(reader))
+            stages.readers.append(ends_last.enter_context(reader))
         return stages
 
     def _drive(self, stages: _Stages, stop: threading.Event) -> Summary:
@@ -271,13 +273,16 @@ class Agent:
         )
         began = time.perf_counter()
         with _Beats(self, pipeline, stages):
-            pipeline.run(stop)
-            self._wind_up(stages)
+            try:
+                pipeline.run(stop)
+            finally:
+                self._wind_up(stages)
         seconds = time.perf_counter() - began
-        _save(stages.identifier)
         if stages.mot_final is not None:
             stages.mot_final.finish(stages.identifier.number)
         if not stop.is_set():
+            for reader in stages.readers:
+                reader.stop()  # so that their last words are among what is waited for
             _drain(stages.publisher, stop)
             _raise_first_error(stages.readers)
         return Summary(
@@ -311,13 +316,14 @@ class Agent:
             self.observe(outcome)
 
     def _wind_up(self, stages: _Stages) -> None:
-        """Tell everybody that no further frame will be taken."""
+        """Tell everybody that no further frame will be taken, and keep what was learnt of the site."""
         stages.health.tell("stopping")
         for reader in stages.readers:
             reader.ask_to_stop()
         self._over = True
         while self._chores:  # somebody waits for them
             self._chores.popleft()()
+        _save(stages.identifier)
 
     def _take_over(self, settings: Settings) -> None:
         """Apply reloaded settings, between two frames."""
