@@ -461,6 +461,25 @@ def test_unreachable_watch_says_so() -> None:
         pass
 
 
+def test_a_fault_in_the_pump_costs_one_connection(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    answers = iter([RuntimeError("a bug"), INFO])
+
+    def info() -> Any:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with (
+        Listener(mosquitto.port) as listener,
+        Outbox(tmp_path / "o.db") as outbox,
+        publishing(outbox, mosquitto.url, info=info) as publisher,
+    ):
+        publisher.publish(identity())
+        assert publisher.drain(20)
+        until(lambda: len(listener.numbered()) == 1)
+
+
 def test_info_is_asked_anew_when_told(mosquitto: Mosquitto, tmp_path: Path) -> None:
     answers = iter([INFO, INFO])
     with (

@@ -160,11 +160,11 @@ def test_rows_under_way_are_not_dropped(tmp_path: Path) -> None:
 def test_gap_events_wait_until_the_ones_before_are_delivered(tmp_path: Path) -> None:
     with Outbox(tmp_path / "o.db", max_rows=5) as outbox:
         fill(outbox, 7)
-        assert outbox.report_gaps(stamp, GAP) == 1
+        assert len(outbox.report_gaps(stamp, GAP)) == 1
         fill(outbox, 7)
-        assert outbox.report_gaps(stamp, GAP) == 0
+        assert outbox.report_gaps(stamp, GAP) == []
         messages = take_all(outbox)
-        assert outbox.report_gaps(stamp, GAP) == 1
+        assert len(outbox.report_gaps(stamp, GAP)) == 1
         messages += take_all(outbox)
         gone = gaps(messages)["rows"]
         assert sorted(gone + [m["seq"] for m in messages]) == list(range(1, 17))
@@ -209,6 +209,24 @@ def test_erase_removes_a_person_from_the_disk(tmp_path: Path) -> None:
         told = gaps(take_all(outbox))
         assert told["erased"] == [*range(56, 60), *range(61, 101)]
         assert told["rejected"] == [60]
+
+
+def test_erase_takes_whole_words_only(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "o.db") as outbox:
+        for who in (b"p-1", b"p-11", b"xp-1", b"p-1-2"):
+            outbox.append_encoded(b'{"who":"%b"}' % who, TOPIC)
+        assert outbox.erase("p-1") == 1
+        assert [m["who"] for m in take_all(outbox)] == ["p-11", "xp-1", "p-1-2"]
+
+
+def test_a_closed_outbox_says_so(tmp_path: Path) -> None:
+    with Outbox(tmp_path / "o.db") as outbox:
+        fill(outbox, 1)
+    for call in (lambda: fill(outbox, 1), lambda: outbox.pending(1), outbox.expire):
+        with pytest.raises(StorageError, match="closed"):
+            call()
+    outbox.flush()
+    outbox.close()
 
 
 def test_second_process_is_refused(tmp_path: Path) -> None:
@@ -355,7 +373,7 @@ def test_a_full_disk_drops_and_tells_exactly(small_disk: Path) -> None:
         assert lost
         seen = take_all(outbox)
         fill(outbox, 10)
-        assert outbox.report_gaps(stamp, GAP) == 1
+        assert len(outbox.report_gaps(stamp, GAP)) == 1
         seen += take_all(outbox)
         assert gaps(seen)["disk-full"] == lost
         assert sorted(lost + [m["seq"] for m in seen]) == list(range(1, outbox.last_number + 1))

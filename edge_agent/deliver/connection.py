@@ -140,6 +140,11 @@ class BrokerSettings:
             raise ConfigError("a broker password is given without a username")
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether what is sent stays on this machine."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+    @property
     def url(self) -> str:
         """Address without user and password, for logs."""
         return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"

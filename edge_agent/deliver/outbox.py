@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -173,6 +174,7 @@ class Outbox:
         self._failing = False
         self._unsynced = False
         self._comfortable = 0
+        self._is_open = False
 
     # --- lifetime -----------------------------------------------------------------------------------------
 
@@ -188,6 +190,7 @@ class Outbox:
                 if not _is_damage(problem):
                     raise
                 self._start_over(problem, last=self._marks.reserved)
+            self._is_open = True
         return self
 
     def __exit__(
@@ -207,6 +210,8 @@ class Outbox:
             self._disconnect()
             self._marks.close()
             self._reserve.close()
+            self._next_expiry = 0.0
+            self._is_open = False
 
     def _disconnect(self) -> None:
         if self._db is not None:
@@ -334,11 +339,25 @@ class Outbox:
     def _translated(self, doing: str) -> Iterator[None]:
         """Errors of the database and the system as ours."""
         try:
+            if doing != "open":
+                self._need_open()
             yield
         except (self._errors(), OSError, _Damaged) as problem:
             if _is_damage(problem) and doing != "open":
-                self._start_over(problem, last=self._next - 1)
+                with contextlib.suppress(self._sql.Error, OSError):  # the next call tries again
+                    self._start_over(problem, last=self._next - 1)
             raise self._storage_error(doing, problem) from problem
+
+    def _need_open(self) -> None:
+        """Open the database again, if it was damaged and a new one could not be begun then.
+
+        Raises:
+            StorageError: this outbox was closed, or never entered.
+        """
+        if not self._is_open:
+            raise StorageError(f"the outbox {self.path} is closed")
+        if self._db is None:
+            self._start_over(_Damaged("it could not be begun anew before"), last=self._next - 1)
 
     def _errors(self) -> type[Exception]:
         return sqlite3.Error if self._sql is None else self._sql.Error
@@ -409,6 +428,7 @@ class Outbox:
     def _insert_with_care(self, row: Row) -> None:
         """Put a row in when there may be something else to do: make room, drop what is old, tell a loss."""
         size = len(row.body)
+        self._need_open()
         with self._transaction() as change:
             self._take_over_marks(change)
             self._expire(change, row.created)
@@ -435,6 +455,7 @@ class Outbox:
                 return
             except (self._sql.Error, OSError) as again:
                 problem = again
+                self._next = row.seq + 1
         self._marks.first = self._marks.first or row.seq
         self._marks.last = row.seq
         self._marks.write()
@@ -520,7 +541,7 @@ class Outbox:
             change.dropped += 1
         self._set_meta("next", self._next)
 
-    def report_gaps(self, stamp: Callable[[Event], Event], topic: str) -> int:
+    def report_gaps(self, stamp: Callable[[Event], Event], topic: str) -> list[Row]:
         """Make gap events of the numbers that were dropped, one per reason.
 
         While older gap events still wait, none are made: what is dropped meanwhile goes into the next ones.
@@ -530,14 +551,14 @@ class Outbox:
             topic: where gap events go.
 
         Returns:
-            How many events were made.
+            The rows that were made.
 
         Raises:
             DiskFull, StorageError: they could not be written; the numbers stay remembered.
         """
         with self._lock, self._translated("write"):
             if self._gaps or not self.untold:
-                return 0
+                return []
             before = self._next
             try:
                 with self._transaction() as change:
@@ -547,7 +568,8 @@ class Outbox:
                 self._next = before  # nobody has seen these numbers
                 raise
 
-    def _report_gaps(self, change: _Change, stamp: Callable[[Event], Event], topic: str) -> int:
+    def _report_gaps(self, change: _Change, stamp: Callable[[Event], Event], topic: str) -> list[Row]:
+        made: list[Row] = []
         ranges: dict[str, list[NumberRange]] = {}
         found = self._db.execute(
             "SELECT first, last, reason FROM dropped ORDER BY first LIMIT ?", (MAX_RANGES,)
@@ -565,7 +587,8 @@ class Outbox:
             change.gaps.append(row.seq)
             change.rows += 1
             change.bytes += len(row.body)
-        return len(ranges)
+            made.append(row)
+        return made
 
     # --- out ----------------------------------------------------------------------------------------------
 
@@ -639,7 +662,7 @@ class Outbox:
     def flush(self) -> None:
         """Delete the acknowledged rows now. Where the disk refuses, they wait for the next time."""
         with self._lock:
-            if not self._acked:
+            if not self._acked or self._db is None:
                 return
             try:
                 self._delete_acked()
@@ -750,20 +773,29 @@ class Outbox:
             DiskFull, StorageError: the disk refused. Call it again; nothing is half known.
         """
         with self._lock, self._translated("erase from"):
-            needle = word.encode()
             self.flush()
             with self._transaction() as change:
-                parked = self._db.execute("DELETE FROM parked WHERE instr(body, ?) > 0", (needle,)).rowcount
-                change.parked -= parked
-                rows = self._db.execute(
-                    "SELECT seq, length(body), created FROM event WHERE instr(body, ?) > 0", (needle,)
-                ).fetchall()
+                parked = self._holding(word, "parked")
+                self._db.executemany("DELETE FROM parked WHERE seq = ?", [(r[0],) for r in parked])
+                change.parked -= len(parked)
+                rows = self._holding(word, "event")
                 self._drop(change, [r for r in rows if r[0] not in self._acked], "erased")
+                done = [(r[0],) for r in rows if r[0] in self._acked]
+                self._db.executemany("DELETE FROM event WHERE seq = ?", done)
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             for path in self._damaged_files():
                 _remove(path)
-            return len(rows) + int(parked)
+            return len(rows) + len(parked)
+
+    def _holding(self, word: str, table: str) -> list[tuple[int, int, float]]:
+        """Rows `(seq, bytes, created)` whose message holds the word, and not only as a part of another."""
+        whole = re.compile(rb"(?<![\w-])" + re.escape(word.encode()) + rb"(?![\w-])")
+        found = self._db.execute(
+            f"SELECT seq, length(body), created, body FROM {table} WHERE instr(body, ?) > 0",  # noqa: S608
+            (word.encode(),),
+        )
+        return [row[:3] for row in found if whole.search(row[3])]
 
     # --- damage -------------------------------------------------------------------------------------------
 

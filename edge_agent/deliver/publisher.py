@@ -46,7 +46,7 @@ from edge_agent.deliver.connection import (
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.outbox import Outbox, Row, numbered
 from edge_agent.deliver.topics import Topics
-from edge_agent.errors import BrokerUnreachable, EdgeAgentError, StorageError
+from edge_agent.errors import BrokerUnreachable, DeliveryError, EdgeAgentError, StorageError
 from edge_agent.events import (
     Event,
     InfoData,
@@ -78,6 +78,8 @@ PATIENCE_S = 5.0
 """How long `drain` waits for somebody to subscribe to what is left."""
 STOP_S = 1.8
 """For saying goodbye: the agent as a whole has 3 s to stop."""
+STABLE_S = 10.0
+"""A connection that held so long lets the waits begin anew. Two agents with one name lose theirs at once."""
 MAX_QUEUED_ANSWERS = 1000
 LOOK_AHEAD = 200
 """Rows read from the outbox at once."""
@@ -349,6 +351,7 @@ class Publisher:
         self._stalled_since: float | None = None
         self._signalled = False
         self._next_attempt = 0.0
+        self._connected_at = 0.0
         self._next_tidy = 0.0
         self._next_gaps = 0.0
         self._wait = 0.0
@@ -370,6 +373,8 @@ class Publisher:
             text = f"the outbox was damaged; see {self._outbox.set_aside}"
             self.publish(self._alert("outbox_damaged", text))
         self._outbox.requeue_parked()
+        if self._broker.password is not None and not self._broker.tls and not self._broker.is_loopback:
+            log.warning("the password goes to the broker in the clear: use mqtts://", broker=self._broker.url)
         self._thread.start()
         return self
 
@@ -536,6 +541,10 @@ class Publisher:
                     log.warning("outbox cannot be used now", error=str(problem))
                 storage_failed = True
                 self._stopping.wait(IDLE_S)
+            except Exception as problem:
+                # Delivery goes on whatever happens here: a fault of ours or of paho's costs one connection.
+                log.exception("delivery failed unexpectedly")
+                self._lose_connection(DeliveryError(f"internal error: {problem}"))
         self._say_goodbye()
 
     def _serve(self) -> None:
@@ -579,7 +588,7 @@ class Publisher:
         """A connection is there: everything retained is due again, the status last."""
         self.state = ConnectionState.CONNECTED
         self.problem = None if not self._forbidden else self.problem
-        self._backoff.after_success()
+        self._connected_at = time.monotonic()
         self._counts["connects"] += 1
         if self._outage_logged or self._counts["connects"] == 1:
             log.info("connected to the broker", broker=self._broker.url)
@@ -604,6 +613,8 @@ class Publisher:
         refused = isinstance(problem, BrokerRefused)
         self._connection.close()
         self._forget_sent()
+        if self.state is ConnectionState.CONNECTED and time.monotonic() - self._connected_at > STABLE_S:
+            self._backoff.after_success()
         wait = self._backoff.next_wait(refused=refused)
         self._next_attempt = time.monotonic() + wait
         self.state = ConnectionState.REFUSED if refused else ConnectionState.WAITING
@@ -822,7 +833,8 @@ class Publisher:
         self._outbox.expire()
         if self._connection.is_open and now >= self._next_gaps and not self._is_forbidden(self._topics.gap):
             self._next_gaps = now + GAP_INTERVAL_S
-            self._outbox.report_gaps(self._device.stamp, self._topics.gap)
+            for row in self._outbox.report_gaps(self._device.stamp, self._topics.gap):
+                self._device.to_file(row.message)
 
     def _tell_progress(self) -> None:
         with self._progress:
