@@ -24,6 +24,7 @@ from test_source_stream import serving
 
 from edge_agent import daemon
 from edge_agent.__main__ import main
+from edge_agent.source import source_id
 from tests.conftest import find_free_port
 from tests.test_agent import PEOPLE, config, events, everybody, pictures, put, running, wait_for
 
@@ -205,6 +206,13 @@ def test_addresses_that_are_wrong_show_no_password(agent: Run, tmp_path: Path, v
         assert (code, "mqtt://HOST:PORT" in one_message(told), "secret" in told) == (1, True, False), told
     code, _, told = agent("run", "--source", "ftp://me:secret@host/x", *plain(tmp_path / "state"))
     assert (code, "secret" in told) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "url", ["rtsp://me:se/cret@host/s1", "rtsp://me:se#cret@host/s1", "rtsp://me:secret@host/s1?token=cret"]
+)
+def test_the_id_of_a_camera_holds_no_password(url: str) -> None:
+    assert source_id(url) == "host-s1"
 
 
 def test_folders_and_files_that_cannot_be_written(agent: Run, tmp_path: Path, video: Path) -> None:
