@@ -139,7 +139,7 @@ make_venv() {
 }
 
 pip() {
-  "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"
+  "$venv/bin/python" -m pip -qq --disable-pip-version-check "$@" # errors alone
 }
 
 # install_packages WHAT...: as for pip; done once for each version of pyproject.toml and place.
