@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
+import structlog
+
+# The same examples every time: a change must not fail for what an earlier one did. Search for new ones with
+# `pytest --hypothesis-profile search`.
+hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile("repeat")
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
@@ -57,6 +65,13 @@ def omz_onnx() -> Path:
 def yolox_onnx() -> Path:
     """YOLOX nano, 416 x 416."""
     return _need(SHARED / "models" / "yolox_nano.onnx")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process may have sent the logs to a stream that is closed since."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -25,6 +25,9 @@ _SHRINK = np.asarray([0.16, 0.08, 0.84, 0.92], np.float32)
 
 
 _WINSTRIDE = (8, 8)
+_MAX_INSIDE = 0.6
+"""HOG finds parts of people as smaller people: on the rendered street nearly all false boxes
+lay inside a true one, and this limit doubled precision at the same recall."""
 _PADDING = (8, 8)
 """Pixels searched beyond the picture's border, so that the margin of a window may lie outside."""
 
@@ -39,7 +42,7 @@ class HogDetector:
     """
 
     name = "hog"
-    levels = ScoreLevels(low=0.65, high=0.8, new_track=0.85)
+    levels = ScoreLevels(low=0.65, high=0.75, new_track=0.8)
 
     def __init__(self, *, scale: float = 1.1, resize: float = 1.0, max_iou: float = 0.4) -> None:
         self._scale = scale
@@ -76,7 +79,7 @@ class HogDetector:
         )
         found = Detections(_people(windows, self._resize), _scores(weights))
         found = found.take(found.scores >= self.levels.low)
-        kept = suppress(found, self._max_iou)
+        kept = suppress(found, self._max_iou, _MAX_INSIDE)
         return Detections(clip(kept.boxes, *image.shape[:2]), kept.scores)
 
 
