@@ -22,6 +22,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from edge_agent.deliver import outbox as outbox_module
 from edge_agent.deliver.outbox import Depth, Outbox
+from edge_agent.encryption import parse_key
 from edge_agent.errors import ConfigError, DiskFull, StorageError
 from edge_agent.events import Event
 
@@ -475,8 +476,31 @@ def test_encrypted_file_holds_no_plain_text(tmp_path: Path) -> None:
         pass
 
 
-def test_short_key_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="32"), Outbox(tmp_path / "o.db", key=b"short"):
+def test_damage_in_an_encrypted_file_is_set_aside_too(tmp_path: Path) -> None:
+    pytest.importorskip("sqlcipher3", reason="extra `encrypt` is not installed")
+    with Outbox(tmp_path / "o.db", key=b"k" * 32) as outbox:
+        fill(outbox, 5)
+    (tmp_path / "o.db").write_bytes(os.urandom(20_000))
+    with Outbox(tmp_path / "o.db", key=b"k" * 32) as outbox:
+        assert outbox.set_aside is not None
+        outbox.report_gaps(stamp, GAP)
+        assert gaps(take_all(outbox)) == {"corrupt": [1, 2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize("text", ["", "short", "ab" * 31, "zz" * 32])
+def test_keys_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="openssl rand") as caught:
+        parse_key(text)
+    assert not text or text not in str(caught.value)
+
+
+def test_key_from_a_credential() -> None:
+    assert parse_key("0f" * 32 + "\n") == b"\x0f" * 32
+
+
+def test_encryption_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlcipher3", None)
+    with pytest.raises(ConfigError, match="extra `encrypt`"), Outbox(tmp_path / "o.db", key=b"k" * 32):
         pass
 
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -29,7 +27,8 @@ from typing import Any, Literal
 import structlog
 
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
-from edge_agent.errors import ConfigError, DiskFull, StorageError
+from edge_agent.encryption import connect, database_errors, key_check
+from edge_agent.errors import DiskFull, StorageError
 from edge_agent.events import Event, GapData, NumberRange, encode, new_event
 
 __all__ = ["Depth", "Outbox", "Row", "numbered"]
@@ -52,7 +51,6 @@ EXPIRY_BATCH = 10_000
 """Most rows that one check drops, so that none takes long."""
 ACK_BATCH = 50
 """Acknowledged rows that are deleted in one transaction, which spares flash and time."""
-KEY_BYTES = 32
 PAGE_BYTES = 4096
 RESERVE_BYTES = 10 << 20
 """Room that is kept so that rows can be deleted on a full disk: for 2.5 logs of SQLite of 1000 pages."""
@@ -133,7 +131,7 @@ class Outbox:
         max_rows: most events kept; the oldest make room.
         max_bytes: most bytes of messages kept; the oldest make room.
         max_age_s: older events are dropped.
-        key: 32 bytes; encrypts the file with SQLCipher (extra `encrypt`).
+        key: 32 bytes; encrypts the file with SQLCipher (extra `encrypt`); see `edge_agent.encryption`.
         clock: Unix seconds; by default the wall clock as it was at the start plus the monotonic clock, so
             that a jump of the wall clock ages nothing.
     """
@@ -160,7 +158,6 @@ class Outbox:
         offset = time.time() - time.monotonic()
         self._clock = clock or (lambda: offset + time.monotonic())
         self._lock = threading.RLock()
-        self._sql: Any = None
         self._db: Any = None
         self._marks = Marks(self.path.with_name(self.path.name + ".marks"))
         self._reserve = Reserve(self.path.with_name(self.path.name + ".reserve"), RESERVE_BYTES)
@@ -180,13 +177,12 @@ class Outbox:
 
     def __enter__(self) -> Outbox:
         with self._lock, self._translated("open"):
-            self._sql = _sql_module(self._key)
             self._marks.open()
             self._reserve.open()
             self._check_key()
             try:
                 self._open_whole()
-            except (self._sql.DatabaseError, _Damaged) as problem:
+            except database_errors(_Damaged) as problem:
                 if not _is_damage(problem):
                     raise
                 self._start_over(problem, last=self._marks.reserved)
@@ -215,13 +211,13 @@ class Outbox:
 
     def _disconnect(self) -> None:
         if self._db is not None:
-            with contextlib.suppress(self._sql.Error):
+            with contextlib.suppress(*database_errors()):
                 self._db.close()
         self._db = None
 
     def _check_key(self) -> None:
         """Refuse a key that does not fit, which would otherwise look like a damaged file."""
-        check = 0 if self._key is None else int.from_bytes(hashlib.sha256(self._key).digest()[:8], "little")
+        check = key_check(self._key)
         if self.path.exists() and self._marks.generation and self._marks.key_check != check:
             raise StorageError(
                 f"{self.path} was written with {'another key' if self._marks.key_check else 'no key'}"
@@ -278,10 +274,7 @@ class Outbox:
         self._count()
 
     def _connect(self, path: Path) -> Any:  # noqa: ANN401 - a connection of sqlite3 or of sqlcipher3
-        db = self._sql.connect(str(path), isolation_level=None, check_same_thread=False, timeout=0.5)
-        if self._key is not None:
-            db.execute(f"PRAGMA key = \"x'{self._key.hex()}'\"")
-        return db
+        return connect(path, key=self._key, isolation_level=None, check_same_thread=False, timeout=0.5)
 
     def _count(self) -> None:
         """Fill the counters and take over what the marks know."""
@@ -300,7 +293,7 @@ class Outbox:
         self._leased.clear()
         self._acked.clear()
         self._cursor = 0
-        with contextlib.suppress(self._sql.OperationalError), self._transaction() as change:
+        with contextlib.suppress(*database_errors()), self._transaction() as change:
             self._take_over_marks(change)  # on a full disk this has to wait for the next event
 
     def _meta(self, key: str) -> int:
@@ -319,7 +312,7 @@ class Outbox:
             yield change
             self._db.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(self._sql.Error):
+            with contextlib.suppress(*database_errors()):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
             raise
@@ -342,9 +335,9 @@ class Outbox:
             if doing != "open":
                 self._need_open()
             yield
-        except (self._errors(), OSError, _Damaged) as problem:
+        except database_errors(OSError, _Damaged) as problem:
             if _is_damage(problem) and doing != "open":
-                with contextlib.suppress(self._sql.Error, OSError):  # the next call tries again
+                with contextlib.suppress(*database_errors(OSError)):  # the next call tries again
                     self._start_over(problem, last=self._next - 1)
             raise self._storage_error(doing, problem) from problem
 
@@ -358,9 +351,6 @@ class Outbox:
             raise StorageError(f"the outbox {self.path} is closed")
         if self._db is None:
             self._start_over(_Damaged("it could not be begun anew before"), last=self._next - 1)
-
-    def _errors(self) -> type[Exception]:
-        return sqlite3.Error if self._sql is None else self._sql.Error
 
     def _storage_error(self, doing: str, problem: Exception) -> StorageError:
         text = str(problem)
@@ -414,7 +404,7 @@ class Outbox:
                     self._bytes += size
                 else:
                     self._insert_with_care(Row(seq, topic, body, now))
-            except self._sql.Error as problem:
+            except database_errors() as problem:
                 self._lose(Row(seq, topic, body, now), problem)
             return seq
 
@@ -453,7 +443,7 @@ class Outbox:
                 self._next = row.seq + 1
                 self._insert_with_care(row)
                 return
-            except (self._sql.Error, OSError) as again:
+            except database_errors(OSError) as again:
                 problem = again
                 self._next = row.seq + 1
         self._marks.first = self._marks.first or row.seq
@@ -666,7 +656,7 @@ class Outbox:
                 return
             try:
                 self._delete_acked()
-            except self._sql.Error as problem:
+            except database_errors() as problem:
                 if not self._delete_with_reserve():
                     log.debug("acknowledged events stay for now", path=str(self.path), error=str(problem))
                     return
@@ -686,7 +676,7 @@ class Outbox:
             with self._reserve.given_up():
                 self._delete_acked()
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except (self._sql.Error, OSError):
+        except database_errors(OSError):
             return False
         return True
 
@@ -866,7 +856,10 @@ class Outbox:
         saved: dict[int, Row] = {}
         for damaged in self._damaged_files():
             for order in ("ASC", "DESC"):
-                with contextlib.suppress(self._sql.Error), contextlib.closing(self._connect(damaged)) as db:
+                with (
+                    contextlib.suppress(*database_errors()),
+                    contextlib.closing(self._connect(damaged)) as db,
+                ):
                     query = f"SELECT seq, topic, body, created FROM event ORDER BY seq {order}"  # noqa: S608
                     rows = (Row(*values) for values in db.execute(query))
                     saved.update((row.seq, row) for row in rows if _is_whole(row))
@@ -914,17 +907,3 @@ def _joined(ranges: list[NumberRange]) -> Iterator[NumberRange]:
             yield NumberRange(first, last)
             first, last = one.first, one.last
     yield NumberRange(first, last)
-
-
-def _sql_module(key: bytes | None) -> Any:  # noqa: ANN401 - sqlite3, or sqlcipher3 with the same interface
-    if key is None:
-        return sqlite3
-    if len(key) != KEY_BYTES:
-        raise ConfigError(f"the outbox key has {len(key)} bytes, it must have {KEY_BYTES}")
-    try:
-        from sqlcipher3 import dbapi2
-    except ImportError as problem:
-        raise ConfigError(
-            "an encrypted outbox needs SQLCipher: install edge-agent with the extra `encrypt`"
-        ) from problem
-    return dbapi2
