@@ -470,13 +470,14 @@ class _Beats:
             self._thread.join(2.0)
 
     def _run(self) -> None:
-        while True:
+        last = False
+        while not last:
+            last = self._stop.is_set()  # once more at the end: a run may be shorter than an interval
             try:
                 self._beat()
             except EdgeAgentError as problem:
                 _log.warning("telemetry_failed", error=str(problem))
-            if self._stop.wait(self.agent.settings.telemetry.interval_s):
-                return
+            self._stop.wait(self.agent.settings.telemetry.interval_s)
 
     def _beat(self) -> None:
         reading = self.stages.telemetry.read()

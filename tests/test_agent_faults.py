@@ -474,3 +474,26 @@ def test_a_stop_ends_the_wait_for_the_broker() -> None:
     began = time.monotonic()
     daemon._drain(Stuck(), stop_asked)  # type: ignore[arg-type]
     assert time.monotonic() - began < daemon.DRAIN_S / 2
+
+
+STUCK = """
+import ctypes, threading
+from edge_agent.cli.service import run_until_stopped
+
+class Stuck:
+    opened = threading.Event()
+    reread = None
+    def run(self, stop):
+        print("begun", flush=True)
+        ctypes.CDLL(None).sleep(60)  # as a library does that builds an engine: no Python runs here
+
+run_until_stopped(Stuck())
+"""
+
+
+def test_a_stop_while_a_library_is_busy_at_the_start() -> None:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
