@@ -247,6 +247,11 @@ class TelemetryData:
     dropped: dict[str, int] = about("Dropped since the start, by what and why.", default=_mapping)
     people_present: int | None = about("Tracks with an identity now.", default=None)
     identities: int | None = about("People in the gallery.", default=None)
+    connection: str | None = about(
+        "Connection to the broker: connecting, connected, waiting, refused, stopped or disabled.",
+        default=None,
+    )
+    connects: int | None = about("Connections to the broker since the start.", default=None)
     outbox_rows: int | None = about("Events not yet acknowledged by the broker.", default=None)
     outbox_bytes: int | None = about("Their size.", default=None, unit="B")
     outbox_parked: int | None = about("Events that the broker refused.", default=None)
