@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from edge_agent.cli import COMMANDS, GROUPS, app
@@ -26,6 +28,28 @@ def test_every_command_has_help(name: str) -> None:
     result = run_here(app, [name, "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage" in result.output
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all commands, those of groups as well."""
+    if not hasattr(command, "commands"):
+        return [path]
+    return [found for name, sub in command.commands.items() for found in commands(sub, (*path, name))]
+
+
+@pytest.mark.parametrize("path", commands(get_command(app)), ids=" ".join)
+def test_every_command_explains_its_options_and_refuses_others(path: tuple[str, ...]) -> None:
+    helped = run_here(app, [*path, "--help"], env={"COLUMNS": "200"})
+    assert helped.exit_code == 0
+    command: Any = get_command(app)
+    for name in path:
+        command = command.commands[name]
+    assert command.help, f"{' '.join(path)} has no description"
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, f"{' '.join(path)} {parameter.opts} has no help"
+            assert parameter.opts[0] in helped.output
+    assert run_here(app, [*path, "--no-such-option"]).exit_code == 2
 
 
 def test_version() -> None:
@@ -64,3 +88,39 @@ def test_config_check_and_show(tmp_path: Path) -> None:
     done = run("config", "check", "--config", path)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "did you mean 'site'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("config check --config {tmp}/none.toml", "{tmp}/none.toml: no such configuration file"),
+        ("dataset {tmp}/none", "{tmp}/none is not a folder"),
+        ("dataset {tmp}", "bounding_box_train"),
+        ("evaluate {tmp}/none", "{tmp}/none is not a folder"),
+        ("embed {tmp}/none -o {tmp}/out.npy", "{tmp}/none"),
+        ("train {tmp}/none.yaml", "{tmp}/none.yaml"),
+        ("gallery list --state {tmp}/none", "there is no gallery at {tmp}/none"),
+        ("watch --broker mqtt://127.0.0.1:1", "mqtt://127.0.0.1:1: Connection refused"),
+        ("watch --broker http://127.0.0.1", "write mqtt://HOST:PORT"),
+        ("run --source {tmp}/text.mp4 --model colour-stripes --state {tmp}/s", "{tmp}/text.mp4"),
+        ("run --source {tmp}/text.mp4 --model {tmp}/text.mp4 --state {tmp}/s", "{tmp}/text.mp4"),
+        ("run --source {tmp}/none.mp4 --model {tmp}/none.onnx --state {tmp}/s", "no such"),
+        ("run --source {tmp}/text.mp4 --preprocess caffe --state {tmp}/s", "engine.preprocess"),
+        ("run --source {tmp}/text.mp4 --detector ssd --state {tmp}/s", "ssd"),
+        ("run --source {tmp}/text.mp4 --broker ftp://x --state {tmp}/s --model colour-stripes", "ftp://x"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_1(
+    line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_agent.__main__ import main
+
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    monkeypatch.setattr(sys, "argv", ["edge-agent", *line.format(tmp=tmp_path).split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    told = capsys.readouterr().err
+    assert stopped.value.code == 1, told
+    assert told.count("error: ") == 1
+    assert says.format(tmp=tmp_path) in told.partition("error: ")[2]
+    assert "Traceback" not in told
