@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,18 +168,17 @@ class Store:
         """
         if self.path is None:
             return True
+        deadline = time.monotonic() + (_BUSY_MS / 1000 if wait else 0.0)
         with (
             _translated(self.where),
             contextlib.closing(_connect(self.path, _BUSY_MS if wait else 0)) as connection,
         ):
-            try:
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
-                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except sqlite3.OperationalError as problem:
-                if "locked" not in str(problem):
-                    raise
-                return False
-        return not busy
+            while not _emptied(connection):
+                # SQLite's own wait does not cover every way in which two connections meet.
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.01)
+        return True
 
     def file_bytes(self) -> int:
         """Size on disk, with the write-ahead log."""
@@ -266,6 +266,22 @@ def _connect(path: Path | None, busy_ms: int = _BUSY_MS) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _emptied(connection: sqlite3.Connection) -> bool:
+    """Give free pages back and fold the log into the file; False when somebody else is at it."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+        finally:
+            connection.execute("COMMIT")
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError as problem:
+        if "locked" not in str(problem):
+            raise
+        return False
+    return not busy
 
 
 def _make_private(path: Path) -> None:
