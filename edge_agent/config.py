@@ -223,7 +223,9 @@ class MqttSettings(_Section):
     key_file: Path | None = Field(None, description="its key, PEM")
     keepalive_s: int = Field(15, ge=5, le=3600, description="a dead broker is noticed after about twice this")
     commands: tuple[str, ...] = Field((), description="command verbs that are accepted over MQTT")
-    home_assistant: bool = Field(False, description="announce the device to Home Assistant")
+    home_assistant: bool = Field(
+        False, description="announce the device to Home Assistant (docs/subscribers.md)"
+    )
 
 
 class OutboxSettings(_Section):
@@ -344,8 +346,9 @@ def fingerprint(settings: Settings) -> str:
 
 
 def _mask(url: str) -> str:
-    """Hide `user:password@` of an address."""
-    return re.sub(r"//[^/@\s]*@", "//***@", url)
+    """Hide `user:password@` of an address, and secrets among its parameters."""
+    hidden = re.sub(r"//\S*@", "//***@", url)
+    return re.sub(r"(?i)\b(password|passwd|pwd|token|key|secret)=[^&\s]+", r"\1=***", hidden)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from edge_agent.source.reader import FrameReader
 from edge_agent.structures import EngineInfo, SourceState, SourceStatus
 
 if TYPE_CHECKING:
+    from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
     from edge_agent.gallery.gallery import Gallery
@@ -239,7 +240,9 @@ class Agent:
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
             publisher=publisher,
             health=_Health(publisher),
+            metrics=factory.open_metrics(settings, publisher, info, stack),
         )
+        factory.announce(settings, publisher, info, reading)
         _log.info(
             "started",
             session=self.session,
@@ -308,6 +311,9 @@ class Agent:
                 detector=stages.detection.name,
             )
             stages.publisher.publish(event)
+        if stages.metrics is not None:
+            for stage, spent in outcome.latency_ms.items():
+                stages.metrics.observe(stage, spent / 1000)
         if stages.mot is not None:
             stages.mot.write(outcome.update, stages.identifier.number)
         if stages.mot_final is not None:
@@ -370,6 +376,7 @@ class _Stages:
     telemetry: Telemetry
     publisher: factory.Publish
     health: _Health
+    metrics: Metrics | None
     chores: deque[Callable[[], None]]
     erase_events: Callable[[str], int]
     mot: MotWriter | None
@@ -482,7 +489,10 @@ class _Beats:
     def _beat(self) -> None:
         reading = self.stages.telemetry.read()
         self.agent.device = _device_summary(reading)
-        self.stages.publisher.send_telemetry(self._telemetry(reading))
+        told = self._telemetry(reading)
+        self.stages.publisher.send_telemetry(told)
+        if self.stages.metrics is not None:
+            self.stages.metrics.take(told)
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
             self._saved = time.monotonic()
             _save(self.stages.identifier)
@@ -521,6 +531,7 @@ class _Beats:
             crops_per_s=round((crops - before[1]) / span, 2),
             queues={reader.camera: reader.waiting for reader in readers},
             dropped=dropped,
+            people_present=self.stages.identifier.present,
             identities=len(self.stages.gallery),
             outbox_rows=delivered.outbox_rows,
             outbox_bytes=delivered.outbox_bytes,

@@ -19,7 +19,8 @@ from edge_agent.manifest import read_json
 
 if TYPE_CHECKING:
     from edge_agent.deliver.commands import CommandDesk
-    from edge_agent.deliver.connection import BrokerSettings
+    from edge_agent.deliver.connection import BrokerSettings, ConnectionState
+    from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from edge_agent.quality import QualityGate
     from edge_agent.source.base import Source
     from edge_agent.structures import Detections, EngineInfo, Frame, SourceStatus
-    from edge_agent.telemetry.reader import Telemetry
+    from edge_agent.telemetry.reader import Reading, Telemetry
     from edge_agent.track import Tracker, UpstreamTracks
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Publish",
     "adjust_gallery",
     "adjust_identifier",
+    "announce",
     "broker_settings",
     "choose_model",
     "default_model",
@@ -55,6 +57,7 @@ __all__ = [
     "open_detection",
     "open_embedder",
     "open_gallery",
+    "open_metrics",
     "open_outbox",
     "open_publisher",
     "open_sources",
@@ -91,6 +94,10 @@ class Publish(Protocol):
     @property
     def counters(self) -> Delivered:
         """What was delivered."""
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the connection to the broker stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,3 +535,33 @@ def open_publisher(
         commands=commands,
     )
     return stack.enter_context(publisher)
+
+
+def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
+    """Tell Home Assistant of this device, where the settings want it."""
+    from edge_agent.deliver.homeassistant import announcement, discovery_topic
+    from edge_agent.deliver.publisher import Publisher
+    from edge_agent.deliver.topics import Topics
+
+    mqtt = settings.mqtt
+    if not mqtt.home_assistant or not isinstance(publisher, Publisher):
+        return
+    topics = Topics(mqtt.site, mqtt.device)
+    message = announcement(topics, info, zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w))
+    publisher.set_retained(discovery_topic(topics), message)
+
+
+def open_metrics(settings: Settings, publisher: Publish, info: InfoData, stack: ExitStack) -> Metrics | None:
+    """What serves Prometheus on loopback, running; None where no port is set."""
+    from edge_agent.deliver.metrics import Metrics
+
+    port = settings.telemetry.metrics_port
+    if port is None:
+        return None
+    metrics = Metrics(
+        port=port,
+        delivery=lambda: publisher.counters,
+        connection=lambda: publisher.state,
+        info=info,
+    )
+    return stack.enter_context(metrics)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +26,7 @@ from edge_agent.events import decode, envelope_schema
 from edge_agent.synthetic.camera import camera
 from edge_agent.synthetic.crops import render_crop
 from edge_agent.synthetic.identity import identity
-from tests.conftest import Mosquitto
+from tests.conftest import Mosquitto, find_free_port
 
 PEOPLE = 5
 VISIT = 14
@@ -110,7 +111,7 @@ def wait_for(what: str, condition: object, seconds: float = 60.0) -> None:
 class Listener:
     """A separate subscriber to everything."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, topic: str = "edge/v1/#") -> None:
         self.messages: list[tuple[str, bytes]] = []
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.on_message = lambda _c, _u, message: self.messages.append(
@@ -120,7 +121,7 @@ class Listener:
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
-        self._client.subscribe("edge/v1/#", qos=1)
+        self._client.subscribe(topic, qos=1)
         assert self._ready.wait(10)
 
     def of(self, *parts: str) -> list[dict[str, object]]:
@@ -285,7 +286,10 @@ def test_commands_over_mqtt(
     crops = tmp_path / "crops"
     everybody(crops, pictures)
     path = config(tmp_path, crops, once=False, broker=mosquitto.url)
-    path.write_text(path.read_text() + 'commands = ["name", "merge", "forget", "stats", "enrol", "reload"]\n')
+    port = find_free_port()
+    extra = 'commands = ["name", "merge", "forget", "stats", "enrol", "reload"]\nhome_assistant = true\n'
+    text = path.read_text().replace("interval_s = 0.5", f"interval_s = 0.5\nmetrics_port = {port}")
+    path.write_text(text + extra)
     with running("run", "--config", path, log=tmp_path / "log") as agent:
         wait_for("people to be enrolled", lambda: len(listener.of("identity/enrolled")) >= PEOPLE)
         people = [e["data"]["identity_id"] for e in listener.of("identity/enrolled")]
@@ -308,6 +312,12 @@ def test_commands_over_mqtt(
         refused = ask(mosquitto.port, "recalibrate")
         assert (refused["status"], refused["code"]) == ("error", "not-allowed")
         assert ask(mosquitto.port, "reload")["data"] == {"restart_required": []}
+
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            assert "edge_agent_stage_seconds_count" in page.read().decode()
+        seen = Listener(mosquitto.port, "homeassistant/#")
+        wait_for("the announcement", lambda: seen.messages)
+        seen.close()
 
         put(crops, pictures, 2000.0, {71: 0, 72: 1})
         wait_for("Anna", lambda: "Anna" in [e["data"]["name"] for e in listener.of("identity/matched")])

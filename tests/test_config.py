@@ -89,7 +89,7 @@ def test_command_line_over_environment_over_secret_over_file(
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "[[sources]]\nurl = 'rtsp://viewer:hunter2@192.0.2.1/s'\n"
+        "[[sources]]\nurl = 'rtsp://viewer:hun/ter2hunter2@192.0.2.1/s?password=hunter2'\n"
         "[mqtt]\nbroker = 'mqtt://me:hunter2@192.0.2.2'\nusername = 'me'\npassword = 'hunter2'\n",
     )
     settings = load(path)

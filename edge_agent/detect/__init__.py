@@ -43,7 +43,7 @@ def open_detector(spec: str, *, backend: str = "auto", threads: int = 0) -> Dete
         from edge_agent.detect.none import WholeFrame
 
         return WholeFrame()
-    raise ConfigError(f"no detector {spec!r}; choose `hog`, `yolox:PATH_TO_ONNX` or `none`")
+    raise ConfigError(f"no detector {spec!r}; choose `hog`, `yolox:PATH_TO_ONNX`, `external` or `none`")
 
 
 def _factor(spec: str, text: str) -> float:

@@ -288,6 +288,11 @@ class Identifier:
         self.save()
 
     @property
+    def present(self) -> int:
+        """Tracks with an identity that have not ended."""
+        return sum(not track.ended and track.number is not None for track in list(self._tracks.values()))
+
+    @property
     def site(self) -> SiteScores:
         """The site's impostor scores."""
         return self._site
@@ -356,6 +361,7 @@ class Identifier:
                 self._store(track)
         ready = threshold.value is not None
         if ready and not self._was_ready:
+            self.save()  # a restart must not begin with a warm-up again
             decisions += self._fuse(sorted(self._of_identity))
         self._was_ready = ready
         return decisions
