@@ -22,7 +22,7 @@ from edge_agent.structures import Detections, iou_matrix
 
 @pytest.mark.parametrize("spec", ["", "yolo", "yolox", "yolox:", "HOG", "none:1"])
 def test_unknown_detector(spec):
-    with pytest.raises(ConfigError, match="choose `hog`, `yolox:PATH_TO_ONNX` or `none`"):
+    with pytest.raises(ConfigError, match="choose `hog`, `yolox:PATH_TO_ONNX`, `external` or `none`"):
         open_detector(spec)
 
 
