@@ -31,7 +31,7 @@ from edge_agent.deliver.demo_broker import DemoBroker
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import LocalPublisher
-from edge_agent.errors import BrokerUnreachable, ConfigError, DeliveryError, StorageError
+from edge_agent.errors import BrokerUnreachable, ConfigError, DeliveryError, DiskFull, StorageError
 from edge_agent.events import alert_event, decode, envelope_schema
 from edge_agent.structures import SourceState, SourceStatus
 
@@ -459,6 +459,23 @@ def test_unreachable_watch_says_so() -> None:
     settings = BrokerSettings.parse(f"mqtt://127.0.0.1:{find_free_port()}")
     with pytest.raises(BrokerUnreachable, match="refused"), Subscriber(settings, ("#",)):
         pass
+
+
+def test_a_full_disk_does_not_keep_it_from_delivering(
+    mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise DiskFull("no space is left")
+
+    with (
+        Listener(mosquitto.port) as listener,
+        Outbox(tmp_path / "o.db") as outbox,
+        publishing(outbox, mosquitto.url) as publisher,
+    ):
+        monkeypatch.setattr(outbox, "expire", full)
+        publisher.publish(identity())
+        assert publisher.drain(20)
+        until(lambda: len(listener.numbered()) == 1)
 
 
 def test_a_fault_in_the_pump_costs_one_connection(mosquitto: Mosquitto, tmp_path: Path) -> None:

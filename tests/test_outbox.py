@@ -401,6 +401,29 @@ def test_a_full_disk_is_told_after_a_restart(small_disk: Path) -> None:
         assert len(gaps(take_all(outbox))["disk-full"]) == lost
 
 
+def test_room_that_comes_and_goes_is_told_exactly(small_disk: Path) -> None:
+    """Numbers that were written between two that were not are not told as gone."""
+    body = b'{"pad":"' + b"x" * 20_000 + b'"}'
+    ballast = small_disk / "ballast"
+    lost = []
+    with Outbox(small_disk / "o.db") as outbox:
+        for turn in range(6):
+            fill_up(ballast)
+            for _ in range(40):
+                try:
+                    outbox.append_encoded(body, TOPIC)
+                except DiskFull:
+                    lost.append(outbox.last_number)
+            ballast.unlink()
+            if turn % 2:
+                outbox.expire()
+            fill(outbox, 3)
+        outbox.report_gaps(stamp, GAP)
+        seen = take_all(outbox)
+        assert gaps(seen)["disk-full"] == lost
+        assert sorted(lost + [m["seq"] for m in seen]) == list(range(1, outbox.last_number + 1))
+
+
 def fill_up(path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         for size in (65536, 4096, 512, 1):

@@ -117,6 +117,7 @@ class _Change:
     parked: int = 0
     dropped: int = 0
     marks_taken: bool = False
+    next_expiry: float | None = None
     gone: list[int] = field(default_factory=list)
     gaps: list[int] = field(default_factory=list)
 
@@ -320,6 +321,9 @@ class Outbox:
         self._bytes += change.bytes
         self._parked += change.parked
         self._dropped += change.dropped
+        if change.next_expiry is not None:
+            # Only now: a number that the marks hold must not be followed by one that was put in without care.
+            self._next_expiry = change.next_expiry
         self._gaps.update(change.gaps)
         for seq in change.gone:
             self._leased.pop(seq, None)
@@ -473,12 +477,13 @@ class Outbox:
         with self._lock, self._translated("write"):
             if self._clock() >= self._next_expiry:
                 with self._transaction() as change:
+                    self._take_over_marks(change)
                     self._expire(change, self._clock())
 
     def _expire(self, change: _Change, now: float) -> None:
         if now < self._next_expiry:
             return
-        self._next_expiry = now + EXPIRY_INTERVAL_S
+        change.next_expiry = now + EXPIRY_INTERVAL_S
         oldest = now - self._max_age_s
         head = self._db.execute(
             "SELECT created FROM event WHERE gap = 0 AND created > ? ORDER BY seq LIMIT 1", (CLOCK_SET,)

@@ -830,7 +830,14 @@ class Publisher:
         self._next_tidy = now + FLUSH_AFTER_S
         self._outbox.flush()
         self._outbox.sync_marks()
-        self._outbox.expire()
+        try:
+            self._outbox.expire()
+            self._tell_gaps(now)
+        except StorageError as problem:
+            # A full disk must not keep us from delivering, which is what makes room on it.
+            log.debug("outbox cannot be tidied now", error=str(problem))
+
+    def _tell_gaps(self, now: float) -> None:
         if self._connection.is_open and now >= self._next_gaps and not self._is_forbidden(self._topics.gap):
             self._next_gaps = now + GAP_INTERVAL_S
             for row in self._outbox.report_gaps(self._device.stamp, self._topics.gap):
