@@ -184,7 +184,8 @@ tests() {
   install_packages --editable ".[$extras]" --group test --group lint
   check_opencv
   say 'running the tests'
-  "$venv/bin/python" -m pytest "$@"
+  # Background jobs of a shell start with SIGINT ignored, and so would the programs that tests end by Ctrl-C.
+  env --default-signal=INT "$venv/bin/python" -m pytest "$@"
 }
 
 while (($#)); do
