@@ -37,6 +37,7 @@ from edge_agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
 from edge_agent.structures import EngineInfo, SourceState, SourceStatus
+from edge_agent.track import Similarity
 
 if TYPE_CHECKING:
     from edge_agent.deliver.metrics import Metrics
@@ -262,12 +263,15 @@ class Agent:
     def _drive(self, stages: _Stages, stop: threading.Event) -> Summary:
         settings = self.settings
         self._stages = stages
+        similarity = Similarity()
         pipeline = Pipeline(
             readers=stages.readers,
             wake=stages.wake,
             detect=stages.detection.detect,
             embed=stages.embedder,
-            tracker=lambda camera: factory.make_tracker(settings, camera, stages.detection.levels(camera)),
+            tracker=lambda camera: factory.make_tracker(
+                settings, camera, stages.detection.levels(camera), similarity
+            ),
             given=lambda camera: factory.make_upstream_tracks(settings, camera),
             identify=stages.identifier,
             hand_over=lambda outcome: self._deliver(outcome, stages),

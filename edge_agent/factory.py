@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edge_agent.source.base import Source
     from edge_agent.structures import Detections, EngineInfo, Frame, SourceStatus
     from edge_agent.telemetry.reader import Reading, Telemetry
-    from edge_agent.track import Tracker, UpstreamTracks
+    from edge_agent.track import Similarity, Tracker, UpstreamTracks
 
 __all__ = [
     "GALLERY_FILE",
@@ -370,12 +370,24 @@ def _levels(
     return levels[0], levels[1], levels[2]
 
 
-def make_tracker(settings: Settings, camera: str, levels: tuple[float, float, float]) -> Tracker:
-    """The tracker of one camera."""
+def make_tracker(
+    settings: Settings,
+    camera: str,
+    levels: tuple[float, float, float],
+    similarity: Similarity | None = None,
+) -> Tracker:
+    """The tracker of one camera; `similarity` is what all cameras share."""
     from edge_agent.track import Tracker
 
     high, low, new_track = levels
-    return Tracker(camera, high=high, low=low, new_track=new_track, **settings.tracker.model_dump())
+    return Tracker(
+        camera,
+        high=high,
+        low=low,
+        new_track=new_track,
+        similarity=similarity,
+        **settings.tracker.model_dump(),
+    )
 
 
 def broker_settings(settings: MqttSettings) -> BrokerSettings | None:

@@ -56,7 +56,7 @@ class Similarity:
     """
 
     memory: int = 2000
-    needed: int = 30
+    needed: int = 10
     genuine: float = 0.0
     impostor: float = 0.0
     genuine_count: int = 0
@@ -170,6 +170,8 @@ class Tracker:
         live_gate: largest appearance distance (see `Similarity`) for a track seen in the last frame.
         lost_gate: the same for a track that was lost for a while.
         appearance_weight: share of appearance in the cost, 0 for overlap alone.
+        similarity: what is known of similarities; one for all cameras learns sooner, since it is the network
+            more than the camera that sets their scale.
     """
 
     def __init__(

@@ -177,17 +177,27 @@ class Outbox:
     # --- lifetime -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Outbox:
-        with self._lock, self._translated("open"):
-            self._marks.open()
-            self._reserve.open()
-            self._check_key()
-            try:
-                self._open_whole()
-            except database_errors(_Damaged) as problem:
-                if not _is_damage(problem):
-                    raise
-                self._start_over(problem, last=self._marks.reserved)
+        """Open it, setting a damaged file aside.
+
+        Raises:
+            StorageError: it is in use, of another version or another key, or its folder cannot be written.
+            DiskFull: there is no room for a new one.
+            ConfigError: a key is given, and SQLCipher is not installed.
+        """
+        with self._lock, contextlib.ExitStack() as undo:
+            undo.callback(self._let_go)
+            with self._translated("open"):
+                self._marks.open()
+                self._reserve.open()
+                self._check_key()
+                try:
+                    self._open_whole()
+                except database_errors(_Damaged) as problem:
+                    if not _is_damage(problem):
+                        raise
+                    self._start_over(problem, last=self._marks.reserved)
             self._is_open = True
+            undo.pop_all()
         return self
 
     def __exit__(
@@ -204,11 +214,15 @@ class Outbox:
                 with contextlib.suppress(OSError):
                     self._marks.write()
                     self._marks.sync()
-            self._disconnect()
-            self._marks.close()
-            self._reserve.close()
+            self._let_go()
             self._next_expiry = 0.0
             self._is_open = False
+
+    def _let_go(self) -> None:
+        """Close the files."""
+        self._disconnect()
+        self._marks.close()
+        self._reserve.close()
 
     def _disconnect(self) -> None:
         if self._db is not None:
