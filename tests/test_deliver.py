@@ -71,6 +71,7 @@ def test_what_mqtt5_carries_beside_the_message(mosquitto: Mosquitto, tmp_path: P
         with publishing(outbox, mosquitto.url) as publisher:
             publisher.publish(identity())
             assert publisher.drain(20)
+            until(lambda: listener.of("matched"))
         sent = next(h for h in listener.heard if h.topic.endswith("matched")).properties
         assert sent.ContentType == "application/cloudevents+json"
         assert sent.PayloadFormatIndicator == 1
@@ -141,7 +142,7 @@ def test_events_survive_a_broker_that_is_killed(mosquitto: Mosquitto, tmp_path: 
             for n in range(1, 6):
                 publisher.publish(identity(n))
             assert publisher.drain(20)
-            before = listener.numbered()
+            before = until(lambda: len(listener.numbered()) == 5 and listener.numbered())
         mosquitto.stop(kill=True)
         for n in range(6, 51):
             publisher.publish(identity(n))
