@@ -32,8 +32,8 @@ FPS = 5.0
 """Enough for a walker, who moves a third of a body's width from frame to frame at this rate."""
 SEED = 4
 """Which street: the kindest of those tried. Re-entries recognised with HOG and the shipped network on seeds
-2, 4, 6, 9: 16 of 17, 17 of 18, 13 of 17, 12 of 18; one identity that two people got on 2 and on 6. On the hard
-ones few people are seen together, or some look alike, and the threshold stays high."""
+2, 4, 6, 9: 16 of 17, 17 of 18, 13 of 17, 12 of 18; one identity that two people got on 2 and on 6. On the
+hard ones few people are seen together, or some look alike, and the threshold stays high."""
 
 MIN_OVERLAP = 0.5
 """IoU from which on a track's box is taken to be that person, as in the MOTChallenge."""
