@@ -373,9 +373,14 @@ class Identifier:
         fit = self._fit(tracks)
         sure = []
         for row, track in enumerate(tracks):
-            _, track.score, track.runner_up = fit.best(row)
-            lead = track.score - (track.runner_up if track.runner_up is not None else -1.0)
-            if track.score >= threshold and (lead >= self.margin or track.evidence.count >= self.pool_crops):
+            number, score, track.runner_up = fit.best(row)
+            track.score = score if number is not None else None
+            lead = score - (track.runner_up if track.runner_up is not None else -1.0)
+            if (
+                number is not None
+                and score >= threshold
+                and (lead >= self.margin or track.evidence.count >= self.pool_crops)
+            ):
                 sure.append(row)
         decisions = []
         for row, column in _assign(fit.scores[sure], threshold):
@@ -424,8 +429,9 @@ class Identifier:
         """Find another identity for a track that lost its own, or make one."""
         if threshold.value is not None:
             fit = self._fit([track])
-            number, track.score, track.runner_up = fit.best(0)
-            if number is not None and track.score >= threshold.value:
+            number, score, track.runner_up = fit.best(0)
+            track.score = score if number is not None else None
+            if number is not None and score >= threshold.value:
                 return [self._settle(track, number, DecisionKind.CORRECTED, reason)]
         if self.enrolment == "auto":
             return [self._enrol(track, DecisionKind.CORRECTED, reason)]
