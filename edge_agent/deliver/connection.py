@@ -252,7 +252,7 @@ class Connection:
         self._connack: Any = None
         self._lost: str | None = None
         self._trouble = ""
-        self._packed: dict[MessageOptions, bytes] = {}
+        self._packed: dict[MessageOptions, tuple[bytes, bytes]] = {}
         self.receive_maximum = RECEIVE_MAXIMUM
         self.maximum_packet: int | None = None
 
@@ -457,11 +457,13 @@ class Connection:
     def _properties(self, options: MessageOptions, traceparent: str) -> Any:  # noqa: ANN401 - as paho's
         """Properties of a message. Making paho's takes longer than sending, so equal ones are kept packed."""
         if options.correlation is not None:
-            return _Packed(_packed_properties(options))
+            return _Packed(_with_length(_packed_properties(options)))
         packed = self._packed.get(options)
         if packed is None:
-            packed = self._packed[options] = _packed_properties(options)
-        return _Packed(packed + _TRACEPARENT + traceparent.encode() if traceparent else packed)
+            plain = _packed_properties(options)
+            traced = _with_length(plain + _TRACEPARENT + bytes(TRACEPARENT_LENGTH))[:-TRACEPARENT_LENGTH]
+            packed = self._packed[options] = (_with_length(plain), traced)
+        return _Packed(packed[1] + traceparent.encode() if traceparent else packed[0])
 
     def _mark_connack(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
         self._connack = reason
@@ -574,18 +576,24 @@ class _Packed:
         self._body = body
 
     def pack(self) -> bytes:
-        """Length as MQTT's variable byte integer (MQTT 5, section 1.5.5), then the properties."""
-        length = len(self._body)
-        head = bytearray()
-        while length > 0x7F:
-            head.append(length & 0x7F | 0x80)
-            length >>= 7
-        head.append(length)
-        return bytes(head) + self._body
+        """The properties as they stand in the packet."""
+        return self._body
+
+
+def _with_length(body: bytes) -> bytes:
+    """Properties after their length, a variable byte integer (MQTT 5, section 1.5.5)."""
+    length = len(body)
+    head = bytearray()
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head) + body
 
 
 _TRACEPARENT = b"\x26\x00\x0btraceparent\x00\x37"
 """User property `traceparent` (MQTT 5, section 2.2.2) up to its value, which has 55 characters."""
+TRACEPARENT_LENGTH = 55
 
 
 def _packed_properties(options: MessageOptions) -> bytes:

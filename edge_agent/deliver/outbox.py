@@ -49,7 +49,7 @@ EXPIRY_INTERVAL_S = 1.0
 """How often rows are checked for their age."""
 EXPIRY_BATCH = 10_000
 """Most rows that one check drops, so that none takes long."""
-ACK_BATCH = 50
+ACK_BATCH = 200
 """Acknowledged rows that are deleted in one transaction, which spares flash and time."""
 PAGE_BYTES = 4096
 RESERVE_BYTES = 10 << 20
@@ -610,12 +610,17 @@ class Outbox:
         """
         with self._lock, self._translated("read"):
             marks = ", ".join("?" * len(without))
-            found = self._db.execute(
+            query = (
                 "SELECT seq, topic, body, created FROM event WHERE seq > ?"  # noqa: S608 - question marks only
-                f" AND topic NOT IN ({marks}) ORDER BY seq LIMIT ?",
-                (self._cursor, *without, limit + len(self._leased) + len(self._acked)),
+                f" AND topic NOT IN ({marks}) ORDER BY seq LIMIT ?"
             )
-            rows = [Row(*r) for r in found if r[0] not in self._leased and r[0] not in self._acked][:limit]
+            rows: list[Row] = []
+            while len(rows) < limit:
+                found = self._db.execute(query, (self._cursor, *without, limit - len(rows))).fetchall()
+                if not found:
+                    break
+                self._cursor = found[-1][0]
+                rows += [Row(*r) for r in found if r[0] not in self._leased and r[0] not in self._acked]
             return self._lease(rows)
 
     def first_of(self, topic: str) -> Row | None:
@@ -626,16 +631,11 @@ class Outbox:
                 (topic, 1 + len(self._leased) + len(self._acked)),
             )
             rows = [Row(*r) for r in found if r[0] not in self._leased and r[0] not in self._acked][:1]
-            before = self._cursor
-            leased = self._lease(rows)
-            self._cursor = before
-            return leased[0] if leased else None
+            return self._lease(rows)[0] if rows else None
 
     def _lease(self, rows: list[Row]) -> list[Row]:
         for row in rows:
             self._leased[row.seq] = len(row.body)
-        if rows:
-            self._cursor = rows[-1].seq
         return rows
 
     def release(self, seqs: Iterable[int] | None = None) -> None:
@@ -686,7 +686,7 @@ class Outbox:
 
     def _delete_acked(self) -> None:
         with self._transaction():
-            self._db.executemany("DELETE FROM event WHERE seq = ?", [(seq,) for seq in self._acked])
+            self._db.executemany("DELETE FROM event WHERE seq BETWEEN ? AND ?", _runs(self._acked))
             self._set_meta("next", self._next)
 
     def _delete_with_reserve(self) -> bool:
@@ -846,16 +846,10 @@ class Outbox:
 
     def _missing(self, saved: Collection[int], last: int) -> list[tuple[int, int]]:
         """Ranges between the floor and `last` that were not saved, and are not told by the marks."""
-        ranges: list[tuple[int, int]] = []
         told = range(self._marks.first, self._marks.last + 1) if self._marks.last else range(0)
-        for seq in range(self._marks.floor + 1, last + 1):
-            if seq in saved or seq in told:
-                continue
-            if ranges and ranges[-1][1] == seq - 1:
-                ranges[-1] = (ranges[-1][0], seq)
-            else:
-                ranges.append((seq, seq))
-        return ranges
+        return _runs(
+            seq for seq in range(self._marks.floor + 1, last + 1) if seq not in saved and seq not in told
+        )
 
     def _move_aside(self) -> Path:
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
@@ -914,6 +908,17 @@ def _is_whole(row: Row) -> bool:
         return isinstance(json.loads(row.body), dict)
     except (ValueError, TypeError):
         return False
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers as runs `(first, last)`, ascending."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _joined(ranges: list[NumberRange]) -> Iterator[NumberRange]:

@@ -162,26 +162,18 @@ class _Sent:
 
 
 class _Rate:
-    """Lets at most `per_s` through, `burst` of them at once; None lets all through."""
+    """Lets at most `per_s` through, `burst` of them at once, after holding all back for a while."""
 
-    def __init__(self, per_s: float | None, burst: int) -> None:
+    def __init__(self, per_s: float, burst: int, *, hold_s: float) -> None:
         self._per_s = per_s
         self._burst = burst
-        self._free = float(burst)
-        self._at = time.monotonic()
-
-    def hold(self, seconds: float) -> None:
-        """Let nothing through for so long."""
-        self._at = time.monotonic() + seconds
         self._free = 0.0
+        self._at = time.monotonic() + hold_s
 
-    def wait(self) -> float:
+    def wait(self, now: float) -> float:
         """Take one; returns 0.0, or the seconds until there is one to take."""
-        now = time.monotonic()
         if now < self._at:
             return self._at - now
-        if self._per_s is None:
-            return 0.0
         self._free = min(self._burst, self._free + (now - self._at) * self._per_s)
         self._at = now
         if self._free >= 1.0:
@@ -346,7 +338,7 @@ class Publisher:
         self._quiet: dict[str, float] = {}
         self._forbidden: dict[str, float] = {}
         self._told: set[tuple[str, int]] = set()
-        self._rate = _Rate(None, WINDOW)
+        self._rate: _Rate | None = None
         self._probing = True
         self._stalled_since: float | None = None
         self._signalled = False
@@ -603,10 +595,11 @@ class Publisher:
                 self._retained.move_to_end(self._topics.status)
             self._unsent = OrderedDict.fromkeys(self._retained)
         self._probing = True
-        backlog = self._outbox.depth.rows > WINDOW
-        self._rate = _Rate(self._drain_per_s if backlog else None, WINDOW)
-        if backlog and self._counts["connects"] > 1:
-            self._rate.hold(random.uniform(0.0, self._drain_jitter_s))  # noqa: S311 - spreads load only
+        self._rate = None
+        if self._drain_per_s is not None and self._outbox.depth.rows > WINDOW:
+            again = self._counts["connects"] > 1
+            hold = random.uniform(0.0, self._drain_jitter_s) if again else 0.0  # noqa: S311 - spreads load only
+            self._rate = _Rate(self._drain_per_s, WINDOW, hold_s=hold)
 
     def _lose_connection(self, problem: EdgeAgentError) -> None:
         """The connection is gone or did not come: everything unsettled is sent again after the next one."""
@@ -649,10 +642,17 @@ class Publisher:
     def _room(self) -> int:
         return min(WINDOW, self._connection.receive_maximum) - len(self._window)
 
-    def _send(self, message: bytes, sent: _Sent, options: MessageOptions, *, retain: bool = False) -> None:
-        trace = _traceparent(sent.row) if sent.row is not None else ""
+    def _send(
+        self,
+        message: bytes,
+        sent: _Sent,
+        options: MessageOptions,
+        *,
+        retain: bool = False,
+        traceparent: str = "",
+    ) -> None:
         number = self._connection.publish(
-            sent.topic, message, qos=1, retain=retain, options=options, traceparent=trace
+            sent.topic, message, qos=1, retain=retain, options=options, traceparent=traceparent
         )
         self._window[number] = sent
 
@@ -687,17 +687,18 @@ class Publisher:
             return
         self._probe_quiet_topics()
         room = min(self._room, 1 - len(self._window)) if self._probing else self._room
+        now = time.monotonic()
         with self._connection.burst():
             while room > 0:
                 row = self._next_row()
                 if row is None:
                     break
-                wait = self._rate.wait()
+                wait = 0.0 if self._rate is None else self._rate.wait(now)
                 if wait > 0:
                     self._ready.appendleft(row)
                     self._wait = min(self._wait, wait)
                     break
-                room -= self._send_row(row)
+                room -= self._send_row(row, now)
 
     def _next_row(self) -> Row | None:
         if not self._ready:
@@ -705,14 +706,14 @@ class Publisher:
             self._ready.extend(self._outbox.pending(LOOK_AHEAD, without=[*self._quiet, *held]))
         if self._ready:
             return self._ready.popleft()
-        self._rate = _Rate(None, WINDOW)  # caught up with the outage
+        self._rate = None  # caught up with the outage
         if self._quiet and not self._window and self._stalled_since is None:
             self._stalled_since = time.monotonic()
         return None
 
-    def _send_row(self, row: Row) -> int:
+    def _send_row(self, row: Row, now: float) -> int:
         """Send one event; returns how much of the window it took."""
-        if self._is_forbidden(row.topic):
+        if self._forbidden and self._is_forbidden(row.topic):
             self._park(row, NOT_AUTHORISED, _reason_text(NOT_AUTHORISED))
             return 0
         limit = self._connection.maximum_packet
@@ -720,7 +721,7 @@ class Publisher:
             self._park(row, 149, f"larger than the {limit} bytes that the broker takes")
             return 0
         options = self._event_options.get(row.topic) or self._options_of(row.topic)
-        self._send(row.message, _Sent(time.monotonic(), row.topic, row=row), options)
+        self._send(row.message, _Sent(now, row.topic, row), options, traceparent=_traceparent(row))
         return 1
 
     def _options_of(self, topic: str) -> MessageOptions:
@@ -741,7 +742,7 @@ class Publisher:
                 if row is None:
                     del self._quiet[topic]
                 else:
-                    self._send_row(row)
+                    self._send_row(row, now)
 
     # --- settling -----------------------------------------------------------------------------------------
 
@@ -886,5 +887,6 @@ def _reason_text(code: int) -> str:
 
 def _traceparent(row: Row) -> str:
     """W3C Trace Context of an event: the trace is its own, the same at every delivery."""
-    digest = hashlib.blake2b(row.body, digest_size=24).hexdigest()
+    beginning = row.body[:64]  # holds the event's id
+    digest = hashlib.blake2b(beginning, digest_size=24).hexdigest()
     return f"00-{digest[:32]}-{digest[32:]}-01"
