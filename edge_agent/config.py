@@ -173,10 +173,27 @@ class EngineSettings(_Section):
     preprocess: Literal["tao", "imagenet", "openvino-raw", "swin"] | None = Field(
         None, description="preprocess profile; the model's own manifest, else tao, when absent"
     )
-    backend: Literal["auto", "onnxruntime"] = Field("auto", description="who runs the network")
+    backend: Literal["auto", "onnxruntime", "tensorrt"] = Field(
+        "auto", description="who runs the network; auto: TensorRT where there is an NVIDIA GPU"
+    )
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto", description="auto: what `edge-agent calibrate` chose; without it FP16 on TensorRT, else FP32"
+    )
     max_batch: int = Field(64, ge=1, le=1024, description="largest batch for all cameras together")
     max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
     threads: int = Field(0, ge=0, description="CPU threads of ONNX Runtime, 0: its own choice")
+    zero_copy: Literal["auto", "on", "off"] = Field(
+        "auto", description="TensorRT: crops and rows in mapped pinned memory; auto: where the GPU shares RAM"
+    )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        "auto", description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there"
+    )
+    dla_core: int | None = Field(
+        None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: on the GPU"
+    )
+    workspace_mb: int | None = Field(
+        None, ge=16, description="TensorRT: most memory for tactics of a build; null: half of what is free"
+    )
 
 
 class GallerySettings(_Section):

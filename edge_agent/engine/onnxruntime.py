@@ -110,7 +110,7 @@ class OnnxRuntimeEngine:
         """What runs; valid before entering."""
         return EngineInfo(
             backend="onnxruntime",
-            precision="fp32",
+            precision=self._prepared.precision,
             model=self._prepared.name,
             model_sha256=self._prepared.source_sha256,
             space=self._prepared.space,

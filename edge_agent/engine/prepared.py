@@ -38,6 +38,8 @@ class PreparedGraph:
         normalised: whether rows are of unit length.
         channels_last: whether the network inside wants `[N, H, W, 3]` instead of `[N, 3, H, W]`.
         half: whether the network inside wants float16.
+        precision: what the graph computes in: `fp32` as exported, `fp16` with typed float16 weights, `int8`
+            with quantise/dequantise nodes.
     """
 
     onnx: bytes
@@ -52,6 +54,7 @@ class PreparedGraph:
     normalised: bool
     channels_last: bool
     half: bool
+    precision: str = "fp32"
 
     def as_network_input(self, planes: NDArray[np.float32]) -> NDArray[np.float32 | np.float16]:
         """`(N, 3, H, W)` float32 in the layout and type of the original network."""
