@@ -155,17 +155,10 @@ def _embed(
     embedder: CropEmbedder, crops: Sequence[Crop], what: str
 ) -> tuple[EmbeddedCrops, tuple[Problem, ...]]:
     from edge_agent.cli.embed import with_progress
-    from edge_agent.evaluate import EmbeddedCrops
+    from edge_agent.evaluate.embedding import labelled
 
     done = with_progress(embedder, [crop.path for crop in crops], what)
-    kept = [crops[row] for row in done.rows]
-    labelled = EmbeddedCrops.of(
-        done.vectors,
-        [crop.pid for crop in kept],
-        [crop.camid for crop in kept],
-        [str(crop.path) for crop in kept],
-    )
-    return labelled, done.problems
+    return labelled(done, crops), done.problems
 
 
 def _dataset_facts(dataset: MarketDataset | None) -> dict[str, Any] | None:
