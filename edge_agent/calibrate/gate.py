@@ -48,7 +48,7 @@ class Gate:
 
     Attributes:
         candidate: precision that was tried, with what it kept in higher precision.
-        passed: whether it stays within the bounds.
+        passed: whether it stays within the bounds; None where there was nothing to measure it with.
         reasons: why not, for people; empty when it passed.
         mAP_fp32, mAP_candidate, rank1_fp32, rank1_candidate: fractions, by the protocol of `evaluate`.
         cosine_min, cosine_p1, cosine_median: least, first percentile and median over the crops of the cosine
@@ -61,7 +61,7 @@ class Gate:
     """
 
     candidate: str
-    passed: bool
+    passed: bool | None
     reasons: tuple[str, ...]
     bounds: Bounds
     mAP_fp32: float | None = None  # noqa: N815  the field's own name of the figure

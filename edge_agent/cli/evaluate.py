@@ -60,7 +60,7 @@ def command(
     from edge_agent.manifest import write_atomic, write_json_atomic
 
     _check_usage(dataset, model, preprocess, embeddings)
-    _require_folders(report, output)
+    require_folders(report, output)
     opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
     if embeddings is not None:
         query, gallery, facts = _from_files(embeddings, opened)
@@ -93,7 +93,7 @@ def _check_usage(
         raise typer.BadParameter("--embeddings were made already: --model and --preprocess have no say")
 
 
-def _require_folders(*paths: Path | None) -> None:
+def require_folders(*paths: Path | None) -> None:
     """Notice before the long work that its result has nowhere to go."""
     from edge_agent.errors import InputError
 
