@@ -36,7 +36,7 @@ MIN_RUNS = 5
 """Runs of a latency at least, however long they take."""
 
 _OVERLAPPED = 8
-"""Batches in a row whose overlap is measured, fewer of slow ones; the pipeline fills and empties once a row."""
+"""Batches in a row whose overlap is measured, fewer of slow ones; the device idles once a row."""
 
 PUBLISHED_SOURCE = (
     "Published rows: NVIDIA's model card of ReIdentificationNet (ResNet50, 256 x 128), by trtexec, "

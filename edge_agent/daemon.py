@@ -468,8 +468,8 @@ def _tell_stale(calibration: Calibration, publisher: factory.Publish) -> None:
     """Say that the active calibration is of another network, so neither precision nor threshold is used."""
     model = calibration.data["model"]
     message = (
-        f"the active calibration {calibration.name} is of {model['name']} with profile {model['preprocess']}, "
-        "which does not run here; run `edge-agent calibrate` for the present model"
+        f"the active calibration {calibration.name} is of {model['name']} with profile "
+        f"{model['preprocess']}, which does not run here; run `edge-agent calibrate` for the present model"
     )
     _log.warning("calibration_stale", calibration=calibration.name, model=model["name"])
     publisher.publish(

@@ -72,7 +72,6 @@ __all__ = [
     "open_telemetry",
     "prepare_model",
     "site_scores",
-    "site_scores",
     "state_folder",
 ]
 
@@ -384,8 +383,8 @@ def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
             found = gallery.get_fact(SITE_FACT)
     if not isinstance(found, dict) or not found.get("pairs"):
         raise InputError(
-            f"{path} has no scores of this site yet: the agent learns them while it runs, from people who are "
-            "seen at the same time; leave --site-pairs out, or let it run for a while"
+            f"{path} has no scores of this site yet: the agent learns them while it runs, from people who "
+            "are seen at the same time; leave --site-pairs out, or let it run for a while"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""`edge-agent calibrate` from the model to the active engine, step by step, each of which survives an interruption.
+"""From a model to the active engine, in steps that survive an interruption: what `edge-agent calibrate` does.
 
 model -> sample -> ranges -> FP32 reference -> candidate and its gate, from INT8 down to what passes ->
 threshold -> speed -> manifest and report -> switch. The work is kept under a key made of everything that it
@@ -36,7 +36,7 @@ from edge_agent.calibrate.report import html_report
 from edge_agent.calibrate.sample import DEFAULT_SIZE, Sample, draw
 from edge_agent.calibrate.steps import Steps
 from edge_agent.config import EngineSettings, QualitySettings, Settings
-from edge_agent.dataset import Crop, MarketDataset, Split
+from edge_agent.dataset import Crop, MarketDataset
 from edge_agent.engine import choose_backend
 from edge_agent.engine.calibration import CALIBRATIONS, KIND, MANIFEST, VERSION, Calibration
 from edge_agent.engine.half import half
@@ -109,7 +109,7 @@ class Request:
         seed: of its draw.
         target_fmr: false-match rate of the threshold.
         bounds: what the gate allows.
-        sensitivity: whether each block's effect is measured, and the worst kept in FP16 until the gate passes.
+        sensitivity: whether each block's effect is measured, and the worst kept in FP16 until it passes.
         site: a site's scores, see `calibrate.threshold`.
         bench_seconds: how long each figure of the speed table is taken; 0 leaves the table out.
     """
@@ -331,7 +331,8 @@ class Job:
 
     def _crops(self, sample: Sample) -> NDArray[np.uint8]:
         dataset, profile = self._request.dataset, self._prepared.profile
-        assert dataset is not None and profile is not None
+        assert dataset is not None
+        assert profile is not None
         sample.verify(dataset)
         return sample.pixels(dataset, profile, self._prepared.input_size)
 
@@ -614,7 +615,7 @@ class Job:
 
 
 def _fingerprint(dataset: MarketDataset) -> str:
-    """SHA-256 over names and sizes of all crops: another set, or one that changed, is another piece of work."""
+    """SHA-256 over names and sizes of all crops: a set that changed is another piece of work."""
     told = [
         [crop.path.relative_to(dataset.root).as_posix(), crop.path.stat().st_size] for crop in dataset.crops
     ]

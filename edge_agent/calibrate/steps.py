@@ -1,7 +1,7 @@
 """Steps whose results survive an interruption.
 
-Each step leaves `<name>.json` in the folder: what it found, and digests of the files that it wrote. A step whose
-record and files are whole is not done again; everything else is.
+Each step leaves `<name>.json` in the folder: what it found, and digests of the files that it wrote. A step
+whose record and files are whole is not done again; everything else is.
 """
 
 from __future__ import annotations

@@ -252,6 +252,7 @@ def _gate_lines(name: str, gate: dict[str, Any]) -> list[str]:
         figures = (
             f": mAP {100 * gate['mAP_fp32']:.2f} -> {100 * gate['mAP_candidate']:.2f} %, rank-1 "
             f"{100 * gate['rank1_fp32']:.2f} -> {100 * gate['rank1_candidate']:.2f} %, cosine median "
-            f"{gate['cosine_median']:.4f}, 1st percentile {gate['cosine_p1']:.4f}, least {gate['cosine_min']:.4f}"
+            f"{gate['cosine_median']:.4f}, 1st percentile {gate['cosine_p1']:.4f}, least "
+            f"{gate['cosine_min']:.4f}"
         )
     return [f"  {name.upper()} {word}{figures}", *(f"    {reason}" for reason in gate["reasons"])]
