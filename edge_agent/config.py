@@ -186,7 +186,8 @@ class EngineSettings(_Section):
         "auto", description="TensorRT: crops and rows in mapped pinned memory; auto: where the GPU shares RAM"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto", description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there"
+        "auto",
+        description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there",
     )
     dla_core: int | None = Field(
         None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: on the GPU"

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,10 +37,14 @@ __all__ = [
     "Plan",
     "PlanBuilder",
     "Progress",
+    "available_memory",
+    "batches_for",
     "build_plan",
+    "check_disk",
     "choose",
     "order_for",
     "this_machine",
+    "workspace_for",
 ]
 
 _log = structlog.get_logger(__name__)
@@ -48,12 +53,14 @@ BUILDER_VERSION = 1
 """Of this file: raise it when the same options give another plan."""
 
 _OLDEST, _NO_EXPLICIT_BATCH, _TYPED_ONLY = 8, 10, 11
-"""Major versions: the first with names for tensors; that need no EXPLICIT_BATCH; that know no precision flag."""
+"""Major versions: the first that is taken, without EXPLICIT_BATCH, and without precision flags."""
+_USUAL_BATCHES = (1, 16, 64)
+"""Of NVIDIA's model card of ReIdentificationNet: those whose latencies it gives."""
 _MIB = 1 << 20
 _MEMORY_FLOOR = 768 * _MIB
 _MEMORY_PER_GRAPH_BYTE = 4
-"""Free memory without which no build is begun: the libraries and kernels that TensorRT loads, and the weights as
-parsed, as converted, in the plan and in its serialised copy. Rules of thumb, not measured on a device."""
+"""Free memory without which no build is begun: the libraries and kernels that TensorRT loads, and the weights
+as parsed, as converted, in the plan and in its serialised copy. Rules of thumb, not measured on a device."""
 _DISK_FLOOR = 64 * _MIB
 _DISK_PER_GRAPH_BYTE = 3
 """Free disk likewise: the plan, the one that it replaces, and a timing cache."""
@@ -93,7 +100,7 @@ class BuildOptions:
     """
 
     precision: Literal["fp32", "fp16", "int8"] = "fp16"
-    batches: tuple[int, ...] = (1, 16, 64)
+    batches: tuple[int, ...] = _USUAL_BATCHES
     dla_core: int | None = None
     workspace_mb: int | None = None
     scales: Scales | Calibration | None = None
@@ -127,7 +134,7 @@ def choose(major: int, options: BuildOptions, graph: str, *, dla: bool = False) 
     Args:
         major: its version, 8 and up.
         options: what is wanted.
-        graph: what the prepared graph computes in: `fp32`, `fp16` (typed) or `int8` (quantise/dequantise nodes).
+        graph: what the prepared graph computes in, see `PreparedGraph.precision`.
         dla: whether the plan is for an accelerator.
 
     Raises:
@@ -161,7 +168,9 @@ def _check_wish(major: int, options: BuildOptions, graph: str, *, implicit: bool
             "quantise/dequantise nodes, leave these out around such layers"
         )
     if implicit and graph != "fp32":
-        raise EngineError(f"INT8 ranges beside the graph need it in FP32, this one computes in {graph.upper()}")
+        raise EngineError(
+            f"INT8 ranges beside the graph need it in FP32, this one computes in {graph.upper()}"
+        )
     if implicit and typed:
         raise EngineError(
             f"TensorRT {major} takes no INT8 ranges beside the graph; give it the graph with "
@@ -255,6 +264,11 @@ def order_for(prepared: PreparedGraph, options: BuildOptions, machine: Machine) 
     return Order(recipe, machine)
 
 
+def batches_for(largest: int) -> tuple[int, ...]:
+    """Batches of the profiles for engines that take up to `largest` pictures: 1, 16, 64 and that."""
+    return (*(batch for batch in _USUAL_BATCHES if batch < largest), largest)
+
+
 def _batches(prepared: PreparedGraph, options: BuildOptions) -> tuple[int, ...]:
     """Profiles that the network can take: all, unless its own batch is fixed."""
     return options.batches if prepared.batch is None else (prepared.batch,)
@@ -296,11 +310,13 @@ def workspace_for(graph_bytes: int, free: int, wanted_mb: int | None) -> int:
     if spare < _SMALLEST_WORKSPACE:
         raise EngineError(
             f"building this engine needs about {(needed + _SMALLEST_WORKSPACE) // _MIB} MiB of free memory, "
-            f"{free // _MIB} MiB are free; stop other programs (on a Jetson the GPU uses the system's memory), "
-            "or build with the agent stopped: edge-agent calibrate"
+            f"{free // _MIB} MiB are free; stop other programs, this agent too where it runs (on a Jetson "
+            "the GPU uses the system's memory)"
         )
     wanted = free // 2 if wanted_mb is None else wanted_mb * _MIB
-    return max(_SMALLEST_WORKSPACE, min(wanted, spare))
+    if wanted > spare and wanted_mb is not None:
+        _log.warning("workspace_capped", wanted_mb=wanted_mb, given_mb=spare // _MIB, free_mb=free // _MIB)
+    return min(wanted, spare)
 
 
 def check_disk(folder: Path, graph_bytes: int) -> None:
@@ -314,8 +330,8 @@ def check_disk(folder: Path, graph_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise EngineError(
-            f"an engine needs about {needed // _MIB} MiB on the disk of {folder}, {free // _MIB} MiB are free; "
-            "make room (edge-agent engines prune removes plans that nothing needs)"
+            f"an engine needs about {needed // _MIB} MiB on the disk of {folder}, {free // _MIB} MiB are "
+            "free; make room (edge-agent engines prune removes plans that nothing needs)"
         )
 
 
@@ -335,8 +351,8 @@ def build_plan(
     Args:
         prepared: the network.
         options: how.
-        timing: a timing cache of this TensorRT and GPU, which makes it faster; empty without one. One that does
-            not fit is not used.
+        timing: a timing cache of this TensorRT and GPU, which makes it faster, or nothing. One that does not
+            fit is not used.
         progress: told how far it is.
         root: where `proc` is.
 
@@ -344,17 +360,27 @@ def build_plan(
         EngineError: it cannot be built; carries what TensorRT logged.
         ModelError: the INT8 ranges belong to another graph.
     """
-    began = time.monotonic()
-    with ExitStack() as stack:
-        context = stack.enter_context(cuda.Context())
-        log = bindings.Log()
-        builder = bindings.make_builder(log)
-        build = _Build(prepared, options, builder, log, stack)
-        gpu = context.gpu()
-        system = available_memory(root)
+    with cuda.Context() as context:
+        gpu, system = context.gpu(), available_memory(root)
         # A discrete GPU needs both: tactics run in its memory, weights are converted in the system's.
         free = system if gpu.integrated else min(system, gpu.free_memory)
-        build.configure(workspace_for(len(prepared.onnx), free, options.workspace_mb), timing)
+        workspace = workspace_for(len(prepared.onnx), free, options.workspace_mb)
+        try:
+            return _build(prepared, options, workspace, timing, progress)
+        except BaseException as problem:
+            # What the frames of the error hold must end while there is a context, not with the error.
+            traceback.clear_frames(problem.__traceback__)
+            raise
+
+
+def _build(
+    prepared: PreparedGraph, options: BuildOptions, workspace: int, timing: bytes, progress: Progress
+) -> BuiltPlan:
+    """Build with a workspace in bytes, in the CUDA context of this thread; the rest as in `build_plan`."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        build = _Build(prepared, options, stack)
+        build.configure(workspace, timing)
         data = build.run(progress)
         facts = {**build.facts, "seconds": round(time.monotonic() - began, 1)}
         return BuiltPlan(data, build.timing(), build.scales(), facts)
@@ -363,23 +389,21 @@ def build_plan(
 class _Build:
     """One build: configured, run, then asked for what came of it.
 
+    Args:
+        prepared: the network.
+        options: how to build it.
+        stack: gives memory of the GPU back at the end.
+
     Attributes:
         facts: what to note about it.
     """
 
-    def __init__(
-        self,
-        prepared: PreparedGraph,
-        options: BuildOptions,
-        builder: trt.Builder,
-        log: bindings.Log,
-        stack: ExitStack,
-    ) -> None:
+    def __init__(self, prepared: PreparedGraph, options: BuildOptions, stack: ExitStack) -> None:
         release = bindings.version()
         self._prepared = prepared
         self._options = options
-        self._builder = builder
-        self._log = log
+        self._log = log = bindings.Log()
+        self._builder = builder = bindings.make_builder(log)
         self._stack = stack
         self._dla = self._dla_core(release)
         self._choice = choose(release[0], options, prepared.precision, dla=self._dla is not None)
@@ -388,7 +412,8 @@ class _Build:
         self._calibrator: object = None
         self.facts: dict[str, Any] = {}
         self._network = self._parse()
-        self._config = checked_config(builder, log)
+        config = bindings.checked(builder.create_builder_config(), "make a configuration", log)
+        self._config: trt.IBuilderConfig = config
 
     def _dla_core(self, release: tuple[int, ...]) -> int | None:
         """The accelerator to build for; None, with a word in the log, where TensorRT knows none."""
@@ -464,7 +489,7 @@ class _Build:
         return profile
 
     def _calibrate(self) -> None:
-        """Give the ranges by a calibrator. Its batch is that of the calibration profile, in all three places."""
+        """Give the ranges by a calibrator, whose batch is that of the calibration profile."""
         assert self._options.scales is not None  # `choose` says that there is a calibrator
         source = RangeSource(self._prepared, self._options.scales, release=self._release)
         self._ranges = self._stack.enter_context(source)
@@ -520,11 +545,6 @@ class _Build:
         return self._ranges.check() if self._ranges is not None else None
 
 
-def checked_config(builder: trt.Builder, log: bindings.Log) -> trt.IBuilderConfig:
-    """A new configuration."""
-    return bindings.checked(builder.create_builder_config(), "make a configuration", log)
-
-
 def keep_layers(network: trt.INetworkDefinition, names: Collection[str]) -> None:
     """Hold layers, named as the graph's nodes, in FP16.
 
@@ -540,7 +560,198 @@ def keep_layers(network: trt.INetworkDefinition, names: Collection[str]) -> None
             continue
         missing.discard(layer.name)
         layer.precision = trt.DataType.HALF
-        for output in range(layer.num_outputs):
-            layer.set_output_type(output, trt.DataType.HALF)
     if missing:
         raise EngineError(f"no layer is called {', '.join(sorted(missing))}: it cannot be kept in FP16")
+
+
+class _Watch:
+    """Passes on how far a build is, and remembers what went wrong in telling.
+
+    Attributes:
+        error: the first exception out of the callback.
+    """
+
+    def __init__(self, progress: Progress, failed: Callable[[], bool]) -> None:
+        self._progress = progress
+        self._failed = failed
+        self.error: BaseException | None = None
+
+    def tell(self, phase: str, done: int, total: int) -> bool:
+        """Whether the build shall go on. Nothing is raised: the callers are TensorRT and a thread."""
+        if self.error is None:
+            try:
+                self._progress(phase, done, total)
+            except BaseException as problem:  # noqa: BLE001 - raised after the build
+                self.error = problem
+        return self.error is None and not self._failed()
+
+
+@contextmanager
+def _watched(config: trt.IBuilderConfig, progress: Progress, failed: Callable[[], bool]) -> Iterator[_Watch]:
+    """Tell how far a build is while the block runs: by steps where TensorRT counts them, else by seconds."""
+    import tensorrt as trt
+
+    watch = _Watch(progress, failed)
+    if hasattr(trt, "IProgressMonitor"):
+        monitor = _make_monitor(watch)
+        config.progress_monitor = monitor
+        yield watch
+        del monitor  # TensorRT does not hold it, so this name had to
+        return
+    ended = threading.Event()
+    ticker = threading.Thread(target=_tick, args=(watch, ended), name="engine build", daemon=True)
+    ticker.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        ticker.join()
+
+
+def _tick(watch: _Watch, ended: threading.Event) -> None:
+    began = time.monotonic()
+    while not ended.wait(_TICK_S):
+        watch.tell("building", round(time.monotonic() - began), 0)
+
+
+def _make_monitor(watch: _Watch) -> trt.IProgressMonitor:
+    import tensorrt as trt
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # Any where TensorRT is not installed
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)  # without it, pybind11 calls into nothing
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+            self._steps[phase_name] = num_steps
+            watch.tell(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return watch.tell(phase_name, step + 1, self._steps.get(phase_name, 0))
+
+        def phase_finish(self, phase_name: str) -> None:
+            steps = self._steps.pop(phase_name, 0)
+            watch.tell(phase_name, steps, steps)
+
+    return Monitor()
+
+
+# --- supply -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan for `TensorRTEngine`; see `edge_agent.engine.tensorrt.SuppliedPlan`.
+
+    Attributes:
+        data: what TensorRT deserialises.
+        batches: largest batch of each optimisation profile, ascending.
+        precision: `fp32`, `fp16` or `int8`.
+        key: its name in the store.
+        dla_core: accelerator that it runs on; None: the GPU.
+        facts: what was noted when it was built.
+    """
+
+    data: bytes
+    batches: tuple[int, ...]
+    precision: str
+    key: str
+    dla_core: int | None
+    facts: Mapping[str, Any]
+
+
+def _nothing_known() -> Mapping[str, Any]:
+    return {}
+
+
+class PlanBuilder:
+    """Supplies an engine with its plan: from the store, else built; the `PlanSupply` of `engine.tensorrt`.
+
+    Args:
+        store: where plans are kept.
+        prepared: the network.
+        options: how plans are built.
+        progress: as in `build_plan`.
+        conditions: asked at the end of a build for what is worth noting of the device: power mode, clocks.
+
+    Attributes:
+        scales: ranges that TensorRT found in a build of this object; None when it was not asked to.
+    """
+
+    def __init__(
+        self,
+        store: PlanStore,
+        prepared: PreparedGraph,
+        options: BuildOptions,
+        *,
+        progress: Progress = _quiet,
+        conditions: Callable[[], Mapping[str, Any]] = _nothing_known,
+    ) -> None:
+        self._store = store
+        self._prepared = prepared
+        self._options = options
+        self._progress = progress
+        self._conditions = conditions
+        self._rebuilt = False
+        self.scales: Scales | None = None
+
+    def order(self) -> Order:
+        """What names the plan on this machine; errors as in `this_machine` and `choose`."""
+        return order_for(self._prepared, self._options, this_machine())
+
+    def plan(self) -> Plan:
+        """The plan that the store has, else a new one, which takes minutes.
+
+        Raises:
+            EngineError: it cannot be built.
+            ModelError: the INT8 ranges belong to another graph.
+            StorageError: it cannot be kept.
+        """
+        order = self.order()
+        return self._supplied(order, self._store.find(order) or self._build(order))
+
+    def rejected(self, plan: Plan, why: str) -> Plan:
+        """A new plan in place of one that cannot be used, which goes to the quarantine.
+
+        Raises:
+            EngineError: it was a rebuilt one already, or as in `plan`.
+        """
+        self._store.quarantine(plan.key, why)
+        if self._rebuilt:
+            raise EngineError(
+                f"the engine was built again and cannot be used either: {why}. The plan is in "
+                f"{self._store.folder / 'quarantine'}"
+            )
+        self._rebuilt = True
+        return self.plan()
+
+    def _build(self, order: Order) -> StoredPlan:
+        check_disk(self._store.folder, len(self._prepared.onnx))
+        with self._store.building(lambda: self._progress("waiting for another build", 0, 0)):
+            if (found := self._store.find(order)) is not None:
+                return found  # built by the one that was waited for
+            built = build_plan(
+                self._prepared,
+                self._options,
+                timing=self._store.read_timing(order.machine),
+                progress=self._progress,
+            )
+            self.scales = built.scales
+            if built.timing:
+                self._store.write_timing(order.machine, built.timing)
+            facts = {"model": self._prepared.name, **built.facts, **self._conditions()}
+            stored = self._store.put(order, built.data, facts)
+        _log.info(
+            "engine_built", model=self._prepared.name, key=order.key, bytes=len(built.data), **built.facts
+        )
+        return stored
+
+    def _supplied(self, order: Order, stored: StoredPlan) -> Plan:
+        return Plan(
+            data=stored.data,
+            batches=order.recipe.profiles,
+            precision=order.recipe.precision,
+            key=stored.key,
+            dla_core=order.recipe.dla_core,
+            facts=stored.facts,
+        )
