@@ -116,7 +116,8 @@ class RawEmbedder:
         from edge_agent.engine.graph import prepare_reid
         from edge_agent.engine.profiles import profile_named
 
-        prepared = prepare_reid(model, profile_named(preprocess), normalise=False)
+        self._profile = profile_named(preprocess)
+        prepared = prepare_reid(model, self._profile, normalise=False)
         self._engine: Engine = open_engine(prepared, backend="onnxruntime", max_batch=_BATCH)
 
     @property
@@ -142,15 +143,12 @@ class RawEmbedder:
         Raises:
             NonFiniteEmbedding: the network gave NaN or infinity.
         """
-        import cv2
-
-        height, width = self._engine.input_size
         parts = []
         for start in range(0, len(images), self.info.max_batch):
             batch = images[start : start + self.info.max_batch]
             buffer = self._engine.buffer()
             for image, target in zip(batch, buffer, strict=False):
-                cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+                self._profile.fit(image, target)
             self._engine.submit(len(batch))
             parts.append(self._engine.collect())
         rows = np.concatenate(parts)
