@@ -25,7 +25,7 @@ COMMANDS = (
 )
 """Modules with a function `command`."""
 
-GROUPS = ("gallery", "config")
+GROUPS = ("gallery", "engines", "config")
 """Modules with a typer application `app`."""
 
 

@@ -49,8 +49,8 @@ def require_bindings() -> None:
     except ImportError as problem:
         raise EngineError(
             f"TensorRT cannot be used: {problem}. On a Jetson, JetPack brings it (python3-libnvinfer) for "
-            "the system's Python only: make the environment with /usr/bin/python3 -m venv --system-site-packages "
-            "(install.sh does). Elsewhere: pip install tensorrt"
+            "the system's Python only: make the environment with `/usr/bin/python3 -m venv "
+            "--system-site-packages` (install.sh does). Elsewhere: pip install tensorrt"
         ) from problem
 
 
