@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
     from edge_agent.engine import Engine
+    from edge_agent.engine.build import Progress
     from edge_agent.engine.calibration import Calibration
     from edge_agent.engine.golden import Golden
     from edge_agent.engine.prepared import PreparedGraph
@@ -256,41 +258,72 @@ def in_precision(
 
 
 def embedder_of(
-    prepared: PreparedGraph,
+    graph: PreparedGraph,
     golden: Golden,
     *,
     engine: EngineSettings,
     quality: QualitySettings,
-    plans: Path | None = None,
-    scales: Scales | None = None,
+    plans: Path | None,
+    ranges: Callable[[], tuple[PreparedGraph, Scales]] | None = None,
+    max_batch: int | None = None,
+    building: Progress | None = None,
 ) -> Embedder:
     """The embedding stage for exactly this graph; not yet entered.
 
     Args:
-        prepared: in the precision that shall run.
+        graph: in the precision that shall run.
         golden: reference embeddings for the self-test.
         engine: backend and its options.
         quality: limits of the gate.
-        plans: folder of TensorRT's plans.
-        scales: ranges for INT8 on a deep-learning accelerator.
+        plans: folder of TensorRT's plans, None where none may be kept.
+        ranges: gives the FP32 graph and its INT8 ranges; asked where an INT8 engine wants these instead.
+        max_batch: largest batch, at most that of `engine`, which it is when None.
+        building: told how far the build of a plan is: phase, steps done, steps in all.
     """
     from edge_agent.embed import Embedder
-    from edge_agent.engine import open_engine
+    from edge_agent.engine import TensorRTOptions, choose_backend, open_engine, takes_ranges_beside
 
-    assert prepared.profile is not None  # detectors have no embedding stage
+    profile = graph.profile
+    assert profile is not None  # detectors have no embedding stage
+    backend = choose_backend(engine.backend)
+    options, scales = None, None
+    if backend == "tensorrt" and plans is not None:
+        if graph.precision == "int8" and ranges is not None and takes_ranges_beside(engine.dla_core):
+            exported, scales = ranges()
+            graph = replace(exported, precision="int8")
+        options = TensorRTOptions(
+            plans=plans,
+            largest=engine.max_batch,
+            scales=scales,
+            zero_copy=engine.zero_copy,
+            cuda_graphs=engine.cuda_graphs,
+            dla_core=engine.dla_core,
+            workspace_mb=engine.workspace_mb,
+            progress=building,
+            conditions=lambda: _conditions(plans),
+        )
     opened = open_engine(
-        prepared,
-        backend=engine.backend,
-        max_batch=engine.max_batch,
+        graph,
+        backend=backend,
+        max_batch=max_batch or engine.max_batch,
         threads=engine.threads,
-        plans=plans,
-        scales=scales,
-        zero_copy=engine.zero_copy,
-        cuda_graphs=engine.cuda_graphs,
-        dla_core=engine.dla_core,
-        workspace_mb=engine.workspace_mb,
+        tensorrt=options,
     )
-    return Embedder(opened, profile=prepared.profile, gate=make_gate(quality), golden=golden)
+    return Embedder(opened, profile=profile, gate=make_gate(quality), golden=golden)
+
+
+def _conditions(disk: Path) -> dict[str, Any]:
+    """What the device was like while a plan was built: its kernels were timed under it."""
+    from edge_agent.telemetry.reader import Telemetry
+
+    with Telemetry(disk=disk, jtop=False) as telemetry:
+        reading = telemetry.read()
+    return {
+        "power_mode": reading.power_mode,
+        "clocks_locked": reading.clocks_locked,
+        "gpu_mhz": reading.gpu_mhz,
+        "gpu_max_mhz": reading.gpu_max_mhz,
+    }
 
 
 def open_embedder(
@@ -301,6 +334,8 @@ def open_embedder(
     quality: QualitySettings | None = None,
     state: Path | None = None,
     calibration: Calibration | None = None,
+    max_batch: int | None = None,
+    building: Progress | None = None,
 ) -> Embedder:
     """The embedding stage of a network in the precision that the settings ask for; not yet entered.
 
@@ -312,6 +347,8 @@ def open_embedder(
         quality: limits of the gate; its defaults when None.
         state: folder for the self-test's references, and for plans where the settings name no other.
         calibration: the active one, None to go without.
+        max_batch: as for `embedder_of`.
+        building: likewise.
 
     Raises:
         ModelError: the file does not fit; says how to mend it.
@@ -322,18 +359,33 @@ def open_embedder(
     chosen = engine or EngineSettings()
     backend = choose_backend(chosen.backend)
     prepared, golden = prepare_model(model, preprocess, state)
-    fits = calibration is not None and calibration.fits(prepared)
+    ranges = None
+    if calibration is not None and calibration.fits(prepared):
+        ranges = partial(_ranges, prepared, calibration)
     return embedder_of(
         in_precision(prepared, chosen.precision, backend, calibration),
         golden,
         engine=chosen.model_copy(update={"backend": backend}),
         quality=quality or QualitySettings(),
-        plans=None if state is None and chosen.folder is None else engines_folder(chosen, state or Path()),
-        scales=calibration.scales() if calibration is not None and fits else None,
+        plans=chosen.folder if state is None else engines_folder(chosen, state),
+        ranges=ranges,
+        max_batch=max_batch,
+        building=building,
     )
 
 
-def open_configured_embedder(settings: Settings, state: Path, calibration: Calibration | None) -> Embedder:
+def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[PreparedGraph, Scales]:
+    return prepared, calibration.scales()
+
+
+def open_configured_embedder(
+    settings: Settings,
+    state: Path,
+    calibration: Calibration | None,
+    *,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
     """The embedding stage that the settings name; not yet entered. `calibration`: the active one."""
     model = choose_model(settings.engine, state)
     return open_embedder(
@@ -343,6 +395,8 @@ def open_configured_embedder(settings: Settings, state: Path, calibration: Calib
         quality=settings.quality,
         state=state,
         calibration=calibration,
+        max_batch=max_batch,
+        building=building,
     )
 
 

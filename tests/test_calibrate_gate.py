@@ -44,7 +44,10 @@ def disturbed(found: Embeddings, amount: float) -> Embeddings:
     return Embeddings(one(found.query), one(found.gallery))
 
 
-def gate_of(amount: float, bounds: Bounds = Bounds(), noise: float = 0.8):
+DEFAULT = Bounds()
+
+
+def gate_of(amount: float, bounds: Bounds = DEFAULT, noise: float = 0.8):
     reference = crops(noise)
     return compare(reference, disturbed(reference, amount), name="int8", bounds=bounds, target_fmr=1e-2)[0]
 
@@ -94,9 +97,7 @@ def test_other_crops_are_refused() -> None:
     reference = crops(0.5)
     fewer = reference.gallery.take(np.arange(len(reference.gallery) - 1))
     with pytest.raises(InputError, match="did not embed the same crops"):
-        compare(
-            reference, Embeddings(reference.query, fewer), name="int8", bounds=Bounds(), target_fmr=1e-2
-        )
+        compare(reference, Embeddings(reference.query, fewer), name="int8", bounds=Bounds(), target_fmr=1e-2)
 
 
 def test_what_could_not_be_measured_is_none_not_a_number() -> None:

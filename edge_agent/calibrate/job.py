@@ -169,6 +169,7 @@ class Job:
         self._request = request
         self._progress = progress or Silent()
         self._backend = choose_backend(request.engine.backend)
+        self._engine = request.engine.model_copy(update={"backend": self._backend})
         if request.dataset is None and request.precision == "int8":
             raise ConfigError(f"INT8 needs crops to be calibrated with. {NO_DATA}")
         self._dataset = None if request.dataset is None else MarketDataset.open(request.dataset)
@@ -306,9 +307,9 @@ class Job:
         """Make one candidate and hold it against FP32."""
         if candidate != "int8":
             made = self._steps.run(candidate, self._makes(candidate))
-            return {**made, **self._gate(candidate, candidate, made["graph"])}
+            return {**made, **self._gate(candidate, candidate, made)}
         made = self._steps.run("int8", self._makes_int8(()))
-        found = {**made, **self._gate("int8", "int8", made["graph"])}
+        found = {**made, **self._gate("int8", "int8", made)}
         if self._request.sensitivity and made["graph"] is not None:
             return self._with_sensitivity(found)
         return found
@@ -399,18 +400,23 @@ class Job:
         )
 
     def _open(self, graph: PreparedGraph, *, max_batch: int | None = None) -> Embedder:
-        engine = self._request.engine.model_copy(
-            update={"backend": self._backend} | ({} if max_batch is None else {"max_batch": max_batch})
-        )
-        implicit = graph.precision == "int8" and engine.dla_core is not None
         return factory.embedder_of(
             graph,
             self._request.golden,
-            engine=engine,
+            engine=self._engine,
             quality=self._request.quality,
             plans=self._request.engines,
-            scales=self._scales() if implicit else None,
+            ranges=lambda: (self._prepared, self._scales()),
+            max_batch=max_batch,
+            building=self._tell_build,
         )
+
+    def _tell_build(self, phase: str, done: int, total: int) -> None:
+        """A build takes minutes, so its phases are steps of their own."""
+        if not done:
+            self._progress.begin(f"building: {phase}", total or None)
+        else:
+            self._progress.advance(1)
 
     def _reference(self) -> Embeddings:
         """Embeddings of the FP32 network; kept in a file of mode 0600 until the calibration is finished."""
@@ -438,18 +444,15 @@ class Job:
 
             return Embeddings(one(sides["queries"]), one(sides["gallery"])), unreadable
 
-    def _gate(self, precision: str, name: str, file: str | None) -> dict[str, Any]:
+    def _gate(self, precision: str, name: str, made: Mapping[str, Any]) -> dict[str, Any]:
         """Hold a candidate against FP32; what it finds also holds its threshold and evaluation."""
 
         def make(_folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-            if file is None and precision != "fp32":
-                return self._not_measured(
-                    gates.failed(name, "it could not be made", self._request.bounds)
-                ), ()
+            if made["problem"]:
+                return self._not_measured(gates.failed(name, made["problem"], self._request.bounds)), ()
+            graph = self._graph(precision, made["graph"])
             try:
-                if self._dataset is None:
-                    return self._self_test(name, self._graph(precision, file)), ()
-                return self._measure(name, self._graph(precision, file)), ()
+                return (self._self_test if self._dataset is None else self._measure)(name, graph), ()
             except (EngineError, ModelError) as problem:
                 if precision == "fp32":
                     raise  # the network itself does not run: nothing is left to choose
@@ -628,7 +631,9 @@ def _runs_on(backend: str) -> dict[str, str]:
         import onnxruntime
 
         return {"onnxruntime": onnxruntime.__version__, "machine": platform.machine()}
-    raise NotImplementedError
+    from edge_agent.engine.build import this_machine
+
+    return {name: str(value) for name, value in asdict(this_machine()).items()}
 
 
 def _digest(names: Sequence[str]) -> str:

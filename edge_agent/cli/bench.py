@@ -99,14 +99,17 @@ def _measure(
     from edge_agent.errors import ConfigError, EngineError, ModelError
 
     calibration = factory.current_calibration(settings.engine, folder)
+    largest = max(settings.engine.max_batch, *batches)  # one plan for all sizes
     with Console(stderr=True).status("") as status:
         for precision in precisions:
             for size in batches:
                 status.update(f"measuring {precision}, batch {size}")
-                engine = settings.engine.model_copy(update={"precision": precision, "max_batch": size})
+                engine = settings.engine.model_copy(update={"precision": precision, "max_batch": largest})
                 try:
                     chosen = settings.model_copy(update={"engine": engine})
-                    with factory.open_configured_embedder(chosen, folder, calibration) as embedder:
+                    with factory.open_configured_embedder(
+                        chosen, folder, calibration, max_batch=size
+                    ) as embedder:
                         yield bench.measure(embedder, seconds=seconds, board=board)
                 except (EngineError, ModelError, ConfigError) as problem:
                     if precision == "fp32":

@@ -5,14 +5,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from edge_agent.engine.base import Engine
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales
 from edge_agent.errors import ConfigError, EngineError
 
-__all__ = ["BACKENDS", "Engine", "PreparedGraph", "choose_backend", "open_engine"]
+if TYPE_CHECKING:
+    from edge_agent.engine.build import PlanBuilder, Progress
+
+__all__ = [
+    "BACKENDS",
+    "Engine",
+    "PreparedGraph",
+    "TensorRTOptions",
+    "choose_backend",
+    "open_engine",
+    "plan_builder",
+    "takes_ranges_beside",
+]
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
 """What a user may ask for. `auto` takes TensorRT where it and a GPU are there, else ONNX Runtime."""
@@ -38,18 +53,40 @@ def choose_backend(wanted: str) -> str:
     return "tensorrt"
 
 
+@dataclass(frozen=True, slots=True)
+class TensorRTOptions:
+    """How TensorRT runs a network.
+
+    Attributes:
+        plans: folder of the plans.
+        largest: largest batch that plans are built for.
+        scales: INT8 ranges beside an FP32 graph, for what takes no quantise/dequantise nodes.
+        zero_copy: `auto`, `on` or `off`.
+        cuda_graphs: `auto` or `off`.
+        dla_core: accelerator to run on, None for the GPU.
+        workspace_mb: limit of a build's workspace.
+        progress: told how far a build is: phase, steps done, steps in all.
+        conditions: asked after a build for what is worth noting of the device.
+    """
+
+    plans: Path
+    largest: int = 64
+    scales: Scales | None = None
+    zero_copy: Literal["auto", "on", "off"] = "auto"
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    dla_core: int | None = None
+    workspace_mb: int | None = None
+    progress: Progress | None = None
+    conditions: Callable[[], Mapping[str, Any]] | None = None
+
+
 def open_engine(
     prepared: PreparedGraph,
     *,
     backend: str = "auto",
     max_batch: int = 64,
     threads: int = 0,
-    plans: Path | None = None,
-    scales: Scales | None = None,
-    zero_copy: str = "auto",
-    cuda_graphs: str = "auto",
-    dla_core: int | None = None,
-    workspace_mb: int | None = None,
+    tensorrt: TensorRTOptions | None = None,
 ) -> Engine:
     """The engine for a prepared graph; nothing is loaded, and no plan built, before it is entered.
 
@@ -58,18 +95,60 @@ def open_engine(
         backend: one of `BACKENDS`.
         max_batch: largest batch, in pictures.
         threads: CPU threads per batch of ONNX Runtime, 0 for one per core.
-        plans: folder of TensorRT's plans.
-        scales: ranges for INT8 on a deep-learning accelerator, which takes no Q/DQ graph.
-        zero_copy: TensorRT: `auto`, `on` or `off`.
-        cuda_graphs: TensorRT: `auto` or `off`.
-        dla_core: TensorRT: accelerator to run on, None for the GPU.
-        workspace_mb: TensorRT: limit of a build's workspace.
+        tensorrt: for that backend.
 
     Raises:
-        ConfigError: there is no such backend, or TensorRT has no folder for its plans.
+        ConfigError: there is no such backend, or TensorRT shall run and has no folder for its plans.
     """
     if choose_backend(backend) == "onnxruntime":
         from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(prepared, max_batch=max_batch, threads=threads)
-    raise NotImplementedError
+    if tensorrt is None:
+        raise ConfigError(
+            f"TensorRT has no folder to keep the plan of {prepared.name} in; name a state folder"
+        )
+    from edge_agent.engine.tensorrt import TensorRTEngine
+
+    return TensorRTEngine(
+        prepared,
+        plan_builder(prepared, tensorrt),
+        max_batch=max_batch,
+        zero_copy=tensorrt.zero_copy,
+        cuda_graphs=tensorrt.cuda_graphs,
+        dla_core=tensorrt.dla_core,
+    )
+
+
+def plan_builder(prepared: PreparedGraph, options: TensorRTOptions) -> PlanBuilder:
+    """What finds or builds the plan of a graph; nothing is done yet."""
+    from edge_agent.engine.build import BuildOptions, PlanBuilder, batches_for
+    from edge_agent.engine.plans import PlanStore
+
+    build = BuildOptions(
+        precision=cast("Literal['fp32', 'fp16', 'int8']", prepared.precision),
+        batches=batches_for(options.largest),
+        dla_core=options.dla_core,
+        workspace_mb=options.workspace_mb,
+        scales=options.scales,
+    )
+    # Ranges lie beside a graph that itself computes in FP32.
+    graph = prepared if options.scales is None else replace(prepared, precision="fp32")
+    return PlanBuilder(
+        PlanStore(options.plans),
+        graph,
+        build,
+        progress=options.progress or _quiet,
+        conditions=options.conditions or dict,
+    )
+
+
+def _quiet(phase: str, done: int, total: int) -> None:
+    """Nobody wants to know how far a build is."""
+
+
+def takes_ranges_beside(dla_core: int | None) -> bool:
+    """Whether INT8 on this device wants ranges beside the graph: the accelerator before TensorRT 11 does."""
+    from edge_agent.engine import trt
+
+    return dla_core is not None and trt.has_dla(trt.version()) and trt.major() < 11

@@ -85,7 +85,7 @@ class Calibration:
 
     def fits(self, prepared: PreparedGraph) -> bool:
         """Whether it belongs to this network with this preprocess profile."""
-        return self.data["space"] == prepared.space
+        return bool(self.data["space"] == prepared.space)
 
     def graph(self, prepared: PreparedGraph) -> PreparedGraph:
         """The network in the precision that was chosen.
@@ -102,10 +102,16 @@ class Calibration:
             raise InputError(f"cannot read {self.folder / name}: {problem.strerror}; {_AGAIN}") from problem
         return dataclasses.replace(prepared, onnx=onnx, precision=self.precision)
 
-    def scales(self) -> Scales | None:
-        """The ranges that INT8 was made from, None where there was no data set."""
+    def scales(self) -> Scales:
+        """The ranges that INT8 was made from.
+
+        Raises:
+            InputError: it has none: there was no data set.
+        """
         name = self.data["scales"]
-        return None if name is None else Scales.read(self.folder / name)
+        if name is None:
+            raise InputError(f"{self.folder} has no INT8 ranges: it was made without a data set; {_AGAIN}")
+        return Scales.read(self.folder / name)
 
     def summary(self) -> dict[str, Any]:
         """What subscribers are told: no paths, nothing of single crops."""

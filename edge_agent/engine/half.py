@@ -1,3 +1,5 @@
 from edge_agent.errors import ModelError
+
+
 def half(prepared):
     raise ModelError("not there yet")
