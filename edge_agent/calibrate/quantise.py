@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.calibrate.topology import OURS, QUANTISABLE, Topology, load_named
+from edge_agent.calibrate.topology import OURS, QUANTISABLE, Topology, in_order, load_named
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales
 from edge_agent.errors import ModelError
@@ -219,7 +219,7 @@ def _checked(prepared: PreparedGraph, model: onnx.ModelProto) -> bytes:
     """Sorted, without shapes that nobody needs, valid."""
     import onnx
 
-    ordered = _in_order(model)
+    ordered = in_order(model)
     del model.graph.node[:]
     model.graph.node.extend(ordered)
     del model.graph.value_info[:]
@@ -229,29 +229,6 @@ def _checked(prepared: PreparedGraph, model: onnx.ModelProto) -> bytes:
         raise ModelError(f"{prepared.source} is not valid ONNX after quantisation: {problem}") from problem
     data: bytes = model.SerializeToString()
     return data
-
-
-def _in_order(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Nodes so that each comes after those that it reads from, otherwise as they were."""
-    import onnx
-
-    made = {weight.name for weight in model.graph.initializer} | {v.name for v in model.graph.input} | {""}
-    waiting = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
-    maker = {name: number for number, node in enumerate(waiting) for name in node.output}
-    ordered: list[onnx.NodeProto] = []
-    for root in range(len(waiting)):
-        stack = [root]
-        while stack:
-            node = waiting[stack[-1]]
-            missing = [maker[name] for name in node.input if name not in made]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
-            if not made.issuperset(node.output):
-                made.update(node.output)
-                ordered.append(node)
-    return ordered
 
 
 @dataclass(frozen=True, slots=True)

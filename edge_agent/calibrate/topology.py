@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OURS", "QUANTISABLE", "Block", "Topology", "load_named"]
+__all__ = ["OURS", "QUANTISABLE", "Block", "Topology", "in_order", "load_named"]
 
 QUANTISABLE = frozenset({"Conv", "Gemm", "MatMul"})
 """Operators that compute in INT8; all others follow in higher precision or are fused into these."""
@@ -29,6 +29,29 @@ def load_named(data: bytes) -> onnx.ModelProto:
             node.name = f"{node.op_type}_{node.output[0]}"
         taken.add(node.name)
     return model
+
+
+def in_order(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Nodes so that each comes after those that it reads from, otherwise as they were."""
+    import onnx
+
+    made = {weight.name for weight in model.graph.initializer} | {v.name for v in model.graph.input} | {""}
+    waiting = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    maker = {name: number for number, node in enumerate(waiting) for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    for root in range(len(waiting)):
+        stack = [root]
+        while stack:
+            node = waiting[stack[-1]]
+            missing = [maker[name] for name in node.input if name not in made]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if not made.issuperset(node.output):
+                made.update(node.output)
+                ordered.append(node)
+    return ordered
 
 
 @dataclass(frozen=True, slots=True)
