@@ -24,7 +24,17 @@ from edge_agent.embed import Embedder
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.telemetry.reading import Reading
 
-__all__ = ["BATCHES", "PUBLISHED", "Latency", "Measurement", "Published", "document", "markdown", "measure"]
+__all__ = [
+    "BATCHES",
+    "PUBLISHED",
+    "Latency",
+    "Measurement",
+    "Published",
+    "document",
+    "markdown",
+    "measure",
+    "published",
+]
 
 BATCHES = (1, 16, 64)
 """Batches of the model card."""
@@ -130,7 +140,7 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
     whole = _latency(lambda: embedder.embed_images(people), seconds)
     crowd = people * row
     whole_rate = _rate(lambda: embedder.embed_images(crowd), len(crowd), seconds)
-    published = _published(board, info.precision, batch)
+    card = published(board, info.precision, batch)
     return Measurement(
         backend=info.backend,
         precision=info.precision,
@@ -140,7 +150,7 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
         images_per_second=rate,
         end_to_end=whole,
         end_to_end_per_second=whole_rate,
-        to_published=None if published is None else rate / published.images_per_second,
+        to_published=None if card is None else rate / card.images_per_second,
     )
 
 
@@ -190,7 +200,7 @@ def _people(count: int) -> list[NDArray[np.uint8]]:
     ]
 
 
-def _published(board: str | None, precision: str, batch: int) -> Published | None:
+def published(board: str | None, precision: str, batch: int) -> Published | None:
     """The published row that a measurement may be held against: same board, precision and batch."""
     for row in PUBLISHED:
         same_board = board is not None and row.device.removeprefix("Jetson ") in board

@@ -237,7 +237,7 @@ def in_precision(
         ConfigError: INT8 is wanted, and no calibration of this network has it.
         InputError: the calibration's graph cannot be read.
     """
-    from edge_agent.engine.half import half
+    from edge_agent.engine.half import to_half
 
     own = calibration if calibration is not None and calibration.fits(prepared) else None
     if wanted == "auto" and own is not None and own.backend == backend:
@@ -249,7 +249,7 @@ def in_precision(
     if own is not None and own.precision == wanted:
         return own.graph(prepared)
     if wanted == "fp16":
-        return half(prepared)
+        return to_half(prepared)
     raise ConfigError(
         f"no INT8 calibration of {prepared.name} with profile {prepared.profile and prepared.profile.name} "
         "has passed the accuracy gate here; run `edge-agent calibrate --dataset DIR`, or choose "

@@ -65,17 +65,12 @@ def reid(
     return path
 
 
-def convolutional(path: Path, *, dimension: int = 32, scale: float = 1.0, seed: int = 0) -> Path:
-    """A residual network of four convolutions: `[N, 3, 256, 128]` -> stem, residual block, pooling, `[N, D]`.
-
-    `scale` multiplies one channel of the stem: a great one leaves few INT8 steps for the others.
-    """
+def convolutional(path: Path, *, dimension: int = 32, seed: int = 0) -> Path:
+    """Four convolutions: `[N, 3, 256, 128]` -> stem, residual block, last, global pooling -> `[N, D]`."""
     rng = np.random.default_rng(seed)
 
     def kernel(name: str, outputs: int, inputs: int, size: int) -> onnx.TensorProto:
         values = rng.normal(size=(outputs, inputs, size, size)) / np.sqrt(inputs * size * size)
-        if name == "stem_w":
-            values[0] *= scale
         return numpy_helper.from_array(values.astype(np.float32), name)
 
     weights = [
@@ -93,7 +88,9 @@ def convolutional(path: Path, *, dimension: int = 32, scale: float = 1.0, seed: 
         helper.make_node("Conv", ["first_relu", "second_w"], ["second"], "block/second", **same),
         helper.make_node("Add", ["second", "stem_relu"], ["sum"], "block/add"),
         helper.make_node("Relu", ["sum"], ["sum_relu"], "block/out"),
-        helper.make_node("Conv", ["sum_relu", "last_w"], ["maps"], "last", kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node(
+            "Conv", ["sum_relu", "last_w"], ["maps"], "last", kernel_shape=[4, 4], strides=[4, 4]
+        ),
         helper.make_node("Relu", ["maps"], ["maps_relu"], "last_relu"),
         helper.make_node("GlobalAveragePool", ["maps_relu"], ["pooled"], "pool"),
         helper.make_node("Flatten", ["pooled"], ["fc_pred"], "flatten", axis=1),

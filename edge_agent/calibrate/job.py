@@ -34,18 +34,26 @@ from edge_agent.calibrate.quantise import placement, quantise
 from edge_agent.calibrate.ranges import DEFAULT_METHOD, Method, ranges
 from edge_agent.calibrate.report import html_report
 from edge_agent.calibrate.sample import DEFAULT_SIZE, Sample, draw
+from edge_agent.calibrate.sensitivity import Sensitivity, blocks, choose_keep, measure
 from edge_agent.calibrate.steps import Steps
 from edge_agent.config import EngineSettings, QualitySettings, Settings
 from edge_agent.dataset import Crop, MarketDataset
 from edge_agent.engine import choose_backend
 from edge_agent.engine.calibration import CALIBRATIONS, KIND, MANIFEST, VERSION, Calibration
-from edge_agent.engine.half import half
+from edge_agent.engine.half import to_half
 from edge_agent.engine.plans import PlanStore
 from edge_agent.engine.scales import Scales
 from edge_agent.errors import ConfigError, EngineError, InputError, ModelError, StorageError
 from edge_agent.evaluate import EmbeddedCrops
 from edge_agent.evaluate.embedding import embed_paths, labelled
-from edge_agent.manifest import FileRecord, Manifest, atomic_file, write_atomic, write_json_atomic
+from edge_agent.manifest import (
+    FileRecord,
+    Manifest,
+    atomic_file,
+    read_json,
+    write_atomic,
+    write_json_atomic,
+)
 
 if TYPE_CHECKING:
     from edge_agent.embed import Embedder
@@ -68,6 +76,8 @@ _CANDIDATES = {
 """What is tried for a wish, in this order, until one passes the gate."""
 
 _REFERENCE = "reference.npz"
+_SENSITIVITY_CROPS = 64
+"""Crops of the sample on which blocks are compared: enough to put them in order."""
 NO_DATA = "no data set: name one with --dataset DIR (Market-1501 layout) to calibrate INT8 and a threshold"
 
 
@@ -314,6 +324,50 @@ class Job:
             return self._with_sensitivity(found)
         return found
 
+    def _with_sensitivity(self, whole: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure what each block costs; keep the worst in higher precision until the gate passes."""
+        losses = self._losses()
+        found: dict[tuple[str, ...], Mapping[str, Any]] = {(): whole}
+
+        def passes(keep: tuple[str, ...]) -> bool:
+            if keep not in found:
+                name = f"int8-{_digest(keep)}"
+                made = self._steps.run(name, self._makes_int8(keep))
+                found[keep] = {**made, **self._gate("int8", name, made)}
+            return bool(found[keep]["gate"]["passed"])
+
+        choice = choose_keep(losses.losses, passes)
+        table = {
+            "blocks": [
+                {
+                    "block": loss.block.name,
+                    "nodes": list(loss.block.nodes),
+                    "loss": loss.mean,
+                    "worst": loss.worst,
+                    "kept": loss.block.name in choice.blocks,
+                }
+                for loss in losses.losses
+            ],
+            "kept": list(choice.blocks),
+            "passed": choice.passed,
+            "gates_tried": choice.tries,
+        }
+        return {**found[choice.keep], "sensitivity": table}
+
+    def _losses(self) -> Sensitivity:
+        """What each block costs; every measured block is kept in a file as soon as it is there."""
+        scales, sample = self._scales(), self._sample()
+        path = self._steps.folder / "sensitivity-blocks.json"
+        known: dict[str, list[float]] = read_json(path) if path.is_file() else {}
+        self._progress.begin("measuring what each block costs", len(blocks(self._prepared)))
+
+        def advance(_block: str) -> None:
+            write_json_atomic(path, known)
+            self._progress.advance(1)
+
+        crops = self._crops(sample)[:_SENSITIVITY_CROPS]
+        return measure(self._prepared, scales, crops, cache=known, advance=advance)
+
     # --- steps --------------------------------------------------------------------------------
 
     def _sample(self) -> Sample:
@@ -383,7 +437,7 @@ class Job:
                 return {**sizes, "graph": None, "bytes": len(self._prepared.onnx)}, ()
             self._progress.begin("converting to FP16", None)
             try:
-                graph = half(self._prepared)
+                graph = to_half(self._prepared)
             except ModelError as problem:
                 return {**sizes, "graph": None, "bytes": None, "problem": str(problem)}, ()
             write_atomic(folder / "fp16.onnx", graph.onnx)
