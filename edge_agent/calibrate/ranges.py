@@ -128,15 +128,16 @@ def _largest(
     found: dict[str, float] = {}
     for tensors in observe(prepared, crops, batch=batch, threads=threads):
         for name, values in tensors.items():
-            if values.size:
-                found[name] = max(found.get(name, 0.0), float(values.max()), -float(values.min()))
+            if values.size:  # numpy's maximum keeps NaN, Python's max loses it
+                peak = np.maximum(values.max(), -values.min())
+                found[name] = float(np.maximum(found.get(name, 0.0), peak))
         _tell(advance, tensors)
-    for name, value in found.items():
-        if not np.isfinite(value):
-            raise NonFiniteEmbedding(
-                f"tensor {name!r} of {prepared.source} is NaN or infinite for a crop of the sample; such a "
-                "network cannot be quantised: try another export of it, or another preprocess profile"
-            )
+    if broken := sorted(name for name, value in found.items() if not np.isfinite(value)):
+        raise NonFiniteEmbedding(
+            f"{len(broken)} tensors of {prepared.source} are NaN or infinite for a crop of the sample "
+            f"({', '.join(broken[:3])}); such a network cannot be quantised: try another export of it, or "
+            "another preprocess profile"
+        )
     return {name: value for name, value in found.items() if value > 0}
 
 
