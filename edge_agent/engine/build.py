@@ -30,6 +30,8 @@ from edge_agent.errors import ConfigError, EngineError
 if TYPE_CHECKING:
     import tensorrt as trt
 
+    from edge_agent.engine.tensorrt import SuppliedPlan
+
 __all__ = [
     "BuildOptions",
     "BuiltPlan",
@@ -710,7 +712,7 @@ class PlanBuilder:
         order = self.order()
         return self._supplied(order, self._store.find(order) or self._build(order))
 
-    def rejected(self, plan: Plan, why: str) -> Plan:
+    def rejected(self, plan: SuppliedPlan, why: str) -> Plan:
         """A new plan in place of one that cannot be used, which goes to the quarantine.
 
         Raises:
