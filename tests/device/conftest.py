@@ -1,6 +1,6 @@
 """What the tests on a real NVIDIA machine share. Without a usable GPU all of them skip, and say why.
 
-Run them with `python -m pytest -m device tests/device`. They build about ten engines, which takes minutes each.
+Run them with `python -m pytest -m device tests/device`. They build about ten engines, minutes each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +42,7 @@ Rows = NDArray[np.float32]
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> str:
     """What the tests run on. Asked in a process of its own: a broken driver must not end the run."""
-    code = "from edge_agent.engine.base import Engine
-from edge_agent.engine.build import this_machine as m; print(m())"
+    code = "from edge_agent.engine.build import this_machine as m; print(m())"
     asked = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
     )
@@ -81,16 +81,21 @@ def scales(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> Scales:
     return ranges(prepared, other_people())
 
 
-def other_people(count: int = 64) -> NDArray[np.uint8]:
+def other_people() -> NDArray[np.uint8]:
+    """`(64, 256, 128, 3)`: nobody of `crops`, on other cameras."""
+    return rendered(64, people=64, seed=7)
+
+
+def rendered(count: int, *, people: int, seed: int) -> NDArray[np.uint8]:
+    """`(count, 256, 128, 3)`: rendered people, who take turns before four cameras."""
     from edge_agent.synthetic.camera import camera
     from edge_agent.synthetic.crops import render_crop
     from edge_agent.synthetic.identity import identity
 
-    dice = np.random.default_rng(7)
-    views = [camera(100 + number) for number in range(4)]
-    return np.stack(
-        [render_crop(identity(1000 + number), views[number % 4], dice) for number in range(count)]
-    )
+    dice = np.random.default_rng(seed)
+    views = [camera(100 * seed + number) for number in range(4)]
+    who = [identity(1000 * seed + number) for number in range(people)]
+    return np.stack([render_crop(who[n % people], views[n % 4], dice) for n in range(count)])
 
 
 @pytest.fixture(scope="session")
@@ -140,26 +145,22 @@ def engine(
 ) -> Callable[..., TensorRTEngine]:
     """`engine("fp16", zero_copy="off")`: an engine of a precision; not yet entered."""
 
-    def make(name: str, **options: object) -> TensorRTEngine:
+    def make(name: str, **options: Any) -> TensorRTEngine:
         graph, wanted = variant(name)
         core = options.get("dla_core")
         if core is not None:
-            wanted = replace(wanted, dla_core=int(str(core)))
+            wanted = replace(wanted, dla_core=core)
         return TensorRTEngine(graph, PlanBuilder(store, graph, wanted), max_batch=MAX_BATCH, **options)
 
     return make
 
 
-def run(
-    engine: OnnxRuntimeEngine | TensorRTEngine, crops: NDArray[np.uint8], batch: int | None = None
-) -> Rows:
+def run(engine: Engine, crops: NDArray[np.uint8], batch: int | None = None) -> Rows:
     """Rows of all crops, in batches of `batch` with two in flight."""
     return np.concatenate(list(_stream(engine, crops, batch or engine.info.max_batch)))
 
 
-def _stream(
-    engine: OnnxRuntimeEngine | TensorRTEngine, crops: NDArray[np.uint8], batch: int
-) -> Iterator[Rows]:
+def _stream(engine: Engine, crops: NDArray[np.uint8], batch: int) -> Iterator[Rows]:
     for start in range(0, len(crops), batch):
         if engine.in_flight == 2:
             yield engine.collect()
