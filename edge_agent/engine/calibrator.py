@@ -123,7 +123,7 @@ class RangeSource:
         self.algorithm: Algorithm = "EntropyCalibration2"
         self.batch, self._promised = 1, 0
         if self._calibration is not None:
-            self.algorithm, self.batch = self._calibration.algorithm, self._calibration.batch
+            self.algorithm, self.batch = self._calibration.algorithm, int(self._calibration.batch)
             self._promised = self._calibration.pictures.count // self.batch
             if not self._promised:
                 raise EngineError(
