@@ -6,6 +6,7 @@ nothing there needs to be cleaned before a change is tested. Deleting it all is 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import re
@@ -57,7 +58,7 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path:
 def _install(
     folder: Path, *packages: str, source: bool = False, timeout: float = 100, **environment: str
 ) -> None:
-    kind = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
+    kind = ["--no-binary", "pycuda"] if source else ["--only-binary", ":all:"]
     command = [
         sys.executable,
         "-m",
@@ -121,6 +122,59 @@ def libnvinfer(version: str) -> Path:
             _compile("", folder / name, name)
 
     return _made(_folder(f"nvinfer-{number}", source), make)
+
+
+def typed_bindings(version: str) -> Path:
+    """Folder for MYPYPATH with the types of that version's bindings, as pybind11 knows them."""
+    pytest.importorskip("pybind11_stubgen", reason="pip install pybind11-stubgen")
+    code, libraries = bindings(version), libnvinfer(version)
+
+    def make(folder: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "pybind11_stubgen", "--ignore-all-errors", "-o", folder, _MODULE],
+            check=False, capture_output=True, text=True, timeout=100,
+            env={**os.environ, "PYTHONPATH": str(code), "LD_LIBRARY_PATH": str(libraries)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = next(folder.rglob("tensorrt.pyi"))
+        (folder / "tensorrt").mkdir()
+        (folder / "tensorrt" / "__init__.pyi").write_text(_mended(found.read_text()))
+        shutil.rmtree(folder / "tensorrt_bindings")
+
+    return _made(_folder(f"types-{version}", (HERE / "parts.py").read_text(), libraries.name), make)
+
+
+_MODULE = "tensorrt_bindings.tensorrt"
+_UNKNOWN_METHODS = {
+    "IHostMemory": "__buffer__(self, flags: int, /) -> memoryview",
+    "Dims": "__iter__(self) -> typing.Iterator[int]",
+}
+"""What Python makes of protocols that have no method of that name in C++."""
+
+
+def _mended(types: str) -> str:
+    """What pybind11-stubgen cannot know: tuples become `Dims`, plans are buffers, `in` is no name."""
+    lines = [_mended_signature(line) if re.match(r"\s*def ", line) else line for line in types.splitlines()]
+    mended = "\n".join(lines) + "\n__version__: str\n"
+    for name, method in _UNKNOWN_METHODS.items():
+        assert f"class {name}:\n" in mended
+        mended = mended.replace(f"class {name}:\n", f"class {name}:\n    def {method}: ...\n")
+    return mended
+
+
+def _mended_signature(line: str) -> str:
+    line = re.sub(r"(\w+: )Dims(?=[,)]| = )", r"\1Dims | collections.abc.Sequence[int]", line)
+    if _is_python(line):
+        return line
+    return re.sub(r"def (\w+)\(.*", r"def \1(self, *args: typing.Any, **kwargs: typing.Any):", line)
+
+
+def _is_python(line: str) -> bool:
+    try:
+        ast.parse(line.strip() + (" ..." if line.rstrip().endswith(":") else ""))
+    except SyntaxError:
+        return False
+    return True
 
 
 def _toolkit() -> Path:
