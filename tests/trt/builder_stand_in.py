@@ -25,7 +25,7 @@ __all__ = ["BuilderStub"]
 
 _MAJOR = int(trt.__version__.split(".", maxsplit=1)[0])
 _FIRST = 0 if _MAJOR < 10 else 4
-"""Place of the first method of our classes: from 10 on, language, interface and two destructors precede it."""
+"""Place of the first method of our classes: language, interface and destructors precede it from 10 on."""
 _PLACES = 256
 _WORD = ctypes.c_uint64
 _POINTER = ctypes.c_void_p
