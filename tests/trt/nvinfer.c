@@ -8,7 +8,8 @@
  *
  * Compile with -DTENSORRT=<major version>.
  *
- * Its plans are text: "plan BATCH HEIGHT WIDTH NUMBERS PROFILES B1 B2 ...", BATCH -1 for a free one.
+ * Its plans are text: "plan BATCH HEIGHT WIDTH NUMBERS PROFILES B1 B2 ...", BATCH -1 for a free one, -2 when each
+ * profile takes only its largest.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -114,12 +115,14 @@ static int is_rows(const char *name) { return !strcmp(name, "embedding"); }
 static int32_t tensor_mode(void *self, const char *name) { return is_rows(name) ? 2 : 1; }
 static int32_t tensor_type(void *self, const char *name) { return is_rows(name) ? 0 : 5; }
 static struct dims tensor_shape(struct engine *e, const char *name) {
-    if (is_rows(name)) return (struct dims){2, {e->batch, e->numbers}};
-    return (struct dims){4, {e->batch, e->height, e->width, 3}};
+    int batch = e->batch < 0 ? -1 : e->batch;
+    if (is_rows(name)) return (struct dims){2, {batch, e->numbers}};
+    return (struct dims){4, {batch, e->height, e->width, 3}};
 }
+static int smallest(struct engine *e, int profile) { return e->batch == -1 ? 1 : e->largest[profile]; }
 static struct dims profile_shape(struct engine *e, const char *name, int32_t profile, int32_t which) {
     struct dims shape = tensor_shape(e, name);
-    shape.d[0] = which ? e->largest[profile] : 1;
+    shape.d[0] = which ? e->largest[profile] : smallest(e, profile);
     return shape;
 }
 static int32_t profiles(struct engine *e) { return e->profiles; }
@@ -138,7 +141,7 @@ static int set_profile(struct context *c, int32_t profile, void *stream) {
 }
 static int set_shape(struct context *c, const char *name, const struct dims *shape) {
     if (refused("setInputShape") || c->profile < 0 || shape->count != 4) return 0;
-    if (shape->d[0] > c->engine->largest[c->profile]) {
+    if (shape->d[0] > c->engine->largest[c->profile] || shape->d[0] < smallest(c->engine, c->profile)) {
         say(1, "stub: the batch is outside the profile");
         return 0;
     }
@@ -153,6 +156,7 @@ static int set_address(struct context *c, const char *name, void *address) {
 /* Row n, number k: the sum of all pixels of picture n whose place is k modulo NUMBERS. Exact in float32. */
 static void compute(void *argument) {
     struct job *j = argument;
+    if (fake_fault("compute")) return; /* nothing is written, and nobody says so */
     for (int n = 0; n < j->batch; n++)
         for (int k = 0; k < j->numbers; k++) {
             uint32_t sum = 0;
@@ -164,7 +168,6 @@ static int enqueue(struct context *c, void *stream) {
     struct engine *e = c->engine;
     if (refused("enqueueV3") || !c->batch || !c->rows || !c->pixels) return 0;
     TELL("profile %d runs a batch of %d", c->profile, c->batch);
-    if (fake_fault("compute")) return 1; /* nothing is written, and nobody says so */
     struct job *job = malloc(sizeof *job);
     *job = (struct job){c->batch, e->height * e->width * 3, e->numbers, (uint8_t *)c->pixels, c->rows};
     fake_launch(stream, compute, job);

@@ -79,6 +79,14 @@ class Stub:
         """Contexts, streams, events, graphs and pieces of memory that exist."""
         return int(self.cuda.fake_live())
 
+    def forget_live(self) -> None:
+        """Do not count what exists now: a test left it behind on purpose."""
+        self.cuda.fake_count(-self.live())
+
+    def no_faults(self) -> None:
+        """Let everything succeed again."""
+        self.cuda.fake_no_faults()
+
     def fail(self, function: str, code: int = 1, *, skip: int = 0, times: int = 1) -> None:
         """Let a function of CUDA or TensorRT fail `times` times, after `skip` successes."""
         self.cuda.fake_fail(function.encode(), code, skip, times)
