@@ -496,11 +496,10 @@ class _Build:
         source = RangeSource(self._prepared, self._options.scales, release=self._release)
         self._ranges = self._stack.enter_context(source)
         self._calibrator = make_calibrator(source)
-        self._config.int8_calibrator = self._calibrator
+        config: Any = self._config  # neither of the two is there from TensorRT 11 on
+        config.int8_calibrator = self._calibrator
         profile = self._profile(source.batch, source.batch, source.batch)
-        bindings.checked(
-            self._config.set_calibration_profile(profile), "take the calibration profile", self._log
-        )
+        bindings.checked(config.set_calibration_profile(profile), "take the calibration profile", self._log)
 
     def _note_fallback(self) -> None:
         """Say which layers the accelerator does not take."""
@@ -557,7 +556,7 @@ def keep_layers(network: trt.INetworkDefinition, names: Collection[str]) -> None
 
     missing = set(names)
     for index in range(network.num_layers):
-        layer = network.get_layer(index)
+        layer: Any = network.get_layer(index)  # from TensorRT 11 on without a precision
         if layer.name not in names:
             continue
         missing.discard(layer.name)
@@ -594,9 +593,11 @@ def _watched(config: trt.IBuilderConfig, progress: Progress, failed: Callable[[]
     import tensorrt as trt
 
     watch = _Watch(progress, failed)
-    if hasattr(trt, "IProgressMonitor"):
-        monitor = _make_monitor(watch)
-        config.progress_monitor = monitor
+    base: Any = getattr(trt, "IProgressMonitor", None)  # from TensorRT 10 on
+    if base is not None:
+        monitor = _make_monitor(watch, base)
+        told: Any = config
+        told.progress_monitor = monitor
         yield watch
         del monitor  # TensorRT does not hold it, so this name had to
         return
@@ -616,12 +617,10 @@ def _tick(watch: _Watch, ended: threading.Event) -> None:
         watch.tell("building", round(time.monotonic() - began), 0)
 
 
-def _make_monitor(watch: _Watch) -> trt.IProgressMonitor:
-    import tensorrt as trt
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # Any where TensorRT is not installed
+def _make_monitor(watch: _Watch, base: Any) -> object:  # noqa: ANN401 - a class of TensorRT
+    class Monitor(base):  # type: ignore[misc]  # the class exists only where TensorRT has it
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)  # without it, pybind11 calls into nothing
+            base.__init__(self)  # without it, pybind11 calls into nothing
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ from edge_agent.engine.cuda import DeviceMemory
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Algorithm, Scales, read_cache
 from edge_agent.errors import EngineError, ModelError
-
-if TYPE_CHECKING:
-    import tensorrt as trt
 
 __all__ = ["Calibration", "Pictures", "RangeSource", "has_calibrators", "header_number", "make_calibrator"]
 
@@ -123,7 +120,7 @@ class RangeSource:
         self.algorithm: Algorithm = "EntropyCalibration2"
         self.batch, self._promised = 1, 0
         if self._calibration is not None:
-            self.algorithm, self.batch = self._calibration.algorithm, self._calibration.batch
+            self.algorithm, self.batch = self._calibration.algorithm, int(self._calibration.batch)
             self._promised = self._calibration.pictures.count // self.batch
             if not self._promised:
                 raise EngineError(
@@ -210,8 +207,8 @@ class RangeSource:
         return self._found
 
 
-def make_calibrator(source: RangeSource) -> trt.IInt8Calibrator:
-    """The calibrator for a builder's configuration. It must live until the build has ended.
+def make_calibrator(source: RangeSource) -> object:
+    """The `IInt8Calibrator` for a builder's configuration. It must live until the build has ended.
 
     Raises:
         EngineError: this TensorRT has none.

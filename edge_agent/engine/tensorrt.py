@@ -36,8 +36,6 @@ __all__ = ["PlanSupply", "SuppliedPlan", "TensorRTEngine"]
 
 _log = structlog.get_logger(__name__)
 
-_REBUILD = "build it again: edge-agent calibrate"
-
 
 class SuppliedPlan(Protocol):
     """A serialised engine that was built on this device for the prepared graph."""
@@ -105,14 +103,21 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Tensors:
-    """Names of the network's input and output, shape of one row of each, and whether the batch is free."""
+    """What goes in and what comes out.
+
+    Attributes:
+        pixels: name of the input.
+        rows: name of the output.
+        picture: shape of one picture.
+        row: shape of one row.
+        batches: smallest and largest batch of each profile.
+    """
 
     pixels: str
     rows: str
     picture: tuple[int, ...]
     row: tuple[int, ...]
-    batch: int | None
-    """The only batch that the plan takes, None when its profiles say which."""
+    batches: tuple[tuple[int, int], ...]
 
 
 class _Profile:
@@ -257,7 +262,11 @@ class _Session:
             closing.callback(self._free_memory)
             closing.callback(self._free_tensorrt)
             closing.callback(self._finish)
-            self._open()
+            try:
+                self._open()
+            except BaseException as problem:
+                _let_go(problem)
+                raise
             self._closing = closing.pop_all()
         return self
 
@@ -279,10 +288,9 @@ class _Session:
         self.device = gpu.name if core is None else f"{gpu.name}, DLA {core}"
         plan, tensors = self._load()
         self.precision = plan.precision
-        largest = tensors.batch or plan.batches[-1]
         mapped = self._choose_mapped(gpu)
-        self.slots = [self._slot(tensors, largest, mapped=mapped) for _ in range(DEPTH)]
-        self._profiles = [self._profile(tensors, index, batch) for index, batch in enumerate(plan.batches)]
+        self.slots = [self._slot(tensors, plan.batches[-1], mapped=mapped) for _ in range(DEPTH)]
+        self._profiles = [self._profile(tensors, index) for index in range(len(plan.batches))]
         for profile in self._profiles:  # the first run of each is slow, and tells whether it works
             self.launch(self.slots[0], profile.batch)
         self._stream.synchronize()
@@ -365,10 +373,10 @@ class _Session:
             raise _UnusablePlanError(f"it takes pictures of shape {tensors.picture}")
         if self._prepared.dimension and tensors.row != (self._prepared.dimension,):
             raise _UnusablePlanError(f"it gives rows of shape {tensors.row}")
-        if (found := engine.num_optimization_profiles) != len(plan.batches):
-            raise _UnusablePlanError(f"it has {found} profiles, not {len(plan.batches)}")
-        if (largest := tensors.batch or plan.batches[-1]) < self._max_batch:
-            raise _UnusablePlanError(f"it takes at most {largest} pictures, {self._max_batch} are wanted")
+        if (found := tuple(largest for _, largest in tensors.batches)) != plan.batches:
+            raise _UnusablePlanError(f"its profiles take {found} pictures, not {plan.batches}")
+        if found[-1] < self._max_batch:
+            raise _UnusablePlanError(f"it takes at most {found[-1]} pictures, {self._max_batch} are wanted")
         self._engine = engine
         return tensors
 
@@ -381,21 +389,23 @@ class _Session:
             done=self.context.event(to_wait_for=True),
         )
 
-    def _profile(self, tensors: _Tensors, index: int, batch: int) -> _Profile:
-        """An execution context that is set to one profile for good."""
+    def _profile(self, tensors: _Tensors, index: int) -> _Profile:
+        """An execution context that is set to one profile for good.
+
+        The index is known to exist: where TensorRT refuses one, the bindings of 8.6 and 10.3 end the process
+        (they raise without holding the interpreter's lock), later ones raise.
+        """
         assert self._engine is not None  # the plan was loaded
         assert self._stream is not None
         context = checked(self._engine.create_execution_context(), "make an execution context", self._log)
-        took = context.set_optimization_profile_async(index, self._stream.handle)
-        checked(took, f"set optimisation profile {index}", self._log)
+        what = f"set optimisation profile {index}"
+        try:
+            checked(context.set_optimization_profile_async(index, self._stream.handle), what, self._log)
+        except RuntimeError:
+            checked(None, what, self._log)
         self._stream.synchronize()
-        least = tensors.batch
-        if least is None:
-            low, _, high = self._engine.get_tensor_profile_shape(tensors.pixels, index)
-            least = int(low[0])
-            if int(high[0]) < batch:
-                raise EngineError(f"profile {index} takes {int(high[0])} pictures, not {batch}; {_REBUILD}")
-        return _Profile(context, tensors, least=least, batch=least if tensors.batch else batch, log=self._log)
+        least, batch = tensors.batches[index]
+        return _Profile(context, tensors, least=least, batch=batch, log=self._log)
 
     def _capture(self) -> None:
         """Capture the run of a single picture; without it everything works, a little slower."""
@@ -473,7 +483,15 @@ def _tensors(engine: trt.ICudaEngine) -> _Tensors:
     given = tuple(int(size) for size in engine.get_tensor_shape(outputs[0]))
     if min(*taken[1:], *given[1:]) < 1:
         raise _UnusablePlanError(f"more than its batch is free: {taken} in, {given} out")
-    return _Tensors(inputs[0], outputs[0], taken[1:], given[1:], None if taken[0] < 0 else taken[0])
+    return _Tensors(inputs[0], outputs[0], taken[1:], given[1:], _batches(engine, inputs[0], taken[0]))
+
+
+def _batches(engine: trt.ICudaEngine, name: str, batch: int) -> tuple[tuple[int, int], ...]:
+    """Smallest and largest batch of each profile; a network whose batch is fixed takes only that one."""
+    if batch >= 0:
+        return ((batch, batch),)
+    shapes = [engine.get_tensor_profile_shape(name, i) for i in range(engine.num_optimization_profiles)]
+    return tuple((int(least[0]), int(most[0])) for least, _, most in shapes)
 
 
 class TensorRTEngine:
@@ -661,7 +679,6 @@ class TensorRTEngine:
                     if not self._leaving:
                         self._launch(session, run)
         except Exception as problem:  # noqa: BLE001 - handed to the caller, whatever it is
-            _let_go(problem)
             self._problem = problem
         finally:
             self._opened.set()
