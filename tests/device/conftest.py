@@ -134,7 +134,7 @@ def calibration() -> Calibration:
 
 def in_half(prepared: PreparedGraph) -> PreparedGraph:
     """The graph with typed float16 inside, which TensorRT 11 needs for FP16."""
-    calibrate = pytest.importorskip("edge_agent.calibrate.half", reason="nothing makes FP16 graphs yet")
+    calibrate = pytest.importorskip("edge_agent.engine.half", reason="nothing makes FP16 graphs yet")
     typed: PreparedGraph = calibrate.in_half(prepared)
     return typed
 
