@@ -313,6 +313,7 @@ class Agent:
                 device=self.device,
                 latency_ms=outcome.latency_ms,
                 detector=stages.detection.name,
+                trace=outcome.trace,
             )
             stages.publisher.publish(event)
         if stages.metrics is not None:

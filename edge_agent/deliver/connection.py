@@ -40,6 +40,7 @@ __all__ = [
     "connect_problem",
     "incoming",
     "new_client",
+    "silence_problem",
 ]
 
 CONNECT_TIMEOUT_S = 5.0
@@ -301,8 +302,7 @@ class Connection:
             return BrokerUnreachable(
                 self._said(f"connection lost before CONNACK: {self._trouble or self._lost}")
             )
-        hint = "a certificate it does not accept, wrong credentials, or it hangs"
-        return BrokerUnreachable(self._said(f"no CONNACK in {CONNECT_TIMEOUT_S:g} s: {hint}"))
+        return silence_problem(self._broker)
 
     def _said(self, text: str) -> str:
         return f"broker {self._broker.url}: {text}"
@@ -559,6 +559,20 @@ def connect_problem(broker: BrokerSettings, problem: OSError) -> DeliveryError:
     if isinstance(problem, ssl.SSLError):
         return BrokerRefused(f"broker {broker.url}: TLS failed: {_tls_reason(problem)}")
     return BrokerUnreachable(f"broker {broker.url}: {problem.strerror or problem}")
+
+
+def silence_problem(broker: BrokerSettings) -> DeliveryError:
+    """Why a broker answers nothing to CONNECT, as an error that says whether trying again helps.
+
+    A TLS handshake that was finished shows that it lives: what it does not like comes after that with TLS 1.3.
+    """
+    said = f"broker {broker.url}: no CONNACK in {CONNECT_TIMEOUT_S:g} s"
+    if broker.tls:
+        return BrokerRefused(
+            f"{said} after the TLS handshake, and no alert: it refuses the certificate or the login; check"
+            " mqtt.cert_file, mqtt.key_file, username and password"
+        )
+    return BrokerUnreachable(f"{said}: it hangs, wants TLS (mqtts://), or is no MQTT broker")
 
 
 def connack_problem(broker: BrokerSettings, reason: Any) -> DeliveryError:  # noqa: ANN401 - paho's ReasonCode

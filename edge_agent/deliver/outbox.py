@@ -59,6 +59,9 @@ MINIMUM_SPACE = 64 << 10
 KEPT_DAMAGED = 3
 """Damaged files that are kept for a look; older ones go."""
 
+_TRACEPARENT = b'"traceparent":"'
+"""Stands before all that others have written, in which it could occur; see `events.envelope`."""
+TRACEPARENT_LENGTH = 55
 _INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?)"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS event (
@@ -92,6 +95,12 @@ class Row:
     def message(self) -> bytes:
         """The message as it is sent, with its number."""
         return numbered(self.body, self.seq)
+
+    @property
+    def traceparent(self) -> str:
+        """W3C Trace Context that the message carries; "" where it carries none."""
+        _, _, rest = self.body.partition(_TRACEPARENT)
+        return rest[:TRACEPARENT_LENGTH].decode("ascii", "replace") if rest else ""
 
 
 def numbered(body: bytes, seq: int) -> bytes:
@@ -615,12 +624,12 @@ class Outbox:
                 f" AND topic NOT IN ({marks}) ORDER BY seq LIMIT ?"
             )
             rows: list[Row] = []
-            while len(rows) < limit:
-                found = self._db.execute(query, (self._cursor, *without, limit - len(rows))).fetchall()
-                if not found:
-                    break
-                self._cursor = found[-1][0]
+            while (wanted := limit - len(rows)) > 0:
+                found = self._db.execute(query, (self._cursor, *without, wanted)).fetchall()
+                self._cursor = found[-1][0] if found else self._cursor
                 rows += [Row(*r) for r in found if r[0] not in self._leased and r[0] not in self._acked]
+                if len(found) < wanted:
+                    break
             return self._lease(rows)
 
     def first_of(self, topic: str) -> Row | None:

@@ -5,8 +5,8 @@ unacknowledged (mosquitto's own limit; more makes paho slower), and settles each
 
 ===========  ===========================================================================================
 0            done: the row is deleted
-16           nobody subscribed: the row stays, its topic is tried again with one message at a time, until
-             `no_subscriber_s` have passed, then its numbers go into a gap event
+16           nobody subscribed: the row stays, its topic is tried again with one message at a time; when that
+             went on for `no_subscriber_s`, the numbers of rows that old go into a gap event
 128 and up   refused for good: the row is parked with the reason, an alert and a gap event tell of it
 no answer    the connection is given up after `ack_timeout_s`, and all unacknowledged rows are sent again
 ===========  ===========================================================================================
@@ -18,7 +18,6 @@ order, so that `online` is the last thing a subscriber hears of a birth.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import socket
 import threading
@@ -336,6 +335,7 @@ class Publisher:
         self._window: OrderedDict[int, _Sent] = OrderedDict()
         self._ready: deque[Row] = deque()
         self._quiet: dict[str, float] = {}
+        self._quiet_since: dict[str, float] = {}
         self._forbidden: dict[str, float] = {}
         self._told: set[tuple[str, int]] = set()
         self._rate: _Rate | None = None
@@ -721,7 +721,7 @@ class Publisher:
             self._park(row, 149, f"larger than the {limit} bytes that the broker takes")
             return 0
         options = self._event_options.get(row.topic) or self._options_of(row.topic)
-        self._send(row.message, _Sent(now, row.topic, row), options, traceparent=_traceparent(row))
+        self._send(row.message, _Sent(now, row.topic, row), options, traceparent=row.traceparent)
         return 1
 
     def _options_of(self, topic: str) -> MessageOptions:
@@ -762,6 +762,8 @@ class Publisher:
                 done.append(sent.row.seq)
                 self._probing = False
                 self._stalled_since = None
+                if self._quiet_since:
+                    self._quiet_since.pop(sent.topic, None)
                 if self._quiet.pop(sent.topic, None) is not None:
                     self._return_ready()  # events of this topic that were passed over come before newer ones
         if done:
@@ -782,8 +784,10 @@ class Publisher:
         self._quiet.setdefault(row.topic, time.monotonic() + QUIET_RETRY_S)
         self._outbox.release([row.seq])
         self._return_ready()
-        if row.created < self._outbox.now() - self._no_subscriber_s:
-            self._outbox.drop_older(row.topic, self._outbox.now() - self._no_subscriber_s, "no-subscriber")
+        now = self._outbox.now()
+        # Not by the age of the row alone: after a long outage of the broker its subscribers need a moment, too.
+        if self._quiet_since.setdefault(row.topic, now) <= now - self._no_subscriber_s:
+            self._outbox.drop_older(row.topic, now - self._no_subscriber_s, "no-subscriber")
 
     def _return_ready(self) -> None:
         """Give rows that were read ahead back, so that they are read anew in the right order."""
@@ -884,9 +888,3 @@ def _reason_text(code: int) -> str:
     """MQTT 5, section 3.4.2.1, in words."""
     return _REASONS.get(code, f"reason code {code}")
 
-
-def _traceparent(row: Row) -> str:
-    """W3C Trace Context of an event: the trace is its own, the same at every delivery."""
-    beginning = row.body[:64]  # holds the event's id
-    digest = hashlib.blake2b(beginning, digest_size=24).hexdigest()
-    return f"00-{digest[:32]}-{digest[32:]}-01"
