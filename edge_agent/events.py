@@ -457,7 +457,8 @@ def new_event(
     """An event of this kind with a fresh id (or the given one).
 
     Args:
-        kind, detail: make its type.
+        kind: first part of its type.
+        detail: second part of its type, None for none.
         data: of the class of that kind.
         time: when it happened, Unix seconds.
         event_id: a fresh one when None.
@@ -593,7 +594,7 @@ def encode(event: Event) -> bytes:
 
 def envelope(event: Event) -> dict[str, Any]:
     """The event as a JSON object."""
-    document = {
+    document: dict[str, Any] = {
         "specversion": "1.0",
         "id": event.id,
         "source": event.source,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.config import DetectorSettings, EngineSettings, MqttSettings, QualitySettings, Settings
-from edge_agent.errors import ConfigError, InputError
+from edge_agent.errors import ConfigError, InputError, StorageError
 from edge_agent.manifest import read_json
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GALLERY_FILE",
+    "OUTBOX_FILE",
     "STRIPES",
     "Detection",
     "Model",
@@ -47,6 +48,7 @@ __all__ = [
     "announce",
     "broker_settings",
     "choose_model",
+    "database_key",
     "default_model",
     "make_gate",
     "make_identifier",
@@ -62,10 +64,12 @@ __all__ = [
     "open_publisher",
     "open_sources",
     "open_telemetry",
+    "rekey",
     "state_folder",
 ]
 
 GALLERY_FILE = "gallery.db"
+OUTBOX_FILE = "outbox.db"
 
 STRIPES = "colour-stripes"
 """Name that stands for the built-in colour-stripe graph where a model file is expected."""
@@ -222,23 +226,71 @@ def open_configured_embedder(settings: Settings, state: Path) -> Embedder:
     )
 
 
+def database_key(settings: Settings) -> bytes | None:
+    """The key of gallery and outbox; None: they are plain.
+
+    Raises:
+        ConfigError: what is set is no key.
+    """
+    from edge_agent.encryption import parse_key
+
+    secret = settings.storage.key
+    return None if secret is None else parse_key(secret.get_secret_value())
+
+
+def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
+    """Write gallery and outbox anew under the configured key; the agent must not run.
+
+    Args:
+        settings: with the key that they shall have, or none.
+        old: the key that they were made with; None: they are plain.
+
+    Returns:
+        by path: whether it was written, False where it had that key already; files that are not there are not
+        named.
+
+    Raises:
+        ConfigError: the configured key is none, or SQLCipher is not installed.
+        StorageError: an agent runs, or the old key is not the one.
+    """
+    from edge_agent.deliver import outbox
+    from edge_agent.encryption import rewrite
+    from edge_agent.gallery.store import OwnerLock
+
+    new = database_key(settings)
+    gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
+    lock = OwnerLock(gallery)
+    if gallery.exists() and not lock.acquire():
+        raise StorageError(f"{gallery} is in use by a running agent (process {lock.holder()}); stop it first")
+    try:
+        made = {
+            str(path): do(path, old, new)
+            for path, do in ((gallery, rewrite), (events, outbox.rekey))
+            if path.exists()
+        }
+    finally:
+        lock.release()
+    return made
+
+
 def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -> Gallery:
     """The gallery of the state folder, for the embedding space of `info`; not yet entered."""
     from edge_agent.gallery.gallery import Gallery
 
     return Gallery(
         state_folder(settings.state_dir) / GALLERY_FILE,
+        key=database_key(settings),
         space=info.space,
         dimension=info.dimension,
         capacity=settings.gallery.capacity,
         max_exemplars=settings.gallery.max_exemplars,
-        ttl_s=_ttl_s(settings),
+        ttl_s=_seconds(settings.gallery.ttl_hours),
+        enrolled_ttl_s=_seconds(settings.gallery.enrolled_ttl_hours),
         owner=owner,
     )
 
 
-def _ttl_s(settings: Settings) -> float | None:
-    hours = settings.gallery.ttl_hours
+def _seconds(hours: float | None) -> float | None:
     return hours * 3600 if hours is not None else None
 
 
@@ -466,7 +518,8 @@ def adjust_gallery(gallery: Gallery, settings: Settings) -> None:
     Raises:
         StorageError: they could not be written.
     """
-    gallery.set_ttl(_ttl_s(settings))
+    times = settings.gallery
+    gallery.set_ttl(_seconds(times.ttl_hours), enrolled_s=_seconds(times.enrolled_ttl_hours))
 
 
 def open_telemetry(settings: Settings, state: Path) -> Telemetry:
@@ -484,11 +537,12 @@ def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | N
         return None
     limits = settings.outbox
     outbox = Outbox(
-        state / "outbox.db",
+        state / OUTBOX_FILE,
         synchronous=limits.synchronous,
         max_rows=limits.max_rows,
         max_bytes=limits.max_megabytes << 20,
         max_age_s=limits.max_age_hours * 3600,
+        key=database_key(settings),
     )
     return stack.enter_context(outbox)
 

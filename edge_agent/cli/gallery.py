@@ -172,9 +172,11 @@ def import_people(
 
     path = _path(state, config)
     archive = read_archive(file)
-    known = path.is_file()
+    key = _key(state, config)
     gallery = (
-        Gallery.existing(path) if known else Gallery(path, space=archive.space, dimension=archive.dimension)
+        Gallery.existing(path, key=key)
+        if path.is_file()
+        else Gallery(path, space=archive.space, dimension=archive.dimension, key=key)
     )
     with gallery:
         done = gallery.import_(file)
@@ -262,7 +264,14 @@ def _open(state: Path | None, config: Path | None) -> Gallery:
     from edge_agent.logs import configure
 
     configure("warning")
-    return Gallery.existing(_path(state, config))
+    return Gallery.existing(_path(state, config), key=_key(state, config))
+
+
+def _key(state: Path | None, config: Path | None) -> bytes | None:
+    """The key of the databases, from the settings and credentials."""
+    from edge_agent.factory import database_key
+
+    return database_key(_settings(state, config))
 
 
 def _tidy_after(gallery: Gallery, erased: Sequence[Erased], state: Path) -> None:

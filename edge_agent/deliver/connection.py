@@ -564,7 +564,7 @@ def connect_problem(broker: BrokerSettings, problem: OSError) -> DeliveryError:
 def silence_problem(broker: BrokerSettings) -> DeliveryError:
     """Why a broker answers nothing to CONNECT, as an error that says whether trying again helps.
 
-    A TLS handshake that was finished shows that it lives: what it does not like comes after that with TLS 1.3.
+    A TLS handshake that was finished shows that it lives; with TLS 1.3 it refuses a certificate after that.
     """
     said = f"broker {broker.url}: no CONNACK in {CONNECT_TIMEOUT_S:g} s"
     if broker.tls:

@@ -785,7 +785,7 @@ class Publisher:
         self._outbox.release([row.seq])
         self._return_ready()
         now = self._outbox.now()
-        # Not by the age of the row alone: after a long outage of the broker its subscribers need a moment, too.
+        # Not by the age of the row alone: after a long outage of the broker its subscribers need a moment.
         if self._quiet_since.setdefault(row.topic, now) <= now - self._no_subscriber_s:
             self._outbox.drop_older(row.topic, now - self._no_subscriber_s, "no-subscriber")
 
@@ -887,4 +887,3 @@ class Publisher:
 def _reason_text(code: int) -> str:
     """MQTT 5, section 3.4.2.1, in words."""
     return _REASONS.get(code, f"reason code {code}")
-

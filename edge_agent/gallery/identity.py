@@ -9,7 +9,7 @@ from typing import Literal
 
 from edge_agent.errors import InputError
 
-__all__ = ["Erased", "GalleryStats", "Identity", "Imported", "Kind", "checked_name", "new_id"]
+__all__ = ["Erased", "GalleryStats", "Identity", "Imported", "Kind", "Pictures", "checked_name", "new_id"]
 
 Kind = Literal["auto", "enrolled"]
 """`auto`: an unknown who was seen well enough; `enrolled`: put in or named by a person."""
@@ -28,10 +28,12 @@ class Identity:
         number: counts identities within this gallery file, from 1; never given twice.
         id: opaque and random, the same wherever the identity is exported to.
         name: what the operator calls the person, unique in the gallery, or None.
-        kind: `auto` identities expire and may be evicted, `enrolled` ones do neither.
+        kind: `auto` identities may be evicted for want of room, `enrolled` ones not; each kind has its own
+            time to live.
         created: when it was first enrolled, Unix seconds.
         last_seen: when it was last touched, Unix seconds.
         expires: when it will be erased, Unix seconds, or None for never.
+        ttl_s: its own time to live in seconds, 0.0 for ever; None: that of its kind.
         exemplars: number of embeddings kept.
         sightings: how often the person was seen: one for the enrolment, one more for each touch that
             says so.
@@ -44,6 +46,7 @@ class Identity:
     created: float
     last_seen: float
     expires: float | None
+    ttl_s: float | None
     exemplars: int
     sightings: int
 
@@ -70,6 +73,23 @@ class Erased:
 
 
 @dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures in crop folders that show one person: those of one track of one camera from a moment on.
+
+    Attributes:
+        camera: id of the camera.
+        track: number of the track.
+        since: time of its first picture, Unix seconds.
+        until: when the number was given to another track of that camera; infinity where it was not.
+    """
+
+    camera: str
+    track: int
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Imported:
     """What `import_` did: identities added, and those skipped since their id was there already."""
 
@@ -92,6 +112,7 @@ class GalleryStats:
         capacity: how many identities fit.
         max_exemplars: how many embeddings an identity keeps at most.
         ttl_s: seconds after which an `auto` identity that is not seen expires, or None.
+        enrolled_ttl_s: the same for `enrolled` ones.
         oldest_seen: earliest `last_seen`, None while the gallery is empty.
         newest_seen: latest `last_seen`, None while the gallery is empty.
         evicted: identities given up for want of room since the gallery was opened.
@@ -109,6 +130,7 @@ class GalleryStats:
     capacity: int
     max_exemplars: int
     ttl_s: float | None
+    enrolled_ttl_s: float | None
     oldest_seen: float | None
     newest_seen: float | None
     evicted: int
