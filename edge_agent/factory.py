@@ -7,7 +7,7 @@ Nothing heavy is imported before the stage that needs it is asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
     from edge_agent.engine import Engine
+    from edge_agent.erasure import Erasure, Removed
     from edge_agent.events import Event, InfoData, TelemetryData
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
@@ -50,6 +51,8 @@ __all__ = [
     "choose_model",
     "database_key",
     "default_model",
+    "erase_at_rest",
+    "make_erasure",
     "make_gate",
     "make_identifier",
     "make_tracker",
@@ -531,12 +534,16 @@ def open_telemetry(settings: Settings, state: Path) -> Telemetry:
 
 def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:
     """Where events wait for the broker, open; None without a broker."""
-    from edge_agent.deliver.outbox import Outbox
-
     if settings.mqtt.broker is None:
         return None
+    return stack.enter_context(_outbox(settings, state))
+
+
+def _outbox(settings: Settings, state: Path) -> Outbox:
+    from edge_agent.deliver.outbox import Outbox
+
     limits = settings.outbox
-    outbox = Outbox(
+    return Outbox(
         state / OUTBOX_FILE,
         synchronous=limits.synchronous,
         max_rows=limits.max_rows,
@@ -544,7 +551,42 @@ def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | N
         max_age_s=limits.max_age_hours * 3600,
         key=database_key(settings),
     )
-    return stack.enter_context(outbox)
+
+
+def make_erasure(gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]) -> Erasure:
+    """What removes events and pictures of people who are gone."""
+    from edge_agent.erasure import Erasure
+    from edge_agent.source.crops import CropFolderSource
+
+    folders = [source for source in sources if isinstance(source, CropFolderSource)]
+    return Erasure(gallery, outbox.erase if outbox is not None else _no_events, folders)
+
+
+def _no_events(_word: str) -> int:
+    """Without an outbox no event waits."""
+    return 0
+
+
+def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
+    """Remove what is kept of people who are gone, while no agent runs; None where one does, which will do it.
+
+    Raises:
+        StorageError: some could not be removed; the agent will, at its next start.
+    """
+    from edge_agent.gallery.store import OwnerLock
+
+    state = settings.state_dir
+    lock = OwnerLock(state / GALLERY_FILE)
+    if not lock.acquire():
+        return None
+    try:
+        with ExitStack() as stack:
+            kept = (state / OUTBOX_FILE).exists()
+            outbox = stack.enter_context(_outbox(settings, state)) if kept else None
+            enabled = any(source.enabled for source in settings.sources)
+            return make_erasure(gallery, outbox, open_sources(settings, state) if enabled else ()).run()
+    finally:
+        lock.release()
 
 
 def open_commands(settings: Settings, operations: Operations, stack: ExitStack) -> CommandDesk | None:

@@ -2,6 +2,6 @@
 
 from edge_agent.gallery.archive import read_archive
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.identity import Erased, GalleryStats, Identity, Imported, Kind, Pictures
+from edge_agent.gallery.identity import Erased, GalleryStats, Identity, Imported, Kind
 
-__all__ = ["Erased", "Gallery", "GalleryStats", "Identity", "Imported", "Kind", "Pictures", "read_archive"]
+__all__ = ["Erased", "Gallery", "GalleryStats", "Identity", "Imported", "Kind", "read_archive"]

@@ -31,12 +31,12 @@ from edge_agent.gallery.identity import (
     Identity,
     Imported,
     Kind,
-    Pictures,
     checked_name,
     new_id,
 )
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.store import MEMORY, OwnerLock, Store
+from edge_agent.structures import Pictures
 
 __all__ = ["Gallery"]
 

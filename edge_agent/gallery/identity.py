@@ -9,7 +9,7 @@ from typing import Literal
 
 from edge_agent.errors import InputError
 
-__all__ = ["Erased", "GalleryStats", "Identity", "Imported", "Kind", "Pictures", "checked_name", "new_id"]
+__all__ = ["Erased", "GalleryStats", "Identity", "Imported", "Kind", "checked_name", "new_id"]
 
 Kind = Literal["auto", "enrolled"]
 """`auto`: an unknown who was seen well enough; `enrolled`: put in or named by a person."""
@@ -70,23 +70,6 @@ class Erased:
     exemplars: int
     former_ids: tuple[str, ...]
     bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Pictures in crop folders that show one person: those of one track of one camera from a moment on.
-
-    Attributes:
-        camera: id of the camera.
-        track: number of the track.
-        since: time of its first picture, Unix seconds.
-        until: when the number was given to another track of that camera; infinity where it was not.
-    """
-
-    camera: str
-    track: int
-    since: float
-    until: float
 
 
 @dataclass(frozen=True, slots=True)
