@@ -747,6 +747,8 @@ class Outbox:
 
     def requeue_parked(self) -> int:
         """Put what the broker once refused back into the queue, under the same numbers; returns how many."""
+        if not self._parked:
+            return 0  # without a write, which a full disk would refuse
         with self._lock, self._translated("write"), self._transaction() as change:
             one = self._db.execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM parked").fetchone()
             self._db.execute("INSERT INTO event SELECT seq, topic, body, created, 0 FROM parked")

@@ -364,11 +364,18 @@ class Publisher:
         if self._outbox.set_aside is not None:
             text = f"the outbox was damaged; see {self._outbox.set_aside}"
             self.publish(self._alert("outbox_damaged", text))
-        self._outbox.requeue_parked()
+        self._requeue_parked()
         if self._broker.password is not None and not self._broker.tls and not self._broker.is_loopback:
             log.warning("the password goes to the broker in the clear: use mqtts://", broker=self._broker.url)
         self._thread.start()
         return self
+
+    def _requeue_parked(self) -> None:
+        """Try anew what the broker once refused; a full disk must not keep us from starting."""
+        try:
+            self._outbox.requeue_parked()
+        except StorageError as problem:
+            log.warning("events that the broker refused stay parked until the next start", error=str(problem))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
