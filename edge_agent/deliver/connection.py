@@ -14,7 +14,6 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -366,20 +365,6 @@ class Connection:
             self._lost = self._lost or "write failed"
             raise BrokerUnreachable(self._said("connection lost while writing"))
         return info.mid
-
-    @contextlib.contextmanager
-    def burst(self) -> Iterator[None]:
-        """Messages sent inside the block leave together, which spares the broker a wake-up for each."""
-        connected = self._client.socket() if self._client is not None else None
-        cork = getattr(socket, "TCP_CORK", None)  # Linux only
-        if connected is None or cork is None:
-            yield
-            return
-        _set_option(connected, cork, 1)
-        try:
-            yield
-        finally:
-            _set_option(connected, cork, 0)
 
     def subscribe(self, topic: str) -> None:
         """Ask for messages with QoS 1; the answer comes as `Happened.subscribed`."""

@@ -769,6 +769,11 @@ class Outbox:
         return self._next - 1
 
     @property
+    def is_empty(self) -> bool:
+        """Whether everything is acknowledged; does not take the lock."""
+        return self._rows == 0
+
+    @property
     def untold(self) -> bool:
         """Whether numbers were dropped that no gap event tells yet."""
         return self._dropped > 0 or self._marks.last > 0

@@ -334,6 +334,7 @@ class Publisher:
         self._status: tuple[State, str, float] | None = None
         self._window: OrderedDict[int, _Sent] = OrderedDict()
         self._ready: deque[Row] = deque()
+        self._done: list[int] = []
         self._quiet: dict[str, float] = {}
         self._quiet_since: dict[str, float] = {}
         self._forbidden: dict[str, float] = {}
@@ -467,7 +468,7 @@ class Publisher:
 
     @property
     def _is_drained(self) -> bool:
-        return self._outbox.depth.rows == 0 and not self._outbox.untold
+        return self._outbox.is_empty and not self._outbox.untold
 
     def stop(self, timeout: float = STOP_S) -> None:
         """Say `offline` and end the pump; what is not delivered waits in the outbox for the next start."""
@@ -564,6 +565,8 @@ class Publisher:
         self._send_answers()
         self._send_telemetry()
         self._send_rows()
+        self._strike_out()
+        self._read_ahead()
         self._tidy()
 
     def _reconnect(self) -> None:
@@ -625,6 +628,7 @@ class Publisher:
         say("no broker: events wait in the outbox", error=str(problem), next_attempt_s=round(wait, 1))
 
     def _forget_sent(self) -> None:
+        self._strike_out()  # before all is released, or it would be sent again
         with self._lock:
             for sent in reversed(self._window.values()):
                 if sent.answer is not None:
@@ -695,22 +699,29 @@ class Publisher:
         self._probe_quiet_topics()
         room = min(self._room, 1 - len(self._window)) if self._probing else self._room
         now = time.monotonic()
-        with self._connection.burst():
-            while room > 0:
-                row = self._next_row()
-                if row is None:
-                    break
-                wait = 0.0 if self._rate is None else self._rate.wait(now)
-                if wait > 0:
-                    self._ready.appendleft(row)
-                    self._wait = min(self._wait, wait)
-                    break
-                room -= self._send_row(row, now)
+        while room > 0:
+            row = self._next_row()
+            if row is None:
+                break
+            wait = 0.0 if self._rate is None else self._rate.wait(now)
+            if wait > 0:
+                self._ready.appendleft(row)
+                self._wait = min(self._wait, wait)
+                break
+            room -= self._send_row(row, now)
+
+    def _read_ahead(self) -> None:
+        """Have the rows for the next turns at hand while the broker is busy with those that were sent."""
+        if len(self._ready) < WINDOW and len(self._window) == WINDOW:
+            self._read_rows()
+
+    def _read_rows(self) -> None:
+        held = [self._topics.gap] if self._is_forbidden(self._topics.gap) else []
+        self._ready.extend(self._outbox.pending(LOOK_AHEAD, without=[*self._quiet, *held]))
 
     def _next_row(self) -> Row | None:
         if not self._ready:
-            held = [self._topics.gap] if self._is_forbidden(self._topics.gap) else []
-            self._ready.extend(self._outbox.pending(LOOK_AHEAD, without=[*self._quiet, *held]))
+            self._read_rows()
         if self._ready:
             return self._ready.popleft()
         self._rate = None  # caught up with the outage
@@ -773,10 +784,16 @@ class Publisher:
                     self._quiet_since.pop(sent.topic, None)
                 if self._quiet.pop(sent.topic, None) is not None:
                     self._return_ready()  # events of this topic that were passed over come before newer ones
-        if done:
+        self._done += done
+
+    def _strike_out(self) -> None:
+        """Take what the broker has out of the outbox: after sending, so that the broker need not wait for it."""
+        if self._done:
+            done, self._done = self._done, []
             self._outbox.acknowledge(done)
             self._counts["acknowledged"] += len(done)
-            self._tell_progress()
+            if self._outbox.is_empty:  # waking `drain` for less would cost more than sending does
+                self._tell_progress()
 
     def _settle_unnumbered(self, sent: _Sent, code: int) -> None:
         if code == NOT_AUTHORISED:
@@ -875,11 +892,11 @@ class Publisher:
                     self._wait = min(self._wait, 0.05)
                 self._say_offline(deadline)
                 self._connection.close(goodbye=True)
-            self._forget_sent()
-            self._outbox.flush()
         except EdgeAgentError as problem:
             log.warning("could not say goodbye to the broker", error=str(problem))
             self._connection.close()
+        self._forget_sent()
+        self._outbox.flush()
         self.state = ConnectionState.STOPPED
 
     def _say_offline(self, deadline: float) -> None:
