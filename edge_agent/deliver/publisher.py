@@ -343,10 +343,8 @@ class Publisher:
         self._probing = True
         self._stalled_since: float | None = None
         self._signalled = False
-        self._next_attempt = 0.0
+        self._next_attempt = self._next_tidy = self._next_gaps = 0.0
         self._connected_at = 0.0
-        self._next_tidy = 0.0
-        self._next_gaps = 0.0
         self._wait = 0.0
         self._outage_logged = False
         self._counts = dict.fromkeys(_COUNTED, 0)
@@ -787,7 +785,7 @@ class Publisher:
         self._done += done
 
     def _strike_out(self) -> None:
-        """Take what the broker has out of the outbox: after sending, so that the broker need not wait for it."""
+        """Take what the broker has out of the outbox: after sending, so that the broker need not wait."""
         if self._done:
             done, self._done = self._done, []
             self._outbox.acknowledge(done)
