@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import select
 import socket
 import ssl
@@ -483,7 +484,8 @@ class Connection:
     def _mark_log(self, _client: Any, _data: Any, _level: int, text: str) -> None:  # noqa: ANN401
         """A TLS alert that comes after the handshake is told by paho only to its log."""
         if "failed to receive on socket" in text or "failed to send" in text:
-            self._trouble = text.partition(": ")[2]
+            named = re.search(r"\[SSL: (\w+)\]", text)  # else it names the place in OpenSSL's source, too
+            self._trouble = named[1] if named else text.partition(": ")[2]
 
 
 def new_client(broker: BrokerSettings, client_id: str, *, reconnect: bool = False) -> Client:
