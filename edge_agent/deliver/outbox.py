@@ -99,8 +99,11 @@ class Row:
     @property
     def traceparent(self) -> str:
         """W3C Trace Context that the message carries; "" where it carries none."""
-        _, _, rest = self.body.partition(_TRACEPARENT)
-        return rest[:TRACEPARENT_LENGTH].decode("ascii", "replace") if rest else ""
+        at = self.body.find(_TRACEPARENT)
+        if at < 0:
+            return ""
+        begin = at + len(_TRACEPARENT)
+        return self.body[begin : begin + TRACEPARENT_LENGTH].decode("ascii", "replace")
 
 
 def numbered(body: bytes, seq: int) -> bytes:

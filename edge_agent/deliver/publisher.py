@@ -332,7 +332,7 @@ class Publisher:
         self._answers: deque[_Answer] = deque()
         self._telemetry: bytes | None = None
         self._status: tuple[State, str, float] | None = None
-        self._window: OrderedDict[int, _Sent] = OrderedDict()
+        self._window: dict[int, _Sent] = {}
         self._ready: deque[Row] = deque()
         self._done: list[int] = []
         self._quiet: dict[str, float] = {}
