@@ -56,6 +56,7 @@ __all__ = [
     "QualitySettings",
     "Settings",
     "SourceSettings",
+    "SupervisionSettings",
     "TelemetrySettings",
     "TrackerSettings",
     "changes",
@@ -186,7 +187,8 @@ class EngineSettings(_Section):
         "auto", description="TensorRT: crops and rows in mapped pinned memory; auto: where the GPU shares RAM"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto", description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there"
+        "auto",
+        description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there",
     )
     dla_core: int | None = Field(
         None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: on the GPU"
@@ -264,6 +266,17 @@ class TelemetrySettings(_Section):
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus on loopback; null: off")
 
 
+class SupervisionSettings(_Section):
+    """When the agent counts as stuck, sick or unlucky. `docs/operations.md` says what follows."""
+
+    stuck_after_s: Positive = Field(
+        60.0, description="a stage that shows no sign of life for so long is stuck: the watchdog starves"
+    )
+    ready_after_s: Seconds = Field(
+        30.0, description="systemd is told that the agent is ready without any source after this"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -288,6 +301,7 @@ class Settings(BaseSettings):
     mqtt: MqttSettings = MqttSettings()
     outbox: OutboxSettings = OutboxSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     @field_validator("state_dir")
@@ -324,7 +338,7 @@ class Settings(BaseSettings):
         return tuple(sources)
 
 
-RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours"})
+RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours", "supervision"})
 """Dotted keys (or sections) that a running daemon takes over; the others need a restart."""
 
 
