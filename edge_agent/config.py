@@ -275,6 +275,14 @@ class SupervisionSettings(_Section):
     ready_after_s: Seconds = Field(
         30.0, description="systemd is told that the agent is ready without any source after this"
     )
+    memory_mb: Positive | None = Field(
+        None, description="alert above this; null: nine tenths of what systemd's MemoryMax allows, if any"
+    )
+    memory_growth_mb: Positive = Field(
+        64.0, description="alert when memory grows by more than this an hour, all through an hour"
+    )
+    crashes: int = Field(5, ge=1, description="so many crashed runs within crash_window_min brake the start")
+    crash_window_min: Positive = Field(10.0, description="minutes; also how long a braked run must hold")
 
 
 class Settings(BaseSettings):

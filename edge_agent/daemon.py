@@ -29,6 +29,7 @@ from edge_agent.events import (
     TelemetryData,
     alert_event,
     identity_event,
+    to_wire,
 )
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
@@ -142,7 +143,9 @@ class Agent:
 
     def __post_init__(self) -> None:
         self._begun_with = self.settings
-        self._oversight = Oversight(settings=lambda: self.settings, note=self._note)
+        self._oversight = Oversight(
+            settings=lambda: self.settings, note=self._note, session=self.session, describe=self._describe
+        )
 
     def run(self, stop: threading.Event) -> Summary:
         """Until every source has ended or `stop` is set.
@@ -160,6 +163,14 @@ class Agent:
             finally:
                 self.opened.set()
             return self._drive(stages, stop)
+
+    def watch_memory(self, resident_bytes: int | None) -> None:
+        """Look at how much memory the process has."""
+        self._oversight.take_memory(resident_bytes)
+
+    def asked_to_stop(self) -> None:
+        """Somebody wants an end; call it before `stop` is set."""
+        self._oversight.asked_to_stop()
 
     def reload(self, settings: Settings) -> list[str]:
         """Take over what may change while running; returns the keys that need a restart."""
@@ -201,6 +212,7 @@ class Agent:
         """Open everything, in the order in which faults are cheapest to find."""
         settings = self.settings
         state = factory.state_folder(settings.state_dir)
+        self._oversight.begin(state, stop)
         sources = factory.open_sources(settings, state)
         with self._oversight.opening("the network"):
             embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
@@ -356,6 +368,32 @@ class Agent:
         if self._stages is not None:
             self._stages.health.note(cause, reason)
 
+    def _describe(self) -> dict[str, Any]:
+        """For the status: what was told last, and no question to anything that may hang."""
+        stages = self._stages
+        if stages is None or self._over:
+            return {}
+        told = stages.told
+        return {
+            "state": stages.health.state,
+            "reason": stages.health.reason,
+            "sources": [
+                {
+                    "camera": reader.camera,
+                    "state": reader.state.value if reader.state is not None else "opening",
+                    "reason": reader.beat.idle or reader.beat.doing,
+                    "delivered": reader.delivered,
+                    "dropped": reader.dropped,
+                }
+                for reader in stages.readers
+            ],
+            "delivery": {
+                "connection": stages.publisher.state.value,
+                "problem": stages.publisher.beat.idle,
+            },
+            "telemetry": None if told is None else to_wire(told),
+        }
+
     def _take_over(self, settings: Settings) -> None:
         """Apply reloaded settings, between two frames."""
         self.settings = settings
@@ -407,6 +445,8 @@ class _Stages:
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
+    told: TelemetryData | None = None
+    """The telemetry that was told last."""
     wake: threading.Event = field(default_factory=threading.Event)
 
 
@@ -533,7 +573,9 @@ class _Beats:
         reading = self.stages.telemetry.read()
         self.agent.device = _device_summary(reading)
         told = self._telemetry(reading)
+        self.stages.told = told
         self.stages.publisher.send_telemetry(told)
+        self.agent.watch_memory(reading.process_memory_bytes)
         if self.stages.metrics is not None:
             self.stages.metrics.take(told)
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
