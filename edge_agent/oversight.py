@@ -153,20 +153,27 @@ class Oversight:
             yield
 
     def watch(
-        self, pipeline: Callable[[], Beat], slow: Callable[[], Beat], readers: Sequence[Reads], to: Delivers
+        self,
+        pipeline: Callable[[], Beat],
+        slow: Mapping[str, Callable[[], Beat]],
+        readers: Sequence[Reads],
+        to: Delivers,
     ) -> None:
         """Everything is open and runs from now on.
 
         Args:
             pipeline: beat of the driving thread: detection, inference, decisions, hand-over.
-            slow: beat of the thread that reads telemetry.
+            slow: beats of the threads that read sensors, by name: a sensor's bus that hangs is told of, and
+                is no reason for a restart.
             readers: the sources.
             to: delivery.
         """
         self._readers, self._publisher = readers, to
-        stages = [Stage("pipeline", pipeline, self._limit_s, "inference"),
-                  Stage("delivery", lambda: to.beat, self._limit_s, "delivery"),
-                  Stage("telemetry", slow, self._slow_limit_s, "telemetry", vital=False)]  # fmt: skip
+        stages = [
+            Stage("pipeline", pipeline, self._limit_s, "inference"),
+            Stage("delivery", lambda: to.beat, self._limit_s, "delivery"),
+        ]
+        stages += [Stage(name, beat, self._slow_limit_s, name, vital=False) for name, beat in slow.items()]
         stages += [_source_stage(reader, self._limit_s) for reader in readers]
         self._opened_at = time.monotonic()
         self._tell_of_earlier_runs()
@@ -214,6 +221,11 @@ class Oversight:
         if text != self._told:
             self._told = text
             self.notifier.status(text)
+
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Names of the stages that do not get on."""
+        return () if self._supervisor is None else self._supervisor.stuck
 
     def take_memory(self, resident_bytes: int | None) -> None:
         """Look at the memory of the process; an alert when it grows as it should not, and when that ends."""

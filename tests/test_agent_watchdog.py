@@ -255,7 +255,7 @@ def test_status_while_it_runs_and_when_it_does_not(
                 return ask(state / SOCKET_NAME)
             return {}
 
-        wait_for("people", lambda: (status().get("telemetry") or {}).get("identities"))
+        wait_for("people", lambda: status().get("ready") and (status()["telemetry"] or {}).get("identities"))
         found = status()
         assert (found["pid"], found["state"], found["ready"]) == (process.pid, "online", True)
         assert [(s["name"], s["state"]) for s in found["stages"]] == [
