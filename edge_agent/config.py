@@ -269,7 +269,7 @@ class TelemetrySettings(_Section):
 
 
 class SupervisionSettings(_Section):
-    """When the agent counts as stuck, sick or unlucky. `docs/operations.md` says what follows."""
+    """When the agent counts as stuck, sick or unlucky. `docs/supervision.md` says what follows."""
 
     stuck_after_s: Positive = Field(
         60.0, description="a stage that shows no sign of life for so long is stuck: the watchdog starves"

@@ -49,7 +49,6 @@ class Cooling:
         apply: makes the stages keep to a load.
         publish: for alerts.
         note: told what keeps the agent from working fully; "" when that is over.
-        every_s: between two looks.
     """
 
     settings: Callable[[], GovernorSettings]
@@ -59,7 +58,6 @@ class Cooling:
     apply: Callable[[Load], None]
     publish: Callable[[Event], object]
     note: Callable[[str, str], None]
-    every_s: float = LOOK_EVERY_S
     verdict: Verdict = field(default_factory=lambda: Verdict("off", reason="it has not looked yet"))
     """The latest; read it from any thread."""
     progress: Progress = field(default_factory=Progress)
@@ -88,7 +86,7 @@ class Cooling:
             self.progress.at("look at the heat")
             self._look()
             self.progress.idle(f"{self.verdict.state}, step {self.verdict.step}")
-            self._stop.wait(self.every_s)
+            self._stop.wait(LOOK_EVERY_S)
 
     def _look(self) -> None:
         before, self.verdict = self.verdict, self._judge()

@@ -259,7 +259,7 @@ class FrameReader:
     def _keep_reading(self) -> None:
         failures = 0
         while not self._stopping:
-            if self._is_closed:
+            if self._is_closed():
                 self._stay_closed()
                 failures = 0
                 continue
@@ -272,7 +272,7 @@ class FrameReader:
             attempt = self._run_attempt()
             if attempt.interrupted:
                 return
-            if self._is_closed:
+            if self._is_closed():
                 continue
             if attempt.finished and attempt.failure is None and self._source.ends:
                 self._finish(SourceState.ENDED, "every frame was read")
@@ -287,7 +287,6 @@ class FrameReader:
             self._wait(self._next_wait(failures))
             failures += 1
 
-    @property
     def _is_closed(self) -> bool:
         return bool(self._closed)
 
