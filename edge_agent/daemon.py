@@ -576,6 +576,7 @@ class _Beats:
     _thread: threading.Thread | None = None
     _last: tuple[float, int, dict[str, int]] | None = None
     _saved: float = field(default_factory=time.monotonic)
+    _throttled: bool = False
 
     def __enter__(self) -> _Beats:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -602,6 +603,7 @@ class _Beats:
     def _beat(self) -> None:
         reading = self.stages.telemetry.read()
         self.agent.device = _device_summary(reading)
+        self._tell_throttling(reading)
         told = self._telemetry(reading)
         self.stages.told = told
         self.stages.publisher.send_telemetry(told)
@@ -614,6 +616,24 @@ class _Beats:
             for gone in self.stages.gallery.expire(time.time()):
                 _log.info("identity_expired", identity=gone.id)
         erase_noted(self.stages.gallery, self.stages.erase_events)
+
+    def _tell_throttling(self, reading: Reading) -> None:
+        """An alert when the board begins to hold its clocks down, and when that is over."""
+        now = bool(reading.throttled)
+        if now == self._throttled:
+            return
+        self._throttled = now
+        why = ", ".join(reading.throttle_reasons)
+        alert = alert_event(
+            "thermal_throttle",
+            f"the board holds its clocks down ({why})"
+            if now
+            else "the board no longer holds its clocks down",
+            active=now,
+            time=time.time(),
+            details={"reasons": why or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c},
+        )
+        self.stages.publisher.publish(alert)
 
     def _telemetry(self, reading: Reading) -> TelemetryData:
         now, crops = time.monotonic(), self.stages.embedder.counters.embedded

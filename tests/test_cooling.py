@@ -118,6 +118,7 @@ def test_a_hot_board_is_worked_less_and_later_as_before(tmp_path: Path, board: B
         board.set(60.0)
         wait_for("the full load", lambda: governed(status)["step"] == 0)
         wait_for("the end of it", lambda: status()["state"] == "online")
+    assert events(told, "thermal_throttle")[0]["data"]["details"]["reasons"].startswith("devfreq")  # type: ignore[index]
     alerts: list[Any] = [event["data"] for event in events(told, "governor")]
     steps = [alert["details"]["step"] for alert in alerts]
     assert steps[0] in {1, 2}
