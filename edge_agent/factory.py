@@ -19,6 +19,7 @@ from edge_agent.errors import ConfigError, InputError, StorageError
 from edge_agent.manifest import read_json
 
 if TYPE_CHECKING:
+    from edge_agent.cooling import Cooling
     from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import BrokerSettings, ConnectionState
     from edge_agent.deliver.metrics import Metrics
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
     from edge_agent.operations import Operations
+    from edge_agent.progress import Beat
     from edge_agent.quality import QualityGate
     from edge_agent.source.base import Source
-    from edge_agent.structures import Detections, EngineInfo, Frame, SourceStatus
+    from edge_agent.source.reader import FrameReader
+    from edge_agent.structures import Detections, EngineInfo, Frame, Load, SourceStatus
     from edge_agent.telemetry.reader import Reading, Telemetry
     from edge_agent.track import Similarity, Tracker, UpstreamTracks
 
@@ -62,6 +65,7 @@ __all__ = [
     "engines_folder",
     "erase_at_rest",
     "in_precision",
+    "make_cooling",
     "make_erasure",
     "make_gate",
     "make_identifier",
@@ -120,6 +124,10 @@ class Publish(Protocol):
     @property
     def state(self) -> ConnectionState:
         """Where the connection to the broker stands."""
+
+    @property
+    def beat(self) -> Beat:
+        """When delivery last got on, and why it does not if it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -687,7 +695,9 @@ def open_sources(settings: Settings, state: Path) -> list[Source]:
     for wanted in settings.sources:
         if not wanted.enabled:
             continue
-        options = wanted.model_dump(exclude={"id", "url", "enabled", "detector"}, exclude_none=True)
+        options = wanted.model_dump(
+            exclude={"id", "url", "enabled", "detector", "priority"}, exclude_none=True
+        )
         if source_kind(wanted.url) == "file":
             options.setdefault("start_time", begin)
         taken = {source.id for source in sources} | (given - {wanted.id})
@@ -734,6 +744,40 @@ def open_telemetry(settings: Settings, state: Path) -> Telemetry:
     from edge_agent.telemetry.reader import Telemetry
 
     return Telemetry(disk=state, jtop=settings.telemetry.jtop)
+
+
+def make_cooling(
+    settings: Callable[[], Settings],
+    telemetry: Telemetry,
+    readers: Sequence[FrameReader],
+    *,
+    apply: Callable[[Load], None],
+    publish: Callable[[Event], object],
+    note: Callable[[str, str], None],
+) -> Cooling:
+    """The governor of this run; not yet entered. Steps close cameras, never recordings."""
+    from edge_agent.cooling import Cooling
+    from edge_agent.governor import ladder
+
+    now = settings()
+    enabled = [source for source in now.sources if source.enabled]
+    # Without readers the run is stopping already.
+    cameras = [
+        (reader, own.priority)
+        for reader, own in zip(readers, enabled, strict=False)
+        if reader.live and not reader.ends
+    ]
+    return Cooling(
+        settings=lambda: settings().governor,
+        heat=telemetry.heat,
+        rungs=ladder(
+            [(reader.camera, priority) for reader, priority in cameras], max_batch=now.engine.max_batch
+        ),
+        cameras=[reader for reader, _ in cameras],
+        apply=apply,
+        publish=publish,
+        note=note,
+    )
 
 
 def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:

@@ -12,6 +12,7 @@ __all__ = ["COMMANDS", "GROUPS", "app"]
 
 COMMANDS = (
     "run",
+    "status",
     "demo",
     "watch",
     "doctor",
