@@ -186,7 +186,8 @@ class EngineSettings(_Section):
         "auto", description="TensorRT: crops and rows in mapped pinned memory; auto: where the GPU shares RAM"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto", description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there"
+        "auto",
+        description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there",
     )
     dla_core: int | None = Field(
         None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: on the GPU"
@@ -319,6 +320,8 @@ class Settings(BaseSettings):
             secrets = NestedSecretsSettingsSource(
                 file_secret_settings, secrets_dir=folder, secrets_nested_delimiter="__", secrets_prefix=""
             )
+            # systemd 249 has no optional credentials: an empty one stands for one that is not there
+            secrets.env_vars = {name: text for name, text in secrets.env_vars.items() if text}
             sources.append(secrets)
         sources.append(InitSettingsSource(settings_cls, init_kwargs=_file_values.get()))
         return tuple(sources)

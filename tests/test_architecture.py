@@ -20,7 +20,7 @@ ROWS = {
     "factory": 4,
     "detect": 3, "embed": 3, "operations": 3,
     "source": 2, "engine": 2, "track": 2, "gallery": 2, "identify": 2, "deliver": 2, "telemetry": 2,
-    "pipeline": 2, "synthetic": 2, "mot": 2, "quality": 2,
+    "pipeline": 2, "synthetic": 2, "mot": 2, "quality": 2, "download": 2,
     "config": 1, "events": 1, "manifest": 1, "dataset": 1, "logs": 1, "audit": 1, "encryption": 1,
     "errors": 0, "structures": 0,
 }  # fmt: skip

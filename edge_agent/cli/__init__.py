@@ -13,7 +13,7 @@ __all__ = ["COMMANDS", "GROUPS", "app"]
 COMMANDS = ("run", "demo", "watch", "doctor", "dataset", "train", "export", "embed", "evaluate")
 """Modules with a function `command`."""
 
-GROUPS = ("gallery", "config")
+GROUPS = ("gallery", "model", "config")
 """Modules with a typer application `app`."""
 
 
