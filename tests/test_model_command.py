@@ -1,4 +1,4 @@
-"""`edge-agent model`: fetched over a line that breaks, from servers that lie, by a proxy; files taken over."""
+"""`edge-agent model`: fetched over a line that breaks, from servers that lie, by a proxy; files added."""
 
 from __future__ import annotations
 
