@@ -56,6 +56,7 @@ __all__ = [
     "QualitySettings",
     "Settings",
     "SourceSettings",
+    "SupervisionSettings",
     "TelemetrySettings",
     "TrackerSettings",
     "changes",
@@ -265,6 +266,17 @@ class TelemetrySettings(_Section):
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus on loopback; null: off")
 
 
+class SupervisionSettings(_Section):
+    """When the agent counts as stuck, sick or unlucky. `docs/operations.md` says what follows."""
+
+    stuck_after_s: Positive = Field(
+        60.0, description="a stage that shows no sign of life for so long is stuck: the watchdog starves"
+    )
+    ready_after_s: Seconds = Field(
+        30.0, description="systemd is told that the agent is ready without any source after this"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -289,6 +301,7 @@ class Settings(BaseSettings):
     mqtt: MqttSettings = MqttSettings()
     outbox: OutboxSettings = OutboxSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     @field_validator("state_dir")
@@ -327,7 +340,7 @@ class Settings(BaseSettings):
         return tuple(sources)
 
 
-RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours"})
+RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours", "supervision"})
 """Dotted keys (or sections) that a running daemon takes over; the others need a restart."""
 
 

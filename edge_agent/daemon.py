@@ -33,7 +33,9 @@ from edge_agent.events import (
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
 from edge_agent.operations import Operations, erase_noted
+from edge_agent.oversight import Oversight
 from edge_agent.pipeline import FrameOutcome, Pipeline
+from edge_agent.progress import Progress
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
 from edge_agent.structures import EngineInfo, SourceState, SourceStatus
@@ -135,10 +137,12 @@ class Agent:
     _chores: deque[Callable[[], None]] = field(default_factory=deque)
     _begun_with: Settings = field(init=False)
     _stages: _Stages | None = None
+    _oversight: Oversight = field(init=False)
     _over: bool = False
 
     def __post_init__(self) -> None:
         self._begun_with = self.settings
+        self._oversight = Oversight(settings=lambda: self.settings, note=self._note)
 
     def run(self, stop: threading.Event) -> Summary:
         """Until every source has ended or `stop` is set.
@@ -150,7 +154,7 @@ class Agent:
             raise ConfigError(
                 "no source: name one with --source PATH_OR_URL, or in [[sources]] of the configuration"
             )
-        with ExitStack() as stack:
+        with self._oversight, ExitStack() as stack:
             try:
                 stages = self._open(stack, stop)
             finally:
@@ -169,7 +173,11 @@ class Agent:
         """Read the settings again and take them over; the old ones stay where the new ones are wrong."""
         if self.reread is None:
             raise ConfigError("this run has no settings that could be read again")
-        return self.reload(self.reread())
+        self._oversight.reloading()
+        try:
+            return self.reload(self.reread())
+        finally:
+            self._chores.append(self._oversight.reloaded)  # after what `reload` asked for, if it did
 
     def _between_frames(self, chore: Callable[[], Any]) -> Any:  # noqa: ANN401  what the chore returns
         """Run `chore` on the driving thread and wait for what it returns."""
@@ -194,7 +202,8 @@ class Agent:
         settings = self.settings
         state = factory.state_folder(settings.state_dir)
         sources = factory.open_sources(settings, state)
-        embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
+        with self._oversight.opening("the network"):
+            embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
         detection = factory.open_detection(settings, stack, cameras=choices)
@@ -240,7 +249,7 @@ class Agent:
             mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
             publisher=publisher,
-            health=_Health(publisher),
+            health=_Health(publisher, self._oversight.tell),
             metrics=factory.open_metrics(settings, publisher, info, stack),
         )
         factory.announce(settings, publisher, info, reading)
@@ -279,7 +288,13 @@ class Agent:
             max_delay_s=settings.engine.max_delay_ms / 1000,
         )
         began = time.perf_counter()
-        with _Beats(self, pipeline, stages):
+        with _Beats(self, pipeline, stages) as beats:
+            self._oversight.watch(
+                lambda: pipeline.progress.latest,
+                lambda: beats.progress.latest,
+                stages.readers,
+                stages.publisher,
+            )
             try:
                 pipeline.run(stop)
             finally:
@@ -327,6 +342,7 @@ class Agent:
 
     def _wind_up(self, stages: _Stages) -> None:
         """Tell everybody that no further frame will be taken, and keep what was learnt of the site."""
+        self._oversight.stopping()
         stages.health.tell("stopping")
         for reader in stages.readers:
             reader.ask_to_stop()
@@ -334,6 +350,11 @@ class Agent:
         while self._chores:  # somebody waits for them
             self._chores.popleft()()
         _save(stages.identifier)
+
+    def _note(self, cause: str, reason: str) -> None:
+        """Something keeps the agent from working fully, or ("") no longer does."""
+        if self._stages is not None:
+            self._stages.health.note(cause, reason)
 
     def _take_over(self, settings: Settings) -> None:
         """Apply reloaded settings, between two frames."""
@@ -394,16 +415,33 @@ class _Health:
     """Tells the broker how the cameras and the agent are. Called from the readers' threads."""
 
     publisher: factory.Publish
+    show: Callable[[str], None]
+    """Gets the same as one line, for the service manager."""
     state: State = "online"
     """What was told last."""
+    reason: str = ""
+    """Why, as told last."""
+    _causes: dict[str, str] = field(default_factory=dict)
     _latest: dict[str, SourceStatus] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, state: State, reason: str = "") -> None:
         """Say how the agent is; once it is stopping, nothing else."""
         if self.state != "stopping":
-            self.state = state
+            self.state, self.reason = state, reason
+            self.show(f"{state}: {reason}" if reason else state)
             self.publisher.set_status(state, reason)
+
+    def note(self, cause: str, reason: str) -> None:
+        """Something keeps the agent from working fully, or ("") no longer does."""
+        with self._lock:
+            self._judge(cause, reason)
+
+    def _judge(self, cause: str, reason: str) -> None:
+        self._causes.pop(cause, None)
+        if reason:
+            self._causes[cause] = reason
+        self.tell("degraded" if self._causes else "online", "; ".join(self._causes.values()))
 
     def on_status(self, status: SourceStatus) -> None:
         """A camera came, went or ended."""
@@ -412,10 +450,7 @@ class _Health:
             self._latest[status.camera] = status
             self.publisher.set_camera_status(status)
             down = [name for name, latest in sorted(self._latest.items()) if latest.state in _DOWN]
-            if down:
-                self.tell("degraded", f"no frames from {', '.join(down)}")
-            else:
-                self.tell("online")
+            self._judge("cameras", f"no frames from {', '.join(down)}" if down else "")
             self._alert(before, status)
 
     def _alert(self, before: SourceStatus | None, status: SourceStatus) -> None:
@@ -465,6 +500,8 @@ class _Beats:
     agent: Agent
     pipeline: Pipeline
     stages: _Stages
+    progress: Progress = field(default_factory=Progress)
+    """Of this thread."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _last: tuple[float, int, dict[str, int]] | None = None
@@ -484,10 +521,12 @@ class _Beats:
         last = False
         while not last:
             last = self._stop.is_set()  # once more at the end: a run may be shorter than an interval
+            self.progress.at("read sensors")
             try:
                 self._beat()
             except EdgeAgentError as problem:
                 _log.warning("telemetry_failed", error=str(problem))
+            self.progress.idle("waits for the next interval")
             self._stop.wait(self.agent.settings.telemetry.interval_s)
 
     def _beat(self) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
     from edge_agent.operations import Operations
+    from edge_agent.progress import Beat
     from edge_agent.quality import QualityGate
     from edge_agent.source.base import Source
     from edge_agent.structures import Detections, EngineInfo, Frame, SourceStatus
@@ -98,6 +99,10 @@ class Publish(Protocol):
     @property
     def state(self) -> ConnectionState:
         """Where the connection to the broker stands."""
+
+    @property
+    def beat(self) -> Beat:
+        """When delivery last got on, and why it does not if it does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.errors import EngineError
+from edge_agent.progress import Progress
 from edge_agent.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
 
 __all__ = ["Counters", "FrameOutcome", "Identify", "Pipeline", "Read", "Track", "TrackGiven"]
@@ -179,8 +180,8 @@ class Pipeline:
     chores: deque[Callable[[], None]] = field(default_factory=deque)
     """Functions that other threads want run on the driving thread, between two frames."""
     counters: Counters = field(default_factory=Counters)
-    last_progress: float = field(default_factory=time.monotonic)
-    """`time.monotonic()` when a round was last finished, or found nothing to do."""
+    progress: Progress = field(default_factory=Progress)
+    """What the driving thread does, by stage, and since when."""
     _trackers: dict[str, Track] = field(default_factory=dict)
     _given: dict[str, TrackGiven] = field(default_factory=dict)
     _heads: dict[str, Frame | CropBatch] = field(default_factory=dict)
@@ -198,17 +199,19 @@ class Pipeline:
         while not stop.is_set():
             self.wake.clear()
             while self.chores:
+                self.progress.at("a command")
                 self.chores.popleft()()
+            self.progress.at("read")
             items = self._gather()
             if items:
                 self._start(items)
             if self._rounds and (not items or len(self._rounds) > 1):
                 self._finish(self._rounds.popleft())
             elif not items:
-                self.last_progress = time.monotonic()
                 if self._all_over():
                     break
                 self._end_finished()
+                self.progress.idle("no source has anything to give")
                 self.wake.wait(IDLE_WAIT_S)
         while self._rounds:
             self._finish(self._rounds.popleft())
@@ -269,6 +272,7 @@ class Pipeline:
         for reader, item in items:
             began = time.perf_counter()
             detections = None
+            self.progress.at("detect")
             if isinstance(item, Frame):
                 detections = self.detect(item)
                 self.counters.detections += len(detections)
@@ -280,6 +284,7 @@ class Pipeline:
             pairs += new
             pending.append(_Pending(reader, item, detections, len(new), took))
         began = time.perf_counter()
+        self.progress.at("embed")
         self.embed.submit(pairs)
         self.counters.spend("pack", time.perf_counter() - began)
         self._rounds.append(_Round(pending, began))
@@ -287,6 +292,7 @@ class Pipeline:
     def _finish(self, round_: _Round) -> None:
         """Collect the embeddings of a round, then track and identify frame by frame."""
         began = time.perf_counter()
+        self.progress.at("embed")
         embedded = self._collect(round_)
         embed_s = time.perf_counter() - round_.submitted
         self.counters.spend("wait", time.perf_counter() - began)
@@ -295,7 +301,6 @@ class Pipeline:
         for pending in round_.items:
             self._decide(pending, embedded[at : at + pending.pairs], embed_s)
             at += pending.pairs
-        self.last_progress = time.monotonic()
 
     def _collect(self, round_: _Round) -> list[Embedded]:
         try:
@@ -312,6 +317,7 @@ class Pipeline:
 
     def _decide(self, pending: _Pending, embedded: list[Embedded], embed_s: float) -> None:
         began = time.perf_counter()
+        self.progress.at("decide")
         item = pending.item
         if isinstance(item, Frame) and pending.detections is not None:
             height, width = item.image.shape[:2]
@@ -336,6 +342,7 @@ class Pipeline:
 
     def _give(self, update: TrackUpdate, decisions: list[Decision], latency: Mapping[str, float]) -> None:
         began = time.perf_counter()
+        self.progress.at("hand over")
         self.counters.decisions += len(decisions)
         self.hand_over(FrameOutcome(update, tuple(decisions), latency))
         self.counters.spend("hand_over", time.perf_counter() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -62,6 +63,8 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
     """
     stop = threading.Event()
     agent.reread = reload
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # at a watchdog's SIGABRT or a crash in a library: where every thread stands
 
     def act(number: int) -> None:
         if number == signal.SIGHUP:

@@ -18,6 +18,7 @@ from types import TracebackType
 import structlog
 
 from edge_agent.errors import EdgeAgentError, Retryable, SourceError, SourceLost
+from edge_agent.progress import Beat
 from edge_agent.source.base import Item, Source
 from edge_agent.source.redact import redact_url
 from edge_agent.structures import SourceState, SourceStatus
@@ -104,6 +105,7 @@ class FrameReader:
         self._stop_by = 0.0
         self._over = False
         self._state: SourceState | None = None
+        self._reason = ""
         self._lost_since: float | None = None
         self._error: EdgeAgentError | None = None
         self._delivered = 0
@@ -175,6 +177,20 @@ class FrameReader:
         while a source is expected to deliver and does not.
         """
         return self._progress
+
+    @property
+    def beat(self) -> Beat:
+        """`last_progress` with what the reader does, or why it delivers nothing."""
+        attempt, state = self._attempt, self._state
+        if self._over:
+            return Beat(time.monotonic(), idle=self._reason)
+        if state is not None and state is not SourceState.ONLINE:
+            return Beat(self._progress, idle=f"{state.value}: {self._reason}")
+        if not self.live and len(self._queue) >= self._limit:
+            return Beat(self._progress, idle="waits for the pipeline")
+        thread = attempt.thread if attempt is not None else None
+        doing = "open" if state is None else "read"
+        return Beat(self._progress, doing, thread=thread.ident if thread is not None else None)
 
     def poll(self) -> Item | None:
         """The next item (of a live source: the newest), None when nothing waits. Never blocks."""
@@ -355,7 +371,7 @@ class FrameReader:
         self._report(state, reason)
 
     def _report(self, state: SourceState, reason: str) -> None:
-        self._state = state
+        self._state, self._reason = state, reason
         self._on_status(SourceStatus(self.camera, state, reason, time.time()))
         self._wake.set()
 
