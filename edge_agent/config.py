@@ -374,6 +374,8 @@ class Settings(BaseSettings):
             secrets = NestedSecretsSettingsSource(
                 file_secret_settings, secrets_dir=folder, secrets_nested_delimiter="__", secrets_prefix=""
             )
+            # systemd 249 has no optional credentials: an empty one stands for one that is not there
+            secrets.env_vars = {name: text for name, text in secrets.env_vars.items() if text}
             sources.append(secrets)
         sources.append(InitSettingsSource(settings_cls, init_kwargs=_file_values.get()))
         return tuple(sources)

@@ -27,7 +27,7 @@ COMMANDS = (
 )
 """Modules with a function `command`."""
 
-GROUPS = ("gallery", "engines", "config")
+GROUPS = ("gallery", "engines", "model", "config")
 """Modules with a typer application `app`."""
 
 
