@@ -211,6 +211,9 @@ def test_refusals_say_what_is_wrong(small: PreparedGraph, scales: Scales) -> Non
         quantise(small, scales, keep=quantisable(small))
     with pytest.raises(ModelError, match="another graph"):
         quantise(small, dataclasses.replace(scales, model_sha256="0" * 64))
+    half = dataclasses.replace(small, half=True)
+    with pytest.raises(ModelError, match="float32 export"):
+        quantise(half, scales)
     with pytest.raises(ModelError, match="FP32 graph"):
         ranges(quantise(small, scales), np.zeros((1, 64, 32, 3), np.uint8))
 
@@ -239,7 +242,8 @@ def test_float16_inside_and_float32_around(small: PreparedGraph, crops: NDArray[
     makers = {node.name: node for node in model.graph.node}
     for name in ("edge_agent/Mul_edge_agent/scaled", "edge_agent/Div_edge_agent/unit"):
         assert kinds[makers[name].output[0]] == onnx.TensorProto.FLOAT
-    assert sum(node.op_type == "Cast" for node in model.graph.node) == 4
+    # Pixels in, network in, rows out (once for each of two readers under older ONNX Runtimes), nothing else.
+    assert sum(node.op_type == "Cast" for node in model.graph.node) in {4, 5}
     assert len(half.onnx) < 0.6 * len(small.onnx)
     assert half.precision == "fp16"
     rows = embed(half, crops)

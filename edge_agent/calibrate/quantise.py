@@ -81,11 +81,14 @@ def quantise(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] =
         keep: names of nodes (of `quantisable`) that stay in higher precision.
 
     Raises:
-        ModelError: the ranges are another graph's, a name in `keep` is unknown, nothing is left to quantise,
-            or the graph cannot be brought to an opset that has quantisation per channel.
+        ModelError: the ranges belong to another graph, the network was exported in float16, a name in `keep`
+            is unknown, nothing is left to quantise, or the graph cannot be brought to an opset that has
+            quantisation per channel.
     """
     if hashlib.sha256(prepared.onnx).hexdigest() != scales.model_sha256:
         raise ModelError(f"the ranges belong to another graph than {prepared.source}: calibrate again")
+    if prepared.half:
+        raise ModelError(f"{prepared.source} was exported in float16; INT8 is made from a float32 export")
     known = quantisable(prepared)
     if unknown := sorted(set(keep) - set(known)):
         raise ModelError(f"{prepared.name} has no quantisable node {unknown[0]!r}; it has {len(known)}")

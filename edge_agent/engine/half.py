@@ -41,10 +41,11 @@ def to_half(prepared: PreparedGraph) -> PreparedGraph:
     if prepared.half:  # the network was exported in float16: it is what is asked for
         return replace(prepared, precision="fp16")
     model = load_named(prepared.onnx)
+    known = {node.name for node in model.graph.node}
     around = [node.name for node in model.graph.node if node.name.startswith(OURS)]
     kept = [name for name in around if name != _entrance(model)] + list(kept_in_float32(prepared))
     done = convert_float_to_float16(model, node_block_list=kept)
-    _drop_there_and_back(done)
+    _drop_there_and_back(done, known)
     _give_float32(done)
     ordered = in_order(done)
     del done.graph.node[:]
@@ -91,15 +92,21 @@ def _entrance(model: onnx.ModelProto) -> str:
     return casts[1]  # the first one turns uint8 into float32
 
 
-def _drop_there_and_back(model: onnx.ModelProto) -> None:
+def _drop_there_and_back(model: onnx.ModelProto, known: set[str]) -> None:
     """Take out casts to float16 that are cast back at once, between two nodes that stayed in float32.
 
-    The rewriter leaves them around every such node; they would round the pixels and the embedding.
+    The rewriter leaves them around every such node; they would round the pixels and the embedding. `known`
+    are the nodes from before it, which are left alone.
     """
+    from onnx import TensorProto
+
     topology = Topology(model)
+    added = {n.name: n.attribute[0].i for n in topology.nodes if n.op_type == "Cast" and n.name not in known}
     for back in topology.nodes:
-        there = topology.maker.get(back.input[0]) if back.name.endswith("_cast_to_fp32_node") else None
-        if there is None or not there.name.endswith("_cast_to_fp16_node"):
+        if added.get(back.name) != TensorProto.FLOAT:
+            continue
+        there = topology.maker.get(back.input[0])
+        if there is None or added.get(there.name) != TensorProto.FLOAT16:
             continue
         for reader in topology.readers.get(back.output[0], []):
             for index, name in enumerate(reader.input):
