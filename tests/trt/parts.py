@@ -29,7 +29,8 @@ BINDINGS = {
     "11.4.0": ("tensorrt-cu13-bindings==11.4.0.106", (3, 13)),
 }
 """Package on PyPI of each version that is tested, and the newest Python that it has a wheel for."""
-PYCUDA = "pycuda==2026.1"
+PYCUDA = ("pycuda==2026.1", "-O0")
+"""Package, and how it is compiled: its speed does not matter here, the time to build it does."""
 CUDA_PYTHON = ("cuda-bindings==13.5.0", "cuda-pathfinder")
 _LIBRARIES = ("nvonnxparser", "nvinfer_plugin", "nvparsers")
 """What else the bindings link to; nothing of it is called."""
@@ -186,7 +187,7 @@ def _toolkit() -> Path:
 
 
 def pycuda_folder() -> Path:
-    return _folder("pycuda", PYCUDA)
+    return _folder("pycuda", *PYCUDA)
 
 
 def pycuda() -> Path:
@@ -198,7 +199,9 @@ def pycuda() -> Path:
             (Path(home) / ".aksetup-defaults.py").write_text(
                 f"CUDA_ROOT = {str(_toolkit())!r}\nCUDA_ENABLE_CURAND = False\nCUDADRV_LIB_DIR = [{home!r}]\n"
             )
-            _install(folder, PYCUDA, source=True, timeout=800, HOME=home, PIP_CACHE_DIR=f"{home}/pip")
+            package, flags = PYCUDA
+            told = {"HOME": home, "PIP_CACHE_DIR": f"{home}/pip", "CFLAGS": flags, "CXXFLAGS": flags}
+            _install(folder, package, source=True, timeout=850, **told)
 
     return _made(pycuda_folder(), make)
 
