@@ -29,8 +29,9 @@ BINDINGS = {
     "11.4.0": ("tensorrt-cu13-bindings==11.4.0.106", (3, 13)),
 }
 """Package on PyPI of each version that is tested, and the newest Python that it has a wheel for."""
-PYCUDA = ("pycuda==2026.1", "-O0")
-"""Package, and how it is compiled: its speed does not matter here, the time to build it does."""
+PYCUDA = ("pycuda==2026.1", "-O0", "-Wl,--no-as-needed")
+"""Package, how it is compiled (its speed does not matter here, the time to build it does), and how it is linked (it
+must want libcuda.so.1, as everywhere, though the one that it is linked to is empty)."""
 CUDA_PYTHON = ("cuda-bindings==13.5.0", "cuda-pathfinder")
 _LIBRARIES = ("nvonnxparser", "nvinfer_plugin", "nvparsers")
 """What else the bindings link to; nothing of it is called."""
@@ -49,8 +50,10 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path:
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=CACHE))
         try:
             make(draft)
+            draft.rename(folder)
+        except OSError:
             if not folder.is_dir():  # another run may have been faster
-                draft.rename(folder)
+                raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -199,8 +202,9 @@ def pycuda() -> Path:
             (Path(home) / ".aksetup-defaults.py").write_text(
                 f"CUDA_ROOT = {str(_toolkit())!r}\nCUDA_ENABLE_CURAND = False\nCUDADRV_LIB_DIR = [{home!r}]\n"
             )
-            package, flags = PYCUDA
-            told = {"HOME": home, "PIP_CACHE_DIR": f"{home}/pip", "CFLAGS": flags, "CXXFLAGS": flags}
+            package, compiling, linking = PYCUDA
+            told = {"CFLAGS": compiling, "CXXFLAGS": compiling, "LDFLAGS": linking}
+            told |= {"HOME": home, "PIP_CACHE_DIR": f"{home}/pip"}
             _install(folder, package, source=True, timeout=850, **told)
 
     return _made(pycuda_folder(), make)
