@@ -193,7 +193,8 @@ class BuilderStub(Stub):
         builder.answer(places["build_serialized_network"], self._build, _POINTER, _POINTER, _POINTER)
         builder.answer(places["builder_num_DLA_cores"], lambda: 2, _INT)
         # Profile
-        profile.answer(places["set_shape"], self._shape, ctypes.c_bool, ctypes.c_char_p, _INT, _POINTER)
+        dims = _Dims if _MAJOR < 10 else ctypes.POINTER(_Dims)  # by value, then by reference
+        profile.answer(places["set_shape"], self._shape, ctypes.c_bool, ctypes.c_char_p, _INT, dims)
         # Configuration
         note(config, "set_memory_pool_limit", None, _INT, _WORD)
         note(config, "set_flag", None, _INT)
@@ -240,8 +241,8 @@ class BuilderStub(Stub):
         _POINTER.in_dll(self.nvinfer, "stub_builder").value = builder.address
         _POINTER.in_dll(self.nvinfer, "stub_parser").value = parser.address
 
-    def _shape(self, name: bytes, which: int, dims: int) -> bool:
-        found = _Dims.from_address(dims)
+    def _shape(self, name: bytes, which: int, dims: Any) -> bool:
+        found = dims if _MAJOR < 10 else dims.contents
         self.told.append(("set_shape", name.decode(), which, *found.sizes[: found.count]))
         return True
 
