@@ -24,7 +24,7 @@ from edge_agent.engine.plans import PlanStore
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales, read_cache
 from edge_agent.engine.tensorrt import TensorRTEngine
-from edge_agent.engine.trt import has_dla, version
+from edge_agent.engine.trt import Log, has_dla, make_runtime, version
 from edge_agent.errors import EngineError, InputError, ModelError
 
 # The bindings of TensorRT 10 warn of what TensorRT 11 has no more.
@@ -277,6 +277,18 @@ def test_a_build_that_fails_says_why(stub: BuilderStub) -> None:
     stub.plan = None
     with pytest.raises(EngineError, match="could not build reid in FP32: stub: no tactic was found"):
         build_plan(graph(), BuildOptions("fp32"))
+
+
+def test_a_build_while_an_engine_is_open_says_why_too(stub: BuilderStub) -> None:
+    """TensorRT has one logger: the first that it was given, here the engine's."""
+    log = Log()
+    runtime = make_runtime(log)
+    stub.plan = None
+    with pytest.raises(EngineError, match="could not build reid in FP32: stub: no tactic was found"):
+        build_plan(graph(), BuildOptions("fp32"))
+    assert log.take() == ["stub: no tactic was found"]
+    assert Log().logger is log.logger
+    del runtime
 
 
 @monitor

@@ -13,7 +13,13 @@ sys.stdout.flush(); os._exit(int(code))
 """
 
 
-@pytest.mark.parametrize("version", parts.BINDINGS)
+OFTEN = {"10.3.0", "11.4.0"}
+"""Versions of the default suite: flags and calibrators, and neither."""
+
+
+@pytest.mark.parametrize(
+    "version", [pytest.param(one, marks=() if one in OFTEN else pytest.mark.slow) for one in parts.BINDINGS]
+)
 def test_builds(run_under_stub, cuda, version):
     code = RUN.format(file=str(parts.HERE / "build_on_the_stub.py"))
     print(run_under_stub(code, version, cuda=True).stdout)
