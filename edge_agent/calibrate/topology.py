@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OURS", "QUANTISABLE", "Block", "Topology", "load_named"]
+__all__ = ["OURS", "QUANTISABLE", "Block", "Topology", "in_order", "load_named"]
 
 QUANTISABLE = frozenset({"Conv", "Gemm", "MatMul"})
 """Operators that compute in INT8; all others follow in higher precision or are fused into these."""
@@ -31,6 +31,29 @@ def load_named(data: bytes) -> onnx.ModelProto:
     return model
 
 
+def in_order(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Nodes so that each comes after those that it reads from, otherwise as they were."""
+    import onnx
+
+    made = {weight.name for weight in model.graph.initializer} | {v.name for v in model.graph.input} | {""}
+    waiting = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    maker = {name: number for number, node in enumerate(waiting) for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    for root in range(len(waiting)):
+        stack = [root]
+        while stack:
+            node = waiting[stack[-1]]
+            missing = [maker[name] for name in node.input if name not in made]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if not made.issuperset(node.output):
+                made.update(node.output)
+                ordered.append(node)
+    return ordered
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A stretch of the network between two tensors through which everything passes.
@@ -45,11 +68,20 @@ class Block:
 
 
 class Topology:
-    """Who makes and who reads each tensor."""
+    """Who makes and who reads each tensor.
+
+    Attributes:
+        nodes: all nodes, in order.
+        weights: shape of each weight by name.
+        constants: tensors that do not depend on the picture: weights, and what Constant nodes make.
+        maker: node that makes a tensor.
+        readers: nodes that read a tensor, each once.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes: list[onnx.NodeProto] = list(model.graph.node)
-        self.constants = {weight.name for weight in model.graph.initializer}
+        self.weights = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+        self.constants = set(self.weights)
         self.constants |= {o for node in self.nodes if node.op_type == "Constant" for o in node.output}
         self.maker: dict[str, onnx.NodeProto] = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -67,7 +99,7 @@ class Topology:
             node
             for node in self.nodes
             if node.op_type in QUANTISABLE
-            and node.input[1] in self.constants
+            and node.input[1] in self.weights
             and node.input[0] not in self.constants
             and not node.name.startswith(OURS)
         ]
@@ -87,11 +119,17 @@ class Topology:
     def blocks(self, wanted: Iterable[str]) -> list[Block]:
         """The wanted nodes in blocks: residual blocks whole, everything else node by node.
 
-        Only what leads to a wanted node counts, so that side branches into the head do not hide the
-        places where the trunk is a single tensor.
+        Only what leads to a wanted node, or to the sum that ends its residual block, counts: side branches
+        into the head must not hide the places where the trunk is a single tensor.
         """
         wanted = set(wanted)
-        trunk = self._leading_to(wanted)
+        pooled = self.pooled()
+        sums = {
+            node.name
+            for node in self.nodes
+            if node.op_type == "Add" and len(self.activations(node)) == 2 and node.output[0] not in pooled
+        }
+        trunk = self._leading_to(wanted | sums)
         last = {name: place for place, node in enumerate(trunk) for name in self.activations(node)}
         blocks: list[list[str]] = []
         current: list[str] = []
