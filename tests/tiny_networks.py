@@ -65,6 +65,44 @@ def reid(
     return path
 
 
+def convolutional(path: Path, *, dimension: int = 32, seed: int = 0) -> Path:
+    """Four convolutions: `[N, 3, 256, 128]` -> stem, residual block, last, global pooling -> `[N, D]`."""
+    rng = np.random.default_rng(seed)
+
+    def kernel(name: str, outputs: int, inputs: int, size: int) -> onnx.TensorProto:
+        values = rng.normal(size=(outputs, inputs, size, size)) / np.sqrt(inputs * size * size)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    weights = [
+        kernel("stem_w", 16, 3, 8),
+        kernel("first_w", 16, 16, 3),
+        kernel("second_w", 16, 16, 3),
+        kernel("last_w", dimension, 16, 4),
+    ]
+    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["input", "stem_w"], ["stem"], "stem", kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Relu", ["stem"], ["stem_relu"], "stem_relu"),
+        helper.make_node("Conv", ["stem_relu", "first_w"], ["first"], "block/first", **same),
+        helper.make_node("Relu", ["first"], ["first_relu"], "block/relu"),
+        helper.make_node("Conv", ["first_relu", "second_w"], ["second"], "block/second", **same),
+        helper.make_node("Add", ["second", "stem_relu"], ["sum"], "block/add"),
+        helper.make_node("Relu", ["sum"], ["sum_relu"], "block/out"),
+        helper.make_node(
+            "Conv", ["sum_relu", "last_w"], ["maps"], "last", kernel_shape=[4, 4], strides=[4, 4]
+        ),
+        helper.make_node("Relu", ["maps"], ["maps_relu"], "last_relu"),
+        helper.make_node("GlobalAveragePool", ["maps_relu"], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["fc_pred"], "flatten", axis=1),
+    ]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ("batch", 3, HEIGHT, WIDTH))]
+    outputs = [helper.make_tensor_value_info("fc_pred", TensorProto.FLOAT, ("batch", dimension))]
+    graph = helper.make_graph(nodes, "tiny_residual", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def _size(value: object, default: int) -> int:
     return value if isinstance(value, int) else default
 

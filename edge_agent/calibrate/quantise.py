@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.calibrate.topology import OURS, QUANTISABLE, Topology, in_order, load_named
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales
+from edge_agent.engine.topology import OURS, QUANTISABLE, Topology, in_order, load_named
 from edge_agent.errors import ModelError
 
 if TYPE_CHECKING:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.dataset import Problem, read_picture
+from edge_agent.dataset import Crop, Problem, read_picture
 from edge_agent.errors import InputError, NonFiniteEmbedding
+from edge_agent.evaluate.labels import EmbeddedCrops
 from edge_agent.structures import EngineInfo
 
 if TYPE_CHECKING:
     from edge_agent.engine.base import Engine
 
-__all__ = ["CropEmbedder", "EmbeddedPaths", "RawEmbedder", "embed_paths"]
+__all__ = ["CropEmbedder", "EmbeddedPaths", "RawEmbedder", "embed_paths", "labelled"]
 
 _BATCH = 64
 _DECODERS = 2
@@ -81,6 +82,17 @@ def embed_paths(
     if not vectors:
         raise InputError(f"none of the {len(paths)} pictures can be read; the first: {problems[0].path}")
     return EmbeddedPaths(np.array(rows, np.intp), np.concatenate(vectors), tuple(problems))
+
+
+def labelled(done: EmbeddedPaths, crops: Sequence[Crop]) -> EmbeddedCrops:
+    """Put beside each embedding what the name of its crop says."""
+    kept = [crops[row] for row in done.rows]
+    return EmbeddedCrops.of(
+        done.vectors,
+        [crop.pid for crop in kept],
+        [crop.camid for crop in kept],
+        [str(crop.path) for crop in kept],
+    )
 
 
 def _decoded(paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | Problem]:

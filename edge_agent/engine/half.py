@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_agent.calibrate.topology import OURS, Topology, in_order, load_named
 from edge_agent.engine.prepared import PreparedGraph
+from edge_agent.engine.topology import OURS, Topology, in_order, load_named
 from edge_agent.errors import ModelError
 
 if TYPE_CHECKING:
