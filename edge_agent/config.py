@@ -182,11 +182,14 @@ class EngineSettings(_Section):
     max_batch: int = Field(64, ge=1, le=1024, description="largest batch for all cameras together")
     max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
     threads: int = Field(0, ge=0, description="CPU threads of ONNX Runtime, 0: its own choice")
+    folder: Path | None = Field(
+        None, description="calibrations and TensorRT plans; `engines` in the state folder when absent"
+    )
     zero_copy: Literal["auto", "on", "off"] = Field(
         "auto", description="TensorRT: crops and rows in mapped pinned memory; auto: where the GPU shares RAM"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto", description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there"
+        "auto", description="TensorRT: replay a captured graph; auto: where cuda-bindings is installed"
     )
     dla_core: int | None = Field(
         None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: on the GPU"

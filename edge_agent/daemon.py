@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
+    from edge_agent.engine.calibration import Calibration
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
     from edge_agent.source.base import Source
@@ -194,7 +195,9 @@ class Agent:
         settings = self.settings
         state = factory.state_folder(settings.state_dir)
         sources = factory.open_sources(settings, state)
-        embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
+        active = factory.current_calibration(settings.engine, state)
+        embedder = stack.enter_context(factory.open_configured_embedder(settings, state, active))
+        calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
         detection = factory.open_detection(settings, stack, cameras=choices)
@@ -202,9 +205,9 @@ class Agent:
         telemetry = stack.enter_context(factory.open_telemetry(settings, state))
         reading = telemetry.read()
         self.device = _device_summary(reading)
-        info = self._info(embedder.info, detection.name, sources, reading)
+        info = self._info(embedder.info, detection.name, sources, reading, calibration)
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
-        identifier = factory.make_identifier(settings, gallery, self.session)
+        identifier = factory.make_identifier(settings, gallery, self.session, calibration)
         outbox = factory.open_outbox(settings, state, stack)
         erase_events = outbox.erase if outbox is not None else _nothing_to_erase
         operations = Operations(
@@ -255,6 +258,8 @@ class Agent:
             identities=len(gallery),
         )
         stages.health.tell("online")
+        if active is not None and calibration is None:
+            _tell_stale(active, publisher)
         for source in sources if not stop.is_set() else ():
             reader = FrameReader(source, wake=stages.wake, on_status=stages.health.on_status)
             stages.readers.append(ends_last.enter_context(reader))
@@ -341,13 +346,29 @@ class Agent:
         configure(settings.log_level)
         if self._stages is not None:
             factory.adjust_identifier(self._stages.identifier, settings)
+            self._take_over_calibration(self._stages)
             try:
                 factory.adjust_gallery(self._stages.gallery, settings)
             except StorageError as problem:
                 _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(problem))
 
+    def _take_over_calibration(self, stages: _Stages) -> None:
+        """Use the threshold of the calibration that is active now; its engine needs a restart."""
+        try:
+            active = factory.current_calibration(self.settings.engine, self.settings.state_dir)
+        except EdgeAgentError as problem:
+            _log.error("reload_incomplete", setting="engine.folder", error=str(problem))
+            return
+        calibration = _of_space(active, stages.embedder.info)
+        stages.identifier.calibrated = None if calibration is None else calibration.threshold
+
     def _info(
-        self, engine: EngineInfo, detector: str, sources: Sequence[Source], reading: Reading
+        self,
+        engine: EngineInfo,
+        detector: str,
+        sources: Sequence[Source],
+        reading: Reading,
+        calibration: Calibration | None,
     ) -> InfoData:
         enabled = [source for source in self.settings.sources if source.enabled]
         cameras = [
@@ -360,6 +381,7 @@ class Agent:
             detector=detector,
             cameras=tuple(cameras),
             enrolment=self.settings.identify.enrolment,
+            calibration=None if calibration is None else calibration.summary(),
             config_hash=fingerprint(self.settings),
             python=platform.python_version(),
             platform=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -433,6 +455,31 @@ class _Health:
             details={"camera": status.camera},
         )
         self.publisher.publish(alert)
+
+
+def _of_space(calibration: Calibration | None, engine: EngineInfo) -> Calibration | None:
+    """The calibration, if it is of the network that runs."""
+    if calibration is None or calibration.data["space"] != engine.space:
+        return None
+    return calibration
+
+
+def _tell_stale(calibration: Calibration, publisher: factory.Publish) -> None:
+    """Say that the active calibration is of another network, so neither precision nor threshold is used."""
+    model = calibration.data["model"]
+    message = (
+        f"the active calibration {calibration.name} is of {model['name']} with profile "
+        f"{model['preprocess']}, which does not run here; run `edge-agent calibrate` for the present model"
+    )
+    _log.warning("calibration_stale", calibration=calibration.name, model=model["name"])
+    publisher.publish(
+        alert_event(
+            "calibration_stale",
+            message,
+            time=time.time(),
+            details={"calibration": calibration.name},
+        )
+    )
 
 
 def _nothing_to_erase(_word: str) -> int:

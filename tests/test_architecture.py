@@ -29,6 +29,8 @@ ROWS = {
 ALLOWED_SIBLINGS = {
     ("embed", "quality"): "never taken: quality is a row lower",
     ("dataset", "manifest"): "a data set's manifest is written like every other",
+    ("calibrate", "evaluate"): "the accuracy gate is an evaluation, twice",
+    ("calibrate", "bench"): "a calibration ends with the speed table",
 }
 """Imports within a row, each with its reason."""
 

@@ -10,10 +10,22 @@ import typer
 
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
-COMMANDS = ("run", "demo", "watch", "doctor", "dataset", "train", "export", "embed", "evaluate")
+COMMANDS = (
+    "run",
+    "demo",
+    "watch",
+    "doctor",
+    "dataset",
+    "train",
+    "export",
+    "embed",
+    "evaluate",
+    "calibrate",
+    "bench",
+)
 """Modules with a function `command`."""
 
-GROUPS = ("gallery", "config")
+GROUPS = ("gallery", "engines", "config")
 """Modules with a typer application `app`."""
 
 

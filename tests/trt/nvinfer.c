@@ -204,11 +204,15 @@ void stub_ready(void) { ready = 1; }
 
 /* ---- what the bindings link to ---- */
 
+/* What a test answers with in Python (builder_stand_in.py), instead of an object that only notes. */
+void *stub_builder, *stub_parser;
+void stub_say(int severity, const char *message) { say(severity, message); }
+
 static int absent(void) { return getenv("STUB_NVINFER_NULL") != 0; }
 void *createInferBuilder_INTERNAL(void *l, int32_t v) {
     logger = l;
     if (absent()) { say(1, "stub: CUDA initialization failure with error: 35"); return 0; }
-    return anything;
+    return stub_builder ? stub_builder : anything;
 }
 void *createInferRuntime_INTERNAL(void *l, int32_t v) {
     logger = l;
@@ -217,7 +221,7 @@ void *createInferRuntime_INTERNAL(void *l, int32_t v) {
 }
 void *createInferRefitter_INTERNAL(void *e, void *l, int32_t v) { return anything; }
 void *createNvOnnxParserRefitter_INTERNAL(void *r, void *l, int32_t v) { return anything; }
-void *createNvOnnxParser_INTERNAL(void *n, void *l, int32_t v) { return anything; }
+void *createNvOnnxParser_INTERNAL(void *n, void *l, int32_t v) { return stub_parser ? stub_parser : anything; }
 void *getBuilderPluginRegistry(int32_t c) { return anything; }
 int32_t getNvOnnxParserVersion(void) { return 0; }
 void *getPluginRegistry(void) { return anything; }

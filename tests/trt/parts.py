@@ -30,7 +30,7 @@ BINDINGS = {
 }
 """Package on PyPI of each version that is tested, and the newest Python that it has a wheel for."""
 PYCUDA = ("pycuda==2026.1", "-O0", "-Wl,--no-as-needed")
-"""Package, how it is compiled (its speed does not matter here, the time to build it does), and how it is linked
+"""Package, how it is compiled (its speed does not matter here, the time to build it does), how it is linked
 (it must want libcuda.so.1, as everywhere, though the one that it is linked to is empty)."""
 CUDA_PYTHON = ("cuda-bindings==13.5.0", "cuda-pathfinder")
 _LIBRARIES = ("nvonnxparser", "nvinfer_plugin", "nvparsers")
