@@ -206,9 +206,11 @@ class _Replay:
 
     def free(self) -> None:
         """Give graph and memory back."""
-        self._graph.free()
-        self._rows.free()
-        self._pixels.free()
+        try:
+            self._graph.free()
+        finally:
+            self._rows.free()
+            self._pixels.free()
 
 
 class _Session:
@@ -261,6 +263,7 @@ class _Session:
             closing.enter_context(self.context)
             closing.callback(self._free_memory)
             closing.callback(self._free_tensorrt)
+            closing.callback(self._free_replay)
             closing.callback(self._finish)
             try:
                 self._open()
@@ -282,13 +285,13 @@ class _Session:
 
     def _open(self) -> None:
         gpu = self.context.gpu()
+        mapped = self._choose_mapped(gpu)
         self._stream = self.context.stream()
         self._runtime = make_runtime(self._log)
         core = self._choose_dla(self._runtime)
         self.device = gpu.name if core is None else f"{gpu.name}, DLA {core}"
         plan, tensors = self._load()
         self.precision = plan.precision
-        mapped = self._choose_mapped(gpu)
         self.slots = [self._slot(tensors, plan.batches[-1], mapped=mapped) for _ in range(DEPTH)]
         self._profiles = [self._profile(tensors, index) for index in range(len(plan.batches))]
         for profile in self._profiles:  # the first run of each is slow, and tells whether it works
@@ -412,7 +415,8 @@ class _Session:
         assert self._stream is not None
         try:
             self._replay = _Replay(self._profiles[0], self.slots[0], self._stream)
-        except EngineError as problem:
+        except Exception as problem:  # noqa: BLE001 - whatever another release of cuda-bindings raises
+            _let_go(problem)
             _log.info("cuda_graph_not_used", reason=str(problem))
 
     # --- running ------------------------------------------------------------------------------
@@ -447,10 +451,12 @@ class _Session:
         if self._stream is not None:
             self._stream.synchronize()
 
+    def _free_replay(self) -> None:
+        replay, self._replay = self._replay, None
+        if replay is not None:
+            replay.free()
+
     def _free_tensorrt(self) -> None:
-        if self._replay is not None:
-            self._replay.free()
-        self._replay = None
         self._profiles.clear()
         self._engine = None
         self._runtime = None
@@ -590,7 +596,12 @@ class TensorRTEngine:
         self._leaving = False
         self._worker = threading.Thread(target=self._work, name=f"engine {self._prepared.name}", daemon=True)
         self._worker.start()
-        self._opened.wait()
+        try:
+            self._opened.wait()  # for minutes, where a plan is built
+        except BaseException:  # Ctrl-C: the thread cannot be stopped, but it closes what it opens
+            self._leaving = True
+            self._waiting.put(None)
+            raise
         if self._problem is not None:
             self._worker.join()
             problem, self._problem = self._problem, None

@@ -6,6 +6,8 @@ one of them goes through `checked`.
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
@@ -78,12 +80,13 @@ def has_dla(release: tuple[int, ...]) -> bool:
 
 
 class Log:
-    """Keeps the last lines that TensorRT logged as errors or warnings; passes all but the finest on.
+    """Keeps the last lines that TensorRT logged as errors or warnings; all but the finest are passed on.
 
-    TensorRT calls it from its own threads. It takes no lock of its own and never raises.
+    TensorRT has one logger for a whole process: it takes the first and warns of others, so a builder that is
+    made while an engine is open logs where the engine does. Hence there is one, and every log hears all.
 
     Attributes:
-        logger: the `ILogger` to hand to TensorRT. It must outlive every object that was made with it.
+        logger: the `ILogger` to hand to TensorRT. It lives as long as the process.
 
     Raises:
         EngineError: as in `require_bindings`.
@@ -91,18 +94,12 @@ class Log:
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self.logger = _make_logger(self)
+        self.logger = _the_logger()
+        _logs[:] = [*(known for known in _logs if known() is not None), weakref.ref(self)]
 
-    def write(self, severity: int, message: str) -> None:
-        """Take one line; `severity` is 0 and 1 for errors, 2 for warnings, 3 for information, 4 for more."""
-        try:
-            if severity <= 2:
-                self._lines.append(message.strip())
-                _log.warning("tensorrt", severity=severity, message=message.strip())
-            elif severity == 3:
-                _log.debug("tensorrt", message=message.strip())
-        except Exception:  # noqa: BLE001, S110 - into C++ nothing may escape, and there is nobody to tell
-            pass
+    def keep(self, line: str) -> None:
+        """Take one line."""
+        self._lines.append(line)
 
     def take(self) -> list[str]:
         """The lines kept since the last call, oldest first."""
@@ -112,8 +109,29 @@ class Log:
         return lines
 
 
-def _make_logger(log: Log) -> trt.ILogger:
-    """An `ILogger` that writes to `log`; its class can only be made once TensorRT is imported."""
+_logs: list[weakref.ref[Log]] = []
+
+
+def _write(severity: int, message: str) -> None:
+    """Take one line; `severity` is 0 and 1 for errors, 2 for warnings, 3 for information, 4 for more.
+
+    TensorRT calls it from its own threads. It takes no lock of its own and never raises.
+    """
+    try:
+        if severity <= 2:
+            for known in tuple(_logs):
+                if (log := known()) is not None:
+                    log.keep(message.strip())
+            _log.warning("tensorrt", severity=severity, message=message.strip())
+        elif severity == 3:
+            _log.debug("tensorrt", message=message.strip())
+    except Exception:  # noqa: BLE001, S110 - into C++ nothing may escape, and there is nobody to tell
+        pass
+
+
+@functools.cache
+def _the_logger() -> trt.ILogger:
+    """The `ILogger` of this process; its class can only be made once TensorRT is imported."""
     require_bindings()
     import tensorrt as trt
 
@@ -122,7 +140,7 @@ def _make_logger(log: Log) -> trt.ILogger:
             trt.ILogger.__init__(self)  # without it, pybind11 calls into nothing
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            log.write(int(severity), msg)
+            _write(int(severity), msg)
 
     return Logger()
 

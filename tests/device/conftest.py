@@ -110,6 +110,7 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
 
     def chosen(name: str) -> tuple[PreparedGraph, BuildOptions]:
         from edge_agent.calibrate.quantise import quantise
+        from edge_agent.engine.half import to_half
         from edge_agent.engine.trt import major
 
         typed = major() >= 11
@@ -120,7 +121,7 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
                 pytest.skip("this TensorRT has no calibrators: INT8 comes from the graph alone")
             return prepared, BuildOptions("int8", scales=scales if name == "int8 told" else calibration())
         if name == "fp16" and typed:
-            return in_half(prepared), BuildOptions("fp16")
+            return to_half(prepared), BuildOptions("fp16")
         return prepared, BuildOptions("fp16" if name == "fp16" else "fp32")
 
     return chosen
@@ -130,13 +131,6 @@ def calibration() -> Calibration:
     pictures = other_people()
     digest = hashlib.sha256(pictures.tobytes()).hexdigest()
     return Calibration(Pictures(len(pictures), digest, lambda: iter(pictures)))
-
-
-def in_half(prepared: PreparedGraph) -> PreparedGraph:
-    """The graph with typed float16 inside, which TensorRT 11 needs for FP16."""
-    calibrate = pytest.importorskip("edge_agent.engine.half", reason="nothing makes FP16 graphs yet")
-    typed: PreparedGraph = calibrate.in_half(prepared)
-    return typed
 
 
 @pytest.fixture

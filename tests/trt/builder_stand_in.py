@@ -27,6 +27,8 @@ _MAJOR = int(trt.__version__.split(".", maxsplit=1)[0])
 _FIRST = 0 if _MAJOR < 10 else 4
 """Place of the first method of our classes: language, interface and destructors precede it from 10 on."""
 _PLACES = 256
+_INT8 = 2
+"""DataType::kINT8, as which the bindings show memory."""
 _WORD = ctypes.c_uint64
 _POINTER = ctypes.c_void_p
 _INT = ctypes.c_int32
@@ -74,6 +76,12 @@ class BuilderStub(Stub):
 
     def __init__(self) -> None:
         super().__init__()
+        self._hosted: list[Any] = []
+        self.reset()
+        self._answer()
+
+    def reset(self) -> None:
+        """As it was in the beginning."""
         self.told: list[tuple[Any, ...]] = []
         self.plan: bytes | None = b"plan -1 16 8 4 3 1 16 64"
         self.says = "stub: no tactic was found"
@@ -88,8 +96,6 @@ class BuilderStub(Stub):
         self.read: bytes | None = None
         self.picture_bytes = 16 * 8 * 3
         self._calibrator = self._monitor = 0
-        self._hosted: list[Any] = []
-        self._answer()
 
     # --- places -------------------------------------------------------------------------------
 
@@ -125,9 +131,10 @@ class BuilderStub(Stub):
             "parse": lambda: parser.parse(b"x"),
             "num_errors": lambda: parser.num_errors,
             "get_error": lambda: parser.get_error(0),
-            "desc": error.desc,
             "size": lambda: host.nbytes,
         }
+        of_an_error = ("code", "node", "desc", "func", "node_name", "node_operator")
+        methods |= {f"error_{name}": getattr(error, name) for name in of_an_error if hasattr(error, name)}
         if hasattr(trt, "IInt8Calibrator"):
             methods["int8_calibrator"] = lambda: setattr(config, "int8_calibrator", None)
             methods["set_calibration_profile"] = lambda: config.set_calibration_profile(profile)
@@ -136,8 +143,8 @@ class BuilderStub(Stub):
             methods["progress_monitor"] = lambda: setattr(config, "progress_monitor", None)
         places = {name: self.place_of(call) for name, call in methods.items()}
         self.calls()
-        memoryview(host)
-        places["data"] = ({place for place, _ in self.calls()} - {places["size"]}).pop()
+        memoryview(host)  # asks for type, size, type, data
+        places["type"], _, _, places["data"] = (place for place, _ in self.calls())
         return places
 
     def _noting(self) -> list[int]:
@@ -175,6 +182,7 @@ class BuilderStub(Stub):
             self._hosted.append(memory)
             made.answer(places["data"], lambda: ctypes.addressof(memory), _POINTER)
             made.answer(places["size"], lambda: len(data), _WORD)
+            made.answer(places["type"], lambda: _INT8, _INT)
             return made.address
 
         self._host = host
@@ -185,7 +193,8 @@ class BuilderStub(Stub):
         builder.answer(places["build_serialized_network"], self._build, _POINTER, _POINTER, _POINTER)
         builder.answer(places["builder_num_DLA_cores"], lambda: 2, _INT)
         # Profile
-        profile.answer(places["set_shape"], self._shape, ctypes.c_bool, ctypes.c_char_p, _INT, _POINTER)
+        dims = _Dims if _MAJOR < 10 else ctypes.POINTER(_Dims)  # by value, then by reference
+        profile.answer(places["set_shape"], self._shape, ctypes.c_bool, ctypes.c_char_p, _INT, dims)
         # Configuration
         note(config, "set_memory_pool_limit", None, _INT, _WORD)
         note(config, "set_flag", None, _INT)
@@ -221,14 +230,19 @@ class BuilderStub(Stub):
         parser.answer(places["parse"], self._parse, ctypes.c_bool, _POINTER, _WORD, _POINTER)
         parser.answer(places["num_errors"], lambda: 2, _INT)
         parser.answer(places["get_error"], lambda _: problem.address, _POINTER, _INT)
-        text = ctypes.create_string_buffer(b"no importer for operator Foo")
-        problem.answer(places["desc"], lambda: ctypes.addressof(text), _POINTER)
-        self._hosted.append(text)
+        for name, place in places.items():
+            if name in {"error_code", "error_node"}:
+                problem.answer(place, lambda: 1, _INT)
+            elif name.startswith("error_"):
+                text = b"no importer for operator Foo" if name == "error_desc" else b"it"
+                memory = ctypes.create_string_buffer(text)
+                self._hosted.append(memory)
+                problem.answer(place, lambda it=memory: ctypes.addressof(it), _POINTER)
         _POINTER.in_dll(self.nvinfer, "stub_builder").value = builder.address
         _POINTER.in_dll(self.nvinfer, "stub_parser").value = parser.address
 
-    def _shape(self, name: bytes, which: int, dims: int) -> bool:
-        found = _Dims.from_address(dims)
+    def _shape(self, name: bytes, which: int, dims: Any) -> bool:
+        found = dims if _MAJOR < 10 else dims.contents
         self.told.append(("set_shape", name.decode(), which, *found.sizes[: found.count]))
         return True
 
@@ -255,9 +269,10 @@ class BuilderStub(Stub):
     def _build(self, network: int, config: int) -> int | None:
         self.told.append(("build_serialized_network",))
         time.sleep(self.seconds)
-        if self._calibrator:
-            self._calibrate()
-        if self._monitor and not self._report():
+        calibrator, monitor, self._calibrator, self._monitor = self._calibrator, self._monitor, 0, 0
+        if calibrator:
+            self._calibrate(calibrator)
+        if monitor and not self._report(monitor):
             self.nvinfer.stub_say(1, b"stub: cancelled by the progress monitor")
             return None
         if self.plan is None:
@@ -265,18 +280,17 @@ class BuilderStub(Stub):
             return None
         return int(self._host(self.plan))
 
-    def _report(self) -> bool:
+    def _report(self, it: int) -> bool:
         """Tell the progress monitor; whether to go on."""
-        _call(self._monitor, 0, None, ctypes.c_char_p(b"tactics"), ctypes.c_char_p(None), _INT(self.steps))
+        _call(it, 0, None, ctypes.c_char_p(b"tactics"), ctypes.c_char_p(None), _INT(self.steps))
         for step in range(self.steps):
-            if not _call(self._monitor, 1, ctypes.c_bool, ctypes.c_char_p(b"tactics"), _INT(step)):
+            if not _call(it, 1, ctypes.c_bool, ctypes.c_char_p(b"tactics"), _INT(step)):
                 return False
-        _call(self._monitor, 2, None, ctypes.c_char_p(b"tactics"))
+        _call(it, 2, None, ctypes.c_char_p(b"tactics"))
         return True
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, it: int) -> None:
         """As TensorRT does: the cache is asked for first, then batches until there are no more."""
-        it = self._calibrator
         size = _WORD(0)
         cache = _call(it, 2, _POINTER, ctypes.byref(size))
         self.read = ctypes.string_at(cache, size.value) if cache else None

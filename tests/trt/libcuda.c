@@ -3,7 +3,8 @@
  * It is as late as CUDA may be: what is put on a stream is only done when somebody waits for it. So a missing
  * wait, or a buffer that is filled while a copy may still read it, gives wrong numbers here every time.
  *
- * FAKE_CUDA_DEVICES=0 has no device, FAKE_CUDA_DISCRETE=1 one with memory of its own.
+ * FAKE_CUDA_DEVICES=0 has no device, FAKE_CUDA_DISCRETE=1 one with memory of its own, FAKE_CUDA_NO_MAPPING=1 one that
+ * cannot work in the host's.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -83,7 +84,7 @@ R cuDeviceGetAttribute(int *v, int a, int d) {
     switch (a) {
     case 16: *v = 16; break;                                /* MULTIPROCESSOR_COUNT */
     case 18: *v = !getenv("FAKE_CUDA_DISCRETE"); break;     /* INTEGRATED */
-    case 19: *v = 1; break;                                 /* CAN_MAP_HOST_MEMORY */
+    case 19: *v = !getenv("FAKE_CUDA_NO_MAPPING"); break;   /* CAN_MAP_HOST_MEMORY */
     case 75: *v = 8; break;
     case 76: *v = 7; break;
     default: *v = 0;

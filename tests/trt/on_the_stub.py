@@ -307,6 +307,36 @@ def test_leaving_with_batches_in_flight():
     assert engine.in_flight == 0
 
 
+@pytest.mark.parametrize("function", ["cuStreamSynchronize", "cuGraphExecDestroy"])
+def test_a_device_that_fails_at_the_end_is_told_of(stub, function):
+    with structlog.testing.capture_logs() as logs, make() as engine:
+        embed(engine, crops(1))
+        stub.fail(function, 700)
+    assert [line["event"] for line in logs][-1] == "engine_not_closed_cleanly"
+    assert "runtime destroyed" in stub.told()
+    if function == "cuGraphExecDestroy":
+        stub.forget_live()
+
+
+def test_a_start_that_is_interrupted_closes_what_it_opens(stub, monkeypatch):
+    building = threading.Event()
+
+    class Slow(Supply):
+        def plan(self):
+            building.wait()
+            return super().plan()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    engine = make(Slow())
+    monkeypatch.setattr(engine._opened, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), engine:
+        pass
+    building.set()
+    engine._worker.join()
+
+
 # --- plans ------------------------------------------------------------------------------------
 
 FOREIGN = Plan(b"something else")
@@ -385,6 +415,11 @@ def test_memory_is_shared_where_the_gpu_has_none_of_its_own(stub, monkeypatch):
         assert stub.told().count(copied) == 2
     with make(zero_copy="on"):
         assert stub.told().count(mapped) == 2
+    monkeypatch.setenv("FAKE_CUDA_NO_MAPPING", "1")
+    with make():
+        assert stub.told().count(copied) == 2
+    with pytest.raises(EngineError, match="cannot work in host memory"), make(zero_copy="on"):
+        pass
 
 
 def test_dla(stub):

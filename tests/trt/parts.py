@@ -29,7 +29,9 @@ BINDINGS = {
     "11.4.0": ("tensorrt-cu13-bindings==11.4.0.106", (3, 13)),
 }
 """Package on PyPI of each version that is tested, and the newest Python that it has a wheel for."""
-PYCUDA = "pycuda==2026.1"
+PYCUDA = ("pycuda==2026.1", "-O0", "-Wl,--no-as-needed")
+"""Package, how it is compiled (its speed does not matter here, the time to build it does), how it is linked
+(it must want libcuda.so.1, as everywhere, though the one that it is linked to is empty)."""
 CUDA_PYTHON = ("cuda-bindings==13.5.0", "cuda-pathfinder")
 _LIBRARIES = ("nvonnxparser", "nvinfer_plugin", "nvparsers")
 """What else the bindings link to; nothing of it is called."""
@@ -48,8 +50,10 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path:
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=CACHE))
         try:
             make(draft)
+            draft.rename(folder)
+        except OSError:
             if not folder.is_dir():  # another run may have been faster
-                draft.rename(folder)
+                raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -186,7 +190,7 @@ def _toolkit() -> Path:
 
 
 def pycuda_folder() -> Path:
-    return _folder("pycuda", PYCUDA)
+    return _folder("pycuda", *PYCUDA)
 
 
 def pycuda() -> Path:
@@ -198,7 +202,10 @@ def pycuda() -> Path:
             (Path(home) / ".aksetup-defaults.py").write_text(
                 f"CUDA_ROOT = {str(_toolkit())!r}\nCUDA_ENABLE_CURAND = False\nCUDADRV_LIB_DIR = [{home!r}]\n"
             )
-            _install(folder, PYCUDA, source=True, timeout=800, HOME=home, PIP_CACHE_DIR=f"{home}/pip")
+            package, compiling, linking = PYCUDA
+            told = {"CFLAGS": compiling, "CXXFLAGS": compiling, "LDFLAGS": linking}
+            told |= {"HOME": home, "PIP_CACHE_DIR": f"{home}/pip"}
+            _install(folder, package, source=True, timeout=850, **told)
 
     return _made(pycuda_folder(), make)
 
