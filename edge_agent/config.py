@@ -56,6 +56,7 @@ __all__ = [
     "QualitySettings",
     "Settings",
     "SourceSettings",
+    "StorageSettings",
     "TelemetrySettings",
     "TrackerSettings",
     "changes",
@@ -205,7 +206,10 @@ class GallerySettings(_Section):
     capacity: int = Field(10_000, ge=1, description="identities; the longest unseen goes first")
     max_exemplars: int = Field(16, ge=1, description="embeddings kept for one identity")
     ttl_hours: Positive | None = Field(
-        72.0, description="an identity that nobody named expires after this; null: never"
+        72.0, description="an identity that nobody named is erased so long after it was seen; null: never"
+    )
+    enrolled_ttl_hours: Positive | None = Field(
+        None, description="the same for people whom somebody named or enrolled; null: never"
     )
 
 
@@ -259,6 +263,16 @@ class OutboxSettings(_Section):
     max_age_hours: Positive = Field(168.0, description="likewise")
 
 
+class StorageSettings(_Section):
+    """How gallery and outbox stand on the disk."""
+
+    key: SecretStr | None = Field(
+        None,
+        description="encrypts gallery and outbox (SQLCipher): 64 hexadecimal digits, as credential file"
+        " storage__key; null: plain",
+    )
+
+
 class TelemetrySettings(_Section):
     """Thermals, power and load."""
 
@@ -290,6 +304,7 @@ class Settings(BaseSettings):
     identify: IdentifySettings = IdentifySettings()
     mqtt: MqttSettings = MqttSettings()
     outbox: OutboxSettings = OutboxSettings()
+    storage: StorageSettings = StorageSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
@@ -327,7 +342,9 @@ class Settings(BaseSettings):
         return tuple(sources)
 
 
-RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours"})
+RELOADABLE = frozenset(
+    {"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours", "gallery.enrolled_ttl_hours"}
+)
 """Dotted keys (or sections) that a running daemon takes over; the others need a restart."""
 
 
@@ -414,6 +431,27 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
+def _refuse_unknown_sections() -> None:
+    """An unknown key is an error everywhere; what begins no section at all, pydantic passes over.
+
+    Raises:
+        ConfigError: a variable or credential file with our prefix names no section.
+    """
+    prefix = "EDGE_AGENT__"
+    names = {name: name[len(prefix) :] for name in os.environ if name.upper().startswith(prefix)}
+    folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""))
+    if os.environ.get("CREDENTIALS_DIRECTORY") and folder.is_dir():
+        # One without `__` may be meant for somebody else; ours have a section.
+        names |= {str(file): file.name for file in folder.iterdir() if "__" in file.name}
+    known = list(Settings.model_fields)
+    for where, name in sorted(names.items()):
+        section = name.split("__")[0].lower()
+        if section not in known:
+            near = difflib.get_close_matches(section, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(known)}"
+            raise ConfigError(f"{where}: there is no section or key {section!r}; {hint}")
+
+
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Build the settings.
 
@@ -427,6 +465,7 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
     path = config if config is not None else (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
     values = _read_toml(path) if path is not None else {}
     origin = str(path) if path is not None else "settings"
+    _refuse_unknown_sections()
     token = _file_values.set(values)
     try:
         return Settings(**(overrides or {}))

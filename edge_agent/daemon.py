@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import statistics
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from edge_agent import __version__, factory
+from edge_agent import __version__, audit, factory
 from edge_agent.config import Settings, changes, fingerprint
 from edge_agent.errors import ConfigError, EdgeAgentError, EngineError, StorageError
 from edge_agent.events import (
@@ -32,7 +33,7 @@ from edge_agent.events import (
 )
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
-from edge_agent.operations import Operations, erase_noted
+from edge_agent.operations import Operations
 from edge_agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
     from edge_agent.engine.calibration import Calibration
+    from edge_agent.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
     from edge_agent.source.base import Source
@@ -112,6 +114,23 @@ class Summary:
 
 
 @dataclass(slots=True)
+class _Latencies:
+    """Milliseconds per stage of the frames since they were last taken; medians are told."""
+
+    _spent: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, latency_ms: Mapping[str, float]) -> None:
+        """Of one frame."""
+        for stage, spent in latency_ms.items():
+            self._spent.setdefault(stage, []).append(spent)
+
+    def take(self) -> dict[str, float]:
+        """Median per stage; they are counted anew from now on."""
+        spent, self._spent = self._spent, {}
+        return {stage: round(statistics.median(list(all_)), 2) for stage, all_ in spent.items()}
+
+
+@dataclass(slots=True)
 class Agent:
     """One run of the agent.
 
@@ -133,6 +152,8 @@ class Agent:
     """Reads the settings again."""
     opened: threading.Event = field(default_factory=threading.Event)
     """Set when everything is open, or could not be opened."""
+    latencies: _Latencies = field(default_factory=_Latencies)
+    """How long the stages took since telemetry was last told."""
     _chores: deque[Callable[[], None]] = field(default_factory=deque)
     _begun_with: Settings = field(init=False)
     _stages: _Stages | None = None
@@ -209,14 +230,14 @@ class Agent:
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
         identifier = factory.make_identifier(settings, gallery, self.session, calibration)
         outbox = factory.open_outbox(settings, state, stack)
-        erase_events = outbox.erase if outbox is not None else _nothing_to_erase
+        erasure = factory.make_erasure(gallery, outbox, sources)
         operations = Operations(
             gallery=gallery,
             identifier=identifier,
             embed=embedder.embed_images,
             gate=factory.make_gate(settings.quality),
             between_frames=self._between_frames,
-            erase_events=erase_events,
+            erasure=erasure,
             reload=self.reload_now,
             stats=lambda: {"delivery": asdict(publisher.counters)},
             state=state,
@@ -239,7 +260,7 @@ class Agent:
             identifier=identifier,
             telemetry=telemetry,
             chores=self._chores,
-            erase_events=erase_events,
+            erasure=erasure,
             mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
             publisher=publisher,
@@ -318,8 +339,11 @@ class Agent:
                 device=self.device,
                 latency_ms=outcome.latency_ms,
                 detector=stages.detection.name,
+                trace=outcome.trace,
             )
             stages.publisher.publish(event)
+            stages.erasure.note(decision)
+        self.latencies.add(outcome.latency_ms)
         if stages.metrics is not None:
             for stage, spent in outcome.latency_ms.items():
                 stages.metrics.observe(stage, spent / 1000)
@@ -404,7 +428,7 @@ class _Stages:
     health: _Health
     metrics: Metrics | None
     chores: deque[Callable[[], None]]
-    erase_events: Callable[[str], int]
+    erasure: Erasure
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
@@ -482,11 +506,6 @@ def _tell_stale(calibration: Calibration, publisher: factory.Publish) -> None:
     )
 
 
-def _nothing_to_erase(_word: str) -> int:
-    """Without a broker no event waits."""
-    return 0
-
-
 _DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
 
 
@@ -547,9 +566,11 @@ class _Beats:
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
             self._saved = time.monotonic()
             _save(self.stages.identifier)
-            for gone in self.stages.gallery.expire(time.time()):
-                _log.info("identity_expired", identity=gone.id)
-        erase_noted(self.stages.gallery, self.stages.erase_events)
+            gone = self.stages.gallery.expire(time.time())
+            if gone:
+                _log.info("identities_expired", people=len(gone))
+                audit.record(self.agent.settings.state_dir, "expire", "agent", people=len(gone))
+        self.stages.erasure.run()
 
     def _telemetry(self, reading: Reading) -> TelemetryData:
         now, crops = time.monotonic(), self.stages.embedder.counters.embedded
@@ -584,6 +605,9 @@ class _Beats:
             dropped=dropped,
             people_present=self.stages.identifier.present,
             identities=len(self.stages.gallery),
+            latency_ms=self.agent.latencies.take(),
+            connection=self.stages.publisher.state.value,
+            connects=delivered.connects,
             outbox_rows=delivered.outbox_rows,
             outbox_bytes=delivered.outbox_bytes,
             outbox_parked=delivered.outbox_parked,

@@ -7,7 +7,7 @@ Nothing heavy is imported before the stage that needs it is asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.config import DetectorSettings, EngineSettings, MqttSettings, QualitySettings, Settings
-from edge_agent.errors import ConfigError, InputError
+from edge_agent.errors import ConfigError, InputError, StorageError
 from edge_agent.manifest import read_json
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edge_agent.engine.golden import Golden
     from edge_agent.engine.prepared import PreparedGraph
     from edge_agent.engine.scales import Scales
+    from edge_agent.erasure import Erasure, Removed
     from edge_agent.events import Event, InfoData, TelemetryData
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GALLERY_FILE",
+    "OUTBOX_FILE",
     "STRIPES",
     "Detection",
     "Model",
@@ -54,10 +56,13 @@ __all__ = [
     "broker_settings",
     "choose_model",
     "current_calibration",
+    "database_key",
     "default_model",
     "embedder_of",
     "engines_folder",
+    "erase_at_rest",
     "in_precision",
+    "make_erasure",
     "make_gate",
     "make_identifier",
     "make_tracker",
@@ -73,11 +78,13 @@ __all__ = [
     "open_sources",
     "open_telemetry",
     "prepare_model",
+    "rekey",
     "site_scores",
     "state_folder",
 ]
 
 GALLERY_FILE = "gallery.db"
+OUTBOX_FILE = "outbox.db"
 
 ENGINES_FOLDER = "engines"
 """Inside the state folder."""
@@ -400,23 +407,71 @@ def open_configured_embedder(
     )
 
 
+def database_key(settings: Settings) -> bytes | None:
+    """The key of gallery and outbox; None: they are plain.
+
+    Raises:
+        ConfigError: what is set is no key.
+    """
+    from edge_agent.encryption import parse_key
+
+    secret = settings.storage.key
+    return None if secret is None else parse_key(secret.get_secret_value())
+
+
+def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
+    """Write gallery and outbox anew under the configured key; the agent must not run.
+
+    Args:
+        settings: with the key that they shall have, or none.
+        old: the key that they were made with; None: they are plain.
+
+    Returns:
+        by path: whether it was written, False where it had that key already; files that are not there are not
+        named.
+
+    Raises:
+        ConfigError: the configured key is none, or SQLCipher is not installed.
+        StorageError: an agent runs, or the old key is not the one.
+    """
+    from edge_agent.deliver import outbox
+    from edge_agent.encryption import rewrite
+    from edge_agent.gallery.store import OwnerLock
+
+    new = database_key(settings)
+    gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
+    lock = OwnerLock(gallery)
+    if gallery.exists() and not lock.acquire():
+        raise StorageError(f"{gallery} is in use by a running agent (process {lock.holder()}); stop it first")
+    try:
+        made = {
+            str(path): do(path, old, new)
+            for path, do in ((gallery, rewrite), (events, outbox.rekey))
+            if path.exists()
+        }
+    finally:
+        lock.release()
+    return made
+
+
 def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -> Gallery:
     """The gallery of the state folder, for the embedding space of `info`; not yet entered."""
     from edge_agent.gallery.gallery import Gallery
 
     return Gallery(
         state_folder(settings.state_dir) / GALLERY_FILE,
+        key=database_key(settings),
         space=info.space,
         dimension=info.dimension,
         capacity=settings.gallery.capacity,
         max_exemplars=settings.gallery.max_exemplars,
-        ttl_s=_ttl_s(settings),
+        ttl_s=_seconds(settings.gallery.ttl_hours),
+        enrolled_ttl_s=_seconds(settings.gallery.enrolled_ttl_hours),
         owner=owner,
     )
 
 
-def _ttl_s(settings: Settings) -> float | None:
-    hours = settings.gallery.ttl_hours
+def _seconds(hours: float | None) -> float | None:
     return hours * 3600 if hours is not None else None
 
 
@@ -670,7 +725,8 @@ def adjust_gallery(gallery: Gallery, settings: Settings) -> None:
     Raises:
         StorageError: they could not be written.
     """
-    gallery.set_ttl(_ttl_s(settings))
+    times = settings.gallery
+    gallery.set_ttl(_seconds(times.ttl_hours), enrolled_s=_seconds(times.enrolled_ttl_hours))
 
 
 def open_telemetry(settings: Settings, state: Path) -> Telemetry:
@@ -682,19 +738,59 @@ def open_telemetry(settings: Settings, state: Path) -> Telemetry:
 
 def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:
     """Where events wait for the broker, open; None without a broker."""
-    from edge_agent.deliver.outbox import Outbox
-
     if settings.mqtt.broker is None:
         return None
+    return stack.enter_context(_outbox(settings, state))
+
+
+def _outbox(settings: Settings, state: Path) -> Outbox:
+    from edge_agent.deliver.outbox import Outbox
+
     limits = settings.outbox
-    outbox = Outbox(
-        state / "outbox.db",
+    return Outbox(
+        state / OUTBOX_FILE,
         synchronous=limits.synchronous,
         max_rows=limits.max_rows,
         max_bytes=limits.max_megabytes << 20,
         max_age_s=limits.max_age_hours * 3600,
+        key=database_key(settings),
     )
-    return stack.enter_context(outbox)
+
+
+def make_erasure(gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]) -> Erasure:
+    """What removes events and pictures of people who are gone."""
+    from edge_agent.erasure import Erasure
+    from edge_agent.source.crops import CropFolderSource
+
+    folders = [source for source in sources if isinstance(source, CropFolderSource)]
+    return Erasure(gallery, outbox.erase if outbox is not None else _no_events, folders)
+
+
+def _no_events(_word: str) -> int:
+    """Without an outbox no event waits."""
+    return 0
+
+
+def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
+    """Remove what is kept of people who are gone, while no agent runs; None where one does, which will do it.
+
+    Raises:
+        StorageError: some could not be removed; the agent will, at its next start.
+    """
+    from edge_agent.gallery.store import OwnerLock
+
+    state = settings.state_dir
+    lock = OwnerLock(state / GALLERY_FILE)
+    if not lock.acquire():
+        return None
+    try:
+        with ExitStack() as stack:
+            kept = (state / OUTBOX_FILE).exists()
+            outbox = stack.enter_context(_outbox(settings, state)) if kept else None
+            enabled = any(source.enabled for source in settings.sources)
+            return make_erasure(gallery, outbox, open_sources(settings, state) if enabled else ()).run()
+    finally:
+        lock.release()
 
 
 def open_commands(settings: Settings, operations: Operations, stack: ExitStack) -> CommandDesk | None:

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from edge_agent.calibrate.half import kept_in_float32, to_half
 from edge_agent.calibrate.quantise import placement, quantisable, quantise
 from edge_agent.calibrate.ranges import observe, ranges
 from edge_agent.calibrate.sample import draw
 from edge_agent.calibrate.sensitivity import Loss, blocks, choose_keep, cosines, measure
-from edge_agent.calibrate.topology import Block
 from edge_agent.engine.golden import golden_crops
 from edge_agent.engine.graph import prepare_reid
+from edge_agent.engine.half import kept_in_float32, to_half
 from edge_agent.engine.onnxruntime import run_once
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.profiles import profile_named
 from edge_agent.engine.scales import Scales, read_cache
+from edge_agent.engine.topology import Block
 from edge_agent.errors import ModelError, NonFiniteEmbedding
 from tests import tiny_networks
 from tests.conftest import REPO

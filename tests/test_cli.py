@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,23 @@ def test_bad_input_is_one_message_and_exit_1(
     assert told.count("error: ") == 1
     assert says.format(tmp=tmp_path) in told.partition("error: ")[2]
     assert "Traceback" not in told
+
+
+def test_logins_do_not_stay_in_the_process_list(tmp_path: Path, free_port: int) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no /proc here")
+    source, broker = (f"{kind}://viewer:hun-ter2@127.0.0.1:{free_port}" for kind in ("rtsp", "mqtt"))
+    words = [sys.executable, "-m", "edge_agent", "run", f"--source={source}/s", "--broker", broker]
+    process = subprocess.Popen([*words, "--state", str(tmp_path)], stderr=subprocess.PIPE)
+    shown = Path(f"/proc/{process.pid}/cmdline")
+    try:
+        deadline = time.monotonic() + 60
+        while b"hun-ter2" in (now := shown.read_bytes()) or b"rtsp" not in now:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert b"rtsp://***@127.0.0.1" in now
+        assert b"mqtt://***@127.0.0.1" in now
+    finally:
+        process.kill()
+        _, said = process.communicate(timeout=10)
+    assert b"hun-ter2" not in said

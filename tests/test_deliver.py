@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Mosquitto, find_free_port
 from deliver_fixtures import (
+    ENGINE,
     INFO,
     Listener,
     configured_mosquitto,
+    decision,
     identity,
     publishing,
     telemetry,
@@ -26,13 +29,19 @@ from deliver_fixtures import (
 )
 from jsonschema import Draft202012Validator
 
-from edge_agent.deliver.connection import Backoff, BrokerSettings, ConnectionState
+from edge_agent.deliver.connection import (
+    Backoff,
+    BrokerRefused,
+    BrokerSettings,
+    ConnectionState,
+    silence_problem,
+)
 from edge_agent.deliver.demo_broker import DemoBroker
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import LocalPublisher
 from edge_agent.errors import BrokerUnreachable, ConfigError, DeliveryError, DiskFull, StorageError
-from edge_agent.events import alert_event, decode, envelope_schema
+from edge_agent.events import DeviceSummary, alert_event, decode, envelope_schema, identity_event
 from edge_agent.structures import SourceState, SourceStatus
 
 ROOT = "edge/v1/lab/jx01"
@@ -81,6 +90,33 @@ def test_what_mqtt5_carries_beside_the_message(mosquitto: Mosquitto, tmp_path: P
         version, trace, span, flags = user["traceparent"].split("-")
         assert (version, flags) == ("00", "01")
         assert (len(trace), len(span)) == (32, 16)
+        assert listener.of("matched")[0]["traceparent"] == user["traceparent"]
+
+
+def test_a_trace_is_the_same_at_every_delivery_and_one_for_a_frame(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    trace = "ab" * 16
+    events = [
+        identity_event(decision(n), engine=ENGINE, device=DeviceSummary(), latency_ms={}, trace=trace)
+        for n in (1, 2)
+    ]
+    told = []
+    with Outbox(tmp_path / "o.db") as outbox:
+        for _ in range(2):
+            with Listener(mosquitto.port) as listener, publishing(outbox, mosquitto.url) as publisher:
+                for event in events:
+                    publisher.publish(event)
+                publisher.publish(alert_event("camera_lost", "gone", time=time.time()))
+                assert publisher.drain(20)
+                until(lambda: len(listener.numbered()) == 3)
+                sent = [h.properties for h in listener.heard if "seq" in h.message]
+                told.append([dict(properties.UserProperty)["traceparent"].split("-") for properties in sent])
+    for first, second, alert in told:
+        assert first[1] == second[1] == trace
+        assert first[2] != second[2]
+        assert alert[1] != trace
+    assert told[0][:2] == told[1][:2]
 
 
 def test_retained_state_greets_a_late_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
@@ -248,6 +284,20 @@ def test_without_subscriber_for_too_long_the_numbers_are_told(mosquitto: Mosquit
         assert gap["data"]["ranges"] == [{"first": 1, "last": 5}]
 
 
+def test_after_a_long_outage_subscribers_get_their_time(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """What is old when the broker comes back is not given up at the first word that nobody listens."""
+    now = [1.8e9]
+    with Outbox(tmp_path / "o.db", clock=lambda: now[0]) as outbox:
+        for n in range(1, 4):
+            outbox.append(replace(identity(n), source=ROOT, session="s"), f"{ROOT}/identity/matched")
+        now[0] += 7200
+        with publishing(outbox, mosquitto.url, no_subscriber_s=600.0) as publisher:
+            until(lambda: publisher.counters.no_subscriber)
+            with Listener(mosquitto.port) as listener:
+                assert publisher.drain(20)
+                until(lambda: [m["seq"] for m in listener.numbered()] == [1, 2, 3])
+
+
 ACL = """
 listener {port} 127.0.0.1
 allow_anonymous true
@@ -352,6 +402,13 @@ def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         url = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
         with Outbox(tmp_path / "o.db") as outbox, publishing(outbox, url) as publisher:
             until(lambda: "no CONNACK" in (publisher.problem or ""))
+
+
+def test_silence_after_a_tls_handshake_is_a_refusal() -> None:
+    assert isinstance(silence_problem(BrokerSettings.parse("mqtt://host")), BrokerUnreachable)
+    refused = silence_problem(BrokerSettings.parse("mqtts://host"))
+    assert isinstance(refused, BrokerRefused)
+    assert "certificate" in str(refused)
 
 
 def test_stop_returns_in_time_whatever_the_broker_does(mosquitto: Mosquitto, tmp_path: Path) -> None:
@@ -460,6 +517,20 @@ def test_unreachable_watch_says_so() -> None:
     settings = BrokerSettings.parse(f"mqtt://127.0.0.1:{find_free_port()}")
     with pytest.raises(BrokerUnreachable, match="refused"), Subscriber(settings, ("#",)):
         pass
+
+
+def test_a_full_disk_does_not_keep_it_from_starting(
+    mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> int:
+        raise DiskFull("no space is left")
+
+    with Listener(mosquitto.port) as listener, Outbox(tmp_path / "o.db") as outbox:
+        monkeypatch.setattr(outbox, "requeue_parked", full)
+        with publishing(outbox, mosquitto.url) as publisher:
+            publisher.publish(identity())
+            assert publisher.drain(20)
+            until(lambda: len(listener.numbered()) == 1)
 
 
 def test_a_full_disk_does_not_keep_it_from_delivering(

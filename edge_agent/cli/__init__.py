@@ -22,6 +22,7 @@ COMMANDS = (
     "evaluate",
     "calibrate",
     "bench",
+    "rekey",
 )
 """Modules with a function `command`."""
 

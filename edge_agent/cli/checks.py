@@ -446,14 +446,14 @@ def _space(folder: Path) -> Finding:
 
 
 def _gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
-    from edge_agent.factory import GALLERY_FILE
+    from edge_agent.factory import GALLERY_FILE, database_key
     from edge_agent.gallery import Gallery
 
     path = settings.state_dir / GALLERY_FILE
     if not path.is_file():
         return [Finding("gallery", "note", f"{path} will be made")]
     try:
-        with Gallery.existing(path) as gallery:
+        with Gallery.existing(path, key=database_key(settings)) as gallery:
             stats = gallery.stats()
     except EdgeAgentError as problem:
         return [Finding("gallery", "missing", str(problem))]
