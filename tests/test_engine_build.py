@@ -67,6 +67,7 @@ MINMAX = replace(ENTROPY, algorithm="MinMaxCalibration")
         (9, BuildOptions("fp16"), "fp32", ("EXPLICIT_BATCH",), ("FP16",), False),
         (10, BuildOptions("fp32"), "fp32", (), (), False),
         (10, BuildOptions("fp16"), "fp32", (), ("FP16",), False),
+        (10, BuildOptions("fp16"), "fp16", ("STRONGLY_TYPED",), (), False),
         (10, BuildOptions("int8"), "int8", (), ("FP16", "INT8"), False),
         (10, BuildOptions("int8", scales=MINMAX), "fp32", (), ("FP16", "INT8"), True),
         (
@@ -135,6 +136,7 @@ def test_the_accelerator_takes_less() -> None:
     fallback = "GPU_FALLBACK"
     assert choose(10, BuildOptions("fp16"), "fp32", dla=True).builder_flags == (fallback, "FP16")
     assert choose(11, BuildOptions("int8"), "int8", dla=True).builder_flags == (fallback,)
+    assert choose(10, BuildOptions("fp16"), "fp16", dla=True).network_flags == ()
     kept = BuildOptions("int8", scales=SOME, keep=("fc",))
     assert "PREFER_PRECISION_CONSTRAINTS" in choose(10, kept, "fp32", dla=True).builder_flags
     for options, graph, why in (

@@ -333,6 +333,7 @@ def test_an_engine_without_its_files_does_not_become_active(store: PlanStore) ->
         record("x", "../gallery.db"),
         record("x", "/etc/passwd"),
         {**record("x"), "files": "abc"},
+        record("x", graphs="abc"),
     ],
 )
 def test_records_that_are_refused(store: PlanStore, wrong: dict[str, Any]) -> None:
@@ -360,7 +361,7 @@ def test_pruning_never_takes_what_the_active_engine_or_the_one_before_needs(stor
     orders = [put(store, recipe) for recipe in recipes]
     (store.folder / "model.onnx").write_bytes(b"onnx")
     store.switch(record("previous", f"{orders[0].key}.plan"))
-    store.switch(record("current", f"{orders[1].key}.json", "model.onnx"))
+    store.switch(record("current", f"{orders[1].key}.plan", "model.onnx"))
     store.quarantine(orders[2].key, "refused")
     store.write_timing(ORIN, b"timings")
     used_before(store, orders[3], 10 * 86_400)
@@ -377,6 +378,18 @@ def test_pruning_never_takes_what_the_active_engine_or_the_one_before_needs(stor
     assert (store.folder / "model.onnx").exists()
     assert store.read_timing(ORIN) == b"timings"
     assert not reasons(store)
+
+
+def test_pruning_keeps_plans_of_the_graphs_that_run(store: PlanStore) -> None:
+    """Plans are built when an engine opens, after it became the active one, and again after an update."""
+    store.switch(record("previous", graphs=["1" * 64]))
+    store.switch(record("current", graphs=["2" * 64, "3" * 64]))
+    kept = [put(store, replace(FP16, graph_sha256=digit * 64)) for digit in "123"]
+    kept.append(put(store, replace(FP16, graph_sha256="2" * 64), machine=replace(ORIN, tensorrt="10.7.0")))
+    other = put(store, replace(FP16, graph_sha256="4" * 64))
+    assert store.prune().plans == (other.key,)
+    roles = {entry.key: entry.role for entry in store.entries()}
+    assert [roles[order.key] for order in kept] == ["previous", "current", "current", "current"]
 
 
 def test_pruning_takes_orphans(store: PlanStore, tmp_path: Path) -> None:

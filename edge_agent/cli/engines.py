@@ -117,12 +117,13 @@ def rollback(
 
 def _open(state: Path | None, config: Path | None) -> PlanStore:
     from edge_agent.config import load
-    from edge_agent.engine.plans import ENGINES_FOLDER, PlanStore
+    from edge_agent.engine.plans import PlanStore
+    from edge_agent.factory import engines_folder
     from edge_agent.logs import configure
 
     configure("warning")
-    folder = load(config, {}).state_dir if state is None else state
-    return PlanStore(folder / ENGINES_FOLDER)
+    settings = load(config, {} if state is None else {"state_dir": state})
+    return PlanStore(engines_folder(settings.engine, settings.state_dir))
 
 
 def _machine() -> tuple[Machine | None, str]:

@@ -54,8 +54,8 @@ _log = structlog.get_logger(__name__)
 BUILDER_VERSION = 1
 """Of this file: raise it when the same options give another plan."""
 
-_OLDEST, _NO_EXPLICIT_BATCH, _TYPED_ONLY = 8, 10, 11
-"""Major versions: the first that is taken, without EXPLICIT_BATCH, and without precision flags."""
+_OLDEST, _TYPES, _TYPED_ONLY = 8, 10, 11
+"""Major versions: the first that is taken, that takes types from the graph, and that does nothing else."""
 _USUAL_BATCHES = (1, 16, 64)
 """Of NVIDIA's model card of ReIdentificationNet: those whose latencies it gives."""
 _MIB = 1 << 20
@@ -151,11 +151,14 @@ def choose(major: int, options: BuildOptions, graph: str, *, dla: bool = False) 
     cleared = ("TF32",) if options.precision == "fp32" else ()
     if major >= _TYPED_ONLY:
         return Choice((), flags, cleared, calibrator=False)
+    if graph == "fp16" and major >= _TYPES and not dla:
+        # With a flag instead, what the graph keeps in FP32 since it overflows would be FP16 all the same.
+        return Choice(("STRONGLY_TYPED",), flags, cleared, calibrator=False)
     flags += {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[options.precision]
     if options.keep:
         # An accelerator may have no FP16 form of a layer; on the GPU every layer has one.
         flags += ("PREFER_PRECISION_CONSTRAINTS",) if dla else ("OBEY_PRECISION_CONSTRAINTS",)
-    network = () if major >= _NO_EXPLICIT_BATCH else ("EXPLICIT_BATCH",)
+    network = () if major >= _TYPES else ("EXPLICIT_BATCH",)
     return Choice(network, flags, cleared, calibrator=implicit)
 
 

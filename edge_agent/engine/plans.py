@@ -42,7 +42,6 @@ from edge_agent.manifest import (
 )
 
 __all__ = [
-    "ENGINES_FOLDER",
     "Active",
     "Machine",
     "Order",
@@ -57,9 +56,6 @@ __all__ = [
 
 _log = structlog.get_logger(__name__)
 
-ENGINES_FOLDER = "engines"
-"""Name of the store inside the state folder."""
-
 _KIND, _VERSION = "plan", 1
 _ACTIVE, _ACTIVE_KIND, _ACTIVE_VERSION = "active.json", "active-engine", 1
 _QUARANTINE, _TIMING = "quarantine", "timing"
@@ -67,6 +63,9 @@ _KEY = re.compile("[0-9a-f]{64}")
 _QUARANTINED = 4
 """Refused plans that are kept to look at: a failing disk must not fill itself with them."""
 _RECORD_KEYS = ("name", "precision", "backend", "files")
+
+Role = Literal["current", "previous"]
+"""Of a plan: the active engine uses it, or the one before it does."""
 
 Verdict = Literal["ok", "unchecked", "stale", "foreign", "damaged"]
 """Whether a plan may be loaded. `unchecked`: there is no GPU here to compare it with; `stale`: built here for
@@ -188,7 +187,7 @@ class PlanEntry:
     precision: str | None
     profiles: tuple[int, ...]
     machine: Mapping[str, Any]
-    role: Literal["current", "previous"] | None
+    role: Role | None
     verdict: Verdict
     problem: str
 
@@ -198,18 +197,18 @@ class Active:
     """The engine that runs, and the one that ran before it; None where there is none.
 
     A record is a JSON object with at least `name`, `precision`, `backend` and `files`, paths relative to the
-    store's folder; the rest is the business of who writes it.
+    store's folder. `graphs`, where it is there, holds the SHA-256 of the prepared graphs that it runs: their
+    plans are its own, also those that are built later. The rest is the business of who writes it.
     """
 
     current: dict[str, Any] | None
     previous: dict[str, Any] | None
 
-    def role(self, name: str) -> Literal["current", "previous"] | None:
-        """Which of the two refers to a file of this name."""
-        for role, record in (("current", self.current), ("previous", self.previous)):
-            if record is not None and name in record["files"]:
-                return "current" if role == "current" else "previous"
-        return None
+    def role(self, key: str, graph_sha256: str | None) -> Role | None:
+        """Which of the two uses a plan, by its files or by the graph that it was made from."""
+        if _uses(self.current, key, graph_sha256):
+            return "current"
+        return "previous" if _uses(self.previous, key, graph_sha256) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,7 +456,8 @@ class PlanStore:
     def prune(self, keep: Collection[str] = (), *, unused_s: float = 0.0) -> Pruned:
         """Remove plans that nothing needs, the quarantine, and what interrupted writes left.
 
-        Plans of the active engine and of the one before it stay, whatever is asked for.
+        Plans of the active engine and of the one before it stay, whatever is asked for; also those for
+        another TensorRT or driver, which may come back.
 
         Args:
             keep: keys of other plans that stay.
@@ -473,12 +473,9 @@ class PlanStore:
             active = self.active()
             unused_since = time.time() - unused_s
             gone = [
-                key
-                for key in self._keys()
-                if key not in keep
-                and active.role(f"{key}.plan") is None
-                and active.role(f"{key}.json") is None
-                and self._used(key) <= unused_since
+                entry.key
+                for entry in (self._entry(key, active, None, digests=False) for key in self._keys())
+                if entry.key not in keep and entry.role is None and entry.used <= unused_since
             ]
             freed = sum(_remove(path) for key in gone for path in (self._manifest(key), self._plan(key)))
             litter = [*self.folder.glob("*/.*.tmp"), *self.folder.glob(".*.tmp")]
@@ -509,7 +506,7 @@ class PlanStore:
             precision=data["recipe"].get("precision"),
             profiles=tuple(data["recipe"].get("profiles", ())),
             machine=data["machine"],
-            role=active.role(f"{key}.plan") or active.role(f"{key}.json"),
+            role=active.role(key, data["recipe"].get("graph_sha256")),
             verdict=verdict,
             problem=problem,
         )
@@ -639,6 +636,12 @@ def _differs(path: Path) -> str:
     return f"{path} is not the plan that was written: its sha256 differs from its manifest's"
 
 
+def _uses(record: Mapping[str, Any] | None, key: str, graph_sha256: str | None) -> bool:
+    if record is None:
+        return False
+    return f"{key}.plan" in record["files"] or graph_sha256 in record.get("graphs", ())
+
+
 def _record(found: object) -> dict[str, Any] | None:
     """A record of an engine, checked; ValueError or TypeError says what is wrong."""
     if found is None:
@@ -647,8 +650,9 @@ def _record(found: object) -> dict[str, Any] | None:
         raise TypeError(f"expected an object, got {type(found).__name__}")
     if missing := [key for key in _RECORD_KEYS if key not in found]:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    if not isinstance(found["files"], (list, tuple)):
-        raise TypeError("`files` is not a list")
+    for names in (found["files"], found.get("graphs", ())):
+        if not isinstance(names, (list, tuple)):
+            raise TypeError("`files` or `graphs` is not a list")
     for name in found["files"]:
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or not parts.parts:

@@ -116,6 +116,13 @@ def test_fp32_is_not_rounded_to_tf32(stub: BuilderStub) -> None:
     assert told(stub, "clear_flag") == [[int(trt.BuilderFlag.TF32)]]
 
 
+def test_a_graph_that_is_typed_itself(stub: BuilderStub) -> None:
+    build_plan(graph("fp16"), BuildOptions("fp16"))
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if MAJOR == 10 else 0
+    assert told(stub, "create_network") == [[1 if MAJOR < 10 else typed]]
+    assert told(stub, "set_flag") == ([[FP16]] if MAJOR < 10 else [])
+
+
 def test_int8_by_the_graph(stub: BuilderStub) -> None:
     build_plan(graph("int8"), BuildOptions("int8"))
     assert told(stub, "set_flag") == ([] if TYPED else [[FP16], [INT8]])
