@@ -152,6 +152,11 @@ class Oversight:
         with self.notifier.taking_long(f"starting: {what}", at_most_s=LONGEST_START_S):
             yield
 
+    def progress(self, text: str) -> None:
+        """How far something is that takes long at the start: a `notify.StartProgress`."""
+        self._doing = text
+        self.notifier.progress(text)
+
     def watch(
         self,
         pipeline: Callable[[], Beat],
@@ -309,6 +314,8 @@ class Oversight:
                 say()
             except EdgeAgentError as problem:
                 _log.warning("oversight_not_heard", error=str(problem))
+            except Exception:  # noqa: BLE001  what follows must be heard all the same
+                _log.exception("oversight_failed")
 
     # --- stuck stages -------------------------------------------------------------------------
 
