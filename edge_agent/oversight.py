@@ -21,7 +21,7 @@ import structlog
 
 from edge_agent import __version__
 from edge_agent.config import Settings
-from edge_agent.errors import EdgeAgentError, EngineError, StorageError
+from edge_agent.errors import EdgeAgentError, EngineError, SpaceMismatch, StorageError
 from edge_agent.events import Event, alert_event
 from edge_agent.notify import Notifier
 from edge_agent.progress import Beat
@@ -152,6 +152,11 @@ class Oversight:
         with self.notifier.taking_long(f"starting: {what}", at_most_s=LONGEST_START_S):
             yield
 
+    def progress(self, text: str) -> None:
+        """How far something is that takes long at the start: a `notify.StartProgress`."""
+        self._doing = text
+        self.notifier.progress(text)
+
     def watch(
         self,
         pipeline: Callable[[], Beat],
@@ -245,11 +250,12 @@ class Oversight:
             self._alert(_memory_alert(now, resident_bytes))
 
     def asked_to_stop(self) -> None:
-        """Somebody wants an end: whatever comes now is none of the crashes. Told before the stop itself."""
+        """Somebody wants an end: whatever comes now is none of the crashes. Does not wait for the disk."""
         self._how = "stopped"
         self.notifier.stopping("stopping")
-        if self._starts is not None:
-            self._starts.end("stopped")
+        starts = self._starts
+        if starts is not None:
+            self._words.put(lambda: starts.end("stopped"))
 
     def stopping(self) -> None:
         """No further frame will be taken: from now on the service manager's own limit for a stop holds."""
@@ -257,7 +263,7 @@ class Oversight:
         self._doing = "stopping"
         if self._supervisor is not None:
             self._supervisor.stages = ()
-        if not self.ready:
+        if not self.ready and not self._how:
             self.ready = True
             self.notifier.ready()  # one that ends by itself before it was ready has not failed
         if not self._how:
@@ -265,11 +271,14 @@ class Oversight:
 
     def _judge(self, kind: type[BaseException] | None, error: BaseException | None) -> tuple[str, str]:
         """How this run ended, and why."""
-        if kind is None or error is None or not isinstance(error, Exception):
+        if self._how:
+            return self._how, ""
+        if kind is None or not isinstance(error, Exception):
             return "clean", ""
-        words = str(error) or kind.__name__
-        ours = isinstance(error, EdgeAgentError) and not isinstance(error, (EngineError, StorageError))
-        return ("refused" if ours and self._opened_at is None else "failed"), words
+        if not isinstance(error, EdgeAgentError):
+            return "failed", kind.__name__  # its words may hold anything, an address with a login too
+        faults = isinstance(error, (EngineError, StorageError)) and not isinstance(error, SpaceMismatch)
+        return ("failed" if faults else "refused"), str(error)
 
     def _tick(self) -> None:
         self._look_at_start()
@@ -309,6 +318,8 @@ class Oversight:
                 say()
             except EdgeAgentError as problem:
                 _log.warning("oversight_not_heard", error=str(problem))
+            except Exception:  # noqa: BLE001  what follows must be heard all the same
+                _log.exception("oversight_failed")
 
     # --- stuck stages -------------------------------------------------------------------------
 

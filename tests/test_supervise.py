@@ -17,13 +17,26 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.errors import InputError, StorageError
+from edge_agent.config import Settings
+from edge_agent.errors import (
+    ConfigError,
+    EdgeAgentError,
+    EngineError,
+    InputError,
+    SourceError,
+    SpaceMismatch,
+    StorageError,
+)
 from edge_agent.notify import Notifier
+from edge_agent.oversight import Oversight
 from edge_agent.progress import Beat, Progress
 from edge_agent.supervise import Stage, Supervisor
 from edge_agent.supervise.inquiry import Answering, ask
 from edge_agent.supervise.memory import BUCKET_S, WARM_UP, WINDOW, MemoryWatch, control_group_limit
 from edge_agent.supervise.starts import CRASHES, KEPT, Starts, pause_s
+from tests.test_notify import Manager, manager
+
+__all__ = ["manager"]  # a fixture
 
 # ---- stages
 
@@ -118,7 +131,7 @@ from edge_agent.supervise import watchdog
 watchdog.BLOCKED_S = 0.5
 with watchdog.Supervisor(Notifier(), lambda _: None, lambda: None):
     time.sleep(0.2)
-    ctypes.PyDLL(None).sleep(3)  # a library that keeps Python's lock: no thread of Python's can run
+    ctypes.PyDLL(None).sleep(2)  # a library that keeps Python's lock: no thread of Python's can run
 """
 
 
@@ -330,3 +343,53 @@ def test_another_user_may_not_ask(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=False
         )
     assert "may be read by the user that the agent runs as" in done.stderr
+
+
+# ---- the start
+
+
+def test_how_far_a_long_start_is_can_be_seen(tmp_path: Path, manager: Manager) -> None:
+    stop, notes = threading.Event(), []
+    settings = Settings(state_dir=tmp_path)
+    oversight = Oversight(
+        settings=lambda: settings, note=lambda *words: notes.append(words), notifier=Notifier(manager.address)
+    )
+    with oversight:
+        oversight.begin(tmp_path, stop)
+        with oversight.opening("the engine"):
+            assert ask(tmp_path / "status.sock")["reason"] == "the engine"
+            oversight.progress("builds an engine: 40 %")
+            found = ask(tmp_path / "status.sock")
+    assert (found["state"], found["reason"], found["ready"]) == ("starting", "builds an engine: 40 %", False)
+    told = [message["STATUS"] for message in manager.listen(0.1) if "EXTEND_TIMEOUT_USEC" in message]
+    assert told == ["starting: the engine", "builds an engine: 40 %"]
+    assert [run["how"] for run in json.loads((tmp_path / "starts.json").read_text())["runs"]] == ["clean"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "how"),
+    [
+        (ConfigError("wrong"), "refused"),
+        (SourceError("no such file"), "refused"),
+        (SpaceMismatch("another model"), "refused"),
+        (EngineError("broken"), "failed"),
+        (StorageError("full"), "failed"),
+        (ValueError("a fault of ours"), "failed"),
+        (KeyboardInterrupt(), "clean"),
+    ],
+)
+def test_what_an_end_by_an_error_counts_as(tmp_path: Path, problem: BaseException, how: str) -> None:
+    settings = Settings(state_dir=tmp_path)
+
+    def run_and_fail() -> None:
+        with Oversight(settings=lambda: settings, note=lambda *_: None) as oversight:
+            oversight.begin(tmp_path, threading.Event())
+            raise problem
+
+    with pytest.raises(type(problem)):
+        run_and_fail()
+    (run,) = json.loads((tmp_path / "starts.json").read_text())["runs"]
+    assert run["how"] == how
+    # What is not our own error may hold a login.
+    own = str(problem) if isinstance(problem, EdgeAgentError) else type(problem).__name__
+    assert run["words"] == ("" if how == "clean" else own)

@@ -8,6 +8,7 @@ took with it (another boot) is not counted: that is no fault of the agent's.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,8 +36,8 @@ LONGEST_PAUSE_S = 300.0
 """Longest wait: whatever is wrong may have been mended by hand meanwhile."""
 
 CRASHES = frozenset({"killed", "stuck", "failed"})
-"""Ends that count. The others: `clean`, `stopped` (asked for), `refused` (a wrong setting or a missing
-file, found before anything ran), `machine` (it went down meanwhile)."""
+"""Ends that count. The others: `clean`, `stopped` (asked for), `refused` (a wrong setting, a missing file, a
+gallery of another model), `machine` (it went down meanwhile)."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -78,6 +79,7 @@ class Starts:
     def __init__(self, path: Path, *, boot: str | None = None) -> None:
         self._path = path
         self._boot = _boot_id() if boot is None else boot
+        self._lock = threading.Lock()
         self.runs: list[Run] = []
         """Oldest first, this one last."""
 
@@ -94,12 +96,15 @@ class Starts:
 
     def stuck(self, words: str) -> None:
         """This run is likely to be ended for a stuck stage ("": no longer)."""
-        self._change(replace(self.runs[-1], words=words))
+        with self._lock:
+            if self.runs and not self.runs[-1].how:
+                self._change(replace(self.runs[-1], words=words))
 
     def end(self, how: str, words: str = "") -> None:
         """This run ends like this; the first word counts."""
-        if self.runs and not self.runs[-1].how:
-            self._change(replace(self.runs[-1], ended=round(time.time(), 3), how=how, words=words))
+        with self._lock:
+            if self.runs and not self.runs[-1].how:
+                self._change(replace(self.runs[-1], ended=round(time.time(), 3), how=how, words=words))
 
     def recent_crashes(self, window_s: float) -> list[Run]:
         """Earlier runs that began within `window_s` before this one and crashed."""
