@@ -34,11 +34,7 @@ def main() -> None:
     options.add_argument("--pictures", type=Path)
     chosen = options.parse_args()
     print(
-<<<<<<< HEAD
-        f"{'scenario':14} {'hottest, full load':>19} {'governed':>9} {'last step':>10} {'steps an hour':>20}"
-=======
         f"{'scenario':14} {'hottest, free':>19} {'governed':>9} {'last step':>10} {'steps by the hour':>25}"
->>>>>>> governor
     )
     for name, board in SCENARIOS.items():
         free, governed = drive(board(), HOURS, governed=False), drive(board(), HOURS)
