@@ -194,6 +194,19 @@ def test_rollback_makes_the_one_before_active_again(
     assert PlanStore(state / "engines").active().previous["name"] == second.name
 
 
+def test_prune_keeps_what_is_active_and_what_was_before(
+    calibrated: Calibration, network: Path, people: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    for seed in (1, 2):
+        last = Job(request(network, state, people, seed=seed)).run().calibration
+    done = CliRunner().invoke(app, ["engines", "prune", "--yes", "--state", str(state), "--json"])
+    assert json.loads(done.stdout)["calibrations"] == [calibrated.name]
+    left = {path.name for path in (state / "engines" / "calibrations").iterdir() if path.is_dir()}
+    assert len(left) == 2
+    assert last.name in left
+
+
 # --- the site may only raise it -------------------------------------------------------------------
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import jinja2
 import pytest
-from conftest import REPO, Mosquitto
-from deliver_fixtures import INFO, Listener, publishing, telemetry, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent.deliver.connection import ConnectionState
@@ -23,6 +21,8 @@ from edge_agent.deliver.publisher import Counters
 from edge_agent.deliver.topics import Topics
 from edge_agent.errors import ConfigError
 from edge_agent.events import encode, new_event
+from tests.conftest import REPO, Mosquitto
+from tests.deliver_fixtures import INFO, Listener, publishing, telemetry, until
 
 TOPICS = Topics("lab", "jx01")
 FULL = replace(

@@ -78,6 +78,9 @@ _CANDIDATES = {
 _REFERENCE = "reference.npz"
 _SENSITIVITY_CROPS = 64
 """Crops of the sample on which blocks are compared: enough to put them in order."""
+_CLEARLY_SLOWER = 0.9
+"""Share of FP32's rate below which a precision is said to be slower; what is above may be noise."""
+
 NO_DATA = "no data set: name one with --dataset DIR (Market-1501 layout) to calibrate INT8 and a threshold"
 
 
@@ -646,9 +649,14 @@ class Job:
             | {k: v["bytes"] for k, v in tried.items() if "bytes" in v},
             "bench": speeds,
             "missing": [NO_DATA] if self._dataset is None else [],
+            "notes": _slower(chosen, speeds),
             "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "agent": __version__,
         }
+
+    def _graphs(self, calibration: Calibration) -> list[PreparedGraph]:
+        """What plans of this calibration are made from; an accelerator may take the exported graph."""
+        return [calibration.graph(self._prepared), self._prepared]
 
     def _switch(self, calibration: Calibration) -> bool:
         """Make it the active engine; tells whether anything changed."""
@@ -660,6 +668,7 @@ class Job:
             "precision": calibration.precision,
             "backend": calibration.backend,
             "calibration": folder,
+            "graphs": [hashlib.sha256(graph.onnx).hexdigest() for graph in self._graphs(calibration)],
             "files": [f"{folder}/{name}" for name in (*names, "report.json", "report.html") if name],
         }
         try:
@@ -669,6 +678,24 @@ class Job:
             pass  # damaged: `switch` puts it aside
         store.switch(record)
         return True
+
+
+def _slower(chosen: str, speeds: Mapping[str, Any] | None) -> list[str]:
+    """A word where the chosen precision is slower here than FP32, as INT8 is on many CPUs."""
+    rates = (
+        {}
+        if speeds is None
+        else {(r["precision"], r["batch"]): r["images_per_second"] for r in speeds["rows"]}
+    )
+    notes = []
+    for batch in bench.BATCHES:
+        own, full = rates.get((chosen, batch)), rates.get(("fp32", batch))
+        if own is not None and full is not None and own < _CLEARLY_SLOWER * full:
+            notes.append(
+                f"at batch {batch} {chosen.upper()} runs at {own / full:.2f} times the rate of FP32 here; "
+                f'engine.precision = "fp32" keeps the threshold and is faster'
+            )
+    return notes
 
 
 def _fingerprint(dataset: MarketDataset) -> str:

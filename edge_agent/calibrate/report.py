@@ -84,7 +84,7 @@ def _verdict(document: Mapping[str, Any]) -> str:
         *((f"graph in {name.upper()}", size) for name, size in sizes.items()),
     ]
     inner = "".join(f'<div class="tile">{name}<b>{html.escape(value)}</b></div>' for name, value in tiles)
-    notes = [*document["missing"]]
+    notes = [*document["missing"], *document["notes"]]
     for name, gate in document["gates"].items():
         if gate["passed"] is False:
             notes.append(f"{name.upper()} was not taken: {'; '.join(gate['reasons'])}")

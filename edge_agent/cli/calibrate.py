@@ -237,6 +237,7 @@ def _summary(result: Result) -> str:
             f"from {threshold['pairs']} pairs"
         )
     lines += [f"  missing: {note}" for note in report["missing"]]
+    lines += [f"  note: {note}" for note in report["notes"]]
     lines.append(f"  report: {report['report']}")
     if result.switched:
         lines.append("  it is the active engine from now on; a running agent needs a restart")

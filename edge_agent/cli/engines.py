@@ -79,19 +79,26 @@ def prune(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove plans that nothing needs, and the quarantine.
+    """Remove plans and calibrations that nothing needs, and the quarantine.
 
-    Plans of the active engine and of the one before it always stay. What is removed is built again when it is
-    needed, which takes minutes.
+    What the active engine and the one before it need always stays. A plan that is removed is built again when
+    it is needed, which takes minutes.
     """
+    from edge_agent.engine.calibration import prune_calibrations
+
     store = _open(state, config)
     if not yes:
         typer.confirm(f"Remove plans unused for {unused_days:g} days from {store.folder}?", abort=True)
     gone = store.prune(unused_s=unused_days * _DAY_S)
+    calibrations, freed = prune_calibrations(store.folder)
     if as_json:
-        typer.echo(json.dumps(asdict(gone)))
+        told = {**asdict(gone), "calibrations": list(calibrations), "bytes": gone.bytes + freed}
+        typer.echo(json.dumps(told))
         return
-    typer.echo(f"removed {len(gone.plans)} plan(s) and {gone.others} other file(s), {_size(gone.bytes)}")
+    typer.echo(
+        f"removed {len(gone.plans)} plan(s), {len(calibrations)} calibration(s) and {gone.others} other "
+        f"file(s), {_size(gone.bytes + freed)}"
+    )
 
 
 @app.command()

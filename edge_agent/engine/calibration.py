@@ -14,6 +14,7 @@ Which one is active stands in `engines/active.json` (`edge_agent.engine.plans`).
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,18 @@ from typing import Any
 from edge_agent.engine.plans import Active, PlanStore
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales
-from edge_agent.errors import InputError
+from edge_agent.errors import InputError, StorageError
 from edge_agent.manifest import Manifest
 
-__all__ = ["CALIBRATIONS", "KIND", "MANIFEST", "VERSION", "Calibration", "active_calibration"]
+__all__ = [
+    "CALIBRATIONS",
+    "KIND",
+    "MANIFEST",
+    "VERSION",
+    "Calibration",
+    "active_calibration",
+    "prune_calibrations",
+]
 
 CALIBRATIONS = "calibrations"
 """Folder inside the engines' folder."""
@@ -138,3 +147,26 @@ def active_calibration(engines: Path) -> Calibration | None:
     if active.current is None or "calibration" not in active.current:
         return None
     return Calibration.read(engines / str(active.current["calibration"]))
+
+
+def prune_calibrations(engines: Path) -> tuple[tuple[str, ...], int]:
+    """Remove calibrations that are neither active nor the one before; their names, and bytes in all.
+
+    An interrupted one is removed too: it would begin anew.
+
+    Raises:
+        InputError: `active.json` is damaged; nothing is removed.
+        StorageError: one cannot be removed.
+    """
+    folder = engines / CALIBRATIONS
+    active = PlanStore(engines).active()
+    kept = {record["name"] for record in (active.current, active.previous) if record is not None}
+    gone = sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in kept)
+    freed = 0
+    for path in gone:
+        freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        try:
+            shutil.rmtree(path)
+        except OSError as problem:
+            raise StorageError(f"cannot remove {path}: {problem.strerror}") from problem
+    return tuple(path.name for path in gone), freed
