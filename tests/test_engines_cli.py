@@ -34,7 +34,7 @@ def run_json(tmp_path: Path, *arguments: str, fails: bool = False) -> dict[str, 
 def test_nothing_is_there_and_nothing_is_made(tmp_path: Path) -> None:
     assert "no plans were built here" in run(tmp_path, "list")
     assert "no plans" in run(tmp_path, "verify")
-    assert run_json(tmp_path, "prune", "--yes") == {"plans": [], "others": 0, "bytes": 0}
+    assert run_json(tmp_path, "prune", "--yes") == {"plans": [], "calibrations": [], "others": 0, "bytes": 0}
     assert not list(tmp_path.iterdir())
 
 
@@ -73,4 +73,4 @@ def test_rollback_and_prune(tmp_path: Path, store: PlanStore) -> None:
     assert (told["current"]["name"], told["previous"]["name"]) == ("old", "new")
     assert "active: new" in run(tmp_path, "rollback", "--yes")
     gone = run_json(tmp_path, "prune", "--yes", "--unused-days", "0")
-    assert gone == {"plans": [], "others": 0, "bytes": 0}
+    assert gone == {"plans": [], "calibrations": [], "others": 0, "bytes": 0}
