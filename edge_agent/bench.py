@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edge_agent import __version__
 from edge_agent.embed import Embedder
 from edge_agent.engine.base import DEPTH, Engine
+from edge_agent.engine.latency import PUBLISHED, PUBLISHED_SOURCE, Published
 from edge_agent.telemetry.reading import Reading
 
 __all__ = [
@@ -47,34 +48,6 @@ MIN_RUNS = 5
 
 _OVERLAPPED = 8
 """Batches in a row whose overlap is measured, fewer of slow ones; the device idles once a row."""
-
-PUBLISHED_SOURCE = (
-    "Published rows: NVIDIA's model card of ReIdentificationNet (ResNet50, 256 x 128), by trtexec, "
-    "the network alone."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A row of NVIDIA's model card of ReIdentificationNet (ResNet50), measured with trtexec."""
-
-    device: str
-    precision: str
-    batch: int
-    latency_ms: float
-    images_per_second: float
-
-
-PUBLISHED = tuple(
-    Published(device, precision, batch, latency, rate)
-    for device, precision, rows in (
-        ("A10", "mixed", ((1, 0.49, 2057.64), (16, 2.83, 5725.13), (64, 10.64, 6088.47))),
-        ("A30", "mixed", ((1, 0.50, 2004.44), (16, 2.25, 7445.72), (64, 7.14, 9103.93))),
-        ("Jetson AGX Orin", "fp16", ((1, 0.96, 1043.62), (16, 6.42, 2492.26), (64, 23.09, 2771.60))),
-    )
-    for batch, latency, rate in rows
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Latency:

@@ -85,6 +85,7 @@ Id = Annotated[str, AfterValidator(_check_id)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Simulated = Annotated[str, Field(pattern="^simulated:.+")]
 
 
 class _Section(BaseModel):
@@ -177,8 +178,10 @@ class EngineSettings(_Section):
     preprocess: Literal["tao", "imagenet", "openvino-raw", "swin"] | None = Field(
         None, description="preprocess profile; the model's own manifest, else tao, when absent"
     )
-    backend: Literal["auto", "onnxruntime", "tensorrt"] = Field(
-        "auto", description="who runs the network; auto: TensorRT where there is an NVIDIA GPU"
+    backend: Literal["auto", "onnxruntime", "tensorrt"] | Simulated = Field(
+        "auto",
+        description="who runs the network; auto: TensorRT where there is an NVIDIA GPU;"
+        " simulated:TABLE only takes its time (docs/performance.md)",
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto", description="auto: what `edge-agent calibrate` chose; without it FP16 on TensorRT, else FP32"

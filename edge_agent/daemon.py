@@ -22,6 +22,7 @@ import structlog
 
 from edge_agent import __version__, audit, factory
 from edge_agent.config import Settings, changes, fingerprint
+from edge_agent.engine import is_simulated
 from edge_agent.errors import ConfigError, EdgeAgentError, EngineError, StorageError
 from edge_agent.events import (
     CameraInfo,
@@ -307,6 +308,8 @@ class Agent:
             precision=embedder.info.precision,
             identities=len(gallery),
         )
+        if is_simulated(embedder.info.backend):
+            _log.warning("no_network_runs", backend=embedder.info.backend, events="mean nothing")
         stages.health.tell("online")
         if active is not None and calibration is None:
             _tell_stale(active, publisher)
@@ -448,7 +451,7 @@ class Agent:
     def _take_over(self, settings: Settings) -> None:
         """Apply reloaded settings, between two frames."""
         self.settings = settings
-        configure(settings.log_level)
+        configure(settings.log_level, always=factory.log_facts(settings))
         if self._stages is not None:
             factory.adjust_identifier(self._stages.identifier, settings)
             self._take_over_calibration(self._stages)
@@ -482,7 +485,7 @@ class Agent:
         return InfoData(
             version=__version__,
             model=EngineData.of(engine),
-            simulated=engine.backend.startswith("simulated"),
+            simulated=is_simulated(engine.backend),
             detector=detector,
             cameras=tuple(cameras),
             enrolment=self.settings.identify.enrolment,

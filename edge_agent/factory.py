@@ -65,6 +65,7 @@ __all__ = [
     "engines_folder",
     "erase_at_rest",
     "in_precision",
+    "log_facts",
     "make_cooling",
     "make_erasure",
     "make_gate",
@@ -401,7 +402,15 @@ def open_configured_embedder(
     max_batch: int | None = None,
     building: Progress | None = None,
 ) -> Embedder:
-    """The embedding stage that the settings name; not yet entered. `calibration`: the active one."""
+    """The embedding stage that the settings name; not yet entered. `calibration`: the active one.
+
+    Raises:
+        ConfigError: also where a simulated engine is told which network to run: it runs none.
+    """
+    from edge_agent.engine import is_simulated
+
+    if is_simulated(settings.engine.backend):
+        return _simulated_embedder(settings, max_batch)
     model = choose_model(settings.engine, state)
     return open_embedder(
         model.path,
@@ -413,6 +422,31 @@ def open_configured_embedder(
         max_batch=max_batch,
         building=building,
     )
+
+
+def _simulated_embedder(settings: Settings, max_batch: int | None) -> Embedder:
+    from edge_agent.embed import Embedder
+    from edge_agent.engine import open_simulated
+    from edge_agent.engine.simulated import PROFILE
+
+    engine = settings.engine
+    named = [key for key in ("model", "preprocess") if getattr(engine, key) is not None]
+    named += ["precision"] if engine.precision != "auto" else []
+    if named:
+        raise ConfigError(
+            f"engine.backend {engine.backend} runs no network, so engine.{named[0]} has no meaning: leave it"
+            " out, or choose another backend"
+        )
+    opened = open_simulated(engine.backend, max_batch=max_batch or engine.max_batch)
+    return Embedder(opened, profile=PROFILE, gate=make_gate(settings.quality))
+
+
+def log_facts(settings: Settings) -> dict[str, str]:
+    """What every log line of a run says: that the engine is simulated, where it is."""
+    from edge_agent.engine import is_simulated
+
+    backend = settings.engine.backend
+    return {"engine": backend} if is_simulated(backend) else {}
 
 
 def database_key(settings: Settings) -> bytes | None:

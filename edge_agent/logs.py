@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import TextIO
 
 import structlog
@@ -15,17 +16,22 @@ _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "ex
 """syslog(3) priorities; the journal reads them from `<N>` at the start of a line (sd-daemon(3))."""
 
 
-def configure(level: str = "info", stream: TextIO | None = None) -> None:
+def configure(
+    level: str = "info", stream: TextIO | None = None, *, always: Mapping[str, str] | None = None
+) -> None:
     """Send logs to `stream`, standard error when None.
 
     Args:
         level: least level that is written: debug, info, warning or error.
         stream: where to.
+        always: stands in every line.
     """
+    facts = dict(always or {})
     out = stream if stream is not None else sys.stderr
     terminal = out.isatty()
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        lambda _logger, _name, line: {**line, **facts},
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso" if not terminal else "%H:%M:%S", utc=not terminal),
     ]

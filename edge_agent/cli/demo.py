@@ -60,6 +60,9 @@ def command(
 
     from rich.console import Console
 
+    from edge_agent.cli.service import one_blas_thread
+
+    one_blas_thread()
     from edge_agent.deliver.demo_broker import DemoBroker
     from edge_agent.demo import SECONDS, Recorder, default_street
     from edge_agent.logs import configure

@@ -39,7 +39,10 @@ def command(
     import json
     from dataclasses import asdict
 
-    from edge_agent.cli.service import overrides, run_until_stopped
+    from edge_agent.cli.service import one_blas_thread, overrides, run_until_stopped
+
+    one_blas_thread()
+    from edge_agent import factory
     from edge_agent.config import load
     from edge_agent.daemon import Agent, Outputs
     from edge_agent.logs import configure
@@ -48,7 +51,7 @@ def command(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state
     )
     settings = load(config, values)
-    configure(settings.log_level)
+    configure(settings.log_level, always=factory.log_facts(settings))
     agent = Agent(settings, Outputs(events, mot, mot_final))
     summary = run_until_stopped(agent, reload=lambda: load(config, values))
     if as_json:

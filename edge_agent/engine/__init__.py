@@ -17,6 +17,7 @@ from edge_agent.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     from edge_agent.engine.build import PlanBuilder, Progress
+    from edge_agent.engine.simulated import SimulatedEngine
 
 __all__ = [
     "BACKENDS",
@@ -24,13 +25,20 @@ __all__ = [
     "PreparedGraph",
     "TensorRTOptions",
     "choose_backend",
+    "is_simulated",
     "open_engine",
+    "open_simulated",
     "plan_builder",
     "takes_ranges_beside",
 ]
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
-"""What a user may ask for. `auto` takes TensorRT where it and a GPU are there, else ONNX Runtime."""
+"""What a user may ask for. `auto` takes TensorRT where it and a GPU are there, else ONNX Runtime.
+
+`simulated:TABLE` is a fourth, by that choice alone: it runs no network, see `open_simulated`.
+"""
+
+_SIMULATED = "simulated:"
 
 
 def choose_backend(wanted: str) -> str:
@@ -51,6 +59,23 @@ def choose_backend(wanted: str) -> str:
     except EngineError:
         return "onnxruntime"
     return "tensorrt"
+
+
+def is_simulated(backend: str) -> bool:
+    """Whether this backend only takes a device's time."""
+    return backend.startswith(_SIMULATED)
+
+
+def open_simulated(backend: str, *, max_batch: int) -> SimulatedEngine:
+    """The engine of `simulated:TABLE`, a name or a file of `edge_agent.engine.latency`.
+
+    Raises:
+        ConfigError, InputError: there is no such table, or the file is none.
+    """
+    from edge_agent.engine.latency import latency_table
+    from edge_agent.engine.simulated import SimulatedEngine
+
+    return SimulatedEngine(latency_table(backend.removeprefix(_SIMULATED)), max_batch=max_batch)
 
 
 @dataclass(frozen=True, slots=True)
