@@ -32,9 +32,11 @@ __all__ = [
     "Measurement",
     "Published",
     "document",
+    "machine",
     "markdown",
     "measure",
     "published",
+    "rate_alone",
 ]
 
 BATCHES = (1, 16, 64)
@@ -100,12 +102,7 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
     """
     info, engine = embedder.info, embedder.engine
     batch = info.max_batch
-    noise = np.random.default_rng(0).integers(0, 256, engine.buffer().shape, np.uint8)
-    for _ in range(DEPTH):  # every buffer holds pictures, not zeros
-        engine.buffer()[:] = noise
-        engine.submit(batch)
-    while engine.in_flight:
-        engine.collect()
+    _fill_buffers(engine, batch)
     people = _people(batch)
     alone = _latency(lambda: _run_alone(engine, batch), seconds)
     row = max(DEPTH, min(_OVERLAPPED, int(seconds * 1e3 / alone.p50)))
@@ -125,6 +122,23 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
         end_to_end_per_second=whole_rate,
         to_published=None if card is None else rate / card.images_per_second,
     )
+
+
+def rate_alone(embedder: Embedder, *, seconds: float) -> float:
+    """Images per second of an open embedder's network alone: full batches of packed people, two in flight."""
+    engine, batch = embedder.engine, embedder.info.max_batch
+    _fill_buffers(engine, batch)
+    return _rate(lambda: _run_overlapped(engine, batch, DEPTH), batch * DEPTH, seconds)
+
+
+def _fill_buffers(engine: Engine, batch: int) -> None:
+    """Every buffer holds pictures, not zeros."""
+    noise = np.random.default_rng(0).integers(0, 256, engine.buffer().shape, np.uint8)
+    for _ in range(DEPTH):
+        engine.buffer()[:] = noise
+        engine.submit(batch)
+    while engine.in_flight:
+        engine.collect()
 
 
 def _run_alone(engine: Engine, batch: int) -> None:
@@ -182,8 +196,9 @@ def published(board: str | None, precision: str, batch: int) -> Published | None
     return None
 
 
-def _machine(reading: Reading) -> dict[str, Any]:
+def machine(reading: Reading | None = None) -> dict[str, Any]:
     """What the figures were taken on: hardware, clocks, power mode, temperature, versions."""
+    reading = reading or Reading()
     return {
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_name(),
@@ -225,7 +240,7 @@ def document(
     """
     return {
         "model": dict(model),
-        "machine": _machine(reading),
+        "machine": machine(reading),
         "rows": [asdict(row) for row in rows],
         "left_out": dict(left_out),
         "published": [asdict(row) for row in PUBLISHED],
@@ -245,9 +260,9 @@ def markdown(told: Mapping[str, Any]) -> str:
         f"{row['images_per_second']:.2f} | | | |\n"
         for row in told["published"]
     )
-    machine, model = told["machine"], told["model"]
-    facts = [f"{model['name']}, {machine['cores']} cores", machine["cpu"] or "", machine["board"] or ""]
-    facts += [f"power mode {machine['power_mode']}"] if machine["power_mode"] else []
+    host, model = told["machine"], told["model"]
+    facts = [f"{model['name']}, {host['cores']} cores", host["cpu"] or "", host["board"] or ""]
+    facts += [f"power mode {host['power_mode']}"] if host["power_mode"] else []
     missing = "".join(f"\nNot measured: {name}: {why}\n" for name, why in told["left_out"].items())
     return f"{', '.join(filter(None, facts))}.\n\n{head}{ours}{theirs}{missing}\n{told['published_source']}\n"
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from edge_agent.source.base import Source
     from edge_agent.telemetry.reader import Reading, Telemetry
 
-__all__ = ["Agent", "Outputs", "Summary"]
+__all__ = ["Agent", "Outputs", "Summary", "Supply", "Tally"]
 
 _log = structlog.get_logger(__name__)
 
@@ -137,6 +137,44 @@ class _Latencies:
         return {stage: round(statistics.median(list(all_)), 2) for stage, all_ in spent.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a run has done so far, and lost.
+
+    Attributes:
+        crops: embedded.
+        batches: that the engine ran.
+        engine_seconds: time inside the ReID network.
+        frames: taken in, by camera.
+        dropped: frames that a newer one replaced before they were taken in, by camera.
+        spared: crops that were not embedded, to keep up, by camera.
+        published: events that the outbox took.
+        acknowledged: events that the broker has.
+    """
+
+    crops: int
+    batches: int
+    engine_seconds: float
+    frames: dict[str, int]
+    dropped: dict[str, int]
+    spared: dict[str, int]
+    published: int
+    acknowledged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What a run works on instead of what its settings name.
+
+    Attributes:
+        sources: one for each enabled source of the settings, in their order.
+        detection: who finds people in them; None: whom the settings name.
+    """
+
+    sources: Sequence[Source]
+    detection: factory.Detection | None = None
+
+
 @dataclass(slots=True)
 class Agent:
     """One run of the agent.
@@ -146,12 +184,16 @@ class Agent:
         outputs: files to write.
         observe: called with every outcome, on the driving thread; must not block.
         session: id of this run.
+        supply: other sources than the settings name.
+        progress: what the driving thread tells of itself.
     """
 
     settings: Settings
     outputs: Outputs = field(default_factory=Outputs)
     observe: Callable[[FrameOutcome], None] | None = None
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
+    supply: Supply | None = None
+    progress: Progress = field(default_factory=Progress)
     device: DeviceSummary = field(default_factory=DeviceSummary)
     """State of the device as last read."""
     started: float = field(default_factory=time.monotonic)
@@ -194,6 +236,28 @@ class Agent:
     def stuck(self) -> tuple[str, ...]:
         """Stages that do not get on."""
         return self._oversight.stuck
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The embedding stage, once it is open."""
+        return self._stages.embedder if self._stages is not None else None
+
+    def tally(self) -> Tally | None:
+        """What was done so far; None before the first frame."""
+        stages = self._stages
+        if stages is None or stages.pipeline is None:
+            return None
+        counters, delivered = stages.pipeline.counters, stages.publisher.counters
+        return Tally(
+            crops=stages.embedder.counters.embedded,
+            batches=stages.embedder.counters.batches,
+            engine_seconds=stages.embedder.engine.run_seconds,
+            frames=dict(counters.frames),
+            dropped={reader.camera: reader.dropped for reader in stages.readers},
+            spared=dict(counters.spared),
+            published=delivered.published,
+            acknowledged=delivered.acknowledged,
+        )
 
     def watch_memory(self, resident_bytes: int | None) -> None:
         """Look at how much memory the process has."""
@@ -244,14 +308,17 @@ class Agent:
         settings = self.settings
         state = factory.state_folder(settings.state_dir)
         self._oversight.begin(state, stop)
-        sources = factory.open_sources(settings, state)
+        supply = self.supply
+        sources = factory.open_sources(settings, state) if supply is None else list(supply.sources)
         active = factory.current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
             embedder = stack.enter_context(factory.open_configured_embedder(settings, state, active))
         calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
-        detection = factory.open_detection(settings, stack, cameras=choices)
+        detection = supply.detection if supply is not None else None
+        if detection is None:
+            detection = factory.open_detection(settings, stack, cameras=choices)
         gallery = stack.enter_context(factory.open_gallery(settings, embedder.info, owner=True))
         telemetry = stack.enter_context(factory.open_telemetry(settings, state))
         reading = telemetry.read()
@@ -336,7 +403,9 @@ class Agent:
             chores=stages.chores,
             thin=Thinning(),
             max_delay_s=settings.engine.max_delay_ms / 1000,
+            progress=self.progress,
         )
+        stages.pipeline = pipeline
         began = time.perf_counter()
         cooling = factory.make_cooling(
             lambda: self.settings,
@@ -480,7 +549,8 @@ class Agent:
     ) -> InfoData:
         enabled = [source for source in self.settings.sources if source.enabled]
         cameras = [
-            CameraInfo(source.id, source_kind(own.url)) for source, own in zip(sources, enabled, strict=True)
+            CameraInfo(source.id, source_kind(own.url) if self.supply is None else "memory")
+            for source, own in zip(sources, enabled, strict=True)
         ]
         return InfoData(
             version=__version__,
@@ -516,6 +586,7 @@ class _Stages:
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
+    pipeline: Pipeline | None = None
     cooling: Cooling | None = None
     told: TelemetryData | None = None
     """The telemetry that was told last."""

@@ -6,8 +6,9 @@ the prepared graph. While the engine runs one batch, the next one is packed.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -93,8 +94,10 @@ class Embedder:
         self._gate = gate
         self._golden = golden
         self._jobs: deque[_Job] = deque()
-        self._batches: deque[list[_Slot]] = deque()
+        self._batches: deque[tuple[list[_Slot], float]] = deque()
         self.counters = EmbedCounters()
+        self.on_batch: Callable[[int, float, float], None] | None = None
+        """Told of each batch: crops, when it was submitted and when its rows were there (monotonic seconds)."""
 
     @property
     def info(self) -> EngineInfo:
@@ -206,12 +209,12 @@ class Embedder:
 
     def _launch(self, slots: list[_Slot]) -> None:
         self._engine.submit(len(slots))
-        self._batches.append(slots)
+        self._batches.append((slots, time.monotonic()))
         slots[0].job.waiting += len(slots)
 
     def _absorb(self) -> None:
         """Take the oldest engine batch and hand its rows to where they belong."""
-        slots = self._batches.popleft()
+        slots, submitted = self._batches.popleft()
         job = slots[0].job
         job.waiting -= len(slots)
         try:
@@ -219,6 +222,8 @@ class Embedder:
         except EngineError as problem:
             job.error = problem
             return
+        if self.on_batch is not None:
+            self.on_batch(len(slots), submitted, time.monotonic())
         self.counters.batches += 1
         faults = self._faults(rows)
         for slot, row, fault in zip(slots, rows, faults, strict=True):

@@ -154,6 +154,8 @@ class Counters:
     frames: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     """Frames that nobody was looked for in, to lower the load."""
+    spared: dict[str, int] = field(default_factory=dict)
+    """Crops that were not embedded, to lower the load or to keep up, by camera."""
     detections: int = 0
     batches: int = 0
     failed_batches: int = 0
@@ -335,7 +337,7 @@ class Pipeline:
         if not pending:
             return False
         began = time.perf_counter()
-        self.progress.at("embed")
+        self.progress.at("pack")
         spared = self._spared(pending, load)
         if spared is None:
             self.embed.submit(pairs)
@@ -366,6 +368,9 @@ class Pipeline:
         spared: list[NDArray[np.bool_]] = []
         for one in pending:
             mask = chosen.get(id(one), np.zeros(sum(_rows(one)), np.bool_))
+            if left_out := int(np.count_nonzero(mask)):
+                camera = one.item.camera
+                self.counters.spared[camera] = self.counters.spared.get(camera, 0) + left_out
             spared += [mask] if one.detections is not None else [mask[n : n + 1] for n in range(len(mask))]
         return spared
 
@@ -383,7 +388,7 @@ class Pipeline:
     def _finish(self, round_: _Round) -> None:
         """Collect the embeddings of a round, then track and identify frame by frame."""
         began = time.perf_counter()
-        self.progress.at("embed")
+        self.progress.at("wait for the engine")
         embedded = self._collect(round_)
         embed_s = time.perf_counter() - round_.submitted
         self.counters.spend("wait", time.perf_counter() - began)
