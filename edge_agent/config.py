@@ -50,6 +50,7 @@ __all__ = [
     "DetectorSettings",
     "EngineSettings",
     "GallerySettings",
+    "GovernorSettings",
     "IdentifySettings",
     "MqttSettings",
     "OutboxSettings",
@@ -120,6 +121,7 @@ class SourceSettings(_Section):
     once: bool | None = Field(None, description="crops: end when all that is there has been read")
     delete: bool | None = Field(None, description="crops: remove what has been dealt with")
     detector: str | None = Field(None, description="detector for this source alone, see detector.kind")
+    priority: int = Field(0, description="cameras of the lowest are closed first when the board is too hot")
 
 
 class DetectorSettings(_Section):
@@ -267,7 +269,7 @@ class TelemetrySettings(_Section):
 
 
 class SupervisionSettings(_Section):
-    """When the agent counts as stuck, sick or unlucky. `docs/operations.md` says what follows."""
+    """When the agent counts as stuck, sick or unlucky. `docs/supervision.md` says what follows."""
 
     stuck_after_s: Positive = Field(
         60.0, description="a stage that shows no sign of life for so long is stuck: the watchdog starves"
@@ -275,6 +277,27 @@ class SupervisionSettings(_Section):
     ready_after_s: Seconds = Field(
         30.0, description="systemd is told that the agent is ready without any source after this"
     )
+    memory_mb: Positive | None = Field(
+        None, description="alert above this; null: nine tenths of what systemd's MemoryMax allows, if any"
+    )
+    memory_growth_mb: Positive = Field(
+        64.0, description="alert when memory grows by more than this an hour, all through an hour"
+    )
+    crashes: int = Field(5, ge=1, description="so many crashed runs within crash_window_min brake the start")
+    crash_window_min: Positive = Field(10.0, description="minutes; also how long a braked run must hold")
+
+
+class GovernorSettings(_Section):
+    """When the load is lowered, so that the board need not throttle. `docs/telemetry.md` names the steps."""
+
+    enabled: Literal["auto", "on", "off"] = Field(
+        "auto", description="auto: where a thermal zone tells its limit; on: alert where none does"
+    )
+    limit_c: float | None = Field(
+        None, gt=0, description="limit of every zone in degrees Celsius; null: each zone's own trip point"
+    )
+    margin_c: Positive = Field(5.0, description="the load is lowered this much below the limit")
+    hysteresis_c: Positive = Field(4.0, description="and raised again this much below that")
 
 
 class Settings(BaseSettings):
@@ -302,6 +325,7 @@ class Settings(BaseSettings):
     outbox: OutboxSettings = OutboxSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     supervision: SupervisionSettings = SupervisionSettings()
+    governor: GovernorSettings = GovernorSettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     @field_validator("state_dir")
@@ -340,7 +364,9 @@ class Settings(BaseSettings):
         return tuple(sources)
 
 
-RELOADABLE = frozenset({"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours", "supervision"})
+RELOADABLE = frozenset(
+    {"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours", "supervision", "governor"}
+)
 """Dotted keys (or sections) that a running daemon takes over; the others need a restart."""
 
 

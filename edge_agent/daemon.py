@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from edge_agent.events import (
     TelemetryData,
     alert_event,
     identity_event,
+    to_wire,
 )
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
@@ -38,10 +40,12 @@ from edge_agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.progress import Progress
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
-from edge_agent.structures import EngineInfo, SourceState, SourceStatus
+from edge_agent.structures import EngineInfo, Load, SourceState, SourceStatus
+from edge_agent.thinning import Thinning
 from edge_agent.track import Similarity
 
 if TYPE_CHECKING:
+    from edge_agent.cooling import Cooling
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
@@ -142,7 +146,9 @@ class Agent:
 
     def __post_init__(self) -> None:
         self._begun_with = self.settings
-        self._oversight = Oversight(settings=lambda: self.settings, note=self._note)
+        self._oversight = Oversight(
+            settings=lambda: self.settings, note=self._note, session=self.session, describe=self._describe
+        )
 
     def run(self, stop: threading.Event) -> Summary:
         """Until every source has ended or `stop` is set.
@@ -160,6 +166,19 @@ class Agent:
             finally:
                 self.opened.set()
             return self._drive(stages, stop)
+
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Stages that do not get on."""
+        return self._oversight.stuck
+
+    def watch_memory(self, resident_bytes: int | None) -> None:
+        """Look at how much memory the process has."""
+        self._oversight.take_memory(resident_bytes)
+
+    def asked_to_stop(self) -> None:
+        """Somebody wants an end; call it before `stop` is set."""
+        self._oversight.asked_to_stop()
 
     def reload(self, settings: Settings) -> list[str]:
         """Take over what may change while running; returns the keys that need a restart."""
@@ -201,6 +220,7 @@ class Agent:
         """Open everything, in the order in which faults are cheapest to find."""
         settings = self.settings
         state = factory.state_folder(settings.state_dir)
+        self._oversight.begin(state, stop)
         sources = factory.open_sources(settings, state)
         with self._oversight.opening("the network"):
             embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
@@ -285,13 +305,26 @@ class Agent:
             identify=stages.identifier,
             hand_over=lambda outcome: self._deliver(outcome, stages),
             chores=stages.chores,
+            thin=Thinning(),
             max_delay_s=settings.engine.max_delay_ms / 1000,
         )
         began = time.perf_counter()
-        with _Beats(self, pipeline, stages) as beats:
+        cooling = factory.make_cooling(
+            lambda: self.settings,
+            stages.telemetry,
+            stages.readers,
+            apply=lambda load: _lower(load, pipeline),
+            publish=stages.publisher.publish,
+            note=stages.health.note,
+        )
+        stages.cooling = cooling
+        with _Beats(self, pipeline, stages) as beats, cooling:
             self._oversight.watch(
                 lambda: pipeline.progress.latest,
-                lambda: beats.progress.latest,
+                {
+                    "telemetry": lambda: beats.progress.latest,
+                    "governor": lambda: cooling.progress.latest,
+                },
                 stages.readers,
                 stages.publisher,
             )
@@ -356,6 +389,33 @@ class Agent:
         if self._stages is not None:
             self._stages.health.note(cause, reason)
 
+    def _describe(self) -> dict[str, Any]:
+        """For the status: what was told last, and no question to anything that may hang."""
+        stages = self._stages
+        if stages is None or self._over:
+            return {}
+        told = stages.told
+        return {
+            "state": stages.health.state,
+            "reason": stages.health.reason,
+            "sources": [
+                {
+                    "camera": reader.camera,
+                    "state": reader.state.value if reader.state is not None else "opening",
+                    "reason": reader.beat.idle or reader.beat.doing,
+                    "delivered": reader.delivered,
+                    "dropped": reader.dropped,
+                }
+                for reader in stages.readers
+            ],
+            "delivery": {
+                "connection": stages.publisher.state.value,
+                "problem": stages.publisher.beat.idle,
+            },
+            "governor": _governor(stages.cooling),
+            "telemetry": None if told is None else to_wire(told),
+        }
+
     def _take_over(self, settings: Settings) -> None:
         """Apply reloaded settings, between two frames."""
         self.settings = settings
@@ -407,6 +467,9 @@ class _Stages:
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
+    cooling: Cooling | None = None
+    told: TelemetryData | None = None
+    """The telemetry that was told last."""
     wake: threading.Event = field(default_factory=threading.Event)
 
 
@@ -470,6 +533,13 @@ class _Health:
         self.publisher.publish(alert)
 
 
+def _lower(load: Load, pipeline: Pipeline) -> None:
+    """Keep to this load from the next round on; tracks of cameras that are closed now end."""
+    for camera in set(load.closed) - set(pipeline.load.closed):
+        pipeline.chores.append(partial(pipeline.end_tracks, camera))
+    pipeline.load = load
+
+
 def _nothing_to_erase(_word: str) -> int:
     """Without a broker no event waits."""
     return 0
@@ -506,6 +576,7 @@ class _Beats:
     _thread: threading.Thread | None = None
     _last: tuple[float, int, dict[str, int]] | None = None
     _saved: float = field(default_factory=time.monotonic)
+    _throttled: bool = False
 
     def __enter__(self) -> _Beats:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -532,8 +603,11 @@ class _Beats:
     def _beat(self) -> None:
         reading = self.stages.telemetry.read()
         self.agent.device = _device_summary(reading)
+        self._tell_throttling(reading)
         told = self._telemetry(reading)
+        self.stages.told = told
         self.stages.publisher.send_telemetry(told)
+        self.agent.watch_memory(reading.process_memory_bytes)
         if self.stages.metrics is not None:
             self.stages.metrics.take(told)
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
@@ -542,6 +616,24 @@ class _Beats:
             for gone in self.stages.gallery.expire(time.time()):
                 _log.info("identity_expired", identity=gone.id)
         erase_noted(self.stages.gallery, self.stages.erase_events)
+
+    def _tell_throttling(self, reading: Reading) -> None:
+        """An alert when the board begins to hold its clocks down, and when that is over."""
+        now = bool(reading.throttled)
+        if now == self._throttled:
+            return
+        self._throttled = now
+        why = ", ".join(reading.throttle_reasons)
+        alert = alert_event(
+            "thermal_throttle",
+            f"the board holds its clocks down ({why})"
+            if now
+            else "the board no longer holds its clocks down",
+            active=now,
+            time=time.time(),
+            details={"reasons": why or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c},
+        )
+        self.stages.publisher.publish(alert)
 
     def _telemetry(self, reading: Reading) -> TelemetryData:
         now, crops = time.monotonic(), self.stages.embedder.counters.embedded
@@ -552,6 +644,10 @@ class _Beats:
         delivered = self.stages.publisher.counters
         readers = self.stages.readers
         dropped = {f"frames:{reader.camera}": reader.dropped for reader in readers if reader.dropped}
+        dropped |= {f"skipped:{camera}": n for camera, n in self.pipeline.counters.skipped.items()}
+        if spared := self.stages.embedder.counters.spared:
+            dropped["crops:spared"] = spared
+        verdict = self.stages.cooling.verdict if self.stages.cooling is not None else None
         dropped |= {f"crops:{why}": n for why, n in self.stages.embedder.counters.refused.items()}
         return TelemetryData(
             uptime_s=round(now - self.agent.started, 1),
@@ -560,16 +656,32 @@ class _Beats:
             hottest_c=reading.hottest_c,
             hottest_zone=reading.hottest_zone,
             throttled=reading.throttled,
+            throttle_reasons=reading.throttle_reasons,
+            limits_c=_known(reading.limits_c),
             power_mode=reading.power_mode,
             power_w=_known(reading.power_w),
             power_total_w=reading.power_total_w,
             fan_percent=reading.fan_percent,
+            fan_rpm=reading.fan_rpm,
+            clocks_locked=reading.clocks_locked,
             cpu_percent=reading.cpu_percent,
+            cpu_mhz=reading.cpu_mhz,
+            cpu_max_mhz=reading.cpu_max_mhz,
             gpu_percent=reading.gpu_percent,
+            gpu_mhz=reading.gpu_mhz,
+            gpu_max_mhz=reading.gpu_max_mhz,
+            engines_mhz=_known(reading.engines_mhz),
+            engines_percent=_known(reading.engines_percent),
             memory_used_bytes=reading.memory_used_bytes,
             memory_total_bytes=reading.memory_total_bytes,
+            swap_used_bytes=reading.swap_used_bytes,
             process_memory_bytes=reading.process_memory_bytes,
             disk_free_bytes=reading.disk_free_bytes,
+            disk_total_bytes=reading.disk_total_bytes,
+            disk_wear_percent=reading.disk_wear_percent,
+            governor_state=verdict.state if verdict is not None else None,
+            governor_step=verdict.step if verdict is not None else None,
+            stuck=self.agent.stuck,
             frames_per_s={k: round((n - before[2].get(k, 0)) / span, 2) for k, n in frames.items()},
             crops_per_s=round((crops - before[1]) / span, 2),
             queues={reader.camera: reader.waiting for reader in readers},
@@ -580,6 +692,12 @@ class _Beats:
             outbox_bytes=delivered.outbox_bytes,
             outbox_parked=delivered.outbox_parked,
         )
+
+
+def _governor(cooling: Cooling | None) -> dict[str, Any] | None:
+    if cooling is None:
+        return None
+    return {**asdict(cooling.verdict), "steps": len(cooling.rungs) - 1, "does": cooling.doing}
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:

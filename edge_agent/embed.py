@@ -66,10 +66,12 @@ class EmbedCounters:
         embedded: crops that became vectors.
         refused: crops that did not, by reason.
         batches: engine batches.
+        spared: crops that were not looked at, to lower the load.
     """
 
     embedded: int = 0
     batches: int = 0
+    spared: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
 
@@ -128,7 +130,7 @@ class Embedder:
 
     # --- frames -------------------------------------------------------------------------------
 
-    def submit(self, pairs: Sequence[Pair]) -> None:
+    def submit(self, pairs: Sequence[Pair], spared: Sequence[NDArray[np.bool_]] | None = None) -> None:
         """Start to embed the detections of several frames; returns when the last crop is packed.
 
         May be called again before `collect`: batches then overlap. It waits only when the engine has
@@ -136,8 +138,12 @@ class Embedder:
 
         Args:
             pairs: `(H, W, 3)` uint8 BGR picture and its detections, of any cameras.
+            spared: `(N,)` for each pair: detections that shall not be embedded, to lower the load. They count
+                among their neighbours all the same, so nobody else's quality changes.
         """
         job = self._open_job(pairs)
+        for index, left_out in enumerate(spared or ()):
+            self._spare(job, index, left_out)
         self._jobs.append(job)
         slots: list[_Slot] = []
         for index, (image, detections) in enumerate(pairs):
@@ -189,6 +195,12 @@ class Embedder:
             job.quality.append(quality)
             job.reasons.append(list(reasons))
         return job
+
+    def _spare(self, job: _Job, index: int, left_out: NDArray[np.bool_]) -> None:
+        for row in np.flatnonzero(job.present[index] & left_out).tolist():
+            job.present[index][row] = False
+            job.quality[index][row] = 0.0
+            self.counters.spared += 1
 
     def _resize(self, crop: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
         height, width = target.shape[:2]

@@ -7,7 +7,7 @@ Nothing heavy is imported before the stage that needs it is asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from edge_agent.errors import ConfigError, InputError
 from edge_agent.manifest import read_json
 
 if TYPE_CHECKING:
+    from edge_agent.cooling import Cooling
     from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import BrokerSettings, ConnectionState
     from edge_agent.deliver.metrics import Metrics
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from edge_agent.progress import Beat
     from edge_agent.quality import QualityGate
     from edge_agent.source.base import Source
-    from edge_agent.structures import Detections, EngineInfo, Frame, SourceStatus
+    from edge_agent.source.reader import FrameReader
+    from edge_agent.structures import Detections, EngineInfo, Frame, Load, SourceStatus
     from edge_agent.telemetry.reader import Reading, Telemetry
     from edge_agent.track import Similarity, Tracker, UpstreamTracks
 
@@ -49,6 +51,7 @@ __all__ = [
     "broker_settings",
     "choose_model",
     "default_model",
+    "make_cooling",
     "make_gate",
     "make_identifier",
     "make_tracker",
@@ -433,7 +436,9 @@ def open_sources(settings: Settings, state: Path) -> list[Source]:
     for wanted in settings.sources:
         if not wanted.enabled:
             continue
-        options = wanted.model_dump(exclude={"id", "url", "enabled", "detector"}, exclude_none=True)
+        options = wanted.model_dump(
+            exclude={"id", "url", "enabled", "detector", "priority"}, exclude_none=True
+        )
         if source_kind(wanted.url) == "file":
             options.setdefault("start_time", begin)
         taken = {source.id for source in sources} | (given - {wanted.id})
@@ -479,6 +484,40 @@ def open_telemetry(settings: Settings, state: Path) -> Telemetry:
     from edge_agent.telemetry.reader import Telemetry
 
     return Telemetry(disk=state, jtop=settings.telemetry.jtop)
+
+
+def make_cooling(
+    settings: Callable[[], Settings],
+    telemetry: Telemetry,
+    readers: Sequence[FrameReader],
+    *,
+    apply: Callable[[Load], None],
+    publish: Callable[[Event], object],
+    note: Callable[[str, str], None],
+) -> Cooling:
+    """The governor of this run; not yet entered. Steps close cameras, never recordings."""
+    from edge_agent.cooling import Cooling
+    from edge_agent.governor import ladder
+
+    now = settings()
+    enabled = [source for source in now.sources if source.enabled]
+    # Without readers the run is stopping already.
+    cameras = [
+        (reader, own.priority)
+        for reader, own in zip(readers, enabled, strict=False)
+        if reader.live and not reader.ends
+    ]
+    return Cooling(
+        settings=lambda: settings().governor,
+        heat=telemetry.heat,
+        rungs=ladder(
+            [(reader.camera, priority) for reader, priority in cameras], max_batch=now.engine.max_batch
+        ),
+        cameras=[reader for reader, _ in cameras],
+        apply=apply,
+        publish=publish,
+        note=note,
+    )
 
 
 def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:

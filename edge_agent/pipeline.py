@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 
 from edge_agent.errors import EngineError
 from edge_agent.progress import Progress
-from edge_agent.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
+from edge_agent.structures import (
+    Candidates,
+    CropBatch,
+    Decision,
+    Detections,
+    Embedded,
+    Frame,
+    Load,
+    TrackUpdate,
+)
 
 __all__ = ["Counters", "FrameOutcome", "Identify", "Pipeline", "Read", "Track", "TrackGiven"]
 
@@ -32,6 +41,9 @@ FILE_BURST = 4
 
 IDLE_WAIT_S = 0.2
 """Longest sleep while no source has anything; a new item ends it early."""
+
+LONGEST_REST_S = 5.0
+"""Longest rest after one round."""
 
 MAX_ENGINE_FAILURES = 5
 """Failed batches in a row after which the engine is taken to be broken and the run ends."""
@@ -66,8 +78,12 @@ class Read(Protocol):
 class Embed(Protocol):
     """See `edge_agent.embed.Embedder`."""
 
-    def submit(self, pairs: Sequence[tuple[NDArray[np.uint8], Detections]]) -> None:
-        """Start a batch."""
+    def submit(
+        self,
+        pairs: Sequence[tuple[NDArray[np.uint8], Detections]],
+        spared: Sequence[NDArray[np.bool_]] | None = None,
+    ) -> None:
+        """Start a batch, without the detections that are spared."""
 
     def collect(self) -> list[Embedded]:
         """Results of the oldest batch."""
@@ -102,6 +118,16 @@ class Identify(Protocol):
         """Decide on one frame."""
 
 
+class Thin(Protocol):
+    """See `edge_agent.thinning.Thinning`."""
+
+    def spared(self, load: Load, frames: Sequence[Candidates]) -> list[NDArray[np.bool_]]:
+        """Which crops of each frame shall not be embedded."""
+
+    def learn(self, update: TrackUpdate, decisions: Sequence[Decision]) -> None:
+        """Take in what was seen and decided."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameOutcome:
     """What became of one frame.
@@ -123,6 +149,8 @@ class Counters:
     """What happened since the start."""
 
     frames: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Frames that nobody was looked for in, to lower the load."""
     detections: int = 0
     batches: int = 0
     failed_batches: int = 0
@@ -180,6 +208,10 @@ class Pipeline:
     chores: deque[Callable[[], None]] = field(default_factory=deque)
     """Functions that other threads want run on the driving thread, between two frames."""
     counters: Counters = field(default_factory=Counters)
+    thin: Thin | None = None
+    """Chooses whom to spare while the load is lowered."""
+    load: Load = field(default_factory=Load)
+    """How much work is allowed; another thread may replace it at any time."""
     progress: Progress = field(default_factory=Progress)
     """What the driving thread does, by stage, and since when."""
     _trackers: dict[str, Track] = field(default_factory=dict)
@@ -188,6 +220,7 @@ class Pipeline:
     _rounds: deque[_Round] = field(default_factory=deque)
     _latest: dict[str, TrackUpdate] = field(default_factory=dict)
     _finished: set[str] = field(default_factory=set)
+    _turn: dict[str, int] = field(default_factory=dict)
     _failures: int = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -203,9 +236,9 @@ class Pipeline:
                 self.chores.popleft()()
             self.progress.at("read")
             items = self._gather()
-            if items:
-                self._start(items)
-            if self._rounds and (not items or len(self._rounds) > 1):
+            began = time.perf_counter()
+            started = self._start(items)
+            if self._rounds and (not started or len(self._rounds) > 1):
                 self._finish(self._rounds.popleft())
             elif not items:
                 if self._all_over():
@@ -213,6 +246,7 @@ class Pipeline:
                 self._end_finished()
                 self.progress.idle("no source has anything to give")
                 self.wake.wait(IDLE_WAIT_S)
+            self._rest(items, time.perf_counter() - began, stop)
         while self._rounds:
             self._finish(self._rounds.popleft())
         self._end_all()
@@ -263,13 +297,23 @@ class Pipeline:
     def _all_over(self) -> bool:
         return not self._heads and all(reader.ended for reader in self.readers)
 
+    def end_tracks(self, camera: str) -> None:
+        """End the tracks of a camera that is closed for a while. For the driving thread: a chore."""
+        stage, latest = self._trackers.get(camera), self._latest.get(camera)
+        if stage is not None and latest is not None:
+            update = stage.finish(latest.frame, latest.time, latest.size)
+            self._give(update, self.identify.update(update), {})
+
     # -- one round -----------------------------------------------------------------------------
 
-    def _start(self, items: Sequence[tuple[Read, Frame | CropBatch]]) -> None:
-        """Find people and start their embedding."""
+    def _start(self, items: Sequence[tuple[Read, Frame | CropBatch]]) -> bool:
+        """Find people and start their embedding; False when there is nothing to do it with."""
         pairs: list[tuple[NDArray[np.uint8], Detections]] = []
         pending = []
+        load = self.load
         for reader, item in items:
+            if self._skip(reader, item, load):
+                continue
             began = time.perf_counter()
             detections = None
             self.progress.at("detect")
@@ -283,11 +327,53 @@ class Pipeline:
             self.counters.spend("detect", took)
             pairs += new
             pending.append(_Pending(reader, item, detections, len(new), took))
+        if not pending:
+            return False
         began = time.perf_counter()
         self.progress.at("embed")
-        self.embed.submit(pairs)
+        spared = self._spared(pending, load)
+        if spared is None:
+            self.embed.submit(pairs)
+        else:
+            self.embed.submit(pairs, spared)
         self.counters.spend("pack", time.perf_counter() - began)
         self._rounds.append(_Round(pending, began))
+        return True
+
+    def _skip(self, reader: Read, item: Frame | CropBatch, load: Load) -> bool:
+        """Whether this frame of a live camera is left out; one in `every_nth` is not."""
+        if load.every_nth == 1 or not reader.live or not isinstance(item, Frame):
+            return False
+        self._turn[item.camera] = turn = (self._turn.get(item.camera, -1) + 1) % load.every_nth
+        if turn:
+            self.counters.skipped[item.camera] = self.counters.skipped.get(item.camera, 0) + 1
+            reader.done(item)
+        return turn != 0
+
+    def _spared(self, pending: Sequence[_Pending], load: Load) -> list[NDArray[np.bool_]] | None:
+        """For each pair of the round, whom not to embed; None for nobody. Recordings lose nothing."""
+        if self.thin is None or (load.settled_interval_s == 0 and load.max_crops is None):
+            return None
+        thinned = [one for one in pending if one.reader.live or not one.reader.ends]
+        chosen = dict(
+            zip(map(id, thinned), self.thin.spared(load, list(map(_candidates, thinned))), strict=True)
+        )
+        spared: list[NDArray[np.bool_]] = []
+        for one in pending:
+            mask = chosen.get(id(one), np.zeros(sum(_rows(one)), np.bool_))
+            spared += [mask] if one.detections is not None else [mask[n : n + 1] for n in range(len(mask))]
+        return spared
+
+    def _rest(
+        self, items: Sequence[tuple[Read, Frame | CropBatch]], worked_s: float, stop: threading.Event
+    ) -> None:
+        """Sources that wait are worked on more slowly while the load is lowered."""
+        stretch = self.load.stretch
+        if stretch > 1.0 and any(not reader.live for reader, _ in items):
+            self.progress.idle("rests, to lower the load")
+            rest = min(LONGEST_REST_S, (stretch - 1.0) * worked_s)
+            self.counters.spend("rest", rest)
+            stop.wait(rest)
 
     def _finish(self, round_: _Round) -> None:
         """Collect the embeddings of a round, then track and identify frame by frame."""
@@ -344,6 +430,8 @@ class Pipeline:
         began = time.perf_counter()
         self.progress.at("hand over")
         self.counters.decisions += len(decisions)
+        if self.thin is not None:
+            self.thin.learn(update, decisions)
         self.hand_over(FrameOutcome(update, tuple(decisions), latency))
         self.counters.spend("hand_over", time.perf_counter() - began)
 
@@ -377,6 +465,14 @@ class Pipeline:
             return
         update = stage.finish(latest.frame, latest.time, latest.size)
         self._give(update, self.identify.update(update), {})
+
+
+def _candidates(pending: _Pending) -> Candidates:
+    item = pending.item
+    if isinstance(item, CropBatch):
+        return Candidates(item.camera, item.time, item.boxes, item.track_ids)
+    boxes = pending.detections.boxes if pending.detections is not None else np.zeros((0, 4), np.float32)
+    return Candidates(item.camera, item.time, boxes)
 
 
 def _whole(image: NDArray[np.uint8]) -> Detections:

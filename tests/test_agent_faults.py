@@ -483,6 +483,8 @@ from edge_agent.cli.service import run_until_stopped
 class Stuck:
     opened = threading.Event()
     reread = None
+    def asked_to_stop(self):
+        print("stops", flush=True)
     def run(self, stop):
         print("begun", flush=True)
         ctypes.CDLL(None).sleep(60)  # as a library does that builds an engine: no Python runs here

@@ -11,11 +11,26 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_agent.errors import InputError
+from edge_agent.supervise.inquiry import SOCKET_NAME, ask
 from tests.conftest import Mosquitto
-from tests.test_agent import Listener, command, config, events, everybody, listener, pictures, put, wait_for
+from tests.test_agent import (
+    Listener,
+    command,
+    config,
+    events,
+    everybody,
+    listener,
+    pictures,
+    put,
+    run,
+    running,
+    wait_for,
+)
 from tests.test_agent_faults import plain, write_video
 from tests.test_notify import Manager, manager
 
@@ -65,8 +80,9 @@ def test_ready_alive_reloaded_and_stopped(
     crops = tmp_path / "crops"
     everybody(crops, pictures)
     path = config(tmp_path, crops, once=False)
-    log = tmp_path / "log"
-    with service(manager, "run", "--config", path, log=log) as process:
+    path.write_text(path.read_text() + "[supervision]\nmemory_mb = 20\n")
+    told, log = tmp_path / "events.jsonl", tmp_path / "log"
+    with service(manager, "run", "--config", path, "--events", told, log=log) as process:
         begun = manager.until("EXTEND_TIMEOUT_USEC")
         assert "network" in begun["STATUS"]
         manager.until("READY")
@@ -75,6 +91,7 @@ def test_ready_alive_reloaded_and_stopped(
         process.send_signal(signal.SIGHUP)
         manager.until("RELOADING")
         manager.until("READY")
+        wait_for("the alert", lambda: manager.listen() and events(told, "memory_growth"))
         path.write_text("nonsense")
         process.send_signal(signal.SIGHUP)
         manager.until("RELOADING")
@@ -87,6 +104,8 @@ def test_ready_alive_reloaded_and_stopped(
     ]
     assert words == ["READY", "RELOADING", "READY", "RELOADING", "READY", "STOPPING"]
     assert not logged(log, "stage_stuck")
+    (alert,) = events(told, "memory_growth")
+    assert "more than 20 MB" in alert["data"]["message"]  # type: ignore[index]
 
 
 @pytest.mark.slow
@@ -101,6 +120,7 @@ def test_a_short_run_that_ends_by_itself_was_ready(
     assert words == ["READY", "STOPPING"]
 
 
+@pytest.mark.slow
 def test_a_source_that_hangs_is_named_and_the_watchdog_starves(tmp_path: Path, manager: Manager) -> None:
     fifo, told, log = tmp_path / "clip.avi", tmp_path / "events.jsonl", tmp_path / "log"
     os.mkfifo(fifo)  # opening it for reading hangs until somebody opens it for writing
@@ -116,6 +136,13 @@ def test_a_source_that_hangs_is_named_and_the_watchdog_starves(tmp_path: Path, m
     assert any("capture.py" in place for place in line["where"])  # type: ignore[attr-defined]
     (alert,) = events(told, "stage_stuck")
     assert alert["data"]["details"] == {"stages": "source:clip"}  # type: ignore[index]
+    fifo.unlink()  # it was killed while a source was stuck, and the next run tells so
+    options = (*plain(tmp_path / "state"), "--events", tmp_path / "later.jsonl")
+    with service(manager, "run", "--source", write_video(fifo, 20), *options, log=log) as process:
+        assert process.wait(60) == 0
+    (told_later,) = events(tmp_path / "later.jsonl", "run_crashed")
+    assert told_later["data"]["details"]["how"] == "stuck"  # type: ignore[index]
+    assert "source:clip has not got on" in told_later["data"]["message"]  # type: ignore[index]
 
 
 @pytest.mark.slow
@@ -219,3 +246,76 @@ def test_sigabrt_writes_where_the_threads_stand(tmp_path: Path, manager: Manager
         process.send_signal(signal.SIGABRT)
         assert process.wait(30) == -signal.SIGABRT
     assert "pipeline.py" in log.read_text()
+
+
+def asked(state: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("status", "--state", state, *options), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_status_while_it_runs_and_when_it_does_not(
+    tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto
+) -> None:
+    crops, state = tmp_path / "crops", tmp_path / "state"
+    everybody(crops, pictures)
+    path = config(tmp_path, crops, once=False, broker=mosquitto.url)
+    with running("run", "--config", path, log=tmp_path / "log") as process:
+
+        def status() -> dict[str, Any]:
+            with contextlib.suppress(InputError):
+                return ask(state / SOCKET_NAME)
+            return {}
+
+        wait_for("people", lambda: status().get("ready") and (status()["telemetry"] or {}).get("identities"))
+        found = status()
+        assert (found["pid"], found["state"], found["ready"]) == (process.pid, "online", True)
+        stages = {stage["name"]: stage["state"] for stage in found["stages"]}
+        assert list(stages) == ["pipeline", "delivery", "telemetry", "governor", "source:yard"]
+        assert "stuck" not in stages.values()
+        assert found["sources"][0]["state"] == "online"
+        assert found["delivery"] == {"connection": "connected", "problem": None}
+        assert found["starts"]["former"] == []
+        text = asked(state).stdout
+        assert text.startswith("online\n")
+        for word in ("source:yard", "connected", f"process {process.pid}", "5 known"):
+            assert word in text
+        again = run("run", "--config", path)
+        assert again.returncode == 1
+        assert f"in use by another edge-agent (process {process.pid})" in again.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    done = asked(state)
+    assert done.returncode == 1
+    assert f"no agent runs on {state}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_crash_loop_is_braked_and_told(
+    tmp_path: Path, pictures: dict[int, list[bytes]], manager: Manager
+) -> None:
+    crops, told, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
+    everybody(crops, pictures)
+    path = config(tmp_path, crops, once=False)
+    path.write_text(path.read_text() + "[supervision]\ncrashes = 1\ncrash_window_min = 5\n")
+    with service(manager, "run", "--config", path, log=log) as process:
+        manager.until("READY")
+        process.kill()
+    with service(manager, "run", "--config", path, "--events", told, log=log) as process:
+        wait_for("the brake", lambda: "crash loop" in asked(tmp_path / "state").stdout)
+        assert "1 runs within 5 min crashed: killed" in asked(tmp_path / "state").stdout
+        waits = manager.until("EXTEND_TIMEOUT_USEC")
+        assert "waiting 15 s" in waits["STATUS"]
+        process.send_signal(signal.SIGTERM)  # during the wait
+        assert process.wait(30) == 0
+    starts = json.loads((tmp_path / "state" / "starts.json").read_text())["runs"]
+    assert [run["how"] for run in starts] == ["killed", "stopped"]
+    put(crops, pictures, 2000.0, {10 + p: p for p in range(5)})
+    with service(manager, "run", "--config", path, "--events", told, log=log) as process:
+        wait_for("people", lambda: manager.listen() and len(events(told, "matched")) >= 1)
+        assert "degraded: 1 runs within 5 min" in asked(tmp_path / "state").stdout
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert len(events(told, "crash_loop")) == 1
+    assert not events(told, "run_crashed")  # the run before was stopped

@@ -10,7 +10,7 @@ import typer
 
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
-COMMANDS = ("run", "demo", "watch", "doctor", "dataset", "train", "export", "embed", "evaluate")
+COMMANDS = ("run", "status", "demo", "watch", "doctor", "dataset", "train", "export", "embed", "evaluate")
 """Modules with a function `command`."""
 
 GROUPS = ("gallery", "model", "config")

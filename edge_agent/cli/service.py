@@ -71,6 +71,7 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
             _reload(agent)
         elif not stop.is_set():
             _log.info("stopping", signal=signal.Signals(number).name)
+            agent.asked_to_stop()
             stop.set()
             if not agent.opened.wait(START_GRACE_S):
                 os._exit(0)

@@ -102,6 +102,7 @@ class FrameReader:
         self._abandoned: list[threading.Thread] = []
         self._supervisor: threading.Thread | None = None
         self._stopping = False
+        self._closed = ""
         self._stop_by = 0.0
         self._over = False
         self._state: SourceState | None = None
@@ -208,6 +209,23 @@ class FrameReader:
         if acknowledge is not None:
             acknowledge(item)
 
+    def close(self, reason: str) -> None:
+        """Give the source back until `reopen`: its state is `disabled`, and nothing is decoded.
+
+        For cameras. A file would begin anew.
+        """
+        with self._changed:
+            self._closed = reason
+            self._attempt = None  # its worker ends with the next frame
+            self._queue.clear()
+            self._changed.notify_all()
+
+    def reopen(self) -> None:
+        """Read on after `close`."""
+        with self._changed:
+            self._closed = ""
+            self._changed.notify_all()
+
     def ask_to_stop(self) -> None:
         """Tell the threads to end, and return at once: so that many readers end together, not in turn."""
         with self._changed:
@@ -241,6 +259,10 @@ class FrameReader:
     def _keep_reading(self) -> None:
         failures = 0
         while not self._stopping:
+            if self._is_closed():
+                self._stay_closed()
+                failures = 0
+                continue
             if not self._may_start():
                 self._lost(
                     SourceLost(f"{_MAX_ABANDONED} reads hang in the driver; waiting for one to return")
@@ -250,6 +272,8 @@ class FrameReader:
             attempt = self._run_attempt()
             if attempt.interrupted:
                 return
+            if self._is_closed():
+                continue
             if attempt.finished and attempt.failure is None and self._source.ends:
                 self._finish(SourceState.ENDED, "every frame was read")
                 return
@@ -262,6 +286,17 @@ class FrameReader:
             self._lost(failure)
             self._wait(self._next_wait(failures))
             failures += 1
+
+    def _is_closed(self) -> bool:
+        return bool(self._closed)
+
+    def _stay_closed(self) -> None:
+        self._report(SourceState.DISABLED, self._closed)
+        self._lost_since = None
+        with self._changed:
+            while self._closed and not self._stopping:
+                self._changed.wait(_TICK_SECONDS)
+                self._progress = time.monotonic()
 
     def _next_wait(self, failures: int) -> float:
         """Full jitter: cameras that fell together do not come back together."""
@@ -280,12 +315,12 @@ class FrameReader:
             target=self._work, args=(attempt,), name=f"{_WORKER}{self.camera}", daemon=True
         )
         with self._changed:
-            self._attempt = attempt
+            self._attempt = attempt if not self._closed else None
         attempt.thread.start()
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopping or attempt.finished or self._came_online(attempt),
+                    lambda: self._stopping or self._closed or attempt.finished or self._came_online(attempt),
                     timeout=self._next_look(attempt),
                 )
                 if self._idle_for_a_reason(attempt):
@@ -294,12 +329,13 @@ class FrameReader:
                 if stalled:
                     attempt.failure = SourceLost(f"no frame for {self._source.stall_seconds:.1f} s")
                     self._attempt = None
-            if stalled:
+            closed = bool(self._closed) and not attempt.finished
+            if stalled or closed:
                 self._abandoned.append(attempt.thread)
-            if attempt.alive:
+            if attempt.alive and not closed:
                 self._online()
             attempt.interrupted = self._stopping
-            if attempt.interrupted or stalled or attempt.finished:
+            if attempt.interrupted or stalled or closed or attempt.finished:
                 return attempt
 
     def _next_look(self, attempt: _Attempt) -> float:

@@ -113,6 +113,11 @@ class Supervisor:
         if self._thread is not None:
             self._thread.join(2 * TICK_S)
 
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Names of the stages that were stuck at the last look."""
+        return tuple(self._stuck)
+
     def states(self) -> list[StageState]:
         """How every stage is now."""
         now = time.monotonic()
