@@ -78,13 +78,15 @@ lock() {
 # ---- what is here
 
 recognise() {
+  local model_name
   say 'looking at this machine'
   [[ -n $python ]] || python=/usr/bin/python3
   [[ -x $python ]] || fail "there is no $python; on Debian: apt-get install python3 python3-venv"
   l4t=$(l4t_release '')
   jetpack=$(jetpack_of "$l4t")
   if [[ -n $l4t ]]; then
-    note "$(board_model ''), L4T $l4t${jetpack:+ (JetPack $jetpack)}"
+    model_name=$(board_model '')
+    note "${model_name:-a Jetson}, L4T $l4t${jetpack:+ (JetPack $jetpack)}"
     refuse_old_jetpack
   else
     note 'not a Jetson: everything runs on ONNX Runtime'
@@ -450,7 +452,8 @@ install_system() {
   trap - ERR
   trap on_exit EXIT
   umask 022
-  export PYTHONNOUSERSITE=1
+  # Nothing of root's own, and no traces of looking; pip compiles what it installs all the same.
+  export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
   recognise
   name_release
   make_release

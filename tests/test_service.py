@@ -1,4 +1,4 @@
-"""systemd/: units that systemd reads without a word, closed as far as they can be, and examples that fit them.
+"""systemd/: units that systemd reads without a word, closed as far as they can be; examples that fit.
 
 What they do on a running systemd is in tests/systemd.
 """

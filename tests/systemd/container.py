@@ -1,6 +1,6 @@
 """A Debian 12 with systemd as its first process, in systemd-nspawn; and what is needed to boot it.
 
-    python tests/systemd/container.py     makes what is missing, and says where it is, or why it cannot be made
+    python tests/systemd/container.py    makes what is missing, and says where it is, or why that cannot be
 
 The tree and the wheels are kept in `$XDG_CACHE_HOME/edge-agent-tests` (`~/.cache/edge-agent-tests`). A
 container writes to a layer of its own above the tree, and sees the network of this machine: what listens on
@@ -70,7 +70,7 @@ def wheels() -> Path:
     required = importlib.metadata.requires("edge-agent") or []
     wanted = [line.partition(";")[0] for line in required if "extra" not in line or "encrypt" in line]
     wanted.append("setuptools>=77")
-    target = CACHE / f"wheels-{PYTHON}-{_digest(wanted)}"
+    target = CACHE / f"wheels-{PYTHON}-{_digest([*wanted, 'numpy<2'])}"
     if target.is_dir():
         return target
     partial = target.with_suffix(".partial")
@@ -78,9 +78,10 @@ def wheels() -> Path:
     platforms = [f"--platform=manylinux_2_{minor}_{os.uname().machine}" for minor in range(36, 11, -1)]
     platforms.append(f"--platform=manylinux2014_{os.uname().machine}")
     command = [sys.executable, "-m", "pip", "download", "-qq", "--dest", partial, "--only-binary=:all:"]
-    _run([*command, "--implementation=cp", f"--python-version={PYTHON}", *platforms, *wanted])
-    # numpy 1, for the OpenCV that was built for it
-    _run([*command, "--implementation=cp", f"--python-version={PYTHON}", *platforms, "numpy<2"])
+    command += ["--implementation=cp", f"--python-version={PYTHON}", *platforms]
+    _run([*command, *wanted])
+    # and what fits numpy 1, for an OpenCV that was built for it
+    _run([*command, "numpy<2", *(one for one in wanted if not one.startswith("opencv"))])
     partial.rename(target)
     return target
 

@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.systemd, pytest.mark.timeout(900)]
 USER, PASSWORD = "gate-a", "open sesame"
 SOURCE, CROPS, CONFIG = "/usr/src/edge-agent", "/srv/crops", "/etc/edge-agent/config.toml"
 INSTALL = f"{SOURCE}/install.sh --system --wheels /srv/wheels"
-PARTS = ("edge_agent", "engines", "packaging", "systemd", "install.sh", "pyproject.toml", "README.md", "LICENSE",
-         "NOTICE")  # fmt: skip
+PARTS = ("edge_agent", "engines", "packaging", "systemd", "install.sh", "pyproject.toml", "README.md",
+         "LICENSE", "NOTICE")  # fmt: skip
 
 BEGAN = int(time.time()) - 5400  # Unix seconds: who was seen long ago would have expired
 
@@ -138,7 +138,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> It
 
 
 def files(machine: Container, *folders: str, form: str = "%p") -> str:
-    """What lies in `folders` of a machine, but for what any running system writes and what tests put there."""
+    """What lies in `folders` of a machine, but for what a running system and tests write."""
     places = " ".join(folders)
     leave = [
         "proc",
@@ -243,12 +243,10 @@ def test_secrets_and_state_are_for_the_service_alone(appliance: Container) -> No
         appliance.run(f"test -s {path}")
         refused = appliance.attempt(f"setpriv --reuid nobody --regid nogroup --clear-groups cat {path}")
         assert (refused.returncode, "denied" in refused.stdout) == (1, True), path
-    assert (
-        appliance.attempt("sudo -u edge-agent cat /etc/edge-agent/credentials/mqtt__password").returncode == 1
-    )
-    assert appliance.run("stat -c '%a %U:%G' /var/lib/edge-agent /etc/edge-agent/config.toml").split("\n")[:2] == [
-        "700 edge-agent:edge-agent", "640 root:edge-agent",
-    ]  # fmt: skip
+    own = "/etc/edge-agent/credentials/mqtt__password"
+    assert appliance.attempt(f"sudo -u edge-agent cat {own}").returncode == 1
+    modes = appliance.run("stat -c '%a %U:%G' /var/lib/edge-agent /etc/edge-agent/config.toml").splitlines()
+    assert modes == ["700 edge-agent:edge-agent", "640 root:edge-agent"]
     pid = shown(appliance, "MainPID")["MainPID"]
     seen = appliance.run(
         f"tr '\\0' '\\n' </proc/{pid}/environ; tr '\\0' ' ' </proc/{pid}/cmdline; journalctl"
