@@ -126,6 +126,8 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> It
         told = found.run(INSTALL, 600)
         assert "no camera yet" in told
         assert "nothing is missing" in told
+        found.run("systemctl start edge-agent")  # as a boot would: without a camera that is no failure
+        assert shown(found, "ActiveState") == {"ActiveState": "inactive"}
         (found.root / CROPS.lstrip("/")).mkdir(parents=True)
         found.write(CONFIG, settings(broker), 0o640)
         found.run(f"chgrp edge-agent {CONFIG}")
