@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from edge_agent.calibrate.quantise import placement, quantisable, quantise
+from edge_agent.calibrate.quantise import implicit_scales, placement, quantisable, quantise
 from edge_agent.calibrate.ranges import observe, ranges
 from edge_agent.calibrate.sample import draw
 from edge_agent.calibrate.sensitivity import Loss, blocks, choose_keep, cosines, measure
@@ -123,6 +123,21 @@ def test_a_dead_tensor_has_no_range(tmp_path: Path) -> None:
 def test_ranges_make_a_calibration_cache(scales: Scales) -> None:
     found = read_cache(scales.cache(100300, "EntropyCalibration2"))
     assert found.amax == pytest.approx(dict(scales.amax), rel=1e-6)
+
+
+def test_the_cache_leaves_out_what_stays_in_higher_precision(small: PreparedGraph, scales: Scales) -> None:
+    found = implicit_scales(small, scales, keep=["/layer1.0/conv2/Conv", "/layer1.0/conv1/Conv"])
+    gone = scales.amax.keys() - found.amax.keys()
+    assert gone == {
+        "/gate/pool/GlobalAveragePool_output_0",
+        "/gate/relu/Relu_output_0",
+        "/layer1.0/relu/Relu_output_0",  # of conv2; what conv1 reads, downsample reads too
+        "/layer2.0/relu_2/Relu_output_0",  # read by the depthwise convolution
+        "/flat/Flatten_output_0",  # read by the final product
+    }
+    assert found.method == scales.method
+    with pytest.raises(ModelError, match="nothing"):
+        implicit_scales(small, scales, keep=quantisable(small))
 
 
 # --- placement ------------------------------------------------------------------------------------
