@@ -33,6 +33,7 @@ from edge_agent.events import (
     identity_event,
     to_wire,
 )
+from edge_agent.governor import LOOK_EVERY_S
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
 from edge_agent.operations import Operations
@@ -348,8 +349,11 @@ class Agent:
             self._oversight.watch(
                 lambda: pipeline.progress.latest,
                 {
-                    "telemetry": lambda: beats.progress.latest,
-                    "governor": lambda: cooling.progress.latest,
+                    "telemetry": (
+                        lambda: beats.progress.latest,
+                        lambda: self.settings.telemetry.interval_s,
+                    ),
+                    "governor": (lambda: cooling.progress.latest, lambda: LOOK_EVERY_S),
                 },
                 stages.readers,
                 stages.publisher,
