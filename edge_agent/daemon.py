@@ -247,7 +247,9 @@ class Agent:
         sources = factory.open_sources(settings, state)
         active = factory.current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
-            embedder = stack.enter_context(factory.open_configured_embedder(settings, state, active))
+            embedder = stack.enter_context(
+                factory.open_configured_embedder(settings, state, active, building=self._tell_build)
+            )
         calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
@@ -460,6 +462,10 @@ class Agent:
                 factory.adjust_gallery(self._stages.gallery, settings)
             except StorageError as problem:
                 _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(problem))
+
+    def _tell_build(self, phase: str, done: int, total: int) -> None:
+        """A plan is being built, which takes minutes: systemd and `edge-agent status` are told."""
+        self._oversight.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
     def _take_over_calibration(self, stages: _Stages) -> None:
         """Use the threshold of the calibration that is active now; its engine needs a restart."""
