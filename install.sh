@@ -3,17 +3,27 @@
 #
 #   ./install.sh --demo    make .venv, install, and watch people be recognised on a rendered street
 #   ./install.sh --test    install what the tests need as well, and run them
+#   sudo ./install.sh      install it as a service: docs/install-jetson.md
 #
-# Safe to run again: what is there is kept, and a second run needs no network. Nothing outside this folder is
-# touched, but for Debian packages, where the machine lets us install them (root, or sudo without a password).
+# Safe to run again: what is there is kept, and a second run of the first two needs no network. --demo and --test
+# touch nothing outside this folder but for Debian packages, where the machine lets us install them (root, or sudo
+# without a password). What the service touches stands in docs/operations.md, and --dry-run shows it.
 set -Eeuo pipefail
 
+readonly called_from=$PWD
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 
 action=
 python=
 venv=.venv
 with_train=
+prefix=
+wheels=
+model=
+dry_run=
+upgrade=
+purge=
+given=()
 step='reading the options'
 
 # What the tests run for real: a broker and its clients, an RTSP server, an OpenCV with GStreamer as on a
@@ -28,12 +38,28 @@ readonly test_packages=(
 usage() {
   cat <<'TEXT'
 usage: ./install.sh --demo | --test [options] [-- ARGUMENTS]
+       sudo ./install.sh [--system] [options]
+       sudo ./install.sh --uninstall [--purge]
 
+in this folder:
   --demo           install, and run `edge-agent demo` with ARGUMENTS
   --test           install what tests need as well, and run pytest with ARGUMENTS
   --with-train     with --test: install PyTorch too, so that the tests of training run (a large download)
-  --python PATH    the Python to use, 3.10 to 3.13; if absent, python3, else the newest on PATH
   --venv DIR       where to install; .venv if absent
+
+as a service of this machine:
+  --system         install it, or bring what is installed to this source; what root does when nothing is named
+  --upgrade        with --system: only where there is an installation; the former release stays for the way back
+  --prefix DIR     where programs go; /opt/edge-agent if absent
+  --wheels DIR     use no network: everything from the wheels in this folder (docs/install-jetson.md)
+  --model FILE     add this re-identification network (ONNX) and use it
+  --uninstall      remove the programs and the service; settings, gallery and outbox stay
+  --purge          with --uninstall: remove settings, secrets, gallery, outbox and the user as well
+  --dry-run        say what would be done, and do nothing
+
+everywhere:
+  --python PATH    the Python to use, 3.10 to 3.13; if absent, python3, else the newest on PATH, and
+                   /usr/bin/python3 for the service
   --help           show this text
 TEXT
 }
@@ -188,25 +214,65 @@ tests() {
   env --default-signal=INT "$venv/bin/python" -m pytest "$@"
 }
 
+wrong_usage() {
+  usage >&2
+  fail "$1" 2
+}
+
+# accept OPTION...: of those that were given, these belong to the action.
+accept() {
+  local option
+  for option in "${given[@]}"; do
+    [[ " --python $* " == *" $option "* ]] || wrong_usage "$option does not belong to --$action"
+  done
+}
+
+choose_action() {
+  [[ -z $action ]] || wrong_usage "--$action and $1: one of them"
+  action=${1#--}
+}
+
 while (($#)); do
   case $1 in
-    --demo | --test) action=${1#--} ;;
-    --with-train) with_train=yes ;;
-    --python | --venv)
-      (($# > 1)) || { usage >&2; fail "$1 needs a value" 2; }
+    --demo | --test | --system | --uninstall) choose_action "$1" ;;
+    --with-train) with_train=yes; given+=("$1") ;;
+    --dry-run) dry_run=yes; given+=("$1") ;;
+    --upgrade) upgrade=yes; given+=("$1") ;;
+    --purge) purge=yes; given+=("$1") ;;
+    --python | --venv | --prefix | --wheels | --model)
+      (($# > 1)) || wrong_usage "$1 needs a value"
+      given+=("$1")
       declare "${1#--}=$2"
       shift
       ;;
     --help | -h) usage; exit 0 ;;
     --) shift; break ;;
-    *) usage >&2; fail "unknown option $1" 2 ;;
+    *) wrong_usage "unknown option $1" ;;
   esac
   shift
 done
 readonly asked_python=$python
+[[ -z $wheels || $wheels == /* ]] || wheels=$called_from/$wheels
+[[ -z $model || $model == /* ]] || model=$called_from/$model
+[[ -n $action || $EUID -ne 0 ]] || action=system
+
+# shellcheck source=packaging/board.sh
+. packaging/board.sh
+# shellcheck source=packaging/system.sh
+. packaging/system.sh
 
 case $action in
-  demo) choose_python; make_venv; demo "$@" ;;
-  test) choose_python; make_venv; tests "$@" ;;
+  demo) accept --venv; choose_python; make_venv; demo "$@" ;;
+  test) accept --venv --with-train; choose_python; make_venv; tests "$@" ;;
+  system)
+    (($# == 0)) || wrong_usage "what is $1?"
+    accept --dry-run --upgrade --prefix --wheels --model
+    install_system
+    ;;
+  uninstall)
+    (($# == 0)) || wrong_usage "what is $1?"
+    accept --dry-run --purge --prefix
+    uninstall
+    ;;
   *) usage >&2; exit 2 ;;
 esac

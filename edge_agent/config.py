@@ -50,6 +50,7 @@ __all__ = [
     "DetectorSettings",
     "EngineSettings",
     "GallerySettings",
+    "GovernorSettings",
     "IdentifySettings",
     "MqttSettings",
     "OutboxSettings",
@@ -57,6 +58,7 @@ __all__ = [
     "Settings",
     "SourceSettings",
     "StorageSettings",
+    "SupervisionSettings",
     "TelemetrySettings",
     "TrackerSettings",
     "changes",
@@ -120,6 +122,7 @@ class SourceSettings(_Section):
     once: bool | None = Field(None, description="crops: end when all that is there has been read")
     delete: bool | None = Field(None, description="crops: remove what has been dealt with")
     detector: str | None = Field(None, description="detector for this source alone, see detector.kind")
+    priority: int = Field(0, description="cameras of the lowest are closed first when the board is too hot")
 
 
 class DetectorSettings(_Section):
@@ -183,12 +186,14 @@ class EngineSettings(_Section):
     max_batch: int = Field(64, ge=1, le=1024, description="largest batch for all cameras together")
     max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
     threads: int = Field(0, ge=0, description="CPU threads of ONNX Runtime, 0: its own choice")
+    folder: Path | None = Field(
+        None, description="calibrations and TensorRT plans; `engines` in the state folder when absent"
+    )
     zero_copy: Literal["auto", "on", "off"] = Field(
         "auto", description="TensorRT: crops and rows in mapped pinned memory; auto: where the GPU shares RAM"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto",
-        description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there",
+        "auto", description="TensorRT: replay a captured graph; auto: where cuda-bindings is installed"
     )
     dla_core: int | None = Field(
         None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: on the GPU"
@@ -279,6 +284,38 @@ class TelemetrySettings(_Section):
     metrics_port: int | None = Field(None, ge=1, le=65535, description="Prometheus on loopback; null: off")
 
 
+class SupervisionSettings(_Section):
+    """When the agent counts as stuck, sick or unlucky. `docs/supervision.md` says what follows."""
+
+    stuck_after_s: Positive = Field(
+        60.0, description="a stage that shows no sign of life for so long is stuck: the watchdog starves"
+    )
+    ready_after_s: Seconds = Field(
+        30.0, description="systemd is told that the agent is ready without any source after this"
+    )
+    memory_mb: Positive | None = Field(
+        None, description="alert above this; null: nine tenths of what systemd's MemoryMax allows, if any"
+    )
+    memory_growth_mb: Positive = Field(
+        64.0, description="alert when memory grows by more than this an hour, all through an hour"
+    )
+    crashes: int = Field(5, ge=1, description="so many crashed runs within crash_window_min brake the start")
+    crash_window_min: Positive = Field(10.0, description="minutes; also how long a braked run must hold")
+
+
+class GovernorSettings(_Section):
+    """When the load is lowered, so that the board need not throttle. `docs/telemetry.md` names the steps."""
+
+    enabled: Literal["auto", "on", "off"] = Field(
+        "auto", description="auto: where a thermal zone tells its limit; on: alert where none does"
+    )
+    limit_c: float | None = Field(
+        None, gt=0, description="limit of every zone in degrees Celsius; null: each zone's own trip point"
+    )
+    margin_c: Positive = Field(5.0, description="the load is lowered this much below the limit")
+    hysteresis_c: Positive = Field(4.0, description="and raised again this much below that")
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -304,6 +341,8 @@ class Settings(BaseSettings):
     outbox: OutboxSettings = OutboxSettings()
     storage: StorageSettings = StorageSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    supervision: SupervisionSettings = SupervisionSettings()
+    governor: GovernorSettings = GovernorSettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     @field_validator("state_dir")
@@ -335,13 +374,23 @@ class Settings(BaseSettings):
             secrets = NestedSecretsSettingsSource(
                 file_secret_settings, secrets_dir=folder, secrets_nested_delimiter="__", secrets_prefix=""
             )
+            # systemd 249 has no optional credentials: an empty one stands for one that is not there
+            secrets.env_vars = {name: text for name, text in secrets.env_vars.items() if text}
             sources.append(secrets)
         sources.append(InitSettingsSource(settings_cls, init_kwargs=_file_values.get()))
         return tuple(sources)
 
 
 RELOADABLE = frozenset(
-    {"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours", "gallery.enrolled_ttl_hours"}
+    {
+        "identify",
+        "log_level",
+        "telemetry.interval_s",
+        "gallery.ttl_hours",
+        "gallery.enrolled_ttl_hours",
+        "supervision",
+        "governor",
+    }
 )
 """Dotted keys (or sections) that a running daemon takes over; the others need a restart."""
 

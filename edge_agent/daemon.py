@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,26 @@ from edge_agent.events import (
     TelemetryData,
     alert_event,
     identity_event,
+    to_wire,
 )
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
 from edge_agent.operations import Operations
+from edge_agent.oversight import Oversight
 from edge_agent.pipeline import FrameOutcome, Pipeline
+from edge_agent.progress import Progress
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
-from edge_agent.structures import EngineInfo, SourceState, SourceStatus
+from edge_agent.structures import EngineInfo, Load, SourceState, SourceStatus
+from edge_agent.thinning import Thinning
 from edge_agent.track import Similarity
 
 if TYPE_CHECKING:
+    from edge_agent.cooling import Cooling
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
+    from edge_agent.engine.calibration import Calibration
     from edge_agent.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
@@ -156,10 +163,14 @@ class Agent:
     _chores: deque[Callable[[], None]] = field(default_factory=deque)
     _begun_with: Settings = field(init=False)
     _stages: _Stages | None = None
+    _oversight: Oversight = field(init=False)
     _over: bool = False
 
     def __post_init__(self) -> None:
         self._begun_with = self.settings
+        self._oversight = Oversight(
+            settings=lambda: self.settings, note=self._note, session=self.session, describe=self._describe
+        )
 
     def run(self, stop: threading.Event) -> Summary:
         """Until every source has ended or `stop` is set.
@@ -171,12 +182,25 @@ class Agent:
             raise ConfigError(
                 "no source: name one with --source PATH_OR_URL, or in [[sources]] of the configuration"
             )
-        with ExitStack() as stack:
+        with self._oversight, ExitStack() as stack:
             try:
                 stages = self._open(stack, stop)
             finally:
                 self.opened.set()
             return self._drive(stages, stop)
+
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Stages that do not get on."""
+        return self._oversight.stuck
+
+    def watch_memory(self, resident_bytes: int | None) -> None:
+        """Look at how much memory the process has."""
+        self._oversight.take_memory(resident_bytes)
+
+    def asked_to_stop(self) -> None:
+        """Somebody wants an end; call it before `stop` is set."""
+        self._oversight.asked_to_stop()
 
     def reload(self, settings: Settings) -> list[str]:
         """Take over what may change while running; returns the keys that need a restart."""
@@ -190,7 +214,11 @@ class Agent:
         """Read the settings again and take them over; the old ones stay where the new ones are wrong."""
         if self.reread is None:
             raise ConfigError("this run has no settings that could be read again")
-        return self.reload(self.reread())
+        self._oversight.reloading()
+        try:
+            return self.reload(self.reread())
+        finally:
+            self._chores.append(self._oversight.reloaded)  # after what `reload` asked for, if it did
 
     def _between_frames(self, chore: Callable[[], Any]) -> Any:  # noqa: ANN401  what the chore returns
         """Run `chore` on the driving thread and wait for what it returns."""
@@ -214,8 +242,12 @@ class Agent:
         """Open everything, in the order in which faults are cheapest to find."""
         settings = self.settings
         state = factory.state_folder(settings.state_dir)
+        self._oversight.begin(state, stop)
         sources = factory.open_sources(settings, state)
-        embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
+        active = factory.current_calibration(settings.engine, state)
+        with self._oversight.opening("the network"):
+            embedder = stack.enter_context(factory.open_configured_embedder(settings, state, active))
+        calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
         detection = factory.open_detection(settings, stack, cameras=choices)
@@ -223,9 +255,9 @@ class Agent:
         telemetry = stack.enter_context(factory.open_telemetry(settings, state))
         reading = telemetry.read()
         self.device = _device_summary(reading)
-        info = self._info(embedder.info, detection.name, sources, reading)
+        info = self._info(embedder.info, detection.name, sources, reading, calibration)
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
-        identifier = factory.make_identifier(settings, gallery, self.session)
+        identifier = factory.make_identifier(settings, gallery, self.session, calibration)
         outbox = factory.open_outbox(settings, state, stack)
         erasure = factory.make_erasure(gallery, outbox, sources)
         operations = Operations(
@@ -261,7 +293,7 @@ class Agent:
             mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
             publisher=publisher,
-            health=_Health(publisher),
+            health=_Health(publisher, self._oversight.tell),
             metrics=factory.open_metrics(settings, publisher, info, stack),
         )
         factory.announce(settings, publisher, info, reading)
@@ -276,6 +308,8 @@ class Agent:
             identities=len(gallery),
         )
         stages.health.tell("online")
+        if active is not None and calibration is None:
+            _tell_stale(active, publisher)
         for source in sources if not stop.is_set() else ():
             reader = FrameReader(source, wake=stages.wake, on_status=stages.health.on_status)
             stages.readers.append(ends_last.enter_context(reader))
@@ -297,10 +331,29 @@ class Agent:
             identify=stages.identifier,
             hand_over=lambda outcome: self._deliver(outcome, stages),
             chores=stages.chores,
+            thin=Thinning(),
             max_delay_s=settings.engine.max_delay_ms / 1000,
         )
         began = time.perf_counter()
-        with _Beats(self, pipeline, stages):
+        cooling = factory.make_cooling(
+            lambda: self.settings,
+            stages.telemetry,
+            stages.readers,
+            apply=lambda load: _lower(load, pipeline),
+            publish=stages.publisher.publish,
+            note=stages.health.note,
+        )
+        stages.cooling = cooling
+        with _Beats(self, pipeline, stages) as beats, cooling:
+            self._oversight.watch(
+                lambda: pipeline.progress.latest,
+                {
+                    "telemetry": lambda: beats.progress.latest,
+                    "governor": lambda: cooling.progress.latest,
+                },
+                stages.readers,
+                stages.publisher,
+            )
             try:
                 pipeline.run(stop)
             finally:
@@ -351,6 +404,7 @@ class Agent:
 
     def _wind_up(self, stages: _Stages) -> None:
         """Tell everybody that no further frame will be taken, and keep what was learnt of the site."""
+        self._oversight.stopping()
         stages.health.tell("stopping")
         for reader in stages.readers:
             reader.ask_to_stop()
@@ -359,19 +413,67 @@ class Agent:
             self._chores.popleft()()
         _save(stages.identifier)
 
+    def _note(self, cause: str, reason: str) -> None:
+        """Something keeps the agent from working fully, or ("") no longer does."""
+        if self._stages is not None:
+            self._stages.health.note(cause, reason)
+
+    def _describe(self) -> dict[str, Any]:
+        """For the status: what was told last, and no question to anything that may hang."""
+        stages = self._stages
+        if stages is None or self._over:
+            return {}
+        told = stages.told
+        return {
+            "state": stages.health.state,
+            "reason": stages.health.reason,
+            "sources": [
+                {
+                    "camera": reader.camera,
+                    "state": reader.state.value if reader.state is not None else "opening",
+                    "reason": reader.beat.idle or reader.beat.doing,
+                    "delivered": reader.delivered,
+                    "dropped": reader.dropped,
+                }
+                for reader in stages.readers
+            ],
+            "delivery": {
+                "connection": stages.publisher.state.value,
+                "problem": stages.publisher.beat.idle,
+            },
+            "governor": _governor(stages.cooling),
+            "telemetry": None if told is None else to_wire(told),
+        }
+
     def _take_over(self, settings: Settings) -> None:
         """Apply reloaded settings, between two frames."""
         self.settings = settings
         configure(settings.log_level)
         if self._stages is not None:
             factory.adjust_identifier(self._stages.identifier, settings)
+            self._take_over_calibration(self._stages)
             try:
                 factory.adjust_gallery(self._stages.gallery, settings)
             except StorageError as problem:
                 _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(problem))
 
+    def _take_over_calibration(self, stages: _Stages) -> None:
+        """Use the threshold of the calibration that is active now; its engine needs a restart."""
+        try:
+            active = factory.current_calibration(self.settings.engine, self.settings.state_dir)
+        except EdgeAgentError as problem:
+            _log.error("reload_incomplete", setting="engine.folder", error=str(problem))
+            return
+        calibration = _of_space(active, stages.embedder.info)
+        stages.identifier.calibrated = None if calibration is None else calibration.threshold
+
     def _info(
-        self, engine: EngineInfo, detector: str, sources: Sequence[Source], reading: Reading
+        self,
+        engine: EngineInfo,
+        detector: str,
+        sources: Sequence[Source],
+        reading: Reading,
+        calibration: Calibration | None,
     ) -> InfoData:
         enabled = [source for source in self.settings.sources if source.enabled]
         cameras = [
@@ -384,6 +486,7 @@ class Agent:
             detector=detector,
             cameras=tuple(cameras),
             enrolment=self.settings.identify.enrolment,
+            calibration=None if calibration is None else calibration.summary(),
             config_hash=fingerprint(self.settings),
             python=platform.python_version(),
             platform=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -410,6 +513,9 @@ class _Stages:
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
+    cooling: Cooling | None = None
+    told: TelemetryData | None = None
+    """The telemetry that was told last."""
     wake: threading.Event = field(default_factory=threading.Event)
 
 
@@ -418,16 +524,33 @@ class _Health:
     """Tells the broker how the cameras and the agent are. Called from the readers' threads."""
 
     publisher: factory.Publish
+    show: Callable[[str], None]
+    """Gets the same as one line, for the service manager."""
     state: State = "online"
     """What was told last."""
+    reason: str = ""
+    """Why, as told last."""
+    _causes: dict[str, str] = field(default_factory=dict)
     _latest: dict[str, SourceStatus] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, state: State, reason: str = "") -> None:
         """Say how the agent is; once it is stopping, nothing else."""
         if self.state != "stopping":
-            self.state = state
+            self.state, self.reason = state, reason
+            self.show(f"{state}: {reason}" if reason else state)
             self.publisher.set_status(state, reason)
+
+    def note(self, cause: str, reason: str) -> None:
+        """Something keeps the agent from working fully, or ("") no longer does."""
+        with self._lock:
+            self._judge(cause, reason)
+
+    def _judge(self, cause: str, reason: str) -> None:
+        self._causes.pop(cause, None)
+        if reason:
+            self._causes[cause] = reason
+        self.tell("degraded" if self._causes else "online", "; ".join(self._causes.values()))
 
     def on_status(self, status: SourceStatus) -> None:
         """A camera came, went or ended."""
@@ -436,10 +559,7 @@ class _Health:
             self._latest[status.camera] = status
             self.publisher.set_camera_status(status)
             down = [name for name, latest in sorted(self._latest.items()) if latest.state in _DOWN]
-            if down:
-                self.tell("degraded", f"no frames from {', '.join(down)}")
-            else:
-                self.tell("online")
+            self._judge("cameras", f"no frames from {', '.join(down)}" if down else "")
             self._alert(before, status)
 
     def _alert(self, before: SourceStatus | None, status: SourceStatus) -> None:
@@ -457,6 +577,38 @@ class _Health:
             details={"camera": status.camera},
         )
         self.publisher.publish(alert)
+
+
+def _of_space(calibration: Calibration | None, engine: EngineInfo) -> Calibration | None:
+    """The calibration, if it is of the network that runs."""
+    if calibration is None or calibration.data["space"] != engine.space:
+        return None
+    return calibration
+
+
+def _tell_stale(calibration: Calibration, publisher: factory.Publish) -> None:
+    """Say that the active calibration is of another network, so neither precision nor threshold is used."""
+    model = calibration.data["model"]
+    message = (
+        f"the active calibration {calibration.name} is of {model['name']} with profile "
+        f"{model['preprocess']}, which does not run here; run `edge-agent calibrate` for the present model"
+    )
+    _log.warning("calibration_stale", calibration=calibration.name, model=model["name"])
+    publisher.publish(
+        alert_event(
+            "calibration_stale",
+            message,
+            time=time.time(),
+            details={"calibration": calibration.name},
+        )
+    )
+
+
+def _lower(load: Load, pipeline: Pipeline) -> None:
+    """Keep to this load from the next round on; tracks of cameras that are closed now end."""
+    for camera in set(load.closed) - set(pipeline.load.closed):
+        pipeline.chores.append(partial(pipeline.end_tracks, camera))
+    pipeline.load = load
 
 
 _DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
@@ -484,10 +636,13 @@ class _Beats:
     agent: Agent
     pipeline: Pipeline
     stages: _Stages
+    progress: Progress = field(default_factory=Progress)
+    """Of this thread."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _last: tuple[float, int, dict[str, int]] | None = None
     _saved: float = field(default_factory=time.monotonic)
+    _throttled: bool = False
 
     def __enter__(self) -> _Beats:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -503,17 +658,22 @@ class _Beats:
         last = False
         while not last:
             last = self._stop.is_set()  # once more at the end: a run may be shorter than an interval
+            self.progress.at("read sensors")
             try:
                 self._beat()
             except EdgeAgentError as problem:
                 _log.warning("telemetry_failed", error=str(problem))
+            self.progress.idle("waits for the next interval")
             self._stop.wait(self.agent.settings.telemetry.interval_s)
 
     def _beat(self) -> None:
         reading = self.stages.telemetry.read()
         self.agent.device = _device_summary(reading)
+        self._tell_throttling(reading)
         told = self._telemetry(reading)
+        self.stages.told = told
         self.stages.publisher.send_telemetry(told)
+        self.agent.watch_memory(reading.process_memory_bytes)
         if self.stages.metrics is not None:
             self.stages.metrics.take(told)
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
@@ -525,6 +685,24 @@ class _Beats:
                 audit.record(self.agent.settings.state_dir, "expire", "agent", people=len(gone))
         self.stages.erasure.run()
 
+    def _tell_throttling(self, reading: Reading) -> None:
+        """An alert when the board begins to hold its clocks down, and when that is over."""
+        now = bool(reading.throttled)
+        if now == self._throttled:
+            return
+        self._throttled = now
+        why = ", ".join(reading.throttle_reasons)
+        alert = alert_event(
+            "thermal_throttle",
+            f"the board holds its clocks down ({why})"
+            if now
+            else "the board no longer holds its clocks down",
+            active=now,
+            time=time.time(),
+            details={"reasons": why or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c},
+        )
+        self.stages.publisher.publish(alert)
+
     def _telemetry(self, reading: Reading) -> TelemetryData:
         now, crops = time.monotonic(), self.stages.embedder.counters.embedded
         frames = dict(self.pipeline.counters.frames)
@@ -534,6 +712,10 @@ class _Beats:
         delivered = self.stages.publisher.counters
         readers = self.stages.readers
         dropped = {f"frames:{reader.camera}": reader.dropped for reader in readers if reader.dropped}
+        dropped |= {f"skipped:{camera}": n for camera, n in self.pipeline.counters.skipped.items()}
+        if spared := self.stages.embedder.counters.spared:
+            dropped["crops:spared"] = spared
+        verdict = self.stages.cooling.verdict if self.stages.cooling is not None else None
         dropped |= {f"crops:{why}": n for why, n in self.stages.embedder.counters.refused.items()}
         return TelemetryData(
             uptime_s=round(now - self.agent.started, 1),
@@ -542,16 +724,32 @@ class _Beats:
             hottest_c=reading.hottest_c,
             hottest_zone=reading.hottest_zone,
             throttled=reading.throttled,
+            throttle_reasons=reading.throttle_reasons,
+            limits_c=_known(reading.limits_c),
             power_mode=reading.power_mode,
             power_w=_known(reading.power_w),
             power_total_w=reading.power_total_w,
             fan_percent=reading.fan_percent,
+            fan_rpm=reading.fan_rpm,
+            clocks_locked=reading.clocks_locked,
             cpu_percent=reading.cpu_percent,
+            cpu_mhz=reading.cpu_mhz,
+            cpu_max_mhz=reading.cpu_max_mhz,
             gpu_percent=reading.gpu_percent,
+            gpu_mhz=reading.gpu_mhz,
+            gpu_max_mhz=reading.gpu_max_mhz,
+            engines_mhz=_known(reading.engines_mhz),
+            engines_percent=_known(reading.engines_percent),
             memory_used_bytes=reading.memory_used_bytes,
             memory_total_bytes=reading.memory_total_bytes,
+            swap_used_bytes=reading.swap_used_bytes,
             process_memory_bytes=reading.process_memory_bytes,
             disk_free_bytes=reading.disk_free_bytes,
+            disk_total_bytes=reading.disk_total_bytes,
+            disk_wear_percent=reading.disk_wear_percent,
+            governor_state=verdict.state if verdict is not None else None,
+            governor_step=verdict.step if verdict is not None else None,
+            stuck=self.agent.stuck,
             frames_per_s={k: round((n - before[2].get(k, 0)) / span, 2) for k, n in frames.items()},
             crops_per_s=round((crops - before[1]) / span, 2),
             queues={reader.camera: reader.waiting for reader in readers},
@@ -565,6 +763,12 @@ class _Beats:
             outbox_bytes=delivered.outbox_bytes,
             outbox_parked=delivered.outbox_parked,
         )
+
+
+def _governor(cooling: Cooling | None) -> dict[str, Any] | None:
+    if cooling is None:
+        return None
+    return {**asdict(cooling.verdict), "steps": len(cooling.rungs) - 1, "does": cooling.doing}
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:

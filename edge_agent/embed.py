@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import cv2
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ __all__ = ["Embedder"]
 
 _log = structlog.get_logger(__name__)
 
-_INTERPOLATION = {"linear": cv2.INTER_LINEAR}
 _UNIT_TOLERANCE = 0.02
 """How far from 1 the squared length of a vector may be; FP16 engines round to about 1e-3."""
 _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
@@ -66,10 +64,12 @@ class EmbedCounters:
         embedded: crops that became vectors.
         refused: crops that did not, by reason.
         batches: engine batches.
+        spared: crops that were not looked at, to lower the load.
     """
 
     embedded: int = 0
     batches: int = 0
+    spared: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
 
@@ -92,7 +92,6 @@ class Embedder:
         self._profile = profile
         self._gate = gate
         self._golden = golden
-        self._interpolation = _INTERPOLATION[profile.resize]
         self._jobs: deque[_Job] = deque()
         self._batches: deque[list[_Slot]] = deque()
         self.counters = EmbedCounters()
@@ -128,7 +127,7 @@ class Embedder:
 
     # --- frames -------------------------------------------------------------------------------
 
-    def submit(self, pairs: Sequence[Pair]) -> None:
+    def submit(self, pairs: Sequence[Pair], spared: Sequence[NDArray[np.bool_]] | None = None) -> None:
         """Start to embed the detections of several frames; returns when the last crop is packed.
 
         May be called again before `collect`: batches then overlap. It waits only when the engine has
@@ -136,8 +135,12 @@ class Embedder:
 
         Args:
             pairs: `(H, W, 3)` uint8 BGR picture and its detections, of any cameras.
+            spared: `(N,)` for each pair: detections that shall not be embedded, to lower the load. They count
+                among their neighbours all the same, so nobody else's quality changes.
         """
         job = self._open_job(pairs)
+        for index, left_out in enumerate(spared or ()):
+            self._spare(job, index, left_out)
         self._jobs.append(job)
         slots: list[_Slot] = []
         for index, (image, detections) in enumerate(pairs):
@@ -146,7 +149,7 @@ class Embedder:
                 if not slots:
                     buffer = self._next_buffer()
                 x1, y1, x2, y2 = inside[row]
-                self._resize(image[y1:y2, x1:x2], buffer[len(slots)])
+                self._profile.fit(image[y1:y2, x1:x2], buffer[len(slots)])
                 slots.append(_Slot(job, index, row))
                 if len(slots) == len(buffer):
                     self._launch(slots)
@@ -190,9 +193,11 @@ class Embedder:
             job.reasons.append(list(reasons))
         return job
 
-    def _resize(self, crop: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
-        height, width = target.shape[:2]
-        cv2.resize(crop, (width, height), dst=target, interpolation=self._interpolation)
+    def _spare(self, job: _Job, index: int, left_out: NDArray[np.bool_]) -> None:
+        for row in np.flatnonzero(job.present[index] & left_out).tolist():
+            job.present[index][row] = False
+            job.quality[index][row] = 0.0
+            self.counters.spared += 1
 
     def _next_buffer(self) -> NDArray[np.uint8]:
         if self._engine.in_flight == DEPTH:
@@ -273,7 +278,7 @@ class Embedder:
                     yield self._engine.collect()
                 buffer = self._engine.buffer()
                 for image, target in zip(chunk, buffer, strict=False):
-                    self._resize(image, target)
+                    self._profile.fit(image, target)
                 self._engine.submit(len(chunk))
                 self.counters.batches += 1
             while self._engine.in_flight:

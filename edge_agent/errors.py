@@ -14,6 +14,8 @@
     ├── StorageError           a local database or disk cannot be read or written
     │   ├── DiskFull           ... since no space is left (Retryable)
     │   └── SpaceMismatch      ... since it holds embeddings of another model
+    ├── DownloadError          a server refused a file, or sent another one
+    │   └── DownloadInterrupted ... or the connection was lost; what came is kept (Retryable)
     └── DeliveryError          the broker refused, or its settings cannot work
         └── BrokerUnreachable  ... or does not answer now (Retryable)
 
@@ -27,6 +29,8 @@ __all__ = [
     "DatasetError",
     "DeliveryError",
     "DiskFull",
+    "DownloadError",
+    "DownloadInterrupted",
     "EdgeAgentError",
     "EngineError",
     "InputError",
@@ -90,6 +94,14 @@ class DiskFull(Retryable, StorageError):
 
 class SpaceMismatch(StorageError):
     """A gallery holds embeddings of another model, preprocess profile or size."""
+
+
+class DownloadError(EdgeAgentError):
+    """A server refused a file, or what it sent is not the file that was wanted."""
+
+
+class DownloadInterrupted(Retryable, DownloadError):
+    """The connection failed or was lost on the way; what came is kept for the next attempt."""
 
 
 class DeliveryError(EdgeAgentError):

@@ -231,16 +231,46 @@ class TelemetryData:
     hottest_c: float | None = about("Hottest sensor.", default=None, unit="degC")
     hottest_zone: str | None = about("Name of the hottest sensor.", default=None)
     throttled: bool | None = about("Whether the clock is held down by heat or current.", default=None)
+    throttle_reasons: tuple[str, ...] = about(
+        "What says that it is: cooling devices in action, or events since the last telemetry.", default=tuple
+    )
+    limits_c: dict[str, float] = about(
+        "By sensor: where the kernel begins to act against its heat.", default=_mapping, unit="degC"
+    )
     power_mode: str | None = about("Power mode as nvpmodel names it.", default=None)
     power_w: dict[str, float] = about("By rail.", default=_mapping, unit="W")
     power_total_w: float | None = about("Whole module.", default=None, unit="W")
     fan_percent: float | None = about("Fan speed.", default=None, unit="%")
+    fan_rpm: float | None = about("Turns of the fan.", default=None, unit="1/min")
+    clocks_locked: bool | None = about(
+        "Whether clocks are pinned to their maximum (jetson_clocks).", default=None
+    )
     cpu_percent: float | None = about("Load over all cores.", default=None, unit="%")
+    cpu_mhz: float | None = about("Clock of the fastest core.", default=None, unit="MHz")
+    cpu_max_mhz: float | None = about("The highest that the power mode allows.", default=None, unit="MHz")
     gpu_percent: float | None = about("Load of the GPU.", default=None, unit="%")
+    gpu_mhz: float | None = about("Clock of the GPU.", default=None, unit="MHz")
+    gpu_max_mhz: float | None = about("The highest that the power mode allows.", default=None, unit="MHz")
+    engines_mhz: dict[str, float] = about(
+        "Clocks of DLA, NVDEC, VIC and other units; one that is off is missing.", default=_mapping, unit="MHz"
+    )
+    engines_percent: dict[str, float] = about(
+        "Share of the time that such a unit was powered.", default=_mapping, unit="%"
+    )
     memory_used_bytes: int | None = about("Of the machine.", default=None, unit="B")
     memory_total_bytes: int | None = about("Of the machine.", default=None, unit="B")
+    swap_used_bytes: int | None = about("Of the machine.", default=None, unit="B")
     process_memory_bytes: int | None = about("Resident memory of the agent.", default=None, unit="B")
     disk_free_bytes: int | None = about("On the disk that holds the agent's state.", default=None, unit="B")
+    disk_total_bytes: int | None = about("Size of that disk.", default=None, unit="B")
+    disk_wear_percent: float | None = about("Used-up life of that disk.", default=None, unit="%")
+    governor_state: str | None = about(
+        "watching; limiting: the load is lowered for heat; exhausted: all of it, and still too hot; blind: no"
+        " sensor tells; off.",
+        default=None,
+    )
+    governor_step: int | None = about("0: full load; each further step does less.", default=None, minimum=0)
+    stuck: tuple[str, ...] = about("Stages that do not get on.", default=tuple)
     frames_per_s: dict[str, float] = about("Frames taken in, by camera.", default=_mapping, unit="1/s")
     crops_per_s: float | None = about("Crops embedded.", default=None, unit="1/s")
     latency_ms: dict[str, float] = about("Median per stage over the interval.", default=_mapping, unit="ms")

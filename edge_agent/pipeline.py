@@ -21,7 +21,17 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.errors import EngineError
-from edge_agent.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
+from edge_agent.progress import Progress
+from edge_agent.structures import (
+    Candidates,
+    CropBatch,
+    Decision,
+    Detections,
+    Embedded,
+    Frame,
+    Load,
+    TrackUpdate,
+)
 
 __all__ = ["Counters", "FrameOutcome", "Identify", "Pipeline", "Read", "Track", "TrackGiven"]
 
@@ -32,6 +42,9 @@ FILE_BURST = 4
 
 IDLE_WAIT_S = 0.2
 """Longest sleep while no source has anything; a new item ends it early."""
+
+LONGEST_REST_S = 5.0
+"""Longest rest after one round."""
 
 MAX_ENGINE_FAILURES = 5
 """Failed batches in a row after which the engine is taken to be broken and the run ends."""
@@ -66,8 +79,12 @@ class Read(Protocol):
 class Embed(Protocol):
     """See `edge_agent.embed.Embedder`."""
 
-    def submit(self, pairs: Sequence[tuple[NDArray[np.uint8], Detections]]) -> None:
-        """Start a batch."""
+    def submit(
+        self,
+        pairs: Sequence[tuple[NDArray[np.uint8], Detections]],
+        spared: Sequence[NDArray[np.bool_]] | None = None,
+    ) -> None:
+        """Start a batch, without the detections that are spared."""
 
     def collect(self) -> list[Embedded]:
         """Results of the oldest batch."""
@@ -102,6 +119,16 @@ class Identify(Protocol):
         """Decide on one frame."""
 
 
+class Thin(Protocol):
+    """See `edge_agent.thinning.Thinning`."""
+
+    def spared(self, load: Load, frames: Sequence[Candidates]) -> list[NDArray[np.bool_]]:
+        """Which crops of each frame shall not be embedded."""
+
+    def learn(self, update: TrackUpdate, decisions: Sequence[Decision]) -> None:
+        """Take in what was seen and decided."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameOutcome:
     """What became of one frame.
@@ -125,6 +152,8 @@ class Counters:
     """What happened since the start."""
 
     frames: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Frames that nobody was looked for in, to lower the load."""
     detections: int = 0
     batches: int = 0
     failed_batches: int = 0
@@ -183,14 +212,19 @@ class Pipeline:
     chores: deque[Callable[[], None]] = field(default_factory=deque)
     """Functions that other threads want run on the driving thread, between two frames."""
     counters: Counters = field(default_factory=Counters)
-    last_progress: float = field(default_factory=time.monotonic)
-    """`time.monotonic()` when a round was last finished, or found nothing to do."""
+    thin: Thin | None = None
+    """Chooses whom to spare while the load is lowered."""
+    load: Load = field(default_factory=Load)
+    """How much work is allowed; another thread may replace it at any time."""
+    progress: Progress = field(default_factory=Progress)
+    """What the driving thread does, by stage, and since when."""
     _trackers: dict[str, Track] = field(default_factory=dict)
     _given: dict[str, TrackGiven] = field(default_factory=dict)
     _heads: dict[str, Frame | CropBatch] = field(default_factory=dict)
     _rounds: deque[_Round] = field(default_factory=deque)
     _latest: dict[str, TrackUpdate] = field(default_factory=dict)
     _finished: set[str] = field(default_factory=set)
+    _turn: dict[str, int] = field(default_factory=dict)
     _failures: int = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -202,18 +236,21 @@ class Pipeline:
         while not stop.is_set():
             self.wake.clear()
             while self.chores:
+                self.progress.at("a command")
                 self.chores.popleft()()
+            self.progress.at("read")
             items = self._gather()
-            if items:
-                self._start(items)
-            if self._rounds and (not items or len(self._rounds) > 1):
+            began = time.perf_counter()
+            started = self._start(items)
+            if self._rounds and (not started or len(self._rounds) > 1):
                 self._finish(self._rounds.popleft())
             elif not items:
-                self.last_progress = time.monotonic()
                 if self._all_over():
                     break
                 self._end_finished()
+                self.progress.idle("no source has anything to give")
                 self.wake.wait(IDLE_WAIT_S)
+            self._rest(items, time.perf_counter() - began, stop)
         while self._rounds:
             self._finish(self._rounds.popleft())
         self._end_all()
@@ -264,16 +301,27 @@ class Pipeline:
     def _all_over(self) -> bool:
         return not self._heads and all(reader.ended for reader in self.readers)
 
+    def end_tracks(self, camera: str) -> None:
+        """End the tracks of a camera that is closed for a while. For the driving thread: a chore."""
+        stage, latest = self._trackers.get(camera), self._latest.get(camera)
+        if stage is not None and latest is not None:
+            update = stage.finish(latest.frame, latest.time, latest.size)
+            self._give(update, self.identify.update(update), {}, uuid.uuid4().hex)
+
     # -- one round -----------------------------------------------------------------------------
 
-    def _start(self, items: Sequence[tuple[Read, Frame | CropBatch]]) -> None:
-        """Find people and start their embedding."""
+    def _start(self, items: Sequence[tuple[Read, Frame | CropBatch]]) -> bool:
+        """Find people and start their embedding; False when there is nothing to do it with."""
         pairs: list[tuple[NDArray[np.uint8], Detections]] = []
         pending = []
+        load = self.load
         for reader, item in items:
+            if self._skip(reader, item, load):
+                continue
             began = time.perf_counter()
             trace = uuid.uuid4().hex
             detections = None
+            self.progress.at("detect")
             if isinstance(item, Frame):
                 detections = self.detect(item)
                 self.counters.detections += len(detections)
@@ -284,14 +332,58 @@ class Pipeline:
             self.counters.spend("detect", took)
             pairs += new
             pending.append(_Pending(reader, item, detections, len(new), took, trace))
+        if not pending:
+            return False
         began = time.perf_counter()
-        self.embed.submit(pairs)
+        self.progress.at("embed")
+        spared = self._spared(pending, load)
+        if spared is None:
+            self.embed.submit(pairs)
+        else:
+            self.embed.submit(pairs, spared)
         self.counters.spend("pack", time.perf_counter() - began)
         self._rounds.append(_Round(pending, began))
+        return True
+
+    def _skip(self, reader: Read, item: Frame | CropBatch, load: Load) -> bool:
+        """Whether this frame of a live camera is left out; one in `every_nth` is not."""
+        if load.every_nth == 1 or not reader.live or not isinstance(item, Frame):
+            return False
+        self._turn[item.camera] = turn = (self._turn.get(item.camera, -1) + 1) % load.every_nth
+        if turn:
+            self.counters.skipped[item.camera] = self.counters.skipped.get(item.camera, 0) + 1
+            reader.done(item)
+        return turn != 0
+
+    def _spared(self, pending: Sequence[_Pending], load: Load) -> list[NDArray[np.bool_]] | None:
+        """For each pair of the round, whom not to embed; None for nobody. Recordings lose nothing."""
+        if self.thin is None or (load.settled_interval_s == 0 and load.max_crops is None):
+            return None
+        thinned = [one for one in pending if one.reader.live or not one.reader.ends]
+        chosen = dict(
+            zip(map(id, thinned), self.thin.spared(load, list(map(_candidates, thinned))), strict=True)
+        )
+        spared: list[NDArray[np.bool_]] = []
+        for one in pending:
+            mask = chosen.get(id(one), np.zeros(sum(_rows(one)), np.bool_))
+            spared += [mask] if one.detections is not None else [mask[n : n + 1] for n in range(len(mask))]
+        return spared
+
+    def _rest(
+        self, items: Sequence[tuple[Read, Frame | CropBatch]], worked_s: float, stop: threading.Event
+    ) -> None:
+        """Sources that wait are worked on more slowly while the load is lowered."""
+        stretch = self.load.stretch
+        if stretch > 1.0 and any(not reader.live for reader, _ in items):
+            self.progress.idle("rests, to lower the load")
+            rest = min(LONGEST_REST_S, (stretch - 1.0) * worked_s)
+            self.counters.spend("rest", rest)
+            stop.wait(rest)
 
     def _finish(self, round_: _Round) -> None:
         """Collect the embeddings of a round, then track and identify frame by frame."""
         began = time.perf_counter()
+        self.progress.at("embed")
         embedded = self._collect(round_)
         embed_s = time.perf_counter() - round_.submitted
         self.counters.spend("wait", time.perf_counter() - began)
@@ -300,7 +392,6 @@ class Pipeline:
         for pending in round_.items:
             self._decide(pending, embedded[at : at + pending.pairs], embed_s)
             at += pending.pairs
-        self.last_progress = time.monotonic()
 
     def _collect(self, round_: _Round) -> list[Embedded]:
         try:
@@ -317,6 +408,7 @@ class Pipeline:
 
     def _decide(self, pending: _Pending, embedded: list[Embedded], embed_s: float) -> None:
         began = time.perf_counter()
+        self.progress.at("decide")
         item = pending.item
         if isinstance(item, Frame) and pending.detections is not None:
             height, width = item.image.shape[:2]
@@ -343,7 +435,10 @@ class Pipeline:
         self, update: TrackUpdate, decisions: list[Decision], latency: Mapping[str, float], trace: str
     ) -> None:
         began = time.perf_counter()
+        self.progress.at("hand over")
         self.counters.decisions += len(decisions)
+        if self.thin is not None:
+            self.thin.learn(update, decisions)
         self.hand_over(FrameOutcome(update, tuple(decisions), latency, trace))
         self.counters.spend("hand_over", time.perf_counter() - began)
 
@@ -377,6 +472,14 @@ class Pipeline:
             return
         update = stage.finish(latest.frame, latest.time, latest.size)
         self._give(update, self.identify.update(update), {}, uuid.uuid4().hex)
+
+
+def _candidates(pending: _Pending) -> Candidates:
+    item = pending.item
+    if isinstance(item, CropBatch):
+        return Candidates(item.camera, item.time, item.boxes, item.track_ids)
+    boxes = pending.detections.boxes if pending.detections is not None else np.zeros((0, 4), np.float32)
+    return Candidates(item.camera, item.time, boxes)
 
 
 def _whole(image: NDArray[np.uint8]) -> Detections:

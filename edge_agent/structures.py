@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "LONE_TRACKS",
+    "Candidates",
     "CropBatch",
     "Decision",
     "DecisionKind",
@@ -23,6 +24,7 @@ __all__ = [
     "Embedded",
     "EngineInfo",
     "Frame",
+    "Load",
     "Pictures",
     "SourceState",
     "SourceStatus",
@@ -237,6 +239,45 @@ class EngineInfo:
     dimension: int
     max_batch: int
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The crops of one frame that could be embedded.
+
+    Attributes:
+        camera: id of the source.
+        time: of the frame, Unix seconds.
+        boxes: `(N, 4)` float32 xyxy pixels.
+        track_ids: of an upstream tracker; None where boxes have to be compared.
+    """
+
+    camera: str
+    time: float
+    boxes: NDArray[np.float32]
+    track_ids: tuple[int | None, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _expect("candidates.boxes", self.boxes, (None, 4), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much work the agent may do; the default is all.
+
+    Attributes:
+        settled_interval_s: seconds between two embeddings of a track whose identity is settled.
+        max_crops: crops that are embedded in one round over all cameras; None for all.
+        every_nth: of a live camera's frames, every so manyth is searched for people.
+        closed: ids of cameras that are not read.
+        stretch: what waits (recordings, crop folders) takes this many times as long.
+    """
+
+    settled_interval_s: float = 0.0
+    max_crops: int | None = None
+    every_nth: int = 1
+    closed: tuple[str, ...] = ()
+    stretch: float = 1.0
 
 
 class SourceState(Enum):

@@ -15,18 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Mosquitto, find_free_port
-from deliver_fixtures import (
-    ENGINE,
-    INFO,
-    Listener,
-    configured_mosquitto,
-    decision,
-    identity,
-    publishing,
-    telemetry,
-    until,
-)
 from jsonschema import Draft202012Validator
 
 from edge_agent.deliver.connection import (
@@ -43,6 +31,18 @@ from edge_agent.deliver.publisher import LocalPublisher
 from edge_agent.errors import BrokerUnreachable, ConfigError, DeliveryError, DiskFull, StorageError
 from edge_agent.events import DeviceSummary, alert_event, decode, envelope_schema, identity_event
 from edge_agent.structures import SourceState, SourceStatus
+from tests.conftest import Mosquitto, find_free_port
+from tests.deliver_fixtures import (
+    ENGINE,
+    INFO,
+    Listener,
+    configured_mosquitto,
+    decision,
+    identity,
+    publishing,
+    telemetry,
+    until,
+)
 
 ROOT = "edge/v1/lab/jx01"
 OPEN = "listener {port} 127.0.0.1\nallow_anonymous true"
@@ -159,7 +159,7 @@ def test_broker_that_is_not_there_yet(tmp_path: Path) -> None:
             config = folder / "mosquitto.conf"
             config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
             broker = Mosquitto("mosquitto", config, port)
-            from conftest import mosquitto_binary
+            from tests.conftest import mosquitto_binary
 
             broker.binary = mosquitto_binary()
             broker.start()
@@ -216,7 +216,7 @@ def test_will_speaks_for_an_agent_that_was_killed(mosquitto: Mosquitto, tmp_path
     code = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from deliver_fixtures import *
+from tests.deliver_fixtures import *
 with Outbox(sys.argv[2]) as outbox, publishing(outbox, sys.argv[3], session="doomed") as publisher:
     publisher.set_status("online")
     while not publisher.counters.connects:

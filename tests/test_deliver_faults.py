@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO, mosquitto_binary
+
+from tests.conftest import REPO, mosquitto_binary
 
 
 @pytest.mark.slow

@@ -11,8 +11,6 @@ from typing import Any
 
 import jinja2
 import pytest
-from conftest import REPO, Mosquitto
-from deliver_fixtures import INFO, Listener, identity, publishing, telemetry, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent.config import load
@@ -26,6 +24,8 @@ from edge_agent.errors import ConfigError
 from edge_agent.events import encode, new_event
 from edge_agent.factory import announce
 from edge_agent.telemetry.reading import Reading
+from tests.conftest import REPO, Mosquitto
+from tests.deliver_fixtures import INFO, Listener, identity, publishing, telemetry, until
 
 TOPICS = Topics("lab", "jx01")
 FULL = replace(
@@ -84,6 +84,11 @@ def test_metrics_say_what_was_told() -> None:
         assert after["edge_agent_dropped_total", "frames:cam1"] == 7
         assert after["edge_agent_stage_seconds_count", "embed"] == 1
         assert ("edge_agent_gpu_percent", "") not in after
+        metrics.take(replace(FULL, stuck=("source:gate",), governor_step=2, engines_mhz={"nvdec": 793.6}))
+        later = scrape(metrics)
+        assert later["edge_agent_stage_stuck", "source:gate"] == 1
+        assert later["edge_agent_governor_step", ""] == 2
+        assert later["edge_agent_engine_megahertz", "nvdec"] == 793.6
 
 
 def test_metrics_listen_on_loopback_only_and_say_when_the_port_is_taken() -> None:
@@ -128,7 +133,7 @@ def test_announcement_has_what_home_assistant_demands(announced: Any) -> None:
     entities = announced["components"].values()
     assert all(entity["platform"] in {"sensor", "binary_sensor"} for entity in entities)
     ids = [entity["unique_id"] for entity in entities]
-    assert len(ids) == len(set(ids)) == 10
+    assert len(ids) == len(set(ids)) == 12
 
 
 def test_templates_read_our_messages(announced: Any) -> None:
@@ -140,6 +145,8 @@ def test_templates_read_our_messages(announced: Any) -> None:
     }
     assert values == {
         "throttled": "False",
+        "stuck": "False",
+        "governor": "None",
         "people": "2",
         "hottest": "51.5",
         "power": "11.25",
@@ -152,6 +159,9 @@ def test_templates_read_our_messages(announced: Any) -> None:
     unknown = encode(new_event("telemetry", telemetry(), time=1.7e9))
     assert rendered(announced["components"]["power"]["value_template"], unknown) == "None"
     assert rendered(announced["components"]["zone_gpu"]["value_template"], unknown) == "None"
+    stuck = encode(new_event("telemetry", replace(FULL, stuck=("pipeline",), governor_step=3), time=1.7e9))
+    assert rendered(announced["components"]["stuck"]["value_template"], stuck) == "True"
+    assert rendered(announced["components"]["governor"]["value_template"], stuck) == "3"
 
 
 @pytest.mark.parametrize(

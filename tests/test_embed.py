@@ -7,7 +7,6 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
-import tiny_networks
 
 from edge_agent.embed import Embedder
 from edge_agent.engine import golden, open_engine
@@ -16,6 +15,7 @@ from edge_agent.engine.profiles import PROFILES
 from edge_agent.errors import EngineError, ModelError, NonFiniteEmbedding
 from edge_agent.quality import QualityGate
 from edge_agent.structures import Detections
+from tests import tiny_networks
 
 TAO = PROFILES["tao"]
 RAW = PROFILES["openvino-raw"]
@@ -94,6 +94,24 @@ def test_pictures_may_be_embedded_between_submit_and_collect(prepared):
         (result,) = stage.collect()
         np.testing.assert_allclose(result.vectors, expected(stage, picture(1), detections(3, 1)), atol=1e-5)
         np.testing.assert_allclose(rows, stage.embed_images([picture(2)] * 5), atol=1e-6)
+
+
+def test_whoever_is_spared_is_not_embedded_and_changes_nothing_for_the_others(prepared):
+    found = detections(5, 3)
+    pairs = [(picture(1), found), (picture(2), detections(2, 4))]
+    left_out = [np.array([True, False, False, True, False]), np.zeros(2, bool)]
+    with embedder(prepared) as stage:
+        stage.submit(pairs)
+        all_of_them = stage.collect()
+        before = stage.counters.embedded
+        stage.submit(pairs, left_out)
+        some = stage.collect()
+        assert (stage.counters.embedded - before, stage.counters.spared) == (5, 2)
+        assert stage.counters.refused == {}
+    for whole, part, mask in zip(all_of_them, some, left_out, strict=True):
+        assert part.present.tolist() == (~mask).tolist()
+        np.testing.assert_allclose(part.vectors[~mask], whole.vectors[~mask], atol=1e-6)
+        np.testing.assert_array_equal(part.quality[~mask], whole.quality[~mask])
 
 
 def test_frames_without_people(prepared):

@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
-from test_source_reader import Watch
 
 from edge_agent.errors import SourceError, SourceLost, StorageError
 from edge_agent.source import crops
 from edge_agent.source.crops import CropFolderSource
 from edge_agent.structures import LONE_TRACKS, CropBatch, Pictures, SourceState
+from tests.test_source_reader import Watch
 
 LONG_AGO = 1_700_000_000.0
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Generator
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
-from test_source_file import write_video
 
 from edge_agent.errors import SourceError, SourceLost
 from edge_agent.source.capture import FileSource
 from edge_agent.source.reader import FrameReader, stuck_threads
 from edge_agent.structures import Frame, SourceState, SourceStatus
+from tests.test_source_file import write_video
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 
@@ -251,6 +251,62 @@ def test_progress_stands_still_only_while_frames_are_due():
             watch.until(lambda: reader.last_progress > before)
     finally:
         release.set()
+
+
+def test_a_closed_camera_is_given_back_and_read_on_later():
+    source = Scripted(give(10_000, 0.01))
+    watch = Watch(source)
+    with watch.reader as reader:
+        watch.until(lambda: reader.poll() is not None)
+        reader.close("too hot")
+        watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
+        watch.until(lambda: source.released == 1)
+        assert reader.poll() is None
+        assert reader.beat.idle == "disabled: too hot"
+        before = reader.last_progress
+        watch.until(lambda: reader.last_progress > before)  # it is closed for a reason, not stuck
+        assert (source.opened, reader.ended) == (1, False)
+        reader.reopen()
+        watch.until(lambda: reader.poll() is not None)
+        reader.close("again")
+        watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
+    watch.until(lambda: source.released == source.opened == 2)
+    states = [SourceState.ONLINE, SourceState.DISABLED]
+    assert watch.states == states * 2
+    assert watch.statuses[1].reason == "too hot"
+
+
+def test_a_camera_that_hangs_can_be_closed_too():
+    release = threading.Event()
+
+    def hang():
+        yield Frame("cam", 1, 1.0, PICTURE)
+        release.wait(20)
+        yield Frame("cam", 666, 1.0, PICTURE)
+
+    watch = Watch(Scripted(hang, give(500, 0.01), stall_seconds=20.0))
+    try:
+        with watch.reader as reader:
+            watch.until(lambda: SourceState.ONLINE in watch.states)
+            reader.close("too hot")
+            watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
+            reader.reopen()
+            watch.until(lambda: watch.states[-1:] == [SourceState.ONLINE])
+            release.set()
+            seen = []
+            watch.until(lambda: seen.append(reader.poll()) or len(seen) > 20)
+            assert 666 not in [frame.number for frame in seen if frame]
+    finally:
+        release.set()
+
+
+def test_what_a_reader_does_is_told(tmp_path):
+    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30)), queue=2)
+    with watch.reader as reader:
+        watch.until(lambda: reader.waiting == 2)
+        assert reader.beat.idle == "waits for the pipeline"
+        watch.drain()
+        assert reader.beat.idle == "every frame was read"
 
 
 def test_settings_that_make_no_sense_are_refused():

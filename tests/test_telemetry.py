@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.telemetry import Reading, Telemetry
+from edge_agent.telemetry import Reading, Telemetry, nvme
 from edge_agent.telemetry.jtop import JtopReader, reading_of
 from edge_agent.telemetry.reading import merged, total_power_w, zone_name
 from edge_agent.telemetry.sysfs import SysfsReader
@@ -183,6 +184,77 @@ def test_emmc_wear_of_the_disk_that_holds_the_state(tmp_path: Path) -> None:
     (disk / "device/life_time").write_text("0x00 0x00\n")  # not defined
     assert SysfsReader(tmp_path, tmp_path).read().disk_wear_percent is None
     assert SysfsReader(tmp_path, tmp_path / "gone").read().disk_free_bytes is None
+
+
+@pytest.mark.parametrize(
+    "name", ["agx-orin-jetpack5", "agx-orin-jetpack6", "agx-orin-jetpack7", "orin-nano-jetpack6"]
+)
+def test_each_zone_has_the_limit_at_which_the_kernel_throttles(name: str, tmp_path: Path) -> None:
+    reading = SysfsReader(plant(name, tmp_path)).read()
+    assert set(reading.limits_c) == ORIN_ZONES
+    # `tj` has only trip points for the fan, and where a finger would be burnt is no limit.
+    assert reading.limits_c == dict.fromkeys(ORIN_ZONES - {"tj"}, 99.0) | {"tj": None}
+
+
+def test_trip_points_that_are_none(tmp_path: Path) -> None:
+    limits = SysfsReader(plant("pc", tmp_path)).read().limits_c
+    assert limits == {"acpitz": 109.0, "acpitz2": None, "x86_pkg_temp": None, "iwlwifi_1": None, "nvme": None}
+    zone = tmp_path / "sys/class/thermal/thermal_zone1"
+    write(zone / "trip_point_0_type", "hot\n")
+    write(zone / "trip_point_0_temp", "85000\n")
+    write(zone / "trip_point_1_type", "critical\n")
+    write(zone / "trip_point_1_temp", "rubbish\n")
+    assert SysfsReader(tmp_path).read().limits_c["acpitz2"] == 85.0
+    write(zone / "trip_point_10_type", "passive\n")
+    write(zone / "trip_point_10_temp", "80000\n")
+    assert SysfsReader(tmp_path).read().limits_c["acpitz2"] == 80.0
+
+
+def test_heat_is_read_beside_the_rest(tmp_path: Path) -> None:
+    root = plant("agx-orin-jetpack6", tmp_path)
+    with Telemetry(root=root, jtop=False) as telemetry:
+        temperatures, limits = telemetry.heat()
+        assert (temperatures["gpu"], limits["gpu"], temperatures["cv0"]) == (99.062, 99.0, None)
+        write(root / "sys/class/thermal/thermal_zone1/temp", "50000\n")
+        assert telemetry.heat()[0]["gpu"] == 50.0
+
+
+def test_other_engines(tmp_path: Path) -> None:
+    root = plant("agx-orin-jetpack6", tmp_path)
+    reader = SysfsReader(root)
+    first = reader.read()
+    assert first.engines_mhz == {"vic": 115.2, "nvdec": 793.6, "nvjpg": 115.2, "nvjpg2": 115.2}
+    assert first.engines_percent == dict.fromkeys(["vic", "nvdec", "nvdla0", "nvdla1"])  # no interval yet
+    time.sleep(0.05)
+    units = root / "sys/bus/platform/devices"
+    write(units / "15480000.nvdec/power/runtime_active_time", f"{120_000 + 10_000}\n")
+    write(units / "15880000.nvdla0/power/runtime_active_time", "\n")
+    second = reader.read()
+    assert second.engines_percent == {"vic": 0.0, "nvdec": 100.0, "nvdla0": None, "nvdla1": 0.0}
+
+
+def test_wear_of_an_nvme_disk(tmp_path: Path) -> None:
+    number = tmp_path.stat().st_dev
+    disk = tmp_path / "sys/devices/pci/nvme0/nvme0n1"
+    write(disk / "nvme0n1p1/partition", "1\n")
+    link = tmp_path / f"sys/dev/block/{os.major(number)}:{os.minor(number)}"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(disk / "nvme0n1p1")
+    assert nvme.whole_disk(tmp_path, number) == "nvme0"
+    assert SysfsReader(tmp_path, tmp_path).read().disk_wear_percent is None  # there is no such device
+    write(tmp_path / "dev/nvme0", "a file")
+    assert SysfsReader(tmp_path, tmp_path).read().disk_wear_percent is None  # it is none
+    assert nvme.whole_disk(tmp_path, 0) is None
+
+
+def test_a_smart_log() -> None:
+    """Percentage Used is byte 5 of the SMART log, in the NVMe specification."""
+    log = bytearray(512)
+    assert nvme.used_of_log(bytes(log)) is None  # nothing was filled in
+    log[0:7] = bytes([0, 0x35, 0x01, 100, 10, 7, 0])  # warnings, 309 K, spare, its threshold, used
+    assert nvme.used_of_log(bytes(log)) == 7.0
+    assert nvme.used_of_log(bytes(log[:64])) is None
+    assert ctypes.sizeof(nvme._Command) == 72
 
 
 def test_this_machine_answers_without_an_error(tmp_path: Path) -> None:

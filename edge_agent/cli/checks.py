@@ -173,7 +173,8 @@ class _Questions:
             own = folder.is_dir() and folder.stat().st_uid == os.geteuid()
             try:
                 place = folder if own else Path(scratch)
-                with factory.open_configured_embedder(self._settings, place) as embedder:
+                calibration = factory.current_calibration(self._settings.engine, folder)
+                with factory.open_configured_embedder(self._settings, place, calibration) as embedder:
                     self._engine = embedder.info
             except EdgeAgentError as problem:
                 advice = "give it as engine.model, or train one: docs/models.md"

@@ -114,6 +114,7 @@ def open_chosen(
         ConfigError: no such profile or backend, or a raw run on another backend.
     """
     from edge_agent.config import EngineSettings
+    from edge_agent.engine import choose_backend
     from edge_agent.engine.profiles import profile_named
     from edge_agent.errors import ConfigError
     from edge_agent.evaluate.embedding import RawEmbedder
@@ -123,14 +124,16 @@ def open_chosen(
     configure("warning")
     if preprocess is not None:
         profile_named(preprocess)
-    chosen = choose_model(EngineSettings.model_validate({"model": model, "preprocess": preprocess}), state)
+    choose_backend(backend)
+    engine = EngineSettings.model_validate({"model": model, "preprocess": preprocess, "backend": backend})
+    chosen = choose_model(engine, state)
     if raw:
         if backend not in {"auto", "onnxruntime"}:
             raise ConfigError(f"raw embeddings are computed by ONNX Runtime only, not by {backend}")
         with RawEmbedder(chosen.path, chosen.preprocess) as network:
             yield network, chosen.preprocess
     else:
-        with open_embedder(chosen.path, chosen.preprocess, backend=backend, state=state) as embedder:
+        with open_embedder(chosen.path, chosen.preprocess, engine=engine, state=state) as embedder:
             yield embedder, chosen.preprocess
 
 

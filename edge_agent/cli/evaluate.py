@@ -60,7 +60,7 @@ def command(
     from edge_agent.manifest import write_atomic, write_json_atomic
 
     _check_usage(dataset, model, preprocess, embeddings)
-    _require_folders(report, output)
+    require_folders(report, output)
     opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
     if embeddings is not None:
         query, gallery, facts = _from_files(embeddings, opened)
@@ -93,7 +93,7 @@ def _check_usage(
         raise typer.BadParameter("--embeddings were made already: --model and --preprocess have no say")
 
 
-def _require_folders(*paths: Path | None) -> None:
+def require_folders(*paths: Path | None) -> None:
     """Notice before the long work that its result has nowhere to go."""
     from edge_agent.errors import InputError
 
@@ -155,17 +155,10 @@ def _embed(
     embedder: CropEmbedder, crops: Sequence[Crop], what: str
 ) -> tuple[EmbeddedCrops, tuple[Problem, ...]]:
     from edge_agent.cli.embed import with_progress
-    from edge_agent.evaluate import EmbeddedCrops
+    from edge_agent.evaluate.embedding import labelled
 
     done = with_progress(embedder, [crop.path for crop in crops], what)
-    kept = [crops[row] for row in done.rows]
-    labelled = EmbeddedCrops.of(
-        done.vectors,
-        [crop.pid for crop in kept],
-        [crop.camid for crop in kept],
-        [str(crop.path) for crop in kept],
-    )
-    return labelled, done.problems
+    return labelled(done, crops), done.problems
 
 
 def _dataset_facts(dataset: MarketDataset | None) -> dict[str, Any] | None:

@@ -270,8 +270,9 @@ def enrol(
     pictures = [_read_picture(path) for path in images]
     qualities = _qualities(settings, images, pictures, force=force)
     folder = factory.state_folder(settings.state_dir)
+    calibration = factory.current_calibration(settings.engine, folder)
     with (
-        factory.open_configured_embedder(settings, folder) as embedder,
+        factory.open_configured_embedder(settings, folder, calibration) as embedder,
         factory.open_gallery(settings, embedder.info) as gallery,
     ):
         vectors = embedder.embed_images(pictures)

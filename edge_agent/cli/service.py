@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -62,12 +63,15 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
     """
     stop = threading.Event()
     agent.reread = reload
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # at a watchdog's SIGABRT or a crash in a library: where every thread stands
 
     def act(number: int) -> None:
         if number == signal.SIGHUP:
             _reload(agent)
         elif not stop.is_set():
             _log.info("stopping", signal=signal.Signals(number).name)
+            agent.asked_to_stop()
             stop.set()
             if not agent.opened.wait(START_GRACE_S):
                 os._exit(0)

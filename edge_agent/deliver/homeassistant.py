@@ -36,7 +36,9 @@ def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails:
     device_id = _object_id(topics)
     components = {
         "state": _state(topics, device_id),
-        "throttled": _throttled(device_id),
+        "throttled": _problem(device_id, "Throttled", "throttled", "{{ value_json.data.throttled }}"),
+        "stuck": _problem(device_id, "Stuck", "stuck", "{{ value_json.data.stuck | length > 0 }}"),
+        "governor": _sensor(device_id, "Load lowered (step)", "governor_step", diagnostic=True),
         "people": _sensor(device_id, "People present", "people_present", icon="mdi:account-group"),
         "hottest": _temperature(device_id, "Hottest sensor", "hottest_c"),
         "power": _power(device_id, "Power", "power_total_w"),
@@ -134,12 +136,12 @@ def _state(topics: Topics, device_id: str) -> dict[str, Any]:
     }
 
 
-def _throttled(device_id: str) -> dict[str, Any]:
+def _problem(device_id: str, name: str, key: str, template: str) -> dict[str, Any]:
     return {
         "platform": "binary_sensor",
-        "name": "Throttled",
-        "unique_id": f"{device_id}_throttled",
-        "value_template": "{{ value_json.data.throttled }}",
+        "name": name,
+        "unique_id": f"{device_id}_{key}",
+        "value_template": template,
         "payload_on": "True",
         "payload_off": "False",
         "device_class": "problem",

@@ -35,12 +35,23 @@ _GAUGES: Mapping[str, tuple[str, str | None, str]] = {
     "power_w": ("edge_agent_power_watts", "rail", "By rail."),
     "power_total_w": ("edge_agent_power_total_watts", None, "Whole module."),
     "fan_percent": ("edge_agent_fan_percent", None, "Fan speed."),
+    "fan_rpm": ("edge_agent_fan_rpm", None, "Turns of the fan in a minute."),
+    "limits_c": ("edge_agent_temperature_limit_celsius", "zone", "Where the kernel acts against heat."),
+    "governor_step": ("edge_agent_governor_step", None, "0: full load; each further step does less."),
     "cpu_percent": ("edge_agent_cpu_percent", None, "Load over all cores."),
     "gpu_percent": ("edge_agent_gpu_percent", None, "Load of the GPU."),
+    "cpu_mhz": ("edge_agent_cpu_megahertz", None, "Clock of the fastest core."),
+    "cpu_max_mhz": ("edge_agent_cpu_max_megahertz", None, "Its limit by the power mode."),
+    "gpu_mhz": ("edge_agent_gpu_megahertz", None, "Clock of the GPU."),
+    "gpu_max_mhz": ("edge_agent_gpu_max_megahertz", None, "Its limit by the power mode."),
+    "engines_mhz": ("edge_agent_engine_megahertz", "engine", "Clocks of DLA, NVDEC, VIC and others."),
+    "engines_percent": ("edge_agent_engine_active_percent", "engine", "Time that the unit was powered."),
     "memory_used_bytes": ("edge_agent_memory_used_bytes", None, "Of the machine."),
     "memory_total_bytes": ("edge_agent_memory_total_bytes", None, "Of the machine."),
     "process_memory_bytes": ("edge_agent_process_memory_bytes", None, "Resident memory of the agent."),
     "disk_free_bytes": ("edge_agent_disk_free_bytes", None, "Where the agent's state is."),
+    "disk_total_bytes": ("edge_agent_disk_total_bytes", None, "Size of that disk."),
+    "disk_wear_percent": ("edge_agent_disk_wear_percent", None, "Used-up life of that disk."),
     "frames_per_s": ("edge_agent_frames_per_second", "camera", "Frames taken in."),
     "crops_per_s": ("edge_agent_crops_per_second", None, "Crops embedded."),
     "queues": ("edge_agent_queue_entries", "queue", "Entries that wait."),
@@ -167,6 +178,10 @@ def _of_telemetry(told: TelemetryData) -> Iterator[Any]:
             yield family
         elif value is not None:
             yield GaugeMetricFamily(name, text, value=float(value))
+    stuck = GaugeMetricFamily("edge_agent_stage_stuck", "1 for a stage that is stuck.", labels=["stage"])
+    for stage in told.stuck:
+        stuck.add_metric([stage], 1.0)
+    yield stuck
     dropped = CounterMetricFamily("edge_agent_dropped", "Dropped since the start.", labels=["what"])
     for what, number in told.dropped.items():
         dropped.add_metric([what], number)

@@ -57,6 +57,7 @@ from edge_agent.events import (
     new_event,
     schema_urn,
 )
+from edge_agent.progress import Beat
 from edge_agent.structures import SourceStatus
 
 __all__ = ["CommandInbox", "Counters", "LocalPublisher", "Publisher", "State"]
@@ -252,9 +253,9 @@ class LocalPublisher:
         """Nothing to stop."""
 
     @property
-    def heartbeat(self) -> float:
+    def beat(self) -> Beat:
         """Nothing here can hang: always now."""
-        return time.monotonic()
+        return Beat(time.monotonic(), idle="no broker is set")
 
     @property
     def counters(self) -> Counters:
@@ -491,6 +492,11 @@ class Publisher:
             outbox_bytes=depth.bytes,
             outbox_parked=depth.parked,
         )
+
+    @property
+    def beat(self) -> Beat:
+        """When the pump last turned, and why it does not deliver if it does not."""
+        return Beat(self.heartbeat, self.state.value, self.problem, self._thread.ident)
 
     # --- messages -----------------------------------------------------------------------------------------
 

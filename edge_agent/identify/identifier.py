@@ -172,7 +172,7 @@ class Identifier:
         session: unique for this run; part of the origin of every exemplar.
         enrolment: `auto` or `watchlist`.
         configured: fixed threshold, stronger than every rule.
-        calibrated: threshold of a calibration, stronger than the site's.
+        calibrated: threshold of a calibration; the site's own can only raise it.
         target_fmr: what the site's threshold aims at.
         decide_crops: good crops before a track is matched; higher is surer and later.
         enrol_crops: good crops before an unknown person is enrolled; higher makes fewer identities.
@@ -245,9 +245,10 @@ class Identifier:
         """The threshold in force and its rule."""
         if self.configured is not None:
             return Threshold(self.configured, "configured")
-        if self.calibrated is not None:
+        site = self._site.threshold()
+        if self.calibrated is not None and (site.value is None or site.value <= self.calibrated):
             return Threshold(self.calibrated, "calibrated")
-        return self._site.threshold()
+        return site  # people of this place are more alike than those of the calibration's data set
 
     def aim(self, target_fmr: float) -> None:
         """Change what the site's threshold aims at."""

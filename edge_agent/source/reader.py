@@ -18,6 +18,7 @@ from types import TracebackType
 import structlog
 
 from edge_agent.errors import EdgeAgentError, Retryable, SourceError, SourceLost
+from edge_agent.progress import Beat
 from edge_agent.source.base import Item, Source
 from edge_agent.source.redact import redact_url
 from edge_agent.structures import SourceState, SourceStatus
@@ -101,9 +102,11 @@ class FrameReader:
         self._abandoned: list[threading.Thread] = []
         self._supervisor: threading.Thread | None = None
         self._stopping = False
+        self._closed = ""
         self._stop_by = 0.0
         self._over = False
         self._state: SourceState | None = None
+        self._reason = ""
         self._lost_since: float | None = None
         self._error: EdgeAgentError | None = None
         self._delivered = 0
@@ -176,6 +179,20 @@ class FrameReader:
         """
         return self._progress
 
+    @property
+    def beat(self) -> Beat:
+        """`last_progress` with what the reader does, or why it delivers nothing."""
+        attempt, state = self._attempt, self._state
+        if self._over:
+            return Beat(time.monotonic(), idle=self._reason)
+        if state is not None and state is not SourceState.ONLINE:
+            return Beat(self._progress, idle=f"{state.value}: {self._reason}")
+        if not self.live and len(self._queue) >= self._limit:
+            return Beat(self._progress, idle="waits for the pipeline")
+        thread = attempt.thread if attempt is not None else None
+        doing = "open" if state is None else "read"
+        return Beat(self._progress, doing, thread=thread.ident if thread is not None else None)
+
     def poll(self) -> Item | None:
         """The next item (of a live source: the newest), None when nothing waits. Never blocks."""
         with self._changed:
@@ -191,6 +208,23 @@ class FrameReader:
         acknowledge = getattr(self._source, "done", None)
         if acknowledge is not None:
             acknowledge(item)
+
+    def close(self, reason: str) -> None:
+        """Give the source back until `reopen`: its state is `disabled`, and nothing is decoded.
+
+        For cameras. A file would begin anew.
+        """
+        with self._changed:
+            self._closed = reason
+            self._attempt = None  # its worker ends with the next frame
+            self._queue.clear()
+            self._changed.notify_all()
+
+    def reopen(self) -> None:
+        """Read on after `close`."""
+        with self._changed:
+            self._closed = ""
+            self._changed.notify_all()
 
     def ask_to_stop(self) -> None:
         """Tell the threads to end, and return at once: so that many readers end together, not in turn."""
@@ -225,6 +259,10 @@ class FrameReader:
     def _keep_reading(self) -> None:
         failures = 0
         while not self._stopping:
+            if self._is_closed():
+                self._stay_closed()
+                failures = 0
+                continue
             if not self._may_start():
                 self._lost(
                     SourceLost(f"{_MAX_ABANDONED} reads hang in the driver; waiting for one to return")
@@ -234,6 +272,8 @@ class FrameReader:
             attempt = self._run_attempt()
             if attempt.interrupted:
                 return
+            if self._is_closed():
+                continue
             if attempt.finished and attempt.failure is None and self._source.ends:
                 self._finish(SourceState.ENDED, "every frame was read")
                 return
@@ -246,6 +286,17 @@ class FrameReader:
             self._lost(failure)
             self._wait(self._next_wait(failures))
             failures += 1
+
+    def _is_closed(self) -> bool:
+        return bool(self._closed)
+
+    def _stay_closed(self) -> None:
+        self._report(SourceState.DISABLED, self._closed)
+        self._lost_since = None
+        with self._changed:
+            while self._closed and not self._stopping:
+                self._changed.wait(_TICK_SECONDS)
+                self._progress = time.monotonic()
 
     def _next_wait(self, failures: int) -> float:
         """Full jitter: cameras that fell together do not come back together."""
@@ -264,12 +315,12 @@ class FrameReader:
             target=self._work, args=(attempt,), name=f"{_WORKER}{self.camera}", daemon=True
         )
         with self._changed:
-            self._attempt = attempt
+            self._attempt = attempt if not self._closed else None
         attempt.thread.start()
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopping or attempt.finished or self._came_online(attempt),
+                    lambda: self._stopping or self._closed or attempt.finished or self._came_online(attempt),
                     timeout=self._next_look(attempt),
                 )
                 if self._idle_for_a_reason(attempt):
@@ -278,12 +329,13 @@ class FrameReader:
                 if stalled:
                     attempt.failure = SourceLost(f"no frame for {self._source.stall_seconds:.1f} s")
                     self._attempt = None
-            if stalled:
+            closed = bool(self._closed) and not attempt.finished
+            if stalled or closed:
                 self._abandoned.append(attempt.thread)
-            if attempt.alive:
+            if attempt.alive and not closed:
                 self._online()
             attempt.interrupted = self._stopping
-            if attempt.interrupted or stalled or attempt.finished:
+            if attempt.interrupted or stalled or closed or attempt.finished:
                 return attempt
 
     def _next_look(self, attempt: _Attempt) -> float:
@@ -355,7 +407,7 @@ class FrameReader:
         self._report(state, reason)
 
     def _report(self, state: SourceState, reason: str) -> None:
-        self._state = state
+        self._state, self._reason = state, reason
         self._on_status(SourceStatus(self.camera, state, reason, time.time()))
         self._wake.set()
 

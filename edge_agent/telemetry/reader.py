@@ -42,7 +42,15 @@ class Telemetry:
 
     def read(self) -> Reading:
         """The state now; never blocks, never raises for something that cannot be read."""
+        reading = self._open().read()
+        return reading if self._jtop is None else merged(reading, self._jtop.read())
+
+    def heat(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
+        """Temperature and limit of every zone, from /sys alone; from any thread, beside `read`."""
+        sysfs = self._open()
+        return sysfs.temperatures_c(), sysfs.limits_c
+
+    def _open(self) -> SysfsReader:
         if self._sysfs is None:
             raise RuntimeError("telemetry is not open: use it in a `with` block")
-        reading = self._sysfs.read()
-        return reading if self._jtop is None else merged(reading, self._jtop.read())
+        return self._sysfs

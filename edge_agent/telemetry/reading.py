@@ -29,6 +29,8 @@ class Reading:
     Attributes:
         temperatures_c: degrees Celsius by sensor: `cpu`, `gpu`, `cv0`.., `soc0`.., `tj` on an Orin. A sensor
             that is off (its unit sleeps) is None.
+        limits_c: by sensor, where the kernel begins to act against its heat: its lowest passive trip point,
+            else its hot one, else ten degrees below its critical one.
         power_w: watts by rail.
         power_total_w: watts of the whole module, only where it is known how the rails add up.
         throttled: whether clocks are held down by heat, current or voltage, or were since the last reading.
@@ -44,18 +46,22 @@ class Reading:
         gpu_mhz: its clock.
         gpu_max_mhz: highest clock that the present power mode allows it.
         engines_mhz: clocks of DLA, NVDEC, VIC and other units; None for one that is off.
+        engines_percent: share of the time since the last reading that such a unit was powered: what there is
+            of a load without privileges.
         memory_used_bytes: of the machine, without what can be reclaimed.
         memory_total_bytes: of the machine; CPU and GPU share it on a Jetson.
         swap_used_bytes: of the machine.
         process_memory_bytes: resident memory of this process.
         disk_free_bytes: for unprivileged users, on the disk that was named.
         disk_total_bytes: size of that disk.
-        disk_wear_percent: used-up life of that disk if it is an eMMC: upper end of a step of ten.
+        disk_wear_percent: used-up life of that disk: of an eMMC the upper end of a step of ten, of an NVMe
+            disk what it says itself, where that may be asked.
         board: as the device tree names it.
         l4t: Jetson Linux release, e.g. `36.4.3`.
     """
 
     temperatures_c: Mapping[str, float | None] = field(default_factory=_nothing)
+    limits_c: Mapping[str, float | None] = field(default_factory=_nothing)
     power_w: Mapping[str, float | None] = field(default_factory=_nothing)
     power_total_w: float | None = None
     throttled: bool | None = None
@@ -71,6 +77,7 @@ class Reading:
     gpu_mhz: float | None = None
     gpu_max_mhz: float | None = None
     engines_mhz: Mapping[str, float | None] = field(default_factory=_nothing)
+    engines_percent: Mapping[str, float | None] = field(default_factory=_nothing)
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     swap_used_bytes: int | None = None

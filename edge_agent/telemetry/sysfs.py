@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
+from edge_agent.telemetry import nvme
 from edge_agent.telemetry.reading import Reading, celsius, total_power_w, zone_name
 
 __all__ = ["SysfsReader"]
@@ -25,6 +27,16 @@ _OVERCURRENT = {1: "under-voltage", 2: "over-current", 3: "over-current"}
 
 _CAPS = ("cpufreq-", "devfreq-", "thermal-cpufreq", "thermal-devfreq", "processor")
 """Cooling devices that cap a clock. `hot-surface-alert` is not among them: it only warns, from 70 C on."""
+
+_UNITS = re.compile(r"[0-9a-f]{6,9}\.((?:nvdla|nvdec|nvenc|nvjpg|vic|pva|ofa)\d*)")
+"""Names of the other engines among the platform's devices, e.g. `15480000.nvdec`; equal ones are numbered."""
+
+_LOWEST_LIMIT_C = 50.0  # what is below is no limit: firmware of PCs fills trip points in with 0 and -274
+_BELOW_CRITICAL_C = 10.0
+"""A zone with nothing but a critical trip point, at which the machine goes off, is too hot so far below."""
+
+_WEAR_EVERY_S = 3600.0
+"""How often an NVMe disk is asked; its answer changes over months."""
 
 _JIFFIES_IDLE = slice(3, 5)  # idle and iowait, in the columns of /proc/stat
 _JIFFIES_ALL = slice(0, 8)  # without guest time, which user time includes
@@ -59,6 +71,7 @@ class SysfsReader:
         self._root = root
         self._disk = disk
         self._zones = _find_zones(root)
+        self._limits = {name: _limit(path.parent) for name, path in self._zones.items()}
         self._caps = _find_caps(root)
         self._events = _find_events(root)
         self._rails = _find_rails(root)
@@ -68,8 +81,13 @@ class SysfsReader:
         self._fan_rpm = _first(root, ("sys/class/hwmon/hwmon*/rpm", "sys/class/hwmon/hwmon*/fan1_input"))
         self._gpu = _find_gpu(root)
         self._gpu_load = _find_gpu_load(root, self._gpu)
+        self._clocks = _find_engines(root, "sys/class/devfreq/*", "cur_freq")
+        self._active = _find_engines(root, "sys/bus/platform/devices/*", "power/runtime_active_time")
+        self._active_at: tuple[float, dict[str, float]] | None = None
         self._policies = _glob(root, "sys/devices/system/cpu/cpufreq/policy*")
         self._wear = _find_wear(root, disk)
+        self._nvme = _find_nvme(root, disk)
+        self._nvme_wear: tuple[float, float | None] | None = None
         self._modes = _power_modes(root)
         self._board = _text(root / "proc/device-tree/model")
         self._l4t = _l4t(root)
@@ -84,7 +102,8 @@ class SysfsReader:
         memory = self._memory()
         free, total = self._disk_space()
         return Reading(
-            temperatures_c={name: celsius(_scaled(path, 1e-3)) for name, path in self._zones.items()},
+            temperatures_c=self.temperatures_c(),
+            limits_c=self._limits,
             power_w=rails,
             power_total_w=total_power_w(rails),
             throttled=bool(reasons) if self._caps or self._events else None,
@@ -99,6 +118,8 @@ class SysfsReader:
             gpu_percent=_scaled(self._gpu_load, 0.1),  # in tenths of a percent
             gpu_mhz=_scaled(_under(self._gpu, "cur_freq"), 1e-6),
             gpu_max_mhz=_scaled(_under(self._gpu, "max_freq"), 1e-6),
+            engines_mhz={name: _scaled(path, 1e-6) for name, path in self._clocks.items()},
+            engines_percent=self._engines_percent(),
             memory_used_bytes=_difference(memory.get("MemTotal"), memory.get("MemAvailable")),
             memory_total_bytes=memory.get("MemTotal"),
             swap_used_bytes=_difference(memory.get("SwapTotal"), memory.get("SwapFree")),
@@ -109,6 +130,31 @@ class SysfsReader:
             board=self._board,
             l4t=self._l4t,
         )
+
+    def temperatures_c(self) -> dict[str, float | None]:
+        """Every zone now, and nothing else: cheap enough for every other second."""
+        return {name: celsius(_scaled(path, 1e-3)) for name, path in self._zones.items()}
+
+    @property
+    def limits_c(self) -> dict[str, float | None]:
+        """Where the kernel begins to act against the heat of a zone; None where it does not say."""
+        return self._limits
+
+    def _engines_percent(self) -> dict[str, float | None]:
+        """Share of the time that each unit was powered since the last call."""
+        now = time.monotonic()
+        read = {name: _number(path) for name, path in self._active.items()}
+        active = {name: milliseconds for name, milliseconds in read.items() if milliseconds is not None}
+        before, self._active_at = self._active_at, (now, active)
+        if before is None or now <= before[0]:
+            return dict.fromkeys(self._active)
+        span = 1e3 * (now - before[0])
+        return {
+            name: None
+            if name not in active or name not in before[1]
+            else round(min(100.0, max(0.0, 100 * (active[name] - before[1][name]) / span)), 1)
+            for name in self._active
+        }
 
     def _throttle_reasons(self) -> tuple[str, ...]:
         """Cooling devices in action, and events since the last reading, each named once."""
@@ -178,8 +224,16 @@ class SysfsReader:
 
     def _disk_wear(self) -> float | None:
         """Upper end of the step that an eMMC reports: 0x01 is 0 to 10 %, 0x0b is beyond its life."""
+        if self._nvme is not None:
+            return self._ask_nvme(self._nvme)
         steps = [int(step, 16) for step in re.findall(r"0x([0-9a-fA-F]{2})", _text(self._wear) or "")]
         return 10.0 * max(steps) if any(steps) else None
+
+    def _ask_nvme(self, controller: str) -> float | None:
+        now = time.monotonic()
+        if self._nvme_wear is None or now - self._nvme_wear[0] > _WEAR_EVERY_S:
+            self._nvme_wear = now, nvme.percentage_used(controller, self._root / "dev")
+        return self._nvme_wear[1]
 
 
 def _find_zones(root: Path) -> dict[str, Path]:
@@ -195,6 +249,35 @@ def _find_zones(root: Path) -> dict[str, Path]:
         if sensor is not None and sensor not in known and (chip / "temp1_input").exists():
             found.append((sensor, chip / "temp1_input"))
     return _numbered(found)
+
+
+def _limit(zone: Path) -> float | None:
+    """Degrees at which the kernel first acts against the heat of a zone, from its trip points.
+
+    `active` ones turn on a fan, which is no reason to do less.
+    """
+    trips: dict[str, list[float]] = {}
+    for kind in _glob(zone, "trip_point_*_type"):
+        degrees = celsius(_scaled(kind.with_name(kind.name.replace("_type", "_temp")), 1e-3))
+        if degrees is not None and degrees >= _LOWEST_LIMIT_C:
+            trips.setdefault(_text(kind) or "", []).append(degrees)
+    for kind_of, below in (("passive", 0.0), ("hot", 0.0), ("critical", _BELOW_CRITICAL_C)):
+        if kind_of in trips:
+            return round(min(trips[kind_of]) - below, 3)
+    return None
+
+
+def _find_engines(root: Path, pattern: str, file: str) -> dict[str, Path]:
+    """A file of every other engine by its name, e.g. `nvdec`."""
+    found = [(_UNITS.fullmatch(folder.name), folder / file) for folder in _glob(root, pattern)]
+    return _numbered((unit[1], path) for unit, path in found if unit is not None and path.exists())
+
+
+def _find_nvme(root: Path, disk: Path | None) -> str | None:
+    try:
+        return nvme.whole_disk(root, disk.stat().st_dev) if disk is not None else None
+    except OSError:
+        return None
 
 
 def _numbered(entries: Iterable[tuple[str, Path]]) -> dict[str, Path]:

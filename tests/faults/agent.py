@@ -14,14 +14,14 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import structlog
-from deliver_fixtures import INFO, identity
 
 from edge_agent.deliver.connection import Backoff, BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
+from tests.deliver_fixtures import INFO, identity
 
 ARGUMENTS = argparse.ArgumentParser()
 ARGUMENTS.add_argument("--broker", required=True)

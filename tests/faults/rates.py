@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from deliver_fixtures import INFO, identity
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -24,6 +23,7 @@ from edge_agent.deliver.connection import BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
 from edge_agent.events import encode
+from tests.deliver_fixtures import INFO, identity
 
 BROKER = """
 listener {port} 127.0.0.1

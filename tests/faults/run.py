@@ -25,18 +25,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import certificates
 import rates
 import structlog
-from deliver_fixtures import INFO, identity
 from scene import Log, Subscriber, account, broker, gaps, start_agent, wait_for
 
 from edge_agent.deliver.connection import Backoff, BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
+from tests.deliver_fixtures import INFO, identity
 
 Result = dict[str, Any]
 DRAIN_S = 180.0

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from conftest import Mosquitto, find_free_port, mosquitto_binary
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from tests.conftest import Mosquitto, find_free_port, mosquitto_binary
 
 HERE = Path(__file__).resolve().parent
 PERSISTENT = """

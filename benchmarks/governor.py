@@ -1,0 +1,68 @@
+"""The governor on the thermal model of a board: three scenarios, as numbers and as pictures.
+
+    python -m benchmarks.governor [--pictures docs/images]
+
+The model is that of the tests (`tests/board.py`); nothing here was measured on a board.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_agent.evaluate.charts import Series, linear, svg_chart
+from edge_agent.manifest import write_atomic
+from tests.board import LIMIT_C, Board, Trace, drive
+
+HOURS = 6
+
+SCENARIOS: dict[str, Callable[[], Board]] = {
+    "ambient ramp": lambda: Board(lambda t: 25.0 + 25.0 * min(1.0, t / 3600)),
+    "blocked fan": lambda: Board(
+        lambda _: 30.0, sink_to_air=lambda t: 2.0 if 3600 < t < 3 * 3600 else 0.5, noise_c=0.5
+    ),
+    "hot cabinet": lambda: Board(lambda _: 45.0, housing_to_ambient=0.6, housing_j=4000.0, noise_c=0.5),
+}
+
+COLOURS = {"full load": "#c33", "governed": "#26a", "limit": "#999", "step x 10": "#393"}
+EVERY = 30  # looks for one point of a picture: a minute
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("--pictures", type=Path)
+    chosen = options.parse_args()
+    print(
+        f"{'scenario':14} {'hottest, free':>19} {'governed':>9} {'last step':>10} {'steps by the hour':>25}"
+    )
+    for name, board in SCENARIOS.items():
+        free, governed = drive(board(), HOURS, governed=False), drive(board(), HOURS)
+        hours = [governed.changes(3600 * hour, 3600 * (hour + 1)) for hour in range(HOURS)]
+        print(
+            f"{name:14} {free.hottest():17.1f} C {governed.hottest():7.1f} C {governed.step[-1]:10} "
+            f"{' '.join(map(str, hours)):>25}"
+        )
+        if chosen.pictures is not None:
+            path = chosen.pictures / f"governor-{name.replace(' ', '-')}.svg"
+            write_atomic(path, picture(free, governed).encode())
+
+
+def picture(free: Trace, governed: Trace) -> str:
+    """Temperatures and steps over the hours."""
+    hours = [seconds / 3600 for seconds in governed.seconds][::EVERY]
+    lines = {
+        "full load": free.die_c[::EVERY],
+        "governed": governed.die_c[::EVERY],
+        "limit": [LIMIT_C] * len(hours),
+        "step x 10": [10.0 * step for step in governed.step[::EVERY]],
+    }
+    series = [
+        Series(name, COLOURS[name], list(zip(hours, values, strict=True))) for name, values in lines.items()
+    ]
+    drawn = svg_chart(linear("hours", 0, HOURS), linear("degrees Celsius", 0, 140), series)
+    return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
+if __name__ == "__main__":
+    main()

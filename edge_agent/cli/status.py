@@ -1,0 +1,118 @@
+"""`edge-agent status`: how the agent of this machine is, from its own socket; no broker is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def command(
+    state: Annotated[Path | None, typer.Option(help="State folder of the agent.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file that names the state folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+) -> None:
+    """Say what the running agent does, what is stuck, and why it is degraded."""
+    import json
+
+    from edge_agent.config import load
+    from edge_agent.supervise.inquiry import SOCKET_NAME, ask
+
+    folder = state.expanduser() if state is not None else load(config).state_dir
+    found = ask(folder / SOCKET_NAME)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(_lines(found)))
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The answer for people; what an older or newer agent does not say has no line."""
+    reason = f": {found['reason']}" if found.get("reason") else ""
+    yield _plain(f"{found.get('state', '?')}{reason}")
+    yield f"  version {found.get('version')}, process {found.get('pid')}, up {_span(found.get('uptime_s'))}"
+    if not found.get("watchdog", {}).get("fed", True):
+        yield "  the watchdog is not fed: the service manager will restart the agent"
+    yield from _table("stages", (_stage(one) for one in found.get("stages", ())))
+    yield from _table("sources", (_source(one) for one in found.get("sources", ())))
+    delivery = found.get("delivery")
+    if delivery:
+        yield _plain(f"delivery: {delivery['connection']}" + _because(delivery["problem"]))
+    yield from _governor(found.get("governor"))
+    yield from _device(found.get("telemetry"))
+    if (trouble := found.get("memory", {}).get("trouble")) is not None:
+        yield _plain(f"memory: {trouble}")
+    starts = found.get("starts", {})
+    if starts.get("braked"):
+        yield _plain(f"crash loop: {starts['braked']}")
+    for run in starts.get("former", ())[-1:]:
+        yield _plain(f"the run before: {run['how']}" + _because(run["words"]))
+
+
+def _table(title: str, rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
+    listed = list(rows)
+    if listed:
+        yield f"{title}:"
+        first, second = (max(len(row[at]) for row in listed) for at in (0, 1))
+        for row in listed:
+            yield _plain(f"  {row[0]:{first}}  {row[1]:{second}}  {row[2]}".rstrip())
+
+
+def _stage(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    silent = f" for {one['silent_s']:.0f} s" if one["state"] == "stuck" else ""
+    return one["name"], one["state"], f"{one['doing']}{silent}"
+
+
+def _source(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
+    return one["camera"], one["state"], f"{one['delivered']} delivered{dropped}; {one['reason']}"
+
+
+def _governor(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is not None:
+        step = f"step {found['step']} of {found['steps']}" if found.get("steps") else ""
+        yield _plain(f"governor: {found['state']} {step}".rstrip() + _because(found.get("reason")))
+
+
+def _device(told: Mapping[str, Any] | None) -> Iterator[str]:
+    if told is None:
+        return
+    parts = [
+        _value(told.get("hottest_c"), "°C", f" ({told.get('hottest_zone')})"),
+        {True: "throttled", False: "not throttled"}.get(told.get("throttled"), ""),  # type: ignore[arg-type]
+        _value(told.get("power_total_w"), "W"),
+        f"mode {told['power_mode']}" if told.get("power_mode") else "",
+    ]
+    if known := [part for part in parts if part]:
+        yield _plain("device: " + ", ".join(known))
+    rates = ", ".join(f"{camera} {rate:g}/s" for camera, rate in told.get("frames_per_s", {}).items())
+    yield _plain(
+        f"load: frames {rates or 'none'}; {told.get('crops_per_s') or 0:g} crops/s; "
+        f"{told.get('people_present') or 0} people present, {told.get('identities') or 0} known; "
+        f"{told.get('outbox_rows') or 0} events wait"
+    )
+
+
+def _value(value: float | None, unit: str, more: str = "") -> str:
+    return "" if value is None else f"{value:.1f} {unit}{more}"
+
+
+def _because(reason: str | None) -> str:
+    return f" ({reason})" if reason else ""
+
+
+def _span(seconds: float | None) -> str:
+    """12.3 s, 5 min, 7 h, 3 d."""
+    if seconds is None:
+        return "?"
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _plain(text: str) -> str:
+    """Nothing that could move the cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,505 @@
+# shellcheck shell=bash
+# The appliance: edge-agent as a service of this machine. Sourced by install.sh, which has say, fail, debian_packages,
+# python and the options.
+#
+# A release is a folder PREFIX/releases/VERSION-DIGEST with a Python environment and the service's files. It is made
+# beside the one that runs and takes its place when all of it is there: `PREFIX/current` is a link, renamed over.
+# DIGEST covers this source tree and what it is built against here (Python, L4T, CUDA), so that a new JetPack makes
+# a new release, and a second run finds everything done.
+
+readonly config_folder=/etc/edge-agent state_folder=/var/lib/edge-agent cache_folder=/var/cache/edge-agent
+readonly unit_folder=/usr/local/lib/systemd/system link=/usr/local/bin/edge-agent
+readonly default_prefix=/opt/edge-agent
+readonly needed_megabytes=2048 # a release takes 0.7 GB on a plain machine, and pip as much in between
+
+l4t='' jetpack='' cuda='' cuda_release='' release='' sources='' restarted=''
+
+# run COMMAND...: do it, or say that it would be done.
+run() {
+  if [[ -n $dry_run ]]; then
+    printf '   would run:' >&2
+    printf ' %q' "$@" >&2
+    printf '\n' >&2
+  else
+    "$@"
+  fi
+}
+
+note() {
+  printf '   %s\n' "$1" >&2
+}
+
+# ---- where it is
+
+# Of the installation that is here, if one is; --prefix must not make a second.
+choose_prefix() {
+  local present=''
+  if [[ -L $link ]]; then
+    present=$(readlink "$link")
+    present=${present%/current/bin/edge-agent}
+  fi
+  if [[ -n $prefix && -n $present && $prefix != "$present" ]]; then
+    fail "edge-agent is installed in $present; take that away first: ./install.sh --uninstall"
+  fi
+  prefix=${prefix:-${present:-$default_prefix}}
+  [[ $prefix == /?* && $prefix != */ && $prefix != *[[:space:]]* ]] || fail '--prefix must be a folder such as /opt/edge-agent' 2
+  case $prefix/ in
+    /home/* | /root/* | /tmp/* | /run/*) fail "the service cannot see $prefix: it is shut out of /home, /root, /tmp and /run" 2 ;;
+  esac
+}
+
+current_release() {
+  if [[ -L $prefix/current ]]; then
+    readlink -f "$prefix/current"
+  fi
+}
+
+need_root() {
+  [[ -n $dry_run ]] || ((EUID == 0)) || fail 'this changes the system: run it as root (sudo ./install.sh)'
+  command -v systemctl >/dev/null || fail 'there is no systemd on this machine; ./install.sh --demo needs none'
+  [[ -n $dry_run || -d /run/systemd/system ]] || fail 'systemd does not run this machine (a container?); ./install.sh --demo needs none'
+}
+
+# One at a time; the lock is let go when this process ends.
+lock() {
+  [[ -z $dry_run ]] || return 0
+  mkdir -p "$prefix"
+  exec 9>"$prefix/.lock"
+  flock --nonblock 9 || fail "another install.sh is at work on $prefix"
+}
+
+# ---- what is here
+
+recognise() {
+  say 'looking at this machine'
+  [[ -n $python ]] || python=/usr/bin/python3
+  [[ -x $python ]] || fail "there is no $python; on Debian: apt-get install python3 python3-venv"
+  l4t=$(l4t_release '')
+  jetpack=$(jetpack_of "$l4t")
+  if [[ -n $l4t ]]; then
+    note "$(board_model ''), L4T $l4t${jetpack:+ (JetPack $jetpack)}"
+    refuse_old_jetpack
+  else
+    note 'not a Jetson: everything runs on ONNX Runtime'
+  fi
+  note "Python $(version_of "$python") at $python"
+  fits "$python" || fail "$python is not a Python of 3.10 to 3.13; Ubuntu 22.04 and Debian 12 have one"
+  case $(readlink -f "$python") in
+    /home/* | /root/*) fail "$python lies in somebody's home, where the service cannot read it; use /usr/bin/python3" ;;
+  esac
+  has_python_venv
+  [[ -z $l4t ]] || recognise_jetpack_libraries
+  enough_room
+}
+
+refuse_old_jetpack() {
+  case $jetpack in
+    4 | 5.*)
+      fail "JetPack $jetpack (L4T $l4t) has Python 3.8 and older, and its TensorRT is for that Python alone; edge-agent needs 3.10. Flash JetPack 6.2, or 7.2; nothing was changed"
+      ;;
+    7.0 | 7.1) note "JetPack $jetpack is not for the AGX Orin; 6.2 and 7.2 are" ;;
+    '') note 'this L4T is not known here: 36.x (JetPack 6) and 39.2 (JetPack 7.2) are' ;;
+  esac
+}
+
+has_python_venv() {
+  ! has_venv "$python" || return 0
+  if [[ -n $wheels || -n $dry_run ]]; then
+    fail "$python has no module venv; on Debian: apt-get install python3-venv"
+  fi
+  no_venv "$python"
+}
+
+# What JetPack brings, and pip does not: it is used from the system, or there is no point in a Jetson.
+recognise_jetpack_libraries() {
+  local tensorrt opencv version gstreamer origin file
+  cuda=$(cuda_root '')
+  tensorrt=$(tensorrt_version "$python")
+  opencv=$(opencv_facts "$python")
+  if [[ -z $cuda || -z $tensorrt || -z $opencv ]]; then
+    fail "of JetPack's libraries these are missing:$([[ -n $cuda ]] || printf ' CUDA')$([[ -n $tensorrt ]] || printf ' TensorRT for %s' "$python")$([[ -n $opencv ]] || printf ' OpenCV'). Install them: apt-get update && apt-get install nvidia-jetpack"
+  fi
+  cuda_release=$(cuda_version "$cuda")
+  IFS='|' read -r version gstreamer origin file <<<"$opencv"
+  note "TensorRT $tensorrt, CUDA $cuda_release at $cuda"
+  note "OpenCV $version, $gstreamer, at $file; numpy $(numpy_major "$python")"
+  if [[ $origin == pip ]]; then
+    fail "OpenCV at $file comes from pip and hides JetPack's, which has GStreamer: sudo $python -m pip uninstall opencv-python opencv-python-headless opencv-contrib-python"
+  fi
+  [[ $gstreamer == GStreamer ]] || fail "OpenCV at $file has no GStreamer, so CSI cameras and hardware decoding would not work: apt-get install --reinstall libopencv-python"
+}
+
+enough_room() {
+  local folder=$prefix free
+  while [[ ! -d $folder ]]; do folder=$(dirname "$folder"); done
+  free=$(df --output=avail --block-size=M "$folder" | tail -n 1 | tr -dc 0-9)
+  ((free >= needed_megabytes)) || fail "$folder has $free MB free; a release needs $needed_megabytes while it is made"
+}
+
+# ---- a release
+
+# Name of the release that this tree makes on this machine.
+name_release() {
+  local version digest
+  version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' edge_agent/__init__.py)
+  digest=$(
+    {
+      find edge_agent packaging systemd install.sh pyproject.toml README.md LICENSE NOTICE engines/default.* \
+        -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum
+      printf '%s\n' "$(version_of "$python")" "$python" "$l4t" "$cuda $cuda_release" "$prefix"
+    } | sha256sum
+  )
+  release=$prefix/releases/$version-${digest:0:12}
+}
+
+make_release() {
+  if [[ -e $release/.complete ]]; then
+    note "release ${release##*/} is there"
+    return
+  fi
+  make_environment
+  install_project
+  [[ -z $l4t ]] || install_for_jetson
+  check_environment
+  say 'writing the service'
+  run render_service
+  run touch "$release/.complete"
+}
+
+# On a Jetson it sees the system's packages, TensorRT and OpenCV among them.
+make_environment() {
+  local seen=()
+  [[ ! -e $release/.environment ]] || return 0
+  [[ -z $l4t ]] || seen=(--system-site-packages)
+  say "making the environment $release"
+  run mkdir -p "$prefix/releases"
+  run "$python" -m venv --clear "${seen[@]}" "$release"
+  run touch "$release/.environment"
+}
+
+# pip of the release; from the folder of wheels and no network where one was given.
+release_pip() {
+  local command=$1 offline=()
+  shift
+  [[ -z $wheels ]] || offline=(--no-index --find-links "$wheels")
+  "$release/bin/python" -s -m pip -qq --disable-pip-version-check "$command" "${offline[@]}" "$@"
+}
+
+# The project from a copy, since a build leaves files behind and this tree may be read-only; then what it requires.
+install_project() {
+  local scratch
+  say "installing edge-agent${wheels:+ from the wheels in $wheels}"
+  if [[ -n $dry_run ]]; then
+    note "would run: pip install . and what it requires${l4t:+, but for OpenCV, with numpy held to $(constraints)}"
+    return
+  fi
+  scratch=$(mktemp -d)
+  mkdir "$scratch/source"
+  cp -r edge_agent engines pyproject.toml README.md LICENSE NOTICE "$scratch/source"
+  release_pip install --no-deps --force-reinstall "$scratch/source"
+  requirements >"$scratch/requirements"
+  constraints >"$scratch/constraints"
+  # All of it into the release, whatever the system has: a Jetson's own packages are old, and change with apt.
+  release_pip install --ignore-installed --requirement "$scratch/requirements" --constraint "$scratch/constraints"
+  rm -r "$scratch"
+}
+
+# What the project requires, and what encrypts a gallery; on a Jetson not pip's OpenCV, which would hide JetPack's.
+requirements() {
+  ON_JETSON=$l4t "$release/bin/python" -s - <<'PYTHON'
+import importlib.metadata, os
+for line in importlib.metadata.requires("edge-agent"):
+    wanted, _, marker = line.partition(";")
+    if os.environ["ON_JETSON"] and wanted.startswith("opencv"):
+        continue
+    if "extra" in marker:
+        if "encrypt" in marker:
+            print(wanted)
+    else:
+        print(line)
+PYTHON
+}
+
+# An OpenCV that was built for numpy 1 cannot be imported under numpy 2.
+constraints() {
+  local major
+  [[ -n $l4t ]] || return 0
+  major=$(numpy_major "$python")
+  printf 'numpy>=%s,<%s\n' "$major" "$((major + 1))"
+}
+
+install_for_jetson() {
+  local running
+  say "building pycuda for CUDA $cuda_release"
+  run build_pycuda
+  running=$(jtop_version "$python")
+  if [[ -z $(jtop_group '') ]]; then
+    note 'jetson-stats is not installed here: sysfs tells the rest'
+  elif [[ -z $running ]]; then
+    note 'jetson-stats runs, but this Python has no module jtop: sysfs tells the rest (pip3 install jetson-stats)'
+  else
+    note "jetson-stats $running of the system is used"
+  fi
+}
+
+# Never from pip's cache: that may hold one which was built for another CUDA.
+build_pycuda() {
+  PATH=$cuda/bin:$PATH CUDA_HOME=$cuda CUDA_ROOT=$cuda \
+    release_pip install --no-cache-dir --ignore-installed --no-deps "$(pycuda_requirement)"
+  # What else pycuda requires; numpy is there, and stays as it is.
+  release_pip install pytools mako platformdirs
+}
+
+pycuda_requirement() {
+  sed -n 's/^jetson = \["\(pycuda[^"]*\)".*/\1/p' pyproject.toml
+}
+
+# Import what will be used, as it will be used.
+check_environment() {
+  local version gstreamer origin file
+  say 'checking the environment'
+  if [[ -n $dry_run ]]; then
+    note 'would import OpenCV and, on a Jetson, TensorRT and pycuda'
+    return
+  fi
+  "$release/bin/python" -s -c 'import cv2' 2>/dev/null || [[ -n $l4t || -n $wheels ]] || debian_packages libgl1 libglib2.0-0
+  "$release/bin/python" -s -c 'import cv2' || fail 'OpenCV cannot be loaded (see above); on Debian: apt-get install libgl1 libglib2.0-0'
+  if [[ -n $l4t ]]; then
+    IFS='|' read -r version gstreamer origin file <<<"$(opencv_facts "$release/bin/python")"
+    [[ $origin == system && $gstreamer == GStreamer && $file != "$release"/* ]] ||
+      fail "in the release, OpenCV $version at $file hides JetPack's"
+    "$release/bin/python" -s -c 'import tensorrt, pycuda' || fail 'TensorRT or pycuda cannot be loaded (see above)'
+  fi
+  "$release/bin/edge-agent" --version >/dev/null
+}
+
+# The service's files, with this prefix; kept in the release, so that a step back takes back these too.
+render_service() {
+  local folder=$release/service file
+  mkdir -p "$folder/edge-agent@.service.d"
+  for file in edge-agent.service edge-agent@.service.d/instance.conf; do
+    sed "s#$default_prefix/#$prefix/#g" "systemd/$file" >"$folder/$file"
+  done
+  cp "$folder/edge-agent.service" "$folder/edge-agent@.service"
+  cp systemd/edge-agent.sysusers systemd/edge-agent.tmpfiles "$folder"
+}
+
+# ---- user, folders, settings
+
+make_user_and_folders() {
+  local group
+  say 'making the user edge-agent and its folders'
+  run install -D --mode 644 systemd/edge-agent.sysusers /etc/sysusers.d/edge-agent.conf
+  run install -D --mode 644 systemd/edge-agent.tmpfiles /etc/tmpfiles.d/edge-agent.conf
+  run systemd-sysusers /etc/sysusers.d/edge-agent.conf
+  group=$(jtop_group '')
+  if [[ -n $group && " $(id -nG edge-agent 2>/dev/null) " != *" $group "* ]]; then
+    run usermod --append --groups "$group" edge-agent
+  fi
+  make_settings
+  run systemd-tmpfiles --create /etc/tmpfiles.d/edge-agent.conf
+}
+
+# Settings to begin with; those that are there are nobody's business but the owner's.
+make_settings() {
+  [[ ! -e $config_folder/config.toml ]] || return 0
+  run install -D --mode 640 packaging/config.toml "$config_folder/config.toml"
+}
+
+# As the service would be: its user and groups, none of root's environment, a folder that it may read.
+as_service() {
+  setpriv --reuid edge-agent --regid edge-agent --init-groups --inh-caps=-all -- \
+    env --ignore-environment --chdir=/ PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME="$state_folder" \
+    PYTHONNOUSERSITE=1 XDG_CACHE_HOME="$cache_folder" CUDA_CACHE_PATH="$cache_folder/cuda" "$@"
+}
+
+add_model() {
+  [[ -n $model ]] || return 0
+  say "adding the network $model"
+  run "$release/bin/edge-agent" model add "$model" --output "$config_folder/models" --use "$config_folder/config.toml"
+}
+
+# Before anything is switched: an agent that does not read its settings would not start.
+check_settings() {
+  local shown
+  say 'reading the settings'
+  if [[ -n $dry_run ]]; then
+    note "would read $config_folder/config.toml"
+    return
+  fi
+  shown=$(as_service "$release/bin/edge-agent" config show --json --config "$config_folder/config.toml")
+  sources=$("$release/bin/python" -s -c 'import json, sys; print(len(json.load(sys.stdin)["sources"]))' <<<"$shown")
+}
+
+calibrate() {
+  say 'calibrating: engines for this device, and what they may be trusted with'
+  run as_service "$release/bin/edge-agent" calibrate --config "$config_folder/config.toml"
+}
+
+# ---- the switch
+
+# install_files RELEASE: the service's files of a release; true where one of them changed.
+install_files() {
+  local source=$1/service changed=1 file target
+  for file in edge-agent.service edge-agent@.service edge-agent@.service.d/instance.conf; do
+    target=$unit_folder/$file
+    if ! cmp --quiet "$source/$file" "$target"; then
+      install -D --mode 644 "$source/$file" "$target"
+      changed=0
+    fi
+  done
+  return $changed
+}
+
+# point_to RELEASE: from now on this is what runs. A link cannot be half written.
+point_to() {
+  ln -s --no-dereference --force "$1" "$prefix/.next"
+  mv --no-target-directory "$prefix/.next" "$prefix/current"
+}
+
+switch_release() {
+  local former
+  former=$(current_release)
+  say "switching to ${release##*/}"
+  if [[ -n $dry_run ]]; then
+    note "would run: ln -s $release $prefix/current, and install and enable the units"
+    return
+  fi
+  [[ $former == "$release" ]] || point_to "$release"
+  if install_files "$release"; then
+    systemctl daemon-reload
+    restarted=yes
+  fi
+  [[ $former == "$release" ]] || restarted=yes
+  [[ -L $link ]] || ln -s "$prefix/current/bin/edge-agent" "$link"
+  systemctl is-enabled --quiet edge-agent.service || systemctl --quiet enable edge-agent.service
+  start_service || step_back "$former"
+  prune "$former"
+}
+
+# Where nothing changed and it runs, it is left alone. `systemctl start` returns when the agent says that it is ready.
+start_service() {
+  local verb=start
+  if [[ $sources == 0 ]]; then
+    note "no camera yet: name one in $config_folder/config.toml, then: systemctl start edge-agent"
+    return 0
+  fi
+  [[ -z $restarted ]] || verb=restart
+  if [[ $verb == start ]] && systemctl is-active --quiet edge-agent.service; then
+    note 'the service runs'
+    return 0
+  fi
+  say 'starting the service'
+  systemctl reset-failed edge-agent.service 2>/dev/null || true # of earlier attempts; there may have been none
+  systemctl "$verb" edge-agent.service || return 1
+  [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service'
+}
+
+# step_back FORMER: the new release does not start; what ran before runs again.
+step_back() {
+  journalctl --unit edge-agent.service --lines 20 --no-pager --output cat >&2 || true
+  if [[ -z $1 || $1 == "$release" ]]; then
+    fail 'the service does not start (its last words are above): mend that, then: systemctl start edge-agent'
+  fi
+  point_to "$1"
+  if install_files "$1"; then systemctl daemon-reload; fi
+  systemctl reset-failed edge-agent.service 2>/dev/null || true
+  systemctl restart edge-agent.service || fail "neither the new release starts nor the former one, ${1##*/}; see journalctl -u edge-agent"
+  fail "the new release does not start (its last words are above); ${1##*/} runs again"
+}
+
+# Keep what runs and what ran before; a broken-off release too goes here, once another is complete.
+prune() {
+  local folder
+  [[ -z $1 || $1 == "$release" ]] || ln -s --no-dereference --force "$1" "$prefix/former"
+  for folder in "$prefix"/releases/*/; do
+    folder=${folder%/}
+    case $folder in
+      "$release" | "$(readlink -f "$prefix/former")") ;;
+      *) rm -r "$folder" ;;
+    esac
+  done
+}
+
+doctor() {
+  say 'asking edge-agent doctor'
+  run as_service "$release/bin/edge-agent" doctor --config "$config_folder/config.toml" >&2
+}
+
+# What ran before still does, whatever ended this run.
+on_exit() {
+  local code=$? running
+  trap - EXIT
+  if ((code != 0)) && [[ -z $dry_run ]]; then
+    running=$(current_release)
+    printf 'install.sh: failed while %s\n' "$step" >&2
+    if [[ -n $running ]]; then
+      printf 'install.sh: what is installed is %s\n' "${running##*/}" >&2
+    else
+      printf 'install.sh: nothing is installed yet\n' >&2
+    fi
+    printf 'install.sh: mend that and run the same command again; it goes on where it stopped\n' >&2
+  fi
+  exit "$code"
+}
+
+install_system() {
+  need_root
+  choose_prefix
+  [[ -z $upgrade || -n $(current_release) ]] || fail "there is no installation in $prefix to upgrade; without --upgrade one is made"
+  lock
+  trap - ERR
+  trap on_exit EXIT
+  umask 022
+  export PYTHONNOUSERSITE=1
+  recognise
+  name_release
+  make_release
+  make_user_and_folders
+  add_model
+  check_settings
+  calibrate
+  switch_release
+  doctor
+  [[ -z $dry_run ]] || return 0
+  printf '== edge-agent is installed in %s; settings: %s/config.toml; logs: journalctl -u edge-agent\n' "$prefix" "$config_folder" >&2
+}
+
+# ---- and away again
+
+uninstall() {
+  local instance
+  need_root
+  choose_prefix
+  say "removing edge-agent from $prefix"
+  for instance in $(enabled_and_running); do
+    run systemctl --quiet disable --now "$instance"
+  done
+  run rm -rf "$unit_folder/edge-agent.service" "$unit_folder/edge-agent@.service" "$unit_folder/edge-agent@.service.d"
+  run rm -f /etc/tmpfiles.d/edge-agent.conf /etc/sysusers.d/edge-agent.conf "$link"
+  run systemctl daemon-reload
+  run systemctl reset-failed 'edge-agent*.service'
+  run rm -rf "$prefix/releases" "$prefix/current" "$prefix/former" "$prefix/.next" "$prefix/.lock" "$cache_folder"
+  [[ ! -d $prefix ]] || run rmdir --ignore-fail-on-non-empty "$prefix"
+  if [[ -n $purge ]]; then
+    purge_all
+  else
+    note "kept: $config_folder, $state_folder, drop-ins in /etc/systemd/system, the user edge-agent; --purge removes these too"
+  fi
+}
+
+enabled_and_running() {
+  {
+    systemctl list-unit-files --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
+    systemctl list-units --all --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
+  } | sed -n 's/^\(edge-agent\(@[^ ]\+\)\?\.service\) .*/\1/p' | sort --unique
+}
+
+purge_all() {
+  run rm -rf "$config_folder" "$state_folder" /etc/systemd/system/edge-agent.service.d /etc/systemd/system/edge-agent@*.service.d
+  run systemctl daemon-reload
+  if id edge-agent >/dev/null 2>&1; then
+    run userdel edge-agent
+  fi
+  note 'settings, secrets, gallery, outbox and the user are gone'
+}
