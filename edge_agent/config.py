@@ -250,8 +250,8 @@ class MqttSettings(_Section):
     key_file: Path | None = Field(None, description="its key, PEM")
     keepalive_s: int = Field(15, ge=5, le=3600, description="a dead broker is noticed after about twice this")
     commands: tuple[str, ...] = Field((), description="command verbs that are accepted over MQTT")
-    home_assistant: bool = Field(
-        False, description="announce the device to Home Assistant (docs/subscribers.md)"
+    home_assistant: bool | Literal["remove"] = Field(
+        False, description="true: announce the device to Home Assistant; remove: take that back"
     )
 
 

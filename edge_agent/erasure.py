@@ -8,6 +8,7 @@ agent running and may not touch its outbox only puts it off.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -75,6 +76,7 @@ class Erasure:
     events: Callable[[str], int]
     folders: Sequence[PictureFolder] = ()
     _noted: dict[tuple[str, int], int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, decision: Decision) -> None:
         """Remember whom the pictures of a track show, where they come from a crop folder."""
@@ -87,14 +89,27 @@ class Erasure:
         if decision.kind is DecisionKind.DEPARTED:
             del self._noted[key]
 
+    def forget(self, erase: Callable[[], Erased]) -> tuple[Erased, Removed]:
+        """Erase one person by `erase` (see `forget`), and at once what else is kept of them.
+
+        Raises:
+            Whatever `erase` raises, and StorageError as in `run`.
+        """
+        with self._lock:
+            return erase(), self._run()
+
     def run(self) -> Removed:
-        """Remove the events and pictures of everybody who is gone.
+        """Remove the events and pictures of everybody who is gone. May be called from any thread.
 
         Pictures in folders that are not read now stay noted until they are.
 
         Raises:
             StorageError: some could not be removed; they stay noted.
         """
+        with self._lock:
+            return self._run()
+
+    def _run(self) -> Removed:
         return Removed(self._erase_events(), self._erase_pictures())
 
     def _erase_events(self) -> int:

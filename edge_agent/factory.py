@@ -894,7 +894,7 @@ def open_publisher(
 
 
 def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
-    """Tell Home Assistant of this device, where the settings want it."""
+    """Tell Home Assistant of this device, or take that back, where the settings want it."""
     from edge_agent.deliver.homeassistant import announcement, discovery_topic
     from edge_agent.deliver.publisher import Publisher
     from edge_agent.deliver.topics import Topics
@@ -903,7 +903,10 @@ def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Re
     if not mqtt.home_assistant or not isinstance(publisher, Publisher):
         return
     topics = Topics(mqtt.site, mqtt.device)
-    message = announcement(topics, info, zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w))
+    message = b""  # takes it back
+    if mqtt.home_assistant is True:
+        zones, rails = sorted(reading.temperatures_c), sorted(reading.power_w)
+        message = announcement(topics, info, zones=zones, rails=rails)
     publisher.set_retained(discovery_topic(topics), message)
 
 
