@@ -239,6 +239,7 @@ def test_nodes_without_names_and_an_old_opset(tmp_path: Path, crops: NDArray[np.
     model.opset_import[0].version = 11
     onnx.save(model, path)
     net = prepare_reid(path, profile_named("tao"))
+    assert len({block.name for block in blocks(net)}) == 4
     int8 = quantise(net, ranges(net, crops))
     assert placement(int8.onnx).fits_tensorrt
     assert np.sum(embed(int8, crops) * embed(net, crops), axis=1).min() > 0.98
