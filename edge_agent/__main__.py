@@ -10,6 +10,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run a command; exit 0 on success, 1 on an error of the user's or the surroundings, 2 on wrong usage."""
+    from edge_agent.cli.arguments import hide_logins
+
+    hide_logins()
     from edge_agent.cli import app
     from edge_agent.errors import EdgeAgentError
 

@@ -57,6 +57,7 @@ __all__ = [
     "QualitySettings",
     "Settings",
     "SourceSettings",
+    "StorageSettings",
     "SupervisionSettings",
     "TelemetrySettings",
     "TrackerSettings",
@@ -185,12 +186,14 @@ class EngineSettings(_Section):
     max_batch: int = Field(64, ge=1, le=1024, description="largest batch for all cameras together")
     max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
     threads: int = Field(0, ge=0, description="CPU threads of ONNX Runtime, 0: its own choice")
+    folder: Path | None = Field(
+        None, description="calibrations and TensorRT plans; `engines` in the state folder when absent"
+    )
     zero_copy: Literal["auto", "on", "off"] = Field(
         "auto", description="TensorRT: crops and rows in mapped pinned memory; auto: where the GPU shares RAM"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
-        "auto",
-        description="TensorRT: replay a captured graph; auto: where the package cuda-bindings is there",
+        "auto", description="TensorRT: replay a captured graph; auto: where cuda-bindings is installed"
     )
     dla_core: int | None = Field(
         None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: on the GPU"
@@ -206,7 +209,10 @@ class GallerySettings(_Section):
     capacity: int = Field(10_000, ge=1, description="identities; the longest unseen goes first")
     max_exemplars: int = Field(16, ge=1, description="embeddings kept for one identity")
     ttl_hours: Positive | None = Field(
-        72.0, description="an identity that nobody named expires after this; null: never"
+        72.0, description="an identity that nobody named is erased so long after it was seen; null: never"
+    )
+    enrolled_ttl_hours: Positive | None = Field(
+        None, description="the same for people whom somebody named or enrolled; null: never"
     )
 
 
@@ -244,8 +250,8 @@ class MqttSettings(_Section):
     key_file: Path | None = Field(None, description="its key, PEM")
     keepalive_s: int = Field(15, ge=5, le=3600, description="a dead broker is noticed after about twice this")
     commands: tuple[str, ...] = Field((), description="command verbs that are accepted over MQTT")
-    home_assistant: bool = Field(
-        False, description="announce the device to Home Assistant (docs/subscribers.md)"
+    home_assistant: bool | Literal["remove"] = Field(
+        False, description="true: announce the device to Home Assistant; remove: take that back"
     )
 
 
@@ -258,6 +264,16 @@ class OutboxSettings(_Section):
     max_rows: int = Field(1_000_000, ge=100, description="oldest go first, and leave a gap record")
     max_megabytes: int = Field(1024, ge=1, description="likewise")
     max_age_hours: Positive = Field(168.0, description="likewise")
+
+
+class StorageSettings(_Section):
+    """How gallery and outbox stand on the disk."""
+
+    key: SecretStr | None = Field(
+        None,
+        description="encrypts gallery and outbox (SQLCipher): 64 hexadecimal digits, as credential file"
+        " storage__key; null: plain",
+    )
 
 
 class TelemetrySettings(_Section):
@@ -323,6 +339,7 @@ class Settings(BaseSettings):
     identify: IdentifySettings = IdentifySettings()
     mqtt: MqttSettings = MqttSettings()
     outbox: OutboxSettings = OutboxSettings()
+    storage: StorageSettings = StorageSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     supervision: SupervisionSettings = SupervisionSettings()
     governor: GovernorSettings = GovernorSettings()
@@ -365,7 +382,15 @@ class Settings(BaseSettings):
 
 
 RELOADABLE = frozenset(
-    {"identify", "log_level", "telemetry.interval_s", "gallery.ttl_hours", "supervision", "governor"}
+    {
+        "identify",
+        "log_level",
+        "telemetry.interval_s",
+        "gallery.ttl_hours",
+        "gallery.enrolled_ttl_hours",
+        "supervision",
+        "governor",
+    }
 )
 """Dotted keys (or sections) that a running daemon takes over; the others need a restart."""
 
@@ -468,6 +493,27 @@ def _default_file() -> Path | None:
         ) from None
 
 
+def _refuse_unknown_sections() -> None:
+    """An unknown key is an error everywhere; what begins no section at all, pydantic passes over.
+
+    Raises:
+        ConfigError: a variable or credential file with our prefix names no section.
+    """
+    prefix = "EDGE_AGENT__"
+    names = {name: name[len(prefix) :] for name in os.environ if name.upper().startswith(prefix)}
+    folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""))
+    if os.environ.get("CREDENTIALS_DIRECTORY") and folder.is_dir():
+        # One without `__` may be meant for somebody else; ours have a section.
+        names |= {str(file): file.name for file in folder.iterdir() if "__" in file.name}
+    known = list(Settings.model_fields)
+    for where, name in sorted(names.items()):
+        section = name.split("__")[0].lower()
+        if section not in known:
+            near = difflib.get_close_matches(section, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(known)}"
+            raise ConfigError(f"{where}: there is no section or key {section!r}; {hint}")
+
+
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Build the settings.
 
@@ -481,6 +527,7 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
     path = config if config is not None else _default_file()
     values = _read_toml(path) if path is not None else {}
     origin = str(path) if path is not None else "settings"
+    _refuse_unknown_sections()
     token = _file_values.set(values)
     try:
         return Settings(**(overrides or {}))

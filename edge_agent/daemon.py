@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import statistics
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from edge_agent import __version__, factory
+from edge_agent import __version__, audit, factory
 from edge_agent.config import Settings, changes, fingerprint
 from edge_agent.errors import ConfigError, EdgeAgentError, EngineError, StorageError
 from edge_agent.events import (
@@ -32,9 +33,10 @@ from edge_agent.events import (
     identity_event,
     to_wire,
 )
+from edge_agent.governor import LOOK_EVERY_S
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
-from edge_agent.operations import Operations, erase_noted
+from edge_agent.operations import Operations
 from edge_agent.oversight import Oversight
 from edge_agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.progress import Progress
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
+    from edge_agent.engine.calibration import Calibration
+    from edge_agent.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
     from edge_agent.source.base import Source
@@ -117,6 +121,23 @@ class Summary:
 
 
 @dataclass(slots=True)
+class _Latencies:
+    """Milliseconds per stage of the frames since they were last taken; medians are told."""
+
+    _spent: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, latency_ms: Mapping[str, float]) -> None:
+        """Of one frame."""
+        for stage, spent in latency_ms.items():
+            self._spent.setdefault(stage, []).append(spent)
+
+    def take(self) -> dict[str, float]:
+        """Median per stage; they are counted anew from now on."""
+        spent, self._spent = self._spent, {}
+        return {stage: round(statistics.median(list(all_)), 2) for stage, all_ in spent.items()}
+
+
+@dataclass(slots=True)
 class Agent:
     """One run of the agent.
 
@@ -138,6 +159,8 @@ class Agent:
     """Reads the settings again."""
     opened: threading.Event = field(default_factory=threading.Event)
     """Set when everything is open, or could not be opened."""
+    latencies: _Latencies = field(default_factory=_Latencies)
+    """How long the stages took since telemetry was last told."""
     _chores: deque[Callable[[], None]] = field(default_factory=deque)
     _begun_with: Settings = field(init=False)
     _stages: _Stages | None = None
@@ -222,8 +245,12 @@ class Agent:
         state = factory.state_folder(settings.state_dir)
         self._oversight.begin(state, stop)
         sources = factory.open_sources(settings, state)
+        active = factory.current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
-            embedder = stack.enter_context(factory.open_configured_embedder(settings, state))
+            embedder = stack.enter_context(
+                factory.open_configured_embedder(settings, state, active, building=self._tell_build)
+            )
+        calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
         detection = factory.open_detection(settings, stack, cameras=choices)
@@ -231,18 +258,18 @@ class Agent:
         telemetry = stack.enter_context(factory.open_telemetry(settings, state))
         reading = telemetry.read()
         self.device = _device_summary(reading)
-        info = self._info(embedder.info, detection.name, sources, reading)
+        info = self._info(embedder.info, detection.name, sources, reading, calibration)
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
-        identifier = factory.make_identifier(settings, gallery, self.session)
+        identifier = factory.make_identifier(settings, gallery, self.session, calibration)
         outbox = factory.open_outbox(settings, state, stack)
-        erase_events = outbox.erase if outbox is not None else _nothing_to_erase
+        erasure = factory.make_erasure(gallery, outbox, sources)
         operations = Operations(
             gallery=gallery,
             identifier=identifier,
             embed=embedder.embed_images,
             gate=factory.make_gate(settings.quality),
             between_frames=self._between_frames,
-            erase_events=erase_events,
+            erasure=erasure,
             reload=self.reload_now,
             stats=lambda: {"delivery": asdict(publisher.counters)},
             state=state,
@@ -265,7 +292,7 @@ class Agent:
             identifier=identifier,
             telemetry=telemetry,
             chores=self._chores,
-            erase_events=erase_events,
+            erasure=erasure,
             mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
             publisher=publisher,
@@ -284,6 +311,8 @@ class Agent:
             identities=len(gallery),
         )
         stages.health.tell("online")
+        if active is not None and calibration is None:
+            _tell_stale(active, publisher)
         for source in sources if not stop.is_set() else ():
             reader = FrameReader(source, wake=stages.wake, on_status=stages.health.on_status)
             stages.readers.append(ends_last.enter_context(reader))
@@ -322,8 +351,11 @@ class Agent:
             self._oversight.watch(
                 lambda: pipeline.progress.latest,
                 {
-                    "telemetry": lambda: beats.progress.latest,
-                    "governor": lambda: cooling.progress.latest,
+                    "telemetry": (
+                        lambda: beats.progress.latest,
+                        lambda: self.settings.telemetry.interval_s,
+                    ),
+                    "governor": (lambda: cooling.progress.latest, lambda: LOOK_EVERY_S),
                 },
                 stages.readers,
                 stages.publisher,
@@ -361,8 +393,11 @@ class Agent:
                 device=self.device,
                 latency_ms=outcome.latency_ms,
                 detector=stages.detection.name,
+                trace=outcome.trace,
             )
             stages.publisher.publish(event)
+            stages.erasure.note(decision)
+        self.latencies.add(outcome.latency_ms)
         if stages.metrics is not None:
             for stage, spent in outcome.latency_ms.items():
                 stages.metrics.observe(stage, spent / 1000)
@@ -422,13 +457,33 @@ class Agent:
         configure(settings.log_level)
         if self._stages is not None:
             factory.adjust_identifier(self._stages.identifier, settings)
+            self._take_over_calibration(self._stages)
             try:
                 factory.adjust_gallery(self._stages.gallery, settings)
             except StorageError as problem:
                 _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(problem))
 
+    def _tell_build(self, phase: str, done: int, total: int) -> None:
+        """A plan is being built, which takes minutes: systemd and `edge-agent status` are told."""
+        self._oversight.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
+
+    def _take_over_calibration(self, stages: _Stages) -> None:
+        """Use the threshold of the calibration that is active now; its engine needs a restart."""
+        try:
+            active = factory.current_calibration(self.settings.engine, self.settings.state_dir)
+        except EdgeAgentError as problem:
+            _log.error("reload_incomplete", setting="engine.folder", error=str(problem))
+            return
+        calibration = _of_space(active, stages.embedder.info)
+        stages.identifier.calibrated = None if calibration is None else calibration.threshold
+
     def _info(
-        self, engine: EngineInfo, detector: str, sources: Sequence[Source], reading: Reading
+        self,
+        engine: EngineInfo,
+        detector: str,
+        sources: Sequence[Source],
+        reading: Reading,
+        calibration: Calibration | None,
     ) -> InfoData:
         enabled = [source for source in self.settings.sources if source.enabled]
         cameras = [
@@ -441,6 +496,7 @@ class Agent:
             detector=detector,
             cameras=tuple(cameras),
             enrolment=self.settings.identify.enrolment,
+            calibration=None if calibration is None else calibration.summary(),
             config_hash=fingerprint(self.settings),
             python=platform.python_version(),
             platform=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -463,7 +519,7 @@ class _Stages:
     health: _Health
     metrics: Metrics | None
     chores: deque[Callable[[], None]]
-    erase_events: Callable[[str], int]
+    erasure: Erasure
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
@@ -533,16 +589,36 @@ class _Health:
         self.publisher.publish(alert)
 
 
+def _of_space(calibration: Calibration | None, engine: EngineInfo) -> Calibration | None:
+    """The calibration, if it is of the network that runs."""
+    if calibration is None or calibration.data["space"] != engine.space:
+        return None
+    return calibration
+
+
+def _tell_stale(calibration: Calibration, publisher: factory.Publish) -> None:
+    """Say that the active calibration is of another network, so neither precision nor threshold is used."""
+    model = calibration.data["model"]
+    message = (
+        f"the active calibration {calibration.name} is of {model['name']} with profile "
+        f"{model['preprocess']}, which does not run here; run `edge-agent calibrate` for the present model"
+    )
+    _log.warning("calibration_stale", calibration=calibration.name, model=model["name"])
+    publisher.publish(
+        alert_event(
+            "calibration_stale",
+            message,
+            time=time.time(),
+            details={"calibration": calibration.name},
+        )
+    )
+
+
 def _lower(load: Load, pipeline: Pipeline) -> None:
     """Keep to this load from the next round on; tracks of cameras that are closed now end."""
     for camera in set(load.closed) - set(pipeline.load.closed):
         pipeline.chores.append(partial(pipeline.end_tracks, camera))
     pipeline.load = load
-
-
-def _nothing_to_erase(_word: str) -> int:
-    """Without a broker no event waits."""
-    return 0
 
 
 _DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
@@ -613,9 +689,11 @@ class _Beats:
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
             self._saved = time.monotonic()
             _save(self.stages.identifier)
-            for gone in self.stages.gallery.expire(time.time()):
-                _log.info("identity_expired", identity=gone.id)
-        erase_noted(self.stages.gallery, self.stages.erase_events)
+            gone = self.stages.gallery.expire(time.time())
+            if gone:
+                _log.info("identities_expired", people=len(gone))
+                audit.record(self.agent.settings.state_dir, "expire", "agent", people=len(gone))
+        self.stages.erasure.run()
 
     def _tell_throttling(self, reading: Reading) -> None:
         """An alert when the board begins to hold its clocks down, and when that is over."""
@@ -688,6 +766,9 @@ class _Beats:
             dropped=dropped,
             people_present=self.stages.identifier.present,
             identities=len(self.stages.gallery),
+            latency_ms=self.agent.latencies.take(),
+            connection=self.stages.publisher.state.value,
+            connects=delivered.connects,
             outbox_rows=delivered.outbox_rows,
             outbox_bytes=delivered.outbox_bytes,
             outbox_parked=delivered.outbox_parked,

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import cv2
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ __all__ = ["Embedder"]
 
 _log = structlog.get_logger(__name__)
 
-_INTERPOLATION = {"linear": cv2.INTER_LINEAR}
 _UNIT_TOLERANCE = 0.02
 """How far from 1 the squared length of a vector may be; FP16 engines round to about 1e-3."""
 _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
@@ -94,7 +92,6 @@ class Embedder:
         self._profile = profile
         self._gate = gate
         self._golden = golden
-        self._interpolation = _INTERPOLATION[profile.resize]
         self._jobs: deque[_Job] = deque()
         self._batches: deque[list[_Slot]] = deque()
         self.counters = EmbedCounters()
@@ -152,7 +149,7 @@ class Embedder:
                 if not slots:
                     buffer = self._next_buffer()
                 x1, y1, x2, y2 = inside[row]
-                self._resize(image[y1:y2, x1:x2], buffer[len(slots)])
+                self._profile.fit(image[y1:y2, x1:x2], buffer[len(slots)])
                 slots.append(_Slot(job, index, row))
                 if len(slots) == len(buffer):
                     self._launch(slots)
@@ -201,10 +198,6 @@ class Embedder:
             job.present[index][row] = False
             job.quality[index][row] = 0.0
             self.counters.spared += 1
-
-    def _resize(self, crop: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
-        height, width = target.shape[:2]
-        cv2.resize(crop, (width, height), dst=target, interpolation=self._interpolation)
 
     def _next_buffer(self) -> NDArray[np.uint8]:
         if self._engine.in_flight == DEPTH:
@@ -285,7 +278,7 @@ class Embedder:
                     yield self._engine.collect()
                 buffer = self._engine.buffer()
                 for image, target in zip(chunk, buffer, strict=False):
-                    self._resize(image, target)
+                    self._profile.fit(image, target)
                 self._engine.submit(len(chunk))
                 self.counters.batches += 1
             while self._engine.in_flight:

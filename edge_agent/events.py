@@ -5,7 +5,7 @@ A message is an envelope (`Event`) around the data of one kind::
     {"specversion": "1.0", "id": "...", "source": "edge/v1/<site>/<device>",
      "type": "edge.identity.matched.v1", "time": "2024-05-01T10:00:00.000Z",
      "datacontenttype": "application/json", "dataschema": "urn:edge-agent:schema:identity:1",
-     "session": "...", "data": {...}, "seq": 17}
+     "session": "...", "traceparent": "00-...", "data": {...}, "seq": 17}
 
 `session` names one run of the agent. `seq` counts the events of a device that must not be lost (identity,
 gap, alert), over all its sessions and without holes; messages that are retained or may be lost have none.
@@ -19,6 +19,7 @@ document under `docs/` are generated from this file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import types
 import typing
@@ -449,6 +450,8 @@ class Event:
         source: `edge/v1/<site>/<device>`; "" until it is published.
         session: id of the run of the agent; "" until it is published.
         seq: number of the event, None for kinds that have none or until it is published.
+        traceparent: W3C Trace Context of a numbered event (CloudEvents' extension of that name); "" for kinds
+            without number. Its trace is the frame's at which the event was decided.
     """
 
     id: str
@@ -458,6 +461,7 @@ class Event:
     source: str = ""
     session: str = ""
     seq: int | None = None
+    traceparent: str = ""
 
     @property
     def kind(self) -> str:
@@ -472,11 +476,34 @@ class Event:
 
 
 def new_event(
-    kind: str, data: object, *, detail: str | None = None, time: float, event_id: str | None = None
+    kind: str,
+    data: object,
+    *,
+    detail: str | None = None,
+    time: float,
+    event_id: str | None = None,
+    trace: str | None = None,
 ) -> Event:
-    """An event of this kind with a fresh id (or the given one)."""
+    """An event of this kind with a fresh id (or the given one).
+
+    Args:
+        kind: first part of its type.
+        detail: second part of its type, None for none.
+        data: of the class of that kind.
+        time: when it happened, Unix seconds.
+        event_id: a fresh one when None.
+        trace: id of the trace that it belongs to, 32 hex digits; one of its own when None.
+    """
     name = f"edge.{kind}.{detail}.v1" if detail else f"edge.{kind}.v1"
-    return Event(id=event_id or str(uuid.uuid4()), type=name, time=time, data=data)
+    chosen = event_id or str(uuid.uuid4())
+    traceparent = _traceparent(chosen, trace) if kind in NUMBERED else ""
+    return Event(id=chosen, type=name, time=time, data=data, traceparent=traceparent)
+
+
+def _traceparent(event_id: str, trace: str | None) -> str:
+    """W3C Trace Context, sampled: the event is a span of the trace; both follow from its id."""
+    digest = hashlib.blake2b(event_id.encode(), digest_size=24).hexdigest()
+    return f"00-{trace or digest[:32]}-{digest[32:]}-01"
 
 
 def identity_event(
@@ -486,6 +513,7 @@ def identity_event(
     device: DeviceSummary,
     latency_ms: Mapping[str, float],
     detector: str | None = None,
+    trace: str | None = None,
 ) -> Event:
     """The event that tells of a decision; its id is the decision's.
 
@@ -495,6 +523,7 @@ def identity_event(
         device: state of the device now.
         latency_ms: milliseconds per stage.
         detector: name of what found the person.
+        trace: id of the frame's trace, 32 hex digits.
     """
     margin = (
         None if decision.score is None or decision.runner_up is None else decision.score - decision.runner_up
@@ -529,7 +558,9 @@ def identity_event(
         latency_ms={stage: round(float(spent), 2) for stage, spent in latency_ms.items()},
         device=device,
     )
-    return new_event("identity", data, detail=data.kind, time=decision.time, event_id=decision.id)
+    return new_event(
+        "identity", data, detail=data.kind, time=decision.time, event_id=decision.id, trace=trace
+    )
 
 
 def _rounded(value: float | None) -> float | None:
@@ -593,7 +624,7 @@ def encode(event: Event) -> bytes:
 
 def envelope(event: Event) -> dict[str, Any]:
     """The event as a JSON object."""
-    document = {
+    document: dict[str, Any] = {
         "specversion": "1.0",
         "id": event.id,
         "source": event.source,
@@ -602,8 +633,10 @@ def envelope(event: Event) -> dict[str, Any]:
         "datacontenttype": "application/json",
         "dataschema": schema_urn(event.kind),
         "session": event.session,
-        "data": to_wire(event.data),
     }
+    if event.traceparent:
+        document["traceparent"] = event.traceparent
+    document["data"] = to_wire(event.data)
     if event.seq is not None:
         document["seq"] = event.seq
     return document
@@ -627,6 +660,7 @@ def decode(payload: bytes | str) -> Event:
             source=_text(found, "source"),
             session=_text(found, "session"),
             seq=None if found.get("seq") is None else int(found["seq"]),
+            traceparent=str(found.get("traceparent", "")),
         )
     except InputError:
         raise
@@ -820,6 +854,12 @@ def envelope_schema(kind: str) -> dict[str, Any]:
             "description": "Counts the numbered events of the device over all sessions, without holes.",
         }
         required.append("seq")
+        properties["traceparent"] = {
+            "type": "string",
+            "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-01$",
+            "description": "W3C Trace Context: the trace is the frame's at which this was decided, so events"
+            " of one frame share it; the span is the event's own.",
+        }
     return {
         "$schema": JSON_SCHEMA_DIALECT,
         "$id": f"urn:edge-agent:schema:{kind}-message:1",

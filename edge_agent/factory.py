@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.config import DetectorSettings, EngineSettings, MqttSettings, QualitySettings, Settings
-from edge_agent.errors import ConfigError, InputError
+from edge_agent.errors import ConfigError, InputError, StorageError
 from edge_agent.manifest import read_json
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import State
     from edge_agent.embed import Embedder
     from edge_agent.engine import Engine
+    from edge_agent.engine.build import Progress
+    from edge_agent.engine.calibration import Calibration
+    from edge_agent.engine.golden import Golden
+    from edge_agent.engine.prepared import PreparedGraph
+    from edge_agent.engine.scales import Scales
+    from edge_agent.erasure import Erasure, Removed
     from edge_agent.events import Event, InfoData, TelemetryData
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GALLERY_FILE",
+    "OUTBOX_FILE",
     "STRIPES",
     "Detection",
     "Model",
@@ -50,8 +58,15 @@ __all__ = [
     "announce",
     "broker_settings",
     "choose_model",
+    "current_calibration",
+    "database_key",
     "default_model",
+    "embedder_of",
+    "engines_folder",
+    "erase_at_rest",
+    "in_precision",
     "make_cooling",
+    "make_erasure",
     "make_gate",
     "make_identifier",
     "make_tracker",
@@ -66,10 +81,17 @@ __all__ = [
     "open_publisher",
     "open_sources",
     "open_telemetry",
+    "prepare_model",
+    "rekey",
+    "site_scores",
     "state_folder",
 ]
 
 GALLERY_FILE = "gallery.db"
+OUTBOX_FILE = "outbox.db"
+
+ENGINES_FOLDER = "engines"
+"""Inside the state folder."""
 
 STRIPES = "colour-stripes"
 """Name that stands for the built-in colour-stripe graph where a model file is expected."""
@@ -179,55 +201,265 @@ def make_gate(settings: QualitySettings) -> QualityGate:
     return QualityGate(**settings.model_dump())
 
 
-def open_embedder(
-    model: Path,
-    preprocess: str,
-    *,
-    max_batch: int = 64,
-    backend: str = "auto",
-    threads: int = 0,
-    quality: QualitySettings | None = None,
-    state: Path | None = None,
-) -> Embedder:
-    """The embedding stage; not yet entered.
+def engines_folder(settings: EngineSettings, state: Path) -> Path:
+    """Where calibrations and plans are."""
+    return settings.folder if settings.folder is not None else state / ENGINES_FOLDER
+
+
+def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[PreparedGraph, Golden]:
+    """The network with pre- and post-processing inside, and reference embeddings for its self-test.
 
     Args:
         model: ReID ONNX.
         preprocess: name of the profile.
-        max_batch: largest batch for all cameras together.
-        backend: see `edge_agent.engine.BACKENDS`.
-        threads: CPU threads, 0 for the backend's own choice.
-        quality: limits of the gate; its defaults when None.
-        state: folder where the reference embeddings of the self-test are kept.
+        state: folder where the reference embeddings are kept, None to keep nothing.
 
     Raises:
         ModelError: the file does not fit; says how to mend it.
     """
-    from edge_agent.embed import Embedder
-    from edge_agent.engine import open_engine
     from edge_agent.engine.golden import load_or_make
     from edge_agent.engine.graph import prepare_reid
     from edge_agent.engine.profiles import profile_named
 
-    profile = profile_named(preprocess)
-    prepared = prepare_reid(model, profile)
-    golden = load_or_make(prepared, state)
-    engine = open_engine(prepared, backend=backend, max_batch=max_batch, threads=threads)
-    return Embedder(engine, profile=profile, gate=make_gate(quality or QualitySettings()), golden=golden)
+    prepared = prepare_reid(model, profile_named(preprocess))
+    return prepared, load_or_make(prepared, state)
 
 
-def open_configured_embedder(settings: Settings, state: Path) -> Embedder:
-    """The embedding stage that the settings name; not yet entered."""
+def current_calibration(settings: EngineSettings, state: Path) -> Calibration | None:
+    """The active calibration, of whatever network; None where there is none.
+
+    Raises:
+        InputError: it is damaged; says what mends it.
+    """
+    from edge_agent.engine.calibration import active_calibration
+
+    return active_calibration(engines_folder(settings, state))
+
+
+def in_precision(
+    prepared: PreparedGraph, wanted: str, backend: str, calibration: Calibration | None
+) -> PreparedGraph:
+    """The network in the precision that is asked for.
+
+    Args:
+        prepared: as exported.
+        wanted: `auto`, `fp32`, `fp16` or `int8`. `auto` is what the calibration chose for this backend;
+            without one FP16 on TensorRT, else FP32.
+        backend: `onnxruntime` or `tensorrt`.
+        calibration: the active one; one of another network is not used.
+
+    Raises:
+        ConfigError: INT8 is wanted, and no calibration of this network has it.
+        InputError: the calibration's graph cannot be read.
+    """
+    from edge_agent.engine.half import to_half
+
+    own = calibration if calibration is not None and calibration.fits(prepared) else None
+    if wanted == "auto" and own is not None and own.backend == backend:
+        return own.graph(prepared)
+    if wanted == "auto":
+        wanted = "fp16" if backend == "tensorrt" else "fp32"
+    if wanted == "fp32":
+        return prepared
+    if own is not None and own.precision == wanted:
+        return own.graph(prepared)
+    if wanted == "fp16":
+        return to_half(prepared)
+    raise ConfigError(
+        f"no INT8 calibration of {prepared.name} with profile {prepared.profile and prepared.profile.name} "
+        "has passed the accuracy gate here; run `edge-agent calibrate --dataset DIR`, or choose "
+        "engine.precision auto or fp16"
+    )
+
+
+def embedder_of(
+    graph: PreparedGraph,
+    golden: Golden,
+    *,
+    engine: EngineSettings,
+    quality: QualitySettings,
+    plans: Path | None,
+    ranges: Callable[[], tuple[PreparedGraph, Scales]] | None = None,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """The embedding stage for exactly this graph; not yet entered.
+
+    Args:
+        graph: in the precision that shall run.
+        golden: reference embeddings for the self-test.
+        engine: backend and its options.
+        quality: limits of the gate.
+        plans: folder of TensorRT's plans, None where none may be kept.
+        ranges: gives the FP32 graph and its INT8 ranges; asked where an INT8 engine wants these instead.
+        max_batch: largest batch, at most that of `engine`, which it is when None.
+        building: told how far the build of a plan is: phase, steps done, steps in all.
+    """
+    from edge_agent.embed import Embedder
+    from edge_agent.engine import TensorRTOptions, choose_backend, open_engine, takes_ranges_beside
+
+    profile = graph.profile
+    assert profile is not None  # detectors have no embedding stage
+    backend = choose_backend(engine.backend)
+    options, scales = None, None
+    if backend == "tensorrt" and plans is not None:
+        if graph.precision == "int8" and ranges is not None and takes_ranges_beside(engine.dla_core):
+            exported, scales = ranges()
+            graph = replace(exported, precision="int8")
+        options = TensorRTOptions(
+            plans=plans,
+            largest=engine.max_batch,
+            scales=scales,
+            zero_copy=engine.zero_copy,
+            cuda_graphs=engine.cuda_graphs,
+            dla_core=engine.dla_core,
+            workspace_mb=engine.workspace_mb,
+            progress=building,
+            conditions=lambda: _conditions(plans),
+        )
+    opened = open_engine(
+        graph,
+        backend=backend,
+        max_batch=max_batch or engine.max_batch,
+        threads=engine.threads,
+        tensorrt=options,
+    )
+    return Embedder(opened, profile=profile, gate=make_gate(quality), golden=golden)
+
+
+def _conditions(disk: Path) -> dict[str, Any]:
+    """What the device was like while a plan was built: its kernels were timed under it."""
+    from edge_agent.telemetry.reader import Telemetry
+
+    with Telemetry(disk=disk, jtop=False) as telemetry:
+        reading = telemetry.read()
+    return {
+        "power_mode": reading.power_mode,
+        "clocks_locked": reading.clocks_locked,
+        "gpu_mhz": reading.gpu_mhz,
+        "gpu_max_mhz": reading.gpu_max_mhz,
+    }
+
+
+def open_embedder(
+    model: Path,
+    preprocess: str,
+    *,
+    engine: EngineSettings | None = None,
+    quality: QualitySettings | None = None,
+    state: Path | None = None,
+    calibration: Calibration | None = None,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """The embedding stage of a network in the precision that the settings ask for; not yet entered.
+
+    Args:
+        model: ReID ONNX.
+        preprocess: name of the profile.
+        engine: backend, precision and their options; the defaults when None. Its `model` and `preprocess`
+            have no say.
+        quality: limits of the gate; its defaults when None.
+        state: folder for the self-test's references, and for plans where the settings name no other.
+        calibration: the active one, None to go without.
+        max_batch: as for `embedder_of`.
+        building: likewise.
+
+    Raises:
+        ModelError: the file does not fit; says how to mend it.
+        ConfigError: the precision cannot be had.
+    """
+    from edge_agent.engine import choose_backend
+
+    chosen = engine or EngineSettings()
+    backend = choose_backend(chosen.backend)
+    prepared, golden = prepare_model(model, preprocess, state)
+    ranges = None
+    if calibration is not None and calibration.fits(prepared):
+        ranges = partial(_ranges, prepared, calibration)
+    return embedder_of(
+        in_precision(prepared, chosen.precision, backend, calibration),
+        golden,
+        engine=chosen.model_copy(update={"backend": backend}),
+        quality=quality or QualitySettings(),
+        plans=chosen.folder if state is None else engines_folder(chosen, state),
+        ranges=ranges,
+        max_batch=max_batch,
+        building=building,
+    )
+
+
+def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[PreparedGraph, Scales]:
+    return prepared, calibration.scales()
+
+
+def open_configured_embedder(
+    settings: Settings,
+    state: Path,
+    calibration: Calibration | None,
+    *,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """The embedding stage that the settings name; not yet entered. `calibration`: the active one."""
     model = choose_model(settings.engine, state)
     return open_embedder(
         model.path,
         model.preprocess,
-        max_batch=settings.engine.max_batch,
-        backend=settings.engine.backend,
-        threads=settings.engine.threads,
+        engine=settings.engine,
         quality=settings.quality,
         state=state,
+        calibration=calibration,
+        max_batch=max_batch,
+        building=building,
     )
+
+
+def database_key(settings: Settings) -> bytes | None:
+    """The key of gallery and outbox; None: they are plain.
+
+    Raises:
+        ConfigError: what is set is no key.
+    """
+    from edge_agent.encryption import parse_key
+
+    secret = settings.storage.key
+    return None if secret is None else parse_key(secret.get_secret_value())
+
+
+def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
+    """Write gallery and outbox anew under the configured key; the agent must not run.
+
+    Args:
+        settings: with the key that they shall have, or none.
+        old: the key that they were made with; None: they are plain.
+
+    Returns:
+        by path: whether it was written, False where it had that key already; files that are not there are not
+        named.
+
+    Raises:
+        ConfigError: the configured key is none, or SQLCipher is not installed.
+        StorageError: an agent runs, or the old key is not the one.
+    """
+    from edge_agent.deliver import outbox
+    from edge_agent.encryption import rewrite
+    from edge_agent.gallery.store import OwnerLock
+
+    new = database_key(settings)
+    gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
+    lock = OwnerLock(gallery)
+    if gallery.exists() and not lock.acquire():
+        raise StorageError(f"{gallery} is in use by a running agent (process {lock.holder()}); stop it first")
+    try:
+        made = {
+            str(path): do(path, old, new)
+            for path, do in ((gallery, rewrite), (events, outbox.rekey))
+            if path.exists()
+        }
+    finally:
+        lock.release()
+    return made
 
 
 def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -> Gallery:
@@ -236,22 +468,48 @@ def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -
 
     return Gallery(
         state_folder(settings.state_dir) / GALLERY_FILE,
+        key=database_key(settings),
         space=info.space,
         dimension=info.dimension,
         capacity=settings.gallery.capacity,
         max_exemplars=settings.gallery.max_exemplars,
-        ttl_s=_ttl_s(settings),
+        ttl_s=_seconds(settings.gallery.ttl_hours),
+        enrolled_ttl_s=_seconds(settings.gallery.enrolled_ttl_hours),
         owner=owner,
     )
 
 
-def _ttl_s(settings: Settings) -> float | None:
-    hours = settings.gallery.ttl_hours
+def _seconds(hours: float | None) -> float | None:
     return hours * 3600 if hours is not None else None
 
 
-def make_identifier(settings: Settings, gallery: Gallery, session: str) -> Identifier:
-    """The decision stage."""
+def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
+    """What the agent has learnt of its site with this network, from the gallery of the state folder.
+
+    Raises:
+        InputError: there is no gallery, or it has nothing of the site.
+        SpaceMismatch: the gallery is of another network.
+    """
+    from edge_agent.engine import open_engine
+    from edge_agent.identify.identifier import SITE_FACT
+
+    path = settings.state_dir / GALLERY_FILE
+    found = None
+    if path.is_file():
+        with open_gallery(settings, open_engine(prepared, backend="onnxruntime").info) as gallery:
+            found = gallery.get_fact(SITE_FACT)
+    if not isinstance(found, dict) or not found.get("pairs"):
+        raise InputError(
+            f"{path} has no scores of this site yet: the agent learns them while it runs, from people who "
+            "are seen at the same time; leave --site-pairs out, or let it run for a while"
+        )
+    return found
+
+
+def make_identifier(
+    settings: Settings, gallery: Gallery, session: str, calibration: Calibration | None = None
+) -> Identifier:
+    """The decision stage; `calibration`: of the network that makes the embeddings."""
     from edge_agent.identify import Identifier
 
     chosen = settings.identify
@@ -260,6 +518,7 @@ def make_identifier(settings: Settings, gallery: Gallery, session: str) -> Ident
         session,
         enrolment=chosen.enrolment,
         configured=chosen.threshold,
+        calibrated=None if calibration is None else calibration.threshold,
         target_fmr=chosen.target_fmr,
         decide_crops=chosen.decide_crops,
         enrol_crops=chosen.enrol_crops,
@@ -476,7 +735,8 @@ def adjust_gallery(gallery: Gallery, settings: Settings) -> None:
     Raises:
         StorageError: they could not be written.
     """
-    gallery.set_ttl(_ttl_s(settings))
+    times = settings.gallery
+    gallery.set_ttl(_seconds(times.ttl_hours), enrolled_s=_seconds(times.enrolled_ttl_hours))
 
 
 def open_telemetry(settings: Settings, state: Path) -> Telemetry:
@@ -522,19 +782,59 @@ def make_cooling(
 
 def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:
     """Where events wait for the broker, open; None without a broker."""
-    from edge_agent.deliver.outbox import Outbox
-
     if settings.mqtt.broker is None:
         return None
+    return stack.enter_context(_outbox(settings, state))
+
+
+def _outbox(settings: Settings, state: Path) -> Outbox:
+    from edge_agent.deliver.outbox import Outbox
+
     limits = settings.outbox
-    outbox = Outbox(
-        state / "outbox.db",
+    return Outbox(
+        state / OUTBOX_FILE,
         synchronous=limits.synchronous,
         max_rows=limits.max_rows,
         max_bytes=limits.max_megabytes << 20,
         max_age_s=limits.max_age_hours * 3600,
+        key=database_key(settings),
     )
-    return stack.enter_context(outbox)
+
+
+def make_erasure(gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]) -> Erasure:
+    """What removes events and pictures of people who are gone."""
+    from edge_agent.erasure import Erasure
+    from edge_agent.source.crops import CropFolderSource
+
+    folders = [source for source in sources if isinstance(source, CropFolderSource)]
+    return Erasure(gallery, outbox.erase if outbox is not None else _no_events, folders)
+
+
+def _no_events(_word: str) -> int:
+    """Without an outbox no event waits."""
+    return 0
+
+
+def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
+    """Remove what is kept of people who are gone, while no agent runs; None where one does, which will do it.
+
+    Raises:
+        StorageError: some could not be removed; the agent will, at its next start.
+    """
+    from edge_agent.gallery.store import OwnerLock
+
+    state = settings.state_dir
+    lock = OwnerLock(state / GALLERY_FILE)
+    if not lock.acquire():
+        return None
+    try:
+        with ExitStack() as stack:
+            kept = (state / OUTBOX_FILE).exists()
+            outbox = stack.enter_context(_outbox(settings, state)) if kept else None
+            enabled = any(source.enabled for source in settings.sources)
+            return make_erasure(gallery, outbox, open_sources(settings, state) if enabled else ()).run()
+    finally:
+        lock.release()
 
 
 def open_commands(settings: Settings, operations: Operations, stack: ExitStack) -> CommandDesk | None:
@@ -594,7 +894,7 @@ def open_publisher(
 
 
 def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
-    """Tell Home Assistant of this device, where the settings want it."""
+    """Tell Home Assistant of this device, or take that back, where the settings want it."""
     from edge_agent.deliver.homeassistant import announcement, discovery_topic
     from edge_agent.deliver.publisher import Publisher
     from edge_agent.deliver.topics import Topics
@@ -603,7 +903,10 @@ def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Re
     if not mqtt.home_assistant or not isinstance(publisher, Publisher):
         return
     topics = Topics(mqtt.site, mqtt.device)
-    message = announcement(topics, info, zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w))
+    message = b""  # takes it back
+    if mqtt.home_assistant is True:
+        zones, rails = sorted(reading.temperatures_c), sorted(reading.power_w)
+        message = announcement(topics, info, zones=zones, rails=rails)
     publisher.set_retained(discovery_topic(topics), message)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent import audit
+from edge_agent.erasure import Erasure, forget
 from edge_agent.errors import InputError
 from edge_agent.events import (
     EnrolCommand,
@@ -25,11 +26,10 @@ from edge_agent.events import (
     StatsCommand,
 )
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.identity import Erased
 from edge_agent.identify import Identifier
 from edge_agent.quality import QualityGate, grade_picture
 
-__all__ = ["Operations", "erase_noted", "note_erased"]
+__all__ = ["Operations"]
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Operations:
         embed: N pictures -> `(N, D)` float32; called between two frames.
         gate: grades pictures.
         between_frames: runs a function on the driving thread and gives what it returns.
-        erase_events: removes events with this word from the outbox; returns how many.
+        erasure: removes what else is kept of people who are gone.
         reload: reads the settings again; returns the keys that need a restart.
         stats: counters of delivery.
         state: folder of the audit file.
@@ -60,7 +60,7 @@ class Operations:
     embed: Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
     gate: QualityGate
     between_frames: Callable[[Callable[[], Any]], Any]
-    erase_events: Callable[[str], int]
+    erasure: Erasure
     reload: Callable[[], list[str]]
     stats: Callable[[], Mapping[str, Any]]
     state: Path
@@ -109,12 +109,14 @@ class Operations:
         return {"identity_id": identity.id, "exemplars": identity.exemplars}
 
     def forget(self, command: ForgetCommand) -> Mapping[str, Any]:
-        """Erase a person from gallery and outbox."""
+        """Erase a person from gallery, outbox and crop folders."""
         identity = self.gallery.get(command.identity_id)
-        erased = self.between_frames(lambda: self.gallery.forget(identity.number))
-        events = sum(self.erase_events(opaque) for opaque in (erased.id, *erased.former_ids))
-        audit.record(self.state, "forget", BY, exemplars=erased.exemplars, events=events)
-        return {"exemplars": erased.exemplars, "events": events}
+        erased, removed = self.erasure.forget(
+            lambda: self.between_frames(lambda: forget(self.gallery, identity.number))
+        )
+        counts = {"exemplars": erased.exemplars, **asdict(removed)}
+        audit.record(self.state, "forget", BY, **counts)
+        return counts
 
     def reload_settings(self, _command: ReloadCommand) -> Mapping[str, Any]:
         """Apply what may change while running."""
@@ -154,26 +156,6 @@ class Operations:
             time=command.issued,
         )
         return identity.number
-
-
-_ERASED_FACT = "events_to_erase"
-
-
-def note_erased(gallery: Gallery, erased: Iterable[Erased]) -> None:
-    """Remember whose events have to leave the outbox, which only the running agent may change."""
-    ids = [opaque for one in erased for opaque in (one.id, *one.former_ids)]
-    if ids:
-        gallery.set_fact(_ERASED_FACT, [*(gallery.get_fact(_ERASED_FACT) or []), *ids])
-
-
-def erase_noted(gallery: Gallery, erase_events: Callable[[str], int]) -> int:
-    """Erase the events of everyone who was noted; returns how many."""
-    noted = gallery.get_fact(_ERASED_FACT) or []
-    if not noted:
-        return 0
-    erased = sum(erase_events(opaque) for opaque in noted)
-    gallery.set_fact(_ERASED_FACT, [])
-    return erased
 
 
 def _decode(text: str) -> NDArray[np.uint8]:

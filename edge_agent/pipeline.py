@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,11 +138,13 @@ class FrameOutcome:
         decisions: what was decided, in order.
         latency_ms: milliseconds by stage (`detect`, `embed`, `decide`) and, for live sources, `total` from
             capture to decision.
+        trace: id of the frame's trace, 32 hex digits; its events carry it to the subscribers.
     """
 
     update: TrackUpdate
     decisions: tuple[Decision, ...]
     latency_ms: Mapping[str, float]
+    trace: str
 
 
 @dataclass(slots=True)
@@ -172,6 +175,7 @@ class _Pending:
     detections: Detections | None
     pairs: int
     detect_s: float
+    trace: str
 
 
 @dataclass(slots=True)
@@ -302,7 +306,7 @@ class Pipeline:
         stage, latest = self._trackers.get(camera), self._latest.get(camera)
         if stage is not None and latest is not None:
             update = stage.finish(latest.frame, latest.time, latest.size)
-            self._give(update, self.identify.update(update), {})
+            self._give(update, self.identify.update(update), {}, uuid.uuid4().hex)
 
     # -- one round -----------------------------------------------------------------------------
 
@@ -315,6 +319,7 @@ class Pipeline:
             if self._skip(reader, item, load):
                 continue
             began = time.perf_counter()
+            trace = uuid.uuid4().hex
             detections = None
             self.progress.at("detect")
             if isinstance(item, Frame):
@@ -326,7 +331,7 @@ class Pipeline:
             took = time.perf_counter() - began
             self.counters.spend("detect", took)
             pairs += new
-            pending.append(_Pending(reader, item, detections, len(new), took))
+            pending.append(_Pending(reader, item, detections, len(new), took, trace))
         if not pending:
             return False
         began = time.perf_counter()
@@ -423,16 +428,18 @@ class Pipeline:
         if pending.reader.live:
             latency["total"] = 1e3 * (time.time() - item.time)
         self.counters.frames[item.camera] = self.counters.frames.get(item.camera, 0) + 1
-        self._give(update, decisions, latency)
+        self._give(update, decisions, latency, pending.trace)
         pending.reader.done(item)
 
-    def _give(self, update: TrackUpdate, decisions: list[Decision], latency: Mapping[str, float]) -> None:
+    def _give(
+        self, update: TrackUpdate, decisions: list[Decision], latency: Mapping[str, float], trace: str
+    ) -> None:
         began = time.perf_counter()
         self.progress.at("hand over")
         self.counters.decisions += len(decisions)
         if self.thin is not None:
             self.thin.learn(update, decisions)
-        self.hand_over(FrameOutcome(update, tuple(decisions), latency))
+        self.hand_over(FrameOutcome(update, tuple(decisions), latency, trace))
         self.counters.spend("hand_over", time.perf_counter() - began)
 
     # -- trackers and ends ---------------------------------------------------------------------
@@ -464,7 +471,7 @@ class Pipeline:
         if stage is None or latest is None:
             return
         update = stage.finish(latest.frame, latest.time, latest.size)
-        self._give(update, self.identify.update(update), {})
+        self._give(update, self.identify.update(update), {}, uuid.uuid4().hex)
 
 
 def _candidates(pending: _Pending) -> Candidates:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LONE_TRACKS",
     "Candidates",
     "CropBatch",
     "Decision",
@@ -24,6 +25,7 @@ __all__ = [
     "EngineInfo",
     "Frame",
     "Load",
+    "Pictures",
     "SourceState",
     "SourceStatus",
     "TrackObservation",
@@ -191,6 +193,27 @@ class TrackUpdate:
     """`(width, height)` of the frame in pixels."""
     seen: tuple[TrackObservation, ...]
     ended: tuple[int, ...]
+
+
+LONE_TRACKS = 1 << 40
+"""Where the numbers of crops that came without a track begin, far above any tracker's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures in a crop folder that show one person: those of one track of one camera, from a moment on.
+
+    Attributes:
+        camera: id of the camera.
+        track: number of the track; from `LONE_TRACKS` on, the one picture of that moment without a track.
+        since: time of its first picture, Unix seconds.
+        until: when the number was given to another track of that camera; infinity where it was not.
+    """
+
+    camera: str
+    track: int
+    since: float
+    until: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from edge_agent.structures import (
+    LONE_TRACKS,
     CropBatch,
     Detections,
     Embedded,
@@ -396,14 +397,11 @@ class UpstreamTracks:
         lost_s: seconds after which a track of which no crop came ends.
     """
 
-    _OWN_NUMBERS = 1 << 40
-    """Where the numbers of crops without a track begin, far above any tracker's."""
-
     def __init__(self, camera: str, *, lost_s: float = 3.0) -> None:
         self.camera = camera
         self._lost_s = lost_s
         self._last_seen: dict[int, float] = {}
-        self._alone = self._OWN_NUMBERS
+        self._alone = LONE_TRACKS
 
     def update(self, crops: CropBatch, embedded: Sequence[Embedded]) -> TrackUpdate:
         """Take in the crops of one frame.

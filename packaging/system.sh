@@ -340,8 +340,11 @@ check_settings() {
 }
 
 calibrate() {
+  local precision=()
   say 'calibrating: engines for this device, and what they may be trusted with'
-  run as_service "$release/bin/edge-agent" calibrate --config "$config_folder/config.toml"
+  # A CPU computes FP16 by way of FP32, which takes longer.
+  [[ -n $l4t ]] || precision=(--precision fp32)
+  run as_service "$release/bin/edge-agent" calibrate "${precision[@]}" --config "$config_folder/config.toml"
 }
 
 # ---- the switch

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import paho.mqtt.client as mqtt
-from conftest import Mosquitto, find_free_port, mosquitto_binary
 from jsonschema import Draft202012Validator, ValidationError
 
 from edge_agent.deliver.connection import Backoff, BrokerSettings
@@ -34,6 +33,7 @@ from edge_agent.events import (
     identity_event,
 )
 from edge_agent.structures import Decision, DecisionKind, EngineInfo
+from tests.conftest import Mosquitto, find_free_port, mosquitto_binary
 
 ENGINE = EngineInfo(
     backend="onnxruntime",

@@ -20,13 +20,13 @@ import onnx
 import pytest
 import structlog
 from onnx import TensorProto, helper
-from test_source_stream import serving
 
 from edge_agent import daemon
 from edge_agent.__main__ import main
 from edge_agent.source import source_id
 from tests.conftest import find_free_port
 from tests.test_agent import PEOPLE, config, events, everybody, pictures, put, running, wait_for
+from tests.test_source_stream import serving
 
 __all__ = ["pictures"]  # a fixture
 

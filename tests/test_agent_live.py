@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from test_source_stream import serving
 
 from tests.conftest import Mosquitto
 from tests.test_agent import (
@@ -33,6 +32,7 @@ from tests.test_agent import (
     running,
     wait_for,
 )
+from tests.test_source_stream import serving
 
 __all__ = ["listener", "pictures"]  # fixtures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def test_config_check_and_show(tmp_path: Path) -> None:
         ("embed {tmp}/none -o {tmp}/out.npy", "{tmp}/none"),
         ("train {tmp}/none.yaml", "{tmp}/none.yaml"),
         ("gallery list --state {tmp}/none", "there is no gallery at {tmp}/none"),
+        ("engines rollback --yes --state {tmp}/none", "knows no engine before the present one"),
         ("watch --broker mqtt://127.0.0.1:1", "mqtt://127.0.0.1:1: Connection refused"),
         ("watch --broker http://127.0.0.1", "write mqtt://HOST:PORT"),
         ("run --source {tmp}/text.mp4 --model colour-stripes --state {tmp}/s", "{tmp}/text.mp4"),
@@ -124,3 +126,23 @@ def test_bad_input_is_one_message_and_exit_1(
     assert told.count("error: ") == 1
     assert says.format(tmp=tmp_path) in told.partition("error: ")[2]
     assert "Traceback" not in told
+
+
+def test_logins_do_not_stay_in_the_process_list(tmp_path: Path, free_port: int) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no /proc here")
+    source, broker = (f"{kind}://viewer:hun-ter2@127.0.0.1:{free_port}" for kind in ("rtsp", "mqtt"))
+    words = [sys.executable, "-m", "edge_agent", "run", f"--source={source}/s", "--broker", broker]
+    process = subprocess.Popen([*words, "--state", str(tmp_path)], stderr=subprocess.PIPE)
+    shown = Path(f"/proc/{process.pid}/cmdline")
+    try:
+        deadline = time.monotonic() + 60
+        while b"hun-ter2" in (now := shown.read_bytes()) or b"rtsp" not in now:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert b"rtsp://***@127.0.0.1" in now
+        assert b"mqtt://***@127.0.0.1" in now
+    finally:
+        process.kill()
+        _, said = process.communicate(timeout=10)
+    assert b"hun-ter2" not in said

@@ -15,8 +15,6 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from conftest import Mosquitto
-from deliver_fixtures import Listener, configured_mosquitto, publishing, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -28,6 +26,8 @@ from edge_agent.deliver.connection import Incoming
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.errors import ConfigError, InputError
 from edge_agent.events import COMMAND_TYPES, Event, command_schema, envelope_schema, rfc3339
+from tests.conftest import Mosquitto
+from tests.deliver_fixtures import Listener, configured_mosquitto, publishing, until
 
 ROOT = "edge/v1/lab/jx01"
 

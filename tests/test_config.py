@@ -86,6 +86,28 @@ def test_command_line_over_environment_over_secret_over_file(
     assert settings.mqtt.password.get_secret_value() == "from-credential"
 
 
+def test_a_variable_of_no_section_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_AGENT__MQT__BROKER", "mqtt://user:secret@192.0.2.1")
+    with pytest.raises(ConfigError, match=r"EDGE_AGENT__MQT__BROKER.*did you mean 'mqtt'") as caught:
+        load()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_credential_of_no_section_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mqt__password").write_text("secret")
+    (tmp_path / "somebody-elses").write_text("secret")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"mqt__password.*did you mean 'mqtt'"):
+        load()
+    (tmp_path / "mqt__password").rename(tmp_path / "mqtt__passwrd")
+    with pytest.raises(ConfigError, match=r"mqtt.passwrd.*did you mean 'password'"):
+        load()
+    (tmp_path / "mqtt__passwrd").rename(tmp_path / "mqtt__password")
+    assert load().mqtt.password is not None
+
+
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     path = write(
         tmp_path,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_source_stream import serving
 
 from edge_agent import factory
 from edge_agent.config import GovernorSettings, Settings, load
@@ -23,6 +22,7 @@ from edge_agent.supervise.inquiry import SOCKET_NAME, ask
 from edge_agent.telemetry import Telemetry
 from tests.test_agent import events, wait_for
 from tests.test_agent_faults import write_video
+from tests.test_source_stream import serving
 from tests.test_telemetry import plant
 
 RUNGS = ladder([("a", 0), ("b", 5)], max_batch=64)

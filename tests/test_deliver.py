@@ -10,30 +10,39 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Mosquitto, find_free_port
-from deliver_fixtures import (
-    INFO,
-    Listener,
-    configured_mosquitto,
-    identity,
-    publishing,
-    telemetry,
-    until,
-)
 from jsonschema import Draft202012Validator
 
-from edge_agent.deliver.connection import Backoff, BrokerSettings, ConnectionState
+from edge_agent.deliver.connection import (
+    Backoff,
+    BrokerRefused,
+    BrokerSettings,
+    ConnectionState,
+    silence_problem,
+)
 from edge_agent.deliver.demo_broker import DemoBroker
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import LocalPublisher
 from edge_agent.errors import BrokerUnreachable, ConfigError, DeliveryError, DiskFull, StorageError
-from edge_agent.events import alert_event, decode, envelope_schema
+from edge_agent.events import DeviceSummary, alert_event, decode, envelope_schema, identity_event
 from edge_agent.structures import SourceState, SourceStatus
+from tests.conftest import Mosquitto, find_free_port
+from tests.deliver_fixtures import (
+    ENGINE,
+    INFO,
+    Listener,
+    configured_mosquitto,
+    decision,
+    identity,
+    publishing,
+    telemetry,
+    until,
+)
 
 ROOT = "edge/v1/lab/jx01"
 OPEN = "listener {port} 127.0.0.1\nallow_anonymous true"
@@ -81,6 +90,33 @@ def test_what_mqtt5_carries_beside_the_message(mosquitto: Mosquitto, tmp_path: P
         version, trace, span, flags = user["traceparent"].split("-")
         assert (version, flags) == ("00", "01")
         assert (len(trace), len(span)) == (32, 16)
+        assert listener.of("matched")[0]["traceparent"] == user["traceparent"]
+
+
+def test_a_trace_is_the_same_at_every_delivery_and_one_for_a_frame(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    trace = "ab" * 16
+    events = [
+        identity_event(decision(n), engine=ENGINE, device=DeviceSummary(), latency_ms={}, trace=trace)
+        for n in (1, 2)
+    ]
+    told = []
+    with Outbox(tmp_path / "o.db") as outbox:
+        for _ in range(2):
+            with Listener(mosquitto.port) as listener, publishing(outbox, mosquitto.url) as publisher:
+                for event in events:
+                    publisher.publish(event)
+                publisher.publish(alert_event("camera_lost", "gone", time=time.time()))
+                assert publisher.drain(20)
+                until(lambda: len(listener.numbered()) == 3)
+                sent = [h.properties for h in listener.heard if "seq" in h.message]
+                told.append([dict(properties.UserProperty)["traceparent"].split("-") for properties in sent])
+    for first, second, alert in told:
+        assert first[1] == second[1] == trace
+        assert first[2] != second[2]
+        assert alert[1] != trace
+    assert told[0][:2] == told[1][:2]
 
 
 def test_retained_state_greets_a_late_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
@@ -123,7 +159,7 @@ def test_broker_that_is_not_there_yet(tmp_path: Path) -> None:
             config = folder / "mosquitto.conf"
             config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
             broker = Mosquitto("mosquitto", config, port)
-            from conftest import mosquitto_binary
+            from tests.conftest import mosquitto_binary
 
             broker.binary = mosquitto_binary()
             broker.start()
@@ -180,7 +216,7 @@ def test_will_speaks_for_an_agent_that_was_killed(mosquitto: Mosquitto, tmp_path
     code = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from deliver_fixtures import *
+from tests.deliver_fixtures import *
 with Outbox(sys.argv[2]) as outbox, publishing(outbox, sys.argv[3], session="doomed") as publisher:
     publisher.set_status("online")
     while not publisher.counters.connects:
@@ -246,6 +282,20 @@ def test_without_subscriber_for_too_long_the_numbers_are_told(mosquitto: Mosquit
         gap = until(listener.numbered)[0]
         assert gap["data"]["reason"] == "no-subscriber"
         assert gap["data"]["ranges"] == [{"first": 1, "last": 5}]
+
+
+def test_after_a_long_outage_subscribers_get_their_time(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """What is old when the broker comes back is not given up at the first word that nobody listens."""
+    now = [1.8e9]
+    with Outbox(tmp_path / "o.db", clock=lambda: now[0]) as outbox:
+        for n in range(1, 4):
+            outbox.append(replace(identity(n), source=ROOT, session="s"), f"{ROOT}/identity/matched")
+        now[0] += 7200
+        with publishing(outbox, mosquitto.url, no_subscriber_s=600.0) as publisher:
+            until(lambda: publisher.counters.no_subscriber)
+            with Listener(mosquitto.port) as listener:
+                assert publisher.drain(20)
+                until(lambda: [m["seq"] for m in listener.numbered()] == [1, 2, 3])
 
 
 ACL = """
@@ -354,6 +404,13 @@ def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             until(lambda: "no CONNACK" in (publisher.problem or ""))
 
 
+def test_silence_after_a_tls_handshake_is_a_refusal() -> None:
+    assert isinstance(silence_problem(BrokerSettings.parse("mqtt://host")), BrokerUnreachable)
+    refused = silence_problem(BrokerSettings.parse("mqtts://host"))
+    assert isinstance(refused, BrokerRefused)
+    assert "certificate" in str(refused)
+
+
 def test_stop_returns_in_time_whatever_the_broker_does(mosquitto: Mosquitto, tmp_path: Path) -> None:
     assert mosquitto.process is not None
     with Outbox(tmp_path / "o.db") as outbox:
@@ -460,6 +517,20 @@ def test_unreachable_watch_says_so() -> None:
     settings = BrokerSettings.parse(f"mqtt://127.0.0.1:{find_free_port()}")
     with pytest.raises(BrokerUnreachable, match="refused"), Subscriber(settings, ("#",)):
         pass
+
+
+def test_a_full_disk_does_not_keep_it_from_starting(
+    mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> int:
+        raise DiskFull("no space is left")
+
+    with Listener(mosquitto.port) as listener, Outbox(tmp_path / "o.db") as outbox:
+        monkeypatch.setattr(outbox, "requeue_parked", full)
+        with publishing(outbox, mosquitto.url) as publisher:
+            publisher.publish(identity())
+            assert publisher.drain(20)
+            until(lambda: len(listener.numbered()) == 1)
 
 
 def test_a_full_disk_does_not_keep_it_from_delivering(

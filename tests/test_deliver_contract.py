@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPO
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from edge_agent.deliver import commands, contract
 from edge_agent.events import COMMAND_TYPES, data_schema
+from tests.conftest import REPO
 
 DOCS = REPO / "docs"
 RELEASED = Path(__file__).parent / "contract" / "v1"

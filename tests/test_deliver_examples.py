@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO, Mosquitto
-from deliver_fixtures import Listener, configured_mosquitto, identity, publishing, telemetry, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +24,8 @@ from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
 from edge_agent.events import encode
 from edge_agent.structures import SourceState, SourceStatus
+from tests.conftest import REPO, Mosquitto
+from tests.deliver_fixtures import Listener, configured_mosquitto, identity, publishing, telemetry, until
 
 EXAMPLES = REPO / "examples"
 

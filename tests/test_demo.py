@@ -130,10 +130,10 @@ def test_the_recorder_knows_an_identity_from_its_decision_on():
     update = TrackUpdate("cam-a", 1, 0.0, (640, 480), (observed,), ())
     times = {"detect": 1.0, "embed": 2.0, "decide": 3.0, "total": 50.0}
     recorder = Recorder()
-    recorder(FrameOutcome(update, (), times))
-    recorder(FrameOutcome(update, (decision(DecisionKind.ENROLLED, 4),), times))
-    recorder(FrameOutcome(update, (decision(DecisionKind.CORRECTED, 2),), times))
-    recorder(FrameOutcome(update, (decision(DecisionKind.DEPARTED, None),), {}))
+    recorder(FrameOutcome(update, (), times, "0" * 32))
+    recorder(FrameOutcome(update, (decision(DecisionKind.ENROLLED, 4),), times, "0" * 32))
+    recorder(FrameOutcome(update, (decision(DecisionKind.CORRECTED, 2),), times, "0" * 32))
+    recorder(FrameOutcome(update, (decision(DecisionKind.DEPARTED, None),), {}, "0" * 32))
     assert [sighting.number for sighting in recorder.sightings] == [None, 4, 2, 2]
     assert recorder.holders == {("cam-a", 1): 2}
     assert recorder.frames == 3, "the end of a track is no frame"

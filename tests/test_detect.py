@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-import tiny_networks
 from onnx import numpy_helper
 
 from edge_agent.detect import open_detector
@@ -16,6 +15,7 @@ from edge_agent.detect.boxes import clip, suppress
 from edge_agent.detect.hog import HogDetector
 from edge_agent.errors import ConfigError, EngineError, ModelError
 from edge_agent.structures import Detections, iou_matrix
+from tests import tiny_networks
 
 # --- choosing -----------------------------------------------------------------------------------
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Mosquitto
-from test_telemetry import plant
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -21,6 +19,8 @@ from edge_agent.config import Settings, load
 from edge_agent.gallery import Gallery
 from edge_agent.structures import EngineInfo
 from edge_agent.telemetry.sysfs import SysfsReader
+from tests.conftest import Mosquitto
+from tests.test_telemetry import plant
 
 
 def configure(folder: Path, **sections: str) -> Path:

@@ -7,7 +7,6 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
-import tiny_networks
 
 from edge_agent.embed import Embedder
 from edge_agent.engine import golden, open_engine
@@ -16,6 +15,7 @@ from edge_agent.engine.profiles import PROFILES
 from edge_agent.errors import EngineError, ModelError, NonFiniteEmbedding
 from edge_agent.quality import QualityGate
 from edge_agent.structures import Detections
+from tests import tiny_networks
 
 TAO = PROFILES["tao"]
 RAW = PROFILES["openvino-raw"]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_networks
 
 from edge_agent.engine import open_engine
 from edge_agent.engine.graph import prepare_detector, prepare_reid
 from edge_agent.engine.profiles import PROFILES
 from edge_agent.errors import ConfigError, EngineError, ModelError
+from tests import tiny_networks
 
 TAO = PROFILES["tao"]
 

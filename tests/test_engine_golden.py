@@ -8,13 +8,13 @@ import json
 
 import numpy as np
 import pytest
-import tiny_networks
 
 from edge_agent.engine import golden
 from edge_agent.engine.graph import prepare_reid
 from edge_agent.engine.profiles import PROFILES
 from edge_agent.engine.stripes import STRIPES_PROFILE, write_stripe_model
 from edge_agent.errors import ModelError
+from tests import tiny_networks
 
 TAO = PROFILES["tao"]
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from deliver_fixtures import INFO, decision, identity, telemetry
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -35,6 +34,7 @@ from edge_agent.events import (
     rfc3339,
 )
 from edge_agent.structures import DecisionKind, SourceState, SourceStatus
+from tests.deliver_fixtures import INFO, decision, identity, telemetry
 
 
 def stamped(event: Event, seq: int | None = None) -> Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
 import threading
@@ -21,6 +22,7 @@ from edge_agent.errors import InputError, NonFiniteEmbedding, SpaceMismatch, Sto
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.diversity import diverse_rows
 from edge_agent.gallery.index import ExemplarIndex
+from edge_agent.structures import Pictures
 
 D = 16
 Vectors = NDArray[np.float32]
@@ -378,6 +380,65 @@ def test_a_new_time_to_live_holds_for_those_already_here(path: Path) -> None:
         assert gallery.get(1).expires is None
 
 
+def test_each_kind_and_each_person_may_have_their_own_time(path: Path) -> None:
+    with open_gallery(path, ttl_s=10, enrolled_ttl_s=50, owner=True) as gallery:
+        auto, brief, staying = (enrol(gallery, unit(1, seed)).number for seed in range(3))
+        anna = enrol(gallery, unit(1, 3), kind="enrolled").number
+        assert gallery.keep(brief, 2.5).expires == 102.5
+        assert gallery.keep(staying, 0.0).expires is None
+        assert [gallery.get(number).expires for number in (auto, anna)] == [110, 150]
+        gallery.touch(brief, 104.0)
+        assert gallery.get(brief).expires == 106.5
+        gallery.set_ttl(20, enrolled_s=None)
+        found = [gallery.get(number).expires for number in (auto, brief, staying, anna)]
+        assert found == [120, 106.5, None, None]
+        assert gallery.keep(staying, None).expires == 120
+        with pytest.raises(InputError):
+            gallery.keep(99, 1.0)
+    with Gallery.existing(path) as command:
+        assert command.stats().enrolled_ttl_s is None
+        assert command.get(brief).ttl_s == 2.5
+        assert [gone.number for gone in command.expire(115.0)] == [brief]
+
+
+def test_an_own_time_goes_with_a_person_and_protects_from_eviction(tmp_path: Path) -> None:
+    with open_gallery(tmp_path / "a.db", capacity=2, ttl_s=10) as gallery:
+        kept, other = enrol(gallery, unit(1, 1)), enrol(gallery, unit(1, 2), time=105.0)
+        gallery.keep(kept.number, 0.0)
+        newest = enrol(gallery, unit(1, 3), time=106.0)
+        assert [p.number for p in gallery.identities()] == [kept.number, newest.number]
+        assert other.number not in [p.number for p in gallery.identities()]
+        gallery.export(tmp_path / "people.zip")
+        assert gallery.merge(newest.number, kept.number).ttl_s == 0.0
+    with open_gallery(tmp_path / "b.db", ttl_s=10) as there:
+        there.import_(tmp_path / "people.zip")
+        assert there.get(kept.id).expires is None
+
+
+def test_pictures_of_people_who_are_gone_are_known_until_they_are_removed(path: Path) -> None:
+    with open_gallery(path, ttl_s=10) as gallery:
+        anna, berta, carla = (enrol(gallery, unit(1, seed)) for seed in range(3))
+        gallery.note_pictures(anna.number, "hall", 7, 100.0)
+        gallery.note_pictures(berta.number, "hall", 7, 200.0)
+        gallery.note_pictures(carla.number, "hall", 8, 100.0)
+        gallery.note_pictures(berta.number, "hall", 8, 100.0)  # it was Berta after all
+        gallery.note_pictures(99, "hall", 9, 100.0)  # nobody
+        gallery.merge(carla.number, berta.number)
+        assert gallery.orphaned_pictures() == []
+        gallery.forget(anna.number)
+    with open_gallery(path) as gallery:
+        gone = gallery.orphaned_pictures()
+        assert gone == [Pictures("hall", 7, 100.0, 200.0)]
+        gallery.pictures_removed(gone)
+        assert gallery.orphaned_pictures() == []
+        gallery.set_ttl(10)
+        gallery.expire(1000.0)
+        assert {(one.track, one.until) for one in gallery.orphaned_pictures()} == {
+            (7, math.inf),
+            (8, math.inf),
+        }
+
+
 def test_a_full_gallery_gives_up_whom_it_has_not_seen_for_longest(path: Path) -> None:
     with open_gallery(path, capacity=3) as gallery:
         first = enrol(gallery, unit(1, 1), time=1.0)
@@ -544,6 +605,21 @@ def test_a_newer_layout_is_refused(path: Path) -> None:
     newer.close()
     with pytest.raises(StorageError, match="layout 99"), open_gallery(path):
         pass
+
+
+def test_a_file_of_the_first_layout_is_taken_over(path: Path) -> None:
+    with open_gallery(path) as gallery:
+        enrol(gallery, unit(2), name="Ada")
+    with sqlite3.connect(path) as older:
+        older.execute("ALTER TABLE identity DROP COLUMN ttl")
+        older.execute("DROP TABLE pictures")
+        older.execute("DELETE FROM meta WHERE key = 'enrolled_ttl_s'")
+        older.execute("PRAGMA user_version = 1")
+    older.close()
+    with Gallery.existing(path) as gallery:
+        assert gallery.get("Ada").ttl_s is None
+        assert gallery.keep(1, 5.0).expires == 105
+        gallery.note_pictures(1, "hall", 1, 100.0)
 
 
 def test_damage_inside_the_file_is_noticed_on_opening(path: Path) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tiny_networks
 from onnx import helper, numpy_helper
 
 from edge_agent.engine.graph import prepare_detector, prepare_reid
 from edge_agent.engine.prepared import embedding_space
 from edge_agent.engine.profiles import PROFILES, profile_named
 from edge_agent.errors import ConfigError, ModelError
+from tests import tiny_networks
 
 TAO = PROFILES["tao"]
 

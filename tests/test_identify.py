@@ -149,6 +149,34 @@ def test_one_value_for_each_pair_of_people() -> None:
     assert len(site) == 1
 
 
+def test_joining_people_does_not_bring_the_warm_up_back() -> None:
+    site = SiteScores(1e-3)
+    for n, value in enumerate((0.1, 0.2, 0.15, 0.3)):
+        site.learn("a", f"b{n}", value)
+    before = site.threshold()
+    assert before.value is not None
+    site.rename("b1", "b0")
+    assert len(site) == 3
+    assert site.threshold() == before
+
+
+def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery) -> None:
+    """Joining two people takes a pair away, which may change the site's threshold before the event is."""
+    people = People(4)
+    scene = Scene(Identifier(gallery, "s"))
+    warm(scene, people, count=4)
+    in_force = scene.identifier.threshold()
+    decisions = []
+    for _ in range(12):
+        decisions += scene.show({1: people.crop(0)})
+    matched = [d for d in decisions if d.kind is DecisionKind.MATCHED]
+    assert [(d.threshold, d.rule) for d in matched] == [(in_force.value, "site")]
+    for key in list(scene.identifier.site._pairs)[2:]:
+        del scene.identifier.site._pairs[key]
+    scene.identifier.site._cached = None
+    assert all(d.threshold is not None for d in scene.show({}, ended=(1,)))
+
+
 def test_site_scores_survive_a_restart(gallery: Gallery) -> None:
     people = People(6)
     scene = Scene(Identifier(gallery, "one"))

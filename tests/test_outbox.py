@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deliver_fixtures import identity
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
@@ -25,6 +24,7 @@ from edge_agent.deliver.outbox import Depth, Outbox
 from edge_agent.encryption import parse_key
 from edge_agent.errors import ConfigError, DiskFull, StorageError
 from edge_agent.events import Event
+from tests.deliver_fixtures import identity
 
 BODY = b'{"data":{"who":"p-1"}}'
 TOPIC = "edge/v1/lab/jx01/identity/matched"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
-from test_source_reader import Watch
 
 from edge_agent.errors import SourceError, SourceLost, StorageError
 from edge_agent.source import crops
 from edge_agent.source.crops import CropFolderSource
-from edge_agent.structures import CropBatch, SourceState
+from edge_agent.structures import LONE_TRACKS, CropBatch, Pictures, SourceState
+from tests.test_source_reader import Watch
 
 LONG_AGO = 1_700_000_000.0
 
@@ -348,3 +349,59 @@ def test_the_real_set_is_read_whole(pets_market, folder):
     names = sorted(path.name for path in query.glob("*.jpg"))
     batches = read(CropFolderSource("pets", query, state_path=folder.parent / "s.sqlite", once=True))
     assert sum(len(batch.images) for batch in batches) == len(names)
+
+
+# --- erasure ----------------------------------------------------------------------------------------------
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_pictures_of_a_track_are_erased_read_or_not(folder):
+    seen = put(folder, "a.jpg", sidecar={"camera": "hall", "track": 7, "time": 100.0})
+    put(folder, "b.jpg", sidecar={"camera": "hall", "track": 8, "time": 100.0})
+    reader = source(folder)
+    read(reader)
+    put(folder, "c.jpg", sidecar={"camera": "hall", "track": 7, "time": 101.0})
+    put(folder, "d.jpg", sidecar={"camera": "door", "track": 7, "time": 101.0})
+    put(folder, "later.jpg", sidecar={"camera": "hall", "track": 7, "time": 300.0})
+    put(folder, "broken.jpg", b"", sidecar="{")
+    assert reader.owns("yard-hall")
+    assert not reader.owns("yards")
+    assert reader.erase([Pictures("yard-hall", 7, 100.0, 300.0)]) == 2
+    assert not seen.exists()
+    kept = ("b", "broken", "d", "later")
+    assert left(folder) == sorted(f"{name}{suffix}" for name in kept for suffix in (".jpg", ".json"))
+    assert reader.erase([Pictures("yard-hall", 7, 100.0, 300.0)]) == 0
+    put(folder, "a.jpg", sidecar={"camera": "hall", "track": 9, "time": 500.0})
+    assert [batch.track_ids for batch in read(reader)][-1] == (9,)  # the name is free again
+
+
+def test_a_picture_without_a_track_is_erased_by_its_moment(folder):
+    for name, moment in (("a.jpg", 100.0), ("b.jpg", 100.2)):
+        put(folder, name, sidecar={"camera": "hall", "time": moment})
+    assert source(folder).erase([Pictures("yard-hall", LONE_TRACKS + 3, 100.0, math.inf)]) == 1
+    assert left(folder) == ["b.jpg", "b.json"]
+
+
+def test_times_that_count_from_the_opening_are_no_condition(folder):
+    put(folder, "0007_c2s1_000451_01.jpg")
+    put(folder, "0008_c2s1_000451_02.jpg")
+    assert source(folder, fps=10.0).erase([Pictures("yard-c2", 1_000_007, 5e9, math.inf)]) == 1
+    assert left(folder) == ["0008_c2s1_000451_02.jpg"]
+
+
+def test_a_folder_that_is_gone_says_so(folder):
+    reader = source(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(StorageError, match="cannot be deleted"):
+        reader.erase([Pictures("yard-hall", 7, 0.0, math.inf)])
+
+
+def test_what_a_kill_left_of_acknowledged_pictures_is_removed(folder):
+    put(folder, "0007_c2s1_000451_01.jpg")
+    read(source(folder))  # as if the process ended between the acknowledgement and the deletion
+    assert left(folder)
+    assert read(source(folder, delete=True)) == []
+    assert left(folder) == []

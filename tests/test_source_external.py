@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
-from conftest import REPO, find_free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paho.mqtt.enums import CallbackAPIVersion
@@ -21,6 +20,7 @@ from edge_agent.source.boxes import BoxMessage, parse_deepstream, parse_own
 from edge_agent.source.crops import CropFolderSource
 from edge_agent.source.external import ExternalBoxes
 from edge_agent.structures import Detections, Frame
+from tests.conftest import REPO, find_free_port
 
 TIME = 1_700_000_000.25
 

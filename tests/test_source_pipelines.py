@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_source_stream import SYSTEM_PYTHON, needs_gstreamer, serving
 
 from edge_agent.errors import SourceError
 from edge_agent.source import pipelines
+from tests.test_source_stream import SYSTEM_PYTHON, needs_gstreamer, serving
 
 CHECK = Path(__file__).with_name("gst_check.py")
 URL = "rtsp://me:secret@127.0.0.1:8554/cam?x=1&y=2"

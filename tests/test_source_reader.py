@@ -7,12 +7,12 @@ from collections.abc import Callable, Generator
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
-from test_source_file import write_video
 
 from edge_agent.errors import SourceError, SourceLost
 from edge_agent.source.capture import FileSource
 from edge_agent.source.reader import FrameReader, stuck_threads
 from edge_agent.structures import Frame, SourceState, SourceStatus
+from tests.test_source_file import write_video
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 

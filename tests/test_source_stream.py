@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import structlog
-from conftest import find_free_port
 from structlog.testing import capture_logs
-from test_source_reader import Watch
 
 import edge_agent
 from edge_agent.errors import SourceError, SourceLost
 from edge_agent.source import capture
 from edge_agent.source.capture import CsiSource, StreamSource, UsbSource
 from edge_agent.structures import SourceState
+from tests.conftest import find_free_port
+from tests.test_source_reader import Watch
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 SERVER = Path(__file__).with_name("rtsp_server.py")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from test_pipeline import D, Embeds, Live, Recorded, frame, one_person
 
 from edge_agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.structures import (
@@ -25,6 +24,7 @@ from edge_agent.structures import (
 )
 from edge_agent.thinning import Thinning
 from edge_agent.track import Tracker, UpstreamTracks
+from tests.test_pipeline import D, Embeds, Live, Recorded, frame, one_person
 
 
 def observation(track: int, box: Sequence[float], at: float, *, embedded: bool = True) -> TrackObservation:

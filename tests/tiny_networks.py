@@ -65,6 +65,44 @@ def reid(
     return path
 
 
+def convolutional(path: Path, *, dimension: int = 32, seed: int = 0) -> Path:
+    """Four convolutions: `[N, 3, 256, 128]` -> stem, residual block, last, global pooling -> `[N, D]`."""
+    rng = np.random.default_rng(seed)
+
+    def kernel(name: str, outputs: int, inputs: int, size: int) -> onnx.TensorProto:
+        values = rng.normal(size=(outputs, inputs, size, size)) / np.sqrt(inputs * size * size)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    weights = [
+        kernel("stem_w", 16, 3, 8),
+        kernel("first_w", 16, 16, 3),
+        kernel("second_w", 16, 16, 3),
+        kernel("last_w", dimension, 16, 4),
+    ]
+    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["input", "stem_w"], ["stem"], "stem", kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Relu", ["stem"], ["stem_relu"], "stem_relu"),
+        helper.make_node("Conv", ["stem_relu", "first_w"], ["first"], "block/first", **same),
+        helper.make_node("Relu", ["first"], ["first_relu"], "block/relu"),
+        helper.make_node("Conv", ["first_relu", "second_w"], ["second"], "block/second", **same),
+        helper.make_node("Add", ["second", "stem_relu"], ["sum"], "block/add"),
+        helper.make_node("Relu", ["sum"], ["sum_relu"], "block/out"),
+        helper.make_node(
+            "Conv", ["sum_relu", "last_w"], ["maps"], "last", kernel_shape=[4, 4], strides=[4, 4]
+        ),
+        helper.make_node("Relu", ["maps"], ["maps_relu"], "last_relu"),
+        helper.make_node("GlobalAveragePool", ["maps_relu"], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["fc_pred"], "flatten", axis=1),
+    ]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ("batch", 3, HEIGHT, WIDTH))]
+    outputs = [helper.make_tensor_value_info("fc_pred", TensorProto.FLOAT, ("batch", dimension))]
+    graph = helper.make_graph(nodes, "tiny_residual", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
 def _size(value: object, default: int) -> int:
     return value if isinstance(value, int) else default
 
@@ -112,6 +150,89 @@ def mixes_batch(path: Path) -> Path:
     ]
     weights = [numpy_helper.from_array(np.asarray([[0.9]], np.float32), "most")]
     return reid(path, extra_nodes=nodes, extra_weights=weights)
+
+
+def resnet(
+    path: Path,
+    *,
+    stages: tuple[int, ...] = (2, 1),
+    width: int = 8,
+    dimension: int = 16,
+    size: tuple[int, int] = (64, 32),
+    gate: bool = False,
+    depthwise: bool = False,
+    named: bool = True,
+    seed: int = 0,
+) -> Path:
+    """A ResNet of bottlenecks with random weights, BNNeck and final Gemm.
+
+    `stages=(3, 4, 6, 3)`, `width=64` is ResNet-50. `gate` puts a squeeze-and-excitation after the first
+    stage, `depthwise` a depthwise convolution before the head. Nodes are named as in a PyTorch export, or
+    not at all.
+    """
+    rng = np.random.default_rng(seed)
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+
+    def add(kind: str, name: str, inputs: list[str], **attributes: object) -> str:
+        output = f"/{name}/{kind}_output_0"
+        nodes.append(
+            helper.make_node(kind, inputs, [output], name=f"/{name}/{kind}" if named else "", **attributes)
+        )
+        return output
+
+    def weight(name: str, value: np.ndarray) -> str:
+        weights.append(numpy_helper.from_array(value.astype(np.float32), name))
+        return name
+
+    def conv(name: str, given: str, ins: int, outs: int, kernel: int, stride: int = 1, group: int = 1) -> str:
+        fan = ins // group * kernel * kernel
+        kernels = rng.normal(size=(outs, ins // group, kernel, kernel)) * (1.6 / fan) ** 0.5
+        inputs = [
+            given,
+            weight(f"{name}.weight", kernels),
+            weight(f"{name}.bias", rng.normal(size=outs) / 20),
+        ]
+        pads = [kernel // 2] * 4
+        return add(
+            "Conv", name, inputs, kernel_shape=[kernel, kernel], strides=[stride] * 2, pads=pads, group=group
+        )
+
+    data = add("Relu", "relu", [conv("conv1", "input", 3, width, 7, 2)])
+    data = add("MaxPool", "maxpool", [data], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    ins = width
+    for stage, count in enumerate(stages):
+        middle = width * 2**stage
+        for block in range(count):
+            name = f"layer{stage + 1}.{block}"
+            stride = 2 if stage and not block else 1
+            inner = add("Relu", f"{name}/relu", [conv(f"{name}/conv1", data, ins, middle, 1)])
+            inner = conv(f"{name}/conv2", inner, middle, middle, 3, stride)
+            inner = conv(f"{name}/conv3", add("Relu", f"{name}/relu_1", [inner]), middle, 4 * middle, 1)
+            skip = data if block else conv(f"{name}/downsample", data, ins, 4 * middle, 1, stride)
+            data = add("Relu", f"{name}/relu_2", [add("Add", name, [inner, skip])])
+            ins = 4 * middle
+        if gate and not stage:
+            pooled = add("GlobalAveragePool", "gate/pool", [data])
+            pooled = add("Relu", "gate/relu", [conv("gate/fc1", pooled, ins, 4, 1)])
+            data = add("Mul", "gate", [data, add("Sigmoid", "gate", [conv("gate/fc2", pooled, 4, ins, 1)])])
+    if depthwise:
+        data = add("Relu", "dw/relu", [conv("dw", data, ins, ins, 3, group=ins)])
+    data = add("Flatten", "flat", [add("GlobalAveragePool", "pool", [data])])
+    mix = weight("fc.weight", rng.normal(size=(dimension, ins)) / ins**0.5)
+    data = add("Gemm", "fc", [data, mix, weight("fc.bias", rng.normal(size=dimension))], transB=1)
+    neck = [weight(f"neck.{i}", abs(rng.normal(size=dimension)) + 0.5) for i in range(4)]
+    nodes.append(helper.make_node("BatchNormalization", [data, *neck], ["fc_pred"], name="/neck"))
+    graph = helper.make_graph(
+        nodes,
+        "resnet",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, *size])],
+        [helper.make_tensor_value_info("fc_pred", TensorProto.FLOAT, ["batch", dimension])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def yolox(

@@ -10,10 +10,24 @@ import typer
 
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
-COMMANDS = ("run", "status", "demo", "watch", "doctor", "dataset", "train", "export", "embed", "evaluate")
+COMMANDS = (
+    "run",
+    "status",
+    "demo",
+    "watch",
+    "doctor",
+    "dataset",
+    "train",
+    "export",
+    "embed",
+    "evaluate",
+    "calibrate",
+    "bench",
+    "rekey",
+)
 """Modules with a function `command`."""
 
-GROUPS = ("gallery", "model", "config")
+GROUPS = ("gallery", "engines", "model", "config")
 """Modules with a typer application `app`."""
 
 

@@ -25,6 +25,7 @@ from edge_agent.errors import EdgeAgentError
 
 if TYPE_CHECKING:
     from edge_agent.config import Settings
+    from edge_agent.engine.calibration import Calibration
     from edge_agent.structures import EngineInfo
     from edge_agent.telemetry import Reading
 
@@ -173,14 +174,30 @@ class _Questions:
             own = folder.is_dir() and folder.stat().st_uid == os.geteuid()
             try:
                 place = folder if own else Path(scratch)
-                with factory.open_configured_embedder(self._settings, place) as embedder:
+                calibration = factory.current_calibration(self._settings.engine, folder)
+                with factory.open_configured_embedder(self._settings, place, calibration) as embedder:
                     self._engine = embedder.info
             except EdgeAgentError as problem:
                 advice = "give it as engine.model, or train one: docs/models.md"
                 return [Finding("model", "missing", str(problem), advice)]
         info = self._engine
         found = f"{info.model} on {info.backend} {info.precision}, self-test passed, space {info.space}"
-        return [Finding("model", "ok", found)]
+        return [Finding("model", "ok", found), _calibration(calibration, info)]
+
+
+def _calibration(calibration: Calibration | None, engine: EngineInfo) -> Finding:
+    """Whether precision and threshold were chosen for the network that runs."""
+    again = "edge-agent calibrate --dataset DIR (docs/calibration.md)"
+    if calibration is None:
+        return Finding("calibration", "note", "none: the site's own rule sets the match threshold", again)
+    if calibration.data["space"] != engine.space:
+        model = calibration.data["model"]["name"]
+        return Finding(
+            "calibration", "warning", f"{calibration.name} is of {model}, which does not run", again
+        )
+    value = calibration.threshold
+    threshold = "no threshold" if value is None else f"threshold {value:.4f}"
+    return Finding("calibration", "ok", f"{calibration.name}: {calibration.precision}, {threshold}")
 
 
 # ---- programs and libraries
@@ -445,14 +462,14 @@ def _space(folder: Path) -> Finding:
 
 
 def _gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
-    from edge_agent.factory import GALLERY_FILE
+    from edge_agent.factory import GALLERY_FILE, database_key
     from edge_agent.gallery import Gallery
 
     path = settings.state_dir / GALLERY_FILE
     if not path.is_file():
         return [Finding("gallery", "note", f"{path} will be made")]
     try:
-        with Gallery.existing(path) as gallery:
+        with Gallery.existing(path, key=database_key(settings)) as gallery:
             stats = gallery.stats()
     except EdgeAgentError as problem:
         return [Finding("gallery", "missing", str(problem))]

@@ -36,6 +36,12 @@ def command(
         str | None, typer.Option(metavar="PROFILE", help="tao, imagenet, openvino-raw or swin.")
     ] = None,
     backend: Annotated[str, typer.Option(help="What runs the network; auto takes the fastest.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, or int8 of the active calibration; auto: FP16 on TensorRT, else FP32."
+        ),
+    ] = "auto",
     embeddings: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
@@ -60,13 +66,13 @@ def command(
     from edge_agent.manifest import write_atomic, write_json_atomic
 
     _check_usage(dataset, model, preprocess, embeddings)
-    _require_folders(report, output)
+    require_folders(report, output)
     opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
     if embeddings is not None:
         query, gallery, facts = _from_files(embeddings, opened)
     else:
         assert opened is not None  # `_check_usage` saw to it
-        query, gallery, facts = _from_model(opened, model, preprocess, backend)
+        query, gallery, facts = _from_model(opened, model, preprocess, backend, precision)
     evaluation = evaluate(
         query,
         gallery,
@@ -93,7 +99,7 @@ def _check_usage(
         raise typer.BadParameter("--embeddings were made already: --model and --preprocess have no say")
 
 
-def _require_folders(*paths: Path | None) -> None:
+def require_folders(*paths: Path | None) -> None:
     """Notice before the long work that its result has nowhere to go."""
     from edge_agent.errors import InputError
 
@@ -127,7 +133,7 @@ def _from_files(
 
 
 def _from_model(
-    dataset: MarketDataset, model: Path | None, preprocess: str | None, backend: str
+    dataset: MarketDataset, model: Path | None, preprocess: str | None, backend: str, precision: str
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
     import tempfile
 
@@ -135,7 +141,10 @@ def _from_model(
 
     with (
         tempfile.TemporaryDirectory() as state,
-        open_chosen(model, preprocess, Path(state), backend=backend) as (embedder, profile),
+        open_chosen(model, preprocess, Path(state), backend=backend, precision=precision) as (
+            embedder,
+            profile,
+        ),
     ):
         query, query_problems = _embed(embedder, dataset.query, "queries")
         gallery, gallery_problems = _embed(embedder, dataset.gallery, "gallery")
@@ -155,17 +164,10 @@ def _embed(
     embedder: CropEmbedder, crops: Sequence[Crop], what: str
 ) -> tuple[EmbeddedCrops, tuple[Problem, ...]]:
     from edge_agent.cli.embed import with_progress
-    from edge_agent.evaluate import EmbeddedCrops
+    from edge_agent.evaluate.embedding import labelled
 
     done = with_progress(embedder, [crop.path for crop in crops], what)
-    kept = [crops[row] for row in done.rows]
-    labelled = EmbeddedCrops.of(
-        done.vectors,
-        [crop.pid for crop in kept],
-        [crop.camid for crop in kept],
-        [str(crop.path) for crop in kept],
-    )
-    return labelled, done.problems
+    return labelled(done, crops), done.problems
 
 
 def _dataset_facts(dataset: MarketDataset | None) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_agent.config import Settings
-    from edge_agent.gallery import Erased, Gallery, Identity
+    from edge_agent.gallery import Gallery, Identity
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,6 +83,7 @@ def name(
         raise typer.BadParameter("give either NAME or --clear")
     with _open(state, config) as gallery:
         person = gallery.rename(gallery.get(who).number, new_name)
+        _audit(state, config, "name")
     if as_json:
         typer.echo(json.dumps(asdict(person), indent=2))
         return
@@ -103,12 +104,40 @@ def merge(
         stays, goes = gallery.get(keep), gallery.get(absorb)
         _confirm(f"Merge {_called(goes)} into {_called(stays)}?", yes)
         person = gallery.merge(stays.number, goes.number)
+        _audit(state, config, "merge")
     if as_json:
         typer.echo(json.dumps(asdict(person), indent=2))
         return
     typer.echo(
         f"{_called(goes)} is now part of {_called(person)}, which keeps {person.exemplars} exemplar(s)"
     )
+
+
+@app.command()
+def keep(
+    who: Who,
+    hours: Annotated[
+        float | None, typer.Option(min=0.001, help="Erase so many hours after the person was last seen.")
+    ] = None,
+    forever: Annotated[bool, typer.Option("--forever", help="Never erase by itself.")] = False,
+    as_others: Annotated[
+        bool, typer.Option("--as-others", help="As others: gallery.ttl_hours or gallery.enrolled_ttl_hours.")
+    ] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how long to keep one person, whatever holds for others."""
+    if (hours is not None) + forever + as_others != 1:
+        raise typer.BadParameter("give one of --hours, --forever and --as-others")
+    ttl_s = 0.0 if forever else None if hours is None else hours * 3600
+    with _open(state, config) as gallery:
+        person = gallery.keep(gallery.get(who).number, ttl_s)
+        _audit(state, config, "keep")
+    if as_json:
+        typer.echo(json.dumps(asdict(person), indent=2))
+        return
+    typer.echo(f"{_called(person)} expires: {_shown('expires', person.expires)}")
 
 
 @app.command()
@@ -122,15 +151,23 @@ def forget(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Erase people: their rows are overwritten and the log truncated. It cannot be undone."""
+    """Erase people, their waiting events, and their pictures in crop folders. It cannot be undone."""
+    from edge_agent import erasure, factory
+
     if bool(who) == everyone:
         raise typer.BadParameter("name whom to forget, or give --all")
     with _open(state, config) as gallery:
         people = [gallery.get(key) for key in dict.fromkeys(who or ())]
         _confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
         numbers = dict.fromkeys(person.number for person in people)
-        erased = gallery.forget_all() if everyone else [gallery.forget(number) for number in numbers]
-        _tidy_after(gallery, erased, _path(state, config).parent)
+        erased = (
+            erasure.forget_all(gallery)
+            if everyone
+            else [erasure.forget(gallery, number) for number in numbers]
+        )
+        for one in erased:
+            _audit(state, config, "forget", exemplars=one.exemplars)
+        removed = factory.erase_at_rest(_settings(state, config), gallery)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in erased], indent=2))
         return
@@ -142,6 +179,10 @@ def forget(
         )
     if not erased:
         typer.echo("nobody was there")
+    elif removed is None:
+        typer.echo("the running agent removes their waiting events and pictures within some seconds")
+    else:
+        typer.echo(f"{removed.events} waiting event(s) and {removed.pictures} picture(s) removed")
 
 
 @app.command("export")
@@ -172,9 +213,11 @@ def import_people(
 
     path = _path(state, config)
     archive = read_archive(file)
-    known = path.is_file()
+    key = _key(state, config)
     gallery = (
-        Gallery.existing(path) if known else Gallery(path, space=archive.space, dimension=archive.dimension)
+        Gallery.existing(path, key=key)
+        if path.is_file()
+        else Gallery(path, space=archive.space, dimension=archive.dimension, key=key)
     )
     with gallery:
         done = gallery.import_(file)
@@ -227,12 +270,14 @@ def enrol(
     pictures = [_read_picture(path) for path in images]
     qualities = _qualities(settings, images, pictures, force=force)
     folder = factory.state_folder(settings.state_dir)
+    calibration = factory.current_calibration(settings.engine, folder)
     with (
-        factory.open_configured_embedder(settings, folder) as embedder,
+        factory.open_configured_embedder(settings, folder, calibration) as embedder,
         factory.open_gallery(settings, embedder.info) as gallery,
     ):
         vectors = embedder.embed_images(pictures)
         person = _enrol(gallery, person_name, images, vectors, qualities)
+        _audit(state, config, "enrol", exemplars=person.exemplars)
     if as_json:
         graded = [
             {"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)
@@ -262,17 +307,20 @@ def _open(state: Path | None, config: Path | None) -> Gallery:
     from edge_agent.logs import configure
 
     configure("warning")
-    return Gallery.existing(_path(state, config))
+    return Gallery.existing(_path(state, config), key=_key(state, config))
 
 
-def _tidy_after(gallery: Gallery, erased: Sequence[Erased], state: Path) -> None:
-    """Have the agent erase the events that wait for the broker and name these people; leave audit lines."""
+def _key(state: Path | None, config: Path | None) -> bytes | None:
+    """The key of the databases, from the settings and credentials."""
+    from edge_agent.factory import database_key
+
+    return database_key(_settings(state, config))
+
+
+def _audit(state: Path | None, config: Path | None, action: str, **counts: int) -> None:
     from edge_agent import audit
-    from edge_agent.operations import note_erased
 
-    note_erased(gallery, erased)
-    for one in erased:
-        audit.record(state, "forget", "command line", exemplars=one.exemplars)
+    audit.record(_path(state, config).parent, action, "command line", **counts)
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
@@ -400,7 +448,7 @@ _MOMENTS = {"created", "last_seen", "expires", "oldest_seen", "newest_seen"}
 def _shown(key: str, value: object) -> str:
     """A value for people."""
     if value is None:
-        return "never" if key in {"expires", "ttl_s"} else "-"
+        return "never" if key in {"expires", "ttl_s", "enrolled_ttl_s"} else "-"
     if key in _MOMENTS and isinstance(value, float):
         return f"{_moment(value)} UTC"
     return " ".join(value) or "-" if isinstance(value, tuple) else str(value)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -40,6 +40,7 @@ __all__ = [
     "connect_problem",
     "incoming",
     "new_client",
+    "silence_problem",
 ]
 
 CONNECT_TIMEOUT_S = 5.0
@@ -301,8 +302,7 @@ class Connection:
             return BrokerUnreachable(
                 self._said(f"connection lost before CONNACK: {self._trouble or self._lost}")
             )
-        hint = "a certificate it does not accept, wrong credentials, or it hangs"
-        return BrokerUnreachable(self._said(f"no CONNACK in {CONNECT_TIMEOUT_S:g} s: {hint}"))
+        return silence_problem(self._broker)
 
     def _said(self, text: str) -> str:
         return f"broker {self._broker.url}: {text}"
@@ -366,20 +366,6 @@ class Connection:
             self._lost = self._lost or "write failed"
             raise BrokerUnreachable(self._said("connection lost while writing"))
         return info.mid
-
-    @contextlib.contextmanager
-    def burst(self) -> Iterator[None]:
-        """Messages sent inside the block leave together, which spares the broker a wake-up for each."""
-        connected = self._client.socket() if self._client is not None else None
-        cork = getattr(socket, "TCP_CORK", None)  # Linux only
-        if connected is None or cork is None:
-            yield
-            return
-        _set_option(connected, cork, 1)
-        try:
-            yield
-        finally:
-            _set_option(connected, cork, 0)
 
     def subscribe(self, topic: str) -> None:
         """Ask for messages with QoS 1; the answer comes as `Happened.subscribed`."""
@@ -498,7 +484,8 @@ class Connection:
     def _mark_log(self, _client: Any, _data: Any, _level: int, text: str) -> None:  # noqa: ANN401
         """A TLS alert that comes after the handshake is told by paho only to its log."""
         if "failed to receive on socket" in text or "failed to send" in text:
-            self._trouble = text.partition(": ")[2]
+            named = re.search(r"\[SSL: (\w+)\]", text)  # else it names the place in OpenSSL's source, too
+            self._trouble = named[1] if named else text.partition(": ")[2]
 
 
 def new_client(broker: BrokerSettings, client_id: str, *, reconnect: bool = False) -> Client:
@@ -559,6 +546,20 @@ def connect_problem(broker: BrokerSettings, problem: OSError) -> DeliveryError:
     if isinstance(problem, ssl.SSLError):
         return BrokerRefused(f"broker {broker.url}: TLS failed: {_tls_reason(problem)}")
     return BrokerUnreachable(f"broker {broker.url}: {problem.strerror or problem}")
+
+
+def silence_problem(broker: BrokerSettings) -> DeliveryError:
+    """Why a broker answers nothing to CONNECT, as an error that says whether trying again helps.
+
+    A TLS handshake that was finished shows that it lives; with TLS 1.3 it refuses a certificate after that.
+    """
+    said = f"broker {broker.url}: no CONNACK in {CONNECT_TIMEOUT_S:g} s"
+    if broker.tls:
+        return BrokerRefused(
+            f"{said} after the TLS handshake, and no alert: it refuses the certificate or the login; check"
+            " mqtt.cert_file, mqtt.key_file, username and password"
+        )
+    return BrokerUnreachable(f"{said}: it hangs, wants TLS (mqtts://), or is no MQTT broker")
 
 
 def connack_problem(broker: BrokerSettings, reason: Any) -> DeliveryError:  # noqa: ANN401 - paho's ReasonCode

@@ -27,11 +27,11 @@ from typing import Any, Literal
 import structlog
 
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
-from edge_agent.encryption import connect, database_errors, key_check
+from edge_agent.encryption import connect, database_errors, key_check, rewrite
 from edge_agent.errors import DiskFull, StorageError
 from edge_agent.events import Event, GapData, NumberRange, encode, new_event
 
-__all__ = ["Depth", "Outbox", "Row", "numbered"]
+__all__ = ["Depth", "Outbox", "Row", "numbered", "rekey"]
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +59,9 @@ MINIMUM_SPACE = 64 << 10
 KEPT_DAMAGED = 3
 """Damaged files that are kept for a look; older ones go."""
 
+_TRACEPARENT = b'"traceparent":"'
+"""Stands before all that others have written, in which it could occur; see `events.envelope`."""
+TRACEPARENT_LENGTH = 55
 _INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?)"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS event (
@@ -92,6 +95,15 @@ class Row:
     def message(self) -> bytes:
         """The message as it is sent, with its number."""
         return numbered(self.body, self.seq)
+
+    @property
+    def traceparent(self) -> str:
+        """W3C Trace Context that the message carries; "" where it carries none."""
+        at = self.body.find(_TRACEPARENT)
+        if at < 0:
+            return ""
+        begin = at + len(_TRACEPARENT)
+        return self.body[begin : begin + TRACEPARENT_LENGTH].decode("ascii", "replace")
 
 
 def numbered(body: bytes, seq: int) -> bytes:
@@ -236,8 +248,9 @@ class Outbox:
         if self.path.exists() and self._marks.generation and self._marks.key_check != check:
             raise StorageError(
                 f"{self.path} was written with {'another key' if self._marks.key_check else 'no key'}"
-                f"{' and none is given' if self._key is None else ''}; give the key it was made with, or move"
-                " the file away together with its .marks"
+                f"{', and none is given' if self._key is None else ''}; give the key it was made with"
+                " in the credential file storage__key, or change it with"
+                f" `edge-agent rekey --state {self.path.parent}`"
             )
         self._marks.key_check = check
 
@@ -615,12 +628,12 @@ class Outbox:
                 f" AND topic NOT IN ({marks}) ORDER BY seq LIMIT ?"
             )
             rows: list[Row] = []
-            while len(rows) < limit:
-                found = self._db.execute(query, (self._cursor, *without, limit - len(rows))).fetchall()
-                if not found:
-                    break
-                self._cursor = found[-1][0]
+            while (wanted := limit - len(rows)) > 0:
+                found = self._db.execute(query, (self._cursor, *without, wanted)).fetchall()
+                self._cursor = found[-1][0] if found else self._cursor
                 rows += [Row(*r) for r in found if r[0] not in self._leased and r[0] not in self._acked]
+                if len(found) < wanted:
+                    break
             return self._lease(rows)
 
     def first_of(self, topic: str) -> Row | None:
@@ -737,6 +750,8 @@ class Outbox:
 
     def requeue_parked(self) -> int:
         """Put what the broker once refused back into the queue, under the same numbers; returns how many."""
+        if not self._parked:
+            return 0  # without a write, which a full disk would refuse
         with self._lock, self._translated("write"), self._transaction() as change:
             one = self._db.execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM parked").fetchone()
             self._db.execute("INSERT INTO event SELECT seq, topic, body, created, 0 FROM parked")
@@ -755,6 +770,11 @@ class Outbox:
     def last_number(self) -> int:
         """The highest number given out."""
         return self._next - 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is acknowledged; does not take the lock."""
+        return self._rows == 0
 
     @property
     def untold(self) -> bool:
@@ -793,7 +813,7 @@ class Outbox:
                 self._db.executemany("DELETE FROM event WHERE seq = ?", done)
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            for path in self._damaged_files():
+            for path in _damaged_files(self.path):
                 _remove(path)
             return len(rows) + len(parked)
 
@@ -856,18 +876,14 @@ class Outbox:
         for suffix in _PARTS:
             with contextlib.suppress(FileNotFoundError):
                 _part(self.path, suffix).rename(_part(aside, suffix))
-        for old in self._damaged_files()[:-KEPT_DAMAGED]:
+        for old in _damaged_files(self.path)[:-KEPT_DAMAGED]:
             _remove(old)
         return aside
-
-    def _damaged_files(self) -> list[Path]:
-        found = self.path.parent.glob(f"{self.path.name}.damaged-*")
-        return sorted(path for path in found if not path.name.endswith(_PARTS[1:]))
 
     def _salvage(self) -> dict[int, Row]:
         """Whole rows that can still be read, from the front and from the back up to where it breaks."""
         saved: dict[int, Row] = {}
-        for damaged in self._damaged_files():
+        for damaged in _damaged_files(self.path):
             for order in ("ASC", "DESC"):
                 with (
                     contextlib.suppress(*database_errors()),
@@ -879,6 +895,31 @@ class Outbox:
         return dict(sorted(saved.items()))
 
 
+def rekey(path: Path, old: bytes | None, new: bytes | None) -> bool:
+    """Write the outbox of a stopped agent anew under another key (None: plain); see `encryption.rewrite`.
+
+    Damaged files that were set aside are deleted: they have the old key.
+
+    Returns:
+        False where it had the new key already.
+
+    Raises:
+        ConfigError, StorageError: as from `rewrite`; it is then as it was.
+    """
+    done = rewrite(path, old, new)
+    marks = Marks(path.with_name(path.name + ".marks"))
+    marks.open()
+    try:
+        marks.key_check = key_check(new)
+        marks.write()
+        marks.sync()
+    finally:
+        marks.close()
+    for damaged in _damaged_files(path):
+        _remove(damaged)
+    return done
+
+
 class _Damaged(Exception):
     """The check of the database found damage."""
 
@@ -886,6 +927,12 @@ class _Damaged(Exception):
 _PARTS = ("", "-wal", "-shm")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DAMAGE = ("malformed", "not a database", "file is encrypted")
+
+
+def _damaged_files(path: Path) -> list[Path]:
+    """What was set aside of the outbox of this path, the oldest first."""
+    found = path.parent.glob(f"{path.name}.damaged-*")
+    return sorted(one for one in found if not one.name.endswith(_PARTS[1:]))
 
 
 def _part(path: Path, suffix: str) -> Path:

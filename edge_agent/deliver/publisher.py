@@ -5,8 +5,8 @@ unacknowledged (mosquitto's own limit; more makes paho slower), and settles each
 
 ===========  ===========================================================================================
 0            done: the row is deleted
-16           nobody subscribed: the row stays, its topic is tried again with one message at a time, until
-             `no_subscriber_s` have passed, then its numbers go into a gap event
+16           nobody subscribed: the row stays, its topic is tried again with one message at a time; when that
+             went on for `no_subscriber_s`, the numbers of rows that old go into a gap event
 128 and up   refused for good: the row is parked with the reason, an alert and a gap event tell of it
 no answer    the connection is given up after `ack_timeout_s`, and all unacknowledged rows are sent again
 ===========  ===========================================================================================
@@ -18,7 +18,6 @@ order, so that `online` is the last thing a subscriber hears of a birth.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import socket
 import threading
@@ -334,19 +333,19 @@ class Publisher:
         self._answers: deque[_Answer] = deque()
         self._telemetry: bytes | None = None
         self._status: tuple[State, str, float] | None = None
-        self._window: OrderedDict[int, _Sent] = OrderedDict()
+        self._window: dict[int, _Sent] = {}
         self._ready: deque[Row] = deque()
+        self._done: list[int] = []
         self._quiet: dict[str, float] = {}
+        self._quiet_since: dict[str, float] = {}
         self._forbidden: dict[str, float] = {}
         self._told: set[tuple[str, int]] = set()
         self._rate: _Rate | None = None
         self._probing = True
         self._stalled_since: float | None = None
         self._signalled = False
-        self._next_attempt = 0.0
+        self._next_attempt = self._next_tidy = self._next_gaps = 0.0
         self._connected_at = 0.0
-        self._next_tidy = 0.0
-        self._next_gaps = 0.0
         self._wait = 0.0
         self._outage_logged = False
         self._counts = dict.fromkeys(_COUNTED, 0)
@@ -365,11 +364,18 @@ class Publisher:
         if self._outbox.set_aside is not None:
             text = f"the outbox was damaged; see {self._outbox.set_aside}"
             self.publish(self._alert("outbox_damaged", text))
-        self._outbox.requeue_parked()
+        self._requeue_parked()
         if self._broker.password is not None and not self._broker.tls and not self._broker.is_loopback:
             log.warning("the password goes to the broker in the clear: use mqtts://", broker=self._broker.url)
         self._thread.start()
         return self
+
+    def _requeue_parked(self) -> None:
+        """Try anew what the broker once refused; a full disk must not keep us from starting."""
+        try:
+            self._outbox.requeue_parked()
+        except StorageError as problem:
+            log.warning("events that the broker refused stay parked until the next start", error=str(problem))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -461,7 +467,7 @@ class Publisher:
 
     @property
     def _is_drained(self) -> bool:
-        return self._outbox.depth.rows == 0 and not self._outbox.untold
+        return self._outbox.is_empty and not self._outbox.untold
 
     def stop(self, timeout: float = STOP_S) -> None:
         """Say `offline` and end the pump; what is not delivered waits in the outbox for the next start."""
@@ -563,6 +569,8 @@ class Publisher:
         self._send_answers()
         self._send_telemetry()
         self._send_rows()
+        self._strike_out()
+        self._read_ahead()
         self._tidy()
 
     def _reconnect(self) -> None:
@@ -624,6 +632,7 @@ class Publisher:
         say("no broker: events wait in the outbox", error=str(problem), next_attempt_s=round(wait, 1))
 
     def _forget_sent(self) -> None:
+        self._strike_out()  # before all is released, or it would be sent again
         with self._lock:
             for sent in reversed(self._window.values()):
                 if sent.answer is not None:
@@ -694,22 +703,29 @@ class Publisher:
         self._probe_quiet_topics()
         room = min(self._room, 1 - len(self._window)) if self._probing else self._room
         now = time.monotonic()
-        with self._connection.burst():
-            while room > 0:
-                row = self._next_row()
-                if row is None:
-                    break
-                wait = 0.0 if self._rate is None else self._rate.wait(now)
-                if wait > 0:
-                    self._ready.appendleft(row)
-                    self._wait = min(self._wait, wait)
-                    break
-                room -= self._send_row(row, now)
+        while room > 0:
+            row = self._next_row()
+            if row is None:
+                break
+            wait = 0.0 if self._rate is None else self._rate.wait(now)
+            if wait > 0:
+                self._ready.appendleft(row)
+                self._wait = min(self._wait, wait)
+                break
+            room -= self._send_row(row, now)
+
+    def _read_ahead(self) -> None:
+        """Have the rows for the next turns at hand while the broker is busy with those that were sent."""
+        if len(self._ready) < WINDOW and len(self._window) == WINDOW:
+            self._read_rows()
+
+    def _read_rows(self) -> None:
+        held = [self._topics.gap] if self._is_forbidden(self._topics.gap) else []
+        self._ready.extend(self._outbox.pending(LOOK_AHEAD, without=[*self._quiet, *held]))
 
     def _next_row(self) -> Row | None:
         if not self._ready:
-            held = [self._topics.gap] if self._is_forbidden(self._topics.gap) else []
-            self._ready.extend(self._outbox.pending(LOOK_AHEAD, without=[*self._quiet, *held]))
+            self._read_rows()
         if self._ready:
             return self._ready.popleft()
         self._rate = None  # caught up with the outage
@@ -727,7 +743,7 @@ class Publisher:
             self._park(row, 149, f"larger than the {limit} bytes that the broker takes")
             return 0
         options = self._event_options.get(row.topic) or self._options_of(row.topic)
-        self._send(row.message, _Sent(now, row.topic, row), options, traceparent=_traceparent(row))
+        self._send(row.message, _Sent(now, row.topic, row), options, traceparent=row.traceparent)
         return 1
 
     def _options_of(self, topic: str) -> MessageOptions:
@@ -768,12 +784,20 @@ class Publisher:
                 done.append(sent.row.seq)
                 self._probing = False
                 self._stalled_since = None
+                if self._quiet_since:
+                    self._quiet_since.pop(sent.topic, None)
                 if self._quiet.pop(sent.topic, None) is not None:
                     self._return_ready()  # events of this topic that were passed over come before newer ones
-        if done:
+        self._done += done
+
+    def _strike_out(self) -> None:
+        """Take what the broker has out of the outbox: after sending, so that the broker need not wait."""
+        if self._done:
+            done, self._done = self._done, []
             self._outbox.acknowledge(done)
             self._counts["acknowledged"] += len(done)
-            self._tell_progress()
+            if self._outbox.is_empty:  # waking `drain` for less would cost more than sending does
+                self._tell_progress()
 
     def _settle_unnumbered(self, sent: _Sent, code: int) -> None:
         if code == NOT_AUTHORISED:
@@ -788,8 +812,10 @@ class Publisher:
         self._quiet.setdefault(row.topic, time.monotonic() + QUIET_RETRY_S)
         self._outbox.release([row.seq])
         self._return_ready()
-        if row.created < self._outbox.now() - self._no_subscriber_s:
-            self._outbox.drop_older(row.topic, self._outbox.now() - self._no_subscriber_s, "no-subscriber")
+        now = self._outbox.now()
+        # Not by the age of the row alone: after a long outage of the broker its subscribers need a moment.
+        if self._quiet_since.setdefault(row.topic, now) <= now - self._no_subscriber_s:
+            self._outbox.drop_older(row.topic, now - self._no_subscriber_s, "no-subscriber")
 
     def _return_ready(self) -> None:
         """Give rows that were read ahead back, so that they are read anew in the right order."""
@@ -870,11 +896,11 @@ class Publisher:
                     self._wait = min(self._wait, 0.05)
                 self._say_offline(deadline)
                 self._connection.close(goodbye=True)
-            self._forget_sent()
-            self._outbox.flush()
         except EdgeAgentError as problem:
             log.warning("could not say goodbye to the broker", error=str(problem))
             self._connection.close()
+        self._forget_sent()
+        self._outbox.flush()
         self.state = ConnectionState.STOPPED
 
     def _say_offline(self, deadline: float) -> None:
@@ -889,10 +915,3 @@ class Publisher:
 def _reason_text(code: int) -> str:
     """MQTT 5, section 3.4.2.1, in words."""
     return _REASONS.get(code, f"reason code {code}")
-
-
-def _traceparent(row: Row) -> str:
-    """W3C Trace Context of an event: the trace is its own, the same at every delivery."""
-    beginning = row.body[:64]  # holds the event's id
-    digest = hashlib.blake2b(beginning, digest_size=24).hexdigest()
-    return f"00-{digest[:32]}-{digest[32:]}-01"

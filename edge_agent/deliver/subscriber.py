@@ -15,8 +15,9 @@ from edge_agent.deliver.connection import (
     connect_problem,
     incoming,
     new_client,
+    silence_problem,
 )
-from edge_agent.errors import BrokerUnreachable, DeliveryError
+from edge_agent.errors import DeliveryError
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -71,10 +72,7 @@ class Subscriber:
         self._client = client
         client.loop_start()
         if not self._answered.wait(CONNECT_WAIT_S):
-            self._refusal = BrokerUnreachable(
-                f"broker {self._broker.url}: no CONNACK in {CONNECT_WAIT_S:g} s: a certificate it does not"
-                " accept, wrong credentials, or it hangs"
-            )
+            self._refusal = silence_problem(self._broker)
         if self._refusal is not None:
             self.close()
             raise self._refusal

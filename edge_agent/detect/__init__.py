@@ -14,7 +14,7 @@ from edge_agent.errors import ConfigError
 __all__ = ["Detector", "ScoreLevels", "open_detector"]
 
 
-def open_detector(spec: str, *, backend: str = "auto", threads: int = 0) -> Detector:
+def open_detector(spec: str, *, backend: str = "onnxruntime", threads: int = 0) -> Detector:
     """The detector that the user named; nothing heavy is loaded before it is entered.
 
     Args:

@@ -5,32 +5,150 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
 from edge_agent.engine.base import Engine
 from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.errors import ConfigError
+from edge_agent.engine.scales import Scales
+from edge_agent.errors import ConfigError, EngineError
 
-__all__ = ["BACKENDS", "Engine", "PreparedGraph", "open_engine"]
+if TYPE_CHECKING:
+    from edge_agent.engine.build import PlanBuilder, Progress
 
-BACKENDS = ("auto", "onnxruntime")
-"""What a user may ask for. `auto` takes the fastest that this machine has."""
+__all__ = [
+    "BACKENDS",
+    "Engine",
+    "PreparedGraph",
+    "TensorRTOptions",
+    "choose_backend",
+    "open_engine",
+    "plan_builder",
+    "takes_ranges_beside",
+]
+
+BACKENDS = ("auto", "onnxruntime", "tensorrt")
+"""What a user may ask for. `auto` takes TensorRT where it and a GPU are there, else ONNX Runtime."""
 
 
-def open_engine(
-    prepared: PreparedGraph, *, backend: str = "auto", max_batch: int = 64, threads: int = 0
-) -> Engine:
-    """The engine for a prepared graph; nothing is loaded before it is entered.
-
-    Args:
-        prepared: from `edge_agent.engine.graph`.
-        backend: one of `BACKENDS`.
-        max_batch: largest batch, in pictures.
-        threads: CPU threads per batch, 0 for one per core.
+def choose_backend(wanted: str) -> str:
+    """`onnxruntime` or `tensorrt` for what the user asked for; a named backend is taken at its word.
 
     Raises:
         ConfigError: there is no such backend.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"no inference backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
+    if wanted not in BACKENDS:
+        raise ConfigError(f"no inference backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
+    if wanted != "auto":
+        return wanted
+    from edge_agent.engine import cuda, trt
 
-    return OnnxRuntimeEngine(prepared, max_batch=max_batch, threads=threads)
+    try:
+        trt.require_bindings()
+        cuda.probe()
+    except EngineError:
+        return "onnxruntime"
+    return "tensorrt"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRTOptions:
+    """How TensorRT runs a network.
+
+    Attributes:
+        plans: folder of the plans.
+        largest: largest batch that plans are built for.
+        scales: INT8 ranges beside an FP32 graph, for what takes no quantise/dequantise nodes.
+        zero_copy: `auto`, `on` or `off`.
+        cuda_graphs: `auto` or `off`.
+        dla_core: accelerator to run on, None for the GPU.
+        workspace_mb: limit of a build's workspace.
+        progress: told how far a build is: phase, steps done, steps in all.
+        conditions: asked after a build for what is worth noting of the device.
+    """
+
+    plans: Path
+    largest: int = 64
+    scales: Scales | None = None
+    zero_copy: Literal["auto", "on", "off"] = "auto"
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    dla_core: int | None = None
+    workspace_mb: int | None = None
+    progress: Progress | None = None
+    conditions: Callable[[], Mapping[str, Any]] | None = None
+
+
+def open_engine(
+    prepared: PreparedGraph,
+    *,
+    backend: str = "auto",
+    max_batch: int = 64,
+    threads: int = 0,
+    tensorrt: TensorRTOptions | None = None,
+) -> Engine:
+    """The engine for a prepared graph; nothing is loaded, and no plan built, before it is entered.
+
+    Args:
+        prepared: from `edge_agent.engine.graph`; its `precision` is what the engine computes in.
+        backend: one of `BACKENDS`.
+        max_batch: largest batch, in pictures.
+        threads: CPU threads per batch of ONNX Runtime, 0 for one per core.
+        tensorrt: for that backend.
+
+    Raises:
+        ConfigError: there is no such backend, or TensorRT shall run and has no folder for its plans.
+    """
+    if choose_backend(backend) == "onnxruntime":
+        from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(prepared, max_batch=max_batch, threads=threads)
+    if tensorrt is None:
+        raise ConfigError(
+            f"TensorRT has no folder to keep the plan of {prepared.name} in; name a state folder"
+        )
+    from edge_agent.engine.tensorrt import TensorRTEngine
+
+    return TensorRTEngine(
+        prepared,
+        plan_builder(prepared, tensorrt),
+        max_batch=max_batch,
+        zero_copy=tensorrt.zero_copy,
+        cuda_graphs=tensorrt.cuda_graphs,
+        dla_core=tensorrt.dla_core,
+    )
+
+
+def plan_builder(prepared: PreparedGraph, options: TensorRTOptions) -> PlanBuilder:
+    """What finds or builds the plan of a graph; nothing is done yet."""
+    from edge_agent.engine.build import BuildOptions, PlanBuilder, batches_for
+    from edge_agent.engine.plans import PlanStore
+
+    build = BuildOptions(
+        precision=cast("Literal['fp32', 'fp16', 'int8']", prepared.precision),
+        batches=batches_for(options.largest),
+        dla_core=options.dla_core,
+        workspace_mb=options.workspace_mb,
+        scales=options.scales,
+    )
+    # Ranges lie beside a graph that itself computes in FP32.
+    graph = prepared if options.scales is None else replace(prepared, precision="fp32")
+    return PlanBuilder(
+        PlanStore(options.plans),
+        graph,
+        build,
+        progress=options.progress or _quiet,
+        conditions=options.conditions or dict,
+    )
+
+
+def _quiet(phase: str, done: int, total: int) -> None:
+    """Nobody wants to know how far a build is."""
+
+
+def takes_ranges_beside(dla_core: int | None) -> bool:
+    """Whether INT8 on this device wants ranges beside the graph: the accelerator before TensorRT 11 does."""
+    from edge_agent.engine import trt
+
+    return dla_core is not None and trt.has_dla(trt.version()) and trt.major() < 11

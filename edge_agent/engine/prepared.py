@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,17 @@ class PreparedGraph:
     channels_last: bool
     half: bool
     precision: str = "fp32"
+
+    def facts(self) -> dict[str, Any]:
+        """What reports and manifests say about the network, as JSON values."""
+        return {
+            "name": self.name,
+            "sha256": self.source_sha256,
+            "path": str(self.source),
+            "preprocess": None if self.profile is None else self.profile.name,
+            "space": self.space,
+            "dimension": self.dimension,
+        }
 
     def as_network_input(self, planes: NDArray[np.float32]) -> NDArray[np.float32 | np.float16]:
         """`(N, 3, H, W)` float32 in the layout and type of the original network."""

@@ -52,6 +52,18 @@ class PreprocessProfile:
         """Every value that changes an embedding, as text; goes into the id of the embedding space."""
         return f"{self.order}|{self.scale!r}|{self.mean!r}|{self.std!r}|{self.resize}"
 
+    def fit(self, crop: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+        """Resize a crop `(h, w, 3)` uint8 into `target` `(H, W, 3)`: how all pixels reach a network.
+
+        Serving, evaluation and calibration all call this, so what INT8 ranges are taken from is what the
+        network later sees.
+        """
+        import cv2
+
+        height, width = target.shape[:2]
+        interpolation = {"linear": cv2.INTER_LINEAR}[self.resize]
+        cv2.resize(crop, (width, height), dst=target, interpolation=interpolation)
+
     def apply(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The same arithmetic in numpy: `(N, H, W, 3)` uint8 BGR -> `(N, 3, H, W)` float32.
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.dataset import Problem, read_picture
+from edge_agent.dataset import Crop, Problem, read_picture
 from edge_agent.errors import InputError, NonFiniteEmbedding
+from edge_agent.evaluate.labels import EmbeddedCrops
 from edge_agent.structures import EngineInfo
 
 if TYPE_CHECKING:
     from edge_agent.engine.base import Engine
 
-__all__ = ["CropEmbedder", "EmbeddedPaths", "RawEmbedder", "embed_paths"]
+__all__ = ["CropEmbedder", "EmbeddedPaths", "RawEmbedder", "embed_paths", "labelled"]
 
 _BATCH = 64
 _DECODERS = 2
@@ -83,6 +84,17 @@ def embed_paths(
     return EmbeddedPaths(np.array(rows, np.intp), np.concatenate(vectors), tuple(problems))
 
 
+def labelled(done: EmbeddedPaths, crops: Sequence[Crop]) -> EmbeddedCrops:
+    """Put beside each embedding what the name of its crop says."""
+    kept = [crops[row] for row in done.rows]
+    return EmbeddedCrops.of(
+        done.vectors,
+        [crop.pid for crop in kept],
+        [crop.camid for crop in kept],
+        [str(crop.path) for crop in kept],
+    )
+
+
 def _decoded(paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | Problem]:
     """Pictures in the order of `paths`, decoded by threads at most two batches ahead."""
     with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
@@ -116,7 +128,8 @@ class RawEmbedder:
         from edge_agent.engine.graph import prepare_reid
         from edge_agent.engine.profiles import profile_named
 
-        prepared = prepare_reid(model, profile_named(preprocess), normalise=False)
+        self._profile = profile_named(preprocess)
+        prepared = prepare_reid(model, self._profile, normalise=False)
         self._engine: Engine = open_engine(prepared, backend="onnxruntime", max_batch=_BATCH)
 
     @property
@@ -142,15 +155,12 @@ class RawEmbedder:
         Raises:
             NonFiniteEmbedding: the network gave NaN or infinity.
         """
-        import cv2
-
-        height, width = self._engine.input_size
         parts = []
         for start in range(0, len(images), self.info.max_batch):
             batch = images[start : start + self.info.max_batch]
             buffer = self._engine.buffer()
             for image, target in zip(batch, buffer, strict=False):
-                cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+                self._profile.fit(image, target)
             self._engine.submit(len(batch))
             parts.append(self._engine.collect())
         rows = np.concatenate(parts)

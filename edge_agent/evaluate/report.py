@@ -19,13 +19,13 @@ from edge_agent.evaluate.labels import EmbeddedCrops
 from edge_agent.evaluate.openset import OperatingPoint, Unsupported
 from edge_agent.evaluate.protocol import Evaluation, SampledQuery
 
-__all__ = ["html_report"]
+__all__ = ["STYLE", "html_report"]
 
 _SAME, _DIFFERENT = "#1565a8", "#d1731b"  # told apart by colour-blind people too
 _TILE = (64, 128)
 _CMC_SHOWN = 20
 
-_STYLE = """
+STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}
 h1{font-size:1.5em;margin-bottom:.1em} h2{font-size:1.15em;margin-top:2em}
 .facts{color:#555} .tiles{display:flex;flex-wrap:wrap;gap:.7em;margin:1.2em 0}
@@ -67,7 +67,7 @@ def html_report(evaluation: Evaluation, document: dict[str, Any], *, title: str)
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
     return page.encode()
 

@@ -4,7 +4,7 @@
 
     manifest.json     kind `gallery`, version 1; sha256 and size of the members; data: space, dimension,
                       identities, exemplars
-    identities.json   {"identities": [{id, name, kind, created, last_seen, sightings, former_ids,
+    identities.json   {"identities": [{id, name, kind, created, last_seen, sightings, ttl_s, former_ids,
                       "exemplars": [{quality, origin, camera, time}, ...]}, ...], "facts": {key: value}}
     vectors.npy       (N, dimension) float32, rows of unit length, in the order of the exemplars above
 
@@ -55,6 +55,7 @@ class ArchivedIdentity:
     created: float
     last_seen: float
     sightings: int
+    ttl_s: float | None
     former_ids: tuple[str, ...]
     exemplars: tuple[tuple[float, str, str, float], ...]
     vectors: NDArray[np.float32]
@@ -121,6 +122,7 @@ def _identities_json(archive: Archive) -> bytes:
             "created": person.created,
             "last_seen": person.last_seen,
             "sightings": person.sightings,
+            "ttl_s": person.ttl_s,
             "former_ids": person.former_ids,
             "exemplars": [
                 {"quality": quality, "origin": origin, "camera": camera, "time": time}
@@ -186,6 +188,7 @@ def _person(entry: Mapping[str, Any], vectors: NDArray[np.float32]) -> ArchivedI
         created=float(entry["created"]),
         last_seen=float(entry["last_seen"]),
         sightings=int(entry["sightings"]),
+        ttl_s=None if entry.get("ttl_s") is None else float(entry["ttl_s"]),  # archives of old have none
         former_ids=tuple(entry["former_ids"]),
         exemplars=tuple(
             (float(one["quality"]), str(one["origin"]), str(one["camera"]), float(one["time"]))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time as clock_module
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,9 +25,18 @@ from numpy.typing import NDArray
 from edge_agent.errors import InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
 from edge_agent.gallery.archive import Archive, ArchivedIdentity, read_archive, write_archive
 from edge_agent.gallery.diversity import diverse_rows
-from edge_agent.gallery.identity import Erased, GalleryStats, Identity, Imported, Kind, checked_name, new_id
+from edge_agent.gallery.identity import (
+    Erased,
+    GalleryStats,
+    Identity,
+    Imported,
+    Kind,
+    checked_name,
+    new_id,
+)
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.store import MEMORY, OwnerLock, Store
+from edge_agent.structures import Pictures
 
 __all__ = ["Gallery"]
 
@@ -34,8 +44,12 @@ _log = structlog.get_logger(__name__)
 
 _UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
 _IDENTITY = (
-    "SELECT number, id, name, kind, created, last_seen, expires, "
+    "SELECT number, id, name, kind, created, last_seen, expires, ttl, "
     "(SELECT count(*) FROM exemplar WHERE exemplar.number = identity.number), sightings FROM identity"
+)
+_EXPIRES = (
+    "CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN last_seen + ttl"
+    " WHEN kind = 'auto' THEN last_seen + ? ELSE last_seen + ? END"
 )
 _INSERT_EXEMPLAR = (
     "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)"
@@ -61,7 +75,9 @@ class Gallery:
         capacity: int = 10_000,
         max_exemplars: int = 16,
         ttl_s: float | None = None,
+        enrolled_ttl_s: float | None = None,
         owner: bool = False,
+        key: bytes | None = None,
         clock: Callable[[], float] = clock_module.time,
     ) -> None:
         """Describe the gallery; nothing is opened yet.
@@ -74,20 +90,25 @@ class Gallery:
                 else the one that was not seen for longest. `enrolled` ones are never given up.
             max_exemplars: most embeddings of an identity, see `add_exemplars`.
             ttl_s: an `auto` identity expires this long after it was last seen; None: never.
+            enrolled_ttl_s: the same for `enrolled` ones. An identity's own time (`keep`) is stronger.
             owner: hold the gallery as the one live system that uses it. A second owner is refused; commands
-                open it without. The owner's `capacity`, `max_exemplars` and `ttl_s` are stored, and whoever
-                opens an existing gallery without owning it gets those instead of its own.
+                open it without. The owner's `capacity`, `max_exemplars` and times to live are stored, and
+                whoever opens an existing gallery without owning it gets those instead of its own.
+            key: encrypts the file, see `edge_agent.encryption`; None: it is plain.
             clock: Unix seconds; tells `import_` who has expired. All else goes by the times of the calls.
         """
-        if capacity < 1 or max_exemplars < 1 or dimension < 1 or (ttl_s is not None and ttl_s <= 0):
-            raise ValueError("capacity, max_exemplars, dimension and ttl_s must be positive")
+        if capacity < 1 or max_exemplars < 1 or dimension < 1:
+            raise ValueError("capacity, max_exemplars and dimension must be positive")
+        _check_ttl(ttl_s, enrolled_ttl_s)
         self._path = None if str(path) == MEMORY else Path(path)
         self._space = space
         self._dimension = dimension
         self._capacity = capacity
         self._max_exemplars = max_exemplars
         self._ttl_s = ttl_s
+        self._enrolled_ttl_s = enrolled_ttl_s
         self._owner = owner
+        self._key = key
         self._clock = clock
         self._lock = threading.RLock()
         self._open_store: Store | None = None
@@ -99,7 +120,9 @@ class Gallery:
         self._evicted = 0
 
     @classmethod
-    def existing(cls, path: Path, *, clock: Callable[[], float] = clock_module.time) -> Gallery:
+    def existing(
+        cls, path: Path, *, key: bytes | None = None, clock: Callable[[], float] = clock_module.time
+    ) -> Gallery:
         """A gallery as it was last configured: space, size, capacity and expiry are read from the file.
 
         For commands, which know the file but not the model.
@@ -112,14 +135,13 @@ class Gallery:
                 f"there is no gallery at {path}; it is made when the agent first runs, "
                 "or name another folder with --state"
             )
-        store = Store(Path(path), check=False)
+        store = Store(Path(path), key=key, check=False)
         with contextlib.closing(store):
-            facts = {
-                key: store.meta(key) for key in ("space", "dimension", "capacity", "max_exemplars", "ttl_s")
-            }
+            keys = ("space", "dimension", "capacity", "max_exemplars", "ttl_s", "enrolled_ttl_s")
+            facts = {name: store.meta(name) for name in keys}
         if facts["space"] is None:
             raise StorageError(f"{path} was never completed; remove it, it holds nothing")
-        return cls(path, **facts, clock=clock)
+        return cls(path, **facts, key=key, clock=clock)
 
     def __enter__(self) -> Gallery:
         """Open the file and load the index.
@@ -129,7 +151,7 @@ class Gallery:
             StorageError: damaged, inaccessible, or owned by another running agent.
         """
         with contextlib.ExitStack() as undo:
-            self._open_store = Store(self._path)
+            self._open_store = Store(self._path, key=self._key)
             undo.callback(self._close)
             if self._owner and not self._take_ownership():
                 raise StorageError(
@@ -330,7 +352,8 @@ class Gallery:
 
         `keep` stays, with its number and id; the other's id is remembered, so `get` and `forget` still find
         the person by it. Exemplars are offered in the order of their times, as in `add_exemplars`. The
-        name is `keep`'s, or else the other's; `enrolled` wins over `auto`; sightings add up.
+        name and the time to live are `keep`'s, or else the other's; `enrolled` wins over `auto`; sightings
+        add up.
 
         Raises:
             InputError: one of them is not there, or they are the same.
@@ -341,10 +364,11 @@ class Gallery:
             stays, goes = _identity(store, keep), _identity(store, absorb)
             store.run("UPDATE exemplar SET number = ? WHERE number = ?", (keep, absorb))
             store.run("UPDATE former SET number = ? WHERE number = ?", (keep, absorb))
+            store.run("UPDATE pictures SET number = ? WHERE number = ?", (keep, absorb))
             store.run("DELETE FROM identity WHERE number = ?", (absorb,))
             store.run("INSERT INTO former VALUES (?, ?)", (goes.id, keep))
             store.run(
-                "UPDATE identity SET name = ?, kind = ?, created = ?, last_seen = ?, sightings = ? "
+                "UPDATE identity SET name = ?, kind = ?, created = ?, last_seen = ?, sightings = ?, ttl = ? "
                 "WHERE number = ?",
                 (
                     stays.name or goes.name,
@@ -352,6 +376,7 @@ class Gallery:
                     min(stays.created, goes.created),
                     max(stays.last_seen, goes.last_seen),
                     stays.sightings + goes.sightings,
+                    stays.ttl_s if stays.ttl_s is not None else goes.ttl_s,
                     keep,
                 ),
             )
@@ -361,7 +386,7 @@ class Gallery:
             return _identity(store, keep)
 
     def rename(self, number: int, name: str | None) -> Identity:
-        """Name a person, which makes the identity `enrolled`: whom an operator names does not expire.
+        """Name a person, which makes the identity `enrolled`: whom an operator names is not evicted.
 
         None takes the name away and leaves the kind as it is.
 
@@ -375,6 +400,25 @@ class Gallery:
             store.run("UPDATE identity SET name = ? WHERE number = ?", (label, number))
             if label is not None:
                 store.run("UPDATE identity SET kind = 'enrolled' WHERE number = ?", (number,))
+            self._set_expiry(number)
+            return _identity(store, number)
+
+    def keep(self, number: int, ttl_s: float | None) -> Identity:
+        """Give one person a time to live of their own.
+
+        Args:
+            number: of the identity.
+            ttl_s: it is erased this long after the person was last seen; 0.0: never; None: as others of its
+                kind.
+
+        Raises:
+            InputError: there is no such identity.
+        """
+        if ttl_s is not None and ttl_s < 0:
+            raise ValueError("ttl_s must not be negative")
+        with self._changing() as store:
+            _identity(store, number)
+            store.run("UPDATE identity SET ttl = ? WHERE number = ?", (ttl_s, number))
             self._set_expiry(number)
             return _identity(store, number)
 
@@ -420,17 +464,55 @@ class Gallery:
         self._store.scrub(wait=False)
         return gone
 
-    def set_ttl(self, ttl_s: float | None) -> None:
-        """Let `auto` identities expire this long after they were last seen, those already here too."""
-        if ttl_s is not None and ttl_s <= 0:
-            raise ValueError("ttl_s must be positive")
+    def set_ttl(self, ttl_s: float | None, *, enrolled_s: float | None = None) -> None:
+        """Let `auto` and `enrolled` identities expire so long after they were last seen, those here too."""
+        _check_ttl(ttl_s, enrolled_s)
         with self._changing():
-            before, self._ttl_s = self._ttl_s, ttl_s
+            before = self._ttl_s, self._enrolled_ttl_s
+            self._ttl_s, self._enrolled_ttl_s = ttl_s, enrolled_s
             try:
                 self._store_policy()
             except BaseException:
-                self._ttl_s = before
+                self._ttl_s, self._enrolled_ttl_s = before
                 raise
+
+    # ---- pictures that others keep
+
+    def note_pictures(self, number: int, camera: str, track: int, since: float) -> None:
+        """Note that pictures in a crop folder show this person, so that they can go with the person.
+
+        Args:
+            number: of the identity; nothing is noted where it is gone.
+            camera: id of the camera.
+            track: number of the track; who was noted for it before is so no more.
+            since: time of its first picture, Unix seconds.
+        """
+        with self._changing(durable=False) as store:
+            store.run(
+                "INSERT OR REPLACE INTO pictures SELECT ?, ?, ?, number FROM identity WHERE number = ?",
+                (camera, track, since, number),
+            )
+
+    def orphaned_pictures(self) -> list[Pictures]:
+        """Pictures of people who are gone, see `note_pictures`, until `pictures_removed`."""
+        with self._reading() as store:
+            rows = store.rows(
+                "SELECT camera, track, since, (SELECT min(later.since) FROM pictures AS later WHERE"
+                " later.camera = pictures.camera AND later.track = pictures.track"
+                " AND later.since > pictures.since) FROM pictures WHERE number IS NULL"
+            )
+        return [
+            Pictures(camera, track, since, math.inf if until is None else until)
+            for camera, track, since, until in rows
+        ]
+
+    def pictures_removed(self, gone: Iterable[Pictures]) -> None:
+        """These pictures are no more."""
+        with self._changing() as store:
+            store.run_many(
+                "DELETE FROM pictures WHERE camera = ? AND track = ? AND since = ? AND number IS NULL",
+                [(one.camera, one.track, one.since) for one in gone],
+            )
 
     # ---- look-up
 
@@ -477,6 +559,7 @@ class Gallery:
                 capacity=self._capacity,
                 max_exemplars=self._max_exemplars,
                 ttl_s=self._ttl_s,
+                enrolled_ttl_s=self._enrolled_ttl_s,
                 oldest_seen=oldest,
                 newest_seen=newest,
                 evicted=self._evicted,
@@ -657,7 +740,7 @@ class Gallery:
             self._refuse_other_space()
         if not new and not self._owner:
             self._capacity, self._max_exemplars = known["capacity"], known["max_exemplars"]
-            self._ttl_s = known["ttl_s"]
+            self._ttl_s, self._enrolled_ttl_s = known["ttl_s"], known["enrolled_ttl_s"]
             return
         with self._store.change():
             if new:
@@ -669,11 +752,21 @@ class Gallery:
     def _store_policy(self) -> None:
         for key, value in self._policy().items():
             self._store.put_meta(key, value)
-        self._store.run("UPDATE identity SET expires = last_seen + ? WHERE kind = 'auto'", (self._ttl_s,))
+        self._store.run(f"UPDATE identity SET expires = {_EXPIRES}", self._times)  # noqa: S608 - question marks
 
     def _policy(self) -> dict[str, float | None]:
         """What is stored for `existing` to read."""
-        return {"capacity": self._capacity, "max_exemplars": self._max_exemplars, "ttl_s": self._ttl_s}
+        return {
+            "capacity": self._capacity,
+            "max_exemplars": self._max_exemplars,
+            "ttl_s": self._ttl_s,
+            "enrolled_ttl_s": self._enrolled_ttl_s,
+        }
+
+    @property
+    def _times(self) -> tuple[float | None, float | None]:
+        """What `_EXPIRES` asks for."""
+        return self._ttl_s, self._enrolled_ttl_s
 
     def _may_adopt(self) -> bool:
         """Whether the file is of another space, but holds nobody and no live system uses it."""
@@ -753,7 +846,11 @@ class Gallery:
         if missing <= 0:
             return
         oldest = (
-            _identities(store, "WHERE kind = 'auto' ORDER BY last_seen, number LIMIT ?", missing)
+            _identities(
+                store,
+                "WHERE kind = 'auto' AND coalesce(ttl, 1) > 0 ORDER BY last_seen, number LIMIT ?",
+                missing,
+            )
             if evict
             else []
         )
@@ -784,10 +881,10 @@ class Gallery:
         return number
 
     def _set_expiry(self, number: int) -> None:
-        """`expires` follows from kind and `last_seen`."""
+        """`expires` follows from kind, own time to live and `last_seen`."""
         self._store.run(
-            "UPDATE identity SET expires = CASE kind WHEN 'auto' THEN last_seen + ? END WHERE number = ?",
-            (self._ttl_s, number),
+            f"UPDATE identity SET expires = {_EXPIRES} WHERE number = ?",  # noqa: S608 - question marks only
+            (*self._times, number),
         )
 
     def _offer(
@@ -857,6 +954,7 @@ class Gallery:
                 created=person.created,
                 last_seen=person.last_seen,
                 sightings=person.sightings,
+                ttl_s=person.ttl_s,
                 former_ids=tuple(former[person.number]),
                 exemplars=tuple((row[0], row[1], row[2], row[3]) for row in exemplars[person.number]),
                 vectors=self._unpacked([row[4] for row in exemplars[person.number]]),
@@ -873,6 +971,9 @@ class Gallery:
             last_seen=person.last_seen,
             sightings=person.sightings,
         )
+        if person.ttl_s is not None:
+            store.run("UPDATE identity SET ttl = ? WHERE number = ?", (person.ttl_s, number))
+            self._set_expiry(number)
         store.run_many(
             "INSERT OR IGNORE INTO former VALUES (?, ?)", [(old, number) for old in person.former_ids]
         )
@@ -885,6 +986,11 @@ class Gallery:
             ],
         )
         self._prune(number)
+
+
+def _check_ttl(*seconds: float | None) -> None:
+    if any(one is not None and one <= 0 for one in seconds):
+        raise ValueError("ttl_s and enrolled_ttl_s must be positive")
 
 
 def _identity(store: Store, number: int) -> Identity:

@@ -28,10 +28,12 @@ class Identity:
         number: counts identities within this gallery file, from 1; never given twice.
         id: opaque and random, the same wherever the identity is exported to.
         name: what the operator calls the person, unique in the gallery, or None.
-        kind: `auto` identities expire and may be evicted, `enrolled` ones do neither.
+        kind: `auto` identities may be evicted for want of room, `enrolled` ones not; each kind has its own
+            time to live.
         created: when it was first enrolled, Unix seconds.
         last_seen: when it was last touched, Unix seconds.
         expires: when it will be erased, Unix seconds, or None for never.
+        ttl_s: its own time to live in seconds, 0.0 for ever; None: that of its kind.
         exemplars: number of embeddings kept.
         sightings: how often the person was seen: one for the enrolment, one more for each touch that
             says so.
@@ -44,6 +46,7 @@ class Identity:
     created: float
     last_seen: float
     expires: float | None
+    ttl_s: float | None
     exemplars: int
     sightings: int
 
@@ -92,6 +95,7 @@ class GalleryStats:
         capacity: how many identities fit.
         max_exemplars: how many embeddings an identity keeps at most.
         ttl_s: seconds after which an `auto` identity that is not seen expires, or None.
+        enrolled_ttl_s: the same for `enrolled` ones.
         oldest_seen: earliest `last_seen`, None while the gallery is empty.
         newest_seen: latest `last_seen`, None while the gallery is empty.
         evicted: identities given up for want of room since the gallery was opened.
@@ -109,6 +113,7 @@ class GalleryStats:
     capacity: int
     max_exemplars: int
     ttl_s: float | None
+    enrolled_ttl_s: float | None
     oldest_seen: float | None
     newest_seen: float | None
     evicted: int

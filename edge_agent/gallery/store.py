@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_agent.encryption import check_plainness, connect, database_errors
 from edge_agent.errors import DiskFull, StorageError
 
 __all__ = ["MEMORY", "OwnerLock", "Store"]
@@ -22,9 +23,12 @@ __all__ = ["MEMORY", "OwnerLock", "Store"]
 MEMORY = ":memory:"
 
 _APPLICATION = 0x45414731  # "EAG1": tells a gallery from any other SQLite file
-_LAYOUT = 1
+_LAYOUT = 2
 _BUSY_MS = 10_000  # another process holds the lock for one small change; an import may take longer
 
+# `ttl` is an identity's own time to live in seconds, 0 for ever; NULL: that of its kind.
+# `pictures` are the tracks of crop folders that show a person; with the person gone, `number` becomes NULL,
+# and the pictures have to go, too.
 # `revision` changes with an identity's exemplars, so that another process reloads only what changed.
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -37,6 +41,7 @@ CREATE TABLE identity (
     created REAL NOT NULL,
     last_seen REAL NOT NULL,
     expires REAL,
+    ttl REAL,
     sightings INTEGER NOT NULL,
     revision INTEGER NOT NULL
 );
@@ -58,27 +63,41 @@ CREATE TABLE exemplar (
 );
 CREATE INDEX exemplar_by_number ON exemplar (number);
 """
+_SINCE_LAYOUT_2 = """
+CREATE TABLE pictures (
+    camera TEXT NOT NULL,
+    track INTEGER NOT NULL,
+    since REAL NOT NULL,
+    number INTEGER REFERENCES identity (number) ON DELETE SET NULL,
+    PRIMARY KEY (camera, track, since)
+) WITHOUT ROWID;
+CREATE INDEX pictures_by_number ON pictures (number);
+"""
 
 
 class Store:
     """An open gallery file. Statements go through `rows` and, inside `change`, through `run`."""
 
-    def __init__(self, path: Path | None, *, check: bool = True) -> None:
+    def __init__(self, path: Path | None, *, key: bytes | None = None, check: bool = True) -> None:
         """Open or create the file; None keeps everything in memory.
 
         Args:
             path: of the file.
+            key: encrypts it, see `edge_agent.encryption`; None: it is plain.
             check: look through the whole file for damage.
 
         Raises:
-            StorageError: not a gallery, damaged, of a newer layout, or not accessible.
+            StorageError: not a gallery, damaged, of a newer layout, of another key, or not accessible.
             DiskFull: no space is left to create it.
+            ConfigError: there is a key, and SQLCipher is not installed.
         """
         self.path = path
-        with _translated(self.where):
+        self._key = key
+        with _translated(self.where, keyed=key is not None):
             if path is not None:
+                check_plainness(path, key)
                 _make_private(path)
-            self._connection = _connect(path)
+            self._connection = _connect(path, key)
             try:
                 self._prepare(check=check)
             except BaseException:
@@ -97,7 +116,8 @@ class Store:
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         with _translated(self.where):
-            return self._connection.execute(statement, values).fetchall()
+            found: list[tuple[Any, ...]] = self._connection.execute(statement, values).fetchall()
+            return found
 
     def value(self, statement: str, values: Sequence[Any] = ()) -> Any:  # noqa: ANN401 - any SQL value
         """First column of the first row, None when there is none."""
@@ -105,8 +125,9 @@ class Store:
         return rows[0][0] if rows else None
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Execute one statement of a change."""
-        return self._connection.execute(statement, values)
+        """Execute one statement of a change; SQLCipher's cursor is as that of sqlite3."""
+        cursor: sqlite3.Cursor = self._connection.execute(statement, values)
+        return cursor
 
     def run_many(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
         """Execute one statement of a change for each row of values."""
@@ -171,7 +192,7 @@ class Store:
         deadline = time.monotonic() + (_BUSY_MS / 1000 if wait else 0.0)
         with (
             _translated(self.where),
-            contextlib.closing(_connect(self.path, _BUSY_MS if wait else 0)) as connection,
+            contextlib.closing(_connect(self.path, self._key, _BUSY_MS if wait else 0)) as connection,
         ):
             while not _emptied(connection):
                 # SQLite's own wait does not cover every way in which two connections meet.
@@ -195,20 +216,31 @@ class Store:
             return
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
             raise StorageError(f"{self.where} is an SQLite file, but not a gallery; name another path")
-        if layout != _LAYOUT:
+        if layout == 1:
+            self._take_over_layout_1()
+        elif layout != _LAYOUT:
             raise StorageError(
                 f"{self.where} has layout {layout}, this edge-agent reads {_LAYOUT}; "
                 "run the version that wrote it, export the gallery there and import it here"
             )
         verdict = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
         if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+            raise _damaged(self.where, verdict)
+
+    def _take_over_layout_1(self) -> None:
+        with self.change():
+            if self._connection.execute("PRAGMA user_version").fetchone()[0] == _LAYOUT:
+                return  # another process was faster
+            self._connection.execute("ALTER TABLE identity ADD COLUMN ttl REAL")
+            for statement in _SINCE_LAYOUT_2.split(";"):
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {_LAYOUT}")
 
     def _create(self) -> None:
         with self.change():
             if self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 return  # another process was faster
-            for statement in _SCHEMA.split(";"):
+            for statement in (_SCHEMA + _SINCE_LAYOUT_2).split(";"):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             self._connection.execute(f"PRAGMA user_version = {_LAYOUT}")
@@ -248,10 +280,11 @@ class OwnerLock:
             self._descriptor = None
 
 
-def _connect(path: Path | None, busy_ms: int = _BUSY_MS) -> sqlite3.Connection:
+def _connect(path: Path | None, key: bytes | None, busy_ms: int = _BUSY_MS) -> Any:  # noqa: ANN401 - of sqlite3 or sqlcipher3
     """A connection in autocommit mode (transactions are explicit), for one thread at a time."""
-    connection = sqlite3.connect(
+    connection = connect(
         MEMORY if path is None else path,
+        key=key,
         isolation_level=None,
         check_same_thread=False,
         timeout=busy_ms / 1000,
@@ -268,7 +301,7 @@ def _connect(path: Path | None, busy_ms: int = _BUSY_MS) -> sqlite3.Connection:
     return connection
 
 
-def _emptied(connection: sqlite3.Connection) -> bool:
+def _emptied(connection: Any) -> bool:  # noqa: ANN401 - of sqlite3 or sqlcipher3
     """Give free pages back and fold the log into the file; False when somebody else is at it."""
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -277,7 +310,7 @@ def _emptied(connection: sqlite3.Connection) -> bool:
         finally:
             connection.execute("COMMIT")
         busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except sqlite3.OperationalError as problem:
+    except database_errors() as problem:
         if "locked" not in str(problem):
             raise
         return False
@@ -295,17 +328,22 @@ def _make_private(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _translated(where: str) -> Iterator[None]:
+def _translated(where: str, *, keyed: bool = False) -> Iterator[None]:
     """Turn errors of SQLite and of the file system into this package's, with the way out."""
     try:
         yield
-    except sqlite3.Error as problem:
+    except database_errors() as problem:
+        if keyed and "not a database" in str(problem):
+            raise StorageError(
+                f"{where} does not open with this key: it was made with another, or is damaged; put that one"
+                " into the credential file storage__key (`edge-agent rekey --old-key FILE` changes keys)"
+            ) from problem
         raise _explained(where, problem) from problem
     except OSError as problem:
         raise StorageError(f"cannot open {where}: {problem.strerror or problem}") from problem
 
 
-def _explained(where: str, problem: sqlite3.Error) -> StorageError:
+def _explained(where: str, problem: Exception) -> StorageError:
     text = str(problem)
     if "disk is full" in text:
         return DiskFull(f"cannot write {where}: no space is left on its disk; free some and try again")
@@ -319,8 +357,12 @@ def _explained(where: str, problem: sqlite3.Error) -> StorageError:
         )
     if "disk I/O" in text:
         return StorageError(f"cannot write {where}: {text}; check the disk (dmesg) and its limits and quotas")
-    if isinstance(problem, sqlite3.IntegrityError):
+    if type(problem).__name__ == "IntegrityError":  # of sqlite3 or sqlcipher3
         return StorageError(f"cannot change {where}: {text}")
+    return _damaged(where, text)
+
+
+def _damaged(where: str, text: str) -> StorageError:
     return StorageError(
         f"{where} is damaged or not a gallery ({text}); move it away together with its -wal and -shm files, "
         "then restore the last export: edge-agent gallery import FILE"

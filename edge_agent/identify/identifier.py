@@ -172,7 +172,7 @@ class Identifier:
         session: unique for this run; part of the origin of every exemplar.
         enrolment: `auto` or `watchlist`.
         configured: fixed threshold, stronger than every rule.
-        calibrated: threshold of a calibration, stronger than the site's.
+        calibrated: threshold of a calibration; the site's own can only raise it.
         target_fmr: what the site's threshold aims at.
         decide_crops: good crops before a track is matched; higher is surer and later.
         enrol_crops: good crops before an unknown person is enrolled; higher makes fewer identities.
@@ -202,6 +202,8 @@ class Identifier:
     _of_identity: dict[int, set[TrackKey]] = field(default_factory=dict)
     _links: Covisibility = field(init=False)
     _site: SiteScores = field(init=False)
+    _in_force: Threshold = field(init=False)
+    """What the decisions that are being made are held against: joining identities may change the site's."""
     _was_ready: bool = False
 
     def __post_init__(self) -> None:
@@ -210,6 +212,7 @@ class Identifier:
         stored = self.gallery.get_fact(SITE_FACT)
         if stored:
             self._site.load(stored)
+        self._in_force = self.threshold()
 
     # -- what the pipeline calls ---------------------------------------------------------------
 
@@ -223,6 +226,8 @@ class Identifier:
             if due:
                 self._drop_vanished(seen)
                 self._learn_site(seen)
+            self._in_force = self.threshold()
+            if due:
                 decisions += self._decide(due)
             for track_id in update.ended:
                 decisions += self._end((update.camera, track_id))
@@ -240,9 +245,10 @@ class Identifier:
         """The threshold in force and its rule."""
         if self.configured is not None:
             return Threshold(self.configured, "configured")
-        if self.calibrated is not None:
+        site = self._site.threshold()
+        if self.calibrated is not None and (site.value is None or site.value <= self.calibrated):
             return Threshold(self.calibrated, "calibrated")
-        return self._site.threshold()
+        return site  # people of this place are more alike than those of the calibration's data set
 
     def aim(self, target_fmr: float) -> None:
         """Change what the site's threshold aims at."""
@@ -267,6 +273,7 @@ class Identifier:
         if track.number is None:
             if not track.evidence.pooled:
                 raise InputError(f"track {track_id} of camera {camera} has shown no good crop yet")
+            self._in_force = self.threshold()
             self._enrol(track, DecisionKind.ENROLLED, "operator")
         assert track.number is not None  # it was just enrolled where it was not known
         if name is not None:
@@ -344,7 +351,7 @@ class Identifier:
     # -- decisions -----------------------------------------------------------------------------
 
     def _decide(self, due: Sequence[_Track]) -> list[Decision]:
-        threshold = self.threshold()
+        threshold = self._in_force
         decisions: list[Decision] = []
         if threshold.value is not None:
             undecided = [track for track in due if track.number is None]
@@ -420,7 +427,7 @@ class Identifier:
             self._release(loser)
         track.score = score
         decisions = [self._settle(track, number, DecisionKind.MATCHED, "contested")]
-        threshold = self.threshold()
+        threshold = self._in_force
         for loser in losers:
             decisions += self._reassign(loser, threshold, "contested")
         return decisions
@@ -545,7 +552,7 @@ class Identifier:
 
     def _fuse(self, numbers: Iterable[int]) -> list[Decision]:
         """Join identities that turn out to be one person; the older number stays."""
-        threshold = self.threshold().value
+        threshold = self._in_force.value
         decisions: list[Decision] = []
         if threshold is None:
             return decisions
@@ -692,7 +699,7 @@ class Identifier:
 
     def _decision(self, track: _Track, kind: DecisionKind, reason: str) -> Decision:
         identity = self._known(track.number)
-        threshold = self.threshold()
+        threshold = self._in_force
         former = track.decision
         overturned = former if kind is DecisionKind.CORRECTED else None
         decision = Decision(

@@ -59,6 +59,7 @@ class SiteScores:
         self._target = target_fmr
         self._pairs: OrderedDict[str, float] = OrderedDict()
         self._cached: Threshold | None = None
+        self._held: Threshold | None = None
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -112,10 +113,11 @@ class SiteScores:
 
     def _compute(self) -> Threshold:
         count = len(self._pairs)
-        if count < MIN_PAIRS:
-            return Threshold(None, "warm-up", count)
+        if count < MIN_PAIRS:  # joined people take pairs away: what was known of the site stays known
+            return self._held or Threshold(None, "warm-up", count)
         values = np.arctanh(np.array(list(self._pairs.values())))
         spread = max(float(values.std(ddof=1)), MIN_SPREAD)
         quantile = min(float(student_t.ppf(1 - self._target, count - 1)), MAX_QUANTILE)
         limit = float(values.mean()) + quantile * spread * math.sqrt(1 + 1 / count)
-        return Threshold(math.tanh(limit), "site", count)
+        self._held = Threshold(math.tanh(limit), "site", count)
+        return self._held

@@ -31,7 +31,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ import structlog
 from edge_agent.dataset import PICTURE_SUFFIXES, parse_crop_name, read_picture
 from edge_agent.errors import DiskFull, InputError, SourceError, SourceLost, StorageError
 from edge_agent.source.fields import is_number, unix_time
-from edge_agent.structures import CropBatch
+from edge_agent.structures import LONE_TRACKS, CropBatch, Pictures
 
 __all__ = ["CropFolderSource"]
 
@@ -64,6 +64,7 @@ _MAX_CROPS = 128
 """Crops in one batch; a frame with more comes in several."""
 _MAX_PICTURE_BYTES = 16 << 20
 _MAX_SIDECAR_BYTES = 64 << 10
+_SAME_MOMENT_S = 0.001
 _TRACKS_PER_SEQUENCE = 1_000_000
 """A tracker starts anew with a recording, so track 7 of recording 1 is not track 7 of recording 2."""
 
@@ -151,6 +152,7 @@ class CropFolderSource:
         self._delete = delete
         self._fps = fps
         self._start_time = start_time
+        self._timed_from_opening = fps is not None and start_time is None
         self._numbers = itertools.count(1)
         self._opened = False
         self._lock = threading.Lock()
@@ -181,6 +183,8 @@ class CropFolderSource:
             self._start_time = time.time()
         look = _Look()
         with self._ledger.opened():
+            if self._delete:
+                self._remove_leftovers()
             while True:
                 found = self._new_files(look)
                 yield from self._batches(found, look)
@@ -206,6 +210,55 @@ class CropFolderSource:
         if self._delete:
             for file in files:
                 self._remove(file)
+
+    def owns(self, camera: str) -> bool:
+        """Whether the crops of this camera come from here."""
+        return camera == self.id or camera.startswith(f"{self.id}-")
+
+    def erase(self, pictures: Collection[Pictures]) -> int:
+        """Delete all crops of these tracks with their JSON, whether they were read or not.
+
+        May be called from any thread, and when nothing is being read.
+
+        Returns:
+            How many pictures were deleted.
+
+        Raises:
+            StorageError: the folder cannot be read, or one of them cannot be deleted.
+        """
+        wanted: dict[tuple[str, int | None], list[Pictures]] = {}
+        for one in pictures:
+            track = None if one.track >= LONE_TRACKS else one.track
+            wanted.setdefault((one.camera, track), []).append(one)
+        gone: list[_File] = []
+        try:
+            with os.scandir(self.folder) as entries:
+                for file in filter(None, map(_picture, entries)):
+                    if self._is_wanted(file, wanted):
+                        path = self.folder / file.name
+                        path.with_suffix(".json").unlink(missing_ok=True)
+                        path.unlink(missing_ok=True)
+                        gone.append(file)
+        except OSError as problem:
+            raise StorageError(
+                f"source {self.id}: pictures of a person who was erased cannot be deleted from {self.folder}:"
+                f" {problem.strerror}; check its owner and permissions"
+            ) from problem
+        if gone and self._ledger.path.exists():
+            self._ledger.forget(gone)
+        return len(gone)
+
+    def _is_wanted(self, file: _File, wanted: dict[tuple[str, int | None], list[Pictures]]) -> bool:
+        try:
+            crop = self._describe(file)
+        except _Unusable:
+            return False
+        for one in wanted.get((crop.camera, crop.track), ()):
+            # A crop without a track stands for itself. Times that count from the opening say nothing now.
+            until = one.since + _SAME_MOMENT_S if crop.track is None else one.until
+            if self._timed_from_opening or one.since - _SAME_MOMENT_S <= crop.time < until:
+                return True
+        return False
 
     # ---- looking at the folder ------------------------------------------------------------------
 
@@ -378,6 +431,11 @@ class CropFolderSource:
             )
         return full
 
+    def _remove_leftovers(self) -> None:
+        """Delete what was acknowledged before a kill that came before its deletion."""
+        for file in self._ledger.read():
+            self._remove(file)
+
     def _remove(self, file: _File) -> None:
         """Delete a picture that was acknowledged, and its JSON; what cannot be deleted stays known."""
         path = self.folder / file.name
@@ -385,6 +443,8 @@ class CropFolderSource:
             if _identity(path) == (file.size, file.modified_ns):  # not one written over it meanwhile
                 path.with_suffix(".json").unlink(missing_ok=True)
                 path.unlink()
+        except FileNotFoundError:  # erased meanwhile
+            return
         except OSError as problem:
             _log.warning("crop_not_deleted", camera=self.id, file=file.name, reason=problem.strerror)
 
@@ -517,6 +577,19 @@ class _Ledger:
         with self._connected() as database:
             database.execute("BEGIN IMMEDIATE")
             database.executemany("INSERT OR REPLACE INTO crops VALUES (?, ?, ?, ?, ?)", rows)
+            database.execute("COMMIT")
+
+    def read(self) -> list[_File]:
+        """Those that were acknowledged."""
+        with self._connected() as database:
+            rows = database.execute("SELECT modified_ns, name, size FROM crops WHERE outcome = 'read'")
+            return [_File(*row) for row in rows.fetchall()]
+
+    def forget(self, files: Iterable[_File]) -> None:
+        """These are known no more."""
+        with self._connected() as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.executemany("DELETE FROM crops WHERE name = ?", [(file.name,) for file in files])
             database.execute("COMMIT")
 
     def prune(self, folder: Path) -> None:

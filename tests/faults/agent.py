@@ -14,14 +14,14 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import structlog
-from deliver_fixtures import INFO, identity
 
 from edge_agent.deliver.connection import Backoff, BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
+from tests.deliver_fixtures import INFO, identity
 
 ARGUMENTS = argparse.ArgumentParser()
 ARGUMENTS.add_argument("--broker", required=True)
@@ -31,7 +31,7 @@ ARGUMENTS.add_argument("--session", required=True)
 ARGUMENTS.add_argument("--rate", type=float, default=200.0)
 ARGUMENTS.add_argument("--until", type=float, default=math.inf, help="Unix seconds")
 ARGUMENTS.add_argument("--count", type=float, default=math.inf, help="events")
-ARGUMENTS.add_argument("--drain", type=float, default=60.0)
+ARGUMENTS.add_argument("--drain", type=float, default=180.0)
 ARGUMENTS.add_argument("--padding", type=int, default=0, help="bytes added to each event")
 ARGUMENTS.add_argument("--ca", type=Path)
 ARGUMENTS.add_argument("--cert", type=Path)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from conftest import Mosquitto, find_free_port, mosquitto_binary
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from tests.conftest import Mosquitto, find_free_port, mosquitto_binary
 
 HERE = Path(__file__).resolve().parent
 PERSISTENT = """
@@ -69,7 +70,7 @@ class Subscriber:
         client.reconnect_delay_set(1, 1)
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = 3600
-        client.connect("127.0.0.1", self.port, 5, clean_start=False, properties=properties)
+        client.connect("127.0.0.1", self.port, 30, clean_start=False, properties=properties)
         client.loop_start()
         assert ready.wait(10), "the subscriber is not let in"
         self._client = client
@@ -108,6 +109,11 @@ class Log:
     @property
     def dropped(self) -> list[int]:
         return [int(line[2]) for line in self.words("drop") if len(line) == 3]
+
+    @property
+    def cut_off(self) -> set[str]:
+        """Begun, and neither on disk nor dropped as far as the log says: the agent was killed just then."""
+        return self.begun - self.done.keys() - {line[1] for line in self.words("drop") if len(line) == 3}
 
     @property
     def begun(self) -> set[str]:
@@ -160,4 +166,4 @@ def wait_for(log: Log, subscriber: Subscriber, seconds: float) -> None:
     """Until everything that was produced has arrived, or the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not set(log.done) <= subscriber.ids():
-        time.sleep(0.2)
+        time.sleep(0.5)

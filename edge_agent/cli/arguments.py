@@ -1,0 +1,38 @@
+"""Logins on the command line: everybody on the machine can read them there, with `ps` or in /proc."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from edge_agent.source.redact import redact_url
+
+__all__ = ["hide_logins"]
+
+_ARG_START, _ARG_END = 45, 46
+"""Fields 48 and 49 of /proc/PID/stat (proc(5)), counted after the name in brackets."""
+
+
+def hide_logins() -> None:
+    """Overwrite the logins of addresses among this process's arguments, where Linux shows them.
+
+    Python has its own copy of them. Until this runs, for some tenths of a second, they can be seen; and the
+    shell may remember them. Where the system is another one, nothing happens.
+    """
+    try:
+        shown = Path("/proc/self/cmdline").read_bytes()
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+    except (OSError, IndexError, ValueError):
+        return
+    hidden = b"\0".join(_masked(argument) for argument in shown.split(b"\0"))
+    if hidden != shown and end - start == len(shown) and ctypes.string_at(start, len(shown)) == shown:
+        ctypes.memmove(start, hidden, len(hidden))
+
+
+def _masked(argument: bytes) -> bytes:
+    """As long as before, which is how much room there is."""
+    plain = os.fsdecode(argument)
+    masked = redact_url(plain)
+    return argument if masked == plain else os.fsencode(masked)[: len(argument)].ljust(len(argument), b"*")

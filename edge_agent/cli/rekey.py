@@ -1,0 +1,49 @@
+"""`edge-agent rekey`: encrypt gallery and outbox, decrypt them, or change their key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    old_key: Annotated[
+        Path | None,
+        typer.Option(help="File with the key that they were made with; none where they are not encrypted."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder of gallery and outbox; the configured one when absent.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Write gallery and outbox anew under the key that is set now (storage.key), or without one.
+
+    The agent must be stopped. Nothing is lost; what the old files held is overwritten.
+    """
+    from edge_agent import factory
+    from edge_agent.config import load
+    from edge_agent.encryption import parse_key
+    from edge_agent.errors import InputError
+    from edge_agent.logs import configure
+
+    configure("warning")
+    settings = load(config, {} if state is None else {"state_dir": state})
+    try:
+        old = None if old_key is None else parse_key(old_key.read_text())
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{old_key} cannot be read: {problem}") from problem
+    done = factory.rekey(settings, old)
+    if as_json:
+        typer.echo(json.dumps({"encrypted": settings.storage.key is not None, "written": done}))
+        return
+    how = "without a key" if settings.storage.key is None else "with the key of storage.key"
+    for path, written in done.items():
+        typer.echo(f"{path}: {'written anew' if written else 'already'} {how}")
+    if not done:
+        typer.echo(f"{settings.state_dir} holds neither gallery nor outbox")

@@ -1,0 +1,175 @@
+"""A finished calibration: which precision was chosen for a network, its graph, and the match threshold.
+
+`edge-agent calibrate` writes it, everything that opens an engine reads it::
+
+    engines/calibrations/<name>/
+    ├── manifest.json             kind `calibration`: what was chosen, and digests of all files
+    ├── report.json, report.html
+    ├── sample.json, scales.json  with a data set: the calibration crops and the ranges they gave
+    ├── tensorrt-scales.json      with INT8: the ranges for what takes no quantise/dequantise nodes
+    └── int8.onnx or fp16.onnx    the graph, unless FP32 was chosen
+
+Which one is active stands in `engines/active.json` (`edge_agent.engine.plans`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_agent.engine.plans import Active, PlanStore
+from edge_agent.engine.prepared import PreparedGraph
+from edge_agent.engine.scales import Scales
+from edge_agent.errors import InputError, StorageError
+from edge_agent.manifest import Manifest
+
+__all__ = [
+    "CALIBRATIONS",
+    "KIND",
+    "MANIFEST",
+    "VERSION",
+    "Calibration",
+    "active_calibration",
+    "prune_calibrations",
+]
+
+CALIBRATIONS = "calibrations"
+"""Folder inside the engines' folder."""
+
+MANIFEST = "manifest.json"
+KIND, VERSION = "calibration", 1
+
+_AGAIN = "run `edge-agent calibrate` again"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One finished calibration.
+
+    Attributes:
+        folder: where its files are.
+        data: what its manifest says.
+        files: names of its files.
+    """
+
+    folder: Path
+    data: Mapping[str, Any]
+    files: tuple[str, ...]
+
+    @staticmethod
+    def read(folder: Path) -> Calibration:
+        """Read one, with the digests of all its files checked.
+
+        Raises:
+            InputError: it is not there, damaged, or of another layout; says what mends it.
+        """
+        try:
+            manifest = Manifest.read(folder / MANIFEST, kind=KIND, version=VERSION)
+            manifest.verify(folder)
+        except InputError as problem:
+            raise InputError(f"{problem}; {_AGAIN}") from problem
+        return Calibration(folder, manifest.data, tuple(manifest.files))
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        return self.folder.name
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `fp16` or `int8`."""
+        return str(self.data["precision"])
+
+    @property
+    def backend(self) -> str:
+        """Which backend it was made for and measured on."""
+        return str(self.data["backend"])
+
+    @property
+    def threshold(self) -> float | None:
+        """Least cosine of a match, or None where the data could not support one."""
+        value = self.data["threshold"]["value"]
+        return None if value is None else float(value)
+
+    def fits(self, prepared: PreparedGraph) -> bool:
+        """Whether it belongs to this network with this preprocess profile."""
+        return bool(self.data["space"] == prepared.space)
+
+    def graph(self, prepared: PreparedGraph) -> PreparedGraph:
+        """The network in the precision that was chosen.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        name = self.data["graph"]
+        if name is None:
+            return prepared
+        try:
+            onnx = (self.folder / name).read_bytes()
+        except OSError as problem:
+            raise InputError(f"cannot read {self.folder / name}: {problem.strerror}; {_AGAIN}") from problem
+        return dataclasses.replace(prepared, onnx=onnx, precision=self.precision)
+
+    def scales(self) -> Scales:
+        """The INT8 ranges of what takes no quantise/dequantise nodes.
+
+        Raises:
+            InputError: it has none: INT8 was not chosen.
+        """
+        name = self.data["scales"]
+        if name is None:
+            raise InputError(f"{self.folder} has no INT8 ranges, since INT8 was not chosen; {_AGAIN}")
+        return Scales.read(self.folder / name)
+
+    def summary(self) -> dict[str, Any]:
+        """What subscribers are told: no paths, nothing of single crops."""
+        gate, threshold = self.data["gate"], self.data["threshold"]
+        return {
+            "name": self.name,
+            "created": self.data["created"],
+            "precision": self.precision,
+            "gate_passed": gate["passed"],
+            "mAP": gate["mAP_candidate"],
+            "threshold": threshold["value"],
+            "target_fmr": threshold["target_fmr"],
+            "pairs": threshold["pairs"],
+        }
+
+
+def active_calibration(engines: Path) -> Calibration | None:
+    """The calibration that is active in this folder, None where there is none.
+
+    Raises:
+        InputError: it is damaged; says what mends it.
+    """
+    active: Active = PlanStore(engines).active()
+    if active.current is None or "calibration" not in active.current:
+        return None
+    return Calibration.read(engines / str(active.current["calibration"]))
+
+
+def prune_calibrations(engines: Path) -> tuple[tuple[str, ...], int]:
+    """Remove calibrations that are neither active nor the one before; their names, and bytes in all.
+
+    An interrupted one is removed too: it would begin anew.
+
+    Raises:
+        InputError: `active.json` is damaged; nothing is removed.
+        StorageError: one cannot be removed.
+    """
+    folder = engines / CALIBRATIONS
+    active = PlanStore(engines).active()
+    kept = {record["name"] for record in (active.current, active.previous) if record is not None}
+    gone = sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in kept)
+    freed = 0
+    for path in gone:
+        freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        try:
+            shutil.rmtree(path)
+        except OSError as problem:
+            raise StorageError(f"cannot remove {path}: {problem.strerror}") from problem
+    return tuple(path.name for path in gone), freed

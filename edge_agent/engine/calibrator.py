@@ -1,0 +1,254 @@
+"""INT8 ranges that TensorRT 8 to 10 finds itself, or is told: its calibrators, driven by what we have.
+
+TensorRT asks for batches and passes over an exception in the answer: it then calibrates on fewer pictures and
+builds an engine all the same. So exceptions are kept and raised after the build, and batches are counted.
+TensorRT 11 has no calibrators; there the graph carries its ranges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.engine import trt as bindings
+from edge_agent.engine.cuda import DeviceMemory
+from edge_agent.engine.prepared import PreparedGraph
+from edge_agent.engine.scales import Algorithm, Scales, read_cache
+from edge_agent.errors import EngineError, ModelError
+
+__all__ = ["Calibration", "Pictures", "RangeSource", "has_calibrators", "header_number", "make_calibrator"]
+
+_BASES: dict[Algorithm, str] = {
+    "EntropyCalibration2": "IInt8EntropyCalibrator2",
+    "MinMaxCalibration": "IInt8MinMaxCalibrator",
+}
+_METHODS: dict[Algorithm, Literal["entropy", "minmax"]] = {
+    "EntropyCalibration2": "entropy",
+    "MinMaxCalibration": "minmax",
+}
+_WIDE_NUMBERS = 10
+"""From this major version on, a version is written as major * 10000 (NvInferRuntimeBase.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures to find ranges with.
+
+    Attributes:
+        count: how many there are.
+        digest: names the set, e.g. the digest of a sample's manifest.
+        open: gives them once, each `(H, W, 3)` uint8 BGR of the network's input size.
+    """
+
+    count: int
+    digest: str
+    open: Callable[[], Iterator[NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Have TensorRT find the ranges.
+
+    Attributes:
+        pictures: what it sees. Those beyond the last full batch are not used.
+        algorithm: how it chooses. The DLA takes `EntropyCalibration2` only.
+        batch: pictures at a time.
+    """
+
+    pictures: Pictures
+    algorithm: Algorithm = "EntropyCalibration2"
+    batch: int = 16
+
+    @property
+    def digest(self) -> str:
+        """Names what the ranges come from, for the key of a plan."""
+        text = f"{self.pictures.digest}|{self.pictures.count}|{self.algorithm}|{self.batch}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def has_calibrators() -> bool:
+    """Whether this TensorRT finds ranges; EngineError where there is no TensorRT."""
+    bindings.require_bindings()
+    import tensorrt as trt
+
+    return all(hasattr(trt, name) for name in _BASES.values())
+
+
+def header_number(release: tuple[int, ...]) -> int:
+    """`(10, 3, 0)` -> 100300, `(8, 6, 1)` -> 8601: how a calibration cache names a TensorRT."""
+    major, minor, patch = (*release, 0, 0)[:3]
+    return major * (10_000 if major >= _WIDE_NUMBERS else 1_000) + minor * 100 + patch
+
+
+class RangeSource:
+    """What a calibrator answers with. Lifetime is a `with`, on a thread with a CUDA context.
+
+    Args:
+        prepared: the network.
+        known: ranges, which TensorRT then reads instead of asking for pictures; or how to find them.
+        release: version of TensorRT.
+
+    Attributes:
+        batch: pictures in each answer, which is also the batch of the calibration profile.
+        algorithm: of the calibrator.
+        error: what went wrong in an answer; `check` raises it.
+
+    Raises:
+        ModelError: known ranges belong to another graph.
+        EngineError: fewer pictures than one batch.
+    """
+
+    def __init__(
+        self, prepared: PreparedGraph, known: Scales | Calibration, *, release: tuple[int, ...]
+    ) -> None:
+        self._graph_sha256 = hashlib.sha256(prepared.onnx).hexdigest()
+        self._shape = (*prepared.input_size, 3)
+        self._release = release
+        self._known = known if isinstance(known, Scales) else None
+        self._calibration = known if isinstance(known, Calibration) else None
+        if self._known is not None and self._known.model_sha256 != self._graph_sha256:
+            raise ModelError(
+                f"the INT8 ranges belong to another graph than {prepared.name}; "
+                "run `edge-agent calibrate` again"
+            )
+        self.algorithm: Algorithm = "EntropyCalibration2"
+        self.batch, self._promised = 1, 0
+        if self._calibration is not None:
+            self.algorithm, self.batch = self._calibration.algorithm, int(self._calibration.batch)
+            self._promised = self._calibration.pictures.count // self.batch
+            if not self._promised:
+                raise EngineError(
+                    f"{self._calibration.pictures.count} pictures do not fill a calibration batch of "
+                    f"{self.batch}; give at least that many"
+                )
+        self.error: BaseException | None = None
+        self._given = 0
+        self._found: Scales | None = None
+        self._pictures: Iterator[NDArray[np.uint8]] = iter(())
+        self._host = np.zeros((self.batch, *self._shape), np.uint8)
+        self._memory: DeviceMemory | None = None
+
+    def __enter__(self) -> RangeSource:
+        if self._calibration is not None:
+            self._pictures = self._calibration.pictures.open()
+            self._memory = DeviceMemory(self._host.nbytes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.free()
+
+    def next_batch(self, names: Sequence[str]) -> list[int] | None:
+        """Addresses of the next batch, one for each of `names`; None when all have been given.
+
+        Raises:
+            EngineError: another input than the network's, or fewer pictures than were promised.
+        """
+        if self.error is not None or self._memory is None or self._given == self._promised:
+            return None
+        if len(names) != 1:  # TensorRT takes as many addresses as it has names, without looking
+            raise EngineError(f"a calibrator fills one input, TensorRT asks for {', '.join(names) or 'none'}")
+        for row in self._host:
+            picture = next(self._pictures, None)
+            if picture is None:
+                raise EngineError(
+                    f"the calibration pictures ended in batch {self._given + 1} of {self._promised}"
+                )
+            if picture.shape != self._shape or picture.dtype != np.uint8:
+                raise EngineError(
+                    f"calibration picture: expected {self._shape} uint8, got {picture.shape} {picture.dtype}"
+                )
+            row[...] = picture
+        from pycuda import driver
+
+        driver.memcpy_htod(self._memory.pointer, self._host)
+        self._given += 1
+        return [self._memory.pointer]
+
+    def read(self) -> bytes | None:
+        """The known ranges for the TensorRT that runs; None when they are to be found."""
+        if self._known is None:
+            return None
+        return self._known.cache(header_number(self._release), self.algorithm)
+
+    def write(self, cache: bytes) -> None:
+        """Take the ranges that TensorRT found; InputError or ModelError where they are not readable."""
+        if self._calibration is None:
+            return  # TensorRT gives back what it was told
+        found = {
+            name: amax for name, amax in read_cache(cache).amax.items() if math.isfinite(amax) and amax > 0
+        }
+        self._found = Scales(found, _METHODS[self.algorithm], self._graph_sha256)
+
+    def check(self) -> Scales | None:
+        """The ranges that were found; None when they were known.
+
+        Raises:
+            BaseException: what went wrong in an answer.
+            EngineError: TensorRT took another number of batches than promised, or gave no ranges.
+        """
+        if self.error is not None:
+            raise self.error
+        if self._calibration is None:
+            return None
+        if self._given != self._promised:
+            raise EngineError(
+                f"TensorRT calibrated with {self._given} of {self._promised} batches; its ranges are not used"
+            )
+        if self._found is None:
+            raise EngineError("TensorRT built with calibration, but gave no ranges back")
+        return self._found
+
+
+def make_calibrator(source: RangeSource) -> object:
+    """The `IInt8Calibrator` for a builder's configuration. It must live until the build has ended.
+
+    Raises:
+        EngineError: this TensorRT has none.
+    """
+    bindings.require_bindings()
+    import tensorrt as trt
+
+    name = _BASES[source.algorithm]
+    base: Any = getattr(trt, name, None)
+    if base is None:
+        raise EngineError(
+            f"TensorRT {trt.__version__} has no {name}: from version 11 on, INT8 needs a graph with "
+            "quantise/dequantise nodes, which `edge-agent calibrate` makes"
+        )
+
+    class Calibrator(base):  # type: ignore[misc]  # the class exists only while TensorRT has it
+        def __init__(self) -> None:
+            base.__init__(self)  # without it, pybind11 calls into nothing
+
+        def get_batch_size(self) -> int:
+            return source.batch
+
+        def get_batch(self, names: Sequence[str]) -> list[int] | None:
+            try:
+                return source.next_batch(names)
+            except BaseException as problem:  # noqa: BLE001 - TensorRT would pass over it; `check` raises it
+                source.error = problem
+                return None
+
+        def read_calibration_cache(self) -> bytes | None:
+            try:
+                return source.read()
+            except BaseException as problem:  # noqa: BLE001 - as in `get_batch`
+                source.error = problem
+                return None
+
+        def write_calibration_cache(self, cache: memoryview) -> None:
+            try:
+                source.write(bytes(cache))  # it is TensorRT's memory, and valid only now
+            except BaseException as problem:  # noqa: BLE001 - as in `get_batch`
+                source.error = problem
+
+    return Calibrator()

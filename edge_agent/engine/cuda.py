@@ -1,0 +1,341 @@
+"""CUDA by pycuda: one context, memory that host and GPU share, a stream, events, captured graphs.
+
+A context belongs to the thread that entered it, and so does all that is made in it. TensorRT works in the
+primary context of the device, so that is the one taken here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from edge_agent.errors import EngineError
+
+if TYPE_CHECKING:
+    from pycuda import driver
+
+__all__ = ["ALIGNMENT", "Buffer", "Context", "DeviceMemory", "Gpu", "Graph", "capture", "probe"]
+
+ALIGNMENT = 256
+"""Bytes at whose multiples TensorRT wants the address of a tensor (NvInferRuntime.h, setTensorAddress)."""
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: the stream does not wait for CUDA's default stream; pycuda has no name for it."""
+_POISON = 0xFF
+"""Byte that fills an output before it is computed: four of them are a NaN that no arithmetic gives."""
+_NO_GPU = (
+    "Likely causes: the driver is not loaded or of another version than libcuda; on a Jetson, the user is "
+    "not in the groups video and render; in a container, the NVIDIA runtime is not in use"
+)
+
+
+def probe() -> None:
+    """Raise unless CUDA and at least one GPU are usable.
+
+    Raises:
+        EngineError: pycuda, the driver or a GPU is missing; the message names the likely causes.
+    """
+    try:
+        from pycuda import driver
+    except ImportError as problem:
+        raise EngineError(
+            f"CUDA cannot be used: {problem}. Without libcuda.so.1 there is no NVIDIA driver here; without "
+            "pycuda: pip install pycuda (on a Jetson, with the CUDA toolkit of JetPack: install.sh does it)"
+        ) from problem
+    try:
+        driver.init()
+        devices = driver.Device.count()
+    except driver.Error as problem:
+        raise EngineError(f"CUDA cannot be used: {problem}. {_NO_GPU}") from problem
+    if not devices:
+        raise EngineError(f"CUDA sees no GPU. {_NO_GPU}")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What is known of the GPU.
+
+    Attributes:
+        name: as the driver gives it.
+        compute_capability: e.g. `(8, 7)` for Orin.
+        multiprocessors: how many of them are switched on; a Jetson's power mode may change it.
+        integrated: whether it shares the memory of the CPU, as a Jetson's does.
+        maps_host_memory: whether it can work in pinned memory of the host.
+        total_memory: bytes.
+        free_memory: bytes that were free when asked.
+        driver_version: newest CUDA that the driver knows, e.g. 12060 for 12.6.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+    integrated: bool
+    maps_host_memory: bool
+    total_memory: int
+    free_memory: int
+    driver_version: int
+
+
+class Context:
+    """The primary context of the first GPU, current on the thread that entered it until it leaves.
+
+    Raises:
+        EngineError: as in `probe`, or the context cannot be made; on entering.
+    """
+
+    def __init__(self) -> None:
+        self._context: driver.Context | None = None
+
+    def __enter__(self) -> Context:
+        probe()
+        from pycuda import driver
+
+        try:
+            self._context = driver.Device(0).retain_primary_context()
+            self._context.push()
+        except driver.Error as problem:
+            raise EngineError(f"no CUDA context can be made: {problem}. {_NO_GPU}") from problem
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.detach()  # while it is current: pycuda would push it again otherwise
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Make the context current on another thread for the length of a `with`, to wait for an event."""
+        assert self._context is not None  # only what was made inside can be waited for
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
+    def gpu(self) -> Gpu:
+        """Facts of the GPU."""
+        from pycuda import driver
+
+        device = driver.Device(0)
+        ask, wanted = device.get_attribute, driver.device_attribute
+        free, total = driver.mem_get_info()
+        return Gpu(
+            name=device.name(),
+            compute_capability=device.compute_capability(),
+            multiprocessors=ask(wanted.MULTIPROCESSOR_COUNT),
+            integrated=bool(ask(wanted.INTEGRATED)),
+            maps_host_memory=bool(ask(wanted.CAN_MAP_HOST_MEMORY)),
+            total_memory=total,
+            free_memory=free,
+            driver_version=driver.get_driver_version(),
+        )
+
+    def stream(self) -> driver.Stream:
+        """A new stream beside the default one, which would make TensorRT wait for the whole device."""
+        from pycuda import driver
+
+        return driver.Stream(_NON_BLOCKING)
+
+    def event(self, *, to_wait_for: bool = False) -> driver.Event:
+        """A new event, to measure time or, with less load on the CPU, to wait for."""
+        from pycuda import driver
+
+        return driver.Event(driver.event_flags.BLOCKING_SYNC if to_wait_for else 0)
+
+
+class DeviceMemory:
+    """Memory of the GPU for one tensor; its first bytes can be copied from and to pinned host memory.
+
+    Args:
+        size: bytes.
+
+    Attributes:
+        pointer: address on the device, a multiple of `ALIGNMENT`.
+    """
+
+    def __init__(self, size: int) -> None:
+        from pycuda import driver
+
+        self._memory: driver.DeviceAllocation | None = driver.mem_alloc(size)
+        self.pointer = _aligned(int(self._memory))
+
+    def upload(self, host: NDArray[Any], stream: driver.Stream) -> None:
+        """Copy a pinned array to the beginning, in the order of the stream."""
+        from pycuda import driver
+
+        driver.memcpy_htod_async(self.pointer, host, stream)
+
+    def download(self, host: NDArray[Any], stream: driver.Stream) -> None:
+        """Fill a pinned array from the beginning, in the order of the stream."""
+        from pycuda import driver
+
+        driver.memcpy_dtoh_async(host, self.pointer, stream)
+
+    def poison(self, size: int, stream: driver.Stream) -> None:
+        """Overwrite the first `size` bytes with what no computation gives, in the order of the stream."""
+        from pycuda import driver
+
+        driver.memset_d8_async(self.pointer, _POISON, size, stream)
+
+    def free(self) -> None:
+        """Give the memory back, on the thread of the context."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.free()
+
+
+class Buffer:
+    """A tensor that host and GPU both see: shared memory without copies, or two memories with copies.
+
+    Args:
+        shape: of the tensor, rows first.
+        dtype: of the tensor.
+        mapped: whether the GPU works in the host's memory.
+
+    Attributes:
+        pointer: address for the GPU, a multiple of `ALIGNMENT`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool) -> None:
+        from pycuda import driver
+
+        flags = driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        self._host: NDArray[Any] | None = driver.pagelocked_empty(shape, dtype, mem_flags=flags)
+        self._host.fill(0)
+        self._device = None if mapped else DeviceMemory(self._host.nbytes)
+        shared = self._host.base.get_device_pointer() if mapped else 0
+        self.pointer = self._device.pointer if self._device else _aligned(int(shared))
+
+    @property
+    def host(self) -> NDArray[Any]:
+        """The tensor as the host sees it. The GPU must be done with it before it is read or written."""
+        assert self._host is not None  # the buffer lives as long as the engine is entered
+        return self._host
+
+    def upload(self, rows: int, stream: driver.Stream) -> None:
+        """Let the GPU see what the host wrote into the first rows."""
+        if self._device is not None:
+            self._device.upload(self.host[:rows], stream)
+
+    def download(self, rows: int, stream: driver.Stream) -> None:
+        """Let the host see what the GPU wrote into the first rows, once the stream has come so far."""
+        if self._device is not None:
+            self._device.download(self.host[:rows], stream)
+
+    def poison(self, rows: int, stream: driver.Stream) -> None:
+        """Overwrite the first rows, so that what an earlier run left cannot be taken for a result."""
+        part = self.host[:rows]
+        part.view(np.uint8).fill(_POISON)
+        if self._device is not None:
+            self._device.poison(part.nbytes, stream)
+
+    def poisoned(self, rows: int) -> bool:
+        """Whether one of the first rows ends in what `poison` wrote: the GPU did not write it."""
+        ends = np.ascontiguousarray(self.host[:rows].reshape(rows, -1)[:, -1:]).view(np.uint8)
+        return bool((ends == _POISON).all(axis=1).any())
+
+    def free(self) -> None:
+        """Give the memory back, on the thread of the context.
+
+        Host memory that somebody still holds an array of is left to the end of that array: reading a freed
+        one would end the process.
+        """
+        if self._device is not None:
+            self._device.free()
+        if self._host is None:
+            return
+        allocation: Any = self._host.base
+        held = weakref.ref(self._host)
+        self._host = None
+        if held() is None:
+            allocation.free()
+
+
+def _aligned(pointer: int) -> int:
+    """The same pointer.
+
+    Raises:
+        EngineError: TensorRT would not take it.
+    """
+    if pointer % ALIGNMENT:
+        raise EngineError(f"CUDA gave memory at {pointer:#x}, which is no multiple of {ALIGNMENT}")
+    return pointer
+
+
+class Graph:
+    """Work on a stream that was captured once and is launched as a whole.
+
+    Args:
+        handle: an executable graph of `cuda.bindings.driver`.
+    """
+
+    def __init__(self, handle: Any) -> None:  # noqa: ANN401 - its type is there only with the package
+        self._handle = handle
+
+    def launch(self, stream: driver.Stream) -> None:
+        """Do the captured work again, in the order of the stream.
+
+        Raises:
+            EngineError: CUDA refused.
+        """
+        from cuda.bindings import driver as api
+
+        _succeed(api.cuGraphLaunch(self._handle, stream.handle), "launch a captured graph")
+
+    def free(self) -> None:
+        """Give the graph back, on the thread of the context."""
+        from cuda.bindings import driver as api
+
+        _succeed(api.cuGraphExecDestroy(self._handle), "give a captured graph back")
+
+
+def capture(work: Callable[[], None], stream: driver.Stream) -> Graph:
+    """Capture what `work` puts on the stream. It must have run once before, outside of a capture.
+
+    Args:
+        work: enqueues and returns; may raise.
+        stream: where it enqueues.
+
+    Raises:
+        EngineError: the package `cuda-bindings` is missing, or the work cannot be captured. The stream is
+            then usable as before.
+    """
+    try:
+        from cuda.bindings import driver as api
+    except ImportError as problem:
+        raise EngineError(f"CUDA graphs need the package cuda-bindings: {problem}") from problem
+    mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    _succeed(api.cuStreamBeginCapture(stream.handle, mode), "capture a graph")
+    try:
+        work()
+    except BaseException:
+        api.cuStreamEndCapture(stream.handle)  # gives an error of its own now: the capture is invalid
+        raise
+    graph = _succeed(api.cuStreamEndCapture(stream.handle), "capture a graph")
+    try:
+        return Graph(_succeed(api.cuGraphInstantiate(graph, 0), "make a captured graph executable"))
+    finally:
+        api.cuGraphDestroy(graph)
+
+
+def _succeed(result: tuple[Any, ...], what: str) -> Any:  # noqa: ANN401 - as the package returns it
+    """The value in what a function of `cuda.bindings.driver` returned: a status, then perhaps a value.
+
+    Raises:
+        EngineError: the status is an error.
+    """
+    status, *value = result
+    if int(status) != 0:
+        raise EngineError(f"CUDA could not {what}: {status.name}")
+    return value[0] if value else None

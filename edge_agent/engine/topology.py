@@ -1,0 +1,176 @@
+"""How the nodes of an ONNX network hang together, as far as quantisation asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["OURS", "QUANTISABLE", "Block", "Topology", "in_order", "load_named"]
+
+QUANTISABLE = frozenset({"Conv", "Gemm", "MatMul"})
+"""Operators that compute in INT8; all others follow in higher precision or are fused into these."""
+
+OURS = "edge_agent/"
+"""Begins the name of every node that `engine.graph` put before and after the network."""
+
+
+def load_named(data: bytes) -> onnx.ModelProto:
+    """Load a model and give every node a name that no other has: its own, else that of its first output."""
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{node.output[0]}"
+        taken.add(node.name)
+    return model
+
+
+def in_order(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Nodes so that each comes after those that it reads from, otherwise as they were."""
+    import onnx
+
+    made = {weight.name for weight in model.graph.initializer} | {v.name for v in model.graph.input} | {""}
+    waiting = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    maker = {name: number for number, node in enumerate(waiting) for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    for root in range(len(waiting)):
+        stack = [root]
+        while stack:
+            node = waiting[stack[-1]]
+            missing = [maker[name] for name in node.input if name not in made]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            if not made.issuperset(node.output):
+                made.update(node.output)
+                ordered.append(node)
+    return ordered
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A stretch of the network between two tensors through which everything passes.
+
+    Attributes:
+        name: what its nodes' names have in common, or the name of its only node.
+        nodes: names of its quantisable nodes, in order.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+
+
+class Topology:
+    """Who makes and who reads each tensor.
+
+    Attributes:
+        nodes: all nodes, in order.
+        weights: shape of each weight by name.
+        constants: tensors that say nothing of the picture: weights, shapes, and what follows from them.
+        maker: node that makes a tensor.
+        readers: nodes that read a tensor, each once.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self.weights = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+        self.constants = set(self.weights)
+        for node in self.nodes:
+            if node.op_type == "Shape" or all(name in self.constants or not name for name in node.input):
+                self.constants.update(node.output)
+        self.maker: dict[str, onnx.NodeProto] = {name: node for node in self.nodes for name in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                self.readers.setdefault(name, []).append(node)
+
+    def activations(self, node: onnx.NodeProto) -> list[str]:
+        """Inputs that depend on the picture."""
+        return [name for name in node.input if name and name not in self.constants]
+
+    def quantisable(self) -> list[onnx.NodeProto]:
+        """Nodes that could compute in INT8: their weight is in the file, their input is not."""
+        return [
+            node
+            for node in self.nodes
+            if node.op_type in QUANTISABLE
+            and node.input[1] in self.weights
+            and node.input[0] not in self.constants
+            and not node.name.startswith(OURS)
+        ]
+
+    def pooled(self) -> set[str]:
+        """Tensors that hold one number per channel, not a map: what comes after a global pooling.
+
+        A product of a pooled tensor and a map is a map again: gates end there. What Gemm reads has two axes,
+        so it is one row a crop, however it was pooled.
+        """
+        found = {node.input[0] for node in self.nodes if node.op_type == "Gemm"}
+        for node in self.nodes:
+            given = self.activations(node)
+            if _pools(node) or (given and all(name in found for name in given)):
+                found.update(node.output)
+        return found
+
+    def blocks(self, wanted: Iterable[str]) -> list[Block]:
+        """The wanted nodes in blocks: residual blocks whole, everything else node by node.
+
+        Only what leads to a wanted node, or to the sum that ends its residual block, counts: side branches
+        into the head must not hide the places where the trunk is a single tensor.
+        """
+        wanted = set(wanted)
+        pooled = self.pooled()
+        sums = {
+            node.name
+            for node in self.nodes
+            if node.op_type == "Add" and len(self.activations(node)) == 2 and node.output[0] not in pooled
+        }
+        trunk = self._leading_to(wanted | sums)
+        last = {name: place for place, node in enumerate(trunk) for name in self.activations(node)}
+        blocks: list[list[str]] = []
+        current: list[str] = []
+        live: set[str] = set()
+        for place, node in enumerate(trunk):
+            if node.name in wanted:
+                current.append(node.name)
+            live |= {name for name in node.output if name in last}
+            live = {name for name in live if last[name] > place}
+            if current and len(live) <= 1:
+                blocks.append(current)
+                current = []
+        return [Block(_common(names), tuple(names)) for names in [*blocks, current] if names]
+
+    def _leading_to(self, wanted: set[str]) -> list[onnx.NodeProto]:
+        needed: set[str] = set()
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self.nodes):
+            if node.name in wanted or any(name in needed for name in node.output):
+                kept.append(node)
+                needed.update(self.activations(node))
+        return kept[::-1]
+
+
+def _pools(node: onnx.NodeProto) -> bool:
+    """Whether a node makes one number per channel out of a map."""
+    if node.op_type in {"GlobalAveragePool", "GlobalMaxPool", "Flatten"}:
+        return True
+    axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+    return node.op_type in {"ReduceMean", "ReduceMax"} and axes in ([2, 3], [-2, -1], [-1, -2])
+
+
+def _common(names: list[str]) -> str:
+    """What names have in common, up to a separator; the name itself when there is one."""
+    if len(names) == 1:
+        return names[0]
+    first, last = min(names), max(names)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    shared = first[:length]
+    cut = max(shared.rfind(mark) for mark in "/.")
+    return shared[:cut] if cut > 0 else f"{names[0]}..{names[-1]}"

@@ -1,0 +1,93 @@
+"""On a real NVIDIA GPU: the commands that an installer runs, as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPO
+
+pytestmark = [pytest.mark.device, pytest.mark.timeout(3600)]
+
+
+def edge_agent(*arguments: str) -> Any:
+    """What a command prints as JSON."""
+    command = [sys.executable, "-m", "edge_agent", *arguments, "--json"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=3500, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-4000:]}"
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered people in Market-1501 layout."""
+    from edge_agent.synthetic.crops import write_dataset
+
+    folder = tmp_path_factory.mktemp("market")
+    write_dataset(folder, identities=60, cameras=6, per_identity=12, test_share=0.5, size=(256, 128))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> tuple[Path, Any]:
+    """State folder after `edge-agent calibrate` on TensorRT, and what it said."""
+    state = tmp_path_factory.mktemp("state")
+    told = edge_agent("calibrate", "--backend", "tensorrt", "--dataset", str(dataset), "--state", str(state))
+    return state, told
+
+
+def test_calibrate_chooses_a_precision_by_its_gate(calibrated: tuple[Path, Any]) -> None:
+    _, told = calibrated
+    print(json.dumps({"precision": told["precision"], "gates": told["gates"]}, indent=2))
+    assert told["backend"] == "tensorrt"
+    assert told["precision"] == next((name for name, gate in told["gates"].items() if gate["passed"]), "fp32")
+    for gate in told["gates"].values():
+        assert -1 < gate["cosine_min"] <= gate["cosine_p1"] <= gate["cosine_median"] <= 1.001
+        if gate["passed"]:
+            assert gate["mAP_fp32"] - gate["mAP_candidate"] <= 0.005
+            assert gate["rank1_fp32"] - gate["rank1_candidate"] <= 0.005
+    assert -1 < told["threshold"]["value"] < 1
+    assert Path(told["manifest"]).is_file()
+
+
+def test_what_calibrate_made_is_listed_and_verified(calibrated: tuple[Path, Any]) -> None:
+    state, told = calibrated
+    listed = edge_agent("engines", "verify", "--state", str(state))
+    assert listed["not_compared"] is None
+    assert {plan["verdict"] for plan in listed["plans"]} == {"ok"}
+    assert told["precision"] in {plan["precision"] for plan in listed["plans"]}
+    assert listed["active"]["current"]["precision"] == told["precision"]
+
+
+def test_calibrating_again_changes_nothing(calibrated: tuple[Path, Any], dataset: Path) -> None:
+    state, told = calibrated
+    again = edge_agent("calibrate", "--backend", "tensorrt", "--dataset", str(dataset), "--state", str(state))
+    assert (again["precision"], again["threshold"]) == (told["precision"], told["threshold"])
+    assert again["manifest"] == told["manifest"]
+
+
+def test_bench_measures_every_precision(calibrated: tuple[Path, Any]) -> None:
+    state, told = calibrated
+    bench = edge_agent("bench", "--backend", "tensorrt", "--seconds", "3", "--state", str(state))
+    print(json.dumps(bench, indent=2))
+    measured = {(row["precision"], row["batch"]) for row in bench["rows"]}
+    wanted = {"fp32", "fp16"} | {told["precision"]}
+    assert measured >= {(precision, batch) for precision in wanted for batch in (1, 16, 64)}
+    assert all(row["backend"] == "tensorrt" for row in bench["rows"])
+
+
+def test_the_agent_takes_what_calibrate_chose(calibrated: tuple[Path, Any], dataset: Path) -> None:
+    """Enrolling opens the engine as the daemon does."""
+    state, told = calibrated
+    before = edge_agent("engines", "list", "--state", str(state))["plans"]
+    crop = next((dataset / "query").glob("*.jpg"))
+    enrolled = edge_agent("gallery", "enrol", "somebody", str(crop), "--force", "--state", str(state))
+    assert enrolled["exemplars"] == 1
+    after = edge_agent("engines", "list", "--state", str(state))["plans"]
+    assert {plan["key"] for plan in after} == {plan["key"] for plan in before}, "no other engine was built"
+    assert after[0]["precision"] == told["precision"], "the one that was used last"

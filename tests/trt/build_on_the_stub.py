@@ -1,0 +1,444 @@
+"""What TensorRT is told in a build, over the real bindings, and calibration through their C++ objects.
+
+`test_trt_build.py` runs this file with pytest in a process of its own, once for each version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+import tensorrt as trt
+from builder_stand_in import BuilderStub
+
+from edge_agent.engine import build
+from edge_agent.engine.build import BuildOptions, PlanBuilder, build_plan, this_machine
+from edge_agent.engine.calibrator import Calibration, Pictures, has_calibrators
+from edge_agent.engine.plans import PlanStore
+from edge_agent.engine.prepared import PreparedGraph
+from edge_agent.engine.scales import Scales, read_cache
+from edge_agent.engine.tensorrt import TensorRTEngine
+from edge_agent.engine.trt import Log, has_dla, make_runtime, version
+from edge_agent.errors import EngineError, InputError, ModelError
+
+# The bindings of TensorRT 10 warn of what TensorRT 11 has no more.
+pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT:DeprecationWarning")
+
+MAJOR = version()[0]
+TYPED = MAJOR >= 11
+FP16, INT8, GPU_FALLBACK = 0, 1, 3
+"""Numbers of builder flags in NvInfer.h of TensorRT 8 to 10."""
+MIN, OPT, MAX = 0, 1, 2
+PICTURE = (16, 8, 3)
+DIGEST = hashlib.sha256(b"graph").hexdigest()
+KNOWN = Scales({"crops": 255.0, "x:0": 1.5}, "percentile", DIGEST)
+
+calibrators = pytest.mark.skipif(not has_calibrators(), reason="this TensorRT has no calibrators")
+monitor = pytest.mark.skipif(not hasattr(trt, "IProgressMonitor"), reason="this TensorRT counts no steps")
+
+
+@pytest.fixture(scope="session")
+def the_stub() -> BuilderStub:
+    return BuilderStub()
+
+
+@pytest.fixture
+def stub(the_stub: BuilderStub) -> Iterator[BuilderStub]:
+    """A builder that answers here; whatever happened, nothing of CUDA's may be left."""
+    the_stub.reset()
+    yield the_stub
+    assert the_stub.live() == 0, "memory, a stream or a context is left"
+
+
+def graph(precision: str = "fp32") -> PreparedGraph:
+    return PreparedGraph(
+        onnx=b"graph", source=Path("reid.onnx"), source_sha256="0" * 64, name="reid", input_size=(16, 8),
+        batch=None, profile=None, dimension=4, space="s", normalised=True, channels_last=False, half=False,
+        precision=precision,
+    )  # fmt: skip
+
+
+def half() -> PreparedGraph:
+    """What an FP16 engine is built from."""
+    return graph("fp16" if TYPED else "fp32")
+
+
+def picture(value: int) -> np.ndarray:
+    return np.full(PICTURE, value % 251, np.uint8)
+
+
+def pictures(count: int, *, there: int | None = None, batch: int = 4, **more: Any) -> Calibration:
+    made = [picture(number) for number in range(count if there is None else there)]
+    return Calibration(Pictures(count, "d", lambda: iter(made)), batch=batch, **more)
+
+
+def told(stub: BuilderStub, name: str) -> list[tuple[Any, ...]]:
+    """What the method was given, call by call."""
+    return [given for method, *given in stub.told if method == name]
+
+
+# --- precision --------------------------------------------------------------------------------
+
+
+def test_a_build_from_graph_to_plan(stub: BuilderStub) -> None:
+    phases = []
+    built = build_plan(
+        half(), BuildOptions("fp16"), timing=b"timings", progress=lambda *given: phases.append(given)
+    )
+    assert told(stub, "create_network") == [[1 if MAJOR < 10 else 0]]
+    assert told(stub, "parse") == [["graph"]]
+    assert told(stub, "set_flag") == ([] if TYPED else [[FP16]])
+    assert told(stub, "clear_flag") == []
+    assert told(stub, "set_memory_pool_limit") == [[0, built.facts["workspace_bytes"]]]
+    assert built.facts["workspace_bytes"] > 1 << 24
+    assert sorted(told(stub, "set_shape")) == sorted(
+        ["crops", which, batch, *PICTURE]
+        for largest in (1, 16, 64)
+        for which, batch in ((MIN, 1), (OPT, largest), (MAX, largest))
+    )
+    assert told(stub, "create_timing_cache") == [["timings"]]
+    assert built.data == b"plan -1 16 8 4 3 1 16 64"
+    assert built.timing == b"timings"
+    assert built.scales is None
+    if MAJOR >= 10:
+        assert phases == [("tactics", done, 3) for done in (0, 1, 2, 3, 3)]
+
+
+def test_fp32_is_not_rounded_to_tf32(stub: BuilderStub) -> None:
+    build_plan(graph(), BuildOptions("fp32"))
+    assert told(stub, "set_flag") == []
+    assert told(stub, "clear_flag") == [[int(trt.BuilderFlag.TF32)]]
+
+
+def test_a_graph_that_is_typed_itself(stub: BuilderStub) -> None:
+    build_plan(graph("fp16"), BuildOptions("fp16"))
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if MAJOR == 10 else 0
+    assert told(stub, "create_network") == [[1 if MAJOR < 10 else typed]]
+    assert told(stub, "set_flag") == ([[FP16]] if MAJOR < 10 else [])
+
+
+def test_int8_by_the_graph(stub: BuilderStub) -> None:
+    build_plan(graph("int8"), BuildOptions("int8"))
+    assert told(stub, "set_flag") == ([] if TYPED else [[FP16], [INT8]])
+    assert told(stub, "algorithm") == []
+
+
+@pytest.mark.skipif(not TYPED, reason="this TensorRT takes them")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (BuildOptions("fp16"), "give it the graph in FP16"),
+        (BuildOptions("int8", scales=KNOWN), "quantise/dequantise nodes"),
+        (BuildOptions("int8", scales=pictures(16)), "quantise/dequantise nodes"),
+    ],
+)
+def test_a_typed_tensorrt_says_what_it_needs_instead(
+    stub: BuilderStub, options: BuildOptions, why: str
+) -> None:
+    with pytest.raises(EngineError, match=why):
+        build_plan(graph(), options)
+    assert told(stub, "build_serialized_network") == []
+
+
+@calibrators
+def test_layers_that_are_kept_in_fp16(stub: BuilderStub) -> None:
+    build_plan(graph(), BuildOptions("int8", scales=KNOWN, keep=("fc", "pool")))
+    assert told(stub, "precision") == [["pool", int(trt.DataType.HALF)], ["fc", int(trt.DataType.HALF)]]
+    obey = int(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    assert told(stub, "set_flag") == [[FP16], [INT8], [obey]]
+    with pytest.raises(EngineError, match="no layer is called nosuch: it cannot be kept"):
+        build_plan(graph(), BuildOptions("int8", scales=KNOWN, keep=("fc", "nosuch")))
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+@calibrators
+def test_known_ranges_are_told_under_the_running_version(stub: BuilderStub) -> None:
+    built = build_plan(graph(), BuildOptions("int8", scales=KNOWN))
+    assert stub.read is not None
+    headers = {"8.6.1": b"TRT-8601-", "10.3.0": b"TRT-100300-", "10.16.1": b"TRT-101601-"}
+    header = next(value for name, value in headers.items() if trt.__version__.startswith(name))
+    assert stub.read.startswith(header + b"EntropyCalibration2\n")
+    assert read_cache(stub.read).amax == pytest.approx({"crops": 255.0, "x:0": 1.5})
+    assert stub.seen == [], "no picture is asked for"
+    assert built.scales is None
+    assert told(stub, "algorithm") == [[2]]
+    assert len(told(stub, "set_calibration_profile")) == 1
+    assert told(stub, "set_flag") == [[FP16], [INT8]]
+
+
+@calibrators
+@pytest.mark.parametrize(
+    ("algorithm", "number", "method"),
+    [("EntropyCalibration2", 2, "entropy"), ("MinMaxCalibration", 3, "minmax")],
+)
+def test_tensorrt_finds_ranges_with_every_full_batch(
+    stub: BuilderStub, algorithm: Any, number: int, method: str
+) -> None:
+    lines = (f"TRT-1-{algorithm}", "crops: 40000000", "zero: 00000000", "a: b: 3f800000", "")
+    stub.cache = "\n".join(lines).encode()
+    counted = pictures(np.int64(14), batch=np.int64(4), algorithm=algorithm)  # type: ignore[arg-type]
+    built = build_plan(graph(), BuildOptions("int8", scales=counted))
+    assert told(stub, "algorithm") == [[number]]
+    assert told(stub, "batch") == [[4]]
+    assert [shape for shape in told(stub, "set_shape") if shape[2] == 4] == [
+        ["crops", which, 4, *PICTURE] for which in (MIN, OPT, MAX)
+    ]
+    batches = [np.stack([picture(number) for number in range(at, at + 4)]) for at in (0, 4, 8)]
+    assert stub.seen == [batch.tobytes() for batch in batches], "the last two pictures fill no batch"
+    assert built.scales is not None
+    assert built.scales.amax == pytest.approx({"a: b": 127.0, "crops": 254.0}), "a range of zero is none"
+    assert (built.scales.method, built.scales.model_sha256) == (method, DIGEST)
+
+
+def ending(problem: BaseException) -> Calibration:
+    def some() -> Iterator[np.ndarray]:
+        yield picture(0)
+        raise problem
+
+    return Calibration(Pictures(16, "d", some), batch=4)
+
+
+def all_like(wrong: np.ndarray) -> Calibration:
+    return Calibration(Pictures(16, "d", lambda: iter([wrong] * 16)), batch=4)
+
+
+def unavailable() -> Iterator[np.ndarray]:
+    raise InputError("the pictures are gone")
+
+
+GOOD_CACHE = b"TRT-1-EntropyCalibration2\ncrops: 40000000\n"
+
+
+@calibrators
+@pytest.mark.parametrize(
+    ("given", "cache", "kind", "why"),
+    [
+        (pictures(16, there=9), GOOD_CACHE, EngineError, "the calibration pictures ended in batch 3 of 4"),
+        (pictures(16, there=0), GOOD_CACHE, EngineError, "the calibration pictures ended in batch 1 of 4"),
+        (pictures(3), GOOD_CACHE, EngineError, "3 pictures do not fill a calibration batch of 4"),
+        (pictures(16), b"", EngineError, "gave no ranges back"),
+        (pictures(16), b"TRT-1-LegacyCalibration\nx: 3f800000\n", InputError, "not a calibration cache"),
+        (pictures(16), b"TRT-1-EntropyCalibration2\nx: 00000000\n", ModelError, "no ranges"),
+        (ending(ValueError("boom")), GOOD_CACHE, ValueError, "boom"),
+        (ending(KeyboardInterrupt("enough")), GOOD_CACHE, KeyboardInterrupt, "enough"),
+        (all_like(np.zeros((8, 16, 3), np.uint8)), GOOD_CACHE, EngineError, r"got \(8, 16, 3\) uint8"),
+        (all_like(np.zeros(PICTURE, np.float32)), GOOD_CACHE, EngineError, "got .* float32"),
+        (Calibration(Pictures(16, "d", unavailable), batch=4), GOOD_CACHE, InputError, "are gone"),
+    ],
+)
+def test_what_goes_wrong_in_calibration_ends_in_an_error(
+    stub: BuilderStub,
+    capfd: pytest.CaptureFixture[str],
+    given: Calibration,
+    cache: bytes,
+    kind: type[BaseException],
+    why: str,
+) -> None:
+    """TensorRT passes over an exception in an answer and builds all the same."""
+    stub.cache = cache
+    with pytest.raises(kind, match=why):
+        build_plan(graph(), BuildOptions("int8", scales=given))
+    assert "Exception caught in" not in capfd.readouterr().err, "nothing was thrown into TensorRT"
+
+
+@calibrators
+def test_batches_that_tensorrt_did_not_take(stub: BuilderStub) -> None:
+    stub.cache, stub.batches = GOOD_CACHE, 2
+    with pytest.raises(EngineError, match="TensorRT calibrated with 2 of 4 batches"):
+        build_plan(graph(), BuildOptions("int8", scales=pictures(16)))
+
+
+@calibrators
+@monitor
+def test_a_failed_calibration_cancels_the_build(stub: BuilderStub) -> None:
+    stub.cache, stub.steps = GOOD_CACHE, 1000
+    phases: list[int] = []
+    with pytest.raises(ValueError, match="boom"):
+        build_plan(
+            graph(),
+            BuildOptions("int8", scales=ending(ValueError("boom"))),
+            progress=lambda phase, done, total: phases.append(done),
+        )
+    assert phases == [0, 1]
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_a_graph_that_cannot_be_parsed(stub: BuilderStub) -> None:
+    stub.parses = False
+    with pytest.raises(EngineError, match="does not take reid") as caught:
+        build_plan(graph(), BuildOptions("fp32"))
+    assert str(caught.value).count("no importer for operator Foo") == 2
+
+
+def test_a_build_that_fails_says_why(stub: BuilderStub) -> None:
+    stub.plan = None
+    with pytest.raises(EngineError, match="could not build reid in FP32: stub: no tactic was found"):
+        build_plan(graph(), BuildOptions("fp32"))
+
+
+def test_a_build_while_an_engine_is_open_says_why_too(stub: BuilderStub) -> None:
+    """TensorRT has one logger: the first that it was given, here the engine's."""
+    log = Log()
+    runtime = make_runtime(log)
+    stub.plan = None
+    with pytest.raises(EngineError, match="could not build reid in FP32: stub: no tactic was found"):
+        build_plan(graph(), BuildOptions("fp32"))
+    assert log.take() == ["stub: no tactic was found"]
+    assert Log().logger is log.logger
+    del runtime
+
+
+@monitor
+def test_an_exception_in_progress_ends_the_build(stub: BuilderStub) -> None:
+    phases: list[int] = []
+
+    def stop(phase: str, done: int, total: int) -> None:
+        phases.append(done)
+        if done == 2:
+            raise KeyboardInterrupt("enough")
+
+    stub.steps = 100
+    with pytest.raises(KeyboardInterrupt, match="enough"):
+        build_plan(graph(), BuildOptions("fp32"), progress=stop)
+    assert phases == [0, 1, 2]
+
+
+@pytest.mark.skipif(hasattr(trt, "IProgressMonitor"), reason="this TensorRT counts steps")
+def test_progress_by_seconds_where_tensorrt_counts_no_steps(
+    stub: BuilderStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_TICK_S", 0.05)
+    stub.seconds = 0.4
+    phases: list[tuple[str, int]] = []
+    build_plan(graph(), BuildOptions("fp32"), progress=lambda phase, _, total: phases.append((phase, total)))
+    assert set(phases) == {("building", 0)}
+
+
+def test_a_timing_cache_that_does_not_fit_is_begun_anew(stub: BuilderStub) -> None:
+    built = build_plan(graph(), BuildOptions("fp32"), timing=b"of another GPU")
+    assert told(stub, "create_timing_cache") == [["of another GPU"], [""]]
+    assert built.timing == b"timings"
+
+
+def test_nothing_is_begun_without_memory(stub: BuilderStub, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 500000 kB\n")
+    with pytest.raises(EngineError, match="MiB of free memory, 488 MiB are free"):
+        build_plan(graph(), BuildOptions("fp32"), root=tmp_path)
+    assert stub.told == []
+
+
+# --- accelerator ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not has_dla(version()), reason="this TensorRT knows no DLA")
+def test_for_the_accelerator(stub: BuilderStub) -> None:
+    built = build_plan(half(), BuildOptions("fp16", dla_core=1))
+    assert told(stub, "default_device_type") == [[int(trt.DeviceType.DLA)]]
+    assert told(stub, "config_DLA_core") == [[1]]
+    assert told(stub, "set_flag") == [[GPU_FALLBACK], [FP16]]
+    shapes = {tuple(shape[1:3]) for shape in told(stub, "set_shape")}
+    assert shapes == {(which, batch) for which in (MIN, OPT, MAX) for batch in (1, 16, 64)}, "sizes are fixed"
+    assert built.facts["dla"] == {"core": 1, "layers": 3, "on_gpu": ["pool"]}
+    with pytest.raises(EngineError, match="there is no DLA core 2: this device has 2"):
+        build_plan(half(), BuildOptions("fp16", dla_core=2))
+
+
+@pytest.mark.skipif(has_dla(version()), reason="this TensorRT knows the DLA")
+def test_where_tensorrt_knows_no_accelerator_the_gpu_is_taken_and_said(stub: BuilderStub) -> None:
+    with structlog.testing.capture_logs() as logs:
+        build_plan(half(), BuildOptions("fp16", dla_core=0))
+    assert told(stub, "default_device_type") == []
+    assert "dla_unavailable" in [entry["event"] for entry in logs]
+
+
+# --- supply -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PlanStore:
+    return PlanStore(tmp_path / "engines", host="h")
+
+
+@pytest.fixture
+def supply(store: PlanStore) -> Callable[..., PlanBuilder]:
+    def make(**more: Any) -> PlanBuilder:
+        return PlanBuilder(store, half(), BuildOptions("fp16"), **more)
+
+    return make
+
+
+def reasons(store: PlanStore) -> list[str]:
+    paths = sorted(store.folder.glob("quarantine/*-reason.json"))
+    return [json.loads(path.read_text())["why"] for path in paths]
+
+
+def test_an_engine_runs_what_was_built_once(
+    stub: BuilderStub, store: PlanStore, supply: Callable[..., PlanBuilder]
+) -> None:
+    def conditions() -> dict[str, str]:
+        return {"power_mode": "MAXN"}
+
+    for _ in range(2):
+        with TensorRTEngine(half(), supply(conditions=conditions), max_batch=64) as engine:
+            engine.buffer()[:17] = 1
+            engine.submit(17)
+            assert (engine.collect() == 96.0).all()
+    assert len(told(stub, "build_serialized_network")) == 1
+    machine = this_machine()
+    assert machine.tensorrt == trt.__version__
+    assert (machine.driver, machine.gpu, machine.compute_capability) == ("12.6", "Fake Orin", "8.7")
+    (entry,) = store.entries(machine, digests=True)
+    assert (entry.verdict, entry.model, entry.profiles) == ("ok", "reid", (1, 16, 64))
+    assert store.read_timing(machine) == b"timings"
+    plan = supply().plan()
+    assert plan.facts["power_mode"] == "MAXN"
+    assert plan.batches == (1, 16, 64)
+
+
+def test_a_plan_that_tensorrt_refuses_is_put_aside_and_built_again(
+    stub: BuilderStub, store: PlanStore, supply: Callable[..., PlanBuilder]
+) -> None:
+    store.put(supply().order(), b"a plan of yesterday", {"model": "reid"})
+    with TensorRTEngine(half(), supply(), max_batch=64):
+        pass
+    assert len(told(stub, "build_serialized_network")) == 1
+    assert len(reasons(store)) == 1
+    assert "not compatible with this version of TensorRT" in reasons(store)[0]
+
+
+def test_a_plan_that_is_refused_right_after_it_was_built_is_an_error(
+    stub: BuilderStub, store: PlanStore, supply: Callable[..., PlanBuilder]
+) -> None:
+    stub.plan = b"no plan"
+    with pytest.raises(EngineError, match="cannot be used, though it was just made"):
+        TensorRTEngine(half(), supply(), max_batch=64).__enter__()
+    builder = supply()
+    plan = builder.plan()
+    builder.rejected(plan, "first")
+    with pytest.raises(EngineError, match="was built again and cannot be used either: second"):
+        builder.rejected(plan, "second")
+    assert reasons(store)[-2:] == ["first", "second"]
+
+
+def test_no_build_without_disk(
+    stub: BuilderStub,
+    store: PlanStore,
+    supply: Callable[..., PlanBuilder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "_DISK_FLOOR", 1 << 60)
+    with pytest.raises(EngineError, match=r"make room \(edge-agent engines prune"):
+        supply().plan()
+    assert stub.told == []
+    assert not store.folder.exists()
