@@ -452,13 +452,13 @@ install_system() {
   need_root
   choose_prefix
   [[ -z $upgrade || -n $(current_release) ]] || fail "there is no installation in $prefix to upgrade; without --upgrade one is made"
-  lock
   trap - ERR
   trap on_exit EXIT
   umask 022
   # Nothing of root's own, and no traces of looking; pip compiles what it installs all the same.
   export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
   recognise
+  lock
   name_release
   make_release
   make_user_and_folders
@@ -474,13 +474,14 @@ install_system() {
 # ---- and away again
 
 uninstall() {
-  local instance
+  local units unit
   need_root
   choose_prefix
   [[ ! -d $prefix ]] || lock
   say "removing edge-agent from $prefix"
-  for instance in $(enabled_and_running); do
-    run systemctl --quiet disable --now "$instance"
+  units=$(enabled_and_running)
+  for unit in $units; do
+    run systemctl --quiet disable --now "$unit"
   done
   run rm -rf "$unit_folder/edge-agent.service" "$unit_folder/edge-agent@.service" "$unit_folder/edge-agent@.service.d"
   run rm -f /etc/tmpfiles.d/edge-agent.conf /etc/sysusers.d/edge-agent.conf "$link"
@@ -503,6 +504,7 @@ remove_if_empty() {
 }
 
 enabled_and_running() {
+  [[ -d /run/systemd/system ]] || return 0 # a dry run in a container
   {
     systemctl list-unit-files --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
     systemctl list-units --all --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
@@ -515,5 +517,5 @@ purge_all() {
   if id edge-agent >/dev/null 2>&1; then
     run userdel edge-agent
   fi
-  note 'settings, secrets, gallery, outbox and the user are gone'
+  note 'with settings, secrets, gallery, outbox and the user'
 }

@@ -328,3 +328,15 @@ def test_opencv_is_told_apart():
         pytest.skip("the system's Python has no OpenCV (apt-get install python3-opencv)")
     assert of_system.split("|")[1:3] == ["GStreamer", "system"]
     assert board("numpy_major", "/usr/bin/python3") in {"1", "2"}
+
+
+def test_a_dry_run_of_removing_shows_what_would_go(machine: Machine):
+    if Path("/usr/local/bin/edge-agent").is_symlink():
+        pytest.skip("this machine has an installation of its own")
+    kept = machine.show_system("--uninstall", "--prefix", "/opt/not-there")
+    purged = machine.show_system("--uninstall", "--purge", "--prefix", "/opt/not-there")
+    assert (kept.returncode, purged.returncode) == (0, 0), kept.stderr + purged.stderr
+    assert "failed while" not in kept.stderr + purged.stderr
+    assert "rm -rf /opt/not-there/releases" in kept.stderr
+    assert "/var/lib/edge-agent" not in kept.stderr.replace("kept: /etc/edge-agent, /var/lib/edge-agent", "")
+    assert "rm -rf /etc/edge-agent /var/lib/edge-agent" in purged.stderr
