@@ -33,6 +33,7 @@ from edge_agent.events import (
     identity_event,
     to_wire,
 )
+from edge_agent.governor import LOOK_EVERY_S
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
 from edge_agent.operations import Operations
@@ -246,7 +247,9 @@ class Agent:
         sources = factory.open_sources(settings, state)
         active = factory.current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
-            embedder = stack.enter_context(factory.open_configured_embedder(settings, state, active))
+            embedder = stack.enter_context(
+                factory.open_configured_embedder(settings, state, active, building=self._tell_build)
+            )
         calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
@@ -348,8 +351,11 @@ class Agent:
             self._oversight.watch(
                 lambda: pipeline.progress.latest,
                 {
-                    "telemetry": lambda: beats.progress.latest,
-                    "governor": lambda: cooling.progress.latest,
+                    "telemetry": (
+                        lambda: beats.progress.latest,
+                        lambda: self.settings.telemetry.interval_s,
+                    ),
+                    "governor": (lambda: cooling.progress.latest, lambda: LOOK_EVERY_S),
                 },
                 stages.readers,
                 stages.publisher,
@@ -456,6 +462,10 @@ class Agent:
                 factory.adjust_gallery(self._stages.gallery, settings)
             except StorageError as problem:
                 _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(problem))
+
+    def _tell_build(self, phase: str, done: int, total: int) -> None:
+        """A plan is being built, which takes minutes: systemd and `edge-agent status` are told."""
+        self._oversight.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
     def _take_over_calibration(self, stages: _Stages) -> None:
         """Use the threshold of the calibration that is active now; its engine needs a restart."""

@@ -111,7 +111,7 @@ def wait_for(what: str, condition: object, seconds: float = 60.0) -> None:
 class Listener:
     """A separate subscriber to everything."""
 
-    def __init__(self, port: int, topic: str = "edge/v1/#") -> None:
+    def __init__(self, port: int, topic: str = "edge/v1/#", user: tuple[str, str] | None = None) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.on_message = lambda _c, _u, message: self.messages.append(
@@ -119,6 +119,8 @@ class Listener:
         )
         self._ready = threading.Event()
         self._client.on_subscribe = lambda *_: self._ready.set()
+        if user is not None:
+            self._client.username_pw_set(*user)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         self._client.subscribe(topic, qos=1)
