@@ -424,7 +424,9 @@ def database_key(settings: Settings) -> bytes | None:
     from edge_agent.encryption import parse_key
 
     secret = settings.storage.key
-    return None if secret is None else parse_key(secret.get_secret_value())
+    if secret is None or not secret.get_secret_value().strip():
+        return None  # an empty line is no secret: systemd puts one where a credential is not there
+    return parse_key(secret.get_secret_value())
 
 
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
