@@ -262,7 +262,7 @@ class Agent:
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
         identifier = factory.make_identifier(settings, gallery, self.session, calibration)
         outbox = factory.open_outbox(settings, state, stack)
-        erasure = factory.make_erasure(gallery, outbox, sources)
+        erasure = factory.make_erasure(settings, gallery, outbox, sources)
         operations = Operations(
             gallery=gallery,
             identifier=identifier,
