@@ -302,6 +302,7 @@ make_user_and_folders() {
   group=$(jtop_group '')
   if [[ -n $group && " $(id -nG edge-agent 2>/dev/null) " != *" $group "* ]]; then
     run usermod --append --groups "$group" edge-agent
+    restarted=yes # groups are those of the start
   fi
   make_settings
   run systemd-tmpfiles --create /etc/tmpfiles.d/edge-agent.conf
@@ -381,9 +382,10 @@ switch_release() {
   prune "$former"
 }
 
-# Where nothing changed and it runs, it is left alone. `systemctl start` returns when the agent says that it is ready.
+# Where nothing changed and it runs, it is left alone. Instances that run are restarted. `systemctl start` returns when the agent says that it is ready.
 start_service() {
   local verb=start
+  [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service'
   if [[ $sources == 0 ]]; then
     note "no camera yet: name one in $config_folder/config.toml, then: systemctl start edge-agent"
     return 0
@@ -395,8 +397,7 @@ start_service() {
   fi
   say 'starting the service'
   systemctl reset-failed edge-agent.service 2>/dev/null || true # of earlier attempts; there may have been none
-  systemctl "$verb" edge-agent.service || return 1
-  [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service'
+  systemctl "$verb" edge-agent.service
 }
 
 # step_back FORMER: the new release does not start; what ran before runs again.
@@ -486,12 +487,19 @@ uninstall() {
   run systemctl daemon-reload
   run systemctl reset-failed 'edge-agent*.service'
   run rm -rf "$prefix/releases" "$prefix/current" "$prefix/former" "$prefix/.next" "$prefix/.lock" "$cache_folder"
-  [[ ! -d $prefix ]] || run rmdir --ignore-fail-on-non-empty "$prefix"
+  remove_if_empty "$prefix" "$unit_folder" "${unit_folder%/*}" /etc/sysusers.d
   if [[ -n $purge ]]; then
     purge_all
   else
     note "kept: $config_folder, $state_folder, drop-ins in /etc/systemd/system, the user edge-agent; --purge removes these too"
   fi
+}
+
+remove_if_empty() {
+  local folder
+  for folder in "$@"; do
+    [[ ! -d $folder ]] || run rmdir --ignore-fail-on-non-empty "$folder"
+  done
 }
 
 enabled_and_running() {

@@ -5,6 +5,7 @@ What they do on a running systemd is in tests/systemd.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.config import load
+from edge_agent.errors import ConfigError
 from tests.conftest import REPO
 
 UNITS = REPO / "systemd"
@@ -121,3 +123,20 @@ def test_the_settings_to_begin_with_are_right(tmp_path: Path) -> None:
     for path in (REPO / "packaging" / "config.toml", REPO / "config.example.toml"):
         assert str(load(path).state_dir) == "/var/lib/edge-agent"
     assert load(REPO / "packaging" / "config.toml").sources == ()
+
+
+def test_settings_that_are_for_others_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user on a device with the service: its folder is closed to him."""
+    from edge_agent import config
+
+    if os.geteuid() == 0:
+        monkeypatch.setattr(Path, "is_file", _closed)
+    else:
+        (tmp_path / "closed").mkdir(mode=0o000)
+        monkeypatch.setattr(config, "DEFAULT_CONFIG", tmp_path / "closed" / "config.toml")
+    with pytest.raises(ConfigError, match="sudo -u edge-agent"):
+        load()
+
+
+def _closed(path: Path) -> bool:
+    raise PermissionError(13, "Permission denied", str(path))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.engine.stripes import write_stripe_model
 from tests.systemd.container import Container
 from tests.systemd.test_appliance import INSTALL, files, machine
 
@@ -110,10 +111,17 @@ def test_jetpacks_libraries_are_used(board: Container) -> None:
     assert board.attempt("ls -d /opt/edge-agent/current/lib/python3*/site-packages/opencv*").returncode != 0
 
 
-def test_another_jetpack_makes_another_release(board: Container) -> None:
+def test_another_jetpack_makes_another_release_and_a_network_is_added(board: Container) -> None:
     before = board.run("readlink /opt/edge-agent/current")
     release(board, "36", "4.4")
-    done = board.attempt(f"{INSTALL} --upgrade", 600)
+    write_stripe_model(board.root / "srv" / "net.onnx")
+    done = board.attempt(f"umask 077; {INSTALL} --upgrade --model /srv/net.onnx", 600)
     assert "making the environment" in done.stdout
     assert board.run("readlink /opt/edge-agent/current") != before
     assert board.run("ls /opt/edge-agent/releases | wc -l").strip() == "2"
+    told = board.run(
+        "sudo -u edge-agent edge-agent config show; stat -c '%a %U:%G' /etc/edge-agent/config.toml"
+    )
+    assert 'engine.model = "/etc/edge-agent/models/net.onnx"' in told
+    assert told.splitlines()[-1] == "640 root:edge-agent"
+    board.run("sudo -u edge-agent test -r /etc/edge-agent/models/net.onnx")
