@@ -74,6 +74,9 @@ DRAIN_S = 10.0
 DRAIN_STEP_S = 0.2
 """How often that wait looks whether it shall end."""
 
+LATENCIES = 5000
+"""Frames whose times are kept for the medians of the telemetry."""
+
 PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
 """Distributions whose versions `info` names."""
 
@@ -122,14 +125,14 @@ class Summary:
 
 @dataclass(slots=True)
 class _Latencies:
-    """Milliseconds per stage of the frames since they were last taken; medians are told."""
+    """Milliseconds per stage of the newest frames since they were last taken; medians are told."""
 
-    _spent: dict[str, list[float]] = field(default_factory=dict)
+    _spent: dict[str, deque[float]] = field(default_factory=dict)
 
     def add(self, latency_ms: Mapping[str, float]) -> None:
         """Of one frame."""
         for stage, spent in latency_ms.items():
-            self._spent.setdefault(stage, []).append(spent)
+            self._spent.setdefault(stage, deque(maxlen=LATENCIES)).append(spent)
 
     def take(self) -> dict[str, float]:
         """Median per stage; they are counted anew from now on."""
@@ -262,7 +265,7 @@ class Agent:
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
         identifier = factory.make_identifier(settings, gallery, self.session, calibration)
         outbox = factory.open_outbox(settings, state, stack)
-        erasure = factory.make_erasure(gallery, outbox, sources)
+        erasure = factory.make_erasure(settings, gallery, outbox, sources)
         operations = Operations(
             gallery=gallery,
             identifier=identifier,

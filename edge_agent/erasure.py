@@ -59,7 +59,7 @@ def forget_all(gallery: Gallery) -> list[Erased]:
 
 
 def _note(gallery: Gallery, ids: Iterable[str]) -> None:
-    gallery.set_fact(_EVENTS_FACT, [*(gallery.get_fact(_EVENTS_FACT) or []), *ids])
+    gallery.change_fact(_EVENTS_FACT, lambda noted: [*(noted or []), *ids])
 
 
 @dataclass(slots=True)
@@ -83,11 +83,12 @@ class Erasure:
         key = decision.camera, decision.track_id
         if decision.number is None or not any(folder.owns(decision.camera) for folder in self.folders):
             return
-        if self._noted.get(key) != decision.number:
+        if self._noted.get(key) != decision.number and self.gallery.note_pictures(
+            decision.number, *key, decision.first_seen
+        ):
             self._noted[key] = decision.number
-            self.gallery.note_pictures(decision.number, *key, decision.first_seen)
         if decision.kind is DecisionKind.DEPARTED:
-            del self._noted[key]
+            self._noted.pop(key, None)
 
     def forget(self, erase: Callable[[], Erased]) -> tuple[Erased, Removed]:
         """Erase one person by `erase` (see `forget`), and at once what else is kept of them.
@@ -117,10 +118,10 @@ class Erasure:
         erased = 0
         for opaque in noted:
             erased += self.events(opaque)
-        if noted:
-            # Somebody may have noted more meanwhile.
-            rest = [one for one in self.gallery.get_fact(_EVENTS_FACT) or [] if one not in noted]
-            self.gallery.set_fact(_EVENTS_FACT, rest or None)
+        if noted:  # somebody may have noted more meanwhile
+            self.gallery.change_fact(
+                _EVENTS_FACT, lambda now: [one for one in now or [] if one not in noted] or None
+            )
         return erased
 
     def _erase_pictures(self) -> int:

@@ -195,7 +195,7 @@ class Job:
             raise ConfigError(f"INT8 needs crops to be calibrated with. {NO_DATA}")
         self._dataset = None if request.dataset is None else MarketDataset.open(request.dataset)
         self._prepared = request.prepared
-        self._steps = Steps(self.folder / "steps")
+        self._steps = Steps(self._beside("steps"))
 
     # --- what it will do ----------------------------------------------------------------------
 
@@ -203,6 +203,10 @@ class Job:
     def folder(self) -> Path:
         """Where the result will lie."""
         return self._request.engines / CALIBRATIONS / self.key
+
+    def _beside(self, what: str) -> Path:
+        """A folder for what is not finished: `engines prune` removes it, and nothing reads it by mistake."""
+        return self.folder.with_name(f"{self.key}.{what}")
 
     @cached_property
     def key(self) -> str:
@@ -270,8 +274,8 @@ class Job:
         """
         with self._alone():
             if again:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            finished = self._finished()
+                shutil.rmtree(self._steps.folder, ignore_errors=True)
+            finished = None if again else self._finished()
             if finished is None:
                 finished = self._work()
             report = json.loads((finished.folder / "report.json").read_bytes())
@@ -602,15 +606,21 @@ class Job:
     def _finish(
         self, chosen: str, tried: Mapping[str, Mapping[str, Any]], speeds: dict[str, Any] | None
     ) -> Calibration:
-        """Write graph, scales, sample, report and, last of all, the manifest; then the steps may go."""
+        """Write everything into a new folder, put it in place, and let the steps go."""
         self._progress.begin("writing the report", None)
         found = tried[chosen]
+        new = self._beside("new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
         files: dict[str, FileRecord] = {}
 
-        def keep(source: str, name: str) -> str:
-            write_atomic(self.folder / name, (self._steps.folder / source).read_bytes())
-            files[name] = FileRecord.of(self.folder / name)
+        def put(name: str, data: bytes) -> str:
+            write_atomic(new / name, data)
+            files[name] = FileRecord.of(new / name)
             return name
+
+        def keep(source: str, name: str) -> str:
+            return put(name, (self._steps.folder / source).read_bytes())
 
         graph = None if found["graph"] is None else keep(found["graph"], f"{chosen}.onnx")
         has_ranges = "int8" in tried and self._steps.is_done("ranges")
@@ -618,11 +628,9 @@ class Job:
             keep("scales.json", "scales.json")
         scales = keep(found["scales"], "tensorrt-scales.json") if chosen == "int8" else None
         sample = keep("sample-files.json", "sample.json") if has_ranges else None
-        document = self._document(chosen, tried, speeds, sample)
-        write_json_atomic(self.folder / "report.json", document)
-        write_atomic(self.folder / "report.html", html_report(document, found["evaluation"]))
-        for name in ("report.json", "report.html"):
-            files[name] = FileRecord.of(self.folder / name)
+        document = self._document(chosen, tried, speeds, sampled=has_ranges)
+        put("report.json", json.dumps(document, indent=2, allow_nan=False).encode())
+        put("report.html", html_report(document, found["evaluation"]))
         told = ("precision", "backend", "gate", "threshold", "model", "created", "keep")
         data = {key: document[key] for key in told} | {
             "gate": found["gate"],
@@ -631,17 +639,23 @@ class Job:
             "scales": scales,
             "sample": sample,
         }
-        Manifest(KIND, VERSION, files, data).write(self.folder / MANIFEST)
-        calibration = Calibration.read(self.folder)
-        shutil.rmtree(self._steps.folder)  # embeddings of people among them
-        return calibration
+        Manifest(KIND, VERSION, files, data).write(new / MANIFEST)
+        old = self._beside("old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
+        new.rename(self.folder)
+        for done in (old, self._steps.folder):  # embeddings of people among the latter
+            shutil.rmtree(done, ignore_errors=True)
+        return Calibration.read(self.folder)
 
     def _document(
         self,
         chosen: str,
         tried: Mapping[str, Mapping[str, Any]],
         speeds: dict[str, Any] | None,
-        sample: str | None,
+        *,
+        sampled: bool,
     ) -> dict[str, Any]:
         request, found = self._request, tried[chosen]
         int8 = tried.get("int8", {})
@@ -658,7 +672,7 @@ class Job:
             "manifest": str(self.folder / MANIFEST),
             "report": str(self.folder / "report.html"),
             "dataset": None if request.dataset is None else str(request.dataset),
-            "sample": None if sample is None else json.loads((self.folder / sample).read_bytes())["data"],
+            "sample": self._sample().document() if sampled else None,
             "method": request.method if int8 else None,
             "keep": found["keep"],
             "placement": int8.get("placement"),
