@@ -27,9 +27,9 @@ given=()
 step='reading the options'
 
 # What the tests run for real: a broker and its clients, an RTSP server, an OpenCV with GStreamer as on a
-# Jetson, and the check of this script.
+# Jetson, the check of this script, and that of the service (systemd-analyze).
 readonly test_packages=(
-  mosquitto mosquitto-clients jq openssl shellcheck
+  mosquitto mosquitto-clients jq openssl shellcheck systemd
   gstreamer1.0-rtsp gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
   gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0
   python3-gi python3-opencv

@@ -253,8 +253,8 @@ class MqttSettings(_Section):
     key_file: Path | None = Field(None, description="its key, PEM")
     keepalive_s: int = Field(15, ge=5, le=3600, description="a dead broker is noticed after about twice this")
     commands: tuple[str, ...] = Field((), description="command verbs that are accepted over MQTT")
-    home_assistant: bool = Field(
-        False, description="announce the device to Home Assistant (docs/subscribers.md)"
+    home_assistant: bool | Literal["remove"] = Field(
+        False, description="true: announce the device to Home Assistant; remove: take that back"
     )
 
 
@@ -481,6 +481,21 @@ def _explain(error: ValidationError, origin: str) -> str:
     return "\n".join(lines)
 
 
+def _default_file() -> Path | None:
+    """The settings of the service, where there are any.
+
+    Raises:
+        ConfigError: they are not for this user. To go on without would be to act for another agent.
+    """
+    try:
+        return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+    except PermissionError:
+        raise ConfigError(
+            f"{DEFAULT_CONFIG} is not for this user: run it as the service's "
+            "(sudo -u edge-agent edge-agent ...), or name a file with --config"
+        ) from None
+
+
 def _refuse_unknown_sections() -> None:
     """An unknown key is an error everywhere; what begins no section at all, pydantic passes over.
 
@@ -512,7 +527,7 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; names file and key.
     """
-    path = config if config is not None else (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    path = config if config is not None else _default_file()
     values = _read_toml(path) if path is not None else {}
     origin = str(path) if path is not None else "settings"
     _refuse_unknown_sections()

@@ -34,6 +34,7 @@ from edge_agent.events import (
     identity_event,
     to_wire,
 )
+from edge_agent.governor import LOOK_EVERY_S
 from edge_agent.logs import configure
 from edge_agent.mot import MotFinal, MotWriter
 from edge_agent.operations import Operations
@@ -73,6 +74,9 @@ DRAIN_S = 10.0
 
 DRAIN_STEP_S = 0.2
 """How often that wait looks whether it shall end."""
+
+LATENCIES = 5000
+"""Frames whose times are kept for the medians of the telemetry."""
 
 PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
 """Distributions whose versions `info` names."""
@@ -122,14 +126,14 @@ class Summary:
 
 @dataclass(slots=True)
 class _Latencies:
-    """Milliseconds per stage of the frames since they were last taken; medians are told."""
+    """Milliseconds per stage of the newest frames since they were last taken; medians are told."""
 
-    _spent: dict[str, list[float]] = field(default_factory=dict)
+    _spent: dict[str, deque[float]] = field(default_factory=dict)
 
     def add(self, latency_ms: Mapping[str, float]) -> None:
         """Of one frame."""
         for stage, spent in latency_ms.items():
-            self._spent.setdefault(stage, []).append(spent)
+            self._spent.setdefault(stage, deque(maxlen=LATENCIES)).append(spent)
 
     def take(self) -> dict[str, float]:
         """Median per stage; they are counted anew from now on."""
@@ -312,7 +316,9 @@ class Agent:
         sources = factory.open_sources(settings, state) if supply is None else list(supply.sources)
         active = factory.current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
-            embedder = stack.enter_context(factory.open_configured_embedder(settings, state, active))
+            embedder = stack.enter_context(
+                factory.open_configured_embedder(settings, state, active, building=self._tell_build)
+            )
         calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
         choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
@@ -327,7 +333,7 @@ class Agent:
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
         identifier = factory.make_identifier(settings, gallery, self.session, calibration)
         outbox = factory.open_outbox(settings, state, stack)
-        erasure = factory.make_erasure(gallery, outbox, sources)
+        erasure = factory.make_erasure(settings, gallery, outbox, sources)
         operations = Operations(
             gallery=gallery,
             identifier=identifier,
@@ -420,8 +426,11 @@ class Agent:
             self._oversight.watch(
                 lambda: pipeline.progress.latest,
                 {
-                    "telemetry": lambda: beats.progress.latest,
-                    "governor": lambda: cooling.progress.latest,
+                    "telemetry": (
+                        lambda: beats.progress.latest,
+                        lambda: self.settings.telemetry.interval_s,
+                    ),
+                    "governor": (lambda: cooling.progress.latest, lambda: LOOK_EVERY_S),
                 },
                 stages.readers,
                 stages.publisher,
@@ -528,6 +537,10 @@ class Agent:
                 factory.adjust_gallery(self._stages.gallery, settings)
             except StorageError as problem:
                 _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(problem))
+
+    def _tell_build(self, phase: str, done: int, total: int) -> None:
+        """A plan is being built, which takes minutes: systemd and `edge-agent status` are told."""
+        self._oversight.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
     def _take_over_calibration(self, stages: _Stages) -> None:
         """Use the threshold of the calibration that is active now; its engine needs a restart."""

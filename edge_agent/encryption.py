@@ -172,7 +172,12 @@ def _opens(path: Path, key: bytes | None) -> bool:
 
 def _copy(path: Path, old: bytes | None, target: Path, new: bytes | None) -> None:
     """All tables, and what a database says of itself, into a new file; on the disk when this returns."""
-    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        former = path.stat()
+        os.fchown(descriptor, former.st_uid, former.st_gid)  # root may do this for the service's user
+    finally:
+        os.close(descriptor)
     with contextlib.closing(_sqlcipher().connect(str(path), isolation_level=None)) as database:
         if old is not None:
             database.execute(_pragma_key(old))

@@ -8,6 +8,7 @@ agent running and may not touch its outbox only puts it off.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,7 +59,7 @@ def forget_all(gallery: Gallery) -> list[Erased]:
 
 
 def _note(gallery: Gallery, ids: Iterable[str]) -> None:
-    gallery.set_fact(_EVENTS_FACT, [*(gallery.get_fact(_EVENTS_FACT) or []), *ids])
+    gallery.change_fact(_EVENTS_FACT, lambda noted: [*(noted or []), *ids])
 
 
 @dataclass(slots=True)
@@ -75,26 +76,41 @@ class Erasure:
     events: Callable[[str], int]
     folders: Sequence[PictureFolder] = ()
     _noted: dict[tuple[str, int], int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, decision: Decision) -> None:
         """Remember whom the pictures of a track show, where they come from a crop folder."""
         key = decision.camera, decision.track_id
         if decision.number is None or not any(folder.owns(decision.camera) for folder in self.folders):
             return
-        if self._noted.get(key) != decision.number:
+        if self._noted.get(key) != decision.number and self.gallery.note_pictures(
+            decision.number, *key, decision.first_seen
+        ):
             self._noted[key] = decision.number
-            self.gallery.note_pictures(decision.number, *key, decision.first_seen)
         if decision.kind is DecisionKind.DEPARTED:
-            del self._noted[key]
+            self._noted.pop(key, None)
+
+    def forget(self, erase: Callable[[], Erased]) -> tuple[Erased, Removed]:
+        """Erase one person by `erase` (see `forget`), and at once what else is kept of them.
+
+        Raises:
+            Whatever `erase` raises, and StorageError as in `run`.
+        """
+        with self._lock:
+            return erase(), self._run()
 
     def run(self) -> Removed:
-        """Remove the events and pictures of everybody who is gone.
+        """Remove the events and pictures of everybody who is gone. May be called from any thread.
 
         Pictures in folders that are not read now stay noted until they are.
 
         Raises:
             StorageError: some could not be removed; they stay noted.
         """
+        with self._lock:
+            return self._run()
+
+    def _run(self) -> Removed:
         return Removed(self._erase_events(), self._erase_pictures())
 
     def _erase_events(self) -> int:
@@ -102,10 +118,10 @@ class Erasure:
         erased = 0
         for opaque in noted:
             erased += self.events(opaque)
-        if noted:
-            # Somebody may have noted more meanwhile.
-            rest = [one for one in self.gallery.get_fact(_EVENTS_FACT) or [] if one not in noted]
-            self.gallery.set_fact(_EVENTS_FACT, rest or None)
+        if noted:  # somebody may have noted more meanwhile
+            self.gallery.change_fact(
+                _EVENTS_FACT, lambda now: [one for one in now or [] if one not in noted] or None
+            )
         return erased
 
     def _erase_pictures(self) -> int:

@@ -458,7 +458,9 @@ def database_key(settings: Settings) -> bytes | None:
     from edge_agent.encryption import parse_key
 
     secret = settings.storage.key
-    return None if secret is None else parse_key(secret.get_secret_value())
+    if secret is None or not secret.get_secret_value().strip():
+        return None  # an empty line is no secret: systemd puts one where a credential is not there
+    return parse_key(secret.get_secret_value())
 
 
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
@@ -835,18 +837,28 @@ def _outbox(settings: Settings, state: Path) -> Outbox:
     )
 
 
-def make_erasure(gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]) -> Erasure:
-    """What removes events and pictures of people who are gone."""
+def make_erasure(
+    settings: Settings, gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]
+) -> Erasure:
+    """What removes events and pictures of people who are gone.
+
+    Args:
+        settings: all settings.
+        gallery: open.
+        outbox: open; None where there is no broker: one of an earlier run is opened when something has to go.
+        sources: all that are read.
+    """
     from edge_agent.erasure import Erasure
     from edge_agent.source.crops import CropFolderSource
 
+    def erase_at_rest(word: str) -> int:
+        if not (settings.state_dir / OUTBOX_FILE).exists():
+            return 0
+        with _outbox(settings, settings.state_dir) as kept:
+            return kept.erase(word)
+
     folders = [source for source in sources if isinstance(source, CropFolderSource)]
-    return Erasure(gallery, outbox.erase if outbox is not None else _no_events, folders)
-
-
-def _no_events(_word: str) -> int:
-    """Without an outbox no event waits."""
-    return 0
+    return Erasure(gallery, outbox.erase if outbox is not None else erase_at_rest, folders)
 
 
 def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
@@ -862,11 +874,8 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
     if not lock.acquire():
         return None
     try:
-        with ExitStack() as stack:
-            kept = (state / OUTBOX_FILE).exists()
-            outbox = stack.enter_context(_outbox(settings, state)) if kept else None
-            enabled = any(source.enabled for source in settings.sources)
-            return make_erasure(gallery, outbox, open_sources(settings, state) if enabled else ()).run()
+        enabled = any(source.enabled for source in settings.sources)
+        return make_erasure(settings, gallery, None, open_sources(settings, state) if enabled else ()).run()
     finally:
         lock.release()
 
@@ -928,7 +937,7 @@ def open_publisher(
 
 
 def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
-    """Tell Home Assistant of this device, where the settings want it."""
+    """Tell Home Assistant of this device, or take that back, where the settings want it."""
     from edge_agent.deliver.homeassistant import announcement, discovery_topic
     from edge_agent.deliver.publisher import Publisher
     from edge_agent.deliver.topics import Topics
@@ -937,7 +946,10 @@ def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Re
     if not mqtt.home_assistant or not isinstance(publisher, Publisher):
         return
     topics = Topics(mqtt.site, mqtt.device)
-    message = announcement(topics, info, zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w))
+    message = b""  # takes it back
+    if mqtt.home_assistant is True:
+        zones, rails = sorted(reading.temperatures_c), sorted(reading.power_w)
+        message = announcement(topics, info, zones=zones, rails=rails)
     publisher.set_retained(discovery_topic(topics), message)
 
 

@@ -111,8 +111,10 @@ class Operations:
     def forget(self, command: ForgetCommand) -> Mapping[str, Any]:
         """Erase a person from gallery, outbox and crop folders."""
         identity = self.gallery.get(command.identity_id)
-        erased = self.between_frames(lambda: forget(self.gallery, identity.number))
-        counts = {"exemplars": erased.exemplars, **asdict(self.erasure.run())}
+        erased, removed = self.erasure.forget(
+            lambda: self.between_frames(lambda: forget(self.gallery, identity.number))
+        )
+        counts = {"exemplars": erased.exemplars, **asdict(removed)}
         audit.record(self.state, "forget", BY, **counts)
         return counts
 

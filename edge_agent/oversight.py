@@ -160,7 +160,7 @@ class Oversight:
     def watch(
         self,
         pipeline: Callable[[], Beat],
-        slow: Mapping[str, Callable[[], Beat]],
+        slow: Mapping[str, tuple[Callable[[], Beat], Callable[[], float]]],
         readers: Sequence[Reads],
         to: Delivers,
     ) -> None:
@@ -168,8 +168,8 @@ class Oversight:
 
         Args:
             pipeline: beat of the driving thread: detection, inference, decisions, hand-over.
-            slow: beats of the threads that read sensors, by name: a sensor's bus that hangs is told of, and
-                is no reason for a restart.
+            slow: beats of the threads that read sensors, by name, and how many seconds each waits between
+                two looks. A sensor's bus that hangs is told of, and is no reason for a restart.
             readers: the sources.
             to: delivery.
         """
@@ -178,7 +178,7 @@ class Oversight:
             Stage("pipeline", pipeline, self._limit_s, "inference"),
             Stage("delivery", lambda: to.beat, self._limit_s, "delivery"),
         ]
-        stages += [Stage(name, beat, self._slow_limit_s, name, vital=False) for name, beat in slow.items()]
+        stages += [self._slow_stage(name, *of) for name, of in slow.items()]
         stages += [_source_stage(reader, self._limit_s) for reader in readers]
         self._opened_at = time.monotonic()
         self._tell_of_earlier_runs()
@@ -207,8 +207,8 @@ class Oversight:
     def _limit_s(self) -> float:
         return self.settings().supervision.stuck_after_s
 
-    def _slow_limit_s(self) -> float:
-        return self._limit_s() + self.settings().telemetry.interval_s
+    def _slow_stage(self, name: str, beat: Callable[[], Beat], waits_s: Callable[[], float]) -> Stage:
+        return Stage(name, beat, lambda: self._limit_s() + waits_s(), name, vital=False)
 
     # --- while it runs ------------------------------------------------------------------------
 

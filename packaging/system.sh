@@ -12,7 +12,7 @@ readonly unit_folder=/usr/local/lib/systemd/system link=/usr/local/bin/edge-agen
 readonly default_prefix=/opt/edge-agent
 readonly needed_megabytes=2048 # a release takes 0.7 GB on a plain machine, and pip as much in between
 
-l4t='' jetpack='' cuda='' cuda_release='' release='' sources='' restarted=''
+l4t='' jetpack='' cuda='' cuda_release='' release='' sources='' files_changed='' restarted=''
 
 # run COMMAND...: do it, or say that it would be done.
 run() {
@@ -27,6 +27,13 @@ run() {
 
 note() {
   printf '   %s\n' "$1" >&2
+}
+
+# put_file SOURCE TARGET: unless it is there as it is.
+put_file() {
+  ! cmp --quiet "$1" "$2" || return 0
+  run install -D --mode 644 "$1" "$2"
+  files_changed=yes
 }
 
 # ---- where it is
@@ -64,20 +71,22 @@ need_root() {
 lock() {
   [[ -z $dry_run ]] || return 0
   mkdir -p "$prefix"
-  exec 9>"$prefix/.lock"
+  exec 9>>"$prefix/.lock"
   flock --nonblock 9 || fail "another install.sh is at work on $prefix"
 }
 
 # ---- what is here
 
 recognise() {
+  local model_name
   say 'looking at this machine'
   [[ -n $python ]] || python=/usr/bin/python3
   [[ -x $python ]] || fail "there is no $python; on Debian: apt-get install python3 python3-venv"
   l4t=$(l4t_release '')
   jetpack=$(jetpack_of "$l4t")
   if [[ -n $l4t ]]; then
-    note "$(board_model ''), L4T $l4t${jetpack:+ (JetPack $jetpack)}"
+    model_name=$(board_model '')
+    note "${model_name:-a Jetson}, L4T $l4t${jetpack:+ (JetPack $jetpack)}"
     refuse_old_jetpack
   else
     note 'not a Jetson: everything runs on ONNX Runtime'
@@ -242,12 +251,10 @@ install_for_jetson() {
   fi
 }
 
-# Never from pip's cache: that may hold one which was built for another CUDA.
+# Never from pip's cache, nor what the system has: these may have been built for another CUDA.
 build_pycuda() {
   PATH=$cuda/bin:$PATH CUDA_HOME=$cuda CUDA_ROOT=$cuda \
-    release_pip install --no-cache-dir --ignore-installed --no-deps "$(pycuda_requirement)"
-  # What else pycuda requires; numpy is there, and stays as it is.
-  release_pip install pytools mako platformdirs
+    release_pip install --no-cache-dir --ignore-installed "$(pycuda_requirement)"
 }
 
 pycuda_requirement() {
@@ -289,12 +296,13 @@ render_service() {
 make_user_and_folders() {
   local group
   say 'making the user edge-agent and its folders'
-  run install -D --mode 644 systemd/edge-agent.sysusers /etc/sysusers.d/edge-agent.conf
-  run install -D --mode 644 systemd/edge-agent.tmpfiles /etc/tmpfiles.d/edge-agent.conf
+  put_file systemd/edge-agent.sysusers /etc/sysusers.d/edge-agent.conf
+  put_file systemd/edge-agent.tmpfiles /etc/tmpfiles.d/edge-agent.conf
   run systemd-sysusers /etc/sysusers.d/edge-agent.conf
   group=$(jtop_group '')
   if [[ -n $group && " $(id -nG edge-agent 2>/dev/null) " != *" $group "* ]]; then
     run usermod --append --groups "$group" edge-agent
+    restarted=yes # groups are those of the start
   fi
   make_settings
   run systemd-tmpfiles --create /etc/tmpfiles.d/edge-agent.conf
@@ -332,23 +340,23 @@ check_settings() {
 }
 
 calibrate() {
+  local precision=()
   say 'calibrating: engines for this device, and what they may be trusted with'
-  run as_service "$release/bin/edge-agent" calibrate --config "$config_folder/config.toml"
+  # A CPU computes FP16 by way of FP32, which takes longer.
+  [[ -n $l4t ]] || precision=(--precision fp32)
+  run as_service "$release/bin/edge-agent" calibrate "${precision[@]}" --config "$config_folder/config.toml"
 }
 
 # ---- the switch
 
-# install_files RELEASE: the service's files of a release; true where one of them changed.
-install_files() {
-  local source=$1/service changed=1 file target
+# install_units RELEASE: the units of a release, made known to systemd where one of them changed.
+install_units() {
+  local file
+  files_changed=
   for file in edge-agent.service edge-agent@.service edge-agent@.service.d/instance.conf; do
-    target=$unit_folder/$file
-    if ! cmp --quiet "$source/$file" "$target"; then
-      install -D --mode 644 "$source/$file" "$target"
-      changed=0
-    fi
+    put_file "$1/service/$file" "$unit_folder/$file"
   done
-  return $changed
+  [[ -z $files_changed ]] || systemctl daemon-reload
 }
 
 # point_to RELEASE: from now on this is what runs. A link cannot be half written.
@@ -366,20 +374,18 @@ switch_release() {
     return
   fi
   [[ $former == "$release" ]] || point_to "$release"
-  if install_files "$release"; then
-    systemctl daemon-reload
-    restarted=yes
-  fi
-  [[ $former == "$release" ]] || restarted=yes
+  install_units "$release"
+  [[ $former == "$release" && -z $files_changed ]] || restarted=yes
   [[ -L $link ]] || ln -s "$prefix/current/bin/edge-agent" "$link"
   systemctl is-enabled --quiet edge-agent.service || systemctl --quiet enable edge-agent.service
   start_service || step_back "$former"
   prune "$former"
 }
 
-# Where nothing changed and it runs, it is left alone. `systemctl start` returns when the agent says that it is ready.
+# Where nothing changed and it runs, it is left alone. Instances that run are restarted. `systemctl start` returns when the agent says that it is ready.
 start_service() {
   local verb=start
+  [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service'
   if [[ $sources == 0 ]]; then
     note "no camera yet: name one in $config_folder/config.toml, then: systemctl start edge-agent"
     return 0
@@ -391,8 +397,7 @@ start_service() {
   fi
   say 'starting the service'
   systemctl reset-failed edge-agent.service 2>/dev/null || true # of earlier attempts; there may have been none
-  systemctl "$verb" edge-agent.service || return 1
-  [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service'
+  systemctl "$verb" edge-agent.service
 }
 
 # step_back FORMER: the new release does not start; what ran before runs again.
@@ -402,7 +407,7 @@ step_back() {
     fail 'the service does not start (its last words are above): mend that, then: systemctl start edge-agent'
   fi
   point_to "$1"
-  if install_files "$1"; then systemctl daemon-reload; fi
+  install_units "$1"
   systemctl reset-failed edge-agent.service 2>/dev/null || true
   systemctl restart edge-agent.service || fail "neither the new release starts nor the former one, ${1##*/}; see journalctl -u edge-agent"
   fail "the new release does not start (its last words are above); ${1##*/} runs again"
@@ -447,12 +452,13 @@ install_system() {
   need_root
   choose_prefix
   [[ -z $upgrade || -n $(current_release) ]] || fail "there is no installation in $prefix to upgrade; without --upgrade one is made"
-  lock
   trap - ERR
   trap on_exit EXIT
   umask 022
-  export PYTHONNOUSERSITE=1
+  # Nothing of root's own, and no traces of looking; pip compiles what it installs all the same.
+  export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
   recognise
+  lock
   name_release
   make_release
   make_user_and_folders
@@ -468,19 +474,21 @@ install_system() {
 # ---- and away again
 
 uninstall() {
-  local instance
+  local units unit
   need_root
   choose_prefix
+  [[ ! -d $prefix ]] || lock
   say "removing edge-agent from $prefix"
-  for instance in $(enabled_and_running); do
-    run systemctl --quiet disable --now "$instance"
+  units=$(enabled_and_running)
+  for unit in $units; do
+    run systemctl --quiet disable --now "$unit"
   done
   run rm -rf "$unit_folder/edge-agent.service" "$unit_folder/edge-agent@.service" "$unit_folder/edge-agent@.service.d"
   run rm -f /etc/tmpfiles.d/edge-agent.conf /etc/sysusers.d/edge-agent.conf "$link"
   run systemctl daemon-reload
   run systemctl reset-failed 'edge-agent*.service'
   run rm -rf "$prefix/releases" "$prefix/current" "$prefix/former" "$prefix/.next" "$prefix/.lock" "$cache_folder"
-  [[ ! -d $prefix ]] || run rmdir --ignore-fail-on-non-empty "$prefix"
+  remove_if_empty "$prefix" "$unit_folder" "${unit_folder%/*}" /etc/sysusers.d
   if [[ -n $purge ]]; then
     purge_all
   else
@@ -488,7 +496,15 @@ uninstall() {
   fi
 }
 
+remove_if_empty() {
+  local folder
+  for folder in "$@"; do
+    [[ ! -d $folder ]] || run rmdir --ignore-fail-on-non-empty "$folder"
+  done
+}
+
 enabled_and_running() {
+  [[ -d /run/systemd/system ]] || return 0 # a dry run in a container
   {
     systemctl list-unit-files --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
     systemctl list-units --all --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
@@ -501,5 +517,5 @@ purge_all() {
   if id edge-agent >/dev/null 2>&1; then
     run userdel edge-agent
   fi
-  note 'settings, secrets, gallery, outbox and the user are gone'
+  note 'with settings, secrets, gallery, outbox and the user'
 }

@@ -111,7 +111,7 @@ def wait_for(what: str, condition: object, seconds: float = 60.0) -> None:
 class Listener:
     """A separate subscriber to everything."""
 
-    def __init__(self, port: int, topic: str = "edge/v1/#") -> None:
+    def __init__(self, port: int, topic: str = "edge/v1/#", user: tuple[str, str] | None = None) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.on_message = lambda _c, _u, message: self.messages.append(
@@ -119,6 +119,8 @@ class Listener:
         )
         self._ready = threading.Event()
         self._client.on_subscribe = lambda *_: self._ready.set()
+        if user is not None:
+            self._client.username_pw_set(*user)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         self._client.subscribe(topic, qos=1)
@@ -280,6 +282,15 @@ def ask(port: int, verb: str, **fields: object) -> dict[str, object]:
         client.loop_stop()
 
 
+def left_in(crops: Path) -> dict[int, int]:
+    """Files by track; a picture and its JSON are two."""
+    found: dict[int, int] = {}
+    for path in crops.iterdir():
+        track = int(path.stem.rpartition("-")[2])
+        found[track] = found.get(track, 0) + 1
+    return found
+
+
 def test_commands_over_mqtt(
     tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto, listener: Listener
 ) -> None:
@@ -305,14 +316,21 @@ def test_commands_over_mqtt(
             mosquitto.port, "merge", identity_id=enrolled["data"]["identity_id"], absorbed_id=people[1]
         )
         assert merged["status"] == "ok", merged
+        shown = {e["data"]["identity_id"]: e["data"]["track_id"] for e in listener.of("identity/enrolled")}
         forgotten = ask(mosquitto.port, "forget", identity_id=people[2])
         assert forgotten["data"]["exemplars"] >= 1
+        assert forgotten["data"]["pictures"] == VISIT
+        assert left_in(crops) == {track: 2 * VISIT for track in shown.values() if track != shown[people[2]]}
         stats = ask(mosquitto.port, "stats")
         assert stats["data"]["gallery"]["identities"] == PEOPLE - 1
         refused = ask(mosquitto.port, "recalibrate")
         assert (refused["status"], refused["code"]) == ("error", "not-allowed")
         assert ask(mosquitto.port, "reload")["data"] == {"restart_required": []}
 
+        telemetry = [message["data"] for message in listener.of("telemetry")]
+        assert telemetry[-1]["connection"] == "connected"
+        assert telemetry[-1]["connects"] == 1
+        assert any({"detect", "embed", "decide"} <= data["latency_ms"].keys() for data in telemetry)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
             assert "edge_agent_stage_seconds_count" in page.read().decode()
         seen = Listener(mosquitto.port, "homeassistant/#")
@@ -326,3 +344,36 @@ def test_commands_over_mqtt(
     audit = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
     assert [line["action"] for line in audit] == ["name", "enrol", "merge", "forget"]
     assert not any(word in json.dumps(audit) for word in (*people, "Anna"))
+
+
+def test_what_is_kept_is_encrypted_and_goes_with_the_person(
+    tmp_path: Path, pictures: dict[int, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No broker is there, so events wait; the agent is stopped when a person is forgotten."""
+    pytest.importorskip("sqlcipher3", reason="extra `encrypt` is not installed")
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "storage__key").write_text("0f" * 32)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    crops, state, told = tmp_path / "crops", tmp_path / "state", tmp_path / "events.jsonl"
+    everybody(crops, pictures)
+    path = config(tmp_path, crops, once=False, broker=f"mqtt://127.0.0.1:{find_free_port()}")
+    with running("run", "--config", path, "--events", told, log=tmp_path / "log") as agent:
+        wait_for("people to be enrolled", lambda: len(events(told, "enrolled")) >= PEOPLE)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(20) == 0
+    enrolled = {e["data"]["identity_id"]: e["data"]["track_id"] for e in events(told, "enrolled")}
+    kept = b"".join(file.read_bytes() for file in state.glob("*.db*"))
+    assert not any(opaque.encode() in kept for opaque in enrolled)
+
+    gone = next(iter(enrolled))
+    done = run("gallery", "forget", gone, "--yes", "--config", path)
+    assert done.returncode == 0, done.stderr
+    assert "waiting event(s) and 14 picture(s) removed" in done.stdout
+    assert "\n0 waiting" not in done.stdout
+    assert left_in(crops) == {track: 2 * VISIT for who, track in enrolled.items() if who != gone}
+    rest = run("gallery", "list", "--json", "--config", path)
+    assert {one["id"] for one in json.loads(rest.stdout)} == enrolled.keys() - {gone}
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    refused = run("gallery", "list", "--config", path)
+    assert refused.returncode == 1
+    assert "storage__key" in refused.stderr

@@ -37,19 +37,21 @@ from tests.test_notify import Manager, manager
 __all__ = ["listener", "manager", "pictures"]  # fixtures
 
 WATCHDOG_S = 1.5
-STUCK_S = 1.0
+STUCK_S = 3.0
 
 F_SETPIPE_SZ = 1031
 
 
 @contextlib.contextmanager
-def service(manager: Manager, *arguments: object, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def service(
+    manager: Manager, *arguments: object, log: Path, stuck_after_s: float = 60.0
+) -> Iterator[subprocess.Popen[bytes]]:
     """The agent as systemd would start it."""
     environment = {
         **os.environ,
         "NOTIFY_SOCKET": manager.address,
         "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
-        "EDGE_AGENT__SUPERVISION__STUCK_AFTER_S": str(STUCK_S),
+        "EDGE_AGENT__SUPERVISION__STUCK_AFTER_S": str(stuck_after_s),
         "EDGE_AGENT__SUPERVISION__READY_AFTER_S": "0.2",
     }
     with log.open("ab") as out:
@@ -125,7 +127,7 @@ def test_a_source_that_hangs_is_named_and_the_watchdog_starves(tmp_path: Path, m
     fifo, told, log = tmp_path / "clip.avi", tmp_path / "events.jsonl", tmp_path / "log"
     os.mkfifo(fifo)  # opening it for reading hangs until somebody opens it for writing
     options = (*plain(tmp_path / "state"), "--events", told)
-    with service(manager, "run", "--source", fifo, *options, log=log) as process:
+    with service(manager, "run", "--source", fifo, *options, log=log, stuck_after_s=STUCK_S) as process:
         ready = manager.until("READY")
         assert "no source is up" in ready["STATUS"]
         wait_for("the alert", lambda: manager.listen() and events(told, "stage_stuck"))
@@ -155,7 +157,8 @@ def test_one_hanging_source_among_others_is_named_and_the_rest_goes_on(
     crops.mkdir()
     path = config(tmp_path, crops, once=False)
     path.write_text(path.read_text() + f'[[sources]]\nurl = "{fifo}"\nrealtime = true\n')
-    with service(manager, "run", "--config", path, "--events", told, log=log) as process:
+    options = ("--config", path, "--events", told)
+    with service(manager, "run", *options, log=log, stuck_after_s=STUCK_S) as process:
         wait_for("the alert", lambda: manager.listen() and events(told, "stage_stuck"))
         everybody(crops, pictures)
         wait_for("people to be enrolled", lambda: len(events(told, "enrolled")) >= 3)
@@ -184,7 +187,8 @@ def test_a_driving_thread_that_hangs_starves_the_watchdog(
     options = [*plain(tmp_path / "state")]
     options[options.index("none", 2)] = mosquitto.url
     try:
-        with service(manager, "run", "--source", video, *options, "--mot", rows, log=log):
+        options += ["--mot", rows]
+        with service(manager, "run", "--source", video, *options, log=log, stuck_after_s=STUCK_S):
             wait_for("the alert", lambda: manager.listen() and listener.of("alert/stage_stuck"))
             wait_for("the status", lambda: "pipeline" in str(listener.of("device/status")[-1]))
             assert starved(manager)

@@ -106,9 +106,12 @@ def test_the_result_is_active_and_nothing_half_done_is_left(calibrated: tuple[di
     active = PlanStore(folder / "engines").active()
     assert active.current is not None
     assert active.current["precision"] == "int8"
+    calibrations = folder / "engines" / "calibrations"
+    assert [path.name for path in calibrations.iterdir() if path.is_dir()] == [active.current["name"]]
     left = {path.name for path in Path(report["manifest"]).parent.iterdir()}
     assert left == {
-        "manifest.json", "report.json", "report.html", "int8.onnx", "scales.json", "sample.json",
+        "manifest.json", "report.json", "report.html", "int8.onnx", "scales.json", "tensorrt-scales.json",
+        "sample.json",
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from edge_agent.calibrate.quantise import placement, quantisable, quantise
+from edge_agent.calibrate.quantise import implicit_scales, placement, quantisable, quantise
 from edge_agent.calibrate.ranges import observe, ranges
 from edge_agent.calibrate.sample import draw
 from edge_agent.calibrate.sensitivity import Loss, blocks, choose_keep, cosines, measure
@@ -125,6 +125,21 @@ def test_ranges_make_a_calibration_cache(scales: Scales) -> None:
     assert found.amax == pytest.approx(dict(scales.amax), rel=1e-6)
 
 
+def test_the_cache_leaves_out_what_stays_in_higher_precision(small: PreparedGraph, scales: Scales) -> None:
+    found = implicit_scales(small, scales, keep=["/layer1.0/conv2/Conv", "/layer1.0/conv1/Conv"])
+    gone = scales.amax.keys() - found.amax.keys()
+    assert gone == {
+        "/gate/pool/GlobalAveragePool_output_0",
+        "/gate/relu/Relu_output_0",
+        "/layer1.0/relu/Relu_output_0",  # of conv2; what conv1 reads, downsample reads too
+        "/layer2.0/relu_2/Relu_output_0",  # read by the depthwise convolution
+        "/flat/Flatten_output_0",  # read by the final product
+    }
+    assert found.method == scales.method
+    with pytest.raises(ModelError, match="nothing"):
+        implicit_scales(small, scales, keep=quantisable(small))
+
+
 # --- placement ------------------------------------------------------------------------------------
 
 
@@ -224,6 +239,7 @@ def test_nodes_without_names_and_an_old_opset(tmp_path: Path, crops: NDArray[np.
     model.opset_import[0].version = 11
     onnx.save(model, path)
     net = prepare_reid(path, profile_named("tao"))
+    assert len({block.name for block in blocks(net)}) == 4
     int8 = quantise(net, ranges(net, crops))
     assert placement(int8.onnx).fits_tensorrt
     assert np.sum(embed(int8, crops) * embed(net, crops), axis=1).min() > 0.98

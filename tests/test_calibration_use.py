@@ -180,6 +180,58 @@ def test_a_reload_takes_the_new_threshold_over(
         thread.join(30)
 
 
+def test_doctor_tells_whether_the_calibration_is_of_the_network_that_runs(
+    calibrated: Calibration, network: Path, tmp_path: Path
+) -> None:
+    other = tiny_networks.convolutional(tmp_path / "other.onnx", seed=1)
+
+    def found(model: Path) -> dict[str, Any]:
+        config = tmp_path / "config.toml"
+        config.write_text(
+            f'state_dir = "{tmp_path / "state"}"\n[engine]\nmodel = "{model}"\npreprocess = "imagenet"\n'
+        )
+        done = CliRunner().invoke(app, ["doctor", "--json", "--config", str(config)])
+        findings = json.loads(done.stdout)["findings"]
+        return next(finding for finding in findings if finding["name"] == "calibration")
+
+    assert found(network)["state"] == "ok"
+    assert f"threshold {calibrated.threshold:.4f}" in found(network)["found"]
+    assert found(other)["state"] == "warning"
+    assert "edge-agent calibrate" in found(other)["advice"]
+
+
+def test_evaluate_measures_the_precision_that_is_asked_for(
+    calibrated: Calibration, network: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_AGENT__STATE_DIR", str(tmp_path / "state"))
+
+    def figures(*more: str) -> dict[str, Any]:
+        arguments = [
+            "evaluate",
+            str(people),
+            "--model",
+            str(network),
+            "--preprocess",
+            "imagenet",
+            "--json",
+            *more,
+        ]
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        return json.loads(done.stdout)
+
+    gate = json.loads((calibrated.folder / "report.json").read_bytes())["gate"]
+    plain, int8 = figures(), figures("--precision", "int8")
+    assert plain["model"]["precision"] == "fp32"
+    assert plain["mAP"] == gate["mAP_fp32"]
+    assert int8["model"]["precision"] == "int8"
+    assert int8["mAP"] == gate["mAP_candidate"]
+    monkeypatch.setenv("EDGE_AGENT__STATE_DIR", str(tmp_path / "elsewhere"))
+    with pytest.raises(ConfigError, match="no INT8 calibration"):
+        figures("--precision", "int8")
+    with pytest.raises(ConfigError, match=r"engine\.precision"):
+        figures("--precision", "int4")
+
+
 def test_rollback_makes_the_one_before_active_again(
     calibrated: Calibration, network: Path, people: Path, tmp_path: Path
 ) -> None:

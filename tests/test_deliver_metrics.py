@@ -13,6 +13,7 @@ import jinja2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edge_agent.config import load
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.homeassistant import announcement, discovery_topic
 from edge_agent.deliver.metrics import Metrics
@@ -21,8 +22,10 @@ from edge_agent.deliver.publisher import Counters
 from edge_agent.deliver.topics import Topics
 from edge_agent.errors import ConfigError
 from edge_agent.events import encode, new_event
+from edge_agent.factory import announce
+from edge_agent.telemetry.reading import Reading
 from tests.conftest import REPO, Mosquitto
-from tests.deliver_fixtures import INFO, Listener, publishing, telemetry, until
+from tests.deliver_fixtures import INFO, Listener, identity, publishing, telemetry, until
 
 TOPICS = Topics("lab", "jx01")
 FULL = replace(
@@ -167,6 +170,25 @@ def test_templates_read_our_messages(announced: Any) -> None:
 def test_availability_follows_the_status(announced: Any, state: str, shown: str) -> None:
     template = announced["availability"][0]["value_template"]
     assert rendered(template, json.dumps({"data": {"state": state}}).encode()) == shown
+
+
+def test_the_setting_announces_and_takes_back(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    reading = Reading(temperatures_c={"tj": 51.5})
+    topic = discovery_topic(TOPICS)
+    with Outbox(tmp_path / "o.db") as outbox, Listener(mosquitto.port, topic) as listener:
+        for wanted, heard in ((False, 0), (True, 1), ("remove", 2), ("remove", 2)):
+            settings = load(None, {"mqtt": {"site": "lab", "device": "jx01", "home_assistant": wanted}})
+            with publishing(outbox, mosquitto.url) as publisher:
+                announce(settings, publisher, INFO, reading)
+                publisher.publish(identity())
+                until(lambda: publisher.counters.no_subscriber)
+                until(lambda n=heard: len(listener.heard) >= n)
+            outbox.drop_older(f"{TOPICS.root}/identity/matched", 1e12, "no-subscriber")
+        assert listener.heard[0].message["device"]["identifiers"] == ["edge_lab_jx01"]
+        assert {heard.message for heard in listener.heard[1:]} == {b""}
+    with Listener(mosquitto.port, topic) as late, Listener(mosquitto.port, TOPICS.status) as other:
+        until(lambda: other.heard)
+        assert late.heard == []
 
 
 def test_announcement_is_retained_and_can_be_removed(mosquitto: Mosquitto, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_what_cannot_be_embedded_is_refused(crops: Path, tmp_path: Path) -> None
         run(crops, "-o", tmp_path / "all.npz", "--split", "query")
     with pytest.raises(ConfigError, match="no inference backend 'abacus'"):
         run(crops, "-o", tmp_path / "all.npz", "--backend", "abacus")
-    with pytest.raises(ConfigError, match="ONNX Runtime only, not by tensorrt"):
+    with pytest.raises(ConfigError, match="ONNX Runtime in FP32 only"):
         run(crops, "-o", tmp_path / "all.npz", "--backend", "tensorrt", "--raw")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"x")

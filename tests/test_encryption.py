@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from edge_agent import encryption
 from edge_agent.cli import app
+from edge_agent.config import load
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.errors import ConfigError, EdgeAgentError, StorageError
+from edge_agent.factory import database_key
 from edge_agent.gallery import Gallery
 
 KEY, OTHER = b"\x0f" * 32, b"\xab" * 32
@@ -109,6 +111,16 @@ def test_a_key_that_does_not_fit_is_refused(
         pass
     assert capfd.readouterr().err == "", "SQLCipher writes to stderr by itself"
     check(tmp_path, made)
+
+
+def test_an_empty_credential_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "storage__key").write_text("\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert database_key(load()) is None
+    (tmp_path / "storage__key").write_text("no key\n")
+    with pytest.raises(ConfigError, match="openssl rand") as caught:
+        database_key(load())
+    assert "no key" not in str(caught.value)
 
 
 def test_a_key_without_the_extra_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -422,13 +422,16 @@ def test_pictures_of_people_who_are_gone_are_known_until_they_are_removed(path: 
         gallery.note_pictures(berta.number, "hall", 7, 200.0)
         gallery.note_pictures(carla.number, "hall", 8, 100.0)
         gallery.note_pictures(berta.number, "hall", 8, 100.0)  # it was Berta after all
-        gallery.note_pictures(99, "hall", 9, 100.0)  # nobody
+        assert not gallery.note_pictures(99, "hall", 9, 100.0)  # nobody
         gallery.merge(carla.number, berta.number)
         assert gallery.orphaned_pictures() == []
         gallery.forget(anna.number)
     with open_gallery(path) as gallery:
         gone = gallery.orphaned_pictures()
         assert gone == [Pictures("hall", 7, 100.0, 200.0)]
+        # Whoever is seen in this track now does not save what has to go.
+        assert not gallery.note_pictures(carla.number, "hall", 7, 100.0)
+        assert gallery.orphaned_pictures() == gone
         gallery.pictures_removed(gone)
         assert gallery.orphaned_pictures() == []
         gallery.set_ttl(10)

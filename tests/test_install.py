@@ -7,14 +7,17 @@ every Python of the machine.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPO
+from tests.test_telemetry import plant
 
 PYTHON = """#!/bin/bash
 here=$(cat "$(dirname "$0")/version" 2>/dev/null || cat {folder}/version)
@@ -67,6 +70,17 @@ class Machine:
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
+    def show_system(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """What an installation as a service would do."""
+        if shutil.which("systemctl") is None:
+            pytest.skip("systemctl is not installed (apt-get install systemd)")
+        self.log.write_text("")
+        return subprocess.run(
+            ["bash", REPO / "install.sh", "--dry-run", "--python", self.folder / "python3", *arguments],
+            env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"}, cwd=self.folder,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
     def calls(self, start: str) -> list[str]:
         return [line for line in self.log.read_text().splitlines() if line.startswith(start)]
 
@@ -80,20 +94,37 @@ def test_shell_scripts_are_clean():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
     done = subprocess.run(
-        ["shellcheck", REPO / "install.sh", REPO / ".ci/run"], capture_output=True, text=True, check=False
-    )
+        ["shellcheck", "--external-sources", "--check-sourced", "install.sh", ".ci/run"],
+        cwd=REPO, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout
 
 
 def test_help_names_every_option(machine: Machine):
     done = machine.install("--help")
     assert done.returncode == 0
-    for option in ("--demo", "--test", "--with-train", "--python", "--venv", "--help"):
+    script = (REPO / "install.sh").read_text()
+    cases = script.partition("while (($#))")[2].partition("done")[0]
+    options = set(re.findall(r"--[a-z][a-z-]+", cases))
+    assert len(options) > 10
+    for option in options:
         assert option in done.stdout
     assert machine.calls("python") == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["--frobnicate"], ["--test", "--python"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--frobnicate"],
+        ["--test", "--python"],
+        ["--demo", "--test"],
+        ["--demo", "--purge"],
+        ["--demo", "--with-train"],
+        ["--system"],  # --venv, which is always given here, does not belong to it
+        ["--uninstall"],
+    ],
+)
 def test_wrong_usage_exits_2(machine: Machine, arguments: list[str]):
     done = machine.install(*arguments)
     assert done.returncode == 2
@@ -182,3 +213,130 @@ def test_missing_debian_packages_are_installed(machine: Machine):
 
 def test_ci_runs_the_second_command():
     assert "./install.sh --test" in (REPO / ".ci" / "run").read_text()
+
+
+# ---- as a service; what it does is in tests/systemd
+
+
+def test_a_dry_run_shows_the_steps_and_takes_none(machine: Machine):
+    if (Path("/etc/nv_tegra_release")).exists() or Path("/usr/local/bin/edge-agent").is_symlink():
+        pytest.skip("this machine has an installation of its own, or is a Jetson")
+    (machine.folder / "wheels").mkdir()
+    done = machine.show_system("--system", "--prefix", "/opt/not-there", "--wheels", "wheels")
+    assert done.returncode == 0, done.stderr
+    steps = re.findall(r"^== (\S+ \S+)", done.stderr, re.MULTILINE)
+    assert steps == [
+        "looking at", "making the", "installing edge-agent", "checking the", "writing the", "making the",
+        "reading the", "calibrating: engines", "switching to", "asking edge-agent",
+    ]  # fmt: skip
+    assert f"from the wheels in {machine.folder}/wheels" in done.stderr
+    assert "/opt/not-there/releases/" in done.stderr
+    assert machine.calls("python -m venv") + machine.calls("python -m pip") + machine.calls("apt-get") == []
+    assert not Path("/opt/not-there").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["--upgrade", "--system", "--prefix", "/opt/not-there"],
+            "there is no installation in /opt/not-there",
+        ),
+        (["--system", "--prefix", "relative"], "--prefix must be a folder"),
+        (["--system", "--prefix", "/home/me/agent"], "the service cannot see /home/me/agent"),
+        (["--system", "more"], "unknown option more"),
+        (["--system", "--", "more"], "what is more?"),
+    ],
+)
+def test_what_cannot_be_is_refused(machine: Machine, arguments: list[str], says: str):
+    if Path("/usr/local/bin/edge-agent").is_symlink():
+        pytest.skip("this machine has an installation of its own")
+    done = machine.show_system(*arguments)
+    assert done.returncode in {1, 2}
+    assert says in done.stderr
+    assert machine.calls("python -m venv") == []
+
+
+def board(function: str, *arguments: object) -> str:
+    """What a function of packaging/board.sh prints."""
+    script = f'set -Eeuo pipefail; . packaging/board.sh; {function} "$@"'
+    done = subprocess.run(
+        ["bash", "-c", script, "board.sh", *map(str, arguments)],
+        cwd=REPO, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("tree", "l4t", "jetpack"),
+    [
+        ("agx-orin-jetpack5", "35", "5.1"),
+        ("agx-orin-jetpack6", "36", "6.2"),
+        ("agx-orin-jetpack7", "39", "7.2"),
+        ("pc", "", ""),
+    ],
+)
+def test_recorded_boards_are_recognised(tmp_path: Path, tree: str, l4t: str, jetpack: str):
+    root = plant(tree, tmp_path)
+    found = board("l4t_release", root)
+    assert found.partition(".")[0] == l4t
+    assert board("jetpack_of", found) == jetpack
+    assert ("Orin" in board("board_model", root)) == bool(l4t)
+
+
+@pytest.mark.parametrize(
+    ("l4t", "jetpack"),
+    [("32.7.4", "4"), ("34.1.1", "5.0"), ("35.4.1", "5.1"), ("36.3", "6.0"), ("36.4.0", "6.1"),
+     ("36.4.3", "6.2"), ("36.4.7", "6.2"), ("36.5.0", "6.2"), ("38.2.1", "7.0"), ("38.4.0", "7.1"),
+     ("39.2.0", "7.2"), ("40.1", "")],
+)  # fmt: skip
+def test_jetpack_of_every_l4t(l4t: str, jetpack: str):
+    assert board("jetpack_of", l4t) == jetpack
+
+
+def test_l4t_is_found_by_its_package_too(tmp_path: Path):
+    if shutil.which("dpkg-query") is None:
+        pytest.skip("no Debian")
+    folder = tmp_path / "var/lib/dpkg"
+    folder.mkdir(parents=True)
+    (folder / "status").write_text(
+        "Package: nvidia-l4t-core\nStatus: install ok installed\nMaintainer: x\nArchitecture: arm64\n"
+        "Version: 36.4.3-20250107174145\nDescription: x\n"
+    )
+    assert board("l4t_release", tmp_path) == "36.4.3"
+
+
+def test_cuda_is_found_by_its_compiler(tmp_path: Path):
+    compiler = tmp_path / "usr/local/cuda-12.6/bin/nvcc"
+    (tmp_path / "usr/local/cuda-11").mkdir(parents=True)
+    assert board("cuda_root", tmp_path) == ""
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text("#!/bin/sh\necho Cuda compilation tools, release 12.6, V12.6.68\n")
+    compiler.chmod(0o755)
+    assert board("cuda_root", tmp_path) == str(tmp_path / "usr/local/cuda-12.6")
+    assert board("cuda_version", tmp_path / "usr/local/cuda-12.6") == "12.6"
+
+
+def test_opencv_is_told_apart():
+    """The one of this environment, which is pip's, and the system's, where it has one."""
+    version, gstreamer, origin, file = board("opencv_facts", sys.executable).split("|")
+    assert (gstreamer, origin) == ("-", "pip")
+    assert version.startswith("4.")
+    assert file.endswith("__init__.py")
+    of_system = board("opencv_facts", "/usr/bin/python3")
+    if not of_system:
+        pytest.skip("the system's Python has no OpenCV (apt-get install python3-opencv)")
+    assert of_system.split("|")[1:3] == ["GStreamer", "system"]
+    assert board("numpy_major", "/usr/bin/python3") in {"1", "2"}
+
+
+def test_a_dry_run_of_removing_shows_what_would_go(machine: Machine):
+    if Path("/usr/local/bin/edge-agent").is_symlink():
+        pytest.skip("this machine has an installation of its own")
+    kept = machine.show_system("--uninstall", "--prefix", "/opt/not-there")
+    purged = machine.show_system("--uninstall", "--purge", "--prefix", "/opt/not-there")
+    assert (kept.returncode, purged.returncode) == (0, 0), kept.stderr + purged.stderr
+    assert "failed while" not in kept.stderr + purged.stderr
+    assert "rm -rf /opt/not-there/releases" in kept.stderr
+    assert "/var/lib/edge-agent" not in kept.stderr.replace("kept: /etc/edge-agent, /var/lib/edge-agent", "")
+    assert "rm -rf /etc/edge-agent /var/lib/edge-agent" in purged.stderr

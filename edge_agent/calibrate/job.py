@@ -30,7 +30,7 @@ from edge_agent import __version__, bench, factory
 from edge_agent.calibrate import gate as gates
 from edge_agent.calibrate import threshold as thresholds
 from edge_agent.calibrate.gate import Bounds, Embeddings, Gate
-from edge_agent.calibrate.quantise import placement, quantise
+from edge_agent.calibrate.quantise import implicit_scales, placement, quantise
 from edge_agent.calibrate.ranges import DEFAULT_METHOD, Method, ranges
 from edge_agent.calibrate.report import html_report
 from edge_agent.calibrate.sample import DEFAULT_SIZE, Sample, draw
@@ -166,6 +166,14 @@ _Make = Callable[[Path], tuple[dict[str, Any], tuple[str, ...]]]
 """Does a step: takes the folder, gives what it found and the names of the files that it wrote."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A network in one precision, and the file with INT8 ranges for what takes no Q/DQ nodes."""
+
+    graph: PreparedGraph
+    scales: Path | None = None
+
+
 class Job:
     """One calibration. Nothing is done before `run`.
 
@@ -187,7 +195,7 @@ class Job:
             raise ConfigError(f"INT8 needs crops to be calibrated with. {NO_DATA}")
         self._dataset = None if request.dataset is None else MarketDataset.open(request.dataset)
         self._prepared = request.prepared
-        self._steps = Steps(self.folder / "steps")
+        self._steps = Steps(self._beside("steps"))
 
     # --- what it will do ----------------------------------------------------------------------
 
@@ -195,6 +203,10 @@ class Job:
     def folder(self) -> Path:
         """Where the result will lie."""
         return self._request.engines / CALIBRATIONS / self.key
+
+    def _beside(self, what: str) -> Path:
+        """A folder for what is not finished: `engines prune` removes it, and nothing reads it by mistake."""
+        return self.folder.with_name(f"{self.key}.{what}")
 
     @cached_property
     def key(self) -> str:
@@ -262,8 +274,8 @@ class Job:
         """
         with self._alone():
             if again:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            finished = self._finished()
+                shutil.rmtree(self._steps.folder, ignore_errors=True)
+            finished = None if again else self._finished()
             if finished is None:
                 finished = self._work()
             report = json.loads((finished.folder / "report.json").read_bytes())
@@ -414,20 +426,23 @@ class Job:
         def make(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             scales = self._scales()
             self._progress.begin("quantising", None)
-            name = f"int8-{_digest(keep)}.onnx" if keep else "int8.onnx"
+            ending = f"-{_digest(keep)}" if keep else ""
+            name, beside = f"int8{ending}.onnx", f"tensorrt-scales{ending}.json"
             try:
                 graph = quantise(self._prepared, scales, keep=keep)
+                implicit_scales(self._prepared, scales, keep=keep).write(folder / beside)
             except ModelError as problem:
                 return {"graph": None, "keep": list(keep), "problem": str(problem)}, ()
             write_atomic(folder / name, graph.onnx)
             return {
                 "graph": name,
+                "scales": beside,
                 "keep": list(keep),
                 "bytes": len(graph.onnx),
                 "bytes_fp32": len(self._prepared.onnx),
                 "placement": placement(graph.onnx).as_json(),
                 "problem": "",
-            }, (name,)
+            }, (name, beside)
 
         return make
 
@@ -448,22 +463,26 @@ class Job:
 
         return make
 
-    def _graph(self, precision: str, name: str | None) -> PreparedGraph:
-        """A candidate's graph, from the file that its step wrote."""
-        if name is None:
-            return self._prepared
-        return dataclasses.replace(
-            self._prepared, onnx=(self._steps.folder / name).read_bytes(), precision=precision
+    def _candidate(self, precision: str, made: Mapping[str, Any]) -> _Candidate:
+        """A candidate, from the files that its step wrote."""
+        if made["graph"] is None:
+            return _Candidate(self._prepared)
+        onnx = (self._steps.folder / made["graph"]).read_bytes()
+        scales = made.get("scales")
+        return _Candidate(
+            dataclasses.replace(self._prepared, onnx=onnx, precision=precision),
+            None if scales is None else self._steps.folder / scales,
         )
 
-    def _open(self, graph: PreparedGraph, *, max_batch: int | None = None) -> Embedder:
+    def _open(self, candidate: _Candidate, *, max_batch: int | None = None) -> Embedder:
+        beside = candidate.scales
         return factory.embedder_of(
-            graph,
+            candidate.graph,
             self._request.golden,
             engine=self._engine,
             quality=self._request.quality,
             plans=self._request.engines,
-            ranges=lambda: (self._prepared, self._scales()),
+            ranges=None if beside is None else lambda: (self._prepared, Scales.read(beside)),
             max_batch=max_batch,
             building=self._tell_build,
         )
@@ -479,20 +498,21 @@ class Job:
         """Embeddings of the FP32 network; kept in a file of mode 0600 until the calibration is finished."""
 
         def make(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-            found, unreadable = self._embed(self._prepared)
+            found, unreadable = self._embed(_Candidate(self._prepared))
             _store(folder / _REFERENCE, found)
             return {"unreadable": unreadable}, (_REFERENCE,)
 
         self._steps.run("reference", make)
         return _load(self._steps.folder / _REFERENCE)
 
-    def _embed(self, graph: PreparedGraph) -> tuple[Embeddings, list[str]]:
-        """Both sides of the evaluation split through an engine for `graph`."""
+    def _embed(self, candidate: _Candidate) -> tuple[Embeddings, list[str]]:
+        """Both sides of the evaluation split through an engine."""
         assert self._dataset is not None
         sides = {"queries": self._dataset.query, "gallery": self._dataset.gallery}
-        self._progress.begin(f"embedding in {graph.precision.upper()}", sum(map(len, sides.values())))
+        precision = candidate.graph.precision.upper()
+        self._progress.begin(f"embedding in {precision}", sum(map(len, sides.values())))
         unreadable: list[str] = []
-        with self._open(graph) as embedder:
+        with self._open(candidate) as embedder:
 
             def one(crops: Sequence[Crop]) -> EmbeddedCrops:
                 done = embed_paths(embedder, [crop.path for crop in crops], advance=self._progress.advance)
@@ -507,9 +527,9 @@ class Job:
         def make(_folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             if made["problem"]:
                 return self._not_measured(gates.failed(name, made["problem"], self._request.bounds)), ()
-            graph = self._graph(precision, made["graph"])
+            candidate = self._candidate(precision, made)
             try:
-                return (self._self_test if self._dataset is None else self._measure)(name, graph), ()
+                return (self._self_test if self._dataset is None else self._measure)(name, candidate), ()
             except (EngineError, ModelError) as problem:
                 if precision == "fp32":
                     raise  # the network itself does not run: nothing is left to choose
@@ -517,9 +537,9 @@ class Job:
 
         return self._steps.run(f"gate-{name}", make)
 
-    def _measure(self, name: str, graph: PreparedGraph) -> dict[str, Any]:
+    def _measure(self, name: str, candidate: _Candidate) -> dict[str, Any]:
         reference = self._reference()
-        found = reference if graph.precision == "fp32" else self._embed(graph)[0]
+        found = reference if candidate.graph.precision == "fp32" else self._embed(candidate)[0]
         request = self._request
         gate, evaluation = gates.compare(
             reference, found, name=name, bounds=request.bounds, target_fmr=request.target_fmr
@@ -531,10 +551,10 @@ class Job:
             "evaluation": evaluation.document(),
         }
 
-    def _self_test(self, name: str, graph: PreparedGraph) -> dict[str, Any]:
+    def _self_test(self, name: str, candidate: _Candidate) -> dict[str, Any]:
         """Without a data set: the engine agrees with its reference on the golden crops, no more is known."""
-        self._progress.begin(f"testing {graph.precision.upper()}", None)
-        with self._open(graph):
+        self._progress.begin(f"testing {candidate.graph.precision.upper()}", None)
+        with self._open(candidate):
             pass
         untested = Gate(name, passed=None, reasons=(NO_DATA,), bounds=self._request.bounds)
         return self._not_measured(untested)
@@ -550,28 +570,28 @@ class Job:
             return None
 
         def make(_folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-            graphs = {"fp32": self._prepared}
+            candidates = {"fp32": _Candidate(self._prepared)}
             left_out: dict[str, str] = {}
             for precision, found in tried.items():
                 if precision != "fp32" and found["graph"] is None:
                     left_out[precision] = "; ".join(found["gate"]["reasons"])
                 elif precision != "fp32":
-                    graphs[precision] = self._graph(precision, found["graph"])
-            return self._speeds(graphs, left_out, seconds), ()
+                    candidates[precision] = self._candidate(precision, found)
+            return self._speeds(candidates, left_out, seconds), ()
 
         return self._steps.run("bench", make)
 
     def _speeds(
-        self, graphs: Mapping[str, PreparedGraph], left_out: dict[str, str], seconds: float
+        self, candidates: Mapping[str, _Candidate], left_out: dict[str, str], seconds: float
     ) -> dict[str, Any]:
-        self._progress.begin("measuring the speed", len(graphs) * len(bench.BATCHES))
+        self._progress.begin("measuring the speed", len(candidates) * len(bench.BATCHES))
         rows: list[bench.Measurement] = []
         with factory.open_telemetry(Settings(), self._request.disk) as telemetry:
             reading = telemetry.read()
-            for precision, graph in graphs.items():
+            for precision, candidate in candidates.items():
                 try:
                     for batch in bench.BATCHES:
-                        with self._open(graph, max_batch=batch) as embedder:
+                        with self._open(candidate, max_batch=batch) as embedder:
                             rows.append(bench.measure(embedder, seconds=seconds, board=reading.board))
                         self._progress.advance(1)
                 except (EngineError, ModelError) as problem:
@@ -586,25 +606,31 @@ class Job:
     def _finish(
         self, chosen: str, tried: Mapping[str, Mapping[str, Any]], speeds: dict[str, Any] | None
     ) -> Calibration:
-        """Write graph, scales, sample, report and, last of all, the manifest; then the steps may go."""
+        """Write everything into a new folder, put it in place, and let the steps go."""
         self._progress.begin("writing the report", None)
         found = tried[chosen]
+        new = self._beside("new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
         files: dict[str, FileRecord] = {}
 
-        def keep(source: str, name: str) -> str:
-            write_atomic(self.folder / name, (self._steps.folder / source).read_bytes())
-            files[name] = FileRecord.of(self.folder / name)
+        def put(name: str, data: bytes) -> str:
+            write_atomic(new / name, data)
+            files[name] = FileRecord.of(new / name)
             return name
+
+        def keep(source: str, name: str) -> str:
+            return put(name, (self._steps.folder / source).read_bytes())
 
         graph = None if found["graph"] is None else keep(found["graph"], f"{chosen}.onnx")
         has_ranges = "int8" in tried and self._steps.is_done("ranges")
-        scales = keep("scales.json", "scales.json") if has_ranges else None
+        if has_ranges:
+            keep("scales.json", "scales.json")
+        scales = keep(found["scales"], "tensorrt-scales.json") if chosen == "int8" else None
         sample = keep("sample-files.json", "sample.json") if has_ranges else None
-        document = self._document(chosen, tried, speeds, sample)
-        write_json_atomic(self.folder / "report.json", document)
-        write_atomic(self.folder / "report.html", html_report(document, found["evaluation"]))
-        for name in ("report.json", "report.html"):
-            files[name] = FileRecord.of(self.folder / name)
+        document = self._document(chosen, tried, speeds, sampled=has_ranges)
+        put("report.json", json.dumps(document, indent=2, allow_nan=False).encode())
+        put("report.html", html_report(document, found["evaluation"]))
         told = ("precision", "backend", "gate", "threshold", "model", "created", "keep")
         data = {key: document[key] for key in told} | {
             "gate": found["gate"],
@@ -613,17 +639,23 @@ class Job:
             "scales": scales,
             "sample": sample,
         }
-        Manifest(KIND, VERSION, files, data).write(self.folder / MANIFEST)
-        calibration = Calibration.read(self.folder)
-        shutil.rmtree(self._steps.folder)  # embeddings of people among them
-        return calibration
+        Manifest(KIND, VERSION, files, data).write(new / MANIFEST)
+        old = self._beside("old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
+        new.rename(self.folder)
+        for done in (old, self._steps.folder):  # embeddings of people among the latter
+            shutil.rmtree(done, ignore_errors=True)
+        return Calibration.read(self.folder)
 
     def _document(
         self,
         chosen: str,
         tried: Mapping[str, Mapping[str, Any]],
         speeds: dict[str, Any] | None,
-        sample: str | None,
+        *,
+        sampled: bool,
     ) -> dict[str, Any]:
         request, found = self._request, tried[chosen]
         int8 = tried.get("int8", {})
@@ -640,7 +672,7 @@ class Job:
             "manifest": str(self.folder / MANIFEST),
             "report": str(self.folder / "report.html"),
             "dataset": None if request.dataset is None else str(request.dataset),
-            "sample": None if sample is None else json.loads((self.folder / sample).read_bytes())["data"],
+            "sample": self._sample().document() if sampled else None,
             "method": request.method if int8 else None,
             "keep": found["keep"],
             "placement": int8.get("placement"),
@@ -662,14 +694,14 @@ class Job:
         """Make it the active engine; tells whether anything changed."""
         store = PlanStore(self._request.engines)
         folder = f"{CALIBRATIONS}/{calibration.name}"
-        names = [MANIFEST, calibration.data["graph"], calibration.data["scales"], calibration.data["sample"]]
+        names = [MANIFEST, *calibration.files]
         record = {
             "name": calibration.name,
             "precision": calibration.precision,
             "backend": calibration.backend,
             "calibration": folder,
             "graphs": [hashlib.sha256(graph.onnx).hexdigest() for graph in self._graphs(calibration)],
-            "files": [f"{folder}/{name}" for name in (*names, "report.json", "report.html") if name],
+            "files": [f"{folder}/{name}" for name in names],
         }
         try:
             if store.active().current == record:

@@ -34,7 +34,7 @@ from edge_agent.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Placement", "placement", "quantisable", "quantise"]
+__all__ = ["Placement", "implicit_scales", "placement", "quantisable", "quantise"]
 
 _OPSET = 13
 """Oldest opset whose QuantizeLinear takes a scale per channel."""
@@ -56,6 +56,30 @@ def quantisable(prepared: PreparedGraph) -> tuple[str, ...]:
         and not _is_depthwise(topology, node)
         and not _is_linear(topology, node.input[0])
     )
+
+
+def implicit_scales(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] = ()) -> Scales:
+    """The ranges without those that only nodes read which are to stay in higher precision.
+
+    For TensorRT's calibration cache, which knows tensors and not nodes: a layer whose input has no range
+    there is not computed in INT8.
+
+    Args:
+        prepared: the graph that the ranges were taken from.
+        scales: its ranges.
+        keep: as for `quantise`.
+
+    Raises:
+        ModelError: nothing is left.
+    """
+    chosen = set(quantisable(prepared)) - set(keep)
+    nodes = Topology(load_named(prepared.onnx)).quantisable()
+    needed = {node.input[0] for node in nodes if node.name in chosen}
+    unwanted = {node.input[0] for node in nodes if node.name not in chosen} - needed
+    if not needed & scales.amax.keys():
+        raise ModelError(f"nothing of {prepared.name} is left to be quantised")
+    amax = {name: value for name, value in scales.amax.items() if name not in unwanted}
+    return replace(scales, amax=amax)
 
 
 def _is_depthwise(topology: Topology, node: onnx.NodeProto) -> bool:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.dataset import Crop, MarketDataset, Split, read_picture
 from edge_agent.engine.profiles import PreprocessProfile
@@ -81,7 +81,11 @@ class Sample:
 
     def write(self, path: Path) -> None:
         """Write its manifest (names relative to the data set); StorageError where that fails."""
-        data = {
+        Manifest(_KIND, _VERSION, dict(self.files), self.document()).write(path)
+
+    def document(self) -> dict[str, Any]:
+        """What it is, without its files, as JSON values."""
+        return {
             "dataset": self.dataset,
             "split": Split.TRAIN.folder,
             "seed": self.seed,
@@ -92,7 +96,6 @@ class Sample:
             "replaced": [{"name": r.name, "reason": r.reason, "by": r.by} for r in self.replaced],
             "digest": self.digest,
         }
-        Manifest(_KIND, _VERSION, dict(self.files), data).write(path)
 
     @staticmethod
     def read(path: Path) -> Sample:

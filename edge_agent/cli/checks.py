@@ -25,6 +25,7 @@ from edge_agent.errors import EdgeAgentError
 
 if TYPE_CHECKING:
     from edge_agent.config import Settings
+    from edge_agent.engine.calibration import Calibration
     from edge_agent.structures import EngineInfo
     from edge_agent.telemetry import Reading
 
@@ -181,7 +182,22 @@ class _Questions:
                 return [Finding("model", "missing", str(problem), advice)]
         info = self._engine
         found = f"{info.model} on {info.backend} {info.precision}, self-test passed, space {info.space}"
-        return [Finding("model", "ok", found)]
+        return [Finding("model", "ok", found), _calibration(calibration, info)]
+
+
+def _calibration(calibration: Calibration | None, engine: EngineInfo) -> Finding:
+    """Whether precision and threshold were chosen for the network that runs."""
+    again = "edge-agent calibrate --dataset DIR (docs/calibration.md)"
+    if calibration is None:
+        return Finding("calibration", "note", "none: the site's own rule sets the match threshold", again)
+    if calibration.data["space"] != engine.space:
+        model = calibration.data["model"]["name"]
+        return Finding(
+            "calibration", "warning", f"{calibration.name} is of {model}, which does not run", again
+        )
+    value = calibration.threshold
+    threshold = "no threshold" if value is None else f"threshold {value:.4f}"
+    return Finding("calibration", "ok", f"{calibration.name}: {calibration.precision}, {threshold}")
 
 
 # ---- programs and libraries

@@ -32,6 +32,12 @@ def command(
         str | None, typer.Option(metavar="PROFILE", help="tao, imagenet, openvino-raw or swin.")
     ] = None,
     backend: Annotated[str, typer.Option(help="What runs the network; auto takes the fastest.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, or int8 of the active calibration; auto: FP16 on TensorRT, else FP32."
+        ),
+    ] = "auto",
     raw: Annotated[
         bool,
         typer.Option(
@@ -56,7 +62,10 @@ def command(
     paths = _pictures(source, tuple(split or ()))
     with (
         tempfile.TemporaryDirectory() as state,
-        open_chosen(model, preprocess, Path(state), backend=backend, raw=raw) as (embedder, profile),
+        open_chosen(model, preprocess, Path(state), backend=backend, precision=precision, raw=raw) as (
+            embedder,
+            profile,
+        ),
     ):
         done = with_progress(embedder, paths, "crops")
         facts = {**describe(embedder.info, profile), "unit_length": not raw, "input": str(source)}
@@ -99,7 +108,13 @@ def _name(path: Path, source: Path, output: Path) -> str:
 
 @contextmanager
 def open_chosen(
-    model: Path | None, preprocess: str | None, state: Path, *, backend: str, raw: bool = False
+    model: Path | None,
+    preprocess: str | None,
+    state: Path,
+    *,
+    backend: str,
+    precision: str = "auto",
+    raw: bool = False,
 ) -> Iterator[tuple[CropEmbedder, str]]:
     """The chosen or shipped network, entered, with the name of its preprocess profile.
 
@@ -107,33 +122,41 @@ def open_chosen(
         model: ReID ONNX, or the name of a built-in; None for the shipped default.
         preprocess: profile; None for what the model's manifest says.
         state: folder for what has to be made first.
-        backend: what runs it.
+        backend: what runs it; TensorRT's plans are kept where the agent keeps them.
+        precision: INT8 is that of the agent's active calibration.
         raw: keep the network's own vector lengths; runs on ONNX Runtime only.
 
     Raises:
         ConfigError: no such profile or backend, or a raw run on another backend.
     """
-    from edge_agent.config import EngineSettings
+    from edge_agent.config import load
     from edge_agent.engine import choose_backend
     from edge_agent.engine.profiles import profile_named
     from edge_agent.errors import ConfigError
     from edge_agent.evaluate.embedding import RawEmbedder
-    from edge_agent.factory import choose_model, open_embedder
+    from edge_agent.factory import choose_model, current_calibration, engines_folder, open_embedder
     from edge_agent.logs import configure
 
     configure("warning")
     if preprocess is not None:
         profile_named(preprocess)
     choose_backend(backend)
-    engine = EngineSettings.model_validate({"model": model, "preprocess": preprocess, "backend": backend})
+    wanted = {"model": model, "preprocess": preprocess, "backend": backend, "precision": precision}
+    settings = load(None, {"engine": wanted})
+    engine = settings.engine.model_copy(
+        update={"folder": engines_folder(settings.engine, settings.state_dir)}
+    )
     chosen = choose_model(engine, state)
     if raw:
-        if backend not in {"auto", "onnxruntime"}:
-            raise ConfigError(f"raw embeddings are computed by ONNX Runtime only, not by {backend}")
+        if backend not in {"auto", "onnxruntime"} or precision not in {"auto", "fp32"}:
+            raise ConfigError("raw embeddings are computed by ONNX Runtime in FP32 only")
         with RawEmbedder(chosen.path, chosen.preprocess) as network:
             yield network, chosen.preprocess
     else:
-        with open_embedder(chosen.path, chosen.preprocess, engine=engine, state=state) as embedder:
+        calibration = current_calibration(engine, state) if precision == "int8" else None
+        with open_embedder(
+            chosen.path, chosen.preprocess, engine=engine, state=state, calibration=calibration
+        ) as embedder:
             yield embedder, chosen.preprocess
 
 

@@ -36,6 +36,12 @@ def command(
         str | None, typer.Option(metavar="PROFILE", help="tao, imagenet, openvino-raw or swin.")
     ] = None,
     backend: Annotated[str, typer.Option(help="What runs the network; auto takes the fastest.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16, or int8 of the active calibration; auto: FP16 on TensorRT, else FP32."
+        ),
+    ] = "auto",
     embeddings: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
@@ -66,7 +72,7 @@ def command(
         query, gallery, facts = _from_files(embeddings, opened)
     else:
         assert opened is not None  # `_check_usage` saw to it
-        query, gallery, facts = _from_model(opened, model, preprocess, backend)
+        query, gallery, facts = _from_model(opened, model, preprocess, backend, precision)
     evaluation = evaluate(
         query,
         gallery,
@@ -127,7 +133,7 @@ def _from_files(
 
 
 def _from_model(
-    dataset: MarketDataset, model: Path | None, preprocess: str | None, backend: str
+    dataset: MarketDataset, model: Path | None, preprocess: str | None, backend: str, precision: str
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
     import tempfile
 
@@ -135,7 +141,10 @@ def _from_model(
 
     with (
         tempfile.TemporaryDirectory() as state,
-        open_chosen(model, preprocess, Path(state), backend=backend) as (embedder, profile),
+        open_chosen(model, preprocess, Path(state), backend=backend, precision=precision) as (
+            embedder,
+            profile,
+        ),
     ):
         query, query_problems = _embed(embedder, dataset.query, "queries")
         gallery, gallery_problems = _embed(embedder, dataset.gallery, "gallery")

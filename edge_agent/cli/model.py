@@ -135,6 +135,8 @@ def _register(model: Path, preprocess: str, *, source: str, use: Path | None) ->
         "data": {"source": source},
     }
     write_json_atomic(model.with_suffix(".json"), manifest)
+    for path in (model, model.with_suffix(".json")):
+        path.chmod(0o644)  # the service reads them, whatever root's umask is
     typer.echo(f"{model}: sha256 {record.sha256}, profile {preprocess}")
     if use is not None:
         name_in_settings(use, model.absolute())

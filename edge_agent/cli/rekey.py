@@ -39,10 +39,11 @@ def command(
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"{old_key} cannot be read: {problem}") from problem
     done = factory.rekey(settings, old)
+    encrypted = factory.database_key(settings) is not None
     if as_json:
-        typer.echo(json.dumps({"encrypted": settings.storage.key is not None, "written": done}))
+        typer.echo(json.dumps({"encrypted": encrypted, "written": done}))
         return
-    how = "without a key" if settings.storage.key is None else "with the key of storage.key"
+    how = "with the key of storage.key" if encrypted else "without a key"
     for path, written in done.items():
         typer.echo(f"{path}: {'written anew' if written else 'already'} {how}")
     if not done:

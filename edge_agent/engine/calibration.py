@@ -6,6 +6,7 @@
     ├── manifest.json             kind `calibration`: what was chosen, and digests of all files
     ├── report.json, report.html
     ├── sample.json, scales.json  with a data set: the calibration crops and the ranges they gave
+    ├── tensorrt-scales.json      with INT8: the ranges for what takes no quantise/dequantise nodes
     └── int8.onnx or fp16.onnx    the graph, unless FP32 was chosen
 
 Which one is active stands in `engines/active.json` (`edge_agent.engine.plans`).
@@ -52,10 +53,12 @@ class Calibration:
     Attributes:
         folder: where its files are.
         data: what its manifest says.
+        files: names of its files.
     """
 
     folder: Path
     data: Mapping[str, Any]
+    files: tuple[str, ...]
 
     @staticmethod
     def read(folder: Path) -> Calibration:
@@ -69,7 +72,7 @@ class Calibration:
             manifest.verify(folder)
         except InputError as problem:
             raise InputError(f"{problem}; {_AGAIN}") from problem
-        return Calibration(folder, manifest.data)
+        return Calibration(folder, manifest.data, tuple(manifest.files))
 
     @property
     def name(self) -> str:
@@ -112,14 +115,14 @@ class Calibration:
         return dataclasses.replace(prepared, onnx=onnx, precision=self.precision)
 
     def scales(self) -> Scales:
-        """The ranges that INT8 was made from.
+        """The INT8 ranges of what takes no quantise/dequantise nodes.
 
         Raises:
-            InputError: it has none: there was no data set.
+            InputError: it has none: INT8 was not chosen.
         """
         name = self.data["scales"]
         if name is None:
-            raise InputError(f"{self.folder} has no INT8 ranges: it was made without a data set; {_AGAIN}")
+            raise InputError(f"{self.folder} has no INT8 ranges, since INT8 was not chosen; {_AGAIN}")
         return Scales.read(self.folder / name)
 
     def summary(self) -> dict[str, Any]:

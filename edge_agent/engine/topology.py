@@ -73,7 +73,7 @@ class Topology:
     Attributes:
         nodes: all nodes, in order.
         weights: shape of each weight by name.
-        constants: tensors that do not depend on the picture: weights, and what Constant nodes make.
+        constants: tensors that say nothing of the picture: weights, shapes, and what follows from them.
         maker: node that makes a tensor.
         readers: nodes that read a tensor, each once.
     """
@@ -82,7 +82,9 @@ class Topology:
         self.nodes: list[onnx.NodeProto] = list(model.graph.node)
         self.weights = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
         self.constants = set(self.weights)
-        self.constants |= {o for node in self.nodes if node.op_type == "Constant" for o in node.output}
+        for node in self.nodes:
+            if node.op_type == "Shape" or all(name in self.constants or not name for name in node.input):
+                self.constants.update(node.output)
         self.maker: dict[str, onnx.NodeProto] = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
@@ -107,9 +109,10 @@ class Topology:
     def pooled(self) -> set[str]:
         """Tensors that hold one number per channel, not a map: what comes after a global pooling.
 
-        A product of a pooled tensor and a map is a map again: gates end there.
+        A product of a pooled tensor and a map is a map again: gates end there. What Gemm reads has two axes,
+        so it is one row a crop, however it was pooled.
         """
-        found: set[str] = set()
+        found = {node.input[0] for node in self.nodes if node.op_type == "Gemm"}
         for node in self.nodes:
             given = self.activations(node)
             if _pools(node) or (given and all(name in found for name in given)):
@@ -169,5 +172,5 @@ def _common(names: list[str]) -> str:
     first, last = min(names), max(names)
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     shared = first[:length]
-    cut = max(shared.rfind(mark) for mark in "/._")
+    cut = max(shared.rfind(mark) for mark in "/.")
     return shared[:cut] if cut > 0 else f"{names[0]}..{names[-1]}"

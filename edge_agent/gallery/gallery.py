@@ -478,7 +478,7 @@ class Gallery:
 
     # ---- pictures that others keep
 
-    def note_pictures(self, number: int, camera: str, track: int, since: float) -> None:
+    def note_pictures(self, number: int, camera: str, track: int, since: float) -> bool:
         """Note that pictures in a crop folder show this person, so that they can go with the person.
 
         Args:
@@ -486,12 +486,18 @@ class Gallery:
             camera: id of the camera.
             track: number of the track; who was noted for it before is so no more.
             since: time of its first picture, Unix seconds.
+
+        Returns:
+            False where nothing was noted: nobody has this number any more, or what this track showed before
+            still has to be removed.
         """
         with self._changing(durable=False) as store:
-            store.run(
-                "INSERT OR REPLACE INTO pictures SELECT ?, ?, ?, number FROM identity WHERE number = ?",
+            done = store.run(
+                "INSERT INTO pictures SELECT ?, ?, ?, number FROM identity WHERE number = ?"
+                " ON CONFLICT DO UPDATE SET number = excluded.number WHERE pictures.number IS NOT NULL",
                 (camera, track, since, number),
             )
+            return done.rowcount > 0
 
     def orphaned_pictures(self) -> list[Pictures]:
         """Pictures of people who are gone, see `note_pictures`, until `pictures_removed`."""
@@ -587,6 +593,17 @@ class Gallery:
                 store.run("DELETE FROM fact WHERE key = ?", (key,))
             else:
                 store.run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, text))
+
+    def change_fact(self, key: str, change: Callable[[Any], Any]) -> None:
+        """Replace a stored value by what `change` makes of it, in one transaction; survives a power cut."""
+        with self._changing() as store:
+            text = store.value("SELECT value FROM fact WHERE key = ?", (key,))
+            value = change(None if text is None else json.loads(text))
+            if value is None:
+                store.run("DELETE FROM fact WHERE key = ?", (key,))
+            else:
+                changed = json.dumps(value, allow_nan=False)
+                store.run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, changed))
 
     # ---- copies
 

@@ -247,7 +247,7 @@ class BuilderStub(Stub):
         return True
 
     def _parse(self, data: int, size: int, path: int) -> bool:
-        self.told.append(("parse", ctypes.string_at(data, size).decode()))
+        self.told.append(("parse", ctypes.string_at(data, size).decode(errors="replace")))
         return self.parses
 
     def _timing(self, timing: _Object) -> Callable[[int, int], int | None]:

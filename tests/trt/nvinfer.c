@@ -140,6 +140,7 @@ static int set_profile(struct context *c, int32_t profile, void *stream) {
     return profile < c->engine->profiles;
 }
 static int set_shape(struct context *c, const char *name, const struct dims *shape) {
+    c->batch = 0; /* until it is known to be good */
     if (refused("setInputShape") || c->profile < 0 || shape->count != 4) return 0;
     if (shape->d[0] > c->engine->largest[c->profile] || shape->d[0] < smallest(c->engine, c->profile)) {
         say(1, "stub: the batch is outside the profile");

@@ -75,14 +75,17 @@ def _install(
         "--target",
         str(folder),
     ]
-    done = subprocess.run(
-        [*command, *kind, *packages],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **environment},
-    )
+    try:
+        done = subprocess.run(
+            [*command, *kind, *packages],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **environment},
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"pip needs more than {timeout:.0f} s for {' '.join(packages)}")
     if done.returncode:
         pytest.skip(f"pip cannot install {' '.join(packages)}: {done.stderr.strip()[-400:]}")
 
