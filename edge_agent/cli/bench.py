@@ -89,8 +89,6 @@ def command(
     INT8 is measured where a calibration of this network chose it. Figures published by NVIDIA stand beside.
     With --pipeline, the whole agent instead: cameras in memory, a gallery, a broker.
     """
-    import json
-
     from edge_agent.cli.service import one_blas_thread
 
     one_blas_thread()
@@ -115,7 +113,8 @@ def command(
     folder = factory.state_folder(settings.state_dir)
     if pipeline:
         from edge_agent.cli import pipeline_bench
-        from edge_agent.throughput import Plan, markdown as as_markdown
+        from edge_agent.throughput import Plan
+        from edge_agent.throughput import markdown as as_markdown
 
         if len(precision or ()) > 1 or len(batch or ()) > 1:
             raise typer.BadParameter("--pipeline measures one --precision and one --batch at a time")
@@ -143,9 +142,7 @@ def command(
     _tell(told, bench.markdown(told), output, markdown, as_json)
 
 
-def _tell(
-    told: dict[str, Any], text: str, output: Path | None, markdown: Path | None, as_json: bool
-) -> None:
+def _tell(told: dict[str, Any], text: str, output: Path | None, markdown: Path | None, as_json: bool) -> None:
     """Write and print what was measured."""
     import json
 
