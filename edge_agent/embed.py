@@ -97,7 +97,7 @@ class Embedder:
         self._batches: deque[tuple[list[_Slot], float]] = deque()
         self.counters = EmbedCounters()
         self.on_batch: Callable[[int, float, float], None] | None = None
-        """Told of each batch: crops, when it was submitted and when its rows were there (monotonic seconds)."""
+        """Told of each batch: crops, when submitted and when its rows were there (monotonic seconds)."""
 
     @property
     def info(self) -> EngineInfo:

@@ -142,7 +142,8 @@ def timeline_svg(spans: list[Span], seconds: float = 0.2) -> str:
         y = 8 + _LANE * lanes[span.lane]
         drawn.append(
             f'<rect x="{x:.2f}" y="{y}" width="{wide:.2f}" height="{_LANE - 8}" '
-            f'fill="{palette.colour(span.name)}"><title>{span.name} {1e3 * (span.end - span.begin):.2f} ms</title></rect>'
+            f'fill="{palette.colour(span.name)}"><title>{span.name} '
+            f"{1e3 * (span.end - span.begin):.2f} ms</title></rect>"
         )
     text = 'font-family="system-ui,sans-serif" font-size="12" fill="#333"'
     words = [f'<text x="4" y="{26 + _LANE * row}" {text}>{lane}</text>' for lane, row in lanes.items()]

@@ -1,8 +1,8 @@
 """How much the whole agent gets through: from frames in memory to events that a broker has acknowledged.
 
 The run is the daemon's own, with the factory's stages; only its sources are others: cameras that turn over
-a rendered street and give the boxes along, as an upstream detector would, so that what is measured is everything
-behind the detector: crop, resize and pack, the engine, tracking, identification against a full gallery,
+a rendered street and give the boxes along, as an upstream detector would, so what is measured is all that
+is behind the detector: crop, resize and pack, the engine, tracking, identification against a full gallery,
 the outbox and delivery. Cameras are live: they give a frame when it is due, and who is too slow loses it.
 """
 
@@ -193,7 +193,7 @@ def open_broker(folder: Path) -> Iterator[tuple[str, str]]:
         port = int(probe.getsockname()[1])
     config = folder / "mosquitto.conf"
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - mosquitto, as found on PATH
         [binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
@@ -515,7 +515,8 @@ def markdown(told: Mapping[str, Any]) -> str:
         f"{engine['backend']} ({engine['device']}, {engine['precision']}; {word}), batches of up to"
         f" {told['batch']}; {plan['cameras']} cameras of {plan['size'][0]}x{plan['size'][1]} at"
         f" {told['fps']:.1f} fps with {plan['people']} people each; {plan['identities']} identities with"
-        f" {plan['exemplars']} exemplars; {told['broker']}; {told['seconds']:.0f} s on {machine_['cores']} cores"
+        f" {plan['exemplars']} exemplars; {told['broker']}; {told['seconds']:.0f} s on"
+        f" {machine_['cores']} cores"
         f" ({machine_['cpu'] or machine_['platform']}).",
         "",
         "| figure | value |",

@@ -16,12 +16,12 @@ PACKAGE = REPO / "edge_agent"
 ROWS = {
     "__main__": 7,
     "cli": 6,
-    "daemon": 5, "calibrate": 5, "evaluate": 5, "bench": 5, "train": 5, "demo": 5,
+    "daemon": 5, "calibrate": 5, "evaluate": 5, "bench": 5, "throughput": 5, "train": 5, "demo": 5,
     "factory": 4,
     "detect": 3, "embed": 3, "operations": 3, "erasure": 3, "oversight": 3, "cooling": 3,
     "source": 2, "engine": 2, "track": 2, "gallery": 2, "identify": 2, "deliver": 2, "telemetry": 2,
     "supervise": 2, "governor": 2, "thinning": 2, "pipeline": 2, "synthetic": 2, "mot": 2, "quality": 2,
-    "download": 2,
+    "download": 2, "stagetimes": 2,
     "config": 1, "events": 1, "manifest": 1, "dataset": 1, "logs": 1, "audit": 1, "encryption": 1,
     "notify": 1, "progress": 1,
     "errors": 0, "structures": 0,
@@ -33,6 +33,8 @@ ALLOWED_SIBLINGS = {
     ("dataset", "manifest"): "a data set's manifest is written like every other",
     ("calibrate", "evaluate"): "the accuracy gate is an evaluation, twice",
     ("calibrate", "bench"): "a calibration ends with the speed table",
+    ("throughput", "bench"): "latencies and the machine are told in one way",
+    ("throughput", "daemon"): "what is measured is the daemon itself",
     (
         "operations",
         "erasure",

@@ -1,4 +1,4 @@
-"""`edge-agent bench --pipeline`: the whole agent in a folder of its own, with a broker, a trace, a flame graph."""
+"""`edge-agent bench --pipeline`: the whole agent in a folder of its own; with a trace and a flame graph."""
 
 from __future__ import annotations
 
@@ -89,10 +89,11 @@ class _Flames:
     def begin(self) -> None:
         if self.file is None:
             return
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - py-spy, as found on PATH
             [
                 self.binary, "record", "--pid", str(os.getpid()), "--output", str(self.file.absolute()),
-                "--duration", str(max(1, int(self.seconds))), "--rate", str(PROFILE_RATE), "--format", "flamegraph",
+                "--duration", str(max(1, int(self.seconds))), "--rate", str(PROFILE_RATE),
+                "--format", "flamegraph",
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -89,7 +89,7 @@ class Panorama:
 
 
 def _places(people: int, rows: int, length: int) -> list[tuple[int, float]]:
-    """Row and left edge of twice as many people as are in view, evenly spread, in rows of nearly equal length."""
+    """Row and left edge of twice as many people as are in view, evenly spread over rows."""
     found = []
     for row in range(rows):
         count = 2 * people * (row + 1) // rows - 2 * people * row // rows
