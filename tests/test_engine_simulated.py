@@ -42,8 +42,8 @@ def test_published_tables_have_the_published_rates() -> None:
     for row in PUBLISHED:
         table = next(t for t in TABLES.values() if t.device == row.device)
         assert table.rate(row.batch) == pytest.approx(row.images_per_second)
-        # The card's latency and rate do not agree to the last digit: A10, 64 crops: 10.64 ms and 6088.47 /s.
-        assert table.of(row.batch) * 1e3 == pytest.approx(row.latency_ms, rel=0.015)
+        # The card's latencies and rates do not agree in full: A30, 16 crops: 2.25 ms and 7445.72 a second.
+        assert table.of(row.batch) * 1e3 == pytest.approx(row.latency_ms, rel=0.05)
 
 
 def test_times_between_and_beyond_the_known_batches() -> None:
