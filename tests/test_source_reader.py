@@ -257,7 +257,7 @@ def test_a_closed_camera_is_given_back_and_read_on_later():
     source = Scripted(give(10_000, 0.01))
     watch = Watch(source)
     with watch.reader as reader:
-        watch.until(lambda: reader.poll() is not None)
+        watch.until(lambda: reader.poll() is not None and watch.states == [SourceState.ONLINE])
         reader.close("too hot")
         watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
         watch.until(lambda: source.released == 1)
@@ -267,7 +267,7 @@ def test_a_closed_camera_is_given_back_and_read_on_later():
         watch.until(lambda: reader.last_progress > before)  # it is closed for a reason, not stuck
         assert (source.opened, reader.ended) == (1, False)
         reader.reopen()
-        watch.until(lambda: reader.poll() is not None)
+        watch.until(lambda: reader.poll() is not None and watch.states[-1] == SourceState.ONLINE)
         reader.close("again")
         watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
     watch.until(lambda: source.released == source.opened == 2)
