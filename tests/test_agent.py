@@ -248,6 +248,7 @@ def test_a_gallery_of_another_model_is_refused(tmp_path: Path, pictures: dict[in
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_crop_folder_with_broken_pictures(tmp_path: Path, pictures: dict[int, list[bytes]]) -> None:
     crops = tmp_path / "crops"
     everybody(crops, pictures)

@@ -172,6 +172,7 @@ def test_one_hanging_source_among_others_is_named_and_the_rest_goes_on(
     assert [event["data"]["active"] for event in events(told, "stage_stuck")] == [True, False]  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_driving_thread_that_hangs_starves_the_watchdog(
     tmp_path: Path,
     manager: Manager,
@@ -258,6 +259,7 @@ def asked(state: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_status_while_it_runs_and_when_it_does_not(
     tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto
 ) -> None:

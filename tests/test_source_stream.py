@@ -101,6 +101,7 @@ def take(watch: Watch, count: int) -> list:
     return frames
 
 
+@pytest.mark.slow
 def test_a_server_frozen_killed_and_restarted_while_another_camera_goes_on():
     with serving("--mount", "/a") as first, serving("--mount", "/b") as second:
         troubled, steady = Watch(stream(first, "/a")), Watch(stream(second, "/b"))

@@ -136,6 +136,7 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [4, 6], ids=["between epochs", "inside an epoch"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(market: Path, tmp_path: Path, stop_after: int):
     spec = parse_spec(

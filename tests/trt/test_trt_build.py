@@ -25,10 +25,8 @@ def test_builds(run_under_stub, cuda, version):
     print(run_under_stub(code, version, cuda=True).stdout)
 
 
-@pytest.mark.parametrize(
-    "version",
-    [pytest.param(one, marks=() if one == "10.3.0" else pytest.mark.slow) for one in parts.BINDINGS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("version", parts.BINDINGS)
 def test_calibrate(run_under_stub, cuda, version):
     """`edge-agent calibrate`, see `calibrate_on_the_stub.py`."""
     code = RUN.format(file=str(parts.HERE / "calibrate_on_the_stub.py"))
