@@ -51,6 +51,7 @@ MIN_RUNS = 5
 _OVERLAPPED = 8
 """Batches in a row whose overlap is measured, fewer of slow ones; the device idles once a row."""
 
+
 @dataclass(frozen=True, slots=True)
 class Latency:
     """Percentiles of the time of one batch, in milliseconds, over `runs` batches."""

@@ -152,6 +152,8 @@ def timeline_svg(spans: list[Span], seconds: float = 0.2) -> str:
         words.append(f'<rect x="{at}" y="{low - 10}" width="10" height="10" fill="{colour}"/>')
         words.append(f'<text x="{at + 14}" y="{low}" {text}>{name}</text>')
         at += 34 + 7 * len(name)
-    words.append(f'<text x="{_LEFT + _WIDE}" y="{low}" text-anchor="end" {text}>{1e3 * seconds:.0f} ms</text>')
+    words.append(
+        f'<text x="{_LEFT + _WIDE}" y="{low}" text-anchor="end" {text}>{1e3 * seconds:.0f} ms</text>'
+    )
     size = f'viewBox="0 0 {_LEFT + _WIDE + 10} {low + 10}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(drawn + words)}</svg>\n'

@@ -132,7 +132,12 @@ def _cameras(plan: Plan, fps: float, over: threading.Event) -> list[_Turning]:
     ]
     return [
         _Turning(
-            f"cam{number + 1}", streets[number % SCENES], fps, number / plan.cameras, plan.size[0] / VISIT_S, over
+            f"cam{number + 1}",
+            streets[number % SCENES],
+            fps,
+            number / plan.cameras,
+            plan.size[0] / VISIT_S,
+            over,
         )
         for number in range(plan.cameras)
     ]
@@ -188,7 +193,9 @@ def open_broker(folder: Path) -> Iterator[tuple[str, str]]:
         port = int(probe.getsockname()[1])
     config = folder / "mosquitto.conf"
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
-    process = subprocess.Popen([binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         _await_port(port, process)
         yield f"mqtt://127.0.0.1:{port}", "mosquitto"
@@ -380,7 +387,9 @@ def _settings(plan: Plan, settings: Settings, broker: str) -> Settings:
     return Settings.model_validate(
         {
             **settings.model_dump(),
-            "sources": [{"id": f"cam{number + 1}", "url": f"turning:{number}"} for number in range(plan.cameras)],
+            "sources": [
+                {"id": f"cam{number + 1}", "url": f"turning:{number}"} for number in range(plan.cameras)
+            ],
             "mqtt": {"broker": broker, "site": "bench", "device": "bench"},
             "gallery": {**settings.gallery.model_dump(), "capacity": plan.identities + 10_000},
         }

@@ -42,7 +42,9 @@ def test_published_tables_have_the_published_rates() -> None:
     for row in PUBLISHED:
         table = next(t for t in TABLES.values() if t.device == row.device)
         assert table.rate(row.batch) == pytest.approx(row.images_per_second)
-        assert table.of(row.batch) * 1e3 == pytest.approx(row.latency_ms, abs=0.05)  # latencies are rounded, and one is a mean
+        assert table.of(row.batch) * 1e3 == pytest.approx(
+            row.latency_ms, abs=0.05
+        )  # latencies are rounded, and one is a mean
 
 
 def test_times_between_and_beyond_the_known_batches() -> None:
@@ -136,7 +138,9 @@ def test_rows_are_of_length_1_and_keep_people_apart() -> None:
         shown = people(30)
         rows = embed(engine, shown)
         again = embed(engine, np.roll(shown, 6, axis=2) // 2 + 40)  # moved a little, and in other light
-        flat = embed(engine, np.stack([np.full((256, 128, 3), grey, np.uint8) for grey in (0, 127, 128, 255)]))
+        flat = embed(
+            engine, np.stack([np.full((256, 128, 3), grey, np.uint8) for grey in (0, 127, 128, 255)])
+        )
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([rows, again, flat]), axis=1), 1.0, atol=1e-5)
     cosine = rows @ again.T
     assert (cosine.argmax(axis=1) == np.arange(30)).all()
@@ -170,7 +174,9 @@ def test_every_event_and_log_line_names_it(tmp_path: Path, vtest_video: Path) ->
     said = io.StringIO()
     logs.configure("info", said, always=factory.log_facts(settings))
     stop = threading.Event()
-    agent = Agent(settings, Outputs(events=tmp_path / "events"), observe=lambda seen: seen.decisions and stop.set())
+    agent = Agent(
+        settings, Outputs(events=tmp_path / "events"), observe=lambda seen: seen.decisions and stop.set()
+    )
     agent.run(stop)
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
     told = [event["data"] for event in events if "identity" in event["type"]]

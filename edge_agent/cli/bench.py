@@ -143,9 +143,7 @@ def command(
     _tell(told, bench.markdown(told), output, markdown, as_json)
 
 
-def _tell(
-    told: dict[str, Any], text: str, output: Path | None, markdown: Path | None, as_json: bool
-) -> None:
+def _tell(told: dict[str, Any], text: str, output: Path | None, markdown: Path | None, as_json: bool) -> None:
     """Write and print what was measured."""
     import json
 

@@ -138,4 +138,6 @@ def _read(path: Path) -> LatencyTable:
     if not rows or rows[0][0] < 1 or not all(0 < seconds < 1e3 for _, seconds in rows):
         raise InputError(f"{path}: latency_ms must map batch sizes from 1 on to milliseconds above 0")
     batches, seconds = zip(*rows, strict=True)
-    return LatencyTable(path.stem, str(found["device"]), found["precision"], str(found["source"]), batches, seconds)
+    return LatencyTable(
+        path.stem, str(found["device"]), found["precision"], str(found["source"]), batches, seconds
+    )
