@@ -10,8 +10,9 @@ and of two people who are visible together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,61 +86,71 @@ class Similarity:
         return scaled
 
 
+_PLACE, _SPEED, _VAR, _COV, _SPEED_VAR = range(5)
+"""Rows of a track's state: each axis (cx, cy, w, h) has a place, a speed per second, and the covariance of
+the two. The axes never mix: neither motion nor measurement couples them."""
+
+
 @dataclass(slots=True)
 class _Track:
-    """State of one track; `mean` and `covariance` are over cx, cy, w, h and their speeds per second."""
+    """One track; `state` is `(5, 4)` float64, see `_PLACE`."""
 
     id: int
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    state: NDArray[np.float64]
     time: float
     last_seen: float
     confirmed: bool
     hits: int = 1
     looks: Vector | None = None
-    box: Boxes = field(default_factory=lambda: np.zeros(4, np.float32))
-
-    def predicted_box(self) -> Boxes:
-        cx, cy, w, h = self.mean[:4]
-        w, h = max(w, 1.0), max(h, 1.0)
-        return np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], np.float32)
 
 
-def _measurement(box: Boxes) -> NDArray[np.float64]:
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return np.array([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+def _measurements(boxes: Boxes) -> NDArray[np.float64]:
+    """`(N, 4)` xyxy -> `(N, 4)` float64 cx, cy, w, h."""
+    corners = boxes.astype(np.float64)
+    first, second = corners[:, :2], corners[:, 2:]
+    return np.concatenate([(first + second) / 2, second - first], axis=1)
 
 
-def _predict(track: _Track, time: float) -> None:
-    """Move the state to `time` under white-noise acceleration."""
-    dt = max(time - track.time, 0.0)
-    track.time = time
-    if dt == 0.0:
-        return
-    step = np.eye(8)
-    step[np.arange(4), np.arange(4) + 4] = dt
-    track.mean = step @ track.mean
-    sigma = (_ACCELERATION * max(track.mean[3], 1.0)) ** 2
-    noise = np.zeros((8, 8))
-    # The size changes far more slowly than the place.
-    per_axis = sigma * np.array([1.0, 1.0, 0.05, 0.05])
-    for axis in range(4):
-        speed = axis + 4
-        noise[axis, axis] = per_axis[axis] * dt**4 / 4
-        noise[axis, speed] = noise[speed, axis] = per_axis[axis] * dt**3 / 2
-        noise[speed, speed] = per_axis[axis] * dt**2
-    track.covariance = step @ track.covariance @ step.T + noise
+def _predict(tracks: Sequence[_Track], time: float) -> Boxes:
+    """Move tracks to `time` under white-noise acceleration; returns where they are expected, `(N, 4)` xyxy."""
+    if not tracks:
+        return np.zeros((0, 4), np.float32)
+    states = np.stack([track.state for track in tracks])
+    dt = np.array([max(time - track.time, 0.0) for track in tracks])[:, None]
+    states[:, _PLACE] += dt * states[:, _SPEED]
+    sigma = (_ACCELERATION * np.maximum(states[:, _PLACE, 3:], 1.0)) ** 2
+    noise = sigma * np.array([1.0, 1.0, 0.05, 0.05])  # the size changes far more slowly than the place
+    noise[dt[:, 0] == 0.0] = 0.0
+    states[:, _VAR] += 2 * dt * states[:, _COV] + dt**2 * states[:, _SPEED_VAR] + noise * dt**4 / 4
+    states[:, _COV] += dt * states[:, _SPEED_VAR] + noise * dt**3 / 2
+    states[:, _SPEED_VAR] += noise * dt**2
+    for track, state in zip(tracks, states, strict=True):
+        track.state, track.time = state, time
+    middle, half = states[:, _PLACE, :2], np.maximum(states[:, _PLACE, 2:], 1.0) / 2
+    return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)
 
 
-def _correct(track: _Track, box: Boxes) -> None:
-    """Take in a measured box."""
-    measured = _measurement(box)
-    noise = np.eye(4) * (_MEASURED * max(measured[3], 1.0)) ** 2
-    innovation = track.covariance[:4, :4] + noise
-    gain = np.linalg.solve(innovation, track.covariance[:4, :]).T
-    track.mean = track.mean + gain @ (measured - track.mean[:4])
-    track.covariance = track.covariance - gain @ track.covariance[:4, :]
-    track.box = box
+def _correct(tracks: Sequence[_Track], boxes: Boxes) -> None:
+    """Take in a measured box `(4,)` xyxy of each of N tracks."""
+    states = np.stack([track.state for track in tracks])
+    measured = _measurements(boxes)
+    noise = (_MEASURED * np.maximum(measured[:, 3:], 1.0)) ** 2
+    variance, covariance = states[:, _VAR].copy(), states[:, _COV].copy()
+    place_gain, speed_gain = variance / (variance + noise), covariance / (variance + noise)
+    off = measured - states[:, _PLACE]
+    states[:, _PLACE] += place_gain * off
+    states[:, _SPEED] += speed_gain * off
+    states[:, _VAR] -= place_gain * variance
+    states[:, _COV] -= place_gain * covariance
+    states[:, _SPEED_VAR] -= speed_gain * covariance
+    for track, state in zip(tracks, states, strict=True):
+        track.state = state
+
+
+@lru_cache(maxsize=64)
+def _upper(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Every pair of `count` things once."""
+    return np.triu_indices(count, k=1)
 
 
 def associate(cost: NDArray[np.float64], limit: float) -> list[tuple[int, int]]:
@@ -221,20 +232,18 @@ class Tracker:
             Confirmed tracks with a detection in this frame, and the tracks that ended.
         """
         time = max(time, self._last_time or time)
-        for track in self._tracks:
-            _predict(track, time)
+        expected = dict(zip((t.id for t in self._tracks), _predict(self._tracks, time), strict=True))
         high = np.flatnonzero(detections.scores >= self._high)
         low = np.flatnonzero((detections.scores >= self._low) & (detections.scores < self._high))
         matched = self._match(
-            self._tracks, detections, embedded, high, weight=self._weight, limit=self._max_cost
+            self._tracks, expected, detections, embedded, high, weight=self._weight, limit=self._max_cost
         )
         taken = {track.id for track, _ in matched}
         # Low-scored boxes are often part of somebody hidden: they only prolong tracks seen a moment ago.
         rest = [t for t in self._tracks if t.id not in taken and t.confirmed and self._was_live(t)]
-        matched += self._match(rest, detections, embedded, low, weight=0.0, limit=_LOW_ROUND_COST)
+        matched += self._match(rest, expected, detections, embedded, low, weight=0.0, limit=_LOW_ROUND_COST)
         self._learn(detections, embedded, matched)
-        for track, row in matched:
-            self._advance(track, time, detections.boxes[row], embedded, row)
+        self._advance(time, detections, embedded, matched)
         used = {row for _, row in matched}
         ended = self._retire(time)
         self._start(time, detections, embedded, [int(row) for row in high if row not in used])
@@ -258,6 +267,7 @@ class Tracker:
     def _match(
         self,
         tracks: Sequence[_Track],
+        expected: Mapping[int, Boxes],
         detections: Detections,
         embedded: Embedded,
         rows: NDArray[np.intp],
@@ -265,21 +275,22 @@ class Tracker:
         weight: float,
         limit: float,
     ) -> list[tuple[_Track, int]]:
-        """One round: pairs of a track and a row of `detections`."""
-        cost = self._cost(tracks, detections, embedded, rows, weight)
+        """One round: pairs of a track and a row of `detections`; `expected` has the box of each track's id."""
+        if not tracks or not len(rows):
+            return []
+        boxes = np.stack([expected[track.id] for track in tracks])
+        cost = self._cost(tracks, boxes, detections, embedded, rows, weight)
         return [(tracks[i], int(rows[j])) for i, j in associate(cost, limit)]
 
     def _cost(
         self,
         tracks: Sequence[_Track],
+        boxes: Boxes,
         detections: Detections,
         embedded: Embedded,
         rows: NDArray[np.intp],
         weight: float,
     ) -> NDArray[np.float64]:
-        if not tracks or not len(rows):
-            return np.zeros((len(tracks), len(rows)))
-        boxes = np.stack([track.predicted_box() for track in tracks])
         cost = (1.0 - iou_matrix(boxes, detections.boxes[rows])).astype(np.float64)
         if not self.similarity.ready:
             return cost
@@ -309,33 +320,50 @@ class Tracker:
         self, detections: Detections, embedded: Embedded, matched: Sequence[tuple[_Track, int]]
     ) -> None:
         """Learn typical similarities from people whom nobody overlaps."""
+        if not matched:
+            return
         overlap = iou_matrix(detections.boxes, detections.boxes)
         np.fill_diagonal(overlap, 0.0)
-        clear = [
-            (track, row)
-            for track, row in matched
-            if embedded.present[row] and overlap[row].max() < _CLEAR_OVERLAP
-        ]
-        for track, row in clear:
-            if track.looks is not None and track.confirmed:
-                self.similarity.learn_genuine(float(track.looks @ embedded.vectors[row]))
+        lone = embedded.present & (overlap.max(axis=1) < _CLEAR_OVERLAP)
+        clear = [(track, row) for track, row in matched if lone[row]]
         vectors = embedded.vectors[[row for _, row in clear]]
-        for cosine in (vectors @ vectors.T)[np.triu_indices(len(clear), k=1)]:
-            self.similarity.learn_impostor(float(cosine))
+        for (track, _), vector in zip(clear, vectors, strict=True):
+            if track.looks is not None and track.confirmed:
+                self.similarity.learn_genuine(float(track.looks @ vector))
+        for cosine in (vectors @ vectors.T)[_upper(len(clear))].tolist():
+            self.similarity.learn_impostor(cosine)
 
-    def _advance(self, track: _Track, time: float, box: Boxes, embedded: Embedded, row: int) -> None:
-        _correct(track, box)
-        track.last_seen = time
-        track.hits += 1
-        track.confirmed = track.confirmed or track.hits >= self._confirm_hits
-        if not embedded.present[row]:
+    def _advance(
+        self,
+        time: float,
+        detections: Detections,
+        embedded: Embedded,
+        matched: Sequence[tuple[_Track, int]],
+    ) -> None:
+        if not matched:
             return
-        vector = embedded.vectors[row]
-        if track.looks is None:
-            track.looks = vector.copy()
+        _correct([track for track, _ in matched], detections.boxes[[row for _, row in matched]])
+        for track, _ in matched:
+            track.last_seen = time
+            track.hits += 1
+            track.confirmed = track.confirmed or track.hits >= self._confirm_hits
+        self._mix_looks([(track, row) for track, row in matched if embedded.present[row]], embedded)
+
+    def _mix_looks(self, matched: Sequence[tuple[_Track, int]], embedded: Embedded) -> None:
+        known, rows, before = [], [], []
+        for track, row in matched:
+            if track.looks is None:
+                track.looks = embedded.vectors[row].copy()
+            else:
+                known.append(track)
+                rows.append(row)
+                before.append(track.looks)
+        if not known:
             return
-        mixed = _LOOKS_MEMORY * track.looks + (1 - _LOOKS_MEMORY) * vector
-        track.looks = (mixed / max(float(np.linalg.norm(mixed)), 1e-6)).astype(np.float32)
+        mixed = _LOOKS_MEMORY * np.stack(before) + (1 - _LOOKS_MEMORY) * embedded.vectors[rows]
+        mixed /= np.maximum(np.sqrt(np.einsum("nd,nd->n", mixed, mixed)), 1e-6)[:, None]
+        for track, looks in zip(known, mixed, strict=True):
+            track.looks = looks
 
     def _retire(self, time: float) -> list[int]:
         """Drop tracks that were not seen for too long; an unconfirmed one after its first miss."""
@@ -356,18 +384,19 @@ class Tracker:
                 continue
             box = detections.boxes[row]
             spread = max(float(box[3] - box[1]), 1.0)
-            deviation = np.array([_MEASURED] * 4 + [_START_SPEED, _START_SPEED, 0.1, 0.1]) * spread
+            state = np.zeros((5, 4))
+            state[_PLACE] = _measurements(box[None])[0]
+            state[_VAR] = (_MEASURED * spread) ** 2
+            state[_SPEED_VAR] = (np.array([_START_SPEED, _START_SPEED, 0.1, 0.1]) * spread) ** 2
             looks = embedded.vectors[row].copy() if embedded.present[row] else None
             self._tracks.append(
                 _Track(
                     id=self._next_id,
-                    mean=np.concatenate([_measurement(box), np.zeros(4)]),
-                    covariance=np.diag(deviation**2),
+                    state=state,
                     time=time,
                     last_seen=time,
                     confirmed=self._confirm_hits <= 1,
                     looks=looks,
-                    box=box,
                 )
             )
             self._next_id += 1

@@ -12,8 +12,8 @@ import json
 import math
 import threading
 import time as clock_module
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,6 +42,8 @@ __all__ = ["Gallery"]
 
 _log = structlog.get_logger(__name__)
 
+_REMEMBERED_CHANGES = 1000
+"""Changes that `changes_since` can name; whoever comes later has to look at everybody."""
 _UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
 _IDENTITY = (
     "SELECT number, id, name, kind, created, last_seen, expires, ttl, "
@@ -116,6 +118,8 @@ class Gallery:
         self._index = ExemplarIndex(dimension)
         self._revisions: dict[int, int] = {}
         self._marked: set[int] = set()
+        self._changes: deque[int] = deque(maxlen=_REMEMBERED_CHANGES)
+        self._changed = 0
         self._data_version = -1
         self._evicted = 0
 
@@ -221,6 +225,39 @@ class Gallery:
             values[:, rank] = scores[rows, column]
             scores[rows, column] = -np.inf
         return found, values
+
+    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Exemplars of some identities from memory; who has none, or is not here, has no row.
+
+        Returns:
+            `(N,)` int64, whose each row is, those of one identity together; and `(N, D)` float32.
+        """
+        with self._reading():
+            parts = {number: self._index.vectors(number) for number in numbers}
+        owners = np.repeat(np.array([*parts], np.int64), [len(part) for part in parts.values()])
+        none = np.zeros((0, self._dimension), np.float32)
+        return owners, np.concatenate([none, *parts.values()])
+
+    def present(self, numbers: Collection[int]) -> set[int]:
+        """Those of these identities that are in the gallery, with or without exemplars; from memory."""
+        with self._reading():
+            return self._revisions.keys() & numbers
+
+    def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
+        """Whose exemplars changed since an earlier call.
+
+        Args:
+            mark: what that call returned; 0 for never.
+
+        Returns:
+            the mark of now, and the numbers of the identities that were added, changed or removed since;
+            None when they cannot be told any more: then everybody may have changed.
+        """
+        with self._reading():
+            count = self._changed - mark
+            if mark == 0 or count > len(self._changes):
+                return self._changed, None
+            return self._changed, set(list(self._changes)[len(self._changes) - count :] if count else ())
 
     # ---- changes
 
@@ -705,6 +742,8 @@ class Gallery:
             self._revisions.pop(number, None)
         else:
             self._revisions[number] = revision
+        self._changes.append(number)
+        self._changed += 1
 
     def _synchronise(self) -> None:
         """Take over what changed in the file since the last time: all of it at the first."""
@@ -724,6 +763,8 @@ class Gallery:
     def _load(self) -> None:
         rows = self._store.rows("SELECT number, vector FROM exemplar ORDER BY row")
         owners = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        self._changes.clear()
+        self._changed += 1  # which cannot be named: whoever asks looks at everybody
         self._index.load(owners, self._unpacked([row[1] for row in rows]))
 
     def _unpacked(self, blobs: list[bytes]) -> NDArray[np.float32]:

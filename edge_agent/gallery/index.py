@@ -54,10 +54,9 @@ class ExemplarIndex:
 
     def vectors(self, number: int) -> NDArray[np.float32]:
         """`(M, D)` float32 exemplars of one identity, M = 0 when it is not here; a copy."""
-        rows = np.empty((self._count(number), self._dimension), np.float32)
-        for slot, row in zip(self._slots, rows, strict=False):
-            row[:] = slot[self._place[number]]
-        return rows
+        place = self._place.get(number)
+        rows = [slot[place] for slot in self._slots[: self._count(number)]]
+        return np.array(rows, np.float32).reshape(-1, self._dimension)
 
     def load(self, owners: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Replace everything: `owners` `(N,)` int64 names the identity of each row of `vectors` `(N, D)`."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -45,6 +45,12 @@ CONTEST = 0.05
 
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions may still be corrected."""
+
+MOST_CHANGES = 200
+"""Identities that are looked at one by one before a search over all of them is cheaper."""
+
+_ROUNDING = 1e-4
+"""More than cosines of float32 vectors are off by."""
 
 SITE_FACT = "site_scores"
 """Name under which the site's scores are kept in the gallery file."""
@@ -92,6 +98,15 @@ class KnownIdentities(Protocol):
     def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]:
         """Vectors, qualities and origins."""
 
+    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vector]:
+        """Exemplars of some identities, and whose each is."""
+
+    def present(self, numbers: Collection[int]) -> set[int]:
+        """Those that are still there."""
+
+    def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
+        """Whose exemplars changed; None when that cannot be told."""
+
     def numbers(self, kind: Literal["auto", "enrolled"]) -> NDArray[np.int64]:
         """Numbers of the identities of this kind."""
 
@@ -112,6 +127,23 @@ class KnownIdentities(Protocol):
 
     def set_fact(self, key: str, value: Any) -> None:  # noqa: ANN401  any JSON value
         """Store a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What the latest search over the whole gallery found for a track, or for an identity.
+
+    Attributes:
+        mark: of the gallery then.
+        best: highest score of anybody but `own`, -1 when nobody else is there.
+        own: identity that did not count.
+        query: what was searched for, `(D,)`; None for an identity's exemplars.
+    """
+
+    mark: int
+    best: float
+    own: int | None
+    query: Vector | None = None
 
 
 @dataclass(slots=True)
@@ -137,6 +169,7 @@ class _Track:
     centroid: Vector | None = None
     score: float | None = None
     runner_up: float | None = None
+    search: _Search | None = None
 
     def pooled(self) -> Vector:
         """The centroid of the evidence; computed once for each new crop."""
@@ -157,9 +190,8 @@ class _Fit:
         scores = self.scores[row]
         if not len(scores) or not np.isfinite(scores.max()):
             return None, -1.0, None
-        best = int(scores.argmax())
-        others = np.delete(scores, best)
-        second = float(others.max()) if len(others) and np.isfinite(others.max()) else None
+        best, *others = _best_two(scores)
+        second = float(scores[others[0]]) if others and np.isfinite(scores[others[0]]) else None
         return int(self.numbers[best]), float(scores[best]), second
 
 
@@ -200,6 +232,8 @@ class Identifier:
     publish_unknown: bool = False
     _tracks: dict[TrackKey, _Track] = field(default_factory=dict)
     _of_identity: dict[int, set[TrackKey]] = field(default_factory=dict)
+    _searches: dict[int, _Search] = field(default_factory=dict)
+    """By identity: the latest search for somebody like it."""
     _links: Covisibility = field(init=False)
     _site: SiteScores = field(init=False)
     _in_force: Threshold = field(init=False)
@@ -322,10 +356,14 @@ class Identifier:
 
     def _drop_vanished(self, tracks: Sequence[_Track]) -> None:
         """Identities may be erased, merged or evicted from outside: their tracks are undecided again."""
+        held = {track.number for track in tracks if track.number is not None}
+        gone = held - self.gallery.present(held)
         for track in tracks:
-            if track.number is not None and self._known(track.number) is None:
+            if track.number in gone:
                 self._of_identity.pop(track.number, None)
                 track.number, track.founder = None, False
+        for number in gone:
+            self._searches.pop(number, None)
 
     def _due(self, track: _Track) -> bool:
         fresh = track.evidence.count - track.looked_at
@@ -336,11 +374,16 @@ class Identifier:
     def _learn_site(self, seen: Sequence[_Track]) -> None:
         """Pairs of people on one picture are impostors of each other."""
         known = [track for track in seen if track.evidence.count >= self.decide_crops]
+        if len(known) < 2:
+            return
+        pooled = np.stack([track.pooled() for track in known])
+        cosines = (pooled @ pooled.T).tolist()
+        people = [self._person(track) for track in known]
         for i, first in enumerate(known):
-            for second in known[i + 1 :]:
-                if second.key in self._links.rivals(first.key):
-                    cosine = float(first.pooled() @ second.pooled())
-                    self._site.learn(self._person(first), self._person(second), cosine)
+            rivals = self._links.rivals(first.key)
+            for j in range(i + 1, len(known)):
+                if known[j].key in rivals:
+                    self._site.learn(people[i], people[j], cosines[i][j])
 
     def _person(self, track: _Track) -> str:
         """Key of a person in the site's scores: the identity where known, else the track."""
@@ -400,8 +443,10 @@ class Identifier:
         """Give an identity to a track that fits it clearly better than the one who holds it."""
         decisions: list[Decision] = []
         for track in tracks:
+            if self._nobody_near(track, threshold):
+                continue
             numbers, scores = self.gallery.scores(track.pooled()[None])
-            for column in np.argsort(-scores[0])[:2]:
+            for column in _best_two(scores[0]):
                 number, score = int(numbers[column]), float(scores[0, column])
                 if score < threshold:
                     break
@@ -448,8 +493,14 @@ class Identifier:
         """Look again at a decided track with new evidence: fuse what is one, move what is wrong."""
         if track.number is None or track.evidence.count < self.fuse_crops:
             return []
+        near = not self._nobody_near(track, threshold)
         if track.founder:
-            return self._join_founder(track, track.number, threshold) or self._fuse([track.number])
+            joined = self._join_founder(track, track.number, threshold) if near else []
+            return joined or self._fuse([track.number])
+        if not near:
+            held = self._fit_without_own(track, track.number)
+            track.score = held if held is not None else track.score
+            return []
         number, score, second = self._fit([track]).best(0)
         held = self._fit_without_own(track, track.number)
         if number is None or number == track.number or held is None:
@@ -468,7 +519,7 @@ class Identifier:
     def _join_founder(self, track: _Track, own: int, threshold: float) -> list[Decision]:
         """The person who was enrolled as new turns out to be known: what is pooled now says so."""
         fit = self._fit([track])
-        fit.scores[0, [int(n) == own or self._apart(own, int(n)) for n in fit.numbers]] = -np.inf
+        fit.scores[0, np.isin(fit.numbers, [own, *self._apart(own)])] = -np.inf
         number, score, second = fit.best(0)
         if number is None or score < threshold or (second is not None and score < second + self.margin):
             return []
@@ -564,10 +615,12 @@ class Identifier:
 
     def _twin(self, number: int, threshold: float) -> int | None:
         """The identity that is the same person as `number`, if one surely is."""
-        if self._known(number) is None or not self._seen_enough(number):
+        if not self._seen_enough(number) or self._nobody_like(number, threshold):
             return None
-        numbers, mean = self._likeness(number)
-        order = np.argsort(-mean)[:2]
+        if self._known(number) is None:
+            return None
+        numbers, mean = self._likeness(number, threshold)
+        order = _best_two(mean)
         if not len(order) or mean[order[0]] < threshold:
             return None
         other = int(numbers[order[0]])
@@ -578,23 +631,46 @@ class Identifier:
             return None  # two people whom somebody enrolled by hand are never joined by a guess
         return other
 
-    def _likeness(self, number: int) -> tuple[NDArray[np.int64], Vector]:
+    def _likeness(self, number: int, threshold: float) -> tuple[NDArray[np.int64], Vector]:
         """How much every identity is like this one: mean best-exemplar score, both ways.
 
         One way alone would favour identities with many exemplars. -inf for itself and for identities that
-        were seen together with it.
+        were seen together with it. The way back is at most 1, so it is left out for those whom it could not
+        bring near the threshold.
         """
+        mark, _ = self.gallery.changes_since(0)
         vectors, _, _ = self.gallery.exemplars(number)
         numbers, scores = self.gallery.scores(vectors)
         forth: Vector = scores.mean(axis=0)
-        for column in np.flatnonzero(forth > forth.max(initial=-1.0, where=numbers != number) - 0.2):
-            other = int(numbers[column])
-            theirs, _, _ = self.gallery.exemplars(other)
-            back = float((theirs @ vectors.T).max(axis=1).mean())
-            forth[column] = (forth[column] + back) / 2
-        impossible = [int(n) == number or self._apart(number, int(n)) for n in numbers]
-        forth[impossible] = -np.inf
+        most = float(forth.max(initial=-1.0, where=numbers != number))
+        self._searches[number] = _Search(mark, most, number)
+        least = max(most - 0.2, 2 * (threshold - self.margin) - 1)
+        near = np.flatnonzero(forth > least)
+        owners, theirs = self.gallery.vectors(numbers[near].tolist())
+        back = (theirs @ vectors.T).max(axis=1, initial=-1.0)
+        for column in near:
+            forth[column] = (forth[column] + back[owners == numbers[column]].mean()) / 2
+        forth[np.isin(numbers, [number, *self._apart(number)])] = -np.inf
         return numbers, forth
+
+    def _nobody_like(self, number: int, threshold: float) -> bool:
+        """Whether surely no identity is the same person as `number`, by the latest search and what changed.
+
+        Being the same takes a mean of both ways at the threshold, and one of them is at most 1.
+        """
+        last = self._searches.get(number)
+        if last is None:
+            return False
+        _, changed = self.gallery.changes_since(last.mark)
+        if changed is None or number in changed or len(changed) > MOST_CHANGES:
+            return False
+        owners, rows = self.gallery.vectors([number, *changed])
+        own = rows[owners == number]
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        if not len(own) or len(starts) < 2:
+            return last.best < 2 * threshold - 1 - _ROUNDING
+        forth = np.maximum.reduceat(own @ rows.T, starts, axis=1).mean(axis=0)
+        return max(last.best, float(forth[1:].max())) < 2 * threshold - 1 - _ROUNDING
 
     def _join(self, keep: int, absorb: int) -> list[Decision]:
         kept, absorbed = self._known(keep), self._known(absorb)
@@ -602,6 +678,7 @@ class Identifier:
             keep, absorb = absorb, keep
         previous = self._known(absorb)
         self.gallery.merge(keep, absorb)
+        self._searches.pop(absorb, None)
         self._site.rename(f"#{absorb}", f"#{keep}")
         moved = sorted(self._of_identity.pop(absorb, set()))
         decisions = []
@@ -623,12 +700,36 @@ class Identifier:
 
     def _fit(self, tracks: Sequence[_Track]) -> _Fit:
         """Scores of tracks against the identities that they may have."""
+        mark, _ = self.gallery.changes_since(0)
         numbers, scores = self.gallery.scores(np.stack([track.pooled() for track in tracks]))
-        scores = scores.copy()
         for row, track in enumerate(tracks):
-            for column in self._forbidden(track, numbers):
-                scores[row, column] = -np.inf
+            best = float(scores[row].max(initial=-1.0, where=numbers != (track.number or 0)))
+            track.search = _Search(mark, best, track.number, track.pooled())
+            scores[row, self._forbidden(track, numbers)] = -np.inf
         return _Fit(numbers, scores)
+
+    def _nobody_near(self, track: _Track, threshold: float) -> bool:
+        """Whether surely nobody but its own identity reaches the threshold, without a search over all.
+
+        By the latest search: since then the pool has turned by an angle, so nobody came nearer by more than
+        that, save those whose exemplars changed, who are looked at.
+        """
+        last = track.search
+        if last is None or last.query is None or last.own != track.number:
+            return False
+        _, changed = self.gallery.changes_since(last.mark)
+        if changed is None or len(changed) > MOST_CHANGES:
+            return False
+        now = track.pooled()
+        turned = math.acos(min(1.0, float(now @ last.query)))
+        nearest = math.cos(max(0.0, math.acos(min(1.0, max(-1.0, last.best))) - turned))
+        if nearest >= threshold - _ROUNDING:
+            return False
+        changed.discard(track.number or 0)
+        if not changed:
+            return True
+        _, theirs = self.gallery.vectors(changed)
+        return float((theirs @ now).max(initial=-1.0)) < threshold - _ROUNDING
 
     def _known(self, number: int | None) -> KnownIdentity | None:
         """The identity, or None where somebody erased it meanwhile."""
@@ -639,25 +740,29 @@ class Identifier:
         except InputError:
             return None
 
-    def _forbidden(self, track: _Track, numbers: NDArray[np.int64]) -> list[int]:
-        """Columns of identities that somebody else has who was seen together with this track."""
+    def _forbidden(self, track: _Track, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """`(I,)`: identities that somebody else has who was seen together with this track."""
         taken = {
             rival.number
             for key in self._links.rivals(track.key)
             if (rival := self._tracks.get(key)) is not None and rival.number is not None
         }
-        columns = [int(c) for c in np.flatnonzero(np.isin(numbers, sorted(taken)))] if taken else []
+        forbidden: NDArray[np.bool_] = np.isin(numbers, list(taken))
         if self.enrolment == "watchlist":
-            allowed = self.gallery.numbers("enrolled")
-            columns += np.flatnonzero(~np.isin(numbers, allowed)).tolist()
-        return columns
+            forbidden |= ~np.isin(numbers, self.gallery.numbers("enrolled"))
+        return forbidden
 
     def _rival_holders(self, key: TrackKey, number: int) -> set[TrackKey]:
         return self._links.rivals(key) & self._of_identity.get(number, set())
 
-    def _apart(self, number: int, other: int) -> bool:
-        """Whether two identities were ever seen together."""
-        return any(self._rival_holders(key, other) for key in self._of_identity.get(number, ()))
+    def _apart(self, number: int) -> set[int]:
+        """Identities that were ever seen together with this one."""
+        rivals = {rival for key in self._of_identity.get(number, ()) for rival in self._links.rivals(key)}
+        return {
+            track.number
+            for key in rivals
+            if (track := self._tracks.get(key)) is not None and track.number is not None
+        }
 
     def _fit_without_own(self, track: _Track, number: int) -> float | None:
         """Score of a track and its identity without what the track itself put there; None: nothing else."""
@@ -694,7 +799,11 @@ class Identifier:
         for key in gone:
             number = self._tracks.pop(key).number
             if number is not None:
-                self._of_identity.get(number, set()).discard(key)
+                held = self._of_identity.get(number, set())
+                held.discard(key)
+                if not held:
+                    self._of_identity.pop(number, None)
+                    self._searches.pop(number, None)
         self._links.forget(gone)
 
     def _decision(self, track: _Track, kind: DecisionKind, reason: str) -> Decision:
@@ -729,6 +838,17 @@ class Identifier:
         if kind is not DecisionKind.DEPARTED:
             track.decision = decision
         return decision
+
+
+def _best_two(scores: Vector) -> list[int]:
+    """Columns of the two highest scores `(I,)`, best first; fewer where there are fewer."""
+    if len(scores) < 2:
+        return list(range(len(scores)))
+    best = int(scores.argmax())
+    rest = scores.copy()
+    rest[best] = -np.inf
+    second = int(rest.argmax())
+    return [best, second]
 
 
 def _assign(scores: Vector, threshold: float) -> list[tuple[int, int]]:

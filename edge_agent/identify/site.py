@@ -72,7 +72,7 @@ class SiteScores:
     def learn(self, person_a: str, person_b: str, cosine: float) -> None:
         """Set the value of a pair of people who were seen together; a later one replaces it."""
         key = "|".join(sorted((person_a, person_b)))
-        self._pairs[key] = float(np.clip(cosine, -0.999, 0.999))
+        self._pairs[key] = min(0.999, max(-0.999, float(cosine)))
         self._pairs.move_to_end(key)
         while len(self._pairs) > MAX_PAIRS:
             self._pairs.popitem(last=False)
