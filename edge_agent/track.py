@@ -112,7 +112,7 @@ def _measurements(boxes: Boxes) -> NDArray[np.float64]:
 
 
 def _predict(tracks: Sequence[_Track], time: float) -> Boxes:
-    """Move tracks to `time` under white-noise acceleration; returns where they are expected, `(N, 4)` xyxy."""
+    """Move tracks to `time` under white-noise acceleration; where they are expected, `(N, 4)` xyxy."""
     if not tracks:
         return np.zeros((0, 4), np.float32)
     states = np.stack([track.state for track in tracks])
@@ -275,7 +275,7 @@ class Tracker:
         weight: float,
         limit: float,
     ) -> list[tuple[_Track, int]]:
-        """One round: pairs of a track and a row of `detections`; `expected` has the box of each track's id."""
+        """One round: pairs of a track and a row of `detections`; `expected` has boxes by track id."""
         if not tracks or not len(rows):
             return []
         boxes = np.stack([expected[track.id] for track in tracks])
