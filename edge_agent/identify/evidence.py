@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,26 +19,35 @@ class Evidence:
         limit: crops pooled at most.
     """
 
-    __slots__ = ("_pool", "count")
+    __slots__ = ("_centroid", "_limit", "_vectors", "_weights", "count")
 
     def __init__(self, limit: int) -> None:
-        self._pool: deque[tuple[Vector, float]] = deque(maxlen=limit)
+        self._limit = limit
+        self._vectors: Vector | None = None
+        """`(limit, D)`, the oldest overwritten first."""
+        self._weights = np.zeros(limit, np.float32)
+        self._centroid: Vector | None = None
         self.count = 0
 
     def add(self, vector: Vector, quality: float) -> None:
         """Take in one crop: a `(D,)` unit vector and its quality, above 0."""
-        self._pool.append((vector, quality))
+        if self._vectors is None:
+            self._vectors = np.zeros((self._limit, len(vector)), np.float32)
+        place = self.count % self._limit
+        self._vectors[place] = vector
+        self._weights[place] = quality
+        self._centroid = None
         self.count += 1
 
     @property
     def pooled(self) -> int:
         """Number of crops in the pool."""
-        return len(self._pool)
+        return min(self.count, self._limit)
 
     @property
     def quality(self) -> float:
         """Mean quality of the pool, 0..1; 0 when empty."""
-        return float(np.mean([q for _, q in self._pool])) if self._pool else 0.0
+        return float(self._weights.sum()) / self.pooled if self.count else 0.0
 
     def centroid(self) -> Vector:
         """`(D,)` float32 unit vector: the quality-weighted mean of the pool.
@@ -48,10 +55,15 @@ class Evidence:
         Raises:
             ValueError: the pool is empty.
         """
-        if not self._pool:
-            raise ValueError("a track without a good crop has no centroid")
-        vectors = np.stack([v for v, _ in self._pool])
-        weights = np.array([q for _, q in self._pool], np.float32)
-        mean = weights @ vectors
-        unit: Vector = (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)
-        return unit
+        if self._centroid is None:
+            if self._vectors is None:
+                raise ValueError("a track without a good crop has no centroid")
+            mean = self._weights @ self._vectors
+            self._centroid = mean / np.float32(max(float(mean @ mean) ** 0.5, 1e-6))
+        return self._centroid
+
+    def close(self) -> None:
+        """No crop will come any more: only the centroid is kept."""
+        if self._vectors is not None:
+            self.centroid()
+            self._vectors = None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from edge_agent.errors import InputError
 from edge_agent.identify.evidence import Evidence
 from edge_agent.identify.links import Covisibility, TrackKey
+from edge_agent.identify.near import NEAREST, Lookalikes, Near, Neighbours, Search, Searchable, best_pairs
 from edge_agent.identify.site import SiteScores, Threshold
 from edge_agent.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 
@@ -45,12 +46,6 @@ CONTEST = 0.05
 
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions may still be corrected."""
-
-MOST_CHANGES = 200
-"""Identities that are looked at one by one before a search over all of them is cheaper."""
-
-_ROUNDING = 1e-4
-"""More than cosines of float32 vectors are off by."""
 
 SITE_FACT = "site_scores"
 """Name under which the site's scores are kept in the gallery file."""
@@ -76,11 +71,8 @@ class KnownIdentity(Protocol):
         """`auto` or `enrolled`."""
 
 
-class KnownIdentities(Protocol):
+class KnownIdentities(Searchable, Protocol):
     """The gallery as the decision uses it; `edge_agent.gallery.Gallery` says what each method does."""
-
-    def scores(self, vectors: Vector) -> tuple[NDArray[np.int64], Vector]:
-        """Best-exemplar cosine of every identity."""
 
     def enrol(
         self, vectors: Vector, qualities: Vector, *, origin: str, camera: str, time: float
@@ -98,14 +90,8 @@ class KnownIdentities(Protocol):
     def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]:
         """Vectors, qualities and origins."""
 
-    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vector]:
-        """Exemplars of some identities, and whose each is."""
-
-    def present(self, numbers: Collection[int]) -> set[int]:
+    def present(self, numbers: set[int]) -> set[int]:
         """Those that are still there."""
-
-    def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
-        """Whose exemplars changed; None when that cannot be told."""
 
     def numbers(self, kind: Literal["auto", "enrolled"]) -> NDArray[np.int64]:
         """Numbers of the identities of this kind."""
@@ -129,23 +115,6 @@ class KnownIdentities(Protocol):
         """Store a value."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """What the latest search over the whole gallery found for a track, or for an identity.
-
-    Attributes:
-        mark: of the gallery then.
-        best: highest score of anybody but `own`, -1 when nobody else is there.
-        own: identity that did not count.
-        query: what was searched for, `(D,)`; None for an identity's exemplars.
-    """
-
-    mark: int
-    best: float
-    own: int | None
-    query: Vector | None = None
-
-
 @dataclass(slots=True)
 class _Track:
     """What is known of one track."""
@@ -166,16 +135,14 @@ class _Track:
     stored_at: int = 0
     """Evidence count when its exemplar was last stored."""
     ended: bool = False
-    centroid: Vector | None = None
     score: float | None = None
     runner_up: float | None = None
-    search: _Search | None = None
+    search: Search | None = None
+    """The latest search for this person."""
 
     def pooled(self) -> Vector:
-        """The centroid of the evidence; computed once for each new crop."""
-        if self.centroid is None:
-            self.centroid = self.evidence.centroid()
-        return self.centroid
+        """The centroid of the evidence."""
+        return self.evidence.centroid()
 
 
 @dataclass(slots=True)
@@ -188,11 +155,11 @@ class _Fit:
     def best(self, row: int) -> tuple[int | None, float, float | None]:
         """Best number, its score, and the runner-up's score."""
         scores = self.scores[row]
-        if not len(scores) or not np.isfinite(scores.max()):
+        order = _best_two(scores)
+        if not order:
             return None, -1.0, None
-        best, *others = _best_two(scores)
-        second = float(scores[others[0]]) if others and np.isfinite(scores[others[0]]) else None
-        return int(self.numbers[best]), float(scores[best]), second
+        second = float(scores[order[1]]) if len(order) > 1 else None
+        return int(self.numbers[order[0]]), float(scores[order[0]]), second
 
 
 @dataclass(slots=True)
@@ -232,8 +199,8 @@ class Identifier:
     publish_unknown: bool = False
     _tracks: dict[TrackKey, _Track] = field(default_factory=dict)
     _of_identity: dict[int, set[TrackKey]] = field(default_factory=dict)
-    _searches: dict[int, _Search] = field(default_factory=dict)
-    """By identity: the latest search for somebody like it."""
+    _neighbours: Neighbours = field(init=False)
+    _lookalikes: Lookalikes = field(init=False)
     _links: Covisibility = field(init=False)
     _site: SiteScores = field(init=False)
     _in_force: Threshold = field(init=False)
@@ -241,6 +208,8 @@ class Identifier:
     _was_ready: bool = False
 
     def __post_init__(self) -> None:
+        self._neighbours = Neighbours(self.gallery)
+        self._lookalikes = Lookalikes(self.gallery, self._neighbours)
         self._links = Covisibility(self.covisible_frames)
         self._site = SiteScores(self.target_fmr)
         stored = self.gallery.get_fact(SITE_FACT)
@@ -351,7 +320,6 @@ class Identifier:
         if seen.vector is not None and seen.quality > 0 and fresh:
             track.evidence.add(seen.vector, seen.quality)
             track.crop_time = seen.time
-            track.centroid = None
         return track
 
     def _drop_vanished(self, tracks: Sequence[_Track]) -> None:
@@ -363,7 +331,7 @@ class Identifier:
                 self._of_identity.pop(track.number, None)
                 track.number, track.founder = None, False
         for number in gone:
-            self._searches.pop(number, None)
+            self._lookalikes.forget(number)
 
     def _due(self, track: _Track) -> bool:
         fresh = track.evidence.count - track.looked_at
@@ -420,7 +388,7 @@ class Identifier:
         """Assign undecided tracks of one camera and free identities jointly."""
         if not tracks:
             return []
-        fit = self._fit(tracks)
+        fit = self._fit(tracks, threshold)
         sure = []
         for row, track in enumerate(tracks):
             number, score, track.runner_up = fit.best(row)
@@ -443,11 +411,9 @@ class Identifier:
         """Give an identity to a track that fits it clearly better than the one who holds it."""
         decisions: list[Decision] = []
         for track in tracks:
-            if self._nobody_near(track, threshold):
-                continue
-            numbers, scores = self.gallery.scores(track.pooled()[None])
-            for column in _best_two(scores[0]):
-                number, score = int(numbers[column]), float(scores[0, column])
+            near = self._near([track], threshold)[0]
+            for column in _best_two(near.scores):
+                number, score = int(near.numbers[column]), float(near.scores[column])
                 if score < threshold:
                     break
                 losers = self._losers(track, number, score)
@@ -480,8 +446,7 @@ class Identifier:
     def _reassign(self, track: _Track, threshold: Threshold, reason: str) -> list[Decision]:
         """Find another identity for a track that lost its own, or make one."""
         if threshold.value is not None:
-            fit = self._fit([track])
-            number, score, track.runner_up = fit.best(0)
+            number, score, track.runner_up = self._fit([track], threshold.value).best(0)
             track.score = score if number is not None else None
             if number is not None and score >= threshold.value:
                 return [self._settle(track, number, DecisionKind.CORRECTED, reason)]
@@ -493,24 +458,18 @@ class Identifier:
         """Look again at a decided track with new evidence: fuse what is one, move what is wrong."""
         if track.number is None or track.evidence.count < self.fuse_crops:
             return []
-        near = not self._nobody_near(track, threshold)
         if track.founder:
-            joined = self._join_founder(track, track.number, threshold) if near else []
-            return joined or self._fuse([track.number])
-        if not near:
-            held = self._fit_without_own(track, track.number)
-            track.score = held if held is not None else track.score
-            return []
-        number, score, second = self._fit([track]).best(0)
+            return self._join_founder(track, track.number, threshold) or self._fuse([track.number])
+        number, score, second = self._fit([track], threshold).best(0)
         held = self._fit_without_own(track, track.number)
-        if number is None or number == track.number or held is None:
-            track.score = held if held is not None else track.score
-            return []
         if (
-            score < threshold
-            or score < held + CONTEST
+            number is None
+            or number == track.number
+            or held is None
+            or score < max(threshold, held + CONTEST)
             or (second is not None and score < second + self.margin)
         ):
+            track.score = held if held is not None else track.score
             return []
         self._release(track)
         track.score, track.runner_up = score, held
@@ -518,7 +477,7 @@ class Identifier:
 
     def _join_founder(self, track: _Track, own: int, threshold: float) -> list[Decision]:
         """The person who was enrolled as new turns out to be known: what is pooled now says so."""
-        fit = self._fit([track])
+        fit = self._fit([track], threshold)
         fit.scores[0, np.isin(fit.numbers, [own, *self._apart(own)])] = -np.inf
         number, score, second = fit.best(0)
         if number is None or score < threshold or (second is not None and score < second + self.margin):
@@ -535,10 +494,26 @@ class Identifier:
         if could_match and track.evidence.count < self.pool_crops:
             return []  # ambiguous: more evidence may tell the two identities apart
         if self.enrolment == "auto":
+            self._measure(track)
             return [self._enrol(track, DecisionKind.ENROLLED, "new")]
         if self.publish_unknown and track.decision is None:
+            self._measure(track)
             return [self._decision(track, DecisionKind.UNKNOWN, "not on the watchlist")]
         return []
+
+    def _measure(self, track: _Track) -> None:
+        """The best and the second score, also of those who are far from the threshold."""
+        if self._in_force.value is None:
+            return
+        near, count = self._near([track], self._in_force.value - self.margin)[0], NEAREST
+        while True:
+            scores = near.scores.copy()
+            scores[self._forbidden(track, near.numbers)] = -np.inf
+            best = [float(scores[column]) for column in _best_two(scores)]
+            if (len(best) == 2 and best[1] >= near.reach) or near.reach == -math.inf:
+                track.score, track.runner_up = (*best, None, None)[:2]
+                return
+            near, count = self._neighbours.nearest(track.pooled(), count), 4 * count
 
     # -- identities ----------------------------------------------------------------------------
 
@@ -615,13 +590,11 @@ class Identifier:
 
     def _twin(self, number: int, threshold: float) -> int | None:
         """The identity that is the same person as `number`, if one surely is."""
-        if not self._seen_enough(number) or self._nobody_like(number, threshold):
+        if not self._seen_enough(number):
             return None
-        if self._known(number) is None:
-            return None
-        numbers, mean = self._likeness(number, threshold)
+        numbers, mean = self._likeness(number, threshold - self.margin)
         order = _best_two(mean)
-        if not len(order) or mean[order[0]] < threshold:
+        if not order or mean[order[0]] < threshold:
             return None
         other = int(numbers[order[0]])
         if len(order) > 1 and mean[order[0]] - mean[order[1]] < self.margin:
@@ -631,46 +604,30 @@ class Identifier:
             return None  # two people whom somebody enrolled by hand are never joined by a guess
         return other
 
-    def _likeness(self, number: int, threshold: float) -> tuple[NDArray[np.int64], Vector]:
-        """How much every identity is like this one: mean best-exemplar score, both ways.
+    def _likeness(self, number: int, floor: float) -> tuple[NDArray[np.int64], Vector]:
+        """How much other identities are like this one: mean best-exemplar score, both ways.
 
-        One way alone would favour identities with many exemplars. -inf for itself and for identities that
-        were seen together with it. The way back is at most 1, so it is left out for those whom it could not
-        bring near the threshold.
+        One way alone would favour identities with many exemplars. Those that were seen together with it are
+        left out, and those whose likeness is surely below `floor`: a mean of best pairs is no higher than the
+        best of all pairs.
         """
-        mark, _ = self.gallery.changes_since(0)
-        vectors, _, _ = self.gallery.exemplars(number)
-        numbers, scores = self.gallery.scores(vectors)
-        forth: Vector = scores.mean(axis=0)
-        most = float(forth.max(initial=-1.0, where=numbers != number))
-        self._searches[number] = _Search(mark, most, number)
-        least = max(most - 0.2, 2 * (threshold - self.margin) - 1)
-        near = np.flatnonzero(forth > least)
-        owners, theirs = self.gallery.vectors(numbers[near].tolist())
-        back = (theirs @ vectors.T).max(axis=1, initial=-1.0)
-        for column in near:
-            forth[column] = (forth[column] + back[owners == numbers[column]].mean()) / 2
-        forth[np.isin(numbers, [number, *self._apart(number)])] = -np.inf
-        return numbers, forth
+        others = self._lookalikes.of(number, floor, self._hint(number))
+        owners, theirs = self.gallery.vectors(others - self._apart(number))
+        _, own = self.gallery.vectors([number])
+        if not len(theirs) or not len(own):
+            return owners[:0], theirs[:0, 0]
+        products = theirs @ own.T
+        numbers, forth = best_pairs(owners, products)
+        back = products.max(axis=1)
+        return numbers, np.array(
+            [(forth[row].mean() + back[owners == one].mean()) / 2 for row, one in enumerate(numbers)],
+            np.float32,
+        )
 
-    def _nobody_like(self, number: int, threshold: float) -> bool:
-        """Whether surely no identity is the same person as `number`, by the latest search and what changed.
-
-        Being the same takes a mean of both ways at the threshold, and one of them is at most 1.
-        """
-        last = self._searches.get(number)
-        if last is None:
-            return False
-        _, changed = self.gallery.changes_since(last.mark)
-        if changed is None or number in changed or len(changed) > MOST_CHANGES:
-            return False
-        owners, rows = self.gallery.vectors([number, *changed])
-        own = rows[owners == number]
-        starts = np.flatnonzero(np.diff(owners, prepend=-1))
-        if not len(own) or len(starts) < 2:
-            return last.best < 2 * threshold - 1 - _ROUNDING
-        forth = np.maximum.reduceat(own @ rows.T, starts, axis=1).mean(axis=0)
-        return max(last.best, float(forth[1:].max())) < 2 * threshold - 1 - _ROUNDING
+    def _hint(self, number: int) -> Search | None:
+        """A search for somebody like the newest exemplar of an identity."""
+        searches = (self._tracks[key].search for key in self._of_identity.get(number, ()))
+        return max(filter(None, searches), key=lambda search: search.mark, default=None)
 
     def _join(self, keep: int, absorb: int) -> list[Decision]:
         kept, absorbed = self._known(keep), self._known(absorb)
@@ -678,7 +635,7 @@ class Identifier:
             keep, absorb = absorb, keep
         previous = self._known(absorb)
         self.gallery.merge(keep, absorb)
-        self._searches.pop(absorb, None)
+        self._lookalikes.forget(absorb)
         self._site.rename(f"#{absorb}", f"#{keep}")
         moved = sorted(self._of_identity.pop(absorb, set()))
         decisions = []
@@ -698,38 +655,27 @@ class Identifier:
 
     # -- who may be whom -----------------------------------------------------------------------
 
-    def _fit(self, tracks: Sequence[_Track]) -> _Fit:
-        """Scores of tracks against the identities that they may have."""
-        mark, _ = self.gallery.changes_since(0)
-        numbers, scores = self.gallery.scores(np.stack([track.pooled() for track in tracks]))
-        for row, track in enumerate(tracks):
-            best = float(scores[row].max(initial=-1.0, where=numbers != (track.number or 0)))
-            track.search = _Search(mark, best, track.number, track.pooled())
+    def _near(self, tracks: Sequence[_Track], floor: float) -> list[Near]:
+        """Everybody who scores at least `floor` with each track, and some more, their own among them."""
+        found = self._neighbours.near(
+            [track.pooled() for track in tracks],
+            floor,
+            [track.search for track in tracks],
+            [track.number for track in tracks],
+        )
+        for track, near in zip(tracks, found, strict=True):
+            track.search = near.search
+        return found
+
+    def _fit(self, tracks: Sequence[_Track], threshold: float) -> _Fit:
+        """Scores of tracks against identities that they may have: all that can matter to a decision."""
+        found = self._near(tracks, threshold - self.margin)
+        numbers = np.unique(np.concatenate([near.numbers for near in found]))
+        scores = np.full((len(tracks), len(numbers)), -np.inf, np.float32)
+        for row, (track, near) in enumerate(zip(tracks, found, strict=True)):
+            scores[row, np.searchsorted(numbers, near.numbers)] = near.scores
             scores[row, self._forbidden(track, numbers)] = -np.inf
         return _Fit(numbers, scores)
-
-    def _nobody_near(self, track: _Track, threshold: float) -> bool:
-        """Whether surely nobody but its own identity reaches the threshold, without a search over all.
-
-        By the latest search: since then the pool has turned by an angle, so nobody came nearer by more than
-        that, save those whose exemplars changed, who are looked at.
-        """
-        last = track.search
-        if last is None or last.query is None or last.own != track.number:
-            return False
-        _, changed = self.gallery.changes_since(last.mark)
-        if changed is None or len(changed) > MOST_CHANGES:
-            return False
-        now = track.pooled()
-        turned = math.acos(min(1.0, float(now @ last.query)))
-        nearest = math.cos(max(0.0, math.acos(min(1.0, max(-1.0, last.best))) - turned))
-        if nearest >= threshold - _ROUNDING:
-            return False
-        changed.discard(track.number or 0)
-        if not changed:
-            return True
-        _, theirs = self.gallery.vectors(changed)
-        return float((theirs @ now).max(initial=-1.0)) < threshold - _ROUNDING
 
     def _known(self, number: int | None) -> KnownIdentity | None:
         """The identity, or None where somebody erased it meanwhile."""
@@ -783,6 +729,7 @@ class Identifier:
         if track is None:
             return []
         track.ended = True
+        track.evidence.close()
         self._forget_old()
         if track.number is not None:
             decisions = self._fuse([track.number])
@@ -803,7 +750,7 @@ class Identifier:
                 held.discard(key)
                 if not held:
                     self._of_identity.pop(number, None)
-                    self._searches.pop(number, None)
+                    self._lookalikes.forget(number)
         self._links.forget(gone)
 
     def _decision(self, track: _Track, kind: DecisionKind, reason: str) -> Decision:
@@ -841,14 +788,16 @@ class Identifier:
 
 
 def _best_two(scores: Vector) -> list[int]:
-    """Columns of the two highest scores `(I,)`, best first; fewer where there are fewer."""
-    if len(scores) < 2:
-        return list(range(len(scores)))
-    best = int(scores.argmax())
-    rest = scores.copy()
-    rest[best] = -np.inf
-    second = int(rest.argmax())
-    return [best, second]
+    """Columns of the two highest scores `(I,)`, best first; fewer where fewer are finite."""
+    found: list[int] = []
+    left = scores.copy()
+    for _ in range(min(2, len(left))):
+        best = int(left.argmax())
+        if left[best] == -np.inf:
+            break
+        found.append(best)
+        left[best] = -np.inf
+    return found
 
 
 def _assign(scores: Vector, threshold: float) -> list[tuple[int, int]]:

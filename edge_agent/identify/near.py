@@ -1,0 +1,275 @@
+"""Who may be near: what a search over everybody would say, mostly without one.
+
+A search over a whole gallery reads all of it, and nothing else in a decision costs as much. So each search is
+remembered with the direction that it was made for: the nearest identities, and a score that nobody else
+reached. When the direction has turned by some angle since, nobody else can have come nearer by more than that
+angle (the triangle inequality on the sphere), and those whose exemplars changed are looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["NEAREST", "Lookalikes", "Near", "Neighbours", "Search", "Searchable", "best_pairs"]
+
+Vector = NDArray[np.float32]
+Numbers = NDArray[np.int64]
+
+NEAREST = 32
+"""Identities that are remembered of a search. More outlast a greater turn, and cost more to look at."""
+
+MOST_CHANGES = 200
+"""Identities that are looked at one by one before a search over all of them is cheaper."""
+
+SLACK = 0.03
+"""Look-alikes are remembered from so far below what was asked for: thresholds of a site move a little."""
+
+_ROUNDING = 1e-4
+"""More than cosines of float32 vectors are off by."""
+
+
+class Searchable(Protocol):
+    """The part of the gallery that searches; `edge_agent.gallery.Gallery` says what each method does."""
+
+    def search(self, vectors: Vector, k: int) -> tuple[Numbers, Vector]:
+        """The `k` best identities of each query."""
+
+    def vectors(self, numbers: Collection[int]) -> tuple[Numbers, Vector]:
+        """Exemplars of some identities, and whose each is."""
+
+    def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
+        """Whose exemplars changed; None when that cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search over everybody found.
+
+    Attributes:
+        mark: of the gallery that it holds for.
+        query: what was searched for, `(D,)` float32 of length 1.
+        numbers: the nearest identities.
+        rest: nobody else scores more for `query`.
+    """
+
+    mark: int
+    query: Vector
+    numbers: tuple[int, ...]
+    rest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Identities near a vector.
+
+    Attributes:
+        numbers: `(L,)` int64.
+        scores: `(L,)` float32, best-exemplar cosines.
+        reach: nobody else scores more.
+        search: what the next question may start from.
+    """
+
+    numbers: Numbers
+    scores: Vector
+    reach: float
+    search: Search
+
+
+def best_pairs(owners: Numbers, products: Vector) -> tuple[Numbers, Vector]:
+    """The best of each identity's exemplars.
+
+    Args:
+        owners: `(N,)`, those of one identity together.
+        products: `(N, Q)` cosines.
+
+    Returns:
+        `(L,)` identities and `(L, Q)` maxima.
+    """
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    if not len(starts):
+        return owners[:0], products[:0]
+    return owners[starts], np.maximum.reduceat(products, starts, axis=0)
+
+
+class Neighbours:
+    """Answers by memory where that is exact, else by search.
+
+    Args:
+        gallery: where the identities are.
+        nearest: identities remembered of a search.
+    """
+
+    def __init__(self, gallery: Searchable, nearest: int = NEAREST) -> None:
+        self._gallery = gallery
+        self._nearest = nearest
+
+    def near(
+        self,
+        queries: Sequence[Vector],
+        floor: float,
+        known: Sequence[Search | None],
+        also: Sequence[int | None] | None = None,
+    ) -> list[Near]:
+        """For each query everybody who scores at least `floor`, and some more.
+
+        Args:
+            queries: Q of `(D,)`, of length 1.
+            floor: least score of interest.
+            known: an earlier search that was like each query.
+            also: an identity for each that shall be told however far it is.
+        """
+        told = also if also is not None else [None] * len(queries)
+        found = [
+            self._recall(query, floor, last, number)
+            for query, last, number in zip(queries, known, told, strict=True)
+        ]
+        missing = [row for row, near in enumerate(found) if near is None]
+        if missing:
+            looked = self._look([queries[row] for row in missing], floor)
+            for row, near in zip(missing, looked, strict=True):
+                found[row] = self._with(near, told[row])
+        return [near for near in found if near is not None]
+
+    def nearest(self, query: Vector, count: int) -> Near:
+        """The `count` nearest identities of `(D,)`, by search."""
+        mark, _ = self._gallery.changes_since(0)
+        numbers, scores = self._gallery.search(query[None], count)
+        return _near(mark, query, numbers[0], scores[0])
+
+    def _recall(self, query: Vector, floor: float, last: Search | None, also: int | None) -> Near | None:
+        if last is None:
+            return None
+        reach = _turned(last.rest, float(query @ last.query))
+        if reach >= floor - _ROUNDING:
+            return None
+        mark, changed = self._gallery.changes_since(last.mark)
+        if changed is None or len(changed) > MOST_CHANGES:
+            return None
+        listed = changed.union(last.numbers)
+        if also is not None:
+            listed.add(also)
+        owners, rows = self._gallery.vectors(listed)
+        numbers, scores = best_pairs(owners, rows @ np.stack([query, last.query], axis=1))
+        if mark != last.mark:
+            kept = tuple(numbers[scores[:, 1] > last.rest].tolist())
+            if len(kept) > 4 * self._nearest:
+                return None
+            last = Search(mark, last.query, kept, last.rest)
+        return Near(numbers, scores[:, 0], reach, last)
+
+    def _look(self, queries: Sequence[Vector], floor: float) -> list[Near]:
+        mark, _ = self._gallery.changes_since(0)
+        numbers, scores = self._gallery.search(np.stack(queries), self._nearest)
+        found = []
+        for row, query in enumerate(queries):
+            near, count = _near(mark, query, numbers[row], scores[row]), self._nearest
+            while near.reach >= floor - _ROUNDING:
+                count *= 4
+                near = self.nearest(query, count)
+            found.append(near)
+        return found
+
+    def _with(self, near: Near, also: int | None) -> Near:
+        if also is None or also in near.search.numbers:
+            return near
+        owners, rows = self._gallery.vectors([also])
+        numbers, scores = best_pairs(owners, rows @ near.search.query[:, None])
+        return Near(
+            np.concatenate([near.numbers, numbers]),
+            np.concatenate([near.scores, scores[:, 0]]),
+            near.reach,
+            near.search,
+        )
+
+
+def _near(mark: int, query: Vector, numbers: Numbers, scores: Vector) -> Near:
+    """From a row of the gallery's answer, which is filled up with -1 when it names everybody."""
+    there = numbers >= 0
+    rest = float(scores[-1]) if there.all() and len(numbers) else -math.inf
+    search = Search(mark, query, tuple(numbers[there].tolist()), rest)
+    return Near(numbers[there], scores[there], rest, search)
+
+
+def _turned(score: float, cosine: float) -> float:
+    """The most that a score can be after its query turned by an angle of this cosine."""
+    if score == -math.inf:
+        return score
+    angle = math.acos(max(-1.0, min(1.0, score))) - math.acos(max(-1.0, min(1.0, cosine)))
+    return math.cos(max(0.0, angle))
+
+
+@dataclass(slots=True)
+class _Compared:
+    """Whom an identity was compared with.
+
+    Attributes:
+        mark: of the gallery that it holds for.
+        rows: its exemplars then, `(M, D)`.
+        floor: whoever has an exemplar that is so much like one of them is among `others`.
+        others: numbers of identities.
+    """
+
+    mark: int
+    rows: Vector
+    floor: float
+    others: set[int]
+
+
+class Lookalikes:
+    """Whose exemplars are like those of an identity; only what changed is compared again."""
+
+    def __init__(self, gallery: Searchable, neighbours: Neighbours) -> None:
+        self._gallery = gallery
+        self._neighbours = neighbours
+        self._compared: dict[int, _Compared] = {}
+
+    def forget(self, number: int) -> None:
+        """Drop what is remembered of an identity."""
+        self._compared.pop(number, None)
+
+    def of(self, number: int, floor: float, hint: Search | None) -> set[int]:
+        """Everybody else with an exemplar that scores at least `floor` with one of this identity's.
+
+        Args:
+            number: the identity.
+            floor: least score of interest.
+            hint: a search for somebody like its newest exemplar.
+        """
+        _, rows = self._gallery.vectors([number])
+        last = self._compared.get(number)
+        mark, changed = self._gallery.changes_since(last.mark if last is not None else 0)
+        if last is None or changed is None or len(changed) > MOST_CHANGES or floor < last.floor:
+            last = _Compared(mark, rows[:0], floor - SLACK, set())
+            changed = set()
+        others = (last.others - changed) | self._alike(changed, rows, last.floor)
+        for near in self._near(_without(rows, last.rows), last.floor, hint):
+            others.update(near.numbers[near.scores >= last.floor].tolist())
+        others.discard(number)
+        self._compared[number] = _Compared(mark, rows, last.floor, others)
+        return others
+
+    def _alike(self, numbers: set[int], rows: Vector, floor: float) -> set[int]:
+        if not numbers or not len(rows):
+            return set()
+        owners, theirs = self._gallery.vectors(numbers)
+        found, scores = best_pairs(owners, theirs @ rows.T)
+        return set(found[scores.max(axis=1, initial=-1.0) >= floor].tolist())
+
+    def _near(self, rows: Vector, floor: float, hint: Search | None) -> list[Near]:
+        if not len(rows):
+            return []
+        return self._neighbours.near(list(rows), floor, [hint] * len(rows))
+
+
+def _without(rows: Vector, known: Vector) -> Vector:
+    """The rows that are not among `known`."""
+    if not len(known) or not len(rows):
+        return rows
+    new: Vector = rows[~(rows[:, None] == known[None]).all(axis=2).any(axis=1)]
+    return new
