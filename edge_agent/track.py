@@ -10,7 +10,7 @@ and of two people who are visible together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -70,15 +70,15 @@ class Similarity:
         enough = min(self.genuine_count, self.impostor_count) >= self.needed
         return enough and self.genuine - self.impostor > 0.02
 
-    def learn_genuine(self, cosine: float) -> None:
-        """Take in one similarity of a track with itself."""
-        self.genuine_count = min(self.genuine_count + 1, self.memory)
-        self.genuine += (cosine - self.genuine) / self.genuine_count
+    def learn_genuine(self, cosines: Vector) -> None:
+        """Take in similarities `(N,)` of tracks with themselves."""
+        self.genuine_count = min(self.genuine_count + len(cosines), self.memory)
+        self.genuine += float((cosines - self.genuine).sum()) / self.genuine_count
 
-    def learn_impostor(self, cosine: float) -> None:
-        """Take in one similarity of two people seen in one frame."""
-        self.impostor_count = min(self.impostor_count + 1, self.memory)
-        self.impostor += (cosine - self.impostor) / self.impostor_count
+    def learn_impostor(self, cosines: Vector) -> None:
+        """Take in similarities `(N,)` of pairs of people seen in one frame."""
+        self.impostor_count = min(self.impostor_count + len(cosines), self.memory)
+        self.impostor += float((cosines - self.impostor).sum()) / self.impostor_count
 
     def distance(self, cosine: Vector) -> Vector:
         """Scale cosines so that 0 is a typical genuine and 1 a typical impostor; NaN stays NaN."""
@@ -86,22 +86,145 @@ class Similarity:
         return scaled
 
 
+_GROWTH = _ACCELERATION**2 * np.array([1.0, 1.0, 0.05, 0.05])
+"""Of an axis' variance, in heights and seconds: the size changes far more slowly than the place."""
+
 _PLACE, _SPEED, _VAR, _COV, _SPEED_VAR = range(5)
 """Rows of a track's state: each axis (cx, cy, w, h) has a place, a speed per second, and the covariance of
 the two. The axes never mix: neither motion nor measurement couples them."""
 
 
-@dataclass(slots=True)
-class _Track:
-    """One track; `state` is `(5, 4)` float64, see `_PLACE`."""
+_FIRST_TRACKS = 16
+"""Room for so many tracks to begin with; it doubles when it is full."""
 
-    id: int
-    state: NDArray[np.float64]
-    time: float
-    last_seen: float
-    confirmed: bool
-    hits: int = 1
-    looks: Vector | None = None
+
+class _Tracks:
+    """The tracks of one camera, oldest first, as arrays of which the first `count` rows are in use.
+
+    Attributes:
+        count: T.
+        states: `(5, T, 4)` float64, see `_PLACE`; all of the same time.
+        ids: `(T,)` int64, numbers within the camera.
+        last_seen: `(T,)` float64, Unix seconds.
+        hits: `(T,)` int64, detections so far.
+        confirmed: `(T,)` bool.
+        looks: `(T, D)` float32, running mean of the embeddings; None before the first embedding of all.
+        known: `(T,)` bool, who has looks.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._states = np.zeros((5, _FIRST_TRACKS, 4))
+        self._ids = np.zeros(_FIRST_TRACKS, np.int64)
+        self._last_seen = np.zeros(_FIRST_TRACKS)
+        self._hits = np.zeros(_FIRST_TRACKS, np.int64)
+        self._confirmed = np.zeros(_FIRST_TRACKS, np.bool_)
+        self._known = np.zeros(_FIRST_TRACKS, np.bool_)
+        self._looks: Vector | None = None
+
+    @property
+    def states(self) -> NDArray[np.float64]:
+        return self._states[:, : self.count]
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return self._ids[: self.count]
+
+    @property
+    def last_seen(self) -> NDArray[np.float64]:
+        return self._last_seen[: self.count]
+
+    @property
+    def hits(self) -> NDArray[np.int64]:
+        return self._hits[: self.count]
+
+    @property
+    def confirmed(self) -> NDArray[np.bool_]:
+        return self._confirmed[: self.count]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        return self._known[: self.count]
+
+    @property
+    def looks(self) -> Vector | None:
+        return None if self._looks is None else self._looks[: self.count]
+
+    def predict(self, dt: float) -> Boxes:
+        """Move all by `dt` seconds under white-noise acceleration; where they are expected, `(T, 4)` xyxy."""
+        place, speed, variance, covariance, speed_variance = self.states
+        if dt > 0:
+            place += dt * speed
+            noise = _GROWTH * np.maximum(place[:, 3:], 1.0) ** 2
+            variance += 2 * dt * covariance + dt**2 * speed_variance + dt**4 / 4 * noise
+            covariance += dt * speed_variance + dt**3 / 2 * noise
+            speed_variance += dt**2 * noise
+        middle, half = place[:, :2], np.maximum(place[:, 2:], 1.0) / 2
+        return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)
+
+    def correct(self, rows: NDArray[np.intp], boxes: Boxes) -> None:
+        """Take in a measured box, `(N, 4)` xyxy, of each of N tracks."""
+        place, speed, variance, covariance, speed_variance = states = self.states[:, rows]
+        measured = _measurements(boxes)
+        noise = (_MEASURED * np.maximum(measured[:, 3:], 1.0)) ** 2
+        gains = states[_VAR : _COV + 1] / (variance + noise)
+        off = measured - place
+        place += gains[0] * off
+        speed += gains[1] * off
+        speed_variance -= gains[1] * covariance
+        covariance -= gains[0] * covariance
+        variance -= gains[0] * variance
+        self.states[:, rows] = states
+
+    def mix(self, rows: NDArray[np.intp], vectors: Vector) -> None:
+        """Take in an embedding, `(N, D)`, of each of N tracks."""
+        if not len(rows):
+            return
+        if self._looks is None:
+            self._looks = np.zeros((len(self._ids), vectors.shape[1]), np.float32)
+        known = self._known[rows]
+        mixed = _LOOKS_MEMORY * self._looks[rows] + (1 - _LOOKS_MEMORY) * vectors
+        mixed /= np.maximum(np.sqrt(np.einsum("nd,nd->n", mixed, mixed)), 1e-6)[:, None]
+        self._looks[rows] = np.where(known[:, None], mixed, vectors)
+        self._known[rows] = True
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the others."""
+        rows = np.flatnonzero(kept)
+        left = len(rows)
+        self._states[:, :left] = self._states[:, rows]
+        for column in (self._ids, self._last_seen, self._hits, self._confirmed, self._known):
+            column[:left] = column[rows]
+        if self._looks is not None:
+            self._looks[:left] = self._looks[rows]
+        self.count = left
+
+    def add(self, first_id: int, time: float, boxes: Boxes, *, confirmed: bool) -> NDArray[np.intp]:
+        """Start a track for each of `(N, 4)` boxes xyxy; their rows."""
+        end = self.count + len(boxes)
+        while end > len(self._ids):
+            self._double()
+        rows = np.arange(self.count, end)
+        spread = np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)[:, None].astype(np.float64)
+        self._states[:, rows] = 0.0
+        self._states[_PLACE, rows] = _measurements(boxes)
+        self._states[_VAR, rows] = (_MEASURED * spread) ** 2
+        self._states[_SPEED_VAR, rows] = (np.array([_START_SPEED, _START_SPEED, 0.1, 0.1]) * spread) ** 2
+        self._ids[rows] = first_id + np.arange(len(boxes))
+        self._last_seen[rows] = time
+        self._hits[rows] = 1
+        self._confirmed[rows] = confirmed
+        self._known[rows] = False
+        self.count = end
+        return rows
+
+    def _double(self) -> None:
+        self._states = np.concatenate([self._states, np.zeros_like(self._states)], axis=1)
+        self._ids, self._hits = np.tile(self._ids, 2), np.tile(self._hits, 2)
+        self._last_seen = np.tile(self._last_seen, 2)
+        self._confirmed, self._known = np.tile(self._confirmed, 2), np.tile(self._known, 2)
+        if self._looks is not None:
+            self._looks = np.concatenate([self._looks, np.zeros_like(self._looks)])
 
 
 def _measurements(boxes: Boxes) -> NDArray[np.float64]:
@@ -111,40 +234,7 @@ def _measurements(boxes: Boxes) -> NDArray[np.float64]:
     return np.concatenate([(first + second) / 2, second - first], axis=1)
 
 
-def _predict(tracks: Sequence[_Track], time: float) -> Boxes:
-    """Move tracks to `time` under white-noise acceleration; where they are expected, `(N, 4)` xyxy."""
-    if not tracks:
-        return np.zeros((0, 4), np.float32)
-    states = np.stack([track.state for track in tracks])
-    dt = np.array([max(time - track.time, 0.0) for track in tracks])[:, None]
-    states[:, _PLACE] += dt * states[:, _SPEED]
-    sigma = (_ACCELERATION * np.maximum(states[:, _PLACE, 3:], 1.0)) ** 2
-    noise = sigma * np.array([1.0, 1.0, 0.05, 0.05])  # the size changes far more slowly than the place
-    noise[dt[:, 0] == 0.0] = 0.0
-    states[:, _VAR] += 2 * dt * states[:, _COV] + dt**2 * states[:, _SPEED_VAR] + noise * dt**4 / 4
-    states[:, _COV] += dt * states[:, _SPEED_VAR] + noise * dt**3 / 2
-    states[:, _SPEED_VAR] += noise * dt**2
-    for track, state in zip(tracks, states, strict=True):
-        track.state, track.time = state, time
-    middle, half = states[:, _PLACE, :2], np.maximum(states[:, _PLACE, 2:], 1.0) / 2
-    return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)
-
-
-def _correct(tracks: Sequence[_Track], boxes: Boxes) -> None:
-    """Take in a measured box `(4,)` xyxy of each of N tracks."""
-    states = np.stack([track.state for track in tracks])
-    measured = _measurements(boxes)
-    noise = (_MEASURED * np.maximum(measured[:, 3:], 1.0)) ** 2
-    variance, covariance = states[:, _VAR].copy(), states[:, _COV].copy()
-    place_gain, speed_gain = variance / (variance + noise), covariance / (variance + noise)
-    off = measured - states[:, _PLACE]
-    states[:, _PLACE] += place_gain * off
-    states[:, _SPEED] += speed_gain * off
-    states[:, _VAR] -= place_gain * variance
-    states[:, _COV] -= place_gain * covariance
-    states[:, _SPEED_VAR] -= speed_gain * covariance
-    for track, state in zip(tracks, states, strict=True):
-        track.state = state
+_NONE = np.zeros(0, np.intp)
 
 
 @lru_cache(maxsize=64)
@@ -153,19 +243,19 @@ def _upper(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.triu_indices(count, k=1)
 
 
-def associate(cost: NDArray[np.float64], limit: float) -> list[tuple[int, int]]:
-    """Pairs (row, column) of the cheapest assignment, none dearer than `limit`.
+def associate(cost: NDArray[np.float64], limit: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of the cheapest assignment, no pair dearer than `limit`.
 
     Args:
         cost: `(N, M)`; infinite where a pair is forbidden.
         limit: largest cost of a pair.
     """
     if cost.size == 0:
-        return []
+        return _NONE, _NONE
     # A large finite price keeps the solver feasible and lets it leave dear pairs apart.
-    priced = np.where(cost <= limit, cost, 1e6)
-    rows, columns = linear_sum_assignment(priced)
-    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if cost[r, c] <= limit]
+    rows, columns = linear_sum_assignment(np.where(cost <= limit, cost, 1e6))
+    near = cost[rows, columns] <= limit
+    return rows[near], columns[near]
 
 
 class Tracker:
@@ -209,12 +299,12 @@ class Tracker:
         self._confirm_hits = confirm_hits
         self._live_gate, self._lost_gate = live_gate, lost_gate
         self._weight = appearance_weight
-        self._tracks: list[_Track] = []
+        self._tracks = _Tracks()
         self._next_id = 1
         self._last_time: float | None = None
 
     def __len__(self) -> int:
-        return len(self._tracks)
+        return self._tracks.count
 
     def update(
         self, frame: int, time: float, size: tuple[int, int], detections: Detections, embedded: Embedded
@@ -231,189 +321,159 @@ class Tracker:
         Returns:
             Confirmed tracks with a detection in this frame, and the tracks that ended.
         """
-        time = max(time, self._last_time or time)
-        expected = dict(zip((t.id for t in self._tracks), _predict(self._tracks, time), strict=True))
-        high = np.flatnonzero(detections.scores >= self._high)
-        low = np.flatnonzero((detections.scores >= self._low) & (detections.scores < self._high))
-        matched = self._match(
-            self._tracks, expected, detections, embedded, high, weight=self._weight, limit=self._max_cost
-        )
-        taken = {track.id for track, _ in matched}
-        # Low-scored boxes are often part of somebody hidden: they only prolong tracks seen a moment ago.
-        rest = [t for t in self._tracks if t.id not in taken and t.confirmed and self._was_live(t)]
-        matched += self._match(rest, expected, detections, embedded, low, weight=0.0, limit=_LOW_ROUND_COST)
-        self._learn(detections, embedded, matched)
-        self._advance(time, detections, embedded, matched)
-        used = {row for _, row in matched}
+        before = self._last_time if self._last_time is not None else time
+        time = max(time, before)
+        tracks, scores = self._tracks, detections.scores
+        expected = tracks.predict(time - before)
+        live = tracks.last_seen >= before
+        high = np.flatnonzero(scores >= self._high)
+        rows, found = self._first_round(live, expected, detections, embedded, high)
+        if len(high) < len(scores):
+            # Low-scored boxes are often part of somebody hidden: they only prolong tracks seen a moment ago.
+            low = np.flatnonzero((scores >= self._low) & (scores < self._high))
+            free = tracks.confirmed & live
+            free[rows] = False
+            rest = np.flatnonzero(free)
+            cost = 1.0 - iou_matrix(expected[rest], detections.boxes[low])
+            late, part = associate(cost.astype(np.float64), _LOW_ROUND_COST)
+            rows, found = np.concatenate([rows, rest[late]]), np.concatenate([found, low[part]])
+        self._learn(detections, embedded, rows, found)
+        self._advance(time, detections, embedded, rows, found)
+        seen = self._observations(frame, time, detections, embedded, rows, found)
         ended = self._retire(time)
-        self._start(time, detections, embedded, [int(row) for row in high if row not in used])
+        taken = np.zeros(len(scores), np.bool_)
+        taken[found] = True
+        self._start(time, detections, embedded, high[~taken[high]])
         self._last_time = time
-        seen = tuple(
-            self._observation(track, frame, detections, embedded, row)
-            for track, row in matched
-            if track.confirmed
-        )
-        return TrackUpdate(self.camera, frame, time, size, seen, tuple(ended))
+        return TrackUpdate(self.camera, frame, time, size, seen, ended)
 
     def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
         """End every track, at the end of the source."""
-        ended = tuple(track.id for track in self._tracks if track.confirmed)
-        self._tracks.clear()
+        ended = tuple(self._tracks.ids[self._tracks.confirmed].tolist())
+        self._tracks = _Tracks()
         return TrackUpdate(self.camera, frame, time, size, (), ended)
 
-    def _was_live(self, track: _Track) -> bool:
-        return self._last_time is not None and track.last_seen >= self._last_time
-
-    def _match(
+    def _first_round(
         self,
-        tracks: Sequence[_Track],
-        expected: Mapping[int, Boxes],
+        live: NDArray[np.bool_],
+        expected: Boxes,
         detections: Detections,
         embedded: Embedded,
-        rows: NDArray[np.intp],
-        *,
-        weight: float,
-        limit: float,
-    ) -> list[tuple[_Track, int]]:
-        """One round: pairs of a track and a row of `detections`; `expected` has boxes by track id."""
-        if not tracks or not len(rows):
-            return []
-        boxes = np.stack([expected[track.id] for track in tracks])
-        cost = self._cost(tracks, boxes, detections, embedded, rows, weight)
-        return [(tracks[i], int(rows[j])) for i, j in associate(cost, limit)]
+        high: NDArray[np.intp],
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows of tracks and of the detections that are theirs, by overlap and appearance."""
+        if not len(expected) or not len(high):
+            return _NONE, _NONE
+        cost = 1.0 - iou_matrix(expected, detections.boxes[high]).astype(np.float64)
+        if self.similarity.ready:
+            distance = self._looks_distance(embedded, high)
+            known = ~np.isnan(distance)
+            gates = np.where(live, self._live_gate, self._lost_gate)[:, None]
+            # Only pairs that overlap at all are worth a look; the rest are too dear already.
+            blended = (1 - self._weight) * cost + self._weight * np.clip(distance, 0.0, 1.0)
+            cost = np.where(known & (cost < 1.0), blended, cost)
+            cost[known & (distance > gates)] = np.inf
+        matched, columns = associate(cost, self._max_cost)
+        return matched, high[columns]
 
-    def _cost(
-        self,
-        tracks: Sequence[_Track],
-        boxes: Boxes,
-        detections: Detections,
-        embedded: Embedded,
-        rows: NDArray[np.intp],
-        weight: float,
-    ) -> NDArray[np.float64]:
-        cost = (1.0 - iou_matrix(boxes, detections.boxes[rows])).astype(np.float64)
-        if not self.similarity.ready:
-            return cost
-        distance = self._looks_distance(tracks, embedded, rows)
-        known = np.isfinite(distance)
-        gates = np.array([self._live_gate if self._was_live(t) else self._lost_gate for t in tracks])
-        # Only pairs that overlap at all are worth a look; the rest are too dear already.
-        blended = (1 - weight) * cost + weight * np.clip(distance, 0.0, 1.0)
-        cost = np.where(known & (cost < 1.0), blended, cost)
-        cost[known & (distance > gates[:, None])] = np.inf
-        return cost
-
-    def _looks_distance(
-        self, tracks: Sequence[_Track], embedded: Embedded, rows: NDArray[np.intp]
-    ) -> NDArray[np.float64]:
-        """Appearance distance of every track and row; NaN where either has no embedding."""
-        distance = np.full((len(tracks), len(rows)), np.nan)
-        have = np.array([i for i, track in enumerate(tracks) if track.looks is not None], np.intp)
-        columns = np.flatnonzero(embedded.present[rows])
-        if len(have) and len(columns):
-            looks = np.stack([t.looks for t in tracks if t.looks is not None])
-            cosine = looks @ embedded.vectors[rows[columns]].T
-            distance[np.ix_(have, columns)] = self.similarity.distance(cosine)
+    def _looks_distance(self, embedded: Embedded, found: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Appearance distance of every track and detection; NaN where either has no embedding."""
+        tracks = self._tracks
+        if tracks.looks is None:
+            return np.full((tracks.count, len(found)), np.nan)
+        distance = self.similarity.distance(tracks.looks @ embedded.vectors[found].T).astype(np.float64)
+        distance[~tracks.known] = np.nan
+        distance[:, ~embedded.present[found]] = np.nan
         return distance
 
     def _learn(
-        self, detections: Detections, embedded: Embedded, matched: Sequence[tuple[_Track, int]]
+        self,
+        detections: Detections,
+        embedded: Embedded,
+        rows: NDArray[np.intp],
+        found: NDArray[np.intp],
     ) -> None:
         """Learn typical similarities from people whom nobody overlaps."""
-        if not matched:
+        if not len(rows):
             return
         overlap = iou_matrix(detections.boxes, detections.boxes)
         np.fill_diagonal(overlap, 0.0)
-        lone = embedded.present & (overlap.max(axis=1) < _CLEAR_OVERLAP)
-        clear = [(track, row) for track, row in matched if lone[row]]
-        vectors = embedded.vectors[[row for _, row in clear]]
-        for (track, _), vector in zip(clear, vectors, strict=True):
-            if track.looks is not None and track.confirmed:
-                self.similarity.learn_genuine(float(track.looks @ vector))
-        for cosine in (vectors @ vectors.T)[_upper(len(clear))].tolist():
-            self.similarity.learn_impostor(cosine)
+        lone = (embedded.present & (overlap.max(axis=1) < _CLEAR_OVERLAP))[found]
+        rows, vectors = rows[lone], embedded.vectors[found[lone]]
+        old = self._tracks.known[rows] & self._tracks.confirmed[rows]
+        if self._tracks.looks is not None and old.any():
+            looks = self._tracks.looks[rows[old]]
+            self.similarity.learn_genuine(np.einsum("nd,nd->n", looks, vectors[old]))
+        if len(rows) > 1:
+            self.similarity.learn_impostor((vectors @ vectors.T)[_upper(len(rows))])
 
     def _advance(
         self,
         time: float,
         detections: Detections,
         embedded: Embedded,
-        matched: Sequence[tuple[_Track, int]],
+        rows: NDArray[np.intp],
+        found: NDArray[np.intp],
     ) -> None:
-        if not matched:
+        if not len(rows):
             return
-        _correct([track for track, _ in matched], detections.boxes[[row for _, row in matched]])
-        for track, _ in matched:
-            track.last_seen = time
-            track.hits += 1
-            track.confirmed = track.confirmed or track.hits >= self._confirm_hits
-        self._mix_looks([(track, row) for track, row in matched if embedded.present[row]], embedded)
+        tracks = self._tracks
+        tracks.correct(rows, detections.boxes[found])
+        tracks.last_seen[rows] = time
+        tracks.hits[rows] += 1
+        tracks.confirmed[rows] |= tracks.hits[rows] >= self._confirm_hits
+        shown = embedded.present[found]
+        tracks.mix(rows[shown], embedded.vectors[found[shown]])
 
-    def _mix_looks(self, matched: Sequence[tuple[_Track, int]], embedded: Embedded) -> None:
-        known, rows, before = [], [], []
-        for track, row in matched:
-            if track.looks is None:
-                track.looks = embedded.vectors[row].copy()
-            else:
-                known.append(track)
-                rows.append(row)
-                before.append(track.looks)
-        if not known:
-            return
-        mixed = _LOOKS_MEMORY * np.stack(before) + (1 - _LOOKS_MEMORY) * embedded.vectors[rows]
-        mixed /= np.maximum(np.sqrt(np.einsum("nd,nd->n", mixed, mixed)), 1e-6)[:, None]
-        for track, looks in zip(known, mixed, strict=True):
-            track.looks = looks
-
-    def _retire(self, time: float) -> list[int]:
+    def _retire(self, time: float) -> tuple[int, ...]:
         """Drop tracks that were not seen for too long; an unconfirmed one after its first miss."""
-        kept, ended = [], []
-        for track in self._tracks:
-            unseen = time - track.last_seen
-            if (unseen > 0 and not track.confirmed) or unseen > self._lost_s:
-                if track.confirmed:
-                    ended.append(track.id)
-            else:
-                kept.append(track)
-        self._tracks = kept
+        tracks = self._tracks
+        unseen = time - tracks.last_seen
+        gone = (unseen > self._lost_s) | ((unseen > 0) & ~tracks.confirmed)
+        if not gone.any():
+            return ()
+        ended = tuple(tracks.ids[gone & tracks.confirmed].tolist())
+        tracks.keep(~gone)
         return ended
 
-    def _start(self, time: float, detections: Detections, embedded: Embedded, rows: Sequence[int]) -> None:
-        for row in rows:
-            if detections.scores[row] < self._new:
-                continue
-            box = detections.boxes[row]
-            spread = max(float(box[3] - box[1]), 1.0)
-            state = np.zeros((5, 4))
-            state[_PLACE] = _measurements(box[None])[0]
-            state[_VAR] = (_MEASURED * spread) ** 2
-            state[_SPEED_VAR] = (np.array([_START_SPEED, _START_SPEED, 0.1, 0.1]) * spread) ** 2
-            looks = embedded.vectors[row].copy() if embedded.present[row] else None
-            self._tracks.append(
-                _Track(
-                    id=self._next_id,
-                    state=state,
-                    time=time,
-                    last_seen=time,
-                    confirmed=self._confirm_hits <= 1,
-                    looks=looks,
-                )
-            )
-            self._next_id += 1
-
-    def _observation(
-        self, track: _Track, frame: int, detections: Detections, embedded: Embedded, row: int
-    ) -> TrackObservation:
-        return TrackObservation(
-            camera=self.camera,
-            track_id=track.id,
-            frame=frame,
-            time=track.last_seen,
-            box=detections.boxes[row],
-            score=float(detections.scores[row]),
-            vector=embedded.vectors[row] if embedded.present[row] else None,
-            quality=float(embedded.quality[row]),
+    def _start(
+        self, time: float, detections: Detections, embedded: Embedded, found: NDArray[np.intp]
+    ) -> None:
+        found = found[detections.scores[found] >= self._new]
+        if not len(found):
+            return
+        rows = self._tracks.add(
+            self._next_id, time, detections.boxes[found], confirmed=self._confirm_hits <= 1
         )
+        self._next_id += len(found)
+        shown = embedded.present[found]
+        self._tracks.mix(rows[shown], embedded.vectors[found[shown]])
+
+    def _observations(
+        self,
+        frame: int,
+        time: float,
+        detections: Detections,
+        embedded: Embedded,
+        rows: NDArray[np.intp],
+        found: NDArray[np.intp],
+    ) -> tuple[TrackObservation, ...]:
+        sure = self._tracks.confirmed[rows]
+        found = found[sure]
+        return tuple(
+            TrackObservation(
+                self.camera, track, frame, time, detections.boxes[at], score,
+                embedded.vectors[at] if shown else None, quality,
+            )
+            for track, at, score, shown, quality in zip(
+                self._tracks.ids[rows[sure]].tolist(),
+                found.tolist(),
+                detections.scores[found].tolist(),
+                embedded.present[found].tolist(),
+                embedded.quality[found].tolist(),
+                strict=True,
+            )
+        )  # fmt: skip
 
 
 class UpstreamTracks:

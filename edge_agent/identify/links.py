@@ -18,6 +18,9 @@ _SAME_BODY = 0.5
 """Two boxes that share this much of the smaller one may be two detections of one person."""
 
 
+_NOBODY: frozenset[TrackKey] = frozenset()
+
+
 class Covisibility:
     """Which tracks were seen together, and for how many frames.
 
@@ -28,17 +31,25 @@ class Covisibility:
     def __init__(self, frames: int) -> None:
         self._needed = frames
         self._together: dict[tuple[TrackKey, TrackKey], int] = {}
+        """Frames of those who are not yet known to be two people."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
 
     def observe(self, seen: Sequence[TrackObservation]) -> None:
         """Take in the tracks of one frame of one camera."""
-        if len(seen) < 2:
+        keys = [(one.camera, one.track_id) for one in seen]
+        undecided = [
+            (i, j)
+            for i, key in enumerate(keys)
+            for rivals in (self._rivals.get(key, _NOBODY),)
+            for j in range(i + 1, len(keys))
+            if keys[j] not in rivals
+        ]
+        if not undecided:
             return
-        apart = ~_share_body(np.stack([o.box for o in seen]))
-        for i, first in enumerate(seen):
-            for j in range(i + 1, len(seen)):
-                if apart[i, j]:
-                    self._count((first.camera, first.track_id), (seen[j].camera, seen[j].track_id))
+        shared = _share_body(np.stack([one.box for one in seen]))
+        for i, j in undecided:
+            if not shared[i, j]:
+                self._count(keys[i], keys[j])
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:
         """Tracks that are certainly other people than this one."""
@@ -56,9 +67,10 @@ class Covisibility:
 
     def _count(self, a: TrackKey, b: TrackKey) -> None:
         pair = (a, b) if a < b else (b, a)
-        frames = self._together.get(pair, 0) + 1
-        self._together[pair] = frames
-        if frames == self._needed:
+        frames = self._together.pop(pair, 0) + 1
+        if frames < self._needed:
+            self._together[pair] = frames
+        else:
             self._rivals[a].add(b)
             self._rivals[b].add(a)
 
