@@ -6,10 +6,12 @@ the prepared graph. While the engine runs one batch, the next one is packed.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import TracebackType
 
 import numpy as np
@@ -37,24 +39,28 @@ Pair = tuple[NDArray[np.uint8], Detections]
 
 @dataclass(slots=True)
 class _Job:
-    """One `submit`: what becomes of the crops of a few frames."""
+    """One `submit`: what becomes of the crops of a few frames, whose rows stand one after another."""
 
-    vectors: list[NDArray[np.float32]]
-    present: list[NDArray[np.bool_]]
-    quality: list[NDArray[np.float32]]
-    reasons: list[list[str]]
+    ends: list[int]
+    """Of each frame, the row behind its last."""
+    vectors: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    quality: NDArray[np.float32]
+    reasons: list[str]
     waiting: int = 0
     """Crops whose rows have not arrived."""
     error: EngineError | None = None
 
-
-@dataclass(slots=True)
-class _Slot:
-    """Where a row of an engine batch belongs."""
-
-    job: _Job
-    pair: int
-    row: int
+    def results(self) -> list[Embedded]:
+        return [
+            Embedded(
+                self.vectors[start:end],
+                self.present[start:end],
+                self.quality[start:end],
+                tuple(self.reasons[start:end]),
+            )
+            for start, end in zip([0, *self.ends], self.ends, strict=False)
+        ]
 
 
 @dataclass(slots=True)
@@ -77,7 +83,7 @@ class EmbedCounters:
 class Embedder:
     """Turns detections into embeddings. Lifetime is a `with`, which enters the engine and tests it.
 
-    One thread owns an embedder.
+    Any thread may call it; one waits for the other.
 
     Args:
         engine: runs a graph of `prepare_reid`; not yet entered.
@@ -94,7 +100,9 @@ class Embedder:
         self._gate = gate
         self._golden = golden
         self._jobs: deque[_Job] = deque()
-        self._batches: deque[tuple[list[_Slot], float]] = deque()
+        self._batches: deque[tuple[_Job, list[int], float]] = deque()
+        """With the engine: whose, which rows of it, and since when (monotonic seconds)."""
+        self._busy = threading.RLock()
         self.counters = EmbedCounters()
         self.on_batch: Callable[[int, float, float], None] | None = None
         """Told of each batch: crops, when submitted and when its rows were there (monotonic seconds)."""
@@ -141,24 +149,12 @@ class Embedder:
             spared: `(N,)` for each pair: detections that shall not be embedded, to lower the load. They count
                 among their neighbours all the same, so nobody else's quality changes.
         """
-        job = self._open_job(pairs)
-        for index, left_out in enumerate(spared or ()):
-            self._spare(job, index, left_out)
-        self._jobs.append(job)
-        slots: list[_Slot] = []
-        for index, (image, detections) in enumerate(pairs):
-            inside = clip_boxes(detections.boxes, *image.shape[:2]).tolist()
-            for row in np.flatnonzero(job.present[index]).tolist():
-                if not slots:
-                    buffer = self._next_buffer()
-                x1, y1, x2, y2 = inside[row]
-                self._profile.fit(image[y1:y2, x1:x2], buffer[len(slots)])
-                slots.append(_Slot(job, index, row))
-                if len(slots) == len(buffer):
-                    self._launch(slots)
-                    slots = []
-        if slots:
-            self._launch(slots)
+        with self._busy:
+            job = self._open_job(pairs)
+            if spared is not None:
+                self._spare(job, np.concatenate([*spared, np.zeros(0, np.bool_)]))
+            self._jobs.append(job)
+            self._pack(job, pairs)
 
     def collect(self) -> list[Embedded]:
         """What became of the oldest `submit`: one `Embedded` per pair, in order.
@@ -167,77 +163,94 @@ class Embedder:
             EngineError: nothing was submitted, or the engine failed on a batch of it. What was submitted
                 is then dropped; the embedder stays usable.
         """
-        if not self._jobs:
-            raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
-        job = self._jobs[0]
-        while job.waiting:
-            self._absorb()
-        self._jobs.popleft()
+        with self._busy:
+            if not self._jobs:
+                raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
+            job = self._jobs[0]
+            while job.waiting:
+                self._absorb()
+            self._jobs.popleft()
         if job.error is not None:
             raise job.error
-        for reasons in job.reasons:
-            self.counters.refused.update(reason for reason in reasons if reason)
-        return [
-            Embedded(vectors, present, quality, tuple(reasons))
-            for vectors, present, quality, reasons in zip(
-                job.vectors, job.present, job.quality, job.reasons, strict=True
-            )
-        ]
+        self.counters.refused.update(filter(None, job.reasons))
+        return job.results()
 
     def _open_job(self, pairs: Sequence[Pair]) -> _Job:
         """Grade all detections; `present` is who shall be embedded, for now."""
-        job = _Job([], [], [], [])
+        graded = []
         for image, detections in pairs:
             _check_picture(image)
-            quality, reasons = self._gate.assess(image, detections.boxes, detections.scores)
-            job.vectors.append(np.zeros((len(detections), self.info.dimension), np.float32))
-            job.present.append(np.asarray([not reason for reason in reasons], np.bool_))
-            job.quality.append(quality)
-            job.reasons.append(list(reasons))
-        return job
+            graded.append(self._gate.assess(image, detections.boxes, detections.scores))
+        ends = list(accumulate(len(detections) for _, detections in pairs))
+        reasons = [reason for _, of in graded for reason in of]
+        return _Job(
+            ends,
+            np.zeros((len(reasons), self.info.dimension), np.float32),
+            np.array([not reason for reason in reasons], np.bool_),
+            np.concatenate([*(quality for quality, _ in graded), np.zeros(0, np.float32)]),
+            reasons,
+        )
 
-    def _spare(self, job: _Job, index: int, left_out: NDArray[np.bool_]) -> None:
-        for row in np.flatnonzero(job.present[index] & left_out).tolist():
-            job.present[index][row] = False
-            job.quality[index][row] = 0.0
-            self.counters.spared += 1
+    def _spare(self, job: _Job, left_out: NDArray[np.bool_]) -> None:
+        spared = job.present & left_out
+        job.present[spared] = False
+        job.quality[spared] = 0.0
+        self.counters.spared += int(np.count_nonzero(spared))
+
+    def _pack(self, job: _Job, pairs: Sequence[Pair]) -> None:
+        """Resize the crops into the engine's buffers, each of which it gets as soon as it is full."""
+        rows: list[int] = []
+        wanted, start = job.present.tolist(), 0
+        for (image, detections), end in zip(pairs, job.ends, strict=True):
+            inside = clip_boxes(detections.boxes, *image.shape[:2]).tolist()
+            for row in range(start, end):
+                if not wanted[row]:
+                    continue
+                if not rows:
+                    buffer = self._next_buffer()
+                x1, y1, x2, y2 = inside[row - start]
+                self._profile.fit(image[y1:y2, x1:x2], buffer[len(rows)])
+                rows.append(row)
+                if len(rows) == len(buffer):
+                    self._launch(job, rows)
+                    rows = []
+            start = end
+        if rows:
+            self._launch(job, rows)
 
     def _next_buffer(self) -> NDArray[np.uint8]:
         if self._engine.in_flight == DEPTH:
             self._absorb()
         return self._engine.buffer()
 
-    def _launch(self, slots: list[_Slot]) -> None:
-        self._engine.submit(len(slots))
-        self._batches.append((slots, time.monotonic()))
-        slots[0].job.waiting += len(slots)
+    def _launch(self, job: _Job, rows: list[int]) -> None:
+        self._engine.submit(len(rows))
+        self._batches.append((job, rows, time.monotonic()))
+        job.waiting += len(rows)
 
     def _absorb(self) -> None:
         """Take the oldest engine batch and hand its rows to where they belong."""
-        slots, submitted = self._batches.popleft()
-        job = slots[0].job
-        job.waiting -= len(slots)
+        job, rows, submitted = self._batches.popleft()
+        job.waiting -= len(rows)
         try:
-            rows = self._engine.collect()
+            vectors = self._engine.collect()
         except EngineError as problem:
             job.error = problem
             return
         if self.on_batch is not None:
-            self.on_batch(len(slots), submitted, time.monotonic())
+            self.on_batch(len(rows), submitted, time.monotonic())
         self.counters.batches += 1
-        faults = self._faults(rows)
-        for slot, row, fault in zip(slots, rows, faults, strict=True):
-            if fault:
-                job.present[slot.pair][slot.row] = False
-                job.quality[slot.pair][slot.row] = 0.0
-                job.reasons[slot.pair][slot.row] = fault
-            else:
-                job.vectors[slot.pair][slot.row] = row
-        refused = sum(map(bool, faults))
-        self.counters.embedded += len(slots) - refused
-        if refused:
+        job.vectors[rows] = vectors
+        faults = {row: fault for row, fault in zip(rows, self._faults(vectors), strict=True) if fault}
+        for row, fault in faults.items():
+            job.vectors[row], job.present[row], job.quality[row], job.reasons[row] = 0.0, False, 0.0, fault
+        self.counters.embedded += len(rows) - len(faults)
+        if faults:
             _log.error(
-                "embeddings_refused", refused=refused, batch=len(slots), reasons=sorted({*faults} - {""})
+                "embeddings_refused",
+                refused=len(faults),
+                batch=len(rows),
+                reasons=sorted(set(faults.values())),
             )
 
     # --- whole pictures -----------------------------------------------------------------------
@@ -257,9 +270,10 @@ class Embedder:
         """
         for image in images:
             _check_picture(image)
-        while self._batches:  # rows come in order: those of frames are ahead
-            self._absorb()
-        parts = list(self._stream(images))
+        with self._busy:
+            while self._batches:  # rows come in order: those of frames are ahead
+                self._absorb()
+            parts = list(self._stream(images))
         if not parts:
             return np.zeros((0, self.info.dimension), np.float32)
         rows = np.concatenate(parts)

@@ -208,7 +208,7 @@ def test_the_full_load_embeds_every_crop() -> None:
 def test_settled_people_are_embedded_once_in_an_interval() -> None:
     _, embed, detected = live(Load(settled_interval_s=1.0))
     assert len(detected) == 100
-    assert 10 <= embed.embedded <= 30  # ten seconds, and what it took to settle
+    assert 10 <= embed.embedded <= 40  # ten seconds, and what it took to settle
     _, rarer, _ = live(Load(settled_interval_s=5.0))
     assert rarer.embedded < embed.embedded
 
@@ -273,7 +273,7 @@ def test_a_watched_folder_spares_the_settled_but_drops_nothing() -> None:
     folder = Folder("a", batches)
     pipeline, embed, _ = run(Load(settled_interval_s=2.0, every_nth=4), [folder], threading.Event())
     assert len(folder.acknowledged) == 50
-    assert embed.embedded < 20
+    assert embed.embedded < 30
     assert pipeline.counters.skipped == {}
 
 
