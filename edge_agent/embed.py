@@ -22,7 +22,7 @@ from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden, golden_crops
 from edge_agent.engine.profiles import PreprocessProfile
 from edge_agent.errors import EngineError, ModelError, NonFiniteEmbedding
-from edge_agent.quality import QualityGate, clip_boxes
+from edge_agent.quality import QualityGate
 from edge_agent.structures import Detections, Embedded, EngineInfo
 
 __all__ = ["Embedder"]
@@ -43,6 +43,8 @@ class _Job:
 
     ends: list[int]
     """Of each frame, the row behind its last."""
+    inside: list[list[int]]
+    """xyxy of each crop in its frame, pixels."""
     vectors: NDArray[np.float32]
     present: NDArray[np.bool_]
     quality: NDArray[np.float32]
@@ -103,6 +105,8 @@ class Embedder:
         self._batches: deque[tuple[_Job, list[int], float]] = deque()
         """With the engine: whose, which rows of it, and since when (monotonic seconds)."""
         self._busy = threading.RLock()
+        self._dimension = 0
+        """D, known once the engine runs."""
         self.counters = EmbedCounters()
         self.on_batch: Callable[[int, float, float], None] | None = None
         """Told of each batch: crops, when submitted and when its rows were there (monotonic seconds)."""
@@ -119,6 +123,7 @@ class Embedder:
 
     def __enter__(self) -> Embedder:
         self._engine.__enter__()
+        self._dimension = self.info.dimension
         try:
             self._self_test()
         except BaseException:
@@ -181,13 +186,13 @@ class Embedder:
         for image, detections in pairs:
             _check_picture(image)
             graded.append(self._gate.assess(image, detections.boxes, detections.scores))
-        ends = list(accumulate(len(detections) for _, detections in pairs))
-        reasons = [reason for _, of in graded for reason in of]
+        reasons = [reason for of in graded for reason in of.reasons]
         return _Job(
-            ends,
-            np.zeros((len(reasons), self.info.dimension), np.float32),
+            list(accumulate(len(of.reasons) for of in graded)),
+            [box for of in graded for box in of.inside.tolist()],
+            np.zeros((len(reasons), self._dimension), np.float32),
             np.array([not reason for reason in reasons], np.bool_),
-            np.concatenate([*(quality for quality, _ in graded), np.zeros(0, np.float32)]),
+            np.concatenate([*(of.quality for of in graded), np.zeros(0, np.float32)]),
             reasons,
         )
 
@@ -201,14 +206,13 @@ class Embedder:
         """Resize the crops into the engine's buffers, each of which it gets as soon as it is full."""
         rows: list[int] = []
         wanted, start = job.present.tolist(), 0
-        for (image, detections), end in zip(pairs, job.ends, strict=True):
-            inside = clip_boxes(detections.boxes, *image.shape[:2]).tolist()
+        for (image, _), end in zip(pairs, job.ends, strict=True):
             for row in range(start, end):
                 if not wanted[row]:
                     continue
                 if not rows:
                     buffer = self._next_buffer()
-                x1, y1, x2, y2 = inside[row - start]
+                x1, y1, x2, y2 = job.inside[row]
                 self._profile.fit(image[y1:y2, x1:x2], buffer[len(rows)])
                 rows.append(row)
                 if len(rows) == len(buffer):

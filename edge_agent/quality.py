@@ -7,6 +7,7 @@ track ("best first"); they are not probabilities and are not compared between ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_agent.errors import ConfigError
 
-__all__ = ["QualityGate", "clip_boxes", "grade_picture"]
+__all__ = ["Graded", "QualityGate", "grade_picture"]
 
 _FULL_HEIGHT = 256.0
 """Pixels; a crop of this height or more loses nothing to enlargement in a 256 x 128 network."""
@@ -33,15 +34,20 @@ _CUT_GRADE = 0.7
 """Grade of a box that touches the border: what lies beyond cannot be seen."""
 
 
-def clip_boxes(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.int32]:
-    """Boxes as whole pixels inside the picture: `(N, 4)` float32 xyxy -> `(N, 4)` int32 xyxy.
+class Graded(NamedTuple):
+    """What the gate says of N boxes.
 
-    Rounded to the nearest pixel border. What lies outside, or is not a number, becomes empty.
+    Attributes:
+        quality: `(N,)` float32 grades in 0..1, 0 where refused.
+        reasons: N words, why a crop was refused: `invalid` (not a box), `off-image`, `small`, `aspect`,
+            `truncated`, `covered`, `blurred`, or "".
+        inside: `(N, 4)` int32 xyxy, whole pixels inside the picture: rounded to the nearest pixel border,
+            empty where a box lies outside or is none.
     """
-    limit = np.asarray([width, height, width, height], np.float32)
-    finite = np.isfinite(boxes).all(axis=1, keepdims=True)
-    inside = np.clip(np.rint(np.where(finite, boxes, 0.0)), 0.0, limit)
-    return inside.astype(np.int32)
+
+    quality: NDArray[np.float32]
+    reasons: tuple[str, ...]
+    inside: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ class QualityGate:
 
     def assess(
         self, image: NDArray[np.uint8], boxes: NDArray[np.float32], scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    ) -> Graded:
         """Grade the detections of one picture.
 
         The grade is a product of five factors in 0..1, each of which grows with what is good:
@@ -92,34 +98,36 @@ class QualityGate:
             boxes: `(N, 4)` float32 xyxy pixels; may reach over the border.
             scores: `(N,)` float32 of one detector. A box covers another only when its score is at
                 least half of the other's: weak boxes are often not people.
-
-        Returns:
-            `(N,)` float32 grades in 0..1, 0 where refused; and N words, why a crop was refused: `invalid`
-            (not a box), `off-image`, `small`, `aspect`, `truncated`, `covered`, `blurred`, or "".
         """
         rows = len(boxes)
         if rows == 0:
-            return np.zeros(0, np.float32), ()
+            return Graded(np.zeros(0, np.float32), (), np.zeros((0, 4), np.int32))
+        finite = np.isfinite(boxes)
+        known = boxes if finite.all() else np.where(finite.all(axis=1, keepdims=True), boxes, np.float32(0))
         height, width = image.shape[:2]
-        inside = clip_boxes(boxes, height, width)
-        visible = _visible_part(boxes, height, width)
-        covered = _covered_part(boxes, scores)
-        reasons = self._refuse(boxes, inside, visible, covered)
+        border = np.array([width, height, width, height], np.float32)
+        clipped = np.minimum(np.maximum(known, 0), border)
+        inside = np.rint(clipped).astype(np.int32)
+        area = _area(known)
+        visible = _area(clipped) / np.maximum(area, _NO_AREA)
+        covered = _covered_part(known, area, scores)
+        reasons = self._refuse(known, inside, visible, covered)
         sharp = np.zeros(rows, np.float32)
         for row, (x1, y1, x2, y2) in enumerate(inside.tolist()):
             if not reasons[row]:
-                sharp[row] = sharpness(image[y1:y2, x1:x2])
-                if sharp[row] < self.min_sharpness:
+                sharp[row] = found = sharpness(image[y1:y2, x1:x2])
+                if found < self.min_sharpness:
                     reasons[row] = "blurred"
+        near = ((known[:, :2] <= _BORDER) | (known[:, 2:] >= border[:2] - _BORDER)).any(axis=1)
         grade = (
-            np.sqrt(np.clip((inside[:, 3] - inside[:, 1]) / _FULL_HEIGHT, 0.0, 1.0))
+            np.sqrt(np.minimum(np.maximum(inside[:, 3] - inside[:, 1], 0) / _FULL_HEIGHT, 1.0))
             * np.minimum(sharp / _FULL_SHARPNESS, 1.0)
             * visible
             * (1.0 - covered)
-            * np.where(_touches_border(boxes, height, width), _CUT_GRADE, 1.0)
-        )
+            * np.where(near, _CUT_GRADE, 1.0)
+        ).astype(np.float32)
         grade[[bool(reason) for reason in reasons]] = 0.0
-        return grade.astype(np.float32), tuple(reasons)
+        return Graded(grade, tuple(reasons), inside)
 
     def _refuse(
         self,
@@ -129,16 +137,12 @@ class QualityGate:
         covered: NDArray[np.float32],
     ) -> list[str]:
         """The first reason that applies to each box, "" where none does."""
-        wide = inside[:, 2] - inside[:, 0]
-        high = inside[:, 3] - inside[:, 1]
+        sides = inside[:, 2:] - inside[:, :2]
+        wide, high = sides[:, 0], sides[:, 1]
         aspect = high / np.maximum(wide, 1)
-        with np.errstate(invalid="ignore"):
-            proper = (
-                (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & np.isfinite(boxes).all(axis=1)
-            )
         checks = (
-            ("invalid", ~proper),
-            ("off-image", (wide < 1) | (high < 1)),
+            ("invalid", (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)),
+            ("off-image", (sides < 1).any(axis=1)),
             ("truncated", visible < 1.0 - self.max_truncation),
             ("small", (high < self.min_height) | (wide < self.min_width)),
             ("aspect", (aspect < self.min_aspect) | (aspect > self.max_aspect)),
@@ -146,8 +150,9 @@ class QualityGate:
         )
         reasons = [""] * len(boxes)
         for word, refused in reversed(checks):  # the first check has the last word
-            for row in np.flatnonzero(refused).tolist():
-                reasons[row] = word
+            if refused.any():
+                for row in np.flatnonzero(refused).tolist():
+                    reasons[row] = word
         return reasons
 
 
@@ -157,45 +162,37 @@ def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float,
     # In a frame of its own colours, for a box at the border counts as cut by it.
     framed = cv2.copyMakeBorder(picture, _FRAME, _FRAME, _FRAME, _FRAME, cv2.BORDER_REPLICATE)
     box = np.array([[_FRAME, _FRAME, width + _FRAME, height + _FRAME]], np.float32)
-    quality, reasons = gate.assess(np.asarray(framed, np.uint8), box, np.ones(1, np.float32))
-    return float(quality[0]), reasons[0]
+    graded = gate.assess(np.asarray(framed, np.uint8), box, np.ones(1, np.float32))
+    return float(graded.quality[0]), graded.reasons[0]
+
+
+_NO_AREA = np.float32(1e-6)
+"""Square pixels; in place of the area of what has none."""
 
 
 def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
-    area: NDArray[np.float32] = sides[..., 0] * sides[..., 1]
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    area: NDArray[np.float32] = sides[:, 0] * sides[:, 1]
     return area
 
 
-def _visible_part(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """`(N,)` float32: part of each box's area that lies in the picture; 0 for what is no box."""
-    known = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
-    inside = np.clip(known, 0, np.asarray([width, height, width, height], np.float32))
-    whole = _area(known)
-    part: NDArray[np.float32] = np.divide(_area(inside), whole, out=np.zeros_like(whole), where=whole > 0)
-    return part
-
-
-def _touches_border(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:
-    limit = np.asarray([width, height], np.float32) - _BORDER
-    with np.errstate(invalid="ignore"):
-        touches = (boxes[:, :2] <= _BORDER).any(axis=1) | (boxes[:, 2:] >= limit).any(axis=1)
-    return np.asarray(touches, np.bool_)
-
-
-def _covered_part(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def _covered_part(
+    boxes: NDArray[np.float32], area: NDArray[np.float32], scores: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """`(N,)` float32: largest part of each box that one nearer person covers.
 
     On a floor seen from above, the person whose feet are lower in the picture is the nearer one.
     """
-    known = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
-    corner1 = np.maximum(known[:, None, :2], known[None, :, :2])
-    corner2 = np.minimum(known[:, None, 2:], known[None, :, 2:])
-    shared = _area(np.concatenate((corner1, corner2), axis=2))
-    nearer = (known[None, :, 3] > known[:, None, 3]) & (scores[None, :] >= 0.5 * scores[:, None])
-    own = np.maximum(_area(known), 1e-6)[:, None]
-    part: NDArray[np.float32] = (np.where(nearer, shared, 0.0) / own).max(axis=1).astype(np.float32)
-    return np.minimum(part, 1.0)
+    if len(boxes) == 1:
+        return np.zeros(1, np.float32)
+    sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    sides -= np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    np.maximum(sides, 0, out=sides)
+    feet = boxes[:, 3]
+    nearer = (feet > feet[:, None]) & (scores >= 0.5 * scores[:, None])
+    shared = (sides[..., 0] * sides[..., 1] * nearer).max(axis=1)
+    part: NDArray[np.float32] = np.minimum(shared / np.maximum(area, _NO_AREA), 1.0)
+    return part
 
 
 def sharpness(crop: NDArray[np.uint8]) -> float:

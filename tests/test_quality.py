@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge_agent.errors import ConfigError
-from edge_agent.quality import QualityGate, clip_boxes, sharpness
+from edge_agent.quality import QualityGate, sharpness
 
 GATE = QualityGate()
 TEXTURE = np.random.default_rng(3).integers(0, 256, (480, 640, 3), dtype=np.uint8)
@@ -15,7 +15,7 @@ TEXTURE = np.random.default_rng(3).integers(0, 256, (480, 640, 3), dtype=np.uint
 
 def assess(*boxes, scores=None, gate=GATE, image=TEXTURE):
     array = np.asarray(boxes, np.float32).reshape(-1, 4)
-    return gate.assess(image, array, np.asarray(scores or [0.9] * len(array), np.float32))
+    return gate.assess(image, array, np.asarray(scores or [0.9] * len(array), np.float32))[:2]
 
 
 def test_nothing_in_nothing_out():
@@ -106,9 +106,10 @@ def test_sharpness_does_not_depend_on_contrast_or_size():
     assert sharpness(large) == pytest.approx(base, rel=0.35)
 
 
-def test_clip_boxes():
+def test_boxes_are_cut_to_whole_pixels_inside_the_picture():
     boxes = np.asarray([[-5, -5, 10.4, 10.6], [600, 400, 900, 900], [np.nan, 0, 5, 5]], np.float32)
-    assert clip_boxes(boxes, 480, 640).tolist() == [[0, 0, 10, 11], [600, 400, 640, 480], [0, 0, 0, 0]]
+    inside = GATE.assess(TEXTURE, boxes, np.ones(3, np.float32)).inside
+    assert inside.tolist() == [[0, 0, 10, 11], [600, 400, 640, 480], [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
