@@ -98,6 +98,23 @@ _FIRST_TRACKS = 16
 """Room for so many tracks to begin with; it doubles when it is full."""
 
 
+_CORNERS = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 0, 1]])
+"""From corners x1, y1, x2, y2 to cx, cy, w, h."""
+
+
+def _motion(dt: float) -> NDArray[np.float64]:
+    """`(5, 5)`: what `dt` seconds make of a state, but for the noise."""
+    return np.array(
+        [
+            [1, dt, 0, 0, 0],
+            [0, 1, 0, 0, 0],
+            [0, 0, 1, 2 * dt, dt * dt],
+            [0, 0, 0, 1, dt],
+            [0, 0, 0, 0, 1],
+        ]
+    )
+
+
 class _Tracks:
     """The tracks of one camera, oldest first, as arrays of which the first `count` rows are in use.
 
@@ -152,29 +169,27 @@ class _Tracks:
 
     def predict(self, dt: float) -> Boxes:
         """Move all by `dt` seconds under white-noise acceleration; where they are expected, `(T, 4)` xyxy."""
-        place, speed, variance, covariance, speed_variance = self.states
-        if dt > 0:
-            place += dt * speed
-            noise = _GROWTH * np.maximum(place[:, 3:], 1.0) ** 2
-            variance += 2 * dt * covariance + dt**2 * speed_variance + dt**4 / 4 * noise
-            covariance += dt * speed_variance + dt**3 / 2 * noise
-            speed_variance += dt**2 * noise
-        middle, half = place[:, :2], np.maximum(place[:, 2:], 1.0) / 2
-        return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)
+        states = self.states
+        if dt > 0 and self.count:
+            states[:] = (_motion(dt) @ states.reshape(5, -1)).reshape(states.shape)
+            noise = _GROWTH * np.maximum(states[_PLACE, :, 3:], 1.0) ** 2
+            states[_VAR:] += np.array([dt**4 / 4, dt**3 / 2, dt**2])[:, None, None] * noise
+        middle, half = states[_PLACE, :, :2], np.maximum(states[_PLACE, :, 2:], 1.0) / 2
+        boxes = np.empty((self.count, 4), np.float32)
+        np.subtract(middle, half, out=boxes[:, :2], casting="same_kind")
+        np.add(middle, half, out=boxes[:, 2:], casting="same_kind")
+        return boxes
 
     def correct(self, rows: NDArray[np.intp], boxes: Boxes) -> None:
         """Take in a measured box, `(N, 4)` xyxy, of each of N tracks."""
-        place, speed, variance, covariance, speed_variance = states = self.states[:, rows]
+        states = self._states[:, rows]
         measured = _measurements(boxes)
         noise = (_MEASURED * np.maximum(measured[:, 3:], 1.0)) ** 2
-        gains = states[_VAR : _COV + 1] / (variance + noise)
-        off = measured - place
-        place += gains[0] * off
-        speed += gains[1] * off
-        speed_variance -= gains[1] * covariance
-        covariance -= gains[0] * covariance
-        variance -= gains[0] * variance
-        self.states[:, rows] = states
+        gains = states[_VAR : _COV + 1] / (states[_VAR] + noise)
+        states[: _SPEED + 1] += gains * (measured - states[_PLACE])
+        states[_SPEED_VAR] -= gains[1] * states[_COV]
+        states[_VAR : _COV + 1] *= 1.0 - gains[0]
+        self._states[:, rows] = states
 
     def mix(self, rows: NDArray[np.intp], vectors: Vector) -> None:
         """Take in an embedding, `(N, D)`, of each of N tracks."""
@@ -229,9 +244,8 @@ class _Tracks:
 
 def _measurements(boxes: Boxes) -> NDArray[np.float64]:
     """`(N, 4)` xyxy -> `(N, 4)` float64 cx, cy, w, h."""
-    corners = boxes.astype(np.float64)
-    first, second = corners[:, :2], corners[:, 2:]
-    return np.concatenate([(first + second) / 2, second - first], axis=1)
+    found: NDArray[np.float64] = boxes @ _CORNERS
+    return found
 
 
 _NONE = np.zeros(0, np.intp)
@@ -256,6 +270,16 @@ def associate(cost: NDArray[np.float64], limit: float) -> tuple[NDArray[np.intp]
     rows, columns = linear_sum_assignment(np.where(cost <= limit, cost, 1e6))
     near = cost[rows, columns] <= limit
     return rows[near], columns[near]
+
+
+def _alone(boxes: Boxes) -> NDArray[np.bool_]:
+    """`(N,)`: whom nobody overlaps by `_CLEAR_OVERLAP` or more."""
+    if len(boxes) == 1:
+        return np.ones(1, np.bool_)
+    overlap = iou_matrix(boxes, boxes)
+    np.fill_diagonal(overlap, 0.0)
+    alone: NDArray[np.bool_] = overlap.max(axis=1) < _CLEAR_OVERLAP
+    return alone
 
 
 class Tracker:
@@ -340,7 +364,7 @@ class Tracker:
         self._learn(detections, embedded, rows, found)
         self._advance(time, detections, embedded, rows, found)
         seen = self._observations(frame, time, detections, embedded, rows, found)
-        ended = self._retire(time)
+        ended = self._retire(time, len(rows))
         taken = np.zeros(len(scores), np.bool_)
         taken[found] = True
         self._start(time, detections, embedded, high[~taken[high]])
@@ -396,9 +420,7 @@ class Tracker:
         """Learn typical similarities from people whom nobody overlaps."""
         if not len(rows):
             return
-        overlap = iou_matrix(detections.boxes, detections.boxes)
-        np.fill_diagonal(overlap, 0.0)
-        lone = (embedded.present & (overlap.max(axis=1) < _CLEAR_OVERLAP))[found]
+        lone = (embedded.present & _alone(detections.boxes))[found]
         rows, vectors = rows[lone], embedded.vectors[found[lone]]
         old = self._tracks.known[rows] & self._tracks.confirmed[rows]
         if self._tracks.looks is not None and old.any():
@@ -425,9 +447,11 @@ class Tracker:
         shown = embedded.present[found]
         tracks.mix(rows[shown], embedded.vectors[found[shown]])
 
-    def _retire(self, time: float) -> tuple[int, ...]:
+    def _retire(self, time: float, seen: int) -> tuple[int, ...]:
         """Drop tracks that were not seen for too long; an unconfirmed one after its first miss."""
         tracks = self._tracks
+        if seen == tracks.count:
+            return ()
         unseen = time - tracks.last_seen
         gone = (unseen > self._lost_s) | ((unseen > 0) & ~tracks.confirmed)
         if not gone.any():
