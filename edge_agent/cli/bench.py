@@ -17,7 +17,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 PIPELINE_ALONE = (
-    "cameras", "people", "identities", "exemplars", "load", "fps", "broker", "trace", "profile",
+    "cameras", "people", "tallest", "identities", "exemplars", "load", "fps", "broker", "trace", "profile",
 )  # fmt: skip
 """Options that mean something with --pipeline alone."""
 
@@ -60,6 +60,10 @@ def command(
     ] = False,
     cameras: Annotated[int, typer.Option(min=1, max=64, help="--pipeline: how many.")] = 8,
     people: Annotated[int, typer.Option(min=1, max=128, help="--pipeline: in view of each camera.")] = 8,
+    tallest: Annotated[
+        float,
+        typer.Option(min=0.05, max=1, help="--pipeline: tallest person, as a share of the frame's height."),
+    ] = 0.25,
     identities: Annotated[int, typer.Option(min=0, help="--pipeline: people in the gallery.")] = 10_000,
     exemplars: Annotated[int, typer.Option(min=1, max=64, help="--pipeline: embeddings of each.")] = 4,
     load: Annotated[
@@ -120,7 +124,7 @@ def command(
             raise typer.BadParameter("--pipeline measures one --precision and one --batch at a time")
         plan = Plan(
             cameras=cameras, people=people, identities=identities, exemplars=exemplars, seconds=seconds,
-            load=load, fps=fps, trace=trace is not None,
+            load=load, fps=fps, tallest=tallest, trace=trace is not None,
         )  # fmt: skip
         told = pipeline_bench.measured(
             plan,
