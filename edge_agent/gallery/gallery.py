@@ -63,6 +63,9 @@ _EXPIRES = (
     "CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN last_seen + ttl"
     " WHEN kind = 'auto' THEN last_seen + ? ELSE last_seen + ? END"
 )
+_COUNT_CHANGE = (  # of who is here, and of their exemplars: what other processes have to read again
+    "INSERT INTO meta VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
+)
 _INSERT_EXEMPLAR = (
     "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)"
 )
@@ -142,6 +145,7 @@ class Gallery:
         self._changes: deque[int] = deque(maxlen=_REMEMBERED_CHANGES)
         self._changed = 0
         self._data_version = -1
+        self._counted: int | None = None
         self._evicted = 0
 
     @classmethod
@@ -763,6 +767,10 @@ class Gallery:
             with store.change(durable=durable):
                 self._follow_others()  # nobody else can change the file from here on
                 yield store
+                if self._marked:
+                    store.run(_COUNT_CHANGE)
+                counted = store.meta("changes")
+            self._counted = counted
             for number in self._marked:
                 self._follow(number)
 
@@ -796,8 +804,12 @@ class Gallery:
 
     def _synchronise(self) -> None:
         """Take over what changed in the file since the last time: all of it at the first."""
-        version = self._store.changed_outside()
+        first, version = self._data_version < 0, self._store.changed_outside()
         self._refuse_other_space()
+        counted = self._store.meta("changes")
+        if not first and counted == self._counted:
+            self._data_version = version  # e.g. pages of the erased were given back
+            return
         present = dict(self._store.rows("SELECT number, revision FROM identity"))
         stale = {number for number, revision in present.items() if self._revisions.get(number) != revision}
         stale |= self._revisions.keys() - present.keys()
@@ -807,7 +819,7 @@ class Gallery:
         else:
             for number in stale:
                 self._follow(number)
-        self._data_version = version
+        self._data_version, self._counted = version, counted
 
     def _load(self) -> None:
         rows = self._store.rows("SELECT number, count(*) FROM exemplar GROUP BY number ORDER BY number")
