@@ -27,6 +27,8 @@ __all__ = ["ExemplarIndex", "Shortlist"]
 _FIRST_ROWS = 64
 _BLOCK = 1 << 18
 """Scores that are computed at a time, 1 MB: they stay in the cache, whatever the gallery's size."""
+_GATHERED = 1024
+"""Rows that are copied together at a time: a megabyte, too."""
 _SHORTEST = 512
 """Rows of a shortlist; `docs/gallery-growth.md` has what is missed with it."""
 _WIDENED = 8
@@ -235,10 +237,11 @@ class ExemplarIndex:
         places = places[rows, columns]
         pairs = np.unique(rows * len(self) + places)  # an identity may be there by several exemplars
         rows, places = np.divmod(pairs, len(self))
-        for first in range(0, len(pairs), _BLOCK // self._dimension):
-            some = slice(first, first + _BLOCK // self._dimension)
-            best = self._score_pairs(queries, rows[some], places[some])
-            _sort_in(rows[some], self._numbers[places[some]], best, found, scores)
+        best = np.empty(len(pairs), np.float32)
+        for first in range(0, len(pairs), _GATHERED):
+            some = slice(first, first + _GATHERED)
+            best[some] = self._score_pairs(queries, rows[some], places[some])
+        _sort_in(rows, self._numbers[places], best, found, scores)
 
     def _score(self, queries: NDArray[np.float32], first: int, best: NDArray[np.float32]) -> None:
         """Best-exemplar cosines of the identities from place `first` on, as many as `best` has columns."""
