@@ -251,9 +251,10 @@ class ExemplarIndex:
                 break
             rows = matrix[first : first + columns]
             if slot == 0:
-                np.matmul(queries, rows.T, out=best)
+                _multiply(queries, rows, best)
             else:
-                product = np.matmul(queries, rows.T, out=self._room_for(len(queries), columns))
+                product = self._room_for(len(queries), columns)
+                _multiply(queries, rows, product)
                 np.maximum(best[:, :columns], product, out=best[:, :columns])
 
     def _score_pairs(
@@ -318,6 +319,14 @@ class ExemplarIndex:
         self._numbers[[a, b]] = self._numbers[[b, a]]
         self._place[int(self._numbers[a])] = a
         self._place[int(self._numbers[b])] = b
+
+
+def _multiply(queries: NDArray[np.float32], rows: NDArray[np.float32], products: NDArray[np.float32]) -> None:
+    """`(Q, D)` and `(N, D)` -> `(Q, N)`."""
+    if len(queries) == 1:  # as fast as memory gives the rows; OpenBLAS takes a fifth longer
+        np.einsum("nd,d->n", rows, queries[0], out=products[0])
+    else:
+        np.matmul(queries, rows.T, out=products)
 
 
 def _sort_in(
