@@ -217,6 +217,12 @@ class GallerySettings(_Section):
     enrolled_ttl_hours: Positive | None = Field(
         None, description="the same for people whom somebody named or enrolled; null: never"
     )
+    index: Literal["auto", "exact", "faiss"] = Field(
+        "auto",
+        description="search beyond exact_up_to: exact; faiss: by short codes, which may miss somebody; "
+        "auto: faiss where it is installed",
+    )
+    exact_up_to: int = Field(100_000, ge=1000, description="identities that are searched exactly in any case")
 
 
 class IdentifySettings(_Section):

@@ -511,6 +511,8 @@ def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -
         max_exemplars=settings.gallery.max_exemplars,
         ttl_s=_seconds(settings.gallery.ttl_hours),
         enrolled_ttl_s=_seconds(settings.gallery.enrolled_ttl_hours),
+        index=settings.gallery.index,
+        exact_up_to=settings.gallery.exact_up_to,
         owner=owner,
     )
 

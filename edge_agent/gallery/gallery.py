@@ -1,28 +1,30 @@
 """Who is known here: identities with exemplars, on disk and in memory at once.
 
-SQLite holds the truth; a numpy index answers searches. Each change is one transaction, after which the index
-takes over what the file says, so the two cannot drift apart: not by a full disk, not by `kill -9`, not
+SQLite holds the truth; an index in memory answers searches. Each change is one transaction, after which the
+index takes over what the file says, so the two cannot drift apart: not by a full disk, not by `kill -9`, not
 by another process (the command line) that changes the file meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
+import os
 import threading
 import time as clock_module
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.errors import InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
+from edge_agent.errors import ConfigError, InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
 from edge_agent.gallery.archive import Archive, ArchivedIdentity, read_archive, write_archive
 from edge_agent.gallery.diversity import diverse_rows
 from edge_agent.gallery.identity import (
@@ -35,6 +37,7 @@ from edge_agent.gallery.identity import (
     new_id,
 )
 from edge_agent.gallery.index import ExemplarIndex
+from edge_agent.gallery.shortlist import LIBRARY, SAMPLE, Codes
 from edge_agent.gallery.store import MEMORY, OwnerLock, Store
 from edge_agent.structures import Pictures
 
@@ -44,6 +47,13 @@ _log = structlog.get_logger(__name__)
 
 _REMEMBERED_CHANGES = 1000
 """Changes that `changes_since` can name; whoever comes later has to look at everybody."""
+_PIECE = 4096
+"""Exemplars read at a time when the file is loaded."""
+_PAUSE_S = 0.002
+"""Between two pieces of an index that is being built, for those who wait for the lock."""
+_NICE = 10
+_TOO_SMALL = 0.8
+"""Share of `exact_up_to` below which a gallery that shrank is searched exactly again."""
 _UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
 _IDENTITY = (
     "SELECT number, id, name, kind, created, last_seen, expires, ttl, "
@@ -52,6 +62,9 @@ _IDENTITY = (
 _EXPIRES = (
     "CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN last_seen + ttl"
     " WHEN kind = 'auto' THEN last_seen + ? ELSE last_seen + ? END"
+)
+_COUNT_CHANGE = (  # of who is here, and of their exemplars: what other processes have to read again
+    "INSERT INTO meta VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
 )
 _INSERT_EXEMPLAR = (
     "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)"
@@ -78,6 +91,8 @@ class Gallery:
         max_exemplars: int = 16,
         ttl_s: float | None = None,
         enrolled_ttl_s: float | None = None,
+        index: Literal["auto", "exact", "faiss"] = "auto",
+        exact_up_to: int = 100_000,
         owner: bool = False,
         key: bytes | None = None,
         clock: Callable[[], float] = clock_module.time,
@@ -93,6 +108,10 @@ class Gallery:
             max_exemplars: most embeddings of an identity, see `add_exemplars`.
             ttl_s: an `auto` identity expires this long after it was last seen; None: never.
             enrolled_ttl_s: the same for `enrolled` ones. An identity's own time (`keep`) is stronger.
+            index: how more than `exact_up_to` identities are searched. `exact`: by looking at all; `faiss`:
+                by `shortlist.Codes`, which are made in the background from the first search on, and until
+                then exactly; `auto`: as `faiss` where that is installed, else exactly, with a warning.
+            exact_up_to: identities; so many are searched exactly in any case.
             owner: hold the gallery as the one live system that uses it. A second owner is refused; commands
                 open it without. The owner's `capacity`, `max_exemplars` and times to live are stored, and
                 whoever opens an existing gallery without owning it gets those instead of its own.
@@ -109,6 +128,8 @@ class Gallery:
         self._max_exemplars = max_exemplars
         self._ttl_s = ttl_s
         self._enrolled_ttl_s = enrolled_ttl_s
+        self._index_kind = index
+        self._exact_up_to = exact_up_to
         self._owner = owner
         self._key = key
         self._clock = clock
@@ -116,11 +137,15 @@ class Gallery:
         self._open_store: Store | None = None
         self._owner_lock: OwnerLock | None = None
         self._index = ExemplarIndex(dimension)
+        self._builder: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._without_index = False
         self._revisions: dict[int, int] = {}
         self._marked: set[int] = set()
         self._changes: deque[int] = deque(maxlen=_REMEMBERED_CHANGES)
         self._changed = 0
         self._data_version = -1
+        self._counted: int | None = None
         self._evicted = 0
 
     @classmethod
@@ -151,9 +176,16 @@ class Gallery:
         """Open the file and load the index.
 
         Raises:
+            ConfigError: the index is `faiss`, and that is not installed.
             SpaceMismatch: the file holds identities of another embedding space.
             StorageError: damaged, inaccessible, or owned by another running agent.
         """
+        if self._index_kind == "faiss" and not _installed():
+            raise ConfigError(
+                "gallery.index = faiss needs the faiss library, which is not installed: "
+                "pip install 'edge-agent[index]', or set gallery.index to auto or exact"
+            )
+        self._closing.clear()
         with contextlib.ExitStack() as undo:
             self._open_store = Store(self._path, key=self._key)
             undo.callback(self._close)
@@ -171,13 +203,16 @@ class Gallery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
+        self._closing.set()
+        if self._builder is not None:
+            self._builder.join()  # two seconds at most
         with self._lock:
             self._close()
 
     def __len__(self) -> int:
         """Number of identities."""
-        with self._reading() as store:
-            return int(store.value("SELECT count(*) FROM identity"))
+        with self._reading():
+            return len(self._revisions)
 
     @property
     def space(self) -> str:
@@ -209,22 +244,25 @@ class Gallery:
     def search(
         self, vectors: NDArray[np.float32], k: int = 2
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `k` best identities of each query `(Q, D)`, best first.
+        """The `k` best identities of each query `(Q, D)`, best first; of equals, the lower number first.
+
+        Beyond `exact_up_to` identities somebody may be missing, see `docs/gallery-growth.md`; the scores
+        are exact all the same.
 
         Returns:
             `(Q, k)` int64 numbers and `(Q, k)` float32 best-exemplar cosines. Where the gallery has fewer
             than `k` identities, numbers are -1 and scores -inf. Errors as in `scores`.
         """
-        numbers, scores = self.scores(vectors)
-        found = np.full((len(scores), k), -1, np.int64)
-        values = np.full((len(scores), k), -np.inf, np.float32)
-        rows = np.arange(len(scores))
-        for rank in range(min(k, len(numbers))):
-            column = scores.argmax(axis=1)
-            found[:, rank] = numbers[column]
-            values[:, rank] = scores[rows, column]
-            scores[rows, column] = -np.inf
-        return found, values
+        queries = self._checked(vectors)
+        with self._reading():
+            self._choose_index()
+            return self._index.search(queries, k)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the next `search` looks at everybody."""
+        with self._reading():
+            return not self._index.listed
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Exemplars of some identities from memory; who has none, or is not here, has no row.
@@ -574,6 +612,16 @@ class Gallery:
             rows = store.rows("SELECT number FROM identity WHERE kind = ?", (kind,))
         return np.fromiter((number for (number,) in rows), np.int64, len(rows))
 
+    def enrolled(self, numbers: Collection[int]) -> set[int]:
+        """Those of these identities that are of kind `enrolled`; costs as much as there are numbers."""
+        marks = ",".join("?" * len(numbers))  # and a plus, or SQLite looks through everybody of the kind
+        with self._reading() as store:
+            rows = store.rows(
+                f"SELECT number FROM identity WHERE +kind = 'enrolled' AND number IN ({marks})",  # noqa: S608
+                [*numbers],
+            )
+        return {number for (number,) in rows}
+
     def identities(self) -> list[Identity]:
         """Everyone, by rising number."""
         with self._reading() as store:
@@ -707,17 +755,22 @@ class Gallery:
     def _reading(self) -> Iterator[Store]:
         """Hold the lock, with the index up to date."""
         with self._lock:
-            if self._store.changed_outside() != self._data_version:
-                self._synchronise()
+            self._follow_others()
             yield self._store
 
     @contextlib.contextmanager
     def _changing(self, *, durable: bool = True) -> Iterator[Store]:
         """Hold the lock for one transaction; afterwards the index follows what was marked."""
-        with self._reading() as store:
+        with self._lock:
+            store = self._store
             self._marked.clear()
             with store.change(durable=durable):
+                self._follow_others()  # nobody else can change the file from here on
                 yield store
+                if self._marked:
+                    store.run(_COUNT_CHANGE)
+                counted = store.meta("changes")
+            self._counted = counted
             for number in self._marked:
                 self._follow(number)
 
@@ -745,10 +798,18 @@ class Gallery:
         self._changes.append(number)
         self._changed += 1
 
+    def _follow_others(self) -> None:
+        if self._store.changed_outside() != self._data_version:
+            self._synchronise()
+
     def _synchronise(self) -> None:
         """Take over what changed in the file since the last time: all of it at the first."""
-        version = self._store.changed_outside()
+        first, version = self._data_version < 0, self._store.changed_outside()
         self._refuse_other_space()
+        counted = self._store.meta("changes")
+        if not first and counted == self._counted:
+            self._data_version = version  # e.g. pages of the erased were given back
+            return
         present = dict(self._store.rows("SELECT number, revision FROM identity"))
         stale = {number for number, revision in present.items() if self._revisions.get(number) != revision}
         stale |= self._revisions.keys() - present.keys()
@@ -758,16 +819,65 @@ class Gallery:
         else:
             for number in stale:
                 self._follow(number)
-        self._data_version = version
+        self._data_version, self._counted = version, counted
 
     def _load(self) -> None:
-        rows = self._store.rows("SELECT number, vector FROM exemplar ORDER BY row")
-        owners = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        rows = self._store.rows("SELECT number, count(*) FROM exemplar GROUP BY number ORDER BY number")
+        owners, counts = np.array(rows, np.int64).reshape(-1, 2).T
         self._changes.clear()
         self._changed += 1  # which cannot be named: whoever asks looks at everybody
-        self._index.load(owners, self._unpacked([row[1] for row in rows]))
+        self._index.load(owners, counts, self._exemplars_by_pieces())
 
-    def _unpacked(self, blobs: list[bytes]) -> NDArray[np.float32]:
+    def _exemplars_by_pieces(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        for rows in self._store.pieces("SELECT number, vector FROM exemplar ORDER BY row", _PIECE):
+            owners, blobs = zip(*rows, strict=True)
+            yield np.array(owners, np.int64), self._unpacked(blobs)
+
+    def _choose_index(self) -> None:
+        """Begin to build the shortlist of a gallery that has grown, or give that of one that shrank up."""
+        people = len(self._index)
+        if self._index.has_shortlist and people < _TOO_SMALL * self._exact_up_to:
+            self._index.follow(None)
+        due = people > self._exact_up_to and self._index_kind != "exact" and not self._index.has_shortlist
+        if not due or self._without_index or (self._builder is not None and self._builder.is_alive()):
+            return
+        if not _installed():
+            self._without_index = True
+            _log.warning(
+                "gallery_searched_exactly",
+                identities=people,
+                reason="no faiss: pip install 'edge-agent[index]'",
+            )
+            return
+        self._builder = threading.Thread(target=self._build, name="gallery-index", daemon=True)
+        self._builder.start()
+
+    def _build(self) -> None:
+        """Make a shortlist without stopping anybody: only pieces of it are made under the lock."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        began = clock_module.monotonic()
+        try:
+            with self._lock:
+                sample = self._index.sample(SAMPLE)
+            codes = Codes(sample)
+            del sample
+            with self._lock:
+                self._index.follow(codes)
+            more = True
+            while more and not self._closing.wait(_PAUSE_S):
+                with self._lock:
+                    more = self._index.encode()
+        except Exception as error:  # noqa: BLE001 - whatever the library raises: searching goes on exactly
+            with self._lock:
+                self._index.follow(None)
+                self._without_index = True
+            _log.error("gallery_index_failed", error=str(error), outcome="the gallery is searched exactly")
+            return
+        _log.info(
+            "gallery_index_built", identities=len(self._index), seconds=clock_module.monotonic() - began
+        )
+
+    def _unpacked(self, blobs: Sequence[bytes]) -> NDArray[np.float32]:
         """`(N, D)` float32 from stored rows."""
         if any(len(blob) != 4 * self._dimension for blob in blobs):
             raise StorageError(
@@ -896,11 +1006,13 @@ class Gallery:
     def _make_room(self, wanted: int, *, now: float, evict: bool = True) -> None:
         """Erase expired and then long unseen `auto` identities until `wanted` more fit."""
         store = self._store
-        if self._free_places() >= wanted:
+        missing = wanted - (self._capacity - len(self._revisions))
+        if missing <= 0:
             return
-        for person in _identities(store, "WHERE expires <= ?", now):
+        expired = _identities(store, "WHERE expires <= ?", now)
+        for person in expired:
             self._erase(person)
-        missing = wanted - self._free_places()
+        missing -= len(expired)
         if missing <= 0:
             return
         oldest = (
@@ -922,9 +1034,6 @@ class Gallery:
             self._erase(person)
             _log.warning("identity_evicted", identity=person.id, last_seen=person.last_seen)
         self._evicted += len(oldest)
-
-    def _free_places(self) -> int:
-        return self._capacity - int(self._store.value("SELECT count(*) FROM identity"))
 
     def _insert(
         self, opaque: str, name: str | None, kind: Kind, *, created: float, last_seen: float, sightings: int
@@ -1049,6 +1158,10 @@ class Gallery:
 def _check_ttl(*seconds: float | None) -> None:
     if any(one is not None and one <= 0 for one in seconds):
         raise ValueError("ttl_s and enrolled_ttl_s must be positive")
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec(LIBRARY) is not None
 
 
 def _identity(store: Store, number: int) -> Identity:

@@ -1,4 +1,4 @@
-"""The gallery in memory: exact best-exemplar search over numpy matrices.
+"""The gallery in memory: best-exemplar search over numpy matrices, exact unless there is a shortlist.
 
 Exemplars are stored by *slot*: matrix j holds the j-th exemplar of every identity that has more than j.
 Identities are ordered by falling number of exemplars, so each matrix is dense, and the best exemplar of
@@ -9,19 +9,55 @@ over identities, no row is wasted, and a change moves a handful of rows, whateve
     person 7  ███████   ███████   ███████
     person 2  ███████   ███████
     person 9  ███████
+
+A `Shortlist` has a short code for every row, at the same slot and place. It follows each change of a row at
+once, so a search by it knows what is new, and not what is gone; whom it finds is scored by the rows.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ExemplarIndex"]
+__all__ = ["ExemplarIndex", "Shortlist"]
 
 _FIRST_ROWS = 64
+_BLOCK = 1 << 18
+"""Scores that are computed at a time, 1 MB: they stay in the cache, whatever the gallery's size."""
+_GATHERED = 1024
+"""Rows that are copied together at a time: a megabyte, too."""
+_SHORTEST = 512
+"""Rows of a shortlist; `docs/gallery-growth.md` has what is missed with it."""
+_WIDENED = 8
+"""Rows of a shortlist for each identity that is asked for."""
+_LONGEST = 4096
+"""Rows of a shortlist beyond which looking at everybody is as quick."""
+_ENCODED = 1024
+"""Rows that get their code at a time: about ten milliseconds."""
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+class Shortlist(Protocol):
+    """Finds rows that are probably among the best; `edge_agent.gallery.shortlist.Codes` is one."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+
+    def filled(self, slot: int) -> int:
+        """How many rows of a slot, from the first, have a code."""
+
+    def put(self, slot: int, place: int, vectors: NDArray[np.float32]) -> None:
+        """Encode rows `(N, D)` from `place` on, which is at most `filled(slot)`."""
+
+    def cut(self, slot: int, rows: int) -> None:
+        """Leave only so many rows of a slot; nothing of the others remains."""
+
+    def places(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """`(Q, C)` places of about the `count` best rows of each query, -1 where there are fewer."""
 
 
 class ExemplarIndex:
@@ -37,6 +73,7 @@ class ExemplarIndex:
         self._numbers: NDArray[np.int64] = np.empty(_FIRST_ROWS, np.int64)
         self._place: dict[int, int] = {}
         self._scratch: NDArray[np.float32] = np.empty(0, np.float32)
+        self._shortlist: Shortlist | None = None
 
     def __len__(self) -> int:
         """Identities that have at least one exemplar."""
@@ -50,7 +87,8 @@ class ExemplarIndex:
     @property
     def nbytes(self) -> int:
         """Bytes held by the matrices, used or not."""
-        return sum(slot.nbytes for slot in self._slots) + self._scratch.nbytes
+        codes = self._shortlist.nbytes if self._shortlist is not None else 0
+        return sum(slot.nbytes for slot in self._slots) + self._scratch.nbytes + codes
 
     def vectors(self, number: int) -> NDArray[np.float32]:
         """`(M, D)` float32 exemplars of one identity, M = 0 when it is not here; a copy."""
@@ -58,19 +96,41 @@ class ExemplarIndex:
         rows = [slot[place] for slot in self._slots[: self._count(number)]]
         return np.array(rows, np.float32).reshape(-1, self._dimension)
 
-    def load(self, owners: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Replace everything: `owners` `(N,)` int64 names the identity of each row of `vectors` `(N, D)`."""
-        order = np.argsort(owners, kind="stable")
-        numbers, starts, counts = np.unique(owners[order], return_index=True, return_counts=True)
+    def load(
+        self,
+        numbers: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        rows: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    ) -> None:
+        """Replace everything, with no more memory than it takes in the end; a shortlist is given up.
+
+        Args:
+            numbers: `(I,)` identities, rising.
+            counts: `(I,)` exemplars of each, at least 1.
+            rows: pieces of all exemplars, each identity's in order: `(N,)` identities, `(N, D)` vectors.
+        """
         falling = np.argsort(-counts, kind="stable")
-        numbers, starts, counts = numbers[falling], starts[falling], counts[falling]
-        self._slots, self._used = [], []
-        for slot in range(int(counts[0]) if len(counts) else 0):
-            used = int(np.count_nonzero(counts > slot))
-            self._slots.append(_with_room(vectors[order[starts[:used] + slot]]))
-            self._used.append(used)
-        self._numbers = _with_room(numbers)
-        self._place = {number: place for place, number in enumerate(numbers.tolist())}
+        places = np.empty(len(numbers), np.int64)
+        places[falling] = np.arange(len(numbers))
+        most = int(counts.max(initial=0))
+        self._shortlist = None
+        self._used = [int(np.count_nonzero(counts > slot)) for slot in range(most)]
+        self._slots = [_room(used, (self._dimension,), np.float32) for used in self._used]
+        self._numbers = _with_room(numbers[falling])
+        self._place = dict(zip(numbers.tolist(), places.tolist(), strict=True))
+        taken = np.zeros(len(numbers), np.int64)
+        for owners, vectors in rows:
+            of = np.searchsorted(numbers, owners)
+            order = np.argsort(of, kind="stable")
+            sorted_ = of[order]
+            starts = np.flatnonzero(np.diff(sorted_, prepend=-1))
+            lengths = np.diff(starts, append=len(sorted_))
+            slots = np.empty(len(of), np.int64)
+            slots[order] = taken[sorted_] + np.arange(len(of)) - np.repeat(starts, lengths)
+            taken[sorted_[starts]] += lengths
+            for slot in np.unique(slots).tolist():
+                here = slots == slot
+                self._slots[slot][places[of[here]]] = vectors[here]
 
     def put(self, number: int, vectors: NDArray[np.float32]) -> None:
         """Make `vectors` `(M, D)` the exemplars of an identity; M = 0 takes it out."""
@@ -78,18 +138,136 @@ class ExemplarIndex:
             self._shrink(number)
         for slot in range(self._count(number)):
             self._slots[slot][self._place[number]] = vectors[slot]
+            self._encode(slot, self._place[number])
         for slot in range(self._count(number), len(vectors)):
             self._grow(number, slot, vectors[slot])
 
     def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Best-exemplar cosine: `(Q, D)` unit rows -> `(Q, I)` float32, columns as in `numbers`."""
         best = np.empty((len(queries), len(self)), np.float32)
+        self._score(queries, 0, best)
+        return best
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `k` best identities of each query: `(Q, k)` numbers and best-exemplar cosines, best first.
+
+        Of equals, the lower number comes first. -1 and -inf where there are fewer than `k`. By the shortlist,
+        if there is one, somebody may be missing; the scores are exact all the same.
+        """
+        found = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        if not found.size:
+            return found, scores
+        count = max(_SHORTEST, _WIDENED * k)
+        if self.listed and count <= min(_LONGEST, len(self)):
+            self._search_listed(queries, count, found, scores)
+        else:
+            self._search_all(queries, found, scores)
+        return found, scores
+
+    # ---- shortlist
+
+    @property
+    def listed(self) -> bool:
+        """Whether searches go by a shortlist: there is one, and it has every row."""
+        known = self._shortlist
+        return known is not None and all(known.filled(s) == used for s, used in enumerate(self._used))
+
+    @property
+    def has_shortlist(self) -> bool:
+        """Whether there is a shortlist, complete or not."""
+        return self._shortlist is not None
+
+    def sample(self, most: int) -> NDArray[np.float32]:
+        """`(N, D)` float32: at most so many of the rows, evenly from all; the same every time."""
+        step = max(1, -(-sum(self._used) // most))
+        return np.concatenate(
+            [slot[:used:step] for slot, used in zip(self._slots, self._used, strict=True)]
+            or [np.zeros((0, self._dimension), np.float32)]
+        )
+
+    def follow(self, shortlist: Shortlist | None) -> None:
+        """Keep this shortlist from now on, or none; call `encode` until it has every row."""
+        self._shortlist = shortlist
+
+    def encode(self) -> bool:
+        """Let the shortlist take in some rows that it has not; False when it has all, or there is none."""
+        for slot, used in enumerate(self._used if self._shortlist is not None else ()):
+            assert self._shortlist is not None  # the loop is empty without
+            begin = self._shortlist.filled(slot)
+            if begin < used:
+                end = min(used, begin + _ENCODED)
+                self._shortlist.put(slot, begin, self._slots[slot][begin:end])
+                return True
+        return False
+
+    def _encode(self, slot: int, place: int) -> None:
+        """The row has changed; one that the shortlist has not reached yet is left to `encode`."""
+        if self._shortlist is not None and place <= self._shortlist.filled(slot):
+            self._shortlist.put(slot, place, self._slots[slot][place : place + 1])
+
+    # ---- inside
+
+    def _search_all(
+        self, queries: NDArray[np.float32], found: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> None:
+        """Block by block; of each block only those that beat the `k` best so far are sorted in."""
+        k = found.shape[1]
+        width = max(_FIRST_ROWS, 4 * k, _BLOCK // len(queries))
+        best = np.empty((len(queries), min(width, len(self))), np.float32)
+        for first in range(0, len(self), width):
+            block = best[:, : len(self) - first]
+            self._score(queries, first, block)
+            floor = scores[:, -1:]
+            if not first and block.shape[1] > k:
+                floor = np.partition(block, -k, axis=1)[:, -k, None]
+            rows, columns = np.nonzero(block >= floor)
+            _sort_in(rows, self._numbers[first + columns], block[rows, columns], found, scores)
+
+    def _search_listed(
+        self,
+        queries: NDArray[np.float32],
+        count: int,
+        found: NDArray[np.int64],
+        scores: NDArray[np.float32],
+    ) -> None:
+        assert self._shortlist is not None  # `listed`
+        places = self._shortlist.places(queries, count)
+        rows, columns = np.nonzero(places >= 0)
+        places = places[rows, columns]
+        pairs = np.unique(rows * len(self) + places)  # an identity may be there by several exemplars
+        rows, places = np.divmod(pairs, len(self))
+        best = np.empty(len(pairs), np.float32)
+        for first in range(0, len(pairs), _GATHERED):
+            some = slice(first, first + _GATHERED)
+            best[some] = self._score_pairs(queries, rows[some], places[some])
+        _sort_in(rows, self._numbers[places], best, found, scores)
+
+    def _score(self, queries: NDArray[np.float32], first: int, best: NDArray[np.float32]) -> None:
+        """Best-exemplar cosines of the identities from place `first` on, as many as `best` has columns."""
         for slot, (matrix, used) in enumerate(zip(self._slots, self._used, strict=True)):
+            columns = min(best.shape[1], used - first)
+            if columns <= 0:
+                break
+            rows = matrix[first : first + columns]
             if slot == 0:
-                np.matmul(queries, matrix[:used].T, out=best)
-            elif used:
-                product = np.matmul(queries, matrix[:used].T, out=self._room_for(len(queries), used))
-                np.maximum(best[:, :used], product, out=best[:, :used])
+                _multiply(queries, rows, best)
+            else:
+                product = self._room_for(len(queries), columns)
+                _multiply(queries, rows, product)
+                np.maximum(best[:, :columns], product, out=best[:, :columns])
+
+    def _score_pairs(
+        self, queries: NDArray[np.float32], rows: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """`(N,)` best-exemplar cosine of query `rows[n]` and the identity at `places[n]`."""
+        best = np.full(len(places), -np.inf, np.float32)
+        for matrix, used in zip(self._slots, self._used, strict=True):
+            here = np.flatnonzero(places < used)
+            if not len(here):
+                break
+            products = np.einsum("nd,nd->n", matrix[places[here]], queries[rows[here]])
+            best[here] = np.maximum(best[here], products)
         return best
 
     def _room_for(self, rows: int, columns: int) -> NDArray[np.float32]:
@@ -116,6 +294,7 @@ class ExemplarIndex:
         self._slots[count] = _roomier(self._slots[count], first)
         self._slots[count][first] = vector
         self._used[count] = first + 1
+        self._encode(count, first)
 
     def _shrink(self, number: int) -> None:
         """Take away an identity's last exemplar, keeping the order by falling count."""
@@ -124,6 +303,8 @@ class ExemplarIndex:
         self._swap(self._place[number], last, count)
         self._slots[count - 1][last] = 0.0  # an erased embedding does not linger in memory
         self._used[count - 1] = last
+        if self._shortlist is not None:
+            self._shortlist.cut(count - 1, last)
         if count == 1:
             del self._place[number]
 
@@ -131,16 +312,50 @@ class ExemplarIndex:
         """Exchange the places of two identities that both have `count` exemplars."""
         if a == b:
             return
-        for slot in self._slots[:count]:
+        for place, slot in enumerate(self._slots[:count]):
             slot[[a, b]] = slot[[b, a]]
+            self._encode(place, min(a, b))
+            self._encode(place, max(a, b))
         self._numbers[[a, b]] = self._numbers[[b, a]]
         self._place[int(self._numbers[a])] = a
         self._place[int(self._numbers[b])] = b
 
 
+def _multiply(queries: NDArray[np.float32], rows: NDArray[np.float32], products: NDArray[np.float32]) -> None:
+    """`(Q, D)` and `(N, D)` -> `(Q, N)`."""
+    if len(queries) == 1:  # as fast as memory gives the rows; OpenBLAS takes a fifth longer
+        np.einsum("nd,d->n", rows, queries[0], out=products[0])
+    else:
+        np.matmul(queries, rows.T, out=products)
+
+
+def _sort_in(
+    rows: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    values: NDArray[np.float32],
+    found: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> None:
+    """Take candidates into the best of their rows: `(N,)` each, into `(Q, k)`, best first."""
+    count, k = found.shape
+    held = np.repeat(np.arange(count), k)
+    rows = np.concatenate([held, rows])
+    numbers = np.concatenate([found.ravel(), numbers])
+    values = np.concatenate([scores.ravel(), values])
+    order = np.lexsort((numbers, -values, rows))
+    starts = np.searchsorted(rows[order], np.arange(count))
+    kept = order[starts[:, None] + np.arange(k)]
+    found[:], scores[:] = numbers[kept], values[kept]
+
+
+def _room(rows: int, shape: tuple[int, ...], kind: type[_Scalar]) -> NDArray[_Scalar]:
+    """Space for twice so many rows, so that the next additions move nothing; unused pages take no memory."""
+    return np.empty((max(_FIRST_ROWS, 2 * rows), *shape), kind)
+
+
 def _with_room(rows: NDArray[_Scalar]) -> NDArray[_Scalar]:
-    """A copy with free rows at the end, so that the next few additions move nothing."""
-    roomy = np.empty((max(_FIRST_ROWS, 2 * len(rows)), *rows.shape[1:]), rows.dtype)
+    """A copy with free rows at the end."""
+    roomy = _room(len(rows), rows.shape[1:], rows.dtype.type)
     roomy[: len(rows)] = rows
     return roomy
 

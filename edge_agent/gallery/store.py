@@ -119,6 +119,12 @@ class Store:
             found: list[tuple[Any, ...]] = self._connection.execute(statement, values).fetchall()
             return found
 
+    def pieces(self, statement: str, size: int) -> Iterator[list[tuple[Any, ...]]]:
+        """All rows of a query, so many at a time: a large table is never in memory as Python objects."""
+        with _translated(self.where), contextlib.closing(self._connection.execute(statement)) as cursor:
+            while rows := cursor.fetchmany(size):
+                yield rows
+
     def value(self, statement: str, values: Sequence[Any] = ()) -> Any:  # noqa: ANN401 - any SQL value
         """First column of the first row, None when there is none."""
         rows = self.rows(statement, values)
