@@ -97,9 +97,9 @@ def test_loading_by_pieces_is_putting_one_by_one(counts: list[int], piece: int, 
     )
     assert len(index) == len(counts)
     for number in numbers.tolist():
-        np.testing.assert_array_equal(index.vectors(number), rows[owners == number])
+        np.testing.assert_array_equal(index.vectors([number])[1], rows[owners == number])
     index.put(3, rows[:3])
-    np.testing.assert_array_equal(index.vectors(3), rows[:3])
+    np.testing.assert_array_equal(index.vectors([3])[1], rows[:3])
 
 
 # ---- by a shortlist
@@ -175,7 +175,7 @@ def test_nothing_of_the_erased_is_left_in_the_codes(codes: Any) -> None:
     with_codes(index, codes)
     table = index._shortlist
     gone = [5, 800, 801 - 3]
-    erased = table._pattern.pq.compute_codes(table._turned(np.concatenate([index.vectors(n) for n in gone])))
+    erased = table._pattern.pq.compute_codes(table._turned(index.vectors(gone)[1]))
     for number in gone:
         index.put(number, np.zeros((0, D), np.float32))
     size = table._packer.nvec

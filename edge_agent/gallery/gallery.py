@@ -271,10 +271,7 @@ class Gallery:
             `(N,)` int64, whose each row is, those of one identity together; and `(N, D)` float32.
         """
         with self._reading():
-            parts = {number: self._index.vectors(number) for number in numbers}
-        owners = np.repeat(np.array([*parts], np.int64), [len(part) for part in parts.values()])
-        none = np.zeros((0, self._dimension), np.float32)
-        return owners, np.concatenate([none, *parts.values()])
+            return self._index.vectors(numbers)
 
     def present(self, numbers: Collection[int]) -> set[int]:
         """Those of these identities that are in the gallery, with or without exemplars; from memory."""

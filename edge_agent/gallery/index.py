@@ -16,7 +16,7 @@ once, so a search by it knows what is new, and not what is gone; whom it finds i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -90,11 +90,22 @@ class ExemplarIndex:
         codes = self._shortlist.nbytes if self._shortlist is not None else 0
         return sum(slot.nbytes for slot in self._slots) + self._scratch.nbytes + codes
 
-    def vectors(self, number: int) -> NDArray[np.float32]:
-        """`(M, D)` float32 exemplars of one identity, M = 0 when it is not here; a copy."""
-        place = self._place.get(number)
-        rows = [slot[place] for slot in self._slots[: self._count(number)]]
-        return np.array(rows, np.float32).reshape(-1, self._dimension)
+    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """`(N,)` int64 and `(N, D)` float32: exemplars of some identities and whose each is; copies.
+
+        Those of one identity together, in their order; who is not here has no row.
+        """
+        here = [number for number in numbers if number in self._place]
+        places = np.array([self._place[number] for number in here], np.int64)
+        found = [places < used for used in self._used]
+        counts = np.sum(found, axis=0, dtype=np.int64) if found else np.zeros(len(here), np.int64)
+        begins = np.cumsum(counts) - counts
+        rows = np.empty((int(counts.sum()), self._dimension), np.float32)
+        for slot, mine in enumerate(found):
+            if not mine.any():
+                break
+            rows[begins[mine] + slot] = self._slots[slot][places[mine]]
+        return np.repeat(np.array(here, np.int64), counts), rows
 
     def load(
         self,

@@ -19,7 +19,7 @@ import math
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import structlog
@@ -93,8 +93,8 @@ class KnownIdentities(Searchable, Protocol):
     def present(self, numbers: set[int]) -> set[int]:
         """Those that are still there."""
 
-    def numbers(self, kind: Literal["auto", "enrolled"]) -> NDArray[np.int64]:
-        """Numbers of the identities of this kind."""
+    def enrolled(self, numbers: list[int]) -> set[int]:
+        """Those of them whom somebody entered on purpose."""
 
     def touch(self, number: int, time: float) -> None:
         """The person was seen."""
@@ -695,7 +695,7 @@ class Identifier:
         }
         forbidden: NDArray[np.bool_] = np.isin(numbers, list(taken))
         if self.enrolment == "watchlist":
-            forbidden |= ~np.isin(numbers, self.gallery.numbers("enrolled"))
+            forbidden |= ~np.isin(numbers, list(self.gallery.enrolled(numbers.tolist())))
         return forbidden
 
     def _rival_holders(self, key: TrackKey, number: int) -> set[TrackKey]:
