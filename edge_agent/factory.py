@@ -938,13 +938,14 @@ def open_publisher(
 
 def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
     """Tell Home Assistant of this device, or take that back, where the settings want it."""
-    from edge_agent.deliver.homeassistant import announcement, discovery_topic
     from edge_agent.deliver.publisher import Publisher
-    from edge_agent.deliver.topics import Topics
 
     mqtt = settings.mqtt
     if not mqtt.home_assistant or not isinstance(publisher, Publisher):
         return
+    from edge_agent.deliver.homeassistant import announcement, discovery_topic
+    from edge_agent.deliver.topics import Topics
+
     topics = Topics(mqtt.site, mqtt.device)
     message = b""  # takes it back
     if mqtt.home_assistant is True:
@@ -955,11 +956,11 @@ def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Re
 
 def open_metrics(settings: Settings, publisher: Publish, info: InfoData, stack: ExitStack) -> Metrics | None:
     """What serves Prometheus on loopback, running; None where no port is set."""
-    from edge_agent.deliver.metrics import Metrics
-
     port = settings.telemetry.metrics_port
     if port is None:
         return None
+    from edge_agent.deliver.metrics import Metrics
+
     metrics = Metrics(
         port=port,
         delivery=lambda: publisher.counters,
