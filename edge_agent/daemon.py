@@ -331,10 +331,13 @@ class Agent:
         laps.lap("network")
         calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
-        choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
+        own = {source.id: its for source, its in zip(sources, enabled, strict=True)}
         detection = supply.detection if supply is not None else None
         if detection is None:
-            detection = factory.open_detection(settings, stack, cameras=choices)
+            detection = factory.open_detection(
+                settings, stack, cameras={camera: its.detector for camera, its in own.items()}
+            )
+            detection = factory.rest_while_still(settings, detection, own)
         laps.lap("detector")
         gallery = stack.enter_context(factory.open_gallery(settings, embedder.info, owner=True))
         laps.lap("gallery")
@@ -537,6 +540,7 @@ class Agent:
                     "reason": reader.beat.idle or reader.beat.doing,
                     "delivered": reader.delivered,
                     "dropped": reader.dropped,
+                    "still": stages.detection.still().get(reader.camera),
                 }
                 for reader in stages.readers
             ],
@@ -924,6 +928,7 @@ class _Beats:
             crops_per_s=round((crops - before[1]) / span, 2),
             queues={reader.camera: reader.waiting for reader in readers},
             dropped=dropped,
+            still_frames=dict(self.stages.detection.still()),
             people_present=self.stages.identifier.present,
             identities=len(self.stages.gallery),
             latency_ms=self.agent.latencies.take(),

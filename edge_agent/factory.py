@@ -7,14 +7,21 @@ Nothing heavy is imported before the stage that needs it is asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_agent.config import DetectorSettings, EngineSettings, MqttSettings, QualitySettings, Settings
+from edge_agent.config import (
+    DetectorSettings,
+    EngineSettings,
+    MqttSettings,
+    QualitySettings,
+    Settings,
+    SourceSettings,
+)
 from edge_agent.errors import ConfigError, InputError, StorageError
 from edge_agent.manifest import read_json
 
@@ -84,6 +91,7 @@ __all__ = [
     "open_telemetry",
     "prepare_model",
     "rekey",
+    "rest_while_still",
     "site_scores",
     "state_folder",
 ]
@@ -576,12 +584,14 @@ class Detection:
         levels: per camera, the scores that a tracker needs: high, low, new track.
         name: for `info` and events.
         network_seconds: time spent inside the detectors' networks so far; 0 for those without one.
+        still: by camera with a motion gate: frames that its detector did not see, since nothing moved.
     """
 
     detect: Callable[[Frame], Detections]
     levels: Callable[[str], tuple[float, float, float]]
     name: str
     network_seconds: Callable[[], float]
+    still: Callable[[], Mapping[str, int]] = dict
 
 
 def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, str | None]) -> Detection:
@@ -606,6 +616,50 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, s
         return sum(one.engine.run_seconds for one in opened.values() if one.engine is not None)
 
     return Detection(detect, levels, "+".join(one.name for one in opened.values()), network_seconds)
+
+
+def rest_while_still(
+    settings: Settings, detection: Detection, sources: Mapping[str, SourceSettings]
+) -> Detection:
+    """The detection behind a motion gate, for the sources that shall have one.
+
+    Args:
+        settings: all settings.
+        detection: open.
+        sources: settings of each, by id.
+
+    Raises:
+        ConfigError: a source shall have a gate, and nobody is looked for in its pictures here.
+    """
+    from edge_agent.source import source_kind
+
+    def looked_for(own: SourceSettings) -> bool:
+        kind = own.detector or settings.detector.kind
+        return kind not in {"external", "none"} and source_kind(own.url) != "crops"
+
+    nothing = "nobody is looked for here (detector external or none, or a crop folder): leave it out"
+    for camera, own in sources.items():
+        if own.motion and not looked_for(own):
+            raise ConfigError(f"source {camera}: motion is set, but {nothing}")
+    if settings.motion.enabled and not any(map(looked_for, sources.values())):
+        raise ConfigError(f"motion.enabled is set, but {nothing}")
+    wanted = {
+        camera
+        for camera, own in sources.items()
+        if (settings.motion.enabled if own.motion is None else own.motion) and looked_for(own)
+    }
+    if not wanted:
+        return detection
+    from edge_agent.detect.motion import MotionGate, Pace
+
+    chosen = settings.motion
+    gate = MotionGate(
+        detection.detect,
+        cameras=frozenset(wanted),
+        pace=Pace(chosen.hold_s, chosen.refresh_s, chosen.look_s),
+        smallest=(settings.quality.min_width, settings.quality.min_height),
+    )
+    return replace(detection, detect=gate.detect, still=lambda: gate.still)
 
 
 @dataclass(frozen=True, slots=True)
@@ -732,7 +786,7 @@ def open_sources(settings: Settings, state: Path) -> list[Source]:
         if not wanted.enabled:
             continue
         options = wanted.model_dump(
-            exclude={"id", "url", "enabled", "detector", "priority"}, exclude_none=True
+            exclude={"id", "url", "enabled", "detector", "motion", "priority"}, exclude_none=True
         )
         if source_kind(wanted.url) == "file":
             options.setdefault("start_time", begin)

@@ -51,7 +51,8 @@ def open_streams_at_once(settings: Settings) -> None:
     A camera of 15 frames a second opened after 0.7 instead of 2.1 s, and the frames that were watched do not
     come in one heap afterwards, as if they had been taken at that moment. OpenCV takes such options from the
     environment alone, for everything that it opens, and the rate of some recordings (.ts) can be learnt in no
-    other way; so only where nothing but streams is read. OPENCV_FFMPEG_CAPTURE_OPTIONS, where it is set, stays.
+    other way; so only where nothing but streams is read. OPENCV_FFMPEG_CAPTURE_OPTIONS, where it is set,
+    stays.
     """
     from edge_agent.source import source_kind
 
