@@ -2,11 +2,11 @@
 
     python -m benchmarks.idle [--cameras 2] [--seconds 30] [--size 1280x720] [--fps 15] [--output idle.json]
 
-The scene is a rendered street with nobody in it and with the grain of a sensor. First each part alone, as CPU
-per frame: decoding (RTSP from GStreamer's server, left out where that is missing), the motion gate, the detector.
-Then the whole agent in this process with N such cameras, for the given time, after a warm-up: CPU of each thread
-as a share of a core, with frames from memory and from RTSP, without a detector, with it, and with the motion
-gate before it.
+The scene is a rendered street with nobody in it and with the grain of a sensor. First each part alone, as
+CPU per frame: decoding (RTSP from GStreamer's server, left out where that is missing), the motion gate, the
+detector. Then the whole agent in this process with N such cameras, for a time, after a warm-up: CPU of
+each thread as a share of a core, with frames from memory and from RTSP, without a detector, with it, and with
+the motion gate before it.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def measured(
             detection = factory.open_detection(settings, stack, cameras=dict.fromkeys(own))
         looks = [0]
         counted = replace(detection, detect=functools.partial(_counted, looks, detection.detect))
-        counted = factory.rest_while_still(settings, counted, own)
         given = factory.open_sources(settings, Path(folder)) if sources is None else sources
+        counted = factory.rest_while_still(settings, counted, own, given)
         agent = Agent(settings, supply=Supply(given, counted))
         stop = threading.Event()
         run = threading.Thread(target=agent.run, args=(stop,), name="pipeline")

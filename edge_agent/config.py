@@ -157,6 +157,7 @@ class MotionSettings(_Section):
     hold_s: Seconds = Field(2.0, description="the detector works for so long after the last movement")
     refresh_s: Positive = Field(1.0, description="between two looks while somebody stands still")
     look_s: Positive = Field(30.0, description="between two looks while nobody is there")
+    rest_fps: Positive = Field(5.0, description="most frames a second that a camera gives meanwhile")
 
 
 class TrackerSettings(_Section):

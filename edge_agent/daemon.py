@@ -337,7 +337,7 @@ class Agent:
             detection = factory.open_detection(
                 settings, stack, cameras={camera: its.detector for camera, its in own.items()}
             )
-            detection = factory.rest_while_still(settings, detection, own)
+            detection = factory.rest_while_still(settings, detection, own, sources)
         laps.lap("detector")
         gallery = stack.enter_context(factory.open_gallery(settings, embedder.info, owner=True))
         laps.lap("gallery")

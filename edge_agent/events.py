@@ -277,7 +277,7 @@ class TelemetryData:
     queues: dict[str, int] = about("Entries waiting, by queue.", default=_mapping)
     dropped: dict[str, int] = about("Dropped since the start, by what and why.", default=_mapping)
     still_frames: dict[str, int] = about(
-        "Frames that the detector did not see, as nothing moved, since the start, by camera with a motion gate.",
+        "Frames since the start that a motion gate kept from the detector, by camera with a gate.",
         default=_mapping,
     )
     people_present: int | None = about("Tracks with an identity now.", default=None)

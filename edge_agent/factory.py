@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
+    from edge_agent.detect.motion import MotionGate
     from edge_agent.embed import Embedder
     from edge_agent.engine import Engine
     from edge_agent.engine.build import Progress
@@ -619,14 +620,15 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, s
 
 
 def rest_while_still(
-    settings: Settings, detection: Detection, sources: Mapping[str, SourceSettings]
+    settings: Settings, detection: Detection, sources: Mapping[str, SourceSettings], opened: Sequence[Source]
 ) -> Detection:
-    """The detection behind a motion gate, for the sources that shall have one.
+    """The detection behind a motion gate, for the sources that shall have one; cameras slow down meanwhile.
 
     Args:
         settings: all settings.
         detection: open.
         sources: settings of each, by id.
+        opened: the sources.
 
     Raises:
         ConfigError: a source shall have a gate, and nobody is looked for in its pictures here.
@@ -651,6 +653,7 @@ def rest_while_still(
     if not wanted:
         return detection
     from edge_agent.detect.motion import MotionGate, Pace
+    from edge_agent.source.capture import CsiSource, StreamSource, UsbSource
 
     chosen = settings.motion
     gate = MotionGate(
@@ -659,7 +662,15 @@ def rest_while_still(
         pace=Pace(chosen.hold_s, chosen.refresh_s, chosen.look_s),
         smallest=(settings.quality.min_width, settings.quality.min_height),
     )
+    for source in opened:
+        if source.id in wanted and isinstance(source, StreamSource | UsbSource | CsiSource):
+            source.pace.slowed = partial(_slowed, gate, source.id, chosen.rest_fps)
     return replace(detection, detect=gate.detect, still=lambda: gate.still)
+
+
+def _slowed(gate: MotionGate, camera: str, rest_fps: float) -> float | None:
+    """Frames a second that this camera shall give, None for all."""
+    return rest_fps if gate.rests(camera) else None
 
 
 @dataclass(frozen=True, slots=True)

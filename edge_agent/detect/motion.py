@@ -1,10 +1,10 @@
 """The motion gate: where nothing moves, nobody is looked for.
 
 A small copy of each picture is held against a background that adapts (a mixture of Gaussians per pixel:
-Zivkovic 2004, OpenCV's `BackgroundSubtractorMOG2`), so that noise, flicker and swaying leaves are told from what
-is new. Once a spot of the size of a small person is new, every picture is looked at; some seconds after the last
-one, the detector rests. Who stood still when it began to rest is still there: the boxes of the last look are
-given again, and are looked after every now and then.
+Zivkovic 2004, OpenCV's `BackgroundSubtractorMOG2`), so that noise, flicker and swaying leaves are told from
+what is new. Once a spot of the size of a small person is new, every picture is looked at; some seconds after
+the last one, the detector rests. Who stood still when it began to rest is still there: the boxes of the last
+look are given again, and are looked after every now and then.
 
 Why this and not another: `docs/decisions/028-motion-before-the-detector.md`.
 """
@@ -129,6 +129,7 @@ class _Camera:
     """When something moved, or somebody was no longer found."""
     seen: float = -math.inf
     """When somebody was found."""
+    rests: bool = False
 
 
 class MotionGate:
@@ -172,15 +173,20 @@ class MotionGate:
             return camera.found
         found = self._detect(frame)
         if len(found) < len(camera.found):
-            camera.stirred = now
+            camera.stirred, camera.rests = now, False
         if len(found):
             camera.seen = now
         camera.found, camera.looked = found, now
         return found
 
+    def rests(self, camera: str) -> bool:
+        """Whether nothing has moved for a while in the pictures of this camera. Called from any thread."""
+        return self._cameras[camera].rests
+
     def _is_due(self, camera: _Camera, now: float) -> bool:
         pace = self._pace
-        if now - camera.stirred <= pace.hold_s:
+        camera.rests = now - camera.stirred > pace.hold_s
+        if not camera.rests:
             return True
         waits = pace.refresh_s if now - camera.seen <= RECENT_S else pace.look_s
         return not 0 <= now - camera.looked < waits
