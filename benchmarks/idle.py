@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import os
 import tempfile
 import threading
 import time
@@ -60,6 +61,7 @@ def main() -> None:
     pictures = empty_street((width, height))
     result: dict[str, Any] = {
         "machine": machine(),
+        "load_average": os.getloadavg()[0],  # of the machine when the measurement begins
         "cameras": chosen.cameras,
         "size": [width, height],
         "fps": chosen.fps,

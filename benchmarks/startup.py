@@ -63,6 +63,7 @@ def main() -> None:
     chosen = options.parse_args()
     result: dict[str, Any] = {
         "machine": machine(),
+        "load_average": os.getloadavg()[0],  # of the machine when the measurement begins
         "runs": chosen.runs,
         "cpu_s": {name: command_cpu(words, 2 * chosen.runs) for name, words in COMMANDS.items()},
     }
