@@ -65,7 +65,7 @@ def main() -> None:
         "cameras": chosen.cameras,
         "size": [width, height],
         "fps": chosen.fps,
-        "detector": chosen.detector,
+        "detector": _named(chosen.detector),
         "frame_ms": dict(parts(pictures, chosen.fps, chosen.detector)),
         "agent": list(agents(pictures, chosen)),
     }
@@ -94,7 +94,16 @@ def parts(pictures: Sequence[NDArray[np.uint8]], fps: int, detector: str) -> Ite
     with ExitStack() as stack:
         settings = load(None, {"detector": {"kind": detector}})
         found = factory.open_detection(settings, stack, cameras={"cam": None})
-        yield detector, _ms(lambda n: found.detect(Frame("cam", n, n / fps, pictures[n % len(pictures)])), 10)
+        yield (
+            _named(detector),
+            _ms(lambda n: found.detect(Frame("cam", n, n / fps, pictures[n % len(pictures)])), 10),
+        )
+
+
+def _named(detector: str) -> str:
+    """Without the folder of its file."""
+    kind, _, path = detector.partition(":")
+    return f"{kind}:{Path(path).name}" if path else kind
 
 
 def _ms(call: Callable[[int], object], times: int) -> float:
@@ -150,19 +159,20 @@ class Still:
 
 def agents(pictures: Sequence[NDArray[np.uint8]], chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every way to run it."""
-    ways = {"no detector": None, chosen.detector: False, f"{chosen.detector}, motion gate": True}
-    for name, gate in ways.items():
+    name = _named(chosen.detector)
+    ways = {"no detector": None, name: False, f"{name}, motion gate": True}
+    for way, gate in ways.items():
         over = threading.Event()
         sources = [Still(f"cam{n}", pictures, chosen.fps, over) for n in range(chosen.cameras)]
         settings = configured(["rtsp://127.0.0.1/none"] * chosen.cameras, chosen.detector, gate=gate)
-        yield {"frames": "memory", "way": name} | measured(settings, gate, chosen.seconds, sources)
+        yield {"frames": "memory", "way": way} | measured(settings, gate, chosen.seconds, sources)
         over.set()
     with tempfile.TemporaryDirectory() as folder:
         _write(pictures, Path(folder))
         with rtsp("--frames", folder, "--fps", str(chosen.fps)) as url:
-            for name, gate in ways.items() if url is not None else ():
+            for way, gate in ways.items() if url is not None else ():
                 settings = configured([str(url)] * chosen.cameras, chosen.detector, gate=gate)
-                yield {"frames": "RTSP, H.264", "way": name} | measured(settings, gate, chosen.seconds)
+                yield {"frames": "RTSP, H.264", "way": way} | measured(settings, gate, chosen.seconds)
 
 
 def configured(urls: Sequence[str], detector: str, *, gate: bool | None) -> Settings:
