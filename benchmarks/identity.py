@@ -29,6 +29,7 @@ def main() -> None:
     options.add_argument("--detector", default="hog")
     options.add_argument("--model", type=Path)
     options.add_argument("--preprocess")
+    options.add_argument("--motion", action="store_true", help="with the motion gate before the detector")
     chosen = options.parse_args()
     began = time.perf_counter()
     from edge_agent.cli.service import overrides
@@ -40,6 +41,7 @@ def main() -> None:
             source=[str(chosen.video)], detector=chosen.detector, model=chosen.model,
             preprocess=chosen.preprocess, broker="none", state=Path(folder) / "state",
         )  # fmt: skip
+        values["motion"] = {"enabled": chosen.motion}
         mot, final = Path(folder) / "mot.txt", Path(folder) / "final.txt"
         agent = Agent(load(None, values), Outputs(mot=mot, mot_final=final))
         summary = agent.run(threading.Event())

@@ -52,6 +52,7 @@ __all__ = [
     "GallerySettings",
     "GovernorSettings",
     "IdentifySettings",
+    "MotionSettings",
     "MqttSettings",
     "OutboxSettings",
     "QualitySettings",
@@ -123,6 +124,7 @@ class SourceSettings(_Section):
     once: bool | None = Field(None, description="crops: end when all that is there has been read")
     delete: bool | None = Field(None, description="crops: remove what has been dealt with")
     detector: str | None = Field(None, description="detector for this source alone, see detector.kind")
+    motion: bool | None = Field(None, description="motion gate for this source alone, see motion.enabled")
     priority: int = Field(0, description="cameras of the lowest are closed first when the board is too hot")
 
 
@@ -146,6 +148,16 @@ class DetectorSettings(_Section):
         50, ge=0, description="largest difference in time between box and frame"
     )
     external_wait_ms: int = Field(200, ge=0, description="how long a frame waits for its boxes")
+
+
+class MotionSettings(_Section):
+    """Whether the detector rests while nothing moves. `docs/operations.md` says what that saves."""
+
+    enabled: bool = Field(False, description="for every source whose people are found here, by hog or yolox")
+    hold_s: Seconds = Field(2.0, description="the detector works for so long after the last movement")
+    refresh_s: Positive = Field(1.0, description="between two looks while somebody stands still")
+    look_s: Positive = Field(30.0, description="between two looks while nobody is there")
+    rest_fps: Positive = Field(5.0, description="most frames a second that a camera gives meanwhile")
 
 
 class TrackerSettings(_Section):
@@ -341,6 +353,7 @@ class Settings(BaseSettings):
     )
     sources: tuple[SourceSettings, ...] = Field((), description="where pictures come from")
     detector: DetectorSettings = DetectorSettings()
+    motion: MotionSettings = MotionSettings()
     tracker: TrackerSettings = TrackerSettings()
     quality: QualitySettings = QualitySettings()
     engine: EngineSettings = EngineSettings()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import platform
 import statistics
@@ -43,9 +45,9 @@ from edge_agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.progress import Progress
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
+from edge_agent.stagetimes import Laps, process_age_s
 from edge_agent.structures import EngineInfo, Load, SourceState, SourceStatus
 from edge_agent.thinning import Thinning
-from edge_agent.track import Similarity
 
 if TYPE_CHECKING:
     from edge_agent.cooling import Cooling
@@ -214,6 +216,8 @@ class Agent:
     _stages: _Stages | None = None
     _oversight: Oversight = field(init=False)
     _over: bool = False
+    _waited: set[str] = field(default_factory=lambda: {"frame", "event"})
+    """What the log tells of when it comes for the first time."""
 
     def __post_init__(self) -> None:
         self._begun_with = self.settings
@@ -310,26 +314,38 @@ class Agent:
             raise EngineError(f"the agent was too busy for {CHORE_WAIT_S:.0f} s; try again") from None
 
     def _open(self, stack: ExitStack, stop: threading.Event) -> _Stages:
-        """Open everything, in the order in which faults are cheapest to find."""
+        """Open everything, in the order in which faults are cheapest to find; cameras connect meanwhile."""
         settings = self.settings
+        laps = Laps()
+        threading.Thread(target=_import_ahead, name="imports", daemon=True).start()
         state = factory.state_folder(settings.state_dir)
         self._oversight.begin(state, stop)
         supply = self.supply
         sources = factory.open_sources(settings, state) if supply is None else list(supply.sources)
+        sight = _Reading(sources, stack, stop)
+        sight.start_cameras()
+        laps.lap("sources")
         active = factory.current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
             embedder = stack.enter_context(
                 factory.open_configured_embedder(settings, state, active, building=self._tell_build)
             )
+        laps.lap("network")
         calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
-        choices = {source.id: own.detector for source, own in zip(sources, enabled, strict=True)}
+        own = {source.id: its for source, its in zip(sources, enabled, strict=True)}
         detection = supply.detection if supply is not None else None
         if detection is None:
-            detection = factory.open_detection(settings, stack, cameras=choices)
+            detection = factory.open_detection(
+                settings, stack, cameras={camera: its.detector for camera, its in own.items()}
+            )
+            detection = factory.rest_while_still(settings, detection, own, sources)
+        laps.lap("detector")
         gallery = stack.enter_context(factory.open_gallery(settings, embedder.info, owner=True))
+        laps.lap("gallery")
         telemetry = stack.enter_context(factory.open_telemetry(settings, state))
         reading = telemetry.read()
+        laps.lap("sensors")
         self.device = _device_summary(reading)
         info = self._info(embedder.info, detection.name, sources, reading, calibration)
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
@@ -347,8 +363,6 @@ class Agent:
             stats=lambda: {"delivery": asdict(publisher.counters)},
             state=state,
         )
-        # They are asked to end first, and left last: while the publisher says goodbye they end.
-        ends_last = stack.enter_context(ExitStack())
         publisher = factory.open_publisher(
             settings,
             session=self.session,
@@ -371,7 +385,10 @@ class Agent:
             publisher=publisher,
             health=_Health(publisher, self._oversight.tell),
             metrics=factory.open_metrics(settings, publisher, info, stack),
+            readers=sight.readers,
+            wake=sight.wake,
         )
+        laps.lap("delivery")
         factory.announce(settings, publisher, info, reading)
         _log.info(
             "started",
@@ -382,18 +399,20 @@ class Agent:
             backend=embedder.info.backend,
             precision=embedder.info.precision,
             identities=len(gallery),
+            seconds=laps.seconds,
+            after_s=_age(),
         )
         if is_simulated(embedder.info.backend):
             _log.warning("no_network_runs", backend=embedder.info.backend, events="mean nothing")
         stages.health.tell("online")
         if active is not None and calibration is None:
             _tell_stale(active, publisher)
-        for source in sources if not stop.is_set() else ():
-            reader = FrameReader(source, wake=stages.wake, on_status=stages.health.on_status)
-            stages.readers.append(ends_last.enter_context(reader))
+        sight.start_others(stages.health.on_status)
         return stages
 
     def _drive(self, stages: _Stages, stop: threading.Event) -> Summary:
+        from edge_agent.track import Similarity  # see `_import_ahead`
+
         settings = self.settings
         self._stages = stages
         similarity = Similarity()
@@ -467,6 +486,7 @@ class Agent:
 
     def _deliver(self, outcome: FrameOutcome, stages: _Stages) -> None:
         """Publish what was decided, and write what was asked for."""
+        self._tell_first("frame", outcome.update.camera)
         for decision in outcome.decisions:
             event = identity_event(
                 decision,
@@ -478,6 +498,7 @@ class Agent:
             )
             stages.publisher.publish(event)
             stages.erasure.note(decision)
+            self._tell_first("event", decision.camera)
         self.latencies.add(outcome.latency_ms)
         if stages.metrics is not None:
             for stage, spent in outcome.latency_ms.items():
@@ -489,12 +510,16 @@ class Agent:
         if self.observe is not None:
             self.observe(outcome)
 
+    def _tell_first(self, what: str, camera: str) -> None:
+        if what in self._waited:
+            self._waited.remove(what)
+            _log.info(f"first_{what}", camera=camera, after_s=_age())
+
     def _wind_up(self, stages: _Stages) -> None:
         """Tell everybody that no further frame will be taken, and keep what was learnt of the site."""
         self._oversight.stopping()
         stages.health.tell("stopping")
-        for reader in stages.readers:
-            reader.ask_to_stop()
+        _ask_to_stop(stages.readers)
         self._over = True
         while self._chores:  # somebody waits for them
             self._chores.popleft()()
@@ -521,6 +546,7 @@ class Agent:
                     "reason": reader.beat.idle or reader.beat.doing,
                     "delivered": reader.delivered,
                     "dropped": reader.dropped,
+                    "still": stages.detection.still().get(reader.camera),
                 }
                 for reader in stages.readers
             ],
@@ -670,6 +696,67 @@ class _Health:
             details={"camera": status.camera},
         )
         self.publisher.publish(alert)
+
+
+class _Reading:
+    """The readers of all sources: cameras connect while the networks open, what can wait is read after that.
+
+    What the readers say is kept until somebody listens.
+    """
+
+    def __init__(self, sources: Sequence[Source], stack: ExitStack, stop: threading.Event) -> None:
+        self.wake = threading.Event()
+        self.readers = [FrameReader(source, wake=self.wake, on_status=self._hear) for source in sources]
+        self._cameras = [reader for reader in self.readers if reader.live and not reader.ends]
+        self._stop = stop
+        # They are asked to end first, and left last: while the publisher says goodbye they end.
+        self._ends_last = stack.enter_context(ExitStack())
+        self._kept: list[SourceStatus] = []
+        self._to: Callable[[SourceStatus], None] | None = None
+        self._lock = threading.Lock()
+
+    def start_cameras(self) -> None:
+        """Connect to what drops its frames until somebody takes them."""
+        self._start(self._cameras)
+
+    def start_others(self, on_status: Callable[[SourceStatus], None]) -> None:
+        """Read the rest too; `on_status` gets what was said, and all that follows."""
+        with self._lock:
+            for status in self._kept:
+                on_status(status)
+            self._to = on_status
+        self._start([reader for reader in self.readers if reader not in self._cameras])
+
+    def _start(self, readers: Sequence[FrameReader]) -> None:
+        if not self._stop.is_set():
+            for reader in readers:
+                self._ends_last.enter_context(reader)
+            self._ends_last.callback(_ask_to_stop, readers)
+
+    def _hear(self, status: SourceStatus) -> None:
+        with self._lock:
+            if self._to is None:
+                self._kept.append(status)
+                return
+        self._to(status)
+
+
+def _ask_to_stop(readers: Sequence[FrameReader]) -> None:
+    """So that they end together, not in turn."""
+    for reader in readers:
+        reader.ask_to_stop()
+
+
+def _import_ahead() -> None:
+    """Load scipy, which takes a third of a second, while networks and cameras are waited for."""
+    with contextlib.suppress(ImportError):  # whoever needs it says so
+        importlib.import_module("edge_agent.track")
+
+
+def _age() -> float | None:
+    """Seconds since the process began."""
+    age = process_age_s()
+    return None if age is None else round(age, 2)
 
 
 def _of_space(calibration: Calibration | None, engine: EngineInfo) -> Calibration | None:
@@ -847,6 +934,7 @@ class _Beats:
             crops_per_s=round((crops - before[1]) / span, 2),
             queues={reader.camera: reader.waiting for reader in readers},
             dropped=dropped,
+            still_frames=dict(self.stages.detection.still()),
             people_present=self.stages.identifier.present,
             identities=len(self.stages.gallery),
             latency_ms=self.agent.latencies.take(),

@@ -276,6 +276,10 @@ class TelemetryData:
     latency_ms: dict[str, float] = about("Median per stage over the interval.", default=_mapping, unit="ms")
     queues: dict[str, int] = about("Entries waiting, by queue.", default=_mapping)
     dropped: dict[str, int] = about("Dropped since the start, by what and why.", default=_mapping)
+    still_frames: dict[str, int] = about(
+        "Frames since the start that a motion gate kept from the detector, by camera with a gate.",
+        default=_mapping,
+    )
     people_present: int | None = about("Tracks with an identity now.", default=None)
     identities: int | None = about("People in the gallery.", default=None)
     connection: str | None = about(

@@ -7,14 +7,21 @@ Nothing heavy is imported before the stage that needs it is asked for.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_agent.config import DetectorSettings, EngineSettings, MqttSettings, QualitySettings, Settings
+from edge_agent.config import (
+    DetectorSettings,
+    EngineSettings,
+    MqttSettings,
+    QualitySettings,
+    Settings,
+    SourceSettings,
+)
 from edge_agent.errors import ConfigError, InputError, StorageError
 from edge_agent.manifest import read_json
 
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
+    from edge_agent.detect.motion import MotionGate
     from edge_agent.embed import Embedder
     from edge_agent.engine import Engine
     from edge_agent.engine.build import Progress
@@ -84,6 +92,7 @@ __all__ = [
     "open_telemetry",
     "prepare_model",
     "rekey",
+    "rest_while_still",
     "site_scores",
     "state_folder",
 ]
@@ -578,12 +587,14 @@ class Detection:
         levels: per camera, the scores that a tracker needs: high, low, new track.
         name: for `info` and events.
         network_seconds: time spent inside the detectors' networks so far; 0 for those without one.
+        still: by camera with a motion gate: frames that its detector did not see, since nothing moved.
     """
 
     detect: Callable[[Frame], Detections]
     levels: Callable[[str], tuple[float, float, float]]
     name: str
     network_seconds: Callable[[], float]
+    still: Callable[[], Mapping[str, int]] = dict
 
 
 def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, str | None]) -> Detection:
@@ -608,6 +619,60 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, s
         return sum(one.engine.run_seconds for one in opened.values() if one.engine is not None)
 
     return Detection(detect, levels, "+".join(one.name for one in opened.values()), network_seconds)
+
+
+def rest_while_still(
+    settings: Settings, detection: Detection, sources: Mapping[str, SourceSettings], opened: Sequence[Source]
+) -> Detection:
+    """The detection behind a motion gate, for the sources that shall have one; cameras slow down meanwhile.
+
+    Args:
+        settings: all settings.
+        detection: open.
+        sources: settings of each, by id.
+        opened: the sources.
+
+    Raises:
+        ConfigError: a source shall have a gate, and nobody is looked for in its pictures here.
+    """
+    from edge_agent.source import source_kind
+
+    def looked_for(own: SourceSettings) -> bool:
+        kind = own.detector or settings.detector.kind
+        return kind not in {"external", "none"} and source_kind(own.url) != "crops"
+
+    nothing = "nobody is looked for here (detector external or none, or a crop folder): leave it out"
+    for camera, own in sources.items():
+        if own.motion and not looked_for(own):
+            raise ConfigError(f"source {camera}: motion is set, but {nothing}")
+    if settings.motion.enabled and not any(map(looked_for, sources.values())):
+        raise ConfigError(f"motion.enabled is set, but {nothing}")
+    wanted = {
+        camera
+        for camera, own in sources.items()
+        if (settings.motion.enabled if own.motion is None else own.motion) and looked_for(own)
+    }
+    if not wanted:
+        return detection
+    from edge_agent.detect.motion import MotionGate, Pace
+    from edge_agent.source.capture import CsiSource, StreamSource, UsbSource
+
+    chosen = settings.motion
+    gate = MotionGate(
+        detection.detect,
+        cameras=frozenset(wanted),
+        pace=Pace(chosen.hold_s, chosen.refresh_s, chosen.look_s),
+        smallest=(settings.quality.min_width, settings.quality.min_height),
+    )
+    for source in opened:
+        if source.id in wanted and isinstance(source, StreamSource | UsbSource | CsiSource):
+            source.pace.slowed = partial(_slowed, gate, source.id, chosen.rest_fps)
+    return replace(detection, detect=gate.detect, still=lambda: gate.still)
+
+
+def _slowed(gate: MotionGate, camera: str, rest_fps: float) -> float | None:
+    """Frames a second that this camera shall give, None for all."""
+    return rest_fps if gate.rests(camera) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -734,7 +799,7 @@ def open_sources(settings: Settings, state: Path) -> list[Source]:
         if not wanted.enabled:
             continue
         options = wanted.model_dump(
-            exclude={"id", "url", "enabled", "detector", "priority"}, exclude_none=True
+            exclude={"id", "url", "enabled", "detector", "motion", "priority"}, exclude_none=True
         )
         if source_kind(wanted.url) == "file":
             options.setdefault("start_time", begin)
@@ -940,13 +1005,14 @@ def open_publisher(
 
 def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
     """Tell Home Assistant of this device, or take that back, where the settings want it."""
-    from edge_agent.deliver.homeassistant import announcement, discovery_topic
     from edge_agent.deliver.publisher import Publisher
-    from edge_agent.deliver.topics import Topics
 
     mqtt = settings.mqtt
     if not mqtt.home_assistant or not isinstance(publisher, Publisher):
         return
+    from edge_agent.deliver.homeassistant import announcement, discovery_topic
+    from edge_agent.deliver.topics import Topics
+
     topics = Topics(mqtt.site, mqtt.device)
     message = b""  # takes it back
     if mqtt.home_assistant is True:
@@ -957,11 +1023,11 @@ def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Re
 
 def open_metrics(settings: Settings, publisher: Publish, info: InfoData, stack: ExitStack) -> Metrics | None:
     """What serves Prometheus on loopback, running; None where no port is set."""
-    from edge_agent.deliver.metrics import Metrics
-
     port = settings.telemetry.metrics_port
     if port is None:
         return None
+    from edge_agent.deliver.metrics import Metrics
+
     metrics = Metrics(
         port=port,
         delivery=lambda: publisher.counters,

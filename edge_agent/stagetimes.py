@@ -1,4 +1,4 @@
-"""What the stages of a run cost: time and CPU by stage and by thread, and when each was at work.
+"""What the stages of a run cost: time and CPU by stage and by thread, when each was at work; and a start-up.
 
 `StageClock` stands where the pipeline's `Progress` stands, so the pipeline is measured as it is.
 """
@@ -15,9 +15,41 @@ from typing import NamedTuple
 
 from edge_agent.progress import Progress
 
-__all__ = ["Span", "StageClock", "cpu_of_cores", "cpu_of_threads", "timeline_svg", "trace_events"]
+__all__ = [
+    "Laps",
+    "Span",
+    "StageClock",
+    "cpu_of_cores",
+    "cpu_of_threads",
+    "process_age_s",
+    "timeline_svg",
+    "trace_events",
+]
 
 _TICK = os.sysconf("SC_CLK_TCK")
+
+
+def process_age_s() -> float | None:
+    """Seconds since this process was executed, to a hundredth (proc(5), field 22); None off Linux."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / _TICK
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError):
+        return None
+
+
+class Laps:
+    """How long something took, part by part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._at = time.monotonic()
+
+    def lap(self, part: str) -> None:
+        """This part is over; it began when the one before was."""
+        now = time.monotonic()
+        self.seconds[part] = round(now - self._at, 3)
+        self._at = now
 
 
 class Span(NamedTuple):

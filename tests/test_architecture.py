@@ -123,6 +123,16 @@ def test_light_imports(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+LATE = ("scipy", "onnx", "onnxruntime", "paho", "prometheus_client", "torch", "tensorrt", "jtop")
+"""What the agent imports only once it is opened: scipy beside the networks, the rest where it is wanted."""
+
+
+def test_the_agent_imports_late_what_it_can() -> None:
+    code = f"import edge_agent.daemon; import sys; print([m for m in {LATE!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
+    assert done.stdout.strip() == "[]"
+
+
 def test_jtop_is_imported_in_one_place() -> None:
     """jetson-stats is AGPL: only its adapter may touch it."""
     users = [

@@ -53,6 +53,44 @@ def test_every_command_explains_its_options_and_refuses_others(path: tuple[str, 
     assert run_here(app, [*path, "--no-such-option"]).exit_code == 2
 
 
+def test_the_list_of_commands_says_what_they_say_of_themselves() -> None:
+    command: Any = get_command(app)
+    assert list(command.commands) == [*COMMANDS, *GROUPS]
+    for name, said in COMMANDS.items():
+        first = command.commands[name].help.partition("\n\n")[0]
+        assert " ".join(first.split()) == said
+    for name, said in GROUPS.items():
+        assert command.commands[name].help.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modules"),
+    [
+        (["--help"], ["arguments"]),
+        (["--version"], ["arguments"]),
+        (["gallery", "--help"], ["arguments", "gallery"]),
+        (["gallery", "forget", "--help"], ["arguments", "gallery"]),
+    ],
+    ids=" ".join,
+)
+def test_help_imports_no_other_command_and_nothing_heavy(arguments: list[str], modules: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from edge_agent.__main__ import main\n"
+        f"sys.argv = ['edge-agent', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'cv2', 'onnxruntime', 'paho', 'scipy', 'structlog', 'rich', 'edge_agent.config'}\n"
+        "ours = [name.split('.')[2] for name in sys.modules if name.startswith('edge_agent.cli.')]\n"
+        "print('loaded', sorted(heavy & set(sys.modules)), sorted(ours))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"loaded [] {sorted(modules)}"
+
+
+def test_an_unknown_command_is_told_the_nearest_one() -> None:
+    assert "run" in run_here(app, ["rnu"]).output
+
+
 def test_version() -> None:
     from edge_agent import __version__
 

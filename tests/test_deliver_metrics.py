@@ -86,9 +86,12 @@ def test_metrics_say_what_was_told() -> None:
         assert ("edge_agent_gpu_percent", "") not in after
         metrics.take(replace(FULL, stuck=("source:gate",), governor_step=2, engines_mhz={"nvdec": 793.6}))
         later = scrape(metrics)
+        assert not any(name == "edge_agent_still_frames_total" for name, _ in later)
         assert later["edge_agent_stage_stuck", "source:gate"] == 1
         assert later["edge_agent_governor_step", ""] == 2
         assert later["edge_agent_engine_megahertz", "nvdec"] == 793.6
+        metrics.take(replace(FULL, still_frames={"gate": 41}))
+        assert scrape(metrics)["edge_agent_still_frames_total", "gate"] == 41
 
 
 def test_metrics_listen_on_loopback_only_and_say_when_the_port_is_taken() -> None:

@@ -96,6 +96,7 @@ def test_a_file_waits_for_a_slow_consumer_and_ends(tmp_path):
 
 def test_a_live_source_keeps_only_the_newest():
     watch = Watch(Scripted(give(50, then=SourceLost("over")), give(0, pause=1)))
+    assert watch.reader.poll() is None  # from now on somebody looks
     with watch.reader as reader:
         watch.until(lambda: SourceState.RECONNECTING in watch.states)
         frame = reader.poll()

@@ -39,7 +39,7 @@ def command(
     import json
     from dataclasses import asdict
 
-    from edge_agent.cli.service import one_blas_thread, overrides, run_until_stopped
+    from edge_agent.cli.service import one_blas_thread, open_streams_at_once, overrides, run_until_stopped
 
     one_blas_thread()
     from edge_agent import factory
@@ -52,6 +52,7 @@ def command(
     )
     settings = load(config, values)
     configure(settings.log_level, always=factory.log_facts(settings))
+    open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     summary = run_until_stopped(agent, reload=lambda: load(config, values))
     if as_json:

@@ -186,3 +186,9 @@ def _of_telemetry(told: TelemetryData) -> Iterator[Any]:
     for what, number in told.dropped.items():
         dropped.add_metric([what], number)
     yield dropped
+    still = CounterMetricFamily(
+        "edge_agent_still_frames", "Not shown to the detector, since nothing moved.", labels=["camera"]
+    )
+    for camera, number in told.still_frames.items():
+        still.add_metric([camera], number)
+    yield still

@@ -13,11 +13,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 __all__ = ["SiteScores", "Threshold"]
 
@@ -47,12 +45,6 @@ class Threshold:
     value: float | None
     rule: str
     pairs: int = 0
-
-
-@lru_cache(maxsize=2 * MAX_PAIRS)
-def _quantile(probability: float, freedom: int) -> float:
-    """Of Student's t; SciPy takes a fifth of a millisecond for one."""
-    return float(student_t.ppf(probability, freedom))
 
 
 class SiteScores:
@@ -122,9 +114,11 @@ class SiteScores:
         count = len(self._pairs)
         if count < MIN_PAIRS:  # joined people take pairs away: what was known of the site stays known
             return self._held or Threshold(None, "warm-up", count)
+        from scipy.special import stdtrit  # scipy.stats has it too, and takes half a second to import
+
         values = np.arctanh(np.array(list(self._pairs.values())))
         spread = max(float(values.std(ddof=1)), MIN_SPREAD)
-        quantile = min(_quantile(1 - self._target, count - 1), MAX_QUANTILE)
+        quantile = min(float(stdtrit(count - 1, 1 - self._target)), MAX_QUANTILE)
         limit = float(values.mean()) + quantile * spread * math.sqrt(1 + 1 / count)
         self._held = Threshold(math.tanh(limit), "site", count)
         return self._held

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,7 +26,7 @@ from edge_agent.structures import Frame
 if TYPE_CHECKING:
     import cv2
 
-__all__ = ["CsiSource", "FileSource", "StreamSource", "UsbSource", "has_gstreamer", "is_jetson"]
+__all__ = ["CsiSource", "FileSource", "Pace", "StreamSource", "UsbSource", "has_gstreamer", "is_jetson"]
 
 _log = structlog.get_logger(__name__)
 
@@ -81,6 +81,34 @@ def _capture(
         yield capture
     finally:
         capture.release()
+
+
+class Pace:
+    """Lets through at most so many frames a second, evenly; a frame that is left out is not converted.
+
+    Args:
+        rate: frames per second; all where it is None.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._next = -math.inf
+        self.slowed: Callable[[], float | None] | None = None
+        """Asked for a lower rate that is enough for now; None: the usual one."""
+
+    def due(self) -> bool:
+        """Whether this frame is let through."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        # From the due time rather than from now, or 15 fps thinned to 10 would give 7.5.
+        interval = self._interval()
+        self._next = max(self._next, now - interval) + interval
+        return True
+
+    def _interval(self) -> float:
+        rates = [rate for rate in (self._rate, self.slowed() if self.slowed else None) if rate is not None]
+        return 1.0 / min(rates) if rates else 0.0
 
 
 class FileSource:
@@ -232,7 +260,7 @@ class StreamSource:
         self._backend = backend
         self._codec = codec
         self._size = _checked_size(id, size)
-        self._max_fps = _checked_rate(id, max_fps)
+        self.pace = Pace(_checked_rate(id, max_fps))
         self._latency_ms = latency_ms
         self._numbers = itertools.count(1)
 
@@ -254,7 +282,7 @@ class StreamSource:
         else:
             opened, size = self._open_ffmpeg(failure), self._size
         with opened as capture:
-            yield from _live_frames(capture, self.id, self._numbers, size=size, max_fps=self._max_fps)
+            yield from _live_frames(capture, self.id, self._numbers, size=size, pace=self.pace)
         raise SourceLost(f"{shown} stopped sending")
 
     def _open_gstreamer(self, failure: SourceError) -> AbstractContextManager[cv2.VideoCapture]:
@@ -327,7 +355,7 @@ class UsbSource:
         self._capture = capture
         self._fps = _whole_rate(id, fps)
         self._size = _checked_size(id, size)
-        self._max_fps = _checked_rate(id, max_fps)
+        self.pace = Pace(_checked_rate(id, max_fps))
         self._backend = backend
         self._numbers = itertools.count(1)
 
@@ -349,7 +377,7 @@ class UsbSource:
         with opened as capture:
             if not gstreamer:
                 self._report_mode(capture)
-            yield from _live_frames(capture, self.id, self._numbers, size=size, max_fps=self._max_fps)
+            yield from _live_frames(capture, self.id, self._numbers, size=size, pace=self.pace)
         raise SourceLost(f"{self.device} stopped sending")
 
     def _check_device(self) -> None:
@@ -420,7 +448,7 @@ class CsiSource:
             sensor=sensor, capture=capture, fps=_whole_rate(id, fps), size=size, flip=flip
         )
         self._sensor = sensor
-        self._max_fps = _checked_rate(id, max_fps)
+        self.pace = Pace(_checked_rate(id, max_fps))
         self._numbers = itertools.count(1)
 
     def frames(self) -> Generator[Frame, None, None]:
@@ -438,7 +466,7 @@ class CsiSource:
             "`v4l2-ctl --list-devices` tell whether the sensor is there"
         )
         with _capture(self._pipeline, cv2.CAP_GSTREAMER, [], failure) as capture:
-            yield from _live_frames(capture, self.id, self._numbers, size=None, max_fps=self._max_fps)
+            yield from _live_frames(capture, self.id, self._numbers, size=None, pace=self.pace)
         raise SourceLost(f"CSI sensor {self._sensor} stopped sending")
 
 
@@ -471,12 +499,11 @@ def _live_frames(
     numbers: Iterator[int],
     *,
     size: pipelines.Size | None,
-    max_fps: float | None,
+    pace: Pace,
 ) -> Iterator[Frame]:
     """Frames of an open capture until it gives none, stamped with the clock when they arrived."""
     import cv2
 
-    pace = _Pace(max_fps)
     try:
         while capture.grab():
             arrived, number = time.time(), next(numbers)
@@ -490,22 +517,6 @@ def _live_frames(
             yield Frame(camera, number, arrived, image)
     except cv2.error as problem:
         raise SourceLost(f"OpenCV failed while reading: {problem}") from problem
-
-
-class _Pace:
-    """Lets through at most `rate` events per second, evenly; all where it is None."""
-
-    def __init__(self, rate: float | None) -> None:
-        self._interval = 0.0 if rate is None else 1.0 / rate
-        self._next = -math.inf
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now < self._next:
-            return False
-        # From the due time rather than from now, or 15 fps thinned to 10 would give 7.5.
-        self._next = max(self._next, now - self._interval) + self._interval
-        return True
 
 
 def _check_choice(camera: str, name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -111,6 +111,7 @@ class FrameReader:
         self._error: EdgeAgentError | None = None
         self._delivered = 0
         self._dropped = 0
+        self._polled = False
         self._progress = time.monotonic()
 
     def __enter__(self) -> FrameReader:
@@ -162,7 +163,10 @@ class FrameReader:
 
     @property
     def dropped(self) -> int:
-        """Items of a live source that a newer one replaced before they were polled."""
+        """Items of a live source that a newer one replaced before they were polled.
+
+        Those before the first `poll` do not count: nobody looked yet.
+        """
         return self._dropped
 
     @property
@@ -195,6 +199,7 @@ class FrameReader:
 
     def poll(self) -> Item | None:
         """The next item (of a live source: the newest), None when nothing waits. Never blocks."""
+        self._polled = True
         with self._changed:
             if not self._queue:
                 return None
@@ -445,7 +450,7 @@ class FrameReader:
                 return True
             while len(self._queue) >= self._limit:
                 self._queue.popleft()
-                self._dropped += 1
+                self._dropped += self._polled
             self._queue.append(item)
         self._wake.set()
         return True
