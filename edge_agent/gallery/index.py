@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 __all__ = ["ExemplarIndex", "Shortlist"]
 
 _FIRST_ROWS = 64
-_BLOCK = 1 << 18
-"""Scores that are computed at a time, 1 MB: they stay in the cache, whatever the gallery's size."""
+_BLOCK = 1 << 20
+"""Scores that are computed at a time, 4 MB: no more is taken, whatever the size of the gallery."""
 _GATHERED = 1024
 """Rows that are copied together at a time: a megabyte, too."""
 _SHORTEST = 512
