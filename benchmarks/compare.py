@@ -11,7 +11,6 @@ Everything runs a slice at a time, one after the other, and ratios are medians o
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -49,9 +48,9 @@ def main() -> None:
     told = measure(chosen)
     print(markdown(told), end="")
     if chosen.output is not None:
-        from edge_agent.manifest import write_atomic
+        from edge_agent.manifest import write_json_atomic
 
-        write_atomic(chosen.output, (json.dumps(told, indent=1) + "\n").encode())
+        write_json_atomic(chosen.output, told)
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
