@@ -1,9 +1,9 @@
 """One command for every figure: `python -m benchmarks`.
 
-    python -m benchmarks [--only NAME ...]              run, and write a JSON file each into benchmarks/results
-    python -m benchmarks --quick --output DIR           seconds each, to see whether all of them work
+    python -m benchmarks [--only NAME ...]        run, and write a JSON file each into benchmarks/results
+    python -m benchmarks --quick --output DIR     seconds each, to see whether all of them work
     python -m benchmarks --list
-    python -m benchmarks report                         put the results into docs/performance.md
+    python -m benchmarks report                   put the results into docs/performance.md
 
 What needs material that is not here is skipped; what fails is told at the end, and the rest goes on.
 """

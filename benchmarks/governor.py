@@ -55,8 +55,8 @@ def main() -> None:
     )
     for name, of in told.items():
         print(
-            f"{name:14} {of['hottest_free_c']:17.1f} C {of['hottest_governed_c']:7.1f} C {of['last_step']:10} "
-            f"{' '.join(map(str, of['changes_by_hour'])):>25}"
+            f"{name:14} {of['hottest_free_c']:17.1f} C {of['hottest_governed_c']:7.1f} C "
+            f"{of['last_step']:10} {' '.join(map(str, of['changes_by_hour'])):>25}"
         )
 
 

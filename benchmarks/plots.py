@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_agent.evaluate.charts import Axis, Marker, Series, linear, svg_chart
+from edge_agent.evaluate.charts import Axis, Marker, Series, svg_chart
 
 __all__ = ["KEPT", "LOST", "breaks_at", "curve", "doublings", "slope", "standalone"]
 
@@ -40,11 +40,19 @@ def doublings(title: str, values: Sequence[float]) -> Axis:
 
 
 def curve(title: str, unit: str, series: Sequence[Series], broken: float | None = None) -> str:
-    """Rates over what grows, as SVG text; a dashed line where the curve breaks."""
-    values = sorted({x for line in series for x, _ in line.points})
-    top = max(y for line in series for _, y in line.points)
-    markers = [] if broken is None else [Marker(broken, "breaks")]
-    return standalone(svg_chart(doublings(title, values), linear(unit, 0, 1.05 * top), series, markers))
+    """Rates over what grows, both by doublings, as SVG text; a dashed line where the curve breaks."""
+    across = sorted({x for line in series for x, _ in line.points})
+    rates = [y for line in series for _, y in line.points if y > 0]
+    powers = range(int(np.floor(np.log2(min(rates)))), int(np.ceil(np.log2(max(rates)))) + 1)
+    if broken is not None:
+        title = f"{title} (dashed: it breaks at {broken:g})"
+    drawn = svg_chart(
+        doublings(title, across),
+        doublings(unit, [2.0**power for power in powers]),
+        series,
+        [] if broken is None else [Marker(broken, "")],
+    )
+    return standalone(drawn)
 
 
 def standalone(drawn: str) -> str:
