@@ -75,7 +75,8 @@ def _taken(result: Result) -> str:
     """What a table was measured on."""
     machine = result["machine"]
     failed = [step["failed"] for step in result["steps"] if "failed" in step]
-    commit = (result["commit"] or "no commit")[:8] + (" with changes" if result["changed_since"] else "")
+    commit = "no commit" if result["commit"] is None else result["commit"][:8]
+    commit += " with changes" if result["changed_since"] else ""
     line = (
         f"*{result['taken'][:10]}, {commit}; {machine['cores']} cores of"
         f" {machine['cpu'] or machine['platform']}, load {result['load_average'][0]:.1f} before.*"

@@ -76,12 +76,13 @@ def test_a_failure_is_told_and_the_rest_goes_on(
     (tmp_path / "good.json").write_text('{"figure": 1}')
     good = Step({"n": 1}, ("json.tool", str(tmp_path / "good.json")), 60.0, prints=True)
     (tmp_path / "nan.json").write_text('{"figure": NaN}')
+    endless = Step({}, ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), 1.0, prints=True)
     wanted = [
         Benchmark("skips", "", (good,), needs=(MISSING,)),
         Benchmark("fails", "", (Step({}, ("json.tool", str(MISSING)), 60.0, prints=True),)),
-        Benchmark("writes-nothing", "", (Step({}, ("site",), 60.0),)),
+        Benchmark("writes-nothing", "", (Step({}, ("platform",), 60.0),)),
         Benchmark("nan", "", (Step({}, ("json.tool", str(tmp_path / "nan.json")), 60.0, prints=True),)),
-        Benchmark("slow", "", (Step({}, ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), 1.0), good)),
+        Benchmark("slow", "", (endless, good)),
     ]
     folder = tmp_path / "results"
     folder.mkdir()
@@ -90,7 +91,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(
         line.split(maxsplit=1) for line in capsys.readouterr().out.partition("\n\n")[2].splitlines() if line
     )
     assert said["skips"] == "skipped: nowhere is not there"
-    assert "json.tool ended with 1" in said["fails"]
+    assert "json.tool ended with " in said["fails"]
     assert "gave no result" in said["writes-nothing"]
     assert "NaN is no result" in said["nan"]
     assert "timeit took more than 1 s" in said["slow"]
@@ -173,7 +174,6 @@ def test_their_steps_give_our_embeddings(tmp_path: Path) -> None:
 
 
 def test_all_searches_find_the_same_people() -> None:
-    pytest.importorskip("scipy")
     from benchmarks.matching import decisions, open_people, searches
 
     with open_people(60, 3) as people:
@@ -182,4 +182,5 @@ def test_all_searches_find_the_same_people() -> None:
         told = decisions(people, 1)
     assert {row["same_answers"] for row in found} == {1.0}
     assert {row["name"] for row in found} >= {"edge-agent", "scipy cdist"}
-    assert told["matched"] >= told["in_view"]
+    assert told["matched"] >= 1
+    assert told["plain_over_ours"] > 0
