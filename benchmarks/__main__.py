@@ -119,16 +119,16 @@ def _run(step: Step) -> Any:  # noqa: ANN401 - JSON
         file = Path(scratch) / "result.json"
         words = [sys.executable, "-m", *step.words, *(() if step.prints else ("--output", str(file)))]
         environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ}
-        process = subprocess.Popen(  # noqa: S603 - our own modules
+        with subprocess.Popen(  # noqa: S603 - our own modules
             words, cwd=REPO, env=environment, start_new_session=True, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            printed, said = process.communicate(timeout=step.limit_s)
-        except subprocess.TimeoutExpired:
-            raise Failed(f"{step.words[0]} took more than {step.limit_s:.0f} s") from None
-        finally:
-            _end(process)
+        ) as process:  # fmt: skip
+            try:
+                printed, said = process.communicate(timeout=step.limit_s)
+            except subprocess.TimeoutExpired:
+                raise Failed(f"{step.words[0]} took more than {step.limit_s:.0f} s") from None
+            finally:
+                _end(process)
         if process.returncode:
             last = (said.strip() or printed.strip()).splitlines()[-1:] or ["it said nothing"]
             raise Failed(f"{step.words[0]} ended with {process.returncode}: {last[0]}")

@@ -175,7 +175,7 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
     sizes = ("--sizes", "1000,10000") if quick else ()
     return (
         Benchmark(
-            "gallery", "search and change by the size of the gallery", (_module("gallery", 400.0, *sizes),)
+            "gallery", "search and change by the size of the gallery", (_module("gallery", 600.0, *sizes),)
         ),
         Benchmark(
             "overload",
@@ -189,7 +189,9 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             (_module("startup", 200.0, "--video", video, *(("--runs", 1) if quick else ())),),
             (video,),
         ),
-        Benchmark("idle", "cameras that see nobody", (_module("idle", 200.0),)),
+        Benchmark(
+            "idle", "cameras that see nobody", (_module("idle", 300.0, "--seconds", 2 if quick else 10),)
+        ),
         Benchmark(
             "identity",
             "who is recognised on a real video, and the host's share of the time",

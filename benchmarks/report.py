@@ -59,7 +59,7 @@ def pictures(found: Mapping[str, Result]) -> dict[str, str]:
 
 
 def _section(name: str, result: Result) -> Iterator[str]:
-    yield from _TABLES.get(name, _leaves)(_steps(result))
+    yield from _TABLES.get(name, _figures)(_steps(result))
     if name in _DRAWN:
         yield ""
         yield f"![{result['about']}](images/performance-{name}.svg)"
@@ -227,26 +227,62 @@ def _compared(steps: Steps) -> Iterator[str]:
     yield from compare.markdown(steps[0][1]).rstrip("\n").split("\n")
 
 
-def _leaves(steps: Steps) -> Iterator[str]:
-    """Every figure by its path, for results that have no table of their own."""
-    yield "| figure | value |"
-    yield "|---|---|"
+def _figures(steps: Steps) -> Iterator[str]:
+    """Every figure, for results that have no table of their own."""
     for _, told in steps:
-        for path, value in _walk(told):
-            yield f"| {path} | {value:.4g} |" if isinstance(value, float) else f"| {path} | {value} |"
+        yield from _any(told, "")
 
 
-def _walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - JSON
-    """Leaves of a JSON value with their paths; the machine is told elsewhere, long lists are no figures."""
-    if isinstance(value, dict):
-        named = [item for item in value.items() if item[0] != "machine"]
-    elif isinstance(value, list) and value and isinstance(value[0], (dict, list)):
-        named = [(str(number), item) for number, item in enumerate(value, 1)]
-    else:
-        yield path, " ".join(map(str, value)) if isinstance(value, list) else value
+def _any(value: Any, title: str) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Things that are alike as rows of one table, single figures as rows of another, the rest by itself."""
+    if alike := _alike(value):
+        columns = list(alike[0][1])
+        yield from ("", f"{title}:", "") if title else ()
+        yield f"| | {' | '.join(columns)} |"
+        yield "|---" * (len(columns) + 1) + "|"
+        for name, row in alike:
+            yield f"| {name} | {' | '.join(_said(row[column]) for column in columns)} |"
         return
-    for name, item in named:
-        yield from _walk(item, f"{path}, {name}" if path else name)
+    items = value if isinstance(value, dict) else dict(enumerate(value, 1))
+    single = {name: item for name, item in items.items() if not _nested(item)}
+    if single:
+        yield from ("", f"{title}:", "") if title else ()
+        yield "| figure | value |"
+        yield "|---|---|"
+        yield from (f"| {name} | {_said(item)} |" for name, item in single.items())
+    for name, item in items.items():
+        if name not in single and name != "machine":  # which is told below every table
+            yield from _any(item, f"{title}, {name}" if title else str(name))
+
+
+def _nested(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_nested, value)))
+
+
+def _alike(value: Any) -> list[tuple[str, dict[str, Any]]]:  # noqa: ANN401
+    """Names and figures of things that all have the same ones, of at least two; else nothing."""
+    named = [
+        (str(n), item) for n, item in (value.items() if isinstance(value, dict) else enumerate(value, 1))
+    ]
+    if len(named) < 2 or not all(isinstance(item, dict) for _, item in named):
+        return []
+    rows = [(name, dict(_flat(item, ""))) for name, item in named]
+    return rows if len({tuple(row) for _, row in rows}) == 1 else []
+
+
+def _flat(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        where = f"{path} {name}".strip()
+        if isinstance(item, dict):
+            yield from _flat(item, where)
+        else:
+            yield where, item
+
+
+def _said(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(map(_said, value)) if isinstance(value, list) else str(value)
 
 
 _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {

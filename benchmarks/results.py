@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.catalogue import REPO
 from edge_agent.bench import machine
+from edge_agent.errors import InputError
 from edge_agent.manifest import read_json, write_json_atomic
 
 __all__ = ["FOLDER", "circumstances", "read", "write"]
@@ -40,8 +41,19 @@ def write(folder: Path, name: str, result: Mapping[str, Any]) -> Path:
 
 
 def read(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
-    """All results of a folder, by the benchmark's name."""
-    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    """All results of a folder, by the benchmark's name.
+
+    Raises:
+        InputError: a file is something else.
+    """
+    found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    for name, result in found.items():
+        if not isinstance(result, dict) or result.get("benchmark") != name or "steps" not in result:
+            raise InputError(
+                f"{folder / name}.json is no result of `python -m benchmarks`; run it with --only {name},"
+                " or take the file away"
+            )
+    return found
 
 
 def _git(*words: str) -> str | None:

@@ -39,16 +39,22 @@ def test_every_benchmark_has_a_place_in_the_document() -> None:
 
 
 def test_a_result_without_a_table_of_its_own_shows_every_figure() -> None:
-    told = {"machine": {"cores": 2}, "rows": [{"size": 10, "ms": 1.23456}], "list": [1, 2]}
+    told = {
+        "machine": {"cores": 2},
+        "runs": [{"name": "a", "ms": {"p50": 1.23456}}, {"name": "b", "ms": {"p50": 2.0}}],
+        "sizes": {"10": {"ms": 1}, "20": {"us": 5}},
+        "list": [1, 2],
+    }
     result = {
         "taken": "2026-01-09T07:30:00+00:00", "commit": None, "changed_since": False, "load_average": [0.5],
         "machine": {"cores": 2, "cpu": None, "platform": "Linux"},
         "steps": [{"point": {}, "result": told}, {"point": {}, "failed": "it broke"}],
     }  # fmt: skip
     text = report.spliced("<!-- results: other -->\nold\n<!-- end -->\n", {"other": result})
-    assert "| rows, 1, size | 10 |" in text
-    assert "| rows, 1, ms | 1.235 |" in text
+    assert "runs:\n\n| | name | ms p50 |\n|---|---|---|\n| 1 | a | 1.235 |\n| 2 | b | 2 |" in text
+    assert "sizes, 20:\n\n| figure | value |\n|---|---|\n| us | 5 |" in text
     assert "| list | 1 2 |" in text
+    assert "cores |" not in text
     assert "2026-01-09, no commit; 2 cores of Linux" in text
     assert "Failed: it broke." in text
     assert "old" not in text
