@@ -24,6 +24,7 @@ from edge_agent.config import Settings
 from edge_agent.detect import open_detector
 from edge_agent.detect.base import ScoreLevels
 from edge_agent.factory import make_tracker, open_embedder
+from edge_agent.logs import configure
 from edge_agent.structures import Detections, Embedded, TrackUpdate
 
 
@@ -47,6 +48,7 @@ def main() -> None:
     options.add_argument("--preprocess", default="tao")
     options.add_argument("--json", action="store_true", help="all figures")
     chosen = options.parse_args()
+    configure("warning")
     truth = read_mot(chosen.truth, truth=True)
     with (
         open_detector(chosen.detector) as detector,
