@@ -8,9 +8,11 @@ The model is that of the tests (`tests/board.py`); nothing here was measured on 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.plots import standalone
 from edge_agent.evaluate.charts import Series, linear, svg_chart
 from edge_agent.manifest import write_atomic
 from tests.board import LIMIT_C, Board, Trace, drive
@@ -32,20 +34,30 @@ EVERY = 30  # looks for one point of a picture: a minute
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--pictures", type=Path)
+    options.add_argument("--json", action="store_true", help="all figures")
     chosen = options.parse_args()
-    print(
-        f"{'scenario':14} {'hottest, free':>19} {'governed':>9} {'last step':>10} {'steps by the hour':>25}"
-    )
+    told = {}
     for name, board in SCENARIOS.items():
         free, governed = drive(board(), HOURS, governed=False), drive(board(), HOURS)
         hours = [governed.changes(3600 * hour, 3600 * (hour + 1)) for hour in range(HOURS)]
-        print(
-            f"{name:14} {free.hottest():17.1f} C {governed.hottest():7.1f} C {governed.step[-1]:10} "
-            f"{' '.join(map(str, hours)):>25}"
-        )
+        told[name] = {
+            "hottest_free_c": free.hottest(), "hottest_governed_c": governed.hottest(),
+            "limit_c": LIMIT_C, "last_step": governed.step[-1], "changes_by_hour": hours,
+        }  # fmt: skip
         if chosen.pictures is not None:
             path = chosen.pictures / f"governor-{name.replace(' ', '-')}.svg"
             write_atomic(path, picture(free, governed).encode())
+    if chosen.json:
+        print(json.dumps(told, indent=2))
+        return
+    print(
+        f"{'scenario':14} {'hottest, free':>19} {'governed':>9} {'last step':>10} {'steps by the hour':>25}"
+    )
+    for name, of in told.items():
+        print(
+            f"{name:14} {of['hottest_free_c']:17.1f} C {of['hottest_governed_c']:7.1f} C "
+            f"{of['last_step']:10} {' '.join(map(str, of['changes_by_hour'])):>25}"
+        )
 
 
 def picture(free: Trace, governed: Trace) -> str:
@@ -60,8 +72,7 @@ def picture(free: Trace, governed: Trace) -> str:
     series = [
         Series(name, COLOURS[name], list(zip(hours, values, strict=True))) for name, values in lines.items()
     ]
-    drawn = svg_chart(linear("hours", 0, HOURS), linear("degrees Celsius", 0, 140), series)
-    return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return standalone(svg_chart(linear("hours", 0, HOURS), linear("degrees Celsius", 0, 140), series))
 
 
 if __name__ == "__main__":

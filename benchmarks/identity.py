@@ -35,7 +35,9 @@ def main() -> None:
     from edge_agent.cli.service import overrides
     from edge_agent.config import load
     from edge_agent.daemon import Agent, Outputs
+    from edge_agent.logs import configure
 
+    configure("warning")
     with tempfile.TemporaryDirectory() as folder:
         values = overrides(
             source=[str(chosen.video)], detector=chosen.detector, model=chosen.model,

@@ -11,8 +11,9 @@ IDF1 over that of ByteTrack.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from edge_agent.config import Settings
 from edge_agent.detect import open_detector
 from edge_agent.detect.base import ScoreLevels
 from edge_agent.factory import make_tracker, open_embedder
+from edge_agent.logs import configure
 from edge_agent.structures import Detections, Embedded, TrackUpdate
 
 
@@ -44,7 +46,9 @@ def main() -> None:
     options.add_argument("--detector", default="hog")
     options.add_argument("--model", type=Path, required=True)
     options.add_argument("--preprocess", default="tao")
+    options.add_argument("--json", action="store_true", help="all figures")
     chosen = options.parse_args()
+    configure("warning")
     truth = read_mot(chosen.truth, truth=True)
     with (
         open_detector(chosen.detector) as detector,
@@ -63,6 +67,9 @@ def main() -> None:
         rows["trackers ByteTrack"] = score(reference, truth)
     rows["overlap alone"] = score(_ours(frames, levels, looks=False), truth)
     rows["with appearance"] = score(_ours(frames, levels, looks=True), truth)
+    if chosen.json:
+        print(json.dumps({name: asdict(result) for name, result in rows.items()}, indent=2))
+        return
     base = rows.get("trackers ByteTrack")
     print(f"{'tracker':22} {'MOTA':>6} {'IDF1':>6} {'ratio':>6}")
     for name, result in rows.items():

@@ -27,14 +27,19 @@ from edge_agent.structures import EngineInfo
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeEngine", "run_once"]
+__all__ = ["OnnxRuntimeEngine", "open_session", "run_once"]
 
 _ERRORS_ONLY = 3
 """ONNX Runtime's log level; at its default it warns of every unused weight of a PyTorch export."""
 
 
-def _session(model: bytes, threads: int, what: str) -> onnxruntime.InferenceSession:
-    """Load a model.
+def open_session(model: bytes, threads: int, what: str) -> onnxruntime.InferenceSession:
+    """Load a model as every network of the agent is loaded.
+
+    Args:
+        model: ONNX, serialised.
+        threads: threads that compute one batch, 0 for one per core.
+        what: names it in errors.
 
     Raises:
         ModelError: ONNX Runtime does not take it.
@@ -59,10 +64,10 @@ def run_once(model: bytes, batch: NDArray[Any], what: str, threads: int = 1) -> 
     Raises:
         ModelError: the network cannot be loaded, or does not take this batch.
     """
-    session = _session(model, threads, what)
+    session = open_session(model, threads, what)
     try:
         rows = session.run(None, {session.get_inputs()[0].name: batch})[0]
-    except Exception as problem:  # as in `_session`
+    except Exception as problem:  # as in `open_session`
         raise ModelError(f"{what} fails on a batch of {len(batch)}: {problem}; {BATCH_HINT}") from problem
     if len(rows) != len(batch):
         raise ModelError(f"{what} gives {len(rows)} rows for {len(batch)} pictures; {BATCH_HINT}")
@@ -153,7 +158,7 @@ class OnnxRuntimeEngine:
         import onnxruntime
 
         self._options = onnxruntime.RunOptions()
-        self._session = _session(self._prepared.onnx, self._threads, str(self._prepared.source))
+        self._session = open_session(self._prepared.onnx, self._threads, str(self._prepared.source))
         shape = (self._max_batch, *self._prepared.input_size, 3)
         self._free = deque(np.zeros(shape, np.uint8) for _ in range(DEPTH))
         self._worker = threading.Thread(target=self._work, name=f"engine {self._prepared.name}", daemon=True)

@@ -1,0 +1,212 @@
+"""All benchmarks: what each runs, what it needs, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["REPO", "Benchmark", "Step", "catalogue"]
+
+REPO = Path(__file__).resolve().parent.parent
+
+SIMULATED = "simulated:orin-fp16"
+FASTER = {"0.5": "half", "2": "x2", "4": "x4", "8": "x8"}
+"""What-if engines of `benchmarks/engines/`, by their rate over the published one."""
+GROWTH_FPS = 15.0
+START_S = 120.0
+"""Longest time of a pipeline run beside its measurement: gallery, streets, broker, warm-up, end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of a benchmark.
+
+    Attributes:
+        point: what is different from the benchmark's other steps.
+        words: what follows `python -m`.
+        limit_s: after this it is ended, and has failed.
+        prints: whether the result is what it prints; else it is what it writes to `--output`.
+    """
+
+    point: Mapping[str, Any]
+    words: tuple[str, ...]
+    limit_s: float
+    prints: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A few commands whose results belong together.
+
+    Attributes:
+        name: of its file in `benchmarks/results/`.
+        about: one line for `--list` and the report.
+        steps: in the order in which they run.
+        needs: files that must be there, else it is skipped.
+    """
+
+    name: str
+    about: str
+    steps: tuple[Step, ...]
+    needs: tuple[Path, ...] = ()
+
+
+def catalogue(shared: Path, *, quick: bool) -> tuple[Benchmark, ...]:
+    """Every benchmark.
+
+    Args:
+        shared: folder with `data` and `models`: real material that the repository does not hold.
+        quick: seconds instead of minutes, for a look whether everything runs.
+    """
+    return (*_reach(quick), *_growth(quick), *_networks(shared, quick), *_parts(shared, quick))
+
+
+# --- the whole pipeline -----------------------------------------------------------------------
+
+
+def _pipeline(seconds: float, point: Mapping[str, Any], *words: object, engine: str = SIMULATED) -> Step:
+    command = ("edge_agent", "bench", "--pipeline", "--engine", engine, "--seconds", seconds, *words)
+    return Step(point, tuple(map(str, command)), seconds + START_S)
+
+
+def _reach(quick: bool) -> tuple[Benchmark, ...]:
+    long, short = (4.0, 3.0) if quick else (60.0, 20.0)
+    street = ("--cameras", 8, "--people", 8)
+    engines = {"1": SIMULATED} | {
+        rate: f"simulated:benchmarks/engines/orin-fp16-{name}.json" for rate, name in FASTER.items()
+    }
+    return (
+        Benchmark(
+            "batch-64",
+            "8 cameras with 8 people each, 1.1 times what an AGX Orin's engine takes",
+            (_pipeline(long, {"batch": 64}, *street, "--batch", 64),),
+        ),
+        Benchmark(
+            "batch-1",
+            "one camera with one person, batches of one",
+            (_pipeline(short, {"batch": 1}, "--cameras", 1, "--people", 1, "--batch", 1),),
+        ),
+        Benchmark(
+            "half-load",
+            "8 cameras with 8 people each, half of what the engine takes: the latency",
+            (_pipeline(short, {"batch": 64}, *street, "--batch", 64, "--load", 0.5),),
+        ),
+        Benchmark(
+            "faster-engines",
+            "engines that are slower and faster than an AGX Orin's: how much the host could feed",
+            tuple(
+                _pipeline(
+                    short / 2, {"rate": float(rate)}, *street, "--batch", 64, engine=engines[rate]
+                )
+                for rate in sorted(engines, key=float)
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _growth(quick: bool) -> tuple[Benchmark, ...]:
+    seconds = 2.0 if quick else 4.0
+    cameras: Sequence[int] = (1, 8) if quick else (1, 2, 4, 8, 16, 32)
+    people: Sequence[int] = (1, 8) if quick else (1, 2, 4, 8, 16, 32, 64)
+    rate = ("--fps", GROWTH_FPS, "--batch", 64)
+    return (
+        Benchmark(
+            "cameras",
+            f"more and more cameras of {GROWTH_FPS:g} frames a second with 8 people each",
+            tuple(
+                _pipeline(seconds, {"cameras": n}, "--cameras", n, "--people", 8, *rate) for n in cameras
+            ),
+        ),
+        Benchmark(
+            "people",
+            f"8 cameras of {GROWTH_FPS:g} frames a second with more and more people in view",
+            tuple(_pipeline(seconds, {"people": n}, "--cameras", 8, "--people", n, *rate) for n in people),
+        ),
+    )  # fmt: skip
+
+
+# --- with a real network ----------------------------------------------------------------------
+
+
+def _networks(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
+    seconds, times = (3.0, 1) if quick else (10.0, 3)
+    osnet = shared / "models" / "osnet_x0_25_msmt17.onnx"
+    load = ("--cameras", 2, "--people", 8, "--batch", 64)
+
+    def runs(model: str, *words: object) -> tuple[Step, ...]:
+        return tuple(
+            _pipeline(seconds, {"model": model, "run": n}, *load, *words, engine="onnxruntime")
+            for n in range(1, times + 1)
+        )
+
+    return (
+        Benchmark("onnxruntime", "the shipped network on the CPU, over its bare session", runs("default")),
+        Benchmark(
+            "onnxruntime-osnet",
+            "OSNet x0.25 on the CPU, over its bare session",
+            runs("OSNet x0.25", "--model", osnet, "--preprocess", "imagenet"),
+            needs=(osnet,),
+        ),
+        Benchmark(
+            "compare",
+            "beside what a user would otherwise run, on the same crops and network",
+            (_module("compare", 300.0, *(("--rounds", 2, "--identities", 1000) if quick else ())),),
+        ),
+    )
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def _module(name: str, limit_s: float, *words: object, prints: bool = False) -> Step:
+    return Step({}, (f"benchmarks.{name}", *map(str, words)), limit_s, prints)
+
+
+def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
+    video, truth = shared / "data" / "vtest.avi", shared / "data" / "vtest_gt.txt"
+    osnet, yolox = (shared / "models" / name for name in ("osnet_x0_25_msmt17.onnx", "yolox_nano.onnx"))
+    real = (
+        "--video", video, "--truth", truth, "--detector", f"yolox:{yolox}",
+        "--model", osnet, "--preprocess", "imagenet",
+    )  # fmt: skip
+    needs = (video, truth, osnet, yolox)
+    sizes = ("--sizes", "1000,10000") if quick else ()
+    return (
+        Benchmark(
+            "gallery", "search and change by the size of the gallery", (_module("gallery", 600.0, *sizes),)
+        ),
+        Benchmark(
+            "overload",
+            "identity quality when crops exceed the engine, on a real video",
+            (_module("overload", 300.0, *real, "--json", prints=True),),
+            needs,
+        ),
+        Benchmark(
+            "startup",
+            "from executing to the first event",
+            (_module("startup", 200.0, "--video", video, *(("--runs", 1) if quick else ())),),
+            (video,),
+        ),
+        Benchmark(
+            "idle", "cameras that see nobody", (_module("idle", 300.0, "--seconds", 2 if quick else 10),)
+        ),
+        Benchmark(
+            "identity",
+            "who is recognised on a real video, and the host's share of the time",
+            (_module("identity", 300.0, *real, prints=True),),
+            needs,
+        ),
+        Benchmark(
+            "tracker",
+            "the tracker beside ByteTrack on a real video",
+            (_module("tracker", 300.0, *real, "--json", prints=True),),
+            needs,
+        ),
+        Benchmark(
+            "governor",
+            "the governor on the thermal model of a board",
+            (_module("governor", 100.0, "--json", prints=True),),
+        ),
+    )

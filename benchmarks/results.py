@@ -1,0 +1,75 @@
+"""Results as data: one JSON file a benchmark, with what it was measured on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import REPO
+from edge_agent.bench import machine
+from edge_agent.errors import InputError
+from edge_agent.manifest import read_json, write_json_atomic
+
+__all__ = ["FOLDER", "circumstances", "read", "write"]
+
+FOLDER = REPO / "benchmarks" / "results"
+LIBRARIES = ("numpy", "opencv-python", "onnxruntime", "scipy")
+
+
+def circumstances() -> dict[str, Any]:
+    """Machine, versions, commit, date and load, before a benchmark runs."""
+    return {
+        "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_since": bool(_git("status", "--porcelain", "--", "edge_agent", "benchmarks/*.py")),
+        "machine": machine(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "load_average": list(os.getloadavg()),
+    }
+
+
+def write(folder: Path, name: str, result: Mapping[str, Any]) -> Path:
+    """Write a result; the file that it became."""
+    path = folder / f"{name}.json"
+    write_json_atomic(path, result)
+    return path
+
+
+def read(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """All results of a folder, by the benchmark's name.
+
+    Raises:
+        InputError: a file is something else.
+    """
+    found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    for name, result in found.items():
+        if not isinstance(result, dict) or result.get("benchmark") != name or "steps" not in result:
+            raise InputError(
+                f"{folder / name}.json is no result of `python -m benchmarks`; run it with --only {name},"
+                " or take the file away"
+            )
+    return found
+
+
+def _git(*words: str) -> str | None:
+    """What git says; None where this is no clone."""
+    done = subprocess.run(  # noqa: S603
+        ["git", *words],  # noqa: S607
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # OpenCV of the system, for example
+        return None
