@@ -78,7 +78,7 @@ def export_onnx(
     network, spec = network_of(saved)
     deployed = Deployed(network, spec.edge_agent.input_pool).eval()
     card = {**_card(saved, spec, checkpoint), **(notes or {})}
-    content = _with_card(_traced(deployed, spec), card)
+    content = _with_card(traced(deployed, spec), card)
     difference = _largest_difference(deployed, content, spec)
     if not difference <= TOLERANCE:
         raise ModelError(
@@ -96,7 +96,7 @@ def export_onnx(
     )
 
 
-def _traced(deployed: Deployed, spec: Spec) -> bytes:
+def traced(deployed: Deployed, spec: Spec) -> bytes:
     """The ONNX bytes of the network in eval mode, batch normalisation folded into the convolutions."""
     buffer = io.BytesIO()
     example = torch.zeros(1, 3, spec.model.input_height, spec.model.input_width)
