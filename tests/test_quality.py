@@ -99,11 +99,21 @@ def test_grade_falls_with_blur():
 
 def test_sharpness_does_not_depend_on_contrast_or_size():
     small = cv2.GaussianBlur(TEXTURE[:96, :40], (0, 0), 1.5)
-    base = sharpness(small)
     dim = (small.astype(np.float32) * 0.4 + 60).astype(np.uint8)
-    assert sharpness(dim) == pytest.approx(base, rel=0.2)
     large = np.asarray(cv2.resize(small, (160, 384), interpolation=cv2.INTER_CUBIC))
-    assert sharpness(large) == pytest.approx(base, rel=0.35)
+    base, of_dim, of_large = sharpness([small, dim, large])
+    assert of_dim == pytest.approx(base, rel=0.2)
+    assert of_large == pytest.approx(base, rel=0.35)
+
+
+def test_sharpness_is_that_of_the_crop_alone():
+    """By hand, and whatever lies on the sheet beside it."""
+    crops = [TEXTURE[:60, :30], TEXTURE[100:190, 200:240], TEXTURE[5:15, 7:95]]
+    for crop, found in zip(crops, sharpness(crops), strict=True):
+        grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
+        detail = cv2.Laplacian(grey, cv2.CV_16S)[1:-1, 1:-1]
+        assert found == pytest.approx(detail.std() / (grey.std() + 5.0), rel=1e-4)
+        assert sharpness([crop])[0] == pytest.approx(found, rel=1e-4)
 
 
 def test_boxes_are_cut_to_whole_pixels_inside_the_picture():

@@ -145,6 +145,7 @@ class Gallery:
         self._changes: deque[int] = deque(maxlen=_REMEMBERED_CHANGES)
         self._changed = 0
         self._data_version = -1
+        self._steady = 0
         self._counted: int | None = None
         self._evicted = 0
 
@@ -223,6 +224,19 @@ class Gallery:
     def dimension(self) -> int:
         """Numbers in an embedding."""
         return self._dimension
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """For many questions at once: nobody else changes anything meanwhile.
+
+        Other threads wait; what other processes change is noticed afterwards, or by the first change here.
+        """
+        with self._reading():
+            self._steady += 1
+            try:
+                yield
+            finally:
+                self._steady -= 1
 
     # ---- search
 
@@ -762,7 +776,7 @@ class Gallery:
             store = self._store
             self._marked.clear()
             with store.change(durable=durable):
-                self._follow_others()  # nobody else can change the file from here on
+                self._look_at_file()  # nobody else can change it from here on
                 yield store
                 if self._marked:
                     store.run(_COUNT_CHANGE)
@@ -796,6 +810,10 @@ class Gallery:
         self._changed += 1
 
     def _follow_others(self) -> None:
+        if not self._steady:
+            self._look_at_file()
+
+    def _look_at_file(self) -> None:
         if self._store.changed_outside() != self._data_version:
             self._synchronise()
 

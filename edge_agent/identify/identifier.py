@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -89,6 +90,9 @@ class KnownIdentities(Searchable, Protocol):
 
     def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]:
         """Vectors, qualities and origins."""
+
+    def steady(self) -> AbstractContextManager[None]:
+        """Nobody else changes anything within."""
 
     def present(self, numbers: set[int]) -> set[int]:
         """Those that are still there."""
@@ -226,18 +230,25 @@ class Identifier:
         decisions: list[Decision] = []
         due = [track for track in seen if self._due(track)]
         try:
-            if due:
-                self._drop_vanished(seen)
-                self._learn_site(seen)
-            self._in_force = self.threshold()
-            if due:
-                decisions += self._decide(due)
-            for track_id in update.ended:
-                decisions += self._end((update.camera, track_id))
+            if due or update.ended:
+                with self.gallery.steady():
+                    self._decide_frame(seen, due, update, decisions)
         except InputError as vanished:
             # Another process erased an identity between two calls; the next frame decides anew.
             _log.warning("identity_vanished", error=str(vanished))
         return decisions
+
+    def _decide_frame(
+        self, seen: Sequence[_Track], due: Sequence[_Track], update: TrackUpdate, decisions: list[Decision]
+    ) -> None:
+        if due:
+            self._drop_vanished(seen)
+            self._learn_site(seen)
+        self._in_force = self.threshold()
+        if due:
+            decisions += self._decide(due)
+        for track_id in update.ended:
+            decisions += self._end((update.camera, track_id))
 
     def number(self, camera: str, track_id: int) -> int | None:
         """The number of the identity of a track as known now, also after the track ended."""
