@@ -111,15 +111,33 @@ class QualityGate:
                 sharp[row] = sharpness(image[y1:y2, x1:x2])
                 if sharp[row] < self.min_sharpness:
                     reasons[row] = "blurred"
-        grade = (
-            np.sqrt(np.clip((inside[:, 3] - inside[:, 1]) / _FULL_HEIGHT, 0.0, 1.0))
-            * np.minimum(sharp / _FULL_SHARPNESS, 1.0)
-            * visible
-            * (1.0 - covered)
-            * np.where(_touches_border(boxes, height, width), _CUT_GRADE, 1.0)
-        )
+        grade = _geometry(boxes, inside, visible, covered, (width, height))
+        grade *= np.minimum(sharp / _FULL_SHARPNESS, 1.0)
         grade[[bool(reason) for reason in reasons]] = 0.0
         return grade.astype(np.float32), tuple(reasons)
+
+    def outlook(
+        self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """What the grades would be if every crop were sharp, from the boxes alone.
+
+        Args:
+            boxes: `(N, 4)` float32 xyxy pixels.
+            scores: `(N,)` float32 of one detector.
+            size: `(width, height)` of the picture in pixels.
+
+        Returns:
+            `(N,)` float32 in 0..1, 0 where `assess` refuses whatever the picture shows.
+        """
+        width, height = size
+        if not len(boxes):
+            return np.zeros(0, np.float32)
+        inside = clip_boxes(boxes, height, width)
+        visible = _visible_part(boxes, height, width)
+        covered = _covered_part(boxes, scores)
+        grade = _geometry(boxes, inside, visible, covered, size)
+        grade[[bool(reason) for reason in self._refuse(boxes, inside, visible, covered)]] = 0.0
+        return grade.astype(np.float32)
 
     def _refuse(
         self,
@@ -149,6 +167,24 @@ class QualityGate:
             for row in np.flatnonzero(refused).tolist():
                 reasons[row] = word
         return reasons
+
+
+def _geometry(
+    boxes: NDArray[np.float32],
+    inside: NDArray[np.int32],
+    visible: NDArray[np.float32],
+    covered: NDArray[np.float32],
+    size: tuple[int, int],
+) -> NDArray[np.float64]:
+    """The factors of the grade that boxes alone tell."""
+    width, height = size
+    grade: NDArray[np.float64] = (
+        np.sqrt(np.clip((inside[:, 3] - inside[:, 1]) / _FULL_HEIGHT, 0.0, 1.0))
+        * visible
+        * (1.0 - covered)
+        * np.where(_touches_border(boxes, height, width), _CUT_GRADE, 1.0)
+    )
+    return grade
 
 
 def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float, str]:

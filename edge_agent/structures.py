@@ -250,15 +250,27 @@ class Candidates:
         time: of the frame, Unix seconds.
         boxes: `(N, 4)` float32 xyxy pixels.
         track_ids: of an upstream tracker; None where boxes have to be compared.
+        scores: `(N,)` float32, the detector's; None for crops that somebody else has cut.
+        size: `(width, height)` of the frame in pixels; None where only crops are known.
+        live: whether frames of this source are lost when nobody takes them in time.
+        lost: how many were, since the start.
+        detect_s: seconds that it took to find them.
     """
 
     camera: str
     time: float
     boxes: NDArray[np.float32]
     track_ids: tuple[int | None, ...] | None = None
+    scores: NDArray[np.float32] | None = None
+    size: tuple[int, int] | None = None
+    live: bool = False
+    lost: int = 0
+    detect_s: float = 0.0
 
     def __post_init__(self) -> None:
         _expect("candidates.boxes", self.boxes, (None, 4), np.float32)
+        if self.scores is not None:
+            _expect("candidates.scores", self.scores, (len(self.boxes),), np.float32)
 
 
 @dataclass(frozen=True, slots=True)

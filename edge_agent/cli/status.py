@@ -67,7 +67,8 @@ def _stage(one: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _source(one: Mapping[str, Any]) -> tuple[str, str, str]:
     dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
-    return one["camera"], one["state"], f"{one['delivered']} delivered{dropped}; {one['reason']}"
+    over = f", {one['overload']} crops too many for the engine" if one.get("overload") else ""
+    return one["camera"], one["state"], f"{one['delivered']} delivered{dropped}{over}; {one['reason']}"
 
 
 def _governor(found: Mapping[str, Any] | None) -> Iterator[str]:

@@ -1,0 +1,169 @@
+"""How many crops the engine takes while the cameras' next frames come.
+
+Live cameras do not wait: whoever embeds more than the engine takes in time loses whole frames, of whichever
+camera is just unlucky, and with them everybody on them. So each frame brings time along, the time between
+two frames of its camera, shared by all cameras that are on. In that time the engine takes so many crops, by
+what it took lately. What one camera leaves over, others may use.
+
+Nothing here depends on which clock runs, so that a recording can be replayed to the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from edge_agent.structures import Candidates
+
+__all__ = ["Budget"]
+
+SHARE = 0.97
+"""Of the engine's time: the rest is for frames that come unevenly."""
+
+MEMORY_S = 1.0
+"""Half of what is known of the engine's speed is from so many of its latest seconds at work."""
+
+TRUSTED_S = 0.1
+"""Its speed is not relied on before it has worked for so long."""
+
+SLOWEST = 1.0
+"""Crops a second; an engine that gave no row at all must be asked again to show that it does."""
+
+FRAMES = 16
+"""Frames over which the rate of a camera is measured."""
+
+GAP_S = 5.0
+"""A camera that was silent for so long begins anew."""
+
+ACTIVE_S = 2.0
+"""A camera that was silent for so long leaves its share to the others."""
+
+SAVED_S = 0.5
+"""Time of the engine that may be saved up, at most; and never more than one frame's."""
+
+REVIEW_S = 1.0
+"""How often it is looked at whether frames are lost all the same."""
+
+BUSY = 0.95
+"""Busy for this share of the time, the engine is why frames are lost; else it is something else."""
+
+LOST = 0.02
+"""Lost frames among all that are no accident."""
+
+LEAST_PACE = 0.25
+PACE_UP = 0.02
+
+
+@dataclass(slots=True)
+class _Camera:
+    """When its latest frames came: `(time, frames it has delivered)`."""
+
+    seen: float
+    lost: int
+    delivered: int = 0
+    frames: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=FRAMES))
+
+    @property
+    def interval_s(self) -> float | None:
+        """Between two of its frames; None while too few were seen."""
+        if len(self.frames) < 2:
+            return None
+        (begin, first), (end, last) = self.frames[0], self.frames[-1]
+        return max(0.0, end - begin) / (last - first)
+
+
+class Budget:
+    """For one thread.
+
+    Args:
+        worked: crops that the engine has embedded, and the seconds that it was at work, since the start.
+        clock: seconds; the frames' own times are only compared within one camera.
+    """
+
+    def __init__(
+        self, worked: Callable[[], tuple[int, float]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._worked = worked
+        self._clock = clock
+        self._known = worked()
+        self._crops = self._seconds = 0.0
+        self._cameras: dict[str, _Camera] = {}
+        self._room = 0.0
+        self._pace = 1.0
+        self._reviewed: tuple[float, float] | None = None
+        self._frames = self._lost = 0
+
+    @property
+    def rate(self) -> float | None:
+        """Crops a second that the engine took lately while it was at work; None while that is not known."""
+        if self._seconds < TRUSTED_S:
+            return None
+        return max(SLOWEST, self._crops / self._seconds)
+
+    def offer(self, frames: Sequence[Candidates], every_nth: int) -> int | None:
+        """How many crops of these frames may be embedded; None for all. Say with `spend` how many were.
+
+        Args:
+            frames: of live cameras, one round.
+            every_nth: of the frames that are taken, every so manyth is offered.
+        """
+        now = self._clock()
+        self._learn()
+        for frame in frames:
+            self._take(frame, now, every_nth)
+        self._review(now)
+        intervals = [self._cameras[frame.camera].interval_s for frame in frames]
+        known = [every_nth * interval for interval in intervals if interval is not None]
+        rate = self.rate
+        if rate is None or not frames or len(known) < len(frames):
+            return None
+        brought_s = max(sum(known) / self._active(now), sum(frame.detect_s for frame in frames))
+        most_s = min(SAVED_S, max(known))
+        self._room = min(self._room, max(1.0, rate * most_s)) + self._pace * SHARE * rate * brought_s
+        return int(self._room)
+
+    def spend(self, crops: int) -> None:
+        """So many crops of the frames that were offered are embedded."""
+        self._room = max(0.0, self._room - crops)
+
+    def _learn(self) -> None:
+        crops, seconds = self._worked()
+        worked_s = seconds - self._known[1]
+        if worked_s > 0:
+            kept = 0.5 ** (worked_s / MEMORY_S)
+            self._crops = kept * self._crops + crops - self._known[0]
+            self._seconds = kept * self._seconds + worked_s
+            self._known = (crops, seconds)
+
+    def _take(self, frame: Candidates, now: float, every_nth: int) -> None:
+        camera = self._cameras.setdefault(frame.camera, _Camera(now, frame.lost))
+        lost, camera.lost, camera.seen = frame.lost - camera.lost, frame.lost, now
+        camera.delivered += every_nth + lost
+        self._frames += every_nth + lost
+        self._lost += lost
+        if camera.frames and frame.time - camera.frames[-1][0] > GAP_S * every_nth:
+            camera.frames.clear()
+        camera.frames.append((frame.time, camera.delivered))
+
+    def _active(self, now: float) -> int:
+        return sum(
+            now - camera.seen <= max(ACTIVE_S, 2.0 * (camera.interval_s or 0.0))
+            for camera in self._cameras.values()
+        )
+
+    def _review(self, now: float) -> None:
+        """Keep a busy engine from falling behind for reasons that its speed does not show."""
+        seconds = self._known[1]
+        if self._reviewed is None:
+            self._reviewed = (now, seconds)
+        span = now - self._reviewed[0]
+        if span < REVIEW_S:
+            return
+        lost = self._lost / max(1, self._frames)
+        if lost > LOST and seconds - self._reviewed[1] > BUSY * span:
+            self._pace = max(LEAST_PACE, self._pace * (1.0 - lost))
+        else:
+            self._pace = min(1.0, self._pace + PACE_UP * span)
+        self._reviewed, self._frames, self._lost = (now, seconds), 0, 0
