@@ -54,7 +54,7 @@ OFFSET_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One frame: its number, time from the beginning, what was found in it, and the embeddings of all of it."""
+    """One frame: its number, time from the beginning, what was found in it, and all embeddings."""
 
     number: int
     time: float
@@ -121,7 +121,9 @@ def materialise(video: Path, detector: str, model: Path, preprocess: str) -> Mat
             found = finds.detect(np.asarray(image, np.uint8))
             embedder.submit([(np.asarray(image, np.uint8), found)])
             frames.append(Seen(len(frames) + 1, len(frames) / fps, found, embedder.collect()[0]))
-        height, width = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+        height, width = (
+            int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+        )
         capture.release()
         levels = finds.levels
         return Material(
@@ -327,7 +329,9 @@ def _scored(outcome: Outcome, truth: Rows, people: Mapping[int, int]) -> tuple[S
     )
 
 
-def _row(name: str, outcome: Outcome, material: Material, scores: tuple[Score, Score, Score]) -> dict[str, object]:
+def _row(
+    name: str, outcome: Outcome, material: Material, scores: tuple[Score, Score, Score]
+) -> dict[str, object]:
     online, final, taken = scores
     return {
         "run": name,

@@ -7,6 +7,7 @@ track ("best first"); they are not probabilities and are not compared between ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,12 +35,12 @@ _CUT_GRADE = 0.7
 
 
 def clip_boxes(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.int32]:
-    """Boxes as whole pixels inside the picture: `(N, 4)` float32 xyxy -> `(N, 4)` int32 xyxy.
+    """Boxes as whole pixels inside the picture: `(..., 4)` float32 xyxy -> `(..., 4)` int32 xyxy.
 
     Rounded to the nearest pixel border. What lies outside, or is not a number, becomes empty.
     """
     limit = np.asarray([width, height, width, height], np.float32)
-    finite = np.isfinite(boxes).all(axis=1, keepdims=True)
+    finite = np.isfinite(boxes).all(axis=-1, keepdims=True)
     inside = np.clip(np.rint(np.where(finite, boxes, 0.0)), 0.0, limit)
     return inside.astype(np.int32)
 
@@ -122,21 +123,21 @@ class QualityGate:
         """What the grades would be if every crop were sharp, from the boxes alone.
 
         Args:
-            boxes: `(N, 4)` float32 xyxy pixels.
-            scores: `(N,)` float32 of one detector.
-            size: `(width, height)` of the picture in pixels.
+            boxes: `(F, N, 4)` float32 xyxy pixels: N detections of each of F pictures; what is no box is
+                nobody, so shorter rows are filled up with zeros.
+            scores: `(F, N)` float32 of one detector.
+            size: `(width, height)` of the pictures in pixels.
 
         Returns:
-            `(N,)` float32 in 0..1, 0 where `assess` refuses whatever the picture shows.
+            `(F, N)` float32 in 0..1, 0 where `assess` refuses whatever the picture shows.
         """
         width, height = size
-        if not len(boxes):
-            return np.zeros(0, np.float32)
         inside = clip_boxes(boxes, height, width)
         visible = _visible_part(boxes, height, width)
         covered = _covered_part(boxes, scores)
         grade = _geometry(boxes, inside, visible, covered, size)
-        grade[[bool(reason) for reason in self._refuse(boxes, inside, visible, covered)]] = 0.0
+        for _, refused in self._checks(boxes, inside, visible, covered):
+            grade[refused] = 0.0
         return grade.astype(np.float32)
 
     def _refuse(
@@ -147,14 +148,27 @@ class QualityGate:
         covered: NDArray[np.float32],
     ) -> list[str]:
         """The first reason that applies to each box, "" where none does."""
-        wide = inside[:, 2] - inside[:, 0]
-        high = inside[:, 3] - inside[:, 1]
+        reasons = [""] * len(boxes)
+        # The first check has the last word.
+        for word, refused in reversed(self._checks(boxes, inside, visible, covered)):
+            for row in np.flatnonzero(refused).tolist():
+                reasons[row] = word
+        return reasons
+
+    def _checks(
+        self,
+        boxes: NDArray[np.float32],
+        inside: NDArray[np.int32],
+        visible: NDArray[np.float32],
+        covered: NDArray[np.float32],
+    ) -> tuple[tuple[str, Any], ...]:
+        """Every reason that boxes alone tell, and whom it applies to: of `(..., 4)` boxes `(...)` bool."""
+        wide = inside[..., 2] - inside[..., 0]
+        high = inside[..., 3] - inside[..., 1]
         aspect = high / np.maximum(wide, 1)
         with np.errstate(invalid="ignore"):
-            proper = (
-                (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & np.isfinite(boxes).all(axis=1)
-            )
-        checks = (
+            proper = (boxes[..., 2:] > boxes[..., :2]).all(axis=-1) & np.isfinite(boxes).all(axis=-1)
+        return (
             ("invalid", ~proper),
             ("off-image", (wide < 1) | (high < 1)),
             ("truncated", visible < 1.0 - self.max_truncation),
@@ -162,11 +176,6 @@ class QualityGate:
             ("aspect", (aspect < self.min_aspect) | (aspect > self.max_aspect)),
             ("covered", covered > self.max_overlap),
         )
-        reasons = [""] * len(boxes)
-        for word, refused in reversed(checks):  # the first check has the last word
-            for row in np.flatnonzero(refused).tolist():
-                reasons[row] = word
-        return reasons
 
 
 def _geometry(
@@ -179,7 +188,7 @@ def _geometry(
     """The factors of the grade that boxes alone tell."""
     width, height = size
     grade: NDArray[np.float64] = (
-        np.sqrt(np.clip((inside[:, 3] - inside[:, 1]) / _FULL_HEIGHT, 0.0, 1.0))
+        np.sqrt(np.clip((inside[..., 3] - inside[..., 1]) / _FULL_HEIGHT, 0.0, 1.0))
         * visible
         * (1.0 - covered)
         * np.where(_touches_border(boxes, height, width), _CUT_GRADE, 1.0)
@@ -204,7 +213,7 @@ def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _visible_part(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """`(N,)` float32: part of each box's area that lies in the picture; 0 for what is no box."""
+    """`(...)` float32: part of each box's area that lies in the picture; 0 for what is no box."""
     known = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
     inside = np.clip(known, 0, np.asarray([width, height, width, height], np.float32))
     whole = _area(known)
@@ -215,22 +224,24 @@ def _visible_part(boxes: NDArray[np.float32], height: int, width: int) -> NDArra
 def _touches_border(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:
     limit = np.asarray([width, height], np.float32) - _BORDER
     with np.errstate(invalid="ignore"):
-        touches = (boxes[:, :2] <= _BORDER).any(axis=1) | (boxes[:, 2:] >= limit).any(axis=1)
+        touches = (boxes[..., :2] <= _BORDER).any(axis=-1) | (boxes[..., 2:] >= limit).any(axis=-1)
     return np.asarray(touches, np.bool_)
 
 
 def _covered_part(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(N,)` float32: largest part of each box that one nearer person covers.
+    """`(..., N)` float32: largest part of each of N boxes that one nearer person of them covers.
 
     On a floor seen from above, the person whose feet are lower in the picture is the nearer one.
     """
     known = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
-    corner1 = np.maximum(known[:, None, :2], known[None, :, :2])
-    corner2 = np.minimum(known[:, None, 2:], known[None, :, 2:])
-    shared = _area(np.concatenate((corner1, corner2), axis=2))
-    nearer = (known[None, :, 3] > known[:, None, 3]) & (scores[None, :] >= 0.5 * scores[:, None])
-    own = np.maximum(_area(known), 1e-6)[:, None]
-    part: NDArray[np.float32] = (np.where(nearer, shared, 0.0) / own).max(axis=1).astype(np.float32)
+    corner1 = np.maximum(known[..., :, None, :2], known[..., None, :, :2])
+    corner2 = np.minimum(known[..., :, None, 2:], known[..., None, :, 2:])
+    shared = _area(np.concatenate((corner1, corner2), axis=-1))
+    nearer = (known[..., None, :, 3] > known[..., :, None, 3]) & (
+        scores[..., None, :] >= 0.5 * scores[..., :, None]
+    )
+    own = np.maximum(_area(known), 1e-6)[..., :, None]
+    part: NDArray[np.float32] = (np.where(nearer, shared, 0.0) / own).max(axis=-1).astype(np.float32)
     return np.minimum(part, 1.0)
 
 

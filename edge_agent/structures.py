@@ -381,13 +381,13 @@ class Decision:
 
 
 def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of every pair: `(N, 4)`, `(M, 4)` xyxy -> `(N, M)` float32."""
-    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    """Intersection over union of every pair: `(..., N, 4)`, `(..., M, 4)` xyxy -> `(..., N, M)` float32."""
+    top_left = np.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    bottom_right = np.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
     sides = np.clip(bottom_right - top_left, 0, None)
     overlap = sides[..., 0] * sides[..., 1]
-    area_a = np.prod(np.clip(a[:, 2:] - a[:, :2], 0, None), axis=1)
-    area_b = np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), axis=1)
-    union = area_a[:, None] + area_b[None, :] - overlap
+    area_a = np.prod(np.clip(a[..., 2:] - a[..., :2], 0, None), axis=-1)
+    area_b = np.prod(np.clip(b[..., 2:] - b[..., :2], 0, None), axis=-1)
+    union = area_a[..., :, None] + area_b[..., None, :] - overlap
     ratio: NDArray[np.float32] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
     return ratio

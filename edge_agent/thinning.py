@@ -58,8 +58,7 @@ _SETTLES = frozenset({DecisionKind.MATCHED, DecisionKind.ENROLLED, DecisionKind.
 _NEW, _DOUBT, _SETTLED, _REST = range(4)
 
 Outlook = Callable[[NDArray[np.float32], NDArray[np.float32], tuple[int, int]], NDArray[np.float32]]
-"""Boxes, scores, `(width, height)` -> how well each box promises to show its person: `(N,)` 0..1, 0 where it
-will be refused; see `edge_agent.quality.QualityGate.outlook`."""
+"""How well boxes promise to show their people; see `edge_agent.quality.QualityGate.outlook`."""
 
 
 class Room(Protocol):
@@ -84,13 +83,39 @@ class _Track:
     narrow_until: int = 0
     """It is looked at again until it has shown so many crops."""
 
+    def facts(self) -> tuple[float, float, bool, int, int]:
+        """As numbers."""
+        return self.embedded, self.asked, self.settled, self.crops, self.narrow_until
+
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One crop: the track that is near, if any, and whether it surely is that one's."""
+class _View:
+    """The crops of a round beside the tracks that may be theirs: F frames, at most P crops and K tracks each.
 
-    track: _Track | None
-    sure: bool
+    Attributes:
+        wanted: `(F, P)` bool, crops that are there and not spared.
+        near: `(F, P)` bool, whether a track is near.
+        sure: `(F, P)` bool, whether the crop is surely that one's.
+        best: `(F, P)` its place among the tracks.
+        tracks: of each frame.
+        embedded, asked: `(F, P)` when it was embedded last, and when that was last asked for.
+        settled: `(F, P)` bool.
+        fewer: `(F, P)` bool, whether it has shown fewer than `ENOUGH` crops.
+        narrow: `(F, P)` bool, whether its decision is to be looked at again.
+
+    What is said of a track means nothing where none is near.
+    """
+
+    wanted: NDArray[np.bool_]
+    near: NDArray[np.bool_]
+    sure: NDArray[np.bool_]
+    best: NDArray[np.intp]
+    tracks: tuple[tuple[_Track, ...], ...]
+    embedded: NDArray[np.float64]
+    asked: NDArray[np.float64]
+    settled: NDArray[np.bool_]
+    fewer: NDArray[np.bool_]
+    narrow: NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -151,17 +176,13 @@ class Thinning:
     # --- to lower the load --------------------------------------------------------------------
 
     def _lower(self, load: Load, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> None:
-        known = [self._known(frame) for frame in frames]
-        for frame, rows, mask in zip(frames, known, masks, strict=True):
-            mask[:] = [
-                row.sure
-                and row.track is not None
-                and row.track.settled
-                and frame.time - row.track.embedded < load.settled_interval_s
-                for row in rows
-            ]
+        view = self._view(frames, masks)
+        since = _times(frames) - view.embedded
+        known = view.near & view.sure & view.settled & (since < load.settled_interval_s)
+        for mask, rows in zip(masks, known, strict=True):
+            mask[:] = rows[: len(mask)]
         if load.max_crops is not None:
-            self._choose(load.max_crops, frames, known, masks)
+            self._choose(load.max_crops, frames, masks)
 
     # --- to keep up ---------------------------------------------------------------------------
 
@@ -169,98 +190,124 @@ class Thinning:
         self, budget: Room, load: Load, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]
     ) -> None:
         most = budget.offer(frames, load.every_nth)
-        before = [mask.copy() for mask in masks]
         wanted = sum(map(np.size, masks)) - sum(map(np.count_nonzero, masks))
-        if most is not None and wanted > most:
-            wanted = self._choose(most, frames, [self._known(frame) for frame in frames], masks)
-        budget.spend(wanted)
-        spared = [mask & ~was for mask, was in zip(masks, before, strict=True)]
-        _count(self.for_overload, frames, spared)
+        if most is None or wanted <= most:
+            budget.spend(wanted)
+            return
+        before = [mask.copy() for mask in masks]
+        budget.spend(self._choose(most, frames, masks))
+        _count(self.for_overload, frames, [mask & ~was for mask, was in zip(masks, before, strict=True)])
 
-    def _choose(
-        self,
-        most: int,
-        frames: Sequence[Candidates],
-        known: Sequence[Sequence[_Row]],
-        masks: Sequence[NDArray[np.bool_]],
-    ) -> int:
+    def _choose(self, most: int, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> int:
         """Spare all but the `most` crops that matter most; returns how many will be embedded.
 
         Whom the quality gate will refuse costs the engine nothing, and is neither spared nor counted.
         """
-        graded = [
-            self._grade(frame, rows, ~mask) for frame, rows, mask in zip(frames, known, masks, strict=True)
-        ]
-        at = np.concatenate([np.full(len(rows), n) for n, (rows, _, _) in enumerate(graded)])
-        row = np.concatenate([rows for rows, _, _ in graded])
-        tier = np.concatenate([tiers for _, tiers, _ in graded])
-        urgency = np.concatenate([urgencies for _, _, urgencies in graded])
-        chosen = _by_turns(
-            most, np.unique([f.camera for f in frames], return_inverse=True)[1][at], tier, urgency
-        )
+        view = self._view(frames, masks)
+        outlook = self._outlook(frames, view)
+        tier, wait = self._standing(frames, view)
+        at, row = np.nonzero(view.wanted & (outlook > 0))
+        numbers: dict[str, int] = {}
+        cameras = np.array([numbers.setdefault(frame.camera, len(numbers)) for frame in frames], np.intp)
+        chosen = _by_turns(most, cameras[at], tier[at, row], (wait * outlook)[at, row])
+        near = view.near[at, row] & chosen
         for n in np.flatnonzero(~chosen).tolist():
             masks[at[n]][row[n]] = True
-        for n in np.flatnonzero(chosen).tolist():
-            track = known[at[n]][row[n]].track
-            if track is not None:
-                track.asked = frames[at[n]].time
+        for n in np.flatnonzero(near).tolist():
+            view.tracks[at[n]][view.best[at[n], row[n]]].asked = frames[at[n]].time
         return int(np.count_nonzero(chosen))
 
-    def _grade(
-        self, frame: Candidates, rows: Sequence[_Row], wanted: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-        """Rows of a frame that are wanted and will not be refused, their tiers, and how urgent each is."""
-        outlook = np.ones(len(rows), np.float32)
-        if self.outlook is not None and frame.scores is not None and frame.size is not None:
-            outlook = self.outlook(frame.boxes, frame.scores, frame.size)
-        left = np.flatnonzero(wanted & (outlook > 0))
-        weak = np.zeros(len(rows), np.bool_)
-        if self.new_track is not None and frame.scores is not None:
-            weak = frame.scores < self.new_track(frame.camera)
-        told = [_standing(rows[n], frame.time, bool(weak[n])) for n in left.tolist()]
-        tiers = np.array([tier for tier, _ in told], np.intp)
-        waits = np.array([wait for _, wait in told], np.float64)
-        return left, tiers, waits * outlook[left]
+    def _standing(
+        self, frames: Sequence[Candidates], view: _View
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """`(F, P)` tier of each crop, and for how many seconds its person has not been embedded."""
+        since = _times(frames) - np.maximum(view.embedded, view.asked)
+        wait = np.where(view.near, np.clip(since, 0.0, LONGEST_S), STRETCHED_S)
+        doubt = ~(view.sure & view.settled) | view.narrow
+        tier = np.where(doubt, _DOUBT, np.where(wait >= STRETCHED_S, _SETTLED, _REST))
+        tier[(wait >= LONGEST_S) | (view.sure & ~view.settled & view.fewer)] = _NEW
+        return np.where(view.near, tier, np.where(self._weak(frames, view), _REST, _NEW)), wait
+
+    def _weak(self, frames: Sequence[Candidates], view: _View) -> NDArray[np.bool_]:
+        """`(F, P)` whether a box cannot start a track."""
+        weak = np.zeros(view.wanted.shape, np.bool_)
+        if self.new_track is not None:
+            for row, frame in zip(weak, frames, strict=True):
+                if frame.scores is not None:
+                    row[: len(frame.scores)] = frame.scores < self.new_track(frame.camera)
+        return weak
+
+    def _outlook(self, frames: Sequence[Candidates], view: _View) -> NDArray[np.float32]:
+        """`(F, P)` what each box promises; 1 where that cannot be told."""
+        found = np.ones(view.wanted.shape, np.float32)
+        if self.outlook is None:
+            return found
+        for size in {frame.size for frame in frames if frame.size is not None}:
+            at = [n for n, frame in enumerate(frames) if frame.size == size and frame.scores is not None]
+            boxes, scores = _padded([frames[n] for n in at], view.wanted.shape[-1])
+            found[at] = self.outlook(boxes, scores, size)
+        return found
 
     # --- who is who ---------------------------------------------------------------------------
 
-    def _known(self, frame: Candidates) -> list[_Row]:
-        """The track of each crop, by the upstream's number or by overlap."""
-        tracks = self._tracks.get(frame.camera, {})
+    def _view(self, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> _View:
+        width = max(1, *(len(frame.boxes) for frame in frames))
+        wanted = np.zeros((len(frames), width), np.bool_)
+        for row, mask in zip(wanted, masks, strict=True):
+            row[: len(mask)] = ~mask
+        tracks = tuple(self._near(frame) for frame in frames)
+        most = max(1, *map(len, tracks))
+        theirs = np.zeros((len(frames), most, 4), np.float32)
+        facts = np.zeros((len(frames), most, 5))
+        for boxes, told, of in zip(theirs, facts, tracks, strict=True):
+            if of:
+                boxes[: len(of)] = [track.box for track in of]
+                told[: len(of)] = [track.facts() for track in of]
+        overlap = iou_matrix(_padded(frames, width)[0], theirs)
+        best, close = overlap.argmax(axis=2), overlap >= OTHER_BOX
+        rows = np.arange(len(frames))[:, None]
+        near: NDArray[np.bool_] = np.asarray(close.any(axis=2))
+        sure: NDArray[np.bool_] = np.asarray(overlap.max(axis=2) >= SAME_BOX)
+        sure &= (close.sum(axis=2) == 1) & (close.sum(axis=1)[rows, best] == 1)
+        for at, frame in enumerate(frames):
+            if frame.track_ids is not None:
+                place = {id(track): n for n, track in enumerate(tracks[at])}
+                given = [self._given(frame.camera, number) for number in frame.track_ids]
+                near[at, : len(given)] = sure[at, : len(given)] = [one is not None for one in given]
+                best[at, : len(given)] = [place.get(id(one), 0) for one in given]
+        embedded, asked, settled, crops, narrow_until = np.moveaxis(facts[rows, best], 2, 0)
+        return _View(
+            wanted, near, sure, best, tracks,
+            embedded, asked, settled > 0, crops < ENOUGH, crops < narrow_until,
+        )  # fmt: skip
+
+    def _near(self, frame: Candidates) -> tuple[_Track, ...]:
+        """The tracks that crops of this frame may belong to."""
         if frame.track_ids is not None:
-            return [
-                _Row(tracks.get(given) if given is not None else None, sure=True) for given in frame.track_ids
-            ]
-        fresh = [track for track in tracks.values() if abs(frame.time - track.seen) <= FRESH_S]
-        if not fresh or not len(frame.boxes):
-            return [_Row(None, sure=False)] * len(frame.boxes)
-        overlap = iou_matrix(frame.boxes, np.stack([track.box for track in fresh]))
-        near = overlap >= OTHER_BOX
-        best = overlap.argmax(axis=1)
-        most = overlap.max(axis=1)
-        alone = (near.sum(axis=1) == 1) & (near.sum(axis=0)[best] == 1)
-        return [
-            _Row(fresh[column] if close else None, sure=sure)
-            for column, close, sure in zip(
-                best.tolist(),
-                (most >= OTHER_BOX).tolist(),
-                (alone & (most >= SAME_BOX)).tolist(),
-                strict=True,
-            )
-        ]
+            given = (self._given(frame.camera, number) for number in frame.track_ids)
+            return tuple(track for track in given if track is not None)
+        tracks = self._tracks.get(frame.camera, {}).values()
+        return tuple(track for track in tracks if abs(frame.time - track.seen) <= FRESH_S)
+
+    def _given(self, camera: str, number: int | None) -> _Track | None:
+        """A track by the upstream's number."""
+        return None if number is None else self._tracks.get(camera, {}).get(number)
 
 
-def _standing(row: _Row, time: float, weak: bool) -> tuple[int, float]:
-    """Tier of a crop, and for how many seconds its person has not been embedded."""
-    track = row.track
-    if track is None:
-        return (_REST if weak else _NEW), STRETCHED_S
-    wait = min(LONGEST_S, max(0.0, time - max(track.embedded, track.asked)))
-    if wait >= LONGEST_S or (row.sure and not track.settled and track.crops < ENOUGH):
-        return _NEW, wait
-    if not row.sure or not track.settled or track.crops < track.narrow_until:
-        return _DOUBT, wait
-    return (_SETTLED if wait >= STRETCHED_S else _REST), wait
+def _times(frames: Sequence[Candidates]) -> NDArray[np.float64]:
+    """`(F, 1)` seconds."""
+    return np.array([[frame.time] for frame in frames])
+
+
+def _padded(frames: Sequence[Candidates], width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes `(F, width, 4)` and scores `(F, width)`, filled up with zeros."""
+    boxes = np.zeros((len(frames), width, 4), np.float32)
+    scores = np.zeros((len(frames), width), np.float32)
+    for at, frame in enumerate(frames):
+        boxes[at, : len(frame.boxes)] = frame.boxes
+        if frame.scores is not None:
+            scores[at, : len(frame.boxes)] = frame.scores
+    return boxes, scores
 
 
 def _narrow(decision: Decision) -> bool:
