@@ -44,16 +44,20 @@ SAVED_S = 0.5
 """Time of the engine that may be saved up, at most; and never more than one frame's."""
 
 REVIEW_S = 1.0
-"""How often it is looked at whether frames are lost all the same."""
+"""How often the pace is looked at."""
 
 BUSY = 0.95
 """Busy for this share of the time, the engine is why frames are lost; else it is something else."""
 
-LOST = 0.02
+IDLE = 0.9
+"""Busy for less than this while crops are left out, the engine could have taken more."""
+
+LOST = 0.05
 """Lost frames among all that are no accident."""
 
-LEAST_PACE = 0.25
-PACE_UP = 0.02
+LEAST_PACE, MOST_PACE = 0.25, 2.0
+PACE_STEP = 0.05
+"""In one review, upwards, and back to 1."""
 
 
 @dataclass(slots=True)
@@ -74,6 +78,25 @@ class _Camera:
         return max(0.0, end - begin) / (last - first)
 
 
+@dataclass(slots=True)
+class _Window:
+    """What happened since the last review.
+
+    Attributes:
+        since: when it began.
+        seconds: that the engine had been at work until then.
+        frames, lost: that came, and that nobody took.
+        rounds, short: all, and those in which crops were left out.
+    """
+
+    since: float
+    seconds: float
+    frames: int = 0
+    lost: int = 0
+    rounds: int = 0
+    short: int = 0
+
+
 class Budget:
     """For one thread.
 
@@ -92,8 +115,7 @@ class Budget:
         self._cameras: dict[str, _Camera] = {}
         self._room = 0.0
         self._pace = 1.0
-        self._reviewed: tuple[float, float] | None = None
-        self._frames = self._lost = 0
+        self._window: _Window | None = None
 
     @property
     def rate(self) -> float | None:
@@ -124,9 +146,12 @@ class Budget:
         self._room = min(self._room, max(1.0, rate * most_s)) + self._pace * SHARE * rate * brought_s
         return int(self._room)
 
-    def spend(self, crops: int) -> None:
-        """So many crops of the frames that were offered are embedded."""
+    def spend(self, crops: int, spared: int) -> None:
+        """Of the crops of the frames that were offered, so many are embedded, and so many left out."""
         self._room = max(0.0, self._room - crops)
+        if self._window is not None:
+            self._window.rounds += 1
+            self._window.short += spared > 0
 
     def _learn(self) -> None:
         crops, seconds = self._worked()
@@ -141,8 +166,9 @@ class Budget:
         camera = self._cameras.setdefault(frame.camera, _Camera(now, frame.lost))
         lost, camera.lost, camera.seen = frame.lost - camera.lost, frame.lost, now
         camera.delivered += every_nth + lost
-        self._frames += every_nth + lost
-        self._lost += lost
+        if self._window is not None:
+            self._window.frames += every_nth + lost
+            self._window.lost += lost
         if camera.frames and frame.time - camera.frames[-1][0] > GAP_S * every_nth:
             camera.frames.clear()
         camera.frames.append((frame.time, camera.delivered))
@@ -154,16 +180,25 @@ class Budget:
         )
 
     def _review(self, now: float) -> None:
-        """Keep a busy engine from falling behind for reasons that its speed does not show."""
-        seconds = self._known[1]
-        if self._reviewed is None:
-            self._reviewed = (now, seconds)
-        span = now - self._reviewed[0]
-        if span < REVIEW_S:
-            return
-        lost = self._lost / max(1, self._frames)
-        if lost > LOST and seconds - self._reviewed[1] > BUSY * span:
-            self._pace = max(LEAST_PACE, self._pace * (1.0 - lost))
-        else:
-            self._pace = min(1.0, self._pace + PACE_UP * span)
-        self._reviewed, self._frames, self._lost = (now, seconds), 0, 0
+        """Mend what the engine's speed does not show: crops that are refused, batches that come late."""
+        window = self._window or _Window(now, self._known[1])
+        span = now - window.since
+        if span >= REVIEW_S:
+            self._pace = _next_pace(self._pace, window, (self._known[1] - window.seconds) / span)
+            window = _Window(now, self._known[1])
+        self._window = window
+
+
+def _next_pace(pace: float, window: _Window, busy: float) -> float:
+    """Slower where a busy engine loses frames, faster where it idles while crops are left out.
+
+    Frames that are lost beside an idle engine are none of its business: no pace would save them.
+    """
+    lost = window.lost / max(1, window.frames)
+    if lost > LOST and busy > BUSY:
+        return max(LEAST_PACE, pace * (1.0 - lost))
+    if lost <= LOST and busy < IDLE and 2 * window.short > window.rounds:
+        return min(MOST_PACE, pace + PACE_STEP)
+    if lost > LOST or not window.short:
+        return pace + min(PACE_STEP, max(-PACE_STEP, 1.0 - pace))
+    return pace

@@ -67,8 +67,8 @@ class Room(Protocol):
     def offer(self, frames: Sequence[Candidates], every_nth: int) -> int | None:
         """How many crops of these frames may be embedded; None for all."""
 
-    def spend(self, crops: int) -> None:
-        """So many are."""
+    def spend(self, crops: int, spared: int) -> None:
+        """So many are, and so many are left out."""
 
 
 @dataclass(slots=True)
@@ -192,11 +192,13 @@ class Thinning:
         most = budget.offer(frames, load.every_nth)
         wanted = sum(map(np.size, masks)) - sum(map(np.count_nonzero, masks))
         if most is None or wanted <= most:
-            budget.spend(wanted)
+            budget.spend(wanted, 0)
             return
         before = [mask.copy() for mask in masks]
-        budget.spend(self._choose(most, frames, masks))
-        _count(self.for_overload, frames, [mask & ~was for mask, was in zip(masks, before, strict=True)])
+        chosen = self._choose(most, frames, masks)
+        spared = [mask & ~was for mask, was in zip(masks, before, strict=True)]
+        budget.spend(chosen, sum(map(np.count_nonzero, spared)))
+        _count(self.for_overload, frames, spared)
 
     def _choose(self, most: int, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> int:
         """Spare all but the `most` crops that matter most; returns how many will be embedded.
