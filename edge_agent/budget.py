@@ -41,7 +41,7 @@ ACTIVE_S = 2.0
 """A camera that was silent for so long leaves its share to the others."""
 
 SAVED_S = 0.5
-"""Time of the engine that may be saved up, at most; and never more than one frame's."""
+"""Time of the engine that may be saved up, at most; and never more than a frame of the slowest camera."""
 
 REVIEW_S = 1.0
 """How often the pace is looked at."""
@@ -57,7 +57,7 @@ LOST = 0.05
 
 LEAST_PACE, MOST_PACE = 0.25, 2.0
 PACE_STEP = 0.05
-"""In one review, upwards, and back to 1."""
+"""In one review upwards and back to 1; downwards up to twice that."""
 
 
 @dataclass(slots=True)
@@ -124,11 +124,12 @@ class Budget:
             return None
         return max(SLOWEST, self._crops / self._seconds)
 
-    def offer(self, frames: Sequence[Candidates], every_nth: int) -> int | None:
+    def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
         """How many crops of these frames may be embedded; None for all. Say with `spend` how many were.
 
         Args:
             frames: of live cameras, one round.
+            wanted: so many crops they have.
             every_nth: of the frames that are taken, every so manyth is offered.
         """
         now = self._clock()
@@ -141,10 +142,15 @@ class Budget:
         rate = self.rate
         if rate is None or not frames or len(known) < len(frames):
             return None
-        brought_s = max(sum(known) / self._active(now), sum(frame.detect_s for frame in frames))
-        most_s = min(SAVED_S, max(known))
-        self._room = min(self._room, max(1.0, rate * most_s)) + self._pace * SHARE * rate * brought_s
-        return int(self._room)
+        active = self._active(now)
+        own = [every_nth * camera.interval_s for camera in active if camera.interval_s is not None]
+        brought_s = max(sum(known) / len(active), sum(frame.detect_s for frame in frames))
+        saved = min(self._room, max(1.0, rate * min(SAVED_S, max(own))))
+        self._room = saved + self._pace * SHARE * rate * brought_s
+        if wanted <= self._room:
+            return None
+        # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
+        return int(min(self._room, max(1.0, self._pace * rate * min(own))))
 
     def spend(self, crops: int, spared: int) -> None:
         """Of the crops of the frames that were offered, so many are embedded, and so many left out."""
@@ -173,11 +179,12 @@ class Budget:
             camera.frames.clear()
         camera.frames.append((frame.time, camera.delivered))
 
-    def _active(self, now: float) -> int:
-        return sum(
-            now - camera.seen <= max(ACTIVE_S, 2.0 * (camera.interval_s or 0.0))
+    def _active(self, now: float) -> list[_Camera]:
+        return [
+            camera
             for camera in self._cameras.values()
-        )
+            if now - camera.seen <= max(ACTIVE_S, 2.0 * (camera.interval_s or 0.0))
+        ]
 
     def _review(self, now: float) -> None:
         """Mend what the engine's speed does not show: crops that are refused, batches that come late."""
@@ -196,7 +203,7 @@ def _next_pace(pace: float, window: _Window, busy: float) -> float:
     """
     lost = window.lost / max(1, window.frames)
     if lost > LOST and busy > BUSY:
-        return max(LEAST_PACE, pace * (1.0 - lost))
+        return max(LEAST_PACE, pace - min(lost, 2 * PACE_STEP))
     if lost <= LOST and busy < IDLE and 2 * window.short > window.rounds:
         return min(MOST_PACE, pace + PACE_STEP)
     if lost > LOST or not window.short:

@@ -64,7 +64,7 @@ Outlook = Callable[[NDArray[np.float32], NDArray[np.float32], tuple[int, int]], 
 class Room(Protocol):
     """See `edge_agent.budget.Budget`."""
 
-    def offer(self, frames: Sequence[Candidates], every_nth: int) -> int | None:
+    def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
         """How many crops of these frames may be embedded; None for all."""
 
     def spend(self, crops: int, spared: int) -> None:
@@ -189,9 +189,9 @@ class Thinning:
     def _keep_up(
         self, budget: Room, load: Load, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]
     ) -> None:
-        most = budget.offer(frames, load.every_nth)
         wanted = sum(map(np.size, masks)) - sum(map(np.count_nonzero, masks))
-        if most is None or wanted <= most:
+        most = budget.offer(frames, wanted, load.every_nth)
+        if most is None:
             budget.spend(wanted, 0)
             return
         before = [mask.copy() for mask in masks]
