@@ -35,7 +35,7 @@ FRAMES = 16
 """Frames over which the rate of a camera is measured."""
 
 GAP_S = 5.0
-"""A camera that was silent for so long begins anew."""
+"""A camera that was silent for so long begins anew, and so does one whose clock was set back."""
 
 ACTIVE_S = 2.0
 """A camera that was silent for so long leaves its share to the others."""
@@ -75,7 +75,7 @@ class _Camera:
         if len(self.frames) < 2:
             return None
         (begin, first), (end, last) = self.frames[0], self.frames[-1]
-        return max(0.0, end - begin) / (last - first)
+        return (end - begin) / (last - first)
 
 
 @dataclass(slots=True)
@@ -175,7 +175,7 @@ class Budget:
         if self._window is not None:
             self._window.frames += every_nth + lost
             self._window.lost += lost
-        if camera.frames and frame.time - camera.frames[-1][0] > GAP_S * every_nth:
+        if camera.frames and not 0.0 <= frame.time - camera.frames[-1][0] <= GAP_S * every_nth:
             camera.frames.clear()
         camera.frames.append((frame.time, camera.delivered))
 

@@ -441,6 +441,19 @@ def test_a_camera_that_went_away_leaves_its_share() -> None:
     assert alone["chosen"]["a"] / 20 > 50
 
 
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    worked, now = (0, 0.0), 0.0
+    budget, rooms = Budget(lambda: worked, lambda: now), []
+    for n in range(100):
+        now = n * 0.1
+        rooms.append(budget.offer([candidates("a", places(20), now - (3600.0 if n >= 50 else 0.0))], 20, 1))
+        taken = 20 if rooms[-1] is None else rooms[-1]
+        budget.spend(taken, 20 - taken)
+        worked = (worked[0] + taken, worked[1] + taken / 100)
+    assert rooms[50] is None
+    assert all(room is not None and 8 <= room <= 11 for room in rooms[55:])
+
+
 def test_a_slow_detector_is_no_overload() -> None:
     """Frames come late because they take long to look at; the engine has all that time."""
     worked, now = (0, 0.0), 0.0
