@@ -10,6 +10,7 @@ Nothing here depends on which clock runs, so that a recording can be replayed to
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -114,6 +115,7 @@ class Budget:
         self._crops = self._seconds = 0.0
         self._cameras: dict[str, _Camera] = {}
         self._room = 0.0
+        self._part = 0.0
         self._pace = 1.0
         self._window: _Window | None = None
 
@@ -150,7 +152,8 @@ class Budget:
         if wanted <= self._room:
             return None
         # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
-        return int(min(self._room, max(1.0, self._pace * rate * min(own))))
+        self._part, whole = math.modf(self._part + self._pace * rate * min(own))
+        return int(min(self._room, max(1.0, whole)))
 
     def spend(self, crops: int, spared: int) -> None:
         """Of the crops of the frames that were offered, so many are embedded, and so many left out."""
