@@ -200,6 +200,11 @@ class EngineSettings(_Section):
     )
     max_batch: int = Field(64, ge=1, le=1024, description="largest batch for all cameras together")
     max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
+    overload: Literal["thin", "drop"] = Field(
+        "thin",
+        description="crops of live cameras that the engine has no time for: embed those that help most"
+        " (docs/overload.md), or all of them and drop frames",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of ONNX Runtime, 0: its own choice")
     folder: Path | None = Field(
         None, description="calibrations and TensorRT plans; `engines` in the state folder when absent"

@@ -47,7 +47,6 @@ from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
 from edge_agent.stagetimes import Laps, process_age_s
 from edge_agent.structures import EngineInfo, Load, SourceState, SourceStatus
-from edge_agent.thinning import Thinning
 
 if TYPE_CHECKING:
     from edge_agent.cooling import Cooling
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from edge_agent.identify import Identifier
     from edge_agent.source.base import Source
     from edge_agent.telemetry.reader import Reading, Telemetry
+    from edge_agent.thinning import Thinning
 
 __all__ = ["Agent", "Outputs", "Summary", "Supply", "Tally"]
 
@@ -153,7 +153,8 @@ class Tally:
         engine_seconds: time inside the ReID network.
         frames: taken in, by camera.
         dropped: frames that a newer one replaced before they were taken in, by camera.
-        spared: crops that were not embedded, to keep up, by camera.
+        spared: crops that were not embedded, to lower the load or to keep up, by camera.
+        overload: those of them that the engine had no time for.
         published: events that the outbox took.
         acknowledged: events that the broker has.
     """
@@ -164,6 +165,7 @@ class Tally:
     frames: dict[str, int]
     dropped: dict[str, int]
     spared: dict[str, int]
+    overload: dict[str, int]
     published: int
     acknowledged: int
 
@@ -265,6 +267,7 @@ class Agent:
             frames=dict(counters.frames),
             dropped={reader.camera: reader.dropped for reader in stages.readers},
             spared=dict(counters.spared),
+            overload=stages.thinning.for_overload.copy(),
             published=delivered.published,
             acknowledged=delivered.acknowledged,
         )
@@ -380,6 +383,7 @@ class Agent:
             telemetry=telemetry,
             chores=self._chores,
             erasure=erasure,
+            thinning=factory.make_thinning(settings, embedder, detection),
             mot=stack.enter_context(MotWriter(mot, len(sources))) if mot else None,
             mot_final=MotFinal(mot_final, len(sources)) if mot_final else None,
             publisher=publisher,
@@ -428,7 +432,7 @@ class Agent:
             identify=stages.identifier,
             hand_over=lambda outcome: self._deliver(outcome, stages),
             chores=stages.chores,
-            thin=Thinning(),
+            thin=stages.thinning,
             max_delay_s=settings.engine.max_delay_ms / 1000,
             progress=self.progress,
             looking=self.looking,
@@ -547,6 +551,7 @@ class Agent:
                     "delivered": reader.delivered,
                     "dropped": reader.dropped,
                     "still": stages.detection.still().get(reader.camera),
+                    "overload": stages.thinning.for_overload.get(reader.camera, 0),
                 }
                 for reader in stages.readers
             ],
@@ -628,6 +633,7 @@ class _Stages:
     metrics: Metrics | None
     chores: deque[Callable[[], None]]
     erasure: Erasure
+    thinning: Thinning
     mot: MotWriter | None
     mot_final: MotFinal | None
     readers: list[FrameReader] = field(default_factory=list)
@@ -895,6 +901,9 @@ class _Beats:
         dropped |= {f"skipped:{camera}": n for camera, n in self.pipeline.counters.skipped.items()}
         if spared := self.stages.embedder.counters.spared:
             dropped["crops:spared"] = spared
+        thinning = self.stages.thinning
+        dropped |= {f"spared:{camera}": n for camera, n in thinning.for_load.copy().items()}
+        dropped |= {f"overload:{camera}": n for camera, n in thinning.for_overload.copy().items()}
         verdict = self.stages.cooling.verdict if self.stages.cooling is not None else None
         dropped |= {f"crops:{why}": n for why, n in self.stages.embedder.counters.refused.items()}
         return TelemetryData(

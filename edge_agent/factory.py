@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from edge_agent.source.reader import FrameReader
     from edge_agent.structures import Detections, EngineInfo, Frame, Load, SourceStatus
     from edge_agent.telemetry.reader import Reading, Telemetry
+    from edge_agent.thinning import Thinning
     from edge_agent.track import Similarity, Tracker, UpstreamTracks
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "make_erasure",
     "make_gate",
     "make_identifier",
+    "make_thinning",
     "make_tracker",
     "make_upstream_tracks",
     "open_commands",
@@ -758,6 +760,18 @@ def make_tracker(
         similarity=similarity,
         **settings.tracker.model_dump(),
     )
+
+
+def make_thinning(settings: Settings, embedder: Embedder, detection: Detection) -> Thinning:
+    """What chooses whom not to embed; `embedder` is entered."""
+    from edge_agent.budget import Budget
+    from edge_agent.thinning import Thinning
+
+    budget = None
+    if settings.engine.overload == "thin":
+        budget = Budget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
+    gate = make_gate(settings.quality)
+    return Thinning(budget, gate.outlook, lambda camera: detection.levels(camera)[2])
 
 
 def broker_settings(settings: MqttSettings) -> BrokerSettings | None:

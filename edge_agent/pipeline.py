@@ -76,6 +76,10 @@ class Read(Protocol):
     def ended(self) -> bool:
         """Whether nothing more will come."""
 
+    @property
+    def dropped(self) -> int:
+        """Items of a live source that a newer one replaced before they were polled."""
+
     def poll(self) -> Frame | CropBatch | None:
         """The next item, or None."""
 
@@ -233,7 +237,7 @@ class Pipeline:
     """Functions that other threads want run on the deciding thread, between two frames."""
     counters: Counters = field(default_factory=Counters)
     thin: Thin | None = None
-    """Chooses whom to spare while the load is lowered."""
+    """Chooses whom to spare, to lower the load or to keep up."""
     load: Load = field(default_factory=Load)
     """How much work is allowed; another thread may replace it at any time."""
     progress: Progress = field(default_factory=Progress)
@@ -444,12 +448,14 @@ class Pipeline:
 
     def _spared(self, pending: Sequence[_Pending], load: Load) -> list[NDArray[np.bool_]] | None:
         """For each pair of the round, whom not to embed; None for nobody. Recordings lose nothing."""
-        if self.thin is None or (load.settled_interval_s == 0 and load.max_crops is None):
+        if self.thin is None:
             return None
         thinned = [one for one in pending if one.reader.live or not one.reader.ends]
         chosen = dict(
             zip(map(id, thinned), self.thin.spared(load, list(map(_candidates, thinned))), strict=True)
         )
+        if not any(mask.any() for mask in chosen.values()):
+            return None
         spared: list[NDArray[np.bool_]] = []
         for one in pending:
             mask = chosen.get(id(one), np.zeros(sum(_rows(one)), np.bool_))
@@ -562,11 +568,21 @@ class Pipeline:
 
 
 def _candidates(pending: _Pending) -> Candidates:
-    item = pending.item
+    item, reader = pending.item, pending.reader
     if isinstance(item, CropBatch):
         return Candidates(item.camera, item.time, item.boxes, item.track_ids)
-    boxes = pending.detections.boxes if pending.detections is not None else np.zeros((0, 4), np.float32)
-    return Candidates(item.camera, item.time, boxes)
+    found = pending.detections if pending.detections is not None else Detections.none()
+    height, width = item.image.shape[:2]
+    return Candidates(
+        item.camera,
+        item.time,
+        found.boxes,
+        scores=found.scores,
+        size=(width, height),
+        live=reader.live,
+        lost=reader.dropped,
+        detect_s=pending.detect_s,
+    )
 
 
 def _whole(image: NDArray[np.uint8]) -> Detections:

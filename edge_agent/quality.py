@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import ConfigError
+from edge_agent.structures import box_areas
 
-__all__ = ["Graded", "QualityGate", "grade_picture"]
+__all__ = ["BLURRED", "Graded", "QualityGate", "grade_picture", "sharpness"]
 
 _FULL_HEIGHT = 256.0
 """Pixels; a crop of this height or more loses nothing to enlargement in a 256 x 128 network."""
@@ -33,6 +34,11 @@ _FRAME = 8
 """Pixels put around a whole picture before it is graded."""
 _CUT_GRADE = 0.7
 """Grade of a box that touches the border: what lies beyond cannot be seen."""
+_NO_AREA = np.float32(1e-6)
+"""Square pixels; in place of the area of what has none."""
+
+BLURRED = "blurred"
+"""Why a crop is refused that is not sharp."""
 
 
 class Graded(NamedTuple):
@@ -49,6 +55,20 @@ class Graded(NamedTuple):
     quality: NDArray[np.float32]
     reasons: tuple[str, ...]
     inside: NDArray[np.int32]
+
+
+class _Look(NamedTuple):
+    """What `(..., N, 4)` boxes alone tell.
+
+    Attributes:
+        inside: `(..., N, 4)` int32, see `Graded`.
+        grade: `(..., N)` float32, as if every crop were sharp.
+        checks: every reason to refuse, and whom it applies to, `(..., N)` bool; the first one counts.
+    """
+
+    inside: NDArray[np.int32]
+    grade: NDArray[np.float32]
+    checks: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,62 +120,85 @@ class QualityGate:
             scores: `(N,)` float32 of one detector. A box covers another only when its score is at
                 least half of the other's: weak boxes are often not people.
         """
-        rows = len(boxes)
-        if rows == 0:
-            return Graded(np.zeros(0, np.float32), (), np.zeros((0, 4), np.int32))
-        finite = np.isfinite(boxes)
-        known = boxes if finite.all() else np.where(finite.all(axis=1, keepdims=True), boxes, np.float32(0))
         height, width = image.shape[:2]
-        border = np.array([width, height, width, height], np.float32)
+        quality, reasons, inside = self.look(boxes, scores, (width, height))
+        if good := [row for row, reason in enumerate(reasons) if not reason]:
+            crops = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in inside[good].tolist()]
+            factors, blurred = self.sharp(sharpness(crops))
+            quality[good] *= factors
+            refused = {row for row, word in zip(good, blurred.tolist(), strict=True) if word}
+            reasons = tuple(BLURRED if row in refused else reason for row, reason in enumerate(reasons))
+        return Graded(quality, reasons, inside)
+
+    def look(self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, int]) -> Graded:
+        """As `assess`, but from the boxes alone: as if every crop were sharp.
+
+        Args:
+            boxes: as in `assess`.
+            scores: as in `assess`.
+            size: `(width, height)` of the picture in pixels.
+        """
+        if not len(boxes):
+            return Graded(np.zeros(0, np.float32), (), np.zeros((0, 4), np.int32))
+        found = self._look(boxes, scores, size)
+        reasons = [""] * len(boxes)
+        for word, refused in reversed(found.checks):  # the first check has the last word
+            if refused.any():
+                for row in np.flatnonzero(refused).tolist():
+                    reasons[row] = word
+                found.grade[refused] = 0.0
+        return Graded(found.grade, tuple(reasons), found.inside)
+
+    def sharp(self, sharp: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """`(N,)` float32: what crops so sharp keep of their grade; and `(N,)` bool: who is refused."""
+        blurred: NDArray[np.bool_] = sharp < self.min_sharpness
+        factors = np.minimum(sharp / _FULL_SHARPNESS, 1.0).astype(np.float32)
+        factors[blurred] = 0.0
+        return factors, blurred
+
+    def outlook(
+        self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """The grades of `look` for several pictures at once.
+
+        Args:
+            boxes: `(F, N, 4)` float32 xyxy pixels: N detections of each of F pictures; what is no box is
+                nobody, so shorter rows are filled up with zeros.
+            scores: `(F, N)` float32 of one detector.
+            size: `(width, height)` of the pictures in pixels.
+
+        Returns:
+            `(F, N)` float32 in 0..1, 0 where `assess` refuses whatever the picture shows.
+        """
+        found = self._look(boxes, scores, size)
+        for _, refused in found.checks:
+            found.grade[refused] = 0.0
+        return found.grade
+
+    def _look(self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, int]) -> _Look:
+        finite = np.isfinite(boxes)
+        known = boxes if finite.all() else np.where(finite.all(axis=-1, keepdims=True), boxes, np.float32(0))
+        border = np.array([*size, *size], np.float32)
         clipped = np.minimum(np.maximum(known, 0), border)
         inside = np.rint(clipped).astype(np.int32)
-        area = _area(known)
-        visible = _area(clipped) / np.maximum(area, _NO_AREA)
+        area = box_areas(known)
+        visible = box_areas(clipped) / np.maximum(area, _NO_AREA)
         covered = _covered_part(known, area, scores)
-        reasons = self._refuse(known, inside, visible, covered)
-        sharp = np.zeros(rows, np.float32)
-        if good := [row for row, reason in enumerate(reasons) if not reason]:
-            places = inside.tolist()
-            sharp[good] = sharpness([image[y1:y2, x1:x2] for x1, y1, x2, y2 in (places[row] for row in good)])
-            for row in good:
-                if sharp[row] < self.min_sharpness:
-                    reasons[row] = "blurred"
-        near = ((known[:, :2] <= _BORDER) | (known[:, 2:] >= border[:2] - _BORDER)).any(axis=1)
-        grade = (
-            np.sqrt(np.minimum(np.maximum(inside[:, 3] - inside[:, 1], 0) / _FULL_HEIGHT, 1.0))
-            * np.minimum(sharp / _FULL_SHARPNESS, 1.0)
-            * visible
-            * (1.0 - covered)
-            * np.where(near, _CUT_GRADE, 1.0)
-        ).astype(np.float32)
-        grade[[bool(reason) for reason in reasons]] = 0.0
-        return Graded(grade, tuple(reasons), inside)
-
-    def _refuse(
-        self,
-        boxes: NDArray[np.float32],
-        inside: NDArray[np.int32],
-        visible: NDArray[np.float32],
-        covered: NDArray[np.float32],
-    ) -> list[str]:
-        """The first reason that applies to each box, "" where none does."""
-        sides = inside[:, 2:] - inside[:, :2]
-        wide, high = sides[:, 0], sides[:, 1]
+        sides = inside[..., 2:] - inside[..., :2]
+        wide, high = sides[..., 0], sides[..., 1]
+        near = ((known[..., :2] <= _BORDER) | (known[..., 2:] >= border[:2] - _BORDER)).any(axis=-1)
+        grade = np.sqrt(np.minimum(np.maximum(high, 0) / _FULL_HEIGHT, 1.0)) * visible * (1.0 - covered)
+        grade *= np.where(near, _CUT_GRADE, 1.0)
         aspect = high / np.maximum(wide, 1)
         checks = (
-            ("invalid", (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)),
-            ("off-image", (sides < 1).any(axis=1)),
+            ("invalid", (known[..., 2:] <= known[..., :2]).any(axis=-1)),
+            ("off-image", (sides < 1).any(axis=-1)),
             ("truncated", visible < 1.0 - self.max_truncation),
             ("small", (high < self.min_height) | (wide < self.min_width)),
             ("aspect", (aspect < self.min_aspect) | (aspect > self.max_aspect)),
             ("covered", covered > self.max_overlap),
         )
-        reasons = [""] * len(boxes)
-        for word, refused in reversed(checks):  # the first check has the last word
-            if refused.any():
-                for row in np.flatnonzero(refused).tolist():
-                    reasons[row] = word
-        return reasons
+        return _Look(inside, grade.astype(np.float32), checks)
 
 
 def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float, str]:
@@ -172,27 +215,21 @@ _NO_AREA = np.float32(1e-6)
 """Square pixels; in place of the area of what has none."""
 
 
-def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    area: NDArray[np.float32] = sides[:, 0] * sides[:, 1]
-    return area
-
-
 def _covered_part(
     boxes: NDArray[np.float32], area: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """`(N,)` float32: largest part of each box that one nearer person covers.
+    """`(..., N)` float32: largest part of each of N boxes that one nearer person of them covers.
 
     On a floor seen from above, the person whose feet are lower in the picture is the nearer one.
     """
-    if len(boxes) == 1:
-        return np.zeros(1, np.float32)
-    sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    sides -= np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    if boxes.shape[-2] < 2:
+        return np.zeros(boxes.shape[:-1], np.float32)
+    sides = np.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
+    sides -= np.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
     np.maximum(sides, 0, out=sides)
-    feet = boxes[:, 3]
-    nearer = (feet > feet[:, None]) & (scores >= 0.5 * scores[:, None])
-    shared = (sides[..., 0] * sides[..., 1] * nearer).max(axis=1)
+    feet = boxes[..., 3]
+    nearer = (feet[..., None, :] > feet[..., :, None]) & (scores[..., None, :] >= 0.5 * scores[..., :, None])
+    shared = (sides[..., 0] * sides[..., 1] * nearer).max(axis=-1)
     part: NDArray[np.float32] = np.minimum(shared / np.maximum(area, _NO_AREA), 1.0)
     return part
 

@@ -250,15 +250,27 @@ class Candidates:
         time: of the frame, Unix seconds.
         boxes: `(N, 4)` float32 xyxy pixels.
         track_ids: of an upstream tracker; None where boxes have to be compared.
+        scores: `(N,)` float32, the detector's; None for crops that somebody else has cut.
+        size: `(width, height)` of the frame in pixels; None where only crops are known.
+        live: whether frames of this source are lost when nobody takes them in time.
+        lost: how many were, since the start.
+        detect_s: seconds that it took to find them.
     """
 
     camera: str
     time: float
     boxes: NDArray[np.float32]
     track_ids: tuple[int | None, ...] | None = None
+    scores: NDArray[np.float32] | None = None
+    size: tuple[int, int] | None = None
+    live: bool = False
+    lost: int = 0
+    detect_s: float = 0.0
 
     def __post_init__(self) -> None:
         _expect("candidates.boxes", self.boxes, (None, 4), np.float32)
+        if self.scores is not None:
+            _expect("candidates.scores", self.scores, (len(self.boxes),), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,17 +381,18 @@ class Decision:
 
 
 def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of every pair: `(N, 4)`, `(M, 4)` xyxy -> `(N, M)` float32."""
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides -= np.maximum(a[:, None, :2], b[None, :, :2])
+    """Intersection over union of every pair: `(..., N, 4)`, `(..., M, 4)` xyxy -> `(..., N, M)` float32."""
+    sides = np.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    sides -= np.maximum(a[..., :, None, :2], b[..., None, :, :2])
     np.maximum(sides, 0.0, out=sides)
     overlap: NDArray[np.float32] = sides[..., 0] * sides[..., 1]
-    union = _areas(a)[:, None] + _areas(b) - overlap
+    union = box_areas(a)[..., :, None] + box_areas(b)[..., None, :] - overlap
     overlap /= np.maximum(union, np.float32(1e-12), out=union)  # without area there is no overlap either
     return overlap
 
 
-def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0)
-    area: NDArray[np.float32] = sides[:, 0] * sides[:, 1]
+def box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(..., 4)` xyxy -> `(...)` square pixels; 0 for what is no box."""
+    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+    area: NDArray[np.float32] = sides[..., 0] * sides[..., 1]
     return area

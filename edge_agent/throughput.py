@@ -458,6 +458,7 @@ def _document(
         "frames": sum(_gained(begin.tally.frames, end.tally.frames).values()),
         "dropped_frames": _gained(begin.tally.dropped, end.tally.dropped),
         "spared_crops": _gained(begin.tally.spared, end.tally.spared),
+        "overload_crops": _gained(begin.tally.overload, end.tally.overload),
         "offered_per_second": fps * plan.cameras * plan.people,
         "fps": fps,
         "seconds": seconds,

@@ -21,7 +21,7 @@ ROWS = {
     "detect": 3, "embed": 3, "operations": 3, "erasure": 3, "oversight": 3, "cooling": 3,
     "source": 2, "engine": 2, "track": 2, "gallery": 2, "identify": 2, "deliver": 2, "telemetry": 2,
     "supervise": 2, "governor": 2, "thinning": 2, "pipeline": 2, "synthetic": 2, "mot": 2, "quality": 2,
-    "download": 2, "stagetimes": 2,
+    "download": 2, "stagetimes": 2, "budget": 2,
     "config": 1, "events": 1, "manifest": 1, "dataset": 1, "logs": 1, "audit": 1, "encryption": 1,
     "notify": 1, "progress": 1,
     "errors": 0, "structures": 0,

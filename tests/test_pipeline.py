@@ -21,6 +21,7 @@ class Recorded:
 
     live = False
     ends = True
+    dropped = 0
 
     def __init__(self, camera: str, items: Sequence[Frame | CropBatch]) -> None:
         self.camera = camera

@@ -135,3 +135,20 @@ def test_boxes_are_cut_to_whole_pixels_inside_the_picture():
 def test_impossible_limits(limits, message):
     with pytest.raises(ConfigError, match=message):
         QualityGate(**limits)
+
+
+def test_the_outlook_is_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -> None:
+    random = np.random.default_rng(8)
+    for _ in range(20):
+        corner = random.uniform(-60, 600, (12, 2))
+        boxes = np.concatenate([corner, corner + random.uniform(5, 260, (12, 2))], axis=1).astype(np.float32)
+        scores = random.uniform(0.1, 1.0, 12).astype(np.float32)
+        sharp = QualityGate(min_sharpness=0.0)
+        quality, reasons, _ = sharp.assess(TEXTURE, boxes, scores)
+        padded = np.zeros((2, 15, 4), np.float32), np.zeros((2, 15), np.float32)
+        padded[0][1, :12], padded[1][1, :12] = boxes, scores
+        outlook = sharp.outlook(*padded, (640, 480))
+        assert not outlook[0].any()
+        assert not outlook[1, 12:].any()
+        np.testing.assert_array_equal(outlook[1, :12] == 0, [bool(reason) for reason in reasons])
+        np.testing.assert_allclose(outlook[1, :12], quality, rtol=1e-5)  # noise is as sharp as can be

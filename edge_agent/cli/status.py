@@ -68,7 +68,9 @@ def _stage(one: Mapping[str, Any]) -> tuple[str, str, str]:
 def _source(one: Mapping[str, Any]) -> tuple[str, str, str]:
     dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
     still = f", {one['still']} still" if one.get("still") else ""
-    return one["camera"], one["state"], f"{one['delivered']} delivered{dropped}{still}; {one['reason']}"
+    over = f", {one['overload']} crops too many for the engine" if one.get("overload") else ""
+    told = f"{one['delivered']} delivered{dropped}{still}{over}; {one['reason']}"
+    return one["camera"], one["state"], told
 
 
 def _governor(found: Mapping[str, Any] | None) -> Iterator[str]:

@@ -49,6 +49,8 @@ class _Run:
 
     buffer: NDArray[np.uint8]
     count: int
+    took: float
+    """Seconds on the device."""
     done_at: float
     """When the device has it ready, monotonic seconds."""
 
@@ -150,9 +152,7 @@ class SimulatedEngine:
         took = self.table.of(count)
         # As on a device: a batch begins when it is there and the one before it has ended.
         self._busy_until = max(time.monotonic(), self._busy_until) + took
-        self._flying.append(_Run(self._free.popleft(), count, self._busy_until))
-        self._runs += 1
-        self._run_seconds += took
+        self._flying.append(_Run(self._free.popleft(), count, took, self._busy_until))
 
     def collect(self) -> NDArray[np.float32]:
         """Rows of the oldest submission, `(count, 256)` float32, not before the device would have them."""
@@ -165,6 +165,8 @@ class SimulatedEngine:
             time.sleep(left)
         self._flying.popleft()
         self._free.append(run.buffer)
+        self._runs += 1
+        self._run_seconds += run.took
         return rows
 
     def _rows(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
