@@ -1,9 +1,9 @@
-"""A network of ReIdentificationNet's size, to measure with: the TAO recipe's ResNet50, weights drawn at random.
+"""A network of ReIdentificationNet's size, to measure with: the TAO recipe's ResNet50, weights at random.
 
     python -m benchmarks.resnet50 --output resnet50.onnx
 
-The published weights may not be passed on; the arithmetic of a picture is the same. What it recognises is chance.
-Needs the extra `train` (torch).
+The published weights may not be passed on; the arithmetic of a picture is the same. What it recognises is
+chance. Needs the extra `train` (torch).
 """
 
 from __future__ import annotations

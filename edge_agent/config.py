@@ -200,6 +200,11 @@ class EngineSettings(_Section):
     )
     max_batch: int = Field(64, ge=1, le=1024, description="largest batch for all cameras together")
     max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
+    packing: Literal["auto", "here", "beside"] = Field(
+        "auto",
+        description="where crops are resized: beside: in a process of their own; auto: there, unless the engine"
+        " itself needs the CPU",
+    )
     overload: Literal["thin", "drop"] = Field(
         "thin",
         description="crops of live cameras that the engine has no time for: embed those that help most"

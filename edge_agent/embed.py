@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import TracebackType
@@ -22,7 +23,8 @@ from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden, golden_crops
 from edge_agent.engine.profiles import PreprocessProfile
 from edge_agent.errors import EngineError, ModelError, NonFiniteEmbedding
-from edge_agent.quality import QualityGate
+from edge_agent.packing import Here, Packer
+from edge_agent.quality import BLURRED, QualityGate
 from edge_agent.structures import Detections, Embedded, EngineInfo
 
 __all__ = ["Embedder"]
@@ -92,19 +94,30 @@ class Embedder:
         profile: the graph's preprocess profile; only its resize rule is used here.
         gate: refuses and grades crops.
         golden: reference embeddings for the self-test; None tests only what needs no reference.
+        packer: makes pictures of crops, by the same profile and gate; on the caller's thread when None.
     """
 
     def __init__(
-        self, engine: Engine, *, profile: PreprocessProfile, gate: QualityGate, golden: Golden | None = None
+        self,
+        engine: Engine,
+        *,
+        profile: PreprocessProfile,
+        gate: QualityGate,
+        golden: Golden | None = None,
+        packer: Packer | None = None,
     ) -> None:
         self._engine = engine
         self._profile = profile
         self._gate = gate
         self._golden = golden
+        self._packer: Packer = packer or Here(profile, gate.min_sharpness)
+        self._packing: deque[tuple[_Job, list[int]]] = deque()
+        """With the packer: whose, and which rows of it."""
         self._jobs: deque[_Job] = deque()
         self._batches: deque[tuple[_Job, list[int], float]] = deque()
         """With the engine: whose, which rows of it, and since when (monotonic seconds)."""
         self._busy = threading.RLock()
+        self._closing = ExitStack()
         self._dimension = 0
         """D, known once the engine runs."""
         self.counters = EmbedCounters()
@@ -122,13 +135,12 @@ class Embedder:
         return self._engine
 
     def __enter__(self) -> Embedder:
-        self._engine.__enter__()
-        self._dimension = self.info.dimension
-        try:
+        with ExitStack() as undo:
+            undo.enter_context(self._packer)
+            undo.enter_context(self._engine)
+            self._dimension = self.info.dimension
             self._self_test()
-        except BaseException:
-            self._engine.__exit__(None, None, None)
-            raise
+            self._closing = undo.pop_all()
         return self
 
     def __exit__(
@@ -138,13 +150,14 @@ class Embedder:
         trace: TracebackType | None,
     ) -> None:
         self._jobs.clear()
+        self._packing.clear()
         self._batches.clear()
-        self._engine.__exit__(kind, error, trace)
+        self._closing.__exit__(kind, error, trace)
 
     # --- frames -------------------------------------------------------------------------------
 
     def submit(self, pairs: Sequence[Pair], spared: Sequence[NDArray[np.bool_]] | None = None) -> None:
-        """Start to embed the detections of several frames; returns when the last crop is packed.
+        """Start to embed the detections of several frames; returns when the last crop is with the packer.
 
         May be called again before `collect`: batches then overlap. It waits only when the engine has
         `DEPTH` batches in flight.
@@ -173,7 +186,10 @@ class Embedder:
                 raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
             job = self._jobs[0]
             while job.waiting:
-                self._absorb()
+                if self._packing and self._engine.in_flight < DEPTH:
+                    self._feed()  # also what comes after it, so that the engine has something to do
+                else:
+                    self._absorb()
             self._jobs.popleft()
         if job.error is not None:
             raise job.error
@@ -181,11 +197,12 @@ class Embedder:
         return job.results()
 
     def _open_job(self, pairs: Sequence[Pair]) -> _Job:
-        """Grade all detections; `present` is who shall be embedded, for now."""
+        """Grade all detections by their boxes; `present` is who shall be embedded, for now."""
         graded = []
         for image, detections in pairs:
             _check_picture(image)
-            graded.append(self._gate.assess(image, detections.boxes, detections.scores))
+            height, width = image.shape[:2]
+            graded.append(self._gate.look(detections.boxes, detections.scores, (width, height)))
         reasons = [reason for of in graded for reason in of.reasons]
         return _Job(
             list(accumulate(len(of.reasons) for of in graded)),
@@ -203,34 +220,48 @@ class Embedder:
         self.counters.spared += int(np.count_nonzero(spared))
 
     def _pack(self, job: _Job, pairs: Sequence[Pair]) -> None:
-        """Resize the crops into the engine's buffers, each of which it gets as soon as it is full."""
-        rows: list[int] = []
+        """Give the crops to the packer, and what it has packed to the engine."""
+        crops, rows = [], []
         wanted, start = job.present.tolist(), 0
         for (image, _), end in zip(pairs, job.ends, strict=True):
             for row in range(start, end):
-                if not wanted[row]:
-                    continue
-                if not rows:
-                    buffer = self._next_buffer()
-                x1, y1, x2, y2 = job.inside[row]
-                self._profile.fit(image[y1:y2, x1:x2], buffer[len(rows)])
-                rows.append(row)
-                if len(rows) == len(buffer):
-                    self._launch(job, rows)
-                    rows = []
+                if wanted[row]:
+                    x1, y1, x2, y2 = job.inside[row]
+                    crops.append(image[y1:y2, x1:x2])
+                    rows.append(row)
             start = end
+        step = self.info.max_batch
+        job.waiting = len(rows)
+        for begin in range(0, len(rows), step):
+            self._packer.begin(crops[begin : begin + step])
+            self._packing.append((job, rows[begin : begin + step]))
+            while len(self._packing) > self._packer.ahead:
+                self._feed()
+
+    def _feed(self) -> None:
+        """Give the engine the oldest crops that the packer has, but for those that are not sharp."""
+        job, rows = self._packing.popleft()
+        buffer = self._next_buffer()
+        try:
+            factors, blurred = self._gate.sharp(self._packer.finish(buffer))
+        except EngineError as problem:
+            job.waiting -= len(rows)
+            job.error = problem
+            return
+        job.quality[rows] *= factors
+        if blurred.any():
+            for row in [row for row, refused in zip(rows, blurred.tolist(), strict=True) if refused]:
+                job.present[row], job.reasons[row] = False, BLURRED
+            rows = [row for row in rows if job.present[row]]
+            job.waiting -= int(np.count_nonzero(blurred))
         if rows:
-            self._launch(job, rows)
+            self._engine.submit(len(rows))
+            self._batches.append((job, rows, time.monotonic()))
 
     def _next_buffer(self) -> NDArray[np.uint8]:
         if self._engine.in_flight == DEPTH:
             self._absorb()
         return self._engine.buffer()
-
-    def _launch(self, job: _Job, rows: list[int]) -> None:
-        self._engine.submit(len(rows))
-        self._batches.append((job, rows, time.monotonic()))
-        job.waiting += len(rows)
 
     def _absorb(self) -> None:
         """Take the oldest engine batch and hand its rows to where they belong."""
@@ -275,8 +306,11 @@ class Embedder:
         for image in images:
             _check_picture(image)
         with self._busy:
-            while self._batches:  # rows come in order: those of frames are ahead
-                self._absorb()
+            while self._packing or self._batches:  # rows come in order: those of frames are ahead
+                if self._packing:
+                    self._feed()
+                else:
+                    self._absorb()
             parts = list(self._stream(images))
         if not parts:
             return np.zeros((0, self.info.dimension), np.float32)

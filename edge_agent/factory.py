@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from edge_agent.engine.calibration import Calibration
     from edge_agent.engine.golden import Golden
     from edge_agent.engine.prepared import PreparedGraph
+    from edge_agent.engine.profiles import PreprocessProfile
     from edge_agent.engine.scales import Scales
     from edge_agent.erasure import Erasure, Removed
     from edge_agent.events import Event, InfoData, TelemetryData
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.identify import Identifier
     from edge_agent.operations import Operations
+    from edge_agent.packing import Packer
     from edge_agent.progress import Beat
     from edge_agent.quality import QualityGate
     from edge_agent.source.base import Source
@@ -336,7 +338,22 @@ def embedder_of(
         threads=engine.threads,
         tensorrt=options,
     )
-    return Embedder(opened, profile=profile, gate=make_gate(quality), golden=golden)
+    gate = make_gate(quality)
+    return Embedder(
+        opened, profile=profile, gate=gate, golden=golden, packer=_make_packer(engine, opened, profile, gate)
+    )
+
+
+def _make_packer(
+    settings: EngineSettings, engine: Engine, profile: PreprocessProfile, gate: QualityGate
+) -> Packer:
+    """Crops are resized beside an engine that leaves the CPU alone, unless the settings say otherwise."""
+    from edge_agent.packing import Beside, Here
+
+    on_cpu = engine.info.backend == "onnxruntime"
+    if settings.packing == "here" or (settings.packing == "auto" and on_cpu):
+        return Here(profile, gate.min_sharpness)
+    return Beside(profile, gate.min_sharpness, engine.input_size, engine.info.max_batch)
 
 
 def _conditions(disk: Path) -> dict[str, Any]:
@@ -449,7 +466,8 @@ def _simulated_embedder(settings: Settings, max_batch: int | None) -> Embedder:
             " out, or choose another backend"
         )
     opened = open_simulated(engine.backend, max_batch=max_batch or engine.max_batch)
-    return Embedder(opened, profile=PROFILE, gate=make_gate(settings.quality))
+    gate = make_gate(settings.quality)
+    return Embedder(opened, profile=PROFILE, gate=gate, packer=_make_packer(engine, opened, PROFILE, gate))
 
 
 def log_facts(settings: Settings) -> dict[str, str]:
