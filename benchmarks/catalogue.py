@@ -80,7 +80,7 @@ def _reach(quick: bool) -> tuple[Benchmark, ...]:
     return (
         Benchmark(
             "batch-64",
-            "8 cameras with 8 people each, 1.1 times what an AGX Orin's engine takes",
+            "8 cameras with 8 people each, as many crops as an AGX Orin's engine takes",
             (_pipeline(long, {"batch": 64}, *street, "--batch", 64),),
         ),
         Benchmark(

@@ -202,8 +202,8 @@ class EngineSettings(_Section):
     max_delay_ms: int = Field(20, ge=0, description="longest wait for more crops before a batch goes")
     packing: Literal["auto", "here", "beside"] = Field(
         "auto",
-        description="where crops are resized: beside: in a process of their own; auto: there, unless the engine"
-        " itself needs the CPU",
+        description="where crops are resized: beside: in a process of its own; auto: there, unless the engine"
+        " needs the CPU itself",
     )
     overload: Literal["thin", "drop"] = Field(
         "thin",

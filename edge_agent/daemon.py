@@ -190,11 +190,10 @@ class Agent:
     Args:
         settings: all settings.
         outputs: files to write.
-        observe: called with every outcome, on the deciding thread; must not block.
+        observe: called with every outcome, on the driving thread; must not block.
         session: id of this run.
         supply: other sources than the settings name.
-        progress: what the deciding thread tells of itself.
-        looking: the same of the looking thread.
+        progress: what the driving thread tells of itself.
     """
 
     settings: Settings
@@ -203,7 +202,6 @@ class Agent:
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     supply: Supply | None = None
     progress: Progress = field(default_factory=Progress)
-    looking: Progress = field(default_factory=Progress)
     device: DeviceSummary = field(default_factory=DeviceSummary)
     """State of the device as last read."""
     started: float = field(default_factory=time.monotonic)
@@ -299,7 +297,7 @@ class Agent:
             self._chores.append(self._oversight.reloaded)  # after what `reload` asked for, if it did
 
     def _between_frames(self, chore: Callable[[], Any]) -> Any:  # noqa: ANN401  what the chore returns
-        """Run `chore` on the deciding thread and wait for what it returns."""
+        """Run `chore` on the driving thread and wait for what it returns."""
         done: Future[Any] = Future()
 
         def run() -> None:
@@ -435,7 +433,6 @@ class Agent:
             thin=stages.thinning,
             max_delay_s=settings.engine.max_delay_ms / 1000,
             progress=self.progress,
-            looking=self.looking,
         )
         stages.pipeline = pipeline
         began = time.perf_counter()
@@ -450,10 +447,7 @@ class Agent:
         stages.cooling = cooling
         with _Beats(self, pipeline, stages) as beats, cooling:
             self._oversight.watch(
-                {
-                    "embedding": lambda: pipeline.looking.latest,
-                    "deciding": lambda: pipeline.progress.latest,
-                },
+                lambda: pipeline.progress.latest,
                 {
                     "telemetry": (
                         lambda: beats.progress.latest,

@@ -6,7 +6,6 @@ the prepared graph. While the engine runs one batch, the next one is packed.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +86,7 @@ class EmbedCounters:
 class Embedder:
     """Turns detections into embeddings. Lifetime is a `with`, which enters the engine and tests it.
 
-    Any thread may call it; one waits for the other.
+    One thread owns an embedder.
 
     Args:
         engine: runs a graph of `prepare_reid`; not yet entered.
@@ -116,7 +115,6 @@ class Embedder:
         self._jobs: deque[_Job] = deque()
         self._batches: deque[tuple[_Job, list[int], float]] = deque()
         """With the engine: whose, which rows of it, and since when (monotonic seconds)."""
-        self._busy = threading.RLock()
         self._closing = ExitStack()
         self._dimension = 0
         """D, known once the engine runs."""
@@ -133,6 +131,11 @@ class Embedder:
     def engine(self) -> Engine:
         """The engine, for its time and batch counters."""
         return self._engine
+
+    @property
+    def ahead(self) -> int:
+        """Calls of `submit` that are worth being on their way while another's results are used."""
+        return 1 + self._packer.ahead
 
     def __enter__(self) -> Embedder:
         with ExitStack() as undo:
@@ -167,12 +170,11 @@ class Embedder:
             spared: `(N,)` for each pair: detections that shall not be embedded, to lower the load. They count
                 among their neighbours all the same, so nobody else's quality changes.
         """
-        with self._busy:
-            job = self._open_job(pairs)
-            if spared is not None:
-                self._spare(job, np.concatenate([*spared, np.zeros(0, np.bool_)]))
-            self._jobs.append(job)
-            self._pack(job, pairs)
+        job = self._open_job(pairs)
+        if spared is not None:
+            self._spare(job, np.concatenate([*spared, np.zeros(0, np.bool_)]))
+        self._jobs.append(job)
+        self._pack(job, pairs)
 
     def collect(self) -> list[Embedded]:
         """What became of the oldest `submit`: one `Embedded` per pair, in order.
@@ -181,16 +183,15 @@ class Embedder:
             EngineError: nothing was submitted, or the engine failed on a batch of it. What was submitted
                 is then dropped; the embedder stays usable.
         """
-        with self._busy:
-            if not self._jobs:
-                raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
-            job = self._jobs[0]
-            while job.waiting:
-                if self._packing and self._engine.in_flight < DEPTH:
-                    self._feed()  # also what comes after it, so that the engine has something to do
-                else:
-                    self._absorb()
-            self._jobs.popleft()
+        if not self._jobs:
+            raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
+        job = self._jobs[0]
+        while job.waiting:
+            if self._packing and self._engine.in_flight < DEPTH:
+                self._feed()  # also what comes after it, so that the engine has something to do
+            else:
+                self._absorb()
+        self._jobs.popleft()
         if job.error is not None:
             raise job.error
         self.counters.refused.update(filter(None, job.reasons))
@@ -305,13 +306,12 @@ class Embedder:
         """
         for image in images:
             _check_picture(image)
-        with self._busy:
-            while self._packing or self._batches:  # rows come in order: those of frames are ahead
-                if self._packing:
-                    self._feed()
-                else:
-                    self._absorb()
-            parts = list(self._stream(images))
+        while self._packing or self._batches:  # rows come in order: those of frames are ahead
+            if self._packing:
+                self._feed()
+            else:
+                self._absorb()
+        parts = list(self._stream(images))
         if not parts:
             return np.zeros((0, self.info.dimension), np.float32)
         rows = np.concatenate(parts)

@@ -159,7 +159,7 @@ class Oversight:
 
     def watch(
         self,
-        pipeline: Mapping[str, Callable[[], Beat]],
+        pipeline: Callable[[], Beat],
         slow: Mapping[str, tuple[Callable[[], Beat], Callable[[], float]]],
         readers: Sequence[Reads],
         to: Delivers,
@@ -167,7 +167,7 @@ class Oversight:
         """Everything is open and runs from now on.
 
         Args:
-            pipeline: beats of the pipeline's threads, by name.
+            pipeline: beat of the driving thread: detection, inference, decisions, hand-over.
             slow: beats of the threads that read sensors, by name, and how many seconds each waits between
                 two looks. A sensor's bus that hangs is told of, and is no reason for a restart.
             readers: the sources.
@@ -175,7 +175,7 @@ class Oversight:
         """
         self._readers, self._publisher = readers, to
         stages = [
-            *(Stage(name, beat, self._limit_s, "inference") for name, beat in pipeline.items()),
+            Stage("pipeline", pipeline, self._limit_s, "inference"),
             Stage("delivery", lambda: to.beat, self._limit_s, "delivery"),
         ]
         stages += [self._slow_stage(name, *of) for name, of in slow.items()]

@@ -1,9 +1,9 @@
 """From crops of any size to the pictures that a network takes: how sharp each is, and its resized copy.
 
-`Here` does it on the caller's thread. `Beside` has a process of its own do it: pixels are most of what the host
-does for an engine that is not on the CPU, and OpenCV gives Python's interpreter lock back and takes it again
-with every call, which keeps two threads of one process waiting for each other. Crops and pictures are handed
-over in memory that both see and that has no name in any file system; the pipes carry only sizes.
+`Here` does it on the caller's thread. `Beside` has a process of its own do it: pixels are half of what the
+host does for an engine that is not on the CPU, and a second thread would gain nothing, for OpenCV gives
+Python's interpreter lock back and takes it again with every call. Crops and pictures are handed over in memory
+that both see and that has no name in any file system; the pipes carry only sizes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Packer(Protocol):
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
         """The oldest ones: `(N,)` float32, how sharp each is (see `edge_agent.quality.sharpness`).
 
-        The pictures of those that are sharp enough are in `targets` `(M, H, W, 3)` uint8 then, one after another.
+        Pictures of those that are sharp enough are in `targets`, `(M, H, W, 3)` uint8, one after another.
 
         Raises:
             EngineError: whoever packs has failed; these crops are lost, the next are not.
@@ -214,7 +214,7 @@ class Beside:
         _, pictures = _DONE.unpack(answer)
         sharp, packed = self._slots[slot].results(self._size, self._most)
         np.copyto(targets[:pictures], packed[:pictures])
-        return sharp[:count].copy()
+        return np.array(sharp[:count])
 
     def _start(self) -> None:
         asked, self._asks = os.pipe()
@@ -273,7 +273,7 @@ def _read(handle: int, count: int) -> bytes | None:
 
 
 def _requests(handle: int) -> Iterator[tuple[int, int, NDArray[np.uint32]]]:
-    """Slot, bytes of its memory, and `(N, 2)` heights and widths, until the other side has closed the pipe."""
+    """Slot, bytes of its memory, and `(N, 2)` heights and widths, until the pipe is closed."""
     while (head := _read(handle, _HEAD.size)) is not None:
         slot, count, size = _HEAD.unpack(head)
         sizes = _read(handle, 8 * count)

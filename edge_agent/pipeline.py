@@ -1,22 +1,18 @@
 """The data flow: read, detect, embed, track, identify, hand over.
 
-Two threads drive all cameras. One looks: it takes what the readers have, finds people, and starts one batch
-of crops for all cameras together; while the engine works on it, the next round is read and detected. The
-other, the caller's, decides: it tracks and identifies what was embedded, frame by frame, and hands over. So
-neither waits for the other but for the interpreter lock. Frames of one camera stay in
-order. Recorded files are read in the order of their times, so that a run over files gives the same result
-every time; live cameras give their newest frame and wait for nobody.
+One thread drives all cameras. Each round takes what the readers have, finds people, and starts one batch of
+crops for all cameras together; while the engine works on it, the next round is read and detected. Frames of
+one camera stay in order. Recorded files are read in the order of their times, so that a run over files
+gives the same result every time; live cameras give their newest frame and wait for nobody.
 """
 
 from __future__ import annotations
 
-import queue
+import random
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,9 +45,6 @@ IDLE_WAIT_S = 0.2
 
 LONGEST_REST_S = 5.0
 """Longest rest after one round."""
-
-ROUNDS_AHEAD = 2
-"""Embedded rounds that may wait for a decision; then the looking thread rests."""
 
 MAX_ENGINE_FAILURES = 5
 """Failed batches in a row after which the engine is taken to be broken and the run ends."""
@@ -89,6 +82,10 @@ class Read(Protocol):
 
 class Embed(Protocol):
     """See `edge_agent.embed.Embedder`."""
+
+    @property
+    def ahead(self) -> int:
+        """Batches that are worth being on their way while another is decided on."""
 
     def submit(
         self,
@@ -195,22 +192,11 @@ class _Pending:
 class _Round:
     items: list[_Pending]
     submitted: float
-    embedded: list[Embedded] = field(default_factory=list)
-    embed_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Over:
-    """Nothing more comes from this camera; from none, where `camera` is None."""
-
-    camera: str | None = None
 
 
 @dataclass(slots=True)
 class Pipeline:
     """Drives the stages until the sources end or `stop` is set.
-
-    `detect`, `embed` and `thin.spared` are called on the looking thread, all else on that which calls `run`.
 
     Args:
         readers: sources that are being read; entered and left by the caller.
@@ -234,25 +220,18 @@ class Pipeline:
     hand_over: Callable[[FrameOutcome], None]
     max_delay_s: float = 0.02
     chores: deque[Callable[[], None]] = field(default_factory=deque)
-    """Functions that other threads want run on the deciding thread, between two frames."""
+    """Functions that other threads want run on the driving thread, between two frames."""
     counters: Counters = field(default_factory=Counters)
     thin: Thin | None = None
     """Chooses whom to spare, to lower the load or to keep up."""
     load: Load = field(default_factory=Load)
     """How much work is allowed; another thread may replace it at any time."""
     progress: Progress = field(default_factory=Progress)
-    """What the deciding thread does, by stage, and since when."""
-    looking: Progress = field(default_factory=Progress)
-    """The same of the looking thread."""
+    """What the driving thread does, by stage, and since when."""
     _trackers: dict[str, Track] = field(default_factory=dict)
     _given: dict[str, TrackGiven] = field(default_factory=dict)
     _heads: dict[str, Frame | CropBatch] = field(default_factory=dict)
     _rounds: deque[_Round] = field(default_factory=deque)
-    """With the engine."""
-    _seen: queue.Queue[_Round | _Over] = field(default_factory=lambda: queue.Queue(ROUNDS_AHEAD))
-    """To be decided on."""
-    _broken: threading.Event = field(default_factory=threading.Event)
-    """The deciding thread has failed."""
     _latest: dict[str, TrackUpdate] = field(default_factory=dict)
     _finished: set[str] = field(default_factory=set)
     _turn: dict[str, int] = field(default_factory=dict)
@@ -264,87 +243,27 @@ class Pipeline:
         Raises:
             EngineError: the engine failed `MAX_ENGINE_FAILURES` times in a row.
         """
-        failure: Future[None] = Future()
-        looking = threading.Thread(target=self._look_on, args=(stop, failure), name="looking", daemon=True)
-        looking.start()
-        try:
-            self._decide_on()
-        except BaseException:
-            self._broken.set()
-            raise
-        finally:
-            looking.join()
-        failure.result()
-        self._end_all()
-
-    # -- the deciding thread -------------------------------------------------------------------
-
-    def _decide_on(self) -> None:
-        """Until the looking thread says that it is over."""
-        while True:
+        while not stop.is_set():
+            self.wake.clear()
             while self.chores:
                 self.progress.at("a command")
                 self.chores.popleft()()
-            try:
-                seen = self._seen.get_nowait()
-            except queue.Empty:
-                self.progress.idle("nothing was embedded")
-                try:
-                    seen = self._seen.get(timeout=IDLE_WAIT_S)
-                except queue.Empty:
-                    continue
-            if isinstance(seen, _Round):
-                self._decide_round(seen)
-            elif seen.camera is not None:
-                self._end(seen.camera)
-            else:
-                return
-
-    def _decide_round(self, round_: _Round) -> None:
-        at = 0
-        for pending in round_.items:
-            self._decide(pending, round_.embedded[at : at + pending.pairs], round_.embed_s)
-            at += pending.pairs
-
-    # -- the looking thread --------------------------------------------------------------------
-
-    def _look_on(self, stop: threading.Event, failure: Future[None]) -> None:
-        try:
-            self._look(stop)
-        except BaseException as problem:  # noqa: BLE001  it is raised on the thread that called `run`
-            failure.set_exception(problem)
-        else:
-            failure.set_result(None)
-        self._pass_on(_Over())
-
-    def _look(self, stop: threading.Event) -> None:
-        while not stop.is_set() and not self._broken.is_set():
-            self.wake.clear()
-            self.looking.at("read")
+            self.progress.at("read")
             items = self._gather()
             began = time.perf_counter()
             started = self._start(items)
-            if self._rounds and (not started or len(self._rounds) > 1):
+            if self._rounds and (not started or len(self._rounds) > self.embed.ahead):
                 self._finish(self._rounds.popleft())
             elif not items:
                 if self._all_over():
                     break
                 self._end_finished()
-                self.looking.idle("no source has anything to give")
+                self.progress.idle("no source has anything to give")
                 self.wake.wait(IDLE_WAIT_S)
             self._rest(items, time.perf_counter() - began, stop)
         while self._rounds:
             self._finish(self._rounds.popleft())
-
-    def _pass_on(self, seen: _Round | _Over) -> None:
-        """Give it to the deciding thread, unless that one has failed."""
-        while not self._broken.is_set():
-            try:
-                self._seen.put(seen, timeout=IDLE_WAIT_S)
-            except queue.Full:
-                self.looking.idle("waits for decisions")
-            else:
-                return
+        self._end_all()
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -393,11 +312,11 @@ class Pipeline:
         return not self._heads and all(reader.ended for reader in self.readers)
 
     def end_tracks(self, camera: str) -> None:
-        """End the tracks of a camera that is closed for a while. For the deciding thread: a chore."""
+        """End the tracks of a camera that is closed for a while. For the driving thread: a chore."""
         stage, latest = self._trackers.get(camera), self._latest.get(camera)
         if stage is not None and latest is not None:
             update = stage.finish(latest.frame, latest.time, latest.size)
-            self._give(update, self.identify.update(update), {}, uuid.uuid4().hex)
+            self._give(update, self.identify.update(update), {}, _new_trace())
 
     # -- one round -----------------------------------------------------------------------------
 
@@ -410,9 +329,9 @@ class Pipeline:
             if self._skip(reader, item, load):
                 continue
             began = time.perf_counter()
-            trace = uuid.uuid4().hex
+            trace = _new_trace()
             detections = None
-            self.looking.at("detect")
+            self.progress.at("detect")
             if isinstance(item, Frame):
                 detections = self.detect(item)
                 self.counters.detections += len(detections)
@@ -426,7 +345,7 @@ class Pipeline:
         if not pending:
             return False
         began = time.perf_counter()
-        self.looking.at("pack")
+        self.progress.at("pack")
         spared = self._spared(pending, load)
         if spared is None:
             self.embed.submit(pairs)
@@ -471,20 +390,23 @@ class Pipeline:
         """Sources that wait are worked on more slowly while the load is lowered."""
         stretch = self.load.stretch
         if stretch > 1.0 and any(not reader.live for reader, _ in items):
-            self.looking.idle("rests, to lower the load")
+            self.progress.idle("rests, to lower the load")
             rest = min(LONGEST_REST_S, (stretch - 1.0) * worked_s)
             self.counters.spend("rest", rest)
             stop.wait(rest)
 
     def _finish(self, round_: _Round) -> None:
-        """Collect the embeddings of a round, and pass it on."""
+        """Collect the embeddings of a round, then track and identify frame by frame."""
         began = time.perf_counter()
-        self.looking.at("wait for the engine")
-        round_.embedded = self._collect(round_)
-        round_.embed_s = time.perf_counter() - round_.submitted
+        self.progress.at("wait for the engine")
+        embedded = self._collect(round_)
+        embed_s = time.perf_counter() - round_.submitted
         self.counters.spend("wait", time.perf_counter() - began)
         self.counters.batches += 1
-        self._pass_on(round_)
+        at = 0
+        for pending in round_.items:
+            self._decide(pending, embedded[at : at + pending.pairs], embed_s)
+            at += pending.pairs
 
     def _collect(self, round_: _Round) -> list[Embedded]:
         try:
@@ -548,11 +470,11 @@ class Pipeline:
         return self._given[camera]
 
     def _end_finished(self) -> None:
-        """Tell of sources that are over while others go on; nothing of theirs is with the engine any more."""
+        """End the tracks of sources that are over while others go on."""
         for reader in self.readers:
             if reader.ended and reader.camera not in self._finished and reader.camera not in self._heads:
                 self._finished.add(reader.camera)
-                self._pass_on(_Over(reader.camera))
+                self._end(reader.camera)
 
     def _end_all(self) -> None:
         for camera in [*self._trackers, *self._given]:
@@ -564,7 +486,12 @@ class Pipeline:
         if stage is None or latest is None:
             return
         update = stage.finish(latest.frame, latest.time, latest.size)
-        self._give(update, self.identify.update(update), {}, uuid.uuid4().hex)
+        self._give(update, self.identify.update(update), {}, _new_trace())
+
+
+def _new_trace() -> str:
+    """32 hex digits, not all 0. Not secret, so they need not come from the kernel, as those of `uuid4` do."""
+    return f"{random.getrandbits(128) or 1:032x}"
 
 
 def _candidates(pending: _Pending) -> Candidates:

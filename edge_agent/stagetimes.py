@@ -62,23 +62,19 @@ class Span(NamedTuple):
 
 
 class StageClock(Progress):
-    """Adds up what one thread spends in each stage; with `spans`, keeps each stay as well.
+    """Adds up what the driving thread spends in each stage; with `spans`, keeps each stay as well.
 
     A stay costs about 2 microseconds.
     """
 
-    __slots__ = ("_at", "_cpu", "_lane", "_name", "cpu_s", "spans", "wall_s")
+    __slots__ = ("_at", "_name", "spans", "wall_s")
 
-    def __init__(self, lane: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._lane = lane
         self.wall_s: defaultdict[str, float] = defaultdict(float)
-        self.cpu_s: defaultdict[str, float] = defaultdict(float)
         self.spans: list[Span] | None = None
         self._name = "start"
         self._at = time.monotonic()
-        self._cpu: float | None = None
-        """Its thread's CPU seconds; None before its first beat, which the thread itself makes."""
 
     def at(self, doing: str) -> None:
         """The stage got further, and now does this."""
@@ -91,12 +87,11 @@ class StageClock(Progress):
         self._turn("idle")
 
     def _turn(self, name: str) -> None:
-        now, cpu = self.latest.at, time.thread_time()
+        now = self.latest.at
         self.wall_s[self._name] += now - self._at
-        self.cpu_s[self._name] += cpu - (self._cpu if self._cpu is not None else cpu)
         if self.spans is not None:
-            self.spans.append(Span(self._lane, self._name, self._at, now))
-        self._name, self._at, self._cpu = name, now, cpu
+            self.spans.append(Span("pipeline", self._name, self._at, now))
+        self._name, self._at = name, now
 
 
 def cpu_of_threads() -> dict[str, float]:

@@ -83,7 +83,7 @@ class Plan:
     identities: int = 10_000
     exemplars: int = 4
     seconds: float = 60.0
-    load: float = 1.1
+    load: float = 1.0
     fps: float | None = None
     size: tuple[int, int] = (1920, 1080)
     tallest: float = TALLEST
@@ -267,7 +267,6 @@ class _Moment:
     at: float
     tally: Tally
     wall_s: dict[str, float]
-    cpu_s: dict[str, float]
     threads_s: dict[str, float]
     process_s: float
     cores: list[tuple[float, float]]
@@ -281,8 +280,7 @@ class _Window:
     """
 
     plan: Plan
-    looking: StageClock
-    deciding: StageClock
+    clock: StageClock
     over: threading.Event
     arrivals: _Arrivals
     agent: Agent | None = None
@@ -314,7 +312,7 @@ class _Window:
         if self.began is not None:
             self.began()
         if self.plan.trace and self.agent is not None and self.agent.embedder is not None:
-            self.looking.spans, self.deciding.spans = [], []
+            self.clock.spans = []
             self.agent.embedder.on_batch = self._note_batch
         self.begin = self._now()
 
@@ -329,20 +327,11 @@ class _Window:
         return _Moment(
             time.monotonic(),
             tally,
-            _together(self.looking.wall_s, self.deciding.wall_s),
-            _together(self.looking.cpu_s, self.deciding.cpu_s),
+            dict(self.clock.wall_s),
             cpu_of_threads(),
             time.process_time(),
             cpu_of_cores(),
         )
-
-
-def _together(looking: Mapping[str, float], deciding: Mapping[str, float]) -> dict[str, float]:
-    """What the two threads spent; idle is told of each."""
-    return {
-        **{name if name != "idle" else "looking idle": spent for name, spent in looking.items()},
-        **{name if name != "idle" else "deciding idle": spent for name, spent in deciding.items()},
-    }
 
 
 def measure(
@@ -374,9 +363,8 @@ def measure(
     with ExitStack() as stack:
         subscriber = stack.enter_context(Subscriber(connection, ("edge/v1/#",), limit=100_000))
         arrivals = stack.enter_context(_Arrivals(subscriber))
-        looking, deciding = StageClock("looking"), StageClock("deciding")
-        window = _Window(plan, looking, deciding, over, arrivals, began=began)
-        agent = Agent(own, observe=window, progress=deciding, looking=looking)
+        window = _Window(plan, StageClock(), over, arrivals, began=began)
+        agent = Agent(own, observe=window, progress=window.clock)
         agent.supply = Supply(
             _cameras(plan, fps, over), factory.Detection(_given, lambda _: _LEVELS, "given", lambda: 0.0)
         )
@@ -391,7 +379,7 @@ def measure(
     told = _document(plan, own, info, window, statistics.fmean(limits), fps, final)
     told["broker"] = broker[1]
     told["events_received"] = arrivals.received
-    spans = [*(looking.spans or []), *(deciding.spans or []), *window.batch_spans]
+    spans = [*(window.clock.spans or []), *window.batch_spans]
     return told, spans
 
 
@@ -485,12 +473,11 @@ def _gained(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
 
 
 def _stages(begin: _Moment, end: _Moment, crops: int) -> dict[str, dict[str, float]]:
-    """Time of the looking and the deciding thread by stage, per crop that was embedded."""
-    wall, cpu = _gained(begin.wall_s, end.wall_s), _gained(begin.cpu_s, end.cpu_s)
+    """Time of the driving thread by stage, per crop that was embedded."""
+    wall = _gained(begin.wall_s, end.wall_s)
     return {
         name: {
             "wall_us_per_crop": 1e6 * wall[name] / max(crops, 1),
-            "cpu_us_per_crop": 1e6 * cpu.get(name, 0.0) / max(crops, 1),
         }
         for name in sorted(wall, key=lambda name: -wall[name])
     }
@@ -547,12 +534,9 @@ def markdown(told: Mapping[str, Any]) -> str:
         f"| CPU | {told['cpu']['us_per_crop']:.0f} us per crop, {told['cpu']['process_cores']:.2f} cores |",
         f"| memory | {told['memory_mb']:.0f} MB |",
         "",
-        "| stage | wall us per crop | CPU us per crop |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {spent['wall_us_per_crop']:.1f} | {spent['cpu_us_per_crop']:.1f} |"
-            for name, spent in told["stages"].items()
-        ),
+        "| stage of the driving thread | us per crop |",
+        "|---|---|",
+        *(f"| {name} | {spent['wall_us_per_crop']:.1f} |" for name, spent in told["stages"].items()),
         "",
         "| thread | cores |",
         "|---|---|",

@@ -191,12 +191,12 @@ def test_a_driving_thread_that_hangs_starves_the_watchdog(
         options += ["--mot", rows]
         with service(manager, "run", "--source", video, *options, log=log, stuck_after_s=STUCK_S):
             wait_for("the alert", lambda: manager.listen() and listener.of("alert/stage_stuck"))
-            wait_for("the status", lambda: "deciding" in str(listener.of("device/status")[-1]))
+            wait_for("the status", lambda: "pipeline" in str(listener.of("device/status")[-1]))
             assert starved(manager)
     finally:
         os.close(reader)
     (line,) = logged(log, "stage_stuck")
-    assert line["stage"] == "deciding"
+    assert line["stage"] == "pipeline"
     assert "hand over" in str(line["what"])
     assert any("mot.py" in place for place in line["where"])  # type: ignore[attr-defined]
 
@@ -277,7 +277,7 @@ def test_status_while_it_runs_and_when_it_does_not(
         found = status()
         assert (found["pid"], found["state"], found["ready"]) == (process.pid, "online", True)
         stages = {stage["name"]: stage["state"] for stage in found["stages"]}
-        assert list(stages) == ["embedding", "deciding", "delivery", "telemetry", "governor", "source:yard"]
+        assert list(stages) == ["pipeline", "delivery", "telemetry", "governor", "source:yard"]
         assert "stuck" not in stages.values()
         assert found["sources"][0]["state"] == "online"
         assert found["delivery"] == {"connection": "connected", "problem": None}

@@ -60,6 +60,7 @@ class Embeds:
     """Gives every detection the same vector, and fails when told to."""
 
     def __init__(self, *, fail: range = range(0)) -> None:
+        self.ahead = 1
         self.sizes: list[int] = []
         self._waiting: list[list[Embedded]] = []
         self._fail = fail

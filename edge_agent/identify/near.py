@@ -9,6 +9,7 @@ angle (the triangle inequality on the sphere), and those whose exemplars changed
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,13 +55,15 @@ class Search:
     Attributes:
         mark: of the gallery that it holds for.
         query: what was searched for, `(D,)` float32 of length 1.
-        numbers: the nearest identities.
+        numbers: the nearest identities, best first.
+        scores: of each, falling.
         rest: nobody else scores more for `query`.
     """
 
     mark: int
     query: Vector
     numbers: tuple[int, ...]
+    scores: tuple[float, ...]
     rest: float
 
 
@@ -145,23 +148,44 @@ class Neighbours:
     def _recall(self, query: Vector, floor: float, last: Search | None, also: int | None) -> Near | None:
         if last is None:
             return None
-        reach = _turned(last.rest, float(query @ last.query))
-        if reach >= floor - _ROUNDING:
+        cosine = float(query @ last.query)
+        if _turned(last.rest, cosine) >= floor - _ROUNDING:
             return None
         mark, changed = self._gallery.changes_since(last.mark)
         if changed is None or len(changed) > MOST_CHANGES:
             return None
-        listed = changed.union(last.numbers)
+        if changed:
+            last = self._brought_up(last, mark, changed)
+            if last is None:
+                return None
+        # Those who were too far to have come to the floor need no look either.
+        count = bisect_left(last.scores, _ROUNDING - _needed(floor, cosine), key=lambda score: -score)
+        listed = set(last.numbers[:count])
         if also is not None:
             listed.add(also)
         owners, rows = self._gallery.vectors(listed)
-        numbers, scores = best_pairs(owners, rows @ np.stack([query, last.query], axis=1))
-        if mark != last.mark:
-            kept = tuple(numbers[scores[:, 1] > last.rest].tolist())
-            if len(kept) > 4 * self._nearest:
-                return None
-            last = Search(mark, last.query, kept, last.rest)
-        return Near(numbers, scores[:, 0], reach, last)
+        numbers, scores = best_pairs(owners, rows @ query[:, None])
+        unseen = last.scores[count] if count < len(last.scores) else last.rest
+        return Near(numbers, scores[:, 0], _turned(unseen, cosine), last)
+
+    def _brought_up(self, last: Search, mark: int, changed: set[int]) -> Search | None:
+        """The search with what changed since; None when it would remember too many."""
+        owners, rows = self._gallery.vectors(changed)
+        numbers, scores = best_pairs(owners, rows @ last.query[:, None])
+        known = {
+            number: score
+            for number, score in zip(last.numbers, last.scores, strict=True)
+            if number not in changed
+        }
+        known.update(
+            (number, score)
+            for number, score in zip(numbers.tolist(), scores[:, 0].tolist(), strict=True)
+            if score > last.rest
+        )
+        if len(known) > 4 * self._nearest:
+            return None
+        order = sorted(known, key=known.__getitem__, reverse=True)
+        return Search(mark, last.query, tuple(order), tuple(known[number] for number in order), last.rest)
 
     def _look(self, queries: Sequence[Vector], floor: float) -> list[Near]:
         mark, _ = self._gallery.changes_since(0)
@@ -192,8 +216,14 @@ def _near(mark: int, query: Vector, numbers: Numbers, scores: Vector) -> Near:
     """From a row of the gallery's answer, which is filled up with -1 when it names everybody."""
     there = numbers >= 0
     rest = float(scores[-1]) if there.all() and len(numbers) else -math.inf
-    search = Search(mark, query, tuple(numbers[there].tolist()), rest)
+    search = Search(mark, query, tuple(numbers[there].tolist()), tuple(scores[there].tolist()), rest)
     return Near(numbers[there], scores[there], rest, search)
+
+
+def _needed(floor: float, cosine: float) -> float:
+    """The least that a score must have been to reach `floor` now: the other way round than `_turned`."""
+    angle = math.acos(max(-1.0, min(1.0, floor))) + math.acos(max(-1.0, min(1.0, cosine)))
+    return math.cos(min(math.pi, angle))
 
 
 def _turned(score: float, cosine: float) -> float:
