@@ -2,8 +2,8 @@
 
 `Here` does it on the caller's thread. `Beside` has a process of its own do it: pixels are half of what the
 host does for an engine that is not on the CPU, and a second thread would gain nothing, for OpenCV gives
-Python's interpreter lock back and takes it again with every call. Crops and pictures are handed over in memory
-that both see and that has no name in any file system; the pipes carry only sizes.
+Python's interpreter lock back and takes it again with every call. Crops and pictures are handed over in
+memory that both see and that has no name in any file system. The pipes carry only sizes.
 """
 
 from __future__ import annotations
