@@ -249,7 +249,7 @@ class Pipeline:
                 self.progress.at("a command")
                 self.chores.popleft()()
             self.progress.at("read")
-            items = self._gather()
+            items = self._gather(patient=not self._rounds)
             began = time.perf_counter()
             started = self._start(items)
             if self._rounds and (not started or len(self._rounds) > self.embed.ahead):
@@ -267,12 +267,15 @@ class Pipeline:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def _gather(self) -> list[tuple[Read, Frame | CropBatch]]:
-        """What the sources have now; with live sources, after a short wait for the others."""
+    def _gather(self, *, patient: bool) -> list[tuple[Read, Frame | CropBatch]]:
+        """What the sources have now; with live sources, after a short wait for the others.
+
+        No wait while something is on its way: crops gather by themselves while that is decided on.
+        """
         items = self._poll_live() + self._poll_files()
         live = [reader for reader in self.readers if reader.live and not reader.ended]
         seen = {id(reader) for reader, _ in items}
-        if items and self.max_delay_s and any(id(reader) not in seen for reader in live) and seen:
+        if patient and items and self.max_delay_s and any(id(reader) not in seen for reader in live) and seen:
             self._await_others(items, [reader for reader in live if id(reader) not in seen])
         return items
 

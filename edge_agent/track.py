@@ -46,6 +46,9 @@ _LOW_ROUND_COST = 0.5
 _CLEAR_OVERLAP = 0.05
 """Largest overlap with anybody else at which a crop surely shows one person."""
 
+_LEARN_EVERY = 8
+"""Frames between two that the similarities of a settled scene are learnt from: they change with the light."""
+
 _LOOKS_MEMORY = 0.9
 """Share of the old value when a track's appearance is updated, as in BoT-SORT (arXiv:2206.14651, 3.3)."""
 
@@ -63,6 +66,11 @@ class Similarity:
     impostor: float = 0.0
     genuine_count: int = 0
     impostor_count: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether both means rest on as many samples as they ever will."""
+        return min(self.genuine_count, self.impostor_count) >= self.memory
 
     @property
     def ready(self) -> bool:
@@ -361,7 +369,8 @@ class Tracker:
             cost = 1.0 - iou_matrix(expected[rest], detections.boxes[low])
             late, part = associate(cost.astype(np.float64), _LOW_ROUND_COST)
             rows, found = np.concatenate([rows, rest[late]]), np.concatenate([found, low[part]])
-        self._learn(detections, embedded, rows, found)
+        if not self.similarity.settled or frame % _LEARN_EVERY == 0:
+            self._learn(detections, embedded, rows, found)
         self._advance(time, detections, embedded, rows, found)
         seen = self._observations(frame, time, detections, embedded, rows, found)
         ended = self._retire(time, len(rows))
