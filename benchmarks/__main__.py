@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -75,6 +76,7 @@ def run(wanted: list[Benchmark], folder: Path, *, quick: bool) -> int:
         began = time.monotonic()
         print(f"[{number}/{len(wanted)}] {benchmark.name}: {benchmark.about}", flush=True)
         missing = [str(path) for path in benchmark.needs if not path.exists()]
+        missing += [name for name in benchmark.modules if importlib.util.find_spec(name) is None]
         if missing:
             told[benchmark.name] = f"skipped: {missing[0]} is not there"
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,14 @@ class Benchmark:
         about: one line for `--list` and the report.
         steps: in the order in which they run.
         needs: files that must be there, else it is skipped.
+        modules: the same of Python modules.
     """
 
     name: str
     about: str
     steps: tuple[Step, ...]
     needs: tuple[Path, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 def catalogue(shared: Path, *, quick: bool) -> tuple[Benchmark, ...]:
@@ -150,6 +152,18 @@ def _networks(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             needs=(osnet,),
         ),
         Benchmark(
+            "onnxruntime-resnet50",
+            "a ResNet50 of ReIdentificationNet's size, weights at random, on the CPU, over its bare session",
+            tuple(
+                replace(
+                    _module("resnet50", 300.0, "--seconds", 4 * seconds),
+                    point={"model": "ResNet50", "run": n},
+                )
+                for n in range(1, times + 1)
+            ),
+            modules=("torch",),
+        ),
+        Benchmark(
             "compare",
             "beside what a user would otherwise run, on the same crops and network",
             (_module("compare", 300.0, *(("--rounds", 2, "--identities", 1000) if quick else ())),),
@@ -175,12 +189,12 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
     sizes = ("--sizes", "1000,10000") if quick else ()
     return (
         Benchmark(
-            "gallery", "search and change by the size of the gallery", (_module("gallery", 600.0, *sizes),)
+            "gallery", "search and change by the size of the gallery", (_module("gallery", 900.0, *sizes),)
         ),
         Benchmark(
             "overload",
             "identity quality when crops exceed the engine, on a real video",
-            (_module("overload", 300.0, *real, "--json", prints=True),),
+            (_module("overload", 600.0, *real, "--json", prints=True),),
             needs,
         ),
         Benchmark(

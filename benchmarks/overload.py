@@ -382,6 +382,9 @@ def main() -> None:
     options.add_argument("--preprocess", default="tao")
     options.add_argument("--json", action="store_true", help="all figures")
     chosen = options.parse_args()
+    from edge_agent.logs import configure
+
+    configure("warning")
     truth, people = read_mot(chosen.truth, truth=True), people_of(chosen.visits)
     material = materialise(chosen.video, chosen.detector, chosen.model, chosen.preprocess)
     alone = compare([Stream("all", material)], {"all": truth}, people, FACTORS)
@@ -392,10 +395,10 @@ def main() -> None:
         print(json.dumps({"crops_per_s": material.crops_per_s, "one": alone, "two": beside}, indent=2))
         return
     print(f"{material.crops_per_s:.1f} crops and {material.fps:g} frames a second are offered\n")
-    print(_markdown(alone), _markdown(beside), sep="\n")
+    print(markdown(alone), markdown(beside), sep="\n")
 
 
-def _markdown(figures: Figures) -> str:
+def markdown(figures: Figures) -> str:
     lines = [
         "| run | frames taken | crops embedded | IDF1 online | IDF1 final | online, on frames taken"
         " | re-entries | longest wait of the settled |",

@@ -220,6 +220,23 @@ def _onnxruntime(steps: Steps) -> Iterator[str]:
     yield f"Median ratio: {statistics.median(told['ratio'] for _, told in steps):.3f}."
 
 
+def _gallery(steps: Steps) -> Iterator[str]:
+    for _, told in steps:
+        yield gallery.markdown({int(size): of for size, of in told["sizes"].items()}, told["slopes"])
+
+
+def _overload(steps: Steps) -> Iterator[str]:
+    for _, told in steps:
+        yield overload.markdown(told["one"])
+        yield ""
+        yield overload.markdown(told["two"])
+
+
+def _own(table: Callable[[dict[str, Any]], str]) -> Callable[[Steps], Iterator[str]]:
+    """A benchmark that makes its table itself."""
+    return lambda steps: (table(told) for _, told in steps)
+
+
 # --- parts ------------------------------------------------------------------------------------
 
 
@@ -294,7 +311,12 @@ _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {
     "people": _grows("people"),
     "onnxruntime": _onnxruntime,
     "onnxruntime-osnet": _onnxruntime,
+    "onnxruntime-resnet50": _onnxruntime,
     "compare": _compared,
+    "gallery": _gallery,
+    "overload": _overload,
+    "startup": _own(startup.markdown),
+    "idle": _own(idle.markdown),
 }
 
 _DRAWN: dict[str, Callable[[Steps], str]] = {
