@@ -413,7 +413,7 @@ class Agent:
         return stages
 
     def _drive(self, stages: _Stages, stop: threading.Event) -> Summary:
-        from edge_agent.track import Similarity  # see `_import_ahead`
+        from edge_agent.track import Similarity, update_together  # see `_import_ahead`
 
         settings = self.settings
         self._stages = stages
@@ -426,6 +426,7 @@ class Agent:
             tracker=lambda camera: factory.make_tracker(
                 settings, camera, stages.detection.levels(camera), similarity
             ),
+            together=update_together,
             given=lambda camera: factory.make_upstream_tracks(settings, camera),
             identify=stages.identifier,
             hand_over=lambda outcome: self._deliver(outcome, stages),

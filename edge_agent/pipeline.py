@@ -12,9 +12,10 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 import structlog
@@ -100,11 +101,6 @@ class Embed(Protocol):
 
 class Track(Protocol):
     """See `edge_agent.track.Tracker`."""
-
-    def update(
-        self, frame: int, time: float, size: tuple[int, int], detections: Detections, embedded: Embedded
-    ) -> TrackUpdate:
-        """Take in one frame."""
 
     def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
         """End every track."""
@@ -204,6 +200,7 @@ class Pipeline:
         detect: finds people in a frame.
         embed: the embedding stage, entered.
         tracker: makes the tracker of a camera, at its first frame.
+        together: lets trackers take in a frame each, see `edge_agent.track.update_together`.
         given: makes what follows the crops of one upstream camera.
         identify: decides.
         hand_over: called with every outcome, in order; must not block.
@@ -215,6 +212,7 @@ class Pipeline:
     detect: Callable[[Frame], Detections]
     embed: Embed
     tracker: Callable[[str], Track]
+    together: Callable[[Sequence[Any]], list[TrackUpdate]]
     given: Callable[[str], TrackGiven]
     identify: Identify
     hand_over: Callable[[FrameOutcome], None]
@@ -406,10 +404,40 @@ class Pipeline:
         embed_s = time.perf_counter() - round_.submitted
         self.counters.spend("wait", time.perf_counter() - began)
         self.counters.batches += 1
-        at = 0
-        for pending in round_.items:
-            self._decide(pending, embedded[at : at + pending.pairs], embed_s)
-            at += pending.pairs
+        began = time.perf_counter()
+        self.progress.at("track")
+        rows = accumulate((pending.pairs for pending in round_.items), initial=0)
+        results = [embedded[at : at + of.pairs] for at, of in zip(rows, round_.items, strict=False)]
+        updates = self._track(round_.items, results)
+        track_s = (time.perf_counter() - began) / max(1, len(updates))
+        self.counters.spend("track", track_s * len(updates))
+        for pending, update in zip(round_.items, updates, strict=True):
+            self._decide(pending, update, embed_s, track_s)
+
+    def _track(self, items: Sequence[_Pending], results: Sequence[list[Embedded]]) -> list[TrackUpdate]:
+        """The tracks of each item, in order; frames of different cameras together."""
+        updates: dict[int, TrackUpdate] = {}
+        frames: dict[str, tuple[int, Any]] = {}
+        for at, (pending, embedded) in enumerate(zip(items, results, strict=True)):
+            item = pending.item
+            if isinstance(item, CropBatch):
+                updates[at] = self._follow(item.camera).update(item, embedded)
+                continue
+            if item.camera in frames:
+                updates.update(self._track_frames(frames))
+                frames = {}
+            height, width = item.image.shape[:2]
+            assert pending.detections is not None  # every frame was searched
+            frames[item.camera] = at, (
+                self._tracker(item.camera), item.number, item.time, (width, height),
+                pending.detections, embedded[0],
+            )  # fmt: skip
+        updates.update(self._track_frames(frames))
+        return [updates[at] for at in range(len(items))]
+
+    def _track_frames(self, frames: Mapping[str, tuple[int, Any]]) -> Iterator[tuple[int, TrackUpdate]]:
+        told = self.together([frame for _, frame in frames.values()])
+        return zip((at for at, _ in frames.values()), told, strict=True)
 
     def _collect(self, round_: _Round) -> list[Embedded]:
         try:
@@ -424,16 +452,10 @@ class Pipeline:
         self._failures = 0
         return embedded
 
-    def _decide(self, pending: _Pending, embedded: list[Embedded], embed_s: float) -> None:
+    def _decide(self, pending: _Pending, update: TrackUpdate, embed_s: float, track_s: float) -> None:
         began = time.perf_counter()
         self.progress.at("decide")
         item = pending.item
-        if isinstance(item, Frame) and pending.detections is not None:
-            height, width = item.image.shape[:2]
-            tracker = self._tracker(item.camera)
-            update = tracker.update(item.number, item.time, (width, height), pending.detections, embedded[0])
-        elif isinstance(item, CropBatch):
-            update = self._follow(item.camera).update(item, embedded)
         self._latest[item.camera] = update
         decisions = self.identify.update(update)
         decide_s = time.perf_counter() - began
@@ -441,7 +463,7 @@ class Pipeline:
         latency = {
             "detect": 1e3 * pending.detect_s,
             "embed": 1e3 * embed_s,
-            "decide": 1e3 * decide_s,
+            "decide": 1e3 * (track_s + decide_s),
         }
         if pending.reader.live:
             latency["total"] = 1e3 * (time.time() - item.time)

@@ -10,9 +10,11 @@ and of two people who are visible together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, starmap
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ from edge_agent.structures import (
     iou_matrix,
 )
 
-__all__ = ["Similarity", "Tracker", "UpstreamTracks", "associate"]
+__all__ = ["Similarity", "Tracker", "UpstreamTracks", "associate", "update_together"]
 
 Vector = NDArray[np.float32]
 Boxes = NDArray[np.float32]
@@ -110,19 +112,6 @@ _CORNERS = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 
 """From corners x1, y1, x2, y2 to cx, cy, w, h."""
 
 
-def _motion(dt: float) -> NDArray[np.float64]:
-    """`(5, 5)`: what `dt` seconds make of a state, but for the noise."""
-    return np.array(
-        [
-            [1, dt, 0, 0, 0],
-            [0, 1, 0, 0, 0],
-            [0, 0, 1, 2 * dt, dt * dt],
-            [0, 0, 0, 1, dt],
-            [0, 0, 0, 0, 1],
-        ]
-    )
-
-
 class _Tracks:
     """The tracks of one camera, oldest first, as arrays of which the first `count` rows are in use.
 
@@ -175,40 +164,13 @@ class _Tracks:
     def looks(self) -> Vector | None:
         return None if self._looks is None else self._looks[: self.count]
 
-    def predict(self, dt: float) -> Boxes:
-        """Move all by `dt` seconds under white-noise acceleration; where they are expected, `(T, 4)` xyxy."""
-        states = self.states
-        if dt > 0 and self.count:
-            states[:] = (_motion(dt) @ states.reshape(5, -1)).reshape(states.shape)
-            noise = _GROWTH * np.maximum(states[_PLACE, :, 3:], 1.0) ** 2
-            states[_VAR:] += np.array([dt**4 / 4, dt**3 / 2, dt**2])[:, None, None] * noise
-        middle, half = states[_PLACE, :, :2], np.maximum(states[_PLACE, :, 2:], 1.0) / 2
-        boxes = np.empty((self.count, 4), np.float32)
-        np.subtract(middle, half, out=boxes[:, :2], casting="same_kind")
-        np.add(middle, half, out=boxes[:, 2:], casting="same_kind")
-        return boxes
-
-    def correct(self, rows: NDArray[np.intp], boxes: Boxes) -> None:
-        """Take in a measured box, `(N, 4)` xyxy, of each of N tracks."""
-        states = self._states[:, rows]
-        measured = _measurements(boxes)
-        noise = (_MEASURED * np.maximum(measured[:, 3:], 1.0)) ** 2
-        gains = states[_VAR : _COV + 1] / (states[_VAR] + noise)
-        states[: _SPEED + 1] += gains * (measured - states[_PLACE])
-        states[_SPEED_VAR] -= gains[1] * states[_COV]
-        states[_VAR : _COV + 1] *= 1.0 - gains[0]
-        self._states[:, rows] = states
-
     def mix(self, rows: NDArray[np.intp], vectors: Vector) -> None:
-        """Take in an embedding, `(N, D)`, of each of N tracks."""
+        """Take in the first embedding, or what `_mixed` made of later ones, `(N, D)`, of each of N tracks."""
         if not len(rows):
             return
         if self._looks is None:
             self._looks = np.zeros((len(self._ids), vectors.shape[1]), np.float32)
-        known = self._known[rows]
-        mixed = _LOOKS_MEMORY * self._looks[rows] + (1 - _LOOKS_MEMORY) * vectors
-        mixed /= np.maximum(np.sqrt(np.einsum("nd,nd->n", mixed, mixed)), 1e-6)[:, None]
-        self._looks[rows] = np.where(known[:, None], mixed, vectors)
+        self._looks[rows] = vectors
         self._known[rows] = True
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
@@ -248,6 +210,47 @@ class _Tracks:
         self._confirmed, self._known = np.tile(self._confirmed, 2), np.tile(self._known, 2)
         if self._looks is not None:
             self._looks = np.concatenate([self._looks, np.zeros_like(self._looks)])
+
+
+def _predict(states: NDArray[np.float64], dt: NDArray[np.float64]) -> Boxes:
+    """Move states `(5, T, 4)` by `dt` `(T, 1)` seconds under white-noise acceleration, in place.
+
+    Returns:
+        `(T, 4)` xyxy, where they are expected.
+    """
+    place, speed, variance, covariance, speed_variance = states
+    place += dt * speed
+    noise = _GROWTH * np.maximum(place[:, 3:], 1.0) ** 2
+    square, more = dt * dt, dt * speed_variance
+    variance += dt * (2 * covariance + more) + square * square / 4 * noise
+    covariance += more + square * dt / 2 * noise
+    speed_variance += square * noise
+    middle, half = place[:, :2], np.maximum(place[:, 2:], 1.0) / 2
+    boxes = np.empty((len(place), 4), np.float32)
+    np.subtract(middle, half, out=boxes[:, :2], casting="same_kind")
+    np.add(middle, half, out=boxes[:, 2:], casting="same_kind")
+    return boxes
+
+
+def _correct(states: NDArray[np.float64], rows: NDArray[np.intp], boxes: Boxes) -> None:
+    """Take in a measured box, `(N, 4)` xyxy, of N of the states `(5, T, 4)`."""
+    found = states[:, rows]
+    measured = _measurements(boxes)
+    noise = (_MEASURED * np.maximum(measured[:, 3:], 1.0)) ** 2
+    gains = found[_VAR : _COV + 1] / (found[_VAR] + noise)
+    found[: _SPEED + 1] += gains * (measured - found[_PLACE])
+    found[_SPEED_VAR] -= gains[1] * found[_COV]
+    found[_VAR : _COV + 1] *= 1.0 - gains[0]
+    states[:, rows] = found
+
+
+def _mixed(before: Vector, known: NDArray[np.bool_], vectors: Vector) -> Vector:
+    """What N tracks look like with one more embedding: `(N, D)` and who had one before, `(N,)`."""
+    mixed: Vector = _LOOKS_MEMORY * before + (1 - _LOOKS_MEMORY) * vectors
+    mixed /= np.maximum(np.sqrt(np.einsum("nd,nd->n", mixed, mixed)), 1e-6)[:, None]
+    if not known.all():
+        mixed[~known] = vectors[~known]
+    return mixed
 
 
 def _measurements(boxes: Boxes) -> NDArray[np.float64]:
@@ -331,6 +334,8 @@ class Tracker:
         self._confirm_hits = confirm_hits
         self._live_gate, self._lost_gate = live_gate, lost_gate
         self._weight = appearance_weight
+        self.rules = (id(self.similarity), live_gate, lost_gate, appearance_weight)
+        """What trackers that are updated together have in common."""
         self._tracks = _Tracks()
         self._next_id = 1
         self._last_time: float | None = None
@@ -353,71 +358,13 @@ class Tracker:
         Returns:
             Confirmed tracks with a detection in this frame, and the tracks that ended.
         """
-        before = self._last_time if self._last_time is not None else time
-        time = max(time, before)
-        tracks, scores = self._tracks, detections.scores
-        expected = tracks.predict(time - before)
-        live = tracks.last_seen >= before
-        high = np.flatnonzero(scores >= self._high)
-        rows, found = self._first_round(live, expected, detections, embedded, high)
-        if len(high) < len(scores):
-            # Low-scored boxes are often part of somebody hidden: they only prolong tracks seen a moment ago.
-            low = np.flatnonzero((scores >= self._low) & (scores < self._high))
-            free = tracks.confirmed & live
-            free[rows] = False
-            rest = np.flatnonzero(free)
-            cost = 1.0 - iou_matrix(expected[rest], detections.boxes[low])
-            late, part = associate(cost.astype(np.float64), _LOW_ROUND_COST)
-            rows, found = np.concatenate([rows, rest[late]]), np.concatenate([found, low[part]])
-        if not self.similarity.settled or frame % _LEARN_EVERY == 0:
-            self._learn(detections, embedded, rows, found)
-        self._advance(time, detections, embedded, rows, found)
-        seen = self._observations(frame, time, detections, embedded, rows, found)
-        ended = self._retire(time, len(rows))
-        taken = np.zeros(len(scores), np.bool_)
-        taken[found] = True
-        self._start(time, detections, embedded, high[~taken[high]])
-        self._last_time = time
-        return TrackUpdate(self.camera, frame, time, size, seen, ended)
+        return update_together([(self, frame, time, size, detections, embedded)])[0]
 
     def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
         """End every track, at the end of the source."""
         ended = tuple(self._tracks.ids[self._tracks.confirmed].tolist())
         self._tracks = _Tracks()
         return TrackUpdate(self.camera, frame, time, size, (), ended)
-
-    def _first_round(
-        self,
-        live: NDArray[np.bool_],
-        expected: Boxes,
-        detections: Detections,
-        embedded: Embedded,
-        high: NDArray[np.intp],
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows of tracks and of the detections that are theirs, by overlap and appearance."""
-        if not len(expected) or not len(high):
-            return _NONE, _NONE
-        cost = 1.0 - iou_matrix(expected, detections.boxes[high]).astype(np.float64)
-        if self.similarity.ready:
-            distance = self._looks_distance(embedded, high)
-            known = ~np.isnan(distance)
-            gates = np.where(live, self._live_gate, self._lost_gate)[:, None]
-            # Only pairs that overlap at all are worth a look; the rest are too dear already.
-            blended = (1 - self._weight) * cost + self._weight * np.clip(distance, 0.0, 1.0)
-            cost = np.where(known & (cost < 1.0), blended, cost)
-            cost[known & (distance > gates)] = np.inf
-        matched, columns = associate(cost, self._max_cost)
-        return matched, high[columns]
-
-    def _looks_distance(self, embedded: Embedded, found: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Appearance distance of every track and detection; NaN where either has no embedding."""
-        tracks = self._tracks
-        if tracks.looks is None:
-            return np.full((tracks.count, len(found)), np.nan)
-        distance = self.similarity.distance(tracks.looks @ embedded.vectors[found].T).astype(np.float64)
-        distance[~tracks.known] = np.nan
-        distance[:, ~embedded.present[found]] = np.nan
-        return distance
 
     def _learn(
         self,
@@ -437,24 +384,6 @@ class Tracker:
             self.similarity.learn_genuine(np.einsum("nd,nd->n", looks, vectors[old]))
         if len(rows) > 1:
             self.similarity.learn_impostor((vectors @ vectors.T)[_upper(len(rows))])
-
-    def _advance(
-        self,
-        time: float,
-        detections: Detections,
-        embedded: Embedded,
-        rows: NDArray[np.intp],
-        found: NDArray[np.intp],
-    ) -> None:
-        if not len(rows):
-            return
-        tracks = self._tracks
-        tracks.correct(rows, detections.boxes[found])
-        tracks.last_seen[rows] = time
-        tracks.hits[rows] += 1
-        tracks.confirmed[rows] |= tracks.hits[rows] >= self._confirm_hits
-        shown = embedded.present[found]
-        tracks.mix(rows[shown], embedded.vectors[found[shown]])
 
     def _retire(self, time: float, seen: int) -> tuple[int, ...]:
         """Drop tracks that were not seen for too long; an unconfirmed one after its first miss."""
@@ -507,6 +436,190 @@ class Tracker:
                 strict=True,
             )
         )  # fmt: skip
+
+
+class _Seen(NamedTuple):
+    """A frame for its camera's tracker; see `Tracker.update`."""
+
+    tracker: Tracker
+    frame: int
+    time: float
+    size: tuple[int, int]
+    detections: Detections
+    embedded: Embedded
+
+
+TOGETHER = 128
+"""Tracks that are worked on at once: beyond, pairs of different cameras cost more than is saved."""
+
+
+def update_together(
+    frames: Iterable[tuple[Tracker, int, float, tuple[int, int], Detections, Embedded]],
+) -> list[TrackUpdate]:
+    """Take in frames of different cameras, each by its tracker: as one by one, in fewer steps.
+
+    Args:
+        frames: for each a tracker, and what its `update` takes.
+    """
+    done: list[TrackUpdate] = []
+    group: list[_Seen] = []
+    room = TOGETHER
+    for one in starmap(_Seen, frames):
+        wanted = max(len(one.tracker), len(one.detections))
+        if group and (wanted > room or one.tracker.rules != group[0].tracker.rules):
+            done += _update_group(group)
+            group, room = [], TOGETHER
+        group.append(one)
+        room -= wanted
+    return done + (_update_group(group) if group else [])
+
+
+def _update_group(frames: Sequence[_Seen]) -> list[TrackUpdate]:
+    table = _Table(frames)
+    matched = table.first_round()
+    if not table.high.all():
+        matched = table.second_round(matched)
+    table.learn(matched)
+    table.advance(matched)
+    return [table.finish(n, rows, found) for n, (rows, found) in enumerate(matched)]
+
+
+Matched = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
+"""Of each frame, rows of its tracks and rows of its detections that belong together."""
+
+
+class _Table:
+    """Tracks and detections of a few cameras, one camera's behind another's."""
+
+    def __init__(self, frames: Sequence[_Seen]) -> None:
+        self.frames = frames
+        trackers = [one.tracker for one in frames]
+        self.befores = [
+            t._last_time if t._last_time is not None else f.time
+            for t, f in zip(trackers, frames, strict=True)
+        ]
+        self.times = [max(one.time, before) for one, before in zip(frames, self.befores, strict=True)]
+        self.tracks = _slices(len(t) for t in trackers)
+        self.found = _slices(len(one.detections) for one in frames)
+        counts = [len(t) for t in trackers]
+        self.states = np.concatenate([t._tracks.states for t in trackers], axis=1)
+        dt = [time - before for time, before in zip(self.times, self.befores, strict=True)]
+        self.expected = _predict(self.states, np.repeat(dt, counts)[:, None])
+        self.live = np.concatenate(
+            [t._tracks.last_seen >= b for t, b in zip(trackers, self.befores, strict=True)]
+        )
+        self.boxes = np.concatenate([one.detections.boxes for one in frames])
+        self.scores = np.concatenate([one.detections.scores for one in frames])
+        self.present = np.concatenate([one.embedded.present for one in frames])
+        self.vectors = np.concatenate([one.embedded.vectors for one in frames])
+        self.high = self.scores >= np.repeat(
+            [t._high for t in trackers], [len(one.detections) for one in frames]
+        )
+        self.known = np.concatenate([t._tracks.known for t in trackers])
+        width = self.vectors.shape[1]
+        self.looks = np.zeros((len(self.known), width), np.float32)
+        if width == 0:  # the engine failed: nobody looks like anything
+            self.known = np.zeros(len(self.known), np.bool_)
+        for tracker, rows in zip(trackers, self.tracks, strict=True):
+            if width and tracker._tracks.looks is not None:
+                self.looks[rows] = tracker._tracks.looks
+
+    def first_round(self) -> Matched:
+        """By overlap and appearance, with detections of high score."""
+        if not len(self.expected) or not len(self.boxes):
+            return [(_NONE, _NONE) for _ in self.frames]
+        cost = 1.0 - iou_matrix(self.expected, self.boxes).astype(np.float64)
+        first = self.frames[0].tracker
+        if first.similarity.ready:
+            self._blend(cost, first)
+        if not self.high.all():
+            cost[:, ~self.high] = np.inf
+        return [
+            associate(cost[rows, columns], one.tracker._max_cost)
+            for one, rows, columns in zip(self.frames, self.tracks, self.found, strict=True)
+        ]
+
+    def _blend(self, cost: NDArray[np.float64], settings: Tracker) -> None:
+        """Let the looks speak where both have any."""
+        distance = settings.similarity.distance(self.looks @ self.vectors.T)
+        gates = np.where(self.live, settings._live_gate, settings._lost_gate)[:, None]
+        strange = distance > gates
+        # Only pairs that overlap at all are worth a look; the rest are too dear already.
+        blended = (1 - settings._weight) * cost + settings._weight * np.clip(distance, 0.0, 1.0)
+        looked = cost < 1.0
+        if not (self.known.all() and self.present.all()):
+            both = self.known[:, None] & self.present
+            looked &= both
+            strange &= both
+        np.copyto(cost, blended, where=looked)
+        cost[strange] = np.inf
+
+    def second_round(self, matched: Matched) -> Matched:
+        """Low-scored boxes are often part of somebody hidden: they prolong tracks seen a moment ago."""
+        return [
+            self._low(one, self.live[rows], self.expected[rows], *pairs)
+            for one, rows, pairs in zip(self.frames, self.tracks, matched, strict=True)
+        ]
+
+    @staticmethod
+    def _low(
+        one: _Seen,
+        live: NDArray[np.bool_],
+        expected: Boxes,
+        rows: NDArray[np.intp],
+        found: NDArray[np.intp],
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        tracker, scores = one.tracker, one.detections.scores
+        low = np.flatnonzero((scores >= tracker._low) & (scores < tracker._high))
+        free = tracker._tracks.confirmed & live
+        free[rows] = False
+        rest = np.flatnonzero(free)
+        cost = 1.0 - iou_matrix(expected[rest], one.detections.boxes[low])
+        late, part = associate(cost.astype(np.float64), _LOW_ROUND_COST)
+        return np.concatenate([rows, rest[late]]), np.concatenate([found, low[part]])
+
+    def learn(self, matched: Matched) -> None:
+        """Learn typical similarities, once they are known only now and then."""
+        for one, (rows, found) in zip(self.frames, matched, strict=True):
+            if not one.tracker.similarity.settled or one.frame % _LEARN_EVERY == 0:
+                one.tracker._learn(one.detections, one.embedded, rows, found)
+
+    def advance(self, matched: Matched) -> None:
+        """Bring the tracks up to what was seen."""
+        rows = np.concatenate([of + at.start for (of, _), at in zip(matched, self.tracks, strict=True)])
+        found = np.concatenate([of + at.start for (_, of), at in zip(matched, self.found, strict=True)])
+        _correct(self.states, rows, self.boxes[found])
+        mixed = _mixed(self.looks[rows], self.known[rows], self.vectors[found])
+        shown = self.present[found]
+        begin = 0
+        for one, time, place, (mine, _) in zip(self.frames, self.times, self.tracks, matched, strict=True):
+            tracks, end = one.tracker._tracks, begin + len(mine)
+            tracks.states[:] = self.states[:, place]
+            tracks.last_seen[mine] = time
+            tracks.hits[mine] += 1
+            tracks.confirmed[mine] |= tracks.hits[mine] >= one.tracker._confirm_hits
+            seen = shown[begin:end]
+            tracks.mix(mine[seen], mixed[begin:end][seen])
+            begin = end
+
+    def finish(self, n: int, rows: NDArray[np.intp], found: NDArray[np.intp]) -> TrackUpdate:
+        """What became of one frame; retires and starts tracks."""
+        one, time = self.frames[n], self.times[n]
+        tracker, detections, embedded = one.tracker, one.detections, one.embedded
+        seen = tracker._observations(one.frame, time, detections, embedded, rows, found)
+        ended = tracker._retire(time, len(rows))
+        fresh = self.high[self.found[n]].copy()
+        fresh[found] = False
+        if fresh.any():
+            tracker._start(time, detections, embedded, np.flatnonzero(fresh))
+        tracker._last_time = time
+        return TrackUpdate(tracker.camera, one.frame, time, one.size, seen, ended)
+
+
+def _slices(counts: Iterable[int]) -> list[slice]:
+    """Places of parts that stand one behind another."""
+    ends = list(accumulate(counts))
+    return [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 class UpstreamTracks:

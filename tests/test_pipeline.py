@@ -11,7 +11,7 @@ import pytest
 from edge_agent.errors import EngineError
 from edge_agent.pipeline import MAX_ENGINE_FAILURES, FrameOutcome, Pipeline
 from edge_agent.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
-from edge_agent.track import Tracker, UpstreamTracks
+from edge_agent.track import Tracker, UpstreamTracks, update_together
 
 D = 4
 
@@ -105,6 +105,7 @@ def build(
         detect=one_person,
         embed=embed or Embeds(),
         tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
+        together=update_together,
         given=UpstreamTracks,
         identify=notes,
         hand_over=outcomes.append,

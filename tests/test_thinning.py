@@ -23,7 +23,7 @@ from edge_agent.structures import (
     TrackUpdate,
 )
 from edge_agent.thinning import Thinning
-from edge_agent.track import Tracker, UpstreamTracks
+from edge_agent.track import Tracker, UpstreamTracks, update_together
 from tests.test_pipeline import D, Embeds, Live, Recorded, frame, one_person
 
 
@@ -185,6 +185,7 @@ def run(
         detect=detect,
         embed=embed,
         tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
+        together=update_together,
         given=UpstreamTracks,
         identify=Settles(),
         hand_over=outcomes.append,
@@ -296,6 +297,7 @@ def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
         detect=one_person,
         embed=embed,
         tracker=lambda name: Tracker(name, high=0.6, low=0.1, new_track=0.6),
+        together=update_together,
         given=UpstreamTracks,
         identify=settles,
         hand_over=hand_over,
