@@ -15,6 +15,8 @@ SIMULATED = "simulated:orin-fp16"
 FASTER = {"0.5": "half", "2": "x2", "4": "x4", "8": "x8"}
 """What-if engines of `benchmarks/engines/`, by their rate over the published one."""
 GROWTH_FPS = 15.0
+PLENTY_FPS = 50.0
+"""Of 8 cameras with 8 people: more crops than the host takes, but few enough frames that giving them is cheap."""
 START_S = 120.0
 """Longest time of a pipeline run beside its measurement: gallery, streets, broker, warm-up, end."""
 
@@ -82,7 +84,7 @@ def _reach(quick: bool) -> tuple[Benchmark, ...]:
     return (
         Benchmark(
             "batch-64",
-            "8 cameras with 8 people each, as many crops as an AGX Orin's engine takes",
+            "8 cameras with 8 people each, 1.1 times what an AGX Orin's engine takes",
             (_pipeline(long, {"batch": 64}, *street, "--batch", 64),),
         ),
         Benchmark(
@@ -100,7 +102,8 @@ def _reach(quick: bool) -> tuple[Benchmark, ...]:
             "engines that are slower and faster than an AGX Orin's: how much the host could feed",
             tuple(
                 _pipeline(
-                    short / 2, {"rate": float(rate)}, *street, "--batch", 64, engine=engines[rate]
+                    short / 2, {"rate": float(rate)}, *street, "--batch", 64,
+                    *(("--fps", PLENTY_FPS) if float(rate) > 1 else ()), engine=engines[rate],
                 )
                 for rate in sorted(engines, key=float)
             ),

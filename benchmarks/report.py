@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, results
+from benchmarks import compare, gallery, idle, overload, results, startup
 from benchmarks.catalogue import GROWTH_FPS, REPO
 from benchmarks.plots import KEPT, LOST, breaks_at, curve, slope
 from edge_agent.evaluate.charts import Series

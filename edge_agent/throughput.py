@@ -83,7 +83,7 @@ class Plan:
     identities: int = 10_000
     exemplars: int = 4
     seconds: float = 60.0
-    load: float = 1.0
+    load: float = 1.1
     fps: float | None = None
     size: tuple[int, int] = (1920, 1080)
     tallest: float = TALLEST

@@ -68,7 +68,7 @@ def command(
     exemplars: Annotated[int, typer.Option(min=1, max=64, help="--pipeline: embeddings of each.")] = 4,
     load: Annotated[
         float, typer.Option(min=0.01, help="--pipeline: crops offered, as a share of what the engine takes.")
-    ] = 1.0,
+    ] = 1.1,
     fps: Annotated[
         float | None, typer.Option(min=0.1, help="--pipeline: frame rate of each camera, instead of --load.")
     ] = None,
