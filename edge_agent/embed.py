@@ -176,6 +176,11 @@ class Embedder:
         self._jobs.append(job)
         self._pack(job, pairs)
 
+    def keep_fed(self) -> None:
+        """Give the engine what has been packed meanwhile, if it has room; never waits."""
+        while self._packing and self._engine.in_flight < DEPTH and self._packer.ready():
+            self._feed()
+
     def collect(self) -> list[Embedded]:
         """What became of the oldest `submit`: one `Embedded` per pair, in order.
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import mmap
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -55,6 +56,9 @@ class Packer(Protocol):
 
     def begin(self, crops: Sequence[Pixels]) -> None:
         """Take N crops `(h, w, 3)` uint8."""
+
+    def ready(self) -> bool:
+        """Whether `finish` would not wait."""
 
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
         """The oldest ones: `(N,)` float32, how sharp each is (see `edge_agent.quality.sharpness`).
@@ -101,6 +105,10 @@ class Here:
     def begin(self, crops: Sequence[Pixels]) -> None:
         """See `Packer.begin`."""
         self._begun.append(crops)
+
+    def ready(self) -> bool:
+        """It works when it is asked to: there is nothing to wait for."""
+        return bool(self._begun)
 
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
         """See `Packer.finish`."""
@@ -201,6 +209,14 @@ class Beside:
         self._begun.append((slot, len(crops), self._started))
         with contextlib.suppress(BrokenPipeError):  # `finish` tells why
             os.write(self._asks, _HEAD.pack(slot, len(crops), len(memory)) + sizes.tobytes())
+
+    def ready(self) -> bool:
+        """Whether an answer, or the end of the process, can be read."""
+        if not self._begun or self._process is None:
+            return bool(self._begun)
+        answers = select.poll()
+        answers.register(self._answers, select.POLLIN)
+        return bool(answers.poll(0))
 
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
         """See `Packer.finish`."""

@@ -98,6 +98,9 @@ class Embed(Protocol):
     def collect(self) -> list[Embedded]:
         """Results of the oldest batch."""
 
+    def keep_fed(self) -> None:
+        """Let the engine have what is ready for it; must not block."""
+
 
 class Track(Protocol):
     """See `edge_agent.track.Tracker`."""
@@ -412,6 +415,7 @@ class Pipeline:
         track_s = (time.perf_counter() - began) / max(1, len(updates))
         self.counters.spend("track", track_s * len(updates))
         for pending, update in zip(round_.items, updates, strict=True):
+            self.embed.keep_fed()  # deciding takes as long as a batch, and the engine shall not wait for it
             self._decide(pending, update, embed_s, track_s)
 
     def _track(self, items: Sequence[_Pending], results: Sequence[list[Embedded]]) -> list[TrackUpdate]:

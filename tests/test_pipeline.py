@@ -71,6 +71,9 @@ class Embeds:
         self.sizes.append(len(pairs))
         self._waiting.append([self._result(len(detections)) for _, detections in pairs])
 
+    def keep_fed(self) -> None:
+        """Nothing is packed elsewhere."""
+
     def collect(self) -> list[Embedded]:
         self._collected += 1
         result = self._waiting.pop(0)
