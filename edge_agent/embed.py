@@ -22,7 +22,7 @@ from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden, golden_crops
 from edge_agent.engine.profiles import PreprocessProfile
 from edge_agent.errors import EngineError, ModelError, NonFiniteEmbedding
-from edge_agent.packing import Here, Packer
+from edge_agent.packing import PARCEL, Here, Packer
 from edge_agent.quality import BLURRED, QualityGate
 from edge_agent.structures import Detections, Embedded, EngineInfo
 
@@ -34,6 +34,9 @@ _UNIT_TOLERANCE = 0.02
 """How far from 1 the squared length of a vector may be; FP16 engines round to about 1e-3."""
 _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 """Self-test: least cosine of a golden crop to its reference, by precision."""
+
+_BATCHES_AHEAD = 2
+"""Full batches on their way, besides the crops whose results are used next: one runs, one waits for it."""
 
 Pair = tuple[NDArray[np.uint8], Detections]
 
@@ -53,6 +56,14 @@ class _Job:
     waiting: int = 0
     """Crops whose rows have not arrived."""
     error: EngineError | None = None
+
+    def take(self, rows: list[int], vectors: NDArray[np.float32], faults: Sequence[str]) -> None:
+        """The engine's vectors of some rows, and why one must not be used, or ""."""
+        self.vectors[rows] = vectors
+        for row, fault in zip(rows, faults, strict=True):
+            if fault:
+                self.vectors[row], self.present[row], self.quality[row] = 0.0, False, 0.0
+                self.reasons[row] = fault
 
     def results(self) -> list[Embedded]:
         return [
@@ -113,8 +124,10 @@ class Embedder:
         self._packing: deque[tuple[_Job, list[int]]] = deque()
         """With the packer: whose, and which rows of it."""
         self._jobs: deque[_Job] = deque()
-        self._batches: deque[tuple[_Job, list[int], float]] = deque()
-        """With the engine: whose, which rows of it, and since when (monotonic seconds)."""
+        self._filled: list[tuple[_Job, list[int]]] = []
+        """In the engine's next buffer: whose, and which rows of it."""
+        self._batches: deque[tuple[list[tuple[_Job, list[int]]], float]] = deque()
+        """With the engine: whose and which rows, and since when (monotonic seconds)."""
         self._closing = ExitStack()
         self._dimension = 0
         """D, known once the engine runs."""
@@ -133,9 +146,17 @@ class Embedder:
         return self._engine
 
     @property
-    def ahead(self) -> int:
-        """Calls of `submit` that are worth being on their way while another's results are used."""
-        return 1 + self._packer.ahead
+    def full(self) -> bool:
+        """Whether so much is on its way that `collect` is better than another `submit`.
+
+        That is so when its results wait, and when the engine will have enough to do until they are used.
+        """
+        if not self._jobs:
+            return False
+        ahead = _BATCHES_AHEAD * self.info.max_batch if self._packer.room else 0
+        return not self._jobs[0].waiting or (
+            len(self._jobs) > 1 and sum(job.waiting for job in self._jobs) > ahead
+        )
 
     def __enter__(self) -> Embedder:
         with ExitStack() as undo:
@@ -154,6 +175,7 @@ class Embedder:
     ) -> None:
         self._jobs.clear()
         self._packing.clear()
+        self._filled.clear()
         self._batches.clear()
         self._closing.__exit__(kind, error, trace)
 
@@ -177,25 +199,29 @@ class Embedder:
         self._pack(job, pairs)
 
     def keep_fed(self) -> None:
-        """Give the engine what has been packed meanwhile, if it has room; never waits."""
-        while self._packing and self._engine.in_flight < DEPTH and self._packer.ready():
-            self._feed()
+        """Give the engine what has been packed meanwhile, if it has room; never waits.
+
+        A batch that is not full stays open while the engine has another to do.
+        """
+        while self._engine.in_flight < DEPTH:
+            full = self._fill_up(patient=False)
+            if not self._filled or (self._engine.in_flight and not full):
+                return
+            self._send()
 
     def collect(self) -> list[Embedded]:
         """What became of the oldest `submit`: one `Embedded` per pair, in order.
 
         Raises:
             EngineError: nothing was submitted, or the engine failed on a batch of it. What was submitted
-                is then dropped; the embedder stays usable.
+                is then dropped, as is everything that shared the batch, with the same error; the embedder
+                stays usable.
         """
         if not self._jobs:
             raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
         job = self._jobs[0]
         while job.waiting:
-            if self._packing and self._engine.in_flight < DEPTH:
-                self._feed()  # also what comes after it, so that the engine has something to do
-            else:
-                self._absorb()
+            self._advance()
         self._jobs.popleft()
         if job.error is not None:
             raise job.error
@@ -236,20 +262,55 @@ class Embedder:
                     crops.append(image[y1:y2, x1:x2])
                     rows.append(row)
             start = end
-        step = self.info.max_batch
+        step = min(PARCEL, self.info.max_batch)
         job.waiting = len(rows)
         for begin in range(0, len(rows), step):
             self._packer.begin(crops[begin : begin + step])
             self._packing.append((job, rows[begin : begin + step]))
-            while len(self._packing) > self._packer.ahead:
-                self._feed()
+            while len(self._packing) > self._packer.room:
+                self._unpack()
+        self.keep_fed()
 
-    def _feed(self) -> None:
-        """Give the engine the oldest crops that the packer has, but for those that are not sharp."""
+    def _unpack(self) -> None:
+        """Take a parcel from the packer, or make room for it."""
+        if self._engine.in_flight == DEPTH:
+            self._absorb()
+        elif self._fits():
+            self._fill()
+        else:
+            self._send()
+
+    def _advance(self) -> None:
+        """Give the engine a batch, if it has room and there is one; else wait for its oldest."""
+        if self._engine.in_flight < DEPTH and (self._packing or self._filled):
+            self._fill_up(patient=True)
+            if self._filled:
+                self._send()
+        else:
+            self._absorb()
+
+    def _fill_up(self, *, patient: bool) -> bool:
+        """Fill the next batch with what has been packed, or is being packed; whether no more goes into it."""
+        while self._packing and (patient or self._packer.ready()):
+            if not self._fits():
+                return True
+            self._fill()
+        return self._count == self.info.max_batch
+
+    def _fits(self) -> bool:
+        """Whether the oldest parcel of the packer goes into the next batch."""
+        return self._count + len(self._packing[0][1]) <= self.info.max_batch
+
+    @property
+    def _count(self) -> int:
+        """Crops in the next batch."""
+        return sum(len(rows) for _, rows in self._filled)
+
+    def _fill(self) -> None:
+        """Put the oldest parcel of the packer into the next batch, but for crops that are not sharp."""
         job, rows = self._packing.popleft()
-        buffer = self._next_buffer()
         try:
-            factors, blurred = self._gate.sharp(self._packer.finish(buffer))
+            factors, blurred = self._gate.sharp(self._packer.finish(self._engine.buffer()[self._count :]))
         except EngineError as problem:
             job.waiting -= len(rows)
             job.error = problem
@@ -261,37 +322,39 @@ class Embedder:
             rows = [row for row in rows if job.present[row]]
             job.waiting -= int(np.count_nonzero(blurred))
         if rows:
-            self._engine.submit(len(rows))
-            self._batches.append((job, rows, time.monotonic()))
+            self._filled.append((job, rows))
 
-    def _next_buffer(self) -> NDArray[np.uint8]:
-        if self._engine.in_flight == DEPTH:
-            self._absorb()
-        return self._engine.buffer()
+    def _send(self) -> None:
+        """Let the engine work on the next batch."""
+        self._engine.submit(self._count)
+        self._batches.append((self._filled, time.monotonic()))
+        self._filled = []
 
     def _absorb(self) -> None:
         """Take the oldest engine batch and hand its rows to where they belong."""
-        job, rows, submitted = self._batches.popleft()
-        job.waiting -= len(rows)
+        parts, submitted = self._batches.popleft()
+        for job, rows in parts:
+            job.waiting -= len(rows)
         try:
             vectors = self._engine.collect()
         except EngineError as problem:
-            job.error = problem
+            for job, _ in parts:
+                job.error = problem
             return
         if self.on_batch is not None:
-            self.on_batch(len(rows), submitted, time.monotonic())
+            self.on_batch(len(vectors), submitted, time.monotonic())
         self.counters.batches += 1
-        job.vectors[rows] = vectors
-        faults = {row: fault for row, fault in zip(rows, self._faults(vectors), strict=True) if fault}
-        for row, fault in faults.items():
-            job.vectors[row], job.present[row], job.quality[row], job.reasons[row] = 0.0, False, 0.0, fault
-        self.counters.embedded += len(rows) - len(faults)
-        if faults:
+        faults = self._faults(vectors)
+        begin = 0
+        for job, rows in parts:
+            end = begin + len(rows)
+            job.take(rows, vectors[begin:end], faults[begin:end])
+            begin = end
+        refused = [fault for fault in faults if fault]
+        self.counters.embedded += len(faults) - len(refused)
+        if refused:
             _log.error(
-                "embeddings_refused",
-                refused=len(faults),
-                batch=len(rows),
-                reasons=sorted(set(faults.values())),
+                "embeddings_refused", refused=len(refused), batch=len(faults), reasons=sorted(set(refused))
             )
 
     # --- whole pictures -----------------------------------------------------------------------
@@ -311,11 +374,8 @@ class Embedder:
         """
         for image in images:
             _check_picture(image)
-        while self._packing or self._batches:  # rows come in order: those of frames are ahead
-            if self._packing:
-                self._feed()
-            else:
-                self._absorb()
+        while self._packing or self._filled or self._batches:  # rows come in order: frames' are ahead
+            self._advance()
         parts = list(self._stream(images))
         if not parts:
             return np.zeros((0, self.info.dimension), np.float32)

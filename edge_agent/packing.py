@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import select
@@ -29,12 +30,13 @@ from edge_agent.engine.profiles import PreprocessProfile
 from edge_agent.errors import EngineError
 from edge_agent.quality import sharpness
 
-__all__ = ["Beside", "Here", "Packer"]
+__all__ = ["PARCEL", "Beside", "Here", "Packer"]
 
 Pixels = NDArray[np.uint8]
 
-_SLOTS = 3
-"""Batches of crops in shared memory: one being packed, one waiting, one being copied in."""
+PARCEL = 16
+"""Crops of one `begin` at most. They go to the other process while the next ones are copied, stay in its cache,
+and fill up the engine's batch together with those of other frames."""
 _HEAD = struct.Struct("<IIQ")
 """Of a request: slot, crops, bytes of the slot's memory. Heights and widths follow."""
 _DONE = struct.Struct("<II")
@@ -47,15 +49,15 @@ class Packer(Protocol):
     """Makes pictures of crops, in the order in which they were begun. Lifetime is a `with`."""
 
     @property
-    def ahead(self) -> int:
-        """How many calls of `begin` may wait for their `finish` with profit."""
+    def room(self) -> int:
+        """How many calls of `begin` may wait for their `finish` while the next is made."""
 
     def __enter__(self) -> Packer: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def begin(self, crops: Sequence[Pixels]) -> None:
-        """Take N crops `(h, w, 3)` uint8."""
+        """Take N crops `(h, w, 3)` uint8, at most `PARCEL`."""
 
     def ready(self) -> bool:
         """Whether `finish` would not wait."""
@@ -90,7 +92,7 @@ class Here:
         least: crops that are less sharp get no picture.
     """
 
-    ahead = 0
+    room = 0
 
     def __init__(self, profile: PreprocessProfile, least: float) -> None:
         self._profile, self._least = profile, least
@@ -141,16 +143,16 @@ class _Shared:
 
 @dataclass(slots=True)
 class _Slot:
-    """One batch: crops one behind another, and what became of them."""
+    """One parcel: crops one behind another, and what became of them."""
 
     crops: _Shared
     packed: _Shared
 
-    def results(self, size: tuple[int, int], most: int) -> tuple[NDArray[np.float32], Pixels]:
-        """`(most,)` float32 sharpness, and `(most, H, W, 3)` uint8 pictures."""
-        memory = self.packed.bytes(4 * most + most * size[0] * size[1] * 3)
-        pictures = memory[4 * most : 4 * most + most * size[0] * size[1] * 3]
-        return memory[: 4 * most].view(np.float32), pictures.reshape(most, *size, 3)
+    def results(self, size: tuple[int, int]) -> tuple[NDArray[np.float32], Pixels]:
+        """`(PARCEL,)` float32 sharpness, and `(PARCEL, H, W, 3)` uint8 pictures."""
+        begin, end = 4 * PARCEL, 4 * PARCEL + PARCEL * size[0] * size[1] * 3
+        memory = self.packed.bytes(end)
+        return memory[:begin].view(np.float32), memory[begin:end].reshape(PARCEL, *size, 3)
 
 
 class Beside:
@@ -160,13 +162,12 @@ class Beside:
         profile: how crops are resized.
         least: crops that are less sharp get no picture.
         size: `(height, width)` of a picture in pixels.
-        most: crops of one `begin`.
+        batch: crops of an engine's batch. Two of them may wait.
     """
 
-    ahead = 1
-
-    def __init__(self, profile: PreprocessProfile, least: float, size: tuple[int, int], most: int) -> None:
-        self._profile, self._least, self._size, self._most = profile, least, size, most
+    def __init__(self, profile: PreprocessProfile, least: float, size: tuple[int, int], batch: int) -> None:
+        self._profile, self._least, self._size = profile, least, size
+        self.room = 2 * math.ceil(batch / PARCEL)
         self._slots: list[_Slot] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._asks = self._answers = -1
@@ -176,7 +177,8 @@ class Beside:
 
     def __enter__(self) -> Beside:
         self._slots = [
-            _Slot(_Shared.of("edge-agent crops"), _Shared.of("edge-agent pictures")) for _ in range(_SLOTS)
+            _Slot(_Shared.of("edge-agent crops"), _Shared.of("edge-agent pictures"))
+            for _ in range(self.room + 1)
         ]
         return self
 
@@ -194,12 +196,12 @@ class Beside:
 
     def begin(self, crops: Sequence[Pixels]) -> None:
         """See `Packer.begin`: copies the crops."""
-        if len(self._begun) == _SLOTS:
-            raise EngineError(f"{_SLOTS} batches wait to be packed already")
+        if len(self._begun) > self.room:
+            raise EngineError(f"{len(self._begun)} parcels of crops wait already")
         if self._process is None:
             self._start()
         slot = self._turn
-        self._turn = (slot + 1) % _SLOTS
+        self._turn = (slot + 1) % len(self._slots)
         total = sum(crop.size for crop in crops)
         memory, at = self._slots[slot].crops.bytes(total), 0
         for crop in crops:
@@ -228,7 +230,7 @@ class Beside:
             code = self._end()
             raise EngineError(f"the process that packs crops has ended with {code}; another is started")
         _, pictures = _DONE.unpack(answer)
-        sharp, packed = self._slots[slot].results(self._size, self._most)
+        sharp, packed = self._slots[slot].results(self._size)
         np.copyto(targets[:pictures], packed[:pictures])
         return np.array(sharp[:count])
 
@@ -236,7 +238,7 @@ class Beside:
         asked, self._asks = os.pipe()
         self._answers, answered = os.pipe()
         handles = [(slot.crops.handle, slot.packed.handle) for slot in self._slots]
-        work = _Work(asked, answered, handles, self._size, self._most, self._least, asdict(self._profile))
+        work = _Work(asked, answered, handles, self._size, self._least, asdict(self._profile))
         self._process = subprocess.Popen(  # noqa: S603 - this module, by the interpreter that runs it
             [sys.executable, "-m", "edge_agent.packing", json.dumps(asdict(work))],
             pass_fds=[asked, answered, *(handle for pair in handles for handle in pair)],
@@ -272,7 +274,6 @@ class _Work:
     answered: int
     slots: list[tuple[int, int]]
     size: tuple[int, int]
-    most: int
     least: float
     profile: dict[str, object] = field(default_factory=dict)
 
@@ -313,7 +314,7 @@ def _serve(work: _Work) -> None:
         for height, width in sizes.tolist():
             crops.append(memory[at : at + height * width * 3].reshape(height, width, 3))
             at += height * width * 3
-        sharp, pictures = slots[slot].results((work.size[0], work.size[1]), work.most)
+        sharp, pictures = slots[slot].results((work.size[0], work.size[1]))
         found = _pack(crops, pictures, profile, work.least)
         sharp[: len(found)] = found
         with contextlib.suppress(BrokenPipeError):

@@ -85,8 +85,8 @@ class Embed(Protocol):
     """See `edge_agent.embed.Embedder`."""
 
     @property
-    def ahead(self) -> int:
-        """Batches that are worth being on their way while another is decided on."""
+    def full(self) -> bool:
+        """Whether so much is on its way that `collect` is better than another `submit`."""
 
     def submit(
         self,
@@ -237,6 +237,8 @@ class Pipeline:
     _finished: set[str] = field(default_factory=set)
     _turn: dict[str, int] = field(default_factory=dict)
     _failures: int = 0
+    _problem: EngineError | None = None
+    """The latest failure of the engine."""
 
     def run(self, stop: threading.Event) -> None:
         """Until every source has ended or `stop` is set.
@@ -253,7 +255,7 @@ class Pipeline:
             items = self._gather(patient=not self._rounds)
             began = time.perf_counter()
             started = self._start(items)
-            if self._rounds and (not started or len(self._rounds) > self.embed.ahead):
+            if self._rounds and (not started or self.embed.full):
                 self._finish(self._rounds.popleft())
             elif not items:
                 if self._all_over():
@@ -447,8 +449,10 @@ class Pipeline:
         try:
             embedded = self.embed.collect()
         except EngineError as problem:
-            self._failures += 1
-            self.counters.failed_batches += 1
+            if problem is not self._problem:  # rounds that shared a batch share its failure
+                self._problem = problem
+                self._failures += 1
+                self.counters.failed_batches += 1
             _log.warning("batch_dropped", error=str(problem), in_a_row=self._failures)
             if self._failures >= MAX_ENGINE_FAILURES:
                 raise

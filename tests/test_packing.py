@@ -16,7 +16,7 @@ from edge_agent.embed import Embedder
 from edge_agent.engine import open_simulated
 from edge_agent.engine.profiles import PROFILES
 from edge_agent.errors import EngineError
-from edge_agent.packing import Beside, Here
+from edge_agent.packing import PARCEL, Beside, Here
 from edge_agent.quality import QualityGate
 from edge_agent.structures import Detections
 
@@ -44,7 +44,7 @@ def crops(seed: int, count: int = MOST) -> list[np.ndarray]:
 
 
 def room() -> np.ndarray:
-    return np.zeros((MOST, *SIZE, 3), np.uint8)
+    return np.zeros((PARCEL, *SIZE, 3), np.uint8)
 
 
 def is_there(pid: int) -> bool:

@@ -60,7 +60,6 @@ class Embeds:
     """Gives every detection the same vector, and fails when told to."""
 
     def __init__(self, *, fail: range = range(0)) -> None:
-        self.ahead = 1
         self.sizes: list[int] = []
         self._waiting: list[list[Embedded]] = []
         self._fail = fail
@@ -70,6 +69,11 @@ class Embeds:
         assert len(self._waiting) < 2, "more than two batches in flight"
         self.sizes.append(len(pairs))
         self._waiting.append([self._result(len(detections)) for _, detections in pairs])
+
+    @property
+    def full(self) -> bool:
+        """One round is on its way while another is used."""
+        return len(self._waiting) > 1
 
     def keep_fed(self) -> None:
         """Nothing is packed elsewhere."""
