@@ -2,7 +2,7 @@
 
 Live cameras do not wait: whoever embeds more than the engine takes in time loses whole frames, of whichever
 camera is just unlucky, and with them everybody on them. So each frame brings time along, the time between
-two frames of its camera, shared by all cameras that are on. In that time the engine takes so many crops, by
+frames of its camera that are taken, shared by all cameras that are on. In that time the engine takes so many crops, by
 what it took lately. What one camera leaves over, others may use.
 
 Nothing here depends on which clock runs, so that a recording can be replayed to the same result.
@@ -20,7 +20,7 @@ from edge_agent.structures import Candidates
 
 __all__ = ["Budget"]
 
-SHARE = 0.97
+SHARE = 1.0
 """Of the engine's time: the rest is for frames that come unevenly."""
 
 MEMORY_S = 1.0
@@ -136,11 +136,10 @@ class Budget:
         """
         now = self._clock()
         self._learn()
-        for frame in frames:
-            self._take(frame, now, every_nth)
+        passed = [self._take(frame, now, every_nth) for frame in frames]
         self._review(now)
         intervals = [self._cameras[frame.camera].interval_s for frame in frames]
-        known = [every_nth * interval for interval in intervals if interval is not None]
+        known = [n * interval for n, interval in zip(passed, intervals, strict=True) if interval is not None]
         rate = self.rate
         if rate is None or not frames or len(known) < len(frames):
             return None
@@ -171,7 +170,8 @@ class Budget:
             self._seconds = kept * self._seconds + worked_s
             self._known = (crops, seconds)
 
-    def _take(self, frame: Candidates, now: float, every_nth: int) -> None:
+    def _take(self, frame: Candidates, now: float, every_nth: int) -> int:
+        """Note a frame; how many its camera has delivered since the one before, this one included."""
         camera = self._cameras.setdefault(frame.camera, _Camera(now, frame.lost))
         lost, camera.lost, camera.seen = frame.lost - camera.lost, frame.lost, now
         camera.delivered += every_nth + lost
@@ -181,6 +181,7 @@ class Budget:
         if camera.frames and not 0.0 <= frame.time - camera.frames[-1][0] <= GAP_S * every_nth:
             camera.frames.clear()
         camera.frames.append((frame.time, camera.delivered))
+        return every_nth + lost
 
     def _active(self, now: float) -> list[_Camera]:
         return [

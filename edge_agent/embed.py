@@ -129,8 +129,8 @@ class Embedder:
         self._batches: deque[tuple[list[tuple[_Job, list[int]]], float]] = deque()
         """With the engine: whose and which rows, and since when (monotonic seconds)."""
         self._closing = ExitStack()
-        self._dimension = 0
-        """D, known once the engine runs."""
+        self._dimension = self._most = 0
+        """D, and crops of a batch; known once the engine runs."""
         self.counters = EmbedCounters()
         self.on_batch: Callable[[int, float, float], None] | None = None
         """Told of each batch: crops, when submitted and when its rows were there (monotonic seconds)."""
@@ -153,7 +153,7 @@ class Embedder:
         """
         if not self._jobs:
             return False
-        ahead = _BATCHES_AHEAD * self.info.max_batch if self._packer.room else 0
+        ahead = _BATCHES_AHEAD * self._most if self._packer.room else 0
         return not self._jobs[0].waiting or (
             len(self._jobs) > 1 and sum(job.waiting for job in self._jobs) > ahead
         )
@@ -162,7 +162,7 @@ class Embedder:
         with ExitStack() as undo:
             undo.enter_context(self._packer)
             undo.enter_context(self._engine)
-            self._dimension = self.info.dimension
+            self._dimension, self._most = self.info.dimension, self.info.max_batch
             self._self_test()
             self._closing = undo.pop_all()
         return self
@@ -262,7 +262,7 @@ class Embedder:
                     crops.append(image[y1:y2, x1:x2])
                     rows.append(row)
             start = end
-        step = min(PARCEL, self.info.max_batch)
+        step = min(PARCEL, self._most)
         job.waiting = len(rows)
         for begin in range(0, len(rows), step):
             self._packer.begin(crops[begin : begin + step])
@@ -295,11 +295,11 @@ class Embedder:
             if not self._fits():
                 return True
             self._fill()
-        return self._count == self.info.max_batch
+        return self._count == self._most
 
     def _fits(self) -> bool:
         """Whether the oldest parcel of the packer goes into the next batch."""
-        return self._count + len(self._packing[0][1]) <= self.info.max_batch
+        return self._count + len(self._packing[0][1]) <= self._most
 
     @property
     def _count(self) -> int:
