@@ -10,11 +10,12 @@ and of two people who are visible together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, starmap
-from typing import NamedTuple
+from itertools import accumulate, compress, starmap
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from edge_agent.structures import (
     Embedded,
     TrackObservation,
     TrackUpdate,
+    iou,
     iou_matrix,
 )
 
@@ -99,6 +101,8 @@ class Similarity:
 _GROWTH = _ACCELERATION**2 * np.array([1.0, 1.0, 0.05, 0.05])
 """Of an axis' variance, in heights and seconds: the size changes far more slowly than the place."""
 
+_GROWTHS: list[float] = _GROWTH.tolist()
+
 _PLACE, _SPEED, _VAR, _COV, _SPEED_VAR = range(5)
 """Rows of a track's state: each axis (cx, cy, w, h) has a place, a speed per second, and the covariance of
 the two. The axes never mix: neither motion nor measurement couples them."""
@@ -113,118 +117,134 @@ _CORNERS = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 
 
 
 class _Tracks:
-    """The tracks of one camera, oldest first, as arrays of which the first `count` rows are in use.
+    """The tracks of one camera, oldest first.
 
     Attributes:
-        count: T.
         states: `(5, T, 4)` float64, see `_PLACE`; all of the same time.
-        ids: `(T,)` int64, numbers within the camera.
-        last_seen: `(T,)` float64, Unix seconds.
-        hits: `(T,)` int64, detections so far.
-        confirmed: `(T,)` bool.
+        ids: T numbers within the camera.
+        last_seen: of each, Unix seconds.
+        hits: of each, detections so far.
+        confirmed: of each, whether it is reported.
         looks: `(T, D)` float32, running mean of the embeddings; None before the first embedding of all.
-        known: `(T,)` bool, who has looks.
+        known: of each, whether it has looks.
     """
 
     def __init__(self) -> None:
-        self.count = 0
         self._states = np.zeros((5, _FIRST_TRACKS, 4))
-        self._ids = np.zeros(_FIRST_TRACKS, np.int64)
-        self._last_seen = np.zeros(_FIRST_TRACKS)
-        self._hits = np.zeros(_FIRST_TRACKS, np.int64)
-        self._confirmed = np.zeros(_FIRST_TRACKS, np.bool_)
-        self._known = np.zeros(_FIRST_TRACKS, np.bool_)
+        self.ids: list[int] = []
+        self.last_seen: list[float] = []
+        self.hits: list[int] = []
+        self.confirmed: list[bool] = []
+        self.known: list[bool] = []
         self._looks: Vector | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
     def states(self) -> NDArray[np.float64]:
-        return self._states[:, : self.count]
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        return self._ids[: self.count]
-
-    @property
-    def last_seen(self) -> NDArray[np.float64]:
-        return self._last_seen[: self.count]
-
-    @property
-    def hits(self) -> NDArray[np.int64]:
-        return self._hits[: self.count]
-
-    @property
-    def confirmed(self) -> NDArray[np.bool_]:
-        return self._confirmed[: self.count]
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        return self._known[: self.count]
+        return self._states[:, : len(self.ids)]
 
     @property
     def looks(self) -> Vector | None:
-        return None if self._looks is None else self._looks[: self.count]
+        return None if self._looks is None else self._looks[: len(self.ids)]
 
-    def mix(self, rows: NDArray[np.intp], vectors: Vector) -> None:
+    def see(self, rows: Sequence[int], time: float, confirm_hits: int) -> None:
+        """These were detected again."""
+        for row in rows:
+            self.last_seen[row] = time
+            self.hits[row] += 1
+            if self.hits[row] >= confirm_hits:
+                self.confirmed[row] = True
+
+    def mix(self, rows: Sequence[int], vectors: Vector) -> None:
         """Take in the first embedding, or what `_mixed` made of later ones, `(N, D)`, of each of N tracks."""
-        if not len(rows):
+        if not rows:
             return
         if self._looks is None:
-            self._looks = np.zeros((len(self._ids), vectors.shape[1]), np.float32)
+            self._looks = np.zeros((self._states.shape[1], vectors.shape[1]), np.float32)
         self._looks[rows] = vectors
-        self._known[rows] = True
+        for row in rows:
+            self.known[row] = True
 
-    def keep(self, kept: NDArray[np.bool_]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Drop the others."""
-        rows = np.flatnonzero(kept)
         left = len(rows)
         self._states[:, :left] = self._states[:, rows]
-        for column in (self._ids, self._last_seen, self._hits, self._confirmed, self._known):
-            column[:left] = column[rows]
         if self._looks is not None:
             self._looks[:left] = self._looks[rows]
-        self.count = left
+        self.ids = [self.ids[row] for row in rows]
+        self.last_seen = [self.last_seen[row] for row in rows]
+        self.hits = [self.hits[row] for row in rows]
+        self.confirmed = [self.confirmed[row] for row in rows]
+        self.known = [self.known[row] for row in rows]
 
-    def add(self, first_id: int, time: float, boxes: Boxes, *, confirmed: bool) -> NDArray[np.intp]:
+    def add(self, first_id: int, time: float, boxes: Boxes, *, confirmed: bool) -> list[int]:
         """Start a track for each of `(N, 4)` boxes xyxy; their rows."""
-        end = self.count + len(boxes)
-        while end > len(self._ids):
+        begin, more = len(self.ids), len(boxes)
+        while begin + more > self._states.shape[1]:
             self._double()
-        rows = np.arange(self.count, end)
         spread = np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)[:, None].astype(np.float64)
-        self._states[:, rows] = 0.0
-        self._states[_PLACE, rows] = _measurements(boxes)
-        self._states[_VAR, rows] = (_MEASURED * spread) ** 2
-        self._states[_SPEED_VAR, rows] = (np.array([_START_SPEED, _START_SPEED, 0.1, 0.1]) * spread) ** 2
-        self._ids[rows] = first_id + np.arange(len(boxes))
-        self._last_seen[rows] = time
-        self._hits[rows] = 1
-        self._confirmed[rows] = confirmed
-        self._known[rows] = False
-        self.count = end
-        return rows
+        states = self._states[:, begin : begin + more]
+        states[:] = 0.0
+        states[_PLACE] = _measurements(boxes)
+        states[_VAR] = (_MEASURED * spread) ** 2
+        states[_SPEED_VAR] = (np.array([_START_SPEED, _START_SPEED, 0.1, 0.1]) * spread) ** 2
+        self.ids += range(first_id, first_id + more)
+        self.last_seen += [time] * more
+        self.hits += [1] * more
+        self.confirmed += [confirmed] * more
+        self.known += [False] * more
+        return list(range(begin, begin + more))
 
     def _double(self) -> None:
         self._states = np.concatenate([self._states, np.zeros_like(self._states)], axis=1)
-        self._ids, self._hits = np.tile(self._ids, 2), np.tile(self._hits, 2)
-        self._last_seen = np.tile(self._last_seen, 2)
-        self._confirmed, self._known = np.tile(self._confirmed, 2), np.tile(self._known, 2)
         if self._looks is not None:
             self._looks = np.concatenate([self._looks, np.zeros_like(self._looks)])
 
 
+Number = TypeVar("Number", float, NDArray[np.float64])
+"""One value, or those of many tracks and axes as an array: what is computed is the same."""
+
+
+def _spread(
+    variance: Number, covariance: Number, speed_variance: Number, dt: Number, noise: Number
+) -> tuple[Number, Number, Number]:
+    """What is less sure of an axis after `dt` seconds under white-noise acceleration."""
+    square, more = dt * dt, dt * speed_variance
+    return (
+        variance + (dt * (2 * covariance + more) + square * square / 4 * noise),
+        covariance + (more + square * dt / 2 * noise),
+        speed_variance + square * noise,
+    )
+
+
+def _measured(
+    state: tuple[Number, Number, Number, Number, Number], place: Number, noise: Number
+) -> tuple[Number, Number, Number, Number, Number]:
+    """The state of an axis, in the order of `_PLACE`, with its place measured to a variance of `noise`."""
+    expected, speed, variance, covariance, speed_variance = state
+    total, off = variance + noise, place - expected
+    gain, faster = variance / total, covariance / total
+    return (
+        expected + gain * off,
+        speed + faster * off,
+        variance * (1.0 - gain),
+        covariance * (1.0 - gain),
+        speed_variance - faster * covariance,
+    )
+
+
 def _predict(states: NDArray[np.float64], dt: NDArray[np.float64]) -> Boxes:
-    """Move states `(5, T, 4)` by `dt` `(T, 1)` seconds under white-noise acceleration, in place.
+    """Move states `(5, T, 4)` by `dt` `(T, 1)` seconds, in place.
 
     Returns:
         `(T, 4)` xyxy, where they are expected.
     """
-    place, speed, variance, covariance, speed_variance = states
+    place, speed = states[: _SPEED + 1]
     place += dt * speed
     noise = _GROWTH * np.maximum(place[:, 3:], 1.0) ** 2
-    square, more = dt * dt, dt * speed_variance
-    variance += dt * (2 * covariance + more) + square * square / 4 * noise
-    covariance += more + square * dt / 2 * noise
-    speed_variance += square * noise
+    states[_VAR:] = _spread(states[_VAR], states[_COV], states[_SPEED_VAR], dt, noise)
     middle, half = place[:, :2], np.maximum(place[:, 2:], 1.0) / 2
     boxes = np.empty((len(place), 4), np.float32)
     np.subtract(middle, half, out=boxes[:, :2], casting="same_kind")
@@ -232,24 +252,21 @@ def _predict(states: NDArray[np.float64], dt: NDArray[np.float64]) -> Boxes:
     return boxes
 
 
-def _correct(states: NDArray[np.float64], rows: NDArray[np.intp], boxes: Boxes) -> None:
+def _correct(states: NDArray[np.float64], rows: Sequence[int], boxes: Boxes) -> None:
     """Take in a measured box, `(N, 4)` xyxy, of N of the states `(5, T, 4)`."""
-    found = states[:, rows]
     measured = _measurements(boxes)
     noise = (_MEASURED * np.maximum(measured[:, 3:], 1.0)) ** 2
-    gains = found[_VAR : _COV + 1] / (found[_VAR] + noise)
-    found[: _SPEED + 1] += gains * (measured - found[_PLACE])
-    found[_SPEED_VAR] -= gains[1] * found[_COV]
-    found[_VAR : _COV + 1] *= 1.0 - gains[0]
-    states[:, rows] = found
+    place, speed, variance, covariance, speed_variance = states[:, rows]
+    states[:, rows] = _measured((place, speed, variance, covariance, speed_variance), measured, noise)
 
 
-def _mixed(before: Vector, known: NDArray[np.bool_], vectors: Vector) -> Vector:
-    """What N tracks look like with one more embedding: `(N, D)` and who had one before, `(N,)`."""
+def _mixed(before: Vector, known: Sequence[bool], vectors: Vector) -> Vector:
+    """What N tracks look like with one more embedding: `(N, D)` and who had one before, N."""
     mixed: Vector = _LOOKS_MEMORY * before + (1 - _LOOKS_MEMORY) * vectors
     mixed /= np.maximum(np.sqrt(np.einsum("nd,nd->n", mixed, mixed)), 1e-6)[:, None]
-    if not known.all():
-        mixed[~known] = vectors[~known]
+    if not all(known):
+        new = [row for row, there in enumerate(known) if not there]
+        mixed[new] = vectors[new]
     return mixed
 
 
@@ -260,6 +277,9 @@ def _measurements(boxes: Boxes) -> NDArray[np.float64]:
 
 
 _NONE = np.zeros(0, np.intp)
+
+Pairs = tuple[list[int], list[int]]
+"""Of one frame, rows of its tracks and rows of its detections that belong together."""
 
 
 @lru_cache(maxsize=64)
@@ -277,19 +297,28 @@ def associate(cost: NDArray[np.float64], limit: float) -> tuple[NDArray[np.intp]
     """
     if cost.size == 0:
         return _NONE, _NONE
+    allowed = cost <= limit
+    rows, columns = np.nonzero(allowed)
+    if len(set(rows.tolist())) == len(rows) == len(set(columns.tolist())):
+        return rows, columns  # nobody is wanted twice
     # A large finite price keeps the solver feasible and lets it leave dear pairs apart.
-    rows, columns = linear_sum_assignment(np.where(cost <= limit, cost, 1e6))
-    near = cost[rows, columns] <= limit
+    rows, columns = linear_sum_assignment(np.where(allowed, cost, 1e6))
+    near = allowed[rows, columns]
     return rows[near], columns[near]
 
 
-def _alone(boxes: Boxes) -> NDArray[np.bool_]:
-    """`(N,)`: whom nobody overlaps by `_CLEAR_OVERLAP` or more."""
+def _pairs(cost: NDArray[np.float64], limit: float) -> Pairs:
+    rows, columns = associate(cost, limit)
+    return rows.tolist(), columns.tolist()
+
+
+def _alone(boxes: Boxes) -> list[bool]:
+    """Of each, whether nobody overlaps it by `_CLEAR_OVERLAP` or more."""
     if len(boxes) == 1:
-        return np.ones(1, np.bool_)
+        return [True]
     overlap = iou_matrix(boxes, boxes)
     np.fill_diagonal(overlap, 0.0)
-    alone: NDArray[np.bool_] = overlap.max(axis=1) < _CLEAR_OVERLAP
+    alone: list[bool] = (overlap.max(axis=1) < _CLEAR_OVERLAP).tolist()
     return alone
 
 
@@ -341,7 +370,7 @@ class Tracker:
         self._last_time: float | None = None
 
     def __len__(self) -> int:
-        return self._tracks.count
+        return len(self._tracks)
 
     def update(
         self, frame: int, time: float, size: tuple[int, int], detections: Detections, embedded: Embedded
@@ -362,79 +391,66 @@ class Tracker:
 
     def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
         """End every track, at the end of the source."""
-        ended = tuple(self._tracks.ids[self._tracks.confirmed].tolist())
+        ended = tuple(compress(self._tracks.ids, self._tracks.confirmed))
         self._tracks = _Tracks()
         return TrackUpdate(self.camera, frame, time, size, (), ended)
 
-    def _learn(
-        self,
-        detections: Detections,
-        embedded: Embedded,
-        rows: NDArray[np.intp],
-        found: NDArray[np.intp],
-    ) -> None:
+    def _learn(self, detections: Detections, embedded: Embedded, pairs: Pairs) -> None:
         """Learn typical similarities from people whom nobody overlaps."""
-        if not len(rows):
+        if not pairs[0]:
             return
-        lone = (embedded.present & _alone(detections.boxes))[found]
-        rows, vectors = rows[lone], embedded.vectors[found[lone]]
-        old = self._tracks.known[rows] & self._tracks.confirmed[rows]
-        if self._tracks.looks is not None and old.any():
-            looks = self._tracks.looks[rows[old]]
-            self.similarity.learn_genuine(np.einsum("nd,nd->n", looks, vectors[old]))
-        if len(rows) > 1:
-            self.similarity.learn_impostor((vectors @ vectors.T)[_upper(len(rows))])
+        tracks, alone, present = self._tracks, _alone(detections.boxes), embedded.present.tolist()
+        lone = [(row, at) for row, at in zip(*pairs, strict=True) if alone[at] and present[at]]
+        old = [(row, at) for row, at in lone if tracks.known[row] and tracks.confirmed[row]]
+        if tracks.looks is not None and old:
+            rows, found = map(list, zip(*old, strict=True))
+            looks, vectors = tracks.looks[rows], embedded.vectors[found]
+            self.similarity.learn_genuine(np.einsum("nd,nd->n", looks, vectors))
+        if len(lone) > 1:
+            vectors = embedded.vectors[[at for _, at in lone]]
+            self.similarity.learn_impostor((vectors @ vectors.T)[_upper(len(lone))])
 
     def _retire(self, time: float, seen: int) -> tuple[int, ...]:
         """Drop tracks that were not seen for too long; an unconfirmed one after its first miss."""
         tracks = self._tracks
-        if seen == tracks.count:
+        if seen == len(tracks):
             return ()
-        unseen = time - tracks.last_seen
-        gone = (unseen > self._lost_s) | ((unseen > 0) & ~tracks.confirmed)
-        if not gone.any():
-            return ()
-        ended = tuple(tracks.ids[gone & tracks.confirmed].tolist())
-        tracks.keep(~gone)
-        return ended
+        kept, ended = [], []
+        for row, (last, confirmed) in enumerate(zip(tracks.last_seen, tracks.confirmed, strict=True)):
+            if time - last <= (self._lost_s if confirmed else 0.0):
+                kept.append(row)
+            elif confirmed:
+                ended.append(tracks.ids[row])
+        if len(kept) < len(tracks):
+            tracks.keep(kept)
+        return tuple(ended)
 
-    def _start(
-        self, time: float, detections: Detections, embedded: Embedded, found: NDArray[np.intp]
-    ) -> None:
-        found = found[detections.scores[found] >= self._new]
-        if not len(found):
+    def _start(self, time: float, detections: Detections, embedded: Embedded, found: Sequence[int]) -> None:
+        """Start tracks from those of the detections whose score is high enough."""
+        enough = (detections.scores >= self._new).tolist()
+        found = [at for at in found if enough[at]]
+        if not found:
             return
         rows = self._tracks.add(
             self._next_id, time, detections.boxes[found], confirmed=self._confirm_hits <= 1
         )
         self._next_id += len(found)
-        shown = embedded.present[found]
-        self._tracks.mix(rows[shown], embedded.vectors[found[shown]])
+        shown = embedded.present[found].tolist()
+        self._tracks.mix(list(compress(rows, shown)), embedded.vectors[list(compress(found, shown))])
 
     def _observations(
-        self,
-        frame: int,
-        time: float,
-        detections: Detections,
-        embedded: Embedded,
-        rows: NDArray[np.intp],
-        found: NDArray[np.intp],
+        self, frame: int, time: float, detections: Detections, embedded: Embedded, pairs: Pairs
     ) -> tuple[TrackObservation, ...]:
-        sure = self._tracks.confirmed[rows]
-        found = found[sure]
+        ids, confirmed = self._tracks.ids, self._tracks.confirmed
+        scores, shown = detections.scores.tolist(), embedded.present.tolist()
+        quality = embedded.quality.tolist()
         return tuple(
             TrackObservation(
-                self.camera, track, frame, time, detections.boxes[at], score,
-                embedded.vectors[at] if shown else None, quality,
+                self.camera, ids[row], frame, time, detections.boxes[at], scores[at],
+                embedded.vectors[at] if shown[at] else None, quality[at],
             )
-            for track, at, score, shown, quality in zip(
-                self._tracks.ids[rows[sure]].tolist(),
-                found.tolist(),
-                detections.scores[found].tolist(),
-                embedded.present[found].tolist(),
-                embedded.quality[found].tolist(),
-                strict=True,
-            )
+            for row, at in zip(*pairs, strict=True)
+            if confirmed[row]
         )  # fmt: skip
 
 
@@ -448,6 +464,9 @@ class _Seen(NamedTuple):
     detections: Detections
     embedded: Embedded
 
+
+FEW = 4
+"""Tracks that are worked on one by one: arrays are quicker beyond."""
 
 TOGETHER = 128
 """Tracks that are worked on at once: beyond, pairs of different cameras cost more than is saved."""
@@ -467,153 +486,290 @@ def update_together(
     for one in starmap(_Seen, frames):
         wanted = max(len(one.tracker), len(one.detections))
         if group and (wanted > room or one.tracker.rules != group[0].tracker.rules):
-            done += _update_group(group)
+            done += _update_group(group, TOGETHER - room)
             group, room = [], TOGETHER
         group.append(one)
         room -= wanted
-    return done + (_update_group(group) if group else [])
+    return done + (_update_group(group, TOGETHER - room) if group else [])
 
 
-def _update_group(frames: Sequence[_Seen]) -> list[TrackUpdate]:
-    table = _Table(frames)
-    matched = table.first_round()
-    if not table.high.all():
-        matched = table.second_round(matched)
-    table.learn(matched)
-    table.advance(matched)
-    return [table.finish(n, rows, found) for n, (rows, found) in enumerate(matched)]
+def _update_group(frames: Sequence[_Seen], size: int) -> list[TrackUpdate]:
+    group = _Few(frames) if size <= FEW else _Many(frames)
+    matched = group.first_round()
+    if not group.all_high:
+        matched = group.second_round(matched)
+    group.learn(matched)
+    group.advance(matched)
+    return [group.finish(n, pairs) for n, pairs in enumerate(matched)]
 
 
-Matched = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
-"""Of each frame, rows of its tracks and rows of its detections that belong together."""
+class _Group:
+    """Frames of different cameras, whose tracks take in their detections.
 
-
-class _Table:
-    """Tracks and detections of a few cameras, one camera's behind another's."""
+    Attributes:
+        frames: a frame of each camera.
+        befores: times of the frames before.
+        times: of these, which do not go back.
+        live: of each frame, for each track whether it was seen in the frame before.
+        high: of each frame, for each detection whether it takes part in the first round.
+        all_high: whether all do.
+    """
 
     def __init__(self, frames: Sequence[_Seen]) -> None:
         self.frames = frames
-        trackers = [one.tracker for one in frames]
         self.befores = [
-            t._last_time if t._last_time is not None else f.time
-            for t, f in zip(trackers, frames, strict=True)
+            one.time if one.tracker._last_time is None else one.tracker._last_time for one in frames
         ]
         self.times = [max(one.time, before) for one, before in zip(frames, self.befores, strict=True)]
-        self.tracks = _slices(len(t) for t in trackers)
-        self.found = _slices(len(one.detections) for one in frames)
-        counts = [len(t) for t in trackers]
-        self.states = np.concatenate([t._tracks.states for t in trackers], axis=1)
-        dt = [time - before for time, before in zip(self.times, self.befores, strict=True)]
-        self.expected = _predict(self.states, np.repeat(dt, counts)[:, None])
-        self.live = np.concatenate(
-            [t._tracks.last_seen >= b for t, b in zip(trackers, self.befores, strict=True)]
-        )
-        self.boxes = np.concatenate([one.detections.boxes for one in frames])
-        self.scores = np.concatenate([one.detections.scores for one in frames])
-        self.present = np.concatenate([one.embedded.present for one in frames])
-        self.vectors = np.concatenate([one.embedded.vectors for one in frames])
-        self.high = self.scores >= np.repeat(
-            [t._high for t in trackers], [len(one.detections) for one in frames]
-        )
-        self.known = np.concatenate([t._tracks.known for t in trackers])
-        width = self.vectors.shape[1]
-        self.looks = np.zeros((len(self.known), width), np.float32)
-        if width == 0:  # the engine failed: nobody looks like anything
-            self.known = np.zeros(len(self.known), np.bool_)
-        for tracker, rows in zip(trackers, self.tracks, strict=True):
-            if width and tracker._tracks.looks is not None:
-                self.looks[rows] = tracker._tracks.looks
+        self.live = [
+            [seen >= before for seen in one.tracker._tracks.last_seen]
+            for one, before in zip(frames, self.befores, strict=True)
+        ]
+        self.high = [
+            [score >= one.tracker._high for score in one.detections.scores.tolist()] for one in frames
+        ]
+        self.all_high = all(map(all, self.high))
 
-    def first_round(self) -> Matched:
+    def first_round(self) -> list[Pairs]:
         """By overlap and appearance, with detections of high score."""
-        if not len(self.expected) or not len(self.boxes):
-            return [(_NONE, _NONE) for _ in self.frames]
-        cost = 1.0 - iou_matrix(self.expected, self.boxes).astype(np.float64)
+        raise NotImplementedError
+
+    def expected(self, n: int) -> Boxes:
+        """Where the tracks of a frame were expected."""
+        raise NotImplementedError
+
+    def advance(self, matched: Sequence[Pairs]) -> None:
+        """Bring the tracks up to what was seen."""
+        raise NotImplementedError
+
+    def second_round(self, matched: Sequence[Pairs]) -> list[Pairs]:
+        """Low-scored boxes are often part of somebody hidden: they prolong tracks seen a moment ago."""
+        return [self._low(n, *pairs) for n, pairs in enumerate(matched)]
+
+    def _low(self, n: int, rows: list[int], found: list[int]) -> Pairs:
+        tracker, detections = self.frames[n].tracker, self.frames[n].detections
+        scores = detections.scores
+        low = np.flatnonzero((scores >= tracker._low) & (scores < tracker._high)).tolist()
+        taken, confirmed = set(rows), tracker._tracks.confirmed
+        rest = [row for row, live in enumerate(self.live[n]) if live and confirmed[row] and row not in taken]
+        if not low or not rest:
+            return rows, found
+        cost = 1.0 - iou_matrix(self.expected(n)[rest], detections.boxes[low])
+        late, part = _pairs(cost.astype(np.float64), _LOW_ROUND_COST)
+        return rows + [rest[row] for row in late], found + [low[at] for at in part]
+
+    def learn(self, matched: Sequence[Pairs]) -> None:
+        """Learn typical similarities, once they are known only now and then."""
+        for one, pairs in zip(self.frames, matched, strict=True):
+            if not one.tracker.similarity.settled or one.frame % _LEARN_EVERY == 0:
+                one.tracker._learn(one.detections, one.embedded, pairs)
+
+    def finish(self, n: int, pairs: Pairs) -> TrackUpdate:
+        """What became of one frame; retires and starts tracks."""
+        one, time = self.frames[n], self.times[n]
+        tracker, detections, embedded = one.tracker, one.detections, one.embedded
+        seen = tracker._observations(one.frame, time, detections, embedded, pairs)
+        ended = tracker._retire(time, len(pairs[0]))
+        if len(pairs[1]) < len(detections):
+            taken = set(pairs[1])
+            fresh = [at for at, high in enumerate(self.high[n]) if high and at not in taken]
+            tracker._start(time, detections, embedded, fresh)
+        tracker._last_time = time
+        return TrackUpdate(tracker.camera, one.frame, time, one.size, seen, ended)
+
+
+_Axis = Sequence[float]
+"""Place, speed, variance, covariance and variance of the speed, see `_PLACE`."""
+
+
+class _Few(_Group):
+    """A few tracks and detections as plain numbers, for a call of NumPy costs as much as dozens of them.
+
+    Nothing is computed otherwise than by `_Many`.
+    """
+
+    def __init__(self, frames: Sequence[_Seen]) -> None:
+        super().__init__(frames)
+        self._states: list[list[list[_Axis]]] = []
+        """Of each frame, for each track its four axes."""
+        for one, before, time in zip(frames, self.befores, self.times, strict=True):
+            states = one.tracker._tracks.states.transpose(1, 2, 0).tolist()
+            self._states.append([_move(axes, time - before) for axes in states])
+        self._expected = [
+            np.array([_box(axes) for axes in states], np.float32).reshape(-1, 4) for states in self._states
+        ]
+
+    def expected(self, n: int) -> Boxes:
+        return self._expected[n]
+
+    def first_round(self) -> list[Pairs]:
+        return [self._match(n) for n in range(len(self.frames))]
+
+    def _match(self, n: int) -> Pairs:
+        one, tracks = self.frames[n], self.frames[n].tracker._tracks
+        if not len(tracks) or not len(one.detections):
+            return [], []
+        boxes = list(map(list, one.detections.boxes))
+        cost = [
+            [
+                1.0 - iou(expected, box) if high else math.inf
+                for box, high in zip(boxes, self.high[n], strict=True)
+            ]
+            for expected in map(list, self._expected[n])
+        ]
+        if one.tracker.similarity.ready and tracks.looks is not None:
+            self._blend(n, cost, tracks.looks)
+        limit = one.tracker._max_cost
+        near = [(row, at) for row, of in enumerate(cost) for at, pair in enumerate(of) if pair <= limit]
+        rows, found = [row for row, _ in near], [at for _, at in near]
+        if len(set(rows)) == len(near) == len(set(found)):
+            return rows, found
+        return _pairs(np.array(cost), limit)
+
+    def _blend(self, n: int, cost: list[list[float]], looks: Vector) -> None:
+        """Let the looks speak where both have any."""
+        embedded, tracker = self.frames[n].embedded, self.frames[n].tracker
+        present, weight = embedded.present.tolist(), tracker._weight
+        if True not in present:
+            return
+        distances = tracker.similarity.distance(looks @ embedded.vectors.T)
+        terms = _term(weight, distances).tolist()
+        for row, (known, distance) in enumerate(zip(tracker._tracks.known, distances.tolist(), strict=True)):
+            gate = tracker._live_gate if self.live[n][row] else tracker._lost_gate
+            for at in range(len(present)):
+                if known and present[at]:
+                    if distance[at] > gate:
+                        cost[row][at] = math.inf
+                    elif cost[row][at] < 1.0:
+                        cost[row][at] = (1 - weight) * cost[row][at] + terms[row][at]
+
+    def advance(self, matched: Sequence[Pairs]) -> None:
+        for one, time, states, (rows, found) in zip(
+            self.frames, self.times, self._states, matched, strict=True
+        ):
+            tracks, embedded = one.tracker._tracks, one.embedded
+            boxes, present = one.detections.boxes.tolist(), embedded.present.tolist()
+            for row, at in zip(rows, found, strict=True):
+                states[row] = _take_in(states[row], boxes[at])
+            if states:
+                tracks.states[:] = np.array(states).transpose(2, 0, 1)
+            tracks.see(rows, time, one.tracker._confirm_hits)
+            mine = [row for row, at in zip(rows, found, strict=True) if present[at]]
+            known = [tracks.known[row] for row in mine]
+            vectors = embedded.vectors[[at for at in found if present[at]]]
+            if tracks.looks is not None and any(known):
+                vectors = _mixed(tracks.looks[mine], known, vectors)
+            tracks.mix(mine, vectors)
+
+
+def _move(axes: Sequence[_Axis], dt: float) -> list[_Axis]:
+    """As `_predict`, of one track."""
+    high = max(axes[3][_PLACE] + dt * axes[3][_SPEED], 1.0)
+    return [
+        (
+            place + dt * speed,
+            speed,
+            *_spread(variance, covariance, speed_variance, dt, growth * (high * high)),
+        )
+        for (place, speed, variance, covariance, speed_variance), growth in zip(axes, _GROWTHS, strict=True)
+    ]
+
+
+def _box(axes: Sequence[_Axis]) -> tuple[float, float, float, float]:
+    """Corners x1, y1, x2, y2."""
+    x, y, wide, high = (axis[_PLACE] for axis in axes)
+    across, up = max(wide, 1.0) / 2, max(high, 1.0) / 2
+    return x - across, y - up, x + across, y + up
+
+
+def _take_in(axes: Sequence[_Axis], box: Sequence[float]) -> list[_Axis]:
+    """As `_correct`, of one track."""
+    x1, y1, x2, y2 = box
+    places = 0.5 * x1 + 0.5 * x2, 0.5 * y1 + 0.5 * y2, x2 - x1, y2 - y1
+    deviation = _MEASURED * max(places[3], 1.0)
+    noise = deviation * deviation
+    return [
+        _measured((place, speed, variance, covariance, speed_variance), found, noise)
+        for (place, speed, variance, covariance, speed_variance), found in zip(axes, places, strict=True)
+    ]
+
+
+class _Many(_Group):
+    """Tracks and detections as arrays, one camera's behind another's."""
+
+    def __init__(self, frames: Sequence[_Seen]) -> None:
+        super().__init__(frames)
+        tracks = [one.tracker._tracks for one in frames]
+        counts = [len(of) for of in tracks]
+        self._tracks = _slices(counts)
+        self._found = _slices(len(one.detections) for one in frames)
+        self._states = np.concatenate([of.states for of in tracks], axis=1)
+        dt = [time - before for time, before in zip(self.times, self.befores, strict=True)]
+        self._expected = _predict(self._states, np.repeat(dt, counts)[:, None])
+        self._boxes = np.concatenate([one.detections.boxes for one in frames])
+        self._present = np.concatenate([one.embedded.present for one in frames])
+        self._vectors = np.concatenate([one.embedded.vectors for one in frames])
+        width = self._vectors.shape[1]
+        self._known = [known and width > 0 for of in tracks for known in of.known]
+        """Nobody, where the engine failed and gave no vectors."""
+        self._looks = np.zeros((len(self._known), width), np.float32)
+        for of, rows in zip(tracks, self._tracks, strict=True):
+            if width and of.looks is not None:
+                self._looks[rows] = of.looks
+
+    def expected(self, n: int) -> Boxes:
+        return self._expected[self._tracks[n]]
+
+    def first_round(self) -> list[Pairs]:
+        if not len(self._expected) or not len(self._boxes):
+            return [([], []) for _ in self.frames]
+        cost = 1.0 - iou_matrix(self._expected, self._boxes).astype(np.float64)
         first = self.frames[0].tracker
         if first.similarity.ready:
             self._blend(cost, first)
-        if not self.high.all():
-            cost[:, ~self.high] = np.inf
+        if not self.all_high:
+            cost[:, [not high for of in self.high for high in of]] = np.inf
         return [
-            associate(cost[rows, columns], one.tracker._max_cost)
-            for one, rows, columns in zip(self.frames, self.tracks, self.found, strict=True)
+            _pairs(cost[rows, columns], one.tracker._max_cost)
+            for one, rows, columns in zip(self.frames, self._tracks, self._found, strict=True)
         ]
 
     def _blend(self, cost: NDArray[np.float64], settings: Tracker) -> None:
         """Let the looks speak where both have any."""
-        distance = settings.similarity.distance(self.looks @ self.vectors.T)
-        gates = np.where(self.live, settings._live_gate, settings._lost_gate)[:, None]
-        strange = distance > gates
+        distance: Vector = settings.similarity.distance(self._looks @ self._vectors.T)
+        gates = [settings._live_gate if live else settings._lost_gate for of in self.live for live in of]
+        strange = distance > np.array(gates)[:, None]
         # Only pairs that overlap at all are worth a look; the rest are too dear already.
-        blended = (1 - settings._weight) * cost + settings._weight * np.clip(distance, 0.0, 1.0)
+        blended = (1 - settings._weight) * cost + _term(settings._weight, distance)
         looked = cost < 1.0
-        if not (self.known.all() and self.present.all()):
-            both = self.known[:, None] & self.present
+        if not (all(self._known) and self._present.all()):
+            both = np.array(self._known)[:, None] & self._present
             looked &= both
             strange &= both
         np.copyto(cost, blended, where=looked)
         cost[strange] = np.inf
 
-    def second_round(self, matched: Matched) -> Matched:
-        """Low-scored boxes are often part of somebody hidden: they prolong tracks seen a moment ago."""
-        return [
-            self._low(one, self.live[rows], self.expected[rows], *pairs)
-            for one, rows, pairs in zip(self.frames, self.tracks, matched, strict=True)
-        ]
-
-    @staticmethod
-    def _low(
-        one: _Seen,
-        live: NDArray[np.bool_],
-        expected: Boxes,
-        rows: NDArray[np.intp],
-        found: NDArray[np.intp],
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        tracker, scores = one.tracker, one.detections.scores
-        low = np.flatnonzero((scores >= tracker._low) & (scores < tracker._high))
-        free = tracker._tracks.confirmed & live
-        free[rows] = False
-        rest = np.flatnonzero(free)
-        cost = 1.0 - iou_matrix(expected[rest], one.detections.boxes[low])
-        late, part = associate(cost.astype(np.float64), _LOW_ROUND_COST)
-        return np.concatenate([rows, rest[late]]), np.concatenate([found, low[part]])
-
-    def learn(self, matched: Matched) -> None:
-        """Learn typical similarities, once they are known only now and then."""
-        for one, (rows, found) in zip(self.frames, matched, strict=True):
-            if not one.tracker.similarity.settled or one.frame % _LEARN_EVERY == 0:
-                one.tracker._learn(one.detections, one.embedded, rows, found)
-
-    def advance(self, matched: Matched) -> None:
-        """Bring the tracks up to what was seen."""
-        rows = np.concatenate([of + at.start for (of, _), at in zip(matched, self.tracks, strict=True)])
-        found = np.concatenate([of + at.start for (_, of), at in zip(matched, self.found, strict=True)])
-        _correct(self.states, rows, self.boxes[found])
-        mixed = _mixed(self.looks[rows], self.known[rows], self.vectors[found])
-        shown = self.present[found]
+    def advance(self, matched: Sequence[Pairs]) -> None:
+        rows = [of + at.start for (mine, _), at in zip(matched, self._tracks, strict=True) for of in mine]
+        found = [of + at.start for (_, mine), at in zip(matched, self._found, strict=True) for of in mine]
+        _correct(self._states, rows, self._boxes[found])
+        mixed = _mixed(self._looks[rows], [self._known[row] for row in rows], self._vectors[found])
+        shown = self._present[found].tolist()
         begin = 0
-        for one, time, place, (mine, _) in zip(self.frames, self.times, self.tracks, matched, strict=True):
+        for one, time, place, (mine, _) in zip(self.frames, self.times, self._tracks, matched, strict=True):
             tracks, end = one.tracker._tracks, begin + len(mine)
-            tracks.states[:] = self.states[:, place]
-            tracks.last_seen[mine] = time
-            tracks.hits[mine] += 1
-            tracks.confirmed[mine] |= tracks.hits[mine] >= one.tracker._confirm_hits
-            seen = shown[begin:end]
-            tracks.mix(mine[seen], mixed[begin:end][seen])
+            tracks.states[:] = self._states[:, place]
+            tracks.see(mine, time, one.tracker._confirm_hits)
+            seen, part = shown[begin:end], mixed[begin:end]
+            tracks.mix(list(compress(mine, seen)), part if all(seen) else part[seen])
             begin = end
 
-    def finish(self, n: int, rows: NDArray[np.intp], found: NDArray[np.intp]) -> TrackUpdate:
-        """What became of one frame; retires and starts tracks."""
-        one, time = self.frames[n], self.times[n]
-        tracker, detections, embedded = one.tracker, one.detections, one.embedded
-        seen = tracker._observations(one.frame, time, detections, embedded, rows, found)
-        ended = tracker._retire(time, len(rows))
-        fresh = self.high[self.found[n]].copy()
-        fresh[found] = False
-        if fresh.any():
-            tracker._start(time, detections, embedded, np.flatnonzero(fresh))
-        tracker._last_time = time
-        return TrackUpdate(tracker.camera, one.frame, time, one.size, seen, ended)
+
+def _term(weight: float, distance: Vector) -> Vector:
+    """What a distance of looks adds to the cost."""
+    term: Vector = np.minimum(np.maximum(distance, 0.0), 1.0)
+    term *= weight
+    return term
 
 
 def _slices(counts: Iterable[int]) -> list[slice]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
-from edge_agent.structures import CropBatch, Detections, Embedded, TrackUpdate
+from edge_agent.structures import CropBatch, Detections, Embedded, TrackUpdate, iou, iou_matrix
 from edge_agent.track import Similarity, Tracker, UpstreamTracks, associate, update_together
 
 SIZE = (640, 480)
@@ -176,6 +177,31 @@ def test_associate_leaves_dear_pairs_apart() -> None:
     assert both == [(0, 1), (1, 0)]  # the cheapest sum, not the cheapest pair
 
 
+def test_associate_finds_the_best_of_all_assignments() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(300):
+        cost = random.random(random.integers(1, 4, 2))
+        cost[random.random(cost.shape) < 0.5] = np.inf
+        allowed = cost <= 0.9
+        rows, columns = linear_sum_assignment(np.where(allowed, cost, 1e6))
+        near = allowed[rows, columns]
+        assert pairs(cost, 0.9) == list(zip(rows[near].tolist(), columns[near].tolist(), strict=True))
+
+
+def test_the_overlap_of_two_boxes_is_that_of_all_pairs() -> None:
+    random = np.random.default_rng(4)
+    a, b = (
+        np.cumsum(random.uniform(-5, 90, (80, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+        for _ in range(2)
+    )
+    a[0, 2:], b[1], b[2, 0] = a[0, :2], np.inf, np.nan
+    with np.errstate(invalid="ignore"):
+        pairwise = [[iou(list(first), list(second)) for second in b] for first in a]
+        together = iou_matrix(a, b)
+    np.testing.assert_array_equal(np.array(pairwise, np.float32), together)
+    assert (together > 0.3).any()
+
+
 def crops(time: float, *tracks: int | None) -> CropBatch:
     image = np.zeros((100, 40, 3), np.uint8)
     boxes = np.tile(np.array([[0, 0, 40, 100]], np.float32), (len(tracks), 1))
@@ -287,3 +313,33 @@ def test_cameras_together_are_as_one_by_one(most: int, monkeypatch: pytest.Monke
                 (o.track_id, o.score, o.box.tolist()) for o in second.seen
             ]
     assert sum(map(len, alone)) == sum(map(len, together)) > 0
+
+
+def told(update: TrackUpdate) -> tuple[object, ...]:
+    return update.time, update.ended, [
+        (o.track_id, o.score, o.quality, o.box.tolist(), None if o.vector is None else o.vector.tolist())
+        for o in update.seen
+    ]  # fmt: skip
+
+
+def test_a_few_tracks_are_followed_as_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, whether numbers or arrays are worked with."""
+    rules = {"high": 0.5, "low": 0.1, "new_track": 0.5, "lost_s": 1.0}
+    for camera in range(4):
+        with_numbers, with_arrays = (Tracker("c", similarity=Similarity(), **rules) for _ in range(2))
+        for frame in range(1, 160):
+            found, embedded = street(camera, frame)
+            some = slice(0, frame // 5 % 5)  # nobody, one, and up to four people
+            found = Detections(found.boxes[some], found.scores[some])
+            embedded = Embedded(
+                embedded.vectors[some], embedded.present[some], embedded.quality[some], embedded.reasons[some]
+            )
+            monkeypatch.setattr("edge_agent.track.FEW", 1000)
+            few = with_numbers.update(frame, frame / 10 + frame // 50, SIZE, found, embedded)
+            monkeypatch.setattr("edge_agent.track.FEW", -1)
+            many = with_arrays.update(frame, frame / 10 + frame // 50, SIZE, found, embedded)
+            assert told(few) == told(many)
+        assert with_numbers.similarity == with_arrays.similarity
+        assert with_numbers.similarity.ready
+        np.testing.assert_array_equal(with_numbers._tracks.states, with_arrays._tracks.states)
+        np.testing.assert_array_equal(with_numbers._tracks.looks, with_arrays._tracks.looks)
