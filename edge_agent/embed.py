@@ -35,8 +35,8 @@ _UNIT_TOLERANCE = 0.02
 _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 """Self-test: least cosine of a golden crop to its reference, by precision."""
 
-_BATCHES_AHEAD = 2
-"""Full batches on their way, besides the crops whose results are used next: one runs, one waits for it."""
+_BATCHES_AHEAD = 1
+"""Full batches on their way, besides the crops that were started last: more would only wait."""
 
 Pair = tuple[NDArray[np.uint8], Detections]
 

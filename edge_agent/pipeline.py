@@ -1,8 +1,8 @@
 """The data flow: read, detect, embed, track, identify, hand over.
 
-One thread drives all cameras. Each round takes what the readers have, finds people, and starts one batch of
-crops for all cameras together; while the engine works on it, the next round is read and detected. Frames of
-one camera stay in order. Recorded files are read in the order of their times, so that a run over files
+One thread drives all cameras. Each round takes what the readers have, finds people, and starts to embed the
+crops of all cameras together; while the engine works on it, the next round is read and detected. When its
+embeddings are there, first the next crops are started, then it is decided. Frames of one camera stay in order. Recorded files are read in the order of their times, so that a run over files
 gives the same result every time; live cameras give their newest frame and wait for nobody.
 """
 
@@ -194,6 +194,15 @@ class _Round:
 
 
 @dataclass(slots=True)
+class _Collected:
+    """A round whose embeddings are there."""
+
+    items: list[_Pending]
+    embedded: list[Embedded]
+    embed_s: float
+
+
+@dataclass(slots=True)
 class Pipeline:
     """Drives the stages until the sources end or `stop` is set.
 
@@ -233,6 +242,8 @@ class Pipeline:
     _given: dict[str, TrackGiven] = field(default_factory=dict)
     _heads: dict[str, Frame | CropBatch] = field(default_factory=dict)
     _rounds: deque[_Round] = field(default_factory=deque)
+    _collected: _Collected | None = None
+    """What is decided on next."""
     _latest: dict[str, TrackUpdate] = field(default_factory=dict)
     _finished: set[str] = field(default_factory=set)
     _turn: dict[str, int] = field(default_factory=dict)
@@ -252,20 +263,23 @@ class Pipeline:
                 self.progress.at("a command")
                 self.chores.popleft()()
             self.progress.at("read")
-            items = self._gather(patient=not self._rounds)
+            items = self._gather(patient=not self._rounds and self._collected is None)
             began = time.perf_counter()
-            started = self._start(items)
+            started = self._start(items)  # before deciding, so that the engine need not wait for that
+            decided = self._decide_collected()
             if self._rounds and (not started or self.embed.full):
-                self._finish(self._rounds.popleft())
-            elif not items:
+                self._collected = self._collect(self._rounds.popleft())
+            elif not items and not decided:
                 if self._all_over():
                     break
                 self._end_finished()
                 self.progress.idle("no source has anything to give")
                 self.wake.wait(IDLE_WAIT_S)
             self._rest(items, time.perf_counter() - began, stop)
+        self._decide_collected()
         while self._rounds:
-            self._finish(self._rounds.popleft())
+            self._collected = self._collect(self._rounds.popleft())
+            self._decide_collected()
         self._end_all()
 
     # -- reading -------------------------------------------------------------------------------
@@ -401,24 +415,32 @@ class Pipeline:
             self.counters.spend("rest", rest)
             stop.wait(rest)
 
-    def _finish(self, round_: _Round) -> None:
-        """Collect the embeddings of a round, then track and identify frame by frame."""
+    def _collect(self, round_: _Round) -> _Collected:
+        """Wait for the embeddings of a round."""
         began = time.perf_counter()
         self.progress.at("wait for the engine")
-        embedded = self._collect(round_)
-        embed_s = time.perf_counter() - round_.submitted
-        self.counters.spend("wait", time.perf_counter() - began)
+        embedded = self._embedded(round_)
+        ended = time.perf_counter()
+        self.counters.spend("wait", ended - began)
         self.counters.batches += 1
+        return _Collected(round_.items, embedded, ended - round_.submitted)
+
+    def _decide_collected(self) -> bool:
+        """Track and identify, frame by frame, where embeddings are there; False where none are."""
+        if self._collected is None:
+            return False
+        round_, self._collected = self._collected, None
         began = time.perf_counter()
         self.progress.at("track")
         rows = accumulate((pending.pairs for pending in round_.items), initial=0)
-        results = [embedded[at : at + of.pairs] for at, of in zip(rows, round_.items, strict=False)]
+        results = [round_.embedded[at : at + of.pairs] for at, of in zip(rows, round_.items, strict=False)]
         updates = self._track(round_.items, results)
         track_s = (time.perf_counter() - began) / max(1, len(updates))
         self.counters.spend("track", track_s * len(updates))
         for pending, update in zip(round_.items, updates, strict=True):
             self.embed.keep_fed()  # deciding takes as long as a batch, and the engine shall not wait for it
-            self._decide(pending, update, embed_s, track_s)
+            self._decide(pending, update, round_.embed_s, track_s)
+        return True
 
     def _track(self, items: Sequence[_Pending], results: Sequence[list[Embedded]]) -> list[TrackUpdate]:
         """The tracks of each item, in order; frames of different cameras together."""
@@ -445,7 +467,7 @@ class Pipeline:
         told = self.together([frame for _, frame in frames.values()])
         return zip((at for at, _ in frames.values()), told, strict=True)
 
-    def _collect(self, round_: _Round) -> list[Embedded]:
+    def _embedded(self, round_: _Round) -> list[Embedded]:
         try:
             embedded = self.embed.collect()
         except EngineError as problem:

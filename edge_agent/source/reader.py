@@ -205,7 +205,8 @@ class FrameReader:
                 return None
             item = self._queue.popleft()
             self._delivered += 1
-            self._changed.notify_all()
+            if not self._source.live:  # which waits for nobody
+                self._changed.notify_all()
             return item
 
     def done(self, item: Item) -> None:
