@@ -6,16 +6,17 @@ track ("best first"); they are not probabilities and are not compared between ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import ConfigError
-from edge_agent.structures import box_areas
+from edge_agent.structures import box_area
 
 __all__ = ["BLURRED", "Graded", "QualityGate", "grade_picture", "sharpness"]
 
@@ -36,6 +37,10 @@ _CUT_GRADE = 0.7
 """Grade of a box that touches the border: what lies beyond cannot be seen."""
 _NO_AREA = np.float32(1e-6)
 """Square pixels; in place of the area of what has none."""
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+
+FEW = 4
+"""Boxes that are looked at one by one: arrays are quicker beyond."""
 
 BLURRED = "blurred"
 """Why a crop is refused that is not sharp."""
@@ -57,18 +62,11 @@ class Graded(NamedTuple):
     inside: NDArray[np.int32]
 
 
-class _Look(NamedTuple):
-    """What `(..., N, 4)` boxes alone tell.
+Boxes = tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, int]]
+"""Of one picture: N boxes, `(N, 4)` xyxy pixels, their scores `(N,)`, and its `(width, height)` in pixels."""
 
-    Attributes:
-        inside: `(..., N, 4)` int32, see `Graded`.
-        grade: `(..., N)` float32, as if every crop were sharp.
-        checks: every reason to refuse, and whom it applies to, `(..., N)` bool; the first one counts.
-    """
-
-    inside: NDArray[np.int32]
-    grade: NDArray[np.float32]
-    checks: tuple[tuple[str, Any], ...]
+_REASONS = ("invalid", "off-image", "truncated", "small", "aspect", "covered")
+"""What boxes alone can be refused for; the first that applies is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +136,22 @@ class QualityGate:
             scores: as in `assess`.
             size: `(width, height)` of the picture in pixels.
         """
-        if not len(boxes):
-            return Graded(np.zeros(0, np.float32), (), np.zeros((0, 4), np.int32))
-        found = self._look(boxes, scores, size)
-        reasons = [""] * len(boxes)
-        for word, refused in reversed(found.checks):  # the first check has the last word
-            if refused.any():
-                for row in np.flatnonzero(refused).tolist():
-                    reasons[row] = word
-                found.grade[refused] = 0.0
-        return Graded(found.grade, tuple(reasons), found.inside)
+        return self.look_at([(boxes, scores, size)])[0]
+
+    def look_at(self, pictures: Sequence[Boxes]) -> list[Graded]:
+        """As `look`, for several pictures at once."""
+        if sum(len(boxes) for boxes, _, _ in pictures) <= FEW:
+            return [self._few(*picture) for picture in pictures]
+        counts = [len(boxes) for boxes, _, _ in pictures]
+        inside, grades, refused = self._look(*_padded(pictures, max(counts)))
+        if len(pictures) == 1:
+            return [Graded(grades, _words(refused[:, None], counts)[0], inside.T)]
+        return [
+            Graded(grade[:count], words, box[:count])
+            for count, box, grade, words in zip(
+                counts, inside.transpose(1, 2, 0), grades, _words(refused, counts), strict=True
+            )
+        ]
 
     def sharp(self, sharp: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """`(N,)` float32: what crops so sharp keep of their grade; and `(N,)` bool: who is refused."""
@@ -156,49 +160,112 @@ class QualityGate:
         factors[blurred] = 0.0
         return factors, blurred
 
-    def outlook(
-        self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, int]
-    ) -> NDArray[np.float32]:
-        """The grades of `look` for several pictures at once.
+    def outlook(self, pictures: Sequence[Boxes]) -> list[NDArray[np.float32]]:
+        """The grades of `look_at`: `(N,)` of each picture, 0 where `assess` refuses whatever it shows."""
+        return [graded.quality for graded in self.look_at(pictures)]
+
+    def _few(self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, int]) -> Graded:
+        """As `_look`, box by box: for a few, the calls of NumPy would cost more than what they compute."""
+        known = [list(box) if all(map(math.isfinite, box)) else [_ZERO] * 4 for box in boxes]
+        border = [np.float32(size[0]), np.float32(size[1])] * 2
+        graded = [self._one(row, known, scores, border) for row in range(len(known))]
+        return Graded(
+            np.array([grade for grade, _, _ in graded], np.float32),
+            tuple(reason for _, reason, _ in graded),
+            np.array([inside for _, _, inside in graded], np.int32).reshape(-1, 4),
+        )
+
+    def _one(
+        self,
+        row: int,
+        boxes: Sequence[list[np.float32]],
+        scores: NDArray[np.float32],
+        border: Sequence[np.float32],
+    ) -> tuple[float, str, list[int]]:
+        """Grade, reason, and what lies inside."""
+        box = boxes[row]
+        clipped = [min(max(at, _ZERO), most) for at, most in zip(box, border, strict=True)]
+        inside = [round(float(at)) for at in clipped]
+        area = max(box_area(box), _NO_AREA)
+        visible = box_area(clipped) / area
+        covered = min(_most_covered(row, boxes, scores) / area, _ONE)
+        wide, high = inside[2] - inside[0], inside[3] - inside[1]
+        grade = math.sqrt(min(max(high, 0) / _FULL_HEIGHT, 1.0)) * float(visible) * float(1.0 - covered)
+        if min(box[:2]) <= _BORDER or box[2] >= border[2] - _BORDER or box[3] >= border[3] - _BORDER:
+            grade *= _CUT_GRADE
+        aspect = high / max(wide, 1)
+        refused = (
+            box[2] <= box[0] or box[3] <= box[1],
+            wide < 1 or high < 1,
+            visible < 1.0 - self.max_truncation,
+            high < self.min_height or wide < self.min_width,
+            aspect < self.min_aspect or aspect > self.max_aspect,
+            covered > self.max_overlap,
+        )
+        if True in refused:
+            return 0.0, _REASONS[refused.index(True)], inside
+        return grade, "", inside
+
+    def _look(
+        self, boxes: NDArray[np.float32], scores: NDArray[np.float32], border: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.bool_]]:
+        """What boxes alone tell.
 
         Args:
-            boxes: `(F, N, 4)` float32 xyxy pixels: N detections of each of F pictures; what is no box is
-                nobody, so shorter rows are filled up with zeros.
-            scores: `(F, N)` float32 of one detector.
-            size: `(width, height)` of the pictures in pixels.
+            boxes: `(4, F, N)`: x1, y1, x2 and y2 of N boxes of each of F pictures. One needs no F anywhere.
+            scores: `(F, N)`.
+            border: `(4, F, 1)`: width, height, width and height of each.
 
         Returns:
-            `(F, N)` float32 in 0..1, 0 where `assess` refuses whatever the picture shows.
+            `(4, F, N)` int32, see `Graded.inside`; `(F, N)` float32, see `Graded.quality`, as if every crop
+            were sharp; and `(6, F, N)` bool, which of `_REASONS` apply.
         """
-        found = self._look(boxes, scores, size)
-        for _, refused in found.checks:
-            found.grade[refused] = 0.0
-        return found.grade
-
-    def _look(self, boxes: NDArray[np.float32], scores: NDArray[np.float32], size: tuple[int, int]) -> _Look:
         finite = np.isfinite(boxes)
-        known = boxes if finite.all() else np.where(finite.all(axis=-1, keepdims=True), boxes, np.float32(0))
-        border = np.array([*size, *size], np.float32)
+        known = boxes if finite.all() else np.where(finite.all(axis=0), boxes, np.float32(0))
         clipped = np.minimum(np.maximum(known, 0), border)
         inside = np.rint(clipped).astype(np.int32)
-        area = box_areas(known)
-        visible = box_areas(clipped) / np.maximum(area, _NO_AREA)
+        area = np.maximum(_areas(known), _NO_AREA)
+        visible = _areas(clipped) / area
         covered = _covered_part(known, area, scores)
-        sides = inside[..., 2:] - inside[..., :2]
-        wide, high = sides[..., 0], sides[..., 1]
-        near = ((known[..., :2] <= _BORDER) | (known[..., 2:] >= border[:2] - _BORDER)).any(axis=-1)
+        sides = inside[2:] - inside[:2]
+        wide, high = sides[0], sides[1]
+        near = (known[:2] <= _BORDER) | (known[2:] >= border[2:] - _BORDER)
         grade = np.sqrt(np.minimum(np.maximum(high, 0) / _FULL_HEIGHT, 1.0)) * visible * (1.0 - covered)
-        grade *= np.where(near, _CUT_GRADE, 1.0)
+        grade *= np.where(near[0] | near[1], _CUT_GRADE, 1.0)
         aspect = high / np.maximum(wide, 1)
-        checks = (
-            ("invalid", (known[..., 2:] <= known[..., :2]).any(axis=-1)),
-            ("off-image", (sides < 1).any(axis=-1)),
-            ("truncated", visible < 1.0 - self.max_truncation),
-            ("small", (high < self.min_height) | (wide < self.min_width)),
-            ("aspect", (aspect < self.min_aspect) | (aspect > self.max_aspect)),
-            ("covered", covered > self.max_overlap),
-        )
-        return _Look(inside, grade.astype(np.float32), checks)
+        none, out = known[2:] <= known[:2], sides < 1
+        refused = np.empty((len(_REASONS), *scores.shape), np.bool_)
+        np.logical_or(none[0], none[1], out=refused[0])
+        np.logical_or(out[0], out[1], out=refused[1])
+        np.less(visible, 1.0 - self.max_truncation, out=refused[2])
+        np.logical_or(high < self.min_height, wide < self.min_width, out=refused[3])
+        np.logical_or(aspect < self.min_aspect, aspect > self.max_aspect, out=refused[4])
+        np.greater(covered, self.max_overlap, out=refused[5])
+        grade[refused.any(axis=0)] = 0.0
+        return inside, grade.astype(np.float32), refused
+
+
+def _padded(
+    pictures: Sequence[Boxes], most: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes and scores, filled up with what is no box, and sizes: as `QualityGate._look` takes them."""
+    if len(pictures) == 1:
+        ((of, sure, size),) = pictures
+        return np.ascontiguousarray(of.T), sure, np.array(size * 2, np.float32)[:, None]
+    boxes = np.zeros((4, len(pictures), most), np.float32)
+    scores = np.zeros((len(pictures), most), np.float32)
+    for at, (of, sure, _) in enumerate(pictures):
+        boxes[:, at, : len(of)], scores[at, : len(of)] = of.T, sure
+    return boxes, scores, np.array([size * 2 for _, _, size in pictures], np.float32).T[..., None]
+
+
+def _words(refused: NDArray[np.bool_], counts: Sequence[int]) -> list[tuple[str, ...]]:
+    """Of `(6, F, N)` reasons that apply, the first of each box, or ""; so many of each picture."""
+    words = [[""] * count for count in counts]
+    for reason, at, row in zip(*map(np.ndarray.tolist, np.nonzero(refused)), strict=True):
+        if row < counts[at] and not words[at][row]:
+            words[at][row] = _REASONS[reason]
+    return list(map(tuple, words))
 
 
 def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float, str]:
@@ -211,27 +278,42 @@ def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float,
     return float(graded.quality[0]), graded.reasons[0]
 
 
-_NO_AREA = np.float32(1e-6)
-"""Square pixels; in place of the area of what has none."""
+def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(4, ...)` x1, y1, x2, y2 -> `(...)` square pixels; 0 for what is no box."""
+    sides = np.maximum(boxes[2:] - boxes[:2], 0)
+    area: NDArray[np.float32] = sides[0] * sides[1]
+    return area
 
 
 def _covered_part(
     boxes: NDArray[np.float32], area: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """`(..., N)` float32: largest part of each of N boxes that one nearer person of them covers.
+    """`(F, N)` float32: largest part of each of N boxes, `(4, F, N)`, that one nearer person of them covers.
 
     On a floor seen from above, the person whose feet are lower in the picture is the nearer one.
     """
-    if boxes.shape[-2] < 2:
-        return np.zeros(boxes.shape[:-1], np.float32)
-    sides = np.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
-    sides -= np.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
+    if boxes.shape[-1] < 2:
+        return np.zeros(boxes.shape[1:], np.float32)
+    own, others = boxes[..., :, None], boxes[..., None, :]
+    sides = np.minimum(own[2:], others[2:])
+    sides -= np.maximum(own[:2], others[:2])
     np.maximum(sides, 0, out=sides)
-    feet = boxes[..., 3]
-    nearer = (feet[..., None, :] > feet[..., :, None]) & (scores[..., None, :] >= 0.5 * scores[..., :, None])
-    shared = (sides[..., 0] * sides[..., 1] * nearer).max(axis=-1)
-    part: NDArray[np.float32] = np.minimum(shared / np.maximum(area, _NO_AREA), 1.0)
+    nearer = (others[3] > own[3]) & (scores[..., None, :] >= 0.5 * scores[..., :, None])
+    shared = (sides[0] * sides[1] * nearer).max(axis=-1)
+    part: NDArray[np.float32] = np.minimum(shared / area, 1.0)
     return part
+
+
+def _most_covered(row: int, boxes: Sequence[list[np.float32]], scores: NDArray[np.float32]) -> np.float32:
+    """As `_covered_part`, of one box, in square pixels."""
+    box = boxes[row]
+    most: np.float32 = _ZERO
+    for other, sure in zip(boxes, scores, strict=True):
+        if other[3] > box[3] and sure >= 0.5 * scores[row]:
+            wide, high = min(box[2], other[2]) - max(box[0], other[0]), box[3] - max(box[1], other[1])
+            part: np.float32 = max(wide, _ZERO) * max(high, _ZERO)
+            most = max(most, part)
+    return most
 
 
 def sharpness(crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

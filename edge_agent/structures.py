@@ -401,11 +401,12 @@ def iou(a: Sequence[np.float32], b: Sequence[np.float32]) -> float:
     """Intersection over union of two boxes xyxy: as `iou_matrix`, in a fifth of the time for one pair."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     overlap = max(wide, _NOTHING) * max(high, _NOTHING)
-    union = _area(a) + _area(b) - overlap
+    union = box_area(a) + box_area(b) - overlap
     return float(overlap / max(union, _TINY))
 
 
-def _area(box: Sequence[np.float32]) -> np.float32:
+def box_area(box: Sequence[np.float32]) -> np.float32:
+    """Square pixels of a box xyxy: as `box_areas`."""
     area: np.float32 = max(box[2] - box[0], _NOTHING) * max(box[3] - box[1], _NOTHING)
     return area
 

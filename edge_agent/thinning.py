@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.structures import Candidates, Decision, DecisionKind, Load, TrackUpdate, iou_matrix
+from edge_agent.structures import Candidates, Decision, DecisionKind, Load, TrackUpdate, iou, iou_matrix
 
 __all__ = ["Outlook", "Thinning"]
 
@@ -57,7 +59,14 @@ _SETTLES = frozenset({DecisionKind.MATCHED, DecisionKind.ENROLLED, DecisionKind.
 
 _NEW, _DOUBT, _SETTLED, _REST = range(4)
 
-Outlook = Callable[[NDArray[np.float32], NDArray[np.float32], tuple[int, int]], NDArray[np.float32]]
+_OTHER, _SAME = float(np.float32(OTHER_BOX)), float(np.float32(SAME_BOX))
+"""As overlaps are compared, which are float32."""
+
+FEW = 4
+"""Pairs of crops and tracks that are compared one by one: arrays are quicker beyond."""
+
+Picture = tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, int]]
+Outlook = Callable[[Sequence[Picture]], Sequence[NDArray[np.float32]]]
 """How well boxes promise to show their people; see `edge_agent.quality.QualityGate.outlook`."""
 
 
@@ -83,39 +92,27 @@ class _Track:
     narrow_until: int = 0
     """It is looked at again until it has shown so many crops."""
 
-    def facts(self) -> tuple[float, float, bool, int, int]:
-        """As numbers."""
-        return self.embedded, self.asked, self.settled, self.crops, self.narrow_until
 
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """The crops of a round beside the tracks that may be theirs: F frames, at most P crops and K tracks each.
+@dataclass(slots=True)
+class _Crop:
+    """A crop beside the track that is nearest.
 
     Attributes:
-        wanted: `(F, P)` bool, crops that are there and not spared.
-        near: `(F, P)` bool, whether a track is near.
-        sure: `(F, P)` bool, whether the crop is surely that one's.
-        best: `(F, P)` its place among the tracks.
-        tracks: of each frame.
-        embedded, asked: `(F, P)` when it was embedded last, and when that was last asked for.
-        settled: `(F, P)` bool.
-        fewer: `(F, P)` bool, whether it has shown fewer than `ENOUGH` crops.
-        narrow: `(F, P)` bool, whether its decision is to be looked at again.
-
-    What is said of a track means nothing where none is near.
+        frame, row: where it is.
+        track: whom it may show; None where no track is near.
+        sure: whether it surely does.
+        tier: see the module.
+        urgency: orders those of a tier.
+        turn: its place among those of its camera.
     """
 
-    wanted: NDArray[np.bool_]
-    near: NDArray[np.bool_]
-    sure: NDArray[np.bool_]
-    best: NDArray[np.intp]
-    tracks: tuple[tuple[_Track, ...], ...]
-    embedded: NDArray[np.float64]
-    asked: NDArray[np.float64]
-    settled: NDArray[np.bool_]
-    fewer: NDArray[np.bool_]
-    narrow: NDArray[np.bool_]
+    frame: int
+    row: int
+    track: _Track | None
+    sure: bool
+    tier: int = _REST
+    urgency: float = 0.0
+    turn: int = 0
 
 
 @dataclass(slots=True)
@@ -147,12 +144,12 @@ class Thinning:
         """
         masks = [np.zeros(len(frame.boxes), np.bool_) for frame in frames]
         with self._lock:
+            crops = None
             if frames and (load.settled_interval_s > 0 or load.max_crops is not None):
-                self._lower(load, frames, masks)
-                _count(self.for_load, frames, masks)
-            live = [at for at, frame in enumerate(frames) if frame.live]
-            if self.budget is not None and live:
-                self._keep_up(self.budget, load, [frames[at] for at in live], [masks[at] for at in live])
+                crops = self._crops(frames)
+                self._lower(load, frames, masks, crops)
+            if self.budget is not None and any(frame.live for frame in frames):
+                self._keep_up(self.budget, load, frames, masks, crops)
         return masks
 
     def learn(self, update: TrackUpdate, decisions: Sequence[Decision]) -> None:
@@ -175,141 +172,178 @@ class Thinning:
 
     # --- to lower the load --------------------------------------------------------------------
 
-    def _lower(self, load: Load, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> None:
-        view = self._view(frames, masks)
-        since = _times(frames) - view.embedded
-        known = view.near & view.sure & view.settled & (since < load.settled_interval_s)
-        for mask, rows in zip(masks, known, strict=True):
-            mask[:] = rows[: len(mask)]
+    def _lower(
+        self,
+        load: Load,
+        frames: Sequence[Candidates],
+        masks: Sequence[NDArray[np.bool_]],
+        crops: Sequence[_Crop],
+    ) -> None:
+        for crop in crops:
+            track = crop.track
+            if track is not None and crop.sure and track.settled:
+                since = frames[crop.frame].time - track.embedded
+                masks[crop.frame][crop.row] = since < load.settled_interval_s
         if load.max_crops is not None:
-            self._choose(load.max_crops, frames, masks)
+            self._choose(load.max_crops, frames, masks, crops)
+        _count(self.for_load, frames, masks)
 
     # --- to keep up ---------------------------------------------------------------------------
 
     def _keep_up(
-        self, budget: Room, load: Load, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]
+        self,
+        budget: Room,
+        load: Load,
+        frames: Sequence[Candidates],
+        masks: Sequence[NDArray[np.bool_]],
+        crops: Sequence[_Crop] | None,
     ) -> None:
-        wanted = sum(map(np.size, masks)) - sum(map(np.count_nonzero, masks))
-        most = budget.offer(frames, wanted, load.every_nth)
+        """Spare what live cameras have too much; `crops` are those of all frames, where they are known."""
+        live = [frame for frame in frames if frame.live]
+        wanted = sum(
+            len(mask) - int(np.count_nonzero(mask))
+            for frame, mask in zip(frames, masks, strict=True)
+            if frame.live
+        )
+        most = budget.offer(live, wanted, load.every_nth)
         if most is None:
             budget.spend(wanted, 0)
             return
+        known = self._crops(frames) if crops is None else crops
         before = [mask.copy() for mask in masks]
-        chosen = self._choose(most, frames, masks)
+        chosen = self._choose(most, frames, masks, [crop for crop in known if frames[crop.frame].live])
         spared = [mask & ~was for mask, was in zip(masks, before, strict=True)]
-        budget.spend(chosen, sum(map(np.count_nonzero, spared)))
+        budget.spend(chosen, sum(map(int, map(np.count_nonzero, spared))))
         _count(self.for_overload, frames, spared)
 
-    def _choose(self, most: int, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> int:
+    def _choose(
+        self,
+        most: int,
+        frames: Sequence[Candidates],
+        masks: Sequence[NDArray[np.bool_]],
+        crops: Sequence[_Crop],
+    ) -> int:
         """Spare all but the `most` crops that matter most; returns how many will be embedded.
 
         Whom the quality gate will refuse costs the engine nothing, and is neither spared nor counted.
         """
-        view = self._view(frames, masks)
-        outlook = self._outlook(frames, view)
-        tier, wait = self._standing(frames, view)
-        at, row = np.nonzero(view.wanted & (outlook > 0))
-        numbers: dict[str, int] = {}
-        cameras = np.array([numbers.setdefault(frame.camera, len(numbers)) for frame in frames], np.intp)
-        chosen = _by_turns(most, cameras[at], tier[at, row], (wait * outlook)[at, row])
-        near = view.near[at, row] & chosen
-        for n in np.flatnonzero(~chosen).tolist():
-            masks[at[n]][row[n]] = True
-        for n in np.flatnonzero(near).tolist():
-            view.tracks[at[n]][view.best[at[n], row[n]]].asked = frames[at[n]].time
-        return int(np.count_nonzero(chosen))
+        outlooks = self._outlooks(frames)
+        weak = [self._weak(frame) for frame in frames]
+        wanted = [mask.tolist() for mask in masks]
+        open_ = []
+        for crop in crops:
+            outlook = outlooks[crop.frame][crop.row]
+            if outlook > 0 and not wanted[crop.frame][crop.row]:
+                wait = _stand(crop, frames[crop.frame].time, weak=weak[crop.frame][crop.row])
+                crop.urgency = wait * outlook
+                open_.append(crop)
+        order = _by_turns(open_, [frame.camera for frame in frames])
+        for crop in order[:most]:
+            if crop.track is not None:
+                crop.track.asked = frames[crop.frame].time
+        for crop in order[most:]:
+            masks[crop.frame][crop.row] = True
+        return min(most, len(order))
 
-    def _standing(
-        self, frames: Sequence[Candidates], view: _View
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """`(F, P)` tier of each crop, and for how many seconds its person has not been embedded."""
-        since = _times(frames) - np.maximum(view.embedded, view.asked)
-        wait = np.where(view.near, np.clip(since, 0.0, LONGEST_S), STRETCHED_S)
-        doubt = ~(view.sure & view.settled) | view.narrow
-        tier = np.where(doubt, _DOUBT, np.where(wait >= STRETCHED_S, _SETTLED, _REST))
-        tier[(wait >= LONGEST_S) | (view.sure & ~view.settled & view.fewer)] = _NEW
-        return np.where(view.near, tier, np.where(self._weak(frames, view), _REST, _NEW)), wait
-
-    def _weak(self, frames: Sequence[Candidates], view: _View) -> NDArray[np.bool_]:
-        """`(F, P)` whether a box cannot start a track."""
-        weak = np.zeros(view.wanted.shape, np.bool_)
-        if self.new_track is not None:
-            for row, frame in zip(weak, frames, strict=True):
-                if frame.scores is not None:
-                    row[: len(frame.scores)] = frame.scores < self.new_track(frame.camera)
+    def _weak(self, frame: Candidates) -> list[bool]:
+        """Of each box whether it cannot start a track."""
+        if self.new_track is None or frame.scores is None:
+            return [False] * len(frame.boxes)
+        weak: list[bool] = (frame.scores < self.new_track(frame.camera)).tolist()
         return weak
 
-    def _outlook(self, frames: Sequence[Candidates], view: _View) -> NDArray[np.float32]:
-        """`(F, P)` what each box promises; 1 where that cannot be told."""
-        found = np.ones(view.wanted.shape, np.float32)
-        if self.outlook is None:
-            return found
-        for size in {frame.size for frame in frames if frame.size is not None}:
-            at = [n for n, frame in enumerate(frames) if frame.size == size and frame.scores is not None]
-            boxes, scores = _padded([frames[n] for n in at], view.wanted.shape[-1])
-            found[at] = self.outlook(boxes, scores, size)
+    def _outlooks(self, frames: Sequence[Candidates]) -> list[list[float]]:
+        """Of each frame, what each box promises; 1 where that cannot be told."""
+        found = [[1.0] * len(frame.boxes) for frame in frames]
+        if self.outlook is not None:
+            told = {
+                at: (frame.boxes, frame.scores, frame.size)
+                for at, frame in enumerate(frames)
+                if frame.scores is not None and frame.size is not None
+            }
+            for at, grades in zip(told, self.outlook(list(told.values())), strict=True):
+                found[at] = grades.tolist()
         return found
 
     # --- who is who ---------------------------------------------------------------------------
 
-    def _view(self, frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> _View:
-        width = max(1, *(len(frame.boxes) for frame in frames))
-        wanted = np.zeros((len(frames), width), np.bool_)
-        for row, mask in zip(wanted, masks, strict=True):
-            row[: len(mask)] = ~mask
-        tracks = tuple(self._near(frame) for frame in frames)
-        most = max(1, *map(len, tracks))
-        theirs = np.zeros((len(frames), most, 4), np.float32)
-        facts = np.zeros((len(frames), most, 5))
-        for boxes, told, of in zip(theirs, facts, tracks, strict=True):
-            if of:
-                boxes[: len(of)] = [track.box for track in of]
-                told[: len(of)] = [track.facts() for track in of]
-        overlap = iou_matrix(_padded(frames, width)[0], theirs)
-        best, close = overlap.argmax(axis=2), overlap >= OTHER_BOX
-        rows = np.arange(len(frames))[:, None]
-        near: NDArray[np.bool_] = np.asarray(close.any(axis=2))
-        sure: NDArray[np.bool_] = np.asarray(overlap.max(axis=2) >= SAME_BOX)
-        sure &= (close.sum(axis=2) == 1) & (close.sum(axis=1)[rows, best] == 1)
+    def _crops(self, frames: Sequence[Candidates]) -> list[_Crop]:
+        """All crops, in order."""
+        unnamed = [at for at, frame in enumerate(frames) if frame.track_ids is None]
+        near = dict(zip(unnamed, self._nearest([frames[at] for at in unnamed]), strict=True))
+        crops = []
         for at, frame in enumerate(frames):
             if frame.track_ids is not None:
-                place = {id(track): n for n, track in enumerate(tracks[at])}
                 given = [self._given(frame.camera, number) for number in frame.track_ids]
-                near[at, : len(given)] = sure[at, : len(given)] = [one is not None for one in given]
-                best[at, : len(given)] = [place.get(id(one), 0) for one in given]
-        embedded, asked, settled, crops, narrow_until = np.moveaxis(facts[rows, best], 2, 0)
-        return _View(
-            wanted, near, sure, best, tracks,
-            embedded, asked, settled > 0, crops < ENOUGH, crops < narrow_until,
-        )  # fmt: skip
+                crops += [_Crop(at, row, one, one is not None) for row, one in enumerate(given)]
+            else:
+                crops += [_Crop(at, row, track, sure) for row, (track, sure) in enumerate(near[at])]
+        return crops
 
-    def _near(self, frame: Candidates) -> tuple[_Track, ...]:
-        """The tracks that crops of this frame may belong to."""
-        if frame.track_ids is not None:
-            given = (self._given(frame.camera, number) for number in frame.track_ids)
-            return tuple(track for track in given if track is not None)
-        tracks = self._tracks.get(frame.camera, {}).values()
-        return tuple(track for track in tracks if abs(frame.time - track.seen) <= FRESH_S)
+    def _nearest(self, frames: Sequence[Candidates]) -> list[list[tuple[_Track | None, bool]]]:
+        """Of each frame, see `_assigned`."""
+        tracks = [
+            [
+                track
+                for track in self._tracks.get(frame.camera, {}).values()
+                if abs(frame.time - track.seen) <= FRESH_S
+            ]
+            for frame in frames
+        ]
+        return list(map(_assigned, tracks, _overlaps(frames, tracks)))
 
     def _given(self, camera: str, number: int | None) -> _Track | None:
         """A track by the upstream's number."""
         return None if number is None else self._tracks.get(camera, {}).get(number)
 
 
-def _times(frames: Sequence[Candidates]) -> NDArray[np.float64]:
-    """`(F, 1)` seconds."""
-    return np.array([[frame.time] for frame in frames])
+def _stand(crop: _Crop, time: float, *, weak: bool) -> float:
+    """Set the tier of a crop; for how many seconds its person has not been embedded."""
+    track = crop.track
+    if track is None:
+        crop.tier = _REST if weak else _NEW
+        return STRETCHED_S
+    wait = min(max(time - max(track.embedded, track.asked), 0.0), LONGEST_S)
+    if wait >= LONGEST_S or (crop.sure and not track.settled and track.crops < ENOUGH):
+        crop.tier = _NEW
+    elif not (crop.sure and track.settled) or track.crops < track.narrow_until:
+        crop.tier = _DOUBT
+    else:
+        crop.tier = _SETTLED if wait >= STRETCHED_S else _REST
+    return wait
 
 
-def _padded(frames: Sequence[Candidates], width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Boxes `(F, width, 4)` and scores `(F, width)`, filled up with zeros."""
-    boxes = np.zeros((len(frames), width, 4), np.float32)
-    scores = np.zeros((len(frames), width), np.float32)
-    for at, frame in enumerate(frames):
+def _overlaps(frames: Sequence[Candidates], tracks: Sequence[Sequence[_Track]]) -> list[list[list[float]]]:
+    """Of each frame, how much each box overlaps each track's, and some that are none."""
+    if sum(len(frame.boxes) * len(of) for frame, of in zip(frames, tracks, strict=True)) <= FEW:
+        return [
+            [[iou(box, list(track.box)) for track in of] for box in map(list, frame.boxes)]
+            for frame, of in zip(frames, tracks, strict=True)
+        ]
+    boxes = np.zeros((len(frames), max(len(frame.boxes) for frame in frames), 4), np.float32)
+    theirs = np.zeros((len(frames), max(map(len, tracks)), 4), np.float32)
+    for at, (frame, of) in enumerate(zip(frames, tracks, strict=True)):
         boxes[at, : len(frame.boxes)] = frame.boxes
-        if frame.scores is not None:
-            scores[at, : len(frame.boxes)] = frame.scores
-    return boxes, scores
+        if of:
+            theirs[at, : len(of)] = [track.box for track in of]
+    found: list[list[list[float]]] = iou_matrix(boxes, theirs).tolist()
+    return [rows[: len(frame.boxes)] for rows, frame in zip(found, frames, strict=True)]
+
+
+def _assigned(
+    tracks: Sequence[_Track], overlaps: Sequence[Sequence[float]]
+) -> list[tuple[_Track | None, bool]]:
+    """For each box the track that it overlaps most, if any, and whether it is surely its."""
+    close = [[at for at, overlap in enumerate(of) if overlap >= _OTHER] for of in overlaps]
+    wanted = Counter(chain.from_iterable(close))
+    found: list[tuple[_Track | None, bool]] = []
+    for of, near in zip(overlaps, close, strict=True):
+        if not near:
+            found.append((None, False))
+            continue
+        best = max(near, key=of.__getitem__)
+        found.append((tracks[best], of[best] >= _SAME and len(near) == 1 and wanted[best] == 1))
+    return found
 
 
 def _narrow(decision: Decision) -> bool:
@@ -321,20 +355,20 @@ def _narrow(decision: Decision) -> bool:
     return decision.runner_up is not None and decision.score - decision.runner_up < NARROW
 
 
-def _by_turns(
-    most: int, camera: NDArray[np.intp], tier: NDArray[np.intp], urgency: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """The `most` rows that are taken when cameras take turns, most important first: `(N,)` bool.
+def _by_turns(crops: Sequence[_Crop], cameras: Sequence[str]) -> list[_Crop]:
+    """The order in which crops are taken when cameras take turns, most important first.
 
     What nobody needs now (the last tier) has its turn when all cameras have what they need.
+
+    Args:
+        crops: in order.
+        cameras: of each frame.
     """
-    order = np.lexsort((-urgency, tier, camera))
-    turn = np.empty(len(order), np.intp)
-    begins = np.searchsorted(camera[order], camera[order])
-    turn[order] = np.arange(len(order)) - begins
-    chosen = np.zeros(len(order), np.bool_)
-    chosen[np.lexsort((-urgency, tier, turn, tier == _REST))[:most]] = True
-    return chosen
+    turns: dict[str, int] = {}
+    for crop in sorted(crops, key=lambda one: (one.tier, -one.urgency)):
+        camera = cameras[crop.frame]
+        crop.turn = turns[camera] = turns.get(camera, -1) + 1
+    return sorted(crops, key=lambda one: (one.tier == _REST, one.turn, one.tier, -one.urgency))
 
 
 def _count(counts: dict[str, int], frames: Sequence[Candidates], masks: Sequence[NDArray[np.bool_]]) -> None:

@@ -598,3 +598,30 @@ def test_people_of_vtest_keep_their_identity_under_threefold_overload(
     assert last - np.mean([final for _, final in thinned]) <= 0.05
     dropped, _ = of(replay([stream], material.crops_per_s / 3, thin=False)["vtest"])
     assert dropped < min(online for online, _ in thinned)
+
+
+def test_few_crops_are_told_apart_as_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, whether overlaps are computed as numbers or as arrays."""
+    numbers, arrays = (Thinning(Fixed(3), QualityGate().outlook) for _ in range(2))
+    chance, spared = np.random.default_rng(6), 0
+    for step in range(300):
+        frames = []
+        for camera in "ab"[: 1 + step % 2]:
+            boxes = places(chance.integers(0, 6))
+            boxes += chance.normal(0, 12, boxes.shape).astype(np.float32) * (step % 3)
+            frames.append(candidates(camera, boxes, step / 10))
+        monkeypatch.setattr("edge_agent.thinning.FEW", 1000)
+        few = numbers.spared(Load(), frames)
+        monkeypatch.setattr("edge_agent.thinning.FEW", -1)
+        many = arrays.spared(Load(), frames)
+        for frame, one, other in zip(frames, few, many, strict=True):
+            np.testing.assert_array_equal(one, other)
+            spared += int(one.sum())
+            at = [row for row in range(len(one)) if not one[row]]
+            told = TrackUpdate(
+                frame.camera, step, frame.time, SIZE,
+                tuple(seen(frame.camera, row, frame.boxes[row], frame.time) for row in at), (),
+            )  # fmt: skip
+            for thinning in (numbers, arrays):
+                thinning.learn(told, [])
+    assert spared > 100

@@ -145,10 +145,32 @@ def test_the_outlook_is_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -
         scores = random.uniform(0.1, 1.0, 12).astype(np.float32)
         sharp = QualityGate(min_sharpness=0.0)
         quality, reasons, _ = sharp.assess(TEXTURE, boxes, scores)
-        padded = np.zeros((2, 15, 4), np.float32), np.zeros((2, 15), np.float32)
-        padded[0][1, :12], padded[1][1, :12] = boxes, scores
-        outlook = sharp.outlook(*padded, (640, 480))
-        assert not outlook[0].any()
-        assert not outlook[1, 12:].any()
-        np.testing.assert_array_equal(outlook[1, :12] == 0, [bool(reason) for reason in reasons])
-        np.testing.assert_allclose(outlook[1, :12], quality, rtol=1e-5)  # noise is as sharp as can be
+        nobody, somebody = sharp.outlook([(boxes[:0], scores[:0], (64, 48)), (boxes, scores, (640, 480))])
+        assert not len(nobody)
+        np.testing.assert_array_equal(somebody == 0, [bool(reason) for reason in reasons])
+        np.testing.assert_allclose(somebody, quality, rtol=1e-5)  # noise is as sharp as can be
+
+
+def test_a_look_at_a_few_boxes_is_as_at_many_and_at_several_pictures(monkeypatch) -> None:
+    """To the last bit, whether numbers or arrays are worked with."""
+    random, gate = np.random.default_rng(9), QualityGate()
+    pictures, words = [], set()
+    for count in [*range(9)] * 15:
+        corner = random.uniform(-60, 600, (count, 2))
+        boxes = np.concatenate(
+            [corner, corner + random.uniform(-9, 1, (count, 1)) + random.uniform(5, 260, (count, 2))], axis=1
+        )
+        boxes[random.random(count) < 0.03, 2] = random.choice([np.nan, np.inf, -np.inf])
+        size = [(640, 480), (320, 240), (601, 333)][count % 3]
+        pictures.append((boxes.astype(np.float32), random.uniform(0.1, 1.0, count).astype(np.float32), size))
+    monkeypatch.setattr("edge_agent.quality.FEW", 1000)
+    few = [gate.look(*picture) for picture in pictures]
+    monkeypatch.setattr("edge_agent.quality.FEW", -1)
+    for others in [gate.look(*picture) for picture in pictures], gate.look_at(pictures):
+        for one, other in zip(few, others, strict=True):
+            assert one.reasons == other.reasons
+            assert one.quality.dtype == other.quality.dtype == np.float32
+            np.testing.assert_array_equal(one.quality, other.quality)
+            np.testing.assert_array_equal(one.inside, other.inside)
+            words.update(one.reasons)
+    assert words == {"", "invalid", "off-image", "truncated", "small", "aspect", "covered"}

@@ -704,10 +704,10 @@ class Identifier:
             for key in self._links.rivals(track.key)
             if (rival := self._tracks.get(key)) is not None and rival.number is not None
         }
-        forbidden: NDArray[np.bool_] = np.isin(numbers, list(taken))
-        if self.enrolment == "watchlist":
-            forbidden |= ~np.isin(numbers, list(self.gallery.enrolled(numbers.tolist())))
-        return forbidden
+        told = numbers.tolist()
+        allowed = self.gallery.enrolled(told) if self.enrolment == "watchlist" else told
+        allowed = set(allowed) - taken
+        return np.array([number not in allowed for number in told], np.bool_)
 
     def _rival_holders(self, key: TrackKey, number: int) -> set[TrackKey]:
         return self._links.rivals(key) & self._of_identity.get(number, set())

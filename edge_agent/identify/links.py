@@ -39,8 +39,9 @@ class Covisibility:
         keys = [(one.camera, one.track_id) for one in seen]
         undecided = [
             (i, j)
-            for i, key in enumerate(keys)
+            for i, key in enumerate(keys[:-1])
             for rivals in (self._rivals.get(key, _NOBODY),)
+            if not rivals.issuperset(keys[i + 1 :])
             for j in range(i + 1, len(keys))
             if keys[j] not in rivals
         ]

@@ -34,6 +34,8 @@ SLACK = 0.03
 _ROUNDING = 1e-4
 """More than cosines of float32 vectors are off by."""
 
+_FIRST = np.zeros(1, np.intp)
+
 
 class Searchable(Protocol):
     """The part of the gallery that searches; `edge_agent.gallery.Gallery` says what each method does."""
@@ -94,9 +96,9 @@ def best_pairs(owners: Numbers, products: Vector) -> tuple[Numbers, Vector]:
     Returns:
         `(L,)` identities and `(L, Q)` maxima.
     """
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    if not len(starts):
+    if not len(owners):
         return owners[:0], products[:0]
+    starts = np.concatenate([_FIRST, np.flatnonzero(owners[1:] != owners[:-1]) + 1])
     return owners[starts], np.maximum.reduceat(products, starts, axis=0)
 
 
