@@ -2,8 +2,8 @@
 
 Live cameras do not wait: whoever embeds more than the engine takes in time loses whole frames, of whichever
 camera is just unlucky, and with them everybody on them. So each frame brings time along, the time between
-frames of its camera that are taken, shared by all cameras that are on. In that time the engine takes so many crops, by
-what it took lately. What one camera leaves over, others may use.
+frames of its camera that are taken, shared by all cameras that are on. In that time the engine takes so many
+crops, by what it took lately. What one camera leaves over, others may use.
 
 Nothing here depends on which clock runs, so that a recording can be replayed to the same result.
 """
@@ -19,9 +19,6 @@ from dataclasses import dataclass, field
 from edge_agent.structures import Candidates
 
 __all__ = ["Budget"]
-
-SHARE = 1.0
-"""Of the engine's time: the rest is for frames that come unevenly."""
 
 MEMORY_S = 1.0
 """Half of what is known of the engine's speed is from so many of its latest seconds at work."""
@@ -50,7 +47,7 @@ REVIEW_S = 1.0
 BUSY = 0.95
 """Busy for this share of the time, the engine is why frames are lost; else it is something else."""
 
-IDLE = 0.98
+IDLE = 0.96
 """Busy for less than this while crops are left out, the engine could have taken more."""
 
 LOST = 0.05
@@ -147,7 +144,7 @@ class Budget:
         own = [every_nth * camera.interval_s for camera in active if camera.interval_s is not None]
         brought_s = max(sum(known) / len(active), sum(frame.detect_s for frame in frames))
         saved = min(self._room, max(1.0, rate * min(SAVED_S, max(own))))
-        self._room = saved + self._pace * SHARE * rate * brought_s
+        self._room = saved + self._pace * rate * brought_s
         if wanted <= self._room:
             return None
         # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
@@ -208,7 +205,7 @@ def _next_pace(pace: float, window: _Window, busy: float) -> float:
     lost = window.lost / max(1, window.frames)
     if lost > LOST and busy > BUSY:
         return max(LEAST_PACE, pace - min(lost, 2 * PACE_STEP))
-    if lost <= LOST and busy < IDLE and 2 * window.short > window.rounds:
+    if busy < IDLE and window.short:
         return min(MOST_PACE, pace + PACE_STEP)
     if lost > LOST or not window.short:
         return pace + min(PACE_STEP, max(-PACE_STEP, 1.0 - pace))

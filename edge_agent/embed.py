@@ -38,6 +38,9 @@ _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 _BATCHES_AHEAD = 1
 """Full batches on their way, besides the crops that were started last: more would only wait."""
 
+_PACKING_S = 0.001
+"""How soon it is worth asking the packer again."""
+
 Pair = tuple[NDArray[np.uint8], Detections]
 
 
@@ -75,6 +78,18 @@ class _Job:
             )
             for start, end in zip([0, *self.ends], self.ends, strict=False)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What the engine works on: whose crops, and which rows of each.
+
+    Times are monotonic seconds: when it was sent, and when it can be done at the earliest.
+    """
+
+    parts: list[tuple[_Job, list[int]]]
+    sent_at: float
+    done_at: float
 
 
 @dataclass(slots=True)
@@ -126,8 +141,12 @@ class Embedder:
         self._jobs: deque[_Job] = deque()
         self._filled: list[tuple[_Job, list[int]]] = []
         """In the engine's next buffer: whose, and which rows of it."""
-        self._batches: deque[tuple[list[tuple[_Job, list[int]]], float]] = deque()
-        """With the engine: whose and which rows, and since when (monotonic seconds)."""
+        self._batches: deque[_Batch] = deque()
+        """With the engine."""
+        self._fastest = 0.0
+        """Least seconds for a crop in any batch; 0 before the first."""
+        self._done_at = 0.0
+        """When the last batch that was sent can be done at the earliest, monotonic seconds."""
         self._closing = ExitStack()
         self._dimension = self._most = 0
         """D, and crops of a batch; known once the engine runs."""
@@ -151,12 +170,20 @@ class Embedder:
 
         That is so when its results wait, and when the engine will have enough to do until they are used.
         """
-        if not self._jobs:
-            return False
+        waiting = [job.waiting for job in self._jobs if job.waiting]
         ahead = _BATCHES_AHEAD * self._most if self._packer.room else 0
-        return not self._jobs[0].waiting or (
-            len(self._jobs) > 1 and sum(job.waiting for job in self._jobs) > ahead
+        return bool(self._jobs) and (
+            not self._jobs[0].waiting or (len(waiting) > 1 and sum(waiting) > ahead)
         )
+
+    @property
+    def due_s(self) -> float:
+        """Seconds until the results of the oldest `submit` can be there at the earliest; 0 when not known."""
+        if not self._jobs or not self._jobs[0].waiting:
+            return 0.0
+        if not self._batches:
+            return 0.0 if self._packer.ready() else _PACKING_S
+        return max(0.0, self._batches[0].done_at - time.monotonic())
 
     def __enter__(self) -> Embedder:
         with ExitStack() as undo:
@@ -230,11 +257,11 @@ class Embedder:
 
     def _open_job(self, pairs: Sequence[Pair]) -> _Job:
         """Grade all detections by their boxes; `present` is who shall be embedded, for now."""
-        graded = []
-        for image, detections in pairs:
+        for image, _ in pairs:
             _check_picture(image)
-            height, width = image.shape[:2]
-            graded.append(self._gate.look(detections.boxes, detections.scores, (width, height)))
+        graded = self._gate.look_at(
+            [(found.boxes, found.scores, (image.shape[1], image.shape[0])) for image, found in pairs]
+        )
         reasons = [reason for of in graded for reason in of.reasons]
         return _Job(
             list(accumulate(len(of.reasons) for of in graded)),
@@ -327,26 +354,30 @@ class Embedder:
     def _send(self) -> None:
         """Let the engine work on the next batch."""
         self._engine.submit(self._count)
-        self._batches.append((self._filled, time.monotonic()))
+        now = time.monotonic()
+        self._done_at = max(now, self._done_at) + self._fastest * self._count
+        self._batches.append(_Batch(self._filled, now, self._done_at))
         self._filled = []
 
     def _absorb(self) -> None:
         """Take the oldest engine batch and hand its rows to where they belong."""
-        parts, submitted = self._batches.popleft()
-        for job, rows in parts:
+        batch, before = self._batches.popleft(), self._engine.run_seconds
+        for job, rows in batch.parts:
             job.waiting -= len(rows)
         try:
             vectors = self._engine.collect()
         except EngineError as problem:
-            for job, _ in parts:
+            for job, _ in batch.parts:
                 job.error = problem
             return
+        took = (self._engine.run_seconds - before) / len(vectors)
+        self._fastest = min(took, self._fastest or took)
         if self.on_batch is not None:
-            self.on_batch(len(vectors), submitted, time.monotonic())
+            self.on_batch(len(vectors), batch.sent_at, time.monotonic())
         self.counters.batches += 1
         faults = self._faults(vectors)
         begin = 0
-        for job, rows in parts:
+        for job, rows in batch.parts:
             end = begin + len(rows)
             job.take(rows, vectors[begin:end], faults[begin:end])
             begin = end

@@ -35,8 +35,8 @@ __all__ = ["PARCEL", "Beside", "Here", "Packer"]
 Pixels = NDArray[np.uint8]
 
 PARCEL = 16
-"""Crops of one `begin` at most. They go to the other process while the next ones are copied, stay in its cache,
-and fill up the engine's batch together with those of other frames."""
+"""Crops of one `begin` at most. They go to the other process while the next ones are copied, stay in its
+cache, and fill up the engine's batch together with those of other frames."""
 _HEAD = struct.Struct("<IIQ")
 """Of a request: slot, crops, bytes of the slot's memory. Heights and widths follow."""
 _DONE = struct.Struct("<II")
@@ -75,12 +75,10 @@ class Packer(Protocol):
 def _pack(
     crops: Sequence[Pixels], targets: Pixels, profile: PreprocessProfile, least: float
 ) -> NDArray[np.float32]:
-    sharp = sharpness(crops)
-    at = 0
-    for crop, of_crop in zip(crops, sharp.tolist(), strict=True):
-        if of_crop >= least:
-            profile.fit(crop, targets[at])
-            at += 1
+    sharp = np.array([sharpness(crop) for crop in crops], np.float32)
+    sharp_enough = (crop for crop, enough in zip(crops, (sharp >= least).tolist(), strict=True) if enough)
+    for crop, target in zip(sharp_enough, targets, strict=False):
+        profile.fit(crop, target)
     return sharp
 
 

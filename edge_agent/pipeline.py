@@ -2,8 +2,9 @@
 
 One thread drives all cameras. Each round takes what the readers have, finds people, and starts to embed the
 crops of all cameras together; while the engine works on it, the next round is read and detected. When its
-embeddings are there, first the next crops are started, then it is decided. Frames of one camera stay in order. Recorded files are read in the order of their times, so that a run over files
-gives the same result every time; live cameras give their newest frame and wait for nobody.
+embeddings are there, first the next crops are started, then it is decided. Frames of one camera stay in
+order. Recorded files are read in the order of their times, so that a run over files gives the same result
+every time; live cameras give their newest frame and wait for nobody.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class Embed(Protocol):
 
     def collect(self) -> list[Embedded]:
         """Results of the oldest batch."""
+
+    @property
+    def due_s(self) -> float:
+        """Seconds for which `collect` would wait at least."""
 
     def keep_fed(self) -> None:
         """Let the engine have what is ready for it; must not block."""
@@ -267,9 +272,9 @@ class Pipeline:
             began = time.perf_counter()
             started = self._start(items)  # before deciding, so that the engine need not wait for that
             decided = self._decide_collected()
-            if self._rounds and (not started or self.embed.full):
+            if self._rounds and (self.embed.full or (not started and not self._wait_for_both())):
                 self._collected = self._collect(self._rounds.popleft())
-            elif not items and not decided:
+            elif not items and not decided and not self._rounds:
                 if self._all_over():
                     break
                 self._end_finished()
@@ -424,6 +429,18 @@ class Pipeline:
         self.counters.spend("wait", ended - began)
         self.counters.batches += 1
         return _Collected(round_.items, embedded, ended - round_.submitted)
+
+    def _wait_for_both(self) -> bool:
+        """Wait for a source, as long as the engine cannot be done; False when it may be."""
+        began = time.perf_counter()
+        self.embed.keep_fed()
+        due_s = self.embed.due_s
+        if due_s <= 0:
+            return False
+        self.progress.at("wait for the engine")
+        self.wake.wait(min(due_s, IDLE_WAIT_S))
+        self.counters.spend("wait", time.perf_counter() - began)
+        return True
 
     def _decide_collected(self) -> bool:
         """Track and identify, frame by frame, where embeddings are there; False where none are."""

@@ -75,6 +75,11 @@ class Embeds:
         """One round is on its way while another is used."""
         return len(self._waiting) > 1
 
+    @property
+    def due_s(self) -> float:
+        """All is there at once."""
+        return 0.0
+
     def keep_fed(self) -> None:
         """Nothing is packed elsewhere."""
 
