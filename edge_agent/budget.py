@@ -47,7 +47,7 @@ REVIEW_S = 1.0
 BUSY = 0.95
 """Busy for this share of the time, the engine is why frames are lost; else it is something else."""
 
-IDLE = 0.96
+IDLE = 0.97
 """Busy for less than this while crops are left out, the engine could have taken more."""
 
 LOST = 0.05
@@ -204,9 +204,9 @@ def _next_pace(pace: float, window: _Window, busy: float) -> float:
     """
     lost = window.lost / max(1, window.frames)
     if lost > LOST and busy > BUSY:
-        return max(LEAST_PACE, pace - min(lost, 2 * PACE_STEP))
+        return max(LEAST_PACE, pace - min(lost - LOST, 2 * PACE_STEP))
     if busy < IDLE and window.short:
-        return min(MOST_PACE, pace + PACE_STEP)
+        return min(MOST_PACE, pace + min(IDLE - busy, PACE_STEP))
     if lost > LOST or not window.short:
         return pace + min(PACE_STEP, max(-PACE_STEP, 1.0 - pace))
     return pace

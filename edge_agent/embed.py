@@ -35,9 +35,9 @@ _UNIT_TOLERANCE = 0.02
 _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 """Self-test: least cosine of a golden crop to its reference, by precision."""
 
-_BATCHES_AHEAD = 1
-"""Full batches on their way, besides the crops that were started last: more would only wait."""
-
+_JOINED_S = 0.03
+"""Crops of different rounds share a batch, and are ahead of the engine, for so long at most: no longer than
+cameras take between two frames, for who waits for a batch takes none."""
 _PACKING_S = 0.001
 """How soon it is worth asking the packer again."""
 
@@ -171,10 +171,8 @@ class Embedder:
         That is so when its results wait, and when the engine will have enough to do until they are used.
         """
         waiting = [job.waiting for job in self._jobs if job.waiting]
-        ahead = _BATCHES_AHEAD * self._most if self._packer.room else 0
-        return bool(self._jobs) and (
-            not self._jobs[0].waiting or (len(waiting) > 1 and sum(waiting) > ahead)
-        )
+        ahead = self._joined if self._packer.room else 0
+        return bool(self._jobs) and (not self._jobs[0].waiting or (len(waiting) > 1 and sum(waiting) > ahead))
 
     @property
     def due_s(self) -> float:
@@ -326,7 +324,14 @@ class Embedder:
 
     def _fits(self) -> bool:
         """Whether the oldest parcel of the packer goes into the next batch."""
-        return self._count + len(self._packing[0][1]) <= self._most
+        job, rows = self._packing[0]
+        alone = all(other is job for other, _ in self._filled)
+        return self._count + len(rows) <= (self._most if alone else min(self._joined, self._most))
+
+    @property
+    def _joined(self) -> int:
+        """Crops of several rounds that the engine does within `_JOINED_S`."""
+        return max(DEPTH, min(self._most, int(_JOINED_S / self._fastest) if self._fastest else 0))
 
     @property
     def _count(self) -> int:

@@ -327,7 +327,7 @@ def sharpness(crop: NDArray[np.uint8]) -> float:
     height, width = crop.shape[:2]
     if height > _ANALYSIS_HEIGHT:
         size = max(width * _ANALYSIS_HEIGHT // height, 1), _ANALYSIS_HEIGHT
-        crop = cv2.resize(crop, size, interpolation=cv2.INTER_NEAREST)  # type: ignore[assignment]
+        crop = cv2.resize(crop, size, interpolation=cv2.INTER_NEAREST)
     grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
     detail = cv2.Laplacian(grey, cv2.CV_16S)[1:-1, 1:-1]
     if not detail.size:

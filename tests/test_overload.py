@@ -19,7 +19,7 @@ import pytest
 from benchmarks.overload import Outcome, Stream, materialise, replay
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score
 from edge_agent import factory
-from edge_agent.budget import Budget
+from edge_agent.budget import LOST, Budget
 from edge_agent.config import Settings, load
 from edge_agent.daemon import Agent, Supply
 from edge_agent.quality import QualityGate
@@ -394,9 +394,9 @@ def test_frames_keep_coming_and_the_engine_is_used(factor: float, fps: float) ->
     before = made.seconds
     told = made.run(budget, cameras, 23.0)
     # What fits the engine is not left out, even where it lasts longer than a frame of the fastest.
-    accident = 0.02 if fps == 10.0 or factor > 1.5 else 0.2
+    accident = LOST if fps == 10.0 or factor > 1.5 else 0.2
     assert sum(told["lost"].values()) <= accident * sum(told["frames"].values())
-    assert made.seconds - before > 0.9 * 20
+    assert made.seconds - before > 0.92 * 20
     assert budget.rate == pytest.approx(rate)
 
 
