@@ -152,6 +152,13 @@ def test_a_batch_of_which_one_slice_fails_is_dropped(tmp_path):
         assert len(embed(engine, crops(8))) == 8
 
 
+def test_a_bare_session_gives_the_same_rows(prepared):
+    batch = crops(5)
+    with open_engine(prepared, max_batch=8, threads=2) as engine:
+        (rows,) = engine.bare()(batch)
+        np.testing.assert_allclose(rows, embed(engine, batch), atol=1e-6)
+
+
 def test_batches_of_one_are_computed_by_all_threads_together(prepared):
     with open_engine(prepared, max_batch=1, threads=3) as engine:
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 1

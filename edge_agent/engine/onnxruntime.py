@@ -20,6 +20,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -182,6 +183,22 @@ class OnnxRuntimeEngine:
     def failures(self) -> int:
         """Batches dropped since `session.run` failed."""
         return self._failures
+
+    def bare(self) -> Callable[[NDArray[np.uint8]], object]:
+        """`session.run` of the same graph in a session of its own, as who does without this engine has it.
+
+        All but the number of threads and the log is as ONNX Runtime sets it.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = self._threads
+        session = onnxruntime.InferenceSession(
+            self._prepared.onnx, options, providers=["CPUExecutionProvider"]
+        )
+        name = session.get_inputs()[0].name
+        return lambda batch: session.run(None, {name: batch})
 
     def __enter__(self) -> OnnxRuntimeEngine:
         import onnxruntime
