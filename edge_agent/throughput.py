@@ -8,6 +8,7 @@ the outbox and delivery. Cameras are live: they give a frame when it is due, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent import factory
 from edge_agent.bench import Latency, machine
@@ -32,6 +34,7 @@ from edge_agent.deliver.connection import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.base import DEPTH
+from edge_agent.engine.profiles import PreprocessProfile, profile_named
 from edge_agent.errors import DeliveryError, EngineError
 from edge_agent.stagetimes import Span, StageClock, cpu_of_cores, cpu_of_threads
 from edge_agent.structures import DecisionKind, Detections, Frame
@@ -128,11 +131,14 @@ def _given(frame: Frame) -> Detections:
     return frame.external if frame.external is not None else Detections.none()
 
 
-def _cameras(plan: Plan, fps: float, over: threading.Event) -> list[_Turning]:
-    streets = [
+def _streets(plan: Plan) -> list[Panorama]:
+    return [
         Panorama(seed, people=plan.people, size=plan.size, tallest=plan.tallest)
         for seed in range(min(plan.cameras, SCENES))
     ]
+
+
+def _cameras(plan: Plan, streets: list[Panorama], fps: float, over: threading.Event) -> list[_Turning]:
     return [
         _Turning(
             f"cam{number + 1}",
@@ -144,6 +150,26 @@ def _cameras(plan: Plan, fps: float, over: threading.Event) -> list[_Turning]:
         )
         for number in range(plan.cameras)
     ]
+
+
+def _packed(
+    streets: list[Panorama], count: int, size: tuple[int, int], profile: PreprocessProfile
+) -> NDArray[np.uint8]:
+    """So many people in these streets as a network takes them, `(count, *size, 3)` uint8 BGR."""
+    batch = np.zeros((count, *size, 3), np.uint8)
+    for target, crop in zip(batch, _crops(streets), strict=False):
+        profile.fit(crop, target)
+    return batch
+
+
+def _crops(streets: list[Panorama]) -> Iterator[NDArray[np.uint8]]:
+    """One after another, without end."""
+    for number, street in enumerate(itertools.cycle(streets)):
+        image, found = street.frame(997.0 * number, number)
+        height, width = image.shape[:2]
+        inside = found.boxes.clip(0, (width, height, width, height)).astype(int)
+        for x1, y1, x2, y2 in inside[(inside[:, 2:] > inside[:, :2]).all(axis=1)]:
+            yield image[y1:y2, x1:x2]
 
 
 # --- gallery and broker -----------------------------------------------------------------------
@@ -356,7 +382,8 @@ def measure(
     embedder = factory.open_configured_embedder(own, factory.state_folder(own.state_dir), None)
     info = embedder.info
     fill_gallery(own, info, plan.identities, plan.exemplars)
-    limits = [_engine_limit(own, embedder)]
+    streets = _streets(plan)
+    limits = [_engine_limit(own, embedder, streets)]
     fps = plan.fps or plan.load * limits[0] / (plan.cameras * plan.people)
     over = threading.Event()
     connection = BrokerSettings.parse(broker[0])
@@ -366,7 +393,8 @@ def measure(
         window = _Window(plan, StageClock(), over, arrivals, began=began)
         agent = Agent(own, observe=window, progress=window.clock)
         agent.supply = Supply(
-            _cameras(plan, fps, over), factory.Detection(_given, lambda _: _LEVELS, "given", lambda: 0.0)
+            _cameras(plan, streets, fps, over),
+            factory.Detection(_given, lambda _: _LEVELS, "given", lambda: 0.0),
         )
         window.agent = agent
         agent.run(threading.Event())
@@ -375,7 +403,7 @@ def measure(
     if window.begin is None or window.end is None or final is None:
         raise EngineError("the run ended before the measurement did; the log says why")
     if not is_simulated(own.engine.backend):
-        limits.append(_engine_limit(own, embedder))
+        limits.append(_engine_limit(own, embedder, streets))
     told = _document(plan, own, info, window, statistics.fmean(limits), fps, final)
     told["broker"] = broker[1]
     told["events_received"] = arrivals.received
@@ -397,15 +425,16 @@ def _settings(plan: Plan, settings: Settings, broker: str) -> Settings:
     )
 
 
-def _engine_limit(settings: Settings, embedder: Embedder) -> float:
-    """Images per second of the engine alone with full batches: its table's, or measured on packed crops."""
+def _engine_limit(settings: Settings, embedder: Embedder, streets: list[Panorama]) -> float:
+    """Images per second of the network alone with full batches: its table's, or measured on packed crops."""
     engine = settings.engine
     if is_simulated(engine.backend):
         return open_simulated(engine.backend, max_batch=1).table.rate(engine.max_batch)
     from edge_agent.bench import rate_alone
 
-    with embedder:
-        return rate_alone(embedder, seconds=5.0)
+    profile = profile_named(factory.choose_model(engine, settings.state_dir).preprocess)
+    crops = _packed(streets, embedder.info.max_batch, embedder.engine.input_size, profile)
+    return rate_alone(embedder, crops, seconds=5.0)
 
 
 def _await_arrivals(arrivals: _Arrivals, wanted: int) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent import bench
+from edge_agent import bench, factory
 from edge_agent.cli import app
+from edge_agent.config import EngineSettings, Settings
 from edge_agent.errors import EngineError
 from edge_agent.telemetry.reading import Reading
 from tests import tiny_networks
@@ -95,10 +98,26 @@ def test_clocks_and_power_mode_are_told() -> None:
     assert machine["throttled"] is False
 
 
-def test_a_network_that_does_not_run_is_an_error_not_an_empty_table(tmp_path: Path) -> None:
+def test_a_network_that_does_not_run_is_an_error_not_an_empty_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one core computes three as one slice
     broken = tiny_networks.fails_for_three(tmp_path / "broken.onnx")
     with pytest.raises(EngineError):
         run("--model", broken, *FAST, "--state", tmp_path, "--precision", "fp32", "--batch", "3")
+
+
+@pytest.mark.parametrize(("backend", "ours"), [("onnxruntime", False), ("simulated:orin-fp16", True)])
+def test_the_rate_alone_is_of_a_bare_session_or_of_an_engine_beside_the_cpu(
+    network: Path, tmp_path: Path, backend: str, ours: bool
+) -> None:
+    model = {} if ours else {"model": network, "preprocess": "tao"}
+    engine = EngineSettings(backend=backend, max_batch=4, **model)
+    settings = Settings(engine=engine, state_dir=tmp_path)
+    embedder = factory.open_configured_embedder(settings, tmp_path, None)
+    crops = np.zeros((4, *embedder.engine.input_size, 3), np.uint8)
+    assert bench.rate_alone(embedder, crops, seconds=0.01) > 0
+    assert (embedder.engine.runs > 0) == ours
 
 
 def test_int8_is_not_measured_silently_as_something_else(network: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from edge_agent.engine import open_engine
 from edge_agent.engine.graph import prepare_detector, prepare_reid
+from edge_agent.engine.onnxruntime import _slices
 from edge_agent.engine.profiles import PROFILES
 from edge_agent.errors import ConfigError, EngineError, ModelError
 from tests import tiny_networks
@@ -108,7 +109,7 @@ def test_buffers_are_reused_and_two(prepared):
 
 def test_failed_batch_is_dropped_and_counted(tmp_path):
     prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
-    with open_engine(prepared, max_batch=4) as engine:
+    with open_engine(prepared, max_batch=4, threads=1) as engine:  # which computes three as one slice
         good = embed(engine, crops(2))
         engine.buffer()[:3] = crops(3)
         engine.submit(3)
@@ -118,6 +119,53 @@ def test_failed_batch_is_dropped_and_counted(tmp_path):
             engine.collect()
         np.testing.assert_array_equal(engine.collect(), good)
         assert (engine.failures, engine.in_flight) == (1, 0)
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 2), (2, 2), (3, 2), (4, 12), (10, 2), (17, 2), (64, 12)])
+def test_slices_are_all_of_the_batch_and_nearly_equal(count, workers):
+    slices = _slices(count, workers)
+    sizes = [end - begin for begin, end in slices]
+    assert [begin for begin, _ in slices] == [0, *(end for _, end in slices[:-1])]
+    assert sum(sizes) == count
+    assert max(sizes) <= 8
+    assert max(sizes) - min(sizes) <= 1
+    assert len(slices) % workers == 0 or max(sizes) <= 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_of_slices_stand_in_the_order_of_the_pictures(prepared, threads):
+    batch = crops(40)
+    with open_engine(prepared, max_batch=40, threads=threads) as engine:
+        together = embed(engine, batch)
+        single = np.concatenate([embed(engine, batch[n : n + 1]) for n in range(40)])
+        assert engine.runs == 41
+    np.testing.assert_allclose(together, single, atol=1e-6)
+
+
+def test_a_batch_of_which_one_slice_fails_is_dropped(tmp_path):
+    prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
+    with open_engine(prepared, max_batch=8, threads=2) as engine:
+        engine.submit(7)  # slices of three and of four
+        with pytest.raises(EngineError, match="failed on a batch"):
+            engine.collect()
+        assert (engine.runs, engine.failures, engine.in_flight) == (1, 1, 0)
+        assert len(embed(engine, crops(8))) == 8
+
+
+def test_a_bare_session_gives_the_same_rows(prepared):
+    batch = crops(5)
+    with open_engine(prepared, max_batch=8, threads=2) as engine:
+        (rows,) = engine.bare()(batch)
+        np.testing.assert_allclose(rows, embed(engine, batch), atol=1e-6)
+
+
+def test_batches_of_one_are_computed_by_all_threads_together(prepared):
+    with open_engine(prepared, max_batch=1, threads=3) as engine:
+        assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 1
+        assert engine._session.get_session_options().intra_op_num_threads == 3
+    with open_engine(prepared, max_batch=2, threads=3) as engine:
+        assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 3
+        assert engine._session.get_session_options().intra_op_num_threads == 1
 
 
 def test_time_in_the_network_is_counted(prepared):
@@ -130,7 +178,7 @@ def test_time_in_the_network_is_counted(prepared):
         assert (engine.runs, engine.run_seconds > once) == (2, True)
 
 
-def test_leaving_with_batches_in_flight_ends_the_worker(prepared):
+def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
     with open_engine(prepared, max_batch=2) as engine:
         engine.submit(2)
         engine.submit(2)
@@ -145,7 +193,7 @@ def test_leaving_does_not_wait_for_what_nobody_will_collect(osnet_onnx):
         engine.submit(64)
         engine.submit(64)
         last = engine._flying[-1]
-    assert last.rows is None
+    assert last.parts[-1] is None
     assert "terminate" in str(last.error)
 
 

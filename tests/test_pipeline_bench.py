@@ -10,7 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.cli import app
+from edge_agent.engine.profiles import PROFILES
 from edge_agent.errors import ConfigError, EdgeAgentError, InputError
+from edge_agent.synthetic.panorama import Panorama
+from edge_agent.throughput import _packed
 from tests.conftest import mosquitto_binary
 
 
@@ -62,6 +65,14 @@ def test_the_trace_is_one_that_trace_viewers_read(told: tuple[dict[str, Any], Pa
     assert all(span["dur"] >= 0 and span["ts"] >= 0 for span in spans)
     assert {"pack", "decide"} <= {span["name"] for span in spans}
     assert (folder / "trace.svg").read_text().startswith("<svg")
+
+
+def test_the_network_alone_gets_people_of_the_same_streets() -> None:
+    streets = [Panorama(seed, people=4, size=(640, 360)) for seed in range(2)]
+    crops = _packed(streets, 12, (256, 128), PROFILES["tao"])
+    assert crops.shape == (12, 256, 128, 3)
+    assert min(float(crop.std()) for crop in crops) > 5  # pictures, no plain ground
+    assert len({crop.tobytes() for crop in crops}) == 12
 
 
 @pytest.mark.parametrize(
