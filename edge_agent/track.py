@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from edge_agent.structures import (
     LONE_TRACKS,
@@ -277,6 +276,8 @@ def associate(cost: NDArray[np.float64], limit: float) -> tuple[NDArray[np.intp]
     """
     if cost.size == 0:
         return _NONE, _NONE
+    from scipy.optimize import linear_sum_assignment  # loaded beside the first frames, by the daemon
+
     # A large finite price keeps the solver feasible and lets it leave dear pairs apart.
     rows, columns = linear_sum_assignment(np.where(cost <= limit, cost, 1e6))
     near = cost[rows, columns] <= limit
