@@ -119,6 +119,9 @@ class SourceSettings(_Section):
     open_timeout_ms: int | None = Field(None, gt=0, description="stream: longest wait to open")
     read_timeout_ms: int | None = Field(None, gt=0, description="stream: longest wait for a packet")
     latency_ms: int | None = Field(None, ge=0, description="stream: jitter buffer of GStreamer's reader")
+    decode_threads: int | None = Field(
+        None, ge=1, description="stream: threads of FFmpeg; each beyond the first delays every frame by one"
+    )
     poll_seconds: Positive | None = Field(None, description="crops: between two looks at the folder")
     settle_seconds: Seconds | None = Field(None, description="crops: a file unchanged for so long is whole")
     once: bool | None = Field(None, description="crops: end when all that is there has been read")

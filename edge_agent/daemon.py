@@ -47,6 +47,7 @@ from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
 from edge_agent.stagetimes import Laps, process_age_s
 from edge_agent.structures import EngineInfo, Load, SourceState, SourceStatus
+from edge_agent.track import Similarity, update_together
 
 if TYPE_CHECKING:
     from edge_agent.cooling import Cooling
@@ -318,7 +319,6 @@ class Agent:
         """Open everything, in the order in which faults are cheapest to find; cameras connect meanwhile."""
         settings = self.settings
         laps = Laps()
-        threading.Thread(target=_import_ahead, name="imports", daemon=True).start()
         state = factory.state_folder(settings.state_dir)
         self._oversight.begin(state, stop)
         supply = self.supply
@@ -328,9 +328,10 @@ class Agent:
         laps.lap("sources")
         active = factory.current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
-            embedder = stack.enter_context(
-                factory.open_configured_embedder(settings, state, active, building=self._tell_build)
-            )
+            embedder = factory.open_configured_embedder(settings, state, active, building=self._tell_build)
+            if embedder.info.backend == "tensorrt":
+                _load_beside()  # to open it takes long, and is not done in Python
+            stack.enter_context(embedder)
         laps.lap("network")
         calibration = _of_space(active, embedder.info)
         enabled = [source for source in settings.sources if source.enabled]
@@ -410,11 +411,10 @@ class Agent:
         if active is not None and calibration is None:
             _tell_stale(active, publisher)
         sight.start_others(stages.health.on_status)
+        _load_beside()
         return stages
 
     def _drive(self, stages: _Stages, stop: threading.Event) -> Summary:
-        from edge_agent.track import Similarity, update_together  # see `_import_ahead`
-
         settings = self.settings
         self._stages = stages
         similarity = Similarity()
@@ -748,10 +748,17 @@ def _ask_to_stop(readers: Sequence[FrameReader]) -> None:
         reader.ask_to_stop()
 
 
-def _import_ahead() -> None:
-    """Load scipy, which takes a third of a second, while networks and cameras are waited for."""
+def _load_beside() -> None:
+    """Load what the second frame's tracks and the first decision need, while the first frame is looked at.
+
+    scipy takes a quarter of a second of the interpreter, so any sooner it would hold up the start itself.
+    """
+    threading.Thread(target=_import_scipy, name="imports", daemon=True).start()
+
+
+def _import_scipy() -> None:
     with contextlib.suppress(ImportError):  # whoever needs it says so
-        importlib.import_module("edge_agent.track")
+        importlib.import_module("scipy.optimize")
 
 
 def _age() -> float | None:

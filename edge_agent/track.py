@@ -19,7 +19,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from edge_agent.structures import (
     LONE_TRACKS,
@@ -301,6 +300,8 @@ def associate(cost: NDArray[np.float64], limit: float) -> tuple[NDArray[np.intp]
     rows, columns = np.nonzero(allowed)
     if len(set(rows.tolist())) == len(rows) == len(set(columns.tolist())):
         return rows, columns  # nobody is wanted twice
+    from scipy.optimize import linear_sum_assignment  # loaded beside the first frames, by the daemon
+
     # A large finite price keeps the solver feasible and lets it leave dear pairs apart.
     rows, columns = linear_sum_assignment(np.where(allowed, cost, 1e6))
     near = allowed[rows, columns]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import structlog
 from structlog.testing import capture_logs
@@ -175,6 +178,28 @@ json.dump([cv2.__version__, shapes], sys.stdout)
 """
 
 
+def test_a_frame_is_delayed_by_every_thread_beyond_the_first(tmp_path):
+    """Each picture of the loop is brighter than the one before; both streams are of one clock."""
+    for n in range(20):
+        cv2.imwrite(str(tmp_path / f"{n + 1:05}.jpg"), np.full((96, 128, 3), 12 * n, np.uint8))
+    shown: dict[str, int] = {}
+    behind: list[int] = []
+    with serving("--mount", "/cam", "--frames", str(tmp_path), "--fps", "10") as server:
+        watches = {"one": Watch(stream(server)), "five": Watch(stream(server, decode_threads=5))}
+
+        def enough() -> bool:
+            for name, watch in watches.items():
+                if (frame := watch.reader.poll()) is not None:
+                    shown[name] = round(frame.image.mean() / 12)
+            if len(shown) == 2:
+                behind.append((shown["one"] - shown["five"]) % 20)
+            return len(behind) > 200
+
+        with watches["one"].reader, watches["five"].reader:
+            watches["five"].until(enough, 20)
+    assert statistics.median(behind[100:]) == 4
+
+
 @pytest.mark.slow  # Debian's OpenCV takes seconds to load
 def test_through_an_opencv_that_has_gstreamer(tmp_path):
     """The wheels have none; Debian's python3-opencv has, as JetPack's has."""
@@ -215,8 +240,6 @@ def test_a_backend_that_is_missing_is_named(monkeypatch):
 
 
 def test_gstreamer_is_told_by_the_build_and_not_by_the_registry(monkeypatch):
-    import cv2
-
     for answer in ("YES (1.20.3)", "NO"):
         text = (
             f"  Video I/O:\n    FFMPEG:                      YES\n    GStreamer:                   {answer}\n"
@@ -252,6 +275,6 @@ def test_settings_that_make_no_sense_are_refused():
     UsbSource("usb", 0, fps=30.0)
     with pytest.raises(SourceError, match="v4l2"):
         StreamSource("cam", "rtsp://127.0.0.1/x", backend="v4l2")
-    for options in ({"size": (0, 10)}, {"max_fps": 0.0}, {"open_timeout_ms": 0}):
+    for options in ({"size": (0, 10)}, {"max_fps": 0.0}, {"open_timeout_ms": 0}, {"decode_threads": 0}):
         with pytest.raises(SourceError, match="cam"):
             StreamSource("cam", "rtsp://127.0.0.1/x", **options)

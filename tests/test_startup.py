@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from edge_agent import factory
-from edge_agent.cli.service import STREAM_OPTIONS, open_streams_at_once
+from edge_agent.cli.service import RTSP_OPTIONS, STREAM_OPTIONS, open_streams_at_once
 from edge_agent.config import load
 from edge_agent.daemon import Agent, Outputs, Supply, _Reading
 from edge_agent.errors import ModelError
@@ -126,6 +126,7 @@ def test_a_start_that_fails_leaves_no_reader_behind(tmp_path: Path) -> None:
     ("urls", "before", "after"),
     [
         (["rtsp://192.0.2.1/a", "http://192.0.2.1/b.mjpg"], None, STREAM_OPTIONS),
+        (["rtsp://192.0.2.1/a", "RTSPS://192.0.2.1/b"], None, RTSP_OPTIONS),
         (["rtsp://192.0.2.1/a"], "rtsp_transport;udp", "rtsp_transport;udp"),
         (["rtsp://192.0.2.1/a", "film.ts"], None, None),
         (["film.ts"], None, None),

@@ -227,6 +227,8 @@ class StreamSource:
         size: `(width, height)` to scale frames to; None keeps the stream's.
         max_fps: frames beyond this rate are not delivered; None delivers all.
         latency_ms: GStreamer's jitter buffer.
+        decode_threads: of FFmpeg; every frame comes as many frames late as there are threads beyond the
+            first. For a stream that one core cannot decode.
     """
 
     live = True
@@ -245,9 +247,12 @@ class StreamSource:
         size: pipelines.Size | None = None,
         max_fps: float | None = None,
         latency_ms: int = 200,
+        decode_threads: int = 1,
     ) -> None:
         if open_timeout_ms <= 0 or read_timeout_ms <= 0:
             raise SourceError(f"source {id}: timeouts must be positive")
+        if decode_threads < 1:
+            raise SourceError(f"source {id}: decode_threads must be at least 1, got {decode_threads}")
         _check_choice(id, "backend", backend, ("auto", "ffmpeg", "gstreamer"))
         _check_choice(id, "transport", transport, ("tcp", "udp"))
         _check_choice(id, "codec", codec, ("h264", "h265"))
@@ -262,6 +267,7 @@ class StreamSource:
         self._size = _checked_size(id, size)
         self.pace = Pace(_checked_rate(id, max_fps))
         self._latency_ms = latency_ms
+        self._decode_threads = decode_threads
         self._numbers = itertools.count(1)
 
     def frames(self) -> Generator[Frame, None, None]:
@@ -308,13 +314,15 @@ class StreamSource:
                 f"source {self.id}: transport {self._transport!r} needs the GStreamer backend; FFmpeg tries "
                 "TCP and falls back to UDP by itself, so leave the transport out"
             )
-        timeouts = [
+        wishes = [
             cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
             self._open_timeout_ms,
             cv2.CAP_PROP_READ_TIMEOUT_MSEC,
             self._read_timeout_ms,
         ]
-        return _capture(self._url, cv2.CAP_FFMPEG, timeouts, failure)
+        if hasattr(cv2, "CAP_PROP_N_THREADS"):  # OpenCV 4.5 has a thread per core, always
+            wishes += [cv2.CAP_PROP_N_THREADS, self._decode_threads]
+        return _capture(self._url, cv2.CAP_FFMPEG, wishes, failure)
 
 
 class UsbSource:
