@@ -87,7 +87,7 @@ class Panorama:
         width = self._size[0]
         offset = int(turned) % self._length
         boxes = self._boxes + self._errors[draw % _DRAWS]
-        boxes[:, [0, 2]] -= offset
+        boxes -= np.array([offset, 0, offset, 0], np.float32)
         boxes[boxes[:, 2] < 0] += np.array([self._length, 0, self._length, 0], np.float32)
         shown = np.minimum(boxes[:, 2], width) - np.maximum(boxes[:, 0], 0)
         found = boxes[shown >= _VISIBLE * (boxes[:, 2] - boxes[:, 0])]
