@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import time
 
 import cv2
 import numpy as np
 import pytest
 
 from edge_agent.embed import Embedder
-from edge_agent.engine import golden, open_engine
+from edge_agent.engine import golden, open_engine, open_simulated
 from edge_agent.engine.graph import prepare_reid
 from edge_agent.engine.profiles import PROFILES
 from edge_agent.errors import EngineError, ModelError, NonFiniteEmbedding
@@ -222,6 +224,92 @@ def test_an_embedding_without_length_is_refused(tmp_path):
     prepared = prepare_reid(tiny_networks.reid(tmp_path / "net.onnx"), RAW)
     with embedder(prepared) as stage, pytest.raises(NonFiniteEmbedding, match="degenerate"):
         stage.embed_images([np.zeros((20, 10, 3), np.uint8)])
+
+
+# --- rounds and batches ---------------------------------------------------------------------------
+
+
+def simulated(tmp_path, *, seconds_a_crop, max_batch=8):
+    table = tmp_path / "engine.json"
+    times = {str(count): 1e3 * seconds_a_crop * count for count in (1, 64)}
+    table.write_text(
+        json.dumps({"device": "x", "precision": "fp16", "source": "a what-if", "latency_ms": times})
+    )
+    engine = open_simulated(f"simulated:{table}", max_batch=max_batch)
+    return Embedder(engine, profile=TAO, gate=OPEN_GATE)
+
+
+def batches_of_three_rounds(stage):
+    """Of two crops each, after one that shows how fast the engine is."""
+    sizes = []
+    stage.submit([(picture(0), detections(2))])
+    stage.collect()
+    stage.on_batch = lambda count, *_: sizes.append(count)
+    rounds = [(picture(seed), detections(2, seed)) for seed in (1, 2, 3)]
+    for pair in rounds:
+        stage.submit([pair])
+    together = [stage.collect()[0] for _ in rounds]
+    for pair, found in zip(rounds, together, strict=True):
+        np.testing.assert_allclose(found.vectors, expected(stage, *pair), atol=1e-6)
+    return sizes
+
+
+def test_rounds_that_wait_for_the_engine_share_its_next_batch(tmp_path):
+    with simulated(tmp_path, seconds_a_crop=0.001) as stage:
+        assert batches_of_three_rounds(stage) == [2, 4]
+
+
+def test_rounds_do_not_wait_for_each_other_on_a_slow_engine(tmp_path):
+    with simulated(tmp_path, seconds_a_crop=0.02) as stage:
+        assert batches_of_three_rounds(stage) == [2, 2, 2]
+
+
+def test_enough_is_on_its_way_when_one_round_works_and_one_waits(tmp_path):
+    with simulated(tmp_path, seconds_a_crop=0.001) as stage:
+        assert not stage.full
+        stage.submit([(picture(1), detections(2))])
+        assert not stage.full
+        stage.submit([(picture(1), Detections.none())])
+        assert not stage.full, "there is nothing to do in it"
+        stage.submit([(picture(1), detections(2))])
+        assert stage.full
+        for _ in range(3):
+            stage.collect()
+        stage.submit([(picture(1), Detections.none())])
+        assert stage.full, "there is nothing to wait for"
+
+
+def test_it_tells_for_how_long_the_engine_cannot_be_done(tmp_path):
+    with simulated(tmp_path, seconds_a_crop=0.02) as stage:
+        assert stage.due_s == 0
+        stage.submit([(picture(1), detections(2))])
+        assert stage.due_s == 0, "not known yet"
+        stage.collect()
+        stage.submit([(picture(1), detections(4))])
+        began, due_s = time.monotonic(), stage.due_s
+        assert 0.04 < due_s <= 0.08
+        stage.collect()
+        assert time.monotonic() - began >= due_s
+        assert stage.due_s == 0
+
+
+def test_rounds_that_shared_a_failed_batch_have_the_same_error(tmp_path):
+    prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
+    with embedder(prepared, max_batch=4) as stage:
+        stage.submit([(picture(0), detections(1))])
+        stage.collect()
+        stage._fastest = 1e-4  # whatever this machine is busy with
+        for count in (1, 1, 2):
+            stage.submit([(picture(count), detections(count))])
+        assert stage.collect()[0].present.all()
+        problems = []
+        for _ in range(2):
+            with pytest.raises(EngineError, match="failed on a batch") as caught:
+                stage.collect()
+            problems.append(caught.value)
+        assert problems[0] is problems[1]
+        stage.submit([(picture(0), detections(1))])
+        assert stage.collect()[0].present.all()
 
 
 def test_a_failed_batch_is_reported_once_and_the_next_one_works(tmp_path):

@@ -168,6 +168,49 @@ def test_an_engine_that_keeps_failing_ends_the_run() -> None:
     assert pipeline.counters.failed_batches == MAX_ENGINE_FAILURES
 
 
+def test_rounds_that_shared_a_failed_batch_count_once() -> None:
+    class Shared(Embeds):
+        problem = EngineError("one batch")
+
+        def collect(self) -> list[Embedded]:
+            super().collect()
+            raise self.problem
+
+    source = Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 60)])
+    pipeline, _, _ = build([source], Shared())
+    pipeline.run(threading.Event())
+    assert pipeline.counters.failed_batches == 1
+    assert len(source.acknowledged) == 59
+
+
+def test_a_frame_that_comes_while_the_engine_works_is_started_at_once() -> None:
+    class Working(Embeds):
+        """Its results are there as soon as two rounds were started."""
+
+        @property
+        def due_s(self) -> float:
+            return 60.0 if len(self.sizes) < 2 else 0.0
+
+    class Later(Live):
+        """Its second frame comes when the first was started."""
+
+        def poll(self) -> Frame | CropBatch | None:
+            pipeline.wake.set()
+            return super().poll() if len(self._items) + len(embed.sizes) == 2 else None
+
+    embed = Working()
+    source = Later("a", [frame("a", 1, 0.1), frame("a", 2, 0.2)])
+    pipeline, _, outcomes = build([source], embed)
+    stop = threading.Event()
+    pipeline.hand_over = lambda outcome: (
+        outcomes.append(outcome),
+        stop.set() if len(outcomes) == 2 else None,
+    )
+    pipeline.run(stop)
+    assert embed.sizes == [1, 1]
+    assert source.acknowledged == [1, 2]
+
+
 def test_crops_of_an_upstream_keep_its_tracks() -> None:
     image = np.zeros((100, 40, 3), np.uint8)
     boxes = np.array([[0, 0, 40, 100], [50, 0, 90, 100]], np.float32)
