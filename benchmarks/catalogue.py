@@ -207,7 +207,10 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             (video,),
         ),
         Benchmark(
-            "idle", "cameras that see nobody", (_module("idle", 300.0, "--seconds", 2 if quick else 10),)
+            "idle",
+            "cameras that see nobody",
+            (_module("idle", 300.0, "--seconds", 2 if quick else 10, "--detector", f"yolox:{yolox}"),),
+            (yolox,),
         ),
         Benchmark(
             "identity",
