@@ -178,6 +178,20 @@ def test_time_in_the_network_is_counted(prepared):
         assert (engine.runs, engine.run_seconds > once) == (2, True)
 
 
+def test_time_in_the_network_is_that_of_the_batch_that_was_collected(prepared):
+    with open_engine(prepared, max_batch=16, threads=2) as engine:
+        for _ in range(2):
+            engine.submit(16)
+        for run in engine._flying:
+            assert run.done.wait(10)
+        assert (engine.runs, engine.run_seconds) == (0, 0.0)
+        for runs, run in enumerate(list(engine._flying), 1):
+            before = engine.run_seconds
+            engine.collect()
+            assert engine.runs == runs
+            assert engine.run_seconds - before == pytest.approx(run.seconds / 2)
+
+
 def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
     with open_engine(prepared, max_batch=2) as engine:
         engine.submit(2)

@@ -96,6 +96,8 @@ class _Run:
     parts: list[NDArray[np.float32] | None]
     left: int
     """Slices that have not been computed."""
+    seconds: float = 0.0
+    """Spent on its slices, summed over the threads."""
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
@@ -171,12 +173,16 @@ class OnnxRuntimeEngine:
 
     @property
     def runs(self) -> int:
-        """Batches run since the engine was made."""
+        """Batches run and collected since the engine was made."""
         return self._runs
 
     @property
     def run_seconds(self) -> float:
-        """Seconds inside `session.run`, the mean of the threads: 1 in a second is all that they can."""
+        """Seconds inside `session.run`, the mean of the threads: 1 in a second is all that they can.
+
+        They are counted, like `runs`, as batches are collected: so much as the batch took, and no part of
+        the next.
+        """
         return self._run_seconds
 
     @property
@@ -261,6 +267,9 @@ class OnnxRuntimeEngine:
         run.done.wait()
         self._flying.popleft()
         self._free.append(run.buffer)
+        self._runs += 1
+        self._failures += run.error is not None
+        self._run_seconds += run.seconds / self._workers
         if run.error is not None:
             raise EngineError(f"{self._prepared.name} failed on a batch: {run.error}") from run.error
         return np.concatenate([part for part in run.parts if part is not None])
@@ -286,13 +295,10 @@ class OnnxRuntimeEngine:
     def _count(self, run: _Run, seconds: float) -> None:
         """A slice of this run has ended, after so long."""
         with self._counting:
-            self._run_seconds += seconds / self._workers
+            run.seconds += seconds
             run.left -= 1
-            if run.left:
-                return
-            self._runs += 1
-            self._failures += run.error is not None
-        run.done.set()
+            if not run.left:
+                run.done.set()
 
 
 def _slices(count: int, workers: int) -> list[tuple[int, int]]:
