@@ -47,7 +47,7 @@ REVIEW_S = 1.0
 BUSY = 0.95
 """Busy for this share of the time, the engine is why frames are lost; else it is something else."""
 
-IDLE = 0.97
+IDLE = 0.975
 """Busy for less than this while crops are left out, the engine could have taken more."""
 
 LOST = 0.05
