@@ -205,7 +205,7 @@ def _next_pace(pace: float, window: _Window, busy: float) -> float:
     lost = window.lost / max(1, window.frames)
     if lost > LOST and busy > BUSY:
         return max(LEAST_PACE, pace - min(lost - LOST, 2 * PACE_STEP))
-    if busy < IDLE and window.short:
+    if busy < IDLE and lost <= 2 * LOST and window.short:
         return min(MOST_PACE, pace + min(IDLE - busy, PACE_STEP))
     if lost > LOST or not window.short:
         return pace + min(PACE_STEP, max(-PACE_STEP, 1.0 - pace))
