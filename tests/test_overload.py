@@ -547,9 +547,9 @@ def test_no_frame_is_lost_while_crops_are_spared_and_the_counts_are_published(
     thread.start()
     try:
         wait_for("crops that are too many", lambda: (t := agent.tally()) is not None and t.overload)
-        time.sleep(1.0)  # what piled up before the engine's speed was known is gone
+        time.sleep(2.0)  # what piled up before the engine's speed was known is gone
         before = agent.tally()
-        time.sleep(3.0)
+        time.sleep(6.0)
         after = agent.tally()
     finally:
         over.set()
