@@ -16,7 +16,7 @@ FASTER = {"0.5": "half", "2": "x2", "4": "x4", "8": "x8"}
 """What-if engines of `benchmarks/engines/`, by their rate over the published one."""
 GROWTH_FPS = 15.0
 PLENTY_FPS = 75.0
-"""Of 8 cameras with 8 people: more crops than the host takes, in frames few enough to cost little."""
+"""Of 8 cameras with 8 people: about as many crops as the host takes, in frames few enough to cost little."""
 START_S = 120.0
 """Longest time of a pipeline run beside its measurement: gallery, streets, broker, warm-up, end."""
 

@@ -84,15 +84,14 @@ class _Window:
         since: when it began.
         seconds: that the engine had been at work until then.
         frames, lost: that came, and that nobody took.
-        rounds, short: all, and those in which crops were left out.
+        short: whether crops were left out.
     """
 
     since: float
     seconds: float
     frames: int = 0
     lost: int = 0
-    rounds: int = 0
-    short: int = 0
+    short: bool = False
 
 
 class Budget:
@@ -155,8 +154,7 @@ class Budget:
         """Of the crops of the frames that were offered, so many are embedded, and so many left out."""
         self._room = max(0.0, self._room - crops)
         if self._window is not None:
-            self._window.rounds += 1
-            self._window.short += spared > 0
+            self._window.short |= spared > 0
 
     def _learn(self) -> None:
         crops, seconds = self._worked()
