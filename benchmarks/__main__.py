@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import report, results
 from benchmarks.catalogue import REPO, Benchmark, Step, catalogue
-from edge_agent.errors import InputError
+from edge_agent.core.errors import InputError
 
 STOP_S = 10.0
 """Between asking a command to end and ending it."""

@@ -48,7 +48,7 @@ def main() -> None:
     told = measure(chosen)
     print(markdown(told), end="")
     if chosen.output is not None:
-        from edge_agent.manifest import write_json_atomic
+        from edge_agent.core.manifest import write_json_atomic
 
         write_json_atomic(chosen.output, told)
 
@@ -56,7 +56,7 @@ def main() -> None:
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """Everything, as JSON values."""
     from benchmarks.matching import decisions, open_people, searches
-    from edge_agent.logs import configure
+    from edge_agent.core.logs import configure
 
     configure("warning")
     network = _network(chosen.model, chosen.preprocess, chosen.threads)
@@ -87,8 +87,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _network(model: Path | None, preprocess: str | None, threads: int) -> Network:
     from benchmarks.peers import Network
-    from edge_agent import factory
-    from edge_agent.errors import ConfigError
+    from edge_agent.agent import factory
+    from edge_agent.core.errors import ConfigError
 
     path = model or factory.default_model()
     if path is None:
@@ -101,9 +101,9 @@ def _drawn(count: int) -> list[NDArray[np.uint8]]:
     """Drawn people as a camera sees them, of many sizes; the same every time."""
     import numpy as np
 
-    from edge_agent.synthetic.camera import camera
-    from edge_agent.synthetic.crops import render_crop
-    from edge_agent.synthetic.identity import identity
+    from edge_agent.offline.synthetic.camera import camera
+    from edge_agent.offline.synthetic.crops import render_crop
+    from edge_agent.offline.synthetic.identity import identity
 
     random = np.random.default_rng(3)
     return [
@@ -113,7 +113,8 @@ def _drawn(count: int) -> list[NDArray[np.uint8]]:
 
 def _read(dataset: Path) -> list[NDArray[np.uint8]]:
     """The first crops of a data set's gallery."""
-    from edge_agent.dataset import MarketDataset, Split, read_picture
+    from edge_agent.core.pictures import read_picture
+    from edge_agent.offline.dataset import MarketDataset, Split
 
     crops = MarketDataset.open(dataset, (Split.GALLERY,)).gallery
     few = [read_picture(crop.path) for crop in crops[: max(CROPS.values())]]

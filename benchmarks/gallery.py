@@ -27,11 +27,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.bench import machine
+from edge_agent.core.logs import configure
+from edge_agent.core.manifest import write_atomic
 from edge_agent.gallery import Gallery
 from edge_agent.gallery.identity import new_id
-from edge_agent.logs import configure
-from edge_agent.manifest import write_atomic
+from edge_agent.offline.bench.speed import machine
 
 Vectors = NDArray[np.float32]
 

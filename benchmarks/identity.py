@@ -32,10 +32,10 @@ def main() -> None:
     options.add_argument("--motion", action="store_true", help="with the motion gate before the detector")
     chosen = options.parse_args()
     began = time.perf_counter()
+    from edge_agent.agent.daemon import Agent, Outputs
     from edge_agent.cli.service import overrides
-    from edge_agent.config import load
-    from edge_agent.daemon import Agent, Outputs
-    from edge_agent.logs import configure
+    from edge_agent.core.config import load
+    from edge_agent.core.logs import configure
 
     configure("warning")
     with tempfile.TemporaryDirectory() as folder:

@@ -29,15 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.startup import rtsp
-from edge_agent import factory
-from edge_agent.bench import machine
-from edge_agent.config import Settings, load
-from edge_agent.daemon import Agent, Supply
+from edge_agent.agent import factory
+from edge_agent.agent.daemon import Agent, Supply
+from edge_agent.core.config import Settings, load
+from edge_agent.core.manifest import write_json_atomic
+from edge_agent.core.structures import Detections, Frame
 from edge_agent.detect.motion import Motion
-from edge_agent.manifest import write_json_atomic
-from edge_agent.stagetimes import cpu_of_threads
-from edge_agent.structures import Detections, Frame
-from edge_agent.synthetic.street import Street
+from edge_agent.offline.bench.speed import machine
+from edge_agent.offline.bench.stagetimes import cpu_of_threads
+from edge_agent.offline.synthetic.street import Street
 
 PICTURES = 30
 """Different ones, in a loop: grain must not stand still."""

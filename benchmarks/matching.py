@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.slices import in_turn
-from edge_agent import factory
-from edge_agent.config import Settings
+from edge_agent.agent import factory
+from edge_agent.core.config import Settings
+from edge_agent.core.structures import Detections, Embedded, EngineInfo, TrackUpdate
 from edge_agent.gallery import Gallery
-from edge_agent.structures import Detections, Embedded, EngineInfo, TrackUpdate
-from edge_agent.throughput import fill_gallery
+from edge_agent.offline.bench.throughput import fill_gallery
 
 __all__ = ["decisions", "open_people", "searches"]
 

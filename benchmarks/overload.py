@@ -29,11 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.scoring import PETS_VISITS, Rows, people_of, read_mot, score
-from edge_agent import factory
-from edge_agent.budget import Budget
-from edge_agent.config import Settings
-from edge_agent.detect import open_detector
-from edge_agent.structures import (
+from edge_agent.agent import factory
+from edge_agent.core.config import Settings
+from edge_agent.core.structures import (
     Candidates,
     Decision,
     Detections,
@@ -42,8 +40,10 @@ from edge_agent.structures import (
     Load,
     TrackUpdate,
 )
-from edge_agent.thinning import Thinning
-from edge_agent.track import Similarity
+from edge_agent.detect import open_detector
+from edge_agent.embed.capacity import Budget
+from edge_agent.embed.selection import Thinning
+from edge_agent.track.tracker import Similarity
 
 __all__ = ["Material", "Outcome", "Stream", "materialise", "replay", "strip"]
 
@@ -382,7 +382,7 @@ def main() -> None:
     options.add_argument("--preprocess", default="tao")
     options.add_argument("--json", action="store_true", help="all figures")
     chosen = options.parse_args()
-    from edge_agent.logs import configure
+    from edge_agent.core.logs import configure
 
     configure("warning")
     truth, people = read_mot(chosen.truth, truth=True), people_of(chosen.visits)

@@ -29,14 +29,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.config import EngineSettings, QualitySettings
-from edge_agent.embed import Embedder
+from edge_agent.agent.factory import embedder_of, make_gate
+from edge_agent.core.config import EngineSettings, QualitySettings
+from edge_agent.core.structures import EngineInfo
+from edge_agent.embed.embedder import Embedder
 from edge_agent.engine.base import DEPTH
 from edge_agent.engine.golden import Golden
 from edge_agent.engine.onnxruntime import open_session
 from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.factory import embedder_of, make_gate
-from edge_agent.structures import EngineInfo
 
 __all__ = ["Network", "Peer", "open_peers"]
 

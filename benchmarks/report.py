@@ -15,8 +15,8 @@ from typing import Any
 from benchmarks import compare, gallery, idle, overload, results, startup
 from benchmarks.catalogue import GROWTH_FPS, REPO
 from benchmarks.plots import KEPT, LOST, breaks_at, curve, slope
-from edge_agent.evaluate.charts import Series
-from edge_agent.manifest import write_atomic
+from edge_agent.core.manifest import write_atomic
+from edge_agent.offline.evaluate.charts import Series
 
 __all__ = ["DOCUMENT", "PICTURES", "pictures", "spliced", "write"]
 

@@ -39,9 +39,9 @@ def network() -> bytes:
     """ONNX bytes: `float32 [N, 3, 256, 128]` in, `float32 [N, 256]` out."""
     import torch
 
-    from edge_agent.train.export import traced
-    from edge_agent.train.network import Deployed, build_network
-    from edge_agent.train.spec import Spec
+    from edge_agent.offline.train.export import traced
+    from edge_agent.offline.train.network import Deployed, build_network
+    from edge_agent.offline.train.spec import Spec
 
     torch.manual_seed(0)
     spec = Spec.model_validate({"model": {"pretrain_choice": "none"}})

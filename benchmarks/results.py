@@ -10,10 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalogue import REPO
 from edge_agent.bench import machine
 from edge_agent.errors import InputError
 from edge_agent.manifest import read_json, write_json_atomic
+
+from benchmarks.catalogue import REPO
 
 __all__ = ["FOLDER", "circumstances", "read", "write"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.structures import iou_matrix
+from edge_agent.core.structures import iou_matrix
 
 __all__ = ["PETS_VISITS", "Score", "people_of", "read_mot", "score", "scored_reentries"]
 

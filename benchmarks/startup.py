@@ -26,11 +26,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edge_agent.bench import machine
+from edge_agent.core.manifest import write_json_atomic
 from edge_agent.deliver.connection import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
-from edge_agent.manifest import write_json_atomic
-from edge_agent.throughput import open_broker
+from edge_agent.offline.bench.speed import machine
+from edge_agent.offline.bench.throughput import open_broker
 
 LONGEST_S = 60.0
 """A start that takes longer is taken to have failed."""

@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 
 from benchmarks.scoring import Rows, Score, read_mot, score
-from edge_agent.config import Settings
+from edge_agent.agent.factory import make_tracker, open_embedder
+from edge_agent.core.config import Settings
+from edge_agent.core.logs import configure
+from edge_agent.core.structures import Detections, Embedded, TrackUpdate
 from edge_agent.detect import open_detector
 from edge_agent.detect.base import ScoreLevels
-from edge_agent.factory import make_tracker, open_embedder
-from edge_agent.logs import configure
-from edge_agent.structures import Detections, Embedded, TrackUpdate
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ def main() -> None:
 
     hide_logins()
     from edge_agent.cli import app
-    from edge_agent.errors import EdgeAgentError
+    from edge_agent.core.errors import EdgeAgentError
 
     try:
         app()

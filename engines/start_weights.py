@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 import torch
-
 from edge_agent.errors import EdgeAgentError
 from edge_agent.train.checkpoint import read_weights
 

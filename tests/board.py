@@ -1,7 +1,7 @@
 """A board as a thermal model: a die, a heat sink and a housing, each a mass with a resistance to the next.
 
-Used by `tests/test_governor.py` and `benchmarks/governor.py`. The numbers are of the size of an AGX Orin
-developer kit's (15 to 60 W, a fan, minutes to warm up), and are not measured.
+Used by `tests/health/test_governor.py` and `benchmarks/governor.py`. The numbers are of the size of an AGX
+Orin developer kit's (15 to 60 W, a fan, minutes to warm up), and are not measured.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.governor import LOOK_EVERY_S, Governor, Rung, ladder
-from edge_agent.structures import Load
+from edge_agent.core.structures import Load
+from edge_agent.health.governor import LOOK_EVERY_S, Governor, Rung, ladder
 
 CAMERAS = (("gate", 5), ("yard", 0), ("hall", 0), ("door", 3))
 LIMIT_C = 99.0

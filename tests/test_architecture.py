@@ -1,10 +1,11 @@
-"""The rows of the design: imports point down, nothing imports its own row or a higher one, no circles."""
+"""The structure of the package: rows, sizes, and what is imported when."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,31 +17,24 @@ PACKAGE = REPO / "edge_agent"
 ROWS = {
     "__main__": 7,
     "cli": 6,
-    "daemon": 5, "calibrate": 5, "evaluate": 5, "bench": 5, "throughput": 5, "train": 5, "demo": 5,
-    "factory": 4,
-    "detect": 3, "embed": 3, "packing": 3, "operations": 3, "erasure": 3, "oversight": 3, "cooling": 3,
-    "source": 2, "engine": 2, "track": 2, "gallery": 2, "identify": 2, "deliver": 2, "telemetry": 2,
-    "supervise": 2, "governor": 2, "thinning": 2, "pipeline": 2, "synthetic": 2, "mot": 2, "quality": 2,
-    "download": 2, "stagetimes": 2, "budget": 2,
-    "config": 1, "events": 1, "manifest": 1, "dataset": 1, "logs": 1, "audit": 1, "encryption": 1,
-    "notify": 1, "progress": 1,
-    "errors": 0, "structures": 0,
+    "offline": 5,
+    "agent": 4,
+    "embed": 3, "detect": 3,
+    "engine": 2, "source": 2, "track": 2, "identify": 2, "gallery": 2, "deliver": 2, "health": 2,
+    "core": 1,
 }  # fmt: skip
-"""Row of every module or sub-package, as in docs/source-map.md."""
+"""Row of every folder of the package, as in docs/source-map.md. Imports point to a lower row."""
 
-ALLOWED_SIBLINGS = {
-    ("embed", "packing"): "packing is the part of embedding that may run in a process of its own",
-    ("dataset", "manifest"): "a data set's manifest is written like every other",
-    ("calibrate", "evaluate"): "the accuracy gate is an evaluation, twice",
-    ("calibrate", "bench"): "a calibration ends with the speed table",
-    ("throughput", "bench"): "latencies and the machine are told in one way",
-    ("throughput", "daemon"): "what is measured is the daemon itself",
-    (
-        "operations",
-        "erasure",
-    ): "a command over MQTT forgets people by the function that the command line uses",
-}
-"""Imports within a row, each with its reason."""
+MAX_MODULE_LINES = 500
+MAX_METHODS = 25
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 10
+"""Outside `cli`, where typer declares each option as a parameter."""
+MAX_NESTING = 4
+MAX_PACKAGE_LINES = 39_000
+
+EXCEPTIONS: dict[str, tuple[int, str]] = {}
+"""`module` or `module.qualified.name` -> the size that it has, and why it is above the limit."""
 
 
 def modules() -> dict[str, Path]:
@@ -55,8 +49,8 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of this package that a file imports when it runs (not those for type checkers alone)."""
+def imports_of(path: Path, *, typing: bool = False) -> set[str]:
+    """Modules of this package that a file imports; with `typing`, those for type checkers too."""
     tree = ast.parse(path.read_text())
     typing_only = {
         id(child)
@@ -66,7 +60,7 @@ def imports_of(path: Path) -> set[str]:
     }
     found: set[str] = set()
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in typing_only and not typing:
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -82,23 +76,27 @@ def part(module: str) -> str | None:
     return names[1] if len(names) > 1 else None
 
 
+def test_the_root_holds_folders_only() -> None:
+    files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert files == {"__init__.py", "__main__.py", "py.typed"}
+    assert folders == ROWS.keys() - {"__main__"}
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_point_down(module: str) -> None:
     own = part(module)
     if own is None:
         assert not imports_of(MODULES[module]), "import edge_agent must import nothing of its own"
         return
-    assert own in ROWS, f"{own} has no row: add it here and to docs/source-map.md"
-    for imported in imports_of(MODULES[module]):
+    for imported in imports_of(MODULES[module], typing=True):
         other = part(imported)
         if other is None or other == own:
-            continue
-        if (own, other) in ALLOWED_SIBLINGS:
             continue
         assert ROWS[other] < ROWS[own], f"{module} (row {ROWS[own]}) imports {imported} (row {ROWS[other]})"
 
 
-def test_no_circles() -> None:
+def test_no_cycles() -> None:
     graph = {name: imports_of(path) & MODULES.keys() for name, path in MODULES.items()}
     done: set[str] = set()
 
@@ -111,6 +109,88 @@ def test_no_circles() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
+
+
+def nesting(node: ast.AST, depth: int = 0) -> int:
+    """Depth of the deepest block below `node`; functions within are judged by themselves."""
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (*Function.__args__, ast.ClassDef)):
+            continue
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        deepest = max(deepest, nesting(child, depth + (isinstance(child, BLOCKS) and not is_elif)))
+    return deepest
+
+
+def definitions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.ClassDef | Function]]:
+    """Every class and function below `node`, with its qualified name."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.ClassDef, *Function.__args__)):
+            yield f"{name}.{child.name}", child
+            yield from definitions(child, f"{name}.{child.name}")
+        else:
+            yield from definitions(child, name)
+
+
+def measured(module: str) -> Iterator[tuple[str, str, int, int]]:
+    """What a module has of each limited kind: name, kind, size, limit."""
+    text = MODULES[module].read_text()
+    yield module, "lines", len(text.splitlines()), MAX_MODULE_LINES
+    for name, node in definitions(ast.parse(text), module):
+        if isinstance(node, ast.ClassDef):
+            methods = sum(isinstance(child, Function.__args__) for child in node.body)
+            yield name, "methods", methods, MAX_METHODS
+            continue
+        yield name, "function lines", (node.end_lineno or 0) - node.lineno + 1, MAX_FUNCTION_LINES
+        yield name, "nesting", nesting(node), MAX_NESTING
+        if part(module) != "cli":
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg not in ("self", "cls") for argument in arguments)
+            yield name, "parameters", count, MAX_PARAMETERS
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_sizes(module: str) -> None:
+    """Limits only go down: an exception states the present size, and goes when it is not needed any more."""
+    for name, kind, size, limit in measured(module):
+        key = f"{name} {kind}"
+        if key in EXCEPTIONS:
+            assert EXCEPTIONS[key][0] == size > limit, f"{key} is {size}: adjust or remove its exception"
+        else:
+            assert size <= limit, f"{key}: {size}, at most {limit}; split it"
+
+
+def test_exceptions_exist() -> None:
+    present = {f"{name} {kind}" for module in MODULES for name, kind, _, _ in measured(module)}
+    assert EXCEPTIONS.keys() <= present
+
+
+def test_the_package_does_not_grow() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in MODULES.values())
+    assert lines <= MAX_PACKAGE_LINES
+
+
+DOCUMENTED = {"_exit", "_current_frames", "_replace"}
+"""Public in spite of their names: os._exit, sys._current_frames, namedtuple's _replace."""
+
+
+def private_reads(tree: ast.AST) -> Iterator[str]:
+    """Private attributes that are read of anything but the object or class itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr not in DOCUMENTED:
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not own and not node.attr.endswith("__"):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_private_of_another_class_is_read(module: str) -> None:
+    reads = list(private_reads(ast.parse(MODULES[module].read_text())))
+    assert not reads, f"{module} reads private members: {reads}"
 
 
 HEAVY = ("numpy", "cv2", "onnx", "onnxruntime", "paho", "scipy", "torch", "tensorrt", "jtop", "pydantic")
@@ -128,7 +208,7 @@ LATE = ("scipy", "onnx", "onnxruntime", "paho", "prometheus_client", "torch", "t
 
 
 def test_the_agent_imports_late_what_it_can() -> None:
-    code = f"import edge_agent.daemon; import sys; print([m for m in {LATE!r} if m in sys.modules])"
+    code = f"import edge_agent.agent.daemon; import sys; print([m for m in {LATE!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
     assert done.stdout.strip() == "[]"
 
@@ -142,4 +222,4 @@ def test_jtop_is_imported_in_one_place() -> None:
         if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "jtop" for a in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jtop")
     ]
-    assert set(users) <= {"telemetry/jtop.py"}
+    assert set(users) <= {"health/telemetry/jtop.py"}

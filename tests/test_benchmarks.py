@@ -17,7 +17,7 @@ from benchmarks.plots import breaks_at, curve, slope
 from benchmarks.slices import Taken, in_turn
 from edge_agent.cli import app
 from edge_agent.engine.latency import latency_table
-from edge_agent.evaluate.charts import Series
+from edge_agent.offline.evaluate.charts import Series
 
 MISSING = Path("nowhere")
 
@@ -160,7 +160,7 @@ def test_their_steps_give_our_embeddings(tmp_path: Path) -> None:
     from contextlib import ExitStack
 
     from benchmarks.peers import Network, open_peers
-    from edge_agent.factory import prepare_model
+    from edge_agent.agent.factory import prepare_model
     from tests import tiny_networks
 
     prepared, golden = prepare_model(tiny_networks.convolutional(tmp_path / "tiny.onnx"), "imagenet", None)

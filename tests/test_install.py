@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.test_telemetry import plant
+from tests.health.test_telemetry import plant
 
 PYTHON = """#!/bin/bash
 here=$(cat "$(dirname "$0")/version" 2>/dev/null || cat {folder}/version)

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edge_agent.bench import Measurement
-    from edge_agent.config import Settings
+    from edge_agent.core.config import Settings
+    from edge_agent.offline.bench.speed import Measurement
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -97,11 +97,12 @@ def command(
 
     one_blas_thread()
     _refuse_unused(context, pipeline)
-    from edge_agent import bench, factory
+    from edge_agent.agent import factory
     from edge_agent.cli.evaluate import require_folders
     from edge_agent.cli.service import overrides
-    from edge_agent.config import load as read_settings
-    from edge_agent.logs import configure
+    from edge_agent.core.config import load as read_settings
+    from edge_agent.core.logs import configure
+    from edge_agent.offline.bench import speed as bench
 
     configure("warning")
     wanted = tuple(dict.fromkeys(precision or PRECISIONS))
@@ -117,8 +118,8 @@ def command(
     folder = factory.state_folder(settings.state_dir)
     if pipeline:
         from edge_agent.cli import pipeline_bench
-        from edge_agent.throughput import Plan
-        from edge_agent.throughput import markdown as as_markdown
+        from edge_agent.offline.bench.throughput import Plan
+        from edge_agent.offline.bench.throughput import markdown as as_markdown
 
         if len(precision or ()) > 1 or len(batch or ()) > 1:
             raise typer.BadParameter("--pipeline measures one --precision and one --batch at a time")
@@ -150,7 +151,7 @@ def _tell(told: dict[str, Any], text: str, output: Path | None, markdown: Path |
     """Write and print what was measured."""
     import json
 
-    from edge_agent.manifest import write_atomic, write_json_atomic
+    from edge_agent.core.manifest import write_atomic, write_json_atomic
 
     if output is not None:
         write_json_atomic(output, told)
@@ -181,8 +182,9 @@ def _measure(
     """Rows for every precision and batch; what cannot be had goes to `left_out` with the reason."""
     from rich.console import Console
 
-    from edge_agent import bench, factory
-    from edge_agent.errors import ConfigError, EngineError, ModelError
+    from edge_agent.agent import factory
+    from edge_agent.core.errors import ConfigError, EngineError, ModelError
+    from edge_agent.offline.bench import speed as bench
 
     calibration = factory.current_calibration(settings.engine, folder)
     largest = max(settings.engine.max_batch, *batches)  # one plan for all sizes
@@ -205,7 +207,7 @@ def _measure(
 
 
 def _model(settings: Settings, folder: Path) -> dict[str, Any]:
-    from edge_agent import factory
+    from edge_agent.agent import factory
 
     model = factory.choose_model(settings.engine, folder)
     prepared, _ = factory.prepare_model(model.path, model.preprocess, folder)

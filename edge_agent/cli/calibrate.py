@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edge_agent.calibrate.job import Job, Progress, Request, Result
+    from edge_agent.offline.calibrate.job import Job, Progress, Request, Result
 
 
 class Precision(str, Enum):
@@ -109,12 +109,12 @@ def command(
     """
     import json
 
-    from edge_agent import factory
-    from edge_agent.calibrate.gate import Bounds
-    from edge_agent.calibrate.job import Job, Request
+    from edge_agent.agent import factory
     from edge_agent.cli.service import overrides
-    from edge_agent.config import load
-    from edge_agent.logs import configure
+    from edge_agent.core.config import load
+    from edge_agent.core.logs import configure
+    from edge_agent.offline.calibrate.gate import Bounds
+    from edge_agent.offline.calibrate.job import Job, Request
 
     configure("warning")
     values = overrides(
@@ -158,7 +158,7 @@ def command(
 
 
 def _run(request: Request, *, again: bool) -> Result:
-    from edge_agent.calibrate.job import Job
+    from edge_agent.offline.calibrate.job import Job
 
     with _progress() as progress:
         try:

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.core.errors import EdgeAgentError
 
 if TYPE_CHECKING:
-    from edge_agent.config import Settings
+    from edge_agent.core.config import Settings
+    from edge_agent.core.structures import EngineInfo
     from edge_agent.engine.calibration import Calibration
-    from edge_agent.structures import EngineInfo
-    from edge_agent.telemetry import Reading
+    from edge_agent.health.telemetry import Reading
 
 __all__ = ["Finding", "State", "examine"]
 
@@ -69,7 +69,7 @@ def examine(
     """Ask everything.
 
     Args:
-        config: the TOML file, as for `edge_agent.config.load`.
+        config: the TOML file, as for `edge_agent.core.config.load`.
         root: where `sys`, `proc`, `etc`, `dev` and `run` are.
         step: told the name of what is looked at next, before it is.
     """
@@ -135,7 +135,7 @@ class _Questions:
         return [Finding("onnxruntime", "ok", f"{answer['version']}: {', '.join(answer['providers'])}")]
 
     def _ask_board(self) -> list[Finding]:
-        from edge_agent.telemetry.sysfs import SysfsReader
+        from edge_agent.health.telemetry.sysfs import SysfsReader
 
         reading = SysfsReader(self._root).read()
         if reading.l4t is None:
@@ -146,7 +146,7 @@ class _Questions:
         return [_jetpack(reading), *_thermals(reading), _power_mode(reading)]
 
     def _ask_configuration(self) -> list[Finding]:
-        from edge_agent.config import DEFAULT_CONFIG, load
+        from edge_agent.core.config import DEFAULT_CONFIG, load
 
         try:
             self._settings = load(self._config)
@@ -166,7 +166,7 @@ class _Questions:
             return []
         from tempfile import TemporaryDirectory
 
-        from edge_agent import factory
+        from edge_agent.agent import factory
 
         folder = self._settings.state_dir
         with TemporaryDirectory() as scratch:
@@ -462,7 +462,7 @@ def _space(folder: Path) -> Finding:
 
 
 def _gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
-    from edge_agent.factory import GALLERY_FILE, database_key
+    from edge_agent.agent.factory import GALLERY_FILE, database_key
     from edge_agent.gallery import Gallery
 
     path = settings.state_dir / GALLERY_FILE
@@ -484,8 +484,8 @@ def _gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
 
 def _broker(settings: Settings) -> list[Finding]:
     """Connect as the agent would."""
+    from edge_agent.agent.factory import broker_settings
     from edge_agent.deliver.subscriber import Subscriber
-    from edge_agent.factory import broker_settings
 
     try:
         broker = broker_settings(settings.mqtt)

@@ -18,7 +18,7 @@ ConfigOption = Annotated[
 @app.command()
 def check(config: ConfigOption = None) -> None:
     """Read the settings and say whether they are right."""
-    from edge_agent.config import DEFAULT_CONFIG, load
+    from edge_agent.core.config import DEFAULT_CONFIG, load
 
     settings = load(config)
     where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "defaults and environment")
@@ -30,7 +30,7 @@ def show(
     config: ConfigOption = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
 ) -> None:
     """Print the settings in force, without secrets."""
-    from edge_agent.config import load, shown
+    from edge_agent.core.config import load, shown
 
     values = shown(load(config))
     if as_json:
@@ -43,7 +43,7 @@ def show(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration file."""
-    from edge_agent.config import Settings
+    from edge_agent.core.config import Settings
 
     typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
 
@@ -51,7 +51,7 @@ def schema() -> None:
 @app.command()
 def reference() -> None:
     """Print every setting with its default and meaning, as Markdown (docs/configuration.md)."""
-    from edge_agent.config import Settings
+    from edge_agent.core.config import Settings
 
     typer.echo(_reference(Settings, "").rstrip())
 

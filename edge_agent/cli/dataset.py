@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.dataset import Split
+from edge_agent.offline.dataset import Split
 
 if TYPE_CHECKING:
-    from edge_agent.dataset import MarketDataset, Problem, SyntheticList
+    from edge_agent.offline.dataset import MarketDataset, Problem, SyntheticList
 
 _SHOWN_PROBLEMS = 20
 
@@ -48,7 +48,7 @@ def command(
     """Count and check a data set in Market-1501 layout; files that cannot be used are listed."""
     import json
 
-    from edge_agent.dataset import MarketDataset, SyntheticList
+    from edge_agent.offline.dataset import MarketDataset, SyntheticList
 
     if generate is not None:
         _generate(folder, generate, seed=seed, cameras=cameras, per_identity=per_identity, workers=workers)
@@ -67,7 +67,7 @@ def _generate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from edge_agent.synthetic.crops import write_dataset
+    from edge_agent.offline.synthetic.crops import write_dataset
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
@@ -88,7 +88,7 @@ def _broken(dataset: MarketDataset) -> list[Problem]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from edge_agent.errors import DatasetError
+    from edge_agent.core.errors import DatasetError
 
     console = Console(stderr=True)
     broken: list[Problem] = []
@@ -128,9 +128,9 @@ def _document(
 def _draw(dataset: MarketDataset, path: Path) -> None:
     import cv2
 
-    from edge_agent.dataset import contact_sheet
-    from edge_agent.errors import InputError
-    from edge_agent.manifest import write_atomic
+    from edge_agent.core.errors import InputError
+    from edge_agent.core.manifest import write_atomic
+    from edge_agent.offline.dataset import contact_sheet
 
     if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise InputError(f"{path}: a contact sheet is a .png or .jpg file")

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from edge_agent.config import Settings, SourceSettings
-    from edge_agent.daemon import Summary
+    from edge_agent.agent.daemon import Summary
+    from edge_agent.core.config import Settings, SourceSettings
+    from edge_agent.core.events import Event, InfoData
     from edge_agent.deliver.subscriber import Subscriber
-    from edge_agent.demo import Recorder, Scene, Score
-    from edge_agent.events import Event, InfoData
-    from edge_agent.synthetic.street import Street
+    from edge_agent.offline.demo.street import Recorder, Scene, Score
+    from edge_agent.offline.synthetic.street import Street
 
 RECENT = 12
 """Events on the screen."""
@@ -63,9 +63,9 @@ def command(
     from edge_agent.cli.service import one_blas_thread
 
     one_blas_thread()
-    from edge_agent.deliver.demo_broker import DemoBroker
-    from edge_agent.demo import SECONDS, Recorder, default_street
-    from edge_agent.logs import configure
+    from edge_agent.core.logs import configure
+    from edge_agent.offline.demo.broker import DemoBroker
+    from edge_agent.offline.demo.street import SECONDS, Recorder, default_street
 
     if video and seconds is not None:
         raise typer.BadParameter("is the length of the rendered street; a --video has its own")
@@ -91,7 +91,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     """Where the demo works: the named folder, else one that is removed afterwards."""
     from tempfile import TemporaryDirectory
 
-    from edge_agent.factory import state_folder
+    from edge_agent.agent.factory import state_folder
 
     if keep is not None:
         yield state_folder(keep)
@@ -104,7 +104,7 @@ def _render(street: Street, folder: Path, console: Console) -> Scene:
     """Write the street's videos, with a progress bar on a terminal."""
     from rich.progress import Progress
 
-    from edge_agent.demo import render
+    from edge_agent.offline.demo.street import render
 
     cameras, people = len(street.cameras), len(street.people)
     console.print(
@@ -127,9 +127,9 @@ def _settings(
     """Settings of this run; no configuration file is read, so that the demo is the same everywhere."""
     import os
 
+    from edge_agent.agent.factory import STRIPES, default_model
     from edge_agent.cli.service import overrides
-    from edge_agent.config import load
-    from edge_agent.factory import STRIPES, default_model
+    from edge_agent.core.config import load
 
     if model is None and default_model() is None:
         model = Path(STRIPES)
@@ -148,7 +148,7 @@ def _check(settings: Settings, folder: Path) -> None:
     """
     from contextlib import ExitStack
 
-    from edge_agent import factory
+    from edge_agent.agent import factory
 
     factory.choose_model(settings.engine, folder)
     with ExitStack() as stack:
@@ -159,8 +159,8 @@ def _run(
     settings: Settings, scene: Scene | None, recorder: Recorder, folder: Path, console: Console
 ) -> tuple[Screen, Summary]:
     """Subscribe, and run the agent on the main thread until the videos end or Ctrl-C."""
+    from edge_agent.agent.daemon import Agent, Outputs
     from edge_agent.cli.service import run_until_stopped
-    from edge_agent.daemon import Agent, Outputs
     from edge_agent.deliver.connection import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.deliver.topics import PREFIX
@@ -179,7 +179,7 @@ def _run(
 
 
 def _sources(scene: Scene) -> tuple[SourceSettings, ...]:
-    from edge_agent.config import SourceSettings
+    from edge_agent.core.config import SourceSettings
 
     fps = scene.street.fps
     return tuple(SourceSettings(id=v.camera, url=str(v.video), fps=fps) for v in scene.videos)
@@ -231,7 +231,7 @@ class Screen:
     def _receive(self) -> None:
         import time
 
-        from edge_agent.events import decode
+        from edge_agent.core.events import decode
 
         while not self._stop.is_set():
             message = self.subscriber.next(0.1)
@@ -269,7 +269,7 @@ def _cells(event: Event) -> tuple[str, ...]:
 
 def _result(scene: Scene | None, recorder: Recorder, screen: Screen, summary: Summary) -> dict[str, Any]:
     """All that is told at the end, as JSON values."""
-    from edge_agent.demo import percentiles, score
+    from edge_agent.offline.demo.street import percentiles, score
 
     complete = scene is None or recorder.frames == scene.frames
     judged: Score | None = score(scene, recorder) if scene is not None and complete else None

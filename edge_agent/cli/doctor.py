@@ -27,7 +27,7 @@ def command(
     from rich.console import Console
 
     from edge_agent.cli.checks import examine
-    from edge_agent.logs import configure
+    from edge_agent.core.logs import configure
 
     configure("error")
     with Console(stderr=True).status("looking") as status:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.dataset import Split
+from edge_agent.offline.dataset import Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edge_agent.evaluate.embedding import CropEmbedder, EmbeddedPaths
-    from edge_agent.structures import EngineInfo
+    from edge_agent.core.structures import EngineInfo
+    from edge_agent.offline.evaluate.embedding import CropEmbedder, EmbeddedPaths
 
 
 def command(
@@ -53,8 +53,8 @@ def command(
     import json
     import tempfile
 
-    from edge_agent.errors import InputError
-    from edge_agent.evaluate.files import check_suffix, write_embeddings
+    from edge_agent.core.errors import InputError
+    from edge_agent.offline.evaluate.files import check_suffix, write_embeddings
 
     check_suffix(output)
     if not output.parent.is_dir():
@@ -84,8 +84,9 @@ def command(
 
 def _pictures(source: Path, splits: tuple[Split, ...]) -> list[Path]:
     """The pictures that INPUT stands for, in a fixed order."""
-    from edge_agent.dataset import MarketDataset, list_pictures
-    from edge_agent.errors import InputError
+    from edge_agent.core.errors import InputError
+    from edge_agent.core.pictures import list_pictures
+    from edge_agent.offline.dataset import MarketDataset
 
     present = tuple(split for split in Split if (source / split.folder).is_dir())
     if present:
@@ -129,13 +130,13 @@ def open_chosen(
     Raises:
         ConfigError: no such profile or backend, or a raw run on another backend.
     """
-    from edge_agent.config import load
+    from edge_agent.agent.factory import choose_model, current_calibration, engines_folder, open_embedder
+    from edge_agent.core.config import load
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.core.logs import configure
     from edge_agent.engine import choose_backend
     from edge_agent.engine.profiles import profile_named
-    from edge_agent.errors import ConfigError
-    from edge_agent.evaluate.embedding import RawEmbedder
-    from edge_agent.factory import choose_model, current_calibration, engines_folder, open_embedder
-    from edge_agent.logs import configure
+    from edge_agent.offline.evaluate.embedding import RawEmbedder
 
     configure("warning")
     if preprocess is not None:
@@ -165,7 +166,7 @@ def with_progress(embedder: CropEmbedder, paths: Sequence[Path], what: str) -> E
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from edge_agent.evaluate.embedding import embed_paths
+    from edge_agent.offline.evaluate.embedding import embed_paths
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())

@@ -123,10 +123,10 @@ def rollback(
 
 
 def _open(state: Path | None, config: Path | None) -> PlanStore:
-    from edge_agent.config import load
+    from edge_agent.agent.factory import engines_folder
+    from edge_agent.core.config import load
+    from edge_agent.core.logs import configure
     from edge_agent.engine.plans import PlanStore
-    from edge_agent.factory import engines_folder
-    from edge_agent.logs import configure
 
     configure("warning")
     settings = load(config, {} if state is None else {"state_dir": state})
@@ -135,8 +135,8 @@ def _open(state: Path | None, config: Path | None) -> PlanStore:
 
 def _machine() -> tuple[Machine | None, str]:
     """What plans would run on here; else None, and why plans cannot be compared with it."""
+    from edge_agent.core.errors import EngineError
     from edge_agent.engine.build import this_machine
-    from edge_agent.errors import EngineError
 
     try:
         return this_machine(), ""

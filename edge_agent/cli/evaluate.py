@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.dataset import JunkRule
+from edge_agent.offline.dataset import JunkRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_agent.dataset import Crop, MarketDataset, Problem
-    from edge_agent.evaluate import EmbeddedCrops, Evaluation
-    from edge_agent.evaluate.embedding import CropEmbedder
+    from edge_agent.offline.dataset import Crop, MarketDataset, Problem
+    from edge_agent.offline.evaluate import EmbeddedCrops, Evaluation
+    from edge_agent.offline.evaluate.embedding import CropEmbedder
 
 _SAMPLES = 8
 
@@ -61,9 +61,9 @@ def command(
     """Rank-k, mAP and mINP, and how often strangers are accepted and acquaintances missed."""
     import json
 
-    from edge_agent.dataset import MarketDataset, Split
-    from edge_agent.evaluate import ReRanking, evaluate
-    from edge_agent.manifest import write_atomic, write_json_atomic
+    from edge_agent.core.manifest import write_atomic, write_json_atomic
+    from edge_agent.offline.dataset import MarketDataset, Split
+    from edge_agent.offline.evaluate import ReRanking, evaluate
 
     _check_usage(dataset, model, preprocess, embeddings)
     require_folders(report, output)
@@ -84,7 +84,7 @@ def command(
     if output is not None:
         write_json_atomic(output, document)
     if report is not None:
-        from edge_agent.evaluate.report import html_report
+        from edge_agent.offline.evaluate.report import html_report
 
         write_atomic(report, html_report(evaluation, document, title=_title(document)))
     print(json.dumps(document, indent=2, allow_nan=False) if as_json else _summary(evaluation, document))
@@ -101,7 +101,7 @@ def _check_usage(
 
 def require_folders(*paths: Path | None) -> None:
     """Notice before the long work that its result has nowhere to go."""
-    from edge_agent.errors import InputError
+    from edge_agent.core.errors import InputError
 
     for path in paths:
         if path is not None and not path.parent.is_dir():
@@ -111,8 +111,8 @@ def require_folders(*paths: Path | None) -> None:
 def _from_files(
     paths: tuple[Path, Path], dataset: MarketDataset | None
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
-    from edge_agent.dataset import Split
-    from edge_agent.evaluate.files import (
+    from edge_agent.offline.dataset import Split
+    from edge_agent.offline.evaluate.files import (
         labelled_by_dataset,
         labelled_by_name,
         read_embeddings,
@@ -164,7 +164,7 @@ def _embed(
     embedder: CropEmbedder, crops: Sequence[Crop], what: str
 ) -> tuple[EmbeddedCrops, tuple[Problem, ...]]:
     from edge_agent.cli.embed import with_progress
-    from edge_agent.evaluate.embedding import labelled
+    from edge_agent.offline.evaluate.embedding import labelled
 
     done = with_progress(embedder, [crop.path for crop in crops], what)
     return labelled(done, crops), done.problems
@@ -202,7 +202,7 @@ def _title(document: dict[str, Any]) -> str:
 
 def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
     """The figures for people."""
-    from edge_agent.evaluate import OperatingPoint
+    from edge_agent.offline.evaluate import OperatingPoint
 
     shares = "  ".join(
         f"{key} {100 * document[key]:.1f} %" for key in ("rank1", "rank5", "rank10", "mAP", "mINP")

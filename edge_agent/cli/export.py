@@ -28,13 +28,13 @@ def command(
     """Export a trained network to ONNX and check it against PyTorch to 1e-4."""
     import json
 
-    from edge_agent.errors import ConfigError
+    from edge_agent.core.errors import ConfigError
 
     try:
         import torch  # noqa: F401  # its absence is reported here, once
     except ImportError as error:
         raise ConfigError("exporting needs PyTorch: pip install 'edge-agent[train]'") from error
-    from edge_agent.train.export import export_onnx
+    from edge_agent.offline.train.export import export_onnx
 
     source, target = _named_files(checkpoint, output)
     done = export_onnx(source, target, notes=_notes(note or []), overwrite=overwrite)
@@ -60,8 +60,8 @@ def command(
 
 def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
     """Checkpoint and ONNX file, where a spec may stand for the checkpoint as with `tao ... export -e`."""
-    from edge_agent.errors import ConfigError
-    from edge_agent.train.spec import load_spec
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.offline.train.spec import load_spec
 
     source: Path | None = checkpoint
     if checkpoint.suffix in (".yaml", ".yml"):
@@ -77,7 +77,7 @@ def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
 
 def _notes(entries: list[str]) -> dict[str, str]:
     """`KEY=TEXT` entries as a dict."""
-    from edge_agent.errors import ConfigError
+    from edge_agent.core.errors import ConfigError
 
     notes = {}
     for entry in entries:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge_agent.config import Settings
+    from edge_agent.core.config import Settings
     from edge_agent.gallery import Gallery, Identity
 
 app = typer.Typer(
@@ -152,7 +152,8 @@ def forget(
     as_json: JsonOption = False,
 ) -> None:
     """Erase people, their waiting events, and their pictures in crop folders. It cannot be undone."""
-    from edge_agent import erasure, factory
+    from edge_agent.agent import factory
+    from edge_agent.gallery import erasure
 
     if bool(who) == everyone:
         raise typer.BadParameter("name whom to forget, or give --all")
@@ -262,8 +263,8 @@ def enrol(
 
     A picture that was enrolled before replaces itself, so repeating the command changes nothing.
     """
-    from edge_agent import factory
-    from edge_agent.logs import configure
+    from edge_agent.agent import factory
+    from edge_agent.core.logs import configure
 
     configure("warning")
     settings = _settings(state, config, model=model, preprocess=preprocess)
@@ -288,7 +289,7 @@ def enrol(
 
 
 def _settings(state: Path | None, config: Path | None, **engine: Any) -> Settings:  # noqa: ANN401 - options
-    from edge_agent.config import load
+    from edge_agent.core.config import load
 
     values: dict[str, Any] = {} if state is None else {"state_dir": state}
     if chosen := {key: value for key, value in engine.items() if value is not None}:
@@ -297,14 +298,14 @@ def _settings(state: Path | None, config: Path | None, **engine: Any) -> Setting
 
 
 def _path(state: Path | None, config: Path | None) -> Path:
-    from edge_agent.factory import GALLERY_FILE
+    from edge_agent.agent.factory import GALLERY_FILE
 
     return (_settings(state, config).state_dir if state is None else state) / GALLERY_FILE
 
 
 def _open(state: Path | None, config: Path | None) -> Gallery:
+    from edge_agent.core.logs import configure
     from edge_agent.gallery import Gallery
-    from edge_agent.logs import configure
 
     configure("warning")
     return Gallery.existing(_path(state, config), key=_key(state, config))
@@ -312,13 +313,13 @@ def _open(state: Path | None, config: Path | None) -> Gallery:
 
 def _key(state: Path | None, config: Path | None) -> bytes | None:
     """The key of the databases, from the settings and credentials."""
-    from edge_agent.factory import database_key
+    from edge_agent.agent.factory import database_key
 
     return database_key(_settings(state, config))
 
 
 def _audit(state: Path | None, config: Path | None, action: str, **counts: int) -> None:
-    from edge_agent import audit
+    from edge_agent.gallery import audit
 
     audit.record(_path(state, config).parent, action, "command line", **counts)
 
@@ -326,7 +327,7 @@ def _audit(state: Path | None, config: Path | None, action: str, **counts: int) 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
     import cv2
 
-    from edge_agent.errors import InputError
+    from edge_agent.core.errors import InputError
 
     picture: NDArray[np.uint8] | None = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
     if picture is None:
@@ -338,9 +339,9 @@ def _qualities(
     settings: Settings, paths: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], *, force: bool
 ) -> list[float]:
     """Grade of each picture, 0..1; refuses what does not look like a picture of one person."""
-    from edge_agent.errors import InputError
-    from edge_agent.factory import make_gate
-    from edge_agent.quality import grade_picture
+    from edge_agent.agent.factory import make_gate
+    from edge_agent.core.errors import InputError
+    from edge_agent.embed.quality import grade_picture
 
     gate, grades = make_gate(settings.quality), []
     for path, picture in zip(paths, pictures, strict=True):
@@ -367,7 +368,7 @@ def _enrol(
 
     import numpy as np
 
-    from edge_agent.manifest import sha256_file
+    from edge_agent.core.manifest import sha256_file
 
     number = next((one.number for one in gallery.identities() if one.name == label.strip()), None)
     for path, vector, quality in zip(paths, vectors, qualities, strict=True):

@@ -56,8 +56,8 @@ def fetch(
     """
     from urllib.parse import urlsplit
 
-    from edge_agent.download import download
-    from edge_agent.errors import InputError
+    from edge_agent.core.errors import InputError
+    from edge_agent.offline.download import download
 
     if url != NGC_URL and sha256 is None:
         raise InputError(
@@ -85,8 +85,8 @@ def add(
     ] = None,
 ) -> None:
     """Take over a network from a file: check that it fits, copy it, and write down what it is."""
-    from edge_agent.errors import InputError
-    from edge_agent.manifest import atomic_file, read_json
+    from edge_agent.core.errors import InputError
+    from edge_agent.core.manifest import atomic_file, read_json
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")
@@ -103,8 +103,8 @@ def add(
 
 
 def _folder(output: Path | None) -> Path:
-    from edge_agent.config import load
-    from edge_agent.factory import state_folder
+    from edge_agent.agent.factory import state_folder
+    from edge_agent.core.config import load
 
     if output is None and os.access(SYSTEM_FOLDER, os.W_OK):
         return SYSTEM_FOLDER
@@ -122,7 +122,7 @@ def _check(model: Path, preprocess: str) -> None:
 def _register(model: Path, preprocess: str, *, source: str, use: Path | None) -> None:
     """Check, write the manifest that the agent reads the profile from, and say what to do next."""
     from edge_agent import __version__
-    from edge_agent.manifest import FileRecord, write_json_atomic
+    from edge_agent.core.manifest import FileRecord, write_json_atomic
 
     _check(model, preprocess)
     record = FileRecord.of(model)
@@ -153,9 +153,9 @@ def name_in_settings(config: Path, model: Path) -> None:
     """
     from tempfile import TemporaryDirectory
 
-    from edge_agent.config import load
-    from edge_agent.errors import ConfigError
-    from edge_agent.manifest import atomic_file
+    from edge_agent.core.config import load
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.core.manifest import atomic_file
 
     before = load(config)  # says what is wrong with it, if anything is
     text = _with_model(config.read_text(), model)

@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.errors import ConfigError, EngineError
+from edge_agent.core.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
-    from edge_agent.config import Settings
-    from edge_agent.throughput import Plan
+    from edge_agent.core.config import Settings
+    from edge_agent.offline.bench.throughput import Plan
 
 PROFILE_RATE = 200
 """Samples a second of the flame graph."""
@@ -40,9 +40,10 @@ def measured(
     """
     from rich.console import Console
 
-    from edge_agent import factory, throughput
-    from edge_agent.manifest import write_atomic
-    from edge_agent.stagetimes import timeline_svg, trace_events
+    from edge_agent.agent import factory
+    from edge_agent.core.manifest import write_atomic
+    from edge_agent.offline.bench import throughput
+    from edge_agent.offline.bench.stagetimes import timeline_svg, trace_events
 
     engine = settings.engine.model_copy(
         update={
@@ -68,7 +69,7 @@ def measured(
 
 @contextmanager
 def _broker(given: str | None, scratch: Path) -> Iterator[tuple[str, str]]:
-    from edge_agent.throughput import open_broker
+    from edge_agent.offline.bench.throughput import open_broker
 
     if given is not None:
         yield given, "given broker"

@@ -26,11 +26,11 @@ def command(
 
     The agent must be stopped. Nothing is lost; what the old files held is overwritten.
     """
-    from edge_agent import factory
-    from edge_agent.config import load
-    from edge_agent.encryption import parse_key
-    from edge_agent.errors import InputError
-    from edge_agent.logs import configure
+    from edge_agent.agent import factory
+    from edge_agent.core.config import load
+    from edge_agent.core.encryption import parse_key
+    from edge_agent.core.errors import InputError
+    from edge_agent.core.logs import configure
 
     configure("warning")
     settings = load(config, {} if state is None else {"state_dir": state})

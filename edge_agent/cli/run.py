@@ -42,10 +42,10 @@ def command(
     from edge_agent.cli.service import one_blas_thread, open_streams_at_once, overrides, run_until_stopped
 
     one_blas_thread()
-    from edge_agent import factory
-    from edge_agent.config import load
-    from edge_agent.daemon import Agent, Outputs
-    from edge_agent.logs import configure
+    from edge_agent.agent import factory
+    from edge_agent.agent.daemon import Agent, Outputs
+    from edge_agent.core.config import load
+    from edge_agent.core.logs import configure
 
     values = overrides(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state

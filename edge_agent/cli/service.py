@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from edge_agent.errors import EdgeAgentError
+from edge_agent.core.errors import EdgeAgentError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from edge_agent.config import Settings
-    from edge_agent.daemon import Agent, Summary
+    from edge_agent.agent.daemon import Agent, Summary
+    from edge_agent.core.config import Settings
 
 _log = structlog.get_logger(__name__)
 

@@ -17,8 +17,8 @@ def command(
     """Say what the running agent does, what is stuck, and why it is degraded."""
     import json
 
-    from edge_agent.config import load
-    from edge_agent.supervise.inquiry import SOCKET_NAME, ask
+    from edge_agent.core.config import load
+    from edge_agent.health.inquiry import SOCKET_NAME, ask
 
     folder = state.expanduser() if state is not None else load(config).state_dir
     found = ask(folder / SOCKET_NAME)

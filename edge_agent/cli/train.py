@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from edge_agent.evaluate import EmbeddedCrops
-    from edge_agent.train.checkpoint import Checkpoint
-    from edge_agent.train.data import Pictures
-    from edge_agent.train.loop import Evaluation, Trainer
-    from edge_agent.train.spec import Spec
+    from edge_agent.offline.evaluate import EmbeddedCrops
+    from edge_agent.offline.train.checkpoint import Checkpoint
+    from edge_agent.offline.train.data import Pictures
+    from edge_agent.offline.train.loop import Evaluation, Trainer
+    from edge_agent.offline.train.spec import Spec
 
 
 def command(
@@ -36,8 +36,8 @@ def command(
 
     from rich.console import Console
 
-    from edge_agent.errors import ConfigError
-    from edge_agent.train.spec import load_spec
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.offline.train.spec import load_spec
 
     plan = load_spec(spec)
     folder = results_dir or plan.train.results_dir or plan.results_dir
@@ -57,11 +57,11 @@ def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[
     try:
         import torch  # noqa: F401  # its absence is reported here, once, before anything is read
     except ImportError as error:
-        from edge_agent.errors import ConfigError
+        from edge_agent.core.errors import ConfigError
 
         raise ConfigError("training needs PyTorch: pip install 'edge-agent[train]'") from error
-    from edge_agent.train.loop import Trainer
-    from edge_agent.train.watch import RunLog
+    from edge_agent.offline.train.loop import Trainer
+    from edge_agent.offline.train.watch import RunLog
 
     _warn_of_unused(plan, console)
     start = _checkpoint_to_resume(plan, folder, resume=resume)
@@ -95,8 +95,8 @@ def _warn_of_unused(plan: Spec, console: Console) -> None:
 
 def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from, or None for a fresh run."""
-    from edge_agent.errors import ConfigError
-    from edge_agent.train.checkpoint import Checkpoint
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.offline.train.checkpoint import Checkpoint
 
     latest = folder / "latest.pth"
     if plan.train.resume_training_checkpoint_path is not None:
@@ -116,8 +116,8 @@ def _decoded(
 
     from rich.progress import Progress
 
-    from edge_agent.errors import ConfigError
-    from edge_agent.train.data import decode, read_folder
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.offline.train.data import decode, read_folder
 
     if source is None:
         raise ConfigError(f"dataset.{field} is missing: name a folder of crops in Market-1501 layout")
@@ -136,7 +136,7 @@ def _decoded(
 
 def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None:
     """Rank-k and mAP on the spec's query and test folders, or None where it names none."""
-    from edge_agent.errors import ConfigError
+    from edge_agent.core.errors import ConfigError
 
     data = plan.dataset
     if data.query_dataset_dir is None and data.test_dataset_dir is None:
@@ -153,7 +153,7 @@ def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None
 
 
 def _labelled(embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], side: Pictures) -> EmbeddedCrops:
-    from edge_agent.evaluate import EmbeddedCrops
+    from edge_agent.offline.evaluate import EmbeddedCrops
 
     persons = side.people[side.labels].tolist()
     names = [str(number) for number in range(len(persons))]
@@ -162,10 +162,10 @@ def _labelled(embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], side: P
 
 def _figures(query: EmbeddedCrops, gallery: EmbeddedCrops, plan: Spec) -> dict[str, float]:
     """TAO's figures, re-ranked where the spec says so."""
-    from edge_agent.errors import DatasetError
-    from edge_agent.evaluate import JunkRule, ReRanking, apply_junk_rule, rank
-    from edge_agent.evaluate.metrics import RankingTally
-    from edge_agent.evaluate.rerank import ReRankedScores
+    from edge_agent.core.errors import DatasetError
+    from edge_agent.offline.evaluate import JunkRule, ReRanking, apply_junk_rule, rank
+    from edge_agent.offline.evaluate.metrics import RankingTally
+    from edge_agent.offline.evaluate.rerank import ReRankedScores
 
     sides = apply_junk_rule(query, gallery, JunkRule.STRICT)
     again = plan.re_ranking

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.errors import InputError
+from edge_agent.core.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from edge_agent.core.events import Event
     from edge_agent.deliver.connection import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
-    from edge_agent.events import Event
 
 RECENT = 15
 """Events shown."""
@@ -125,7 +125,7 @@ class View:
 
     def take(self, topic: str, payload: bytes) -> None:
         """Take in one message."""
-        from edge_agent.events import decode
+        from edge_agent.core.events import decode
 
         try:
             event = decode(payload)
@@ -198,7 +198,7 @@ class View:
 
 def _cells(event: Event) -> tuple[str, ...]:
     """One row of the table of events."""
-    from edge_agent.events import rfc3339
+    from edge_agent.core.events import rfc3339
 
     data = event.data
     start = (

@@ -28,10 +28,10 @@ from typing import Any, Protocol, TypeAlias
 
 import structlog
 
+from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
+from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, from_wire, new_event
 from edge_agent.deliver.connection import Incoming
 from edge_agent.deliver.topics import PREFIX, Topics
-from edge_agent.errors import ConfigError, EdgeAgentError, InputError
-from edge_agent.events import COMMAND_TYPES, Command, CommandResultData, Event, from_wire, new_event
 
 __all__ = ["CommandDesk", "Operation", "Reply"]
 

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from edge_agent.errors import BrokerUnreachable, ConfigError, DeliveryError
+from edge_agent.core.errors import BrokerUnreachable, ConfigError, DeliveryError
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client

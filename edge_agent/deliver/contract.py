@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES, command_schema, data_schema, envelope_schema
+from edge_agent.core.manifest import write_atomic
 from edge_agent.deliver.connection import CLOUDEVENTS_JSON
 from edge_agent.deliver.topics import PREFIX
-from edge_agent.events import COMMAND_TYPES, DATA_TYPES, command_schema, data_schema, envelope_schema
-from edge_agent.manifest import write_atomic
 
 __all__ = ["asyncapi", "schemas", "to_yaml", "write"]
 

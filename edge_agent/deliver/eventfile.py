@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from edge_agent.errors import DiskFull, StorageError
+from edge_agent.core.errors import DiskFull, StorageError
 
 __all__ = ["EventFile"]
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from edge_agent.core.events import InfoData
 from edge_agent.deliver.topics import Topics
-from edge_agent.events import InfoData
 
 __all__ = ["announcement", "discovery_topic"]
 

@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from edge_agent.core.errors import ConfigError
+from edge_agent.core.events import InfoData, TelemetryData
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.publisher import Counters
-from edge_agent.errors import ConfigError
-from edge_agent.events import InfoData, TelemetryData
 
 __all__ = ["Metrics"]
 

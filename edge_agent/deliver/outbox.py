@@ -26,10 +26,10 @@ from typing import Any, Literal
 
 import structlog
 
+from edge_agent.core.encryption import connect, database_errors, key_check, rewrite
+from edge_agent.core.errors import DiskFull, StorageError
+from edge_agent.core.events import Event, GapData, NumberRange, encode, new_event
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
-from edge_agent.encryption import connect, database_errors, key_check, rewrite
-from edge_agent.errors import DiskFull, StorageError
-from edge_agent.events import Event, GapData, NumberRange, encode, new_event
 
 __all__ = ["Depth", "Outbox", "Row", "numbered", "rekey"]
 
@@ -144,7 +144,7 @@ class Outbox:
         max_rows: most events kept; the oldest make room.
         max_bytes: most bytes of messages kept; the oldest make room.
         max_age_s: older events are dropped.
-        key: 32 bytes; encrypts the file with SQLCipher (extra `encrypt`); see `edge_agent.encryption`.
+        key: 32 bytes; encrypts the file with SQLCipher (extra `encrypt`); see `edge_agent.core.encryption`.
         clock: Unix seconds; by default the wall clock as it was at the start plus the monotonic clock, so
             that a jump of the wall clock ages nothing.
     """

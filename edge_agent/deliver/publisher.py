@@ -31,6 +31,20 @@ from typing import Literal, Protocol, TypeAlias
 import structlog
 
 from edge_agent import __version__
+from edge_agent.core.errors import BrokerUnreachable, DeliveryError, EdgeAgentError, StorageError
+from edge_agent.core.events import (
+    Event,
+    InfoData,
+    StatusData,
+    TelemetryData,
+    alert_event,
+    camera_status_event,
+    encode,
+    new_event,
+    schema_urn,
+)
+from edge_agent.core.heartbeat import Beat
+from edge_agent.core.structures import SourceStatus
 from edge_agent.deliver.commands import Reply
 from edge_agent.deliver.connection import (
     Backoff,
@@ -45,20 +59,6 @@ from edge_agent.deliver.connection import (
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.outbox import Outbox, Row, numbered
 from edge_agent.deliver.topics import Topics
-from edge_agent.errors import BrokerUnreachable, DeliveryError, EdgeAgentError, StorageError
-from edge_agent.events import (
-    Event,
-    InfoData,
-    StatusData,
-    TelemetryData,
-    alert_event,
-    camera_status_event,
-    encode,
-    new_event,
-    schema_urn,
-)
-from edge_agent.progress import Beat
-from edge_agent.structures import SourceStatus
 
 __all__ = ["CommandInbox", "Counters", "LocalPublisher", "Publisher", "State"]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.core.errors import DeliveryError
 from edge_agent.deliver.connection import (
     BrokerSettings,
     Incoming,
@@ -17,7 +18,6 @@ from edge_agent.deliver.connection import (
     new_client,
     silence_problem,
 )
-from edge_agent.errors import DeliveryError
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client

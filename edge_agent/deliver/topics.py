@@ -18,8 +18,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edge_agent.errors import ConfigError
-from edge_agent.events import Event
+from edge_agent.core.errors import ConfigError
+from edge_agent.core.events import Event
 
 __all__ = ["PREFIX", "Topics"]
 

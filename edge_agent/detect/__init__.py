@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edge_agent.core.errors import ConfigError
 from edge_agent.detect.base import Detector, ScoreLevels
-from edge_agent.errors import ConfigError
 
 __all__ = ["Detector", "ScoreLevels", "open_detector"]
 

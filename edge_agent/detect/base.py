@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.structures import Detections
+from edge_agent.core.structures import Detections
 
 __all__ = ["Detector", "ScoreLevels"]
 

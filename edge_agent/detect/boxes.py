@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.structures import Detections, iou_matrix
+from edge_agent.core.structures import Detections, iou_matrix
 
 __all__ = ["clip", "suppress"]
 

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import EngineError
+from edge_agent.core.structures import Detections
 from edge_agent.detect.base import ScoreLevels
 from edge_agent.detect.boxes import clip, suppress
-from edge_agent.errors import EngineError
-from edge_agent.structures import Detections
 
 __all__ = ["HogDetector"]
 

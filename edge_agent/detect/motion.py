@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.structures import Detections, Frame
+from edge_agent.core.structures import Detections, Frame
 
 __all__ = ["Motion", "MotionGate", "Pace"]
 

@@ -7,8 +7,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.structures import Detections
 from edge_agent.detect.base import ScoreLevels
-from edge_agent.structures import Detections
 
 __all__ = ["WholeFrame"]
 

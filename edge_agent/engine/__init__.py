@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from edge_agent.core.errors import ConfigError, EngineError
 from edge_agent.engine.base import Engine
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales
-from edge_agent.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     from edge_agent.engine.build import PlanBuilder, Progress

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.structures import EngineInfo
+from edge_agent.core.structures import EngineInfo
 
 __all__ = ["DEPTH", "Engine"]
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import structlog
 
+from edge_agent.core.errors import ConfigError, EngineError
 from edge_agent.engine import cuda
 from edge_agent.engine import trt as bindings
 from edge_agent.engine.calibrator import Calibration, RangeSource, make_calibrator
 from edge_agent.engine.plans import Machine, Order, PlanStore, Recipe, StoredPlan, memory_class_gib
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales
-from edge_agent.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.manifest import Manifest
 from edge_agent.engine.plans import Active, PlanStore
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.scales import Scales
-from edge_agent.errors import InputError, StorageError
-from edge_agent.manifest import Manifest
 
 __all__ = [
     "CALIBRATIONS",

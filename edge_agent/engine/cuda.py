@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from edge_agent.errors import EngineError
+from edge_agent.core.errors import EngineError
 
 if TYPE_CHECKING:
     from pycuda import driver

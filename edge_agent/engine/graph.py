@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import ModelError
 from edge_agent.engine.prepared import BATCH_HINT, PreparedGraph, embedding_space
 from edge_agent.engine.profiles import PreprocessProfile
-from edge_agent.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx

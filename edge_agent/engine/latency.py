@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.errors import ConfigError, InputError
-from edge_agent.manifest import read_json
+from edge_agent.core.errors import ConfigError, InputError
+from edge_agent.core.manifest import read_json
 
 __all__ = ["PUBLISHED", "PUBLISHED_SOURCE", "TABLES", "LatencyTable", "Published", "latency_table"]
 

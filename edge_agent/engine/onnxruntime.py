@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import EngineError, ModelError
+from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH
 from edge_agent.engine.prepared import BATCH_HINT, PreparedGraph
-from edge_agent.errors import EngineError, ModelError
-from edge_agent.structures import EngineInfo
 
 if TYPE_CHECKING:
     import onnxruntime

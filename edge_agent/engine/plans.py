@@ -31,8 +31,8 @@ from typing import Any, Literal
 
 import structlog
 
-from edge_agent.errors import InputError, StorageError
-from edge_agent.manifest import (
+from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.manifest import (
     FileRecord,
     Manifest,
     read_json,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.errors import ConfigError
+from edge_agent.core.errors import ConfigError
 
 __all__ = ["PROFILES", "PreprocessProfile", "profile_named"]
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from edge_agent.errors import InputError, ModelError
-from edge_agent.manifest import Manifest
+from edge_agent.core.errors import InputError, ModelError
+from edge_agent.core.manifest import Manifest
 
 __all__ = ["INT8_MAX", "Algorithm", "Cache", "Scales", "read_cache"]
 

@@ -19,12 +19,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import EngineError
+from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH
 from edge_agent.engine.latency import LatencyTable
 from edge_agent.engine.prepared import embedding_space
 from edge_agent.engine.profiles import PROFILES
-from edge_agent.errors import EngineError
-from edge_agent.structures import EngineInfo
 
 __all__ = ["PROFILE", "SimulatedEngine"]
 

@@ -21,12 +21,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import EdgeAgentError, EngineError
+from edge_agent.core.structures import EngineInfo
 from edge_agent.engine import cuda
 from edge_agent.engine.base import DEPTH
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.trt import Log, checked, has_dla, make_runtime, version
-from edge_agent.errors import EdgeAgentError, EngineError
-from edge_agent.structures import EngineInfo
 
 if TYPE_CHECKING:
     import tensorrt as trt

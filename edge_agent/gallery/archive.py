@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.errors import InputError
+from edge_agent.core.errors import InputError
+from edge_agent.core.manifest import FileRecord, Manifest, atomic_file
 from edge_agent.gallery.identity import Kind
-from edge_agent.manifest import FileRecord, Manifest, atomic_file
 
 __all__ = ["Archive", "ArchivedIdentity", "read_archive", "write_archive"]
 
@@ -72,7 +72,7 @@ class Archive:
 
 
 def write_archive(path: Path, archive: Archive) -> None:
-    """Write the archive, complete or not at all; errors as in `edge_agent.manifest.atomic_file`."""
+    """Write the archive, complete or not at all; errors as in `edge_agent.core.manifest.atomic_file`."""
     members = {_IDENTITIES: _identities_json(archive), _VECTORS: _vectors_npy(archive)}
     manifest = Manifest(
         kind=_KIND,

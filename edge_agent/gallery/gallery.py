@@ -24,7 +24,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.errors import ConfigError, InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
+from edge_agent.core.errors import ConfigError, InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
+from edge_agent.core.structures import Pictures
 from edge_agent.gallery.archive import Archive, ArchivedIdentity, read_archive, write_archive
 from edge_agent.gallery.diversity import diverse_rows
 from edge_agent.gallery.identity import (
@@ -39,7 +40,6 @@ from edge_agent.gallery.identity import (
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.shortlist import LIBRARY, SAMPLE, Codes
 from edge_agent.gallery.store import MEMORY, OwnerLock, Store
-from edge_agent.structures import Pictures
 
 __all__ = ["Gallery"]
 
@@ -115,7 +115,7 @@ class Gallery:
             owner: hold the gallery as the one live system that uses it. A second owner is refused; commands
                 open it without. The owner's `capacity`, `max_exemplars` and times to live are stored, and
                 whoever opens an existing gallery without owning it gets those instead of its own.
-            key: encrypts the file, see `edge_agent.encryption`; None: it is plain.
+            key: encrypts the file, see `edge_agent.core.encryption`; None: it is plain.
             clock: Unix seconds; tells `import_` who has expired. All else goes by the times of the calls.
         """
         if capacity < 1 or max_exemplars < 1 or dimension < 1:
@@ -712,7 +712,7 @@ class Gallery:
             number of identities written.
 
         Raises:
-            DiskFull, StorageError: as in `edge_agent.manifest.atomic_file`; an old file is then untouched.
+            DiskFull, StorageError: as in `core.manifest.atomic_file`; an old file is then untouched.
         """
         with self._reading() as store, store.snapshot():
             people = self._archived(store)

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.errors import InputError
+from edge_agent.core.errors import InputError
 
 __all__ = ["Erased", "GalleryStats", "Identity", "Imported", "Kind", "checked_name", "new_id"]
 

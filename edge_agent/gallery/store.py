@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.encryption import check_plainness, connect, database_errors
-from edge_agent.errors import DiskFull, StorageError
+from edge_agent.core.encryption import check_plainness, connect, database_errors
+from edge_agent.core.errors import DiskFull, StorageError
 
 __all__ = ["MEMORY", "OwnerLock", "Store"]
 
@@ -83,7 +83,7 @@ class Store:
 
         Args:
             path: of the file.
-            key: encrypts it, see `edge_agent.encryption`; None: it is plain.
+            key: encrypts it, see `edge_agent.core.encryption`; None: it is plain.
             check: look through the whole file for damage.
 
         Raises:

@@ -26,12 +26,12 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.errors import InputError
+from edge_agent.core.errors import InputError
+from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.identify.evidence import Evidence
 from edge_agent.identify.links import Covisibility, TrackKey
 from edge_agent.identify.near import NEAREST, Lookalikes, Near, Neighbours, Search, Searchable, best_pairs
 from edge_agent.identify.site import SiteScores, Threshold
-from edge_agent.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 
 __all__ = ["Identifier", "KnownIdentities", "KnownIdentity"]
 

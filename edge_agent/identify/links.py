@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from edge_agent.structures import TrackObservation
+from edge_agent.core.structures import TrackObservation
 
 __all__ = ["Covisibility", "TrackKey"]
 

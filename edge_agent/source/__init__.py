@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from edge_agent.errors import SourceError
+from edge_agent.core.errors import SourceError
 from edge_agent.source.redact import redact_url
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Protocol
 
-from edge_agent.structures import CropBatch, Frame
+from edge_agent.core.structures import CropBatch, Frame
 
 __all__ = ["AcknowledgedSource", "Item", "Source"]
 

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.structures import Detections, Frame
 from edge_agent.source.fields import is_number, unix_time
-from edge_agent.structures import Detections, Frame
 
 __all__ = ["MAX_PAYLOAD_BYTES", "BoxMessage", "parse_deepstream", "parse_own"]
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from edge_agent.errors import SourceError, SourceLost
+from edge_agent.core.errors import SourceError, SourceLost
+from edge_agent.core.structures import Frame
 from edge_agent.source import pipelines
 from edge_agent.source.redact import redact_url
-from edge_agent.structures import Frame
 
 if TYPE_CHECKING:
     import cv2

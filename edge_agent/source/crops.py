@@ -39,10 +39,10 @@ from typing import Any
 import numpy as np
 import structlog
 
-from edge_agent.dataset import PICTURE_SUFFIXES, parse_crop_name, read_picture
-from edge_agent.errors import DiskFull, InputError, SourceError, SourceLost, StorageError
+from edge_agent.core.errors import DiskFull, InputError, SourceError, SourceLost, StorageError
+from edge_agent.core.pictures import PICTURE_SUFFIXES, parse_crop_name, read_picture
+from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
 from edge_agent.source.fields import is_number, unix_time
-from edge_agent.structures import LONE_TRACKS, CropBatch, Pictures
 
 __all__ = ["CropFolderSource"]
 

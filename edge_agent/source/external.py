@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
-from edge_agent.errors import SourceError
+from edge_agent.core.errors import SourceError
+from edge_agent.core.structures import Detections, Frame
 from edge_agent.source.boxes import MAX_PAYLOAD_BYTES, BoxMessage, parse_deepstream, parse_own
-from edge_agent.structures import Detections, Frame
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage

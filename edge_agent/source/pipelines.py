@@ -17,7 +17,7 @@ import re
 from typing import Literal
 from urllib.parse import quote
 
-from edge_agent.errors import SourceError
+from edge_agent.core.errors import SourceError
 from edge_agent.source.redact import redact_url
 
 __all__ = ["csi", "rtsp", "usb"]

@@ -17,11 +17,11 @@ from types import TracebackType
 
 import structlog
 
-from edge_agent.errors import EdgeAgentError, Retryable, SourceError, SourceLost
-from edge_agent.progress import Beat
+from edge_agent.core.errors import EdgeAgentError, Retryable, SourceError, SourceLost
+from edge_agent.core.heartbeat import Beat
+from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.source.base import Item, Source
 from edge_agent.source.redact import redact_url
-from edge_agent.structures import SourceState, SourceStatus
 
 __all__ = ["FrameReader", "stuck_threads"]
 

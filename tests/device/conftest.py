@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_agent.agent.factory import choose_model
 from edge_agent.engine.base import Engine
 from edge_agent.engine.build import BuildOptions, PlanBuilder
 from edge_agent.engine.calibrator import Calibration, Pictures, has_calibrators
@@ -27,7 +28,6 @@ from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.profiles import profile_named
 from edge_agent.engine.scales import Scales
 from edge_agent.engine.tensorrt import TensorRTEngine
-from edge_agent.factory import choose_model
 from tests.conftest import REPO
 
 CROPS = 96
@@ -60,7 +60,7 @@ def crops() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedGraph:
     """The network that ships, ready for any engine."""
-    from edge_agent.config import EngineSettings
+    from edge_agent.core.config import EngineSettings
 
     model = choose_model(EngineSettings(), tmp_path_factory.mktemp("state"))
     return prepare_reid(model.path, profile_named(model.preprocess))
@@ -76,7 +76,7 @@ def reference(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> Rows:
 @pytest.fixture(scope="session")
 def scales(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> Scales:
     """Ranges of the network for other people than those of `crops`."""
-    from edge_agent.calibrate.ranges import ranges
+    from edge_agent.offline.calibrate.ranges import ranges
 
     return ranges(prepared, other_people())
 
@@ -88,9 +88,9 @@ def other_people() -> NDArray[np.uint8]:
 
 def rendered(count: int, *, people: int, seed: int) -> NDArray[np.uint8]:
     """`(count, 256, 128, 3)`: rendered people, who take turns before four cameras."""
-    from edge_agent.synthetic.camera import camera
-    from edge_agent.synthetic.crops import render_crop
-    from edge_agent.synthetic.identity import identity
+    from edge_agent.offline.synthetic.camera import camera
+    from edge_agent.offline.synthetic.crops import render_crop
+    from edge_agent.offline.synthetic.identity import identity
 
     dice = np.random.default_rng(seed)
     views = [camera(100 * seed + number) for number in range(4)]
@@ -109,9 +109,9 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
     """Graph and options for each of `PRECISIONS`; skips what this TensorRT does not know."""
 
     def chosen(name: str) -> tuple[PreparedGraph, BuildOptions]:
-        from edge_agent.calibrate.quantise import quantise
         from edge_agent.engine.half import to_half
         from edge_agent.engine.trt import major
+        from edge_agent.offline.calibrate.quantise import quantise
 
         if name == "int8":
             return quantise(prepared, scales), BuildOptions("int8")

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_agent.embed import Embedder
+from edge_agent.core.errors import EngineError
+from edge_agent.embed.embedder import Embedder
+from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import cuda
 from edge_agent.engine.build import BuildOptions, PlanBuilder, this_machine
 from edge_agent.engine.calibrator import Calibration, Pictures, has_calibrators
@@ -23,8 +25,6 @@ from edge_agent.engine.plans import PlanStore
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.tensorrt import TensorRTEngine
 from edge_agent.engine.trt import Log, has_dla, make_builder, version
-from edge_agent.errors import EngineError
-from edge_agent.quality import QualityGate
 from tests.device.conftest import PRECISIONS, Rows, cosines, resident_bytes, run
 
 pytestmark = [pytest.mark.device, pytest.mark.timeout(1800)]

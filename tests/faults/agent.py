@@ -21,7 +21,7 @@ import structlog
 from edge_agent.deliver.connection import Backoff, BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
-from tests.deliver_fixtures import INFO, identity
+from tests.deliver.deliver_fixtures import INFO, identity
 
 ARGUMENTS = argparse.ArgumentParser()
 ARGUMENTS.add_argument("--broker", required=True)

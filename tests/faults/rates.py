@@ -19,11 +19,11 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edge_agent.core.events import encode
 from edge_agent.deliver.connection import BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
-from edge_agent.events import encode
-from tests.deliver_fixtures import INFO, identity
+from tests.deliver.deliver_fixtures import INFO, identity
 
 BROKER = """
 listener {port} 127.0.0.1

@@ -36,7 +36,7 @@ from scene import Log, Subscriber, account, broker, gaps, start_agent, wait_for
 from edge_agent.deliver.connection import Backoff, BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
-from tests.deliver_fixtures import INFO, identity
+from tests.deliver.deliver_fixtures import INFO, identity
 
 Result = dict[str, Any]
 DRAIN_S = 180.0
@@ -226,7 +226,7 @@ def outage(folder: Path, seconds: float, seed: int) -> Result:
 
 
 def commands(folder: Path, seconds: float, seed: int) -> Result:
-    """10,000 malformed commands: see tests/test_commands.py."""
+    """10,000 malformed commands: see tests/deliver/test_commands.py."""
     done = subprocess.run(
         [
             sys.executable,
@@ -237,7 +237,7 @@ def commands(folder: Path, seconds: float, seed: int) -> Result:
             "slow or not slow",
             "-k",
             "ten_thousand",
-            str(Path(__file__).parent.parent / "test_commands.py"),
+            str(Path(__file__).parent.parent / "deliver" / "test_commands.py"),
         ],
         capture_output=True,
         text=True,

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
+from tests.agent.test_agent import PEOPLE, Listener, pictures, put, wait_for
 from tests.conftest import REPO, Mosquitto, find_free_port, mosquitto_binary
 from tests.systemd import container as containers
 from tests.systemd.container import CannotMake, Container
-from tests.test_agent import PEOPLE, Listener, pictures, put, wait_for
 
 __all__ = ["pictures"]  # a fixture
 
@@ -42,7 +42,7 @@ import typer
 from pathlib import Path
 def command(config: Path = typer.Option(...)) -> None:
     """Stand-in."""
-    from edge_agent.config import load
+    from edge_agent.core.config import load
     print("calibrated for", load(config).state_dir)
 '''
 

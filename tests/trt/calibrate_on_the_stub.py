@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from builder_stand_in import BuilderStub
 
-from edge_agent import factory
-from edge_agent.calibrate.job import Job, Request, Silent
-from edge_agent.config import EngineSettings, QualitySettings
+from edge_agent.agent import factory
+from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.engine.calibration import active_calibration, prune_calibrations
 from edge_agent.engine.golden import golden_crops
 from edge_agent.engine.plans import PlanStore
 from edge_agent.engine.trt import version
-from edge_agent.synthetic.crops import write_dataset
+from edge_agent.offline.calibrate.job import Job, Request, Silent
+from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT:DeprecationWarning")

@@ -15,10 +15,10 @@ import pytest
 import stand_in
 import structlog
 
+from edge_agent.core.errors import EngineError, StorageError
 from edge_agent.engine import cuda, trt
 from edge_agent.engine.prepared import PreparedGraph
 from edge_agent.engine.tensorrt import TensorRTEngine
-from edge_agent.errors import EngineError, StorageError
 
 HEIGHT, WIDTH, NUMBERS, LARGEST = 32, 16, 8, 8
 

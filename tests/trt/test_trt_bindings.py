@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
+from edge_agent.core.errors import EngineError
 from edge_agent.engine import trt
-from edge_agent.errors import EngineError
 from tests.trt import parts
 
 
@@ -28,7 +28,7 @@ def test_which_release_knows_the_dla(release, dla):
 
 FAILED_CALL = textwrap.dedent("""
     from edge_agent.engine.trt import Log, checked, major, version
-    from edge_agent.errors import EngineError
+    from edge_agent.core.errors import EngineError
     import tensorrt, structlog
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     print("version:", *version()[:3], major())

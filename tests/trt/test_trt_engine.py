@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
+from edge_agent.core.errors import EngineError
 from edge_agent.engine import cuda as cuda_module
-from edge_agent.errors import EngineError
 from tests.trt import parts
 
 RUN = """
@@ -39,7 +39,7 @@ def test_without_pycuda(monkeypatch):
 
 PROBE = textwrap.dedent("""
     from edge_agent.engine import trt
-    from edge_agent.errors import EngineError
+    from edge_agent.core.errors import EngineError
     log = trt.Log()
     for make in (trt.make_runtime, trt.make_builder):
         try:

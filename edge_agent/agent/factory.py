@@ -1,0 +1,1069 @@
+"""The one place that turns settings into stages.
+
+The daemon, the benchmarks, evaluation and calibration all get their stages here, so they run the same code.
+Nothing heavy is imported before the stage that needs it is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_agent.core.config import (
+    DetectorSettings,
+    EngineSettings,
+    MqttSettings,
+    QualitySettings,
+    Settings,
+    SourceSettings,
+)
+from edge_agent.core.errors import ConfigError, InputError, StorageError
+from edge_agent.core.manifest import read_json
+
+if TYPE_CHECKING:
+    from edge_agent.agent.command_handlers import Operations
+    from edge_agent.core.events import Event, InfoData, TelemetryData
+    from edge_agent.core.heartbeat import Beat
+    from edge_agent.core.structures import Detections, EngineInfo, Frame, Load, SourceStatus
+    from edge_agent.deliver.commands import CommandDesk
+    from edge_agent.deliver.connection import BrokerSettings, ConnectionState
+    from edge_agent.deliver.metrics import Metrics
+    from edge_agent.deliver.outbox import Outbox
+    from edge_agent.deliver.publisher import Counters as Delivered
+    from edge_agent.deliver.publisher import State
+    from edge_agent.detect.motion import MotionGate
+    from edge_agent.embed.embedder import Embedder
+    from edge_agent.embed.packer import Packer
+    from edge_agent.embed.quality import QualityGate
+    from edge_agent.embed.selection import Thinning
+    from edge_agent.engine import Engine
+    from edge_agent.engine.build import Progress
+    from edge_agent.engine.calibration import Calibration
+    from edge_agent.engine.golden import Golden
+    from edge_agent.engine.prepared import PreparedGraph
+    from edge_agent.engine.profiles import PreprocessProfile
+    from edge_agent.engine.scales import Scales
+    from edge_agent.gallery.erasure import Erasure, Removed
+    from edge_agent.gallery.gallery import Gallery
+    from edge_agent.health.cooling import Cooling
+    from edge_agent.health.telemetry.reader import Reading, Telemetry
+    from edge_agent.identify import Identifier
+    from edge_agent.source.base import Source
+    from edge_agent.source.reader import FrameReader
+    from edge_agent.track.tracker import Similarity, Tracker, UpstreamTracks
+
+__all__ = [
+    "GALLERY_FILE",
+    "OUTBOX_FILE",
+    "STRIPES",
+    "Detection",
+    "Model",
+    "Publish",
+    "adjust_gallery",
+    "adjust_identifier",
+    "announce",
+    "broker_settings",
+    "choose_model",
+    "current_calibration",
+    "database_key",
+    "default_model",
+    "embedder_of",
+    "engines_folder",
+    "erase_at_rest",
+    "in_precision",
+    "log_facts",
+    "make_cooling",
+    "make_erasure",
+    "make_gate",
+    "make_identifier",
+    "make_thinning",
+    "make_tracker",
+    "make_upstream_tracks",
+    "open_commands",
+    "open_configured_embedder",
+    "open_detection",
+    "open_embedder",
+    "open_gallery",
+    "open_metrics",
+    "open_outbox",
+    "open_publisher",
+    "open_sources",
+    "open_telemetry",
+    "prepare_model",
+    "rekey",
+    "rest_while_still",
+    "site_scores",
+    "state_folder",
+]
+
+GALLERY_FILE = "gallery.db"
+OUTBOX_FILE = "outbox.db"
+
+ENGINES_FOLDER = "engines"
+"""Inside the state folder."""
+
+STRIPES = "colour-stripes"
+"""Name that stands for the built-in colour-stripe graph where a model file is expected."""
+
+_FALLBACK_PROFILE = "tao"
+
+
+class Publish(Protocol):
+    """What the agent needs of delivery; see `edge_agent.deliver.publisher`."""
+
+    def publish(self, event: Event) -> int:
+        """Deliver an event at least once."""
+
+    def set_status(self, state: State, reason: str = "") -> None:
+        """Say how the agent is."""
+
+    def set_camera_status(self, status: SourceStatus) -> None:
+        """Say how a camera is."""
+
+    def send_telemetry(self, data: TelemetryData) -> None:
+        """Send thermals and load, once."""
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until everything is delivered."""
+
+    @property
+    def counters(self) -> Delivered:
+        """What was delivered."""
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the connection to the broker stands."""
+
+    @property
+    def beat(self) -> Beat:
+        """When delivery last got on, and why it does not if it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A ReID network and how its input is prepared."""
+
+    path: Path
+    preprocess: str
+
+
+def state_folder(path: Path) -> Path:
+    """The folder for everything that the agent keeps, made with mode 0700 when absent."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"state folder {path} cannot be made: {error.strerror}; choose another with --state"
+        ) from None
+    return path
+
+
+def default_model() -> Path | None:
+    """The model that ships with the project, or None where it is not installed."""
+    for folder in (Path(__file__).parents[2] / "engines", Path(sys.prefix) / "share" / "edge-agent"):
+        if (folder / "default.onnx").is_file():
+            return folder / "default.onnx"
+    return None
+
+
+def choose_model(settings: EngineSettings, state: Path) -> Model:
+    """The configured model, else the shipped one, with its preprocess profile.
+
+    The profile is the configured one, else what the model's own manifest (`MODEL.json`) says, else `tao`.
+
+    Raises:
+        ConfigError: no model is configured and none ships.
+        InputError: the configured file does not exist.
+    """
+    if settings.model is not None and str(settings.model) == STRIPES:
+        return Model(_stripes(state), settings.preprocess or _FALLBACK_PROFILE)
+    path = settings.model if settings.model is not None else default_model()
+    if path is None:
+        raise ConfigError(
+            f"no ReID model: name one with --model FILE.onnx or engine.model, or {STRIPES!r} for "
+            "the built-in colour comparison, which is good for a demonstration only"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file")
+    return Model(path, settings.preprocess or _profile_of(path))
+
+
+def _stripes(state: Path) -> Path:
+    from edge_agent.engine.stripes import write_stripe_model
+
+    path = state / f"{STRIPES}.onnx"
+    write_stripe_model(path)
+    return path
+
+
+def _profile_of(model: Path) -> str:
+    manifest = model.with_suffix(".json")
+    if not manifest.is_file():
+        return _FALLBACK_PROFILE
+    return str(read_json(manifest).get("preprocess", _FALLBACK_PROFILE))
+
+
+def make_gate(settings: QualitySettings) -> QualityGate:
+    """The quality gate."""
+    from edge_agent.embed.quality import QualityGate
+
+    return QualityGate(**settings.model_dump())
+
+
+def engines_folder(settings: EngineSettings, state: Path) -> Path:
+    """Where calibrations and plans are."""
+    return settings.folder if settings.folder is not None else state / ENGINES_FOLDER
+
+
+def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[PreparedGraph, Golden]:
+    """The network with pre- and post-processing inside, and reference embeddings for its self-test.
+
+    Args:
+        model: ReID ONNX.
+        preprocess: name of the profile.
+        state: folder where the reference embeddings are kept, None to keep nothing.
+
+    Raises:
+        ModelError: the file does not fit; says how to mend it.
+    """
+    from edge_agent.engine.golden import load_or_make
+    from edge_agent.engine.graph import prepare_reid
+    from edge_agent.engine.profiles import profile_named
+
+    prepared = prepare_reid(model, profile_named(preprocess))
+    return prepared, load_or_make(prepared, state)
+
+
+def current_calibration(settings: EngineSettings, state: Path) -> Calibration | None:
+    """The active calibration, of whatever network; None where there is none.
+
+    Raises:
+        InputError: it is damaged; says what mends it.
+    """
+    from edge_agent.engine.calibration import active_calibration
+
+    return active_calibration(engines_folder(settings, state))
+
+
+def in_precision(
+    prepared: PreparedGraph, wanted: str, backend: str, calibration: Calibration | None
+) -> PreparedGraph:
+    """The network in the precision that is asked for.
+
+    Args:
+        prepared: as exported.
+        wanted: `auto`, `fp32`, `fp16` or `int8`. `auto` is what the calibration chose for this backend;
+            without one FP16 on TensorRT, else FP32.
+        backend: `onnxruntime` or `tensorrt`.
+        calibration: the active one; one of another network is not used.
+
+    Raises:
+        ConfigError: INT8 is wanted, and no calibration of this network has it.
+        InputError: the calibration's graph cannot be read.
+    """
+    from edge_agent.engine.half import to_half
+
+    own = calibration if calibration is not None and calibration.fits(prepared) else None
+    if wanted == "auto" and own is not None and own.backend == backend:
+        return own.graph(prepared)
+    if wanted == "auto":
+        wanted = "fp16" if backend == "tensorrt" else "fp32"
+    if wanted == "fp32":
+        return prepared
+    if own is not None and own.precision == wanted:
+        return own.graph(prepared)
+    if wanted == "fp16":
+        return to_half(prepared)
+    raise ConfigError(
+        f"no INT8 calibration of {prepared.name} with profile {prepared.profile and prepared.profile.name} "
+        "has passed the accuracy gate here; run `edge-agent calibrate --dataset DIR`, or choose "
+        "engine.precision auto or fp16"
+    )
+
+
+def embedder_of(
+    graph: PreparedGraph,
+    golden: Golden,
+    *,
+    engine: EngineSettings,
+    quality: QualitySettings,
+    plans: Path | None,
+    ranges: Callable[[], tuple[PreparedGraph, Scales]] | None = None,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """The embedding stage for exactly this graph; not yet entered.
+
+    Args:
+        graph: in the precision that shall run.
+        golden: reference embeddings for the self-test.
+        engine: backend and its options.
+        quality: limits of the gate.
+        plans: folder of TensorRT's plans, None where none may be kept.
+        ranges: gives the FP32 graph and its INT8 ranges; asked where an INT8 engine wants these instead.
+        max_batch: largest batch, at most that of `engine`, which it is when None.
+        building: told how far the build of a plan is: phase, steps done, steps in all.
+    """
+    from edge_agent.embed.embedder import Embedder
+    from edge_agent.engine import TensorRTOptions, choose_backend, open_engine, takes_ranges_beside
+
+    profile = graph.profile
+    assert profile is not None  # detectors have no embedding stage
+    backend = choose_backend(engine.backend)
+    options, scales = None, None
+    if backend == "tensorrt" and plans is not None:
+        if graph.precision == "int8" and ranges is not None and takes_ranges_beside(engine.dla_core):
+            exported, scales = ranges()
+            graph = replace(exported, precision="int8")
+        options = TensorRTOptions(
+            plans=plans,
+            largest=engine.max_batch,
+            scales=scales,
+            zero_copy=engine.zero_copy,
+            cuda_graphs=engine.cuda_graphs,
+            dla_core=engine.dla_core,
+            workspace_mb=engine.workspace_mb,
+            progress=building,
+            conditions=lambda: _conditions(plans),
+        )
+    opened = open_engine(
+        graph,
+        backend=backend,
+        max_batch=max_batch or engine.max_batch,
+        threads=engine.threads,
+        tensorrt=options,
+    )
+    gate = make_gate(quality)
+    return Embedder(
+        opened, profile=profile, gate=gate, golden=golden, packer=_make_packer(engine, opened, profile, gate)
+    )
+
+
+def _make_packer(
+    settings: EngineSettings, engine: Engine, profile: PreprocessProfile, gate: QualityGate
+) -> Packer:
+    """Crops are resized beside an engine that leaves the CPU alone, unless the settings say otherwise."""
+    from edge_agent.embed.packer import Beside, Here
+
+    on_cpu = engine.info.backend == "onnxruntime"
+    if settings.packing == "here" or (settings.packing == "auto" and on_cpu):
+        return Here(profile, gate.min_sharpness)
+    return Beside(profile, gate.min_sharpness, engine.input_size, engine.info.max_batch)
+
+
+def _conditions(disk: Path) -> dict[str, Any]:
+    """What the device was like while a plan was built: its kernels were timed under it."""
+    from edge_agent.health.telemetry.reader import Telemetry
+
+    with Telemetry(disk=disk, jtop=False) as telemetry:
+        reading = telemetry.read()
+    return {
+        "power_mode": reading.power_mode,
+        "clocks_locked": reading.clocks_locked,
+        "gpu_mhz": reading.gpu_mhz,
+        "gpu_max_mhz": reading.gpu_max_mhz,
+    }
+
+
+def open_embedder(
+    model: Path,
+    preprocess: str,
+    *,
+    engine: EngineSettings | None = None,
+    quality: QualitySettings | None = None,
+    state: Path | None = None,
+    calibration: Calibration | None = None,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """The embedding stage of a network in the precision that the settings ask for; not yet entered.
+
+    Args:
+        model: ReID ONNX.
+        preprocess: name of the profile.
+        engine: backend, precision and their options; the defaults when None. Its `model` and `preprocess`
+            have no say.
+        quality: limits of the gate; its defaults when None.
+        state: folder for the self-test's references, and for plans where the settings name no other.
+        calibration: the active one, None to go without.
+        max_batch: as for `embedder_of`.
+        building: likewise.
+
+    Raises:
+        ModelError: the file does not fit; says how to mend it.
+        ConfigError: the precision cannot be had.
+    """
+    from edge_agent.engine import choose_backend
+
+    chosen = engine or EngineSettings()
+    backend = choose_backend(chosen.backend)
+    prepared, golden = prepare_model(model, preprocess, state)
+    ranges = None
+    if calibration is not None and calibration.fits(prepared):
+        ranges = partial(_ranges, prepared, calibration)
+    return embedder_of(
+        in_precision(prepared, chosen.precision, backend, calibration),
+        golden,
+        engine=chosen.model_copy(update={"backend": backend}),
+        quality=quality or QualitySettings(),
+        plans=chosen.folder if state is None else engines_folder(chosen, state),
+        ranges=ranges,
+        max_batch=max_batch,
+        building=building,
+    )
+
+
+def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[PreparedGraph, Scales]:
+    return prepared, calibration.scales()
+
+
+def open_configured_embedder(
+    settings: Settings,
+    state: Path,
+    calibration: Calibration | None,
+    *,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """The embedding stage that the settings name; not yet entered. `calibration`: the active one.
+
+    Raises:
+        ConfigError: also where a simulated engine is told which network to run: it runs none.
+    """
+    from edge_agent.engine import is_simulated
+
+    if is_simulated(settings.engine.backend):
+        return _simulated_embedder(settings, max_batch)
+    model = choose_model(settings.engine, state)
+    return open_embedder(
+        model.path,
+        model.preprocess,
+        engine=settings.engine,
+        quality=settings.quality,
+        state=state,
+        calibration=calibration,
+        max_batch=max_batch,
+        building=building,
+    )
+
+
+def _simulated_embedder(settings: Settings, max_batch: int | None) -> Embedder:
+    from edge_agent.embed.embedder import Embedder
+    from edge_agent.engine import open_simulated
+    from edge_agent.engine.simulated import PROFILE
+
+    engine = settings.engine
+    named = [key for key in ("model", "preprocess") if getattr(engine, key) is not None]
+    named += ["precision"] if engine.precision != "auto" else []
+    if named:
+        raise ConfigError(
+            f"engine.backend {engine.backend} runs no network, so engine.{named[0]} has no meaning: leave it"
+            " out, or choose another backend"
+        )
+    opened = open_simulated(engine.backend, max_batch=max_batch or engine.max_batch)
+    gate = make_gate(settings.quality)
+    return Embedder(opened, profile=PROFILE, gate=gate, packer=_make_packer(engine, opened, PROFILE, gate))
+
+
+def log_facts(settings: Settings) -> dict[str, str]:
+    """What every log line of a run says: that the engine is simulated, where it is."""
+    from edge_agent.engine import is_simulated
+
+    backend = settings.engine.backend
+    return {"engine": backend} if is_simulated(backend) else {}
+
+
+def database_key(settings: Settings) -> bytes | None:
+    """The key of gallery and outbox; None: they are plain.
+
+    Raises:
+        ConfigError: what is set is no key.
+    """
+    from edge_agent.core.encryption import parse_key
+
+    secret = settings.storage.key
+    if secret is None or not secret.get_secret_value().strip():
+        return None  # an empty line is no secret: systemd puts one where a credential is not there
+    return parse_key(secret.get_secret_value())
+
+
+def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
+    """Write gallery and outbox anew under the configured key; the agent must not run.
+
+    Args:
+        settings: with the key that they shall have, or none.
+        old: the key that they were made with; None: they are plain.
+
+    Returns:
+        by path: whether it was written, False where it had that key already; files that are not there are not
+        named.
+
+    Raises:
+        ConfigError: the configured key is none, or SQLCipher is not installed.
+        StorageError: an agent runs, or the old key is not the one.
+    """
+    from edge_agent.core.encryption import rewrite
+    from edge_agent.deliver import outbox
+    from edge_agent.gallery.store import OwnerLock
+
+    new = database_key(settings)
+    gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
+    lock = OwnerLock(gallery)
+    if gallery.exists() and not lock.acquire():
+        raise StorageError(f"{gallery} is in use by a running agent (process {lock.holder()}); stop it first")
+    try:
+        made = {
+            str(path): do(path, old, new)
+            for path, do in ((gallery, rewrite), (events, outbox.rekey))
+            if path.exists()
+        }
+    finally:
+        lock.release()
+    return made
+
+
+def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -> Gallery:
+    """The gallery of the state folder, for the embedding space of `info`; not yet entered."""
+    from edge_agent.gallery.gallery import Gallery
+
+    return Gallery(
+        state_folder(settings.state_dir) / GALLERY_FILE,
+        key=database_key(settings),
+        space=info.space,
+        dimension=info.dimension,
+        capacity=settings.gallery.capacity,
+        max_exemplars=settings.gallery.max_exemplars,
+        ttl_s=_seconds(settings.gallery.ttl_hours),
+        enrolled_ttl_s=_seconds(settings.gallery.enrolled_ttl_hours),
+        index=settings.gallery.index,
+        exact_up_to=settings.gallery.exact_up_to,
+        owner=owner,
+    )
+
+
+def _seconds(hours: float | None) -> float | None:
+    return hours * 3600 if hours is not None else None
+
+
+def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
+    """What the agent has learnt of its site with this network, from the gallery of the state folder.
+
+    Raises:
+        InputError: there is no gallery, or it has nothing of the site.
+        SpaceMismatch: the gallery is of another network.
+    """
+    from edge_agent.engine import open_engine
+    from edge_agent.identify.identifier import SITE_FACT
+
+    path = settings.state_dir / GALLERY_FILE
+    found = None
+    if path.is_file():
+        with open_gallery(settings, open_engine(prepared, backend="onnxruntime").info) as gallery:
+            found = gallery.get_fact(SITE_FACT)
+    if not isinstance(found, dict) or not found.get("pairs"):
+        raise InputError(
+            f"{path} has no scores of this site yet: the agent learns them while it runs, from people who "
+            "are seen at the same time; leave --site-pairs out, or let it run for a while"
+        )
+    return found
+
+
+def make_identifier(
+    settings: Settings, gallery: Gallery, session: str, calibration: Calibration | None = None
+) -> Identifier:
+    """The decision stage; `calibration`: of the network that makes the embeddings."""
+    from edge_agent.identify import Identifier
+
+    chosen = settings.identify
+    return Identifier(
+        gallery,
+        session,
+        enrolment=chosen.enrolment,
+        configured=chosen.threshold,
+        calibrated=None if calibration is None else calibration.threshold,
+        target_fmr=chosen.target_fmr,
+        decide_crops=chosen.decide_crops,
+        enrol_crops=chosen.enrol_crops,
+        crop_interval_s=chosen.crop_interval_s,
+        pool_crops=chosen.pool_crops,
+        fuse_crops=chosen.fuse_crops,
+        margin=chosen.margin,
+        covisible_frames=chosen.covisible_frames,
+        publish_unknown=chosen.publish_unknown,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The detectors of all sources, entered.
+
+    Attributes:
+        detect: finds people in a frame of any source.
+        levels: per camera, the scores that a tracker needs: high, low, new track.
+        name: for `info` and events.
+        network_seconds: time spent inside the detectors' networks so far; 0 for those without one.
+        still: by camera with a motion gate: frames that its detector did not see, since nothing moved.
+    """
+
+    detect: Callable[[Frame], Detections]
+    levels: Callable[[str], tuple[float, float, float]]
+    name: str
+    network_seconds: Callable[[], float]
+    still: Callable[[], Mapping[str, int]] = dict
+
+
+def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, str | None]) -> Detection:
+    """Open one detector for each kind that is asked for.
+
+    Args:
+        settings: all settings.
+        stack: closes the detectors.
+        cameras: id of each source and its own choice of detector, None for the common one.
+    """
+    kinds = {camera: kind or settings.detector.kind for camera, kind in cameras.items()}
+    opened = {kind: _open_detector(kind, settings, stack) for kind in sorted(set(kinds.values()))}
+    common = settings.detector.kind
+
+    def detect(frame: Frame) -> Detections:
+        return opened[kinds.get(frame.camera, common)].detect(frame)
+
+    def levels(camera: str) -> tuple[float, float, float]:
+        return opened[kinds.get(camera, common)].levels
+
+    def network_seconds() -> float:
+        return sum(one.engine.run_seconds for one in opened.values() if one.engine is not None)
+
+    return Detection(detect, levels, "+".join(one.name for one in opened.values()), network_seconds)
+
+
+def rest_while_still(
+    settings: Settings, detection: Detection, sources: Mapping[str, SourceSettings], opened: Sequence[Source]
+) -> Detection:
+    """The detection behind a motion gate, for the sources that shall have one; cameras slow down meanwhile.
+
+    Args:
+        settings: all settings.
+        detection: open.
+        sources: settings of each, by id.
+        opened: the sources.
+
+    Raises:
+        ConfigError: a source shall have a gate, and nobody is looked for in its pictures here.
+    """
+    from edge_agent.source import source_kind
+
+    def looked_for(own: SourceSettings) -> bool:
+        kind = own.detector or settings.detector.kind
+        return kind not in {"external", "none"} and source_kind(own.url) != "crops"
+
+    nothing = "nobody is looked for here (detector external or none, or a crop folder): leave it out"
+    for camera, own in sources.items():
+        if own.motion and not looked_for(own):
+            raise ConfigError(f"source {camera}: motion is set, but {nothing}")
+    if settings.motion.enabled and not any(map(looked_for, sources.values())):
+        raise ConfigError(f"motion.enabled is set, but {nothing}")
+    wanted = {
+        camera
+        for camera, own in sources.items()
+        if (settings.motion.enabled if own.motion is None else own.motion) and looked_for(own)
+    }
+    if not wanted:
+        return detection
+    from edge_agent.detect.motion import MotionGate, Pace
+    from edge_agent.source.capture import CsiSource, StreamSource, UsbSource
+
+    chosen = settings.motion
+    gate = MotionGate(
+        detection.detect,
+        cameras=frozenset(wanted),
+        pace=Pace(chosen.hold_s, chosen.refresh_s, chosen.look_s),
+        smallest=(settings.quality.min_width, settings.quality.min_height),
+    )
+    for source in opened:
+        if source.id in wanted and isinstance(source, StreamSource | UsbSource | CsiSource):
+            source.pace.slowed = partial(_slowed, gate, source.id, chosen.rest_fps)
+    return replace(detection, detect=gate.detect, still=lambda: gate.still)
+
+
+def _slowed(gate: MotionGate, camera: str, rest_fps: float) -> float | None:
+    """Frames a second that this camera shall give, None for all."""
+    return rest_fps if gate.rests(camera) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """One detector, entered."""
+
+    detect: Callable[[Frame], Detections]
+    levels: tuple[float, float, float]
+    name: str
+    engine: Engine | None = None
+
+
+def _open_detector(kind: str, settings: Settings, stack: ExitStack) -> _Opened:
+    if kind == "external":
+        return _open_external(settings, stack)
+    from edge_agent.detect import open_detector
+
+    detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads))
+    own = detector.levels
+    levels = _levels(settings.detector, own.high, own.low, own.new_track)
+    engine = getattr(detector, "engine", None)  # HOG has none
+    return _Opened(lambda frame: detector.detect(frame.image), levels, detector.name, engine)
+
+
+def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
+    from edge_agent.source.external import ExternalBoxes
+
+    chosen = settings.detector
+    if not chosen.external_topics:
+        raise ConfigError("detector.kind is external, but detector.external_topics names no MQTT topic")
+    broker = broker_settings(settings.mqtt)
+    if broker is None:
+        raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
+    boxes = stack.enter_context(
+        ExternalBoxes(
+            broker.host,
+            broker.port,
+            topics=chosen.external_topics,
+            format=chosen.external_format,
+            match=chosen.external_match,
+            cameras=chosen.external_cameras,
+            size=chosen.external_size,
+            tolerance_seconds=chosen.external_tolerance_ms / 1000,
+            wait_seconds=chosen.external_wait_ms / 1000,
+            tls=broker.tls,
+            ca_file=broker.ca_file,
+            cert_file=broker.cert_file,
+            key_file=broker.key_file,
+            username=broker.username,
+            password=broker.password,
+            version=broker.version,
+            keepalive_s=broker.keepalive_s,
+        )
+    )
+    levels = _levels(chosen, 0.5, 0.1, 0.5)  # boxes without a score count as 1.0
+    return _Opened(boxes.detect_frame, levels, f"external:{chosen.external_format}")
+
+
+def _levels(
+    chosen: DetectorSettings, high: float, low: float, new_track: float
+) -> tuple[float, float, float]:
+    """High, low and new-track score: what is configured, else the detector's own."""
+    pairs = ((chosen.high, high), (chosen.low, low), (chosen.new_track, new_track))
+    levels = [own if configured is None else configured for configured, own in pairs]
+    return levels[0], levels[1], levels[2]
+
+
+def make_tracker(
+    settings: Settings,
+    camera: str,
+    levels: tuple[float, float, float],
+    similarity: Similarity | None = None,
+) -> Tracker:
+    """The tracker of one camera; `similarity` is what all cameras share."""
+    from edge_agent.track.tracker import Tracker
+
+    high, low, new_track = levels
+    return Tracker(
+        camera,
+        high=high,
+        low=low,
+        new_track=new_track,
+        similarity=similarity,
+        **settings.tracker.model_dump(),
+    )
+
+
+def make_thinning(settings: Settings, embedder: Embedder, detection: Detection) -> Thinning:
+    """What chooses whom not to embed; `embedder` is entered."""
+    from edge_agent.embed.capacity import Budget
+    from edge_agent.embed.selection import Thinning
+
+    budget = None
+    if settings.engine.overload == "thin":
+        budget = Budget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
+    gate = make_gate(settings.quality)
+    return Thinning(budget, gate.outlook, lambda camera: detection.levels(camera)[2])
+
+
+def broker_settings(settings: MqttSettings) -> BrokerSettings | None:
+    """Where the broker is and how to log in, or None without one."""
+    from edge_agent.deliver.connection import BrokerSettings
+
+    if settings.broker is None:
+        return None
+    chosen: dict[str, Any] = {
+        "username": settings.username,
+        "password": settings.password.get_secret_value() if settings.password else None,
+        "ca_file": settings.ca_file,
+        "cert_file": settings.cert_file,
+        "key_file": settings.key_file,
+        "version": settings.version,
+        "keepalive_s": settings.keepalive_s,
+    }
+    return BrokerSettings.parse(settings.broker, **chosen)
+
+
+def open_sources(settings: Settings, state: Path) -> list[Source]:
+    """The enabled sources, in their order; nothing is opened yet.
+
+    All recorded files of a run begin at the same moment, so that their frames can be put in order.
+
+    Raises:
+        SourceError: an address cannot be understood.
+        ConfigError: every source is disabled.
+    """
+    import time
+
+    from edge_agent.source import open_source, source_kind
+
+    begin = time.time()
+    # Ids that were given come first, so that a made-up one cannot take them.
+    given = {wanted.id for wanted in settings.sources if wanted.id is not None}
+    sources: list[Source] = []
+    for wanted in settings.sources:
+        if not wanted.enabled:
+            continue
+        options = wanted.model_dump(
+            exclude={"id", "url", "enabled", "detector", "motion", "priority"}, exclude_none=True
+        )
+        if source_kind(wanted.url) == "file":
+            options.setdefault("start_time", begin)
+        taken = {source.id for source in sources} | (given - {wanted.id})
+        source = open_source(wanted.url, id=wanted.id, taken=taken, state_dir=state, options=options)
+        sources.append(source)
+    if not sources:
+        raise ConfigError("every source is disabled; set enabled = true for one of [[sources]]")
+    return sources
+
+
+def make_upstream_tracks(settings: Settings, camera: str) -> UpstreamTracks:
+    """What follows crops that come with track ids."""
+    from edge_agent.track.tracker import UpstreamTracks
+
+    return UpstreamTracks(camera, lost_s=settings.tracker.lost_s)
+
+
+def adjust_identifier(identifier: Identifier, settings: Settings) -> None:
+    """Take over reloaded settings of the decision."""
+    chosen = settings.identify
+    identifier.enrolment = chosen.enrolment
+    identifier.configured = chosen.threshold
+    identifier.decide_crops = chosen.decide_crops
+    identifier.enrol_crops = chosen.enrol_crops
+    identifier.crop_interval_s = chosen.crop_interval_s
+    identifier.fuse_crops = chosen.fuse_crops
+    identifier.margin = chosen.margin
+    identifier.publish_unknown = chosen.publish_unknown
+    identifier.aim(chosen.target_fmr)
+
+
+def adjust_gallery(gallery: Gallery, settings: Settings) -> None:
+    """Take over reloaded settings of the gallery.
+
+    Raises:
+        StorageError: they could not be written.
+    """
+    times = settings.gallery
+    gallery.set_ttl(_seconds(times.ttl_hours), enrolled_s=_seconds(times.enrolled_ttl_hours))
+
+
+def open_telemetry(settings: Settings, state: Path) -> Telemetry:
+    """What reads thermals and load; not yet entered."""
+    from edge_agent.health.telemetry.reader import Telemetry
+
+    return Telemetry(disk=state, jtop=settings.telemetry.jtop)
+
+
+def make_cooling(
+    settings: Callable[[], Settings],
+    telemetry: Telemetry,
+    readers: Sequence[FrameReader],
+    *,
+    apply: Callable[[Load], None],
+    publish: Callable[[Event], object],
+    note: Callable[[str, str], None],
+) -> Cooling:
+    """The governor of this run; not yet entered. Steps close cameras, never recordings."""
+    from edge_agent.health.cooling import Cooling
+    from edge_agent.health.governor import ladder
+
+    now = settings()
+    enabled = [source for source in now.sources if source.enabled]
+    # Without readers the run is stopping already.
+    cameras = [
+        (reader, own.priority)
+        for reader, own in zip(readers, enabled, strict=False)
+        if reader.live and not reader.ends
+    ]
+    return Cooling(
+        settings=lambda: settings().governor,
+        heat=telemetry.heat,
+        rungs=ladder(
+            [(reader.camera, priority) for reader, priority in cameras], max_batch=now.engine.max_batch
+        ),
+        cameras=[reader for reader, _ in cameras],
+        apply=apply,
+        publish=publish,
+        note=note,
+    )
+
+
+def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:
+    """Where events wait for the broker, open; None without a broker."""
+    if settings.mqtt.broker is None:
+        return None
+    return stack.enter_context(_outbox(settings, state))
+
+
+def _outbox(settings: Settings, state: Path) -> Outbox:
+    from edge_agent.deliver.outbox import Outbox
+
+    limits = settings.outbox
+    return Outbox(
+        state / OUTBOX_FILE,
+        synchronous=limits.synchronous,
+        max_rows=limits.max_rows,
+        max_bytes=limits.max_megabytes << 20,
+        max_age_s=limits.max_age_hours * 3600,
+        key=database_key(settings),
+    )
+
+
+def make_erasure(
+    settings: Settings, gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]
+) -> Erasure:
+    """What removes events and pictures of people who are gone.
+
+    Args:
+        settings: all settings.
+        gallery: open.
+        outbox: open; None where there is no broker: one of an earlier run is opened when something has to go.
+        sources: all that are read.
+    """
+    from edge_agent.gallery.erasure import Erasure
+    from edge_agent.source.crops import CropFolderSource
+
+    def erase_at_rest(word: str) -> int:
+        if not (settings.state_dir / OUTBOX_FILE).exists():
+            return 0
+        with _outbox(settings, settings.state_dir) as kept:
+            return kept.erase(word)
+
+    folders = [source for source in sources if isinstance(source, CropFolderSource)]
+    return Erasure(gallery, outbox.erase if outbox is not None else erase_at_rest, folders)
+
+
+def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
+    """Remove what is kept of people who are gone, while no agent runs; None where one does, which will do it.
+
+    Raises:
+        StorageError: some could not be removed; the agent will, at its next start.
+    """
+    from edge_agent.gallery.store import OwnerLock
+
+    state = settings.state_dir
+    lock = OwnerLock(state / GALLERY_FILE)
+    if not lock.acquire():
+        return None
+    try:
+        enabled = any(source.enabled for source in settings.sources)
+        return make_erasure(settings, gallery, None, open_sources(settings, state) if enabled else ()).run()
+    finally:
+        lock.release()
+
+
+def open_commands(settings: Settings, operations: Operations, stack: ExitStack) -> CommandDesk | None:
+    """What takes commands from the broker, running; None where no command is allowed."""
+    from edge_agent.deliver.commands import CommandDesk
+
+    mqtt = settings.mqtt
+    if mqtt.broker is None or not mqtt.commands:
+        return None
+    desk = CommandDesk(
+        site=mqtt.site, device=mqtt.device, operations=operations.table(), allowed=mqtt.commands
+    )
+    return stack.enter_context(desk)
+
+
+def open_publisher(
+    settings: Settings,
+    *,
+    session: str,
+    info: Callable[[], InfoData],
+    events: Path | None,
+    outbox: Outbox | None,
+    commands: CommandDesk | None,
+    stack: ExitStack,
+) -> Publish:
+    """Delivery to the broker, or to nowhere without one; and to the events file. Running.
+
+    Args:
+        settings: all settings.
+        session: id of this run.
+        info: what runs here.
+        events: file for every event as a JSON line.
+        outbox: from `open_outbox`.
+        commands: from `open_commands`.
+        stack: closes the publisher, then the events file.
+    """
+    from edge_agent.deliver.eventfile import EventFile
+    from edge_agent.deliver.publisher import LocalPublisher, Publisher
+
+    mqtt = settings.mqtt
+    file = stack.enter_context(EventFile(events)) if events is not None else None
+    broker = broker_settings(mqtt)
+    if broker is None or outbox is None:
+        local = LocalPublisher(site=mqtt.site, device=mqtt.device, session=session, event_file=file)
+        return stack.enter_context(local)
+    publisher = Publisher(
+        site=mqtt.site,
+        device=mqtt.device,
+        session=session,
+        broker=broker,
+        outbox=outbox,
+        info=info,
+        event_file=file,
+        commands=commands,
+    )
+    return stack.enter_context(publisher)
+
+
+def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
+    """Tell Home Assistant of this device, or take that back, where the settings want it."""
+    from edge_agent.deliver.publisher import Publisher
+
+    mqtt = settings.mqtt
+    if not mqtt.home_assistant or not isinstance(publisher, Publisher):
+        return
+    from edge_agent.deliver.homeassistant import announcement, discovery_topic
+    from edge_agent.deliver.topics import Topics
+
+    topics = Topics(mqtt.site, mqtt.device)
+    message = b""  # takes it back
+    if mqtt.home_assistant is True:
+        zones, rails = sorted(reading.temperatures_c), sorted(reading.power_w)
+        message = announcement(topics, info, zones=zones, rails=rails)
+    publisher.set_retained(discovery_topic(topics), message)
+
+
+def open_metrics(settings: Settings, publisher: Publish, info: InfoData, stack: ExitStack) -> Metrics | None:
+    """What serves Prometheus on loopback, running; None where no port is set."""
+    port = settings.telemetry.metrics_port
+    if port is None:
+        return None
+    from edge_agent.deliver.metrics import Metrics
+
+    metrics = Metrics(
+        port=port,
+        delivery=lambda: publisher.counters,
+        connection=lambda: publisher.state,
+        info=info,
+    )
+    return stack.enter_context(metrics)

@@ -1,0 +1,1 @@
+"""What every part uses: structures, errors, settings, events, files and logs."""

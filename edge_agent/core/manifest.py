@@ -1,0 +1,262 @@
+"""Files that survive a power cut, and the JSON manifest that tells what an artefact was made from.
+
+A manifest stands beside the artefact that it describes::
+
+    {"kind": "embeddings", "version": 1, "created": "2024-05-01T10:00:00Z", "agent": "0.1.0",
+     "files": {"query.npy": {"sha256": "...", "bytes": 81920}}, "data": {...}}
+
+`files` holds names relative to the manifest's folder; what `data` holds is the business of the kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from edge_agent import __version__
+from edge_agent.core.errors import DiskFull, InputError, StorageError
+
+__all__ = [
+    "FileRecord",
+    "Manifest",
+    "atomic_file",
+    "read_json",
+    "sha256_file",
+    "write_atomic",
+    "write_json_atomic",
+]
+
+_CHUNK = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a binary file that appears under `path` complete, or not at all.
+
+    The bytes go to a hidden neighbour, which is fsynced and renamed over `path` when the block ends
+    well, and removed when it does not. The folder is fsynced too, so the name survives a power cut.
+
+    Args:
+        path: the file to make or replace; its folder must exist.
+        mode: permissions before the umask is applied; 0o600 for what others must not read.
+
+    Raises:
+        DiskFull: no space is left. The old file, if any, is untouched.
+        StorageError: the folder is missing or not writable, or `path` is a folder or a device.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise StorageError(f"cannot write {path}: it exists and is not a regular file; name another path")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as problem:
+        raise _storage_error(path, problem) from problem
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable, where the file system knows how."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse fsync of a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _storage_error(path: Path, problem: OSError) -> StorageError:
+    if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFull(f"cannot write {path}: no space is left on its disk; free some and try again")
+    if problem.errno == errno.ENOENT:
+        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
+    return StorageError(f"cannot write {path}: {problem.strerror or problem}")
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write `data` so that `path` holds all of it or is untouched; errors as in `atomic_file`."""
+    with atomic_file(path, mode=mode) as handle:
+        handle.write(data)
+
+
+def write_json_atomic(path: Path, document: Mapping[str, Any] | Sequence[Any], *, mode: int = 0o666) -> None:
+    """Write `document` as indented UTF-8 JSON; NaN and infinity are refused, since JSON has neither.
+
+    Raises:
+        ValueError: the document holds a non-finite number.
+        StorageError: as in `atomic_file`.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(), mode=mode)
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types; callers check
+    """Read a UTF-8 JSON file.
+
+    Raises:
+        InputError: it is missing, unreadable or not JSON (with line and column).
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
+    except json.JSONDecodeError as problem:
+        raise InputError(
+            f"{path} is not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}"
+        ) from problem
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path} is not JSON: it is not UTF-8 text") from problem
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits, read in chunks.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as handle:
+            while chunk := handle.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Digest and size of one file of an artefact."""
+
+    sha256: str
+    bytes: int
+
+    @staticmethod
+    def of(path: Path) -> FileRecord:
+        """Measure a file; InputError where it cannot be read."""
+        digest = sha256_file(path)
+        return FileRecord(digest, Path(path).stat().st_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an artefact is and what it was made from.
+
+    Attributes:
+        kind: what sort of artefact, e.g. `engine`, `calibration`, `embeddings`.
+        version: of the layout of `data`; a reader refuses one it does not know.
+        files: by name relative to the manifest's folder.
+        data: facts of this kind, JSON values only.
+        created: UTC, ISO 8601 with `Z`.
+        agent: version of this package that wrote it.
+    """
+
+    kind: str
+    version: int
+    files: dict[str, FileRecord]
+    data: dict[str, Any]
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    agent: str = __version__
+
+    def write(self, path: Path) -> None:
+        """Write it atomically; errors as in `write_json_atomic`."""
+        write_json_atomic(
+            path,
+            {
+                "kind": self.kind,
+                "version": self.version,
+                "created": self.created,
+                "agent": self.agent,
+                "files": {name: {"sha256": f.sha256, "bytes": f.bytes} for name, f in self.files.items()},
+                "data": self.data,
+            },
+        )
+
+    @staticmethod
+    def read(path: Path, *, kind: str, version: int) -> Manifest:
+        """Read and check a manifest; unknown top-level keys are tolerated.
+
+        Raises:
+            InputError: missing, not JSON, of another kind or version, or malformed.
+        """
+        found = read_json(path)
+        if not isinstance(found, dict) or "kind" not in found:
+            raise InputError(f"{path} is not a manifest: expected a JSON object with `kind`")
+        if found["kind"] != kind:
+            raise InputError(f"{path} describes {found['kind']!r}, expected {kind!r}")
+        if found.get("version") != version:
+            raise InputError(
+                f"{path} has layout version {found.get('version')!r}, this program reads {version}; "
+                "make the artefact again with this program"
+            )
+        return _parse(path, found)
+
+    def verify(self, folder: Path) -> None:
+        """Check that every file is there with the size and digest that the manifest states.
+
+        Raises:
+            InputError: names the first file that is missing or differs.
+        """
+        for name, expected in self.files.items():
+            path = Path(folder) / name
+            if not path.is_file():
+                raise InputError(f"{path} is missing, though its manifest lists it; make the artefact again")
+            if FileRecord.of(path) != expected:
+                raise InputError(
+                    f"{path} is not the file that its manifest describes (size or sha256 differ)"
+                )
+
+
+def _parse(path: Path, found: dict[str, Any]) -> Manifest:
+    """Turn a JSON object of the right kind and version into a Manifest."""
+    try:
+        return Manifest(
+            kind=str(found["kind"]),
+            version=int(found["version"]),
+            files={_plain_name(name): _record(entry) for name, entry in found["files"].items()},
+            data=_object(found["data"]),
+            created=str(found["created"]),
+            agent=str(found["agent"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        what = f"key {problem} is missing" if isinstance(problem, KeyError) else str(problem)
+        raise InputError(f"{path} is a damaged manifest: {what}") from problem
+
+
+def _object(found: object) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise TypeError("`data` is not an object")
+    return found
+
+
+def _plain_name(name: str) -> str:
+    """Refuse a name that leads out of the manifest's folder."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise ValueError(f"file name {name!r} leads out of its folder")
+    return name
+
+
+def _record(entry: dict[str, Any]) -> FileRecord:
+    digest, size = entry["sha256"], entry["bytes"]
+    if not (isinstance(digest, str) and len(digest) == hashlib.sha256().digest_size * 2):
+        raise ValueError(f"{digest!r} is not a SHA-256 digest")
+    return FileRecord(digest, int(size))

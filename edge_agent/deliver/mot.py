@@ -1,0 +1,128 @@
+"""Result files in MOTChallenge format, so that anybody can score the agent.
+
+Rows are `frame,identity,left,top,width,height,score,-1,-1,-1`. The identity is the agent's number of the
+person, not the number of the track: a person who comes back has the old one. Frames without a known
+identity have no row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from edge_agent.core.errors import DiskFull, InputError, StorageError
+from edge_agent.core.manifest import write_atomic
+from edge_agent.core.structures import TrackObservation, TrackUpdate
+
+__all__ = ["MotFinal", "MotWriter"]
+
+Number = Callable[[str, int], int | None]
+"""The identity number of a camera's track, as known at the moment of the call."""
+
+
+def _row(seen: TrackObservation, number: int) -> str:
+    x1, y1, x2, y2 = (float(v) for v in seen.box)
+    return f"{seen.frame},{number},{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f},{seen.score:.4f},-1,-1,-1\n"
+
+
+def _path_of(path: Path, camera: str, cameras: int) -> Path:
+    """One file for one camera; with more of them, each has its own: `out-yard.txt`."""
+    return path if cameras == 1 else path.with_name(f"{path.stem}-{camera}{path.suffix}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file in what the system says."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(f"cannot write {path}: no space is left on its disk") from problem
+        raise StorageError(f"cannot write {path}: {problem.strerror}") from problem
+
+
+class MotWriter:
+    """Writes each frame with the identities as known at that frame.
+
+    Args:
+        path: the file; with several cameras, one for each, its id put before the suffix.
+        cameras: number of sources.
+    """
+
+    def __init__(self, path: Path, cameras: int) -> None:
+        self._path = path
+        self._cameras = cameras
+        self._files: dict[str, TextIO] = {}
+
+    def __enter__(self) -> MotWriter:
+        if not self._path.parent.is_dir():
+            raise InputError(f"{self._path}: the folder {self._path.parent} does not exist")
+        if self._cameras == 1:
+            self._open("", self._path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        files, self._files = list(self._files.values()), {}
+        with contextlib.ExitStack() as closing:
+            for file in files:
+                closing.enter_context(_writing(Path(file.name)))
+                closing.callback(file.close)
+
+    def write(self, update: TrackUpdate, number: Number) -> None:
+        """Add the rows of one frame.
+
+        Raises:
+            DiskFull, StorageError: they could not be written.
+        """
+        rows = [
+            _row(seen, known)
+            for seen in update.seen
+            if (known := number(seen.camera, seen.track_id)) is not None
+        ]
+        if rows:
+            file = self._file(update.camera)
+            with _writing(Path(file.name)):
+                file.writelines(rows)
+
+    def _file(self, camera: str) -> TextIO:
+        key = "" if self._cameras == 1 else camera
+        return self._files.get(key) or self._open(key, _path_of(self._path, camera, self._cameras))
+
+    def _open(self, key: str, path: Path) -> TextIO:
+        try:
+            self._files[key] = path.open("w", encoding="ascii")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        return self._files[key]
+
+
+class MotFinal:
+    """Keeps every row until the end, and writes it with the last identity of its track.
+
+    Needs memory in proportion to the length of the run: for recorded files, not for a service.
+    """
+
+    def __init__(self, path: Path, cameras: int) -> None:
+        self._path = path
+        self._cameras = cameras
+        self._seen: dict[str, list[TrackObservation]] = {}
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist")
+        if path.exists() and not path.is_file():  # better said now than when all has been seen
+            raise InputError(f"{path}: cannot be written: it is not a regular file")
+
+    def write(self, update: TrackUpdate) -> None:
+        """Remember the rows of one frame."""
+        self._seen.setdefault(update.camera, []).extend(update.seen)
+
+    def finish(self, number: Number) -> None:
+        """Write the file or files, whole or not at all."""
+        for camera, seen in self._seen.items():
+            rows = [_row(s, n) for s in seen if (n := number(s.camera, s.track_id)) is not None]
+            write_atomic(_path_of(self._path, camera, self._cameras), "".join(rows).encode("ascii"))

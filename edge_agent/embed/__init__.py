@@ -1,0 +1,1 @@
+"""From crops to embeddings: quality, selection, packing, the engine."""

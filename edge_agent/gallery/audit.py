@@ -1,0 +1,36 @@
+"""What was done to the people in the gallery, one JSON line each, without saying to whom.
+
+A line holds the time, the action, who asked for it (`command line` or `mqtt`) and numbers of rows; never a
+name, an identity or an embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from edge_agent.core.errors import StorageError
+
+__all__ = ["AUDIT_FILE", "record"]
+
+AUDIT_FILE = "audit.jsonl"
+
+
+def record(state: Path, action: str, by: str, **counts: int) -> None:
+    """Add a line to the audit file in the state folder, and write it through.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    line = {"time": round(time.time(), 3), "action": action, "by": by, **counts}
+    try:
+        descriptor = os.open(state / AUDIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, json.dumps(line).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as problem:
+        raise StorageError(f"{state / AUDIT_FILE} cannot be written: {problem.strerror}") from problem

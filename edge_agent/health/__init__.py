@@ -1,0 +1,1 @@
+"""State of the device and of the service: telemetry, watchdog, governor, status."""

@@ -1,0 +1,441 @@
+"""Telemetry from /sys and /proc: no service, no privileges, nothing to install.
+
+Paths are looked for once and read many times. The root is an argument, so a folder with recorded files is
+read like a device. Where the paths are known from stands in `docs/telemetry.md`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+
+from edge_agent.health.telemetry import nvme
+from edge_agent.health.telemetry.reading import Reading, celsius, total_power_w, zone_name
+
+__all__ = ["SysfsReader"]
+
+_IGNORED_ZONES = {"pmic-die"}  # says 100 C at all times on boards before Orin
+_HWMON_TEMPERATURES = {"k10temp": "cpu", "coretemp": "cpu", "nvme": "nvme"}  # PCs without a thermal zone
+_GPU_NODES = {"ga10b", "gv11b", "gp10b", "gpu"}  # names of the integrated GPU in device trees
+_OVERCURRENT = {1: "under-voltage", 2: "over-current", 3: "over-current"}
+"""Counters of `soctherm_oc`: input voltage too low, mean current too high, momentary current too high."""
+
+_CAPS = ("cpufreq-", "devfreq-", "thermal-cpufreq", "thermal-devfreq", "processor")
+"""Cooling devices that cap a clock. `hot-surface-alert` is not among them: it only warns, from 70 C on."""
+
+_UNITS = re.compile(r"[0-9a-f]{6,9}\.((?:nvdla|nvdec|nvenc|nvjpg|vic|pva|ofa)\d*)")
+"""Names of the other engines among the platform's devices, e.g. `15480000.nvdec`; equal ones are numbered."""
+
+_LOWEST_LIMIT_C = 50.0  # what is below is no limit: firmware of PCs fills trip points in with 0 and -274
+_BELOW_CRITICAL_C = 10.0
+"""A zone with nothing but a critical trip point, at which the machine goes off, is too hot so far below."""
+
+_WEAR_EVERY_S = 3600.0
+"""How often an NVMe disk is asked; its answer changes over months."""
+
+_JIFFIES_IDLE = slice(3, 5)  # idle and iowait, in the columns of /proc/stat
+_JIFFIES_ALL = slice(0, 8)  # without guest time, which user time includes
+
+
+@dataclass(frozen=True, slots=True)
+class _Rail:
+    """One channel of a power monitor."""
+
+    name: str
+    volt: Path | None
+    ampere: Path | None
+    watt: Path | None
+
+    def read_w(self) -> float | None:
+        """Watts now: millivolts times milliamperes, or what the chip itself computed (microwatts)."""
+        if self.watt is not None and (power := _number(self.watt)) is not None:
+            return round(power / 1e6, 3)
+        volt, ampere = _number(self.volt), _number(self.ampere)
+        return None if volt is None or ampere is None else round(volt * ampere / 1e6, 3)
+
+
+class SysfsReader:
+    """Reads one device.
+
+    Args:
+        root: where `sys`, `proc` and `etc` are.
+        disk: a folder on the disk whose space and wear are reported.
+    """
+
+    def __init__(self, root: Path = Path("/"), disk: Path | None = None) -> None:
+        self._root = root
+        self._disk = disk
+        self._zones = _find_zones(root)
+        self._limits = {name: _limit(path.parent) for name, path in self._zones.items()}
+        self._caps = _find_caps(root)
+        self._events = _find_events(root)
+        self._rails = _find_rails(root)
+        self._fans = [
+            path.parent for path in _glob(root, "sys/class/hwmon/hwmon*/pwm1") if _is_fan(path.parent)
+        ]
+        self._fan_rpm = _first(root, ("sys/class/hwmon/hwmon*/rpm", "sys/class/hwmon/hwmon*/fan1_input"))
+        self._gpu = _find_gpu(root)
+        self._gpu_load = _find_gpu_load(root, self._gpu)
+        self._clocks = _find_engines(root, "sys/class/devfreq/*", "cur_freq")
+        self._active = _find_engines(root, "sys/bus/platform/devices/*", "power/runtime_active_time")
+        self._active_at: tuple[float, dict[str, float]] | None = None
+        self._policies = _glob(root, "sys/devices/system/cpu/cpufreq/policy*")
+        self._wear = _find_wear(root, disk)
+        self._nvme = _find_nvme(root, disk)
+        self._nvme_wear: tuple[float, float | None] | None = None
+        self._modes = _power_modes(root)
+        self._board = _text(root / "proc/device-tree/model")
+        self._l4t = _l4t(root)
+        self._jiffies: tuple[float, float] | None = None
+        self._counts: dict[Path, float] = {}
+        self._count_events()
+
+    def read(self) -> Reading:
+        """The state now. Loads and events are since the last call, or since this reader was made."""
+        rails = {rail.name: rail.read_w() for rail in self._rails}
+        reasons = self._throttle_reasons()
+        memory = self._memory()
+        free, total = self._disk_space()
+        return Reading(
+            temperatures_c=self.temperatures_c(),
+            limits_c=self._limits,
+            power_w=rails,
+            power_total_w=total_power_w(rails),
+            throttled=bool(reasons) if self._caps or self._events else None,
+            throttle_reasons=reasons,
+            power_mode=self._power_mode(),
+            clocks_locked=self._clocks_locked(),
+            fan_percent=self._fan_percent(),
+            fan_rpm=_number(self._fan_rpm),
+            cpu_percent=self._cpu_percent(),
+            cpu_mhz=_highest(self._policies, "scaling_cur_freq", 1e-3),
+            cpu_max_mhz=_highest(self._policies, "scaling_max_freq", 1e-3),
+            gpu_percent=_scaled(self._gpu_load, 0.1),  # in tenths of a percent
+            gpu_mhz=_scaled(_under(self._gpu, "cur_freq"), 1e-6),
+            gpu_max_mhz=_scaled(_under(self._gpu, "max_freq"), 1e-6),
+            engines_mhz={name: _scaled(path, 1e-6) for name, path in self._clocks.items()},
+            engines_percent=self._engines_percent(),
+            memory_used_bytes=_difference(memory.get("MemTotal"), memory.get("MemAvailable")),
+            memory_total_bytes=memory.get("MemTotal"),
+            swap_used_bytes=_difference(memory.get("SwapTotal"), memory.get("SwapFree")),
+            process_memory_bytes=_kilobytes(self._root / "proc/self/status").get("VmRSS"),
+            disk_free_bytes=free,
+            disk_total_bytes=total,
+            disk_wear_percent=self._disk_wear(),
+            board=self._board,
+            l4t=self._l4t,
+        )
+
+    def temperatures_c(self) -> dict[str, float | None]:
+        """Every zone now, and nothing else: cheap enough for every other second."""
+        return {name: celsius(_scaled(path, 1e-3)) for name, path in self._zones.items()}
+
+    @property
+    def limits_c(self) -> dict[str, float | None]:
+        """Where the kernel begins to act against the heat of a zone; None where it does not say."""
+        return self._limits
+
+    def _engines_percent(self) -> dict[str, float | None]:
+        """Share of the time that each unit was powered since the last call."""
+        now = time.monotonic()
+        read = {name: _number(path) for name, path in self._active.items()}
+        active = {name: milliseconds for name, milliseconds in read.items() if milliseconds is not None}
+        before, self._active_at = self._active_at, (now, active)
+        if before is None or now <= before[0]:
+            return dict.fromkeys(self._active)
+        span = 1e3 * (now - before[0])
+        return {
+            name: None
+            if name not in active or name not in before[1]
+            else round(min(100.0, max(0.0, 100 * (active[name] - before[1][name]) / span)), 1)
+            for name in self._active
+        }
+
+    def _throttle_reasons(self) -> tuple[str, ...]:
+        """Cooling devices in action, and events since the last reading, each named once."""
+        active = [name for name, path in self._caps if (_number(path) or 0) > 0]
+        return tuple(dict.fromkeys([*active, *self._count_events()]))
+
+    def _count_events(self) -> list[str]:
+        """Names of the counters that moved since the last call."""
+        moved = []
+        for name, path in self._events:
+            now = _number(path)
+            if now is None:
+                continue
+            if now > self._counts.get(path, now):
+                moved.append(name)
+            self._counts[path] = now
+        return moved
+
+    def _power_mode(self) -> str | None:
+        """Name of the mode that nvpmodel stored, or its number where the names are not known."""
+        status = _text(self._root / "var/lib/nvpmodel/status") or ""
+        found = re.search(r"pmode:(\d+)", status)
+        if found is None:
+            return None
+        number = int(found[1])
+        return self._modes.get(number, f"mode {number}")
+
+    def _clocks_locked(self) -> bool | None:
+        """`jetson_clocks` raises the lowest clock of CPU and GPU to their highest; it is for boards only."""
+        if self._gpu is None or not self._policies:
+            return None
+        pairs = [
+            (_number(path / "scaling_min_freq"), _number(path / "scaling_max_freq"))
+            for path in self._policies
+        ]
+        pairs.append((_number(self._gpu / "min_freq"), _number(self._gpu / "max_freq")))
+        if any(lowest is None or highest is None for lowest, highest in pairs):
+            return None
+        return all(lowest == highest for lowest, highest in pairs)
+
+    def _fan_percent(self) -> float | None:
+        duties = [_scaled(fan / "pwm1", 100 / 255) for fan in self._fans]
+        return max((duty for duty in duties if duty is not None), default=None)
+
+    def _cpu_percent(self) -> float | None:
+        line = (_text(self._root / "proc/stat") or "").partition("\n")[0].split()
+        if len(line) < _JIFFIES_ALL.stop + 1 or line[0] != "cpu":
+            return None
+        jiffies = [float(value) for value in line[1:]]
+        now = sum(jiffies[_JIFFIES_ALL]), sum(jiffies[_JIFFIES_IDLE])
+        before, self._jiffies = self._jiffies, now
+        if before is None or now[0] <= before[0]:
+            return None
+        return round(100 * (1 - (now[1] - before[1]) / (now[0] - before[0])), 1)
+
+    def _memory(self) -> dict[str, int]:
+        return _kilobytes(self._root / "proc/meminfo")
+
+    def _disk_space(self) -> tuple[int | None, int | None]:
+        try:
+            space = os.statvfs(self._disk) if self._disk is not None else None
+        except OSError:
+            space = None
+        if space is None:
+            return None, None
+        return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+
+    def _disk_wear(self) -> float | None:
+        """Upper end of the step that an eMMC reports: 0x01 is 0 to 10 %, 0x0b is beyond its life."""
+        if self._nvme is not None:
+            return self._ask_nvme(self._nvme)
+        steps = [int(step, 16) for step in re.findall(r"0x([0-9a-fA-F]{2})", _text(self._wear) or "")]
+        return 10.0 * max(steps) if any(steps) else None
+
+    def _ask_nvme(self, controller: str) -> float | None:
+        now = time.monotonic()
+        if self._nvme_wear is None or now - self._nvme_wear[0] > _WEAR_EVERY_S:
+            self._nvme_wear = now, nvme.percentage_used(controller, self._root / "dev")
+        return self._nvme_wear[1]
+
+
+def _find_zones(root: Path) -> dict[str, Path]:
+    """Path of the temperature of each zone, in thousandths of a degree; equal names are numbered."""
+    found: list[tuple[str, Path]] = []
+    for zone in _glob(root, "sys/class/thermal/thermal_zone*"):
+        name = zone_name(_text(zone / "type") or "")
+        if name and name not in _IGNORED_ZONES:
+            found.append((name, zone / "temp"))
+    known = {name for name, _ in found}
+    for chip in _glob(root, "sys/class/hwmon/hwmon*"):
+        sensor = _HWMON_TEMPERATURES.get(_text(chip / "name") or "")
+        if sensor is not None and sensor not in known and (chip / "temp1_input").exists():
+            found.append((sensor, chip / "temp1_input"))
+    return _numbered(found)
+
+
+def _limit(zone: Path) -> float | None:
+    """Degrees at which the kernel first acts against the heat of a zone, from its trip points.
+
+    `active` ones turn on a fan, which is no reason to do less.
+    """
+    trips: dict[str, list[float]] = {}
+    for kind in _glob(zone, "trip_point_*_type"):
+        degrees = celsius(_scaled(kind.with_name(kind.name.replace("_type", "_temp")), 1e-3))
+        if degrees is not None and degrees >= _LOWEST_LIMIT_C:
+            trips.setdefault(_text(kind) or "", []).append(degrees)
+    for kind_of, below in (("passive", 0.0), ("hot", 0.0), ("critical", _BELOW_CRITICAL_C)):
+        if kind_of in trips:
+            return round(min(trips[kind_of]) - below, 3)
+    return None
+
+
+def _find_engines(root: Path, pattern: str, file: str) -> dict[str, Path]:
+    """A file of every other engine by its name, e.g. `nvdec`."""
+    found = [(_UNITS.fullmatch(folder.name), folder / file) for folder in _glob(root, pattern)]
+    return _numbered((unit[1], path) for unit, path in found if unit is not None and path.exists())
+
+
+def _find_nvme(root: Path, disk: Path | None) -> str | None:
+    try:
+        return nvme.whole_disk(root, disk.stat().st_dev) if disk is not None else None
+    except OSError:
+        return None
+
+
+def _numbered(entries: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """`a`, `a` -> `a`, `a2`."""
+    unique: dict[str, Path] = {}
+    for name, path in entries:
+        free = chain([name], (f"{name}{number}" for number in count(2)))
+        unique[next(candidate for candidate in free if candidate not in unique)] = path
+    return unique
+
+
+def _find_caps(root: Path) -> list[tuple[str, Path]]:
+    """Cooling devices that are in action only when something is held down."""
+    found = []
+    for device in _glob(root, "sys/class/thermal/cooling_device*"):
+        name = (_text(device / "type") or "").lower()
+        if name.endswith("throttle-alert") or name.startswith(_CAPS):
+            found.append((name, device / "cur_state"))
+    return found
+
+
+def _find_events(root: Path) -> list[tuple[str, Path]]:
+    """Counters that rise when hardware takes clocks away faster than the kernel could."""
+    found = []
+    for chip in _glob(root, "sys/class/hwmon/hwmon*"):
+        if _text(chip / "name") == "soctherm_oc":
+            found += [(name, chip / f"oc{number}_event_cnt") for number, name in _OVERCURRENT.items()]
+    for path in _glob(root, "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count"):
+        found.append(("cpu-package", path))
+    return found
+
+
+def _find_rails(root: Path) -> list[_Rail]:
+    """Channels with a label of INA3221 (Orin, Xavier) and INA238 (Thor) power monitors."""
+    rails: dict[str, _Rail] = {}
+    for chip in _glob(root, "sys/class/hwmon/hwmon*"):
+        kind = _text(chip / "name")
+        if kind == "ina3221":
+            found = [_ina3221_rail(chip, channel) for channel in (1, 2, 3)]
+        elif kind == "ina238":
+            found = [_ina238_rail(chip)]
+        else:
+            continue
+        rails.update({rail.name: rail for rail in found if rail is not None})
+    return list(rails.values())
+
+
+def _ina3221_rail(chip: Path, channel: int) -> _Rail | None:
+    name = _text(chip / f"in{channel}_label")
+    if name is None or name.upper() == "NC" or _text(chip / f"in{channel}_enable") == "0":
+        return None
+    return _Rail(name, chip / f"in{channel}_input", chip / f"curr{channel}_input", None)
+
+
+def _ina238_rail(chip: Path) -> _Rail | None:
+    name = _text(chip / "label")
+    return (
+        None if name is None else _Rail(name, chip / "in1_input", chip / "curr1_input", chip / "power1_input")
+    )
+
+
+def _find_gpu(root: Path) -> Path | None:
+    """The devfreq folder of the integrated GPU."""
+    for folder in _glob(root, "sys/class/devfreq/*"):
+        node = _text(folder / "device/of_node/name") or folder.name.partition(".")[2]
+        if node in _GPU_NODES:
+            return folder
+    return None
+
+
+def _find_gpu_load(root: Path, gpu: Path | None) -> Path | None:
+    if gpu is not None and (gpu / "device/load").exists():
+        return gpu / "device/load"
+    nodes = [f"17000000.{name}" for name in sorted(_GPU_NODES)] + ["gpu.0"]
+    places = [f"sys/devices/{between}{node}/load" for node in nodes for between in ("platform/", "")]
+    return _first(root, places)
+
+
+def _find_wear(root: Path, disk: Path | None) -> Path | None:
+    """`life_time` of the eMMC that holds a folder."""
+    try:
+        number = disk.stat().st_dev if disk is not None else None
+    except OSError:
+        number = None
+    if number is None:
+        return None
+    block = root / f"sys/dev/block/{os.major(number)}:{os.minor(number)}"
+    if (block / "partition").exists():
+        block = block.resolve().parent
+    path = block / "device/life_time"
+    return path if path.exists() else None
+
+
+def _power_modes(root: Path) -> dict[int, str]:
+    text = _text(root / "etc/nvpmodel.conf") or ""
+    return {
+        int(number): name for number, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)
+    }
+
+
+def _l4t(root: Path) -> str | None:
+    found = re.search(r"#\s*R(\d+)\s.*?REVISION:\s*([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
+    return None if found is None else f"{found[1]}.{found[2]}"
+
+
+def _is_fan(chip: Path) -> bool:
+    """A PC's board drives fans of its own; only a Jetson's is the device's."""
+    return _text(chip / "name") in {"pwmfan", "pwm-fan"}
+
+
+def _highest(folders: Iterable[Path], name: str, factor: float) -> float | None:
+    values = [_scaled(folder / name, factor) for folder in folders]
+    return max((value for value in values if value is not None), default=None)
+
+
+def _difference(whole: int | None, part: int | None) -> int | None:
+    return None if whole is None or part is None else whole - part
+
+
+def _kilobytes(path: Path) -> dict[str, int]:
+    """Bytes by name from lines such as `MemTotal:  8 kB`."""
+    lines = re.findall(r"^(\w+):\s+(\d+) kB", _text(path) or "", flags=re.MULTILINE)
+    return {name: int(number) * 1024 for name, number in lines}
+
+
+def _under(folder: Path | None, name: str) -> Path | None:
+    return None if folder is None else folder / name
+
+
+def _scaled(path: Path | None, factor: float) -> float | None:
+    number = _number(path)
+    return None if number is None else round(number * factor, 3)
+
+
+def _number(path: Path | None) -> float | None:
+    """The number in a file; None when there is none, or the driver refuses (EAGAIN while a unit sleeps)."""
+    try:
+        return float(path.read_bytes()) if path is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def _text(path: Path | None) -> str | None:
+    """The text in a file without blanks and NUL around it; None when there is none."""
+    try:
+        return (path.read_text(errors="replace").strip(" \t\r\n\0") or None) if path is not None else None
+    except OSError:
+        return None
+
+
+def _glob(root: Path, pattern: str) -> list[Path]:
+    """Matching paths, `thing2` before `thing10`."""
+
+    def in_order(path: Path) -> list[str | int]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+    return sorted(root.glob(pattern), key=in_order)
+
+
+def _first(root: Path, patterns: Iterable[str]) -> Path | None:
+    return next((path for pattern in patterns for path in _glob(root, pattern)), None)

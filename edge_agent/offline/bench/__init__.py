@@ -1,0 +1,1 @@
+"""Speed of the embedding stage and of the whole agent."""

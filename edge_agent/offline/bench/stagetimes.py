@@ -1,0 +1,164 @@
+"""What the stages of a run cost: time and CPU by stage and by thread, when each was at work.
+
+`StageClock` stands where the pipeline's `Progress` stands, so the pipeline is measured as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from edge_agent.core.heartbeat import Progress
+
+__all__ = [
+    "Span",
+    "StageClock",
+    "cpu_of_cores",
+    "cpu_of_threads",
+    "timeline_svg",
+    "trace_events",
+]
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Span(NamedTuple):
+    """Something at work: its lane, what it did, from when to when (monotonic seconds)."""
+
+    lane: str
+    name: str
+    begin: float
+    end: float
+
+
+class StageClock(Progress):
+    """Adds up what the driving thread spends in each stage; with `spans`, keeps each stay as well.
+
+    A stay costs about 2 microseconds.
+    """
+
+    __slots__ = ("_at", "_name", "spans", "wall_s")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wall_s: defaultdict[str, float] = defaultdict(float)
+        self.spans: list[Span] | None = None
+        self._name = "start"
+        self._at = time.monotonic()
+
+    def at(self, doing: str) -> None:
+        """The stage got further, and now does this."""
+        super().at(doing)
+        self._turn(doing)
+
+    def idle(self, reason: str) -> None:
+        """The stage has nothing to do."""
+        super().idle(reason)
+        self._turn("idle")
+
+    def _turn(self, name: str) -> None:
+        now = self.latest.at
+        self.wall_s[self._name] += now - self._at
+        if self.spans is not None:
+            self.spans.append(Span("pipeline", self._name, self._at, now))
+        self._name, self._at = name, now
+
+
+def cpu_of_threads() -> dict[str, float]:
+    """CPU seconds of each thread of this process so far, by its name; those of one name are added up.
+
+    Names are those of Python's threads, cut to 15 bytes by the kernel where it knows them, else `other`.
+    """
+    import threading
+
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    found: defaultdict[str, float] = defaultdict(float)
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        found[names.get(int(task.name), "other")] += (int(fields[11]) + int(fields[12])) / _TICK
+    return dict(found)
+
+
+def cpu_of_cores() -> list[tuple[float, float]]:
+    """Busy and total seconds of each core of the machine so far, other processes included."""
+    found = []
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith("cpu") and line[3].isdigit():
+            ticks = [int(word) for word in line.split()[1:9]]
+            found.append(((sum(ticks) - ticks[3] - ticks[4]) / _TICK, sum(ticks) / _TICK))
+    return found
+
+
+def trace_events(spans: list[Span]) -> str:
+    """The spans as a Chrome trace (JSON), which chrome://tracing and ui.perfetto.dev show."""
+    lanes = {lane: number for number, lane in enumerate(dict.fromkeys(span.lane for span in spans), start=1)}
+    names = [
+        {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": lane}}
+        for lane, number in lanes.items()
+    ]
+    first = min((span.begin for span in spans), default=0.0)
+    events = [
+        {
+            "ph": "X",
+            "pid": 1,
+            "tid": lanes[span.lane],
+            "name": span.name,
+            "ts": round(1e6 * (span.begin - first), 1),
+            "dur": round(1e6 * (span.end - span.begin), 1),
+        }
+        for span in spans
+    ]
+    return json.dumps({"displayTimeUnit": "ms", "traceEvents": [*names, *events]})
+
+
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#997755")
+_LANE, _LEFT, _WIDE = 34, 90, 1000
+
+
+@dataclass(slots=True)
+class _Palette:
+    """A colour for each name, in the order in which they come."""
+
+    of: dict[str, str] = field(default_factory=dict)
+
+    def colour(self, name: str) -> str:
+        return self.of.setdefault(name, _COLOURS[len(self.of) % len(_COLOURS)])
+
+
+def timeline_svg(spans: list[Span], seconds: float = 0.2) -> str:
+    """A picture of the last `seconds` of the spans, a lane each, as SVG text."""
+    end = max((span.end for span in spans), default=0.0)
+    begin = end - seconds
+    shown = [span for span in spans if span.end > begin and span.name != "idle"]
+    lanes = {lane: row for row, lane in enumerate(dict.fromkeys(span.lane for span in spans))}
+    palette, drawn = _Palette(), []
+    for span in shown:
+        x = _LEFT + _WIDE * (max(span.begin, begin) - begin) / seconds
+        wide = _WIDE * (span.end - max(span.begin, begin)) / seconds
+        y = 8 + _LANE * lanes[span.lane]
+        drawn.append(
+            f'<rect x="{x:.2f}" y="{y}" width="{wide:.2f}" height="{_LANE - 8}" '
+            f'fill="{palette.colour(span.name)}"><title>{span.name} '
+            f"{1e3 * (span.end - span.begin):.2f} ms</title></rect>"
+        )
+    text = 'font-family="system-ui,sans-serif" font-size="12" fill="#333"'
+    words = [f'<text x="4" y="{26 + _LANE * row}" {text}>{lane}</text>' for lane, row in lanes.items()]
+    low = 24 + _LANE * len(lanes)
+    at = _LEFT
+    for name, colour in palette.of.items():
+        words.append(f'<rect x="{at}" y="{low - 10}" width="10" height="10" fill="{colour}"/>')
+        words.append(f'<text x="{at + 14}" y="{low}" {text}>{name}</text>')
+        at += 34 + 7 * len(name)
+    words.append(
+        f'<text x="{_LEFT + _WIDE}" y="{low}" text-anchor="end" {text}>{1e3 * seconds:.0f} ms</text>'
+    )
+    size = f'viewBox="0 0 {_LEFT + _WIDE + 10} {low + 10}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(drawn + words)}</svg>\n'

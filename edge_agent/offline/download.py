@@ -1,0 +1,124 @@
+"""A file from the network, whole and of a known digest, or not at all; an interrupted one is continued."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from edge_agent import __version__
+from edge_agent.core.errors import DownloadError, DownloadInterrupted, InputError, StorageError
+from edge_agent.core.manifest import atomic_file, sha256_file
+
+__all__ = ["download"]
+
+TIMEOUT_S = 30.0
+"""Longest silence of the server."""
+
+_CHUNK = 1 << 18
+_COMPLETE = 416  # "range not satisfiable": nothing lies behind what is here already
+
+
+def download(
+    url: str, target: Path, *, sha256: str, progress: Callable[[int, int | None], None] | None = None
+) -> None:
+    """Fetch `url` to `target`.
+
+    The bytes gather in `.NAME.part` beside it, which stays when the connection is lost: the next call asks
+    for the rest alone. They take their place under `target` when they have the digest. Proxies are those of
+    the environment (`https_proxy`, `no_proxy`).
+
+    Args:
+        url: http:// or https://.
+        target: the file; its folder must exist.
+        sha256: of the whole file, 64 hex digits.
+        progress: told bytes so far and in all, None where the server does not say.
+
+    Raises:
+        InputError: neither http nor https, or no digest.
+        DownloadInterrupted: the connection failed or was lost; what came is kept.
+        DownloadError: the server refuses, or what it sent is another file, which is removed.
+        StorageError: `target` cannot be written.
+    """
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise InputError(f"{_shown(url)}: only http:// and https:// can be fetched")
+    if len(sha256) != hashlib.sha256().digest_size * 2:
+        raise InputError(f"{sha256!r} is no SHA-256 digest: 64 hexadecimal digits")
+    part = target.with_name(f".{target.name}.part")
+    _receive(url, part, progress)
+    found = sha256_file(part)
+    if found != sha256.lower():
+        part.unlink()
+        raise DownloadError(
+            f"{_shown(url)} gave another file: its sha256 is {found}, wanted is {sha256.lower()}; "
+            "nothing is kept. Try again, or name what you want with --url and --sha256"
+        )
+    with part.open("rb") as source, atomic_file(target) as file:
+        shutil.copyfileobj(source, file, _CHUNK)
+    part.unlink()
+
+
+def _receive(url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
+    """Append to `part` what is missing of it."""
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        with _answer(url, have) as response:
+            if response is None:
+                return
+            if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+                have = 0  # the server gives all of it, whatever was asked
+            total = have + response.length if response.length is not None else None
+            with part.open("r+b" if have else "wb") as file:
+                file.seek(have)
+                file.truncate()
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    have += len(chunk)
+                    if progress is not None:
+                        progress(have, total)
+            if total is not None and have < total:
+                raise DownloadInterrupted(_lost(url, have, "the server closed the connection"))
+    except (http.client.HTTPException, TimeoutError, ConnectionError) as problem:
+        have = part.stat().st_size if part.exists() else 0
+        raise DownloadInterrupted(_lost(url, have, str(problem) or type(problem).__name__)) from problem
+    except OSError as problem:
+        raise StorageError(f"cannot write {part}: {problem.strerror or problem}") from problem
+
+
+@contextlib.contextmanager
+def _answer(url: str, have: int) -> Iterator[Any]:
+    """The server's answer from byte `have` on; None where it says that nothing is left."""
+    headers = {"User-Agent": f"edge-agent/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme has been looked at
+    try:
+        # an opener of its own: the common one keeps the proxies of its first use
+        response = urllib.request.build_opener().open(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as refused:
+        with refused:
+            if refused.code == _COMPLETE and have:
+                yield None
+                return
+        raise DownloadError(f"{_shown(url)}: the server says {refused.code} {refused.reason}") from None
+    except urllib.error.URLError as problem:
+        raise DownloadInterrupted(_lost(url, have, str(problem.reason))) from problem
+    with response:
+        yield response
+
+
+def _lost(url: str, have: int, why: str) -> str:
+    return f"{_shown(url)}: {why}; {have:,} bytes are kept, the same command goes on from there"
+
+
+def _shown(url: str) -> str:
+    """Without what may be a secret: user, password and parameters."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"

@@ -1,0 +1,170 @@
+"""Crops on disk to embeddings, batch after batch, with decoding beside the network."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import InputError, NonFiniteEmbedding
+from edge_agent.core.pictures import read_picture
+from edge_agent.core.structures import EngineInfo
+from edge_agent.offline.dataset import Crop, Problem
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
+
+if TYPE_CHECKING:
+    from edge_agent.engine.base import Engine
+
+__all__ = ["CropEmbedder", "EmbeddedPaths", "RawEmbedder", "embed_paths", "labelled"]
+
+_BATCH = 64
+_DECODERS = 2
+
+
+class CropEmbedder(Protocol):
+    """What is needed of `edge_agent.embed.embedder.Embedder`."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Which network runs."""
+
+    def embed_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """N pictures `(h, w, 3)` uint8 BGR -> `(N, D)` float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPaths:
+    """Embeddings of the pictures that could be read.
+
+    Attributes:
+        rows: `(N,)` index of each among the paths that were given.
+        vectors: `(N, D)` float32.
+        problems: pictures that were left out.
+    """
+
+    rows: NDArray[np.intp]
+    vectors: NDArray[np.float32]
+    problems: tuple[Problem, ...]
+
+
+def embed_paths(
+    embedder: CropEmbedder, paths: Sequence[Path], *, advance: Callable[[int], None] | None = None
+) -> EmbeddedPaths:
+    """Embed every readable picture, in order.
+
+    Args:
+        embedder: an open embedder.
+        paths: picture files.
+        advance: told the number of paths dealt with since the last call.
+
+    Raises:
+        InputError: none of the pictures can be read.
+        NonFiniteEmbedding, EngineError: from the network.
+    """
+    rows: list[int] = []
+    vectors: list[NDArray[np.float32]] = []
+    problems: list[Problem] = []
+    pictures = enumerate(_decoded(paths))
+    while batch := list(itertools.islice(pictures, _BATCH)):
+        problems += [picture for _, picture in batch if isinstance(picture, Problem)]
+        good = [(row, picture) for row, picture in batch if not isinstance(picture, Problem)]
+        if good:
+            rows += [row for row, _ in good]
+            vectors.append(embedder.embed_images([picture for _, picture in good]))
+        if advance is not None:
+            advance(len(batch))
+    if not vectors:
+        raise InputError(f"none of the {len(paths)} pictures can be read; the first: {problems[0].path}")
+    return EmbeddedPaths(np.array(rows, np.intp), np.concatenate(vectors), tuple(problems))
+
+
+def labelled(done: EmbeddedPaths, crops: Sequence[Crop]) -> EmbeddedCrops:
+    """Put beside each embedding what the name of its crop says."""
+    kept = [crops[row] for row in done.rows]
+    return EmbeddedCrops.of(
+        done.vectors,
+        [crop.pid for crop in kept],
+        [crop.camid for crop in kept],
+        [str(crop.path) for crop in kept],
+    )
+
+
+def _decoded(paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | Problem]:
+    """Pictures in the order of `paths`, decoded by threads at most two batches ahead."""
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+        waiting = [pool.submit(_read, path) for path in paths[: 2 * _BATCH]]
+        for path in itertools.chain(paths[2 * _BATCH :], itertools.repeat(None, len(waiting))):
+            yield waiting.pop(0).result()
+            if path is not None:
+                waiting.append(pool.submit(_read, path))
+
+
+def _read(path: Path) -> NDArray[np.uint8] | Problem:
+    try:
+        return read_picture(path)
+    except InputError as problem:
+        return Problem(path, str(problem.__cause__ or problem))
+
+
+class RawEmbedder:
+    """Embeddings of the length that the network gives them, as TAO's inference files have.
+
+    Runs the network without the normalisation that every other use builds into the graph, on ONNX
+    Runtime: engines of other backends are built with it inside. Lifetime is a `with`.
+
+    Args:
+        model: ReID network in ONNX.
+        preprocess: name of the preprocess profile.
+    """
+
+    def __init__(self, model: Path, preprocess: str) -> None:
+        from edge_agent.engine import open_engine
+        from edge_agent.engine.graph import prepare_reid
+        from edge_agent.engine.profiles import profile_named
+
+        self._profile = profile_named(preprocess)
+        prepared = prepare_reid(model, self._profile, normalise=False)
+        self._engine: Engine = open_engine(prepared, backend="onnxruntime", max_batch=_BATCH)
+
+    @property
+    def info(self) -> EngineInfo:
+        """Which network runs; its space is not that of unit-length embeddings."""
+        return self._engine.info
+
+    def __enter__(self) -> RawEmbedder:
+        self._engine.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._engine.__exit__(kind, error, trace)
+
+    def embed_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """N pictures `(h, w, 3)` uint8 BGR -> `(N, D)` float32 of any length.
+
+        Raises:
+            NonFiniteEmbedding: the network gave NaN or infinity.
+        """
+        parts = []
+        for start in range(0, len(images), self.info.max_batch):
+            batch = images[start : start + self.info.max_batch]
+            buffer = self._engine.buffer()
+            for image, target in zip(batch, buffer, strict=False):
+                self._profile.fit(image, target)
+            self._engine.submit(len(batch))
+            parts.append(self._engine.collect())
+        rows = np.concatenate(parts)
+        if not np.isfinite(rows).all():
+            raise NonFiniteEmbedding(f"{self.info.model} gave NaN or infinity; check the model file")
+        return rows

@@ -1,0 +1,278 @@
+"""Embedding files: NumPy, NumPy archive, and the JSON of TAO's inference.
+
+======== =========================================================================================
+suffix   content
+======== =========================================================================================
+`.npy`   `(N, D)` float32; names in `FILE.npy.names.txt`, one a line
+`.npz`   arrays `embeddings` `(N, D)` float32 and `names` `(N,)` text
+`.json`  `[{"img_path": str, "embedding": [float, ...]}, ...]`, as TAO's `inference.output_file`
+======== =========================================================================================
+
+Beside each lies `FILE.manifest.json`: digests, model, preprocess profile, embedding space, whether the rows
+are of unit length. Names are paths relative to the input folder, so `query/0002_c1s1_000451_03.jpg`.
+Files that other programs made are read without a manifest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import DatasetError, InputError, SpaceMismatch
+from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, read_json, write_atomic
+from edge_agent.core.pictures import CropName, parse_crop_name
+from edge_agent.offline.dataset import Crop, Split
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
+
+__all__ = [
+    "EMBEDDING_SUFFIXES",
+    "EmbeddingFile",
+    "labelled_by_dataset",
+    "labelled_by_name",
+    "read_embeddings",
+    "require_one_space",
+    "write_embeddings",
+]
+
+EMBEDDING_SUFFIXES = (".npy", ".npz", ".json")
+
+_KIND, _VERSION = "embeddings", 1
+_NAMES_SUFFIX = ".names.txt"
+_MANIFEST_SUFFIX = ".manifest.json"
+_SPLIT_FOLDERS = frozenset(split.folder for split in Split)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingFile:
+    """Embeddings as they lie in a file.
+
+    Attributes:
+        path: the file.
+        names: N names or paths of crops.
+        vectors: `(N, D)` float32, of unit length or not.
+        about: what the manifest says (`model`, `model_sha256`, `space`, ...); empty without one.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    about: dict[str, Any]
+
+
+def write_embeddings(
+    path: Path, names: Sequence[str], vectors: NDArray[np.float32], about: dict[str, Any]
+) -> tuple[Path, ...]:
+    """Write embeddings in the format that the suffix names, with manifest; returns the files made.
+
+    The manifest is written last: a file whose manifest fits is complete.
+
+    Raises:
+        InputError: the suffix is not one of `EMBEDDING_SUFFIXES`, or a name has a line break.
+        StorageError: see `edge_agent.core.manifest.atomic_file`.
+    """
+    path = Path(path)
+    check_suffix(path)
+    if any("\n" in name or "\r" in name for name in names):
+        raise InputError("a crop's file name holds a line break; rename it")
+    made = [path]
+    if path.suffix.lower() == ".npy":
+        names_path = _beside(path, _NAMES_SUFFIX)
+        write_atomic(names_path, "".join(f"{name}\n" for name in names).encode())
+        made.append(names_path)
+    with atomic_file(path) as handle:
+        _WRITERS[path.suffix.lower()](handle, names, np.ascontiguousarray(vectors, np.float32))
+    facts = {**about, "rows": len(names), "dimension": int(vectors.shape[1])}
+    manifest_path = _beside(path, _MANIFEST_SUFFIX)
+    Manifest(_KIND, _VERSION, {file.name: FileRecord.of(file) for file in made}, facts).write(manifest_path)
+    return (*made, manifest_path)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise InputError unless the suffix names an embedding format."""
+    if path.suffix.lower() not in EMBEDDING_SUFFIXES:
+        raise InputError(
+            f"{path}: the suffix says in which format embeddings are kept; "
+            f"use one of {', '.join(EMBEDDING_SUFFIXES)}"
+        )
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _write_npy(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) -> None:  # noqa: ANN401, ARG001 - numpy takes any binary file; the names have a file of their own
+    np.save(handle, vectors, allow_pickle=False)
+
+
+def _write_npz(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) -> None:  # noqa: ANN401 - as above
+    np.savez(handle, embeddings=vectors, names=np.array(names, np.str_))
+
+
+def _write_tao(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) -> None:  # noqa: ANN401 - as above
+    """Entry by entry, since the text is ten times the size of the numbers."""
+    handle.write(b"[")
+    for index, (name, vector) in enumerate(zip(names, vectors, strict=True)):
+        entry = json.dumps({"img_path": name, "embedding": vector.tolist()}, indent=4, allow_nan=False)
+        indented = "".join(f"\n    {line}" for line in entry.splitlines())
+        handle.write(f"{',' if index else ''}{indented}".encode())
+    handle.write(b"\n]\n")
+
+
+_WRITERS = {".npy": _write_npy, ".npz": _write_npz, ".json": _write_tao}
+
+
+def read_embeddings(path: Path) -> EmbeddingFile:
+    """Read any of the formats, checked against the manifest where one lies beside.
+
+    Raises:
+        InputError: missing, damaged, of another format, without names, or not what its manifest describes.
+    """
+    path = Path(path)
+    check_suffix(path)
+    if not path.is_file():
+        raise InputError(f"no embedding file {path}")
+    manifest_path = _beside(path, _MANIFEST_SUFFIX)
+    about: dict[str, Any] = {}
+    if manifest_path.is_file():
+        manifest = Manifest.read(manifest_path, kind=_KIND, version=_VERSION)
+        manifest.verify(path.parent)
+        about = manifest.data
+    names, vectors = _READERS[path.suffix.lower()](path)
+    if vectors.ndim != 2 or len(vectors) != len(names) or not vectors.size:
+        raise InputError(
+            f"{path}: expected one embedding for each of {len(names)} names, got an array {vectors.shape}"
+        )
+    if not np.issubdtype(vectors.dtype, np.floating):
+        raise InputError(f"{path}: expected floating point numbers, got {vectors.dtype}")
+    return EmbeddingFile(path, names, vectors.astype(np.float32), about)
+
+
+def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
+    names_path = _beside(path, _NAMES_SUFFIX)
+    if not names_path.is_file():
+        raise InputError(
+            f"{path} has no names beside it: {names_path.name} must list the crops, one a line, in the order "
+            "of the rows"
+        )
+    names = tuple(names_path.read_text(encoding="utf-8").splitlines())
+    return names, _load(path)
+
+
+def _read_npz(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
+    with _load(path) as archive:
+        missing = {"embeddings", "names"} - set(archive.files)
+        if missing:
+            raise InputError(
+                f"{path} has no array {', '.join(sorted(missing))}; it holds {', '.join(archive.files)}"
+            )
+        return tuple(str(name) for name in archive["names"]), archive["embeddings"]
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401 - numpy returns an array or an archive by what the file is
+    try:
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as problem:
+        raise InputError(f"{path} is not a NumPy file, or damaged: {problem}") from problem
+
+
+def _read_tao(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
+    entries = read_json(path)
+    wanted = f'{path}: expected TAO\'s list [{{"img_path": ..., "embedding": [...]}}, ...]'
+    if not isinstance(entries, list) or not entries:
+        raise InputError(wanted)
+    try:
+        names = tuple(str(entry["img_path"]) for entry in entries)
+        rows = [np.asarray(entry["embedding"], np.float64).ravel() for entry in entries]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise InputError(f"{wanted}; an entry differs: {problem!r}") from problem
+    sizes = {len(row) for row in rows}
+    if len(sizes) != 1:
+        raise InputError(f"{path}: embeddings differ in size: {sorted(sizes)}")
+    return names, np.stack(rows)
+
+
+_READERS = {".npy": _read_npy, ".npz": _read_npz, ".json": _read_tao}
+
+
+def require_one_space(files: Sequence[EmbeddingFile]) -> None:
+    """Refuse files whose manifests name different embedding spaces; those without one pass.
+
+    Raises:
+        SpaceMismatch: the spaces differ.
+    """
+    spaces = {file.about["space"]: file.path for file in files if file.about.get("space")}
+    if len(spaces) > 1:
+        listed = ", ".join(f"{path} ({space})" for space, path in spaces.items())
+        raise SpaceMismatch(
+            f"these embeddings come from different networks or preprocess profiles, or one is raw: {listed}; "
+            "make them again in one way"
+        )
+
+
+def labelled_by_name(file: EmbeddingFile, split: Split) -> EmbeddedCrops:
+    """Read person and camera from the names in the file.
+
+    Where the names say in which folder of a data set each crop lies, only those of `split` are taken, so
+    one file with everything serves both sides.
+
+    Raises:
+        DatasetError: a name does not say them.
+        NonFiniteEmbedding, InputError: see `unit_rows`.
+    """
+    inside = [row for row, name in enumerate(file.names) if _split_folder(name) == split.folder]
+    rows = inside or range(len(file.names))
+    names = [file.names[row] for row in rows]
+    labels: list[CropName] = []
+    for name in names:
+        said = parse_crop_name(PurePosixPath(name).name)
+        if said is None:
+            raise DatasetError(
+                f"{file.path}: {name!r} is not named like 0002_c1s1_000451_03.jpg, so the person is unknown"
+            )
+        labels.append(said)
+    return EmbeddedCrops.of(
+        file.vectors[list(rows)], [said.pid for said in labels], [said.camid for said in labels], names
+    )
+
+
+def _split_folder(name: str) -> str:
+    """The folder of a data set that a name lies in, or "" where it does not say."""
+    folder = PurePosixPath(name).parent.name
+    return folder if folder in _SPLIT_FOLDERS else ""
+
+
+def labelled_by_dataset(file: EmbeddingFile, crops: Sequence[Crop]) -> EmbeddedCrops:
+    """Take the embeddings of the given crops, matched by split folder and file name.
+
+    A file may hold more than these crops, so one file with everything serves both sides.
+
+    Raises:
+        DatasetError: a crop has no embedding.
+        NonFiniteEmbedding, InputError: see `unit_rows`.
+    """
+    by_key = {(_split_folder(name), PurePosixPath(name).name): row for row, name in enumerate(file.names)}
+    found = [
+        by_key.get((crop.split.folder, crop.path.name), by_key.get(("", crop.path.name))) for crop in crops
+    ]
+    rows = [index for index in found if index is not None]
+    if len(rows) != len(crops):
+        first = crops[found.index(None)]
+        raise DatasetError(
+            f"{file.path} lacks {len(crops) - len(rows)} of the {len(crops)} crops in "
+            f"{first.split.folder}, the first of them {first.path.name} "
+            "(TAO's own inference writes only its last batch; `edge-agent embed` writes all)"
+        )
+    return EmbeddedCrops.of(
+        file.vectors[rows],
+        [crop.pid for crop in crops],
+        [crop.camid for crop in crops],
+        [str(crop.path) for crop in crops],
+    )

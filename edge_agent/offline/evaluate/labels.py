@@ -1,0 +1,143 @@
+"""Who is who on both sides of an evaluation, after the rule for junk and distractors.
+
+Everything behind this module asks one question only: do two labels agree? Junk is gone by then, and
+each distractor carries a label of its own, since it is a different stranger each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import InputError, NonFiniteEmbedding
+from edge_agent.offline.dataset import DISTRACTOR, JUNK, JunkRule
+
+__all__ = ["EmbeddedCrops", "Sides", "apply_junk_rule", "unit_rows"]
+
+_TAO_JUNK_READS_AS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedCrops:
+    """Embeddings of one side (query or gallery) with what the file names say about them.
+
+    Attributes:
+        vectors: `(N, D)` float32, rows of unit length.
+        pids: `(N,)` int64 person numbers.
+        camids: `(N,)` int64 camera numbers.
+        names: N paths or names of the crops, for people.
+    """
+
+    vectors: NDArray[np.float32]
+    pids: NDArray[np.int64]
+    camids: NDArray[np.int64]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        rows = len(self.names)
+        if self.vectors.ndim != 2 or len(self.vectors) != rows:
+            raise ValueError(f"vectors: expected ({rows}, D), got {self.vectors.shape}")
+        for name, array in (("pids", self.pids), ("camids", self.camids)):
+            if array.shape != (rows,):
+                raise ValueError(f"{name}: expected ({rows},), got {array.shape}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @staticmethod
+    def of(
+        vectors: NDArray[Any], pids: Sequence[int], camids: Sequence[int], names: Sequence[str]
+    ) -> EmbeddedCrops:
+        """Normalise `vectors` and put the labels beside them; errors as in `unit_rows`."""
+        return EmbeddedCrops(
+            unit_rows(vectors, names), np.asarray(pids, np.int64), np.asarray(camids, np.int64), tuple(names)
+        )
+
+    def take(self, rows: NDArray[Any]) -> EmbeddedCrops:
+        """The given rows (indices or a mask)."""
+        picked = np.arange(len(self))[rows]
+        return EmbeddedCrops(
+            self.vectors[picked],
+            self.pids[picked],
+            self.camids[picked],
+            tuple(self.names[row] for row in picked),
+        )
+
+
+def unit_rows(vectors: NDArray[Any], names: Sequence[str]) -> NDArray[np.float32]:
+    """Scale each row to unit length: `(N, D)` of any float type -> `(N, D)` float32.
+
+    Raises:
+        NonFiniteEmbedding: a row holds NaN or infinity (named).
+        InputError: a row is all zero and has no direction (named).
+    """
+    wide = np.asarray(vectors, np.float64)
+    broken = np.flatnonzero(~np.isfinite(wide).all(axis=1))
+    if len(broken):
+        raise NonFiniteEmbedding(
+            f"{len(broken)} of {len(wide)} embeddings hold NaN or infinity, the first that of "
+            f"{names[broken[0]]}; the network that made them cannot be used"
+        )
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    empty = np.flatnonzero(lengths[:, 0] == 0)
+    if len(empty):
+        raise InputError(f"the embedding of {names[empty[0]]} is all zero ({len(empty)} of {len(wide)} are)")
+    return np.asarray(wide / lengths, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Query and gallery after the junk rule; equal `pids` mean the same person, nothing else does.
+
+    Attributes:
+        query: what is searched with.
+        gallery: what is searched.
+        dropped_queries: junk and distractors removed from the query side.
+        dropped_gallery: junk removed from the gallery side.
+    """
+
+    query: EmbeddedCrops
+    gallery: EmbeddedCrops
+    dropped_queries: int
+    dropped_gallery: int
+
+
+def apply_junk_rule(query: EmbeddedCrops, gallery: EmbeddedCrops, rule: JunkRule) -> Sides:
+    """Make labels comparable; see `JunkRule`.
+
+    Raises:
+        InputError: nothing is left on one side, or the two have embeddings of different size.
+    """
+    if query.vectors.shape[1] != gallery.vectors.shape[1]:
+        raise InputError(
+            f"query embeddings have {query.vectors.shape[1]} numbers, gallery embeddings "
+            f"{gallery.vectors.shape[1]}; both must come from one network"
+        )
+    if rule is JunkRule.TAO_COMPAT:
+        sides = Sides(_junk_as_person(query), _junk_as_person(gallery), 0, 0)
+    else:
+        kept_query = query.take(query.pids > DISTRACTOR)
+        kept_gallery = _strangers_apart(gallery.take(gallery.pids != JUNK))
+        sides = Sides(
+            kept_query, kept_gallery, len(query) - len(kept_query), len(gallery) - len(kept_gallery)
+        )
+    for side, name in ((sides.query, "query"), (sides.gallery, "gallery")):
+        if not len(side):
+            raise InputError(f"the {name} side holds no crop that counts: all are junk or distractors")
+    return sides
+
+
+def _junk_as_person(crops: EmbeddedCrops) -> EmbeddedCrops:
+    pids = np.where(crops.pids == JUNK, _TAO_JUNK_READS_AS, crops.pids)
+    return EmbeddedCrops(crops.vectors, pids, crops.camids, crops.names)
+
+
+def _strangers_apart(crops: EmbeddedCrops) -> EmbeddedCrops:
+    """Give each distractor a label that nothing else has: -2, -3, ..."""
+    own = -2 - np.arange(len(crops), dtype=np.int64)
+    pids = np.where(crops.pids == DISTRACTOR, own, crops.pids)
+    return EmbeddedCrops(crops.vectors, pids, crops.camids, crops.names)

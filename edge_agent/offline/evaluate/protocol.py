@@ -1,0 +1,219 @@
+"""One evaluation from labelled embeddings to figures and the JSON document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_agent.core.errors import DatasetError
+from edge_agent.offline.dataset import JunkRule
+from edge_agent.offline.evaluate.labels import EmbeddedCrops, Sides, apply_junk_rule
+from edge_agent.offline.evaluate.metrics import CosineScores, Ranking, RankingTally, best_matches
+from edge_agent.offline.evaluate.openset import (
+    DEFAULT_TARGETS,
+    INTERVAL_METHOD,
+    EqualErrorPoint,
+    OperatingPoint,
+    PairScores,
+    Unsupported,
+    equal_error_point,
+    operating_points,
+)
+from edge_agent.offline.evaluate.rerank import ReRankedScores, ReRanking
+
+__all__ = ["Evaluation", "SampledQuery", "evaluate", "rate_key"]
+
+PROTOCOL = (
+    "single query; unit rows, ascending squared Euclidean distance; gallery crops of the query's person and "
+    "camera removed; queries without a match skipped; ties count against the match"
+)
+
+_CMC_DEPTH = 50
+_TOP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SampledQuery:
+    """One query with its nearest gallery crops, for people to look at.
+
+    Attributes:
+        query: row of the query side.
+        first: rank of its best match.
+        average_precision: its AP.
+        nearest: gallery rows, nearest first, each with whether it is the same person.
+    """
+
+    query: int
+    first: int
+    average_precision: float
+    nearest: tuple[tuple[int, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All figures of one evaluation.
+
+    Attributes:
+        sides: the labelled embeddings that were compared, after the junk rule.
+        ranking: per-query results.
+        scores: score counts of cross-camera pairs (always plain cosine, also with re-ranking).
+        equal_error: EER, or None without both kinds of pair.
+        points: thresholds for the target false-match rates, or why there is none.
+        junk_rule: what became of person -1.
+        reranking: parameters, or None when the plain distance ranked.
+        hardest: queries of lowest AP.
+        sampled: queries drawn at random (seed 0).
+    """
+
+    sides: Sides
+    ranking: Ranking
+    scores: PairScores
+    equal_error: EqualErrorPoint | None
+    points: tuple[OperatingPoint | Unsupported, ...]
+    junk_rule: JunkRule
+    reranking: ReRanking | None
+    hardest: tuple[SampledQuery, ...]
+    sampled: tuple[SampledQuery, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The figures as JSON values; what does not exist is null, never a number that means it."""
+        ranking = self.ranking
+        return {
+            "mAP": ranking.mean_average_precision,
+            "mINP": ranking.mean_inverse_penalty,
+            "rank1": ranking.rank(1),
+            "rank5": ranking.rank(5),
+            "rank10": ranking.rank(10),
+            "queries": len(self.sides.query),
+            "gallery": len(self.sides.gallery),
+            "queries_evaluated": len(ranking.rows),
+            "queries_without_match": ranking.skipped,
+            "queries_dropped": self.sides.dropped_queries,
+            "gallery_dropped": self.sides.dropped_gallery,
+            "cmc": ranking.cmc(min(_CMC_DEPTH, len(self.sides.gallery))).tolist(),
+            **self._open_set(),
+            "protocol": PROTOCOL,
+            "junk_rule": self.junk_rule.value,
+            "reranking": None if self.reranking is None else str(self.reranking),
+        }
+
+    def _open_set(self) -> dict[str, Any]:
+        edges, genuine, impostor = self.scores.histograms()
+        points = {rate_key(point.target_fmr): point for point in self.points}
+        measured = {key: point for key, point in points.items() if isinstance(point, OperatingPoint)}
+        return {
+            "eer": self.equal_error and self.equal_error.rate,
+            "eer_threshold": self.equal_error and self.equal_error.threshold,
+            "fnmr": {key: measured[key].fnmr if key in measured else None for key in points},
+            "fnmr_ci": {key: measured[key].fnmr_ci if key in measured else None for key in points},
+            "operating_points": {key: _point_document(point) for key, point in points.items()},
+            "interval_method": INTERVAL_METHOD,
+            "genuine_pairs": self.scores.genuine_pairs,
+            "impostor_pairs": self.scores.impostor_pairs,
+            "det": [list(point) for point in self.scores.det()],
+            "score_histogram": {
+                "edges": edges.tolist(),
+                "genuine": genuine.tolist(),
+                "impostor": impostor.tolist(),
+            },
+        }
+
+
+def rate_key(rate: float) -> str:
+    """`1e-3` for 0.001: how a false-match rate is written as a key."""
+    mantissa, exponent = f"{rate:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _point_document(point: OperatingPoint | Unsupported) -> dict[str, Any]:
+    if isinstance(point, Unsupported):
+        return {"threshold": None, "reason": point.reason}
+    return {
+        "threshold": point.threshold,
+        "fmr": point.fmr,
+        "fmr_ci": point.fmr_ci,
+        "false_matches": point.false_matches,
+        "impostor_pairs": point.impostor_pairs,
+        "fnmr": point.fnmr,
+        "fnmr_ci": point.fnmr_ci,
+        "false_non_matches": point.false_non_matches,
+        "genuine_pairs": point.genuine_pairs,
+        "reason": None if point.fnmr is not None else "there is no genuine pair across cameras",
+    }
+
+
+def evaluate(
+    query: EmbeddedCrops,
+    gallery: EmbeddedCrops,
+    *,
+    junk_rule: JunkRule = JunkRule.STRICT,
+    reranking: ReRanking | None = None,
+    targets: tuple[float, ...] = DEFAULT_TARGETS,
+    samples: int = 0,
+    height: int | None = None,
+) -> Evaluation:
+    """Compute all figures, block by block.
+
+    Args:
+        query: what is searched with, labels as in the file names.
+        gallery: what is searched.
+        junk_rule: what becomes of junk and distractors.
+        reranking: parameters of k-reciprocal re-ranking, None for the plain distance.
+        targets: false-match rates to find thresholds for.
+        samples: hardest and random queries to keep, that many of each.
+        height: rows of one block; changes memory and time, not the figures.
+
+    Raises:
+        DatasetError: no query has a match in another camera.
+        InputError: see `apply_junk_rule`.
+    """
+    sides = apply_junk_rule(query, gallery, junk_rule)
+    query, gallery = sides.query, sides.gallery
+    cosines = CosineScores(query.vectors, gallery.vectors)
+    scorer = cosines if reranking is None else ReRankedScores(query.vectors, gallery.vectors, reranking)
+    tally, scores = RankingTally(query, gallery), PairScores()
+    for start, block in cosines.blocks(height):
+        scores.add(query, gallery, start, block)
+        if reranking is None:
+            tally.add(start, block)
+    if reranking is not None:
+        for start, block in scorer.blocks(height):
+            tally.add(start, block)
+    ranking = tally.result()
+    if ranking is None:
+        raise DatasetError(
+            f"none of the {len(query)} queries has a picture of its person in another camera in the gallery, "
+            "so there is nothing to rank; check the ids and camera numbers in the file names"
+        )
+    hardest, sampled = _choose_samples(ranking, samples)
+    return Evaluation(
+        sides=sides,
+        ranking=ranking,
+        scores=scores,
+        equal_error=equal_error_point(scores),
+        points=operating_points(query, gallery, scores, targets),
+        junk_rule=junk_rule,
+        reranking=reranking,
+        hardest=tuple(_sample(index, ranking, sides, scorer) for index in hardest),
+        sampled=tuple(_sample(index, ranking, sides, scorer) for index in sampled),
+    )
+
+
+def _choose_samples(ranking: Ranking, count: int) -> tuple[list[int], list[int]]:
+    """Positions in `ranking`: the `count` of lowest AP, and `count` others at random in order."""
+    by_difficulty = np.argsort(ranking.average_precision, kind="stable")
+    rest = by_difficulty[count:]
+    drawn = np.random.default_rng(0).choice(rest, size=min(count, len(rest)), replace=False)
+    return by_difficulty[:count].tolist(), sorted(drawn.tolist())
+
+
+def _sample(
+    index: int, ranking: Ranking, sides: Sides, scorer: CosineScores | ReRankedScores
+) -> SampledQuery:
+    row = int(ranking.rows[index])
+    nearest = best_matches(scorer.row(row), sides.query, row, sides.gallery, _TOP)
+    return SampledQuery(
+        row, int(ranking.first[index]), float(ranking.average_precision[index]), tuple(nearest)
+    )

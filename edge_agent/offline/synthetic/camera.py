@@ -1,0 +1,209 @@
+"""What a camera does to a scene: its place, its light, its colours and its faults.
+
+A camera is drawn from a seed, so that all pictures of one camera share background, colour and sharpness,
+which is what makes people harder to recognise across cameras than within one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import cos, pi, sin
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.offline.synthetic.person import Light
+from edge_agent.offline.synthetic.surfaces import GROUNDS, WALLS, ground, noise, wall
+
+__all__ = ["Camera", "Daylight", "backdrop", "camera", "daylight", "expose", "transmit"]
+
+_SHEET = (480, 640)  # rows and columns of a camera's stock of ground and wall
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """One camera and its place.
+
+    Attributes:
+        seed: what it was drawn from.
+        gain: white balance and exposure, factors for blue, green, red.
+        gamma: exponent of the tone curve; above 1 darkens the middle tones.
+        saturation: factor; 1 keeps colours.
+        lift: added to all values, for haze and raised blacks.
+        contrast: steepness of the S-shaped tone curve, 0 for none.
+        elevation: how far it looks down, radians.
+        headings: the directions in which people usually walk here, radians (see `Pose.turn`).
+        heights: smallest and largest height of a person in pixels.
+        blur: spread of the lens and focus blur, pixels of the sensor.
+        sharpen: strength of the camera's own edge sharpening.
+        noise: spread of the sensor noise, grey levels.
+        quality: lowest and highest JPEG quality of its stream.
+        sun: azimuth of the sun at noon against the line of sight, radians.
+        ambient: share of diffuse light at noon.
+        indoor: whether the light stays the same all day.
+        ground: kind of ground.
+        wall: kind of background.
+        skyline: where wall and ground meet, in person heights above the feet (mean).
+    """
+
+    seed: int
+    gain: tuple[float, float, float]
+    gamma: float
+    saturation: float
+    lift: float
+    contrast: float
+    elevation: float
+    headings: tuple[float, ...]
+    heights: tuple[float, float]
+    blur: float
+    sharpen: float
+    noise: float
+    quality: tuple[int, int]
+    sun: float
+    ambient: float
+    indoor: bool
+    ground: str
+    wall: str
+    skyline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Daylight:
+    """Light at one moment: its direction, its strength and colour (factors for blue, green, red)."""
+
+    light: Light
+    tint: tuple[float, float, float]
+
+
+def camera(seed: int) -> Camera:
+    """The camera of this seed."""
+    rng = np.random.default_rng([seed, 0xCA])
+    warmth = rng.normal(0, 0.075)
+    exposure = float(np.exp(rng.normal(0, 0.13)))
+    low = float(rng.uniform(42, 110))
+    first = rng.uniform(-pi, pi)
+    return Camera(
+        seed=seed,
+        gain=(
+            exposure * float(np.exp(-warmth + rng.normal(0, 0.04))),
+            exposure * float(np.exp(rng.normal(0, 0.035))),
+            exposure * float(np.exp(warmth + rng.normal(0, 0.04))),
+        ),
+        gamma=float(np.exp(rng.normal(0.02, 0.2))),
+        saturation=float(np.clip(rng.normal(0.9, 0.25), 0.3, 1.5)),
+        lift=float(np.clip(rng.normal(4, 9), -12, 32)),
+        contrast=float(np.clip(rng.normal(0.15, 0.25), 0, 0.8)),
+        elevation=float(np.clip(abs(rng.normal(0.18, 0.14)), 0.0, 0.6)),
+        headings=(float(first), float(first + pi + rng.normal(0, 0.3)), float(rng.uniform(-pi, pi))),
+        heights=(low, float(low * rng.uniform(1.4, 2.6))),
+        blur=float(rng.choice([rng.uniform(0, 0.5), rng.uniform(0.4, 1.3)])),
+        sharpen=float(rng.choice([0.0, rng.uniform(0.2, 1.2)])),
+        noise=float(min(11.0, rng.gamma(1.6, 1.7))),
+        quality=(int(rng.integers(35, 75)), int(rng.integers(76, 96))),
+        sun=float(rng.uniform(-pi, pi)),
+        ambient=float(rng.uniform(0.42, 0.88)),
+        indoor=bool(rng.random() < 0.25),
+        ground=str(rng.choice(GROUNDS, p=[0.24, 0.26, 0.09, 0.12, 0.08, 0.15, 0.06])),
+        wall=str(rng.choice(WALLS, p=[0.24, 0.16, 0.14, 0.14, 0.1, 0.17, 0.05])),
+        skyline=float(rng.normal(0.75, 0.5)),
+    )
+
+
+def daylight(view: Camera, hour: float) -> Daylight:
+    """Light at `hour` (8..18): the sun moves, is low and warm early and late; indoors nothing changes."""
+    if view.indoor:
+        return Daylight(Light(0.3 * sin(view.sun), 1.0, 0.5, max(0.6, view.ambient)), (0.96, 1.0, 1.03))
+    day = (hour - 13.0) / 5.0
+    azimuth, height = view.sun + 1.1 * day, 1.1 - 0.75 * day * day
+    light = Light(sin(azimuth), height, 0.35 + cos(azimuth), min(0.95, view.ambient + 0.1 * abs(day)))
+    low = day * day
+    return Daylight(light, (1.0 - 0.16 * low, 1.0 - 0.11 * low, 1.0 - 0.05 * low))
+
+
+@lru_cache(maxsize=160)
+def _sheets(seed: int, ground_kind: str, wall_kind: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    rng = np.random.default_rng([seed, 0xB6])
+    floor, back = ground(ground_kind, rng, *_SHEET), wall(wall_kind, rng, *_SHEET)
+    shade = 1 - 0.35 * (noise(rng, *_SHEET, 150) > 0.7)  # shadows of trees and buildings
+    shade = cv2.GaussianBlur(shade.astype(np.float32), (0, 0), 4)
+    return (floor * shade[..., None]).astype(np.uint8), back
+
+
+def _patch(
+    sheet: NDArray[np.uint8], rng: np.random.Generator, rows: int, columns: int, zoom: float
+) -> NDArray[np.uint8]:
+    """A random piece of `sheet`, `(rows, columns, 3)`, magnified by `zoom`."""
+    high, wide = min(_SHEET[0], max(2, int(rows / zoom))), min(_SHEET[1], max(2, int(columns / zoom)))
+    y, x = int(rng.integers(0, _SHEET[0] - high + 1)), int(rng.integers(0, _SHEET[1] - wide + 1))
+    piece: NDArray[np.uint8] = cv2.resize(
+        sheet[y : y + high, x : x + wide], (columns, rows), interpolation=cv2.INTER_AREA
+    )
+    return piece
+
+
+def backdrop(
+    view: Camera, rng: np.random.Generator, rows: int, columns: int, person: float
+) -> NDArray[np.float32]:
+    """What is behind a person of `person` pixels who stands near the lower edge, `(rows, columns, 3)`."""
+    floor, back = _sheets(view.seed, view.ground, view.wall)
+    zoom = person / 200 * float(rng.uniform(0.8, 1.3))
+    scene = _patch(floor, rng, rows, columns, zoom)
+    edge = int(rows - person * (view.skyline + rng.normal(0, 0.15)))
+    if edge > 4:
+        scene[:edge] = _patch(back, rng, min(edge, rows), columns, zoom)
+        if edge < rows - 2:
+            scene[max(0, edge - 2) : edge + 2] //= 2
+    return scene.astype(np.float32)
+
+
+def _curve(view: Camera, gain: float) -> NDArray[np.float32]:
+    """Tone curve of one channel at quarter steps of 0..255."""
+    linear = np.arange(4 * 256) / (4 * 255) * gain
+    knee = 0.72  # highlights roll off instead of clipping, as in every camera's own processing
+    bright = 1 - (1 - knee) * np.exp(-np.maximum(linear - knee, 0) / (1 - knee))
+    picture = np.where(linear < knee, linear, bright)
+    picture = np.power(picture, view.gamma)
+    picture += view.contrast * (picture * picture * (3 - 2 * picture) - picture)
+    return (picture * (255 - view.lift) + view.lift).astype(np.float32)
+
+
+def expose(
+    scene: NDArray[np.float32], view: Camera, tint: tuple[float, float, float], level: float
+) -> NDArray[np.float32]:
+    """Light and colour of the camera: scene values 0..255 float32 BGR -> sensor values, same shape."""
+    grey = scene.mean(axis=2, keepdims=True)
+    steps = (grey + (scene - grey) * np.float32(view.saturation)) * np.float32(4)
+    steps = np.minimum(np.maximum(steps, 0), 4 * 256 - 1).astype(np.int16)
+    level *= _metering(view)
+    picture = np.empty_like(scene)
+    for channel in range(3):
+        picture[..., channel] = _curve(view, view.gain[channel] * tint[channel] * level)[steps[..., channel]]
+    return picture
+
+
+@lru_cache(maxsize=1024)
+def _metering(view: Camera) -> float:
+    """Automatic exposure: half of the way to a middle grey for the place as a whole."""
+    floor, back = _sheets(view.seed, view.ground, view.wall)
+    return float((126 / (0.6 * floor.mean() + 0.4 * back.mean())) ** 0.5)
+
+
+def transmit(picture: NDArray[np.float32], view: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Lens, sensor and compression at the sensor's resolution: float32 BGR -> uint8 BGR of the same size."""
+    blur = view.blur * float(rng.uniform(0.7, 1.4))
+    if blur > 0.25:
+        picture = cv2.GaussianBlur(picture, (0, 0), blur)
+    if rng.random() < 0.12:
+        length = int(rng.integers(2, 5))
+        picture = cv2.blur(picture, (length, 1))
+    if view.noise > 0.3:
+        spread = view.noise * float(rng.uniform(0.7, 1.3))
+        picture = picture + spread * rng.standard_normal(picture.shape, dtype=np.float32)
+    if view.sharpen:
+        picture = picture + np.float32(view.sharpen) * (picture - cv2.GaussianBlur(picture, (0, 0), 1.0))
+    clipped = np.clip(picture, 0, 255).astype(np.uint8)
+    quality = int(rng.integers(*view.quality))
+    _, packed = cv2.imencode(".jpg", clipped, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)

@@ -1,0 +1,326 @@
+"""Which tubes a person is made of: legs, trunk, head, hair, hat, arms and bag, each before what covers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import cos, pi, sin
+
+import numpy as np
+
+from edge_agent.offline.synthetic.clothes import Clothes, clothes
+from edge_agent.offline.synthetic.identity import Identity
+from edge_agent.offline.synthetic.pose import Point, Pose, Skeleton, project, skeleton
+from edge_agent.offline.synthetic.tubes import Profile, Tube, profile
+
+__all__ = ["figure"]
+
+
+def _leg_tubes(
+    person: Identity, wear: Clothes, bones: Skeleton, nearness: tuple[float, float]
+) -> Iterator[Tube]:
+    bottom, girth = person.bottom, person.body.girth
+    bare = bottom.kind in {"skirt", "none"}
+    wide = girth * (1.0 if bare else bottom.width)
+    cloth = 0.0 if bare or bottom.kind == "leggings" else 0.005
+    for index in range(2):
+        behind = nearness[index] < nearness[1 - index]
+        layer, dim = (1.0, 0.8) if behind else (2.0, 1.0)
+        thigh = wide * profile(0.052, 0.05, 0.043, 0.037) + cloth
+        calf = wide * profile(0.037, 0.038, 0.031, 0.024) + cloth + bottom.flare * profile(0, 0.2, 0.6, 1.0)
+        if bottom.kind == "shorts":
+            calf = girth * profile(0.035, 0.037, 0.029, 0.021)
+        hip, knee, ankle, toe = bones.hips[index], bones.knees[index], bones.ankles[index], bones.toes[index]
+        middle = 0.5
+        foot = 0.021 + 0.003 * girth
+        heel = ankle + np.array([0.0, -0.022, -0.018])
+        if min(person.shoes.sole) > 120:
+            low, rim = np.array([0.0, 0.0, -0.012]), foot * profile(0.8, 0.85, 0.7)
+            yield Tube(
+                heel + low, toe + low, rim, rim * 0.8, wear.sole, caps=(True, True), layer=layer - 0.41
+            )
+        yield Tube(
+            heel,
+            toe,
+            foot * profile(1, 1.05, 1.1, 0.8),
+            foot * profile(1, 0.95, 0.8, 0.55),
+            wear.shoe,
+            caps=(True, True),
+            layer=layer - 0.4,
+            dim=dim,
+        )
+        yield Tube(hip, knee, thigh, thigh * 1.08, wear.legs[index], (0.0, middle), (True, True), layer, dim)
+        yield Tube(
+            knee, ankle, calf, calf * 1.1, wear.legs[index], (middle, 1.0), (True, False), layer + 0.1, dim
+        )
+
+
+def _arm_tubes(person: Identity, wear: Clothes, bones: Skeleton, view: Pose) -> Iterator[Tube]:
+    girth, loose = (
+        0.6 + 0.4 * person.body.girth,
+        person.top.loose * (0.6 if person.top.sleeves >= 0.7 else 0.3),
+    )
+    gloss = person.top.gloss if person.top.sleeves >= 0.7 and person.top.kind != "gilet" else 0.0
+    for index in range(2):
+        shoulder, elbow, wrist = bones.shoulders[index], bones.elbows[index], bones.wrists[index]
+        near = project((elbow + wrist + shoulder) / 3 - bones.neck, view.turn, 0.0)[2]
+        layer, dim = (8.0, 1.0) if near > -0.03 else (0.5, 0.78)
+        upper = girth * profile(0.026, 0.032, 0.027) + loose * profile(0.5, 1, 1)
+        fore = girth * profile(0.026, 0.025, 0.019) + loose * (1.0 if person.top.sleeves >= 0.7 else 0.0)
+        hand = wrist + (wrist - elbow) / np.linalg.norm(wrist - elbow) * 0.05
+        palm = girth * profile(0.017, 0.022, 0.014)
+        if index == 1 and view.held:
+            sheet = np.full((4, 8, 3), view.held, np.uint8)
+            flat = profile(0.035, 0.035)
+            yield Tube(hand, hand + np.array([0, 0.03, -0.04]), flat, flat * 0.3, sheet, layer=layer - 0.1)
+        if view.gesture != "pockets":
+            yield Tube(wrist, hand, palm * 0.8, palm, wear.skin, caps=(False, True), layer=layer, dim=dim)
+        yield Tube(
+            elbow, wrist, fore, fore, wear.sleeves[index], (0.55, 1.0), (True, True), layer + 0.1, dim, gloss
+        )
+        yield Tube(
+            shoulder,
+            elbow,
+            upper,
+            upper * 1.1,
+            wear.sleeves[index],
+            (0.0, 0.55),
+            (True, True),
+            layer + 0.2,
+            dim,
+            gloss,
+        )
+
+
+def _trunk_radii(person: Identity, length: float) -> tuple[Profile, Profile]:
+    """Radii of the trunk at equal steps from the neck's base down to the hem."""
+    body, top = person.body, person.top
+    thick = 0.55 + 0.45 * body.girth
+    across_at = {
+        0.0: 0.034,
+        0.016: 0.06,
+        0.04: 0.098,
+        0.075: 0.112,
+        0.14: 0.108,
+        0.24: 0.095,
+        0.31: 0.1,
+        0.38: 0.104,
+    }
+    along_at = {0.0: 0.036, 0.03: 0.05, 0.1: 0.066, 0.15: 0.07, 0.24: 0.062, 0.31: 0.068, 0.38: 0.07}
+    steps = np.linspace(0, length, 24)
+    across = np.interp(steps, list(across_at), list(across_at.values()))
+    along = np.interp(steps, list(along_at), list(along_at.values()))
+    shoulder = np.clip(1 - steps / 0.3, 0, 1)
+    across *= thick * (shoulder * body.shoulders + (1 - shoulder) * body.hips)
+    along *= thick
+    paunch = 0.035 * body.belly * np.exp(-(((steps - 0.25) / 0.07) ** 2))
+    loose = top.loose * np.clip(steps / 0.06, 0, 1)
+    flare = np.clip((steps - 0.33) / 0.3, 0, 1) * (0.05 if top.kind in {"coat", "dress"} else 0.0)
+    if top.kind == "puffer":
+        loose = loose * (1 + 0.25 * np.sin(steps / (0.03 + top.period) * 2 * pi))
+    return across + 0.8 * loose + paunch * 0.5 + flare, along + loose + paunch + flare
+
+
+def _trunk_tubes(person: Identity, wear: Clothes, bones: Skeleton, spread: float) -> Iterator[Tube]:
+    """Seat, skirt and trunk. `spread` is how far the feet are apart: long hems open that far."""
+    top, bottom, body = person.top, person.bottom, person.body
+    axis = bones.neck - bones.pelvis
+    axis = axis / np.linalg.norm(axis)
+    thick = 0.55 + 0.45 * body.girth
+    seat = thick * body.hips * profile(0.088, 0.098, 0.1, 0.09)
+    yield Tube(
+        bones.pelvis + axis * 0.07,
+        bones.pelvis - axis * 0.05,
+        seat,
+        thick * profile(0.06, 0.074, 0.078, 0.06),
+        wear.seat,
+        layer=3.0,
+    )
+    if bottom.kind == "skirt":
+        waist, hem = bones.pelvis + axis * 0.08, np.array([bones.pelvis[0], bones.pelvis[1], bottom.hem])
+        flare = bottom.flare * 1.5 + 0.008
+        across = thick * body.hips * profile(0.088, 0.102, 0.106, 0.106) + flare * profile(0, 0.2, 0.6, 1)
+        along = thick * profile(0.065, 0.08, 0.085, 0.085) + (flare + 0.3 * spread) * profile(
+            0, 0.1, 0.4, 0.8
+        )
+        yield Tube(waist, hem, across, along, wear.skirt, layer=3.2)
+    collar = bones.neck + axis * 0.022
+    hem = bones.pelvis + axis * 0.02
+    reach = float(np.linalg.norm(collar - bones.pelvis)) - (top.hem - 0.53)
+    if top.hem < 0.53:
+        hem = collar + (bones.pelvis - collar) / np.linalg.norm(bones.pelvis - collar) * reach
+    across, along = _trunk_radii(person, reach)
+    opening = np.clip((np.linspace(0, reach, 24) - 0.36) / 0.25, 0, 1) * spread * 0.35
+    yield Tube(collar, hem, across, along + opening, wear.trunk, layer=4.0, gloss=top.gloss)
+
+
+def _hair_tubes(person: Identity, wear: Clothes, skull: Point, view: float) -> Iterator[Tube]:
+    """What stands off the head. `view` is the heading of the head against the camera."""
+    style, size = person.head.hair, person.body.head
+    if person.head.hat in {"hood", "scarf"}:
+        return
+    facing = cos(view) > -0.2
+    up, back = np.array([0.0, 0.0, 1.0]), np.array([0.0, -1.0, 0.0])
+    layer = 3.6 if facing else 7.0
+    if style == "curly":
+        ball = size * profile(0.05, 0.066, 0.07, 0.05)
+        yield Tube(
+            skull + up * 0.045 + back * 0.012,
+            skull - up * 0.045 + back * 0.02,
+            ball,
+            ball,
+            wear.hair,
+            caps=(True, True),
+            layer=5.5 if facing else 7.0,
+        )
+    elif style in {"long", "bob"}:
+        drop = 0.075 if style == "bob" else 0.17
+        fall = size * profile(0.048, 0.058, 0.062, 0.05)
+        yield Tube(
+            skull + up * 0.03 + back * 0.015,
+            skull - up * drop + back * 0.03,
+            fall,
+            fall * 0.8,
+            wear.hair,
+            caps=(True, True),
+            layer=layer,
+        )
+    elif style == "ponytail":
+        tail = size * profile(0.018, 0.022, 0.012)
+        yield Tube(
+            skull + back * 0.06 + up * 0.01,
+            skull + back * 0.075 - up * 0.13,
+            tail,
+            tail,
+            wear.hair,
+            caps=(True, True),
+            layer=layer,
+        )
+    elif style == "bun":
+        knot = size * profile(0.025, 0.025)
+        yield Tube(
+            skull + back * 0.06 + up * 0.03,
+            skull + back * 0.07 + up * 0.02,
+            knot,
+            knot,
+            wear.hair,
+            caps=(True, True),
+            layer=layer,
+        )
+
+
+def _head_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> Iterator[Tube]:
+    size, head = person.body.head, person.head
+    skull = bones.head
+    up, front = np.array([0.0, 0.0, 1.0]), np.array([sin(-pose.glance), cos(pose.glance), 0.0])
+    neck = (0.6 + 0.4 * person.body.girth) * profile(0.032, 0.031, 0.036)
+    yield Tube(skull - up * 0.04, bones.neck - up * 0.005, neck, neck, wear.skin, layer=3.8, dim=0.82)
+    across = size * profile(0.012, 0.033, 0.042, 0.046, 0.047, 0.046, 0.044, 0.041, 0.036, 0.028, 0.014)
+    along = size * profile(0.014, 0.04, 0.053, 0.058, 0.06, 0.058, 0.055, 0.051, 0.046, 0.038, 0.02)
+    grown = (
+        1.0 + (0.06 if head.hair in {"short", "bob", "long"} else 0.0) + (0.12 if head.hat == "hood" else 0.0)
+    )
+    grow = np.interp(
+        np.linspace(0, 1, 11), [0, 0.45, 0.6], [grown, grown, 1.0 if head.hat != "hood" else grown]
+    )
+    yield Tube(
+        skull + up * 0.066 * size * grown,
+        skull - up * 0.066 * size,
+        across * grow,
+        along * grow,
+        wear.head,
+        layer=6.0,
+        spin=pose.glance,
+    )
+    if head.hat in {"cap", "brim"}:
+        reach = 0.105 if head.hat == "cap" else 0.09
+        peak = profile(0.03, 0.026) if head.hat == "cap" else profile(0.02, 0.02)
+        start = skull + up * 0.022 + front * (0.03 if head.hat == "cap" else -reach)
+        yield Tube(
+            start,
+            skull + up * 0.014 + front * reach,
+            peak,
+            peak * 0.25,
+            wear.hat,
+            caps=(True, True),
+            layer=6.2 if cos(pose.turn) > -0.2 else 5.8,
+        )
+    if head.hat == "beanie":
+        dome = size * profile(0.03, 0.048, 0.052, 0.053)
+        yield Tube(skull + up * 0.082, skull + up * 0.022, dome, dome * 1.2, wear.hat, layer=6.1)
+    if person.top.scarf or head.hat == "scarf":
+        wrap = profile(0.045, 0.055, 0.06)
+        yield Tube(
+            bones.neck + up * 0.05,
+            bones.neck - up * 0.012,
+            wrap,
+            wrap,
+            wear.scarf,
+            caps=(False, True),
+            layer=6.5,
+        )
+    yield from _hair_tubes(person, wear, skull, pose.turn + pose.glance)
+
+
+def _bag_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> Iterator[Tube]:
+    bag = person.bag
+    if bag.kind == "none":
+        return
+    up, back, left = np.array([0.0, 0.0, 1.0]), np.array([0.0, -1.0, 0.0]), np.array([1.0, 0.0, 0.0])
+    index = 0 if bag.side > 0 else 1
+    size = bag.size
+    if bag.kind == "backpack":
+        middle = bones.neck + back * (0.115 + person.top.loose)
+        shape = size * profile(0.045, 0.072, 0.082, 0.084, 0.084, 0.08, 0.066)
+        layer = 0.2 if cos(pose.turn) > 0.15 else 8.6 if cos(pose.turn) < -0.15 else 4.5
+        yield Tube(
+            middle + up * 0.03,
+            middle - up * (0.29 * size - 0.03),
+            shape,
+            size * profile(0.03, 0.048, 0.056, 0.062, 0.064, 0.062, 0.04),
+            wear.bag,
+            layer=layer,
+        )
+        return
+    if bag.kind in {"crossbody", "shoulder"}:
+        spot = (
+            bones.pelvis
+            + left * bag.side * (0.13 + person.top.loose)
+            + back * 0.02
+            + up * (0.02 if bag.kind == "crossbody" else 0.1)
+        )
+        length = 0.1 * size if bag.kind == "crossbody" else 0.14 * size
+        across, along = 0.03 * size, 0.075 * size
+    elif bag.kind == "suitcase":
+        spot = bones.wrists[index] * np.array([1.0, 0.0, 0.0]) + back * 0.2 + up * (0.34 * size)
+        length, across, along = 0.31 * size, 0.07 * size, 0.05 * size
+    else:
+        spot = bones.wrists[index] - up * 0.06
+        length = 0.17 * size if bag.kind == "carrier" else 0.12 * size
+        across, along = 0.03 * size, 0.085 * size
+    near = project(spot - bones.pelvis, pose.turn, 0.0)[2]
+    layer = 8.8 if near > -0.05 else 0.3
+    flat = np.ones(4)
+    yield Tube(spot, spot - up * length, across * flat, along * flat, wear.bag, layer=layer)
+    if bag.kind == "suitcase":
+        handle = profile(0.008, 0.008)
+        yield Tube(bones.wrists[index], spot, handle, handle, wear.skin, layer=layer - 0.05, dim=0.3)
+    if bag.kind == "shoulder":
+        strap = profile(0.008, 0.008)
+        yield Tube(
+            bones.shoulders[index] + up * 0.02, spot, strap, strap, wear.bag, (0.0, 0.2), layer=layer - 0.05
+        )
+
+
+def figure(person: Identity, pose: Pose) -> list[Tube]:
+    """All parts, farthest first."""
+    bones, wear = skeleton(person.body, pose), clothes(person)
+    left, right = (project(knee, pose.turn, 0.0)[2] for knee in bones.knees)
+    spread = float(abs(bones.ankles[0][1] - bones.ankles[1][1]))
+    parts = [
+        *_leg_tubes(person, wear, bones, (left, right)),
+        *_trunk_tubes(person, wear, bones, spread),
+        *_head_tubes(person, wear, bones, pose),
+        *_arm_tubes(person, wear, bones, pose),
+        *_bag_tubes(person, wear, bones, pose),
+    ]
+    return sorted(parts, key=lambda part: part.layer)

@@ -1,0 +1,154 @@
+"""What is done to a picture before a training step.
+
+TAO's part is mirror, pad, crop and random erasing (Zhong et al. 2020). The photometric part belongs to the
+spec's `edge_agent` section: it stands for cameras, and matters most where the pictures are rendered.
+All work on one `(h, w, 3)` uint8 BGR picture with a generator of its own, so that a picture's augmentation
+depends on nothing but `(seed, epoch, batch, place)`.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.offline.train.spec import DatasetSection, ExtensionSection
+
+__all__ = ["Augmentation"]
+
+Image = NDArray[np.uint8]
+_LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601, BGR order
+
+
+class Augmentation:
+    """The steps of one spec, at the size that the network computes on."""
+
+    def __init__(self, data: DatasetSection, own: ExtensionSection) -> None:
+        self._data = data
+        self._own = own
+        self._padding = data.padding // own.input_pool
+        self._mean = tuple(255 * value for value in reversed(data.pixel_mean))
+
+    def __call__(self, image: Image, other: Image, rng: np.random.Generator) -> Image:
+        """One augmented copy of `image`; `other` is a picture of somebody else, for occlusions."""
+        if rng.random() < self._data.prob:
+            image = image[:, ::-1]
+        if self._own.zoom:
+            image = _zoomed(image, self._own.zoom, rng)
+        if rng.random() < self._own.occlusion_prob:
+            image = _occluded(image, other, rng)
+        image = self._exposed(image, rng)
+        image = self._transmitted(image, rng)
+        if self._padding:
+            image = _padded_crop(image, self._padding, rng)
+        if rng.random() < self._data.re_prob:
+            image = _erased(image, self._mean, rng)
+        return np.ascontiguousarray(image)
+
+    def _exposed(self, image: Image, rng: np.random.Generator) -> Image:
+        """Light and colour: slope, gain and cast per channel, contrast, saturation, gamma, grey."""
+        own = self._own
+        gain = np.exp(rng.uniform(-1, 1) * np.log1p(own.brightness))
+        cast = np.exp(rng.uniform(-1, 1, 3) * np.log1p(own.colour_cast))
+        contrast = 1 + rng.uniform(-1, 1) * own.contrast
+        saturation = max(0.0, 1 + rng.uniform(-1, 1) * own.saturation)
+        gamma = np.exp(rng.uniform(-1, 1) * np.log1p(own.gamma))
+        if rng.random() < own.grey_prob:
+            saturation = 0.0
+        # One 3 x 3 matrix and one table hold everything but the slope.
+        mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+        matrix = (np.diag(gain * cast * contrast) @ mix).astype(np.float32)
+        level = np.float32(image.mean()) * gain
+        offset = np.full((3, 1), level * (1 - contrast), np.float32)
+        image = cv2.transform(image, np.hstack([matrix, offset]))
+        if gamma != 1:
+            table = (255 * (np.arange(256) / 255) ** gamma + 0.5).astype(np.uint8)
+            image = cv2.LUT(image, table)
+        if rng.random() < own.lighting_prob:
+            image = _sloped(image, rng)
+        return image
+
+    def _transmitted(self, image: Image, rng: np.random.Generator) -> Image:
+        """What optics, sensor and coding add: resolution, blur, noise, JPEG."""
+        own = self._own
+        height, width = image.shape[:2]
+        if rng.random() < own.lowres_prob:
+            factor = np.exp(rng.uniform(np.log(0.25), 0))
+            small = (max(8, round(width * factor)), max(16, round(height * factor)))
+            image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        if rng.random() < own.blur_prob:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.5))
+        if rng.random() < own.noise_prob:
+            noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 14))
+            image = np.clip(image + noise, 0, 255).astype(np.uint8)
+        if rng.random() < own.jpeg_prob:
+            quality = int(rng.integers(25, 95))
+            coded = cv2.imencode(".jpg", np.ascontiguousarray(image), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+            image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+        return image
+
+
+def _zoomed(image: Image, zoom: float, rng: np.random.Generator) -> Image:
+    """Moves each side of the box by up to `zoom` of its length, as a detector does; outside is the border."""
+    height, width = image.shape[:2]
+    left, right, top, bottom = rng.uniform(-zoom, zoom, 4) * rng.random() * (width, width, height, height)
+    across, down = width / (width - left - right), height / (height - top - bottom)
+    move = np.array([[across, 0, -left * across], [0, down, -top * down]], np.float32)
+    moved: Image = cv2.warpAffine(
+        image, move, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return moved
+
+
+def _occluded(image: Image, other: Image, rng: np.random.Generator) -> Image:
+    """Lays a piece of another picture over one side or the foot of this one: somebody in front."""
+    height, width = image.shape[:2]
+    image = image.copy()
+    side = rng.integers(3)
+    if side == 2:
+        rows = int(height * rng.uniform(0.1, 0.45))
+        image[height - rows :] = other[:rows]
+        return image
+    columns = int(width * rng.uniform(0.1, 0.4))
+    first = int(height * rng.uniform(0, 0.5))
+    if side == 0:
+        image[first:, :columns] = other[: height - first, width - columns :]
+    else:
+        image[first:, width - columns :] = other[: height - first, :columns]
+    return image
+
+
+def _sloped(image: Image, rng: np.random.Generator) -> Image:
+    """Brightness that rises or falls linearly across the picture, or drops at an edge of shade."""
+    height, width = image.shape[:2]
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    along = x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))
+    if rng.random() < 0.4:
+        along = np.tanh((along - np.float32(rng.uniform(-0.6, 0.6))) * np.float32(rng.uniform(3, 15)))
+    slope = 1 + np.float32(rng.uniform(0.1, 0.5)) * along
+    shaded: Image = np.clip(image * slope[..., None], 0, 255).astype(np.uint8)
+    return shaded
+
+
+def _padded_crop(image: Image, padding: int, rng: np.random.Generator) -> Image:
+    height, width = image.shape[:2]
+    padded: Image = cv2.copyMakeBorder(image, *(padding,) * 4, cv2.BORDER_CONSTANT)
+    top, left = rng.integers(0, 2 * padding + 1, 2)
+    return padded[top : top + height, left : left + width]
+
+
+def _erased(image: Image, mean: tuple[float, ...], rng: np.random.Generator) -> Image:
+    """Fills a rectangle of 2..40 % of the area and sides 0.3..3.33 : 1 with the mean colour."""
+    height, width = image.shape[:2]
+    for _ in range(100):
+        area = rng.uniform(0.02, 0.4) * height * width
+        aspect = rng.uniform(0.3, 1 / 0.3)
+        rows, columns = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if rows < height and columns < width:
+            top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
+            image = image.copy()
+            image[top : top + rows, left : left + columns] = mean
+            return image
+    return image

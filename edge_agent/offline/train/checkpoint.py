@@ -1,0 +1,170 @@
+"""Checkpoints: one file that holds everything a run needs to go on, loadable without running code from it.
+
+The file is `torch.save` of plain dicts, numbers, strings and tensors only, so `weights_only=True` reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_agent.core.errors import ModelError
+from edge_agent.core.manifest import write_atomic
+from edge_agent.offline.train.network import ReidNetwork, build_network
+from edge_agent.offline.train.spec import Spec, parse_spec
+
+__all__ = ["Checkpoint", "load_pretrained", "network_of", "read_weights"]
+
+_FORMAT = "edge-agent checkpoint"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A moment of a training run.
+
+    Attributes:
+        spec: the run's spec as plain values.
+        epoch: epoch that the run is in, from 0.
+        step: steps of that epoch already done.
+        people: person number of each class of the classifier.
+        network: weights being trained.
+        averaged: their running mean, or None without `ema_decay`.
+        optimizer: state of the optimiser.
+        center: state of the centre loss and its optimiser, or None.
+        scaler: state of mixed precision's loss scale, or None on a CPU.
+        random: states of torch's generators, by device. Batches and augmentation need none: each is drawn
+            from the seed and its place in the run.
+        history: what was measured so far, one dict per evaluation.
+        best: highest mAP of an evaluation, or None.
+    """
+
+    spec: dict[str, Any]
+    epoch: int
+    step: int
+    people: list[int]
+    network: dict[str, Tensor]
+    averaged: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    center: dict[str, Any] | None
+    scaler: dict[str, Any] | None
+    random: dict[str, Tensor]
+    history: list[dict[str, float]]
+    best: float | None
+
+    def write(self, path: Path) -> None:
+        """Write atomically; StorageError where that fails."""
+        content = {name: getattr(self, name) for name in self.__slots__}
+        buffer = io.BytesIO()
+        torch.save({"format": _FORMAT, "version": _VERSION, **content}, buffer)
+        write_atomic(path, buffer.getvalue())
+
+    @staticmethod
+    def read(path: Path) -> Checkpoint:
+        """Read a checkpoint of this trainer.
+
+        Raises:
+            ModelError: missing, damaged, of another program or of another version.
+        """
+        content = _load(path)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ModelError(f"{path} is not a checkpoint that `edge-agent train` wrote")
+        if content.get("version") != _VERSION:
+            raise ModelError(
+                f"{path} has layout version {content.get('version')}, this program reads {_VERSION}"
+            )
+        try:
+            return Checkpoint(**{name: content[name] for name in Checkpoint.__slots__})
+        except KeyError as error:
+            raise ModelError(f"{path} is damaged: {error} is missing") from error
+
+
+def network_of(checkpoint: Checkpoint) -> tuple[ReidNetwork, Spec]:
+    """The network that a checkpoint stands for (the averaged weights where there are any), in eval mode."""
+    spec = parse_spec(checkpoint.spec, name="the checkpoint's spec")
+    network = build_network(spec.model, spec.edge_agent, len(checkpoint.people))
+    network.load_state_dict(checkpoint.averaged or checkpoint.network)
+    return network.eval(), spec
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; callers check
+    if path.suffix == ".etlt":
+        raise ModelError(
+            f"{path} is encrypted by TAO and cannot be read. Take the unencrypted ONNX of the same network, "
+            "resnet50_market1501_aicity156.onnx (96,398,132 bytes, sha256 "
+            "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b), from NGC: "
+            "ngc registry model download-version nvidia/tao/reidentificationnet:deployable_v1.2"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{path} is not a weights file that can be loaded safely (tensors only): {reason}"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a `.pth` file: a bare state dict, or one under `state_dict`.
+
+    Raises:
+        ModelError: not such a file.
+    """
+    content = _load(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{path} holds no state dict (names and tensors); torchvision's .pth files do")
+    return content
+
+
+def load_pretrained(network: ReidNetwork, path: Path, *, choice: str) -> None:
+    """Give the network its start weights.
+
+    Args:
+        network: changed in place.
+        path: torchvision-format weights of the backbone (`imagenet`), or a checkpoint (`finetune`).
+        choice: `model.pretrain_choice`.
+
+    Raises:
+        ModelError: a weight is missing or of another shape; for `imagenet` the ImageNet classifier
+            (`fc.*`, `classifier.*`) is left out, nothing else may be superfluous.
+    """
+    if choice == "finetune":
+        checkpoint = Checkpoint.read(path)
+        weights = dict(checkpoint.averaged or checkpoint.network)
+        weights["classifier.weight"] = network.classifier.weight.detach()
+        _fill(network, weights, path)
+        return
+    heads = ("fc.", "classifier.")
+    _fill(
+        network.backbone,
+        {name: value for name, value in read_weights(path).items() if not name.startswith(heads)},
+        path,
+    )
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(own.keys() - weights.keys() - counters)
+    unknown = sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if missing or unknown or shapes:
+        said = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
+        said += [f"{len(unknown)} unknown (first: {unknown[0]})"] if unknown else []
+        said += shapes[:1]
+        raise ModelError(f"{path} does not fit model.backbone: {'; '.join(said)}")
+    module.load_state_dict({**{name: own[name] for name in counters}, **weights})

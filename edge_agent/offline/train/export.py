@@ -1,0 +1,200 @@
+"""Checkpoint to ONNX, with TAO's tensor names, checked against PyTorch before it is kept.
+
+The file takes `input` FP32 `[N, 3, 256, 128]` (RGB, normalised by the spec's mean and deviation) and gives
+`fc_pred` `[N, D]`, not of unit length, as TAO's export does. The agent's prepared graph adds preprocessing
+and L2 normalisation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_agent import __version__
+from edge_agent.core.errors import ModelError
+from edge_agent.core.manifest import write_atomic
+from edge_agent.offline.train.checkpoint import Checkpoint, network_of
+from edge_agent.offline.train.network import Deployed
+from edge_agent.offline.train.spec import Spec
+
+__all__ = ["TOLERANCE", "Exported", "export_onnx"]
+
+TOLERANCE = 1e-4
+"""Largest difference of an embedding's number between PyTorch and ONNX Runtime."""
+
+_OPSET = 17
+_BATCHES = (1, 3, 8)  # of the check: a wrong dynamic axis shows with more than one size
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the ONNX file.
+        sha256: of its bytes.
+        size: bytes.
+        dimension: numbers in an embedding.
+        difference: largest difference to PyTorch that the check saw.
+        card: the model card as written into the file's metadata.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    dimension: int
+    difference: float
+    card: Mapping[str, str]
+
+
+def export_onnx(
+    checkpoint: Path, target: Path, *, notes: Mapping[str, str] | None = None, overwrite: bool = False
+) -> Exported:
+    """Write the network of a checkpoint as ONNX.
+
+    Args:
+        checkpoint: file of `edge-agent train`.
+        target: ONNX file to make; its folder must exist.
+        notes: further entries of the model card (training data, licence, ...).
+        overwrite: replace `target` if it exists (TAO refuses, and so does the default).
+
+    Raises:
+        ModelError: not a checkpoint; `target` exists; PyTorch and ONNX Runtime differ by more than 1e-4.
+        StorageError: `target` cannot be written.
+    """
+    saved = Checkpoint.read(checkpoint)
+    if target.exists() and not overwrite:
+        raise ModelError(f"{target} exists already: name another file, or give --overwrite")
+    network, spec = network_of(saved)
+    deployed = Deployed(network, spec.edge_agent.input_pool).eval()
+    card = {**_card(saved, spec, checkpoint), **(notes or {})}
+    content = _with_card(traced(deployed, spec), card)
+    difference = _largest_difference(deployed, content, spec)
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"ONNX Runtime and PyTorch differ by {difference:.2e} (allowed {TOLERANCE:.0e}): nothing was "
+            "written. This is a fault of the exporter; try other versions of torch and onnxruntime"
+        )
+    write_atomic(target, content)
+    return Exported(
+        path=target,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        dimension=spec.model.feat_dim,
+        difference=difference,
+        card=card,
+    )
+
+
+def traced(deployed: Deployed, spec: Spec) -> bytes:
+    """The ONNX bytes of the network in eval mode, batch normalisation folded into the convolutions."""
+    buffer = io.BytesIO()
+    example = torch.zeros(1, 3, spec.model.input_height, spec.model.input_width)
+    with warnings.catch_warnings():
+        # The newer exporter needs onnxscript, which is no dependency; the older one announces its end.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
+        torch.onnx.export(
+            deployed,
+            (example,),
+            buffer,
+            input_names=["input"],
+            output_names=["fc_pred"],
+            dynamic_axes={"input": {0: "batch"}, "fc_pred": {0: "batch"}},
+            opset_version=_OPSET,
+            do_constant_folding=True,
+            dynamo=False,
+        )
+    return buffer.getvalue()
+
+
+def _card(saved: Checkpoint, spec: Spec, checkpoint: Path) -> dict[str, str]:
+    """What the checkpoint itself knows about the network, as strings."""
+    card = {
+        "producer": f"edge-agent {__version__}",
+        "backbone": spec.model.backbone,
+        "dimension": str(spec.model.feat_dim),
+        "input": _input_in_words(spec),
+        "preprocess_profile": _profile(spec),
+        "output": "FP32 [N,D], not of unit length: normalise before comparing",
+        "trained_identities": str(len(saved.people)),
+        "trained_epochs": str(saved.epoch),
+        "seed": str(spec.train.seed),
+        "spec": json.dumps(_without_paths(saved.spec), sort_keys=True),
+        "checkpoint": checkpoint.name,
+    }
+    if saved.history:
+        card["held_back_figures"] = json.dumps(saved.history[-1], sort_keys=True)
+    return card
+
+
+def _input_in_words(spec: Spec) -> str:
+    model, data = spec.model, spec.dataset
+    shape = f"[N,3,{model.input_height},{model.input_width}]"
+    mean, deviation = list(data.pixel_mean), list(data.pixel_std)
+    return f"FP32 {shape} RGB, (x/255 - mean)/std, mean {mean}, std {deviation}"
+
+
+def _profile(spec: Spec) -> str:
+    """Name of the agent's preprocess profile with these numbers, or `custom`."""
+    data = spec.dataset
+    if data.pixel_mean != (0.485, 0.456, 0.406):
+        return "custom"
+    return {(0.226,) * 3: "tao", (0.229, 0.224, 0.225): "imagenet"}.get(data.pixel_std, "custom")
+
+
+def _without_paths(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec without the folders of the machine that trained it, and without its key."""
+    private = ("_dir", "_path", "checkpoint", "_file", "_dataset", "_plot", "encryption_key")
+    return {
+        name: _without_paths(value) if isinstance(value, Mapping) else value
+        for name, value in section.items()
+        if isinstance(value, Mapping) or not name.endswith(private)
+    }
+
+
+def _with_card(content: bytes, card: Mapping[str, str]) -> bytes:
+    """The ONNX bytes with the card as metadata, checked by onnx's own checker."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    model.producer_name = "edge-agent"
+    model.producer_version = __version__
+    onnx.helper.set_model_props(model, dict(card))
+    onnx.checker.check_model(model)
+    with_card: bytes = model.SerializeToString()
+    return with_card
+
+
+def _largest_difference(deployed: Deployed, content: bytes, spec: Spec) -> float:
+    """Largest difference of any output number over random pictures in batches of several sizes."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for count in _BATCHES:
+        shape = (count, 3, spec.model.input_height, spec.model.input_width)
+        pictures = rng.standard_normal(shape, np.float32)
+        (found,) = session.run(["fc_pred"], {"input": pictures})
+        expected = _reference(deployed, pictures)
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            return float("inf")
+        worst = max(worst, float(np.abs(found - expected).max()))
+    return worst
+
+
+def _reference(deployed: Deployed, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        embedded: NDArray[np.float32] = deployed(torch.from_numpy(pictures)).numpy()
+    return embedded

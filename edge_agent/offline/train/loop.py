@@ -1,0 +1,355 @@
+"""The training loop: steps, checkpoints, evaluation between epochs, orderly stop.
+
+What is shown and where scalars go is passed in (`Watcher`), and so is the evaluation, so that this module
+knows neither terminals nor metrics.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_agent.core.errors import ConfigError, ModelError
+from edge_agent.offline.train.checkpoint import Checkpoint, load_pretrained
+from edge_agent.offline.train.data import Pictures, TrainingBatches, chunks, normalise
+from edge_agent.offline.train.losses import CenterLoss, batch_hard_triplet, identity_loss
+from edge_agent.offline.train.network import ReidNetwork, build_network, state_of
+from edge_agent.offline.train.optim import build_optimizer, rate_factor, set_rates
+from edge_agent.offline.train.spec import Spec
+
+__all__ = ["Evaluation", "Step", "Trainer", "Watcher", "embed_pictures"]
+
+Evaluation = Callable[[Callable[[NDArray[np.uint8]], NDArray[np.float32]]], Mapping[str, float]]
+"""Called with a function that embeds `(N, h, w, 3)` uint8 BGR pictures (any number); returns figures by name,
+`mAP` among them, by which the best checkpoint is kept."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one training step came to.
+
+    Attributes:
+        epoch: from 0.
+        step: from 1, within the epoch.
+        steps: of this epoch.
+        total: the step's number in the whole run, from 1.
+        losses: by name (`identity`, `triplet`, `center`, `total`).
+        accuracy: part of the batch that the classifier names rightly.
+        rate: learning rate of the first group.
+        seconds: that the step took.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    total: int
+    losses: Mapping[str, float]
+    accuracy: float
+    rate: float
+    seconds: float
+
+
+class Watcher(Protocol):
+    """Who is told how the run goes."""
+
+    def on_step(self, step: Step) -> None:
+        """After every step."""
+
+    def on_evaluation(self, epoch: int, total: int, figures: Mapping[str, float]) -> None:
+        """After an evaluation; `epoch` counts finished epochs."""
+
+
+class Trainer:
+    """One run of one spec.
+
+    Args:
+        spec: what to do.
+        pictures: the training split, decoded at the size that the network computes on.
+        folder: where checkpoints go, made if missing.
+        evaluation: figures between epochs, or None for none.
+        watcher: is told of every step.
+        resume: a checkpoint to go on from.
+
+    Raises:
+        ConfigError: the data set and the spec do not fit.
+        ModelError: the start weights or the checkpoint do not fit.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        pictures: Pictures,
+        *,
+        folder: Path,
+        evaluation: Evaluation | None,
+        watcher: Watcher,
+        resume: Checkpoint | None = None,
+    ) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._evaluation = evaluation
+        self._watcher = watcher
+        self._people = [int(person) for person in pictures.people]
+        _check_classes(spec, len(self._people))
+        if spec.edge_agent.threads:
+            torch.set_num_threads(spec.edge_agent.threads)
+        self._device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(spec.train.seed)
+        self._network = self._fresh_network(start_weights=resume is None)
+        self._averaged: dict[str, Tensor] | None = (
+            state_of(self._network) if spec.edge_agent.ema_decay else None
+        )
+        self._optimizer = build_optimizer(self._network, spec)
+        self._center, self._center_optimizer = self._center_loss()
+        self._scaler = torch.amp.GradScaler("cuda", enabled=self._device.type == "cuda")
+        self._batches = TrainingBatches(pictures, spec)
+        self._history: list[dict[str, float]] = []
+        self._best: float | None = None
+        self._epoch, self._step = 0, 0
+        self._stopping = False
+        if resume is not None:
+            self._restore(resume)
+
+    def stop(self) -> None:
+        """Ask the run to end after the current step, with a checkpoint. A signal handler may call it."""
+        self._stopping = True
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Figures of every evaluation so far."""
+        return list(self._history)
+
+    def run(self) -> Path:
+        """Train to the end, or until `stop`.
+
+        Returns:
+            The newest checkpoint, `latest.pth`.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        latest = self._folder / "latest.pth"
+        while self._epoch < self._spec.train.num_epochs and not self._stopping:
+            finished = self._run_epoch()
+            if not finished:
+                break
+            self._epoch, self._step = self._epoch + 1, 0
+            self._between_epochs()
+            self._snapshot().write(latest)
+        if self._stopping or not latest.exists():
+            self._snapshot().write(latest)
+        return latest
+
+    def _run_epoch(self) -> bool:
+        """The rest of the current epoch; False when it was cut short."""
+        count = len(self._batches.of_epoch(self._epoch))
+        if count == 0:
+            raise ConfigError(
+                "the training split gives no full batch: it has too few identities or pictures "
+                f"for dataset.batch_size {self._spec.dataset.batch_size}"
+            )
+        started = time.monotonic()
+        for batch in self._batches.iterate(self._epoch, first=self._step):
+            set_rates(self._optimizer, rate_factor(self._spec, self._epoch + self._step / count))
+            losses, accuracy = self._train_on(batch.images, batch.labels)
+            self._step += 1
+            now = time.monotonic()
+            self._watcher.on_step(
+                Step(
+                    epoch=self._epoch,
+                    step=self._step,
+                    steps=count,
+                    total=self._epoch * count + self._step,
+                    losses=losses,
+                    accuracy=accuracy,
+                    rate=self._optimizer.param_groups[0]["lr"],
+                    seconds=now - started,
+                )
+            )
+            started = now
+            if self._stopping and self._step < count:
+                return False
+        return True
+
+    def _train_on(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64]
+    ) -> tuple[dict[str, float], float]:
+        """One step; returns the losses and the classifier's accuracy on the batch."""
+        self._network.train()
+        x = normalise(images, self._spec, self._device)
+        y = torch.from_numpy(labels).to(self._device)
+        with torch.autocast("cuda", enabled=self._device.type == "cuda"):
+            before, logits = self._network(x)
+        losses = self._losses(before.float(), logits.float(), y)
+        total = torch.stack(list(losses.values())).sum()
+        if not math.isfinite(total.item()):
+            raise ModelError(
+                f"the loss became {total.item()} in epoch {self._epoch + 1}, step {self._step + 1}: lower "
+                "train.optim.base_lr or set train.grad_clip; the last checkpoint is still good"
+            )
+        self._update(total)
+        accuracy = (logits.argmax(1) == y).float().mean().item()
+        named = {name: value.item() for name, value in losses.items()}
+        return {**named, "total": total.item()}, accuracy
+
+    def _losses(self, before: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+        model, data, optim = self._spec.model, self._spec.dataset, self._spec.train.optim
+        losses = {}
+        if data.sampler != "triplet":
+            losses["identity"] = identity_loss(logits, y, smooth=model.label_smooth)
+        if data.sampler != "softmax" and model.uses_triplet:
+            losses["triplet"] = batch_hard_triplet(before, y, margin=optim.triplet_loss_margin)
+        if self._center is not None:
+            losses["center"] = optim.center_loss_weight * self._center(before, y)
+        return losses
+
+    def _update(self, total: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._center_optimizer is not None:
+            self._center_optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(total).backward()
+        if self._spec.train.grad_clip:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._spec.train.grad_clip)
+        self._scaler.step(self._optimizer)
+        if self._center is not None and self._center_optimizer is not None:
+            # The centres move by center_lr on the unweighted loss: undo the weight in their gradient.
+            weight = self._spec.train.optim.center_loss_weight
+            if weight:
+                self._scaler.unscale_(self._center_optimizer)
+                self._center.centers.grad.div_(weight)
+                self._scaler.step(self._center_optimizer)
+        self._scaler.update()
+        if self._averaged is not None:
+            self._average(self._averaged)
+
+    def _average(self, averaged: dict[str, Tensor]) -> None:
+        """Move the running mean; early on faster, so that it forgets the start weights' classifier."""
+        done = self._epoch * len(self._batches.of_epoch(self._epoch)) + self._step + 1
+        decay = min(self._spec.edge_agent.ema_decay, (1 + done) / (10 + done))
+        for name, value in self._network.state_dict().items():
+            if value.is_floating_point():
+                averaged[name].lerp_(value.detach().cpu(), 1 - decay)
+            else:
+                averaged[name].copy_(value)
+
+    def _between_epochs(self) -> None:
+        train = self._spec.train
+        last = self._epoch == train.num_epochs
+        steps = len(self._batches.of_epoch(self._epoch - 1))
+        if self._evaluation is not None and (last or self._epoch % train.validation_interval == 0):
+            network = self.evaluated_network()
+            figures = self._evaluation(lambda images: embed_pictures(network, images, self._spec))
+            self._history.append({"epoch": float(self._epoch), **{k: float(v) for k, v in figures.items()}})
+            self._watcher.on_evaluation(self._epoch, self._epoch * steps, figures)
+            if self._best is None or figures["mAP"] > self._best:
+                self._best = float(figures["mAP"])
+                self._snapshot().write(self._folder / "best.pth")
+        if last or self._epoch % train.checkpoint_interval == 0:
+            self._snapshot().write(self._folder / f"epoch_{self._epoch:03d}.pth")
+
+    def evaluated_network(self) -> ReidNetwork:
+        """The network to judge: a copy with the averaged weights where there are any."""
+        network = build_network(self._spec.model, self._spec.edge_agent, len(self._people))
+        network.load_state_dict(self._averaged or self._network.state_dict())
+        return network.to(self._device, memory_format=torch.channels_last).eval()  # type: ignore[no-any-return]  # torch is untyped here
+
+    def _fresh_network(self, *, start_weights: bool) -> ReidNetwork:
+        model = self._spec.model
+        network = build_network(model, self._spec.edge_agent, len(self._people))
+        if start_weights and model.pretrain_choice != "none":
+            if model.pretrained_model_path is not None:
+                load_pretrained(network, model.pretrained_model_path, choice=model.pretrain_choice)
+            elif model.pretrain_choice == "finetune":
+                raise ConfigError("model.pretrain_choice finetune needs model.pretrained_model_path")
+            else:
+                _log.warning("train.random_start", reason="model.pretrained_model_path is not set")
+        network.to(self._device, memory_format=torch.channels_last)
+        return network
+
+    def _center_loss(self) -> tuple[CenterLoss | None, torch.optim.Optimizer | None]:
+        if not self._spec.model.uses_center:
+            return None, None
+        loss = CenterLoss(len(self._people), self._spec.model.feat_dim).to(self._device)
+        return loss, torch.optim.SGD(loss.parameters(), lr=self._spec.train.optim.center_lr)
+
+    def _snapshot(self) -> Checkpoint:
+        center = None
+        if self._center is not None and self._center_optimizer is not None:
+            center = {"loss": self._center.state_dict(), "optimizer": self._center_optimizer.state_dict()}
+        random = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self._device)
+        return Checkpoint(
+            spec=self._spec.model_dump(mode="json"),
+            epoch=self._epoch,
+            step=self._step,
+            people=self._people,
+            network=state_of(self._network),
+            averaged=None if self._averaged is None else dict(self._averaged),
+            optimizer=self._optimizer.state_dict(),
+            center=center,
+            scaler=self._scaler.state_dict() if self._device.type == "cuda" else None,
+            random=random,
+            history=self._history,
+            best=self._best,
+        )
+
+    def _restore(self, saved: Checkpoint) -> None:
+        if saved.people != self._people:
+            raise ModelError(
+                f"the checkpoint was trained on {len(saved.people)} other people than the "
+                f"{len(self._people)} of dataset.train_dataset_dir; start afresh, or with pretrain_choice "
+                "finetune"
+            )
+        try:
+            self._network.load_state_dict(saved.network)
+            self._optimizer.load_state_dict(saved.optimizer)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+        if self._averaged is not None and saved.averaged is not None:
+            self._averaged = dict(saved.averaged)
+        if self._center is not None and self._center_optimizer is not None and saved.center is not None:
+            self._center.load_state_dict(saved.center["loss"])
+            self._center_optimizer.load_state_dict(saved.center["optimizer"])
+        if saved.scaler is not None and self._device.type == "cuda":
+            self._scaler.load_state_dict(saved.scaler)
+        torch.set_rng_state(saved.random["cpu"])
+        if "cuda" in saved.random and self._device.type == "cuda":
+            torch.cuda.set_rng_state(saved.random["cuda"], self._device)
+        self._epoch, self._step = saved.epoch, saved.step
+        self._history, self._best = list(saved.history), saved.best
+
+
+def _check_classes(spec: Spec, people: int) -> None:
+    """TAO counts the classes itself while training, and so does this; a spec that says otherwise is told."""
+    if people < 2:
+        raise ConfigError(f"dataset.train_dataset_dir has {people} identities; training needs at least two")
+    if "num_classes" in spec.dataset.model_fields_set and spec.dataset.num_classes != people:
+        raise ConfigError(
+            f"dataset.num_classes is {spec.dataset.num_classes}, but dataset.train_dataset_dir holds "
+            f"{people} identities: correct the field, or leave it out to have them counted"
+        )
+
+
+def embed_pictures(network: ReidNetwork, images: NDArray[np.uint8], spec: Spec) -> NDArray[np.float32]:
+    """`(N, h, w, 3)` uint8 BGR at the size that the network computes on -> `(N, D)` float32, any length."""
+    device: Any = next(network.parameters()).device
+    rows = []
+    with torch.inference_mode():
+        for part in chunks(len(images), spec.dataset.val_batch_size):
+            rows.append(network(normalise(np.asarray(images[part]), spec, device)).float().cpu().numpy())
+    if not rows:
+        return np.zeros((0, spec.model.feat_dim), np.float32)
+    embedded: NDArray[np.float32] = np.concatenate(rows)
+    return embedded

@@ -1,0 +1,344 @@
+"""The experiment spec: NVIDIA TAO's field names and defaults, and one section of our own.
+
+Names and defaults are those of TAO's re-identification schema (`nvidia_tao_core/config/re_identification`),
+so a spec file written for `tao model re_identification train` can be used as it is. What TAO does not have
+stands apart in the section `edge_agent`. Nothing is accepted and then ignored: a field that this trainer
+cannot honour (the Swin transformer's, several GPUs) may only hold its default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from edge_agent.core.errors import ConfigError
+
+__all__ = [
+    "BACKBONES",
+    "DatasetSection",
+    "ExtensionSection",
+    "ModelSection",
+    "OptimSection",
+    "Spec",
+    "TrainSection",
+    "load_spec",
+    "parse_spec",
+]
+
+BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101", "resnet_152", "mobilenet_v2")
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    """A frozen section that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """`model`: the network and what it is trained with."""
+
+    backbone: Literal[BACKBONES] = "resnet_50"  # type: ignore[valid-type]  # one list serves messages too
+    last_stride: Literal[1, 2] = 1
+    """Stride of the backbone's last stage: 1 keeps a 16 x 8 map for a 256 x 128 picture."""
+    pretrain_choice: Literal["imagenet", "finetune", "none"] = "imagenet"
+    """`imagenet`: `pretrained_model_path` holds backbone weights; `finetune`: a checkpoint from here."""
+    pretrained_model_path: Path | None = None
+    input_channels: Literal[3] = 3
+    input_width: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
+    input_height: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 256
+    neck: Literal["bnneck"] = "bnneck"
+    feat_dim: Annotated[int, Field(ge=64, le=2048)] = 256
+    neck_feat: Literal["before", "after"] = "after"
+    """Which side of the batch normalisation the embedding is taken from."""
+    metric_loss_type: Literal["triplet", "center", "triplet_center"] = "triplet"
+    with_center_loss: bool = False
+    with_flip_feature: bool = False
+    """Sum the embeddings of the picture and of its mirror image (twice the arithmetic at run time)."""
+    label_smooth: bool = True
+    pretrain_hw_ratio: Literal[2] = 2
+    id_loss_type: Literal["softmax"] = "softmax"
+    reduce_feat_dim: bool = False
+    """Put a linear layer before the neck even where `feat_dim` is the backbone's own width."""
+    drop_path: Literal[0.1] = 0.1  # type: ignore[valid-type]  # Swin's; only the default is accepted
+    stride_size: tuple[Literal[16], Literal[16]] = (16, 16)
+    gem_pooling: bool = False
+    jpm: Literal[False] = False
+
+    @property
+    def uses_triplet(self) -> bool:
+        """Whether the metric loss has its triplet part."""
+        return self.metric_loss_type in ("triplet", "triplet_center")
+
+    @property
+    def uses_center(self) -> bool:
+        """Whether the centre loss is added, by either of TAO's two ways to ask for it."""
+        return self.with_center_loss or self.metric_loss_type in ("center", "triplet_center")
+
+
+class DatasetSection(_Section):
+    """`dataset`: folders in Market-1501 layout, and what is done to their pictures."""
+
+    train_dataset_dir: Path | None = None
+    test_dataset_dir: Path | None = None
+    query_dataset_dir: Path | None = None
+    num_classes: Count = 751
+    batch_size: Count = 64
+    val_batch_size: Count = 128
+    num_workers: Annotated[int, Field(ge=0)] = 8
+    """Threads that decode and augment pictures; 0 does it between two steps."""
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[Positive, Positive, Positive] = (0.226, 0.226, 0.226)
+    padding: Annotated[int, Field(ge=0)] = 10
+    """Black border in pixels of the network's input, from which a crop of the old size is taken."""
+    prob: Probability = 0.5
+    """Probability of a mirror image."""
+    re_prob: Probability = 0.5
+    """Probability of random erasing."""
+    sampler: Literal["softmax", "triplet", "softmax_triplet"] = "softmax_triplet"
+    num_instances: Annotated[int, Field(ge=2)] = 4
+
+
+class ReRankingSection(_Section):
+    """`re_ranking`: k-reciprocal re-ranking during the evaluation between epochs."""
+
+    re_ranking: bool = False
+    k1: Count = 20
+    k2: Count = 6
+    lambda_value: Probability = 0.3
+    max_rank: Count = 10
+    num_query: Count = 10
+
+
+class OptimSection(_Section):
+    """`train.optim`."""
+
+    name: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    lr_monitor: Literal["val_loss"] = "val_loss"
+    lr_steps: tuple[Count, ...] = (40, 70)
+    gamma: Positive = 0.1
+    bias_lr_factor: Positive = 1.0
+    weight_decay: NotNegative = 5e-4
+    weight_decay_bias: NotNegative = 5e-4
+    warmup_factor: Probability = 0.01
+    warmup_iters: NotNegative = 10
+    """Epochs of warm-up before the multi-step schedule (TAO steps it once an epoch, whatever the name)."""
+    warmup_epochs: NotNegative = 20
+    """Epochs of warm-up before the cosine schedule."""
+    warmup_method: Literal["linear", "constant", "cosine"] = "linear"
+    """`linear` and `constant` start a multi-step schedule; `cosine` is a schedule of its own, as in TAO."""
+    base_lr: Positive = 3.5e-4
+    momentum: Probability = 0.9
+    center_loss_weight: NotNegative = 5e-4
+    center_lr: Positive = 0.5
+    triplet_loss_margin: NotNegative = 0.3
+    large_fc_lr: bool = False
+    """Twice the learning rate for the classifier."""
+
+
+class TrainSection(_Section):
+    """`train`."""
+
+    optim: OptimSection = OptimSection()
+    num_epochs: Count = 120
+    checkpoint_interval: Count = 10
+    validation_interval: Count = 10
+    grad_clip: NotNegative = 0.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    seed: Annotated[int, Field(ge=0)] = 1234
+    resume_training_checkpoint_path: Path | None = None
+    results_dir: Path | None = None
+    num_gpus: Literal[1] = 1
+    gpu_ids: tuple[int] = (0,)
+    num_nodes: Literal[1] = 1
+
+
+class InferenceSection(_Section):
+    """`inference`: read and checked, used by TAO's own command only (here: `edge-agent embed`)."""
+
+    checkpoint: Path | None = None
+    output_file: Path | None = None
+    test_dataset: Path | None = None
+    query_dataset: Path | None = None
+    results_dir: Path | None = None
+    gpu_id: int = 0
+    num_gpus: int = 1
+    gpu_ids: tuple[int, ...] = (0,)
+
+
+class EvaluateSection(_Section):
+    """`evaluate`: read and checked, used by TAO's own command only (here: `edge-agent evaluate`)."""
+
+    checkpoint: Path | None = None
+    output_sampled_matches_plot: Path | None = None
+    output_cmc_curve_plot: Path | None = None
+    test_dataset: Path | None = None
+    query_dataset: Path | None = None
+    results_dir: Path | None = None
+    gpu_id: int = 0
+    num_gpus: int = 1
+    gpu_ids: tuple[int, ...] = (0,)
+
+
+class ExportSection(_Section):
+    """`export`: what `edge-agent export SPEC.yaml` reads."""
+
+    checkpoint: Path | None = None
+    onnx_file: Path | None = None
+    gpu_id: int = 0
+    results_dir: Path | None = None
+
+
+class ExtensionSection(_Section):
+    """`edge_agent`: what TAO does not have. Every default leaves TAO's recipe unchanged."""
+
+    input_pool: Literal[1, 2, 4] = 1
+    """The exported network averages n x n pixels first and computes on the smaller picture."""
+    part_stripes: Annotated[int, Field(ge=0, le=8)] = 0
+    """Horizontal stripes whose averages join the global one before the embedding layer; 0 for none."""
+    part_levels: tuple[Annotated[int, Field(ge=1, le=18)], ...] = ()
+    """Numbers of backbone stages whose outputs are averaged in stripes; empty for the last one."""
+    frozen_stages: Annotated[int, Field(ge=0, le=18)] = 0
+    """The first n backbone stages keep their start weights and batch statistics for good."""
+    backbone_lr_factor: Positive = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the running mean of the weights that is evaluated and exported; 0 for none."""
+    mixstyle_prob: Probability = 0.0
+    """Probability per step of mixing channel statistics between pictures in early stages (MixStyle)."""
+    brightness: NotNegative = 0.0
+    contrast: NotNegative = 0.0
+    saturation: NotNegative = 0.0
+    gamma: NotNegative = 0.0
+    colour_cast: NotNegative = 0.0
+    """Largest relative change of one channel's gain."""
+    grey_prob: Probability = 0.0
+    lighting_prob: Probability = 0.0
+    """Probability of a brightness slope across the picture."""
+    blur_prob: Probability = 0.0
+    noise_prob: Probability = 0.0
+    jpeg_prob: Probability = 0.0
+    lowres_prob: Probability = 0.0
+    """Probability of scaling down (by up to four) and up again."""
+    occlusion_prob: Probability = 0.0
+    """Probability of a piece of another picture of the batch laid over this one."""
+    zoom: Annotated[float, Field(ge=0, le=0.4)] = 0.0
+    """Largest part of the picture's width and height by which a border is cut off or stretched."""
+    cache_dir: Path | None = None
+    """Where decoded pictures are kept; `results_dir` by default."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of the arithmetic on a CPU; 0 leaves PyTorch's choice."""
+
+
+class Spec(_Section):
+    """A whole experiment spec."""
+
+    results_dir: Path | None = None
+    encryption_key: str | None = Field(default=None, repr=False)
+    """Accepted as TAO has it, and named in a warning: this trainer writes no encrypted files."""
+    model: ModelSection = ModelSection()
+    dataset: DatasetSection = DatasetSection()
+    re_ranking: ReRankingSection = ReRankingSection()
+    train: TrainSection = TrainSection()
+    inference: InferenceSection = InferenceSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
+    edge_agent: ExtensionSection = ExtensionSection()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  # whatever YAML holds
+        """`train:` with nothing below it reads as None, and is an empty section."""
+        scalar = info.field_name in ("results_dir", "encryption_key")
+        return {} if value is None and not scalar else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Spec:
+        data, own = self.dataset, self.edge_agent
+        if data.sampler != "softmax" and data.batch_size % data.num_instances:
+            raise ValueError(
+                f"dataset.batch_size {data.batch_size} is no multiple of "
+                f"dataset.num_instances {data.num_instances}"
+            )
+        if data.sampler == "triplet" and not self.model.uses_triplet:
+            raise ValueError("dataset.sampler triplet needs model.metric_loss_type triplet or triplet_center")
+        if (self.model.input_height // own.input_pool) % 16 or (
+            self.model.input_width // own.input_pool
+        ) % 16:
+            raise ValueError("edge_agent.input_pool leaves a picture whose sides are no multiples of 16")
+        if data.padding % own.input_pool:
+            raise ValueError("dataset.padding must be a multiple of edge_agent.input_pool")
+        return self
+
+
+def load_spec(path: Path) -> Spec:
+    """Read a spec file.
+
+    Raises:
+        ConfigError: not readable, not YAML, or a field that does not fit; names the file and the field.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ConfigError("specs are YAML files: pip install 'edge-agent[train]'") from error
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the spec {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(
+            f"{path}: expected sections such as model: and dataset:, got {type(content).__name__}"
+        )
+    return parse_spec(content, name=str(path))
+
+
+def parse_spec(content: Mapping[str, Any], *, name: str = "spec") -> Spec:
+    """Check the content of a spec file.
+
+    Raises:
+        ConfigError: one line per fault, each with the field and, for an unknown name, the nearest known one.
+    """
+    try:
+        return Spec.model_validate(dict(content))
+    except ValidationError as error:
+        faults = [_describe(fault) for fault in error.errors(include_url=False)]
+        raise ConfigError(f"{name}: " + "; ".join(faults)) from None
+
+
+def _describe(fault: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails; not imported for one annotation
+    """One fault of pydantic's list in words."""
+    where = [str(part) for part in fault["loc"]]
+    field = ".".join(where)
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where[-1], _known_names(where[:-1]), n=1, cutoff=0.5)
+        hint = f", did you mean {'.'.join([*where[:-1], near[0]])}?" if near else ""
+        return f"unknown field {field}{hint}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return said if not field else f"{field}: {said} (got {fault['input']!r})"
+
+
+def _known_names(section: list[str]) -> list[str]:
+    """Field names of the section at this path."""
+    model: Any = Spec
+    for part in section:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

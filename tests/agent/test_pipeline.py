@@ -1,0 +1,242 @@
+"""The data flow: order, batches over cameras, failures, ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from edge_agent.agent.pipeline import MAX_ENGINE_FAILURES, FrameOutcome, Pipeline
+from edge_agent.core.errors import EngineError
+from edge_agent.core.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
+from edge_agent.track.tracker import Tracker, UpstreamTracks, update_together
+
+D = 4
+
+
+class Recorded:
+    """A source whose items are all there."""
+
+    live = False
+    ends = True
+    dropped = 0
+
+    def __init__(self, camera: str, items: Sequence[Frame | CropBatch]) -> None:
+        self.camera = camera
+        self._items = list(items)
+        self.acknowledged: list[int] = []
+
+    @property
+    def ended(self) -> bool:
+        return not self._items
+
+    def poll(self) -> Frame | CropBatch | None:
+        return self._items.pop(0) if self._items else None
+
+    def done(self, item: Frame | CropBatch) -> None:
+        self.acknowledged.append(item.number)
+
+
+class Live(Recorded):
+    live = True
+    ends = False
+
+    @property
+    def ended(self) -> bool:
+        return False
+
+
+def frame(camera: str, number: int, time: float) -> Frame:
+    return Frame(camera, number, time, np.full((120, 160, 3), number % 256, np.uint8))
+
+
+def one_person(_: Frame) -> Detections:
+    return Detections(np.array([[10, 10, 50, 110]], np.float32), np.array([0.9], np.float32))
+
+
+class Embeds:
+    """Gives every detection the same vector, and fails when told to."""
+
+    def __init__(self, *, fail: range = range(0)) -> None:
+        self.sizes: list[int] = []
+        self._waiting: list[list[Embedded]] = []
+        self._fail = fail
+        self._collected = 0
+
+    def submit(self, pairs: Sequence[tuple[np.ndarray, Detections]]) -> None:
+        assert len(self._waiting) < 2, "more than two batches in flight"
+        self.sizes.append(len(pairs))
+        self._waiting.append([self._result(len(detections)) for _, detections in pairs])
+
+    @property
+    def full(self) -> bool:
+        """One round is on its way while another is used."""
+        return len(self._waiting) > 1
+
+    @property
+    def due_s(self) -> float:
+        """All is there at once."""
+        return 0.0
+
+    def keep_fed(self) -> None:
+        """Nothing is packed elsewhere."""
+
+    def collect(self) -> list[Embedded]:
+        self._collected += 1
+        result = self._waiting.pop(0)
+        if self._collected - 1 in self._fail:
+            raise EngineError("broken on purpose")
+        return result
+
+    @staticmethod
+    def _result(rows: int) -> Embedded:
+        vectors = np.tile(np.eye(D, dtype=np.float32)[:1], (rows, 1))
+        return Embedded(vectors, np.ones(rows, bool), np.ones(rows, np.float32), ("",) * rows)
+
+
+class Notes:
+    """An identifier that only remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.updates: list[TrackUpdate] = []
+
+    def update(self, update: TrackUpdate) -> list[Decision]:
+        self.updates.append(update)
+        return []
+
+
+def build(
+    readers: Sequence[Recorded], embed: Embeds | None = None
+) -> tuple[Pipeline, Notes, list[FrameOutcome]]:
+    notes, outcomes = Notes(), []
+    pipeline = Pipeline(
+        readers=readers,
+        wake=threading.Event(),
+        detect=one_person,
+        embed=embed or Embeds(),
+        tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
+        together=update_together,
+        given=UpstreamTracks,
+        identify=notes,
+        hand_over=outcomes.append,
+    )
+    return pipeline, notes, outcomes
+
+
+def test_recordings_come_in_the_order_of_their_times() -> None:
+    a = Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 11)])
+    b = Recorded("b", [frame("b", n, n * 0.25) for n in range(1, 5)])
+    pipeline, notes, outcomes = build([a, b])
+    pipeline.run(threading.Event())
+    seen = [(u.time, u.camera) for u in notes.updates if u.seen or not u.ended]
+    assert seen == sorted(seen)
+    assert pipeline.counters.frames == {"a": 10, "b": 4}
+    assert a.acknowledged == list(range(1, 11))
+    assert len(outcomes) == 14 + 2  # and the end of each camera
+    assert {u.camera for u in notes.updates if u.ended} == {"a", "b"}
+
+
+def test_every_live_camera_is_in_one_batch() -> None:
+    cameras = [Live(name, [frame(name, 1, 1.0)]) for name in "abc"]
+    embed = Embeds()
+    pipeline, _, _ = build(cameras, embed)
+    stop = threading.Event()
+    pipeline.hand_over = lambda outcome: stop.set() if outcome.update.camera == "c" else None
+    pipeline.run(stop)
+    assert embed.sizes == [3]
+
+
+def test_a_failed_batch_is_dropped_and_counted_and_tracking_goes_on() -> None:
+    source = Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 21)])
+    pipeline, notes, _ = build([source], Embeds(fail=range(1, 3)))
+    pipeline.run(threading.Event())
+    assert pipeline.counters.failed_batches == 2
+    assert len(source.acknowledged) == 20
+    tracks = {o.track_id for u in notes.updates for o in u.seen}
+    assert tracks == {1}
+    blind = [o for u in notes.updates for o in u.seen if o.vector is None]
+    assert len(blind) == 8  # two batches of four frames
+
+
+def test_an_engine_that_keeps_failing_ends_the_run() -> None:
+    source = Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 60)])
+    pipeline, _, _ = build([source], Embeds(fail=range(100)))
+    with pytest.raises(EngineError, match="on purpose"):
+        pipeline.run(threading.Event())
+    assert pipeline.counters.failed_batches == MAX_ENGINE_FAILURES
+
+
+def test_rounds_that_shared_a_failed_batch_count_once() -> None:
+    class Shared(Embeds):
+        problem = EngineError("one batch")
+
+        def collect(self) -> list[Embedded]:
+            super().collect()
+            raise self.problem
+
+    source = Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 60)])
+    pipeline, _, _ = build([source], Shared())
+    pipeline.run(threading.Event())
+    assert pipeline.counters.failed_batches == 1
+    assert len(source.acknowledged) == 59
+
+
+def test_a_frame_that_comes_while_the_engine_works_is_started_at_once() -> None:
+    class Working(Embeds):
+        """Its results are there as soon as two rounds were started."""
+
+        @property
+        def due_s(self) -> float:
+            return 60.0 if len(self.sizes) < 2 else 0.0
+
+    class Later(Live):
+        """Its second frame comes when the first was started."""
+
+        def poll(self) -> Frame | CropBatch | None:
+            pipeline.wake.set()
+            return super().poll() if len(self._items) + len(embed.sizes) == 2 else None
+
+    embed = Working()
+    source = Later("a", [frame("a", 1, 0.1), frame("a", 2, 0.2)])
+    pipeline, _, outcomes = build([source], embed)
+    stop = threading.Event()
+    pipeline.hand_over = lambda outcome: (
+        outcomes.append(outcome),
+        stop.set() if len(outcomes) == 2 else None,
+    )
+    pipeline.run(stop)
+    assert embed.sizes == [1, 1]
+    assert source.acknowledged == [1, 2]
+
+
+def test_crops_of_an_upstream_keep_its_tracks() -> None:
+    image = np.zeros((100, 40, 3), np.uint8)
+    boxes = np.array([[0, 0, 40, 100], [50, 0, 90, 100]], np.float32)
+    batches = [CropBatch("up-1", n, n * 0.1, (image, image), boxes, (7, 9)) for n in range(1, 6)]
+    pipeline, notes, _ = build([Recorded("up", batches)])
+    pipeline.run(threading.Event())
+    assert [[o.track_id for o in u.seen] for u in notes.updates[:-1]] == [[7, 9]] * 5
+    assert sorted(notes.updates[-1].ended) == [7, 9]
+
+
+def test_stop_ends_the_run_and_its_tracks() -> None:
+    class Endless(Live):
+        def poll(self) -> Frame:
+            counted.append(1)
+            return frame(self.camera, len(counted), len(counted) * 0.1)
+
+    counted: list[int] = []
+    pipeline, notes, _ = build([Endless("a", [])])
+    stop = threading.Event()
+    pipeline.hand_over = lambda _: stop.set() if len(counted) > 10 else None
+    pipeline.run(stop)
+    assert notes.updates[-1].ended == (1,)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before

@@ -1,0 +1,187 @@
+"""The command line: help of every command, exit codes, and one clear message for a user's error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from edge_agent.cli import COMMANDS, GROUPS, app
+
+run_here = CliRunner().invoke
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edge_agent", *map(str, arguments)],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *GROUPS])
+def test_every_command_has_help(name: str) -> None:
+    result = run_here(app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.output
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all commands, those of groups as well."""
+    if not hasattr(command, "commands"):
+        return [path]
+    return [found for name, sub in command.commands.items() for found in commands(sub, (*path, name))]
+
+
+@pytest.mark.parametrize("path", commands(get_command(app)), ids=" ".join)
+def test_every_command_explains_its_options_and_refuses_others(path: tuple[str, ...]) -> None:
+    helped = run_here(app, [*path, "--help"], env={"COLUMNS": "200"})
+    assert helped.exit_code == 0
+    command: Any = get_command(app)
+    for name in path:
+        command = command.commands[name]
+    assert command.help, f"{' '.join(path)} has no description"
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, f"{' '.join(path)} {parameter.opts} has no help"
+            assert parameter.opts[0] in helped.output
+    assert run_here(app, [*path, "--no-such-option"]).exit_code == 2
+
+
+def test_the_list_of_commands_says_what_they_say_of_themselves() -> None:
+    command: Any = get_command(app)
+    assert list(command.commands) == [*COMMANDS, *GROUPS]
+    for name, said in COMMANDS.items():
+        first = command.commands[name].help.partition("\n\n")[0]
+        assert " ".join(first.split()) == said
+    for name, said in GROUPS.items():
+        assert command.commands[name].help.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modules"),
+    [
+        (["--help"], ["arguments"]),
+        (["--version"], ["arguments"]),
+        (["gallery", "--help"], ["arguments", "gallery"]),
+        (["gallery", "forget", "--help"], ["arguments", "gallery"]),
+    ],
+    ids=" ".join,
+)
+def test_help_imports_no_other_command_and_nothing_heavy(arguments: list[str], modules: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from edge_agent.__main__ import main\n"
+        f"sys.argv = ['edge-agent', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'cv2', 'onnxruntime', 'paho', 'scipy', 'structlog', 'rich', "
+        "'edge_agent.core.config'}\n"
+        "ours = [name.split('.')[2] for name in sys.modules if name.startswith('edge_agent.cli.')]\n"
+        "print('loaded', sorted(heavy & set(sys.modules)), sorted(ours))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"loaded [] {sorted(modules)}"
+
+
+def test_an_unknown_command_is_told_the_nearest_one() -> None:
+    assert "run" in run_here(app, ["rnu"]).output
+
+
+def test_version() -> None:
+    from edge_agent import __version__
+
+    assert run_here(app, ["--version"]).output.strip() == f"edge-agent {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["run", "--nosuch"], ["evaluate"], ["gallery", "name"]])
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+    assert run_here(app, arguments).exit_code == 2
+
+
+def test_an_error_is_one_message_and_exit_1(tmp_path: Path) -> None:
+    done = run(
+        "run", "--source", tmp_path / "none.avi", "--model", "colour-stripes", "--state", tmp_path / "s"
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert str(tmp_path / "none.avi") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_without_a_source_says_so(tmp_path: Path) -> None:
+    done = run("run", "--state", tmp_path / "s")
+    assert done.returncode == 1
+    assert "--source" in done.stderr
+
+
+def test_config_check_and_show(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[mqtt]\nsite = 'lab'\n")
+    assert "right" in run_here(app, ["config", "check", "--config", str(path)]).output
+    assert 'mqtt.site = "lab"' in run_here(app, ["config", "show", "--config", str(path)]).output
+    path.write_text("[mqtt]\nsites = 'lab'\n")
+    done = run("config", "check", "--config", path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "did you mean 'site'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("config check --config {tmp}/none.toml", "{tmp}/none.toml: no such configuration file"),
+        ("dataset {tmp}/none", "{tmp}/none is not a folder"),
+        ("dataset {tmp}", "bounding_box_train"),
+        ("evaluate {tmp}/none", "{tmp}/none is not a folder"),
+        ("embed {tmp}/none -o {tmp}/out.npy", "{tmp}/none"),
+        ("train {tmp}/none.yaml", "{tmp}/none.yaml"),
+        ("gallery list --state {tmp}/none", "there is no gallery at {tmp}/none"),
+        ("engines rollback --yes --state {tmp}/none", "knows no engine before the present one"),
+        ("watch --broker mqtt://127.0.0.1:1", "mqtt://127.0.0.1:1: Connection refused"),
+        ("watch --broker http://127.0.0.1", "write mqtt://HOST:PORT"),
+        ("run --source {tmp}/text.mp4 --model colour-stripes --state {tmp}/s", "{tmp}/text.mp4"),
+        ("run --source {tmp}/text.mp4 --model {tmp}/text.mp4 --state {tmp}/s", "{tmp}/text.mp4"),
+        ("run --source {tmp}/none.mp4 --model {tmp}/none.onnx --state {tmp}/s", "no such"),
+        ("run --source {tmp}/text.mp4 --preprocess caffe --state {tmp}/s", "engine.preprocess"),
+        ("run --source {tmp}/text.mp4 --detector ssd --state {tmp}/s", "ssd"),
+        ("run --source {tmp}/text.mp4 --broker ftp://x --state {tmp}/s --model colour-stripes", "ftp://x"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_1(
+    line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_agent.__main__ import main
+
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    monkeypatch.setattr(sys, "argv", ["edge-agent", *line.format(tmp=tmp_path).split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    told = capsys.readouterr().err
+    assert stopped.value.code == 1, told
+    assert told.count("error: ") == 1
+    assert says.format(tmp=tmp_path) in told.partition("error: ")[2]
+    assert "Traceback" not in told
+
+
+def test_logins_do_not_stay_in_the_process_list(tmp_path: Path, free_port: int) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no /proc here")
+    source, broker = (f"{kind}://viewer:hun-ter2@127.0.0.1:{free_port}" for kind in ("rtsp", "mqtt"))
+    words = [sys.executable, "-m", "edge_agent", "run", f"--source={source}/s", "--broker", broker]
+    process = subprocess.Popen([*words, "--state", str(tmp_path)], stderr=subprocess.PIPE)
+    shown = Path(f"/proc/{process.pid}/cmdline")
+    try:
+        deadline = time.monotonic() + 60
+        while b"hun-ter2" in (now := shown.read_bytes()) or b"rtsp" not in now:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert b"rtsp://***@127.0.0.1" in now
+        assert b"mqtt://***@127.0.0.1" in now
+    finally:
+        process.kill()
+        _, said = process.communicate(timeout=10)
+    assert b"hun-ter2" not in said

@@ -1,0 +1,177 @@
+"""`edge-agent gallery` as people type it, also beside a running agent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from edge_agent.cli.gallery import app
+from edge_agent.core.errors import EdgeAgentError, InputError, SpaceMismatch, StorageError
+from edge_agent.gallery import Gallery
+
+D = 8
+
+
+def unit(rows: int, seed: int) -> Any:
+    drawn = np.random.default_rng(seed).normal(size=(rows, D)).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A gallery with three people, one of them named."""
+    folder = tmp_path / "state"
+    with Gallery(folder / "gallery.db", space="s", dimension=D, ttl_s=3600) as gallery:
+        for seed in range(3):
+            gallery.enrol(unit(2, seed), np.full(2, 0.5), origin=f"t{seed}", camera="c", time=1.7e9 + seed)
+        gallery.rename(2, "Ada")
+    return folder
+
+
+def command(*words: object, answer: str | None = None) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words], input=answer)
+    if isinstance(result.exception, EdgeAgentError):
+        raise result.exception
+    return result
+
+
+def told(*words: object) -> Any:
+    result = command(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_list_and_show(state: Path) -> None:
+    people = told("list", "--state", state)
+    assert [(one["number"], one["name"], one["kind"]) for one in people] == [
+        (1, None, "auto"),
+        (2, "Ada", "enrolled"),
+        (3, None, "auto"),
+    ]
+    assert people[0]["expires"] == 1.7e9 + 3600
+    table = command("list", "--state", state).output
+    assert "Ada" in table
+    assert "2023-11-14" in table
+
+    ada = told("show", "Ada", "--state", state)
+    assert [entry["origin"] for entry in ada["embeddings"]] == ["t1", "t1"]
+    assert ada["embeddings"][0]["nearest"] == pytest.approx(float(unit(2, 1)[0] @ unit(2, 1)[1]), abs=1e-3)
+    assert "never" in command("show", "Ada", "--state", state).output
+
+
+def test_name_and_clear(state: Path) -> None:
+    assert told("name", "1", "Bob", "--state", state)["name"] == "Bob"
+    assert told("name", "Bob", "--clear", "--state", state)["name"] is None
+    assert command("name", "1", "--state", state).exit_code == 2
+    assert command("name", "1", "Bob", "--clear", "--state", state).exit_code == 2
+    with pytest.raises(InputError, match="already"):
+        command("name", "1", "Ada", "--state", state)
+
+
+def test_merge_asks_first(state: Path) -> None:
+    refused = command("merge", "Ada", "3", "--state", state, answer="n\n")
+    assert refused.exit_code == 1
+    assert len(told("list", "--state", state)) == 3
+    merged = command("merge", "Ada", "3", "--state", state, answer="y\n")
+    assert "keeps 4 exemplar(s)" in merged.output
+    assert told("merge", "Ada", "1", "--yes", "--state", state)["exemplars"] == 6
+
+
+def test_forget_says_what_it_erased(state: Path) -> None:
+    assert command("forget", "Ada", "--state", state, answer="n\n").exit_code == 1
+    assert command("forget", "--state", state).exit_code == 2
+    assert command("forget", "Ada", "--all", "--state", state).exit_code == 2
+    with pytest.raises(InputError, match="Bob"):
+        command("forget", "Ada", "Bob", "--yes", "--state", state)
+    assert len(told("list", "--state", state)) == 3  # all or nobody
+    erased = told("forget", "Ada", "2", "1", "--yes", "--state", state)
+    assert [(one["number"], one["exemplars"], one["bytes"]) for one in erased] == [(2, 2, 64), (1, 2, 64)]
+    assert "erased 3" in command("forget", "--all", "--yes", "--state", state).output
+    assert "nobody was there" in command("forget", "--all", "--yes", "--state", state).output
+    assert "nobody is known" in command("list", "--state", state).output
+
+
+def test_export_and_import(state: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "people.zip"
+    assert told("export", archive, "--state", state)["identities"] == 3
+    assert told("import", archive, "--state", tmp_path / "new") == {"added": 3, "skipped": 0}
+    assert told("import", archive, "--state", tmp_path / "new") == {"added": 0, "skipped": 3}
+    assert [one["name"] for one in told("list", "--state", tmp_path / "new")] == [None, "Ada", None]
+
+
+def test_stats(state: Path) -> None:
+    stats = told("stats", "--state", state)
+    assert (stats["identities"], stats["enrolled"], stats["exemplars"], stats["space"]) == (3, 1, 6, "s")
+    assert "identities    3" in command("stats", "--state", state).output
+
+
+def test_without_a_gallery_the_message_says_where_it_looked(tmp_path: Path) -> None:
+    for words in (["list"], ["stats"], ["export", tmp_path / "x.zip"], ["forget", "--all", "--yes"]):
+        with pytest.raises(StorageError, match=str(tmp_path / "none")):
+            command(*words, "--state", tmp_path / "none")
+
+
+def test_the_folder_comes_from_the_configuration(state: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'state_dir = "{state}"\n')
+    assert len(told("list", "--config", config)) == 3
+
+
+def test_a_running_agent_notices_what_commands_do(state: Path) -> None:
+    with Gallery(state / "gallery.db", space="s", dimension=D, owner=True) as agent:
+        assert len(agent.scores(unit(1, 0))[0]) == 3
+        command("forget", "Ada", "--yes", "--state", state)
+        command("name", "1", "Bob", "--state", state)
+        assert sorted(agent.scores(unit(1, 0))[0].tolist()) == [1, 3]
+        assert agent.get("Bob").number == 1
+
+
+def person(path: Path, seed: int, height: int = 160, width: int = 64) -> Path:
+    """A picture with stripes of two colours, as a person in shirt and trousers."""
+    generator = np.random.default_rng(seed)
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[: height // 2], picture[height // 2 :] = generator.integers(0, 255, (2, 3))
+    noisy = np.clip(picture.astype(int) + generator.integers(-25, 25, picture.shape), 0, 255)
+    cv2.imwrite(str(path), noisy.astype(np.uint8))
+    return path
+
+
+def test_enrol_from_pictures_and_again(tmp_path: Path) -> None:
+    front, back, other = (person(tmp_path / f"{n}.png", n) for n in range(3))
+    options = ["--model", "colour-stripes", "--state", tmp_path / "state"]
+    ada = told("enrol", "Ada", front, back, *options)
+    assert (ada["name"], ada["kind"], ada["exemplars"], ada["expires"]) == ("Ada", "enrolled", 2, None)
+    assert all(0 < one["quality"] <= 1 for one in ada["pictures"])
+    assert (
+        told("enrol", "Ada", front, back, *options)["exemplars"] == 2
+    )  # the same pictures replace themselves
+    assert told("enrol", "Ada", other, *options)["exemplars"] == 3
+    assert told("enrol", "Bob", other, *options)["number"] == 2
+    assert "exemplar(s)" in command("enrol", "Bob", front, *options).output
+
+
+def test_enrol_refuses_what_is_no_picture_of_a_person(tmp_path: Path) -> None:
+    options = ["--model", "colour-stripes", "--state", tmp_path / "state"]
+    (tmp_path / "text.jpg").write_text("hello")
+    wide = person(tmp_path / "wide.png", 1, height=60, width=200)
+    for picture, reason in (
+        ("none.jpg", "no such file"),
+        ("text.jpg", "not a picture"),
+        ("wide.png", "--force"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            command("enrol", "Ada", tmp_path / picture, *options)
+    assert not (tmp_path / "state" / "gallery.db").exists()
+    assert told("enrol", "Ada", wide, "--force", *options)["exemplars"] == 1
+    assert command("enrol", "Ada").exit_code == 2
+
+
+def test_enrol_into_a_gallery_of_another_model_is_refused(state: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpaceMismatch, match="gallery forget --all"):
+        command("enrol", "Eve", person(tmp_path / "a.png", 1), "--model", "colour-stripes", "--state", state)

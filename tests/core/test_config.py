@@ -1,0 +1,165 @@
+"""Settings: precedence, refusals that help, secrets, the example and the reference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_agent.core.config import Settings, changes, fingerprint, load, shown
+from edge_agent.core.errors import ConfigError
+from tests.conftest import REPO
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("stat_dir = 'x'", "stat_dir", "state_dir"),
+        ("[identify]\nthreshhold = 0.4", "identify.threshhold", "threshold"),
+        ("[mqtt]\npasswrd = 'x'", "mqtt.passwrd", "password"),
+        ("[[sources]]\nurl = 'a'\nfsp = 1", "sources.0.fsp", "fps"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(tmp_path: Path, text: str, key: str, near: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert repr(key) in str(caught.value)
+    assert f"did you mean {near!r}" in str(caught.value)
+
+
+def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "[gallery]\ncapacity = 0\n[mqtt]\nsite = 'Not An Id'\nnosuch = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 3
+    assert "gallery.capacity" in text
+    assert "mqtt.site" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("a = [", "not valid TOML"), ("[gallery]\ncapacity = 'many'", "valid integer")]
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, part: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=part) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load(tmp_path / "none.toml")
+
+
+def test_two_sources_with_one_id(tmp_path: Path) -> None:
+    path = write(tmp_path, "[[sources]]\nid = 'a'\nurl = 'x'\n[[sources]]\nid = 'a'\nurl = 'y'\n")
+    with pytest.raises(ConfigError, match="two sources have the id 'a'"):
+        load(path)
+
+
+def test_command_line_over_environment_over_secret_over_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "[mqtt]\nsite = 'file'\ndevice = 'file'\nusername = 'file'\npassword = 'file'\n")
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "mqtt__password").write_text("from-credential\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    monkeypatch.setenv("EDGE_AGENT__MQTT__SITE", "environment")
+    monkeypatch.setenv("EDGE_AGENT__MQTT__DEVICE", "environment")
+    settings = load(path, {"mqtt": {"device": "option"}})
+    assert settings.mqtt.username == "file"
+    assert settings.mqtt.site == "environment"
+    assert settings.mqtt.device == "option"
+    assert settings.mqtt.password is not None
+    assert settings.mqtt.password.get_secret_value() == "from-credential"
+
+
+def test_a_variable_of_no_section_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_AGENT__MQT__BROKER", "mqtt://user:secret@192.0.2.1")
+    with pytest.raises(ConfigError, match=r"EDGE_AGENT__MQT__BROKER.*did you mean 'mqtt'") as caught:
+        load()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_credential_of_no_section_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mqt__password").write_text("secret")
+    (tmp_path / "somebody-elses").write_text("secret")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"mqt__password.*did you mean 'mqtt'"):
+        load()
+    (tmp_path / "mqt__password").rename(tmp_path / "mqtt__passwrd")
+    with pytest.raises(ConfigError, match=r"mqtt.passwrd.*did you mean 'password'"):
+        load()
+    (tmp_path / "mqtt__passwrd").rename(tmp_path / "mqtt__password")
+    assert load().mqtt.password is not None
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "[[sources]]\nurl = 'rtsp://viewer:hun/ter2hunter2@192.0.2.1/s?password=hunter2'\n"
+        "[mqtt]\nbroker = 'mqtt://me:hunter2@192.0.2.2'\nusername = 'me'\npassword = 'hunter2'\n",
+    )
+    settings = load(path)
+    assert "hunter2" not in str(shown(settings))
+    assert "hunter2" not in repr(settings.mqtt)
+
+
+def test_the_fingerprint_changes_with_the_settings(tmp_path: Path) -> None:
+    one = load(write(tmp_path, "[gallery]\ncapacity = 5\n"))
+    two = load(write(tmp_path, "[gallery]\ncapacity = 6\n"))
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(one) == fingerprint(load(None, {"gallery": {"capacity": 5}}))
+
+
+def test_changes_tell_what_needs_a_restart(tmp_path: Path) -> None:
+    old = load(write(tmp_path, ""))
+    new = load(write(tmp_path, "log_level = 'debug'\n[identify]\nmargin = 0.1\n[gallery]\ncapacity = 7\n"))
+    assert changes(old, new) == (["identify.margin", "log_level"], ["gallery.capacity"])
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().gallery.capacity = 3
+
+
+def test_the_example_is_right() -> None:
+    settings = load(REPO / "config.example.toml")
+    assert [source.id for source in settings.sources] == ["entrance", "yard"]
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_agent", "config", "reference"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = (REPO / "docs" / "configuration.md").read_text()
+    assert done.stdout.strip() in written, "run: edge-agent config reference, and put it into the document"
+
+
+def test_every_field_has_a_description() -> None:
+    def fields(model: type) -> None:
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if hasattr(inner, "model_fields"):
+                fields(inner)
+            else:
+                assert field.description, f"{model.__name__}.{name} has no description"
+
+    fields(Settings)

@@ -1,0 +1,212 @@
+"""Events of all kinds, a listening client, and brokers of several kinds, for the tests of delivery."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paho.mqtt.client as mqtt
+from jsonschema import Draft202012Validator, ValidationError
+
+from edge_agent.core.events import (
+    CameraInfo,
+    DeviceSummary,
+    EngineData,
+    Event,
+    InfoData,
+    TelemetryData,
+    envelope_schema,
+    identity_event,
+)
+from edge_agent.core.structures import Decision, DecisionKind, EngineInfo
+from edge_agent.deliver.connection import Backoff, BrokerSettings
+from edge_agent.deliver.outbox import Outbox
+from edge_agent.deliver.publisher import Publisher
+from tests.conftest import Mosquitto, find_free_port, mosquitto_binary
+
+ENGINE = EngineInfo(
+    backend="onnxruntime",
+    precision="fp32",
+    model="osnet",
+    model_sha256="ab" * 32,
+    space="space-1",
+    dimension=512,
+    max_batch=64,
+    device="cpu",
+)
+INFO = InfoData(version="0.1.0", model=EngineData.of(ENGINE), cameras=(CameraInfo("cam1", "file"),))
+
+
+def decision(track_id: int = 1, **changes: Any) -> Decision:
+    now = time.time()
+    values: dict[str, Any] = {
+        "id": str(uuid.uuid4()),
+        "kind": DecisionKind.MATCHED,
+        "camera": "cam1",
+        "track_id": track_id,
+        "identity": "p-0001",
+        "number": 1,
+        "name": None,
+        "score": 0.81234567,
+        "runner_up": 0.4,
+        "threshold": 0.6,
+        "rule": "site",
+        "evidence": 8,
+        "quality": 0.7,
+        "box": np.array([64, 48, 128, 240], np.float32),
+        "size": (640, 480),
+        "frame": 12,
+        "time": now,
+        "first_seen": now - 3,
+        "last_seen": now,
+    }
+    return Decision(**(values | changes))
+
+
+def identity(track_id: int = 1, **changes: Any) -> Event:
+    return identity_event(
+        decision(track_id, **changes),
+        engine=ENGINE,
+        device=DeviceSummary(temperature_c=51.5, temperature_zone="tj", throttled=False),
+        latency_ms={"embed": 3.21, "total": 40.0},
+        detector="hog",
+    )
+
+
+def telemetry() -> TelemetryData:
+    return TelemetryData(uptime_s=1.0, state="online", temperatures_c={"tj": 51.5}, hottest_c=51.5)
+
+
+@functools.lru_cache
+def validator(kind: str) -> Draft202012Validator:
+    """Checks whole messages of one kind, times included."""
+    return Draft202012Validator(envelope_schema(kind), format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
+@dataclass
+class Heard:
+    topic: str
+    message: Any
+    retained: bool
+    properties: Any
+
+
+@dataclass
+class Listener:
+    """A client of its own, unlike ours: paho with its own thread."""
+
+    port: int
+    topic: str = "#"
+    client_id: str = ""
+    user: tuple[str, str] | None = None
+    heard: list[Heard] = field(default_factory=list)
+    invalid: list[str] = field(default_factory=list)
+    """What was published against its schema; there must be none."""
+    _client: mqtt.Client | None = None
+
+    def __enter__(self) -> Listener:
+        self._client = client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=self.client_id, protocol=mqtt.MQTTv5
+        )
+        if self.user:
+            client.username_pw_set(*self.user)
+        ready = threading.Event()
+        client.on_message = self._take
+        client.on_subscribe = lambda *_: ready.set()
+        client.connect("127.0.0.1", self.port, clean_start=True)
+        client.subscribe(self.topic, 1)
+        client.loop_start()
+        assert ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._client is not None
+        self._client.disconnect()
+        self._client.loop_stop()
+        assert self.invalid == []
+
+    def _take(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+        try:
+            payload = json.loads(message.payload)
+        except ValueError:
+            payload = message.payload
+        if re.fullmatch(r"edge/v1/[^/]+/[^/]+/(?!cmd/[^/]+$).+", message.topic):
+            self._check(message.topic, payload)
+        self.heard.append(Heard(message.topic, payload, bool(message.retain), message.properties))
+
+    def _check(self, topic: str, payload: Any) -> None:
+        try:
+            validator(payload["type"].split(".")[1]).validate(payload)
+        except (TypeError, KeyError, ValidationError) as problem:
+            self.invalid.append(f"{topic}: {problem}")
+
+    def publish(self, topic: str, payload: bytes | str, **options: Any) -> None:
+        assert self._client is not None
+        self._client.publish(topic, payload, 1, **options).wait_for_publish(10)
+
+    def numbered(self) -> list[Any]:
+        return [h.message for h in list(self.heard) if isinstance(h.message, dict) and "seq" in h.message]
+
+    def of(self, topic_end: str) -> list[Any]:
+        return [h.message for h in list(self.heard) if h.topic.endswith(topic_end)]
+
+
+def until(what: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+    """Wait until `what` is true, and return it; the end of patience is long, since machines are slow."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"never came true: {what}")
+
+
+@contextlib.contextmanager
+def publishing(outbox: Outbox, url: str, **changes: Any) -> Iterator[Publisher]:
+    settings = changes.pop("broker", None) or BrokerSettings.parse(
+        url, version=changes.pop("version", None), keepalive_s=5, will_delay_s=0
+    )
+    values: dict[str, Any] = {
+        "site": "lab",
+        "device": "jx01",
+        "session": "session-1",
+        "broker": settings,
+        "outbox": outbox,
+        "info": lambda: INFO,
+        "drain_jitter_s": 0.0,
+        "backoff": Backoff(first_s=0.1, longest_s=0.3, refused_s=0.5),
+    }
+    with Publisher(**(values | changes)) as publisher:
+        yield publisher
+
+
+@contextlib.contextmanager
+def configured_mosquitto(folder: Path, lines: str) -> Iterator[Mosquitto]:
+    """A mosquitto with a configuration of its own; `{port}` and `{folder}` in it are filled in."""
+    folder.mkdir(exist_ok=True)
+    port = find_free_port()
+    config = folder / "mosquitto.conf"
+    config.write_text(lines.format(port=port, folder=folder) + "\nuser root\n")
+    broker = Mosquitto(mosquitto_binary(), config, port)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+def stop_process(process: subprocess.Popen[Any]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait(10)

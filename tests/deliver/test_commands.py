@@ -1,0 +1,351 @@
+"""Commands over MQTT: what is refused and why, what is carried out, and what a flood of rubbish does."""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import resource
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from edge_agent.core.errors import ConfigError, InputError
+from edge_agent.core.events import COMMAND_TYPES, Event, command_schema, envelope_schema, rfc3339
+from edge_agent.deliver.commands import CommandDesk
+from edge_agent.deliver.connection import Incoming
+from edge_agent.deliver.outbox import Outbox
+from tests.conftest import Mosquitto
+from tests.deliver.deliver_fixtures import Listener, configured_mosquitto, publishing, until
+
+ROOT = "edge/v1/lab/jx01"
+
+
+class Gallery:
+    """Remembers what it was told to do."""
+
+    def __init__(self) -> None:
+        self.done: list[Any] = []
+
+    def name(self, command: Any) -> dict[str, Any]:
+        if command.identity_id == "nobody":
+            raise InputError("there is no identity 'nobody'; see `edge-agent gallery list`")
+        if command.identity_id == "bug":
+            raise RuntimeError("secret detail")
+        self.done.append(command)
+        return {"identity_id": command.identity_id, "name": command.name}
+
+    def stats(self, command: Any) -> None:
+        self.done.append(command)
+
+
+class Answers:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Event, bytes | None]] = []
+
+    def __call__(self, topic: str, event: Event, *, correlation: bytes | None = None) -> None:
+        self.sent.append((topic, event, correlation))
+
+
+def order(**changes: Any) -> bytes:
+    values = {
+        "transaction": str(uuid.uuid4()),
+        "issued": rfc3339(time.time()),
+        "identity_id": "p-1",
+        "name": "Ada",
+    }
+    return json.dumps({k: v for k, v in (values | changes).items() if v is not ...}).encode()
+
+
+def incoming(payload: bytes, verb: str = "name", **changes: Any) -> Incoming:
+    return Incoming(**({"topic": f"{ROOT}/cmd/{verb}", "payload": payload, "retained": False} | changes))
+
+
+def desk_of(*, per_s: float = 5.0, max_bytes: int = 512 << 10, **operations: Any) -> CommandDesk:
+    return CommandDesk(
+        site="lab",
+        device="jx01",
+        operations=operations,
+        allowed=list(operations),
+        per_s=per_s,
+        max_bytes=max_bytes,
+    )
+
+
+@pytest.fixture
+def gallery() -> Gallery:
+    return Gallery()
+
+
+@pytest.fixture
+def desk(gallery: Gallery) -> Iterator[CommandDesk]:
+    operations = {"name": gallery.name, "stats": gallery.stats, "forget": gallery.stats}
+    made = CommandDesk(
+        site="lab", device="jx01", operations=operations, allowed=["name", "stats"], per_s=1e6, max_bytes=4096
+    )
+    with made:
+        yield made
+
+
+def answer(desk: CommandDesk, message: Incoming) -> Any:
+    """The data of the one answer to a message."""
+    answers = Answers()
+    desk.accept(message, answers)
+    until(lambda: answers.sent)
+    assert len(answers.sent) == 1
+    return answers.sent[0][1].data
+
+
+def test_a_good_command_is_carried_out_and_answered(desk: CommandDesk, gallery: Gallery) -> None:
+    answers = Answers()
+    desk.accept(incoming(order(transaction="t-1")), answers)
+    until(lambda: answers.sent)
+    topic, event, _ = answers.sent[0]
+    assert topic == f"{ROOT}/cmd/name/result"
+    assert (event.data.status, event.data.transaction, event.data.code) == ("ok", "t-1", None)
+    assert event.data.data == {"identity_id": "p-1", "name": "Ada"}
+    assert gallery.done[0].name == "Ada"
+
+
+def test_null_takes_a_name_away(desk: CommandDesk, gallery: Gallery) -> None:
+    assert answer(desk, incoming(order(name=None))).status == "ok"
+    assert gallery.done[0].name is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "changes", "code"),
+    [
+        (order(), {"retained": True}, "retained"),
+        (order(name="x" * 5000), {}, "too-large"),
+        (order(), {"topic": f"{ROOT}/cmd/forget"}, "not-allowed"),
+        (order(), {"topic": f"{ROOT}/cmd/shutdown"}, "not-allowed"),
+        (order(), {"topic": f"{ROOT}/cmd/name/../forget"}, "not-allowed"),
+        (b"", {}, "malformed"),
+        (b"\xff\xfe", {}, "malformed"),
+        (b"[]", {}, "malformed"),
+        (b"[" * 4000, {}, "malformed"),
+        (order(nmae="typo"), {}, "malformed"),
+        (order(identity_id=...), {}, "malformed"),
+        (order(identity_id=""), {}, "malformed"),
+        (order(identity_id=7), {}, "malformed"),
+        (order(name="x" * 201), {}, "malformed"),
+        (order(name="line\nbreak\x1b[2J"), {}, "malformed"),
+        (order(transaction=...), {}, "malformed"),
+        (order(transaction="x" * 129), {}, "malformed"),
+        (order(issued=...), {}, "malformed"),
+        (order(issued=12), {}, "malformed"),
+        (order(issued="0001-01-01T00:00:00+23:59"), {}, "expired"),
+        (order(issued="2020-01-01T00:00:00Z"), {}, "expired"),
+        (order(issued="2099-01-01T00:00:00Z"), {}, "expired"),
+        (order(), {"response_topic": "a/#"}, "malformed"),
+        (order(), {"response_topic": f"{ROOT}/identity/matched"}, "malformed"),
+        (order(), {"response_topic": "$SYS/x"}, "malformed"),
+    ],
+)
+def test_what_is_refused(
+    desk: CommandDesk, gallery: Gallery, payload: bytes, changes: dict[str, Any], code: str
+) -> None:
+    data = answer(desk, incoming(payload, **changes))
+    assert (data.status, data.code) == ("error", code)
+    assert data.error
+    assert gallery.done == []
+    assert desk.refused == 1
+
+
+def test_a_transaction_counts_once(desk: CommandDesk, gallery: Gallery) -> None:
+    message = incoming(order())
+    assert answer(desk, message).status == "ok"
+    assert answer(desk, message).code == "replayed"
+    assert len(gallery.done) == 1
+
+
+def test_commands_from_before_the_start_are_refused(gallery: Gallery) -> None:
+    now = time.time()
+    made = CommandDesk(
+        site="lab", device="jx01", operations={"name": gallery.name}, allowed=["name"], clock=lambda: now + 30
+    )
+    with made as desk:
+        assert answer(desk, incoming(order())).code == "expired"
+
+
+def test_a_device_without_time_refuses(gallery: Gallery) -> None:
+    made = CommandDesk(
+        site="lab", device="jx01", operations={"name": gallery.name}, allowed=["name"], clock=lambda: 60.0
+    )
+    with made as desk:
+        assert "clock" in answer(desk, incoming(order(issued="1970-01-01T00:01:00Z"))).error
+
+
+def test_too_many_are_refused_and_answers_do_not_flood(gallery: Gallery) -> None:
+    made = CommandDesk(
+        site="lab", device="jx01", operations={"stats": gallery.stats}, allowed=["stats"], per_s=1.0
+    )
+    answers = Answers()
+    with made as desk:
+        for _ in range(500):
+            desk.accept(incoming(order(identity_id=..., name=...), "stats"), answers)
+        until(lambda: len(gallery.done) >= 20)
+        assert len(gallery.done) <= 25
+        assert desk.refused > 400
+        assert len(answers.sent) < 80
+        assert "too-many" in {event.data.code for _, event, _ in answers.sent}
+
+
+def test_a_slow_command_does_not_hold_up_the_pump(gallery: Gallery) -> None:
+    release = threading.Event()
+    answers = Answers()
+    made = CommandDesk(
+        site="lab",
+        device="jx01",
+        operations={"stats": lambda _: release.wait(20) and None},
+        allowed=["stats"],
+        per_s=1e6,
+    )
+    with made as desk:
+        for _ in range(60):
+            desk.accept(incoming(order(identity_id=..., name=...), "stats"), answers)
+        assert {event.data.code for _, event, _ in answers.sent} == {"busy"}
+        release.set()
+
+
+def test_errors_are_told_and_bugs_are_not_spelled_out(desk: CommandDesk) -> None:
+    assert "gallery list" in answer(desk, incoming(order(identity_id="nobody"))).error
+    bug = answer(desk, incoming(order(identity_id="bug")))
+    assert bug.code == "failed"
+    assert "secret" not in bug.error
+    assert answer(desk, incoming(order())).status == "ok"
+
+
+def test_verbs_that_nobody_carries_out_are_a_config_error() -> None:
+    for verb in ("name", "dance"):
+        with pytest.raises(ConfigError, match=verb):
+            CommandDesk(site="lab", device="jx01", operations={}, allowed=[verb])
+
+
+@pytest.mark.parametrize("verb", COMMAND_TYPES)
+def test_schemas_of_commands(verb: str) -> None:
+    schema = command_schema(verb)
+    Draft202012Validator.check_schema(schema)
+    assert {"transaction", "issued"} <= set(schema["required"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+KEYS = st.sampled_from(["transaction", "issued", "identity_id", "name", "camera", "track_id", "crop", "x"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    payload=st.binary(max_size=300)
+    | st.dictionaries(KEYS, JSON, max_size=7).map(lambda v: json.dumps(v).encode()),
+    verb=st.sampled_from([*COMMAND_TYPES, "", "x", "name/result", "#"]) | st.text(max_size=10),
+    retained=st.booleans(),
+    response=st.none() | st.text(max_size=30),
+)
+def test_nothing_that_comes_in_raises(
+    payload: bytes, verb: str, retained: bool, response: str | None
+) -> None:
+    answers = Answers()
+    done: list[Any] = []
+    with desk_of(**dict.fromkeys(COMMAND_TYPES, done.append), per_s=1e6, max_bytes=2000) as desk:
+        desk.accept(incoming(payload, verb, retained=retained, response_topic=response), answers)
+    for _, event, _ in answers.sent:
+        json.dumps(event.data.error)
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_commands_over_a_broker(tmp_path: Path) -> None:
+    """The agent lives, its memory stays flat, and a good command still gets through."""
+    gallery = Gallery()
+    chance = random.Random(7)
+    quiet = "listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0"
+    with (
+        configured_mosquitto(tmp_path / "broker", quiet) as mosquitto,
+        desk_of(name=gallery.name, per_s=50.0) as desk,
+        Outbox(tmp_path / "o.db") as outbox,
+        publishing(outbox, mosquitto.url, commands=desk) as publisher,
+        Listener(mosquitto.port, f"{ROOT}/cmd/+/result") as listener,
+    ):
+        until(lambda: publisher.counters.connects)
+        flood(mosquitto.port, chance, 2000)
+        until(lambda: desk.refused >= 2000, seconds=60)
+        gc.collect()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        flood(mosquitto.port, chance, 8000)
+        until(lambda: desk.refused >= 10_000, seconds=60)
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown_kib < 20_000
+        time.sleep(0.2)  # the allowance fills again
+        listener.publish(f"{ROOT}/cmd/name", order(transaction="after the flood"))
+        until(
+            lambda: [m for m in listener.of("name/result") if m["data"]["transaction"] == "after the flood"]
+        )
+        assert len(gallery.done) == 1
+        for message in listener.of("result"):
+            Draft202012Validator(envelope_schema("command-result")).validate(message)
+
+
+def flood(port: int, chance: random.Random, count: int) -> None:
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    good = order()
+    for number in range(count):
+        payload = bytearray(good)
+        for _ in range(chance.randint(1, 6)):
+            payload[chance.randrange(len(payload))] = chance.randrange(256)
+        payload[0] = 0x78  # some changes alone would leave a good command
+        kind = number % 4
+        body = [bytes(payload), chance.randbytes(200), b"[" * 300, b'{"transaction":1}'][kind]
+        last = client.publish(f"{ROOT}/cmd/{chance.choice(['name', 'forget', 'x'])}", body, 1)
+    last.wait_for_publish(60)
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_response_topic_and_correlation_come_back(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    gallery = Gallery()
+    with (
+        desk_of(name=gallery.name) as desk,
+        Outbox(tmp_path / "o.db") as outbox,
+        publishing(outbox, mosquitto.url, commands=desk) as publisher,
+        Listener(mosquitto.port, "replies/me") as listener,
+    ):
+        until(lambda: publisher.counters.connects)
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic = "replies/me"
+        properties.CorrelationData = b"c-17"
+        time.sleep(0.2)
+        listener.publish(f"{ROOT}/cmd/name", order(), properties=properties)
+        heard = until(lambda: listener.heard)[0]
+        assert heard.properties.CorrelationData == b"c-17"
+        assert heard.message["data"]["status"] == "ok"
+
+
+def test_retained_command_is_refused_over_a_broker(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    gallery = Gallery()
+    made = CommandDesk(site="lab", device="jx01", operations={"name": gallery.name}, allowed=["name"])
+    with Listener(mosquitto.port, f"{ROOT}/cmd/+/result") as listener:
+        listener.publish(f"{ROOT}/cmd/name", order(), retain=True)
+        with (
+            made as desk,
+            Outbox(tmp_path / "o.db") as outbox,
+            publishing(outbox, mosquitto.url, commands=desk),
+        ):
+            heard = until(lambda: listener.heard)[0]
+        assert heard.message["data"]["code"] == "retained"
+        assert gallery.done == []

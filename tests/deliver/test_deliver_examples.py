@@ -1,0 +1,234 @@
+"""The examples do what they say: both subscribers, the access list, and `edge-agent watch`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.cli.watch import View
+from edge_agent.core.events import encode
+from edge_agent.core.structures import SourceState, SourceStatus
+from edge_agent.deliver.outbox import Outbox
+from edge_agent.deliver.publisher import Publisher
+from tests.conftest import REPO, Mosquitto
+from tests.deliver.deliver_fixtures import (
+    Listener,
+    configured_mosquitto,
+    identity,
+    publishing,
+    telemetry,
+    until,
+)
+
+EXAMPLES = REPO / "examples"
+
+
+@contextlib.contextmanager
+def running(words: list[str], **options: Any) -> Iterator[list[str]]:
+    """Lines that a program prints, while it runs."""
+    lines: list[str] = []
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True, **options)
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")))
+    reader.start()
+    try:
+        yield lines
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(10)
+        reader.join(10)
+        process.stdout.close()
+
+
+def wait_for_subscriber(publisher: Publisher) -> None:
+    """Until somebody listens: the broker says so with reason code 0 instead of 16."""
+    publisher.publish(identity(1))
+    assert publisher.drain(30)
+
+
+def test_python_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with (
+        running([sys.executable, str(EXAMPLES / "subscriber.py"), mosquitto.url]) as lines,
+        Outbox(tmp_path / "o.db", max_rows=10) as outbox,
+        publishing(outbox, mosquitto.url) as publisher,
+    ):
+        publisher.set_status("online")
+        wait_for_subscriber(publisher)
+        publisher.publish(identity(2, name="Ada"))
+        until(lambda: any("matched Ada" in line for line in lines))
+        mosquitto.stop()
+        for n in range(30):
+            publisher.publish(identity(n + 1))
+        mosquitto.start()
+        until(lambda: any("lost 20 events: rows" in line for line in lines), seconds=40)
+        until(lambda: sum("matched p-0001" in line for line in lines) == 11)
+        assert not any("still waiting" in line for line in lines[-1:])
+
+
+def test_shell_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    if shutil.which("jq") is None or shutil.which("mosquitto_sub") is None:
+        pytest.skip("jq or mosquitto_sub is not installed")
+    with (
+        running(["sh", str(EXAMPLES / "subscriber.sh"), "127.0.0.1", str(mosquitto.port)]) as lines,
+        Outbox(tmp_path / "o.db") as outbox,
+        publishing(outbox, mosquitto.url) as publisher,
+    ):
+        wait_for_subscriber(publisher)
+        publisher.publish(identity(2, name="Ada"))
+        until(lambda: len(lines) == 2)
+        assert "edge/v1/lab/jx01 2 cam1: matched Ada 0.8123" in lines[1]
+
+
+def test_access_list_lets_a_device_speak_under_its_own_name_only(tmp_path: Path) -> None:
+    """With user names in the place of certificates; the certificates are tested in tests/faults."""
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    acl = (EXAMPLES / "mosquitto" / "edge-agent.acl").read_text()
+    (folder / "acl").write_text(acl.replace("site1", "lab") + "\nuser tester\ntopic readwrite #\n")
+    for user in ("jx01", "jx99", "tester"):
+        create = [] if (folder / "users").exists() else ["-c"]
+        words = ["mosquitto_passwd", "-b", *create, str(folder / "users"), user, "secret"]
+        subprocess.run(words, check=True, capture_output=True)
+    lines = "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder}/users"
+    with (
+        configured_mosquitto(folder, lines + "\nacl_file {folder}/acl") as broker,
+        Listener(broker.port, user=("tester", "secret")) as listener,
+    ):
+        for device, allowed in (("jx01", True), ("jx99", False)):
+            url = f"mqtt://{device}:secret@127.0.0.1:{broker.port}"
+            with (
+                Outbox(tmp_path / f"{device}.db") as outbox,
+                publishing(outbox, url, client_id=device) as publisher,
+            ):
+                publisher.set_status("online")
+                publisher.set_camera_status(SourceStatus("cam1", SourceState.ONLINE, "", time.time()))
+                publisher.publish(identity(1))
+                until(lambda: outbox.depth.rows == 0 or publisher.counters.refused)
+                assert bool(publisher.counters.refused) is not allowed
+        sources = {h.message["session"] for h in listener.heard}
+        assert sources == {"session-1"}
+        assert len(listener.of("/matched")) == 1
+        assert len(listener.of("/camera/cam1/status")) == 1
+
+
+@pytest.mark.parametrize("name", ["mosquitto.conf"])
+def test_example_configuration_starts(tmp_path: Path, name: str) -> None:
+    """mosquitto reads every line of it, with plain paths in the place of the system's."""
+    text = (EXAMPLES / "mosquitto" / name).read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith(("#", "listener"))]
+    tls = {"cafile", "certfile", "keyfile", "acl_file", "require_certificate", "use_identity_as_username"}
+    mine = "\n".join(line for line in lines if line.split()[0] not in tls).replace(
+        "/var/lib/mosquitto/", f"{tmp_path}/"
+    )
+    with configured_mosquitto(tmp_path / "broker", "listener {port} 127.0.0.1\n" + mine) as broker:
+        assert broker.process is not None
+        assert broker.process.poll() is None
+
+
+# --- watch ------------------------------------------------------------------------------------------------
+
+WATCH = [sys.executable, "-m", "edge_agent", "watch"]
+
+
+def test_watch_prints_messages_and_ends_cleanly(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with (
+        running([*WATCH, "--broker", mosquitto.url, "--json", "--count", "3"]) as lines,
+        Outbox(tmp_path / "o.db") as outbox,
+        publishing(outbox, mosquitto.url) as publisher,
+    ):
+        wait_for_subscriber(publisher)
+        publisher.send_telemetry(telemetry())
+        publisher.publish(identity(2))
+        until(lambda: len(lines) == 3)
+        assert {json.loads(line)["source"] for line in lines} == {"edge/v1/lab/jx01"}
+
+
+def test_watch_without_broker_says_so(free_port: int) -> None:
+    words = [*WATCH, "--broker", f"mqtt://127.0.0.1:{free_port}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "refused" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_watch_ends_with_ctrl_c(mosquitto: Mosquitto) -> None:
+    process = subprocess.Popen(
+        [*WATCH, "--broker", mosquitto.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(3.0)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Traceback" not in error
+
+
+def drawn(view: View) -> str:
+    from rich.console import Console
+
+    console = Console(width=160, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123 - never read
+    console.print(view.render())
+    console.file.close()
+    return console.export_text()
+
+
+def test_view_shows_devices_cameras_and_events() -> None:
+    view = View("mqtt://host:1883")
+    root = "edge/v1/lab/jx01"
+    from edge_agent.core.events import (
+        GapData,
+        NumberRange,
+        StatusData,
+        alert_event,
+        camera_status_event,
+        new_event,
+    )
+
+    away = SourceStatus("cam2", SourceState.RECONNECTING, "x", 1.7e9)
+    for topic, event in [
+        ("status", new_event("status", StatusData("degraded", 1.7e9, "cam2 is away"), time=1.7e9)),
+        ("telemetry", new_event("telemetry", telemetry(), time=1.7e9)),
+        (
+            "camera/cam2/status",
+            camera_status_event(away),
+        ),
+        ("identity/matched", identity(3, name="[red]Ada\x1b[31m")),
+        ("gap", new_event("gap", GapData("age", (NumberRange(4, 6),), 3), time=1.7e9)),
+        ("alert/hot", alert_event("hot", "too hot", time=1.7e9)),
+    ]:
+        view.take(f"{root}/{topic}", encode(event))
+    view.take(f"{root}/cmd/name", b"not an event")
+    text = drawn(view)
+    shown = (
+        "lab/jx01",
+        "degraded cam2 is away",
+        "51.5 °C",
+        "reconnecting",
+        "[red]Ada?[31m",
+        "gap of 3",
+        "too hot",
+    )
+    assert all(words in text for words in shown)
+    assert view.unread == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(topic=st.text(max_size=40), payload=st.binary(max_size=100))
+def test_view_survives_anything(topic: str, payload: bytes) -> None:
+    view = View("x")
+    view.take(topic, payload)
+    drawn(view)

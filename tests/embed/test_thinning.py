@@ -1,0 +1,307 @@
+"""Lowering the load through the real pipeline: fewer embeddings, detections and frames; and who is spared."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from edge_agent.agent.pipeline import FrameOutcome, Pipeline
+from edge_agent.core.structures import (
+    Candidates,
+    CropBatch,
+    Decision,
+    DecisionKind,
+    Detections,
+    Embedded,
+    Frame,
+    Load,
+    TrackObservation,
+    TrackUpdate,
+)
+from edge_agent.embed.selection import Thinning
+from edge_agent.track.tracker import Tracker, UpstreamTracks, update_together
+from tests.agent.test_pipeline import D, Embeds, Live, Recorded, frame, one_person
+
+
+def observation(track: int, box: Sequence[float], at: float, *, embedded: bool = True) -> TrackObservation:
+    vector = np.eye(D, dtype=np.float32)[0] if embedded else None
+    return TrackObservation(
+        camera="a", track_id=track, frame=1, time=at, box=np.array(box, np.float32), score=0.9, vector=vector,
+        quality=1.0,
+    )  # fmt: skip
+
+
+def decided(track: int, kind: DecisionKind = DecisionKind.MATCHED) -> Decision:
+    return Decision(
+        id=f"d{track}", kind=kind, camera="a", track_id=track, frame=1, time=0.0, size=(640, 480),
+        box=np.zeros(4, np.float32), identity="p", number=1, name=None, score=0.9, runner_up=None,
+        threshold=0.5, rule="site", evidence=6, quality=0.9, first_seen=0.0, last_seen=0.0,
+    )  # fmt: skip
+
+
+LEFT, RIGHT = (10, 10, 60, 160), (300, 10, 350, 160)
+
+
+def learnt(*kinds: DecisionKind | None, at: float = 10.0) -> Thinning:
+    """Track 1 on the left, track 2 on the right, decided like this."""
+    thinning = Thinning()
+    seen = (observation(1, LEFT, at), observation(2, RIGHT, at))
+    decisions = [decided(n, kind) for n, kind in enumerate(kinds, start=1) if kind is not None]
+    thinning.learn(TrackUpdate("a", 1, at, (640, 480), seen, ()), decisions)
+    return thinning
+
+
+def spared(thinning: Thinning, load: Load, boxes: Sequence[Sequence[float]], at: float = 10.2) -> list[bool]:
+    (mask,) = thinning.spared(load, [Candidates("a", at, np.array(boxes, np.float32).reshape(-1, 4))])
+    return mask.tolist()
+
+
+def test_only_settled_tracks_are_spared_and_only_for_the_interval() -> None:
+    thinning = learnt(DecisionKind.MATCHED, None)
+    load = Load(settled_interval_s=1.0)
+    assert spared(thinning, load, [LEFT, RIGHT]) == [True, False]
+    assert spared(thinning, load, [RIGHT, LEFT]) == [False, True]
+    assert spared(thinning, Load(), [LEFT, RIGHT]) == [False, False]
+    assert spared(thinning, load, []) == []
+    thinning.learn(
+        TrackUpdate("a", 2, 11.0, (640, 480), (observation(1, LEFT, 11.0, embedded=False),), ()), []
+    )
+    assert spared(thinning, load, [LEFT], at=11.1) == [False]  # it was last embedded at 10.0
+
+
+@pytest.mark.parametrize("kind", [DecisionKind.DEPARTED, DecisionKind.UNKNOWN])
+def test_other_decisions_do_not_settle(kind: DecisionKind) -> None:
+    assert spared(learnt(kind, None), Load(settled_interval_s=1.0), [LEFT]) == [False]
+
+
+def test_what_is_in_doubt_is_embedded() -> None:
+    thinning = learnt(DecisionKind.ENROLLED, DecisionKind.MATCHED)
+    load = Load(settled_interval_s=1.0)
+    beside = (12, 12, 62, 162)
+    far = (500, 10, 550, 160)
+    assert spared(thinning, load, [LEFT, beside]) == [False, False]  # two crops for one track
+    assert spared(thinning, load, [far, RIGHT]) == [False, True]
+    assert spared(thinning, load, [LEFT, RIGHT], at=12.0) == [False, False]  # the boxes are old
+    thinning.learn(TrackUpdate("a", 2, 10.1, (640, 480), (), (1, 2)), [])
+    assert spared(thinning, load, [LEFT, RIGHT]) == [False, False]  # the tracks have ended
+
+
+def test_a_cap_takes_the_unsettled_and_the_longest_unseen_first() -> None:
+    thinning = learnt(DecisionKind.MATCHED, DecisionKind.MATCHED)
+    thinning.learn(TrackUpdate("a", 2, 10.1, (640, 480), (observation(2, RIGHT, 10.1),), ()), [])
+    stranger = (500, 10, 550, 160)
+    boxes = [LEFT, RIGHT, stranger]
+    assert spared(thinning, Load(max_crops=3), boxes) == [False, False, False]
+    assert spared(thinning, Load(max_crops=2), boxes) == [False, True, False]
+    assert spared(thinning, Load(max_crops=1), boxes) == [True, True, False]
+    assert spared(thinning, Load(max_crops=1, settled_interval_s=5.0), boxes[:2]) == [True, True]
+
+
+def test_the_cap_is_one_for_all_cameras() -> None:
+    frames = [Candidates(camera, 10.0, np.array([LEFT, RIGHT], np.float32)) for camera in "abc"]
+    masks = Thinning().spared(Load(max_crops=4), frames)
+    assert sum(int((~mask).sum()) for mask in masks) == 4
+
+
+def test_upstream_tracks_are_known_by_their_number() -> None:
+    thinning = learnt(DecisionKind.MATCHED, None)
+    boxes = np.zeros((3, 4), np.float32)
+    (mask,) = thinning.spared(Load(settled_interval_s=1.0), [Candidates("a", 10.2, boxes, (1, 2, None))])
+    assert mask.tolist() == [True, False, False]
+
+
+# ---- through the pipeline
+
+
+class Counted(Embeds):
+    """Notes how many crops were really embedded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedded = 0
+        self._masks: list[list[np.ndarray]] = []
+
+    def submit(
+        self, pairs: Sequence[tuple[np.ndarray, Detections]], spared: Sequence[np.ndarray] | None = None
+    ) -> None:
+        super().submit(pairs)
+        masks = list(spared) if spared is not None else [np.zeros(len(d), bool) for _, d in pairs]
+        self._waiting[-1] = [
+            Embedded(one.vectors, one.present & ~mask, one.quality, one.reasons)
+            for one, mask in zip(self._waiting[-1], masks, strict=True)
+        ]
+        self.embedded += sum(int((~mask).sum()) for mask in masks)
+
+
+class Settles:
+    """Decides on each track at its third crop."""
+
+    def __init__(self) -> None:
+        self.crops: dict[tuple[str, int], int] = {}
+        self.ended: list[int] = []
+
+    def update(self, update: TrackUpdate) -> list[Decision]:
+        self.ended += update.ended
+        found = []
+        for seen in update.seen:
+            key = (update.camera, seen.track_id)
+            self.crops[key] = self.crops.get(key, 0) + (seen.vector is not None)
+            if self.crops[key] == 3:
+                found.append(decided(seen.track_id))
+        return found
+
+
+class Camera(Live):
+    """A live camera of ten frames a second that ends the run when it is out of frames."""
+
+    def __init__(self, name: str, count: int, stop: threading.Event) -> None:
+        super().__init__(name, [frame(name, n, n * 0.1) for n in range(1, count + 1)])
+        self._stop = stop
+
+    def poll(self) -> Frame | CropBatch | None:
+        if not self._items:
+            self._stop.set()
+        return super().poll()
+
+
+def run(
+    load: Load, readers: Sequence[Recorded], stop: threading.Event
+) -> tuple[Pipeline, Counted, list[int]]:
+    detected: list[int] = []
+
+    def detect(item: Frame) -> Detections:
+        detected.append(item.number)
+        return one_person(item)
+
+    embed = Counted()
+    outcomes: list[FrameOutcome] = []
+    pipeline = Pipeline(
+        readers=readers,
+        wake=threading.Event(),
+        detect=detect,
+        embed=embed,
+        tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
+        together=update_together,
+        given=UpstreamTracks,
+        identify=Settles(),
+        hand_over=outcomes.append,
+        thin=Thinning(),
+        load=load,
+    )
+    pipeline.run(stop)
+    return pipeline, embed, detected
+
+
+def live(load: Load, frames: int = 100) -> tuple[Pipeline, Counted, list[int]]:
+    stop = threading.Event()
+    return run(load, [Camera("a", frames, stop)], stop)
+
+
+def test_the_full_load_embeds_every_crop() -> None:
+    pipeline, embed, detected = live(Load())
+    assert (embed.embedded, len(detected), pipeline.counters.frames["a"]) == (100, 100, 100)
+
+
+def test_settled_people_are_embedded_once_in_an_interval() -> None:
+    _, embed, detected = live(Load(settled_interval_s=1.0))
+    assert len(detected) == 100
+    assert 10 <= embed.embedded <= 40  # ten seconds, and what it took to settle
+    _, rarer, _ = live(Load(settled_interval_s=5.0))
+    assert rarer.embedded < embed.embedded
+
+
+def test_the_tracker_keeps_a_spared_person() -> None:
+    pipeline, _, _ = live(Load(settled_interval_s=5.0))
+    assert isinstance(pipeline.identify, Settles)
+    assert pipeline.identify.ended == [1]
+
+
+def test_a_cap_over_several_cameras() -> None:
+    stop = threading.Event()
+    cameras = [Camera(name, 50, stop) for name in "abcd"]
+    _, embed, detected = run(Load(max_crops=1), cameras, stop)
+    assert embed.embedded * 3 < len(detected)
+
+
+def test_frames_between_are_not_searched() -> None:
+    stop = threading.Event()
+    camera = Camera("a", 100, stop)
+    pipeline, embed, detected = run(Load(every_nth=4), [camera], stop)
+    assert detected == list(range(1, 101, 4))
+    assert (embed.embedded, pipeline.counters.skipped["a"]) == (25, 75)
+    assert len(camera.acknowledged) == 100
+
+
+def test_recordings_lose_nothing_but_time() -> None:
+    source = Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 41)])
+    load = Load(settled_interval_s=5.0, max_crops=1, every_nth=4, stretch=1.5)
+    pipeline, embed, detected = run(load, [source], threading.Event())
+    assert (embed.embedded, len(detected)) == (40, 40)
+    assert pipeline.counters.seconds["rest"] > 0
+
+
+def test_a_run_at_full_load_never_rests() -> None:
+    pipeline, _, _ = run(Load(), [Recorded("a", [frame("a", 1, 0.1)])], threading.Event())
+    assert "rest" not in pipeline.counters.seconds
+
+
+def test_a_stop_ends_a_rest() -> None:
+    class Slow(Recorded):
+        def poll(self) -> Frame | CropBatch | None:
+            item = super().poll()
+            if item is not None:
+                time.sleep(0.01)
+            return item
+
+    stop = threading.Event()
+    source = Slow("a", [frame("a", n, n * 0.1) for n in range(1, 1000)])
+    threading.Timer(0.3, stop.set).start()
+    run(Load(stretch=1000.0), [source], stop)
+    assert len(source.acknowledged) < 50
+
+
+def test_a_watched_folder_spares_the_settled_but_drops_nothing() -> None:
+    class Folder(Recorded):
+        ends = False
+
+    image = np.zeros((100, 40, 3), np.uint8)
+    boxes = np.array([[0, 0, 40, 100]], np.float32)
+    batches = [CropBatch("a", n, n * 0.1, (image,), boxes, (7,)) for n in range(1, 51)]
+    folder = Folder("a", batches)
+    pipeline, embed, _ = run(Load(settled_interval_s=2.0, every_nth=4), [folder], threading.Event())
+    assert len(folder.acknowledged) == 50
+    assert embed.embedded < 30
+    assert pipeline.counters.skipped == {}
+
+
+def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
+    stop = threading.Event()
+    camera = Camera("a", 40, stop)
+    ended_after: list[int] = []
+
+    embed = Counted()
+    settles = Settles()
+
+    def hand_over(outcome: FrameOutcome) -> None:
+        if outcome.update.frame == 20 and not ended_after:
+            ended_after.append(20)
+            pipeline.chores.append(lambda: pipeline.end_tracks("a"))
+
+    pipeline = Pipeline(
+        readers=[camera],
+        wake=threading.Event(),
+        detect=one_person,
+        embed=embed,
+        tracker=lambda name: Tracker(name, high=0.6, low=0.1, new_track=0.6),
+        together=update_together,
+        given=UpstreamTracks,
+        identify=settles,
+        hand_over=hand_over,
+        thin=Thinning(),
+    )
+    pipeline.run(stop)
+    assert settles.ended == [1, 2]

@@ -1,0 +1,100 @@
+"""What else is kept of a person goes with the person, also by and by."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.agent.factory import erase_at_rest
+from edge_agent.core.config import load
+from edge_agent.core.errors import StorageError
+from edge_agent.core.structures import DecisionKind, Pictures
+from edge_agent.deliver.outbox import Outbox
+from edge_agent.gallery import Gallery, Identity
+from edge_agent.gallery.erasure import Erasure, Removed, forget, forget_all
+from tests.deliver.deliver_fixtures import decision
+
+
+class Folder:
+    """Remembers what it was told to delete."""
+
+    def __init__(self, camera: str) -> None:
+        self.camera = camera
+        self.away = False
+        self.erased: list[Pictures] = []
+
+    def owns(self, camera: str) -> bool:
+        return camera == self.camera
+
+    def erase(self, pictures: Collection[Pictures]) -> int:
+        if self.away:
+            raise StorageError("the share is not mounted")
+        self.erased += pictures
+        return len(pictures)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Iterator[Gallery]:
+    with Gallery(tmp_path / "gallery.db", space="s", dimension=4) as opened:
+        yield opened
+
+
+def enrol(gallery: Gallery) -> Identity:
+    row = np.eye(4, dtype=np.float32)[:1]
+    return gallery.enrol(row, np.ones(1, np.float32), origin="t", camera="hall", time=100.0)
+
+
+def test_pictures_and_events_of_the_right_person_go(gallery: Gallery) -> None:
+    words: list[str] = []
+    folder = Folder("hall")
+    erasure = Erasure(gallery, lambda word: words.append(word) or 2, [folder])
+    anna, berta, carla = (enrol(gallery) for _ in range(3))
+    erasure.note(decision(1, camera="hall", number=anna.number, first_seen=100.0))
+    erasure.note(decision(2, camera="hall", number=berta.number, first_seen=101.0))
+    erasure.note(decision(2, camera="hall", number=anna.number, first_seen=101.0))  # corrected
+    erasure.note(decision(3, camera="street", number=anna.number))  # not a crop folder
+    erasure.note(decision(4, camera="hall", number=None))
+    erasure.note(decision(1, camera="hall", number=anna.number, kind=DecisionKind.DEPARTED, first_seen=100.0))
+    gallery.merge(anna.number, carla.number)
+    assert erasure.run() == Removed()
+    erased, removed = erasure.forget(lambda: forget(gallery, anna.number))
+    assert erased.id == anna.id
+    assert removed == Removed(events=4, pictures=2)
+    assert words == [anna.id, carla.id]
+    assert {one.track for one in folder.erased} == {1, 2}
+    assert erasure.run() == Removed()
+    assert [person.id for person in gallery.identities()] == [berta.id]
+
+
+def test_what_cannot_go_now_goes_later(gallery: Gallery) -> None:
+    folder = Folder("hall")
+    folder.away = True
+    erasure = Erasure(gallery, lambda _: 1, [folder])
+    anna = enrol(gallery)
+    erasure.note(decision(1, camera="hall", number=anna.number))
+    with pytest.raises(StorageError, match="mounted"):
+        erasure.forget(lambda: forget(gallery, anna.number))
+    assert len(gallery) == 0
+    folder.away = False
+    assert Erasure(gallery, lambda _: 1, []).run() == Removed()  # a run without that folder
+    assert Erasure(gallery, lambda _: 1, [folder]).run() == Removed(pictures=1)
+
+
+def test_events_of_an_outbox_that_is_not_used_now_go_as_well(gallery: Gallery, tmp_path: Path) -> None:
+    people = [enrol(gallery) for _ in range(2)]
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        for person in (*people, people[0]):
+            outbox.append_encoded(b'{"who":"%b"}' % person.id.encode(), "t")
+    settings = load(None, {"state_dir": tmp_path})
+    forget(gallery, people[0].number)
+    assert erase_at_rest(settings, gallery) == Removed(events=2)
+    forget_all(gallery)
+    with Gallery(tmp_path / "gallery.db", space="s", dimension=4, owner=True):
+        assert erase_at_rest(settings, gallery) is None  # an agent runs: it will do it
+    assert erase_at_rest(settings, gallery) == Removed(events=1)
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        assert outbox.depth.rows == 0
+        assert outbox.untold

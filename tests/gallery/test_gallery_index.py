@@ -1,0 +1,318 @@
+"""Search over galleries of every size: exact, and by a shortlist of FAISS codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from structlog.testing import capture_logs
+
+import edge_agent.gallery.gallery as gallery_module
+import edge_agent.gallery.index as index_module
+from edge_agent.core.errors import ConfigError
+from edge_agent.gallery import Gallery
+from edge_agent.gallery.index import ExemplarIndex
+from edge_agent.gallery.shortlist import Codes
+
+Vectors = NDArray[np.float32]
+D = 32
+LIMIT = 700  # identities; FAISS says on stderr that fewer rows are too few to learn from
+
+
+def people(identities: int, seed: int = 0) -> Iterator[Vectors]:
+    """Embeddings as networks make them: most of what differs lies in few directions. One after the other."""
+    drawn = np.random.default_rng(seed)
+    spread = 1 / np.sqrt(1 + np.arange(D) / 2)
+    centres = drawn.normal(size=(identities, D)) * spread
+    while True:
+        rows = centres + 0.35 * drawn.normal(size=(identities, D)) * spread
+        yield (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute_force(truth: dict[int, Vectors], query: Vectors, k: int) -> list[tuple[int, float]]:
+    ranked = sorted((-max(float(row @ query) for row in rows), number) for number, rows in truth.items())
+    best = [(number, -score) for score, number in ranked[:k]]
+    return best + [(-1, -np.inf)] * (k - len(best))
+
+
+@pytest.fixture(scope="module")
+def codes() -> Any:
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'edge-agent[index]'")
+    return Codes
+
+
+# ---- exact
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), max_size=80),
+    st.integers(0, 2**16),
+    st.integers(1, 12),
+    st.sampled_from([1, 64, 1 << 18]),
+)
+@settings(max_examples=80, deadline=None)
+def test_search_is_that_of_brute_force(changes: list[tuple[int, int]], seed: int, k: int, block: int) -> None:
+    drawn = np.random.default_rng(seed)
+    index, truth = ExemplarIndex(3), dict[int, Vectors]()
+    for number, count in changes:
+        rows = drawn.integers(-1, 2, size=(count, 3)).astype(np.float32)  # many equals, all sums exact
+        index.put(number, rows)
+        truth[number] = rows
+    truth = {number: rows for number, rows in truth.items() if len(rows)}
+    queries = drawn.integers(-2, 3, size=(5, 3)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(index_module, "_BLOCK", block)
+        patched.setattr(index_module, "_FIRST_ROWS", 1)
+        numbers, scores = index.search(queries, k)
+    assert (numbers.dtype, scores.dtype, numbers.shape) == (np.int64, np.float32, (5, k))
+    for row, query in enumerate(queries):
+        told = list(zip(numbers[row].tolist(), scores[row].tolist(), strict=True))
+        assert told == brute_force(truth, query, k)
+
+
+def test_nobody_asks_or_wants_nothing() -> None:
+    index = ExemplarIndex(3)
+    assert index.search(np.zeros((0, 3), np.float32), 4)[0].shape == (0, 4)
+    assert index.search(np.zeros((2, 3), np.float32), 0)[1].shape == (2, 0)
+
+
+@given(st.lists(st.integers(1, 5), max_size=40), st.integers(1, 9), st.integers(0, 2**16))
+@settings(max_examples=50, deadline=None)
+def test_loading_by_pieces_is_putting_one_by_one(counts: list[int], piece: int, seed: int) -> None:
+    drawn = np.random.default_rng(seed)
+    numbers = 3 * np.arange(1, len(counts) + 1)
+    owners = drawn.permutation(np.repeat(numbers, counts))
+    rows = drawn.normal(size=(len(owners), 4)).astype(np.float32)
+    index = ExemplarIndex(4)
+    index.load(
+        numbers,
+        np.array(counts, np.int64),
+        ((owners[at : at + piece], rows[at : at + piece]) for at in range(0, len(owners), piece)),
+    )
+    assert len(index) == len(counts)
+    for number in numbers.tolist():
+        np.testing.assert_array_equal(index.vectors([number])[1], rows[owners == number])
+    index.put(3, rows[:3])
+    np.testing.assert_array_equal(index.vectors([3])[1], rows[:3])
+
+
+# ---- by a shortlist
+
+
+def filled(identities: int, exemplars: int, seed: int = 0) -> tuple[ExemplarIndex, Iterator[Vectors]]:
+    drawn = people(identities, seed)
+    numbers = np.arange(1, identities + 1)
+    index = ExemplarIndex(D)
+    index.load(
+        numbers,
+        np.full(identities, exemplars),
+        ((numbers, next(drawn)) for _ in range(exemplars)),
+    )
+    return index, drawn
+
+
+def with_codes(index: ExemplarIndex, codes: Any) -> None:
+    index.follow(codes(index.sample(32_768)))
+    assert not index.listed
+    while index.encode():
+        pass
+    assert index.listed
+
+
+@pytest.mark.parametrize("exemplars", [1, 4])
+def test_hardly_anybody_is_missed(codes: Any, exemplars: int) -> None:
+    index, drawn = filled(5000, exemplars)
+    queries = next(drawn)[:200]
+    exact, scores = index.search(queries, 32)
+    with_codes(index, codes)
+    found, values = index.search(queries, 32)
+    assert np.mean(found[:, 0] == exact[:, 0]) >= 0.995
+    shared = [
+        len(set(ours) & set(theirs)) for ours, theirs in zip(found.tolist(), exact.tolist(), strict=True)
+    ]
+    assert np.mean(shared) / 32 >= 0.97
+    same = found == exact
+    np.testing.assert_allclose(values[same], scores[same], atol=1e-6)
+    assert (np.diff(values, axis=1) <= 0).all()
+    np.testing.assert_array_equal(index.search(queries[:2], 5000)[0][:, 0], exact[:2, 0])  # so many: exactly
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_codes_are_those_of_the_rows_after_any_changes(codes: Any, data: st.DataObject) -> None:
+    """Also while they are being made."""
+    index, rows = ExemplarIndex(D), next(people(700))
+    table = codes(rows)
+    for number in range(1, 30):
+        index.put(number, rows[number : number + number % 4])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(index_module, "_ENCODED", 7)
+        index.follow(table)
+        for _ in range(data.draw(st.integers(5, 40))):
+            if data.draw(st.booleans()):
+                at = data.draw(st.integers(0, 390))
+                index.put(data.draw(st.integers(1, 40)), rows[at : at + data.draw(st.integers(0, 5))])
+            else:
+                index.encode()
+        while index.encode():
+            pass
+    assert index.listed
+    quantiser = table._pattern.pq
+    for slot, (matrix, used) in enumerate(zip(index._slots, index._used, strict=True)):
+        if used:
+            expected = quantiser.decode(quantiser.compute_codes(table._turned(matrix[:used])))
+            np.testing.assert_array_equal(table._slots[slot].reconstruct_n(0, used), expected)
+
+
+def test_nothing_of_the_erased_is_left_in_the_codes(codes: Any) -> None:
+    index, _ = filled(800, 2)
+    with_codes(index, codes)
+    table = index._shortlist
+    gone = [5, 800, 801 - 3]
+    erased = table._pattern.pq.compute_codes(table._turned(index.vectors(gone)[1]))
+    for number in gone:
+        index.put(number, np.zeros((0, D), np.float32))
+    size = table._packer.nvec
+    for slot, used in enumerate(index._used):
+        memory = table._slots[slot].codes
+        blocks = (
+            sys.modules["faiss"]
+            .rev_swig_ptr(memory.get(), memory.size())
+            .reshape(-1, table._packer.block_size)
+        )
+        held = [
+            table._packer.unpack_1(blocks[row // size : row // size + 1], row % size) for row in range(800)
+        ]
+        assert not np.any(held[used:])
+        for code in erased:
+            assert not (np.array(held) == code).all(axis=1).any()
+
+
+# ---- the gallery chooses
+
+
+@pytest.fixture
+def opened() -> Iterator[Gallery]:
+    with Gallery(":memory:", space="s", dimension=D, exact_up_to=LIMIT) as gallery:
+        yield gallery
+
+
+def enrol(gallery: Gallery, rows: Vectors, **changes: Any) -> list[int]:
+    seen: dict[str, Any] = {"origin": "t", "camera": "c", "time": 1.0, **changes}
+    return [gallery.enrol(row[None], np.ones(1), **seen).number for row in rows]
+
+
+def built(gallery: Gallery) -> None:
+    gallery.search(next(people(1)), 1)
+    assert gallery._builder is not None
+    gallery._builder.join()
+    assert not gallery.exact
+
+
+def test_the_index_comes_beyond_the_limit_and_goes_again(codes: Any, opened: Gallery) -> None:
+    rows = next(people(LIMIT + 1))
+    numbers = enrol(opened, rows[:LIMIT])
+    opened.search(rows[:1], 1)
+    assert (opened.exact, opened._builder) == (True, None)
+    numbers += enrol(opened, rows[LIMIT:])
+    found, scores = opened.search(rows, 1)  # while it is built
+    assert found[:, 0].tolist() == numbers
+    built(opened)
+    found, scores = opened.search(rows, 1)
+    assert found[:, 0].tolist() == numbers
+    np.testing.assert_allclose(scores, 1, atol=1e-6)
+    for number in numbers[: LIMIT // 2]:
+        opened.forget(number)
+    assert opened.search(rows[-1:], 1)[0].tolist() == [[numbers[-1]]]
+    assert opened.exact
+
+
+def test_changes_are_seen_by_the_next_search(codes: Any, opened: Gallery) -> None:
+    drawn = people(LIMIT + 60)
+    rows, others = next(drawn), next(drawn)
+    numbers = enrol(opened, rows[: LIMIT + 50])
+    built(opened)
+    newcomer, query = LIMIT + 55, others[LIMIT + 55 :][:1]
+    (number,) = enrol(opened, rows[newcomer : newcomer + 1])
+    assert opened.search(query, 1)[0].tolist() == [[number]]
+    opened.add_exemplars(numbers[3], query, np.ones(1), origin="u", camera="c", time=2.0)
+    found, scores = opened.search(query, 2)
+    assert found.tolist() == [[numbers[3], number]]
+    assert scores[0, 0] == pytest.approx(1)
+    opened.remove_origin(numbers[3], "u")
+    assert opened.search(query, 1)[0].tolist() == [[number]]
+    opened.merge(numbers[7], number)
+    assert opened.search(query, 1)[0].tolist() == [[numbers[7]]]
+    opened.forget(numbers[7])
+    assert not {number, numbers[7]} & set(opened.search(query, 64)[0][0].tolist())
+    assert not opened.exact
+
+
+def test_exact_stays_exact(opened: Gallery) -> None:
+    rows = next(people(LIMIT + 5))
+    with Gallery(":memory:", space="s", dimension=D, exact_up_to=LIMIT, index="exact") as gallery:
+        enrol(gallery, rows)
+        gallery.search(rows[:1], 1)
+        assert (gallery.exact, gallery._builder) == (True, None)
+
+
+def test_without_the_library_search_stays_exact_and_says_so_once(
+    opened: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    rows = next(people(LIMIT + 5))
+    numbers = enrol(opened, rows)
+    with capture_logs() as told:
+        for _ in range(3):
+            assert opened.search(rows[:3], 1)[0][:, 0].tolist() == numbers[:3]
+    (warning,) = told
+    assert warning["event"] == "gallery_searched_exactly"
+    assert "edge-agent[index]" in warning["reason"]
+    assert opened.exact
+
+
+def test_who_demands_the_index_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigError, match=r"pip install 'edge-agent\[index\]'"):
+        Gallery(":memory:", space="s", dimension=D, index="faiss").__enter__()
+
+
+def test_a_library_that_fails_leaves_search_exact(
+    codes: Any, opened: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(sample: Vectors) -> Any:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(gallery_module, "Codes", failing)
+    rows = next(people(LIMIT + 5))
+    numbers = enrol(opened, rows)
+    with capture_logs() as told:
+        opened.search(rows[:1], 1)
+        opened._builder.join()  # type: ignore[union-attr]
+        assert opened.search(rows[:3], 1)[0][:, 0].tolist() == numbers[:3]
+    assert [line["event"] for line in told] == ["gallery_index_failed"]
+    assert opened.exact
+
+
+def test_closing_does_not_wait_for_the_index(codes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_ENCODED", 1)
+    rows = next(people(LIMIT + 5))
+    with Gallery(":memory:", space="s", dimension=D, exact_up_to=LIMIT) as gallery:
+        enrol(gallery, rows)
+        gallery.search(rows[:1], 1)
+        builder = gallery._builder
+    assert builder is not None
+    assert not builder.is_alive()
+
+
+def test_of_some_numbers_which_are_enrolled(opened: Gallery) -> None:
+    rows = next(people(3))
+    auto, named = enrol(opened, rows[:1]) + enrol(opened, rows[1:2], kind="enrolled")
+    assert opened.enrolled([auto, named, 99]) == {named}
+    assert opened.enrolled([]) == set()

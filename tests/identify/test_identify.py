@@ -1,0 +1,415 @@
+"""The decision: threshold from the site, matching, enrolment, cannot-link, contest, switch, fuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.identify import Identifier, SiteScores
+from edge_agent.identify.evidence import Evidence
+from edge_agent.identify.links import Covisibility
+
+D = 64
+SIZE = (640, 480)
+
+
+@pytest.fixture
+def gallery() -> Iterator[Gallery]:
+    with Gallery(":memory:", space="test", dimension=D) as opened:
+        yield opened
+
+
+class People:
+    """Vectors of made-up people: `likeness` to each other, `noise` from crop to crop."""
+
+    def __init__(self, count: int, *, likeness: float = 0.2, noise: float = 0.3, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+        common = self._unit(self._random.normal(size=D))
+        own = [self._unit(self._random.normal(size=D)) for _ in range(count)]
+        self.centres = [self._unit(np.sqrt(likeness) * common + np.sqrt(1 - likeness) * v) for v in own]
+        self._noise = noise
+
+    @staticmethod
+    def _unit(vector: np.ndarray) -> np.ndarray:
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+    def crop(self, person: int) -> np.ndarray:
+        noise = self._random.normal(size=D) / np.sqrt(D)
+        return self._unit(self.centres[person] + self._noise * noise)
+
+
+class Scene:
+    """Feeds an identifier: each step shows tracks, as `{track: vector}`."""
+
+    def __init__(self, identifier: Identifier, camera: str = "cam") -> None:
+        self.identifier = identifier
+        self.camera = camera
+        self.frame = 0
+        self.decisions: list[Decision] = []
+
+    def show(self, tracks: dict[int, np.ndarray | None], ended: tuple[int, ...] = ()) -> list[Decision]:
+        self.frame += 1
+        seen = tuple(
+            TrackObservation(
+                self.camera, track, self.frame, self.frame / 10,
+                np.array([60 * track, 50, 60 * track + 40, 150], np.float32), 0.9, vector, 0.8,
+            )
+            for track, vector in tracks.items()
+        )  # fmt: skip
+        update = TrackUpdate(self.camera, self.frame, self.frame / 10, SIZE, seen, ended)
+        new = self.identifier.update(update)
+        self.decisions += new
+        return new
+
+    def visit(self, people: People, who: dict[int, int], frames: int = 20) -> list[Decision]:
+        """Tracks `who` (track: person) walk through together and leave."""
+        new: list[Decision] = []
+        for _ in range(frames):
+            new += self.show({track: people.crop(person) for track, person in who.items()})
+        return new + self.show({}, ended=tuple(who))
+
+    def number(self, track: int) -> int | None:
+        return self.identifier.number(self.camera, track)
+
+
+def kinds(decisions: list[Decision]) -> list[str]:
+    return [d.kind.value for d in decisions]
+
+
+def warm(scene: Scene, people: People, count: int = 6) -> None:
+    """People 0..count-1 are seen together, so that the site knows what strangers look like."""
+    scene.visit(people, {100 + p: p for p in range(count)}, frames=30)
+
+
+# -- the site's threshold ----------------------------------------------------------------------
+
+
+def test_warm_up_has_no_threshold() -> None:
+    site = SiteScores(1e-3)
+    for n in range(3):
+        site.learn("a", f"b{n}", 0.1)
+    assert site.threshold().value is None
+    assert site.threshold().rule == "warm-up"
+
+
+def test_threshold_is_the_prediction_limit() -> None:
+    """By hand: z = atanh(r), mean + t(0.999, n - 1) sd sqrt(1 + 1/n)."""
+    from scipy.stats import t
+
+    values = np.array([0.0, 0.1, 0.2, 0.3, 0.25, 0.15, 0.05, 0.35, 0.12, 0.22])
+    site = SiteScores(1e-3)
+    for n, value in enumerate(values):
+        site.learn("a", f"b{n}", float(value))
+    z = np.arctanh(values)
+    wanted = np.tanh(z.mean() + t.ppf(0.999, 9) * z.std(ddof=1) * np.sqrt(1.1))
+    assert site.threshold().value == pytest.approx(wanted)
+    assert site.threshold().pairs == 10
+
+
+def test_fewer_pairs_and_lower_rate_raise_the_threshold() -> None:
+    def limit(pairs: int, rate: float) -> float:
+        site = SiteScores(rate)
+        for n in range(pairs):
+            site.learn("a", f"b{n}", 0.1 * (n % 4))
+        value = site.threshold().value
+        assert value is not None
+        return value
+
+    assert limit(8, 1e-3) > limit(40, 1e-3)
+    assert limit(20, 1e-4) > limit(20, 1e-3) > limit(20, 1e-2)
+
+
+def test_observed_false_matches_keep_the_promise() -> None:
+    """Of normal impostor scores, no more than the target (within chance) lie above the limit."""
+    random = np.random.default_rng(3)
+    above = total = 0
+    for _ in range(200):
+        site = SiteScores(1e-2)
+        for n, z in enumerate(random.normal(0.3, 0.12, 30)):
+            site.learn("a", f"b{n}", float(np.tanh(z)))
+        value = site.threshold().value
+        assert value is not None
+        fresh = np.tanh(random.normal(0.3, 0.12, 200))
+        above += int((fresh >= value).sum())
+        total += 200
+    assert above / total < 0.013
+
+
+def test_one_value_for_each_pair_of_people() -> None:
+    site = SiteScores(1e-3)
+    site.learn("a", "b", 0.1)
+    site.learn("b", "a", 0.3)
+    assert len(site) == 1
+    site.learn("c", "b", 0.5)
+    site.rename("c", "a")  # c turns out to be a
+    assert len(site) == 1
+
+
+def test_joining_people_does_not_bring_the_warm_up_back() -> None:
+    site = SiteScores(1e-3)
+    for n, value in enumerate((0.1, 0.2, 0.15, 0.3)):
+        site.learn("a", f"b{n}", value)
+    before = site.threshold()
+    assert before.value is not None
+    site.rename("b1", "b0")
+    assert len(site) == 3
+    assert site.threshold() == before
+
+
+def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery) -> None:
+    """Joining two people takes a pair away, which may change the site's threshold before the event is."""
+    people = People(4)
+    scene = Scene(Identifier(gallery, "s"))
+    warm(scene, people, count=4)
+    in_force = scene.identifier.threshold()
+    decisions = []
+    for _ in range(12):
+        decisions += scene.show({1: people.crop(0)})
+    matched = [d for d in decisions if d.kind is DecisionKind.MATCHED]
+    assert [(d.threshold, d.rule) for d in matched] == [(in_force.value, "site")]
+    for key in list(scene.identifier.site._pairs)[2:]:
+        del scene.identifier.site._pairs[key]
+    scene.identifier.site._cached = None
+    assert all(d.threshold is not None for d in scene.show({}, ended=(1,)))
+
+
+def test_site_scores_survive_a_restart(gallery: Gallery) -> None:
+    people = People(6)
+    scene = Scene(Identifier(gallery, "one"))
+    warm(scene, people)
+    before = scene.identifier.threshold()
+    assert before.rule == "site"
+    scene.identifier.save()
+    assert Identifier(gallery, "two").threshold() == before
+
+
+def test_drift_is_seen() -> None:
+    site = SiteScores(1e-3)
+    assert site.drift() is None
+    for n in range(40):
+        site.learn("a", f"b{n}", 0.1 + 0.02 * (n % 3) + (0.3 if n >= 20 else 0.0))
+    drift = site.drift()
+    assert drift is not None
+    assert drift > 3
+
+
+# -- decisions ---------------------------------------------------------------------------------
+
+
+def test_unknown_people_are_enrolled_and_recognised_when_they_come_back(gallery: Gallery) -> None:
+    people = People(8)
+    scene = Scene(Identifier(gallery, "s"))
+    warm(scene, people)
+    assert len(gallery) == 6
+    first = {p: scene.number(100 + p) for p in range(6)}
+    assert len(set(first.values())) == 6
+    back = scene.visit(people, {1: 3, 2: 5})
+    assert kinds(back) == ["matched", "matched", "departed", "departed"]
+    assert scene.number(1) == first[3]
+    assert scene.number(2) == first[5]
+    stranger = scene.visit(people, {3: 7})
+    assert kinds(stranger) == ["enrolled", "departed"]
+    assert len(gallery) == 7
+
+
+def test_a_decision_says_what_it_rests_on(gallery: Gallery) -> None:
+    people = People(7)
+    scene = Scene(Identifier(gallery, "s"))
+    warm(scene, people)
+    decision = scene.visit(people, {1: 2})[0]
+    assert decision.rule == "site"
+    assert decision.threshold is not None
+    assert decision.score is not None
+    assert decision.score >= decision.threshold
+    assert decision.runner_up is not None
+    assert decision.runner_up < decision.score
+    assert decision.evidence >= 6
+    assert decision.identity is not None
+    assert decision.identity.startswith("p-")
+
+
+def test_nothing_is_merged_during_warm_up(gallery: Gallery) -> None:
+    """Alone on the picture, nobody can say what strangers look like: everybody is new."""
+    people = People(3)
+    scene = Scene(Identifier(gallery, "s"))
+    for track in (1, 2, 3):
+        scene.visit(people, {track: 0})
+    assert kinds(scene.decisions).count("matched") == 0
+    assert len(gallery) == 3
+
+
+def test_identities_of_the_warm_up_are_fused_when_the_site_is_known(gallery: Gallery) -> None:
+    people = People(7, noise=0.2)
+    scene = Scene(Identifier(gallery, "s"))
+    for track in (1, 2):
+        scene.visit(people, {track: 6})
+    assert len(gallery) == 2
+    warm(scene, people)
+    assert scene.number(1) == scene.number(2)
+    fused = [d for d in scene.decisions if d.reason == "fused"]
+    assert fused
+    assert all(d.kind is DecisionKind.CORRECTED and d.corrects and d.previous for d in fused)
+
+
+def test_two_people_on_one_picture_are_never_one_identity(gallery: Gallery) -> None:
+    """Twins: the second one who looks exactly like a known person cannot be the same person."""
+    people = People(6)
+    scene = Scene(Identifier(gallery, "s", configured=0.7))
+    warm(scene, people)
+    known = scene.number(102)
+    scene.visit(people, {1: 2, 2: 2}, frames=40)
+    numbers = [scene.number(1), scene.number(2)]
+    assert known in numbers
+    assert numbers[0] != numbers[1]
+
+
+def test_a_better_fit_takes_the_identity_back(gallery: Gallery) -> None:
+    """A look-alike came first and was matched; then the person appears beside it."""
+    people = People(7, noise=0.1)
+    look_alike = People._unit(0.88 * people.centres[2] + 0.48 * people.centres[6])
+    scene = Scene(Identifier(gallery, "s", configured=0.7))
+    warm(scene, people)
+    known = scene.number(102)
+    for _ in range(12):
+        scene.show({1: look_alike})
+    assert scene.number(1) == known
+    for _ in range(20):
+        scene.show({1: look_alike, 2: people.crop(2)})
+    assert scene.number(2) == known
+    assert scene.number(1) not in (known, None)
+    corrected = [d for d in scene.decisions if d.kind is DecisionKind.CORRECTED]
+    assert [d.reason for d in corrected] == ["contested"]
+    matched = next(d for d in scene.decisions if d.kind is DecisionKind.MATCHED and d.track_id == 1)
+    assert corrected[0].corrects == matched.id
+    assert corrected[0].previous == matched.identity
+
+
+def test_a_track_that_slips_to_somebody_else_is_moved(gallery: Gallery) -> None:
+    people = People(8, noise=0.1)
+    scene = Scene(Identifier(gallery, "s"))
+    warm(scene, people)
+    first, second = scene.number(101), scene.number(104)
+    for _ in range(35):
+        scene.show({1: people.crop(1)})
+    assert scene.number(1) == first
+    for _ in range(60):
+        scene.show({1: people.crop(4)})
+    assert scene.number(1) == second
+    assert scene.decisions[-1].reason == "switched"
+    _, _, origins = gallery.exemplars(first or 0)
+    assert not any(":1" in origin and origin.endswith(":1") for origin in origins)
+
+
+def test_a_person_enrolled_too_early_is_joined_with_the_old_identity(gallery: Gallery) -> None:
+    """At first seen badly, then well: the provisional identity goes up in the old one."""
+    people = People(7, noise=0.1)
+    scene = Scene(Identifier(gallery, "s"))
+    warm(scene, people)
+    known = scene.number(103)
+    blurred = People._unit(0.1 * people.centres[3] + 0.95 * people.centres[6])
+    for _ in range(10):
+        scene.show({1: blurred})
+    assert scene.number(1) not in (known, None)
+    for _ in range(60):
+        scene.show({1: people.crop(3)})
+    assert scene.number(1) == known
+    assert [d.reason for d in scene.decisions if d.kind is DecisionKind.CORRECTED] == ["fused"]
+    assert len(gallery) == 6
+
+
+def test_watchlist_matches_only_who_was_enrolled_by_hand(gallery: Gallery) -> None:
+    people = People(4, noise=0.1)
+    vectors = np.stack([people.crop(0) for _ in range(3)])
+    anna = gallery.enrol(
+        vectors, np.ones(3, np.float32), name="Anna", kind="enrolled", origin="cli", camera="cli", time=0.0
+    )
+    scene = Scene(Identifier(gallery, "s", enrolment="watchlist", configured=0.6, publish_unknown=True))
+    decisions = scene.visit(people, {1: 0, 2: 1})
+    assert scene.number(1) == anna.number
+    assert scene.number(2) is None
+    assert len(gallery) == 1
+    assert [d.name for d in decisions if d.kind is DecisionKind.MATCHED] == ["Anna"]
+    assert [d.track_id for d in decisions if d.kind is DecisionKind.UNKNOWN] == [2]
+
+
+@pytest.mark.parametrize(
+    ("configured", "calibrated", "rule"),
+    [(0.5, 0.4, "configured"), (None, 0.4, "calibrated"), (None, None, "warm-up")],
+)
+def test_the_stronger_rule_wins(gallery: Gallery, configured: float, calibrated: float, rule: str) -> None:
+    identifier = Identifier(gallery, "s", configured=configured, calibrated=calibrated)
+    assert identifier.threshold().rule == rule
+
+
+def test_an_identity_erased_from_outside_is_survived(gallery: Gallery) -> None:
+    people = People(6)
+    scene = Scene(Identifier(gallery, "s"))
+    warm(scene, people)
+    for _ in range(10):
+        scene.show({1: people.crop(2)})
+    number = scene.number(1)
+    assert number is not None
+    gallery.forget(number)
+    for _ in range(30):
+        scene.show({1: people.crop(2)})
+    assert scene.number(1) not in (None, number)
+
+
+def test_bad_crops_are_no_evidence(gallery: Gallery) -> None:
+    scene = Scene(Identifier(gallery, "s"))
+    for _ in range(50):
+        assert scene.show({1: None}) == []
+    assert scene.number(1) is None
+
+
+def test_crops_close_in_time_count_once(gallery: Gallery) -> None:
+    people = People(1)
+    scene = Scene(Identifier(gallery, "s", crop_interval_s=0.25))  # the scene has 10 frames a second
+    found = [n for n in range(1, 40) if "enrolled" in kinds(scene.show({1: people.crop(0)}))]
+    assert found == [22]  # crops at frames 1, 4, 7, ... 22: the eighth
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def test_centroid_is_weighted_by_quality() -> None:
+    pool = Evidence(limit=3)
+    pool.add(np.array([1, 0], np.float32), 0.9)
+    pool.add(np.array([0, 1], np.float32), 0.3)
+    assert pool.centroid() == pytest.approx(np.array([3, 1]) / np.sqrt(10))
+    for _ in range(3):
+        pool.add(np.array([0, 1], np.float32), 0.5)
+    assert pool.centroid() == pytest.approx(np.array([0, 1]))
+    assert (pool.count, pool.pooled) == (5, 3)
+    with pytest.raises(ValueError, match="without a good crop"):
+        Evidence(3).centroid()
+
+
+def test_people_are_rivals_after_enough_frames_together() -> None:
+    links = Covisibility(frames=3)
+
+    def seen(track: int, x: float) -> TrackObservation:
+        box = np.array([x, 0, x + 40, 100], np.float32)
+        return TrackObservation("c", track, 1, 0.0, box, 0.9, None, 0.0)
+
+    for _ in range(2):
+        links.observe([seen(1, 0), seen(2, 200)])
+    assert links.rivals(("c", 1)) == set()
+    links.observe([seen(1, 0), seen(2, 200)])
+    assert links.rivals(("c", 1)) == {("c", 2)}
+    links.forget([("c", 2)])
+    assert links.rivals(("c", 1)) == set()
+
+
+def test_two_boxes_on_one_body_are_no_rivals() -> None:
+    links = Covisibility(frames=1)
+    whole = np.array([0, 0, 40, 100], np.float32)
+    upper = np.array([2, 2, 38, 50], np.float32)
+    links.observe(
+        [TrackObservation("c", n, 1, 0.0, box, 0.9, None, 0.0) for n, box in ((1, whole), (2, upper))]
+    )
+    assert links.rivals(("c", 1)) == set()

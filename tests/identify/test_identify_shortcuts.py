@@ -1,0 +1,105 @@
+"""The decision looks at the whole gallery only where somebody can have come near: it must decide the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from edge_agent.core.structures import Decision, DecisionKind
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.identify import Identifier
+from edge_agent.identify.near import Lookalikes, Neighbours
+from tests.identify.test_identify import D, People, Scene
+
+
+class Thorough(Identifier):
+    """Looks at everybody every time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._neighbours = Forgetful(self.gallery, nearest=1000)
+        self._lookalikes = Everybody(self.gallery, self._neighbours)
+
+
+class Forgetful(Neighbours):
+    def _recall(self, *_: object) -> None:
+        return None
+
+
+class Everybody(Lookalikes):
+    def of(self, number: int, floor: float, hint: object) -> set[int]:
+        _, rows = self._gallery.vectors([number])
+        found = self._neighbours.near(list(rows), -1.0, [None] * len(rows)) if len(rows) else []
+        return {other for near in found for other in near.numbers.tolist()} - {number}
+
+
+@contextmanager
+def cameras(kind: type[Identifier], **options: object) -> Iterator[tuple[list[Scene], Gallery]]:
+    """Two that see the same people at the same time, so that one enrols whom the other has looked for."""
+    with Gallery(":memory:", space="test", dimension=D) as gallery:
+        identifier = kind(gallery, "run", **options)
+        yield [Scene(identifier, "east"), Scene(identifier, "west")], gallery
+
+
+def told(decisions: list[Decision]) -> list[tuple[object, ...]]:
+    return [
+        (d.kind, d.track_id, d.number, d.reason, d.frame, d.rule)
+        # A score that decided nothing is told exactly where the decision is that nobody is like this.
+        + ((_rounded(d.score), _rounded(d.runner_up)) if d.kind is DecisionKind.ENROLLED else ())
+        for d in decisions
+    ]
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 4)
+
+
+@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("configured", [None, 0.6, 0.85])
+def test_the_same_is_decided_as_by_looking_at_everybody(seed: int, configured: float | None) -> None:
+    """A crowd that comes and goes: look-alikes, swaps inside a track, people erased and named meanwhile."""
+    dice = random.Random(seed)
+    count = dice.randint(4, 12)
+    likeness, noise = dice.uniform(0.1, 0.7), dice.uniform(0.2, 1.2)
+    with (
+        cameras(Identifier, configured=configured) as (fast, quick),
+        cameras(Thorough, configured=configured) as (slow, full),
+    ):
+        fast[0].identifier._neighbours._nearest = dice.choice([2, 4, 32])
+        crops = People(count, likeness=likeness, noise=noise, seed=seed)
+        track = 0
+        for _ in range(8):
+            groups: list[dict[int, int]] = [{}, {}]
+            for group in groups:
+                for person in dice.sample(range(count), dice.randint(1, min(4, count))):
+                    track += 1
+                    group[track] = person
+            for frame in range(dice.randint(6, 40)):
+                for group, (one, other) in zip(groups, zip(fast, slow, strict=True), strict=True):
+                    if frame == 20 and len(group) > 1 and dice.random() < 0.3:
+                        swapped = dice.sample(list(group.values()), len(group))
+                        group.update(zip(group, swapped, strict=True))
+                    vectors = {number: crops.crop(person) for number, person in group.items()}
+                    assert told(one.show(vectors)) == told(other.show(vectors))
+            for group, one, other in zip(groups, fast, slow, strict=True):
+                assert told(one.show({}, ended=tuple(group))) == told(other.show({}, ended=tuple(group)))
+            _meddle(dice, quick, full)
+        assert [i.number for i in quick.identities()] == [i.number for i in full.identities()]
+
+
+def _meddle(dice: random.Random, *galleries: Gallery) -> None:
+    """Sometimes an operator erases, names or enrols somebody, in both galleries alike."""
+    numbers = [identity.number for identity in galleries[0].identities()]
+    what, vector = dice.random(), np.random.default_rng(dice.randrange(1000)).normal(size=(1, D))
+    unit = (vector / np.linalg.norm(vector)).astype(np.float32)
+    for gallery in galleries:
+        if what < 0.15 and numbers:
+            gallery.forget(numbers[len(numbers) // 2])
+        elif what < 0.3 and numbers:
+            gallery.rename(numbers[0], "Ada")
+        elif what < 0.4:
+            gallery.enrol(unit, np.ones(1, np.float32), origin="hand", camera="cam", time=1.0)

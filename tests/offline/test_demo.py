@@ -1,0 +1,257 @@
+"""The demo: its score on hand-made cases, and the command itself, with its broker, detector and network."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edge_agent.agent.pipeline import FrameOutcome
+from edge_agent.cli import app
+from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
+from edge_agent.offline.demo.street import SECONDS, Recorder, Scene, Sighting, percentiles, render, score
+from edge_agent.offline.synthetic.street import Street, StreetVideo, Visit
+
+BOX = np.array([100, 100, 150, 220], np.float32)
+AWAY = np.array([400, 100, 450, 220], np.float32)
+
+
+class Passages(Street):
+    """Visits as a test says, one frame a second; nothing is rendered."""
+
+    def __init__(self, visits: list[tuple[int, str, int, int]]) -> None:
+        self.fps, self.frames = 1.0, max(end for *_, end in visits)
+        self.cameras = ("cam-a", "cam-b")
+        self.visits = tuple(Visit(p, c, float(a), float(b), ((0, 0), (0, 0))) for p, c, a, b in visits)
+
+
+def scene(tmp_path: Path, visits: list[tuple[int, str, int, int]]) -> Scene:
+    """A scene in which everybody stands at `BOX` from the first to the last second of a visit."""
+    videos = []
+    for camera in ("cam-a", "cam-b"):
+        rows = [
+            f"{second + 1},{person},100.0,100.0,50.0,120.0,1,1,1.000\n"
+            for person, where, start, end in visits
+            if where == camera
+            for second in range(start, end)
+        ]
+        truth = tmp_path / f"{camera}.txt"
+        truth.write_text("".join(rows))
+        videos.append(StreetVideo(camera, tmp_path / f"{camera}.avi", truth))
+    return Scene(Passages(visits), tuple(videos))
+
+
+def seen(camera: str, start: int, end: int, track: int, number: int | None, box=BOX) -> list[Sighting]:
+    return [Sighting(camera, second + 1, track, box, number) for second in range(start, end)]
+
+
+def recorded(*sightings: list[Sighting], final: dict[tuple[str, int], int | None]) -> Recorder:
+    return Recorder(sightings=[s for group in sightings for s in group], holders=final)
+
+
+TWICE = [(1, "cam-a", 0, 5), (2, "cam-b", 0, 5), (1, "cam-b", 10, 15), (2, "cam-a", 10, 15)]
+
+
+def test_everybody_recognised(tmp_path: Path):
+    recorder = recorded(
+        seen("cam-a", 0, 5, 1, 7), seen("cam-b", 0, 5, 1, 8),
+        seen("cam-b", 10, 15, 2, 7), seen("cam-a", 10, 15, 2, 8),
+        final={("cam-a", 1): 7, ("cam-b", 1): 8, ("cam-b", 2): 7, ("cam-a", 2): 8},
+    )  # fmt: skip
+    told = score(scene(tmp_path, TWICE), recorder)
+    assert (told.people, told.visits, told.reentries) == (2, 4, 2)
+    assert (told.recognised, told.at_once, told.confused, told.missed, told.identities) == (2, 2, 0, 0, 2)
+
+
+def test_two_people_with_one_identity_are_confused_and_not_recognised(tmp_path: Path):
+    recorder = recorded(
+        seen("cam-a", 0, 5, 1, 7), seen("cam-b", 0, 5, 1, 8),
+        seen("cam-b", 10, 15, 2, 8), seen("cam-a", 10, 15, 2, 7),
+        final={("cam-a", 1): 7, ("cam-b", 1): 8, ("cam-b", 2): 8, ("cam-a", 2): 7},
+    )  # fmt: skip
+    told = score(scene(tmp_path, TWICE), recorder)
+    assert (told.recognised, told.at_once, told.confused) == (0, 0, 2)
+
+
+def test_a_correction_recognises_in_the_end_but_not_at_once(tmp_path: Path):
+    recorder = recorded(
+        seen("cam-a", 0, 5, 1, 7), seen("cam-b", 10, 15, 2, 9),
+        final={("cam-a", 1): 7, ("cam-b", 2): 7},
+    )  # fmt: skip
+    told = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
+    assert (told.reentries, told.recognised, told.at_once, told.identities) == (1, 1, 0, 1)
+
+
+def test_boxes_elsewhere_are_nobody_and_a_visit_without_identity_is_missed(tmp_path: Path):
+    recorder = recorded(
+        seen("cam-a", 0, 5, 1, 7), seen("cam-b", 10, 15, 2, 7, AWAY),
+        final={("cam-a", 1): 7, ("cam-b", 2): 7},
+    )  # fmt: skip
+    told = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
+    assert (told.reentries, told.recognised, told.missed) == (1, 0, 1)
+
+
+def test_the_identity_of_most_boxes_counts(tmp_path: Path):
+    recorder = recorded(
+        seen("cam-a", 0, 5, 1, 7), seen("cam-b", 10, 12, 2, 9), seen("cam-b", 12, 15, 3, 7),
+        final={("cam-a", 1): 7, ("cam-b", 2): 9, ("cam-b", 3): 7},
+    )  # fmt: skip
+    told = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
+    assert (told.recognised, told.at_once) == (1, 1)
+
+
+def test_who_cannot_be_seen_does_not_count(tmp_path: Path):
+    both = scene(tmp_path, [TWICE[0], TWICE[2]])
+    hidden = both.videos[1].truth
+    hidden.write_text(hidden.read_text().replace(",120.0,1,", ",120.0,0,"))
+    told = score(both, recorded(final={}))
+    assert (told.visits, told.reentries, told.missed) == (1, 0, 1)
+
+
+def decision(kind: DecisionKind, number: int | None) -> Decision:
+    return Decision(
+        id=f"{kind.value}-{number}", kind=kind, camera="cam-a", track_id=1, identity=f"p-{number}",
+        number=number, name=None, score=None, runner_up=None, threshold=None, rule="site", evidence=6,
+        quality=0.5, box=BOX, size=(640, 480), frame=1, time=0.0, first_seen=0.0, last_seen=0.0,
+    )  # fmt: skip
+
+
+def test_the_recorder_knows_an_identity_from_its_decision_on():
+    observed = TrackObservation("cam-a", 1, 1, 0.0, BOX, 0.9, None, 0.0)
+    update = TrackUpdate("cam-a", 1, 0.0, (640, 480), (observed,), ())
+    times = {"detect": 1.0, "embed": 2.0, "decide": 3.0, "total": 50.0}
+    recorder = Recorder()
+    recorder(FrameOutcome(update, (), times, "0" * 32))
+    recorder(FrameOutcome(update, (decision(DecisionKind.ENROLLED, 4),), times, "0" * 32))
+    recorder(FrameOutcome(update, (decision(DecisionKind.CORRECTED, 2),), times, "0" * 32))
+    recorder(FrameOutcome(update, (decision(DecisionKind.DEPARTED, None),), {}, "0" * 32))
+    assert [sighting.number for sighting in recorder.sightings] == [None, 4, 2, 2]
+    assert recorder.holders == {("cam-a", 1): 2}
+    assert recorder.frames == 3, "the end of a track is no frame"
+    assert recorder.latency_ms == [6.0] * 3
+    assert recorder.tracks_of() == {2: 1}
+
+
+def test_percentiles():
+    assert percentiles([]) is None
+    assert percentiles([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.9))
+
+
+def test_truth_as_the_generator_writes_it_is_read(tmp_path: Path):
+    rendered = render(Street(3, people=2, seconds=6.0, fps=4.0, size=(320, 240)), tmp_path)
+    truth = [
+        Sighting(video.camera, number, t.person, np.array(t.box, np.float32), t.person)
+        for video in rendered.videos
+        for number in range(1, rendered.street.frames + 1)
+        for t in rendered.street.frame(video.camera, number).truth
+    ]
+    perfect = Recorder(sightings=truth, holders={(s.camera, s.track_id): s.number for s in truth})
+    told = score(rendered, perfect)
+    assert rendered.frames == 48
+    assert told.people >= 1
+    assert (told.recognised, told.missed, told.confused) == (told.reentries, 0, 0)
+
+
+# ---- the command
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edge_agent", "demo", *map(str, arguments)],
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+
+
+def test_the_whole_demo_on_a_short_street(tmp_path: Path):
+    done = run("--seconds", 5, "--model", "colour-stripes", "--keep", tmp_path / "kept", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["complete"] is True
+    assert (told["model"], told["trained"], told["detector"]) == ("colour-stripes", False, "hog")
+    assert told["frames"] == 50
+    assert told["crops"] > 0
+    assert told["events_received"] == sum(told["decisions"].values())
+    assert told["latency_ms"]["p50"] > 0
+    assert {"people", "reentries", "recognised", "confused", "crops_per_s"} <= told.keys()
+    kept = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert {"cam-a.avi", "cam-b.txt", "street.json", "events.jsonl", "gallery.db"} <= kept
+
+
+@pytest.fixture(scope="module")
+def quiet_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A long recording of an empty place."""
+    path = tmp_path_factory.mktemp("video") / "quiet.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (160, 120))
+    picture = np.full((120, 160, 3), 90, np.uint8)
+    for _ in range(20_000):
+        writer.write(picture)
+    writer.release()
+    return path
+
+
+def test_ctrl_c_ends_it_with_what_was_seen_so_far(quiet_video: Path, tmp_path: Path):
+    state = tmp_path / "state"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_agent", "demo", "--video", quiet_video, "--model", "colour-stripes",
+         "--keep", state, "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (state / "events.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    told = json.loads(out)
+    assert told["frames"] < 20_000
+    assert "people" not in told, "a video comes without truth"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--video", "nowhere.mp4"], 1, "nowhere.mp4"),
+        (["--model", "nowhere.onnx"], 1, "nowhere.onnx"),
+        (["--detector", "yolox:nowhere.onnx"], 1, "nowhere.onnx"),
+        (["--video", "a.mp4", "--seconds", "9"], 2, "length of the rendered street"),
+        (["--seconds", "1"], 2, "--seconds"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_rendered(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+):
+    from edge_agent.core.errors import EdgeAgentError
+
+    result = CliRunner().invoke(app, ["demo", *arguments])
+    if code == 1:
+        assert isinstance(result.exception, EdgeAgentError), "main() turns these into a message and exit 1"
+    else:
+        assert result.exit_code == code
+    assert message in f"{result.exception} {re.sub(r'[^!-~]+', ' ', result.output)}"
+    assert "Rendering" not in result.output
+
+
+def test_without_the_extra_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "iotcore", None)
+    result = CliRunner().invoke(app, ["demo"])
+    assert "extra `demo`" in str(result.exception)
+
+
+def test_help_names_the_length_in_force():
+    result = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"})
+    assert f"{SECONDS:.0f} if absent" in result.output

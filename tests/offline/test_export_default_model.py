@@ -1,0 +1,59 @@
+"""The network that ships: what its manifest says is true, and it finds real people again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from edge_agent.cli import evaluate
+from edge_agent.core.manifest import Manifest
+
+ENGINES = Path(__file__).resolve().parents[2] / "engines"
+MODEL = ENGINES / "default.onnx"
+
+
+def test_the_manifest_describes_the_files():
+    manifest = Manifest.read(ENGINES / "default.json", kind="model", version=1)
+    manifest.verify(ENGINES)
+    assert json.loads((ENGINES / "default.json").read_text())["preprocess"] == "tao"
+    assert {"figures", "licences", "limits", "training"} <= manifest.data.keys()
+
+
+def test_it_is_small_and_has_taos_tensors():
+    assert MODEL.stat().st_size <= 12_000_000
+    session = onnxruntime.InferenceSession(str(MODEL), providers=["CPUExecutionProvider"])
+    (given,), (result,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape) == ("input", ["batch", 3, 256, 128])
+    assert (result.name, result.shape) == ("fc_pred", ["batch", 256])
+    (found,) = session.run(None, {"input": np.zeros((3, 3, 256, 128), np.float32)})
+    assert found.shape == (3, 256)
+    assert np.isfinite(found).all()
+
+
+def test_nothing_of_the_machine_that_trained_it_is_in_the_file():
+    metadata = onnxruntime.InferenceSession(str(MODEL), providers=["CPUExecutionProvider"]).get_modelmeta()
+    card = metadata.custom_metadata_map
+    assert card["preprocess_profile"] == "tao"
+    assert "start_weights" in card
+    assert "/" not in json.loads(card["spec"])["model"].get("pretrained_model_path", "")
+    assert b"/work/" not in MODEL.read_bytes()
+
+
+def test_it_finds_real_people_that_it_never_saw(pets_market: Path):
+    app = typer.Typer()
+    app.command()(evaluate.command)
+    arguments = [str(pets_market), "--model", str(MODEL), "--backend", "onnxruntime", "--json"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    told = json.loads(result.stdout)
+    stated = Manifest.read(ENGINES / "default.json", kind="model", version=1).data
+    figures = stated["figures"]["pets_market_visits"]["result"]
+    assert told["rank1"] == pytest.approx(figures["rank1"], abs=0.03)
+    assert told["mAP"] == pytest.approx(figures["mAP"], abs=0.01)
+    assert told["rank1"] >= 0.90
+    assert told["mAP"] >= 0.70

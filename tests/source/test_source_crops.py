@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from edge_agent.core.errors import SourceError, SourceLost, StorageError
+from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures, SourceState
+from edge_agent.source import crops
+from edge_agent.source.crops import CropFolderSource
+from tests.source.test_source_reader import Watch
+
+LONG_AGO = 1_700_000_000.0
+
+
+def encoded(level: int = 100, suffix: str = ".jpg", size: tuple[int, int] = (16, 32)) -> bytes:
+    return cv2.imencode(suffix, np.full((size[1], size[0], 3), level, np.uint8))[1].tobytes()
+
+
+def put(folder: Path, name: str, data: bytes | None = None, *, at: float = LONG_AGO, sidecar=None) -> Path:
+    """A crop as a good writer leaves it: data first, then the picture by renaming."""
+    path = folder / name
+    if sidecar is not None:
+        path.with_suffix(".json").write_text(sidecar if isinstance(sidecar, str) else json.dumps(sidecar))
+    temporary = folder / f".{name}"
+    temporary.write_bytes(encoded() if data is None else data)
+    os.utime(temporary, (at, at))
+    temporary.rename(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "crops").mkdir()
+    return tmp_path / "crops"
+
+
+def source(folder: Path, **options) -> CropFolderSource:
+    options = {"once": True, "poll_seconds": 0.02, "settle_seconds": 0.05, **options}
+    return CropFolderSource("yard", folder, state_path=folder.parent / "state" / "crops.sqlite", **options)
+
+
+def read(source: CropFolderSource, *, acknowledge: bool = True) -> list[CropBatch]:
+    batches = []
+    for batch in source.frames():
+        if batch is not None:
+            batches.append(batch)
+            if acknowledge:
+                source.done(batch)
+    return batches
+
+
+def test_names_say_camera_frame_and_track(folder):
+    put(folder, "0007_c2s1_000451_01.jpg", encoded(10), at=LONG_AGO + 2)
+    put(folder, "0008_c2s1_000451_02.png", encoded(20, ".png"), at=LONG_AGO + 2.01)
+    put(folder, "0000_c1s1_000009_01.jpg", encoded(30), at=LONG_AGO + 1)
+    put(folder, "0007_c2s2_000451_01.jpg", encoded(40), at=LONG_AGO + 3)
+    first, second, third = read(source(folder))
+    assert (first.camera, first.number, first.time, first.track_ids) == ("yard-c1", 9, LONG_AGO + 1, (None,))
+    assert (second.camera, second.number, second.track_ids) == ("yard-c2", 451, (1_000_007, 1_000_008))
+    assert second.time == pytest.approx(LONG_AGO + 2, abs=1e-6)
+    assert [round(float(image.mean())) for image in second.images] == [10, 20]
+    assert second.boxes.tolist() == [[0, 0, 16, 32]] * 2
+    # the same track number in another recording is another track
+    assert (third.camera, third.track_ids) == ("yard-c2", (2_000_007,))
+
+
+def test_a_json_object_says_more(folder):
+    stamp = "2023-11-14T22:13:20.250Z"
+    put(
+        folder,
+        "a.jpg",
+        sidecar={"camera": "hall", "time": stamp, "frame": 5, "track": 3, "box": [1, 2, 17, 34]},
+    )
+    put(folder, "b.jpg", sidecar={"camera": "hall", "time": LONG_AGO + 0.25, "frame": 5, "score": 0.5})
+    put(folder, "c.jpg", sidecar={})
+    plain, hall = sorted(read(source(folder)), key=lambda batch: len(batch.camera))
+    assert (hall.camera, hall.number, hall.time, hall.track_ids) == (
+        "yard-hall",
+        5,
+        LONG_AGO + 0.25,
+        (3, None),
+    )
+    assert hall.boxes.tolist() == [[1, 2, 17, 34], [0, 0, 16, 32]]
+    assert (plain.camera, plain.time, plain.track_ids) == ("yard", LONG_AGO, (None,))
+
+
+def test_with_a_rate_the_frame_number_is_the_time(folder):
+    for frame in (20, 5, 10):
+        put(folder, f"0001_c1s1_{frame:06d}_01.jpg")
+    batches = read(source(folder, fps=10, start_time=100.0))
+    assert [(batch.number, batch.time) for batch in batches] == [(5, 100.5), (10, 101.0), (20, 102.0)]
+
+
+def test_acknowledged_crops_never_come_again_and_others_do(folder):
+    for track in range(1, 5):
+        put(folder, f"{track:04d}_c1s1_{track:06d}_01.jpg", at=LONG_AGO + track)
+    first = source(folder)
+    batches = read(first, acknowledge=False)
+    assert [batch.number for batch in batches] == [1, 2, 3, 4]
+    first.done(batches[1])
+    assert [batch.number for batch in read(source(folder))] == [1, 3, 4]
+    assert read(source(folder)) == []
+    put(folder, "0005_c1s1_000005_01.jpg")
+    put(folder, "0002_c1s1_000002_01.jpg", encoded(7), at=LONG_AGO + 9)  # the name is used again
+    assert [batch.number for batch in read(source(folder))] == [5, 2]
+
+
+def test_what_is_given_out_is_not_given_out_twice_meanwhile(folder):
+    put(folder, "0001_c1s1_000001_01.jpg")
+    watching = source(folder, once=False)
+    items = watching.frames()
+    batch = next(item for item in items if item is not None)
+    put(folder, "0002_c1s1_000002_01.jpg")
+    assert next(item for item in items if item is not None).number == 2
+    watching.done(batch)
+    assert [next(items) for _ in range(5)] == [None] * 5
+    items.close()
+    with pytest.raises(ValueError, match="acknowledged already"):
+        watching.done(batch)
+
+
+READ_AND_DIE = """
+import os, signal, sys
+from edge_agent.source.crops import CropFolderSource
+source = CropFolderSource("yard", sys.argv[1], state_path=sys.argv[2], once=True)
+for count, batch in enumerate((b for b in source.frames() if b is not None), 1):
+    print(batch.number, flush=True)
+    if count == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)  # used, but not acknowledged
+    source.done(batch)
+"""
+
+
+def test_killed_in_the_middle_and_started_again(folder):
+    for frame in range(1, 21):
+        put(folder, f"0001_c1s1_{frame:06d}_01.jpg", at=LONG_AGO + frame)
+    seen: list[int] = []
+    for deaths in (4, 10**6):
+        arguments = [str(folder), str(folder.parent / "crops.sqlite"), str(deaths)]
+        run = subprocess.run(
+            [sys.executable, "-c", READ_AND_DIE, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert run.returncode in {0, -signal.SIGKILL}, run.stderr
+        seen += [int(number) for number in run.stdout.split()]
+    # 4 was in somebody's hands when that somebody died: it alone comes again
+    assert seen == [1, 2, 3, 4, *range(4, 21)]
+
+
+def test_a_half_written_crop_waits_until_it_is_whole(folder):
+    data = encoded()
+    path = folder / "0001_c1s1_000001_01.jpg"
+    items = source(folder, once=False, settle_seconds=0.1).frames()
+    path.write_bytes(data[:-40])
+    assert [next(items) for _ in range(15)] == [None] * 15  # it stands still, but has no end
+    with path.open("ab") as handle:
+        handle.write(data[-40:])
+    batch = next(item for item in items if item is not None)
+    assert batch.images[0].shape == (32, 16, 3)
+    items.close()
+
+
+def test_a_crop_still_growing_is_left_alone_even_with_an_end_marker(folder):
+    items = source(folder, once=False, settle_seconds=0.3).frames()
+    path = folder / "0001_c1s1_000001_01.jpg"
+    path.write_bytes(encoded())
+    assert next(items) is None
+    assert next(item for item in items if item is not None).number == 1
+    assert time.time() - path.stat().st_mtime >= 0.3
+    items.close()
+
+
+def test_a_clock_that_runs_ahead_delays_nothing_for_long(folder):
+    put(folder, "0001_c1s1_000001_01.jpg", at=time.time() + 3600)
+    assert [batch.number for batch in read(source(folder))] == [1]
+
+
+BROKEN = {
+    "0001_c1s1_000001_01.jpg": (b"not a picture", None),
+    "0002_c1s1_000002_01.jpg": (encoded()[:200], None),
+    "0003_c1s1_000003_01.png": (encoded(1, ".png")[:-30], None),
+    "0004_c1s1_000004_01.jpg": (b"", None),
+    "-1_c1s1_000005_01.jpg": (None, None),
+    "noname.jpg": (None, None),
+    "list.jpg": (None, "[]"),
+    "half.jpg": (None, '{"camera": "ha'),
+    "deep.jpg": (None, "[" * 60000),
+    "camera.jpg": (None, {"camera": "../etc"}),
+    "number.jpg": (None, {"camera": 5}),
+    "time.jpg": (None, {"time": "yesterday"}),
+    "zone.jpg": (None, {"time": "2023-11-14T22:13:20"}),
+    "nan.jpg": (None, '{"time": NaN}'),
+    "boxes.jpg": (None, {"box": [1, 2, 3]}),
+    "empty.jpg": (None, {"box": [5, 5, 5, 9]}),
+    "inf.jpg": (None, '{"box": [0, 0, Infinity, 9]}'),
+    "track.jpg": (None, {"track": -3}),
+    "frame.jpg": (None, {"frame": 1.5}),
+    "long.jpg": (None, " " * 70000),
+}
+
+
+def test_what_is_broken_is_told_once_and_stops_nothing(folder):
+    for name, (data, sidecar) in BROKEN.items():
+        put(folder, name, data, sidecar=sidecar)
+    put(folder, "0009_c1s1_000009_01.jpg")
+    (folder / "folder.jpg").mkdir()
+    (folder / "notes.txt").write_text("no crop")
+    put(folder, ".hidden.jpg")
+    reading = source(folder)
+    with capture_logs() as logs:
+        assert [batch.number for batch in read(reading)] == [9]
+    refused = [entry["file"] for entry in logs if entry["event"] == "crop_refused"]
+    assert sorted(refused) == sorted(BROKEN)
+    assert reading.refused == len(BROKEN)
+    again = source(folder)
+    assert read(again) == []
+    assert again.refused == 0
+
+
+def test_a_late_json_object_is_waited_for(folder):
+    items = source(folder, once=False).frames()
+    put(folder, "person.jpg", at=time.time() - 1)
+    assert [next(items) for _ in range(5)] == [None] * 5
+    (folder / "person.json").write_text('{"camera": "hall"}')
+    assert next(item for item in items if item is not None).camera == "yard-hall"
+    items.close()
+
+
+def test_deleting_leaves_only_what_was_not_acknowledged(folder):
+    put(folder, "a.jpg", sidecar={})
+    put(folder, "b.jpg", at=LONG_AGO + 1, sidecar={})
+    reading = source(folder, delete=True)
+    first, _ = read(reading, acknowledge=False)
+    assert len(list(folder.iterdir())) == 4
+    reading.done(first)
+    assert sorted(path.name for path in folder.iterdir()) == ["b.jpg", "b.json"]
+
+
+def test_the_state_forgets_what_is_gone_but_not_an_unmounted_share(folder):
+    for frame in (1, 2, 3):
+        put(folder, f"0001_c1s1_{frame:06d}_01.jpg")
+    read(source(folder))
+
+    def known() -> int:
+        with sqlite3.connect(folder.parent / "state" / "crops.sqlite") as database:
+            count = database.execute("SELECT count(*) FROM crops").fetchone()[0]
+        database.close()
+        return count
+
+    moved = folder.rename(folder.parent / "mounted")
+    folder.mkdir()
+    assert read(source(folder)) == []
+    assert known() == 3
+    folder.rmdir()
+    moved.rename(folder)
+    (folder / "0001_c1s1_000002_01.jpg").unlink()
+    assert read(source(folder)) == []
+    assert known() == 2
+
+
+def test_a_consumer_that_acknowledges_nothing_is_not_flooded(folder, monkeypatch):
+    monkeypatch.setattr(crops, "_MAX_IN_FLIGHT", 2)
+    for frame in range(1, 6):
+        put(folder, f"0001_c1s1_{frame:06d}_01.jpg", at=LONG_AGO + frame)
+    reading = source(folder)
+    items = reading.frames()
+    first, second = next(items), next(items)
+    assert [next(items), next(items)] == [None, None]
+    reading.done(first)
+    assert next(item for item in items if item is not None).number == 3
+    reading.done(second)
+    items.close()
+
+
+def test_large_frames_come_in_several_batches_and_large_folders_in_several_looks(folder, monkeypatch):
+    monkeypatch.setattr(crops, "_MAX_CROPS", 4)
+    monkeypatch.setattr(crops, "_MAX_LISTED", 6)
+    for count in range(20):
+        put(folder, f"{count + 1:04d}_c1s1_{count // 10:06d}_01.jpg", at=LONG_AGO + count)
+    batches = read(source(folder))
+    assert sum(len(batch.images) for batch in batches) == 20
+    assert max(len(batch.images) for batch in batches) == 4
+    assert [batch.number for batch in batches] == sorted(batch.number for batch in batches)
+
+
+def test_a_folder_that_is_missing_and_one_that_vanishes(folder, tmp_path):
+    with pytest.raises(SourceError, match="nowhere") as caught:
+        next(source(tmp_path / "nowhere").frames())
+    assert not isinstance(caught.value, SourceLost)
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceError, match="not a folder"):
+        next(source(tmp_path / "file").frames())
+    watching = source(folder, once=False)
+    items = watching.frames()
+    assert next(items) is None
+    shutil.rmtree(folder)
+    with pytest.raises(SourceLost, match="crops"):
+        list(items)
+    with pytest.raises(SourceLost):
+        next(watching.frames())
+
+
+def test_a_state_that_is_no_database_is_named(folder):
+    state = folder.parent / "state" / "crops.sqlite"
+    state.parent.mkdir()
+    state.write_text("this is not a database, and long enough to be read as one" * 50)
+    with pytest.raises(StorageError, match=r"crops\.sqlite"):
+        next(source(folder).frames())
+
+
+def test_through_a_reader(folder):
+    for frame in (1, 2):
+        put(folder, f"0001_c1s1_{frame:06d}_01.jpg", at=LONG_AGO + frame)
+    reading = source(folder, once=False)
+    watch = Watch(reading)
+    got = []
+    with watch.reader as reader:
+
+        def both() -> bool:
+            batch = reader.poll()
+            if batch is not None:
+                reader.done(batch)
+                got.append(batch.number)
+            return len(got) == 2
+
+        watch.until(both)
+    assert got == [1, 2]
+    assert (reader.dropped, reading.acknowledged, watch.states) == (0, 2, [SourceState.ONLINE])
+
+
+def test_the_real_set_is_read_whole(pets_market, folder):
+    query = pets_market / "query"
+    names = sorted(path.name for path in query.glob("*.jpg"))
+    batches = read(CropFolderSource("pets", query, state_path=folder.parent / "s.sqlite", once=True))
+    assert sum(len(batch.images) for batch in batches) == len(names)
+
+
+# --- erasure ----------------------------------------------------------------------------------------------
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_pictures_of_a_track_are_erased_read_or_not(folder):
+    seen = put(folder, "a.jpg", sidecar={"camera": "hall", "track": 7, "time": 100.0})
+    put(folder, "b.jpg", sidecar={"camera": "hall", "track": 8, "time": 100.0})
+    reader = source(folder)
+    read(reader)
+    put(folder, "c.jpg", sidecar={"camera": "hall", "track": 7, "time": 101.0})
+    put(folder, "d.jpg", sidecar={"camera": "door", "track": 7, "time": 101.0})
+    put(folder, "later.jpg", sidecar={"camera": "hall", "track": 7, "time": 300.0})
+    put(folder, "broken.jpg", b"", sidecar="{")
+    assert reader.owns("yard-hall")
+    assert not reader.owns("yards")
+    assert reader.erase([Pictures("yard-hall", 7, 100.0, 300.0)]) == 2
+    assert not seen.exists()
+    kept = ("b", "broken", "d", "later")
+    assert left(folder) == sorted(f"{name}{suffix}" for name in kept for suffix in (".jpg", ".json"))
+    assert reader.erase([Pictures("yard-hall", 7, 100.0, 300.0)]) == 0
+    put(folder, "a.jpg", sidecar={"camera": "hall", "track": 9, "time": 500.0})
+    assert [batch.track_ids for batch in read(reader)][-1] == (9,)  # the name is free again
+
+
+def test_a_picture_without_a_track_is_erased_by_its_moment(folder):
+    for name, moment in (("a.jpg", 100.0), ("b.jpg", 100.2)):
+        put(folder, name, sidecar={"camera": "hall", "time": moment})
+    assert source(folder).erase([Pictures("yard-hall", LONE_TRACKS + 3, 100.0, math.inf)]) == 1
+    assert left(folder) == ["b.jpg", "b.json"]
+
+
+def test_times_that_count_from_the_opening_are_no_condition(folder):
+    put(folder, "0007_c2s1_000451_01.jpg")
+    put(folder, "0008_c2s1_000451_02.jpg")
+    assert source(folder, fps=10.0).erase([Pictures("yard-c2", 1_000_007, 5e9, math.inf)]) == 1
+    assert left(folder) == ["0008_c2s1_000451_02.jpg"]
+
+
+def test_a_folder_that_is_gone_says_so(folder):
+    reader = source(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(StorageError, match="cannot be deleted"):
+        reader.erase([Pictures("yard-hall", 7, 0.0, math.inf)])
+
+
+def test_what_a_kill_left_of_acknowledged_pictures_is_removed(folder):
+    put(folder, "0007_c2s1_000451_01.jpg")
+    read(source(folder))  # as if the process ended between the acknowledgement and the deletion
+    assert left(folder)
+    assert read(source(folder, delete=True)) == []
+    assert left(folder) == []

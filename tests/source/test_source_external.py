@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+
+import cv2
+import numpy as np
+import paho.mqtt.client as mqtt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paho.mqtt.enums import CallbackAPIVersion
+from structlog.testing import capture_logs
+
+from edge_agent.core.errors import SourceError
+from edge_agent.core.structures import Detections, Frame
+from edge_agent.source import external
+from edge_agent.source.boxes import BoxMessage, parse_deepstream, parse_own
+from edge_agent.source.crops import CropFolderSource
+from edge_agent.source.external import ExternalBoxes
+from tests.conftest import REPO, find_free_port
+
+TIME = 1_700_000_000.25
+
+
+def frame(number: int = 1, *, at: float = TIME, camera: str = "front", size=(200, 100), **more) -> Frame:
+    return Frame(camera, number, at, np.zeros((size[1], size[0], 3), np.uint8), **more)
+
+
+def own(**keys) -> bytes:
+    return json.dumps({"camera": "front", "frame": 1, "boxes": [[1, 2, 3, 4]], **keys}).encode()
+
+
+def deepstream(*objects: str, **keys) -> bytes:
+    message = {"version": "4.0", "id": "0", "@timestamp": "2023-11-14T22:13:20.250Z", "sensorId": "front"}
+    return json.dumps({**message, "objects": list(objects), **keys}).encode()
+
+
+def boxes(**options) -> ExternalBoxes:
+    """Not connected to anything: messages come in through `add`."""
+    listener = ExternalBoxes("127.0.0.1", topics=["boxes"], **options)
+    listener._started = time.monotonic()
+    return listener
+
+
+# ---- formats --------------------------------------------------------------------------------------
+
+
+def test_own_messages():
+    message = parse_own(own(time="2023-11-14T22:13:20.25Z", scores=[0.5], track=[7]))
+    assert (message.camera, message.number, message.time) == ("front", 1, TIME)
+    found = message.on(frame())
+    assert found.boxes.tolist() == [[1, 2, 3, 4]]
+    assert found.scores.tolist() == [0.5]
+
+
+def test_boxes_are_scaled_to_the_frame_and_sorted_by_score():
+    two = [[10, 10, 20, 20], [100, 50, 200, 100]]
+    found = parse_own(own(size=[400, 200], boxes=two, scores=[0.1, 0.9])).on(frame())
+    assert found.boxes.tolist() == [[50, 25, 100, 50], [5, 5, 10, 10]]
+    shares = parse_own(own(normalised=True, boxes=[[0.1, 0.2, 0.5, 1.0]])).on(frame())
+    assert shares.boxes.tolist() == pytest.approx(np.array([[20, 20, 100, 100]]))
+    assert len(parse_own(own(boxes=[])).on(frame())) == 0
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"[" * 100_000,
+        b'{"camera": "front", "boxes": []}',
+        own(camera=None),
+        own(camera="x" * 300),
+        own(frame=0),
+        own(frame=True),
+        own(frame="1"),
+        own(frame=10**30),
+        own(time=float("nan")),
+        own(time=1e300),
+        own(time="noon"),
+        own(boxes=None),
+        own(boxes=[[1, 2, 3]]),
+        own(boxes=[[3, 2, 1, 4]]),
+        own(boxes=[[1, 2, float("inf"), 4]]),
+        own(boxes=[[1, 2, "3", 4]]),
+        own(boxes=[[1, 2, 1e9, 4]]),
+        own(boxes=[[1, 2, 10**400, 4]]),
+        own(boxes=[[1, 2, 3, 4]] * 1001),
+        own(scores=[]),
+        own(scores=[float("nan")]),
+        own(scores=0.5),
+        own(size=[0, 100]),
+        own(size=[100]),
+        own(padding="x" * 300_000),
+    ],
+)
+def test_own_messages_that_make_no_sense_are_refused(payload):
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse_own(payload)
+    assert len(str(caught.value)) < 200
+
+
+def test_deepstream_messages():
+    message = parse_deepstream(
+        deepstream(
+            "7|10|20|30.5|60|Person|#|male|34|black|none|formal|0.91",
+            "8|1|2|3|4|Person",
+            "9|1|2|3|4|person|#|x|-0.1",
+            "957|1834|150|1918|215|Vehicle|#|sedan|Bugatti|M|blue|CA 444|California|0.8",
+            id=41,
+        )
+    )
+    assert (message.camera, message.number, message.time) == ("front", 42, TIME)
+    assert message.boxes.tolist() == [[10, 20, 30.5, 60], [1, 2, 3, 4], [1, 2, 3, 4]]
+    # without attributes there is no confidence, and -0.1 is DeepStream's word for none
+    assert message.scores.tolist() == pytest.approx([0.91, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        deepstream("7|10|20|30"),
+        deepstream("7|10|20|x|60|Person"),
+        deepstream("7|10|20|nan|60|Person"),
+        deepstream("7|30|20|10|60|Person"),
+        deepstream("7|10|20|30|60|Person|#|male|formal"),
+        deepstream(*["7|1|2|3|4|Person"] * 1001),
+        deepstream(id="first"),
+        deepstream(id=-1),
+        deepstream(id="9" * 40),
+        deepstream(sensorId=3),
+        deepstream(objects={}),
+        json.dumps({"id": 1, "sensorId": "x", "objects": [7]}).encode(),
+    ],
+)
+def test_deepstream_messages_that_make_no_sense_are_refused(payload):
+    with pytest.raises(ValueError, match=r"."):
+        parse_deepstream(payload)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab0.:-", max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab", max_size=3), inner, max_size=4),
+    max_leaves=8,
+)
+_KEYS = ("camera", "frame", "time", "size", "boxes", "scores", "id", "sensorId", "@timestamp", "objects")
+
+
+@settings(max_examples=30)
+@given(st.dictionaries(st.sampled_from(_KEYS), _JSON))
+def test_no_message_does_more_than_be_refused(message):
+    payload = json.dumps({"camera": "front", "frame": 1, "boxes": [], "sensorId": "f", **message}).encode()
+    for parse in (parse_own, parse_deepstream):
+        try:
+            found = parse(payload)
+        except ValueError:
+            continue
+        assert isinstance(found, BoxMessage)
+        assert isinstance(found.on(frame()), Detections)
+
+
+# ---- matching -------------------------------------------------------------------------------------
+
+
+def test_by_number_and_camera():
+    listener = boxes()
+    listener.add(parse_own(own(frame=7)))
+    listener.add(parse_own(own(frame=8, boxes=[])))
+    assert listener.boxes_for(frame(7, camera="back"), 0) is None
+    assert len(listener.boxes_for(frame(7), 0)) == 1
+    assert len(listener.boxes_for(frame(8), 0)) == 0  # upstream saw nobody: that is an answer
+    assert listener.boxes_for(frame(9), 0) is None
+    counts = listener.counts
+    assert (counts.received, counts.matched, counts.missed, counts.late) == (2, 2, 2, 0)
+
+
+def test_by_time_the_nearest_within_the_tolerance():
+    listener = boxes(tolerance_seconds=0.05)
+    for offset, side in ((-0.04, 10), (0.01, 20), (0.03, 30), (0.2, 40)):
+        listener.add(parse_own(own(frame=None, time=TIME + offset, boxes=[[0, 0, side, side]])))
+    assert listener.boxes_for(frame(), 0).boxes[0, 2] == 20
+    assert listener.boxes_for(frame(2, at=TIME + 0.12), 0) is None
+
+
+def test_deepstream_by_time_unless_told_otherwise():
+    message = parse_deepstream(deepstream("7|1|2|3|4|Person", id=0))
+    for match, other_time, other_number in (("auto", None, 1), ("time", None, 1), ("frame", 1, None)):
+        listener = boxes(format="deepstream", match=match)
+        listener.add(message)
+        same_number = listener.boxes_for(frame(1, at=TIME + 60), 0)
+        listener = boxes(format="deepstream", match=match)
+        listener.add(message)
+        same_time = listener.boxes_for(frame(500), 0)
+        assert (same_number and len(same_number), same_time and len(same_time)) == (other_time, other_number)
+
+
+def test_names_and_sizes_of_upstream():
+    listener = boxes(format="deepstream", cameras={"HWY-1": "front"}, size=(400, 200))
+    listener.add(parse_deepstream(deepstream("7|10|20|30|40|Person", sensorId="HWY-1")))
+    assert listener.boxes_for(frame(), 0).boxes.tolist() == [[5, 10, 15, 20]]
+
+
+def test_a_frame_waits_for_its_boxes():
+    listener = boxes()
+    threading.Timer(0.1, listener.add, [parse_own(own(frame=3))]).start()
+    assert len(listener.boxes_for(frame(3), 5)) == 1
+
+
+def test_a_frame_does_not_wait_in_vain():
+    listener = boxes(wait_seconds=60)
+    listener.add(parse_own(own(frame=5)))
+    began = time.monotonic()
+    assert listener.boxes_for(frame(4), 60) is None  # 5 is here, and messages come in order
+    listener._started -= 100
+    assert listener.boxes_for(frame(1, camera="silent"), 60) is None
+    assert len(listener.detect_frame(frame(1, camera="silent"))) == 0
+    assert time.monotonic() - began < 30  # far from the 180 s it would have waited
+
+
+def test_late_messages_are_counted_and_not_kept():
+    listener = boxes()
+    assert listener.boxes_for(frame(10), 0) is None
+    listener.add(parse_own(own(frame=10)))
+    listener.add(parse_own(own(frame=11)))
+    assert listener.boxes_for(frame(10), 0) is None
+    assert len(listener.boxes_for(frame(11), 0)) == 1
+    assert listener.counts.late == 1
+
+
+def test_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(external, "_MAX_CAMERAS", 3)
+    listener = boxes(buffer=4)
+    for number in range(1, 50):
+        listener.add(parse_own(own(frame=number, camera=f"cam{number % 10}")))
+        listener.add(parse_own(own(frame=number)))
+    assert len(listener._recent) == 3
+    assert sum(len(recent.messages) for recent in listener._recent.values()) <= 12
+    assert len(listener.boxes_for(frame(49), 0)) == 1
+    listener._window = 0.0
+    time.sleep(0.01)
+    assert listener.boxes_for(frame(50), 0) is None
+    assert len(listener._recent["front"].messages) == 0
+
+
+def test_boxes_that_came_with_the_frame_come_first():
+    given_boxes = Detections(np.array([[0, 0, 5, 5]], np.float32), np.ones(1, np.float32))
+    assert boxes().detect_frame(frame(external=given_boxes)) is given_boxes
+
+
+# ---- over a real broker ---------------------------------------------------------------------------
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_over_mqtt_through_a_restart_of_the_broker(mosquitto, version):
+    protocol = mqtt.MQTTv5 if version == "5" else mqtt.MQTTv311
+    upstream = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
+    upstream.reconnect_delay_set(1, 1)
+    upstream.connect("127.0.0.1", mosquitto.port)
+    upstream.loop_start()
+    listener = ExternalBoxes("127.0.0.1", mosquitto.port, topics=["up/+/boxes"], version=version)
+    try:
+        upstream.publish("up/front/boxes", own(frame=1), qos=1, retain=True).wait_for_publish(5)
+        with capture_logs() as logs, listener:
+            until(lambda: listener.connected and listener.counts.malformed == 1)  # the retained one
+            upstream.publish("up/front/boxes", own(frame=2))
+            upstream.publish("up/front/boxes", b"{")
+            assert len(listener.boxes_for(frame(2), 5)) == 1
+            until(lambda: listener.counts.malformed == 2)
+            mosquitto.stop(kill=True)
+            until(lambda: not listener.connected)
+            mosquitto.start()
+            until(lambda: listener.connected and upstream.is_connected())
+            upstream.publish("up/front/boxes", own(frame=3))
+            assert len(listener.boxes_for(frame(3), 5)) == 1
+    finally:
+        upstream.disconnect()
+        upstream.loop_stop()
+    events = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
+    assert events.count("external_boxes_connected") == 2
+    assert events.count("external_boxes_disconnected") == 1
+
+
+def test_no_broker_stops_nothing():
+    listener = ExternalBoxes("127.0.0.1", find_free_port(), topics=["x"], wait_seconds=0.0)
+    with capture_logs() as logs, listener:
+        until(lambda: any(entry["event"] == "external_boxes_trouble" for entry in logs))
+        assert not listener.connected
+        assert len(listener.detect_frame(frame())) == 0
+        began = time.monotonic()
+    assert time.monotonic() - began < 3.0  # the agent's promise for its own end
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="topic"):
+        ExternalBoxes("127.0.0.1", topics=[])
+    with (
+        pytest.raises(SourceError, match="TLS"),
+        ExternalBoxes("127.0.0.1", topics=["x"], tls=True, ca_file=tmp_path / "no.pem"),
+    ):
+        pass
+
+
+def test_the_examples_in_the_documentation(tmp_path):
+    text = (REPO / "docs" / "sources.md").read_text()
+    examples = dict(re.findall(r"```json (\w+)\n(.*?)```", text, re.DOTALL))
+    assert parse_own(examples["boxes"].encode()).on(frame(size=(1920, 1080))).scores.tolist() == [
+        pytest.approx(0.91)
+    ]
+    assert parse_deepstream(examples["deepstream"].encode()).number == 451
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    (crops / "crop-000017.json").write_text(examples["crop"])
+    cv2.imwrite(str(crops / "crop-000017.jpg"), np.zeros((16, 8, 3), np.uint8))
+    source = CropFolderSource("yard", crops, state_path=tmp_path / "s.sqlite", settle_seconds=0, once=True)
+    batch = next(item for item in source.frames() if item is not None)
+    assert (batch.camera, batch.number, batch.track_ids) == ("yard-hall", 451, (7,))

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from edge_agent.core.errors import SourceError, SourceLost
+from edge_agent.core.structures import Frame, SourceState, SourceStatus
+from edge_agent.source.capture import FileSource
+from edge_agent.source.reader import FrameReader, stuck_threads
+from tests.source.test_source_file import write_video
+
+PICTURE = np.zeros((4, 6, 3), np.uint8)
+
+
+class Scripted:
+    """A source whose attempts are given as functions; the last one is repeated."""
+
+    def __init__(self, *attempts, live=True, ends=False, stall_seconds=5.0):
+        self.id = "cam"
+        self.live = live
+        self.ends = ends
+        self.stall_seconds = stall_seconds
+        self.attempts = list(attempts)
+        self.opened = 0
+        self.released = 0
+
+    def frames(self) -> Generator[Frame, None, None]:
+        attempt = self.attempts[min(self.opened, len(self.attempts) - 1)]
+        self.opened += 1
+        try:
+            yield from attempt()
+        finally:
+            self.released += 1
+
+
+def give(count: int, pause: float = 0.0, then: Exception | None = None):
+    def attempt():
+        for number in range(1, count + 1):
+            yield Frame("cam", number, float(number), PICTURE)
+            time.sleep(pause)
+        if then is not None:
+            raise then
+
+    return attempt
+
+
+class Watch:
+    """A reader with what it told."""
+
+    def __init__(self, source, **options):
+        self.wake = threading.Event()
+        self.statuses: list[SourceStatus] = []
+        options.setdefault("backoff", (0.01, 0.05))
+        self.reader = FrameReader(source, wake=self.wake, on_status=self.statuses.append, **options)
+
+    @property
+    def states(self) -> list[SourceState]:
+        return [status.state for status in self.statuses]
+
+    def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not reached within {seconds} s; states {self.states}"
+            self.wake.wait(0.02)
+            self.wake.clear()
+
+    def drain(self, seconds: float = 10.0) -> list[Frame]:
+        items = []
+
+        def over() -> bool:
+            while (item := self.reader.poll()) is not None:
+                items.append(item)
+            return self.reader.ended
+
+        self.until(over, seconds)
+        return items
+
+
+def test_a_file_waits_for_a_slow_consumer_and_ends(tmp_path):
+    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30)), queue=2)
+    with watch.reader as reader:
+        watch.until(lambda: reader.waiting == 2)
+        time.sleep(0.05)
+        assert reader.waiting == 2
+        assert not reader.ended
+        items = watch.drain()
+    assert [frame.number for frame in items] == list(range(1, 31))
+    assert (reader.delivered, reader.dropped, reader.error) == (30, 0, None)
+    assert watch.states == [SourceState.ONLINE, SourceState.ENDED]
+
+
+def test_a_live_source_keeps_only_the_newest():
+    watch = Watch(Scripted(give(50, then=SourceLost("over")), give(0, pause=1)))
+    assert watch.reader.poll() is None  # from now on somebody looks
+    with watch.reader as reader:
+        watch.until(lambda: SourceState.RECONNECTING in watch.states)
+        frame = reader.poll()
+        assert frame.number == 50
+        assert reader.poll() is None
+        assert (reader.delivered, reader.dropped) == (1, 49)
+
+
+def test_an_outage_is_not_the_end_and_recovery_is_told_once():
+    source = Scripted(
+        give(2), give(0, then=SourceLost("refused")), give(0, then=SourceLost("refused")), give(500, 0.01)
+    )
+    watch = Watch(source)
+    with capture_logs() as logs, watch.reader as reader:
+        watch.until(lambda: watch.states.count(SourceState.ONLINE) == 2)
+        assert not reader.ended
+        assert reader.error is None
+    assert watch.states == [SourceState.ONLINE, SourceState.RECONNECTING, SourceState.ONLINE]
+    assert watch.statuses[1].reason == "the stream ended"
+    levels = [entry["log_level"] for entry in logs if entry["event"].startswith("source_")]
+    assert levels == ["debug", "warning", "debug", "debug", "info"]
+    assert source.released == source.opened
+
+
+def test_a_long_outage_is_offline_but_goes_on_trying():
+    source = Scripted(give(0, then=SourceLost("no route")))
+    watch = Watch(source, offline_after=0.1)
+    with watch.reader:
+        watch.until(lambda: SourceState.OFFLINE in watch.states)
+        tried = source.opened
+        watch.until(lambda: source.opened > tried + 2)
+    assert watch.states == [SourceState.RECONNECTING, SourceState.OFFLINE]
+
+
+def test_what_cannot_be_mended_ends_with_the_error(tmp_path):
+    watch = Watch(FileSource("door", tmp_path / "missing.mp4"))
+    with watch.reader as reader:
+        watch.until(lambda: reader.ended)
+        assert isinstance(reader.error, SourceError)
+        assert "missing.mp4" in str(reader.error)
+    assert watch.states == [SourceState.OFFLINE]
+
+
+def test_a_fault_in_the_source_is_an_error_and_not_silence():
+    def broken():
+        raise RuntimeError("rtsp://me:secret@host broke")
+        yield
+
+    watch = Watch(Scripted(broken))
+    with watch.reader as reader:
+        watch.until(lambda: reader.ended)
+    assert "broke" in str(reader.error)
+    assert "secret" not in str(reader.error) + watch.statuses[-1].reason
+
+
+def test_a_hanging_read_is_noticed_and_replaced():
+    release = threading.Event()
+
+    def hang():
+        yield Frame("cam", 1, 1.0, PICTURE)
+        release.wait(20)
+        yield Frame("cam", 666, 1.0, PICTURE)
+
+    watch = Watch(Scripted(hang, give(500, 0.01), stall_seconds=0.3))
+    try:
+        with watch.reader as reader:
+            watch.until(lambda: watch.states.count(SourceState.ONLINE) == 2)
+            assert watch.states[1] is SourceState.RECONNECTING
+            assert "no frame for 0.3 s" in watch.statuses[1].reason
+            release.set()
+            seen = []
+            watch.until(lambda: seen.append(reader.poll()) or len(seen) > 20)
+            assert 666 not in [frame.number for frame in seen if frame]
+    finally:
+        release.set()
+
+
+def test_hanging_reads_do_not_pile_up():
+    release = threading.Event()
+
+    def hang():
+        release.wait(20)
+        yield Frame("cam", 1, 1.0, PICTURE)
+
+    source = Scripted(hang, stall_seconds=0.05)
+    watch = Watch(source)
+    try:
+        with watch.reader as reader:
+            watch.until(lambda: source.opened == 3)
+            time.sleep(0.5)
+            assert source.opened == 3
+            release.set()
+            watch.until(lambda: reader.poll() is not None)
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_stop_returns_in_two_seconds(hangs):
+    release = threading.Event()
+
+    def hang():
+        yield Frame("cam", 1, 1.0, PICTURE)
+        if hangs:
+            release.wait(20)
+        else:
+            yield from give(5)()
+
+    watch = Watch(Scripted(hang, live=hangs), queue=1)
+    try:
+        with watch.reader as reader:
+            watch.until(lambda: reader.waiting == 1)
+            began = time.monotonic()
+        assert time.monotonic() - began < 2.0  # the promise of `stop`, not a speed
+        assert stuck_threads() == int(hangs)
+        reader.stop()
+    finally:
+        release.set()
+    watch.until(lambda: stuck_threads() == 0)
+
+
+def test_a_silent_folder_is_online_and_alive_and_can_be_stopped():
+    def silent():
+        while True:
+            yield None
+            time.sleep(0.02)
+
+    source = Scripted(silent, live=False, stall_seconds=None)
+    watch = Watch(source)
+    with watch.reader as reader:
+        watch.until(lambda: watch.states == [SourceState.ONLINE])
+        before = reader.last_progress
+        watch.until(lambda: reader.last_progress > before)
+        assert reader.poll() is None
+    assert source.released == 1
+
+
+def test_progress_stands_still_only_while_frames_are_due():
+    release = threading.Event()
+
+    def slow():
+        yield Frame("cam", 1, 1.0, PICTURE)
+        release.wait(20)
+
+    watch = Watch(Scripted(slow, stall_seconds=10.0))
+    try:
+        with watch.reader as reader:
+            watch.until(lambda: SourceState.ONLINE in watch.states)
+            before = reader.last_progress
+            time.sleep(1.3)
+            assert reader.last_progress == before
+            release.set()
+            watch.until(lambda: reader.last_progress > before)
+    finally:
+        release.set()
+
+
+def test_a_closed_camera_is_given_back_and_read_on_later():
+    source = Scripted(give(10_000, 0.01))
+    watch = Watch(source)
+    with watch.reader as reader:
+        watch.until(lambda: reader.poll() is not None and watch.states == [SourceState.ONLINE])
+        reader.close("too hot")
+        watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
+        watch.until(lambda: source.released == 1)
+        assert reader.poll() is None
+        assert reader.beat.idle == "disabled: too hot"
+        before = reader.last_progress
+        watch.until(lambda: reader.last_progress > before)  # it is closed for a reason, not stuck
+        assert (source.opened, reader.ended) == (1, False)
+        reader.reopen()
+        watch.until(lambda: reader.poll() is not None and watch.states[-1] == SourceState.ONLINE)
+        reader.close("again")
+        watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
+    watch.until(lambda: source.released == source.opened == 2)
+    states = [SourceState.ONLINE, SourceState.DISABLED]
+    assert watch.states == states * 2
+    assert watch.statuses[1].reason == "too hot"
+
+
+def test_a_camera_that_hangs_can_be_closed_too():
+    release = threading.Event()
+
+    def hang():
+        yield Frame("cam", 1, 1.0, PICTURE)
+        release.wait(20)
+        yield Frame("cam", 666, 1.0, PICTURE)
+
+    watch = Watch(Scripted(hang, give(500, 0.01), stall_seconds=20.0))
+    try:
+        with watch.reader as reader:
+            watch.until(lambda: SourceState.ONLINE in watch.states)
+            reader.close("too hot")
+            watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
+            reader.reopen()
+            watch.until(lambda: watch.states[-1:] == [SourceState.ONLINE])
+            release.set()
+            seen = []
+            watch.until(lambda: seen.append(reader.poll()) or len(seen) > 20)
+            assert 666 not in [frame.number for frame in seen if frame]
+    finally:
+        release.set()
+
+
+def test_what_a_reader_does_is_told(tmp_path):
+    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30)), queue=2)
+    with watch.reader as reader:
+        watch.until(lambda: reader.waiting == 2)
+        assert reader.beat.idle == "waits for the pipeline"
+        watch.drain()
+        assert reader.beat.idle == "every frame was read"
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for options in ({"queue": 0}, {"backoff": (0.0, 1.0)}, {"backoff": (2.0, 1.0)}):
+        with pytest.raises(ValueError, match="expected"):
+            FrameReader(Scripted(give(1)), wake=threading.Event(), on_status=print, **options)

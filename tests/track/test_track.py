@@ -1,0 +1,345 @@
+"""The tracker: identity of boxes over time, appearance, time instead of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from edge_agent.core.structures import CropBatch, Detections, Embedded, TrackUpdate, iou, iou_matrix
+from edge_agent.track.tracker import Similarity, Tracker, UpstreamTracks, associate, update_together
+
+SIZE = (640, 480)
+D = 8
+
+
+def tracker(**changes: float) -> Tracker:
+    return Tracker("cam", **{"high": 0.6, "low": 0.1, "new_track": 0.65, **changes})
+
+
+def unit(index: int) -> np.ndarray:
+    vector = np.zeros(D, np.float32)
+    vector[index] = 1.0
+    return vector
+
+
+def detections(*boxes: tuple[float, float], score: float = 0.9, size: tuple[float, float] = (40, 100)):
+    found = [(x, y, x + size[0], y + size[1]) for x, y in boxes]
+    return Detections(np.array(found, np.float32).reshape(-1, 4), np.full(len(found), score, np.float32))
+
+
+def embedded(*vectors: np.ndarray | None) -> Embedded:
+    rows = len(vectors)
+    present = np.array([v is not None for v in vectors], np.bool_).reshape(rows)
+    stacked = (
+        np.stack([v if v is not None else np.zeros(D, np.float32) for v in vectors])
+        if rows
+        else np.zeros((0, D), np.float32)
+    )
+    return Embedded(stacked, present, present.astype(np.float32), tuple("" if p else "x" for p in present))
+
+
+def ids(update: TrackUpdate) -> list[int]:
+    return [seen.track_id for seen in update.seen]
+
+
+def test_a_walker_keeps_one_id() -> None:
+    t = tracker()
+    seen = [
+        ids(t.update(n, n / 10, SIZE, detections((10 + 8 * n, 50)), embedded(None))) for n in range(1, 30)
+    ]
+    assert seen[0] == []  # reported from the second detection on
+    assert all(found == [1] for found in seen[1:])
+
+
+def test_ids_belong_to_one_tracker() -> None:
+    first, second = tracker(), tracker()
+    for t in (first, second):
+        t.update(1, 0.1, SIZE, detections((10, 50)), embedded(None))
+        assert ids(t.update(2, 0.2, SIZE, detections((12, 50)), embedded(None))) == [1]
+
+
+def test_a_low_score_prolongs_but_does_not_start() -> None:
+    t = tracker()
+    for n in (1, 2):
+        t.update(n, n / 10, SIZE, detections((10, 50)), embedded(None))
+    assert ids(t.update(3, 0.3, SIZE, detections((11, 50), score=0.2), embedded(None))) == [1]
+    empty = tracker()
+    for n in (1, 2, 3):
+        update = empty.update(n, n / 10, SIZE, detections((10, 50), score=0.2), embedded(None))
+        assert ids(update) == []
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0, 30.0])
+def test_lost_buffer_is_in_seconds(fps: float) -> None:
+    t = tracker(lost_s=1.0)
+    n = 0
+    for _ in range(5):
+        n += 1
+        t.update(n, n / fps, SIZE, detections((100, 50)), embedded(None))
+    ended: list[float] = []
+    while not ended:
+        n += 1
+        if t.update(n, n / fps, SIZE, detections(), embedded()).ended:
+            ended.append((n - 5) / fps)
+    assert ended[0] == pytest.approx(1.0, abs=1.5 / fps)
+
+
+def test_a_gap_is_bridged_by_motion() -> None:
+    t = tracker()
+    for n in range(1, 11):
+        t.update(n, n / 10, SIZE, detections((10 + 6 * n, 50)), embedded(None))
+    for n in range(11, 19):
+        t.update(n, n / 10, SIZE, detections(), embedded())
+    assert ids(t.update(19, 1.9, SIZE, detections((10 + 6 * 19, 50)), embedded(None))) == [1]
+
+
+def ready() -> Similarity:
+    """A scene in which people are easy to tell apart."""
+    scene = Similarity()
+    for _ in range(50):
+        scene.learn_genuine(np.array([0.95], np.float32))
+        scene.learn_impostor(np.array([0.05], np.float32))
+    return scene
+
+
+def test_crossing_people_are_not_swapped() -> None:
+    """Two people meet and turn back: overlap alone swaps them, appearance does not."""
+
+    def run(with_looks: bool) -> tuple[list[int], list[int]]:
+        t = Tracker("cam", high=0.6, low=0.1, new_track=0.65, similarity=ready())
+        path = [*range(0, 100, 6), *range(94, 0, -6)]
+        for n, step in enumerate(path, start=1):
+            boxes = detections((100 + step, 50), (300 - step, 52))
+            looks = embedded(unit(0), unit(1)) if with_looks else embedded(None, None)
+            update = t.update(n, n / 10, SIZE, boxes, looks)
+            if n == 3:
+                before = ids(sort_by_x(update))
+        return before, ids(sort_by_x(update))
+
+    before, after = run(with_looks=True)
+    assert before == after
+
+
+def sort_by_x(update: TrackUpdate) -> TrackUpdate:
+    return TrackUpdate(
+        update.camera, update.frame, update.time, update.size,
+        tuple(sorted(update.seen, key=lambda o: float(o.box[0]))), update.ended,
+    )  # fmt: skip
+
+
+def test_somebody_else_in_the_same_place_is_a_new_track() -> None:
+    t = Tracker("cam", high=0.6, low=0.1, new_track=0.65, similarity=ready())
+    for n in range(1, 8):
+        t.update(n, n / 10, SIZE, detections((100, 50)), embedded(unit(0)))
+    for n in range(8, 11):
+        update = t.update(n, n / 10, SIZE, detections((100, 50)), embedded(unit(1)))
+    assert ids(update) == [2]
+
+
+def test_similarity_learns_from_the_scene() -> None:
+    t = tracker()
+    for n in range(1, 60):
+        t.update(n, n / 10, SIZE, detections((100, 50), (400, 50)), embedded(unit(0), unit(1)))
+    assert t.similarity.ready
+    assert t.similarity.genuine == pytest.approx(1.0, abs=1e-3)
+    assert t.similarity.impostor == pytest.approx(0.0, abs=1e-3)
+
+
+def test_time_that_goes_back_is_survived() -> None:
+    t = tracker()
+    t.update(1, 5.0, SIZE, detections((10, 50)), embedded(None))
+    assert ids(t.update(2, 4.0, SIZE, detections((11, 50)), embedded(None))) == [1]
+
+
+def test_finish_ends_every_reported_track() -> None:
+    t = tracker()
+    for n in (1, 2):
+        t.update(n, n / 10, SIZE, detections((10, 50), (300, 50)), embedded(None, None))
+    t.update(3, 0.3, SIZE, detections((10, 50), (300, 50), (500, 50)), embedded(None, None, None))
+    assert sorted(t.finish(4, 0.4, SIZE).ended) == [1, 2]
+    assert len(t) == 0
+
+
+def pairs(cost: np.ndarray, limit: float) -> list[tuple[int, int]]:
+    rows, columns = associate(cost, limit)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def test_associate_leaves_dear_pairs_apart() -> None:
+    cost = np.array([[0.1, 0.95], [0.2, np.inf]])
+    assert pairs(cost, 0.9) in ([(0, 0)], [(1, 0)])
+    assert pairs(np.zeros((0, 3)), 0.9) == []
+    both = pairs(np.array([[0.1, 0.5], [0.2, 0.8]]), 0.9)
+    assert both == [(0, 1), (1, 0)]  # the cheapest sum, not the cheapest pair
+
+
+def test_associate_finds_the_best_of_all_assignments() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(300):
+        cost = random.random(random.integers(1, 4, 2))
+        cost[random.random(cost.shape) < 0.5] = np.inf
+        allowed = cost <= 0.9
+        rows, columns = linear_sum_assignment(np.where(allowed, cost, 1e6))
+        near = allowed[rows, columns]
+        assert pairs(cost, 0.9) == list(zip(rows[near].tolist(), columns[near].tolist(), strict=True))
+
+
+def test_the_overlap_of_two_boxes_is_that_of_all_pairs() -> None:
+    random = np.random.default_rng(4)
+    a, b = (
+        np.cumsum(random.uniform(-5, 90, (80, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+        for _ in range(2)
+    )
+    a[0, 2:], b[1], b[2, 0] = a[0, :2], np.inf, np.nan
+    with np.errstate(invalid="ignore"):
+        pairwise = [[iou(list(first), list(second)) for second in b] for first in a]
+        together = iou_matrix(a, b)
+    np.testing.assert_array_equal(np.array(pairwise, np.float32), together)
+    assert (together > 0.3).any()
+
+
+def crops(time: float, *tracks: int | None) -> CropBatch:
+    image = np.zeros((100, 40, 3), np.uint8)
+    boxes = np.tile(np.array([[0, 0, 40, 100]], np.float32), (len(tracks), 1))
+    return CropBatch("up", int(time * 10), time, (image,) * len(tracks), boxes, tracks)
+
+
+def test_upstream_tracks_keep_their_ids_and_end_in_silence() -> None:
+    follow = UpstreamTracks("up", lost_s=1.0)
+    one = [embedded(unit(0))]
+    assert ids(follow.update(crops(1.0, 7), one)) == [7]
+    assert follow.update(crops(1.5, 9), one).ended == ()
+    assert follow.update(crops(2.3, 9), one).ended == (7,)
+    assert follow.finish(1, 3.0, SIZE).ended == (9,)
+
+
+def test_crops_without_a_track_stand_alone() -> None:
+    follow = UpstreamTracks("up")
+    update = follow.update(crops(1.0, None, None), [embedded(unit(0)), embedded(unit(1))])
+    assert len(set(ids(update))) == 2
+    assert sorted(update.ended) == sorted(ids(update))
+
+
+def rows_of(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
+    for line in path.read_text().splitlines():
+        values = line.split(",")
+        if float(values[6]):
+            x, y, w, h = map(float, values[2:6])
+            yield int(values[0]), int(values[1]), np.array([x, y, x + w, y + h], np.float32)
+
+
+def test_true_boxes_of_real_people_give_true_tracks(vtest_truth: Path) -> None:
+    """With the ground truth's own boxes nearly every person keeps one id (IDF1 by motmetrics)."""
+    import motmetrics
+
+    truth: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for frame, visit, box in rows_of(vtest_truth):
+        truth.setdefault(frame, []).append((visit, box))
+    t = tracker()
+    score = motmetrics.MOTAccumulator(auto_id=True)
+    for frame in sorted(truth):
+        people = truth[frame]
+        boxes = np.stack([box for _, box in people])
+        update = t.update(
+            frame, frame / 7, (768, 576), Detections(boxes, np.full(len(boxes), 0.9, np.float32)),
+            embedded(*[None] * len(boxes)),
+        )  # fmt: skip
+        found = np.stack([o.box for o in update.seen]) if update.seen else np.zeros((0, 4))
+        distance = np.abs(boxes[:, None] - found[None]).max(axis=2)
+        distance[distance > 1] = np.nan
+        score.update([visit for visit, _ in people], ids(update), distance)
+    result = motmetrics.metrics.create().compute(score, metrics=["idf1", "mota"], name="all")
+    assert result["mota"].iloc[0] > 0.98
+    assert result["idf1"].iloc[0] > 0.93  # measured 0.941; 0.059 are crossings that only looks resolve
+
+
+def street(camera: int, frame: int) -> tuple[Detections, Embedded]:
+    """A few people who walk, cross, come and go; some boxes are weak, some crops were refused."""
+    random = np.random.default_rng(1000 * camera + frame)
+    count = 2 + (camera + frame // 20) % 4
+    x = 40.0 + 70 * np.arange(count) + (-1) ** np.arange(count) * 2.0 * frame + random.normal(0, 1, count)
+    boxes = np.stack([x, np.full(count, 50.0), x + 40, np.full(count, 160.0)], axis=1).astype(np.float32)
+    scores = np.where(random.random(count) < 0.2, 0.3, 0.9).astype(np.float32)
+    people = np.random.default_rng(camera).normal(size=(count, 16))
+    vectors = people + 0.3 * random.normal(size=(count, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    present = random.random(count) < 0.8
+    vectors[~present] = 0.0
+    return Detections(boxes, scores), Embedded(
+        vectors, present, present.astype(np.float32), tuple("" if there else "small" for there in present)
+    )
+
+
+@pytest.mark.parametrize("most", [128, 5])
+def test_cameras_together_are_as_one_by_one(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of different frame rates, and where some have nobody or the engine failed."""
+    monkeypatch.setattr("edge_agent.track.tracker.TOGETHER", most)
+    known = {"genuine": 0.9, "impostor": 0.1, "genuine_count": 2000, "impostor_count": 2000}
+
+    def trackers() -> list[Tracker]:
+        shared = Similarity(**known)
+        return [Tracker(f"c{n}", high=0.5, low=0.1, new_track=0.5, similarity=shared) for n in range(4)]
+
+    alone, together = trackers(), trackers()
+    for frame in range(1, 120):
+        if frame % 8 == 0:
+            continue  # what is learnt of one camera's frame changes the next one's at once, or not
+        given = []
+        for camera in range(4):
+            if frame % (camera + 1):
+                continue
+            found, embedded = street(camera, frame)
+            if frame % 31 == 0:
+                found, embedded = (
+                    detections(),
+                    Embedded(np.zeros((0, 16), np.float32), np.zeros(0, bool), np.zeros(0, np.float32), ()),
+                )
+            elif frame % 37 == 0:
+                rows = len(found)
+                embedded = Embedded(
+                    np.zeros((rows, 0), np.float32), np.zeros(rows, bool), np.zeros(rows, np.float32),
+                    ("engine failed",) * rows,
+                )  # fmt: skip
+            given.append((camera, frame, frame / 10, SIZE, found, embedded))
+        one = [alone[camera].update(*rest) for camera, *rest in given]
+        other = update_together((together[camera], *rest) for camera, *rest in given)
+        for first, second in zip(one, other, strict=True):
+            assert (first.camera, first.ended) == (second.camera, second.ended)
+            assert [(o.track_id, o.score, o.box.tolist()) for o in first.seen] == [
+                (o.track_id, o.score, o.box.tolist()) for o in second.seen
+            ]
+    assert sum(map(len, alone)) == sum(map(len, together)) > 0
+
+
+def told(update: TrackUpdate) -> tuple[object, ...]:
+    return update.time, update.ended, [
+        (o.track_id, o.score, o.quality, o.box.tolist(), None if o.vector is None else o.vector.tolist())
+        for o in update.seen
+    ]  # fmt: skip
+
+
+def test_a_few_tracks_are_followed_as_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, whether numbers or arrays are worked with."""
+    rules = {"high": 0.5, "low": 0.1, "new_track": 0.5, "lost_s": 1.0}
+    for camera in range(4):
+        with_numbers, with_arrays = (Tracker("c", similarity=Similarity(), **rules) for _ in range(2))
+        for frame in range(1, 160):
+            found, embedded = street(camera, frame)
+            some = slice(0, frame // 5 % 5)  # nobody, one, and up to four people
+            found = Detections(found.boxes[some], found.scores[some])
+            embedded = Embedded(
+                embedded.vectors[some], embedded.present[some], embedded.quality[some], embedded.reasons[some]
+            )
+            monkeypatch.setattr("edge_agent.track.tracker.FEW", 1000)
+            few = with_numbers.update(frame, frame / 10 + frame // 50, SIZE, found, embedded)
+            monkeypatch.setattr("edge_agent.track.tracker.FEW", -1)
+            many = with_arrays.update(frame, frame / 10 + frame // 50, SIZE, found, embedded)
+            assert told(few) == told(many)
+        assert with_numbers.similarity == with_arrays.similarity
+        assert with_numbers.similarity.ready
+        np.testing.assert_array_equal(with_numbers._tracks.states, with_arrays._tracks.states)
+        np.testing.assert_array_equal(with_numbers._tracks.looks, with_arrays._tracks.looks)
