@@ -10,11 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edge_agent.bench import machine
-from edge_agent.errors import InputError
-from edge_agent.manifest import read_json, write_json_atomic
-
 from benchmarks.catalogue import REPO
+from edge_agent.core.errors import InputError
+from edge_agent.core.manifest import read_json, write_json_atomic
+from edge_agent.offline.bench.speed import machine
 
 __all__ = ["FOLDER", "circumstances", "read", "write"]
 

@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 
 import torch
-from edge_agent.errors import EdgeAgentError
-from edge_agent.train.checkpoint import read_weights
+
+from edge_agent.core.errors import EdgeAgentError
+from edge_agent.offline.train.checkpoint import read_weights
 
 # Place in the flat list -> torchvision's name. The first block has no expansion.
 _FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
