@@ -38,7 +38,7 @@ from edge_agent.core.events import (
     identity_event,
     to_wire,
 )
-from edge_agent.core.heartbeat import Progress
+from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.logs import configure
 from edge_agent.core.structures import EngineInfo, Load, SourceState, SourceStatus
 from edge_agent.core.timing import Laps, process_age_s
@@ -196,7 +196,7 @@ class Agent:
         observe: called with every outcome, on the driving thread; must not block.
         session: id of this run.
         supply: other sources than the settings name.
-        progress: what the driving thread tells of itself.
+        heartbeat: of the driving thread.
     """
 
     settings: Settings
@@ -204,7 +204,7 @@ class Agent:
     observe: Callable[[FrameOutcome], None] | None = None
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     supply: Supply | None = None
-    progress: Progress = field(default_factory=Progress)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     device: DeviceSummary = field(default_factory=DeviceSummary)
     """State of the device as last read."""
     started: float = field(default_factory=time.monotonic)
@@ -435,7 +435,7 @@ class Agent:
             chores=stages.chores,
             thin=stages.thinning,
             max_delay_s=settings.engine.max_delay_ms / 1000,
-            progress=self.progress,
+            heartbeat=self.heartbeat,
         )
         stages.pipeline = pipeline
         began = time.perf_counter()
@@ -450,13 +450,13 @@ class Agent:
         stages.cooling = cooling
         with _Beats(self, pipeline, stages) as beats, cooling:
             self._oversight.watch(
-                lambda: pipeline.progress.latest,
+                lambda: pipeline.heartbeat.latest,
                 {
                     "telemetry": (
-                        lambda: beats.progress.latest,
+                        lambda: beats.heartbeat.latest,
                         lambda: self.settings.telemetry.interval_s,
                     ),
-                    "governor": (lambda: cooling.progress.latest, lambda: LOOK_EVERY_S),
+                    "governor": (lambda: cooling.heartbeat.latest, lambda: LOOK_EVERY_S),
                 },
                 stages.readers,
                 stages.publisher,
@@ -544,7 +544,7 @@ class Agent:
                 {
                     "camera": reader.camera,
                     "state": reader.state.value if reader.state is not None else "opening",
-                    "reason": reader.beat.idle or reader.beat.doing,
+                    "reason": reader.heartbeat.idle or reader.heartbeat.task,
                     "delivered": reader.delivered,
                     "dropped": reader.dropped,
                     "still": stages.detection.still().get(reader.camera),
@@ -554,7 +554,7 @@ class Agent:
             ],
             "delivery": {
                 "connection": stages.publisher.state.value,
-                "problem": stages.publisher.beat.idle,
+                "problem": stages.publisher.heartbeat.idle,
             },
             "governor": _governor(stages.cooling),
             "telemetry": None if told is None else to_wire(told),
@@ -826,7 +826,7 @@ class _Beats:
     agent: Agent
     pipeline: Pipeline
     stages: _Stages
-    progress: Progress = field(default_factory=Progress)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     """Of this thread."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -848,12 +848,12 @@ class _Beats:
         last = False
         while not last:
             last = self._stop.is_set()  # once more at the end: a run may be shorter than an interval
-            self.progress.at("read sensors")
+            self.heartbeat.working("read sensors")
             try:
                 self._beat()
             except EdgeAgentError as problem:
                 _log.warning("telemetry_failed", error=str(problem))
-            self.progress.idle("waits for the next interval")
+            self.heartbeat.idle("waits for the next interval")
             self._stop.wait(self.agent.settings.telemetry.interval_s)
 
     def _beat(self) -> None:

@@ -28,7 +28,7 @@ from edge_agent.core.manifest import read_json
 if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import Operations
     from edge_agent.core.events import Event, InfoData, TelemetryData
-    from edge_agent.core.heartbeat import Beat
+    from edge_agent.core.heartbeat import HeartbeatState
     from edge_agent.core.structures import Detections, EngineInfo, Frame, Load, SourceStatus
     from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import BrokerSettings, ConnectionState
@@ -140,7 +140,7 @@ class Publish(Protocol):
         """Where the connection to the broker stands."""
 
     @property
-    def beat(self) -> Beat:
+    def heartbeat(self) -> HeartbeatState:
         """When delivery last got on, and why it does not if it does not."""
 
 

@@ -23,7 +23,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
-from edge_agent.core.heartbeat import Progress
+from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import (
     Candidates,
     CropBatch,
@@ -241,7 +241,7 @@ class Pipeline:
     """Chooses whom to spare, to lower the load or to keep up."""
     load: Load = field(default_factory=Load)
     """How much work is allowed; another thread may replace it at any time."""
-    progress: Progress = field(default_factory=Progress)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     """What the driving thread does, by stage, and since when."""
     _trackers: dict[str, Track] = field(default_factory=dict)
     _given: dict[str, TrackGiven] = field(default_factory=dict)
@@ -265,9 +265,9 @@ class Pipeline:
         while not stop.is_set():
             self.wake.clear()
             while self.chores:
-                self.progress.at("a command")
+                self.heartbeat.working("a command")
                 self.chores.popleft()()
-            self.progress.at("read")
+            self.heartbeat.working("read")
             items = self._gather(patient=not self._rounds and self._collected is None)
             began = time.perf_counter()
             started = self._start(items)  # before deciding, so that the engine need not wait for that
@@ -278,7 +278,7 @@ class Pipeline:
                 if self._all_over():
                     break
                 self._end_finished()
-                self.progress.idle("no source has anything to give")
+                self.heartbeat.idle("no source has anything to give")
                 self.wake.wait(IDLE_WAIT_S)
             self._rest(items, time.perf_counter() - began, stop)
         self._decide_collected()
@@ -356,7 +356,7 @@ class Pipeline:
             began = time.perf_counter()
             trace = _new_trace()
             detections = None
-            self.progress.at("detect")
+            self.heartbeat.working("detect")
             if isinstance(item, Frame):
                 detections = self.detect(item)
                 self.counters.detections += len(detections)
@@ -370,7 +370,7 @@ class Pipeline:
         if not pending:
             return False
         began = time.perf_counter()
-        self.progress.at("pack")
+        self.heartbeat.working("pack")
         spared = self._spared(pending, load)
         if spared is None:
             self.embed.submit(pairs)
@@ -415,7 +415,7 @@ class Pipeline:
         """Sources that wait are worked on more slowly while the load is lowered."""
         stretch = self.load.stretch
         if stretch > 1.0 and any(not reader.live for reader, _ in items):
-            self.progress.idle("rests, to lower the load")
+            self.heartbeat.idle("rests, to lower the load")
             rest = min(LONGEST_REST_S, (stretch - 1.0) * worked_s)
             self.counters.spend("rest", rest)
             stop.wait(rest)
@@ -423,7 +423,7 @@ class Pipeline:
     def _collect(self, round_: _Round) -> _Collected:
         """Wait for the embeddings of a round."""
         began = time.perf_counter()
-        self.progress.at("wait for the engine")
+        self.heartbeat.working("wait for the engine")
         embedded = self._embedded(round_)
         ended = time.perf_counter()
         self.counters.spend("wait", ended - began)
@@ -437,7 +437,7 @@ class Pipeline:
         due_s = self.embed.due_s
         if due_s <= 0:
             return False
-        self.progress.at("wait for the engine")
+        self.heartbeat.working("wait for the engine")
         self.wake.wait(min(due_s, IDLE_WAIT_S))
         self.counters.spend("wait", time.perf_counter() - began)
         return True
@@ -448,7 +448,7 @@ class Pipeline:
             return False
         round_, self._collected = self._collected, None
         began = time.perf_counter()
-        self.progress.at("track")
+        self.heartbeat.working("track")
         rows = accumulate((pending.pairs for pending in round_.items), initial=0)
         results = [round_.embedded[at : at + of.pairs] for at, of in zip(rows, round_.items, strict=False)]
         updates = self._track(round_.items, results)
@@ -501,7 +501,7 @@ class Pipeline:
 
     def _decide(self, pending: _Pending, update: TrackUpdate, embed_s: float, track_s: float) -> None:
         began = time.perf_counter()
-        self.progress.at("decide")
+        self.heartbeat.working("decide")
         item = pending.item
         self._latest[item.camera] = update
         decisions = self.identify.update(update)
@@ -522,7 +522,7 @@ class Pipeline:
         self, update: TrackUpdate, decisions: list[Decision], latency: Mapping[str, float], trace: str
     ) -> None:
         began = time.perf_counter()
-        self.progress.at("hand over")
+        self.heartbeat.working("hand over")
         self.counters.decisions += len(decisions)
         if self.thin is not None:
             self.thin.learn(update, decisions)

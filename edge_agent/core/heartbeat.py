@@ -1,4 +1,4 @@
-"""How a stage shows that it gets on: what it does, and since when. Written by its thread, read by any."""
+"""Heartbeat of a stage: its current task, or why it is idle. Its thread writes, any thread reads."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import threading
 import time
 from dataclasses import dataclass
 
-__all__ = ["Beat", "Progress"]
+__all__ = ["Heartbeat", "HeartbeatState"]
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """The latest sign of life of a stage.
+class HeartbeatState:
+    """The latest heartbeat of a stage.
 
     Attributes:
-        at: `time.monotonic()` when it last got further, or last said that there is nothing to do.
-        doing: what it began then; "" when it does not tell.
-        idle: why it has nothing to do; None while it works. An idle stage says so again and again: one that
-            falls silent is stuck, whatever it said last.
-        thread: identifier of its thread, None where that is not known.
+        at: `time.monotonic()` of the heartbeat.
+        task: what the stage began then; "" where it does not report its tasks.
+        idle: why the stage has nothing to do; None while it works. An idle stage must repeat its heartbeat:
+            a stage whose heartbeat is too old counts as stuck, idle or not.
+        thread: identifier of its thread, None where it is not known.
     """
 
     at: float
-    doing: str = ""
+    task: str = ""
     idle: str | None = None
     thread: int | None = None
 
 
-class Progress:
-    """The beats of one stage. No locks: each beat replaces the one before in one step."""
+class Heartbeat:
+    """Records the heartbeats of one stage. Needs no lock: `latest` is replaced in one step."""
 
     __slots__ = ("latest",)
 
     def __init__(self) -> None:
-        self.latest = Beat(time.monotonic(), "start")
+        self.latest = HeartbeatState(time.monotonic(), "start")
 
-    def at(self, doing: str) -> None:
-        """The stage got further, and now does this."""
-        self.latest = Beat(time.monotonic(), doing, None, threading.get_ident())
+    def working(self, task: str) -> None:
+        """Record that the stage begins this task."""
+        self.latest = HeartbeatState(time.monotonic(), task, None, threading.get_ident())
 
     def idle(self, reason: str) -> None:
-        """The stage has nothing to do, and this is why."""
-        self.latest = Beat(time.monotonic(), "", reason, threading.get_ident())
+        """Record that the stage has nothing to do."""
+        self.latest = HeartbeatState(time.monotonic(), "", reason, threading.get_ident())

@@ -43,7 +43,7 @@ from edge_agent.core.events import (
     new_event,
     schema_urn,
 )
-from edge_agent.core.heartbeat import Beat
+from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceStatus
 from edge_agent.deliver.commands import Reply
 from edge_agent.deliver.connection import (
@@ -253,9 +253,9 @@ class LocalPublisher:
         """Nothing to stop."""
 
     @property
-    def beat(self) -> Beat:
+    def heartbeat(self) -> HeartbeatState:
         """Nothing here can hang: always now."""
-        return Beat(time.monotonic(), idle="no broker is set")
+        return HeartbeatState(time.monotonic(), idle="no broker is set")
 
     @property
     def counters(self) -> Counters:
@@ -355,8 +355,8 @@ class Publisher:
         """Where the connection stands."""
         self.problem: str | None = None
         """Why nothing can be delivered at the moment, for people; None when all is well."""
-        self.heartbeat = time.monotonic()
-        """When the pump last turned (monotonic seconds). While it connects it may stand still for 15 s."""
+        self._loop_at = time.monotonic()
+        """Start of the last turn of the pump (monotonic seconds). Connecting may take 15 s."""
 
     # --- for the owner ------------------------------------------------------------------------------------
 
@@ -494,9 +494,9 @@ class Publisher:
         )
 
     @property
-    def beat(self) -> Beat:
-        """When the pump last turned, and why it does not deliver if it does not."""
-        return Beat(self.heartbeat, self.state.value, self.problem, self._thread.ident)
+    def heartbeat(self) -> HeartbeatState:
+        """Last turn of the pump, and why nothing can be delivered, if so."""
+        return HeartbeatState(self._loop_at, self.state.value, self.problem, self._thread.ident)
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -531,7 +531,7 @@ class Publisher:
     def _run(self) -> None:
         storage_failed = False
         while not self._stopping.is_set():
-            self.heartbeat = time.monotonic()
+            self._loop_at = time.monotonic()
             try:
                 if self._connection.is_open:
                     self._serve()

@@ -12,7 +12,7 @@ import structlog
 
 from edge_agent.core.config import GovernorSettings
 from edge_agent.core.events import Event, alert_event
-from edge_agent.core.heartbeat import Progress
+from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import Load
 from edge_agent.health.governor import LOOK_EVERY_S, Governor, Rung, Verdict
 
@@ -60,7 +60,7 @@ class Cooling:
     note: Callable[[str, str], None]
     verdict: Verdict = field(default_factory=lambda: Verdict("off", reason="it has not looked yet"))
     """The latest; read it from any thread."""
-    progress: Progress = field(default_factory=Progress)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     _governor: Governor | None = None
     _told_blind: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -83,9 +83,9 @@ class Cooling:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.progress.at("look at the heat")
+            self.heartbeat.working("look at the heat")
             self._look()
-            self.progress.idle(f"{self.verdict.state}, step {self.verdict.step}")
+            self.heartbeat.idle(f"{self.verdict.state}, step {self.verdict.step}")
             self._stop.wait(LOOK_EVERY_S)
 
     def _look(self) -> None:

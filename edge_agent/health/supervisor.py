@@ -23,7 +23,7 @@ from edge_agent import __version__
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import EdgeAgentError, EngineError, SpaceMismatch, StorageError
 from edge_agent.core.events import Event, alert_event
-from edge_agent.core.heartbeat import Beat
+from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceState
 from edge_agent.health.inquiry import SOCKET_NAME, Answering
 from edge_agent.health.memory import MemoryWatch, control_group_limit
@@ -54,7 +54,7 @@ class Reads(Protocol):
         """State last reported."""
 
     @property
-    def beat(self) -> Beat:
+    def heartbeat(self) -> HeartbeatState:
         """Its latest sign of life."""
 
 
@@ -62,7 +62,7 @@ class Delivers(Protocol):
     """See `edge_agent.deliver.publisher.Publisher`."""
 
     @property
-    def beat(self) -> Beat:
+    def heartbeat(self) -> HeartbeatState:
         """Its latest sign of life."""
 
     def publish(self, event: Event) -> int:
@@ -159,8 +159,8 @@ class Oversight:
 
     def watch(
         self,
-        pipeline: Callable[[], Beat],
-        slow: Mapping[str, tuple[Callable[[], Beat], Callable[[], float]]],
+        pipeline: Callable[[], HeartbeatState],
+        slow: Mapping[str, tuple[Callable[[], HeartbeatState], Callable[[], float]]],
         readers: Sequence[Reads],
         to: Delivers,
     ) -> None:
@@ -176,7 +176,7 @@ class Oversight:
         self._readers, self._publisher = readers, to
         stages = [
             Stage("pipeline", pipeline, self._limit_s, "inference"),
-            Stage("delivery", lambda: to.beat, self._limit_s, "delivery"),
+            Stage("delivery", lambda: to.heartbeat, self._limit_s, "delivery"),
         ]
         stages += [self._slow_stage(name, *of) for name, of in slow.items()]
         stages += [_source_stage(reader, self._limit_s) for reader in readers]
@@ -207,8 +207,10 @@ class Oversight:
     def _limit_s(self) -> float:
         return self.settings().supervision.stuck_after_s
 
-    def _slow_stage(self, name: str, beat: Callable[[], Beat], waits_s: Callable[[], float]) -> Stage:
-        return Stage(name, beat, lambda: self._limit_s() + waits_s(), name, vital=False)
+    def _slow_stage(
+        self, name: str, heartbeat: Callable[[], HeartbeatState], waits_s: Callable[[], float]
+    ) -> Stage:
+        return Stage(name, heartbeat, lambda: self._limit_s() + waits_s(), name, vital=False)
 
     # --- while it runs ------------------------------------------------------------------------
 
@@ -374,7 +376,7 @@ def _source_stage(reader: Reads, limit_s: Callable[[], float]) -> Stage:
     """One source; a camera that is away is looked after by its reader, which tries again."""
     return Stage(
         f"source:{reader.camera}",
-        lambda: reader.beat,
+        lambda: reader.heartbeat,
         limit_s,
         "sources",
         aside=lambda: reader.state in _AWAY,

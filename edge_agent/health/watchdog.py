@@ -1,12 +1,11 @@
-"""Feeds systemd's watchdog only while the stages get on, and names the one that does not.
+"""Feed systemd's watchdog while no vital stage is stuck, and report the stages that are.
 
-A stage shows a `Beat`. One whose beat is older than its limit is stuck. While no vital group is stuck the
-watchdog is fed; from then on it is not, and systemd restarts the service once its own limit is over too. The
-stuck stage has been named by then: in the log, with the place where its thread stands, in the status, and in
-an alert where delivery still works.
+A stage whose heartbeat is older than its limit is stuck. When a vital group is stuck, the watchdog is no
+longer fed, and systemd restarts the service after its own timeout. Before that, the stuck stage is reported
+in the log (with the stack of its thread), in the status and, while delivery works, in an alert.
 
-A thread that holds Python's interpreter lock inside a library stops this one as well. Then nothing feeds the
-watchdog either, and `faulthandler` writes to standard error where every thread stands.
+A thread that holds Python's interpreter lock inside a library blocks the supervisor too. The watchdog is not
+fed then either, and `faulthandler` writes the stacks of all threads to standard error.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from edge_agent.core.heartbeat import Beat
+from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.health.systemd import Notifier
 
 __all__ = ["Stage", "StageState", "Supervisor"]
@@ -46,7 +45,7 @@ class Stage:
 
     Attributes:
         name: for log and status, e.g. `pipeline` or `source:gate`.
-        beat: its latest sign of life; must not wait for anything.
+        heartbeat: its latest heartbeat; must not wait for anything.
         limit_s: older than this, it is stuck; asked anew each time, since settings may change.
         group: the watchdog starves when every stage of a vital group that does not stand aside is stuck.
         vital: whether the service is of no use without its group.
@@ -54,7 +53,7 @@ class Stage:
     """
 
     name: str
-    beat: Callable[[], Beat]
+    heartbeat: Callable[[], HeartbeatState]
     limit_s: Callable[[], float]
     group: str
     vital: bool = True
@@ -157,7 +156,7 @@ class Supervisor:
             return
         for stage in self.stages:
             if stage.name in stuck and stage.name not in self._stuck:
-                where = _places(stage.beat().thread)
+                where = _places(stage.heartbeat().thread)
                 _log.error("stage_stuck", stage=stage.name, what=stuck[stage.name], where=where)
             elif stage.name in self._stuck and stage.name not in stuck:
                 _log.info("stage_goes_on", stage=stage.name)
@@ -166,11 +165,11 @@ class Supervisor:
 
 
 def _look(stage: Stage, now: float) -> StageState:
-    beat, limit = stage.beat(), stage.limit_s()
-    silent = max(0.0, now - beat.at)
-    gets_on = "working" if beat.idle is None else "idle"
+    heartbeat, limit = stage.heartbeat(), stage.limit_s()
+    silent = max(0.0, now - heartbeat.at)
+    gets_on = "working" if heartbeat.idle is None else "idle"
     state = "stuck" if silent > limit else gets_on
-    doing = beat.doing if beat.idle is None else beat.idle
+    doing = heartbeat.task if heartbeat.idle is None else heartbeat.idle
     return StageState(stage.name, state, doing, round(silent, 1), limit, stage.vital)
 
 

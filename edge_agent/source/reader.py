@@ -18,7 +18,7 @@ from types import TracebackType
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, Retryable, SourceError, SourceLost
-from edge_agent.core.heartbeat import Beat
+from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.source.base import Item, Source
 from edge_agent.source.redact import redact_url
@@ -184,18 +184,18 @@ class FrameReader:
         return self._progress
 
     @property
-    def beat(self) -> Beat:
+    def heartbeat(self) -> HeartbeatState:
         """`last_progress` with what the reader does, or why it delivers nothing."""
         attempt, state = self._attempt, self._state
         if self._over:
-            return Beat(time.monotonic(), idle=self._reason)
+            return HeartbeatState(time.monotonic(), idle=self._reason)
         if state is not None and state is not SourceState.ONLINE:
-            return Beat(self._progress, idle=f"{state.value}: {self._reason}")
+            return HeartbeatState(self._progress, idle=f"{state.value}: {self._reason}")
         if not self.live and len(self._queue) >= self._limit:
-            return Beat(self._progress, idle="waits for the pipeline")
+            return HeartbeatState(self._progress, idle="waits for the pipeline")
         thread = attempt.thread if attempt is not None else None
         doing = "open" if state is None else "read"
-        return Beat(self._progress, doing, thread=thread.ident if thread is not None else None)
+        return HeartbeatState(self._progress, doing, thread=thread.ident if thread is not None else None)
 
     def poll(self) -> Item | None:
         """The next item (of a live source: the newest), None when nothing waits. Never blocks."""

@@ -27,7 +27,7 @@ from edge_agent.core.errors import (
     SpaceMismatch,
     StorageError,
 )
-from edge_agent.core.heartbeat import Beat, Progress
+from edge_agent.core.heartbeat import Heartbeat, HeartbeatState
 from edge_agent.health.inquiry import Answering, ask
 from edge_agent.health.memory import BUCKET_S, WARM_UP, WINDOW, MemoryWatch, control_group_limit
 from edge_agent.health.starts import CRASHES, KEPT, Starts, pause_s
@@ -44,7 +44,7 @@ __all__ = ["manager"]  # a fixture
 def stage(name: str, age: float, group: str = "", *, vital: bool = True, aside: bool = False) -> Stage:
     return Stage(
         name,
-        lambda: Beat(time.monotonic() - age, "work"),
+        lambda: HeartbeatState(time.monotonic() - age, "work"),
         lambda: 10.0,
         group or name,
         vital=vital,
@@ -87,22 +87,22 @@ def test_groups(stages: list[Stage], fed: bool) -> None:
 
 
 def test_a_stage_that_says_it_is_idle_must_say_so_again() -> None:
-    progress = Progress()
-    progress.idle("nothing to do")
-    idle = Stage("a", lambda: progress.latest, lambda: 0.05, "a")
+    heartbeat = Heartbeat()
+    heartbeat.idle("nothing to do")
+    idle = Stage("a", lambda: heartbeat.latest, lambda: 0.05, "a")
     supervisor = Supervisor(Notifier(), lambda _: None, lambda: None, [idle])
     assert [(s.state, s.doing) for s in supervisor.states()] == [("idle", "nothing to do")]
     time.sleep(0.1)
     assert supervisor.states()[0].state == "stuck"
-    progress.at("work")
+    heartbeat.working("work")
     assert [(s.state, s.doing) for s in supervisor.states()] == [("working", "work")]
 
 
 def test_the_place_of_a_stuck_thread_is_logged() -> None:
-    progress, release = Progress(), threading.Event()
+    heartbeat, release = Heartbeat(), threading.Event()
 
     def hang() -> None:
-        progress.at("wait for ever")
+        heartbeat.working("wait for ever")
         release.wait(30)
 
     thread = threading.Thread(target=hang)
@@ -110,12 +110,15 @@ def test_the_place_of_a_stuck_thread_is_logged() -> None:
     try:
         time.sleep(0.1)
         supervisor = Supervisor(
-            Notifier(), lambda _: None, lambda: None, [Stage("a", lambda: progress.latest, lambda: 0.01, "a")]
+            Notifier(),
+            lambda _: None,
+            lambda: None,
+            [Stage("a", lambda: heartbeat.latest, lambda: 0.01, "a")],
         )
         with structlog.testing.capture_logs() as logs:
             supervisor._tick()
             supervisor._tick()  # said once
-            progress.idle("over")
+            heartbeat.idle("over")
             supervisor._tick()
     finally:
         release.set()
@@ -127,7 +130,7 @@ def test_the_place_of_a_stuck_thread_is_logged() -> None:
 HOLDS_THE_LOCK = """
 import ctypes, time
 from edge_agent.health.systemd import Notifier
-from edge_agent.health.watchdog import watchdog
+from edge_agent.health import watchdog
 watchdog.BLOCKED_S = 0.5
 with watchdog.Supervisor(Notifier(), lambda _: None, lambda: None):
     time.sleep(0.2)

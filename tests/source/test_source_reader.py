@@ -263,7 +263,7 @@ def test_a_closed_camera_is_given_back_and_read_on_later():
         watch.until(lambda: watch.states[-1:] == [SourceState.DISABLED])
         watch.until(lambda: source.released == 1)
         assert reader.poll() is None
-        assert reader.beat.idle == "disabled: too hot"
+        assert reader.heartbeat.idle == "disabled: too hot"
         before = reader.last_progress
         watch.until(lambda: reader.last_progress > before)  # it is closed for a reason, not stuck
         assert (source.opened, reader.ended) == (1, False)
@@ -305,9 +305,9 @@ def test_what_a_reader_does_is_told(tmp_path):
     watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30)), queue=2)
     with watch.reader as reader:
         watch.until(lambda: reader.waiting == 2)
-        assert reader.beat.idle == "waits for the pipeline"
+        assert reader.heartbeat.idle == "waits for the pipeline"
         watch.drain()
-        assert reader.beat.idle == "every frame was read"
+        assert reader.heartbeat.idle == "every frame was read"
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -1,6 +1,6 @@
 """What the stages of a run cost: time and CPU by stage and by thread, when each was at work.
 
-`StageClock` stands where the pipeline's `Progress` stands, so the pipeline is measured as it is.
+`StageClock` stands where the pipeline's `Heartbeat` stands, so the pipeline is measured as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_agent.core.heartbeat import Progress
+from edge_agent.core.heartbeat import Heartbeat
 
 __all__ = [
     "Span",
@@ -36,7 +36,7 @@ class Span(NamedTuple):
     end: float
 
 
-class StageClock(Progress):
+class StageClock(Heartbeat):
     """Adds up what the driving thread spends in each stage; with `spans`, keeps each stay as well.
 
     A stay costs about 2 microseconds.
@@ -51,13 +51,13 @@ class StageClock(Progress):
         self._name = "start"
         self._at = time.monotonic()
 
-    def at(self, doing: str) -> None:
-        """The stage got further, and now does this."""
-        super().at(doing)
-        self._turn(doing)
+    def working(self, task: str) -> None:
+        """Record that the stage begins this task."""
+        super().working(task)
+        self._turn(task)
 
     def idle(self, reason: str) -> None:
-        """The stage has nothing to do."""
+        """Record that the stage has nothing to do."""
         super().idle(reason)
         self._turn("idle")
 

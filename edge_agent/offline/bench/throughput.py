@@ -391,7 +391,7 @@ def measure(
         subscriber = stack.enter_context(Subscriber(connection, ("edge/v1/#",), limit=100_000))
         arrivals = stack.enter_context(_Arrivals(subscriber))
         window = _Window(plan, StageClock(), over, arrivals, began=began)
-        agent = Agent(own, observe=window, progress=window.clock)
+        agent = Agent(own, observe=window, heartbeat=window.clock)
         agent.supply = Supply(
             _cameras(plan, streets, fps, over),
             factory.Detection(_given, lambda _: _LEVELS, "given", lambda: 0.0),
