@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -82,12 +82,11 @@ class JtopReader:
         failures = 0
         while not self._stop.is_set():
             try:
-                with self._connect(self._interval_s) as client:
-                    while client.ok() and not self._stop.is_set():
-                        self._latest = (time.monotonic(), reading_of(client))
-                        if failures:
-                            _log.info("jtop_answers", failures=failures)
-                        failures = 0
+                for reading in self._readings():
+                    self._latest = (time.monotonic(), reading)
+                    if failures:
+                        _log.info("jtop_answers", failures=failures)
+                    failures = 0
                 problem = "no data"
             except ImportError:
                 _log.debug("jtop_not_installed")
@@ -99,6 +98,12 @@ class JtopReader:
             failures += 1
             (_log.info if failures == 1 else _log.debug)("jtop_does_not_answer", problem=problem)
             self._stop.wait(min(self._first_wait_s * 2 ** (failures - 1), _LONGEST_WAIT_S))
+
+    def _readings(self) -> Iterator[Reading]:
+        """Readings of one connection, until it fails or the reader stops."""
+        with self._connect(self._interval_s) as client:
+            while client.ok() and not self._stop.is_set():
+                yield reading_of(client)
 
 
 def reading_of(client: Any) -> Reading:  # noqa: ANN401 - jtop has no types
