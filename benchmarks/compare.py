@@ -87,13 +87,13 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _network(model: Path | None, preprocess: str | None, threads: int) -> Network:
     from benchmarks.peers import Network
-    from edge_agent.agent import factory
     from edge_agent.core.errors import ConfigError
+    from edge_agent.engine.models import default_model, prepare_model
 
-    path = model or factory.default_model()
+    path = model or default_model()
     if path is None:
         raise ConfigError("engines/default.onnx is not here; name a network with --model and --preprocess")
-    prepared, golden = factory.prepare_model(path, preprocess or "tao", None)
+    prepared, golden = prepare_model(path, preprocess or "tao", None)
     return Network(prepared, golden, threads)
 
 

@@ -35,8 +35,8 @@ from edge_agent.core.structures import EngineInfo
 from edge_agent.embed.embedder import Embedder
 from edge_agent.engine.base import DEPTH
 from edge_agent.engine.golden import Golden
+from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.onnxruntime import open_session
-from edge_agent.engine.prepared import PreparedGraph
 
 __all__ = ["Network", "Peer", "open_peers"]
 

@@ -160,7 +160,7 @@ def test_their_steps_give_our_embeddings(tmp_path: Path) -> None:
     from contextlib import ExitStack
 
     from benchmarks.peers import Network, open_peers
-    from edge_agent.agent.factory import prepare_model
+    from edge_agent.engine.models import prepare_model
     from tests import tiny_networks
 
     prepared, golden = prepare_model(tiny_networks.convolutional(tmp_path / "tiny.onnx"), "imagenet", None)

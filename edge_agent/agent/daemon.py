@@ -44,6 +44,7 @@ from edge_agent.core.structures import EngineInfo, Load, SourceState, SourceStat
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.mot import MotFinal, MotWriter
 from edge_agent.engine import is_simulated
+from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.gallery import audit
 from edge_agent.health.governor import LOOK_EVERY_S
 from edge_agent.health.supervisor import Oversight
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import State
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.selection import Thinning
-    from edge_agent.engine.calibration import Calibration
+    from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.health.cooling import Cooling
@@ -328,7 +329,7 @@ class Agent:
         sight = _Reading(sources, stack, stop)
         sight.start_cameras()
         laps.lap("sources")
-        active = factory.current_calibration(settings.engine, state)
+        active = current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
             embedder = factory.open_configured_embedder(settings, state, active, building=self._tell_build)
             if embedder.info.backend == "tensorrt":
@@ -579,7 +580,7 @@ class Agent:
     def _take_over_calibration(self, stages: _Stages) -> None:
         """Use the threshold of the calibration that is active now; its engine needs a restart."""
         try:
-            active = factory.current_calibration(self.settings.engine, self.settings.state_dir)
+            active = current_calibration(self.settings.engine, self.settings.state_dir)
         except EdgeAgentError as problem:
             _log.error("reload_incomplete", setting="engine.folder", error=str(problem))
             return

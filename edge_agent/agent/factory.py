@@ -6,7 +6,6 @@ Nothing heavy is imported before the stage that needs it is asked for.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from edge_agent.core.config import (
     SourceSettings,
 )
 from edge_agent.core.errors import ConfigError, InputError, StorageError
-from edge_agent.core.manifest import read_json
 
 if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import Operations
@@ -42,12 +40,12 @@ if TYPE_CHECKING:
     from edge_agent.embed.quality import QualityGate
     from edge_agent.embed.selection import Thinning
     from edge_agent.engine import Engine
-    from edge_agent.engine.build import Progress
-    from edge_agent.engine.calibration import Calibration
     from edge_agent.engine.golden import Golden
-    from edge_agent.engine.prepared import PreparedGraph
-    from edge_agent.engine.profiles import PreprocessProfile
-    from edge_agent.engine.scales import Scales
+    from edge_agent.engine.graph.prepared import PreparedGraph
+    from edge_agent.engine.graph.profiles import PreprocessProfile
+    from edge_agent.engine.precision.calibration import Calibration
+    from edge_agent.engine.precision.scales import Scales
+    from edge_agent.engine.tensorrt.build import Progress
     from edge_agent.gallery.erasure import Erasure, Removed
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.health.cooling import Cooling
@@ -60,22 +58,15 @@ if TYPE_CHECKING:
 __all__ = [
     "GALLERY_FILE",
     "OUTBOX_FILE",
-    "STRIPES",
     "Detection",
-    "Model",
     "Publish",
     "adjust_gallery",
     "adjust_identifier",
     "announce",
     "broker_settings",
-    "choose_model",
-    "current_calibration",
     "database_key",
-    "default_model",
     "embedder_of",
-    "engines_folder",
     "erase_at_rest",
-    "in_precision",
     "log_facts",
     "make_cooling",
     "make_erasure",
@@ -94,7 +85,6 @@ __all__ = [
     "open_publisher",
     "open_sources",
     "open_telemetry",
-    "prepare_model",
     "rekey",
     "rest_while_still",
     "site_scores",
@@ -103,14 +93,6 @@ __all__ = [
 
 GALLERY_FILE = "gallery.db"
 OUTBOX_FILE = "outbox.db"
-
-ENGINES_FOLDER = "engines"
-"""Inside the state folder."""
-
-STRIPES = "colour-stripes"
-"""Name that stands for the built-in colour-stripe graph where a model file is expected."""
-
-_FALLBACK_PROFILE = "tao"
 
 
 class Publish(Protocol):
@@ -144,14 +126,6 @@ class Publish(Protocol):
         """When delivery last got on, and why it does not if it does not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A ReID network and how its input is prepared."""
-
-    path: Path
-    preprocess: str
-
-
 def state_folder(path: Path) -> Path:
     """The folder for everything that the agent keeps, made with mode 0700 when absent."""
     try:
@@ -163,127 +137,11 @@ def state_folder(path: Path) -> Path:
     return path
 
 
-def default_model() -> Path | None:
-    """The model that ships with the project, or None where it is not installed."""
-    for folder in (Path(__file__).parents[2] / "engines", Path(sys.prefix) / "share" / "edge-agent"):
-        if (folder / "default.onnx").is_file():
-            return folder / "default.onnx"
-    return None
-
-
-def choose_model(settings: EngineSettings, state: Path) -> Model:
-    """The configured model, else the shipped one, with its preprocess profile.
-
-    The profile is the configured one, else what the model's own manifest (`MODEL.json`) says, else `tao`.
-
-    Raises:
-        ConfigError: no model is configured and none ships.
-        InputError: the configured file does not exist.
-    """
-    if settings.model is not None and str(settings.model) == STRIPES:
-        return Model(_stripes(state), settings.preprocess or _FALLBACK_PROFILE)
-    path = settings.model if settings.model is not None else default_model()
-    if path is None:
-        raise ConfigError(
-            f"no ReID model: name one with --model FILE.onnx or engine.model, or {STRIPES!r} for "
-            "the built-in colour comparison, which is good for a demonstration only"
-        )
-    if not path.is_file():
-        raise InputError(f"{path}: no such model file")
-    return Model(path, settings.preprocess or _profile_of(path))
-
-
-def _stripes(state: Path) -> Path:
-    from edge_agent.engine.stripes import write_stripe_model
-
-    path = state / f"{STRIPES}.onnx"
-    write_stripe_model(path)
-    return path
-
-
-def _profile_of(model: Path) -> str:
-    manifest = model.with_suffix(".json")
-    if not manifest.is_file():
-        return _FALLBACK_PROFILE
-    return str(read_json(manifest).get("preprocess", _FALLBACK_PROFILE))
-
-
 def make_gate(settings: QualitySettings) -> QualityGate:
     """The quality gate."""
     from edge_agent.embed.quality import QualityGate
 
     return QualityGate(**settings.model_dump())
-
-
-def engines_folder(settings: EngineSettings, state: Path) -> Path:
-    """Where calibrations and plans are."""
-    return settings.folder if settings.folder is not None else state / ENGINES_FOLDER
-
-
-def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[PreparedGraph, Golden]:
-    """The network with pre- and post-processing inside, and reference embeddings for its self-test.
-
-    Args:
-        model: ReID ONNX.
-        preprocess: name of the profile.
-        state: folder where the reference embeddings are kept, None to keep nothing.
-
-    Raises:
-        ModelError: the file does not fit; says how to mend it.
-    """
-    from edge_agent.engine.golden import load_or_make
-    from edge_agent.engine.graph import prepare_reid
-    from edge_agent.engine.profiles import profile_named
-
-    prepared = prepare_reid(model, profile_named(preprocess))
-    return prepared, load_or_make(prepared, state)
-
-
-def current_calibration(settings: EngineSettings, state: Path) -> Calibration | None:
-    """The active calibration, of whatever network; None where there is none.
-
-    Raises:
-        InputError: it is damaged; says what mends it.
-    """
-    from edge_agent.engine.calibration import active_calibration
-
-    return active_calibration(engines_folder(settings, state))
-
-
-def in_precision(
-    prepared: PreparedGraph, wanted: str, backend: str, calibration: Calibration | None
-) -> PreparedGraph:
-    """The network in the precision that is asked for.
-
-    Args:
-        prepared: as exported.
-        wanted: `auto`, `fp32`, `fp16` or `int8`. `auto` is what the calibration chose for this backend;
-            without one FP16 on TensorRT, else FP32.
-        backend: `onnxruntime` or `tensorrt`.
-        calibration: the active one; one of another network is not used.
-
-    Raises:
-        ConfigError: INT8 is wanted, and no calibration of this network has it.
-        InputError: the calibration's graph cannot be read.
-    """
-    from edge_agent.engine.half import to_half
-
-    own = calibration if calibration is not None and calibration.fits(prepared) else None
-    if wanted == "auto" and own is not None and own.backend == backend:
-        return own.graph(prepared)
-    if wanted == "auto":
-        wanted = "fp16" if backend == "tensorrt" else "fp32"
-    if wanted == "fp32":
-        return prepared
-    if own is not None and own.precision == wanted:
-        return own.graph(prepared)
-    if wanted == "fp16":
-        return to_half(prepared)
-    raise ConfigError(
-        f"no INT8 calibration of {prepared.name} with profile {prepared.profile and prepared.profile.name} "
-        "has passed the accuracy gate here; run `edge-agent calibrate --dataset DIR`, or choose "
-        "engine.precision auto or fp16"
-    )
 
 
 def embedder_of(
@@ -399,6 +257,9 @@ def open_embedder(
         ConfigError: the precision cannot be had.
     """
     from edge_agent.engine import choose_backend
+    from edge_agent.engine.models import prepare_model
+    from edge_agent.engine.precision import in_precision
+    from edge_agent.engine.precision.calibration import engines_folder
 
     chosen = engine or EngineSettings()
     backend = choose_backend(chosen.backend)
@@ -436,6 +297,7 @@ def open_configured_embedder(
         ConfigError: also where a simulated engine is told which network to run: it runs none.
     """
     from edge_agent.engine import is_simulated
+    from edge_agent.engine.models import choose_model
 
     if is_simulated(settings.engine.backend):
         return _simulated_embedder(settings, max_batch)

@@ -184,9 +184,10 @@ def _measure(
 
     from edge_agent.agent import factory
     from edge_agent.core.errors import ConfigError, EngineError, ModelError
+    from edge_agent.engine.precision.calibration import current_calibration
     from edge_agent.offline.bench import speed as bench
 
-    calibration = factory.current_calibration(settings.engine, folder)
+    calibration = current_calibration(settings.engine, folder)
     largest = max(settings.engine.max_batch, *batches)  # one plan for all sizes
     with Console(stderr=True).status("") as status:
         for precision in precisions:
@@ -207,8 +208,8 @@ def _measure(
 
 
 def _model(settings: Settings, folder: Path) -> dict[str, Any]:
-    from edge_agent.agent import factory
+    from edge_agent.engine.models import choose_model, prepare_model
 
-    model = factory.choose_model(settings.engine, folder)
-    prepared, _ = factory.prepare_model(model.path, model.preprocess, folder)
+    model = choose_model(settings.engine, folder)
+    prepared, _ = prepare_model(model.path, model.preprocess, folder)
     return prepared.facts()

@@ -113,6 +113,8 @@ def command(
     from edge_agent.cli.service import overrides
     from edge_agent.core.config import load
     from edge_agent.core.logs import configure
+    from edge_agent.engine.models import choose_model, prepare_model
+    from edge_agent.engine.precision.calibration import engines_folder
     from edge_agent.offline.calibrate.gate import Bounds
     from edge_agent.offline.calibrate.job import Job, Request
 
@@ -130,12 +132,12 @@ def command(
         values["identify"] = {"target_fmr": target_fmr}
     settings = load(config, values)
     folder = factory.state_folder(settings.state_dir)
-    chosen = factory.choose_model(settings.engine, folder)
-    prepared, golden = factory.prepare_model(chosen.path, chosen.preprocess, folder)
+    chosen = choose_model(settings.engine, folder)
+    prepared, golden = prepare_model(chosen.path, chosen.preprocess, folder)
     request = Request(
         prepared=prepared,
         golden=golden,
-        engines=factory.engines_folder(settings.engine, folder),
+        engines=engines_folder(settings.engine, folder),
         disk=folder,
         dataset=dataset,
         precision=settings.engine.precision,

@@ -26,7 +26,7 @@ from edge_agent.core.errors import EdgeAgentError
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
     from edge_agent.core.structures import EngineInfo
-    from edge_agent.engine.calibration import Calibration
+    from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.health.telemetry import Reading
 
 __all__ = ["Finding", "State", "examine"]
@@ -167,6 +167,7 @@ class _Questions:
         from tempfile import TemporaryDirectory
 
         from edge_agent.agent import factory
+        from edge_agent.engine.precision.calibration import current_calibration
 
         folder = self._settings.state_dir
         with TemporaryDirectory() as scratch:
@@ -174,7 +175,7 @@ class _Questions:
             own = folder.is_dir() and folder.stat().st_uid == os.geteuid()
             try:
                 place = folder if own else Path(scratch)
-                calibration = factory.current_calibration(self._settings.engine, folder)
+                calibration = current_calibration(self._settings.engine, folder)
                 with factory.open_configured_embedder(self._settings, place, calibration) as embedder:
                     self._engine = embedder.info
             except EdgeAgentError as problem:

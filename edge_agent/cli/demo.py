@@ -127,9 +127,9 @@ def _settings(
     """Settings of this run; no configuration file is read, so that the demo is the same everywhere."""
     import os
 
-    from edge_agent.agent.factory import STRIPES, default_model
     from edge_agent.cli.service import overrides
     from edge_agent.core.config import load
+    from edge_agent.engine.models import STRIPES, default_model
 
     if model is None and default_model() is None:
         model = Path(STRIPES)
@@ -149,8 +149,9 @@ def _check(settings: Settings, folder: Path) -> None:
     from contextlib import ExitStack
 
     from edge_agent.agent import factory
+    from edge_agent.engine.models import choose_model
 
-    factory.choose_model(settings.engine, folder)
+    choose_model(settings.engine, folder)
     with ExitStack() as stack:
         factory.open_detection(settings, stack, cameras={DEVICE: None})
 

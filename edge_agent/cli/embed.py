@@ -130,12 +130,14 @@ def open_chosen(
     Raises:
         ConfigError: no such profile or backend, or a raw run on another backend.
     """
-    from edge_agent.agent.factory import choose_model, current_calibration, engines_folder, open_embedder
+    from edge_agent.agent.factory import open_embedder
     from edge_agent.core.config import load
     from edge_agent.core.errors import ConfigError
     from edge_agent.core.logs import configure
     from edge_agent.engine import choose_backend
-    from edge_agent.engine.profiles import profile_named
+    from edge_agent.engine.graph.profiles import profile_named
+    from edge_agent.engine.models import choose_model
+    from edge_agent.engine.precision.calibration import current_calibration, engines_folder
     from edge_agent.offline.evaluate.embedding import RawEmbedder
 
     configure("warning")

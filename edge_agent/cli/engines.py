@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edge_agent.engine.plans import Active, Machine, PlanEntry, PlanStore
+    from edge_agent.engine.plans.store import Active, Machine, PlanEntry, PlanStore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,7 +84,7 @@ def prune(
     What the active engine and the one before it need always stays. A plan that is removed is built again when
     it is needed, which takes minutes.
     """
-    from edge_agent.engine.calibration import prune_calibrations
+    from edge_agent.engine.precision.calibration import prune_calibrations
 
     store = _open(state, config)
     if not yes:
@@ -123,10 +123,10 @@ def rollback(
 
 
 def _open(state: Path | None, config: Path | None) -> PlanStore:
-    from edge_agent.agent.factory import engines_folder
     from edge_agent.core.config import load
     from edge_agent.core.logs import configure
-    from edge_agent.engine.plans import PlanStore
+    from edge_agent.engine.plans.store import PlanStore
+    from edge_agent.engine.precision.calibration import engines_folder
 
     configure("warning")
     settings = load(config, {} if state is None else {"state_dir": state})
@@ -136,7 +136,7 @@ def _open(state: Path | None, config: Path | None) -> PlanStore:
 def _machine() -> tuple[Machine | None, str]:
     """What plans would run on here; else None, and why plans cannot be compared with it."""
     from edge_agent.core.errors import EngineError
-    from edge_agent.engine.build import this_machine
+    from edge_agent.engine.tensorrt.build import this_machine
 
     try:
         return this_machine(), ""

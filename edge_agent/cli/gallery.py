@@ -265,13 +265,14 @@ def enrol(
     """
     from edge_agent.agent import factory
     from edge_agent.core.logs import configure
+    from edge_agent.engine.precision.calibration import current_calibration
 
     configure("warning")
     settings = _settings(state, config, model=model, preprocess=preprocess)
     pictures = [_read_picture(path) for path in images]
     qualities = _qualities(settings, images, pictures, force=force)
     folder = factory.state_folder(settings.state_dir)
-    calibration = factory.current_calibration(settings.engine, folder)
+    calibration = current_calibration(settings.engine, folder)
     with (
         factory.open_configured_embedder(settings, folder, calibration) as embedder,
         factory.open_gallery(settings, embedder.info) as gallery,

@@ -114,7 +114,7 @@ def _folder(output: Path | None) -> Path:
 def _check(model: Path, preprocess: str) -> None:
     """ModelError where it is no network that fits, ConfigError for a profile that there is not."""
     from edge_agent.engine.graph import prepare_reid
-    from edge_agent.engine.profiles import profile_named
+    from edge_agent.engine.graph.profiles import profile_named
 
     prepare_reid(model, profile_named(preprocess))
 

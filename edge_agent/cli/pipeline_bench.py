@@ -40,14 +40,14 @@ def measured(
     """
     from rich.console import Console
 
-    from edge_agent.agent import factory
     from edge_agent.core.manifest import write_atomic
+    from edge_agent.engine.precision.calibration import engines_folder
     from edge_agent.offline.bench import throughput
     from edge_agent.offline.bench.stagetimes import timeline_svg, trace_events
 
     engine = settings.engine.model_copy(
         update={
-            "folder": factory.engines_folder(settings.engine, settings.state_dir),
+            "folder": engines_folder(settings.engine, settings.state_dir),
             **({"precision": precision} if precision is not None else {}),
             **({"max_batch": batch} if batch is not None else {}),
         }

@@ -24,7 +24,7 @@ from edge_agent.embed.packer import PARCEL, Here, Packer
 from edge_agent.embed.quality import BLURRED, QualityGate
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden, golden_crops
-from edge_agent.engine.profiles import PreprocessProfile
+from edge_agent.engine.graph.profiles import PreprocessProfile
 
 __all__ = ["Embedder"]
 

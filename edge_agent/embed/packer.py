@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
 from edge_agent.embed.quality import sharpness
-from edge_agent.engine.profiles import PreprocessProfile
+from edge_agent.engine.graph.profiles import PreprocessProfile
 
 __all__ = ["PARCEL", "Beside", "Here", "Packer"]
 

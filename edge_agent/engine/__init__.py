@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from edge_agent.core.errors import ConfigError, EngineError
 from edge_agent.engine.base import Engine
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Scales
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.precision.scales import Scales
 
 if TYPE_CHECKING:
-    from edge_agent.engine.build import PlanBuilder, Progress
     from edge_agent.engine.simulated import SimulatedEngine
+    from edge_agent.engine.tensorrt.build import PlanBuilder, Progress
 
 __all__ = [
     "BACKENDS",
@@ -51,10 +51,10 @@ def choose_backend(wanted: str) -> str:
         raise ConfigError(f"no inference backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
     if wanted != "auto":
         return wanted
-    from edge_agent.engine import cuda, trt
+    from edge_agent.engine.tensorrt import bindings, cuda
 
     try:
-        trt.require_bindings()
+        bindings.require_bindings()
         cuda.probe()
     except EngineError:
         return "onnxruntime"
@@ -133,7 +133,7 @@ def open_engine(
         raise ConfigError(
             f"TensorRT has no folder to keep the plan of {prepared.name} in; name a state folder"
         )
-    from edge_agent.engine.tensorrt import TensorRTEngine
+    from edge_agent.engine.tensorrt.engine import TensorRTEngine
 
     return TensorRTEngine(
         prepared,
@@ -147,8 +147,8 @@ def open_engine(
 
 def plan_builder(prepared: PreparedGraph, options: TensorRTOptions) -> PlanBuilder:
     """What finds or builds the plan of a graph; nothing is done yet."""
-    from edge_agent.engine.build import BuildOptions, PlanBuilder, batches_for
-    from edge_agent.engine.plans import PlanStore
+    from edge_agent.engine.plans.store import PlanStore
+    from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder, batches_for
 
     build = BuildOptions(
         precision=cast("Literal['fp32', 'fp16', 'int8']", prepared.precision),
@@ -174,6 +174,6 @@ def _quiet(phase: str, done: int, total: int) -> None:
 
 def takes_ranges_beside(dla_core: int | None) -> bool:
     """Whether INT8 on this device wants ranges beside the graph: the accelerator before TensorRT 11 does."""
-    from edge_agent.engine import trt
+    from edge_agent.engine.tensorrt import bindings
 
-    return dla_core is not None and trt.has_dla(trt.version()) and trt.major() < 11
+    return dla_core is not None and bindings.has_dla(bindings.version()) and bindings.major() < 11

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, ModelError
 from edge_agent.core.manifest import read_json, write_json_atomic
-from edge_agent.engine.prepared import PreparedGraph
+from edge_agent.engine.graph.prepared import PreparedGraph
 
 __all__ = ["GOLDEN_CROPS", "Golden", "golden_crops", "load_or_make", "make"]
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH
-from edge_agent.engine.prepared import BATCH_HINT, PreparedGraph
+from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
 
 if TYPE_CHECKING:
     import onnxruntime

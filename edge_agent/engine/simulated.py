@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH
+from edge_agent.engine.graph.prepared import embedding_space
+from edge_agent.engine.graph.profiles import PROFILES
 from edge_agent.engine.latency import LatencyTable
-from edge_agent.engine.prepared import embedding_space
-from edge_agent.engine.profiles import PROFILES
 
 __all__ = ["PROFILE", "SimulatedEngine"]
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import app
 from edge_agent.core.errors import EdgeAgentError
-from edge_agent.engine.plans import PlanStore
+from edge_agent.engine.plans.store import PlanStore
 from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 

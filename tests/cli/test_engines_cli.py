@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.cli import app
-from edge_agent.engine.plans import PlanStore, this_host
+from edge_agent.engine.plans.store import PlanStore, this_host
 from tests.engine.test_engine_plans import INT8, put, record
 
 

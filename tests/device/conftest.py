@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_agent.agent.factory import choose_model
 from edge_agent.engine.base import Engine
-from edge_agent.engine.build import BuildOptions, PlanBuilder
-from edge_agent.engine.calibrator import Calibration, Pictures, has_calibrators
 from edge_agent.engine.graph import prepare_reid
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.models import choose_model
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
-from edge_agent.engine.plans import PlanStore
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.profiles import profile_named
-from edge_agent.engine.scales import Scales
-from edge_agent.engine.tensorrt import TensorRTEngine
+from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, has_calibrators
+from edge_agent.engine.tensorrt.engine import TensorRTEngine
 from tests.conftest import REPO
 
 CROPS = 96
@@ -42,7 +42,7 @@ Rows = NDArray[np.float32]
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> str:
     """What the tests run on. Asked in a process of its own: a broken driver must not end the run."""
-    code = "from edge_agent.engine.build import this_machine as m; print(m())"
+    code = "from edge_agent.engine.tensorrt.build import this_machine as m; print(m())"
     asked = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
     )
@@ -109,8 +109,8 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
     """Graph and options for each of `PRECISIONS`; skips what this TensorRT does not know."""
 
     def chosen(name: str) -> tuple[PreparedGraph, BuildOptions]:
-        from edge_agent.engine.half import to_half
-        from edge_agent.engine.trt import major
+        from edge_agent.engine.precision.half import to_half
+        from edge_agent.engine.tensorrt.bindings import major
         from edge_agent.offline.calibrate.quantise import quantise
 
         if name == "int8":

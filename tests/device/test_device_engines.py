@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import EngineError
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
-from edge_agent.engine import cuda
-from edge_agent.engine.build import BuildOptions, PlanBuilder, this_machine
-from edge_agent.engine.calibrator import Calibration, Pictures, has_calibrators
 from edge_agent.engine.golden import make
-from edge_agent.engine.plans import PlanStore
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.tensorrt import TensorRTEngine
-from edge_agent.engine.trt import Log, has_dla, make_builder, version
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.tensorrt import cuda
+from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_builder, version
+from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder, this_machine
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, has_calibrators
+from edge_agent.engine.tensorrt.engine import TensorRTEngine
 from tests.device.conftest import PRECISIONS, Rows, cosines, resident_bytes, run
 
 pytestmark = [pytest.mark.device, pytest.mark.timeout(1800)]

@@ -16,7 +16,7 @@ from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import golden, open_engine, open_simulated
 from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.profiles import PROFILES
+from edge_agent.engine.graph.profiles import PROFILES
 from tests import tiny_networks
 
 TAO = PROFILES["tao"]

@@ -18,7 +18,7 @@ from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.packer import PARCEL, Beside, Here
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import open_simulated
-from edge_agent.engine.profiles import PROFILES
+from edge_agent.engine.graph.profiles import PROFILES
 
 SIZE, MOST = (64, 32), 8
 PROFILE = PROFILES["tao"]

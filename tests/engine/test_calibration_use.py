@@ -17,8 +17,10 @@ from edge_agent.agent.daemon import Agent, Outputs
 from edge_agent.cli import app
 from edge_agent.core.config import EngineSettings, Settings, load
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.engine.calibration import Calibration, active_calibration
-from edge_agent.engine.plans import PlanStore
+from edge_agent.engine.models import prepare_model
+from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision import in_precision
+from edge_agent.engine.precision.calibration import Calibration, active_calibration
 from edge_agent.identify.identifier import SITE_FACT, Identifier
 from edge_agent.identify.site import SiteScores
 from edge_agent.offline.calibrate.gate import Bounds
@@ -43,7 +45,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request(network: Path, state: Path, dataset: Path | None, **changes: Any) -> Request:
-    prepared, golden = factory.prepare_model(network, "imagenet", state)
+    prepared, golden = prepare_model(network, "imagenet", state)
     return replace(
         Request(
             prepared=prepared,
@@ -111,10 +113,10 @@ def test_info_tells_subscribers_what_the_threshold_rests_on(calibrated: Calibrat
 def test_precisions_that_are_asked_for_are_had_or_refused(
     calibrated: Calibration, network: Path, tmp_path: Path
 ) -> None:
-    prepared, _ = factory.prepare_model(network, "imagenet", None)
+    prepared, _ = prepare_model(network, "imagenet", None)
 
     def precision(wanted: str, calibration: Calibration | None, backend: str = "onnxruntime") -> str:
-        return factory.in_precision(prepared, wanted, backend, calibration).precision
+        return in_precision(prepared, wanted, backend, calibration).precision
 
     assert precision("auto", calibrated) == "int8"
     assert precision("int8", calibrated) == "int8"

@@ -14,8 +14,8 @@ import pytest
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine import open_engine
 from edge_agent.engine.graph import prepare_detector, prepare_reid
+from edge_agent.engine.graph.profiles import PROFILES
 from edge_agent.engine.onnxruntime import _slices
-from edge_agent.engine.profiles import PROFILES
 from tests import tiny_networks
 
 TAO = PROFILES["tao"]

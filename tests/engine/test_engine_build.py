@@ -12,7 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
-from edge_agent.engine.build import (
+from edge_agent.engine.graph import prepare_reid
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.stripes import write_stripe_model
+from edge_agent.engine.plans.store import Machine
+from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.tensorrt.build import (
     BuildOptions,
     available_memory,
     batches_for,
@@ -21,13 +27,7 @@ from edge_agent.engine.build import (
     order_for,
     workspace_for,
 )
-from edge_agent.engine.calibrator import Calibration, Pictures, RangeSource, header_number
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.plans import Machine
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.profiles import profile_named
-from edge_agent.engine.scales import Scales
-from edge_agent.engine.stripes import write_stripe_model
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, RangeSource, header_number
 
 MIB = 1 << 20
 ORIN = Machine("10.3.0", "12.6", "Orin", "8.7", 16, 64)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from edge_agent.core.errors import InputError, StorageError
-from edge_agent.engine.plans import (
+from edge_agent.engine.plans.store import (
     Active,
     Machine,
     Order,
@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 KILLED = """
 import os, signal
 from pathlib import Path
-from edge_agent.engine.plans import Machine, Order, PlanStore, Recipe
+from edge_agent.engine.plans.store import Machine, Order, PlanStore, Recipe
 
 calls, rename = [0], Path.replace
 

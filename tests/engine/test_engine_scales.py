@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.core.errors import InputError, ModelError
-from edge_agent.engine.scales import Scales, read_cache
+from edge_agent.engine.precision.scales import Scales, read_cache
 
 MODEL = "ab" * 32
 

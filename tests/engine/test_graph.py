@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 
 from edge_agent.core.errors import ConfigError, ModelError
 from edge_agent.engine.graph import prepare_detector, prepare_reid
-from edge_agent.engine.prepared import embedding_space
-from edge_agent.engine.profiles import PROFILES, profile_named
+from edge_agent.engine.graph.prepared import embedding_space
+from edge_agent.engine.graph.profiles import PROFILES, profile_named
 from tests import tiny_networks
 
 TAO = PROFILES["tao"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.engine.stripes import write_stripe_model
+from edge_agent.engine.graph.stripes import write_stripe_model
 from tests.systemd.container import Container
 from tests.systemd.test_appliance import INSTALL, files, machine
 

@@ -18,14 +18,14 @@ import tensorrt as trt
 from builder_stand_in import BuilderStub
 
 from edge_agent.core.errors import EngineError, InputError, ModelError
-from edge_agent.engine import build
-from edge_agent.engine.build import BuildOptions, PlanBuilder, build_plan, this_machine
-from edge_agent.engine.calibrator import Calibration, Pictures, has_calibrators
-from edge_agent.engine.plans import PlanStore
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Scales, read_cache
-from edge_agent.engine.tensorrt import TensorRTEngine
-from edge_agent.engine.trt import Log, has_dla, make_runtime, version
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision.scales import Scales, read_cache
+from edge_agent.engine.tensorrt import build
+from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_runtime, version
+from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder, build_plan, this_machine
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, has_calibrators
+from edge_agent.engine.tensorrt.engine import TensorRTEngine
 
 # The bindings of TensorRT 10 warn of what TensorRT 11 has no more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT:DeprecationWarning")

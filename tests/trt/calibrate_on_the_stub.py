@@ -18,10 +18,12 @@ from builder_stand_in import BuilderStub
 
 from edge_agent.agent import factory
 from edge_agent.core.config import EngineSettings, QualitySettings
-from edge_agent.engine.calibration import active_calibration, prune_calibrations
 from edge_agent.engine.golden import golden_crops
-from edge_agent.engine.plans import PlanStore
-from edge_agent.engine.trt import version
+from edge_agent.engine.models import prepare_model
+from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision import in_precision
+from edge_agent.engine.precision.calibration import active_calibration, prune_calibrations
+from edge_agent.engine.tensorrt.bindings import version
 from edge_agent.offline.calibrate.job import Job, Request, Silent
 from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
@@ -61,7 +63,7 @@ def rows(batch: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def request_(people: Path, tmp_path: Path) -> Request:
     network = tiny_networks.convolutional(tmp_path / "tiny.onnx", dimension=NUMBERS)
-    prepared, golden = factory.prepare_model(network, "imagenet", None)
+    prepared, golden = prepare_model(network, "imagenet", None)
     known = rows(golden_crops(*prepared.input_size))
     return Request(
         prepared=replace(prepared, normalised=False),  # the stub does not
@@ -109,7 +111,7 @@ def test_run_loads_the_plan_that_calibrate_built(stub: BuilderStub, request_: Re
     Job(replace(request_, bench_seconds=0.0)).run()
     stub.told.clear()
     calibration = active_calibration(request_.engines)
-    graph = factory.in_precision(request_.prepared, "auto", "tensorrt", calibration)
+    graph = in_precision(request_.prepared, "auto", "tensorrt", calibration)
     embedder = factory.embedder_of(
         graph, request_.golden, engine=TENSORRT, quality=QualitySettings(), plans=request_.engines
     )

@@ -16,9 +16,10 @@ import stand_in
 import structlog
 
 from edge_agent.core.errors import EngineError, StorageError
-from edge_agent.engine import cuda, trt
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.tensorrt import TensorRTEngine
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.tensorrt import bindings as trt
+from edge_agent.engine.tensorrt import cuda
+from edge_agent.engine.tensorrt.engine import TensorRTEngine
 
 HEIGHT, WIDTH, NUMBERS, LARGEST = 32, 16, 8, 8
 

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from edge_agent.core.errors import EngineError
-from edge_agent.engine import trt
+from edge_agent.engine.tensorrt import bindings as trt
 from tests.trt import parts
 
 
@@ -27,7 +27,7 @@ def test_which_release_knows_the_dla(release, dla):
 
 
 FAILED_CALL = textwrap.dedent("""
-    from edge_agent.engine.trt import Log, checked, major, version
+    from edge_agent.engine.tensorrt.bindings import Log, checked, major, version
     from edge_agent.core.errors import EngineError
     import tensorrt, structlog
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from edge_agent.core.errors import EngineError
-from edge_agent.engine import cuda as cuda_module
+from edge_agent.engine.tensorrt import cuda as cuda_module
 from tests.trt import parts
 
 RUN = """
@@ -38,7 +38,7 @@ def test_without_pycuda(monkeypatch):
 
 
 PROBE = textwrap.dedent("""
-    from edge_agent.engine import trt
+    from edge_agent.engine.tensorrt import bindings as trt
     from edge_agent.core.errors import EngineError
     log = trt.Log()
     for make in (trt.make_runtime, trt.make_builder):

@@ -35,7 +35,8 @@ from edge_agent.deliver.connection import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.base import DEPTH
-from edge_agent.engine.profiles import PreprocessProfile, profile_named
+from edge_agent.engine.graph.profiles import PreprocessProfile, profile_named
+from edge_agent.engine.models import choose_model
 from edge_agent.offline.bench.speed import Latency, machine
 from edge_agent.offline.bench.stagetimes import Span, StageClock, cpu_of_cores, cpu_of_threads
 from edge_agent.offline.synthetic.panorama import TALLEST, Panorama
@@ -432,7 +433,7 @@ def _engine_limit(settings: Settings, embedder: Embedder, streets: list[Panorama
         return open_simulated(engine.backend, max_batch=1).table.rate(engine.max_batch)
     from edge_agent.offline.bench.speed import rate_alone
 
-    profile = profile_named(factory.choose_model(engine, settings.state_dir).preprocess)
+    profile = profile_named(choose_model(engine, settings.state_dir).preprocess)
     crops = _packed(streets, embedder.info.max_batch, embedder.engine.input_size, profile)
     return rate_alone(embedder, crops, seconds=5.0)
 

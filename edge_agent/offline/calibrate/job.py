@@ -39,10 +39,10 @@ from edge_agent.core.manifest import (
     write_json_atomic,
 )
 from edge_agent.engine import choose_backend
-from edge_agent.engine.calibration import CALIBRATIONS, KIND, MANIFEST, VERSION, Calibration
-from edge_agent.engine.half import to_half
-from edge_agent.engine.plans import PlanStore
-from edge_agent.engine.scales import Scales
+from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision.calibration import CALIBRATIONS, KIND, MANIFEST, VERSION, Calibration
+from edge_agent.engine.precision.half import to_half
+from edge_agent.engine.precision.scales import Scales
 from edge_agent.offline.bench import speed as bench
 from edge_agent.offline.calibrate import gate as gates
 from edge_agent.offline.calibrate import threshold as thresholds
@@ -60,7 +60,7 @@ from edge_agent.offline.evaluate.embedding import embed_paths, labelled
 if TYPE_CHECKING:
     from edge_agent.embed.embedder import Embedder
     from edge_agent.engine.golden import Golden
-    from edge_agent.engine.prepared import PreparedGraph
+    from edge_agent.engine.graph.prepared import PreparedGraph
 
 __all__ = ["Job", "Progress", "Request", "Result", "Silent"]
 
@@ -111,7 +111,7 @@ class Request:
     """What shall be calibrated, and how.
 
     Attributes:
-        prepared: the ReID network, from `factory.prepare_model`.
+        prepared: the ReID network, from `engine.models.prepare_model`.
         golden: its reference embeddings.
         engines: folder of calibrations and plans.
         disk: a folder on the disk whose state telemetry tells.
@@ -746,7 +746,7 @@ def _runs_on(backend: str) -> dict[str, str]:
         import onnxruntime
 
         return {"onnxruntime": onnxruntime.__version__, "machine": platform.machine()}
-    from edge_agent.engine.build import this_machine
+    from edge_agent.engine.tensorrt.build import this_machine
 
     return {name: str(value) for name, value in asdict(this_machine()).items()}
 

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Scales
-from edge_agent.engine.topology import OURS, QUANTISABLE, Topology, in_order, load_named
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.graph.topology import OURS, QUANTISABLE, Topology, in_order, load_named
+from edge_agent.engine.precision.scales import Scales
 
 if TYPE_CHECKING:
     import onnx

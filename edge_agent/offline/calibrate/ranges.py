@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ModelError, NonFiniteEmbedding
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Scales
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.precision.scales import Scales
 
 __all__ = ["DEFAULT_METHOD", "DEFAULT_PERCENTILE", "Method", "observe", "ranges"]
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ModelError
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.graph.topology import Block, Topology, load_named
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Scales
-from edge_agent.engine.topology import Block, Topology, load_named
+from edge_agent.engine.precision.scales import Scales
 from edge_agent.offline.calibrate.quantise import quantisable, quantise
 
 __all__ = ["Choice", "Loss", "Sensitivity", "blocks", "choose_keep", "cosines", "measure"]

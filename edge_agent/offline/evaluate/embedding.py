@@ -127,7 +127,7 @@ class RawEmbedder:
     def __init__(self, model: Path, preprocess: str) -> None:
         from edge_agent.engine import open_engine
         from edge_agent.engine.graph import prepare_reid
-        from edge_agent.engine.profiles import profile_named
+        from edge_agent.engine.graph.profiles import profile_named
 
         self._profile = profile_named(preprocess)
         prepared = prepare_reid(model, self._profile, normalise=False)

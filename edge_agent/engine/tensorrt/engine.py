@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, EngineError
 from edge_agent.core.structures import EngineInfo
-from edge_agent.engine import cuda
 from edge_agent.engine.base import DEPTH
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.trt import Log, checked, has_dla, make_runtime, version
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.tensorrt import cuda
+from edge_agent.engine.tensorrt.bindings import Log, checked, has_dla, make_runtime, version
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.topology import OURS, Topology, in_order, load_named
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.graph.topology import OURS, Topology, in_order, load_named
 
 if TYPE_CHECKING:
     import onnx

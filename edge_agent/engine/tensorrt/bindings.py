@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from edge_agent.core.errors import EngineError
-from edge_agent.engine import cuda
+from edge_agent.engine.tensorrt import cuda
 
 if TYPE_CHECKING:
     import tensorrt as trt

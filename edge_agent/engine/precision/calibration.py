@@ -9,7 +9,7 @@
     ├── tensorrt-scales.json      with INT8: the ranges for what takes no quantise/dequantise nodes
     └── int8.onnx or fp16.onnx    the graph, unless FP32 was chosen
 
-Which one is active stands in `engines/active.json` (`edge_agent.engine.plans`).
+Which one is active stands in `engines/active.json` (`edge_agent.engine.plans.store`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.manifest import Manifest
-from edge_agent.engine.plans import Active, PlanStore
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Scales
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.plans.store import Active, PlanStore
+from edge_agent.engine.precision.scales import Scales
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import EngineSettings
 
 __all__ = [
     "CALIBRATIONS",
@@ -34,6 +37,8 @@ __all__ = [
     "VERSION",
     "Calibration",
     "active_calibration",
+    "current_calibration",
+    "engines_folder",
     "prune_calibrations",
 ]
 
@@ -138,6 +143,20 @@ class Calibration:
             "target_fmr": threshold["target_fmr"],
             "pairs": threshold["pairs"],
         }
+
+
+def engines_folder(settings: EngineSettings, state: Path) -> Path:
+    """Where calibrations and plans are."""
+    return settings.folder if settings.folder is not None else state / "engines"
+
+
+def current_calibration(settings: EngineSettings, state: Path) -> Calibration | None:
+    """The active calibration, of whatever network; None where there is none.
+
+    Raises:
+        InputError: it is damaged; says what mends it.
+    """
+    return active_calibration(engines_folder(settings, state))
 
 
 def active_calibration(engines: Path) -> Calibration | None:

@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import structlog
 
 from edge_agent.core.errors import ConfigError, EngineError
-from edge_agent.engine import cuda
-from edge_agent.engine import trt as bindings
-from edge_agent.engine.calibrator import Calibration, RangeSource, make_calibrator
-from edge_agent.engine.plans import Machine, Order, PlanStore, Recipe, StoredPlan, memory_class_gib
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Scales
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.plans.store import Machine, Order, PlanStore, Recipe, StoredPlan, memory_class_gib
+from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.tensorrt import bindings, cuda
+from edge_agent.engine.tensorrt.calibrator import Calibration, RangeSource, make_calibrator
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-    from edge_agent.engine.tensorrt import SuppliedPlan
+    from edge_agent.engine.tensorrt.engine import SuppliedPlan
 
 __all__ = [
     "BuildOptions",
@@ -645,7 +644,7 @@ def _make_monitor(watch: _Watch, base: Any) -> object:  # noqa: ANN401 - a class
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan for `TensorRTEngine`; see `edge_agent.engine.tensorrt.SuppliedPlan`.
+    """A plan for `TensorRTEngine`; see `edge_agent.engine.tensorrt.engine.SuppliedPlan`.
 
     Attributes:
         data: what TensorRT deserialises.

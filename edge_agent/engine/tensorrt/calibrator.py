@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, ModelError
-from edge_agent.engine import trt as bindings
-from edge_agent.engine.cuda import DeviceMemory
-from edge_agent.engine.prepared import PreparedGraph
-from edge_agent.engine.scales import Algorithm, Scales, read_cache
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.precision.scales import Algorithm, Scales, read_cache
+from edge_agent.engine.tensorrt import bindings
+from edge_agent.engine.tensorrt.cuda import DeviceMemory
 
 __all__ = ["Calibration", "Pictures", "RangeSource", "has_calibrators", "header_number", "make_calibrator"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.engine.profiles import PreprocessProfile
+from edge_agent.engine.graph.profiles import PreprocessProfile
 
 __all__ = ["BATCH_HINT", "PreparedGraph", "embedding_space"]
 

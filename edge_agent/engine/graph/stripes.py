@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.manifest import write_atomic
-from edge_agent.engine.profiles import PROFILES
+from edge_agent.engine.graph.profiles import PROFILES
 
 __all__ = ["STRIPES_NAME", "STRIPES_PROFILE", "write_stripe_model"]
 

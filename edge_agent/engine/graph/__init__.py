@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.prepared import BATCH_HINT, PreparedGraph, embedding_space
-from edge_agent.engine.profiles import PreprocessProfile
+from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph, embedding_space
+from edge_agent.engine.graph.profiles import PreprocessProfile
 
 if TYPE_CHECKING:
     import onnx

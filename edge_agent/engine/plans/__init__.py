@@ -1,0 +1,1 @@
+"""The store of TensorRT plans, and the record of which engine is active."""

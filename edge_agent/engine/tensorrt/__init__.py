@@ -1,0 +1,1 @@
+"""TensorRT backend: builds plans for the GPU of this device and runs them."""
