@@ -371,11 +371,11 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     """
     from edge_agent.core.encryption import rewrite
     from edge_agent.deliver import outbox
-    from edge_agent.gallery.store import OwnerLock
+    from edge_agent.gallery.gallery import owner_lock
 
     new = database_key(settings)
     gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
-    lock = OwnerLock(gallery)
+    lock = owner_lock(gallery)
     if gallery.exists() and not lock.acquire():
         raise StorageError(f"{gallery} is in use by a running agent (process {lock.holder()}); stop it first")
     try:
@@ -828,10 +828,10 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
     Raises:
         StorageError: some could not be removed; the agent will, at its next start.
     """
-    from edge_agent.gallery.store import OwnerLock
+    from edge_agent.gallery.gallery import owner_lock
 
     state = settings.state_dir
-    lock = OwnerLock(state / GALLERY_FILE)
+    lock = owner_lock(state / GALLERY_FILE)
     if not lock.acquire():
         return None
     try:

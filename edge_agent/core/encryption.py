@@ -1,4 +1,4 @@
-"""Databases that may be encrypted: sqlite3, or SQLCipher with the same interface when there is a key.
+"""The key of encrypted databases, and changing it. `edge_agent.core.sqlite` opens databases.
 
 The key is 32 bytes, written as 64 hexadecimal digits (`openssl rand -hex 32`) in a credential file. It
 encrypts what stands on the disk; while the agent runs, its memory holds everything in the clear.
@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sqlite3
-import sys
 from pathlib import Path
-from typing import Any
 
 from edge_agent.core.errors import ConfigError, StorageError
+from edge_agent.core.sqlite import connect, database_errors, key_literal
 
-__all__ = ["KEY_BYTES", "check_plainness", "connect", "database_errors", "key_check", "parse_key", "rewrite"]
+__all__ = ["KEY_BYTES", "check_plainness", "key_check", "parse_key", "rewrite"]
 
 KEY_BYTES = 32
 
@@ -39,43 +37,6 @@ def parse_key(text: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise ConfigError(f"the database key has {len(key)} bytes, it must have {KEY_BYTES}; {hint}")
     return key
-
-
-def connect(path: Path | str, *, key: bytes | None, **options: Any) -> Any:  # noqa: ANN401 - of either module
-    """A connection as `sqlite3.connect` makes it, through SQLCipher when there is a key.
-
-    Raises:
-        ConfigError: a key is given, and SQLCipher is not installed.
-        sqlite3.Error, or SQLCipher's (see `database_errors`): as from `sqlite3.connect`.
-    """
-    if key is None:
-        return sqlite3.connect(str(path), **options)
-    connection = _sqlcipher().connect(str(path), **options)
-    connection.execute("PRAGMA cipher_log_level = NONE")  # it would write to stderr what is raised anyway
-    # A raw key needs no derivation: opening takes milliseconds, and 32 random bytes need no stretching.
-    connection.execute(_pragma_key(key))
-    return connection
-
-
-def _pragma_key(key: bytes) -> str:
-    return f"PRAGMA key = \"x'{key.hex()}'\""
-
-
-def _sqlcipher() -> Any:  # noqa: ANN401 - a module without types
-    try:
-        from sqlcipher3 import dbapi2
-    except ImportError as problem:
-        raise ConfigError(
-            "an encrypted database needs SQLCipher: install edge-agent with the extra `encrypt` (pip install"
-            " 'edge-agent[encrypt]')"
-        ) from problem
-    return dbapi2
-
-
-def database_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What a connection may raise, and `more`; SQLCipher's errors are not those of sqlite3."""
-    loaded = sys.modules.get("sqlcipher3.dbapi2")
-    return (sqlite3.Error, *more) if loaded is None else (sqlite3.Error, loaded.Error, *more)
 
 
 def key_check(key: bytes | None) -> int:
@@ -159,7 +120,7 @@ def _opens(path: Path, key: bytes | None) -> bool:
     """Whether this is the key, and nobody else uses the database."""
     if (key is None) != (_beginning(path) == _PLAIN):
         return False
-    with contextlib.closing(connect(path, key=key, isolation_level=None, timeout=1.0)) as database:
+    with contextlib.closing(connect(path, key=key, timeout_s=1.0)) as database:
         try:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("BEGIN EXCLUSIVE")
@@ -178,13 +139,10 @@ def _copy(path: Path, old: bytes | None, target: Path, new: bytes | None) -> Non
         os.fchown(descriptor, former.st_uid, former.st_gid)  # root may do this for the service's user
     finally:
         os.close(descriptor)
-    with contextlib.closing(_sqlcipher().connect(str(path), isolation_level=None)) as database:
-        if old is not None:
-            database.execute(_pragma_key(old))
+    with contextlib.closing(connect(path, key=old, cipher=True)) as database:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        quoted = "''" if new is None else f"\"x'{new.hex()}'\""
-        database.execute(f"ATTACH DATABASE ? AS target KEY {quoted}", (str(target),))
+        database.execute(f"ATTACH DATABASE ? AS target KEY {key_literal(new)}", (str(target),))
         for name in ("auto_vacuum", "user_version", "application_id"):
             value = int(database.execute(f"PRAGMA main.{name}").fetchone()[0])
             database.execute(f"PRAGMA target.{name} = {value}")

@@ -26,9 +26,10 @@ from typing import Any, Literal
 
 import structlog
 
-from edge_agent.core.encryption import connect, database_errors, key_check, rewrite
+from edge_agent.core.encryption import key_check, rewrite
 from edge_agent.core.errors import DiskFull, StorageError
 from edge_agent.core.events import Event, GapData, NumberRange, encode, new_event
+from edge_agent.core.sqlite import connect, database_errors
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
 
 __all__ = ["Depth", "Outbox", "Row", "numbered", "rekey"]
@@ -302,7 +303,7 @@ class Outbox:
         self._count()
 
     def _connect(self, path: Path) -> Any:  # noqa: ANN401 - a connection of sqlite3 or of sqlcipher3
-        return connect(path, key=self._key, isolation_level=None, check_same_thread=False, timeout=0.5)
+        return connect(path, key=self._key, timeout_s=0.5)
 
     def _count(self) -> None:
         """Fill the counters and take over what the marks know."""

@@ -25,6 +25,8 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
+from edge_agent.core.locks import FileLock
+from edge_agent.core.sqlite import MEMORY
 from edge_agent.core.structures import Pictures
 from edge_agent.gallery.archive import Archive, ArchivedIdentity, read_archive, write_archive
 from edge_agent.gallery.diversity import diverse_rows
@@ -39,9 +41,9 @@ from edge_agent.gallery.identity import (
 )
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.shortlist import LIBRARY, SAMPLE, Codes
-from edge_agent.gallery.store import MEMORY, OwnerLock, Store
+from edge_agent.gallery.store import Store
 
-__all__ = ["Gallery"]
+__all__ = ["Gallery", "owner_lock"]
 
 _log = structlog.get_logger(__name__)
 
@@ -135,7 +137,7 @@ class Gallery:
         self._clock = clock
         self._lock = threading.RLock()
         self._open_store: Store | None = None
-        self._owner_lock: OwnerLock | None = None
+        self._owner_lock: FileLock | None = None
         self._index = ExemplarIndex(dimension)
         self._builder: threading.Thread | None = None
         self._closing = threading.Event()
@@ -904,14 +906,14 @@ class Gallery:
     def _take_ownership(self) -> bool:
         if self._path is None:
             return True
-        lock = OwnerLock(self._path)
+        lock = owner_lock(self._path)
         if lock.acquire():
             self._owner_lock = lock
             return True
         return False
 
     def _holder(self) -> str:
-        return "unknown" if self._path is None else OwnerLock(self._path).holder()
+        return "unknown" if self._path is None else owner_lock(self._path).holder()
 
     def _settle_space(self) -> None:
         """Check that the file is of this space, or make it so when nobody is in it; settle who decides."""
@@ -1168,6 +1170,11 @@ class Gallery:
             ],
         )
         self._prune(number)
+
+
+def owner_lock(gallery: Path) -> FileLock:
+    """Return the lock of the one process that uses a gallery for a live system."""
+    return FileLock(gallery.with_name(gallery.name + ".lock"))
 
 
 def _check_ttl(*seconds: float | None) -> None:

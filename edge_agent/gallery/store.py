@@ -7,24 +7,27 @@ a change and nothing between. Deleted content is overwritten with zeros (`secure
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.core.encryption import check_plainness, connect, database_errors
-from edge_agent.core.errors import DiskFull, StorageError
+from edge_agent.core.encryption import check_plainness
+from edge_agent.core.errors import StorageError
+from edge_agent.core.sqlite import (
+    Description,
+    connect,
+    database_errors,
+    make_private,
+    transaction,
+)
 
-__all__ = ["MEMORY", "OwnerLock", "Store"]
-
-MEMORY = ":memory:"
+__all__ = ["Store"]
 
 _APPLICATION = 0x45414731  # "EAG1": tells a gallery from any other SQLite file
 _LAYOUT = 2
-_BUSY_MS = 10_000  # another process holds the lock for one small change; an import may take longer
+_BUSY_S = 10.0  # another process holds the lock for one small change; an import may take longer
 
 # `ttl` is an identity's own time to live in seconds, 0 for ever; NULL: that of its kind.
 # `pictures` are the tracks of crop folders that show a person; with the person gone, `number` becomes NULL,
@@ -93,10 +96,17 @@ class Store:
         """
         self.path = path
         self._key = key
-        with _translated(self.where, keyed=key is not None):
+        self._description = Description(
+            path,
+            keyed=key is not None,
+            damaged="move it away together with its -wal and -shm files, then restore the last export:"
+            " edge-agent gallery import FILE",
+        )
+        with self._description.translated():
             if path is not None:
                 check_plainness(path, key)
-                _make_private(path)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private(path)
             self._connection = _connect(path, key)
             try:
                 self._prepare(check=check)
@@ -106,8 +116,8 @@ class Store:
 
     @property
     def where(self) -> str:
-        """The path for people."""
-        return MEMORY if self.path is None else str(self.path)
+        """The path in messages."""
+        return self._description.name
 
     def close(self) -> None:
         """Close the file; the write-ahead log is folded into it when this was the last process."""
@@ -115,13 +125,16 @@ class Store:
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
-        with _translated(self.where):
+        with self._description.translated():
             found: list[tuple[Any, ...]] = self._connection.execute(statement, values).fetchall()
             return found
 
     def pieces(self, statement: str, size: int) -> Iterator[list[tuple[Any, ...]]]:
         """All rows of a query, so many at a time: a large table is never in memory as Python objects."""
-        with _translated(self.where), contextlib.closing(self._connection.execute(statement)) as cursor:
+        with (
+            self._description.translated(),
+            contextlib.closing(self._connection.execute(statement)) as cursor,
+        ):
             while rows := cursor.fetchmany(size):
                 yield rows
 
@@ -131,9 +144,8 @@ class Store:
         return rows[0][0] if rows else None
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Execute one statement of a change; SQLCipher's cursor is as that of sqlite3."""
-        cursor: sqlite3.Cursor = self._connection.execute(statement, values)
-        return cursor
+        """Execute one statement of a change."""
+        return self._connection.execute(statement, values)
 
     def run_many(self, statement: str, values: Sequence[Sequence[Any]]) -> None:
         """Execute one statement of a change for each row of values."""
@@ -147,16 +159,10 @@ class Store:
             durable: wait until the change would survive a power cut. Without it a power cut may undo the
                 last changes (never a part of one); a killed process loses nothing either way.
         """
-        with _translated(self.where):
+        with self._description.translated():
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._connection):
                 yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # SQLite has rolled back by itself when the disk is full
-                    self._connection.execute("ROLLBACK")
-                raise
 
     def changed_outside(self) -> int:
         """A number that differs from the last one when another connection has changed the file."""
@@ -173,12 +179,8 @@ class Store:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Let all queries of the block see the same state, whatever other processes write meanwhile."""
-        with _translated(self.where):
-            self._connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                self._connection.execute("COMMIT")
+        with self._description.translated(), transaction(self._connection, "DEFERRED"):
+            yield
 
     def scrub(self, *, wait: bool) -> bool:
         """Give the pages of deleted rows back, and empty the write-ahead log, which has copies of them.
@@ -195,10 +197,10 @@ class Store:
         """
         if self.path is None:
             return True
-        deadline = time.monotonic() + (_BUSY_MS / 1000 if wait else 0.0)
+        deadline = time.monotonic() + (_BUSY_S if wait else 0.0)
         with (
-            _translated(self.where),
-            contextlib.closing(_connect(self.path, self._key, _BUSY_MS if wait else 0)) as connection,
+            self._description.translated(),
+            contextlib.closing(_connect(self.path, self._key, _BUSY_S if wait else 0.0)) as connection,
         ):
             while not _emptied(connection):
                 # SQLite's own wait does not cover every way in which two connections meet.
@@ -211,8 +213,8 @@ class Store:
         """Size on disk, with the write-ahead log."""
         if self.path is None:
             return 0
-        beside = (self.path, self.path.with_name(self.path.name + "-wal"))
-        return sum(file.stat().st_size for file in beside if file.exists())
+        files = [self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal")]
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def _prepare(self, *, check: bool) -> None:
         layout = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -231,7 +233,7 @@ class Store:
             )
         verdict = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
         if verdict != "ok":
-            raise _damaged(self.where, verdict)
+            raise self._description.damage(verdict)
 
     def _take_over_layout_1(self) -> None:
         with self.change():
@@ -252,124 +254,25 @@ class Store:
             self._connection.execute(f"PRAGMA user_version = {_LAYOUT}")
 
 
-class OwnerLock:
-    """Held by the one process that keeps a gallery's index for a live system."""
-
-    def __init__(self, gallery: Path) -> None:
-        self._path = gallery.with_name(gallery.name + ".lock")
-        self._descriptor: int | None = None
-
-    def acquire(self) -> bool:
-        """Take the lock; False when another process has it. It is freed by `release` or the process's end."""
-        with _translated(str(self._path)):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                return False
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
-        self._descriptor = descriptor
-        return True
-
-    def holder(self) -> str:
-        """Process id of whoever has the lock, for messages."""
-        with contextlib.suppress(OSError):
-            return self._path.read_text().strip() or "unknown"
-        return "unknown"
-
-    def release(self) -> None:
-        """Give the lock back, if it is held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+def _connect(path: Path | None, key: bytes | None, busy_s: float = _BUSY_S) -> sqlite3.Connection:
+    pragmas = {
+        "foreign_keys": "ON",
+        "secure_delete": "ON",
+        "auto_vacuum": "INCREMENTAL",  # takes effect in a new file only
+        "journal_mode": "WAL",
+        "journal_size_limit": "0",  # after a checkpoint the log takes no space
+    }
+    return connect(path, key=key, timeout_s=busy_s, pragmas=pragmas)
 
 
-def _connect(path: Path | None, key: bytes | None, busy_ms: int = _BUSY_MS) -> Any:  # noqa: ANN401 - of sqlite3 or sqlcipher3
-    """A connection in autocommit mode (transactions are explicit), for one thread at a time."""
-    connection = connect(
-        MEMORY if path is None else path,
-        key=key,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=busy_ms / 1000,
-    )
-    try:
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect in a new file only
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA journal_size_limit = 0")  # a folded log does not stay on disk
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _emptied(connection: Any) -> bool:  # noqa: ANN401 - of sqlite3 or sqlcipher3
+def _emptied(connection: sqlite3.Connection) -> bool:
     """Give free pages back and fold the log into the file; False when somebody else is at it."""
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             connection.execute("PRAGMA incremental_vacuum").fetchall()
-        finally:
-            connection.execute("COMMIT")
         busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except database_errors() as problem:
         if "locked" not in str(problem):
             raise
         return False
     return not busy
-
-
-def _make_private(path: Path) -> None:
-    """Make the folder (0700) and the file (0600); SQLite gives its side files the same mode."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _translated(where: str, *, keyed: bool = False) -> Iterator[None]:
-    """Turn errors of SQLite and of the file system into this package's, with the way out."""
-    try:
-        yield
-    except database_errors() as problem:
-        if keyed and "not a database" in str(problem):
-            raise StorageError(
-                f"{where} does not open with this key: it was made with another, or is damaged; put that one"
-                " into the credential file storage__key (`edge-agent rekey --old-key FILE` changes keys)"
-            ) from problem
-        raise _explained(where, problem) from problem
-    except OSError as problem:
-        raise StorageError(f"cannot open {where}: {problem.strerror or problem}") from problem
-
-
-def _explained(where: str, problem: Exception) -> StorageError:
-    text = str(problem)
-    if "disk is full" in text:
-        return DiskFull(f"cannot write {where}: no space is left on its disk; free some and try again")
-    if "locked" in text or "busy" in text:
-        return StorageError(
-            f"cannot change {where}: another process keeps it locked; try again when it is done"
-        )
-    if "unable to open" in text or "readonly" in text:
-        return StorageError(
-            f"cannot open {where}: {text}; check the owner and permissions of it and its folder"
-        )
-    if "disk I/O" in text:
-        return StorageError(f"cannot write {where}: {text}; check the disk (dmesg) and its limits and quotas")
-    if type(problem).__name__ == "IntegrityError":  # of sqlite3 or sqlcipher3
-        return StorageError(f"cannot change {where}: {text}")
-    return _damaged(where, text)
-
-
-def _damaged(where: str, text: str) -> StorageError:
-    return StorageError(
-        f"{where} is damaged or not a gallery ({text}); move it away together with its -wal and -shm files, "
-        "then restore the last export: edge-agent gallery import FILE"
-    )

@@ -39,8 +39,9 @@ from typing import Any
 import numpy as np
 import structlog
 
-from edge_agent.core.errors import DiskFull, InputError, SourceError, SourceLost, StorageError
+from edge_agent.core.errors import InputError, SourceError, SourceLost, StorageError
 from edge_agent.core.pictures import PICTURE_SUFFIXES, parse_crop_name, read_picture
+from edge_agent.core.sqlite import Description, connect, make_private, transaction
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
 from edge_agent.source.fields import is_number, unix_time
 
@@ -503,6 +504,11 @@ class _Ledger:
         self.path = path
         self._lock = threading.Lock()
         self._open: sqlite3.Connection | None = None
+        self._description = Description(
+            path,
+            role="the record of the crops already read",
+            damaged="remove it (the crops still in the folder will be read again)",
+        )
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -517,8 +523,7 @@ class _Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise StorageError(f"cannot make the folder {self.path.parent}: {problem.strerror}") from problem
-        with self._errors_named(), contextlib.closing(self._connect()) as database:
-            database.execute("PRAGMA journal_mode=WAL")
+        with self._description.translated(), contextlib.closing(self._connect()) as database:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS crops (name TEXT PRIMARY KEY, size INTEGER NOT NULL, "
                 "modified_ns INTEGER NOT NULL, outcome TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID"
@@ -532,34 +537,17 @@ class _Ledger:
                     self._open = None
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA synchronous=NORMAL")
-        except sqlite3.Error:
-            connection.close()  # the file is none of SQLite's
-            raise
-        return connection
+        make_private(self.path)
+        return connect(self.path, pragmas={"journal_mode": "WAL", "synchronous": "NORMAL"})
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._errors_named():
+        with self._lock, self._description.translated():
             if self._open is not None:
                 yield self._open
                 return
             with contextlib.closing(self._connect()) as own:
                 yield own
-
-    @contextlib.contextmanager
-    def _errors_named(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as problem:
-            if "full" in str(problem):
-                raise DiskFull(f"cannot write {self.path}: no space is left on its disk") from problem
-            raise StorageError(
-                f"cannot use {self.path}, which remembers the crops already read: {problem}; "
-                "if it is damaged, remove it (the crops still in the folder will be read again)"
-            ) from problem
 
     def unknown(self, files: Iterable[_File]) -> Iterator[_File]:
         """Those of `files` that were neither acknowledged nor refused."""
@@ -578,10 +566,8 @@ class _Ledger:
         """Write `files` down in one transaction."""
         now = time.time()
         rows = [(file.name, file.size, file.modified_ns, outcome, now) for file in files]
-        with self._connected() as database:
-            database.execute("BEGIN IMMEDIATE")
+        with self._connected() as database, transaction(database):
             database.executemany("INSERT OR REPLACE INTO crops VALUES (?, ?, ?, ?, ?)", rows)
-            database.execute("COMMIT")
 
     def read(self) -> list[_File]:
         """Those that were acknowledged."""
@@ -591,10 +577,8 @@ class _Ledger:
 
     def forget(self, files: Iterable[_File]) -> None:
         """These are known no more."""
-        with self._connected() as database:
-            database.execute("BEGIN IMMEDIATE")
+        with self._connected() as database, transaction(database):
             database.executemany("DELETE FROM crops WHERE name = ?", [(file.name,) for file in files])
-            database.execute("COMMIT")
 
     def prune(self, folder: Path) -> None:
         """Forget files that are not in the folder any more, or the state would grow for ever.

@@ -262,7 +262,7 @@ def test_a_reader_that_holds_the_log_is_named_as_the_reason(tmp_path: Path) -> N
 def test_a_forget_that_could_not_clear_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_agent.gallery.store._BUSY_MS", 100)
+    monkeypatch.setattr("edge_agent.gallery.store._BUSY_S", 0.1)
     path = tmp_path / "gallery.db"
     with Gallery(path, space="s", dimension=D) as gallery:
         gallery.enrol(unit(2), np.ones(2), origin="t", camera="c", time=1.0)

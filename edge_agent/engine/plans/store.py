@@ -18,7 +18,6 @@ Nothing here needs a GPU. Several processes may use one folder: a lock keeps a p
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from typing import Any, Literal
 import structlog
 
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.locks import FileLock
 from edge_agent.core.manifest import (
     FileRecord,
     Manifest,
@@ -328,7 +328,7 @@ class PlanStore:
         Args:
             waiting: called once when another process is building now, before waiting for it.
         """
-        with _lock(self._make(), ".build.lock", waiting):
+        with FileLock(self._make() / ".build.lock").held(waiting):
             yield
 
     # --- timing caches ------------------------------------------------------------------------
@@ -584,30 +584,11 @@ class PlanStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with _lock(self._make(), ".lock"):
+        with FileLock(self._make() / ".lock").held():
             try:
                 yield
             except OSError as problem:
                 raise StorageError(f"cannot use {self.folder}: {problem}") from problem
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a lock file, which its process's end frees too."""
-    try:
-        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as problem:
-        raise StorageError(f"cannot lock {folder}: {problem.strerror}") from problem
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read_plan(path: Path, record: FileRecord) -> bytes:

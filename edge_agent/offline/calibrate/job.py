@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from edge_agent import __version__
 from edge_agent.agent import factory
 from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.errors import ConfigError, EngineError, InputError, ModelError, StorageError
+from edge_agent.core.locks import FileLock
 from edge_agent.core.manifest import (
     FileRecord,
     Manifest,
@@ -289,20 +288,17 @@ class Job:
         folder = self._request.engines / CALIBRATIONS
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as problem:
             raise StorageError(
                 f"cannot write to {folder}: {problem.strerror}; choose another --output"
             ) from None
+        lock = FileLock(folder / ".lock")
+        if not lock.acquire():
+            raise StorageError(f"another `edge-agent calibrate` is at work in {folder}; wait for it")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
-        except BlockingIOError:
-            raise StorageError(
-                f"another `edge-agent calibrate` is at work in {folder}; wait for it"
-            ) from None
         finally:
-            os.close(descriptor)
+            lock.release()
 
     def _finished(self) -> Calibration | None:
         """The whole result of an earlier run, None where there is none or it is damaged."""

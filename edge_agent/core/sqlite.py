@@ -1,0 +1,214 @@
+"""SQLite databases, plain or encrypted with SQLCipher: connections, transactions and errors.
+
+Connections are in autocommit mode: outside `transaction`, each statement is its own transaction. They may be
+passed between threads, but only one thread may use a connection at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from edge_agent.core.errors import ConfigError, DiskFull, StorageError
+
+__all__ = [
+    "MEMORY",
+    "SIDE_FILES",
+    "Description",
+    "connect",
+    "database_errors",
+    "is_damage",
+    "key_literal",
+    "make_private",
+    "transaction",
+]
+
+MEMORY = ":memory:"
+SIDE_FILES = ("-wal", "-shm")
+"""Suffixes of the files that SQLite keeps next to a database in WAL mode."""
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MINIMUM_SPACE = 64 << 10
+"""With less free space (bytes), an I/O error is reported as a full disk."""
+_DAMAGE = ("malformed", "not a database", "file is encrypted")
+
+
+def connect(
+    path: Path | None,
+    *,
+    key: bytes | None = None,
+    timeout_s: float = 10.0,
+    pragmas: Mapping[str, str | int] | None = None,
+    cipher: bool = False,
+) -> sqlite3.Connection:
+    """Open or create a database.
+
+    Args:
+        path: the file; None: in memory. Its folder must exist.
+        key: 32 bytes, see `edge_agent.core.encryption`; None: the file is plain.
+        timeout_s: how long a statement waits for a lock of another connection.
+        pragmas: set in this order.
+        cipher: use SQLCipher without a key too, which can attach encrypted databases.
+
+    Returns:
+        a connection of sqlite3, or one of SQLCipher, which has the same interface but other error classes.
+
+    Raises:
+        ConfigError: SQLCipher is needed and not installed.
+        one of `database_errors()`: the file cannot be opened.
+    """
+    module: Any = _sqlcipher() if key is not None or cipher else sqlite3
+    connection = module.connect(
+        MEMORY if path is None else str(path),
+        timeout=timeout_s,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        if module is not sqlite3:
+            connection.execute("PRAGMA cipher_log_level = NONE")  # it would print what is raised anyway
+        if key is not None:
+            connection.execute(f"PRAGMA key = {key_literal(key)}")
+        for name, value in (pragmas or {}).items():
+            connection.execute(f"PRAGMA {name} = {value}")
+    except BaseException:
+        connection.close()
+        raise
+    return cast("sqlite3.Connection", connection)
+
+
+def key_literal(key: bytes | None) -> str:
+    """Return a key as SQL; "''" without a key.
+
+    A raw key needs no derivation: opening takes milliseconds, and 32 random bytes need no stretching.
+    """
+    return "''" if key is None else f"\"x'{key.hex()}'\""
+
+
+def _sqlcipher() -> Any:  # noqa: ANN401 - a module without types
+    try:
+        from sqlcipher3 import dbapi2
+    except ImportError as problem:
+        raise ConfigError(
+            "an encrypted database needs SQLCipher: install edge-agent with the extra `encrypt` (pip install"
+            " 'edge-agent[encrypt]')"
+        ) from problem
+    return dbapi2
+
+
+def make_private(path: Path) -> None:
+    """Create the file if needed and set its mode to 0600; SQLite gives its side files the same mode."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def transaction(
+    connection: sqlite3.Connection, mode: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE"
+) -> Iterator[None]:
+    """Run the block in one transaction: commit at the end, roll back on an exception.
+
+    Args:
+        connection: from `connect`.
+        mode: `IMMEDIATE` takes the write lock at the start. `DEFERRED`, for a block that only reads, gives
+            all its queries the same state of the database.
+    """
+    connection.execute(f"BEGIN {mode}")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(*database_errors()):
+            if connection.in_transaction:  # on a full disk SQLite has rolled back by itself
+                connection.execute("ROLLBACK")
+        raise
+
+
+def database_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return the error classes of sqlite3 and, where it is loaded, of SQLCipher, followed by `more`."""
+    loaded = sys.modules.get("sqlcipher3.dbapi2")
+    return (sqlite3.Error, *more) if loaded is None else (sqlite3.Error, loaded.Error, *more)
+
+
+def is_damage(problem: Exception) -> bool:
+    """Return whether a database error means that the file is damaged (or has another key)."""
+    return any(text in str(problem) for text in _DAMAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A database in error messages.
+
+    Attributes:
+        path: the file; None: in memory.
+        damaged: advice that ends the message about a damaged file.
+        locked: advice that ends the message about a file in use by another process.
+        role: precedes the path, e.g. "the outbox".
+        keyed: the database is encrypted.
+    """
+
+    path: Path | None
+    damaged: str
+    locked: str = "try again when it is done"
+    role: str = ""
+    keyed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Role and path."""
+        return f"{self.role} {self.path or MEMORY}".lstrip()
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise errors of SQLite and of the file system as StorageError or DiskFull."""
+        try:
+            yield
+        except database_errors(OSError) as problem:
+            raise self.error(problem) from problem
+
+    def error(self, problem: Exception) -> StorageError:
+        """Return the StorageError or DiskFull that explains an error of SQLite or of the file system."""
+        text = str(getattr(problem, "strerror", None) or problem)
+        name = self.name
+        if "locked" in text or "busy" in text:
+            return StorageError(f"cannot use {name}: another process keeps it locked; {self.locked}")
+        if "is full" in text or getattr(problem, "errno", None) in _NO_SPACE or self._out_of_space(problem):
+            return DiskFull(f"cannot write {name}: no space is left on its disk; free some and try again")
+        if isinstance(problem, OSError) or "unable to open" in text or "readonly" in text:
+            message = f"cannot open {name}: {text}; check the owner and permissions of it and its folder"
+        elif "disk I/O" in text:
+            message = f"cannot write {name}: {text}; check the disk (dmesg) and its limits and quotas"
+        elif type(problem).__name__ == "IntegrityError":  # of sqlite3 or SQLCipher
+            message = f"cannot change {name}: {text}"
+        elif self.keyed and "not a database" in text:
+            message = (
+                f"{name} does not open with this key: it was made with another key, or is damaged; put the"
+                " right one into the credential file storage__key (`edge-agent rekey --old-key FILE` changes"
+                " keys)"
+            )
+        else:
+            return self.damage(text)
+        return StorageError(message)
+
+    def damage(self, text: str) -> StorageError:
+        """Return the error for a damaged file; `text` describes the damage."""
+        return StorageError(f"{self.name} is damaged or of another kind ({text}); {self.damaged}")
+
+    def _out_of_space(self, problem: Exception) -> bool:
+        """SQLite reports some cases of a full disk as an I/O error or as a file that does not open."""
+        if self.path is None or type(problem).__name__ not in ("OperationalError", "OSError"):
+            return False
+        with contextlib.suppress(OSError):
+            left = os.statvfs(self.path.parent)
+            return left.f_bavail * left.f_frsize < _MINIMUM_SPACE
+        return False
