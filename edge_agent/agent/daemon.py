@@ -50,7 +50,7 @@ from edge_agent.health.governor import LOOK_EVERY_S
 from edge_agent.health.supervisor import Oversight
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
-from edge_agent.track.tracker import Similarity, update_together
+from edge_agent.track.tracker import Similarity
 
 if TYPE_CHECKING:
     from edge_agent.deliver.metrics import Metrics
@@ -425,16 +425,15 @@ class Agent:
             readers=stages.readers,
             wake=stages.wake,
             detect=stages.detection.detect,
-            embed=stages.embedder,
-            tracker=lambda camera: factory.make_tracker(
+            embedder=stages.embedder,
+            make_tracker=lambda camera: factory.make_tracker(
                 settings, camera, stages.detection.levels(camera), similarity
             ),
-            together=update_together,
-            given=lambda camera: factory.make_upstream_tracks(settings, camera),
-            identify=stages.identifier,
-            hand_over=lambda outcome: self._deliver(outcome, stages),
-            chores=stages.chores,
-            thin=stages.thinning,
+            make_upstream_tracker=lambda camera: factory.make_upstream_tracks(settings, camera),
+            identifier=stages.identifier,
+            on_outcome=lambda outcome: self._deliver(outcome, stages),
+            tasks=stages.chores,
+            selector=stages.thinning,
             max_delay_s=settings.engine.max_delay_ms / 1000,
             heartbeat=self.heartbeat,
         )
@@ -798,7 +797,7 @@ def _tell_stale(calibration: Calibration, publisher: factory.Publish) -> None:
 def _lower(load: Load, pipeline: Pipeline) -> None:
     """Keep to this load from the next round on; tracks of cameras that are closed now end."""
     for camera in set(load.closed) - set(pipeline.load.closed):
-        pipeline.chores.append(partial(pipeline.end_tracks, camera))
+        pipeline.tasks.append(partial(pipeline.end_tracks, camera))
     pipeline.load = load
 
 

@@ -11,7 +11,7 @@ import pytest
 from edge_agent.agent.pipeline import MAX_ENGINE_FAILURES, FrameOutcome, Pipeline
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
-from edge_agent.track.tracker import Tracker, UpstreamTracks, update_together
+from edge_agent.track.tracker import Tracker, UpstreamTracks
 
 D = 4
 
@@ -115,12 +115,11 @@ def build(
         readers=readers,
         wake=threading.Event(),
         detect=one_person,
-        embed=embed or Embeds(),
-        tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
-        together=update_together,
-        given=UpstreamTracks,
-        identify=notes,
-        hand_over=outcomes.append,
+        embedder=embed or Embeds(),
+        make_tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
+        make_upstream_tracker=UpstreamTracks,
+        identifier=notes,
+        on_outcome=outcomes.append,
     )
     return pipeline, notes, outcomes
 
@@ -143,7 +142,7 @@ def test_every_live_camera_is_in_one_batch() -> None:
     embed = Embeds()
     pipeline, _, _ = build(cameras, embed)
     stop = threading.Event()
-    pipeline.hand_over = lambda outcome: stop.set() if outcome.update.camera == "c" else None
+    pipeline.on_outcome = lambda outcome: stop.set() if outcome.update.camera == "c" else None
     pipeline.run(stop)
     assert embed.sizes == [3]
 
@@ -202,7 +201,7 @@ def test_a_frame_that_comes_while_the_engine_works_is_started_at_once() -> None:
     source = Later("a", [frame("a", 1, 0.1), frame("a", 2, 0.2)])
     pipeline, _, outcomes = build([source], embed)
     stop = threading.Event()
-    pipeline.hand_over = lambda outcome: (
+    pipeline.on_outcome = lambda outcome: (
         outcomes.append(outcome),
         stop.set() if len(outcomes) == 2 else None,
     )
@@ -230,7 +229,7 @@ def test_stop_ends_the_run_and_its_tracks() -> None:
     counted: list[int] = []
     pipeline, notes, _ = build([Endless("a", [])])
     stop = threading.Event()
-    pipeline.hand_over = lambda _: stop.set() if len(counted) > 10 else None
+    pipeline.on_outcome = lambda _: stop.set() if len(counted) > 10 else None
     pipeline.run(stop)
     assert notes.updates[-1].ended == (1,)
 

@@ -23,7 +23,7 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.embed.selection import Thinning
-from edge_agent.track.tracker import Tracker, UpstreamTracks, update_together
+from edge_agent.track.tracker import Tracker, UpstreamTracks
 from tests.agent.test_pipeline import D, Embeds, Live, Recorded, frame, one_person
 
 
@@ -183,13 +183,12 @@ def run(
         readers=readers,
         wake=threading.Event(),
         detect=detect,
-        embed=embed,
-        tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
-        together=update_together,
-        given=UpstreamTracks,
-        identify=Settles(),
-        hand_over=outcomes.append,
-        thin=Thinning(),
+        embedder=embed,
+        make_tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
+        make_upstream_tracker=UpstreamTracks,
+        identifier=Settles(),
+        on_outcome=outcomes.append,
+        selector=Thinning(),
         load=load,
     )
     pipeline.run(stop)
@@ -216,8 +215,8 @@ def test_settled_people_are_embedded_once_in_an_interval() -> None:
 
 def test_the_tracker_keeps_a_spared_person() -> None:
     pipeline, _, _ = live(Load(settled_interval_s=5.0))
-    assert isinstance(pipeline.identify, Settles)
-    assert pipeline.identify.ended == [1]
+    assert isinstance(pipeline.identifier, Settles)
+    assert pipeline.identifier.ended == [1]
 
 
 def test_a_cap_over_several_cameras() -> None:
@@ -286,22 +285,21 @@ def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
     embed = Counted()
     settles = Settles()
 
-    def hand_over(outcome: FrameOutcome) -> None:
+    def on_outcome(outcome: FrameOutcome) -> None:
         if outcome.update.frame == 20 and not ended_after:
             ended_after.append(20)
-            pipeline.chores.append(lambda: pipeline.end_tracks("a"))
+            pipeline.tasks.append(lambda: pipeline.end_tracks("a"))
 
     pipeline = Pipeline(
         readers=[camera],
         wake=threading.Event(),
         detect=one_person,
-        embed=embed,
-        tracker=lambda name: Tracker(name, high=0.6, low=0.1, new_track=0.6),
-        together=update_together,
-        given=UpstreamTracks,
-        identify=settles,
-        hand_over=hand_over,
-        thin=Thinning(),
+        embedder=embed,
+        make_tracker=lambda name: Tracker(name, high=0.6, low=0.1, new_track=0.6),
+        make_upstream_tracker=UpstreamTracks,
+        identifier=settles,
+        on_outcome=on_outcome,
+        selector=Thinning(),
     )
     pipeline.run(stop)
     assert settles.ended == [1, 2]
