@@ -351,7 +351,7 @@ class Agent:
         telemetry = stack.enter_context(factory.open_telemetry(settings, state))
         reading = telemetry.read()
         laps.lap("sensors")
-        self.device = _device_summary(reading)
+        self.device = reading.summary()
         info = self._info(embedder.info, detection.name, sources, reading, calibration)
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
         identifier = factory.make_identifier(settings, gallery, self.session, calibration)
@@ -858,7 +858,7 @@ class _Beats:
 
     def _beat(self) -> None:
         reading = self.stages.telemetry.read()
-        self.agent.device = _device_summary(reading)
+        self.agent.device = reading.summary()
         self._tell_throttling(reading)
         told = self._telemetry(reading)
         self.stages.told = told
@@ -910,36 +910,9 @@ class _Beats:
         dropped |= {f"overload:{camera}": n for camera, n in thinning.for_overload.copy().items()}
         verdict = self.stages.cooling.verdict if self.stages.cooling is not None else None
         dropped |= {f"crops:{why}": n for why, n in self.stages.embedder.counters.refused.items()}
-        return TelemetryData(
+        return reading.telemetry(
             uptime_s=round(now - self.agent.started, 1),
             state=self.stages.health.state,
-            temperatures_c=_known(reading.temperatures_c),
-            hottest_c=reading.hottest_c,
-            hottest_zone=reading.hottest_zone,
-            throttled=reading.throttled,
-            throttle_reasons=reading.throttle_reasons,
-            limits_c=_known(reading.limits_c),
-            power_mode=reading.power_mode,
-            power_w=_known(reading.power_w),
-            power_total_w=reading.power_total_w,
-            fan_percent=reading.fan_percent,
-            fan_rpm=reading.fan_rpm,
-            clocks_locked=reading.clocks_locked,
-            cpu_percent=reading.cpu_percent,
-            cpu_mhz=reading.cpu_mhz,
-            cpu_max_mhz=reading.cpu_max_mhz,
-            gpu_percent=reading.gpu_percent,
-            gpu_mhz=reading.gpu_mhz,
-            gpu_max_mhz=reading.gpu_max_mhz,
-            engines_mhz=_known(reading.engines_mhz),
-            engines_percent=_known(reading.engines_percent),
-            memory_used_bytes=reading.memory_used_bytes,
-            memory_total_bytes=reading.memory_total_bytes,
-            swap_used_bytes=reading.swap_used_bytes,
-            process_memory_bytes=reading.process_memory_bytes,
-            disk_free_bytes=reading.disk_free_bytes,
-            disk_total_bytes=reading.disk_total_bytes,
-            disk_wear_percent=reading.disk_wear_percent,
             governor_state=verdict.state if verdict is not None else None,
             governor_step=verdict.step if verdict is not None else None,
             stuck=self.agent.stuck,
@@ -965,26 +938,11 @@ def _governor(cooling: Cooling | None) -> dict[str, Any] | None:
     return {**asdict(cooling.verdict), "steps": len(cooling.rungs) - 1, "does": cooling.doing}
 
 
-def _known(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Without what is missing."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _save(identifier: Identifier) -> None:
     try:
         identifier.save()
     except StorageError as problem:
         _log.warning("site_scores_not_saved", error=str(problem))
-
-
-def _device_summary(reading: Reading) -> DeviceSummary:
-    return DeviceSummary(
-        temperature_c=reading.hottest_c,
-        temperature_zone=reading.hottest_zone,
-        throttled=reading.throttled,
-        power_mode=reading.power_mode,
-        power_w=reading.power_total_w,
-    )
 
 
 def _versions() -> dict[str, str]:

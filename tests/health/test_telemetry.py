@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edge_agent.core.events import TelemetryData
 from edge_agent.health.telemetry import Reading, Telemetry, nvme
 from edge_agent.health.telemetry.jtop import JtopReader, reading_of
 from edge_agent.health.telemetry.reading import merged, total_power_w, zone_name
@@ -441,3 +443,13 @@ def test_a_jtop_that_hangs_does_not_hold_up_reading_or_the_end() -> None:
         assert reader.read() == Reading()
     assert time.monotonic() - began < 20  # it waits for a second, not for jtop
     release.set()
+
+
+def test_telemetry_data_has_every_value_that_is_known() -> None:
+    reading = Reading(temperatures_c={"tj": 51.5, "cv0": None}, power_mode="MAXN", throttle_reasons=("heat",))
+    data = reading.telemetry(uptime_s=1.0, state="online", crops_per_s=3.0)
+    assert data.temperatures_c == {"tj": 51.5}
+    assert (data.hottest_c, data.hottest_zone, data.power_mode) == (51.5, "tj", "MAXN")
+    assert (data.throttle_reasons, data.throttled, data.crops_per_s) == (("heat",), None, 3.0)
+    own = {field.name for field in fields(Reading)} - {"board", "l4t"}
+    assert own <= {field.name for field in fields(TelemetryData)}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from edge_agent.core.events import DeviceSummary, TelemetryData
+
 __all__ = ["Reading", "celsius", "merged", "total_power_w", "zone_name"]
 
 _COLDEST_C, _HOTTEST_C = -100.0, 200.0  # outside, it is no temperature: a sensor that is off says -256
@@ -99,6 +101,27 @@ class Reading:
         """Temperature of the hottest sensor."""
         zone = self.hottest_zone
         return None if zone is None else self.temperatures_c[zone]
+
+    def summary(self) -> DeviceSummary:
+        """The part that goes into identity events."""
+        return DeviceSummary(
+            temperature_c=self.hottest_c,
+            temperature_zone=self.hottest_zone,
+            throttled=self.throttled,
+            power_mode=self.power_mode,
+            power_w=self.power_total_w,
+        )
+
+    def telemetry(self, **load: Any) -> TelemetryData:  # noqa: ANN401 - fields of `TelemetryData`
+        """Telemetry data: every field of this reading, without unknown entries, and `load` of the agent."""
+        shared = (field.name for field in fields(TelemetryData) if hasattr(self, field.name))
+        return TelemetryData(**{name: _without_unknown(getattr(self, name)) for name in shared}, **load)
+
+
+def _without_unknown(value: Any) -> Any:  # noqa: ANN401 - of any field
+    if not isinstance(value, Mapping):
+        return value
+    return {name: number for name, number in value.items() if number is not None}
 
 
 def merged(first: Reading, second: Reading) -> Reading:
