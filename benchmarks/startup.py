@@ -26,8 +26,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from edge_agent.core.config import MqttSettings
 from edge_agent.core.manifest import write_json_atomic
-from edge_agent.deliver.connection import BrokerSettings
+from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.offline.bench.speed import machine
 from edge_agent.offline.bench.throughput import open_broker
@@ -105,7 +106,10 @@ def start(source: str, detector: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, open_broker(Path(folder)) as (url, _):
         log = Path(folder) / "log"
         words = ["-m", "edge_agent", "run", "--source", source, "--detector", detector, "--broker", url]
-        with Subscriber(BrokerSettings.parse(url), ("edge/v1/#",)) as subscriber, log.open("wb") as errors:
+        with (
+            Subscriber(BrokerSettings.of(MqttSettings(broker=url)), ("edge/v1/#",)) as subscriber,
+            log.open("wb") as errors,
+        ):
             began = time.time()
             agent = subprocess.Popen(  # noqa: S603
                 [sys.executable, *words, "--state", f"{folder}/state"], stdout=errors, stderr=errors

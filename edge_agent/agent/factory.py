@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edge_agent.core.config import (
     DetectorSettings,
     EngineSettings,
-    MqttSettings,
     QualitySettings,
     Settings,
     SourceSettings,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from edge_agent.core.heartbeat import HeartbeatState
     from edge_agent.core.structures import Detections, EngineInfo, Frame, Load, SourceStatus
     from edge_agent.deliver.commands import CommandDesk
-    from edge_agent.deliver.connection import BrokerSettings, ConnectionState
+    from edge_agent.deliver.connection import ConnectionState
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
@@ -63,7 +62,6 @@ __all__ = [
     "adjust_gallery",
     "adjust_identifier",
     "announce",
-    "broker_settings",
     "database_key",
     "embedder_of",
     "erase_at_rest",
@@ -580,6 +578,7 @@ def _open_detector(kind: str, settings: Settings, stack: ExitStack) -> _Opened:
 
 
 def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
+    from edge_agent.core.mqtt import broker_settings
     from edge_agent.source.external import ExternalBoxes
 
     chosen = settings.detector
@@ -588,27 +587,7 @@ def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
     broker = broker_settings(settings.mqtt)
     if broker is None:
         raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
-    boxes = stack.enter_context(
-        ExternalBoxes(
-            broker.host,
-            broker.port,
-            topics=chosen.external_topics,
-            format=chosen.external_format,
-            match=chosen.external_match,
-            cameras=chosen.external_cameras,
-            size=chosen.external_size,
-            tolerance_seconds=chosen.external_tolerance_ms / 1000,
-            wait_seconds=chosen.external_wait_ms / 1000,
-            tls=broker.tls,
-            ca_file=broker.ca_file,
-            cert_file=broker.cert_file,
-            key_file=broker.key_file,
-            username=broker.username,
-            password=broker.password,
-            version=broker.version,
-            keepalive_s=broker.keepalive_s,
-        )
-    )
+    boxes = stack.enter_context(ExternalBoxes(chosen, broker))
     levels = _levels(chosen, 0.5, 0.1, 0.5)  # boxes without a score count as 1.0
     return _Opened(boxes.detect_frame, levels, f"external:{chosen.external_format}")
 
@@ -652,24 +631,6 @@ def make_thinning(settings: Settings, embedder: Embedder, detection: Detection) 
         budget = Budget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
     gate = make_gate(settings.quality)
     return Thinning(budget, gate.outlook, lambda camera: detection.levels(camera)[2])
-
-
-def broker_settings(settings: MqttSettings) -> BrokerSettings | None:
-    """Where the broker is and how to log in, or None without one."""
-    from edge_agent.deliver.connection import BrokerSettings
-
-    if settings.broker is None:
-        return None
-    chosen: dict[str, Any] = {
-        "username": settings.username,
-        "password": settings.password.get_secret_value() if settings.password else None,
-        "ca_file": settings.ca_file,
-        "cert_file": settings.cert_file,
-        "key_file": settings.key_file,
-        "version": settings.version,
-        "keepalive_s": settings.keepalive_s,
-    }
-    return BrokerSettings.parse(settings.broker, **chosen)
 
 
 def open_sources(settings: Settings, state: Path) -> list[Source]:
@@ -875,6 +836,7 @@ def open_publisher(
         commands: from `open_commands`.
         stack: closes the publisher, then the events file.
     """
+    from edge_agent.core.mqtt import broker_settings
     from edge_agent.deliver.eventfile import EventFile
     from edge_agent.deliver.publisher import LocalPublisher, Publisher
 

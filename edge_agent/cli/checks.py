@@ -485,7 +485,7 @@ def _gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
 
 def _broker(settings: Settings) -> list[Finding]:
     """Connect as the agent would."""
-    from edge_agent.agent.factory import broker_settings
+    from edge_agent.core.mqtt import broker_settings
     from edge_agent.deliver.subscriber import Subscriber
 
     try:

@@ -162,14 +162,14 @@ def _run(
     """Subscribe, and run the agent on the main thread until the videos end or Ctrl-C."""
     from edge_agent.agent.daemon import Agent, Outputs
     from edge_agent.cli.service import run_until_stopped
-    from edge_agent.deliver.connection import BrokerSettings
+    from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.deliver.topics import PREFIX
 
     if scene is not None:
         settings = settings.model_copy(update={"sources": _sources(scene)})
     agent = Agent(settings, Outputs(folder / "events.jsonl"), observe=recorder)
-    broker = BrokerSettings.parse(str(settings.mqtt.broker))
+    broker = BrokerSettings.of(settings.mqtt)
     with (
         Subscriber(broker, (f"{PREFIX}/{DEVICE}/{DEVICE}/#",)) as subscriber,
         Screen(subscriber, recorder, console, scene.frames if scene is not None else None) as screen,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edge_agent.core.events import Event
-    from edge_agent.deliver.connection import BrokerSettings
+    from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
 
 RECENT = 15
@@ -44,20 +44,23 @@ def command(
     mqtt_version: Annotated[str, typer.Option(metavar="5|3.1.1", help="MQTT version.")] = "5",
 ) -> None:
     """Show identity events and device health from a broker, until Ctrl-C."""
-    from edge_agent.deliver.connection import BrokerSettings
+    from edge_agent.core.config import MqttSettings
+    from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.deliver.topics import PREFIX
 
     if mqtt_version not in {"5", "3.1.1"}:
         raise typer.BadParameter("write 5 or 3.1.1", param_hint="--mqtt-version")
-    settings = BrokerSettings.parse(
-        broker,
-        username=username,
-        password=_password(password_file),
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        version=mqtt_version,
+    settings = BrokerSettings.of(
+        MqttSettings(
+            broker=broker,
+            username=username,
+            password=_password(password_file),
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            version=mqtt_version,
+        )
     )
     with Subscriber(settings, (f"{PREFIX}/{site}/{device}/#",)) as subscriber:
         try:

@@ -17,6 +17,7 @@
     ├── DownloadError          a server refused a file, or sent another one
     │   └── DownloadInterrupted ... or the connection was lost; what came is kept (Retryable)
     └── DeliveryError          the broker refused, or its settings cannot work
+        ├── BrokerRefused      ... it does not accept the login, certificate or protocol
         └── BrokerUnreachable  ... or does not answer now (Retryable)
 
 A command that ends with one of these prints its message and exits 1, without a traceback.
@@ -24,6 +25,7 @@ The message says what is wrong, where, and how to mend it.
 """
 
 __all__ = [
+    "BrokerRefused",
     "BrokerUnreachable",
     "ConfigError",
     "DatasetError",
@@ -106,6 +108,10 @@ class DownloadInterrupted(Retryable, DownloadError):
 
 class DeliveryError(EdgeAgentError):
     """The broker refused the connection or a message, or its settings cannot work."""
+
+
+class BrokerRefused(DeliveryError):
+    """The broker does not accept the login, certificate or protocol; an early retry does not help."""
 
 
 class BrokerUnreachable(Retryable, DeliveryError):

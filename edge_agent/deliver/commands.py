@@ -30,7 +30,8 @@ import structlog
 
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, from_wire, new_event
-from edge_agent.deliver.connection import Incoming
+from edge_agent.core.mqtt import Incoming
+from edge_agent.deliver.pacing import TokenBucket
 from edge_agent.deliver.topics import PREFIX, Topics
 
 __all__ = ["CommandDesk", "Operation", "Reply"]
@@ -65,26 +66,6 @@ class _Refused(Exception):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-
-class _Allowance:
-    """So many per second, and so many at once."""
-
-    def __init__(self, per_s: float, burst: float) -> None:
-        self._per_s = per_s
-        self._burst = burst
-        self._left = burst
-        self._at = time.monotonic()
-
-    def take(self) -> bool:
-        """Use one up, if there is one."""
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
-        self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class CommandDesk:
@@ -126,8 +107,8 @@ class CommandDesk:
         self._max_age_s = max_age_s
         self._clock = clock
         self._started = clock()
-        self._allowance = _Allowance(per_s, BURST)
-        self._refusals = _Allowance(REFUSALS_PER_S, BURST)
+        self._allowance = TokenBucket(per_s, BURST)
+        self._refusals = TokenBucket(REFUSALS_PER_S, BURST)
         self._transactions: OrderedDict[str, float] = OrderedDict()
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE)
         self._thread = threading.Thread(target=self._work, name="commands", daemon=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES, command_schema, data_schema, envelope_schema
 from edge_agent.core.manifest import write_atomic
-from edge_agent.deliver.connection import CLOUDEVENTS_JSON
+from edge_agent.deliver.packing import CLOUDEVENTS_JSON
 from edge_agent.deliver.topics import PREFIX
 
 __all__ = ["asyncapi", "schemas", "to_yaml", "write"]

@@ -17,9 +17,7 @@ order, so that `online` is the last thing a subscriber hears of a birth.
 
 from __future__ import annotations
 
-import contextlib
 import random
-import socket
 import threading
 import time
 from collections import OrderedDict, deque
@@ -31,7 +29,13 @@ from typing import Literal, Protocol, TypeAlias
 import structlog
 
 from edge_agent import __version__
-from edge_agent.core.errors import BrokerUnreachable, DeliveryError, EdgeAgentError, StorageError
+from edge_agent.core.errors import (
+    BrokerRefused,
+    BrokerUnreachable,
+    DeliveryError,
+    EdgeAgentError,
+    StorageError,
+)
 from edge_agent.core.events import (
     Event,
     InfoData,
@@ -44,20 +48,19 @@ from edge_agent.core.events import (
     schema_urn,
 )
 from edge_agent.core.heartbeat import HeartbeatState
+from edge_agent.core.mqtt import BrokerSettings, Incoming
 from edge_agent.core.structures import SourceStatus
 from edge_agent.deliver.commands import Reply
 from edge_agent.deliver.connection import (
-    Backoff,
-    BrokerRefused,
-    BrokerSettings,
     Connection,
     ConnectionState,
-    Incoming,
-    MessageOptions,
+    WakePipe,
     Will,
 )
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.outbox import Outbox, Row, numbered
+from edge_agent.deliver.pacing import Backoff, TokenBucket
+from edge_agent.deliver.packing import MessageOptions
 from edge_agent.deliver.topics import Topics
 
 __all__ = ["CommandInbox", "Counters", "LocalPublisher", "Publisher", "State"]
@@ -161,27 +164,6 @@ class _Sent:
     answer: _Answer | None = None
 
 
-class _Rate:
-    """Lets at most `per_s` through, `burst` of them at once, after holding all back for a while."""
-
-    def __init__(self, per_s: float, burst: int, *, hold_s: float) -> None:
-        self._per_s = per_s
-        self._burst = burst
-        self._free = 0.0
-        self._at = time.monotonic() + hold_s
-
-    def wait(self, now: float) -> float:
-        """Take one; returns 0.0, or the seconds until there is one to take."""
-        if now < self._at:
-            return self._at - now
-        self._free = min(self._burst, self._free + (now - self._at) * self._per_s)
-        self._at = now
-        if self._free >= 1.0:
-            self._free -= 1.0
-            return 0.0
-        return (1.0 - self._free) / self._per_s
-
-
 class _Device:
     """Who speaks: gives events their source and session."""
 
@@ -280,7 +262,6 @@ class Publisher:
         no_subscriber_s: how long events wait for somebody to subscribe.
         event_expiry_s: how long the broker keeps an event for a subscriber that is away; None for ever.
         telemetry_expiry_s: the same for telemetry.
-        backoff: waits between attempts to connect.
     """
 
     def __init__(
@@ -301,7 +282,6 @@ class Publisher:
         no_subscriber_s: float = 3600.0,
         event_expiry_s: int | None = 86_400,
         telemetry_expiry_s: int = 90,
-        backoff: Backoff | None = None,
     ) -> None:
         self._device = _Device(site=site, device=device, session=session, event_file=event_file)
         self._topics = self._device.topics
@@ -316,15 +296,13 @@ class Publisher:
         self._telemetry_options = MessageOptions(schema=schema_urn("telemetry"), expiry_s=telemetry_expiry_s)
         self._event_expiry_s = event_expiry_s
         self._event_options: dict[str, MessageOptions] = {}
-        self._backoff = backoff or Backoff()
-        self._wake_out, self._wake_in = socket.socketpair()
-        self._wake_out.setblocking(False)
-        self._wake_in.setblocking(False)
+        self._backoff = Backoff()
+        self._wake = WakePipe()
         self._connection = Connection(
             broker,
             client_id=client_id or f"edge-agent-{site}-{device}",
             will=Will(self._topics.status, self._status_message("offline", "connection lost")),
-            wake=self._wake_out,
+            wake=self._wake,
         )
         self._lock = threading.Lock()
         self._progress = threading.Condition()
@@ -340,10 +318,9 @@ class Publisher:
         self._quiet_since: dict[str, float] = {}
         self._forbidden: dict[str, float] = {}
         self._told: set[tuple[str, int]] = set()
-        self._rate: _Rate | None = None
+        self._rate: TokenBucket | None = None
         self._probing = True
         self._stalled_since: float | None = None
-        self._signalled = False
         self._next_attempt = self._next_tidy = self._next_gaps = 0.0
         self._connected_at = 0.0
         self._wait = 0.0
@@ -403,7 +380,7 @@ class Publisher:
                 self._device.to_file(numbered(message, seq))
                 return seq
             self._device.to_file(numbered(message, seq))
-        self._signal()
+        self._wake.signal()
         return seq
 
     def set_status(self, state: State, reason: str = "") -> None:
@@ -436,7 +413,7 @@ class Publisher:
             if self._telemetry is not None or not self._connection.is_open:
                 self._counts["telemetry_lost"] += 1
             self._telemetry = message if self._connection.is_open else None
-        self._signal()
+        self._wake.signal()
 
     def answer(self, topic: str, event: Event, *, correlation: bytes | None = None) -> None:
         """Send the result of a command, once; it is not kept on disk."""
@@ -446,7 +423,7 @@ class Publisher:
                 self._answers.popleft()
                 self._counts["answers_lost"] += 1
             self._answers.append(_Answer(topic, encode(self._device.stamp(event)), options))
-        self._signal()
+        self._wake.signal()
 
     def drain(self, timeout: float) -> bool:
         """Wait until the broker has every event.
@@ -472,14 +449,13 @@ class Publisher:
     def stop(self, timeout: float = STOP_S) -> None:
         """Say `offline` and end the pump; what is not delivered waits in the outbox for the next start."""
         self._stopping.set()
-        self._signal()
+        self._wake.signal()
         if self._thread.is_alive():
             self._thread.join(timeout)
         if self._thread.is_alive():  # it waits for a name server or a handshake; it ends when that does
             log.warning("publisher still connects; it is left behind", broker=self._broker.url)
             return
-        self._wake_in.close()
-        self._wake_out.close()
+        self._wake.close()
 
     @property
     def counters(self) -> Counters:
@@ -517,14 +493,7 @@ class Publisher:
         with self._lock:
             self._retained[topic] = payload
             self._unsent[topic] = None
-        self._signal()
-
-    def _signal(self) -> None:
-        """Wake the pump; one byte in the pipe is enough."""
-        if not self._signalled:
-            self._signalled = True
-            with contextlib.suppress(OSError):
-                self._wake_in.send(b".")
+        self._wake.signal()
 
     # --- the pump -----------------------------------------------------------------------------------------
 
@@ -554,7 +523,6 @@ class Publisher:
     def _serve(self) -> None:
         """One turn: take what came, settle it, send what is due."""
         happened = self._connection.turn(self._wait)
-        self._signalled = False
         self._settle(happened.acks)
         for message in happened.messages:
             if self._commands is not None:
@@ -575,7 +543,6 @@ class Publisher:
 
     def _reconnect(self) -> None:
         """Wait for the time of the next attempt, then connect."""
-        self._signalled = False
         self._tidy()
         left = self._next_attempt - time.monotonic()
         if left > 0:
@@ -613,7 +580,7 @@ class Publisher:
         if self._drain_per_s is not None and self._outbox.depth.rows > WINDOW:
             again = self._counts["connects"] > 1
             hold = random.uniform(0.0, self._drain_jitter_s) if again else 0.0  # noqa: S311 - spreads load only
-            self._rate = _Rate(self._drain_per_s, WINDOW, hold_s=hold)
+            self._rate = TokenBucket(self._drain_per_s, WINDOW, hold_s=hold)
 
     def _lose_connection(self, problem: EdgeAgentError) -> None:
         """The connection is gone or did not come: everything unsettled is sent again after the next one."""
@@ -621,7 +588,7 @@ class Publisher:
         self._connection.close()
         self._forget_sent()
         if self.state is ConnectionState.CONNECTED and time.monotonic() - self._connected_at > STABLE_S:
-            self._backoff.after_success()
+            self._backoff.reset()
         wait = self._backoff.next_wait(refused=refused)
         self._next_attempt = time.monotonic() + wait
         self.state = ConnectionState.REFUSED if refused else ConnectionState.WAITING

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import paho.mqtt.client as mqtt
 from jsonschema import Draft202012Validator, ValidationError
 
+from edge_agent.core.config import MqttSettings
 from edge_agent.core.events import (
     CameraInfo,
     DeviceSummary,
@@ -29,8 +31,9 @@ from edge_agent.core.events import (
     envelope_schema,
     identity_event,
 )
+from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Decision, DecisionKind, EngineInfo
-from edge_agent.deliver.connection import Backoff, BrokerSettings
+from edge_agent.deliver import connection, pacing
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
 from tests.conftest import Mosquitto, find_free_port, mosquitto_binary
@@ -174,9 +177,7 @@ def until(what: Callable[[], Any], *, seconds: float = 20.0) -> Any:
 
 @contextlib.contextmanager
 def publishing(outbox: Outbox, url: str, **changes: Any) -> Iterator[Publisher]:
-    settings = changes.pop("broker", None) or BrokerSettings.parse(
-        url, version=changes.pop("version", None), keepalive_s=5, will_delay_s=0
-    )
+    settings = changes.pop("broker", None) or broker_at(url, version=changes.pop("version", "5"))
     values: dict[str, Any] = {
         "site": "lab",
         "device": "jx01",
@@ -185,10 +186,18 @@ def publishing(outbox: Outbox, url: str, **changes: Any) -> Iterator[Publisher]:
         "outbox": outbox,
         "info": lambda: INFO,
         "drain_jitter_s": 0.0,
-        "backoff": Backoff(first_s=0.1, longest_s=0.3, refused_s=0.5),
     }
-    with Publisher(**(values | changes)) as publisher:
+    waits = {"FIRST_WAIT_S": 0.1, "LONGEST_WAIT_S": 0.3, "REFUSED_WAIT_S": changes.pop("refused_wait_s", 0.5)}
+    with (
+        mock.patch.multiple(pacing, **waits),
+        mock.patch.object(connection, "WILL_DELAY_S", 0),
+        Publisher(**(values | changes)) as publisher,
+    ):
         yield publisher
+
+
+def broker_at(url: str, **settings: Any) -> BrokerSettings:
+    return BrokerSettings.of(MqttSettings(broker=url, keepalive_s=5, **settings))
 
 
 @contextlib.contextmanager

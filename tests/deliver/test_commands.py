@@ -23,8 +23,8 @@ from paho.mqtt.properties import Properties
 
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.events import COMMAND_TYPES, Event, command_schema, envelope_schema, rfc3339
+from edge_agent.core.mqtt import Incoming
 from edge_agent.deliver.commands import CommandDesk
-from edge_agent.deliver.connection import Incoming
 from edge_agent.deliver.outbox import Outbox
 from tests.conftest import Mosquitto
 from tests.deliver.deliver_fixtures import Listener, configured_mosquitto, publishing, until

@@ -17,18 +17,21 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from edge_agent.core.errors import BrokerUnreachable, ConfigError, DeliveryError, DiskFull, StorageError
-from edge_agent.core.events import DeviceSummary, alert_event, decode, envelope_schema, identity_event
-from edge_agent.core.structures import SourceState, SourceStatus
-from edge_agent.deliver.connection import (
-    Backoff,
+from edge_agent.core.errors import (
     BrokerRefused,
-    BrokerSettings,
-    ConnectionState,
-    silence_problem,
+    BrokerUnreachable,
+    ConfigError,
+    DeliveryError,
+    DiskFull,
+    StorageError,
 )
+from edge_agent.core.events import DeviceSummary, alert_event, decode, envelope_schema, identity_event
+from edge_agent.core.mqtt import silence_problem
+from edge_agent.core.structures import SourceState, SourceStatus
+from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.outbox import Outbox
+from edge_agent.deliver.pacing import Backoff
 from edge_agent.deliver.publisher import LocalPublisher
 from edge_agent.offline.demo.broker import DemoBroker
 from tests.conftest import Mosquitto, find_free_port
@@ -36,6 +39,7 @@ from tests.deliver.deliver_fixtures import (
     ENGINE,
     INFO,
     Listener,
+    broker_at,
     configured_mosquitto,
     decision,
     identity,
@@ -382,12 +386,12 @@ def test_wrong_password_is_said_and_the_wait_is_long(tmp_path: Path) -> None:
     subprocess.run(making, check=True, capture_output=True)
     lines = "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder}/users"
     with configured_mosquitto(folder, lines) as broker, Outbox(tmp_path / "o.db") as outbox:
-        wrong = BrokerSettings.parse(broker.url, username="agent", password="guessed-secret")
-        with publishing(outbox, broker.url, broker=wrong, backoff=Backoff(refused_s=60)) as publisher:
+        wrong = broker_at(broker.url, username="agent", password="guessed-secret")
+        with publishing(outbox, broker.url, broker=wrong, refused_wait_s=60) as publisher:
             until(lambda: publisher.state is ConnectionState.REFUSED)
             assert "password" in (publisher.problem or "")
             assert "guessed-secret" not in (publisher.problem or "") + repr(wrong)
-        right = BrokerSettings.parse(f"mqtt://agent:right@127.0.0.1:{broker.port}")
+        right = broker_at(f"mqtt://agent:right@127.0.0.1:{broker.port}")
         assert right.password == "right"
         assert "right" not in right.url
         with publishing(outbox, broker.url, broker=right) as publisher:
@@ -405,8 +409,8 @@ def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_silence_after_a_tls_handshake_is_a_refusal() -> None:
-    assert isinstance(silence_problem(BrokerSettings.parse("mqtt://host")), BrokerUnreachable)
-    refused = silence_problem(BrokerSettings.parse("mqtts://host"))
+    assert isinstance(silence_problem(broker_at("mqtt://host")), BrokerUnreachable)
+    refused = silence_problem(broker_at("mqtts://host"))
     assert isinstance(refused, BrokerRefused)
     assert "certificate" in str(refused)
 
@@ -437,17 +441,17 @@ def test_stop_returns_in_time_whatever_the_broker_does(mosquitto: Mosquitto, tmp
 )
 def test_broker_addresses_that_cannot_work(url: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        BrokerSettings.parse(url, **settings)
+        broker_at(url, **settings)
     assert "secret" not in str(caught.value)
 
 
 def test_backoff_grows_jitters_and_begins_anew() -> None:
-    waits = Backoff(first_s=1, longest_s=60, refused_s=300)
+    waits = Backoff()
     bounds = [waits.next_wait(refused=False) for _ in range(12)]
     assert 0.5 <= bounds[0] <= 1
     assert 30 <= bounds[-1] <= 60
     assert waits.next_wait(refused=True) >= 150
-    waits.after_success()
+    waits.reset()
     assert waits.next_wait(refused=False) <= 1
 
 
@@ -514,7 +518,7 @@ def test_demo_broker_from_a_wheel(tmp_path: Path) -> None:
 def test_unreachable_watch_says_so() -> None:
     from edge_agent.deliver.subscriber import Subscriber
 
-    settings = BrokerSettings.parse(f"mqtt://127.0.0.1:{find_free_port()}")
+    settings = broker_at(f"mqtt://127.0.0.1:{find_free_port()}")
     with pytest.raises(BrokerUnreachable, match="refused"), Subscriber(settings, ("#",)):
         pass
 

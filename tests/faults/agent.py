@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import structlog
 
-from edge_agent.deliver.connection import Backoff, BrokerSettings
+from edge_agent.core.config import MqttSettings
+from edge_agent.core.mqtt import BrokerSettings
+from edge_agent.deliver import connection, pacing
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
 from tests.deliver.deliver_fixtures import INFO, identity
@@ -56,13 +58,10 @@ def main() -> None:
     chosen = ARGUMENTS.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     log = os.open(chosen.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    broker = BrokerSettings.parse(
-        chosen.broker,
-        keepalive_s=5,
-        will_delay_s=0,
-        ca_file=chosen.ca,
-        cert_file=chosen.cert,
-        key_file=chosen.key,
+    connection.WILL_DELAY_S = 0
+    pacing.FIRST_WAIT_S, pacing.LONGEST_WAIT_S, pacing.REFUSED_WAIT_S = 0.3, 2.0, 2.0
+    settings = MqttSettings(
+        broker=chosen.broker, keepalive_s=5, ca_file=chosen.ca, cert_file=chosen.cert, key_file=chosen.key
     )
     with (
         Outbox(chosen.state / "outbox.db") as outbox,
@@ -70,12 +69,11 @@ def main() -> None:
             site="lab",
             device="jx01",
             session=chosen.session,
-            broker=broker,
+            broker=BrokerSettings.of(settings),
             outbox=outbox,
             info=lambda: INFO,
             ack_timeout_s=3.0,
             drain_jitter_s=0.5,
-            backoff=Backoff(first_s=0.3, longest_s=2.0, refused_s=2.0),
         ) as publisher,
     ):
         publisher.set_status("online")

@@ -19,8 +19,9 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edge_agent.core.config import MqttSettings
 from edge_agent.core.events import encode
-from edge_agent.deliver.connection import BrokerSettings
+from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
 from tests.deliver.deliver_fixtures import INFO, identity
@@ -163,7 +164,7 @@ def ours_drain(folder: Path, name: str, url: str, body: bytes) -> float:
             site="lab",
             device="jx01",
             session="s",
-            broker=BrokerSettings.parse(url),
+            broker=BrokerSettings.of(MqttSettings(broker=url)),
             outbox=outbox,
             info=lambda: INFO,
             drain_per_s=None,

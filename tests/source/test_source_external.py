@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from paho.mqtt.enums import CallbackAPIVersion
 from structlog.testing import capture_logs
 
+from edge_agent.core.config import DetectorSettings, MqttSettings
 from edge_agent.core.errors import SourceError
+from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Detections, Frame
 from edge_agent.source import external
 from edge_agent.source.boxes import BoxMessage, parse_deepstream, parse_own
@@ -38,11 +40,13 @@ def deepstream(*objects: str, **keys) -> bytes:
     return json.dumps({**message, "objects": list(objects), **keys}).encode()
 
 
-def boxes(**options) -> ExternalBoxes:
-    """Not connected to anything: messages come in through `add`."""
-    listener = ExternalBoxes("127.0.0.1", topics=["boxes"], **options)
-    listener._started = time.monotonic()
-    return listener
+def boxes(port: int = 1883, *, topics=("boxes",), mqtt=(), **options) -> ExternalBoxes:
+    """Not connected to anything: messages come in through `add`. `options`: without their `external_`."""
+    settings = DetectorSettings(
+        external_topics=topics, **{f"external_{key}": value for key, value in options.items()}
+    )
+    broker = MqttSettings(**{"broker": f"mqtt://127.0.0.1:{port}", **dict(mqtt)})
+    return ExternalBoxes(settings, BrokerSettings.of(broker))
 
 
 # ---- formats --------------------------------------------------------------------------------------
@@ -179,7 +183,7 @@ def test_by_number_and_camera():
 
 
 def test_by_time_the_nearest_within_the_tolerance():
-    listener = boxes(tolerance_seconds=0.05)
+    listener = boxes(tolerance_ms=50)
     for offset, side in ((-0.04, 10), (0.01, 20), (0.03, 30), (0.2, 40)):
         listener.add(parse_own(own(frame=None, time=TIME + offset, boxes=[[0, 0, side, side]])))
     assert listener.boxes_for(frame(), 0).boxes[0, 2] == 20
@@ -210,12 +214,12 @@ def test_a_frame_waits_for_its_boxes():
     assert len(listener.boxes_for(frame(3), 5)) == 1
 
 
-def test_a_frame_does_not_wait_in_vain():
-    listener = boxes(wait_seconds=60)
+def test_a_frame_does_not_wait_in_vain(monkeypatch):
+    listener = boxes(wait_ms=60_000)
     listener.add(parse_own(own(frame=5)))
     began = time.monotonic()
     assert listener.boxes_for(frame(4), 60) is None  # 5 is here, and messages come in order
-    listener._started -= 100
+    monkeypatch.setattr(external, "WINDOW_S", 0.0)
     assert listener.boxes_for(frame(1, camera="silent"), 60) is None
     assert len(listener.detect_frame(frame(1, camera="silent"))) == 0
     assert time.monotonic() - began < 30  # far from the 180 s it would have waited
@@ -232,15 +236,16 @@ def test_late_messages_are_counted_and_not_kept():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(external, "_MAX_CAMERAS", 3)
-    listener = boxes(buffer=4)
+    monkeypatch.setattr(external, "MAX_CAMERAS", 3)
+    monkeypatch.setattr(external, "MESSAGES_PER_CAMERA", 4)
+    listener = boxes()
     for number in range(1, 50):
         listener.add(parse_own(own(frame=number, camera=f"cam{number % 10}")))
         listener.add(parse_own(own(frame=number)))
     assert len(listener._recent) == 3
     assert sum(len(recent.messages) for recent in listener._recent.values()) <= 12
     assert len(listener.boxes_for(frame(49), 0)) == 1
-    listener._window = 0.0
+    monkeypatch.setattr(external, "WINDOW_S", 0.0)
     time.sleep(0.01)
     assert listener.boxes_for(frame(50), 0) is None
     assert len(listener._recent["front"].messages) == 0
@@ -268,7 +273,7 @@ def test_over_mqtt_through_a_restart_of_the_broker(mosquitto, version):
     upstream.reconnect_delay_set(1, 1)
     upstream.connect("127.0.0.1", mosquitto.port)
     upstream.loop_start()
-    listener = ExternalBoxes("127.0.0.1", mosquitto.port, topics=["up/+/boxes"], version=version)
+    listener = boxes(mosquitto.port, topics=["up/+/boxes"], mqtt={"version": version})
     try:
         upstream.publish("up/front/boxes", own(frame=1), qos=1, retain=True).wait_for_publish(5)
         with capture_logs() as logs, listener:
@@ -292,7 +297,7 @@ def test_over_mqtt_through_a_restart_of_the_broker(mosquitto, version):
 
 
 def test_no_broker_stops_nothing():
-    listener = ExternalBoxes("127.0.0.1", find_free_port(), topics=["x"], wait_seconds=0.0)
+    listener = boxes(find_free_port(), wait_ms=0)
     with capture_logs() as logs, listener:
         until(lambda: any(entry["event"] == "external_boxes_trouble" for entry in logs))
         assert not listener.connected
@@ -303,10 +308,10 @@ def test_no_broker_stops_nothing():
 
 def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(SourceError, match="topic"):
-        ExternalBoxes("127.0.0.1", topics=[])
+        boxes(topics=[])
     with (
         pytest.raises(SourceError, match="TLS"),
-        ExternalBoxes("127.0.0.1", topics=["x"], tls=True, ca_file=tmp_path / "no.pem"),
+        boxes(mqtt={"broker": "mqtts://127.0.0.1", "ca_file": tmp_path / "no.pem"}),
     ):
         pass
 

@@ -30,8 +30,8 @@ from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply, Tally
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import DeliveryError, EngineError
+from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import DecisionKind, Detections, Frame
-from edge_agent.deliver.connection import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.base import DEPTH
@@ -387,7 +387,7 @@ def measure(
     limits = [_engine_limit(own, embedder, streets)]
     fps = plan.fps or plan.load * limits[0] / (plan.cameras * plan.people)
     over = threading.Event()
-    connection = BrokerSettings.parse(broker[0])
+    connection = BrokerSettings.of(own.mqtt)
     with ExitStack() as stack:
         subscriber = stack.enter_context(Subscriber(connection, ("edge/v1/#",), limit=100_000))
         arrivals = stack.enter_context(_Arrivals(subscriber))

@@ -1,0 +1,401 @@
+"""MQTT client set-up: broker address, login, TLS, protocol version and error texts, for every client.
+
+paho is imported when the first client is made.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client
+
+    from edge_agent.core.config import MqttSettings
+
+__all__ = [
+    "CONNECT_TIMEOUT_S",
+    "BrokerSettings",
+    "Incoming",
+    "Subscription",
+    "broker_settings",
+    "connack_problem",
+    "connect_options",
+    "connect_problem",
+    "incoming",
+    "new_client",
+    "properties",
+    "silence_problem",
+    "tls_reason",
+]
+
+CONNECT_TIMEOUT_S = 5.0
+"""For TCP and TLS together, and again for the broker's CONNACK."""
+RECONNECT_S = (1, 30)
+"""Shortest and longest wait of a `Subscription` between attempts to connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """The broker's address, the login and the protocol, as checked from the section `mqtt`.
+
+    Attributes:
+        host, port: TCP address.
+        tls: encrypt, with the certificates of `ca_file` or of the system.
+        username, password: None for none; `password` is never shown.
+        ca_file, cert_file, key_file: PEM files; the last two for mutual TLS.
+        version: MQTT version. 3.1.1 has no reason codes: refused messages then look delivered.
+        keepalive_s: an idle connection to a dead broker is noticed after about twice this time.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    username: str | None
+    password: str | None = field(repr=False)
+    ca_file: Path | None
+    cert_file: Path | None
+    key_file: Path | None
+    version: Literal["5", "3.1.1"]
+    keepalive_s: int
+
+    @staticmethod
+    def of(settings: MqttSettings) -> BrokerSettings:
+        """Check the settings; `broker` is `mqtt://[USER[:PASSWORD]@]HOST[:PORT]` or `mqtts://...`.
+
+        The keys `username` and `password` win over the address.
+
+        Raises:
+            ConfigError: the address is not one, or the other values do not fit it. The message does not
+                repeat the password.
+        """
+        url = settings.broker or ""
+        try:
+            parts = urlsplit(url if "://" in url else f"mqtt://{url}")
+            port = parts.port
+        except ValueError as problem:
+            raise ConfigError("the broker's address cannot be read; write mqtt://HOST:PORT") from problem
+        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
+            raise ConfigError(
+                f"broker: {parts.scheme}://{parts.hostname or ''} is not a broker; write mqtt://HOST:PORT, or"
+                " mqtts://HOST:PORT for TLS"
+            )
+        if parts.path not in {"", "/"} or parts.query:
+            raise ConfigError("broker: remove the path after mqtt://HOST:PORT; MQTT has no paths")
+        tls = parts.scheme == "mqtts"
+        password = settings.password.get_secret_value() if settings.password else None
+        return BrokerSettings(
+            host=parts.hostname,
+            port=port or (8883 if tls else 1883),
+            tls=tls,
+            username=_first(settings.username, parts.username),
+            password=_first(password, parts.password),
+            ca_file=settings.ca_file,
+            cert_file=settings.cert_file,
+            key_file=settings.key_file,
+            version=settings.version,
+            keepalive_s=settings.keepalive_s,
+        )
+
+    def __post_init__(self) -> None:
+        files = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
+        named = [name for name, path in files.items() if path is not None]
+        if named and not self.tls:
+            raise ConfigError(f"{named[0]} is set, but mqtt:// is not encrypted: write mqtts://{self.host}")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ConfigError("cert_file and key_file go together: set both or neither")
+        if self.password is not None and self.username is None:
+            raise ConfigError("a broker password is set without a username")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the traffic stays on this machine."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+    @property
+    def url(self) -> str:
+        """Address without user and password, for logs."""
+        return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
+
+
+def _first(own: str | None, in_address: str | None) -> str | None:
+    return own if own is not None else unquote(in_address) if in_address else None
+
+
+def broker_settings(settings: MqttSettings) -> BrokerSettings | None:
+    """Return the broker of the section `mqtt`, None where none is set.
+
+    Raises:
+        ConfigError: see `BrokerSettings.of`.
+    """
+    return None if settings.broker is None else BrokerSettings.of(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A received message.
+
+    Attributes:
+        topic, payload: as published.
+        retained: the broker had stored it before the subscription.
+        response_topic, correlation: where the sender wants the answer, and the data to send with it; or None.
+        expiry_s: seconds until the message expires; None for never.
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_s: int | None = None
+
+
+def incoming(message: Any) -> Incoming:  # noqa: ANN401 - paho's MQTTMessage, imported late
+    """Convert a message of paho."""
+    sent = message.properties
+    return Incoming(
+        topic=message.topic,
+        payload=bytes(message.payload),
+        retained=bool(message.retain),
+        response_topic=getattr(sent, "ResponseTopic", None),
+        correlation=getattr(sent, "CorrelationData", None),
+        expiry_s=getattr(sent, "MessageExpiryInterval", None),
+    )
+
+
+def new_client(broker: BrokerSettings, client_id: str = "", *, reconnect: bool = False) -> Client:
+    """Return a client of paho with login and certificates, not yet connected.
+
+    Raises:
+        BrokerRefused: one of the PEM files cannot be used.
+    """
+    from paho.mqtt import client as mqtt
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    five = broker.version == "5"
+    client = mqtt.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if five else not client_id,
+        protocol=mqtt.MQTTv5 if five else mqtt.MQTTv311,
+        reconnect_on_failure=reconnect,
+    )
+    client.connect_timeout = CONNECT_TIMEOUT_S
+    if broker.username is not None:
+        client.username_pw_set(broker.username, broker.password)
+    if broker.tls:
+        client.tls_set_context(_tls_context(broker))
+    return client
+
+
+def _tls_context(broker: BrokerSettings) -> ssl.SSLContext:
+    """TLS 1.2 or newer, with checks of the broker's certificate and host name."""
+    try:
+        context = ssl.create_default_context(cafile=broker.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if broker.cert_file is not None:
+            context.load_cert_chain(broker.cert_file, broker.key_file)
+    except OSError as problem:  # SSLError is one
+        files = ", ".join(str(f) for f in (broker.ca_file, broker.cert_file, broker.key_file) if f)
+        raise BrokerRefused(
+            f"broker {broker.url}: cannot use the TLS certificates {files}: {problem}"
+        ) from problem
+    return context
+
+
+def properties(packet: str, **values: Any) -> Any:  # noqa: ANN401 - paho's Properties, imported late
+    """Return MQTT 5 properties of paho for one kind of packet, e.g. `CONNECT` or `PUBLISH`."""
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+
+    made = Properties(getattr(PacketTypes, packet))  # type: ignore[no-untyped-call]  # paho has no types here
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+def connect_options(broker: BrokerSettings, *, clean_start: bool, **values: int) -> dict[str, Any]:
+    """Return what MQTT 5 adds to `Client.connect`; nothing for 3.1.1. `values` are properties of CONNECT."""
+    if broker.version != "5":
+        return {}
+    return {"clean_start": clean_start, "properties": properties("CONNECT", **values)}
+
+
+def connect_problem(broker: BrokerSettings, problem: OSError) -> DeliveryError:
+    """Translate an error of paho's `connect`; its type states whether a retry helps."""
+    if isinstance(problem, ssl.SSLError):
+        return BrokerRefused(f"broker {broker.url}: TLS failed: {tls_reason(problem)}")
+    return BrokerUnreachable(f"broker {broker.url}: {problem.strerror or problem}")
+
+
+def silence_problem(broker: BrokerSettings) -> DeliveryError:
+    """Explain a missing CONNACK; the type of the error states whether a retry helps.
+
+    A finished TLS handshake shows that the broker runs; with TLS 1.3 it refuses a certificate after that.
+    """
+    text = f"broker {broker.url}: no CONNACK in {CONNECT_TIMEOUT_S:g} s"
+    if broker.tls:
+        return BrokerRefused(
+            f"{text} after the TLS handshake, and no alert: it refuses the certificate or the login; check"
+            " mqtt.cert_file, mqtt.key_file, username and password"
+        )
+    return BrokerUnreachable(f"{text}: it hangs, expects TLS (mqtts://), or is not an MQTT broker")
+
+
+def connack_problem(broker: BrokerSettings, reason: Any) -> DeliveryError:  # noqa: ANN401 - paho's ReasonCode
+    """Explain a CONNACK that refuses; the type of the error states whether a retry helps."""
+    kind = BrokerRefused if reason.value in _REFUSALS else BrokerUnreachable
+    return kind(f"broker {broker.url}: {reason}{_ADVICE.get(reason.value, '')}")
+
+
+def tls_reason(problem: ssl.SSLError) -> str:
+    """Return OpenSSL's reason without the position in its source."""
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not accepted: {problem.verify_message}"
+    return str(problem.reason or problem)
+
+
+_REFUSALS = frozenset({132, 133, 134, 135, 138, 140, 144})
+"""CONNACK codes after which a retry does not help: protocol version, client id, user or password, not
+authorised, banned, authentication method, will topic."""
+_ADVICE = MappingProxyType(
+    {
+        132: "; set mqtt.version to the one that it supports",
+        134: "; check username and password",
+        135: "; check username, password, and the broker's access list",
+    }
+)
+
+
+class Subscription:
+    """Receive the messages of some topics on a thread of its own; connect again when the connection is lost.
+
+    Messages that are published during an interruption are not received.
+
+    Args:
+        broker: address and login.
+        topics: topic filters.
+        on_message: called with each message. All callbacks run on the client's thread.
+        on_change: called with True when the broker has accepted a topic, and with False and the reason when
+            the connection is lost.
+        on_problem: called with a short key and a text after each failed attempt to connect or subscribe.
+        qos: quality of service of the subscription.
+        max_packet: largest packet in bytes that the broker may send (MQTT 5); None for no limit.
+        connect_timeout_s: longest wait for TCP and TLS, None for `CONNECT_TIMEOUT_S`. `close` waits as long.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerSettings,
+        topics: Sequence[str],
+        on_message: Callable[[Incoming], None],
+        *,
+        on_change: Callable[[bool, str], None] = lambda *_: None,
+        on_problem: Callable[[str, str], None] = lambda *_: None,
+        qos: int = 1,
+        max_packet: int | None = None,
+        connect_timeout_s: float | None = None,
+    ) -> None:
+        self._broker = broker
+        self._topics = tuple(topics)
+        self._on_change = on_change
+        self._on_problem = on_problem
+        self._receive = on_message
+        self._qos = qos
+        self._options = {} if max_packet is None else {"MaximumPacketSize": max_packet}
+        self._connect_timeout_s = connect_timeout_s
+        self._client: Client | None = None
+        self._answered = threading.Event()
+        self._refusal: DeliveryError | None = None
+        self.connected = False
+        """Whether the broker accepts the connection now."""
+
+    def open(self) -> None:
+        """Connect, and wait until the broker has answered.
+
+        Raises:
+            BrokerUnreachable: no answer.
+            DeliveryError: the broker refuses the connection.
+        """
+        client = self._new_client()
+        try:
+            client.connect(*self._address, **self._connect_options)
+        except OSError as problem:
+            raise connect_problem(self._broker, problem) from problem
+        self._start(client)
+        if not self._answered.wait(CONNECT_TIMEOUT_S):
+            self._refusal = silence_problem(self._broker)
+        if self._refusal is not None:
+            self.close()
+            raise self._refusal
+
+    def open_in_background(self) -> None:
+        """Connect on the client's thread; problems go to `on_problem`.
+
+        Raises:
+            BrokerRefused: one of the PEM files cannot be used.
+        """
+        client = self._new_client()
+        client.connect_async(*self._address, **self._connect_options)
+        self._start(client)
+
+    def close(self) -> None:
+        """Disconnect; a second call has no effect."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.disconnect()
+            client.loop_stop()
+
+    @property
+    def _address(self) -> tuple[str, int, int]:
+        return self._broker.host, self._broker.port, self._broker.keepalive_s
+
+    @property
+    def _connect_options(self) -> dict[str, Any]:
+        return connect_options(self._broker, clean_start=True, **self._options)
+
+    def _new_client(self) -> Client:
+        client = new_client(self._broker, reconnect=True)
+        client.reconnect_delay_set(*RECONNECT_S)
+        if self._connect_timeout_s is not None:
+            client.connect_timeout = self._connect_timeout_s
+        client.on_connect = self._on_connect
+        client.on_connect_fail = lambda *_: self._on_problem("unreachable", "the broker does not answer")
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = lambda _client, _data, message: self._receive(incoming(message))
+        return client
+
+    def _start(self, client: Client) -> None:
+        self._client = client
+        client.loop_start()
+
+    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        if reason.is_failure:
+            self._refusal = connack_problem(self._broker, reason)
+            self._on_problem("refused", f"the broker refuses the connection: {reason}")
+        else:
+            self.connected = True
+            client.subscribe([(topic, self._qos) for topic in self._topics])
+        self._answered.set()
+
+    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        was_connected, self.connected = self.connected, False
+        if was_connected and self._client is not None:
+            self._on_change(False, str(reason))
+
+    def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
+        for topic, reason in zip(self._topics, reasons, strict=False):
+            if reason.is_failure:
+                text = f"the broker refuses the subscription to {topic}: {reason}"
+                self._on_problem(f"subscribe {topic}", text)
+        if not all(reason.is_failure for reason in reasons):
+            self._on_change(True, "")
