@@ -1,4 +1,4 @@
-"""`edge-agent engines`: the TensorRT engines that were built on this device, and which one runs."""
+"""`edge-agent engines`: the TensorRT engines that were built on this device, and which one is active."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edge_agent.engine.plans.store import Active, Machine, PlanEntry, PlanStore
+    from edge_agent.engine.plans.active import Active
+    from edge_agent.engine.plans.records import Machine, PlanEntry
 
 app = typer.Typer(
-    no_args_is_help=True,
-    help="Engines that were built on this device: what is there, whether it is whole, and going back.",
+    no_args_is_help=True, help="List, verify and prune the engines of this device, and roll back."
 )
 
 StateOption = Annotated[
@@ -26,45 +26,46 @@ StateOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 _DAY_S = 86_400.0
+_PIPE_WIDTH = 240
+"""Characters per line where the output is not a terminal, so that no cell is wrapped."""
 
 
 @app.command("list")
 def list_plans(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the plans of TensorRT, and which engine is active."""
-    store = _open(state, config)
-    machine, why = _machine()
-    entries, active = store.entries(machine), store.active()
+    """List the TensorRT plans and the active engine."""
+    folder = _folder(state, config)
+    active, entries, not_compared = _read(folder, digests=False)
     if as_json:
-        typer.echo(_json(store, active, entries, why))
+        typer.echo(_json(folder, active, entries, not_compared))
         return
     _print_active(active)
     _print_table(entries)
-    if why and entries:
-        typer.echo(why)
+    if not_compared and entries:
+        typer.echo(not_compared)
 
 
 @app.command()
 def verify(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Read every plan and compare it with its digest and with this device; changes nothing.
+    """Compare every plan with its digest and with this device; changes nothing.
 
-    Ends with 1 when one is damaged or was built on another device: it would be refused and built again.
+    Exit code 1 when a plan is damaged or was built on another device: the agent would refuse it and build it
+    again.
     """
-    store = _open(state, config)
-    machine, why = _machine()
-    entries, active = store.entries(machine, digests=True), store.active()
+    folder = _folder(state, config)
+    active, entries, not_compared = _read(folder, digests=True)
     if as_json:
-        typer.echo(_json(store, active, entries, why))
+        typer.echo(_json(folder, active, entries, not_compared))
     else:
         for entry in entries:
             typer.echo(f"{entry.key[:12]} {entry.verdict}{entry.problem and ': ' + entry.problem}")
         counts = Counter(entry.verdict for entry in entries)
         typer.echo(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no plans")
-        if why and entries:
-            typer.echo(why)
+        if not_compared and entries:
+            typer.echo(not_compared)
     if any(entry.verdict in {"damaged", "foreign"} for entry in entries):
         raise typer.Exit(1)
 
@@ -79,25 +80,26 @@ def prune(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove plans and calibrations that nothing needs, and the quarantine.
+    """Remove unneeded plans and calibrations, and the quarantine.
 
-    What the active engine and the one before it need always stays. A plan that is removed is built again when
-    it is needed, which takes minutes.
+    Files of the active engine and of the one before it always stay. The agent builds a removed plan again
+    when it needs it, which takes minutes.
     """
+    from edge_agent.engine.plans.store import PlanStore
     from edge_agent.engine.precision.calibration import prune_calibrations
 
-    store = _open(state, config)
+    folder = _folder(state, config)
     if not yes:
-        typer.confirm(f"Remove plans unused for {unused_days:g} days from {store.folder}?", abort=True)
-    gone = store.prune(unused_s=unused_days * _DAY_S)
-    calibrations, freed = prune_calibrations(store.folder)
+        typer.confirm(f"Remove plans unused for {unused_days:g} days from {folder}?", abort=True)
+    removed = PlanStore(folder).prune(unused_s=unused_days * _DAY_S)
+    calibrations, freed = prune_calibrations(folder)
+    freed += removed.bytes
     if as_json:
-        told = {**asdict(gone), "calibrations": list(calibrations), "bytes": gone.bytes + freed}
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps({**asdict(removed), "calibrations": list(calibrations), "bytes": freed}))
         return
     typer.echo(
-        f"removed {len(gone.plans)} plan(s), {len(calibrations)} calibration(s) and {gone.others} other "
-        f"file(s), {_size(gone.bytes + freed)}"
+        f"removed {len(removed.plans)} plan(s), {len(calibrations)} calibration(s) and {removed.others} "
+        f"other file(s), {_size(freed)}"
     )
 
 
@@ -108,33 +110,41 @@ def rollback(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the engine before the present one the active one again; a second time undoes the first."""
-    store = _open(state, config)
-    if not yes:
-        before = store.active().previous
-        if before is not None:
-            typer.confirm(f"Go back to {_called(before)}?", abort=True)
-    active = store.rollback()
+    """Make the previous engine the active one; a second rollback undoes the first."""
+    from edge_agent.engine.plans.active import ActiveEngine
+
+    engine = ActiveEngine(_folder(state, config))
+    if not yes and (previous := engine.read().previous) is not None:
+        typer.confirm(f"Go back to {_title(previous)}?", abort=True)
+    active = engine.rollback()
     if as_json:
         typer.echo(json.dumps(asdict(active), indent=2))
         return
     _print_active(active)
-    typer.echo("a running agent takes it after a restart: systemctl restart edge-agent")
+    typer.echo("a running agent uses it after a restart: systemctl restart edge-agent")
 
 
-def _open(state: Path | None, config: Path | None) -> PlanStore:
+def _folder(state: Path | None, config: Path | None) -> Path:
     from edge_agent.core.config import load
     from edge_agent.core.logs import configure
-    from edge_agent.engine.plans.store import PlanStore
     from edge_agent.engine.precision.calibration import engines_folder
 
     configure("warning")
     settings = load(config, {} if state is None else {"state_dir": state})
-    return PlanStore(engines_folder(settings.engine, settings.state_dir))
+    return engines_folder(settings.engine, settings.state_dir)
+
+
+def _read(folder: Path, *, digests: bool) -> tuple[Active, list[PlanEntry], str]:
+    """Return the active engine, all plans, and why they were not compared with this device, or ""."""
+    from edge_agent.engine.plans.active import ActiveEngine
+    from edge_agent.engine.plans.store import PlanStore
+
+    machine, not_compared = _machine()
+    return ActiveEngine(folder).read(), PlanStore(folder).entries(machine, digests=digests), not_compared
 
 
 def _machine() -> tuple[Machine | None, str]:
-    """What plans would run on here; else None, and why plans cannot be compared with it."""
+    """Return what plans run on here; else None and why plans cannot be compared with it."""
     from edge_agent.core.errors import EngineError
     from edge_agent.engine.tensorrt.build import this_machine
 
@@ -144,22 +154,22 @@ def _machine() -> tuple[Machine | None, str]:
         return None, f"not compared with this device: {problem}"
 
 
-def _json(store: PlanStore, active: Active, entries: Sequence[PlanEntry], why: str) -> str:
-    told: dict[str, Any] = {
-        "folder": str(store.folder),
+def _json(folder: Path, active: Active, entries: Sequence[PlanEntry], not_compared: str) -> str:
+    document: dict[str, Any] = {
+        "folder": str(folder),
         "active": asdict(active),
         "plans": [asdict(entry) for entry in entries],
-        "not_compared": why or None,
+        "not_compared": not_compared or None,
     }
-    return json.dumps(told, indent=2)
+    return json.dumps(document, indent=2)
 
 
 def _print_active(active: Active) -> None:
     for role, record in (("active", active.current), ("before", active.previous)):
         if record is not None:
-            typer.echo(f"{role}: {_called(record)}")
+            typer.echo(f"{role}: {_title(record)}")
     if active.current is None:
-        typer.echo("no engine was chosen yet: edge-agent calibrate does")
+        typer.echo("no engine is active; edge-agent calibrate chooses one")
 
 
 def _print_table(entries: Sequence[PlanEntry]) -> None:
@@ -184,14 +194,11 @@ def _print_table(entries: Sequence[PlanEntry]) -> None:
         )
     console = Console()
     if not console.is_terminal:
-        console.width = _WIDE
+        console.width = _PIPE_WIDTH
     console.print(table if entries else "no plans were built here")
 
 
-_WIDE = 240  # characters: a pipe has no edge to wrap at
-
-
-def _called(record: dict[str, Any]) -> str:
+def _title(record: dict[str, Any]) -> str:
     return f"{record['name']} ({record['backend']}, {record['precision']})"
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import app
 from edge_agent.core.errors import EdgeAgentError
-from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 
@@ -103,7 +103,7 @@ def test_no_calibration_crop_is_in_the_gate(calibrated: tuple[dict[str, Any], Pa
 
 def test_the_result_is_active_and_nothing_half_done_is_left(calibrated: tuple[dict[str, Any], Path]) -> None:
     report, folder = calibrated
-    active = PlanStore(folder / "engines").active()
+    active = ActiveEngine(folder / "engines").read()
     assert active.current is not None
     assert active.current["precision"] == "int8"
     calibrations = folder / "engines" / "calibrations"
@@ -227,7 +227,7 @@ def test_killed_in_a_step_the_same_command_finishes_with_the_same_result(
             break
     process.stderr.close()
     assert process.wait(30) == -signal.SIGKILL
-    assert PlanStore(tmp_path / "engines").active().current is None
+    assert ActiveEngine(tmp_path / "engines").read().current is None
     report = told(*arguments)
     for key in ("precision", "gate", "threshold", "placement", "sample", "model"):
         assert report[key] == whole[key], key

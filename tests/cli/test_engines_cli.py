@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.cli import app
-from edge_agent.engine.plans.store import PlanStore, this_host
+from edge_agent.engine.plans.active import ActiveEngine
+from edge_agent.engine.plans.records import this_host
+from edge_agent.engine.plans.store import PlanStore
 from tests.engine.test_engine_plans import INT8, put, record
 
 
@@ -40,7 +42,7 @@ def test_nothing_is_there_and_nothing_is_made(tmp_path: Path) -> None:
 
 def test_list_and_verify(tmp_path: Path, store: PlanStore) -> None:
     good, bad = put(store), put(store, INT8)
-    store.switch(record("reid fp16", f"{good.key}.plan"))
+    ActiveEngine(store.folder).switch(record("reid fp16", f"{good.key}.plan"))
     shown = run(tmp_path, "list")
     assert "active: reid fp16 (tensorrt, fp16)" in shown
     assert good.key[:12] in shown
@@ -67,8 +69,8 @@ def test_plans_of_another_device_are_told_apart(tmp_path: Path, store: PlanStore
 
 def test_rollback_and_prune(tmp_path: Path, store: PlanStore) -> None:
     old, new = put(store), put(store, INT8)
-    store.switch(record("old", f"{old.key}.plan"))
-    store.switch(record("new", f"{new.key}.plan"))
+    ActiveEngine(store.folder).switch(record("old", f"{old.key}.plan"))
+    ActiveEngine(store.folder).switch(record("new", f"{new.key}.plan"))
     told = run_json(tmp_path, "rollback", "--yes")
     assert (told["current"]["name"], told["previous"]["name"]) == ("old", "new")
     assert "active: new" in run(tmp_path, "rollback", "--yes")

@@ -19,6 +19,7 @@ from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine.golden import make
 from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.tensorrt import cuda
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_builder, version
@@ -218,7 +219,7 @@ def test_roll_back_to_the_engine_before(
     for name in ("fp32", "fp16"):
         plan = PlanBuilder(own_store, *variant(name)).plan()
         files = [f"{plan.key}.plan", f"{plan.key}.json"]
-        own_store.switch(
+        ActiveEngine(own_store.folder).switch(
             {
                 "name": f"test {name}",
                 "precision": name,
@@ -228,7 +229,7 @@ def test_roll_back_to_the_engine_before(
             }
         )
     assert own_store.prune().plans == ()
-    active = own_store.rollback()
+    active = ActiveEngine(own_store.folder).rollback()
     assert active.current is not None
     assert active.current["precision"] == "fp32"
     graph, options = variant(active.current["precision"])

@@ -18,7 +18,7 @@ from edge_agent.cli import app
 from edge_agent.core.config import EngineSettings, Settings, load
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.engine.models import prepare_model
-from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision import in_precision
 from edge_agent.engine.precision.calibration import Calibration, active_calibration
 from edge_agent.identify.identifier import SITE_FACT, Identifier
@@ -245,7 +245,7 @@ def test_rollback_makes_the_one_before_active_again(
     )
     assert done.exit_code == 0, done.output
     assert active_calibration(state / "engines").name == calibrated.name
-    assert PlanStore(state / "engines").active().previous["name"] == second.name
+    assert ActiveEngine(state / "engines").read().previous["name"] == second.name
 
 
 def test_prune_keeps_what_is_active_and_what_was_before(

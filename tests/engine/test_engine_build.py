@@ -16,7 +16,7 @@ from edge_agent.engine.graph import prepare_reid
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.graph.profiles import profile_named
 from edge_agent.engine.graph.stripes import write_stripe_model
-from edge_agent.engine.plans.store import Machine
+from edge_agent.engine.plans.records import Machine
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.engine.tensorrt.build import (
     BuildOptions,

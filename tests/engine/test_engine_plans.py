@@ -16,15 +16,9 @@ from typing import Any
 import pytest
 
 from edge_agent.core.errors import InputError, StorageError
-from edge_agent.engine.plans.store import (
-    Active,
-    Machine,
-    Order,
-    PlanStore,
-    Recipe,
-    memory_class_gib,
-    this_host,
-)
+from edge_agent.engine.plans.active import Active, ActiveEngine
+from edge_agent.engine.plans.records import Machine, Order, Recipe, memory_class_gib, this_host
+from edge_agent.engine.plans.store import PlanStore
 from tests.conftest import REPO
 
 HOST = "0123456789abcdef"
@@ -43,6 +37,10 @@ def put(store: PlanStore, recipe: Recipe = FP16, data: bytes = b"plan", machine:
     order = Order(recipe, machine)
     store.put(order, data, FACTS)
     return order
+
+
+def engine(store: PlanStore) -> ActiveEngine:
+    return ActiveEngine(store.folder)
 
 
 def reasons(store: PlanStore) -> list[str]:
@@ -199,7 +197,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 KILLED = """
 import os, signal
 from pathlib import Path
-from edge_agent.engine.plans.store import Machine, Order, PlanStore, Recipe
+from edge_agent.engine.plans.records import Machine, Order, Recipe
+from edge_agent.engine.plans.store import PlanStore
 
 calls, rename = [0], Path.replace
 
@@ -298,32 +297,32 @@ def test_timing_caches_are_kept_by_version_and_gpu(store: PlanStore) -> None:
 
 
 def test_switch_and_roll_back(store: PlanStore) -> None:
-    assert store.active() == Active(None, None)
-    with pytest.raises(InputError, match="knows no engine before"):
-        store.rollback()
+    assert engine(store).read() == Active(None, None)
+    with pytest.raises(InputError, match="no engine from before"):
+        engine(store).rollback()
     first, second = put(store), put(store, INT8)
     one = record("reid fp16", f"{first.key}.plan", f"{first.key}.json", gate={"passed": True})
     two = record("reid int8", f"{second.key}.plan", f"{second.key}.json")
-    assert store.switch(one) == Active(one, None)
-    with pytest.raises(InputError, match="knows no engine before"):
-        store.rollback()
-    assert store.switch(two) == Active(two, one)
-    assert store.switch(two) == Active(two, one), "the same engine again is no switch"
-    assert store.rollback() == store.active() == Active(one, two)
-    assert store.rollback() == Active(two, one), "a second rollback undoes the first"
+    assert engine(store).switch(one) == Active(one, None)
+    with pytest.raises(InputError, match="no engine from before"):
+        engine(store).rollback()
+    assert engine(store).switch(two) == Active(two, one)
+    assert engine(store).switch(two) == Active(two, one), "the same engine again is no switch"
+    assert engine(store).rollback() == engine(store).read() == Active(one, two)
+    assert engine(store).rollback() == Active(two, one), "a second rollback undoes the first"
 
 
 def test_an_engine_without_its_files_does_not_become_active(store: PlanStore) -> None:
     first, second = put(store), put(store, INT8)
     one, two = record("one", f"{first.key}.plan"), record("two", f"{second.key}.plan")
-    store.switch(one)
+    engine(store).switch(one)
     with pytest.raises(InputError, match=r"needs .*nothing\.plan"):
-        store.switch(record("three", "nothing.plan"))
-    store.switch(two)
+        engine(store).switch(record("three", "nothing.plan"))
+    engine(store).switch(two)
     store.quarantine(first.key, "refused")
     with pytest.raises(InputError, match=r"edge-agent calibrate"):
-        store.rollback()
-    assert store.active() == Active(two, one)
+        engine(store).rollback()
+    assert engine(store).read() == Active(two, one)
 
 
 @pytest.mark.parametrize(
@@ -338,18 +337,18 @@ def test_an_engine_without_its_files_does_not_become_active(store: PlanStore) ->
 )
 def test_records_that_are_refused(store: PlanStore, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="not a record of an engine"):
-        store.switch(wrong)
+        engine(store).switch(wrong)
 
 
 def test_a_damaged_active_file_stops_pruning_and_is_mended_by_a_switch(store: PlanStore) -> None:
     order = put(store)
     (store.folder / "active.json").write_text('{"kind": "active-engine", "version": 1, "current": 3}')
-    for use in (store.active, store.entries, store.prune, store.rollback):
+    for use in (engine(store).read, store.entries, store.prune, engine(store).rollback):
         with pytest.raises(InputError, match="edge-agent calibrate"):
             use()
     assert store.find(order) is not None
     one = record("one", f"{order.key}.plan")
-    assert store.switch(one) == Active(one, None)
+    assert engine(store).switch(one) == Active(one, None)
     assert "damaged" in reasons(store)[0]
 
 
@@ -360,8 +359,8 @@ def test_pruning_never_takes_what_the_active_engine_or_the_one_before_needs(stor
     recipes = [replace(FP16, profiles=(number,)) for number in range(1, 6)]
     orders = [put(store, recipe) for recipe in recipes]
     (store.folder / "model.onnx").write_bytes(b"onnx")
-    store.switch(record("previous", f"{orders[0].key}.plan"))
-    store.switch(record("current", f"{orders[1].key}.plan", "model.onnx"))
+    engine(store).switch(record("previous", f"{orders[0].key}.plan"))
+    engine(store).switch(record("current", f"{orders[1].key}.plan", "model.onnx"))
     store.quarantine(orders[2].key, "refused")
     store.write_timing(ORIN, b"timings")
     used_before(store, orders[3], 10 * 86_400)
@@ -372,7 +371,6 @@ def test_pruning_never_takes_what_the_active_engine_or_the_one_before_needs(stor
     assert gone.bytes > 8
     assert store.find(orders[4]) is not None, "used a moment ago"
 
-    assert store.prune(keep=[orders[4].key]).plans == ()
     assert store.prune().plans == (orders[4].key,)
     assert [store.find(order) is not None for order in orders] == [True, True, False, False, False]
     assert (store.folder / "model.onnx").exists()
@@ -382,8 +380,8 @@ def test_pruning_never_takes_what_the_active_engine_or_the_one_before_needs(stor
 
 def test_pruning_keeps_plans_of_the_graphs_that_run(store: PlanStore) -> None:
     """Plans are built when an engine opens, after it became the active one, and again after an update."""
-    store.switch(record("previous", graphs=["1" * 64]))
-    store.switch(record("current", graphs=["2" * 64, "3" * 64]))
+    engine(store).switch(record("previous", graphs=["1" * 64]))
+    engine(store).switch(record("current", graphs=["2" * 64, "3" * 64]))
     kept = [put(store, replace(FP16, graph_sha256=digit * 64)) for digit in "123"]
     kept.append(put(store, replace(FP16, graph_sha256="2" * 64), machine=replace(ORIN, tensorrt="10.7.0")))
     other = put(store, replace(FP16, graph_sha256="4" * 64))
@@ -410,7 +408,7 @@ def test_entries_tell_what_may_be_loaded(store: PlanStore) -> None:
     change(store.folder / f"{other.key}.json", ("data", "host"), "f" * 16)
     (store.folder / f"{bad.key}.plan").write_bytes(b"plaN")
     (store.folder / f"{half.key}.json").unlink()
-    store.switch(record("x", f"{good.key}.plan"))
+    engine(store).switch(record("x", f"{good.key}.plan"))
     used_before(store, good, -5)
 
     found = store.entries(ORIN, digests=True)

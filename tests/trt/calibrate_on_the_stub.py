@@ -20,6 +20,7 @@ from edge_agent.agent import factory
 from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.engine.golden import golden_crops
 from edge_agent.engine.models import prepare_model
+from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision import in_precision
 from edge_agent.engine.precision.calibration import active_calibration, prune_calibrations
@@ -100,7 +101,7 @@ def test_from_network_to_active_engine(stub: BuilderStub, request_: Request, tmp
     assert entries["int8"].profiles == (1, 16, 64)
     calibration = active_calibration(request_.engines)
     graph = calibration.graph(request_.prepared)
-    assert hashlib.sha256(graph.onnx).hexdigest() in PlanStore(request_.engines).active().current["graphs"]
+    assert hashlib.sha256(graph.onnx).hexdigest() in ActiveEngine(request_.engines).read().current["graphs"]
 
     stub.told.clear()
     assert Job(request_).run().switched is False
@@ -156,5 +157,5 @@ def test_prune_keeps_plans_of_what_is_active_and_of_what_was_before(
     assert store.prune(unused_s=0.0).plans == ()  # the exported graph belongs to both
     assert prune_calibrations(request_.engines) == ((), 0)
     assert {entry.precision for entry in store.entries()} == {"fp32", "fp16", "int8"}
-    store.rollback()
+    ActiveEngine(store.folder).rollback()
     assert active_calibration(request_.engines).precision == "fp16"

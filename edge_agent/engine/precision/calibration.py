@@ -9,7 +9,7 @@
     ├── tensorrt-scales.json      with INT8: the ranges for what takes no quantise/dequantise nodes
     └── int8.onnx or fp16.onnx    the graph, unless FP32 was chosen
 
-Which one is active stands in `engines/active.json` (`edge_agent.engine.plans.store`).
+Which one is active stands in `engines/active.json` (`edge_agent.engine.plans.active`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.manifest import Manifest
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.plans.store import Active, PlanStore
+from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision.scales import Scales
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def active_calibration(engines: Path) -> Calibration | None:
     Raises:
         InputError: it is damaged; says what mends it.
     """
-    active: Active = PlanStore(engines).active()
+    active = ActiveEngine(engines).read()
     if active.current is None or "calibration" not in active.current:
         return None
     return Calibration.read(engines / str(active.current["calibration"]))
@@ -181,7 +181,7 @@ def prune_calibrations(engines: Path) -> tuple[tuple[str, ...], int]:
         StorageError: one cannot be removed.
     """
     folder = engines / CALIBRATIONS
-    active = PlanStore(engines).active()
+    active = ActiveEngine(engines).read()
     kept = {record["name"] for record in (active.current, active.previous) if record is not None}
     gone = sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in kept)
     freed = 0

@@ -21,7 +21,8 @@ import structlog
 
 from edge_agent.core.errors import ConfigError, EngineError
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.plans.store import Machine, Order, PlanStore, Recipe, StoredPlan, memory_class_gib
+from edge_agent.engine.plans.records import Machine, Order, Recipe, StoredPlan, memory_class_gib
+from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.engine.tensorrt import bindings, cuda
 from edge_agent.engine.tensorrt.calibrator import Calibration, RangeSource, make_calibrator

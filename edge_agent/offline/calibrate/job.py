@@ -38,7 +38,7 @@ from edge_agent.core.manifest import (
     write_json_atomic,
 )
 from edge_agent.engine import choose_backend
-from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision.calibration import CALIBRATIONS, KIND, MANIFEST, VERSION, Calibration
 from edge_agent.engine.precision.half import to_half
 from edge_agent.engine.precision.scales import Scales
@@ -690,7 +690,7 @@ class Job:
 
     def _switch(self, calibration: Calibration) -> bool:
         """Make it the active engine; tells whether anything changed."""
-        store = PlanStore(self._request.engines)
+        active = ActiveEngine(self._request.engines)
         folder = f"{CALIBRATIONS}/{calibration.name}"
         names = [MANIFEST, *calibration.files]
         record = {
@@ -702,11 +702,11 @@ class Job:
             "files": [f"{folder}/{name}" for name in names],
         }
         try:
-            if store.active().current == record:
+            if active.read().current == record:
                 return False
         except InputError:
             pass  # damaged: `switch` puts it aside
-        store.switch(record)
+        active.switch(record)
         return True
 
 

@@ -1,0 +1,143 @@
+"""Which engine is active, and which one was before it: `active.json` in the engines folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edge_agent.core.errors import InputError
+from edge_agent.core.manifest import read_json, write_json_atomic
+from edge_agent.engine.plans.folder import EnginesFolder
+from edge_agent.engine.plans.records import Role
+
+__all__ = ["Active", "ActiveEngine"]
+
+_KIND, _VERSION = "active-engine", 1
+_RECORD_KEYS = ("name", "precision", "backend", "files")
+_AGAIN = "run `edge-agent calibrate` again"
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """The active engine and the one that was active before it; None where there is none.
+
+    A record is a JSON object with at least `name`, `precision`, `backend` and `files`, paths relative to the
+    engines folder. The optional `graphs` has the SHA-256 of the prepared graphs that the engine runs: plans
+    made from them belong to the engine, also those that are built later. Other keys belong to the writer.
+    """
+
+    current: dict[str, Any] | None
+    previous: dict[str, Any] | None
+
+    def role(self, key: str, graph_sha256: str | None) -> Role | None:
+        """Return which of the two uses a plan, by its files or by the graph that it was made from."""
+        if _uses(self.current, key, graph_sha256):
+            return "current"
+        return "previous" if _uses(self.previous, key, graph_sha256) else None
+
+
+class ActiveEngine:
+    """Reads and changes `active.json` in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = EnginesFolder(folder)
+        self._path = self._folder.path / "active.json"
+
+    def read(self) -> Active:
+        """Return the active engine and the previous one.
+
+        Raises:
+            InputError: `active.json` is damaged; the message tells how to mend it.
+        """
+        if not self._path.exists():
+            return Active(None, None)
+        found = read_json(self._path)
+        if not isinstance(found, dict) or found.get("kind") != _KIND or found.get("version") != _VERSION:
+            raise InputError(f"{self._path} does not name an active engine; {_AGAIN}")
+        try:
+            return Active(_record(found["current"]), _record(found["previous"]))
+        except (KeyError, TypeError, ValueError) as problem:
+            raise InputError(f"{self._path} is damaged ({problem}); {_AGAIN}") from problem
+
+    def switch(self, record: Mapping[str, Any]) -> Active:
+        """Make an engine the active one and keep the one before it; the same record changes nothing.
+
+        A damaged `active.json` goes to the quarantine; there is then no previous engine.
+
+        Raises:
+            InputError: the record is incomplete, or names a file that does not exist.
+            StorageError: the folder cannot be written.
+        """
+        try:
+            wanted = _record(dict(record))
+        except (TypeError, ValueError) as problem:
+            raise InputError(f"not a record of an engine: {problem}") from problem
+        assert wanted is not None
+        with self._folder.locked():
+            self._check_files(wanted)
+            try:
+                before = self.read()
+            except InputError as problem:
+                self._folder.set_aside([self._path], str(problem))
+                before = Active(None, None)
+            if before.current == wanted:
+                return before
+            return self._write(Active(wanted, before.current))
+
+    def rollback(self) -> Active:
+        """Swap the active engine and the previous one.
+
+        Raises:
+            InputError: there is no previous engine, or one of its files is missing.
+            StorageError: the folder cannot be written.
+        """
+        if self.read().previous is None:
+            raise self._no_previous()
+        with self._folder.locked():
+            before = self.read()
+            if before.previous is None:
+                raise self._no_previous()
+            self._check_files(before.previous)
+            return self._write(Active(before.previous, before.current))
+
+    def _no_previous(self) -> InputError:
+        return InputError(
+            f"{self._folder.path} has no engine from before the active one; "
+            "`edge-agent calibrate` makes engines"
+        )
+
+    def _check_files(self, record: Mapping[str, Any]) -> None:
+        for name in record["files"]:
+            path = self._folder.path / name
+            if not path.is_file():
+                raise InputError(f"engine {record['name']!r} needs {path}, which does not exist; {_AGAIN}")
+
+    def _write(self, active: Active) -> Active:
+        write_json_atomic(self._path, {"kind": _KIND, "version": _VERSION, **asdict(active)})
+        return active
+
+
+def _uses(record: Mapping[str, Any] | None, key: str, graph_sha256: str | None) -> bool:
+    if record is None:
+        return False
+    return f"{key}.plan" in record["files"] or graph_sha256 in record.get("graphs", ())
+
+
+def _record(found: object) -> dict[str, Any] | None:
+    """Return a checked record; ValueError or TypeError describes what is wrong."""
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise TypeError(f"expected an object, got {type(found).__name__}")
+    if missing := [key for key in _RECORD_KEYS if key not in found]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for names in (found["files"], found.get("graphs", ())):
+        if not isinstance(names, (list, tuple)):
+            raise TypeError("`files` or `graphs` is not a list")
+    for name in found["files"]:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+            raise ValueError(f"file {name!r} is not inside the store")
+    return {**found, "files": list(found["files"])}
