@@ -26,6 +26,7 @@ from edge_agent.agent import factory
 from edge_agent.core.config import Settings
 from edge_agent.core.structures import Detections, Embedded, EngineInfo, TrackUpdate
 from edge_agent.gallery import Gallery
+from edge_agent.identify import Identifier
 from edge_agent.offline.bench.throughput import fill_gallery
 
 __all__ = ["decisions", "open_people", "searches"]
@@ -160,7 +161,7 @@ def decisions(people: People, rounds: int) -> dict[str, Any]:
     targets = np.split(np.arange(len(people.owners)), np.flatnonzero(np.diff(people.owners)) + 1)
     for number in range(rounds):
         updates = _street(people, number)
-        identifier = factory.make_identifier(people.settings, people.gallery, f"run{number}")
+        identifier = Identifier(people.gallery, f"run{number}", people.settings.identify)
         busy = time.process_time()
         made = [decision.kind.value for update in updates for decision in identifier.update(update)]
         ours.append((time.process_time() - busy) / (FRAMES * IN_VIEW))

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.scoring import PETS_VISITS, Rows, people_of, read_mot, score
 from edge_agent.agent import factory
-from edge_agent.core.config import Settings
+from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.structures import (
     Candidates,
     Decision,
@@ -42,7 +42,10 @@ from edge_agent.core.structures import (
 )
 from edge_agent.detect import open_detector
 from edge_agent.embed.capacity import Budget
+from edge_agent.embed.opening import open_embedder
+from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import Thinning
+from edge_agent.identify import Identifier
 from edge_agent.track.tracker import Similarity
 
 __all__ = ["Material", "Outcome", "Stream", "materialise", "replay", "strip"]
@@ -116,7 +119,12 @@ def materialise(video: Path, detector: str, model: Path, preprocess: str) -> Mat
     """Find and embed everybody in a video."""
     capture = cv2.VideoCapture(str(video))
     fps, frames = capture.get(cv2.CAP_PROP_FPS) or 10.0, []
-    with open_detector(detector) as finds, factory.open_embedder(model, preprocess) as embedder:
+    engine = EngineSettings.model_validate({"model": model, "preprocess": preprocess})
+    with (
+        tempfile.TemporaryDirectory() as state,
+        open_detector(detector) as finds,
+        open_embedder(engine, QualitySettings(), Path(state)) as embedder,
+    ):
         while True:
             there, image = capture.read()
             if not there:
@@ -190,7 +198,7 @@ class _Replay:
         self._updates: list[TrackUpdate] = []
         levels = streams[0].material.levels
         budget = Budget(lambda: self._worked, lambda: self.now) if thin else None
-        gate = factory.make_gate(settings.quality)
+        gate = QualityGate(settings.quality)
         self._thin = Thinning(budget, gate.outlook, lambda _: levels[2])
         alike = Similarity()
         self._trackers = {
@@ -201,7 +209,7 @@ class _Replay:
 
     def run(self) -> dict[str, Outcome]:
         with self._gallery as gallery:
-            self._identifier = factory.make_identifier(self._settings, gallery, "replay")
+            self._identifier = Identifier(gallery, "replay", self._settings.identify)
             while True:
                 taken = self._take()
                 if taken:

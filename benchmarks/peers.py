@@ -29,10 +29,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.agent.factory import embedder_of, make_gate
 from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.core.structures import EngineInfo
 from edge_agent.embed.embedder import Embedder
+from edge_agent.embed.opening import make_embedder
+from edge_agent.embed.quality import QualityGate
 from edge_agent.engine.base import DEPTH
 from edge_agent.engine.golden import Golden
 from edge_agent.engine.graph.prepared import PreparedGraph
@@ -119,7 +120,7 @@ def _in_chunks(step: Callable[[Sequence[Picture]], Rows], batch: int) -> Callabl
 
 def _ours(network: Network, batch: int, stack: ExitStack) -> Peer:
     embedder = stack.enter_context(
-        embedder_of(
+        make_embedder(
             network.prepared, network.golden, quality=QualitySettings(), plans=None,
             engine=EngineSettings(backend="onnxruntime", threads=network.threads, max_batch=batch),
         )
@@ -127,7 +128,7 @@ def _ours(network: Network, batch: int, stack: ExitStack) -> Peer:
     profile = network.prepared.profile
     assert profile is not None  # it is a ReID network
     without = _NoNetwork(embedder.info, network.size)
-    packer = stack.enter_context(Embedder(without, profile=profile, gate=make_gate(QualitySettings())))
+    packer = stack.enter_context(Embedder(without, profile=profile, gate=QualityGate(QualitySettings())))
     return Peer("edge-agent", embedder.embed_images, packer.embed_images)
 
 

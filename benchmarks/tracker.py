@@ -15,17 +15,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 
 from benchmarks.scoring import Rows, Score, read_mot, score
-from edge_agent.agent.factory import make_tracker, open_embedder
-from edge_agent.core.config import Settings
+from edge_agent.agent.factory import make_tracker
+from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.logs import configure
 from edge_agent.core.structures import Detections, Embedded, TrackUpdate
 from edge_agent.detect import open_detector
 from edge_agent.detect.base import ScoreLevels
+from edge_agent.embed.opening import open_embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,11 @@ def main() -> None:
     chosen = options.parse_args()
     configure("warning")
     truth = read_mot(chosen.truth, truth=True)
+    engine = EngineSettings.model_validate({"model": chosen.model, "preprocess": chosen.preprocess})
     with (
+        TemporaryDirectory() as state,
         open_detector(chosen.detector) as detector,
-        open_embedder(chosen.model, chosen.preprocess) as embedder,
+        open_embedder(engine, QualitySettings(), Path(state)) as embedder,
     ):
         levels = detector.levels
         frames = [

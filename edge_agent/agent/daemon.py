@@ -43,11 +43,14 @@ from edge_agent.core.logs import configure
 from edge_agent.core.structures import EngineInfo, Load, SourceState, SourceStatus
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.mot import MotFinal, MotWriter
+from edge_agent.embed.opening import open_embedder
+from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.gallery import audit
 from edge_agent.health.governor import LOOK_EVERY_S
 from edge_agent.health.supervisor import Oversight
+from edge_agent.identify import Identifier
 from edge_agent.source import source_kind
 from edge_agent.source.reader import FrameReader
 from edge_agent.track.tracker import Similarity
@@ -62,7 +65,6 @@ if TYPE_CHECKING:
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.health.cooling import Cooling
     from edge_agent.health.telemetry.reader import Reading, Telemetry
-    from edge_agent.identify import Identifier
     from edge_agent.source.base import Source
 
 __all__ = ["Agent", "Outputs", "Summary", "Supply", "Tally"]
@@ -331,7 +333,9 @@ class Agent:
         laps.lap("sources")
         active = current_calibration(settings.engine, state)
         with self._oversight.opening("the network"):
-            embedder = factory.open_configured_embedder(settings, state, active, building=self._tell_build)
+            embedder = open_embedder(
+                settings.engine, settings.quality, state, active, building=self._tell_build
+            )
             if embedder.info.backend == "tensorrt":
                 _load_beside()  # to open it takes long, and is not done in Python
             stack.enter_context(embedder)
@@ -354,14 +358,16 @@ class Agent:
         self.device = reading.summary()
         info = self._info(embedder.info, detection.name, sources, reading, calibration)
         mot, mot_final = self.outputs.mot, self.outputs.mot_final
-        identifier = factory.make_identifier(settings, gallery, self.session, calibration)
+        identifier = Identifier(
+            gallery, self.session, settings.identify, None if calibration is None else calibration.threshold
+        )
         outbox = factory.open_outbox(settings, state, stack)
         erasure = factory.make_erasure(settings, gallery, outbox, sources)
         operations = Operations(
             gallery=gallery,
             identifier=identifier,
             embed=embedder.embed_images,
-            gate=factory.make_gate(settings.quality),
+            gate=QualityGate(settings.quality),
             between_frames=self._between_frames,
             erasure=erasure,
             reload=self.reload_now,
@@ -565,7 +571,7 @@ class Agent:
         self.settings = settings
         configure(settings.log_level, always=factory.log_facts(settings))
         if self._stages is not None:
-            factory.adjust_identifier(self._stages.identifier, settings)
+            self._stages.identifier.reload(settings.identify)
             self._take_over_calibration(self._stages)
             try:
                 factory.adjust_gallery(self._stages.gallery, settings)

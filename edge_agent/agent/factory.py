@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.core.config import (
     DetectorSettings,
-    EngineSettings,
-    QualitySettings,
     Settings,
     SourceSettings,
 )
@@ -35,21 +33,13 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import State
     from edge_agent.detect.motion import MotionGate
     from edge_agent.embed.embedder import Embedder
-    from edge_agent.embed.packer import Packer
-    from edge_agent.embed.quality import QualityGate
     from edge_agent.embed.selection import Thinning
     from edge_agent.engine import Engine
-    from edge_agent.engine.golden import Golden
     from edge_agent.engine.graph.prepared import PreparedGraph
-    from edge_agent.engine.graph.profiles import PreprocessProfile
-    from edge_agent.engine.precision.calibration import Calibration
-    from edge_agent.engine.precision.scales import Scales
-    from edge_agent.engine.tensorrt.build import Progress
     from edge_agent.gallery.erasure import Erasure, Removed
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.health.cooling import Cooling
     from edge_agent.health.telemetry.reader import Reading, Telemetry
-    from edge_agent.identify import Identifier
     from edge_agent.source.base import Source
     from edge_agent.source.reader import FrameReader
     from edge_agent.track.tracker import Similarity, Tracker, UpstreamTracks
@@ -60,23 +50,17 @@ __all__ = [
     "Detection",
     "Publish",
     "adjust_gallery",
-    "adjust_identifier",
     "announce",
     "database_key",
-    "embedder_of",
     "erase_at_rest",
     "log_facts",
     "make_cooling",
     "make_erasure",
-    "make_gate",
-    "make_identifier",
     "make_thinning",
     "make_tracker",
     "make_upstream_tracks",
     "open_commands",
-    "open_configured_embedder",
     "open_detection",
-    "open_embedder",
     "open_gallery",
     "open_metrics",
     "open_outbox",
@@ -133,201 +117,6 @@ def state_folder(path: Path) -> Path:
             f"state folder {path} cannot be made: {error.strerror}; choose another with --state"
         ) from None
     return path
-
-
-def make_gate(settings: QualitySettings) -> QualityGate:
-    """The quality gate."""
-    from edge_agent.embed.quality import QualityGate
-
-    return QualityGate(**settings.model_dump())
-
-
-def embedder_of(
-    graph: PreparedGraph,
-    golden: Golden,
-    *,
-    engine: EngineSettings,
-    quality: QualitySettings,
-    plans: Path | None,
-    ranges: Callable[[], tuple[PreparedGraph, Scales]] | None = None,
-    max_batch: int | None = None,
-    building: Progress | None = None,
-) -> Embedder:
-    """The embedding stage for exactly this graph; not yet entered.
-
-    Args:
-        graph: in the precision that shall run.
-        golden: reference embeddings for the self-test.
-        engine: backend and its options.
-        quality: limits of the gate.
-        plans: folder of TensorRT's plans, None where none may be kept.
-        ranges: gives the FP32 graph and its INT8 ranges; asked where an INT8 engine wants these instead.
-        max_batch: largest batch, at most that of `engine`, which it is when None.
-        building: told how far the build of a plan is: phase, steps done, steps in all.
-    """
-    from edge_agent.embed.embedder import Embedder
-    from edge_agent.engine import TensorRTOptions, choose_backend, open_engine, takes_ranges_beside
-
-    profile = graph.profile
-    assert profile is not None  # detectors have no embedding stage
-    backend = choose_backend(engine.backend)
-    options, scales = None, None
-    if backend == "tensorrt" and plans is not None:
-        if graph.precision == "int8" and ranges is not None and takes_ranges_beside(engine.dla_core):
-            exported, scales = ranges()
-            graph = replace(exported, precision="int8")
-        options = TensorRTOptions(
-            plans=plans,
-            largest=engine.max_batch,
-            scales=scales,
-            zero_copy=engine.zero_copy,
-            cuda_graphs=engine.cuda_graphs,
-            dla_core=engine.dla_core,
-            workspace_mb=engine.workspace_mb,
-            progress=building,
-            conditions=lambda: _conditions(plans),
-        )
-    opened = open_engine(
-        graph,
-        backend=backend,
-        max_batch=max_batch or engine.max_batch,
-        threads=engine.threads,
-        tensorrt=options,
-    )
-    gate = make_gate(quality)
-    return Embedder(
-        opened, profile=profile, gate=gate, golden=golden, packer=_make_packer(engine, opened, profile, gate)
-    )
-
-
-def _make_packer(
-    settings: EngineSettings, engine: Engine, profile: PreprocessProfile, gate: QualityGate
-) -> Packer:
-    """Crops are resized beside an engine that leaves the CPU alone, unless the settings say otherwise."""
-    from edge_agent.embed.packer import Beside, Here
-
-    on_cpu = engine.info.backend == "onnxruntime"
-    if settings.packing == "here" or (settings.packing == "auto" and on_cpu):
-        return Here(profile, gate.min_sharpness)
-    return Beside(profile, gate.min_sharpness, engine.input_size, engine.info.max_batch)
-
-
-def _conditions(disk: Path) -> dict[str, Any]:
-    """What the device was like while a plan was built: its kernels were timed under it."""
-    from edge_agent.health.telemetry.reader import Telemetry
-
-    with Telemetry(disk=disk, jtop=False) as telemetry:
-        reading = telemetry.read()
-    return {
-        "power_mode": reading.power_mode,
-        "clocks_locked": reading.clocks_locked,
-        "gpu_mhz": reading.gpu_mhz,
-        "gpu_max_mhz": reading.gpu_max_mhz,
-    }
-
-
-def open_embedder(
-    model: Path,
-    preprocess: str,
-    *,
-    engine: EngineSettings | None = None,
-    quality: QualitySettings | None = None,
-    state: Path | None = None,
-    calibration: Calibration | None = None,
-    max_batch: int | None = None,
-    building: Progress | None = None,
-) -> Embedder:
-    """The embedding stage of a network in the precision that the settings ask for; not yet entered.
-
-    Args:
-        model: ReID ONNX.
-        preprocess: name of the profile.
-        engine: backend, precision and their options; the defaults when None. Its `model` and `preprocess`
-            have no say.
-        quality: limits of the gate; its defaults when None.
-        state: folder for the self-test's references, and for plans where the settings name no other.
-        calibration: the active one, None to go without.
-        max_batch: as for `embedder_of`.
-        building: likewise.
-
-    Raises:
-        ModelError: the file does not fit; says how to mend it.
-        ConfigError: the precision cannot be had.
-    """
-    from edge_agent.engine import choose_backend
-    from edge_agent.engine.models import prepare_model
-    from edge_agent.engine.precision import in_precision
-    from edge_agent.engine.precision.calibration import engines_folder
-
-    chosen = engine or EngineSettings()
-    backend = choose_backend(chosen.backend)
-    prepared, golden = prepare_model(model, preprocess, state)
-    ranges = None
-    if calibration is not None and calibration.fits(prepared):
-        ranges = partial(_ranges, prepared, calibration)
-    return embedder_of(
-        in_precision(prepared, chosen.precision, backend, calibration),
-        golden,
-        engine=chosen.model_copy(update={"backend": backend}),
-        quality=quality or QualitySettings(),
-        plans=chosen.folder if state is None else engines_folder(chosen, state),
-        ranges=ranges,
-        max_batch=max_batch,
-        building=building,
-    )
-
-
-def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[PreparedGraph, Scales]:
-    return prepared, calibration.scales()
-
-
-def open_configured_embedder(
-    settings: Settings,
-    state: Path,
-    calibration: Calibration | None,
-    *,
-    max_batch: int | None = None,
-    building: Progress | None = None,
-) -> Embedder:
-    """The embedding stage that the settings name; not yet entered. `calibration`: the active one.
-
-    Raises:
-        ConfigError: also where a simulated engine is told which network to run: it runs none.
-    """
-    from edge_agent.engine import is_simulated
-    from edge_agent.engine.models import choose_model
-
-    if is_simulated(settings.engine.backend):
-        return _simulated_embedder(settings, max_batch)
-    model = choose_model(settings.engine, state)
-    return open_embedder(
-        model.path,
-        model.preprocess,
-        engine=settings.engine,
-        quality=settings.quality,
-        state=state,
-        calibration=calibration,
-        max_batch=max_batch,
-        building=building,
-    )
-
-
-def _simulated_embedder(settings: Settings, max_batch: int | None) -> Embedder:
-    from edge_agent.embed.embedder import Embedder
-    from edge_agent.engine import open_simulated
-    from edge_agent.engine.simulated import PROFILE
-
-    engine = settings.engine
-    named = [key for key in ("model", "preprocess") if getattr(engine, key) is not None]
-    named += ["precision"] if engine.precision != "auto" else []
-    if named:
-        raise ConfigError(
-            f"engine.backend {engine.backend} runs no network, so engine.{named[0]} has no meaning: leave it"
-            " out, or choose another backend"
-        )
-    opened = open_simulated(engine.backend, max_batch=max_batch or engine.max_batch)
-    gate = make_gate(settings.quality)
-    return Embedder(opened, profile=PROFILE, gate=gate, packer=_make_packer(engine, opened, PROFILE, gate))
 
 
 def log_facts(settings: Settings) -> dict[str, str]:
@@ -431,31 +220,6 @@ def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
             "are seen at the same time; leave --site-pairs out, or let it run for a while"
         )
     return found
-
-
-def make_identifier(
-    settings: Settings, gallery: Gallery, session: str, calibration: Calibration | None = None
-) -> Identifier:
-    """The decision stage; `calibration`: of the network that makes the embeddings."""
-    from edge_agent.identify import Identifier
-
-    chosen = settings.identify
-    return Identifier(
-        gallery,
-        session,
-        enrolment=chosen.enrolment,
-        configured=chosen.threshold,
-        calibrated=None if calibration is None else calibration.threshold,
-        target_fmr=chosen.target_fmr,
-        decide_crops=chosen.decide_crops,
-        enrol_crops=chosen.enrol_crops,
-        crop_interval_s=chosen.crop_interval_s,
-        pool_crops=chosen.pool_crops,
-        fuse_crops=chosen.fuse_crops,
-        margin=chosen.margin,
-        covisible_frames=chosen.covisible_frames,
-        publish_unknown=chosen.publish_unknown,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -624,12 +388,13 @@ def make_tracker(
 def make_thinning(settings: Settings, embedder: Embedder, detection: Detection) -> Thinning:
     """What chooses whom not to embed; `embedder` is entered."""
     from edge_agent.embed.capacity import Budget
+    from edge_agent.embed.quality import QualityGate
     from edge_agent.embed.selection import Thinning
 
     budget = None
     if settings.engine.overload == "thin":
         budget = Budget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
-    gate = make_gate(settings.quality)
+    gate = QualityGate(settings.quality)
     return Thinning(budget, gate.outlook, lambda camera: detection.levels(camera)[2])
 
 
@@ -671,20 +436,6 @@ def make_upstream_tracks(settings: Settings, camera: str) -> UpstreamTracks:
     from edge_agent.track.tracker import UpstreamTracks
 
     return UpstreamTracks(camera, lost_s=settings.tracker.lost_s)
-
-
-def adjust_identifier(identifier: Identifier, settings: Settings) -> None:
-    """Take over reloaded settings of the decision."""
-    chosen = settings.identify
-    identifier.enrolment = chosen.enrolment
-    identifier.configured = chosen.threshold
-    identifier.decide_crops = chosen.decide_crops
-    identifier.enrol_crops = chosen.enrol_crops
-    identifier.crop_interval_s = chosen.crop_interval_s
-    identifier.fuse_crops = chosen.fuse_crops
-    identifier.margin = chosen.margin
-    identifier.publish_unknown = chosen.publish_unknown
-    identifier.aim(chosen.target_fmr)
 
 
 def adjust_gallery(gallery: Gallery, settings: Settings) -> None:

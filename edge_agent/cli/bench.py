@@ -182,8 +182,8 @@ def _measure(
     """Rows for every precision and batch; what cannot be had goes to `left_out` with the reason."""
     from rich.console import Console
 
-    from edge_agent.agent import factory
     from edge_agent.core.errors import ConfigError, EngineError, ModelError
+    from edge_agent.embed.opening import open_embedder
     from edge_agent.engine.precision.calibration import current_calibration
     from edge_agent.offline.bench import speed as bench
 
@@ -195,9 +195,8 @@ def _measure(
                 status.update(f"measuring {precision}, batch {size}")
                 engine = settings.engine.model_copy(update={"precision": precision, "max_batch": largest})
                 try:
-                    chosen = settings.model_copy(update={"engine": engine})
-                    with factory.open_configured_embedder(
-                        chosen, folder, calibration, max_batch=size
+                    with open_embedder(
+                        engine, settings.quality, folder, calibration, max_batch=size
                     ) as embedder:
                         yield bench.measure(embedder, seconds=seconds, board=board)
                 except (EngineError, ModelError, ConfigError) as problem:

@@ -166,17 +166,17 @@ class _Questions:
             return []
         from tempfile import TemporaryDirectory
 
-        from edge_agent.agent import factory
+        from edge_agent.embed.opening import open_embedder
         from edge_agent.engine.precision.calibration import current_calibration
 
-        folder = self._settings.state_dir
+        folder, engine, quality = self._settings.state_dir, self._settings.engine, self._settings.quality
         with TemporaryDirectory() as scratch:
             # where there is none, looking must not make a state folder, nor files in one of another user
             own = folder.is_dir() and folder.stat().st_uid == os.geteuid()
             try:
                 place = folder if own else Path(scratch)
-                calibration = current_calibration(self._settings.engine, folder)
-                with factory.open_configured_embedder(self._settings, place, calibration) as embedder:
+                calibration = current_calibration(engine, folder)
+                with open_embedder(engine, quality, place, calibration) as embedder:
                     self._engine = embedder.info
             except EdgeAgentError as problem:
                 advice = "give it as engine.model, or train one: docs/models.md"

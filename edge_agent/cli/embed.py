@@ -130,10 +130,10 @@ def open_chosen(
     Raises:
         ConfigError: no such profile or backend, or a raw run on another backend.
     """
-    from edge_agent.agent.factory import open_embedder
     from edge_agent.core.config import load
     from edge_agent.core.errors import ConfigError
     from edge_agent.core.logs import configure
+    from edge_agent.embed.opening import open_embedder
     from edge_agent.engine import choose_backend
     from edge_agent.engine.graph.profiles import profile_named
     from edge_agent.engine.models import choose_model
@@ -157,9 +157,7 @@ def open_chosen(
             yield network, chosen.preprocess
     else:
         calibration = current_calibration(engine, state) if precision == "int8" else None
-        with open_embedder(
-            chosen.path, chosen.preprocess, engine=engine, state=state, calibration=calibration
-        ) as embedder:
+        with open_embedder(engine, settings.quality, state, calibration) as embedder:
             yield embedder, chosen.preprocess
 
 

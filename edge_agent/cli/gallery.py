@@ -265,6 +265,7 @@ def enrol(
     """
     from edge_agent.agent import factory
     from edge_agent.core.logs import configure
+    from edge_agent.embed.opening import open_embedder
     from edge_agent.engine.precision.calibration import current_calibration
 
     configure("warning")
@@ -274,7 +275,7 @@ def enrol(
     folder = factory.state_folder(settings.state_dir)
     calibration = current_calibration(settings.engine, folder)
     with (
-        factory.open_configured_embedder(settings, folder, calibration) as embedder,
+        open_embedder(settings.engine, settings.quality, folder, calibration) as embedder,
         factory.open_gallery(settings, embedder.info) as gallery,
     ):
         vectors = embedder.embed_images(pictures)
@@ -340,11 +341,10 @@ def _qualities(
     settings: Settings, paths: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], *, force: bool
 ) -> list[float]:
     """Grade of each picture, 0..1; refuses what does not look like a picture of one person."""
-    from edge_agent.agent.factory import make_gate
     from edge_agent.core.errors import InputError
-    from edge_agent.embed.quality import grade_picture
+    from edge_agent.embed.quality import QualityGate, grade_picture
 
-    gate, grades = make_gate(settings.quality), []
+    gate, grades = QualityGate(settings.quality), []
     for path, picture in zip(paths, pictures, strict=True):
         quality, reason = grade_picture(gate, picture)
         if reason and not force:

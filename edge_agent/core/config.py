@@ -185,6 +185,12 @@ class QualitySettings(_Section):
     max_truncation: Share = Field(0.25, description="largest share of the box outside the image")
     max_overlap: Share = Field(0.6, description="largest share of the box behind a nearer person")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> QualitySettings:
+        if self.min_aspect >= self.max_aspect:
+            raise ValueError("min_aspect must be below max_aspect")
+        return self
+
 
 class EngineSettings(_Section):
     """Which network makes embeddings, and on what."""

@@ -135,7 +135,7 @@ class Embedder:
         self._profile = profile
         self._gate = gate
         self._golden = golden
-        self._packer: Packer = packer or Here(profile, gate.min_sharpness)
+        self._packer: Packer = packer or Here(profile, gate.settings.min_sharpness)
         self._packing: deque[tuple[_Job, list[int]]] = deque()
         """With the packer: whose, and which rows of it."""
         self._jobs: deque[_Job] = deque()

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import ConfigError
 from edge_agent.core.structures import box_area
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import QualitySettings
 
 __all__ = ["BLURRED", "Graded", "QualityGate", "grade_picture", "sharpness"]
 
@@ -71,37 +73,13 @@ _REASONS = ("invalid", "off-image", "truncated", "small", "aspect", "covered")
 
 @dataclass(frozen=True, slots=True)
 class QualityGate:
-    """Limits below which a crop is refused.
+    """Refuses crops that would mislead, and grades the rest.
 
-    Attributes:
-        min_height: pixels of the visible part. Raising it refuses people who are far away.
-        min_width: pixels of the visible part.
-        min_aspect: height / width of the visible part. Raising it refuses cut and sitting people.
-        max_aspect: height / width of the visible part. Lowering it refuses slivers beside an occluder.
-        min_sharpness: see `sharpness`. Raising it refuses motion blur, and smooth clothing with it.
-        max_truncation: part of the box that lies outside the picture, 0..1.
-        max_overlap: part of the box that a nearer person covers, 0..1. Lowering it refuses crops that
-            show two people.
+    Args:
+        settings: limits below which a crop is refused.
     """
 
-    min_height: int = 48
-    min_width: int = 16
-    min_aspect: float = 1.0
-    max_aspect: float = 5.0
-    min_sharpness: float = 0.05
-    max_truncation: float = 0.4
-    max_overlap: float = 0.6
-
-    def __post_init__(self) -> None:
-        if self.min_height < 1 or self.min_width < 1:
-            raise ConfigError("quality: min_height and min_width must be at least 1 pixel")
-        if not 0 < self.min_aspect < self.max_aspect:
-            raise ConfigError("quality: min_aspect must be above 0 and below max_aspect")
-        if self.min_sharpness < 0:
-            raise ConfigError("quality: min_sharpness must not be negative")
-        for name, value in (("max_truncation", self.max_truncation), ("max_overlap", self.max_overlap)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"quality: {name} must lie in 0..1, got {value}")
+    settings: QualitySettings
 
     def assess(
         self, image: NDArray[np.uint8], boxes: NDArray[np.float32], scores: NDArray[np.float32]
@@ -155,7 +133,7 @@ class QualityGate:
 
     def sharp(self, sharp: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """`(N,)` float32: what crops so sharp keep of their grade; and `(N,)` bool: who is refused."""
-        blurred: NDArray[np.bool_] = sharp < self.min_sharpness
+        blurred: NDArray[np.bool_] = sharp < self.settings.min_sharpness
         factors = np.minimum(sharp / _FULL_SHARPNESS, 1.0).astype(np.float32)
         factors[blurred] = 0.0
         return factors, blurred
@@ -197,10 +175,10 @@ class QualityGate:
         refused = (
             box[2] <= box[0] or box[3] <= box[1],
             wide < 1 or high < 1,
-            visible < 1.0 - self.max_truncation,
-            high < self.min_height or wide < self.min_width,
-            aspect < self.min_aspect or aspect > self.max_aspect,
-            covered > self.max_overlap,
+            visible < 1.0 - self.settings.max_truncation,
+            high < self.settings.min_height or wide < self.settings.min_width,
+            aspect < self.settings.min_aspect or aspect > self.settings.max_aspect,
+            covered > self.settings.max_overlap,
         )
         if True in refused:
             return 0.0, _REASONS[refused.index(True)], inside
@@ -237,10 +215,10 @@ class QualityGate:
         refused = np.empty((len(_REASONS), *scores.shape), np.bool_)
         np.logical_or(none[0], none[1], out=refused[0])
         np.logical_or(out[0], out[1], out=refused[1])
-        np.less(visible, 1.0 - self.max_truncation, out=refused[2])
-        np.logical_or(high < self.min_height, wide < self.min_width, out=refused[3])
-        np.logical_or(aspect < self.min_aspect, aspect > self.max_aspect, out=refused[4])
-        np.greater(covered, self.max_overlap, out=refused[5])
+        np.less(visible, 1.0 - self.settings.max_truncation, out=refused[2])
+        np.logical_or(high < self.settings.min_height, wide < self.settings.min_width, out=refused[3])
+        np.logical_or(aspect < self.settings.min_aspect, aspect > self.settings.max_aspect, out=refused[4])
+        np.greater(covered, self.settings.max_overlap, out=refused[5])
         grade[refused.any(axis=0)] = 0.0
         return inside, grade.astype(np.float32), refused
 

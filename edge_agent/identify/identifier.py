@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import structlog
@@ -32,6 +32,9 @@ from edge_agent.identify.evidence import Evidence
 from edge_agent.identify.links import Covisibility, TrackKey
 from edge_agent.identify.near import NEAREST, Lookalikes, Near, Neighbours, Search, Searchable, best_pairs
 from edge_agent.identify.site import SiteScores, Threshold
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import IdentifySettings
 
 __all__ = ["Identifier", "KnownIdentities", "KnownIdentity"]
 
@@ -173,34 +176,14 @@ class Identifier:
     Args:
         gallery: the identities, open.
         session: unique for this run; part of the origin of every exemplar.
-        enrolment: `auto` or `watchlist`.
-        configured: fixed threshold, stronger than every rule.
+        settings: limits of the decision.
         calibrated: threshold of a calibration; the site's own can only raise it.
-        target_fmr: what the site's threshold aims at.
-        decide_crops: good crops before a track is matched; higher is surer and later.
-        enrol_crops: good crops before an unknown person is enrolled; higher makes fewer identities.
-        crop_interval_s: crops of a track nearer in time than this count as one: they show the same.
-        pool_crops: crops pooled; higher is steadier and slower to see a swap.
-        fuse_crops: good crops before two identities may be fused.
-        margin: lead over the second identity; higher waits more.
-        covisible_frames: frames together that make two tracks two people.
-        publish_unknown: whether `unknown` decisions are made.
     """
 
     gallery: KnownIdentities
     session: str
-    enrolment: str = "auto"
-    configured: float | None = None
+    settings: IdentifySettings
     calibrated: float | None = None
-    target_fmr: float = 1e-3
-    decide_crops: int = 6
-    enrol_crops: int = 8
-    crop_interval_s: float = 0.08
-    pool_crops: int = 30
-    fuse_crops: int = 15
-    margin: float = 0.02
-    covisible_frames: int = 5
-    publish_unknown: bool = False
     _tracks: dict[TrackKey, _Track] = field(default_factory=dict)
     _of_identity: dict[int, set[TrackKey]] = field(default_factory=dict)
     _neighbours: Neighbours = field(init=False)
@@ -214,8 +197,8 @@ class Identifier:
     def __post_init__(self) -> None:
         self._neighbours = Neighbours(self.gallery)
         self._lookalikes = Lookalikes(self.gallery, self._neighbours)
-        self._links = Covisibility(self.covisible_frames)
-        self._site = SiteScores(self.target_fmr)
+        self._links = Covisibility(self.settings.covisible_frames)
+        self._site = SiteScores(self.settings.target_fmr)
         stored = self.gallery.get_fact(SITE_FACT)
         if stored:
             self._site.load(stored)
@@ -257,17 +240,18 @@ class Identifier:
 
     def threshold(self) -> Threshold:
         """The threshold in force and its rule."""
-        if self.configured is not None:
-            return Threshold(self.configured, "configured")
+        if self.settings.threshold is not None:
+            return Threshold(self.settings.threshold, "configured")
         site = self._site.threshold()
         if self.calibrated is not None and (site.value is None or site.value <= self.calibrated):
             return Threshold(self.calibrated, "calibrated")
         return site  # people of this place are more alike than those of the calibration's data set
 
-    def aim(self, target_fmr: float) -> None:
-        """Change what the site's threshold aims at."""
-        self.target_fmr = target_fmr
-        self._site.aim(target_fmr)
+    def reload(self, settings: IdentifySettings) -> None:
+        """Replace the settings of a running identifier."""
+        self.settings = settings
+        self._site.aim(settings.target_fmr)
+        self._links.needed = settings.covisible_frames
 
     def save(self) -> None:
         """Keep what was learnt of the site for the next run."""
@@ -304,7 +288,7 @@ class Identifier:
 
     def recalibrate(self) -> None:
         """Forget the site's scores; the threshold starts with a warm-up again."""
-        self._site = SiteScores(self.target_fmr)
+        self._site = SiteScores(self.settings.target_fmr)
         self._was_ready = False
         self.save()
 
@@ -324,10 +308,10 @@ class Identifier:
         key = (seen.camera, seen.track_id)
         track = self._tracks.get(key)
         if track is None:
-            track = _Track(key, Evidence(self.pool_crops), seen, seen, size)
+            track = _Track(key, Evidence(self.settings.pool_crops), seen, seen, size)
             self._tracks[key] = track
         track.last, track.size = seen, size
-        fresh = seen.time - track.crop_time >= self.crop_interval_s
+        fresh = seen.time - track.crop_time >= self.settings.crop_interval_s
         if seen.vector is not None and seen.quality > 0 and fresh:
             track.evidence.add(seen.vector, seen.quality)
             track.crop_time = seen.time
@@ -346,13 +330,13 @@ class Identifier:
 
     def _due(self, track: _Track) -> bool:
         fresh = track.evidence.count - track.looked_at
-        if track.evidence.count < self.decide_crops or fresh == 0:
+        if track.evidence.count < self.settings.decide_crops or fresh == 0:
             return False
         return track.number is None or fresh >= REVIEW_CROPS
 
     def _learn_site(self, seen: Sequence[_Track]) -> None:
         """Pairs of people on one picture are impostors of each other."""
-        known = [track for track in seen if track.evidence.count >= self.decide_crops]
+        known = [track for track in seen if track.evidence.count >= self.settings.decide_crops]
         if len(known) < 2:
             return
         pooled = np.stack([track.pooled() for track in known])
@@ -408,7 +392,7 @@ class Identifier:
             if (
                 number is not None
                 and score >= threshold
-                and (lead >= self.margin or track.evidence.count >= self.pool_crops)
+                and (lead >= self.settings.margin or track.evidence.count >= self.settings.pool_crops)
             ):
                 sure.append(row)
         decisions = []
@@ -461,13 +445,13 @@ class Identifier:
             track.score = score if number is not None else None
             if number is not None and score >= threshold.value:
                 return [self._settle(track, number, DecisionKind.CORRECTED, reason)]
-        if self.enrolment == "auto":
+        if self.settings.enrolment == "auto":
             return [self._enrol(track, DecisionKind.CORRECTED, reason)]
         return [self._decision(track, DecisionKind.CORRECTED, reason)]
 
     def _review(self, track: _Track, threshold: float) -> list[Decision]:
         """Look again at a decided track with new evidence: fuse what is one, move what is wrong."""
-        if track.number is None or track.evidence.count < self.fuse_crops:
+        if track.number is None or track.evidence.count < self.settings.fuse_crops:
             return []
         if track.founder:
             return self._join_founder(track, track.number, threshold) or self._fuse([track.number])
@@ -478,7 +462,7 @@ class Identifier:
             or number == track.number
             or held is None
             or score < max(threshold, held + CONTEST)
-            or (second is not None and score < second + self.margin)
+            or (second is not None and score < second + self.settings.margin)
         ):
             track.score = held if held is not None else track.score
             return []
@@ -491,23 +475,27 @@ class Identifier:
         fit = self._fit([track], threshold)
         fit.scores[0, np.isin(fit.numbers, [own, *self._apart(own)])] = -np.inf
         number, score, second = fit.best(0)
-        if number is None or score < threshold or (second is not None and score < second + self.margin):
+        if (
+            number is None
+            or score < threshold
+            or (second is not None and score < second + self.settings.margin)
+        ):
             return []
         track.score, track.runner_up = score, second
         return self._join(min(own, number), max(own, number))
 
     def _enrol_unknown(self, track: _Track, threshold: Threshold) -> list[Decision]:
-        if track.evidence.count < self.enrol_crops:
+        if track.evidence.count < self.settings.enrol_crops:
             return []
         could_match = (
             threshold.value is not None and track.score is not None and track.score >= threshold.value
         )
-        if could_match and track.evidence.count < self.pool_crops:
+        if could_match and track.evidence.count < self.settings.pool_crops:
             return []  # ambiguous: more evidence may tell the two identities apart
-        if self.enrolment == "auto":
+        if self.settings.enrolment == "auto":
             self._measure(track)
             return [self._enrol(track, DecisionKind.ENROLLED, "new")]
-        if self.publish_unknown and track.decision is None:
+        if self.settings.publish_unknown and track.decision is None:
             self._measure(track)
             return [self._decision(track, DecisionKind.UNKNOWN, "not on the watchlist")]
         return []
@@ -516,7 +504,7 @@ class Identifier:
         """The best and the second score, also of those who are far from the threshold."""
         if self._in_force.value is None:
             return
-        near, count = self._near([track], self._in_force.value - self.margin)[0], NEAREST
+        near, count = self._near([track], self._in_force.value - self.settings.margin)[0], NEAREST
         while True:
             scores = near.scores.copy()
             scores[self._forbidden(track, near.numbers)] = -np.inf
@@ -567,8 +555,8 @@ class Identifier:
         if track.number is None:
             return
         count = track.evidence.count
-        first_pool = track.stored_at < self.pool_crops <= count
-        if track.stored_at and not first_pool and count - track.stored_at < self.pool_crops:
+        first_pool = track.stored_at < self.settings.pool_crops <= count
+        if track.stored_at and not first_pool and count - track.stored_at < self.settings.pool_crops:
             return
         if first_pool and track.stored_at:
             self._replace_exemplar(track)
@@ -603,12 +591,12 @@ class Identifier:
         """The identity that is the same person as `number`, if one surely is."""
         if not self._seen_enough(number):
             return None
-        numbers, mean = self._likeness(number, threshold - self.margin)
+        numbers, mean = self._likeness(number, threshold - self.settings.margin)
         order = _best_two(mean)
         if not order or mean[order[0]] < threshold:
             return None
         other = int(numbers[order[0]])
-        if len(order) > 1 and mean[order[0]] - mean[order[1]] < self.margin:
+        if len(order) > 1 and mean[order[0]] - mean[order[1]] < self.settings.margin:
             return None
         identity, twin = self._known(number), self._known(other)
         if identity is None or twin is None or (identity.kind != "auto" and twin.kind != "auto"):
@@ -662,7 +650,7 @@ class Identifier:
 
     def _seen_enough(self, number: int) -> bool:
         tracks = [self._tracks[key] for key in self._of_identity.get(number, ())]
-        return sum(track.evidence.count for track in tracks) >= self.fuse_crops
+        return sum(track.evidence.count for track in tracks) >= self.settings.fuse_crops
 
     # -- who may be whom -----------------------------------------------------------------------
 
@@ -680,7 +668,7 @@ class Identifier:
 
     def _fit(self, tracks: Sequence[_Track], threshold: float) -> _Fit:
         """Scores of tracks against identities that they may have: all that can matter to a decision."""
-        found = self._near(tracks, threshold - self.margin)
+        found = self._near(tracks, threshold - self.settings.margin)
         numbers = np.unique(np.concatenate([near.numbers for near in found]))
         scores = np.full((len(tracks), len(numbers)), -np.inf, np.float32)
         for row, (track, near) in enumerate(zip(tracks, found, strict=True)):
@@ -705,7 +693,7 @@ class Identifier:
             if (rival := self._tracks.get(key)) is not None and rival.number is not None
         }
         told = numbers.tolist()
-        allowed = self.gallery.enrolled(told) if self.enrolment == "watchlist" else told
+        allowed = self.gallery.enrolled(told) if self.settings.enrolment == "watchlist" else told
         allowed = set(allowed) - taken
         return np.array([number not in allowed for number in told], np.bool_)
 
@@ -745,7 +733,7 @@ class Identifier:
         if track.number is not None:
             decisions = self._fuse([track.number])
             return [*decisions, self._decision(track, DecisionKind.DEPARTED, "left")]
-        if self.publish_unknown and track.decision is None:
+        if self.settings.publish_unknown and track.decision is None:
             return [self._decision(track, DecisionKind.UNKNOWN, "seen too little")]
         return []
 

@@ -29,7 +29,7 @@ class Covisibility:
     """
 
     def __init__(self, frames: int) -> None:
-        self._needed = frames
+        self.needed = frames
         self._together: dict[tuple[TrackKey, TrackKey], int] = {}
         """Frames of those who are not yet known to be two people."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
@@ -69,7 +69,7 @@ class Covisibility:
     def _count(self, a: TrackKey, b: TrackKey) -> None:
         pair = (a, b) if a < b else (b, a)
         frames = self._together.pop(pair, 0) + 1
-        if frames < self._needed:
+        if frames < self.needed:
             self._together[pair] = frames
         else:
             self._rivals[a].add(b)

@@ -20,7 +20,7 @@ from benchmarks.overload import Outcome, Stream, materialise, replay
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply
-from edge_agent.core.config import Settings, load
+from edge_agent.core.config import QualitySettings, Settings, load
 from edge_agent.core.structures import (
     Candidates,
     Decision,
@@ -32,6 +32,7 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.embed.capacity import LOST, Budget
+from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import AGAIN, ENOUGH, LONGEST_S, Thinning
 from tests.agent.test_agent import Listener, listener, wait_for
@@ -159,13 +160,13 @@ def test_a_narrow_decision_is_looked_at_again_but_not_for_ever() -> None:
 
 
 def test_of_two_strangers_the_one_who_can_be_seen_better() -> None:
-    thinning = Thinning(Fixed(1), QualityGate().outlook)
+    thinning = Thinning(Fixed(1), QualityGate(QualitySettings()).outlook)
     near_and_far = np.array([[100, 100, 130, 170], [400, 100, 500, 380]], np.float32)
     assert embeds(thinning, candidates("a", near_and_far, 1.0)) == [[1]]
 
 
 def test_whom_the_gate_refuses_takes_no_room_and_is_not_counted() -> None:
-    thinning = Thinning(Fixed(1), QualityGate().outlook)
+    thinning = Thinning(Fixed(1), QualityGate(QualitySettings()).outlook)
     tiny = np.array([[100, 100, 110, 120]], np.float32)
     boxes = np.concatenate([tiny, places(2)])
     (rows,) = embeds(thinning, candidates("a", boxes, 1.0))
@@ -251,7 +252,7 @@ def test_what_a_settled_camera_does_not_need_goes_to_new_people() -> None:
 
 def test_counts_add_up() -> None:
     random_ = random.Random(4)
-    thinning = Thinning(Fixed(5), QualityGate(min_height=1, min_width=1).outlook)
+    thinning = Thinning(Fixed(5), QualityGate(QualitySettings(min_height=1, min_width=1)).outlook)
     offered = {"a": 0, "b": 0}
     embedded = {"a": 0, "b": 0}
     for n in range(50):
@@ -280,7 +281,7 @@ def test_only_live_cameras_are_thinned() -> None:
 
 
 def test_one_thread_may_ask_while_another_tells() -> None:
-    thinning = Thinning(Fixed(20), QualityGate().outlook)
+    thinning = Thinning(Fixed(20), QualityGate(QualitySettings()).outlook)
     boxes, stop, faults = places(40), threading.Event(), []
 
     def tell() -> None:
@@ -488,7 +489,7 @@ def test_dropping_frames_instead_can_be_chosen(tmp_path: Path) -> None:
         settings = Settings.model_validate(
             {"state_dir": tmp_path, "engine": {"overload": word, "backend": "simulated:orin-fp16"}}
         )
-        embedder = factory.open_configured_embedder(settings, tmp_path, None)
+        embedder = open_embedder(settings.engine, settings.quality, tmp_path)
         thinning = factory.make_thinning(settings, embedder, GIVEN)
         assert (thinning.budget is not None) is has
 
@@ -602,7 +603,7 @@ def test_people_of_vtest_keep_their_identity_under_threefold_overload(
 
 def test_few_crops_are_told_apart_as_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, whether overlaps are computed as numbers or as arrays."""
-    numbers, arrays = (Thinning(Fixed(3), QualityGate().outlook) for _ in range(2))
+    numbers, arrays = (Thinning(Fixed(3), QualityGate(QualitySettings()).outlook) for _ in range(2))
     chance, spared = np.random.default_rng(6), 0
     for step in range(300):
         frames = []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import EngineError
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
@@ -80,7 +81,7 @@ def test_passes_the_self_test(engine: Engines, prepared: PreparedGraph, variant:
     assert profile is not None
     opened = engine(name)
     golden = replace(golden, space=opened.info.space)
-    with Embedder(opened, profile=profile, gate=QualityGate(), golden=golden):
+    with Embedder(opened, profile=profile, gate=QualityGate(QualitySettings()), golden=golden):
         pass
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import EngineError, ModelError, NonFiniteEmbedding
 from edge_agent.core.structures import Detections
 from edge_agent.embed.embedder import Embedder
@@ -22,7 +23,9 @@ from tests import tiny_networks
 TAO = PROFILES["tao"]
 RAW = PROFILES["openvino-raw"]
 OPEN_GATE = QualityGate(
-    min_height=4, min_width=4, min_aspect=0.1, min_sharpness=0, max_overlap=1, max_truncation=1
+    QualitySettings(
+        min_height=4, min_width=4, min_aspect=0.1, min_sharpness=0, max_overlap=1, max_truncation=1
+    )
 )
 
 
@@ -194,7 +197,7 @@ def test_boxes_off_the_picture_are_refused_and_the_rest_is_embedded(prepared):
 
 
 def test_gate_decides_before_the_network_runs(prepared):
-    with embedder(prepared, gate=QualityGate(min_height=200)) as stage:
+    with embedder(prepared, gate=QualityGate(QualitySettings(min_height=200))) as stage:
         runs = stage.engine.runs
         stage.submit([(picture(1), detections(3))])
         (result,) = stage.collect()

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections
 from edge_agent.embed.embedder import Embedder
@@ -149,12 +150,12 @@ def frame(seed: int) -> tuple[np.ndarray, Detections]:
 
 def test_an_embedder_gives_the_same_by_either() -> None:
     """Several frames at once, more than a batch, with refused crops, and the next ones begun meanwhile."""
-    gate, given = QualityGate(), {}
+    gate, given = QualityGate(QualitySettings()), {}
     for name in ("here", "beside"):
         engine = open_simulated("simulated:a30-mixed", max_batch=4)
         made = {
-            "here": Here(PROFILE, gate.min_sharpness),
-            "beside": Beside(PROFILE, gate.min_sharpness, engine.input_size, 4),
+            "here": Here(PROFILE, gate.settings.min_sharpness),
+            "beside": Beside(PROFILE, gate.settings.min_sharpness, engine.input_size, 4),
         }[name]
         with Embedder(engine, profile=PROFILE, gate=gate, packer=made) as embedder:
             found = []
@@ -174,9 +175,9 @@ def test_an_embedder_gives_the_same_by_either() -> None:
 
 
 def test_an_embedder_goes_on_after_a_dead_packer() -> None:
-    gate = QualityGate()
+    gate = QualityGate(QualitySettings())
     engine = open_simulated("simulated:a30-mixed", max_batch=8)
-    packer = Beside(PROFILE, gate.min_sharpness, engine.input_size, 8)
+    packer = Beside(PROFILE, gate.settings.min_sharpness, engine.input_size, 8)
     with Embedder(engine, profile=PROFILE, gate=gate, packer=packer) as embedder:
         embedder.submit([frame(0)])
         embedder.collect()

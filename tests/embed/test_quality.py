@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
+from edge_agent.core.config import QualitySettings, load
 from edge_agent.core.errors import ConfigError
 from edge_agent.embed.quality import QualityGate, sharpness
 
-GATE = QualityGate()
+GATE = QualityGate(QualitySettings())
 TEXTURE = np.random.default_rng(3).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
 
@@ -89,7 +93,7 @@ def test_grade_falls_with_blur():
         assess(
             box,
             image=cv2.GaussianBlur(TEXTURE, (0, 0), sigma) if sigma else TEXTURE,
-            gate=QualityGate(min_sharpness=0),
+            gate=QualityGate(QualitySettings(min_sharpness=0)),
         )[0][0]
         for sigma in (0, 3, 6, 12)
     ]
@@ -127,16 +131,16 @@ def test_boxes_are_cut_to_whole_pixels_inside_the_picture():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"min_height": 0}, "at least 1 pixel"),
-        ({"min_aspect": 6.0}, "below max_aspect"),
-        ({"max_overlap": 1.5}, "max_overlap must lie in 0..1"),
-        ({"max_truncation": -0.1}, "max_truncation must lie in 0..1"),
-        ({"min_sharpness": -1.0}, "must not be negative"),
+        ({"min_height": 0}, "min_height: Input should be greater than 0"),
+        ({"min_aspect": 6.0}, "min_aspect must be below max_aspect"),
+        ({"max_overlap": 1.5}, "max_overlap: Input should be less than or equal to 1"),
+        ({"max_truncation": -0.1}, "max_truncation: Input should be greater than or equal to 0"),
+        ({"min_sharpness": -1.0}, "min_sharpness: Input should be greater than or equal to 0"),
     ],
 )
 def test_impossible_limits(limits, message):
     with pytest.raises(ConfigError, match=message):
-        QualityGate(**limits)
+        load(Path(os.devnull), {"quality": limits})
 
 
 def test_the_outlook_is_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -> None:
@@ -145,7 +149,7 @@ def test_the_outlook_is_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -
         corner = random.uniform(-60, 600, (12, 2))
         boxes = np.concatenate([corner, corner + random.uniform(5, 260, (12, 2))], axis=1).astype(np.float32)
         scores = random.uniform(0.1, 1.0, 12).astype(np.float32)
-        sharp = QualityGate(min_sharpness=0.0)
+        sharp = QualityGate(QualitySettings(min_sharpness=0.0))
         quality, reasons, _ = sharp.assess(TEXTURE, boxes, scores)
         nobody, somebody = sharp.outlook([(boxes[:0], scores[:0], (64, 48)), (boxes, scores, (640, 480))])
         assert not len(nobody)
@@ -155,7 +159,7 @@ def test_the_outlook_is_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -
 
 def test_a_look_at_a_few_boxes_is_as_at_many_and_at_several_pictures(monkeypatch) -> None:
     """To the last bit, whether numbers or arrays are worked with."""
-    random, gate = np.random.default_rng(9), QualityGate()
+    random, gate = np.random.default_rng(9), QualityGate(QualitySettings())
     pictures, words = [], set()
     for count in [*range(9)] * 15:
         corner = random.uniform(-60, 600, (count, 2))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs
 from edge_agent.cli import app
-from edge_agent.core.config import EngineSettings, Settings, load
+from edge_agent.core.config import EngineSettings, IdentifySettings, Settings, load
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
@@ -291,7 +291,7 @@ class Known:
 def test_which_threshold_is_in_force(
     scores: list[float], calibrated_at: float | None, configured: float | None, rule: str
 ) -> None:
-    identifier = Identifier(Known(scores), "s", calibrated=calibrated_at, configured=configured)
+    identifier = Identifier(Known(scores), "s", IdentifySettings(threshold=configured), calibrated_at)
     threshold = identifier.threshold()
     assert threshold.rule == rule
     if rule == "calibrated":

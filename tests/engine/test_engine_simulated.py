@@ -16,6 +16,7 @@ from edge_agent.agent.daemon import Agent, Outputs
 from edge_agent.core import logs
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EngineError, InputError
+from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import open_simulated
 from edge_agent.engine.latency import PUBLISHED, TABLES, LatencyTable, latency_table
 from edge_agent.engine.simulated import SimulatedEngine
@@ -159,7 +160,7 @@ def test_its_space_is_its_own_and_the_same_for_every_table() -> None:
 def test_a_network_beside_it_is_refused(named: dict[str, str], tmp_path: Path) -> None:
     settings = Settings.model_validate({"engine": {"backend": "simulated:orin-fp16", **named}})
     with pytest.raises(ConfigError, match="runs no network"):
-        factory.open_configured_embedder(settings, tmp_path, None)
+        open_embedder(settings.engine, settings.quality, tmp_path)
 
 
 def test_every_event_and_log_line_names_it(tmp_path: Path, vtest_video: Path) -> None:

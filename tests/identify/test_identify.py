@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from edge_agent.core.config import IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
@@ -163,7 +164,7 @@ def test_joining_people_does_not_bring_the_warm_up_back() -> None:
 def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery) -> None:
     """Joining two people takes a pair away, which may change the site's threshold before the event is."""
     people = People(4)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people, count=4)
     in_force = scene.identifier.threshold()
     decisions = []
@@ -179,12 +180,12 @@ def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery)
 
 def test_site_scores_survive_a_restart(gallery: Gallery) -> None:
     people = People(6)
-    scene = Scene(Identifier(gallery, "one"))
+    scene = Scene(Identifier(gallery, "one", IdentifySettings()))
     warm(scene, people)
     before = scene.identifier.threshold()
     assert before.rule == "site"
     scene.identifier.save()
-    assert Identifier(gallery, "two").threshold() == before
+    assert Identifier(gallery, "two", IdentifySettings()).threshold() == before
 
 
 def test_drift_is_seen() -> None:
@@ -202,7 +203,7 @@ def test_drift_is_seen() -> None:
 
 def test_unknown_people_are_enrolled_and_recognised_when_they_come_back(gallery: Gallery) -> None:
     people = People(8)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people)
     assert len(gallery) == 6
     first = {p: scene.number(100 + p) for p in range(6)}
@@ -218,7 +219,7 @@ def test_unknown_people_are_enrolled_and_recognised_when_they_come_back(gallery:
 
 def test_a_decision_says_what_it_rests_on(gallery: Gallery) -> None:
     people = People(7)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people)
     decision = scene.visit(people, {1: 2})[0]
     assert decision.rule == "site"
@@ -235,7 +236,7 @@ def test_a_decision_says_what_it_rests_on(gallery: Gallery) -> None:
 def test_nothing_is_merged_during_warm_up(gallery: Gallery) -> None:
     """Alone on the picture, nobody can say what strangers look like: everybody is new."""
     people = People(3)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     for track in (1, 2, 3):
         scene.visit(people, {track: 0})
     assert kinds(scene.decisions).count("matched") == 0
@@ -244,7 +245,7 @@ def test_nothing_is_merged_during_warm_up(gallery: Gallery) -> None:
 
 def test_identities_of_the_warm_up_are_fused_when_the_site_is_known(gallery: Gallery) -> None:
     people = People(7, noise=0.2)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     for track in (1, 2):
         scene.visit(people, {track: 6})
     assert len(gallery) == 2
@@ -258,7 +259,7 @@ def test_identities_of_the_warm_up_are_fused_when_the_site_is_known(gallery: Gal
 def test_two_people_on_one_picture_are_never_one_identity(gallery: Gallery) -> None:
     """Twins: the second one who looks exactly like a known person cannot be the same person."""
     people = People(6)
-    scene = Scene(Identifier(gallery, "s", configured=0.7))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings(threshold=0.7)))
     warm(scene, people)
     known = scene.number(102)
     scene.visit(people, {1: 2, 2: 2}, frames=40)
@@ -271,7 +272,7 @@ def test_a_better_fit_takes_the_identity_back(gallery: Gallery) -> None:
     """A look-alike came first and was matched; then the person appears beside it."""
     people = People(7, noise=0.1)
     look_alike = People._unit(0.88 * people.centres[2] + 0.48 * people.centres[6])
-    scene = Scene(Identifier(gallery, "s", configured=0.7))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings(threshold=0.7)))
     warm(scene, people)
     known = scene.number(102)
     for _ in range(12):
@@ -290,7 +291,7 @@ def test_a_better_fit_takes_the_identity_back(gallery: Gallery) -> None:
 
 def test_a_track_that_slips_to_somebody_else_is_moved(gallery: Gallery) -> None:
     people = People(8, noise=0.1)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people)
     first, second = scene.number(101), scene.number(104)
     for _ in range(35):
@@ -307,7 +308,7 @@ def test_a_track_that_slips_to_somebody_else_is_moved(gallery: Gallery) -> None:
 def test_a_person_enrolled_too_early_is_joined_with_the_old_identity(gallery: Gallery) -> None:
     """At first seen badly, then well: the provisional identity goes up in the old one."""
     people = People(7, noise=0.1)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people)
     known = scene.number(103)
     blurred = People._unit(0.1 * people.centres[3] + 0.95 * people.centres[6])
@@ -327,7 +328,9 @@ def test_watchlist_matches_only_who_was_enrolled_by_hand(gallery: Gallery) -> No
     anna = gallery.enrol(
         vectors, np.ones(3, np.float32), name="Anna", kind="enrolled", origin="cli", camera="cli", time=0.0
     )
-    scene = Scene(Identifier(gallery, "s", enrolment="watchlist", configured=0.6, publish_unknown=True))
+    scene = Scene(
+        Identifier(gallery, "s", IdentifySettings(enrolment="watchlist", threshold=0.6, publish_unknown=True))
+    )
     decisions = scene.visit(people, {1: 0, 2: 1})
     assert scene.number(1) == anna.number
     assert scene.number(2) is None
@@ -341,13 +344,13 @@ def test_watchlist_matches_only_who_was_enrolled_by_hand(gallery: Gallery) -> No
     [(0.5, 0.4, "configured"), (None, 0.4, "calibrated"), (None, None, "warm-up")],
 )
 def test_the_stronger_rule_wins(gallery: Gallery, configured: float, calibrated: float, rule: str) -> None:
-    identifier = Identifier(gallery, "s", configured=configured, calibrated=calibrated)
+    identifier = Identifier(gallery, "s", IdentifySettings(threshold=configured), calibrated)
     assert identifier.threshold().rule == rule
 
 
 def test_an_identity_erased_from_outside_is_survived(gallery: Gallery) -> None:
     people = People(6)
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people)
     for _ in range(10):
         scene.show({1: people.crop(2)})
@@ -360,7 +363,7 @@ def test_an_identity_erased_from_outside_is_survived(gallery: Gallery) -> None:
 
 
 def test_bad_crops_are_no_evidence(gallery: Gallery) -> None:
-    scene = Scene(Identifier(gallery, "s"))
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     for _ in range(50):
         assert scene.show({1: None}) == []
     assert scene.number(1) is None
@@ -368,7 +371,9 @@ def test_bad_crops_are_no_evidence(gallery: Gallery) -> None:
 
 def test_crops_close_in_time_count_once(gallery: Gallery) -> None:
     people = People(1)
-    scene = Scene(Identifier(gallery, "s", crop_interval_s=0.25))  # the scene has 10 frames a second
+    scene = Scene(
+        Identifier(gallery, "s", IdentifySettings(crop_interval_s=0.25))
+    )  # the scene has 10 frames a second
     found = [n for n in range(1, 40) if "enrolled" in kinds(scene.show({1: people.crop(0)}))]
     assert found == [22]  # crops at frames 1, 4, 7, ... 22: the eighth
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from edge_agent.core.config import IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
@@ -41,7 +42,7 @@ class Everybody(Lookalikes):
 def cameras(kind: type[Identifier], **options: object) -> Iterator[tuple[list[Scene], Gallery]]:
     """Two that see the same people at the same time, so that one enrols whom the other has looked for."""
     with Gallery(":memory:", space="test", dimension=D) as gallery:
-        identifier = kind(gallery, "run", **options)
+        identifier = kind(gallery, "run", IdentifySettings(**options))
         yield [Scene(identifier, "east"), Scene(identifier, "west")], gallery
 
 
@@ -66,8 +67,8 @@ def test_the_same_is_decided_as_by_looking_at_everybody(seed: int, configured: f
     count = dice.randint(4, 12)
     likeness, noise = dice.uniform(0.1, 0.7), dice.uniform(0.2, 1.2)
     with (
-        cameras(Identifier, configured=configured) as (fast, quick),
-        cameras(Thorough, configured=configured) as (slow, full),
+        cameras(Identifier, threshold=configured) as (fast, quick),
+        cameras(Thorough, threshold=configured) as (slow, full),
     ):
         fast[0].identifier._neighbours._nearest = dice.choice([2, 4, 32])
         crops = People(count, likeness=likeness, noise=noise, seed=seed)

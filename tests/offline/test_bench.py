@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.agent import factory
 from edge_agent.cli import app
-from edge_agent.core.config import EngineSettings, Settings
+from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.core.errors import EngineError
+from edge_agent.embed.opening import open_embedder
 from edge_agent.health.telemetry.reading import Reading
 from edge_agent.offline.bench import speed as bench
 from tests import tiny_networks
@@ -114,8 +114,7 @@ def test_the_rate_alone_is_of_a_bare_session_or_of_an_engine_beside_the_cpu(
 ) -> None:
     model = {} if ours else {"model": network, "preprocess": "tao"}
     engine = EngineSettings(backend=backend, max_batch=4, **model)
-    settings = Settings(engine=engine, state_dir=tmp_path)
-    embedder = factory.open_configured_embedder(settings, tmp_path, None)
+    embedder = open_embedder(engine, QualitySettings(), tmp_path)
     crops = np.zeros((4, *embedder.engine.input_size, 3), np.uint8)
     assert bench.rate_alone(embedder, crops, seconds=0.01) > 0
     assert (embedder.engine.runs > 0) == ours

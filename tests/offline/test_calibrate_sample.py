@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.embed.embedder import Embedder
@@ -150,7 +151,7 @@ def test_pixels_are_what_the_embedder_hands_to_the_engine(market: Path, tmp_path
     pixels = sample.pixels(market, prepared.profile, prepared.input_size)
     assert (pixels.shape, pixels.dtype) == ((5, 256, 128, 3), np.uint8)
     engine = OnnxRuntimeEngine(prepared, max_batch=5)
-    with Embedder(engine, profile=prepared.profile, gate=QualityGate()) as embedder:
+    with Embedder(engine, profile=prepared.profile, gate=QualityGate(QualitySettings())) as embedder:
         rows = embedder.embed_images([cv2.imread(str(market / name)) for name in sample.files])
         engine.buffer()[:] = pixels
         engine.submit(5)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from builder_stand_in import BuilderStub
 
-from edge_agent.agent import factory
 from edge_agent.core.config import EngineSettings, QualitySettings
+from edge_agent.embed.opening import make_embedder
 from edge_agent.engine.golden import golden_crops
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
@@ -113,7 +113,7 @@ def test_run_loads_the_plan_that_calibrate_built(stub: BuilderStub, request_: Re
     stub.told.clear()
     calibration = active_calibration(request_.engines)
     graph = in_precision(request_.prepared, "auto", "tensorrt", calibration)
-    embedder = factory.embedder_of(
+    embedder = make_embedder(
         graph, request_.golden, engine=TENSORRT, quality=QualitySettings(), plans=request_.engines
     )
     with embedder:

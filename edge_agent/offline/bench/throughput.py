@@ -33,6 +33,7 @@ from edge_agent.core.errors import DeliveryError, EngineError
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import DecisionKind, Detections, Frame
 from edge_agent.deliver.subscriber import Subscriber
+from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.base import DEPTH
 from edge_agent.engine.graph.profiles import PreprocessProfile, profile_named
@@ -380,7 +381,7 @@ def measure(
         EngineError: the run ended before the measurement did.
     """
     own = _settings(plan, settings, broker[0])
-    embedder = factory.open_configured_embedder(own, factory.state_folder(own.state_dir), None)
+    embedder = open_embedder(own.engine, own.quality, factory.state_folder(own.state_dir))
     info = embedder.info
     fill_gallery(own, info, plan.identities, plan.exemplars)
     streets = _streets(plan)

@@ -37,6 +37,7 @@ from edge_agent.core.manifest import (
     write_atomic,
     write_json_atomic,
 )
+from edge_agent.embed.opening import make_embedder
 from edge_agent.engine import choose_backend
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision.calibration import CALIBRATIONS, KIND, MANIFEST, VERSION, Calibration
@@ -474,7 +475,7 @@ class Job:
 
     def _open(self, candidate: _Candidate, *, max_batch: int | None = None) -> Embedder:
         beside = candidate.scales
-        return factory.embedder_of(
+        return make_embedder(
             candidate.graph,
             self._request.golden,
             engine=self._engine,

@@ -1,0 +1,181 @@
+"""From settings to an embedder: network, engine, quality gate and packer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.core.errors import ConfigError
+from edge_agent.embed.embedder import Embedder
+from edge_agent.embed.packer import Beside, Here, Packer
+from edge_agent.embed.quality import QualityGate
+from edge_agent.engine import (
+    TensorRTOptions,
+    choose_backend,
+    is_simulated,
+    open_engine,
+    open_simulated,
+    takes_ranges_beside,
+)
+from edge_agent.engine.models import choose_model, prepare_model
+from edge_agent.engine.precision import in_precision
+from edge_agent.engine.precision.calibration import engines_folder
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import EngineSettings, QualitySettings
+    from edge_agent.engine import Engine
+    from edge_agent.engine.golden import Golden
+    from edge_agent.engine.graph.prepared import PreparedGraph
+    from edge_agent.engine.graph.profiles import PreprocessProfile
+    from edge_agent.engine.precision.calibration import Calibration
+    from edge_agent.engine.precision.scales import Scales
+    from edge_agent.engine.tensorrt.build import Progress
+
+__all__ = ["make_embedder", "open_embedder"]
+
+
+def open_embedder(
+    engine: EngineSettings,
+    quality: QualitySettings,
+    state: Path,
+    calibration: Calibration | None = None,
+    *,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """Return the embedder that the settings name; not yet entered.
+
+    Args:
+        engine: model, backend, precision and their options.
+        quality: limits of the quality gate.
+        state: folder for the self-test's references, and for plans where `engine` names no other.
+        calibration: the active one, None to go without.
+        max_batch: largest batch; that of `engine` when None.
+        building: callback for the build of a plan: phase, steps done, steps in all.
+
+    Raises:
+        ModelError: the model file does not fit; the message says how to mend it.
+        ConfigError: the precision is not available, or a simulated engine is given a network.
+    """
+    if is_simulated(engine.backend):
+        return _open_simulated(engine, quality, max_batch)
+    backend = choose_backend(engine.backend)
+    model = choose_model(engine, state)
+    prepared, golden = prepare_model(model.path, model.preprocess, state)
+    ranges = None
+    if calibration is not None and calibration.fits(prepared):
+        ranges = partial(_ranges, prepared, calibration)
+    return make_embedder(
+        in_precision(prepared, engine.precision, backend, calibration),
+        golden,
+        engine=engine.model_copy(update={"backend": backend}),
+        quality=quality,
+        plans=engines_folder(engine, state),
+        ranges=ranges,
+        max_batch=max_batch,
+        building=building,
+    )
+
+
+def make_embedder(
+    graph: PreparedGraph,
+    golden: Golden,
+    *,
+    engine: EngineSettings,
+    quality: QualitySettings,
+    plans: Path | None,
+    ranges: Callable[[], tuple[PreparedGraph, Scales]] | None = None,
+    max_batch: int | None = None,
+    building: Progress | None = None,
+) -> Embedder:
+    """Return an embedder for exactly this graph; not yet entered.
+
+    Args:
+        graph: in the precision that shall run.
+        golden: reference embeddings for the self-test.
+        engine: backend and its options.
+        quality: limits of the quality gate.
+        plans: folder of TensorRT's plans, None to keep none.
+        ranges: returns the FP32 graph and its INT8 ranges, for INT8 engines that take these instead.
+        max_batch: as for `open_embedder`.
+        building: as for `open_embedder`.
+    """
+    profile = graph.profile
+    assert profile is not None  # only detectors have none
+    backend = choose_backend(engine.backend)
+    options, scales = None, None
+    if backend == "tensorrt" and plans is not None:
+        if graph.precision == "int8" and ranges is not None and takes_ranges_beside(engine.dla_core):
+            exported, scales = ranges()
+            graph = replace(exported, precision="int8")
+        options = TensorRTOptions(
+            plans=plans,
+            largest=engine.max_batch,
+            scales=scales,
+            zero_copy=engine.zero_copy,
+            cuda_graphs=engine.cuda_graphs,
+            dla_core=engine.dla_core,
+            workspace_mb=engine.workspace_mb,
+            progress=building,
+            conditions=lambda: _conditions(plans),
+        )
+    opened = open_engine(
+        graph,
+        backend=backend,
+        max_batch=max_batch or engine.max_batch,
+        threads=engine.threads,
+        tensorrt=options,
+    )
+    return _assemble(opened, profile, engine, quality, golden)
+
+
+def _open_simulated(engine: EngineSettings, quality: QualitySettings, max_batch: int | None) -> Embedder:
+    from edge_agent.engine.simulated import PROFILE
+
+    named = [key for key in ("model", "preprocess") if getattr(engine, key) is not None]
+    named += ["precision"] if engine.precision != "auto" else []
+    if named:
+        raise ConfigError(
+            f"engine.backend {engine.backend} runs no network, so engine.{named[0]} has no meaning: leave it"
+            " out, or choose another backend"
+        )
+    opened = open_simulated(engine.backend, max_batch=max_batch or engine.max_batch)
+    return _assemble(opened, PROFILE, engine, quality, None)
+
+
+def _assemble(
+    opened: Engine,
+    profile: PreprocessProfile,
+    settings: EngineSettings,
+    quality: QualitySettings,
+    golden: Golden | None,
+) -> Embedder:
+    gate = QualityGate(quality)
+    on_cpu = opened.info.backend == "onnxruntime"
+    packer: Packer
+    if settings.packing == "here" or (settings.packing == "auto" and on_cpu):
+        packer = Here(profile, quality.min_sharpness)
+    else:
+        packer = Beside(profile, quality.min_sharpness, opened.input_size, opened.info.max_batch)
+    return Embedder(opened, profile=profile, gate=gate, golden=golden, packer=packer)
+
+
+def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[PreparedGraph, Scales]:
+    return prepared, calibration.scales()
+
+
+def _conditions(disk: Path) -> dict[str, Any]:
+    """Return the state of the device while a plan is built: its kernels are timed under it."""
+    from edge_agent.health.telemetry.reader import Telemetry
+
+    with Telemetry(disk=disk, jtop=False) as telemetry:
+        reading = telemetry.read()
+    return {
+        "power_mode": reading.power_mode,
+        "clocks_locked": reading.clocks_locked,
+        "gpu_mhz": reading.gpu_mhz,
+        "gpu_max_mhz": reading.gpu_max_mhz,
+    }
