@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from edge_agent.agent.outcome import Counters, FrameOutcome
 from edge_agent.agent.polling import Polled, SourcePoller
 from edge_agent.agent.rounds import EmbeddedRound, PendingItem, Round, whole_image
+from edge_agent.agent.tasks import TaskQueue
 from edge_agent.agent.tracking import CameraTracking
 from edge_agent.core.errors import EngineError
 from edge_agent.core.heartbeat import Heartbeat
@@ -65,9 +67,9 @@ class Pipeline:
         identifier: the decision stage.
         on_outcome: called with every outcome, in order; must not block.
         max_delay_s: longest wait of one camera's crops for another's, live sources only.
-        tasks: functions that other threads queue for the driving thread; run between two rounds.
+        tasks: functions of other threads; run between two rounds.
         selector: chooses the crops that are not embedded, to lower the load or to keep up; None: embed all.
-        load: how much work is allowed; another thread may replace it at any time.
+        load: how much work is allowed; see `set_load`.
         heartbeat: of the driving thread.
     """
 
@@ -80,7 +82,7 @@ class Pipeline:
     identifier: Identifier
     on_outcome: Callable[[FrameOutcome], None]
     max_delay_s: float = 0.02
-    tasks: deque[Callable[[], None]] = field(default_factory=deque)
+    tasks: TaskQueue = field(default_factory=TaskQueue)
     selector: Thinning | None = None
     load: Load = field(default_factory=Load)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -132,14 +134,20 @@ class Pipeline:
             self._decide_collected()
         self._end_cameras(self._tracking.cameras)
 
+    def set_load(self, load: Load) -> None:
+        """Set the load from the next round on; tracks of cameras that it closes end. For any thread."""
+        for camera in set(load.closed) - set(self.load.closed):
+            self.tasks.put(partial(self.end_tracks, camera))
+        self.load = load
+
     def end_tracks(self, camera: str) -> None:
         """End the tracks of a camera that is closed for a while; only for `tasks`."""
         self._report_end(self._tracking.end_tracks(camera))
 
     def _run_tasks(self) -> None:
-        while self.tasks:
+        while (task := self.tasks.take()) is not None:
             self.heartbeat.working("a command")
-            self.tasks.popleft()()
+            task()
 
     # -- detect and submit ---------------------------------------------------------------------
 

@@ -472,7 +472,7 @@ def test_a_stop_ends_the_wait_for_the_broker() -> None:
     stop_asked = threading.Event()
     threading.Timer(0.1, stop_asked.set).start()
     began = time.monotonic()
-    daemon._drain(Stuck(), stop_asked)  # type: ignore[arg-type]
+    daemon.drain(Stuck(), stop_asked)  # type: ignore[arg-type]
     assert time.monotonic() - began < daemon.DRAIN_S / 2
 
 

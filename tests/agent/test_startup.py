@@ -16,7 +16,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from edge_agent.agent import factory
-from edge_agent.agent.daemon import Agent, Outputs, Supply, _Reading
+from edge_agent.agent.daemon import Agent, Outputs, Supply
+from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.cli.service import RTSP_OPTIONS, STREAM_OPTIONS, open_streams_at_once
 from edge_agent.core.config import load
 from edge_agent.core.errors import ModelError
@@ -50,24 +51,24 @@ def test_cameras_begin_at_once_and_recordings_when_somebody_listens() -> None:
     camera, recording = Camera("gate"), Camera("film", live=False, ends=True, most=2)
     told: list[SourceStatus] = []
     with ExitStack() as stack:
-        reading = _Reading([recording, camera], stack, threading.Event())
-        reading.start_cameras()
-        wait_for("the camera", lambda: reading.readers[1].state is SourceState.ONLINE)
+        readers = SourceReaders([recording, camera], stack, threading.Event())
+        readers.start_cameras()
+        wait_for("the camera", lambda: readers.readers[1].state is SourceState.ONLINE)
         assert not recording.began.is_set()
-        reading.start_others(told.append)
+        readers.start_others(told.append)
         wait_for("the recording", recording.began.is_set)
         wait_for("both", lambda: {status.camera for status in told} == {"gate", "film"})
         assert (told[0].camera, told[0].state) == ("gate", SourceState.ONLINE)
-    assert [reader.camera for reader in reading.readers] == ["film", "gate"]
+    assert [reader.camera for reader in readers.readers] == ["film", "gate"]
 
 
 def test_nothing_begins_once_a_stop_is_asked_for() -> None:
     camera, stop = Camera("gate"), threading.Event()
     stop.set()
     with ExitStack() as stack:
-        reading = _Reading([camera], stack, stop)
-        reading.start_cameras()
-        reading.start_others(lambda _: None)
+        readers = SourceReaders([camera], stack, stop)
+        readers.start_cameras()
+        readers.start_others(lambda _: None)
     assert not camera.began.is_set()
 
 

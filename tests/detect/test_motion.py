@@ -266,14 +266,13 @@ def test_the_agent_counts_what_its_detector_did_not_see(tmp_path: Path) -> None:
     told: list[Any] = []
     agent = Agent(
         configured(tmp_path, "enabled = true\nhold_s = 1.0"),
-        observe=lambda _: told.append(agent._describe()["sources"][0]["still"]),
+        observe=lambda _: told.append(agent.describe()["sources"][0]["still"]),
     )
     summary = agent.run(threading.Event())
     assert summary.frames == {"room": 60}
     assert told[-1] == 60 - 11  # a second, and the first frame after it
-    assert agent._stages is not None
-    assert agent._stages.told is not None
-    assert agent._stages.told.still_frames == {"room": 49}
+    assert agent.telemetry is not None
+    assert agent.telemetry.still_frames == {"room": 49}
 
 
 def test_the_gate_tells_when_it_rests() -> None:

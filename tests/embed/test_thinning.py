@@ -288,7 +288,7 @@ def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
     def on_outcome(outcome: FrameOutcome) -> None:
         if outcome.update.frame == 20 and not ended_after:
             ended_after.append(20)
-            pipeline.tasks.append(lambda: pipeline.end_tracks("a"))
+            pipeline.tasks.put(lambda: pipeline.end_tracks("a"))
 
     pipeline = Pipeline(
         readers=[camera],

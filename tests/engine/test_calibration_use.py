@@ -169,7 +169,7 @@ def test_a_reload_takes_the_new_threshold_over(
     thread.start()
     try:
         assert agent.opened.wait(60)
-        identifier = agent._stages.identifier
+        identifier = agent.stages.identifier
         assert identifier.threshold().value == calibrated.threshold
         again = Job(request(network, tmp_path / "state", people, target_fmr=0.05)).run().calibration
         assert agent.reload_now() == []

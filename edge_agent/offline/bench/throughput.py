@@ -339,9 +339,9 @@ class _Window:
         self.arrivals.since = time.time()
         if self.began is not None:
             self.began()
-        if self.plan.trace and self.agent is not None and self.agent.embedder is not None:
+        if self.plan.trace and self.agent is not None and self.agent.stages is not None:
             self.clock.spans = []
-            self.agent.embedder.on_batch = self._note_batch
+            self.agent.stages.embedder.on_batch = self._note_batch
         self.begin = self._now()
 
     def _note_batch(self, count: int, submitted: float, there: float) -> None:

@@ -1,0 +1,271 @@
+"""All stages of a run, and their opening in the order in which faults are cheapest to find."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from edge_agent.agent import factory
+from edge_agent.agent.command_handlers import Operations
+from edge_agent.agent.description import info_data
+from edge_agent.agent.health_state import HealthState
+from edge_agent.agent.outputs import OutcomeWriter, Outputs, process_age
+from edge_agent.agent.source_readers import SourceReaders
+from edge_agent.core.events import CameraInfo, InfoData
+from edge_agent.core.timing import Laps
+from edge_agent.embed.opening import open_embedder
+from edge_agent.embed.quality import QualityGate
+from edge_agent.engine import is_simulated
+from edge_agent.engine.precision.calibration import current_calibration
+from edge_agent.identify import Identifier
+from edge_agent.source import source_kind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_agent.agent.outcome import FrameOutcome
+    from edge_agent.agent.tasks import TaskQueue
+    from edge_agent.core.config import Settings
+    from edge_agent.core.structures import EngineInfo
+    from edge_agent.deliver.metrics import Metrics
+    from edge_agent.embed.embedder import Embedder
+    from edge_agent.embed.selection import Thinning
+    from edge_agent.engine.precision.calibration import Calibration
+    from edge_agent.gallery.erasure import Erasure
+    from edge_agent.gallery.gallery import Gallery
+    from edge_agent.health.supervisor import Oversight
+    from edge_agent.health.telemetry.reader import Reading, Telemetry
+    from edge_agent.source.base import Source
+
+__all__ = ["StageOpener", "Stages", "Supply", "fitting_calibration"]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """Sources and detection that replace those of the settings.
+
+    Attributes:
+        sources: one for each enabled source of the settings, in their order.
+        detection: finds people in their frames; None: the detection of the settings.
+    """
+
+    sources: Sequence[Source]
+    detection: factory.Detection | None = None
+
+
+@dataclass(slots=True)
+class Stages:
+    """Everything that is open during a run.
+
+    Attributes:
+        stale_calibration: the active calibration where it is of another network, else None.
+    """
+
+    sources: SourceReaders
+    embedder: Embedder
+    detection: factory.Detection
+    gallery: Gallery
+    identifier: Identifier
+    selector: Thinning
+    telemetry: Telemetry
+    erasure: Erasure
+    publisher: factory.Publish
+    metrics: Metrics | None
+    writer: OutcomeWriter
+    health: HealthState
+    stale_calibration: Calibration | None
+
+
+@dataclass(slots=True)
+class StageOpener:
+    """Opens the stages; live cameras connect meanwhile.
+
+    Args:
+        settings: all settings.
+        outputs: files to write.
+        observe: called with every outcome.
+        session: id of the run.
+        supply: other sources than those of the settings.
+        oversight: gets the progress of the start.
+        tasks: runs gallery changes on the driving thread.
+        reload: reloads the settings; returns the keys that need a restart.
+        stack: closes the stages.
+    """
+
+    settings: Settings
+    outputs: Outputs
+    observe: Callable[[FrameOutcome], None] | None
+    session: str
+    supply: Supply | None
+    oversight: Oversight
+    tasks: TaskQueue
+    reload: Callable[[], list[str]]
+    stack: ExitStack
+    _laps: Laps = field(default_factory=Laps)
+
+    def open(self, stop: threading.Event) -> Stages:
+        """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
+        settings, stack = self.settings, self.stack
+        state = factory.state_folder(settings.state_dir)
+        self.oversight.begin(state, stop)
+        sources = self._sources(state)
+        readers = SourceReaders(sources, stack, stop)
+        readers.start_cameras()
+        self._laps.lap("sources")
+        active = current_calibration(settings.engine, state)
+        embedder = self._embedder(state, active)
+        self._laps.lap("network")
+        calibration = fitting_calibration(active, embedder.info)
+        detection = self._detection(sources)
+        self._laps.lap("detector")
+        gallery = stack.enter_context(factory.open_gallery(settings, embedder.info, owner=True))
+        self._laps.lap("gallery")
+        telemetry = stack.enter_context(factory.open_telemetry(settings, state))
+        reading = telemetry.read()
+        self._laps.lap("sensors")
+        threshold = None if calibration is None else calibration.threshold
+        identifier = Identifier(gallery, self.session, settings.identify, threshold)
+        info = info_data(
+            settings, embedder.info, detection.name, self._cameras(sources), reading, calibration
+        )
+        publisher, erasure = self._delivery(state, info, gallery, identifier, embedder, sources)
+        metrics = factory.open_metrics(settings, publisher, info, stack)
+        writer = OutcomeWriter(
+            self.outputs, len(sources), stack, publisher=publisher, erasure=erasure, identifier=identifier,
+            engine=embedder.info, detector=detection.name, metrics=metrics, observe=self.observe,
+        )  # fmt: skip
+        writer.device = reading.summary()
+        self._laps.lap("delivery")
+        stages = Stages(
+            sources=readers,
+            embedder=embedder,
+            detection=detection,
+            gallery=gallery,
+            identifier=identifier,
+            selector=factory.make_thinning(settings, embedder, detection),
+            telemetry=telemetry,
+            erasure=erasure,
+            publisher=publisher,
+            metrics=metrics,
+            writer=writer,
+            health=HealthState(publisher, self.oversight.tell),
+            stale_calibration=active if calibration is None else None,
+        )
+        self._announce(stages, info, reading)
+        return stages
+
+    def _sources(self, state: Path) -> list[Source]:
+        if self.supply is not None:
+            return list(self.supply.sources)
+        return factory.open_sources(self.settings, state)
+
+    def _cameras(self, sources: Sequence[Source]) -> list[CameraInfo]:
+        enabled = [source for source in self.settings.sources if source.enabled]
+        return [
+            CameraInfo(source.id, source_kind(own.url) if self.supply is None else "memory")
+            for source, own in zip(sources, enabled, strict=True)
+        ]
+
+    def _embedder(self, state: Path, calibration: Calibration | None) -> Embedder:
+        with self.oversight.opening("the network"):
+            embedder = open_embedder(
+                self.settings.engine, self.settings.quality, state, calibration, building=self._report_build
+            )
+            if embedder.info.backend == "tensorrt":
+                import_scipy_in_background()  # entering takes long, mostly outside of Python
+            return self.stack.enter_context(embedder)
+
+    def _report_build(self, phase: str, done: int, total: int) -> None:
+        """Report the progress of building a plan, which takes minutes."""
+        self.oversight.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
+
+    def _detection(self, sources: Sequence[Source]) -> factory.Detection:
+        if self.supply is not None and self.supply.detection is not None:
+            return self.supply.detection
+        enabled = [source for source in self.settings.sources if source.enabled]
+        by_camera = {source.id: own for source, own in zip(sources, enabled, strict=True)}
+        detection = factory.open_detection(
+            self.settings, self.stack, cameras={camera: own.detector for camera, own in by_camera.items()}
+        )
+        return factory.rest_while_still(self.settings, detection, by_camera, sources)
+
+    def _delivery(
+        self,
+        state: Path,
+        info: InfoData,
+        gallery: Gallery,
+        identifier: Identifier,
+        embedder: Embedder,
+        sources: Sequence[Source],
+    ) -> tuple[factory.Publish, Erasure]:
+        settings, stack = self.settings, self.stack
+        outbox = factory.open_outbox(settings, state, stack)
+        erasure = factory.make_erasure(settings, gallery, outbox, sources)
+        operations = Operations(
+            gallery=gallery,
+            identifier=identifier,
+            embed=embedder.embed_images,
+            gate=QualityGate(settings.quality),
+            between_frames=self.tasks.call,
+            erasure=erasure,
+            reload=self.reload,
+            stats=lambda: {"delivery": asdict(publisher.counters)},
+            state=state,
+        )
+        publisher = factory.open_publisher(
+            settings,
+            session=self.session,
+            info=lambda: info,
+            events=self.outputs.events,
+            outbox=outbox,
+            commands=factory.open_commands(settings, operations, stack),
+            stack=stack,
+        )
+        return publisher, erasure
+
+    def _announce(self, stages: Stages, info: InfoData, reading: Reading) -> None:
+        factory.announce(self.settings, stages.publisher, info, reading)
+        engine = stages.embedder.info
+        _log.info(
+            "started",
+            session=self.session,
+            sources=[reader.camera for reader in stages.sources.readers],
+            detector=stages.detection.name,
+            model=engine.model,
+            backend=engine.backend,
+            precision=engine.precision,
+            identities=len(stages.gallery),
+            seconds=self._laps.seconds,
+            after_s=process_age(),
+        )
+        if is_simulated(engine.backend):
+            _log.warning("no_network_runs", backend=engine.backend, events="mean nothing")
+
+
+def fitting_calibration(calibration: Calibration | None, engine: EngineInfo) -> Calibration | None:
+    """Return the calibration if it is of the network that runs, else None."""
+    if calibration is None or calibration.data["space"] != engine.space:
+        return None
+    return calibration
+
+
+def import_scipy_in_background() -> None:
+    """Import what the second frame's tracks and the first decision need, on a thread.
+
+    scipy holds the interpreter for a quarter of a second, so importing it earlier would delay the start.
+    """
+    threading.Thread(target=_import_scipy, name="imports", daemon=True).start()
+
+
+def _import_scipy() -> None:
+    with contextlib.suppress(ImportError):  # reported where it is used
+        importlib.import_module("scipy.optimize")

@@ -1,0 +1,184 @@
+"""The slow thread: telemetry, expiry of identities, and saving the site's scores."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from edge_agent.core.errors import EdgeAgentError, StorageError
+from edge_agent.core.events import TelemetryData, alert_event
+from edge_agent.core.heartbeat import Heartbeat
+from edge_agent.gallery import audit
+
+if TYPE_CHECKING:
+    from edge_agent.agent.pipeline import Pipeline
+    from edge_agent.agent.stages import Stages
+    from edge_agent.core.config import Settings
+    from edge_agent.health.cooling import Cooling
+    from edge_agent.health.supervisor import Oversight
+    from edge_agent.health.telemetry.reader import Reading
+    from edge_agent.identify import Identifier
+
+__all__ = ["TelemetryLoop", "save_site_scores"]
+
+_log = structlog.get_logger(__name__)
+
+SAVE_INTERVAL_S = 60.0
+"""Interval of saving the site's scores and of erasing expired identities."""
+
+
+class _Previous(NamedTuple):
+    """Counts at the previous telemetry, for the rates."""
+
+    at: float
+    crops: int
+    frames: dict[str, int]
+
+
+@dataclass(slots=True)
+class TelemetryLoop:
+    """Runs while it is entered; once more at the end, since a run may be shorter than an interval.
+
+    Args:
+        settings: gives the present settings.
+        stages: all stages, open.
+        pipeline: gives counts.
+        cooling: the governor.
+        oversight: gets the memory of the process, gives the stuck stages.
+    """
+
+    settings: Callable[[], Settings]
+    stages: Stages
+    pipeline: Pipeline
+    cooling: Cooling
+    oversight: Oversight
+    started: float
+    """Start of the agent, `time.monotonic`."""
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    latest: TelemetryData | None = None
+    """The telemetry published last."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+    _previous: _Previous | None = None
+    _saved: float = field(default_factory=time.monotonic)
+    _throttled: bool = False
+
+    def __enter__(self) -> TelemetryLoop:
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(2.0)
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._stop.is_set()
+            self.heartbeat.working("read sensors")
+            try:
+                self._publish()
+                self._maintain()
+            except EdgeAgentError as error:
+                _log.warning("telemetry_failed", error=str(error))
+            self.heartbeat.idle("waits for the next interval")
+            self._stop.wait(self.settings().telemetry.interval_s)
+
+    def _publish(self) -> None:
+        reading = self.stages.telemetry.read()
+        self.stages.writer.device = reading.summary()
+        self._alert_if_throttled(reading)
+        self.latest = self._telemetry(reading)
+        self.stages.publisher.send_telemetry(self.latest)
+        self.oversight.take_memory(reading.process_memory_bytes)
+        if self.stages.metrics is not None:
+            self.stages.metrics.take(self.latest)
+
+    def _maintain(self) -> None:
+        if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
+            self._saved = time.monotonic()
+            save_site_scores(self.stages.identifier)
+            expired = self.stages.gallery.expire(time.time())
+            if expired:
+                _log.info("identities_expired", people=len(expired))
+                audit.record(self.settings().state_dir, "expire", "agent", people=len(expired))
+        self.stages.erasure.run()
+
+    def _alert_if_throttled(self, reading: Reading) -> None:
+        """Publish an alert when the board starts to limit its clocks, and when it stops."""
+        throttled = bool(reading.throttled)
+        if throttled == self._throttled:
+            return
+        self._throttled = throttled
+        reasons = ", ".join(reading.throttle_reasons)
+        alert = alert_event(
+            "thermal_throttle",
+            f"the board limits its clocks ({reasons})"
+            if throttled
+            else "the board no longer limits its clocks",
+            active=throttled,
+            time=time.time(),
+            details={"reasons": reasons or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c},
+        )
+        self.stages.publisher.publish(alert)
+
+    def _telemetry(self, reading: Reading) -> TelemetryData:
+        stages = self.stages
+        now, crops = time.monotonic(), stages.embedder.counters.embedded
+        frames = dict(self.pipeline.counters.frames)
+        before = self._previous or _Previous(self.started, 0, {})
+        self._previous = _Previous(now, crops, frames)
+        span = max(now - before.at, 1e-3)
+        delivered = stages.publisher.counters
+        return reading.telemetry(
+            uptime_s=round(now - self.started, 1),
+            state=stages.health.state,
+            governor_state=self.cooling.verdict.state,
+            governor_step=self.cooling.verdict.step,
+            stuck=self.oversight.stuck,
+            frames_per_s={
+                camera: round((count - before.frames.get(camera, 0)) / span, 2)
+                for camera, count in frames.items()
+            },
+            crops_per_s=round((crops - before.crops) / span, 2),
+            queues={reader.camera: reader.waiting for reader in stages.sources.readers},
+            dropped=self._dropped(),
+            still_frames=dict(stages.detection.still()),
+            people_present=stages.identifier.present,
+            identities=len(stages.gallery),
+            latency_ms=stages.writer.latencies.take(),
+            connection=stages.publisher.state.value,
+            connects=delivered.connects,
+            outbox_rows=delivered.outbox_rows,
+            outbox_bytes=delivered.outbox_bytes,
+            outbox_parked=delivered.outbox_parked,
+        )
+
+    def _dropped(self) -> dict[str, int]:
+        """Everything that was dropped since the start, by what and why."""
+        stages, counters = self.stages, self.stages.embedder.counters
+        selector = stages.selector
+        by_kind = {
+            "frames": {r.camera: r.dropped for r in stages.sources.readers if r.dropped},
+            "skipped": self.pipeline.counters.skipped.copy(),
+            "crops": {"spared": counters.spared} if counters.spared else {},
+            "spared": selector.for_load.copy(),
+            "overload": selector.for_overload.copy(),
+        }
+        dropped = {f"{kind}:{key}": n for kind, counts in by_kind.items() for key, n in counts.items()}
+        return dropped | {f"crops:{reason}": n for reason, n in counters.refused.copy().items()}
+
+
+def save_site_scores(identifier: Identifier) -> None:
+    """Save the site's scores; a failure is logged."""
+    try:
+        identifier.save()
+    except StorageError as error:
+        _log.warning("site_scores_not_saved", error=str(error))
