@@ -33,7 +33,7 @@ from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply
 from edge_agent.core.config import Settings, load
 from edge_agent.core.manifest import write_json_atomic
-from edge_agent.core.structures import Detections, Frame
+from edge_agent.core.structures import Detections, Frame, ScoreLevels
 from edge_agent.detect.motion import Motion
 from edge_agent.offline.bench.speed import machine
 from edge_agent.offline.bench.stagetimes import cpu_of_threads
@@ -193,7 +193,9 @@ def measured(
         settings = settings.model_copy(update={"state_dir": Path(folder)})
         own = {f"cam{n}": source for n, source in enumerate(settings.sources)}
         if gate is None:
-            detection = factory.Detection(_nobody, lambda _: (0.5, 0.1, 0.5), "nobody", lambda: 0.0)
+            detection = factory.Detection(
+                _nobody, lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5), "nobody", lambda: 0.0
+            )
         else:
             detection = factory.open_detection(settings, stack, cameras=dict.fromkeys(own))
         looks = [0]

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from benchmarks.slices import in_turn
 from edge_agent.agent import factory
 from edge_agent.core.config import Settings
-from edge_agent.core.structures import Detections, Embedded, EngineInfo, TrackUpdate
+from edge_agent.core.structures import Detections, Embedded, EngineInfo, ScoreLevels, TrackUpdate
 from edge_agent.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.offline.bench.throughput import fill_gallery
+from edge_agent.track.tracker import Tracker
 
 __all__ = ["decisions", "open_people", "searches"]
 
@@ -38,7 +39,7 @@ IN_VIEW = 16
 """People whom the decision sees in each frame."""
 FRAMES, FPS = 60, 15.0
 _SIZE = (1920, 1080)
-_LEVELS = (0.5, 0.1, 0.5)
+_LEVELS = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ def _street(people: People, seed: int) -> list[TrackUpdate]:
     """What the tracker tells of some seconds of people of the gallery, who stand beside each other."""
     random = np.random.default_rng(seed)
     who = people.rows[random.choice(len(people.rows), IN_VIEW, replace=False)]
-    tracker = factory.make_tracker(people.settings, "cam", _LEVELS)
+    tracker = Tracker("cam", people.settings.tracker, _LEVELS)
     left = np.linspace(20, _SIZE[0] - 120, IN_VIEW, dtype=np.float32)
     boxes = np.stack([left, np.full_like(left, 400), left + 80, np.full_like(left, 640)], axis=1)
     ones = np.ones(IN_VIEW, np.float32)

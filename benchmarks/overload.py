@@ -38,6 +38,7 @@ from edge_agent.core.structures import (
     Embedded,
     EngineInfo,
     Load,
+    ScoreLevels,
     TrackUpdate,
 )
 from edge_agent.detect import open_detector
@@ -46,7 +47,8 @@ from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import Thinning
 from edge_agent.identify import Identifier
-from edge_agent.track.tracker import Similarity
+from edge_agent.track.appearance import Similarity
+from edge_agent.track.tracker import Tracker
 
 __all__ = ["Material", "Outcome", "Stream", "materialise", "replay", "strip"]
 
@@ -75,7 +77,7 @@ class Material:
     frames: tuple[Seen, ...]
     size: tuple[int, int]
     fps: float
-    levels: tuple[float, float, float]
+    levels: ScoreLevels
     info: EngineInfo
 
     @property
@@ -137,9 +139,7 @@ def materialise(video: Path, detector: str, model: Path, preprocess: str) -> Mat
         )
         capture.release()
         levels = finds.levels
-        return Material(
-            tuple(frames), (width, height), fps, (levels.high, levels.low, levels.new_track), embedder.info
-        )
+        return Material(tuple(frames), (width, height), fps, levels, embedder.info)
 
 
 def strip(material: Material, begin: float, end: float) -> Material:
@@ -199,10 +199,10 @@ class _Replay:
         levels = streams[0].material.levels
         budget = Budget(lambda: self._worked, lambda: self.now) if thin else None
         gate = QualityGate(settings.quality)
-        self._thin = Thinning(budget, gate.outlook, lambda _: levels[2])
+        self._thin = Thinning(budget, gate.outlook, lambda _: levels.new_track)
         alike = Similarity()
         self._trackers = {
-            stream.camera: factory.make_tracker(settings, stream.camera, levels, alike) for stream in streams
+            stream.camera: Tracker(stream.camera, settings.tracker, levels, alike) for stream in streams
         }
         self._gallery = factory.open_gallery(settings, streams[0].material.info, owner=True)
         self._settings = settings

@@ -21,13 +21,12 @@ import cv2
 import numpy as np
 
 from benchmarks.scoring import Rows, Score, read_mot, score
-from edge_agent.agent.factory import make_tracker
 from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.logs import configure
-from edge_agent.core.structures import Detections, Embedded, TrackUpdate
+from edge_agent.core.structures import Detections, Embedded, ScoreLevels, TrackUpdate
 from edge_agent.detect import open_detector
-from edge_agent.detect.base import ScoreLevels
 from edge_agent.embed.opening import open_embedder
+from edge_agent.track.tracker import Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def _embed(embedder: object, image: np.ndarray, found: Detections) -> Embedded:
 
 
 def _ours(frames: list[Seen], levels: ScoreLevels, *, looks: bool) -> Rows:
-    tracker = make_tracker(Settings(), "cam", (levels.high, levels.low, levels.new_track))
+    tracker = Tracker("cam", Settings().tracker, levels)
     found: Rows = {}
     for seen in frames:
         blind = Embedded(

@@ -34,7 +34,9 @@ from edge_agent.core.logs import configure
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.health.governor import LOOK_EVERY_S
 from edge_agent.health.supervisor import Oversight
-from edge_agent.track.tracker import Similarity
+from edge_agent.track.appearance import Similarity
+from edge_agent.track.tracker import Tracker
+from edge_agent.track.upstream import UpstreamTracks
 
 if TYPE_CHECKING:
     from edge_agent.core.events import TelemetryData
@@ -234,10 +236,10 @@ class Agent:
             wake=stages.sources.wake,
             detect=stages.detection.detect,
             embedder=stages.embedder,
-            make_tracker=lambda camera: factory.make_tracker(
-                settings, camera, stages.detection.levels(camera), similarity
+            make_tracker=lambda camera: Tracker(
+                camera, settings.tracker, stages.detection.levels(camera), similarity
             ),
-            make_upstream_tracker=lambda camera: factory.make_upstream_tracks(settings, camera),
+            make_upstream_tracker=lambda camera: UpstreamTracks(camera, settings.tracker),
             identifier=stages.identifier,
             on_outcome=stages.writer.write,
             tasks=self._tasks,

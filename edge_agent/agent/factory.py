@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import Operations
     from edge_agent.core.events import Event, InfoData, TelemetryData
     from edge_agent.core.heartbeat import HeartbeatState
-    from edge_agent.core.structures import Detections, EngineInfo, Frame, Load, SourceStatus
+    from edge_agent.core.structures import Detections, EngineInfo, Frame, Load, ScoreLevels, SourceStatus
     from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import ConnectionState
     from edge_agent.deliver.metrics import Metrics
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from edge_agent.health.telemetry.reader import Reading, Telemetry
     from edge_agent.source.base import Source
     from edge_agent.source.reader import FrameReader
-    from edge_agent.track.tracker import Similarity, Tracker, UpstreamTracks
 
 __all__ = [
     "GALLERY_FILE",
@@ -57,8 +56,6 @@ __all__ = [
     "make_cooling",
     "make_erasure",
     "make_thinning",
-    "make_tracker",
-    "make_upstream_tracks",
     "open_commands",
     "open_detection",
     "open_gallery",
@@ -228,14 +225,14 @@ class Detection:
 
     Attributes:
         detect: finds people in a frame of any source.
-        levels: per camera, the scores that a tracker needs: high, low, new track.
+        levels: per camera, what the scores mean to its tracker.
         name: for `info` and events.
         network_seconds: time spent inside the detectors' networks so far; 0 for those without one.
         still: by camera with a motion gate: frames that its detector did not see, since nothing moved.
     """
 
     detect: Callable[[Frame], Detections]
-    levels: Callable[[str], tuple[float, float, float]]
+    levels: Callable[[str], ScoreLevels]
     name: str
     network_seconds: Callable[[], float]
     still: Callable[[], Mapping[str, int]] = dict
@@ -256,7 +253,7 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, s
     def detect(frame: Frame) -> Detections:
         return opened[kinds.get(frame.camera, common)].detect(frame)
 
-    def levels(camera: str) -> tuple[float, float, float]:
+    def levels(camera: str) -> ScoreLevels:
         return opened[kinds.get(camera, common)].levels
 
     def network_seconds() -> float:
@@ -324,7 +321,7 @@ class _Opened:
     """One detector, entered."""
 
     detect: Callable[[Frame], Detections]
-    levels: tuple[float, float, float]
+    levels: ScoreLevels
     name: str
     engine: Engine | None = None
 
@@ -335,14 +332,14 @@ def _open_detector(kind: str, settings: Settings, stack: ExitStack) -> _Opened:
     from edge_agent.detect import open_detector
 
     detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads))
-    own = detector.levels
-    levels = _levels(settings.detector, own.high, own.low, own.new_track)
+    levels = _levels(settings.detector, detector.levels)
     engine = getattr(detector, "engine", None)  # HOG has none
     return _Opened(lambda frame: detector.detect(frame.image), levels, detector.name, engine)
 
 
 def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
     from edge_agent.core.mqtt import broker_settings
+    from edge_agent.core.structures import ScoreLevels
     from edge_agent.source.external import ExternalBoxes
 
     chosen = settings.detector
@@ -352,37 +349,16 @@ def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
     if broker is None:
         raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
     boxes = stack.enter_context(ExternalBoxes(chosen, broker))
-    levels = _levels(chosen, 0.5, 0.1, 0.5)  # boxes without a score count as 1.0
+    levels = _levels(
+        chosen, ScoreLevels(low=0.1, high=0.5, new_track=0.5)
+    )  # boxes without a score count as 1.0
     return _Opened(boxes.detect_frame, levels, f"external:{chosen.external_format}")
 
 
-def _levels(
-    chosen: DetectorSettings, high: float, low: float, new_track: float
-) -> tuple[float, float, float]:
-    """High, low and new-track score: what is configured, else the detector's own."""
-    pairs = ((chosen.high, high), (chosen.low, low), (chosen.new_track, new_track))
-    levels = [own if configured is None else configured for configured, own in pairs]
-    return levels[0], levels[1], levels[2]
-
-
-def make_tracker(
-    settings: Settings,
-    camera: str,
-    levels: tuple[float, float, float],
-    similarity: Similarity | None = None,
-) -> Tracker:
-    """The tracker of one camera; `similarity` is what all cameras share."""
-    from edge_agent.track.tracker import Tracker
-
-    high, low, new_track = levels
-    return Tracker(
-        camera,
-        high=high,
-        low=low,
-        new_track=new_track,
-        similarity=similarity,
-        **settings.tracker.model_dump(),
-    )
+def _levels(chosen: DetectorSettings, own: ScoreLevels) -> ScoreLevels:
+    """The configured levels, else the detector's own."""
+    configured = {name: getattr(chosen, name) for name in ("low", "high", "new_track")}
+    return replace(own, **{name: score for name, score in configured.items() if score is not None})
 
 
 def make_thinning(settings: Settings, embedder: Embedder, detection: Detection) -> Thinning:
@@ -395,7 +371,7 @@ def make_thinning(settings: Settings, embedder: Embedder, detection: Detection) 
     if settings.engine.overload == "thin":
         budget = Budget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
     gate = QualityGate(settings.quality)
-    return Thinning(budget, gate.outlook, lambda camera: detection.levels(camera)[2])
+    return Thinning(budget, gate.outlook, lambda camera: detection.levels(camera).new_track)
 
 
 def open_sources(settings: Settings, state: Path) -> list[Source]:
@@ -429,13 +405,6 @@ def open_sources(settings: Settings, state: Path) -> list[Source]:
     if not sources:
         raise ConfigError("every source is disabled; set enabled = true for one of [[sources]]")
     return sources
-
-
-def make_upstream_tracks(settings: Settings, camera: str) -> UpstreamTracks:
-    """What follows crops that come with track ids."""
-    from edge_agent.track.tracker import UpstreamTracks
-
-    return UpstreamTracks(camera, lost_s=settings.tracker.lost_s)
 
 
 def adjust_gallery(gallery: Gallery, settings: Settings) -> None:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from edge_agent.embed.selection import Thinning
     from edge_agent.identify import Identifier
     from edge_agent.source.reader import FrameReader
-    from edge_agent.track.tracker import Tracker, UpstreamTracks
+    from edge_agent.track.tracker import Tracker
+    from edge_agent.track.upstream import UpstreamTracks
 
 __all__ = ["Counters", "FrameOutcome", "Pipeline"]
 

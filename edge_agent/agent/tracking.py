@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edge_agent.core.structures import CropBatch, Detections, Embedded, TrackUpdate
-from edge_agent.track.tracker import update_together
+from edge_agent.core.structures import CropBatch, Embedded, TrackUpdate
+from edge_agent.track.tracker import TrackInput, update_tracks
 
 if TYPE_CHECKING:
     from edge_agent.agent.rounds import PendingItem
-    from edge_agent.track.tracker import Tracker, UpstreamTracks
+    from edge_agent.track.tracker import Tracker
+    from edge_agent.track.upstream import UpstreamTracks
 
 __all__ = ["CameraTracking"]
-
-_TrackerInput = tuple["Tracker", int, float, tuple[int, int], Detections, Embedded]
 
 
 class CameraTracking:
@@ -42,7 +41,7 @@ class CameraTracking:
     def update(self, items: Sequence[PendingItem], results: Sequence[list[Embedded]]) -> list[TrackUpdate]:
         """Return the track update of each item, in order; frames of different cameras are updated at once."""
         updates: dict[int, TrackUpdate] = {}
-        frames: dict[str, tuple[int, _TrackerInput]] = {}
+        frames: dict[str, tuple[int, TrackInput]] = {}
         for at, (pending, embedded) in enumerate(zip(items, results, strict=True)):
             item = pending.item
             if isinstance(item, CropBatch):
@@ -53,7 +52,7 @@ class CameraTracking:
                 frames = {}
             height, width = item.image.shape[:2]
             assert pending.detections is not None  # set for every frame
-            frames[item.camera] = at, (
+            frames[item.camera] = at, TrackInput(
                 self._tracker(item.camera), item.number, item.time, (width, height),
                 pending.detections, embedded[0],
             )  # fmt: skip
@@ -89,6 +88,6 @@ def _finish(tracker: Tracker | UpstreamTracks | None, latest: TrackUpdate | None
     return tracker.finish(latest.frame, latest.time, latest.size)
 
 
-def _update_frames(frames: Mapping[str, tuple[int, _TrackerInput]]) -> Iterator[tuple[int, TrackUpdate]]:
-    updates = update_together([frame for _, frame in frames.values()])
+def _update_frames(frames: Mapping[str, tuple[int, TrackInput]]) -> Iterator[tuple[int, TrackUpdate]]:
+    updates = update_tracks([frame for _, frame in frames.values()])
     return zip((at for at, _ in frames.values()), updates, strict=True)

@@ -27,6 +27,7 @@ __all__ = [
     "Frame",
     "Load",
     "Pictures",
+    "ScoreLevels",
     "SourceState",
     "SourceStatus",
     "TrackObservation",
@@ -97,6 +98,22 @@ class Detections:
     def take(self, rows: NDArray[Any]) -> Detections:
         """The given rows (indices or a mask)."""
         return Detections(self.boxes[rows], self.scores[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreLevels:
+    """What the scores of a detector mean to the tracker; every detector has its own.
+
+    Attributes:
+        low: boxes below are not reported.
+        high: boxes from here on count as people on their own; those between `low` and `high` only
+            continue a track (ByteTrack's second stage).
+        new_track: least score that may begin a track.
+    """
+
+    low: float
+    high: float
+    new_track: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,16 +401,18 @@ class Decision:
 
 _NOTHING = np.float32(0.0)
 _TINY = np.float32(1e-12)
+_ZERO, _LEAST_AREA = np.array(0.0, np.float32), np.array(1e-12, np.float32)
+"""Arrays, since NumPy is faster with them than with numbers."""
 
 
 def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Intersection over union of every pair: `(..., N, 4)`, `(..., M, 4)` xyxy -> `(..., N, M)` float32."""
     sides = np.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
     sides -= np.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    np.maximum(sides, 0.0, out=sides)
+    np.maximum(sides, _ZERO, out=sides)
     overlap: NDArray[np.float32] = sides[..., 0] * sides[..., 1]
     union = box_areas(a)[..., :, None] + box_areas(b)[..., None, :] - overlap
-    overlap /= np.maximum(union, _TINY, out=union)  # without area there is no overlap either
+    overlap /= np.maximum(union, _LEAST_AREA, out=union)  # without area there is no overlap either
     return overlap
 
 
@@ -413,6 +432,6 @@ def box_area(box: Sequence[np.float32]) -> np.float32:
 
 def box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """`(..., 4)` xyxy -> `(...)` square pixels; 0 for what is no box."""
-    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], _ZERO)
     area: NDArray[np.float32] = sides[..., 0] * sides[..., 1]
     return area

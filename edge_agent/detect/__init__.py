@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_agent.core.errors import ConfigError
-from edge_agent.detect.base import Detector, ScoreLevels
+from edge_agent.detect.base import Detector
 
-__all__ = ["Detector", "ScoreLevels", "open_detector"]
+__all__ = ["Detector", "open_detector"]
 
 
 def open_detector(spec: str, *, backend: str = "onnxruntime", threads: int = 0) -> Detector:

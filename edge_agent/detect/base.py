@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.structures import Detections
+from edge_agent.core.structures import Detections, ScoreLevels
 
-__all__ = ["Detector", "ScoreLevels"]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreLevels:
-    """What a detector's scores mean to a tracker; every detector has its own.
-
-    Attributes:
-        low: boxes below are not reported at all.
-        high: boxes from here on count as people on their own; those between `low` and `high` only
-            continue a track (ByteTrack's second stage).
-        new_track: least score that may begin a track.
-    """
-
-    low: float
-    high: float
-    new_track: float
+__all__ = ["Detector"]
 
 
 class Detector(Protocol):

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
-from edge_agent.core.structures import Detections
-from edge_agent.detect.base import ScoreLevels
+from edge_agent.core.structures import Detections, ScoreLevels
 from edge_agent.detect.boxes import clip, suppress
 
 __all__ = ["HogDetector"]

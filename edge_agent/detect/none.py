@@ -7,8 +7,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.structures import Detections
-from edge_agent.detect.base import ScoreLevels
+from edge_agent.core.structures import Detections, ScoreLevels
 
 __all__ = ["WholeFrame"]
 

@@ -28,6 +28,7 @@ from edge_agent.core.structures import (
     Detections,
     Frame,
     Load,
+    ScoreLevels,
     TrackObservation,
     TrackUpdate,
 )
@@ -495,7 +496,10 @@ def test_dropping_frames_instead_can_be_chosen(tmp_path: Path) -> None:
 
 
 GIVEN = factory.Detection(
-    lambda frame: frame.external or Detections.none(), lambda _: (0.5, 0.1, 0.5), "given", lambda: 0.0
+    lambda frame: frame.external or Detections.none(),
+    lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
+    "given",
+    lambda: 0.0,
 )
 
 

@@ -9,11 +9,22 @@ import numpy as np
 import pytest
 
 from edge_agent.agent.pipeline import MAX_ENGINE_FAILURES, FrameOutcome, Pipeline
+from edge_agent.core.config import TrackerSettings
 from edge_agent.core.errors import EngineError
-from edge_agent.core.structures import CropBatch, Decision, Detections, Embedded, Frame, TrackUpdate
-from edge_agent.track.tracker import Tracker, UpstreamTracks
+from edge_agent.core.structures import (
+    CropBatch,
+    Decision,
+    Detections,
+    Embedded,
+    Frame,
+    ScoreLevels,
+    TrackUpdate,
+)
+from edge_agent.track.tracker import Tracker
+from edge_agent.track.upstream import UpstreamTracks
 
 D = 4
+LEVELS = ScoreLevels(low=0.1, high=0.6, new_track=0.6)
 
 
 class Recorded:
@@ -116,8 +127,8 @@ def build(
         wake=threading.Event(),
         detect=one_person,
         embedder=embed or Embeds(),
-        make_tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
-        make_upstream_tracker=UpstreamTracks,
+        make_tracker=lambda camera: Tracker(camera, TrackerSettings(), LEVELS),
+        make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
         identifier=notes,
         on_outcome=outcomes.append,
     )

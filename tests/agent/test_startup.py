@@ -21,7 +21,7 @@ from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.cli.service import RTSP_OPTIONS, STREAM_OPTIONS, open_streams_at_once
 from edge_agent.core.config import load
 from edge_agent.core.errors import ModelError
-from edge_agent.core.structures import Detections, Frame, SourceState, SourceStatus
+from edge_agent.core.structures import Detections, Frame, ScoreLevels, SourceState, SourceStatus
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.source.reader import FrameReader
 from tests.agent.test_agent import wait_for
@@ -92,7 +92,12 @@ def settings(tmp_path: Path, *urls: str, **sections: Any) -> Any:
 
 
 def detection() -> factory.Detection:
-    return factory.Detection(lambda _: Detections.none(), lambda _: (0.5, 0.1, 0.5), "stub", lambda: 0.0)
+    return factory.Detection(
+        lambda _: Detections.none(),
+        lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
+        "stub",
+        lambda: 0.0,
+    )
 
 
 def test_the_log_tells_the_start_by_part_and_the_first_frame(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent
-from edge_agent.core.config import Settings, load
+from edge_agent.core.config import Settings, TrackerSettings, load
 from edge_agent.core.errors import ConfigError
-from edge_agent.core.structures import Detections, Embedded, Frame
+from edge_agent.core.structures import Detections, Embedded, Frame, ScoreLevels
 from edge_agent.detect.motion import Motion, MotionGate, Pace
 from edge_agent.offline.synthetic.street import Street
 from edge_agent.track.tracker import Tracker
@@ -182,7 +182,7 @@ def test_somebody_who_is_no_longer_found_is_looked_for_in_every_frame() -> None:
 
 def test_a_track_outlives_a_minute_without_movement() -> None:
     gate, looked = watched(lambda _: boxes((100, 60)))
-    tracker = Tracker("cam", high=0.6, low=0.1, new_track=0.65)
+    tracker = Tracker("cam", TrackerSettings(), ScoreLevels(low=0.1, high=0.6, new_track=0.65))
     none = Embedded(np.zeros((1, 4), np.float32), np.zeros(1, np.bool_), np.zeros(1, np.float32), ("x",))
     ids, ended = set(), []
     for frame in frames(60):
@@ -228,7 +228,12 @@ def configured(
 
 
 def detection() -> factory.Detection:
-    return factory.Detection(lambda _: Detections.none(), lambda _: (0.5, 0.1, 0.5), "stub", lambda: 0.0)
+    return factory.Detection(
+        lambda _: Detections.none(),
+        lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
+        "stub",
+        lambda: 0.0,
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edge_agent.agent.pipeline import FrameOutcome, Pipeline
+from edge_agent.core.config import TrackerSettings
 from edge_agent.core.structures import (
     Candidates,
     CropBatch,
@@ -23,8 +24,9 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.embed.selection import Thinning
-from edge_agent.track.tracker import Tracker, UpstreamTracks
-from tests.agent.test_pipeline import D, Embeds, Live, Recorded, frame, one_person
+from edge_agent.track.tracker import Tracker
+from edge_agent.track.upstream import UpstreamTracks
+from tests.agent.test_pipeline import LEVELS, D, Embeds, Live, Recorded, frame, one_person
 
 
 def observation(track: int, box: Sequence[float], at: float, *, embedded: bool = True) -> TrackObservation:
@@ -184,8 +186,8 @@ def run(
         wake=threading.Event(),
         detect=detect,
         embedder=embed,
-        make_tracker=lambda camera: Tracker(camera, high=0.6, low=0.1, new_track=0.6),
-        make_upstream_tracker=UpstreamTracks,
+        make_tracker=lambda camera: Tracker(camera, TrackerSettings(), LEVELS),
+        make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
         identifier=Settles(),
         on_outcome=outcomes.append,
         selector=Thinning(),
@@ -295,8 +297,8 @@ def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
         wake=threading.Event(),
         detect=one_person,
         embedder=embed,
-        make_tracker=lambda name: Tracker(name, high=0.6, low=0.1, new_track=0.6),
-        make_upstream_tracker=UpstreamTracks,
+        make_tracker=lambda name: Tracker(name, TrackerSettings(), LEVELS),
+        make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
         identifier=settles,
         on_outcome=on_outcome,
         selector=Thinning(),

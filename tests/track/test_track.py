@@ -9,15 +9,31 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from edge_agent.core.structures import CropBatch, Detections, Embedded, TrackUpdate, iou, iou_matrix
-from edge_agent.track.tracker import Similarity, Tracker, UpstreamTracks, associate, update_together
+from edge_agent.core.config import TrackerSettings
+from edge_agent.core.structures import (
+    CropBatch,
+    Detections,
+    Embedded,
+    ScoreLevels,
+    TrackUpdate,
+    iou,
+    iou_matrix,
+)
+from edge_agent.track import tracker as module
+from edge_agent.track.appearance import Similarity
+from edge_agent.track.association import associate
+from edge_agent.track.tracker import Tracker, update_tracks
+from edge_agent.track.upstream import UpstreamTracks
 
 SIZE = (640, 480)
 D = 8
 
 
-def tracker(**changes: float) -> Tracker:
-    return Tracker("cam", **{"high": 0.6, "low": 0.1, "new_track": 0.65, **changes})
+LEVELS = ScoreLevels(low=0.1, high=0.6, new_track=0.65)
+
+
+def tracker(similarity: Similarity | None = None, **changes: float) -> Tracker:
+    return Tracker("cam", TrackerSettings(**changes), LEVELS, similarity)
 
 
 def unit(index: int) -> np.ndarray:
@@ -110,7 +126,7 @@ def test_crossing_people_are_not_swapped() -> None:
     """Two people meet and turn back: overlap alone swaps them, appearance does not."""
 
     def run(with_looks: bool) -> tuple[list[int], list[int]]:
-        t = Tracker("cam", high=0.6, low=0.1, new_track=0.65, similarity=ready())
+        t = tracker(ready())
         path = [*range(0, 100, 6), *range(94, 0, -6)]
         for n, step in enumerate(path, start=1):
             boxes = detections((100 + step, 50), (300 - step, 52))
@@ -132,7 +148,7 @@ def sort_by_x(update: TrackUpdate) -> TrackUpdate:
 
 
 def test_somebody_else_in_the_same_place_is_a_new_track() -> None:
-    t = Tracker("cam", high=0.6, low=0.1, new_track=0.65, similarity=ready())
+    t = tracker(ready())
     for n in range(1, 8):
         t.update(n, n / 10, SIZE, detections((100, 50)), embedded(unit(0)))
     for n in range(8, 11):
@@ -165,8 +181,7 @@ def test_finish_ends_every_reported_track() -> None:
 
 
 def pairs(cost: np.ndarray, limit: float) -> list[tuple[int, int]]:
-    rows, columns = associate(cost, limit)
-    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+    return list(zip(*associate(cost, limit), strict=True))
 
 
 def test_associate_leaves_dear_pairs_apart() -> None:
@@ -209,7 +224,7 @@ def crops(time: float, *tracks: int | None) -> CropBatch:
 
 
 def test_upstream_tracks_keep_their_ids_and_end_in_silence() -> None:
-    follow = UpstreamTracks("up", lost_s=1.0)
+    follow = UpstreamTracks("up", TrackerSettings(lost_s=1.0))
     one = [embedded(unit(0))]
     assert ids(follow.update(crops(1.0, 7), one)) == [7]
     assert follow.update(crops(1.5, 9), one).ended == ()
@@ -218,7 +233,7 @@ def test_upstream_tracks_keep_their_ids_and_end_in_silence() -> None:
 
 
 def test_crops_without_a_track_stand_alone() -> None:
-    follow = UpstreamTracks("up")
+    follow = UpstreamTracks("up", TrackerSettings())
     update = follow.update(crops(1.0, None, None), [embedded(unit(0)), embedded(unit(1))])
     assert len(set(ids(update))) == 2
     assert sorted(update.ended) == sorted(ids(update))
@@ -277,12 +292,13 @@ def street(camera: int, frame: int) -> tuple[Detections, Embedded]:
 @pytest.mark.parametrize("most", [128, 5])
 def test_cameras_together_are_as_one_by_one(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of different frame rates, and where some have nobody or the engine failed."""
-    monkeypatch.setattr("edge_agent.track.tracker.TOGETHER", most)
+    monkeypatch.setattr(module, "MAX_JOINT_TRACKS", most)
     known = {"genuine": 0.9, "impostor": 0.1, "genuine_count": 2000, "impostor_count": 2000}
 
     def trackers() -> list[Tracker]:
-        shared = Similarity(**known)
-        return [Tracker(f"c{n}", high=0.5, low=0.1, new_track=0.5, similarity=shared) for n in range(4)]
+        shared, settings = Similarity(**known), TrackerSettings()
+        levels = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
+        return [Tracker(f"c{n}", settings, levels, shared) for n in range(4)]
 
     alone, together = trackers(), trackers()
     for frame in range(1, 120):
@@ -306,40 +322,10 @@ def test_cameras_together_are_as_one_by_one(most: int, monkeypatch: pytest.Monke
                 )  # fmt: skip
             given.append((camera, frame, frame / 10, SIZE, found, embedded))
         one = [alone[camera].update(*rest) for camera, *rest in given]
-        other = update_together((together[camera], *rest) for camera, *rest in given)
+        other = update_tracks((together[camera], *rest) for camera, *rest in given)
         for first, second in zip(one, other, strict=True):
             assert (first.camera, first.ended) == (second.camera, second.ended)
             assert [(o.track_id, o.score, o.box.tolist()) for o in first.seen] == [
                 (o.track_id, o.score, o.box.tolist()) for o in second.seen
             ]
     assert sum(map(len, alone)) == sum(map(len, together)) > 0
-
-
-def told(update: TrackUpdate) -> tuple[object, ...]:
-    return update.time, update.ended, [
-        (o.track_id, o.score, o.quality, o.box.tolist(), None if o.vector is None else o.vector.tolist())
-        for o in update.seen
-    ]  # fmt: skip
-
-
-def test_a_few_tracks_are_followed_as_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit, whether numbers or arrays are worked with."""
-    rules = {"high": 0.5, "low": 0.1, "new_track": 0.5, "lost_s": 1.0}
-    for camera in range(4):
-        with_numbers, with_arrays = (Tracker("c", similarity=Similarity(), **rules) for _ in range(2))
-        for frame in range(1, 160):
-            found, embedded = street(camera, frame)
-            some = slice(0, frame // 5 % 5)  # nobody, one, and up to four people
-            found = Detections(found.boxes[some], found.scores[some])
-            embedded = Embedded(
-                embedded.vectors[some], embedded.present[some], embedded.quality[some], embedded.reasons[some]
-            )
-            monkeypatch.setattr("edge_agent.track.tracker.FEW", 1000)
-            few = with_numbers.update(frame, frame / 10 + frame // 50, SIZE, found, embedded)
-            monkeypatch.setattr("edge_agent.track.tracker.FEW", -1)
-            many = with_arrays.update(frame, frame / 10 + frame // 50, SIZE, found, embedded)
-            assert told(few) == told(many)
-        assert with_numbers.similarity == with_arrays.similarity
-        assert with_numbers.similarity.ready
-        np.testing.assert_array_equal(with_numbers._tracks.states, with_arrays._tracks.states)
-        np.testing.assert_array_equal(with_numbers._tracks.looks, with_arrays._tracks.looks)

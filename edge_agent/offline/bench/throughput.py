@@ -31,7 +31,7 @@ from edge_agent.agent.daemon import Agent, Supply, Tally
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import DeliveryError, EngineError
 from edge_agent.core.mqtt import BrokerSettings
-from edge_agent.core.structures import DecisionKind, Detections, Frame
+from edge_agent.core.structures import DecisionKind, Detections, Frame, ScoreLevels
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
@@ -61,7 +61,7 @@ ACKNOWLEDGE_S = 5.0
 WARM_UP_S = 3.0
 """Before the measurement begins: the tracks are new, and all are looked up at once."""
 
-_LEVELS = (0.5, 0.1, 0.5)
+_LEVELS = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
 _FRESH = (DecisionKind.MATCHED, DecisionKind.ENROLLED)
 """Decisions that are made on the frame whose time they name."""
 
