@@ -56,7 +56,7 @@ def test_the_readme_opens_with_two_commands() -> None:
 
 
 def test_the_event_of_the_readme_has_real_fields() -> None:
-    from edge_agent.core.events import data_schema, envelope_schema
+    from edge_agent.core.codec import data_schema, envelope_schema
 
     readme = (REPO / "README.md").read_text()
     event = json.loads(re.search(r"```json\n(.*?)```", readme, re.DOTALL)[1])

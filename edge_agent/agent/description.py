@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__
+from edge_agent.core.codec import to_wire
 from edge_agent.core.config import fingerprint
-from edge_agent.core.events import CameraInfo, EngineData, InfoData, to_wire
+from edge_agent.core.events import CameraInfo, EngineData, InfoData
 from edge_agent.engine import is_simulated
 
 if TYPE_CHECKING:

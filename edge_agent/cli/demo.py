@@ -232,7 +232,7 @@ class Screen:
     def _receive(self) -> None:
         import time
 
-        from edge_agent.core.events import decode
+        from edge_agent.core.codec import decode
 
         while not self._stop.is_set():
             message = self.subscriber.next(0.1)

@@ -128,7 +128,7 @@ class View:
 
     def take(self, topic: str, payload: bytes) -> None:
         """Take in one message."""
-        from edge_agent.core.events import decode
+        from edge_agent.core.codec import decode
 
         try:
             event = decode(payload)
@@ -201,7 +201,7 @@ class View:
 
 def _cells(event: Event) -> tuple[str, ...]:
     """One row of the table of events."""
-    from edge_agent.core.events import rfc3339
+    from edge_agent.core.timing import rfc3339
 
     data = event.data
     start = (

@@ -1,12 +1,28 @@
-"""How long the parts of a start take, and the age of this process."""
+"""Times: RFC 3339 text, the duration of steps, and the age of this process."""
 
 from __future__ import annotations
 
 import os
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
-__all__ = ["Laps", "process_age_s"]
+__all__ = ["Laps", "parse_time", "process_age_s", "rfc3339"]
+
+
+def rfc3339(seconds: float) -> str:
+    """Unix seconds as RFC 3339 in UTC with milliseconds: `2024-05-01T10:00:00.000Z`."""
+    moment = datetime.fromtimestamp(round(seconds, 3), timezone.utc)
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def parse_time(text: str) -> float:
+    """RFC 3339 text to Unix seconds; ValueError for other text and for a time without offset from UTC."""
+    # datetime.fromisoformat accepts `Z` only from Python 3.11 on.
+    moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in {"Z", "z"} else text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no offset from UTC")
+    return moment.timestamp()
 
 
 def process_age_s() -> float | None:
@@ -21,14 +37,14 @@ def process_age_s() -> float | None:
 
 
 class Laps:
-    """How long something took, part by part."""
+    """Durations of consecutive steps, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._at = time.monotonic()
 
-    def lap(self, part: str) -> None:
-        """This part is over; it began when the one before was."""
+    def lap(self, step: str) -> None:
+        """Record the end of this step, which began at the end of the one before."""
         now = time.monotonic()
-        self.seconds[part] = round(now - self._at, 3)
+        self.seconds[step] = round(now - self._at, 3)
         self._at = now

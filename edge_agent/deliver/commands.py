@@ -28,8 +28,9 @@ from typing import Any, Protocol, TypeAlias
 
 import structlog
 
+from edge_agent.core.codec import from_wire
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
-from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, from_wire, new_event
+from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, new_event
 from edge_agent.core.mqtt import Incoming
 from edge_agent.deliver.pacing import TokenBucket
 from edge_agent.deliver.topics import PREFIX, Topics
@@ -195,7 +196,7 @@ class CommandDesk:
             command = from_wire(wanted, found)
         except InputError as problem:
             raise _Refused("malformed", str(problem)[:300]) from problem
-        _check_lengths(command)
+        _check_printable(command)
         return command
 
     def _check_time(self, command: Command) -> None:
@@ -262,15 +263,9 @@ def _transaction(found: dict[str, Any]) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= 128 else None
 
 
-def _check_lengths(command: Command) -> None:
-    """Hold texts to the lengths that their schema states."""
+def _check_printable(command: Command) -> None:
+    """Refuse texts with control characters."""
     for entry in fields(command):
         value = getattr(command, entry.name)
-        if not isinstance(value, str):
-            continue
-        if len(value) < entry.metadata.get("minLength", 0) or len(value) > entry.metadata.get(
-            "maxLength", len(value)
-        ):
-            raise _Refused("malformed", f"{entry.name} has {len(value)} characters; see its schema")
-        if entry.name != "crop" and not value.isprintable():
+        if isinstance(value, str) and entry.name != "crop" and not value.isprintable():
             raise _Refused("malformed", f"{entry.name} has characters that cannot be shown")

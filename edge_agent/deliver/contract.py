@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES, command_schema, data_schema, envelope_schema
+from edge_agent.core.codec import command_schema, data_schema, envelope_schema
+from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES
 from edge_agent.core.manifest import write_atomic
 from edge_agent.deliver.packing import CLOUDEVENTS_JSON
 from edge_agent.deliver.topics import PREFIX

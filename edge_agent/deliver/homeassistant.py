@@ -1,52 +1,53 @@
-"""Announces the device to Home Assistant (2024.11 or newer) by one retained message of MQTT discovery.
+"""Announce the device to Home Assistant (2024.11 or newer) by one retained message of MQTT discovery.
 
-Home Assistant then reads our own topics: the agent publishes nothing more for it. An empty retained message
-in the place of the announcement removes the device again.
+Home Assistant then reads the status and telemetry topics; `core.telemetry` declares which values become
+entities. An empty retained message on the same topic removes the device.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import Field, fields
 from typing import Any
 
 from edge_agent.core.events import InfoData
+from edge_agent.core.fields import Entity
+from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.topics import Topics
 
 __all__ = ["announcement", "discovery_topic"]
 
 EXPIRE_S = 90
-"""A value that was not told again for so long is shown as unavailable; as telemetry expires."""
+"""A value older than this is shown as unavailable; telemetry messages expire after the same time."""
+
+_UNITS = {"degC": "°C"}
+"""Units that Home Assistant writes differently."""
+
+_DEVICE_CLASSES = {"degC": "temperature", "W": "power"}
 
 
 def discovery_topic(topics: Topics, prefix: str = "homeassistant") -> str:
-    """Where Home Assistant looks for the announcement."""
+    """Topic of the announcement."""
     return f"{prefix}/device/{_object_id(topics)}/config"
 
 
 def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails: Sequence[str] = ()) -> bytes:
-    """The announcement: what the device is, and which of its values become entities.
+    """Return the announcement: the device and its entities.
 
     Args:
         topics: of this device.
-        info: what runs here.
+        info: versions and model.
         zones: names of the temperature sensors, as in the telemetry.
         rails: names of the power rails, as in the telemetry.
     """
     device_id = _object_id(topics)
-    components = {
-        "state": _state(topics, device_id),
-        "throttled": _problem(device_id, "Throttled", "throttled", "{{ value_json.data.throttled }}"),
-        "stuck": _problem(device_id, "Stuck", "stuck", "{{ value_json.data.stuck | length > 0 }}"),
-        "governor": _sensor(device_id, "Load lowered (step)", "governor_step", diagnostic=True),
-        "people": _sensor(device_id, "People present", "people_present", icon="mdi:account-group"),
-        "hottest": _temperature(device_id, "Hottest sensor", "hottest_c"),
-        "power": _power(device_id, "Power", "power_total_w"),
-        "crops": _sensor(device_id, "Crops", "crops_per_s", unit="1/s", diagnostic=True),
-        "outbox": _sensor(device_id, "Events waiting", "outbox_rows", diagnostic=True),
-    }
-    components |= {f"zone_{_plain(z)}": _temperature(device_id, z, "temperatures_c", z) for z in zones}
-    components |= {f"rail_{_plain(r)}": _power(device_id, r, "power_w", r) for r in rails}
+    entries = {"temperatures_c": zones, "power_w": rails}
+    components = {"state": _state(topics, device_id)}
+    for field in fields(TelemetryData):
+        entity: Entity | None = field.metadata["entity"]
+        if entity is not None:
+            components |= _components(device_id, field, entity, entries.get(field.name))
     document = {
         "device": {
             "identifiers": [device_id],
@@ -59,7 +60,7 @@ def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails:
         "availability": [
             {
                 "topic": topics.status,
-                # `degraded` and `stopping` still tell values.
+                # Values are still published in the states `degraded` and `stopping`.
                 "value_template": "{{ 'offline' if value_json.data.state == 'offline' else 'online' }}",
             }
         ],
@@ -78,47 +79,56 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
 
 
-def _template(key: str, part: str | None) -> str:
-    """A template that says `None`, which Home Assistant shows as unknown, where the device does not say."""
-    if part is None:
-        return f"{{{{ value_json.data.{key} }}}}"
-    return f"{{{{ value_json.data.{key}.get({json.dumps(part)}) }}}}"
+def _components(
+    device_id: str, field: Field[Any], entity: Entity, entries: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    """The components of one telemetry field: one, or one for each entry of a mapping."""
+    value = f"value_json.data.{field.name}"
+    unique_id = f"{device_id}_{field.name}"
+    if entity.problem:
+        is_list = field.default_factory is tuple
+        return {entity.component: _problem(unique_id, entity, f"{value} | length > 0" if is_list else value)}
+    unit = field.metadata["json_schema_extra"].get("unit")
+    if entries is None:
+        return {entity.component: _sensor(unique_id, entity.name, value, unit, entity)}
+    return {
+        f"{entity.component}_{_plain(entry)}": _sensor(
+            f"{unique_id}_{_plain(entry)}", entry, f"{value}.get({json.dumps(entry)})", unit, entity
+        )
+        for entry in entries
+    }
 
 
-def _sensor(
-    device_id: str,
-    name: str,
-    key: str,
-    part: str | None = None,
-    *,
-    unit: str | None = None,
-    device_class: str | None = None,
-    icon: str | None = None,
-    diagnostic: bool = False,
-) -> dict[str, Any]:
-    entity: dict[str, Any] = {
+def _sensor(unique_id: str, name: str, value: str, unit: str | None, entity: Entity) -> dict[str, Any]:
+    """A sensor. Its template renders an unknown value as `None`, which Home Assistant shows as unknown."""
+    optional = {
+        "unit_of_measurement": _UNITS.get(unit or "", unit),
+        "device_class": _DEVICE_CLASSES.get(unit or ""),
+        "icon": entity.icon,
+        "entity_category": "diagnostic" if entity.diagnostic else None,
+    }
+    return {
         "platform": "sensor",
         "name": name,
-        "unique_id": f"{device_id}_{key}" + (f"_{_plain(part)}" if part else ""),
-        "value_template": _template(key, part),
+        "unique_id": unique_id,
+        "value_template": f"{{{{ {value} }}}}",
         "state_class": "measurement",
         "expire_after": EXPIRE_S,
+    } | {key: chosen for key, chosen in optional.items() if chosen is not None}
+
+
+def _problem(unique_id: str, entity: Entity, value: str) -> dict[str, Any]:
+    return {
+        "platform": "binary_sensor",
+        "name": entity.name,
+        "unique_id": unique_id,
+        "value_template": f"{{{{ {value} }}}}",
+        "payload_on": "True",
+        "payload_off": "False",
+        "device_class": "problem",
+        "entity_category": "diagnostic",
+        "expire_after": EXPIRE_S,
     }
-    more = {
-        "unit_of_measurement": unit,
-        "device_class": device_class,
-        "icon": icon,
-        "entity_category": "diagnostic" if diagnostic else None,
-    }
-    return entity | {field: value for field, value in more.items() if value is not None}
-
-
-def _temperature(device_id: str, name: str, key: str, part: str | None = None) -> dict[str, Any]:
-    return _sensor(device_id, name, key, part, unit="°C", device_class="temperature", diagnostic=True)
-
-
-def _power(device_id: str, name: str, key: str, part: str | None = None) -> dict[str, Any]:
-    return _sensor(device_id, name, key, part, unit="W", device_class="power", diagnostic=True)
 
 
 def _state(topics: Topics, device_id: str) -> dict[str, Any]:
@@ -133,18 +143,4 @@ def _state(topics: Topics, device_id: str) -> dict[str, Any]:
         "device_class": "enum",
         "options": ["online", "degraded", "stopping", "offline"],
         "entity_category": "diagnostic",
-    }
-
-
-def _problem(device_id: str, name: str, key: str, template: str) -> dict[str, Any]:
-    return {
-        "platform": "binary_sensor",
-        "name": name,
-        "unique_id": f"{device_id}_{key}",
-        "value_template": template,
-        "payload_on": "True",
-        "payload_off": "False",
-        "device_class": "problem",
-        "entity_category": "diagnostic",
-        "expire_after": EXPIRE_S,
     }

@@ -26,9 +26,10 @@ from typing import Any, Literal
 
 import structlog
 
+from edge_agent.core.codec import encode
 from edge_agent.core.encryption import key_check, rewrite
 from edge_agent.core.errors import DiskFull, StorageError
-from edge_agent.core.events import Event, GapData, NumberRange, encode, new_event
+from edge_agent.core.events import Event, GapData, NumberRange, new_event
 from edge_agent.core.sqlite import connect, database_errors
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
 

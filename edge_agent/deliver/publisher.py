@@ -29,6 +29,7 @@ from typing import Literal, Protocol, TypeAlias
 import structlog
 
 from edge_agent import __version__
+from edge_agent.core.codec import encode, schema_urn
 from edge_agent.core.errors import (
     BrokerRefused,
     BrokerUnreachable,
@@ -43,9 +44,7 @@ from edge_agent.core.events import (
     TelemetryData,
     alert_event,
     camera_status_event,
-    encode,
     new_event,
-    schema_urn,
 )
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings, Incoming

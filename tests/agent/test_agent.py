@@ -22,7 +22,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 
-from edge_agent.core.events import decode, envelope_schema
+from edge_agent.core.codec import decode, envelope_schema
 from edge_agent.offline.synthetic.camera import camera
 from edge_agent.offline.synthetic.crops import render_crop
 from edge_agent.offline.synthetic.identity import identity

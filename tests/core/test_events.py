@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from edge_agent.core.codec import data_schema, decode, encode, envelope_schema, from_wire
 from edge_agent.core.errors import InputError
 from edge_agent.core.events import (
     DATA_TYPES,
@@ -24,16 +25,10 @@ from edge_agent.core.events import (
     StatusData,
     alert_event,
     camera_status_event,
-    data_schema,
-    decode,
-    encode,
-    envelope_schema,
-    from_wire,
     new_event,
-    parse_time,
-    rfc3339,
 )
 from edge_agent.core.structures import DecisionKind, SourceState, SourceStatus
+from edge_agent.core.timing import parse_time, rfc3339
 from tests.deliver.deliver_fixtures import INFO, decision, identity, telemetry
 
 

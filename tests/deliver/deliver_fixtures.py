@@ -20,6 +20,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 from jsonschema import Draft202012Validator, ValidationError
 
+from edge_agent.core.codec import envelope_schema
 from edge_agent.core.config import MqttSettings
 from edge_agent.core.events import (
     CameraInfo,
@@ -28,7 +29,6 @@ from edge_agent.core.events import (
     Event,
     InfoData,
     TelemetryData,
-    envelope_schema,
     identity_event,
 )
 from edge_agent.core.mqtt import BrokerSettings

@@ -21,9 +21,11 @@ from jsonschema import Draft202012Validator
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edge_agent.core.codec import command_schema, envelope_schema
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.events import COMMAND_TYPES, Event, command_schema, envelope_schema, rfc3339
+from edge_agent.core.events import COMMAND_TYPES, Event
 from edge_agent.core.mqtt import Incoming
+from edge_agent.core.timing import rfc3339
 from edge_agent.deliver.commands import CommandDesk
 from edge_agent.deliver.outbox import Outbox
 from tests.conftest import Mosquitto

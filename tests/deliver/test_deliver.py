@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from edge_agent.core.codec import decode, envelope_schema
 from edge_agent.core.errors import (
     BrokerRefused,
     BrokerUnreachable,
@@ -25,7 +26,7 @@ from edge_agent.core.errors import (
     DiskFull,
     StorageError,
 )
-from edge_agent.core.events import DeviceSummary, alert_event, decode, envelope_schema, identity_event
+from edge_agent.core.events import DeviceSummary, alert_event, identity_event
 from edge_agent.core.mqtt import silence_problem
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.deliver.connection import ConnectionState

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator, Draft202012Validator
 
-from edge_agent.core.events import COMMAND_TYPES, data_schema
+from edge_agent.core.codec import data_schema
+from edge_agent.core.events import COMMAND_TYPES
 from edge_agent.deliver import commands, contract
 from tests.conftest import REPO
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.cli.watch import View
-from edge_agent.core.events import encode
+from edge_agent.core.codec import encode
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher

@@ -19,8 +19,8 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edge_agent.core.codec import encode
 from edge_agent.core.config import MqttSettings
-from edge_agent.core.events import encode
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher

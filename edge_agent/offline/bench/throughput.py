@@ -273,7 +273,7 @@ class _Arrivals:
             self._thread.join(2.0)
 
     def _run(self) -> None:
-        from edge_agent.core.events import parse_time
+        from edge_agent.core.timing import parse_time
 
         while not self._over.is_set():
             message = self.subscriber.next(0.2)

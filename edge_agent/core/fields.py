@@ -1,0 +1,114 @@
+"""Declaration of the fields of event data: JSON Schema, Prometheus metric and Home Assistant entity.
+
+The declaration is the metadata of a dataclass field, so the classes need nothing but the standard library.
+pydantic reads `description` and `json_schema_extra` from it (see `core.codec`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from edge_agent.core.timing import parse_time
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
+__all__ = ["Entity", "Metric", "Time", "UnixTime", "about", "no_entries"]
+
+
+class UnixTime:
+    """Marks Unix seconds that are RFC 3339 text in JSON."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(_parse_time, core_schema.str_schema())
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: object, _handler: object) -> dict[str, Any]:
+        return {"type": "string", "format": "date-time"}
+
+
+def _parse_time(text: str) -> float:
+    try:
+        return parse_time(text)
+    except OverflowError as problem:
+        raise ValueError(str(problem)) from problem
+
+
+Time = Annotated[float, UnixTime]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Prometheus metric of a field; its help text is the description of the field.
+
+    Attributes:
+        name: of the metric.
+        label: label for the keys of a mapping (or the entries of a tuple, each with the value 1).
+        counter: a counter, whose samples get the suffix `_total`; else a gauge.
+    """
+
+    name: str
+    label: str | None = None
+    counter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Home Assistant entity of a field. A mapping has one entity for each of its entries.
+
+    Attributes:
+        component: key of the entity in the discovery message; prefix of that key for a mapping.
+        name: shown to people; a mapping uses the names of its entries.
+        icon: of Material Design.
+        diagnostic: whether Home Assistant lists it among the diagnostics.
+        problem: a binary sensor: true, or a list with entries, is a problem.
+    """
+
+    component: str
+    name: str = ""
+    icon: str | None = None
+    diagnostic: bool = True
+    problem: bool = False
+
+
+def no_entries() -> dict[str, Any]:
+    """Return an empty mapping, as the default of a field."""
+    return {}
+
+
+def about(
+    description: str,
+    *,
+    default: Any = MISSING,  # noqa: ANN401 - as `dataclasses.field`
+    min_length: int | None = None,
+    max_length: int | None = None,
+    metric: Metric | None = None,
+    entity: Entity | None = None,
+    **schema: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Declare a dataclass field.
+
+    Args:
+        description: of the JSON Schema.
+        default: its default, or a function that makes it.
+        min_length: least length of a text; decoding refuses a shorter one.
+        max_length: greatest length of a text; decoding refuses a longer one.
+        metric: the Prometheus metric that shows it.
+        entity: the Home Assistant entity that shows it.
+        schema: further keywords of the JSON Schema, e.g. `unit`. Decoding does not enforce them.
+    """
+    metadata = {
+        "description": description,
+        "min_length": min_length,
+        "max_length": max_length,
+        "json_schema_extra": schema,
+        "metric": metric,
+        "entity": entity,
+    }
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
