@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.config import GallerySettings
 from edge_agent.core.logs import configure
 from edge_agent.core.manifest import write_atomic
 from edge_agent.gallery import Gallery
@@ -98,15 +99,15 @@ def _unit(rows: Vectors) -> Vectors:
 
 def fill(path: Path, people: People) -> None:
     """A gallery file as an agent would have written it, but in one transaction."""
-    with opened(path, people, index="exact") as gallery, gallery._store.change():
+    with opened(path, people, index="exact") as gallery, gallery.file.changing() as content:
         for numbers, exemplars, _ in people.pieces():
-            gallery._store.run_many(
+            content.store.run_many(
                 "INSERT INTO identity (number, id, kind, created, last_seen, sightings, revision) "
                 "VALUES (?, ?, 'auto', 1.0, ?, 1, random())",
                 [(number, new_id(), float(number)) for number in numbers.tolist()],
             )
             for which, rows in enumerate(exemplars):
-                gallery._store.run_many(
+                content.store.run_many(
                     "INSERT INTO exemplar (number, vector, quality, origin, camera, time) "
                     "VALUES (?, ?, 0.9, ?, 'camera', 1.0)",
                     [
@@ -121,11 +122,9 @@ def opened(
 ) -> Gallery:
     return Gallery(
         path,
+        GallerySettings(capacity=people.identities + 1000, index=index, exact_up_to=exact_up_to),
         space="benchmark",
         dimension=people.dimension,
-        capacity=people.identities + 1000,
-        index=index,
-        exact_up_to=exact_up_to,
     )
 
 
@@ -217,8 +216,7 @@ def changes(path: Path, gallery: Gallery, people: People) -> dict[str, dict[str,
 def indexed(gallery: Gallery, queries: Vectors, asked: Vectors, truth: NDArray[np.int64]) -> dict[str, Any]:
     before, began = resident(), time.perf_counter()
     gallery.search(queries[:1], K)
-    while gallery.exact:
-        time.sleep(0.1)
+    gallery.builder.wait()
     told: dict[str, Any] = {"build_s": time.perf_counter() - began, "memory": resident() - before}
     told["search"] = searches(lambda rows: gallery.search(rows, K), queries)
     found, _ = gallery.search(asked, K)

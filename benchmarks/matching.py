@@ -25,7 +25,7 @@ from benchmarks.slices import in_turn
 from edge_agent.agent import factory
 from edge_agent.core.config import Settings
 from edge_agent.core.structures import Detections, Embedded, EngineInfo, ScoreLevels, TrackUpdate
-from edge_agent.gallery import Gallery
+from edge_agent.gallery.gallery import Gallery, open_gallery
 from edge_agent.identify import Identifier
 from edge_agent.offline.bench.throughput import fill_gallery
 from edge_agent.track.tracker import Tracker
@@ -69,8 +69,8 @@ def open_people(identities: int, exemplars: int) -> Iterator[People]:
         )
         factory.state_folder(settings.state_dir)
         fill_gallery(settings, info, identities, exemplars)
-        with factory.open_gallery(settings, info, owner=True) as gallery:
-            owners, rows = gallery.vectors(gallery.numbers("auto").tolist())
+        with open_gallery(settings, info, owner=True) as gallery:
+            owners, rows = gallery.vectors([person.number for person in gallery.identities()])
             yield People(settings, gallery, owners, rows)
 
 

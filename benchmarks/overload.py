@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.scoring import PETS_VISITS, Rows, people_of, read_mot, score
-from edge_agent.agent import factory
 from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.structures import (
     Candidates,
@@ -46,6 +45,7 @@ from edge_agent.embed.capacity import Budget
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import Thinning
+from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
 from edge_agent.track.appearance import Similarity
 from edge_agent.track.tracker import Tracker
@@ -204,7 +204,7 @@ class _Replay:
         self._trackers = {
             stream.camera: Tracker(stream.camera, settings.tracker, levels, alike) for stream in streams
         }
-        self._gallery = factory.open_gallery(settings, streams[0].material.info, owner=True)
+        self._gallery = open_gallery(settings, streams[0].material.info, owner=True)
         self._settings = settings
 
     def run(self) -> dict[str, Outcome]:

@@ -285,7 +285,7 @@ class Agent:
             self.stages.identifier.reload(settings.identify)
             self._apply_calibration(self.stages)
             try:
-                factory.adjust_gallery(self.stages.gallery, settings)
+                self.stages.gallery.retention.apply(settings.gallery)
             except StorageError as error:
                 _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(error))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import Operations
     from edge_agent.core.events import Event, InfoData, TelemetryData
     from edge_agent.core.heartbeat import HeartbeatState
-    from edge_agent.core.structures import Detections, EngineInfo, Frame, Load, ScoreLevels, SourceStatus
+    from edge_agent.core.structures import Detections, Frame, Load, ScoreLevels, SourceStatus
     from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import ConnectionState
     from edge_agent.deliver.metrics import Metrics
@@ -44,13 +44,10 @@ if TYPE_CHECKING:
     from edge_agent.source.reader import FrameReader
 
 __all__ = [
-    "GALLERY_FILE",
     "OUTBOX_FILE",
     "Detection",
     "Publish",
-    "adjust_gallery",
     "announce",
-    "database_key",
     "erase_at_rest",
     "log_facts",
     "make_cooling",
@@ -58,7 +55,6 @@ __all__ = [
     "make_thinning",
     "open_commands",
     "open_detection",
-    "open_gallery",
     "open_metrics",
     "open_outbox",
     "open_publisher",
@@ -70,7 +66,6 @@ __all__ = [
     "state_folder",
 ]
 
-GALLERY_FILE = "gallery.db"
 OUTBOX_FILE = "outbox.db"
 
 
@@ -124,20 +119,6 @@ def log_facts(settings: Settings) -> dict[str, str]:
     return {"engine": backend} if is_simulated(backend) else {}
 
 
-def database_key(settings: Settings) -> bytes | None:
-    """The key of gallery and outbox; None: they are plain.
-
-    Raises:
-        ConfigError: what is set is no key.
-    """
-    from edge_agent.core.encryption import parse_key
-
-    secret = settings.storage.key
-    if secret is None or not secret.get_secret_value().strip():
-        return None  # an empty line is no secret: systemd puts one where a credential is not there
-    return parse_key(secret.get_secret_value())
-
-
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     """Write gallery and outbox anew under the configured key; the agent must not run.
 
@@ -153,11 +134,12 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
         ConfigError: the configured key is none, or SQLCipher is not installed.
         StorageError: an agent runs, or the old key is not the one.
     """
-    from edge_agent.core.encryption import rewrite
+    from edge_agent.core.encryption import database_key, rewrite
     from edge_agent.deliver import outbox
-    from edge_agent.gallery.gallery import owner_lock
+    from edge_agent.gallery.gallery import GALLERY_FILE
+    from edge_agent.gallery.sync import owner_lock
 
-    new = database_key(settings)
+    new = database_key(settings.storage)
     gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
     lock = owner_lock(gallery)
     if gallery.exists() and not lock.acquire():
@@ -173,29 +155,6 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     return made
 
 
-def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -> Gallery:
-    """The gallery of the state folder, for the embedding space of `info`; not yet entered."""
-    from edge_agent.gallery.gallery import Gallery
-
-    return Gallery(
-        state_folder(settings.state_dir) / GALLERY_FILE,
-        key=database_key(settings),
-        space=info.space,
-        dimension=info.dimension,
-        capacity=settings.gallery.capacity,
-        max_exemplars=settings.gallery.max_exemplars,
-        ttl_s=_seconds(settings.gallery.ttl_hours),
-        enrolled_ttl_s=_seconds(settings.gallery.enrolled_ttl_hours),
-        index=settings.gallery.index,
-        exact_up_to=settings.gallery.exact_up_to,
-        owner=owner,
-    )
-
-
-def _seconds(hours: float | None) -> float | None:
-    return hours * 3600 if hours is not None else None
-
-
 def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
     """What the agent has learnt of its site with this network, from the gallery of the state folder.
 
@@ -204,13 +163,14 @@ def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
         SpaceMismatch: the gallery is of another network.
     """
     from edge_agent.engine import open_engine
+    from edge_agent.gallery.gallery import GALLERY_FILE, open_gallery
     from edge_agent.identify.identifier import SITE_FACT
 
     path = settings.state_dir / GALLERY_FILE
     found = None
     if path.is_file():
         with open_gallery(settings, open_engine(prepared, backend="onnxruntime").info) as gallery:
-            found = gallery.get_fact(SITE_FACT)
+            found = gallery.facts.get(SITE_FACT)
     if not isinstance(found, dict) or not found.get("pairs"):
         raise InputError(
             f"{path} has no scores of this site yet: the agent learns them while it runs, from people who "
@@ -407,16 +367,6 @@ def open_sources(settings: Settings, state: Path) -> list[Source]:
     return sources
 
 
-def adjust_gallery(gallery: Gallery, settings: Settings) -> None:
-    """Take over reloaded settings of the gallery.
-
-    Raises:
-        StorageError: they could not be written.
-    """
-    times = settings.gallery
-    gallery.set_ttl(_seconds(times.ttl_hours), enrolled_s=_seconds(times.enrolled_ttl_hours))
-
-
 def open_telemetry(settings: Settings, state: Path) -> Telemetry:
     """What reads thermals and load; not yet entered."""
     from edge_agent.health.telemetry.reader import Telemetry
@@ -466,6 +416,7 @@ def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | N
 
 
 def _outbox(settings: Settings, state: Path) -> Outbox:
+    from edge_agent.core.encryption import database_key
     from edge_agent.deliver.outbox import Outbox
 
     limits = settings.outbox
@@ -475,7 +426,7 @@ def _outbox(settings: Settings, state: Path) -> Outbox:
         max_rows=limits.max_rows,
         max_bytes=limits.max_megabytes << 20,
         max_age_s=limits.max_age_hours * 3600,
-        key=database_key(settings),
+        key=database_key(settings.storage),
     )
 
 
@@ -509,7 +460,8 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
     Raises:
         StorageError: some could not be removed; the agent will, at its next start.
     """
-    from edge_agent.gallery.gallery import owner_lock
+    from edge_agent.gallery.gallery import GALLERY_FILE
+    from edge_agent.gallery.sync import owner_lock
 
     state = settings.state_dir
     lock = owner_lock(state / GALLERY_FILE)

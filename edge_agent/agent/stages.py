@@ -24,6 +24,7 @@ from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import current_calibration
+from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
 from edge_agent.source import source_kind
 
@@ -127,7 +128,7 @@ class StageOpener:
         calibration = fitting_calibration(active, embedder.info)
         detection = self._detection(sources)
         self._laps.lap("detector")
-        gallery = stack.enter_context(factory.open_gallery(settings, embedder.info, owner=True))
+        gallery = stack.enter_context(open_gallery(settings, embedder.info, owner=True))
         self._laps.lap("gallery")
         telemetry = stack.enter_context(factory.open_telemetry(settings, state))
         reading = telemetry.read()

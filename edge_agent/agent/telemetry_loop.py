@@ -105,7 +105,7 @@ class TelemetryLoop:
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
             self._saved = time.monotonic()
             save_site_scores(self.stages.identifier)
-            expired = self.stages.gallery.expire(time.time())
+            expired = self.stages.gallery.retention.expire(time.time())
             if expired:
                 _log.info("identities_expired", people=len(expired))
                 audit.record(self.settings().state_dir, "expire", "agent", people=len(expired))

@@ -463,14 +463,14 @@ def _space(folder: Path) -> Finding:
 
 
 def _gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
-    from edge_agent.agent.factory import GALLERY_FILE, database_key
-    from edge_agent.gallery import Gallery
+    from edge_agent.core.encryption import database_key
+    from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
     path = settings.state_dir / GALLERY_FILE
     if not path.is_file():
         return [Finding("gallery", "note", f"{path} will be made")]
     try:
-        with Gallery.existing(path, key=database_key(settings)) as gallery:
+        with Gallery.existing(path, key=database_key(settings.storage)) as gallery:
             stats = gallery.stats()
     except EdgeAgentError as problem:
         return [Finding("gallery", "missing", str(problem))]

@@ -1,4 +1,4 @@
-"""`edge-agent gallery`: who is known here, and changing that. Works while the agent runs."""
+"""`edge-agent gallery`: show and change the identities of the gallery, also while the agent runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Who is known here, and changing that, also while the agent runs. WHO is a number, an id or a name.",
+    help="Show and change the people in the gallery, also while the agent runs. WHO is a number, id or name.",
 )
 
 StateOption = Annotated[
@@ -37,8 +37,8 @@ Who = Annotated[str, typer.Argument(metavar="WHO", help="Number, id or name.")]
 
 @app.command("list")
 def list_people(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List everyone."""
-    with _open(state, config) as gallery:
+    """List all identities."""
+    with _open(_settings(state, config)) as gallery:
         people = gallery.identities()
     if as_json:
         typer.echo(json.dumps([asdict(person) for person in people], indent=2))
@@ -50,20 +50,20 @@ def list_people(state: StateOption = None, config: ConfigOption = None, as_json:
 def show(
     who: Who, state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show one identity: where its exemplars are from, and how alike they are."""
-    with _open(state, config) as gallery:
+    """Show one identity: the origin of its exemplars, and how similar they are."""
+    with _open(_settings(state, config)) as gallery:
         person = gallery.get(who)
-        told = asdict(person) | {
+        shown = asdict(person) | {
             "former_ids": gallery.former_ids(person.number),
             "embeddings": _embeddings(gallery, person.number),
         }
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(shown, indent=2))
         return
-    for key, value in told.items():
+    for key, value in shown.items():
         if key != "embeddings":
             typer.echo(f"{key:<11} {_shown(key, value)}")
-    for entry in told["embeddings"]:
+    for entry in shown["embeddings"]:
         typer.echo(
             f"  quality {entry['quality']:.2f}  nearest other {_number(entry['nearest'])}  {entry['origin']}"
         )
@@ -73,43 +73,45 @@ def show(
 def name(
     who: Who,
     new_name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="What to call the person.")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Take the name away.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the name.")] = False,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Name a person. A named identity counts as enrolled: it does not expire."""
+    """Name a person. A named identity is enrolled, and kept as long as gallery.enrolled_ttl_hours says."""
     if (new_name is None) != clear:
         raise typer.BadParameter("give either NAME or --clear")
-    with _open(state, config) as gallery:
+    settings = _settings(state, config)
+    with _open(settings) as gallery:
         person = gallery.rename(gallery.get(who).number, new_name)
-        _audit(state, config, "name")
+        _audit(settings, "name")
     if as_json:
         typer.echo(json.dumps(asdict(person), indent=2))
         return
-    typer.echo(f"{person.number} ({person.id}) is {'without a name' if person.name is None else person.name}")
+    typer.echo(f"{person.number} ({person.id}): {'no name' if person.name is None else person.name}")
 
 
 @app.command()
 def merge(
     keep: Annotated[str, typer.Argument(metavar="KEEP", help="Who stays: number, id or name.")],
-    absorb: Annotated[str, typer.Argument(metavar="ABSORB", help="Who becomes part of KEEP.")],
+    absorb: Annotated[str, typer.Argument(metavar="ABSORB", help="Who is merged into KEEP.")],
     state: StateOption = None,
     config: ConfigOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make two identities that are one person into one. It cannot be undone."""
-    with _open(state, config) as gallery:
-        stays, goes = gallery.get(keep), gallery.get(absorb)
-        _confirm(f"Merge {_called(goes)} into {_called(stays)}?", yes)
-        person = gallery.merge(stays.number, goes.number)
-        _audit(state, config, "merge")
+    """Combine two identities that are one person. This cannot be undone."""
+    settings = _settings(state, config)
+    with _open(settings) as gallery:
+        kept, absorbed = gallery.get(keep), gallery.get(absorb)
+        _confirm(f"Merge {_called(absorbed)} into {_called(kept)}?", yes)
+        person = gallery.merge(kept.number, absorbed.number)
+        _audit(settings, "merge")
     if as_json:
         typer.echo(json.dumps(asdict(person), indent=2))
         return
     typer.echo(
-        f"{_called(goes)} is now part of {_called(person)}, which keeps {person.exemplars} exemplar(s)"
+        f"{_called(absorbed)} is now part of {_called(person)}, which has {person.exemplars} exemplar(s)"
     )
 
 
@@ -117,9 +119,9 @@ def merge(
 def keep(
     who: Who,
     hours: Annotated[
-        float | None, typer.Option(min=0.001, help="Erase so many hours after the person was last seen.")
+        float | None, typer.Option(min=0.001, help="Erase this many hours after the person was last seen.")
     ] = None,
-    forever: Annotated[bool, typer.Option("--forever", help="Never erase by itself.")] = False,
+    forever: Annotated[bool, typer.Option("--forever", help="Never erase automatically.")] = False,
     as_others: Annotated[
         bool, typer.Option("--as-others", help="As others: gallery.ttl_hours or gallery.enrolled_ttl_hours.")
     ] = False,
@@ -127,13 +129,14 @@ def keep(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how long to keep one person, whatever holds for others."""
+    """Set how long one person is kept, regardless of the settings."""
     if (hours is not None) + forever + as_others != 1:
         raise typer.BadParameter("give one of --hours, --forever and --as-others")
     ttl_s = 0.0 if forever else None if hours is None else hours * 3600
-    with _open(state, config) as gallery:
-        person = gallery.keep(gallery.get(who).number, ttl_s)
-        _audit(state, config, "keep")
+    settings = _settings(state, config)
+    with _open(settings) as gallery:
+        person = gallery.retention.set_ttl(gallery.get(who).number, ttl_s)
+        _audit(settings, "keep")
     if as_json:
         typer.echo(json.dumps(asdict(person), indent=2))
         return
@@ -144,20 +147,21 @@ def keep(
 def forget(
     who: Annotated[list[str] | None, typer.Argument(metavar="WHO...", help="Numbers, ids or names.")] = None,
     everyone: Annotated[
-        bool, typer.Option("--all", help="Everyone; the gallery then fits any model.")
+        bool, typer.Option("--all", help="All identities; the gallery then accepts any model.")
     ] = False,
     state: StateOption = None,
     config: ConfigOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Erase people, their waiting events, and their pictures in crop folders. It cannot be undone."""
+    """Erase people, their waiting events, and their pictures in crop folders. This cannot be undone."""
     from edge_agent.agent import factory
     from edge_agent.gallery import erasure
 
     if bool(who) == everyone:
-        raise typer.BadParameter("name whom to forget, or give --all")
-    with _open(state, config) as gallery:
+        raise typer.BadParameter("give WHO or --all")
+    settings = _settings(state, config)
+    with _open(settings) as gallery:
         people = [gallery.get(key) for key in dict.fromkeys(who or ())]
         _confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
         numbers = dict.fromkeys(person.number for person in people)
@@ -167,8 +171,8 @@ def forget(
             else [erasure.forget(gallery, number) for number in numbers]
         )
         for one in erased:
-            _audit(state, config, "forget", exemplars=one.exemplars)
-        removed = factory.erase_at_rest(_settings(state, config), gallery)
+            _audit(settings, "forget", exemplars=one.exemplars)
+        removed = factory.erase_at_rest(settings, gallery)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in erased], indent=2))
         return
@@ -179,9 +183,9 @@ def forget(
             f"erased {one.number} ({one.id}){label}: {one.exemplars} exemplar(s), {one.bytes} bytes{former}"
         )
     if not erased:
-        typer.echo("nobody was there")
+        typer.echo("the gallery was empty")
     elif removed is None:
-        typer.echo("the running agent removes their waiting events and pictures within some seconds")
+        typer.echo("the running agent removes their waiting events and pictures within a few seconds")
     else:
         typer.echo(f"{removed.events} waiting event(s) and {removed.pictures} picture(s) removed")
 
@@ -193,13 +197,15 @@ def export_people(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write everyone to an archive. It holds biometric data: keep it as safe as the gallery."""
-    with _open(state, config) as gallery:
-        written = gallery.export(file)
+    """Write all identities to an archive. It contains biometric data: protect it like the gallery."""
+    from edge_agent.gallery.archive import export_gallery
+
+    with _open(_settings(state, config)) as gallery:
+        written = export_gallery(gallery, file)
     if as_json:
         typer.echo(json.dumps({"file": str(file), "identities": written, "bytes": file.stat().st_size}))
         return
-    typer.echo(f"{file}: {written} identities, {file.stat().st_size} bytes, readable by its owner only")
+    typer.echo(f"{file}: {written} identities, {file.stat().st_size} bytes, readable only by its owner")
 
 
 @app.command("import")
@@ -209,34 +215,36 @@ def import_people(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add everyone of an archive whose id is not here yet."""
-    from edge_agent.gallery import Gallery, read_archive
+    """Add the identities of an archive whose ids are not in the gallery yet."""
+    from edge_agent.core.encryption import database_key
+    from edge_agent.gallery.archive import import_archive, read_archive
+    from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
-    path = _path(state, config)
+    settings = _settings(state, config)
+    path, key = settings.state_dir / GALLERY_FILE, database_key(settings.storage)
     archive = read_archive(file)
-    key = _key(state, config)
-    gallery = (
-        Gallery.existing(path, key=key)
-        if path.is_file()
-        else Gallery(path, space=archive.space, dimension=archive.dimension, key=key)
-    )
+    if path.is_file():
+        gallery = Gallery.existing(path, key=key)
+    else:
+        space, dimension = archive.space, archive.dimension
+        gallery = Gallery(path, settings.gallery, space=space, dimension=dimension, key=key)
     with gallery:
-        done = gallery.import_(file)
+        done = import_archive(gallery, file)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
         return
-    typer.echo(f"{done.added} added, {done.skipped} were here already")
+    typer.echo(f"{done.added} added, {done.skipped} already in the gallery")
 
 
 @app.command()
 def stats(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show size, capacity and embedding space."""
-    with _open(state, config) as gallery:
-        told = asdict(gallery.stats())
+    with _open(_settings(state, config)) as gallery:
+        stats = asdict(gallery.stats())
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(stats, indent=2))
         return
-    for key, value in told.items():
+    for key, value in stats.items():
         typer.echo(f"{key:<13} {_shown(key, value)}")
 
 
@@ -253,20 +261,21 @@ def enrol(
         str | None, typer.Option(help="Preprocess profile: tao, imagenet, openvino-raw or swin.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Take pictures that the quality gate refuses.")
+        bool, typer.Option("--force", help="Accept pictures that the quality gate refuses.")
     ] = False,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Enrol a person from pictures; for a name that is here already, add the pictures to it.
+    """Enrol a person from pictures; if the name exists already, add the pictures to it.
 
-    A picture that was enrolled before replaces itself, so repeating the command changes nothing.
+    A picture that was enrolled before is replaced, so repeating the command changes nothing.
     """
     from edge_agent.agent import factory
     from edge_agent.core.logs import configure
     from edge_agent.embed.opening import open_embedder
     from edge_agent.engine.precision.calibration import current_calibration
+    from edge_agent.gallery.gallery import open_gallery
 
     configure("warning")
     settings = _settings(state, config, model=model, preprocess=preprocess)
@@ -276,11 +285,11 @@ def enrol(
     calibration = current_calibration(settings.engine, folder)
     with (
         open_embedder(settings.engine, settings.quality, folder, calibration) as embedder,
-        factory.open_gallery(settings, embedder.info) as gallery,
+        open_gallery(settings, embedder.info) as gallery,
     ):
         vectors = embedder.embed_images(pictures)
         person = _enrol(gallery, person_name, images, vectors, qualities)
-        _audit(state, config, "enrol", exemplars=person.exemplars)
+        _audit(settings, "enrol", exemplars=person.exemplars)
     if as_json:
         graded = [
             {"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)
@@ -299,31 +308,19 @@ def _settings(state: Path | None, config: Path | None, **engine: Any) -> Setting
     return load(config, values)
 
 
-def _path(state: Path | None, config: Path | None) -> Path:
-    from edge_agent.agent.factory import GALLERY_FILE
-
-    return (_settings(state, config).state_dir if state is None else state) / GALLERY_FILE
-
-
-def _open(state: Path | None, config: Path | None) -> Gallery:
+def _open(settings: Settings) -> Gallery:
+    from edge_agent.core.encryption import database_key
     from edge_agent.core.logs import configure
-    from edge_agent.gallery import Gallery
+    from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
     configure("warning")
-    return Gallery.existing(_path(state, config), key=_key(state, config))
+    return Gallery.existing(settings.state_dir / GALLERY_FILE, key=database_key(settings.storage))
 
 
-def _key(state: Path | None, config: Path | None) -> bytes | None:
-    """The key of the databases, from the settings and credentials."""
-    from edge_agent.agent.factory import database_key
-
-    return database_key(_settings(state, config))
-
-
-def _audit(state: Path | None, config: Path | None, action: str, **counts: int) -> None:
+def _audit(settings: Settings, action: str, **counts: int) -> None:
     from edge_agent.gallery import audit
 
-    audit.record(_path(state, config).parent, action, "command line", **counts)
+    audit.record(settings.state_dir, action, "command line", **counts)
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
@@ -333,14 +330,14 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
 
     picture: NDArray[np.uint8] | None = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
     if picture is None:
-        raise InputError(f"{path}: {'not a picture that can be read' if path.exists() else 'no such file'}")
+        raise InputError(f"{path}: {'not a readable picture' if path.exists() else 'no such file'}")
     return picture
 
 
 def _qualities(
     settings: Settings, paths: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], *, force: bool
 ) -> list[float]:
-    """Grade of each picture, 0..1; refuses what does not look like a picture of one person."""
+    """Return the quality of each picture, 0..1; refuse those that do not show one person."""
     from edge_agent.core.errors import InputError
     from edge_agent.embed.quality import QualityGate, grade_picture
 
@@ -350,8 +347,8 @@ def _qualities(
         if reason and not force:
             height, width = picture.shape[:2]
             raise InputError(
-                f"{path} ({width}x{height}) is no usable picture of one person: {reason}; "
-                "cut it to the person from head to feet, or take it as it is with --force"
+                f"{path} ({width}x{height}) is not a usable picture of one person: {reason}; "
+                "crop it to the person from head to feet, or accept it with --force"
             )
         grades.append(quality)
     return grades
@@ -364,7 +361,7 @@ def _enrol(
     vectors: NDArray[np.float32],
     qualities: Sequence[float],
 ) -> Identity:
-    """A new person, or more exemplars for the one of that name; each picture is an origin of its own."""
+    """Enrol a new person, or add exemplars to the one of that name; each picture is its own origin."""
     import time
 
     import numpy as np
@@ -389,15 +386,15 @@ def _enrol(
 
 
 def _embeddings(gallery: Gallery, number: int) -> list[dict[str, Any]]:
-    """Quality and origin of each exemplar, and its cosine to the nearest other one."""
+    """Return quality and origin of each exemplar, and its cosine to the nearest other one."""
     vectors, qualities, origins = gallery.exemplars(number)
-    alike = vectors @ vectors.T
+    cosines = vectors @ vectors.T
     rows = range(len(origins))
     return [
         {
             "quality": round(float(qualities[row]), 3),
             "origin": origins[row],
-            "nearest": round(max(float(alike[row, other]) for other in rows if other != row), 3)
+            "nearest": round(max(float(cosines[row, other]) for other in rows if other != row), 3)
             if len(origins) > 1
             else None,
         }
@@ -429,11 +426,11 @@ def _print_table(people: Sequence[Identity]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = _WIDE
-    console.print(table if people else "nobody is known here")
+    console.print(table if people else "the gallery is empty")
 
 
 _COUNTS = {"no.", "kept", "seen"}
-_WIDE = 200  # characters: a pipe has no edge to wrap at
+_WIDE = 200  # characters; output to a pipe is not wrapped
 
 
 def _moment(seconds: float) -> str:
@@ -448,7 +445,7 @@ _MOMENTS = {"created", "last_seen", "expires", "oldest_seen", "newest_seen"}
 
 
 def _shown(key: str, value: object) -> str:
-    """A value for people."""
+    """Format a value for display."""
     if value is None:
         return "never" if key in {"expires", "ttl_s", "enrolled_ttl_s"} else "-"
     if key in _MOMENTS and isinstance(value, float):

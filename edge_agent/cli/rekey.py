@@ -28,7 +28,7 @@ def command(
     """
     from edge_agent.agent import factory
     from edge_agent.core.config import load
-    from edge_agent.core.encryption import parse_key
+    from edge_agent.core.encryption import database_key, parse_key
     from edge_agent.core.errors import InputError
     from edge_agent.core.logs import configure
 
@@ -39,7 +39,7 @@ def command(
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"{old_key} cannot be read: {problem}") from problem
     done = factory.rekey(settings, old)
-    encrypted = factory.database_key(settings) is not None
+    encrypted = database_key(settings.storage) is not None
     if as_json:
         typer.echo(json.dumps({"encrypted": encrypted, "written": done}))
         return

@@ -10,11 +10,15 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import ConfigError, StorageError
 from edge_agent.core.sqlite import connect, database_errors, key_literal
 
-__all__ = ["KEY_BYTES", "check_plainness", "key_check", "parse_key", "rewrite"]
+__all__ = ["KEY_BYTES", "check_plainness", "database_key", "key_check", "parse_key", "rewrite"]
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import StorageSettings
 
 KEY_BYTES = 32
 
@@ -37,6 +41,16 @@ def parse_key(text: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise ConfigError(f"the database key has {len(key)} bytes, it must have {KEY_BYTES}; {hint}")
     return key
+
+
+def database_key(settings: StorageSettings) -> bytes | None:
+    """Return the configured key of gallery and outbox; None: they are plain.
+
+    Raises:
+        ConfigError: what is set is no key.
+    """
+    secret = "" if settings.key is None else settings.key.get_secret_value()
+    return parse_key(secret) if secret.strip() else None  # systemd supplies an absent credential as empty
 
 
 def key_check(key: bytes | None) -> int:

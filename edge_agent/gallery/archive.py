@@ -1,4 +1,4 @@
-"""The export format: one ZIP file, uncompressed, with a manifest.
+"""Export and import of a gallery: one ZIP file, uncompressed, with a manifest.
 
 ::
 
@@ -8,8 +8,8 @@
                       "exemplars": [{quality, origin, camera, time}, ...]}, ...], "facts": {key: value}}
     vectors.npy       (N, dimension) float32, rows of unit length, in the order of the exemplars above
 
-Times are Unix seconds. It holds biometric data: it is written with mode 0600, and wants the same care as
-the gallery itself.
+Times are Unix seconds. An archive contains biometric data: it has mode 0600 and needs the same care as the
+gallery itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import io
 import json
 import tempfile
 import zipfile
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,16 +28,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import InputError
+from edge_agent.core.errors import InputError, SpaceMismatch
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file
-from edge_agent.gallery.identity import Kind
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.gallery.identity import Imported, Kind
+from edge_agent.gallery.rows import Rows, Source, checked_exemplars
 
-__all__ = ["Archive", "ArchivedIdentity", "read_archive", "write_archive"]
+__all__ = [
+    "Archive",
+    "ArchivedIdentity",
+    "export_gallery",
+    "import_archive",
+    "read_archive",
+    "write_archive",
+]
 
 _KIND = "gallery"
 _VERSION = 1
 _MANIFEST, _IDENTITIES, _VECTORS = "manifest.json", "identities.json", "vectors.npy"
-_LARGEST_MEMBER = 4 << 30  # far above any gallery; stops a crafted file from filling the memory
+_LARGEST_MEMBER = 4 << 30  # far above any gallery; keeps a crafted file from filling the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,7 @@ class ArchivedIdentity:
     """One person in an archive.
 
     Attributes:
-        exemplars: quality, origin, camera and time of each row of `vectors`.
+        exemplars: of each row of `vectors`.
         vectors: `(M, D)` float32.
         Others as in `edge_agent.gallery.Identity`.
     """
@@ -57,18 +67,106 @@ class ArchivedIdentity:
     sightings: int
     ttl_s: float | None
     former_ids: tuple[str, ...]
-    exemplars: tuple[tuple[float, str, str, float], ...]
+    exemplars: tuple[Source, ...]
     vectors: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What an archive holds."""
+    """The content of an archive."""
 
     space: str
     dimension: int
     people: tuple[ArchivedIdentity, ...]
     facts: Mapping[str, Any]
+
+
+def export_gallery(gallery: Gallery, path: Path) -> int:
+    """Write all of an open gallery to an archive; return the number of identities.
+
+    Raises:
+        DiskFull, StorageError: as in `core.manifest.atomic_file`; an old file is then untouched.
+    """
+    with gallery.file.reading() as rows, rows.store.snapshot():
+        people = _archived(rows)
+        facts = {key: json.loads(text) for key, text in rows.store.rows("SELECT key, value FROM fact")}
+    write_archive(Path(path), Archive(gallery.space, gallery.dimension, people, facts))
+    return len(people)
+
+
+def import_archive(gallery: Gallery, path: Path) -> Imported:
+    """Add the identities of an archive to an open gallery; all of them, or none when there is an error.
+
+    Ids are kept, numbers are new. Identities whose id is in the gallery already are skipped, so a second
+    import changes nothing. Facts are added where the gallery has none of that key.
+
+    Raises:
+        InputError: not an archive, damaged, or another identity has a name in it.
+        SpaceMismatch: it was exported from a gallery of another embedding space.
+        StorageError: the gallery has too little capacity for all.
+    """
+    archive = read_archive(Path(path))
+    if (archive.space, archive.dimension) != (gallery.space, gallery.dimension):
+        raise SpaceMismatch(
+            f"{path} contains embeddings of space {archive.space} ({archive.dimension} numbers), "
+            f"the gallery {gallery.file.where} those of {gallery.space} ({gallery.dimension}); "
+            "they cannot be compared. Import it with --state naming a folder of its own"
+        )
+    with gallery.file.changing() as rows:
+        new = [person for person in archive.people if rows.number_of(person.id) is None]
+        gallery.retention.make_room(rows, len(new), now=gallery.retention.clock(), evict=False)
+        for person in new:
+            _insert(rows, person, archive.dimension)
+        rows.store.run_many(
+            "INSERT OR IGNORE INTO fact VALUES (?, ?)",
+            [(key, json.dumps(value)) for key, value in archive.facts.items()],
+        )
+    return Imported(added=len(new), skipped=len(archive.people) - len(new))
+
+
+def _archived(rows: Rows) -> tuple[ArchivedIdentity, ...]:
+    exemplars = defaultdict(list)
+    for number, *values in rows.store.rows(
+        "SELECT number, quality, origin, camera, time, vector FROM exemplar ORDER BY row"
+    ):
+        exemplars[number].append(values)
+    former = defaultdict(list)
+    for number, opaque in rows.store.rows("SELECT number, id FROM former ORDER BY id"):
+        former[number].append(opaque)
+    return tuple(
+        ArchivedIdentity(
+            id=person.id,
+            name=person.name,
+            kind=person.kind,
+            created=person.created,
+            last_seen=person.last_seen,
+            sightings=person.sightings,
+            ttl_s=person.ttl_s,
+            former_ids=tuple(former[person.number]),
+            exemplars=tuple((one[0], one[1], one[2], one[3]) for one in exemplars[person.number]),
+            vectors=rows.unpacked([one[4] for one in exemplars[person.number]]),
+        )
+        for person in rows.identities()
+    )
+
+
+def _insert(rows: Rows, person: ArchivedIdentity, dimension: int) -> None:
+    rows.require_free_name(person.name)
+    number = rows.insert(
+        person.id,
+        person.name,
+        person.kind,
+        created=person.created,
+        last_seen=person.last_seen,
+        sightings=person.sightings,
+        ttl_s=person.ttl_s,
+    )
+    rows.store.run_many(
+        "INSERT OR IGNORE INTO former VALUES (?, ?)", [(old, number) for old in person.former_ids]
+    )
+    qualities = np.array([one[0] for one in person.exemplars], np.float32)
+    vectors, _ = checked_exemplars(person.vectors, qualities, dimension)
+    rows.add_exemplars(number, vectors, person.exemplars)
 
 
 def write_archive(path: Path, archive: Archive) -> None:
@@ -97,7 +195,7 @@ def read_archive(path: Path) -> Archive:
     """Read and check an archive.
 
     Raises:
-        InputError: missing, not an archive, of another version, or damaged; says which.
+        InputError: missing, not an archive, of another version, or damaged.
     """
     try:
         with zipfile.ZipFile(path) as bundle:
@@ -143,7 +241,7 @@ def _vectors_npy(archive: Archive) -> bytes:
 
 
 def _manifest(bundle: zipfile.ZipFile) -> Manifest:
-    with tempfile.TemporaryDirectory() as folder:  # only the manifest, which says nothing about people
+    with tempfile.TemporaryDirectory() as folder:  # only the manifest, which contains nothing about people
         copy = Path(folder) / _MANIFEST
         copy.write_bytes(_bounded(bundle, _MANIFEST))
         return Manifest.read(copy, kind=_KIND, version=_VERSION)
@@ -152,7 +250,7 @@ def _manifest(bundle: zipfile.ZipFile) -> Manifest:
 def _member(bundle: zipfile.ZipFile, manifest: Manifest, name: str) -> bytes:
     data = _bounded(bundle, name)
     if FileRecord(hashlib.sha256(data).hexdigest(), len(data)) != manifest.files[name]:
-        raise ValueError(f"{name} differs from what the manifest says")
+        raise ValueError(f"{name} differs from its manifest entry")
     return data
 
 
@@ -188,7 +286,7 @@ def _person(entry: Mapping[str, Any], vectors: NDArray[np.float32]) -> ArchivedI
         created=float(entry["created"]),
         last_seen=float(entry["last_seen"]),
         sightings=int(entry["sightings"]),
-        ttl_s=None if entry.get("ttl_s") is None else float(entry["ttl_s"]),  # archives of old have none
+        ttl_s=None if entry.get("ttl_s") is None else float(entry["ttl_s"]),  # missing in old archives
         former_ids=tuple(entry["former_ids"]),
         exemplars=tuple(
             (float(one["quality"]), str(one["origin"]), str(one["camera"]), float(one["time"]))

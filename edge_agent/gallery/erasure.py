@@ -59,7 +59,7 @@ def forget_all(gallery: Gallery) -> list[Erased]:
 
 
 def _note(gallery: Gallery, ids: Iterable[str]) -> None:
-    gallery.change_fact(_EVENTS_FACT, lambda noted: [*(noted or []), *ids])
+    gallery.facts.change(_EVENTS_FACT, lambda noted: [*(noted or []), *ids])
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Erasure:
         key = decision.camera, decision.track_id
         if decision.number is None or not any(folder.owns(decision.camera) for folder in self.folders):
             return
-        if self._noted.get(key) != decision.number and self.gallery.note_pictures(
+        if self._noted.get(key) != decision.number and self.gallery.pictures.note(
             decision.number, *key, decision.first_seen
         ):
             self._noted[key] = decision.number
@@ -114,22 +114,22 @@ class Erasure:
         return Removed(self._erase_events(), self._erase_pictures())
 
     def _erase_events(self) -> int:
-        noted = self.gallery.get_fact(_EVENTS_FACT) or []
+        noted = self.gallery.facts.get(_EVENTS_FACT) or []
         erased = 0
         for opaque in noted:
             erased += self.events(opaque)
         if noted:  # somebody may have noted more meanwhile
-            self.gallery.change_fact(
+            self.gallery.facts.change(
                 _EVENTS_FACT, lambda now: [one for one in now or [] if one not in noted] or None
             )
         return erased
 
     def _erase_pictures(self) -> int:
-        gone = self.gallery.orphaned_pictures()
+        gone = self.gallery.pictures.orphaned()
         removed = 0
         for folder in self.folders if gone else ():
             own = [one for one in gone if folder.owns(one.camera)]
             if own:
                 removed += folder.erase(own)
-                self.gallery.pictures_removed(own)
+                self.gallery.pictures.removed(own)
         return removed

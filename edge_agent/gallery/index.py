@@ -17,12 +17,15 @@ once, so a search by it knows what is new, and not what is gone; whom it finds i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ExemplarIndex", "Shortlist"]
+if TYPE_CHECKING:
+    from edge_agent.gallery.shortlist import Codes
+
+__all__ = ["ExemplarIndex"]
 
 _FIRST_ROWS = 64
 _BLOCK = 1 << 20
@@ -40,26 +43,6 @@ _ENCODED = 1024
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-class Shortlist(Protocol):
-    """Finds rows that are probably among the best; `edge_agent.gallery.shortlist.Codes` is one."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-
-    def filled(self, slot: int) -> int:
-        """How many rows of a slot, from the first, have a code."""
-
-    def put(self, slot: int, place: int, vectors: NDArray[np.float32]) -> None:
-        """Encode rows `(N, D)` from `place` on, which is at most `filled(slot)`."""
-
-    def cut(self, slot: int, rows: int) -> None:
-        """Leave only so many rows of a slot; nothing of the others remains."""
-
-    def places(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """`(Q, C)` places of about the `count` best rows of each query, -1 where there are fewer."""
-
-
 class ExemplarIndex:
     """Embeddings grouped by identity, in matrices that double when they are full.
 
@@ -73,16 +56,11 @@ class ExemplarIndex:
         self._numbers: NDArray[np.int64] = np.empty(_FIRST_ROWS, np.int64)
         self._place: dict[int, int] = {}
         self._scratch: NDArray[np.float32] = np.empty(0, np.float32)
-        self._shortlist: Shortlist | None = None
+        self._shortlist: Codes | None = None
 
     def __len__(self) -> int:
         """Identities that have at least one exemplar."""
         return self._used[0] if self._used else 0
-
-    @property
-    def numbers(self) -> NDArray[np.int64]:
-        """`(I,)` int64: the identity of each column of `scores`; a copy."""
-        return np.array(self._numbers[: len(self)])
 
     @property
     def nbytes(self) -> int:
@@ -153,12 +131,6 @@ class ExemplarIndex:
         for slot in range(self._count(number), len(vectors)):
             self._grow(number, slot, vectors[slot])
 
-    def scores(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Best-exemplar cosine: `(Q, D)` unit rows -> `(Q, I)` float32, columns as in `numbers`."""
-        best = np.empty((len(queries), len(self)), np.float32)
-        self._score(queries, 0, best)
-        return best
-
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The `k` best identities of each query: `(Q, k)` numbers and best-exemplar cosines, best first.
 
@@ -197,7 +169,7 @@ class ExemplarIndex:
             or [np.zeros((0, self._dimension), np.float32)]
         )
 
-    def follow(self, shortlist: Shortlist | None) -> None:
+    def follow(self, shortlist: Codes | None) -> None:
         """Keep this shortlist from now on, or none; call `encode` until it has every row."""
         self._shortlist = shortlist
 

@@ -1,7 +1,7 @@
-"""The gallery on disk: one SQLite file, which is the truth.
+"""The gallery file: SQLite with a write-ahead log.
 
-Write-ahead log, one transaction per change, so a `kill -9` at any moment leaves the state before or after
-a change and nothing between. Deleted content is overwritten with zeros (`secure_delete`).
+Each change is one transaction: a `kill -9` leaves the state before or after it. Deleted content is
+overwritten with zeros (`secure_delete`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ from edge_agent.core.sqlite import (
 
 __all__ = ["Store"]
 
-_APPLICATION = 0x45414731  # "EAG1": tells a gallery from any other SQLite file
+_APPLICATION = 0x45414731  # "EAG1": distinguishes a gallery from other SQLite files
 _LAYOUT = 2
 _BUSY_S = 10.0  # another process holds the lock for one small change; an import may take longer
+_PRAGMAS = {
+    "foreign_keys": "ON",
+    "secure_delete": "ON",
+    "auto_vacuum": "INCREMENTAL",  # takes effect in a new file only
+    "journal_mode": "WAL",
+    "journal_size_limit": "0",  # after a checkpoint the log takes no space
+}
 
 # `ttl` is an identity's own time to live in seconds, 0 for ever; NULL: that of its kind.
-# `pictures` are the tracks of crop folders that show a person; with the person gone, `number` becomes NULL,
-# and the pictures have to go, too.
-# `revision` changes with an identity's exemplars, so that another process reloads only what changed.
+# `pictures` are the tracks of crop folders that show a person. When the identity is erased, `number` becomes
+# NULL, and the pictures have to be deleted.
+# `revision` changes with an identity's exemplars: another process reloads only what changed.
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -79,15 +86,15 @@ CREATE INDEX pictures_by_number ON pictures (number);
 
 
 class Store:
-    """An open gallery file. Statements go through `rows` and, inside `change`, through `run`."""
+    """An open gallery file. Queries go through `rows` and, inside `change`, changes through `run`."""
 
     def __init__(self, path: Path | None, *, key: bytes | None = None, check: bool = True) -> None:
-        """Open or create the file; None keeps everything in memory.
+        """Open or create the file, with mode 0600 (its folder with 0700); None keeps everything in memory.
 
         Args:
             path: of the file.
             key: encrypts it, see `edge_agent.core.encryption`; None: it is plain.
-            check: look through the whole file for damage.
+            check: search the whole file for damage.
 
         Raises:
             StorageError: not a gallery, damaged, of a newer layout, of another key, or not accessible.
@@ -102,44 +109,40 @@ class Store:
             damaged="move it away together with its -wal and -shm files, then restore the last export:"
             " edge-agent gallery import FILE",
         )
+        self.where = self._description.name
+        """Path of the file in messages."""
+        self.damage = self._description.damage
         with self._description.translated():
             if path is not None:
                 check_plainness(path, key)
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 make_private(path)
-            self._connection = _connect(path, key)
+            self._connection = connect(path, key=key, timeout_s=_BUSY_S, pragmas=_PRAGMAS)
             try:
                 self._prepare(check=check)
             except BaseException:
                 self._connection.close()
                 raise
 
-    @property
-    def where(self) -> str:
-        """The path in messages."""
-        return self._description.name
-
     def close(self) -> None:
-        """Close the file; the write-ahead log is folded into it when this was the last process."""
+        """Close the file; SQLite empties the write-ahead log when this was the last connection."""
         self._connection.close()
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
+        """Return all rows of a query."""
         with self._description.translated():
-            found: list[tuple[Any, ...]] = self._connection.execute(statement, values).fetchall()
-            return found
+            return self._connection.execute(statement, values).fetchall()
 
-    def pieces(self, statement: str, size: int) -> Iterator[list[tuple[Any, ...]]]:
-        """All rows of a query, so many at a time: a large table is never in memory as Python objects."""
-        with (
-            self._description.translated(),
-            contextlib.closing(self._connection.execute(statement)) as cursor,
-        ):
-            while rows := cursor.fetchmany(size):
-                yield rows
+    def batches(self, statement: str, size: int) -> Iterator[list[tuple[Any, ...]]]:
+        """Yield the rows of a query in lists of at most `size`: a large table never becomes one list."""
+        with self._description.translated():
+            cursor = self._connection.execute(statement)
+            with contextlib.closing(cursor):
+                while rows := cursor.fetchmany(size):
+                    yield rows
 
     def value(self, statement: str, values: Sequence[Any] = ()) -> Any:  # noqa: ANN401 - any SQL value
-        """First column of the first row, None when there is none."""
+        """Return the first column of the first row; None when there is no row."""
         rows = self.rows(statement, values)
         return rows[0][0] if rows else None
 
@@ -153,120 +156,115 @@ class Store:
 
     @contextlib.contextmanager
     def change(self, *, durable: bool = True) -> Iterator[None]:
-        """One transaction: all of the block is stored, or none of it.
+        """Run the block in one transaction.
 
         Args:
-            durable: wait until the change would survive a power cut. Without it a power cut may undo the
-                last changes (never a part of one); a killed process loses nothing either way.
+            durable: wait until the change would survive a power cut. Otherwise a power cut may undo the
+                last changes as a whole; the end of the process loses nothing either way.
         """
         with self._description.translated():
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             with transaction(self._connection):
                 yield
 
-    def changed_outside(self) -> int:
-        """A number that differs from the last one when another connection has changed the file."""
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Give all queries of the block the same state of the file."""
+        with self._description.translated(), transaction(self._connection, "DEFERRED"):
+            yield
+
+    def data_version(self) -> int:
+        """Return a number that changes when another connection changes the file."""
         return int(self.value("PRAGMA data_version"))
 
     def meta(self, key: str) -> Any:  # noqa: ANN401 - any SQL value
-        """A property of the gallery itself, None when it was never set."""
+        """Return a property of the gallery itself; None when it was never set."""
         return self.value("SELECT value FROM meta WHERE key = ?", (key,))
 
     def put_meta(self, key: str, value: Any) -> None:  # noqa: ANN401 - any SQL value
         """Set a property of the gallery itself, inside a change."""
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Let all queries of the block see the same state, whatever other processes write meanwhile."""
-        with self._description.translated(), transaction(self._connection, "DEFERRED"):
-            yield
-
     def scrub(self, *, wait: bool) -> bool:
-        """Give the pages of deleted rows back, and empty the write-ahead log, which has copies of them.
+        """Free the pages of deleted rows, and empty the write-ahead log, which contains copies of them.
 
-        `secure_delete` has zeroed the rows; a whole VACUUM would add nothing to that, but rewrite the file,
-        which takes seconds at 10,000 identities and wears flash. Works on a connection of its own, so that
-        this store can be used meanwhile.
+        `secure_delete` has zeroed the rows. VACUUM would add nothing to that, but rewrite the whole file,
+        which takes seconds at 10,000 identities and wears flash. Uses its own connection, so this store
+        stays usable.
 
         Args:
-            wait: for other processes that are just reading the log, ten seconds at most.
+            wait: up to ten seconds for other processes that are reading the log.
 
         Returns:
-            whether the log could be emptied.
+            whether the log was emptied.
         """
         if self.path is None:
             return True
-        deadline = time.monotonic() + (_BUSY_S if wait else 0.0)
+        wait_s = _BUSY_S if wait else 0.0
+        deadline = time.monotonic() + wait_s
         with (
             self._description.translated(),
-            contextlib.closing(_connect(self.path, self._key, _BUSY_S if wait else 0.0)) as connection,
+            contextlib.closing(
+                connect(self.path, key=self._key, timeout_s=wait_s, pragmas=_PRAGMAS)
+            ) as connection,
         ):
-            while not _emptied(connection):
-                # SQLite's own wait does not cover every way in which two connections meet.
+            while not _empty_log(connection):
+                # SQLite's own timeout does not cover every kind of conflict between two connections.
                 if time.monotonic() >= deadline:
                     return False
                 time.sleep(0.01)
         return True
 
     def file_bytes(self) -> int:
-        """Size on disk, with the write-ahead log."""
+        """Return the size on disk, with the write-ahead log; 0 in memory."""
         if self.path is None:
             return 0
-        files = [self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal")]
+        files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return sum(file.stat().st_size for file in files if file.exists())
 
     def _prepare(self, *, check: bool) -> None:
-        layout = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables:
+        if not self._pragma("SELECT count(*) FROM sqlite_master"):
             self._create()
             return
-        if self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+        if self._pragma("PRAGMA application_id") != _APPLICATION:
             raise StorageError(f"{self.where} is an SQLite file, but not a gallery; name another path")
+        layout = self._pragma("PRAGMA user_version")
         if layout == 1:
-            self._take_over_layout_1()
+            self._migrate_layout_1()
         elif layout != _LAYOUT:
             raise StorageError(
                 f"{self.where} has layout {layout}, this edge-agent reads {_LAYOUT}; "
                 "run the version that wrote it, export the gallery there and import it here"
             )
-        verdict = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
-        if verdict != "ok":
-            raise self._description.damage(verdict)
+        result = self._pragma("PRAGMA quick_check(1)") if check else "ok"
+        if result != "ok":
+            raise self.damage(str(result))
 
-    def _take_over_layout_1(self) -> None:
+    def _pragma(self, statement: str) -> Any:  # noqa: ANN401 - a number or a text
+        return self._connection.execute(statement).fetchone()[0]
+
+    def _migrate_layout_1(self) -> None:
         with self.change():
-            if self._connection.execute("PRAGMA user_version").fetchone()[0] == _LAYOUT:
+            if self._pragma("PRAGMA user_version") == _LAYOUT:
                 return  # another process was faster
-            self._connection.execute("ALTER TABLE identity ADD COLUMN ttl REAL")
-            for statement in _SINCE_LAYOUT_2.split(";"):
-                self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {_LAYOUT}")
+            self.run("ALTER TABLE identity ADD COLUMN ttl REAL")
+            self._add_tables(_SINCE_LAYOUT_2)
 
     def _create(self) -> None:
         with self.change():
-            if self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            if self._pragma("SELECT count(*) FROM sqlite_master"):
                 return  # another process was faster
-            for statement in (_SCHEMA + _SINCE_LAYOUT_2).split(";"):
-                self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            self._connection.execute(f"PRAGMA user_version = {_LAYOUT}")
+            self.run(f"PRAGMA application_id = {_APPLICATION}")
+            self._add_tables(_SCHEMA + _SINCE_LAYOUT_2)
+
+    def _add_tables(self, schema: str) -> None:
+        for statement in schema.split(";"):
+            self.run(statement)
+        self.run(f"PRAGMA user_version = {_LAYOUT}")
 
 
-def _connect(path: Path | None, key: bytes | None, busy_s: float = _BUSY_S) -> sqlite3.Connection:
-    pragmas = {
-        "foreign_keys": "ON",
-        "secure_delete": "ON",
-        "auto_vacuum": "INCREMENTAL",  # takes effect in a new file only
-        "journal_mode": "WAL",
-        "journal_size_limit": "0",  # after a checkpoint the log takes no space
-    }
-    return connect(path, key=key, timeout_s=busy_s, pragmas=pragmas)
-
-
-def _emptied(connection: sqlite3.Connection) -> bool:
-    """Give free pages back and fold the log into the file; False when somebody else is at it."""
+def _empty_log(connection: sqlite3.Connection) -> bool:
+    """Free unused pages and copy the log into the file; False while another connection prevents it."""
     try:
         with transaction(connection):
             connection.execute("PRAGMA incremental_vacuum").fetchall()

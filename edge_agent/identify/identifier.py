@@ -75,6 +75,16 @@ class KnownIdentity(Protocol):
         """`auto` or `enrolled`."""
 
 
+class FactStore(Protocol):
+    """JSON values by key, stored with the identities."""
+
+    def get(self, key: str) -> Any:  # noqa: ANN401  any JSON value
+        """Return a value; None when there is none."""
+
+    def set(self, key: str, value: Any) -> None:  # noqa: ANN401  any JSON value
+        """Store a value."""
+
+
 class KnownIdentities(Searchable, Protocol):
     """The gallery as the decision uses it; `edge_agent.gallery.Gallery` says what each method does."""
 
@@ -94,8 +104,8 @@ class KnownIdentities(Searchable, Protocol):
     def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]:
         """Vectors, qualities and origins."""
 
-    def steady(self) -> AbstractContextManager[None]:
-        """Nobody else changes anything within."""
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Hold the lock for many calls."""
 
     def present(self, numbers: set[int]) -> set[int]:
         """Those that are still there."""
@@ -115,11 +125,9 @@ class KnownIdentities(Searchable, Protocol):
     def get(self, key: int | str) -> KnownIdentity:
         """One identity; raises InputError when it is not there."""
 
-    def get_fact(self, key: str) -> Any:  # noqa: ANN401  any JSON value
-        """A stored value, or None."""
-
-    def set_fact(self, key: str, value: Any) -> None:  # noqa: ANN401  any JSON value
-        """Store a value."""
+    @property
+    def facts(self) -> FactStore:
+        """Values stored with the identities."""
 
 
 @dataclass(slots=True)
@@ -199,7 +207,7 @@ class Identifier:
         self._lookalikes = Lookalikes(self.gallery, self._neighbours)
         self._links = Covisibility(self.settings.covisible_frames)
         self._site = SiteScores(self.settings.target_fmr)
-        stored = self.gallery.get_fact(SITE_FACT)
+        stored = self.gallery.facts.get(SITE_FACT)
         if stored:
             self._site.load(stored)
         self._in_force = self.threshold()
@@ -214,7 +222,7 @@ class Identifier:
         due = [track for track in seen if self._due(track)]
         try:
             if due or update.ended:
-                with self.gallery.steady():
+                with self.gallery.exclusive():
                     self._decide_frame(seen, due, update, decisions)
         except InputError as vanished:
             # Another process erased an identity between two calls; the next frame decides anew.
@@ -255,7 +263,7 @@ class Identifier:
 
     def save(self) -> None:
         """Keep what was learnt of the site for the next run."""
-        self.gallery.set_fact(SITE_FACT, self._site.to_json())
+        self.gallery.facts.set(SITE_FACT, self._site.to_json())
 
     def enrol_track(self, camera: str, track_id: int, name: str | None) -> int:
         """Put the person of a track into the gallery at an operator's word; returns the number.

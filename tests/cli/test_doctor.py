@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import checks, doctor
 from edge_agent.cli.checks import Finding, examine
-from edge_agent.core.config import Settings, load
+from edge_agent.core.config import GallerySettings, Settings, load
 from edge_agent.core.structures import EngineInfo
 from edge_agent.gallery import Gallery
 from edge_agent.health.telemetry.sysfs import SysfsReader
@@ -257,7 +257,7 @@ def test_gallery_of_this_or_another_model(tmp_path: Path) -> None:
     path = chosen.state_dir / "gallery.db"
     engine = EngineInfo("onnxruntime", "fp32", "m", "0" * 64, "space-a", 4, 64, "cpu")
     assert checks._gallery(chosen, engine)[0].state == "note"
-    with Gallery(path, space="space-a", dimension=4) as gallery:
+    with Gallery(path, GallerySettings(), space="space-a", dimension=4) as gallery:
         gallery.enrol(np.eye(4, dtype=np.float32)[:1], np.ones(1), origin="t", camera="c", time=1.0)
     assert checks._gallery(chosen, engine)[0].found == "1 of 10000 identities, 0 enrolled, space space-a"
     other = EngineInfo("onnxruntime", "fp32", "m", "0" * 64, "space-b", 4, 64, "cpu")

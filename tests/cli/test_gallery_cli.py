@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from edge_agent.cli.gallery import app
+from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import EdgeAgentError, InputError, SpaceMismatch, StorageError
 from edge_agent.gallery import Gallery
 
@@ -27,7 +28,7 @@ def unit(rows: int, seed: int) -> Any:
 def state(tmp_path: Path) -> Path:
     """A gallery with three people, one of them named."""
     folder = tmp_path / "state"
-    with Gallery(folder / "gallery.db", space="s", dimension=D, ttl_s=3600) as gallery:
+    with Gallery(folder / "gallery.db", GallerySettings(ttl_hours=1.0), space="s", dimension=D) as gallery:
         for seed in range(3):
             gallery.enrol(unit(2, seed), np.full(2, 0.5), origin=f"t{seed}", camera="c", time=1.7e9 + seed)
         gallery.rename(2, "Ada")
@@ -79,7 +80,7 @@ def test_merge_asks_first(state: Path) -> None:
     assert refused.exit_code == 1
     assert len(told("list", "--state", state)) == 3
     merged = command("merge", "Ada", "3", "--state", state, answer="y\n")
-    assert "keeps 4 exemplar(s)" in merged.output
+    assert "has 4 exemplar(s)" in merged.output
     assert told("merge", "Ada", "1", "--yes", "--state", state)["exemplars"] == 6
 
 
@@ -93,8 +94,8 @@ def test_forget_says_what_it_erased(state: Path) -> None:
     erased = told("forget", "Ada", "2", "1", "--yes", "--state", state)
     assert [(one["number"], one["exemplars"], one["bytes"]) for one in erased] == [(2, 2, 64), (1, 2, 64)]
     assert "erased 3" in command("forget", "--all", "--yes", "--state", state).output
-    assert "nobody was there" in command("forget", "--all", "--yes", "--state", state).output
-    assert "nobody is known" in command("list", "--state", state).output
+    assert "the gallery was empty" in command("forget", "--all", "--yes", "--state", state).output
+    assert "the gallery is empty" in command("list", "--state", state).output
 
 
 def test_export_and_import(state: Path, tmp_path: Path) -> None:
@@ -124,11 +125,11 @@ def test_the_folder_comes_from_the_configuration(state: Path, tmp_path: Path) ->
 
 
 def test_a_running_agent_notices_what_commands_do(state: Path) -> None:
-    with Gallery(state / "gallery.db", space="s", dimension=D, owner=True) as agent:
-        assert len(agent.scores(unit(1, 0))[0]) == 3
+    with Gallery(state / "gallery.db", GallerySettings(), space="s", dimension=D, owner=True) as agent:
+        assert sorted(agent.search(unit(1, 0), k=4)[0][0].tolist()) == [-1, 1, 2, 3]
         command("forget", "Ada", "--yes", "--state", state)
         command("name", "1", "Bob", "--state", state)
-        assert sorted(agent.scores(unit(1, 0))[0].tolist()) == [1, 3]
+        assert sorted(agent.search(unit(1, 0), k=4)[0][0].tolist()) == [-1, -1, 1, 3]
         assert agent.get("Bob").number == 1
 
 
@@ -162,7 +163,7 @@ def test_enrol_refuses_what_is_no_picture_of_a_person(tmp_path: Path) -> None:
     wide = person(tmp_path / "wide.png", 1, height=60, width=200)
     for picture, reason in (
         ("none.jpg", "no such file"),
-        ("text.jpg", "not a picture"),
+        ("text.jpg", "not a readable picture"),
         ("wide.png", "--force"),
     ):
         with pytest.raises(InputError, match=reason):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.agent.factory import database_key
 from edge_agent.cli import app
 from edge_agent.core import encryption
-from edge_agent.core.config import load
+from edge_agent.core.config import GallerySettings, load
+from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.gallery import Gallery
@@ -30,7 +30,7 @@ def sqlcipher() -> None:
 
 
 def fill(state: Path, key: bytes | None) -> None:
-    with Gallery(state / "gallery.db", space="s", dimension=8, key=key) as gallery:
+    with Gallery(state / "gallery.db", GallerySettings(), space="s", dimension=8, key=key) as gallery:
         gallery.enrol(ROWS[:2], np.ones(2), name=NAME, kind="enrolled", origin="c:1", camera="c", time=1.0)
         gone = gallery.enrol(ROWS[2:3], np.ones(1), origin="c:2", camera="c", time=1.0)
         gallery.merge(1, gone.number)
@@ -41,7 +41,7 @@ def fill(state: Path, key: bytes | None) -> None:
 
 def check(state: Path, key: bytes | None) -> None:
     """Everything is still there, and can be gone on with."""
-    with Gallery(state / "gallery.db", space="s", dimension=8, key=key) as gallery:
+    with Gallery(state / "gallery.db", GallerySettings(), space="s", dimension=8, key=key) as gallery:
         assert [person.name for person in gallery.identities()] == [NAME]
         assert gallery.former_ids(1)
         assert gallery.search(ROWS[1:2])[0][0, 0] == 1
@@ -104,7 +104,7 @@ def test_a_key_that_does_not_fit_is_refused(
     fill(tmp_path, made)
     with (
         pytest.raises(StorageError, match=words),
-        Gallery(tmp_path / "gallery.db", space="s", dimension=8, key=given),
+        Gallery(tmp_path / "gallery.db", GallerySettings(), space="s", dimension=8, key=given),
     ):
         pass
     with pytest.raises(StorageError, match="storage__key"), Outbox(tmp_path / "outbox.db", key=given):
@@ -116,10 +116,10 @@ def test_a_key_that_does_not_fit_is_refused(
 def test_an_empty_credential_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "storage__key").write_text("\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    assert database_key(load()) is None
+    assert database_key(load().storage) is None
     (tmp_path / "storage__key").write_text("no key\n")
     with pytest.raises(ConfigError, match="openssl rand") as caught:
-        database_key(load())
+        database_key(load().storage)
     assert "no key" not in str(caught.value)
 
 
@@ -127,7 +127,7 @@ def test_a_key_without_the_extra_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "sqlcipher3", None)
     with (
         pytest.raises(ConfigError, match=r"edge-agent\[encrypt\]"),
-        Gallery(tmp_path / "gallery.db", space="s", dimension=8, key=KEY),
+        Gallery(tmp_path / "gallery.db", GallerySettings(), space="s", dimension=8, key=KEY),
     ):
         pass
 
@@ -163,7 +163,7 @@ def test_rekey_with_a_wrong_key_or_a_running_agent_changes_nothing(
         command("rekey", "--state", tmp_path, "--old-key", tmp_path / "old")
     (tmp_path / "old").write_text(KEY.hex())
     with (
-        Gallery(tmp_path / "gallery.db", space="s", dimension=8, key=KEY, owner=True),
+        Gallery(tmp_path / "gallery.db", GallerySettings(), space="s", dimension=8, key=KEY, owner=True),
         pytest.raises(StorageError, match="stop it"),
     ):
         command("rekey", "--state", tmp_path, "--old-key", tmp_path / "old")
@@ -183,7 +183,7 @@ def test_a_kill_while_the_key_is_changed_leaves_the_old_file_or_the_new(
             with pytest.raises(Killed):
                 encryption.rewrite(state / "gallery.db", None, KEY)
         encryption.rewrite(state / "gallery.db", None, KEY)
-        with Gallery(state / "gallery.db", space="s", dimension=8, key=KEY) as gallery:
+        with Gallery(state / "gallery.db", GallerySettings(), space="s", dimension=8, key=KEY) as gallery:
             assert len(gallery) == 1
 
 

@@ -273,9 +273,6 @@ class Known:
             site.learn(f"#{number}", f"#{number + 100}", score)
         self.facts = {SITE_FACT: site.to_json()}
 
-    def get_fact(self, key: str) -> Any:
-        return self.facts.get(key)
-
 
 @pytest.mark.parametrize(
     ("scores", "calibrated_at", "configured", "rule"),

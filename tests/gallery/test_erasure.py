@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_agent.agent.factory import erase_at_rest
-from edge_agent.core.config import load
+from edge_agent.core.config import GallerySettings, load
 from edge_agent.core.errors import StorageError
 from edge_agent.core.structures import DecisionKind, Pictures
 from edge_agent.deliver.outbox import Outbox
@@ -38,7 +38,7 @@ class Folder:
 
 @pytest.fixture
 def gallery(tmp_path: Path) -> Iterator[Gallery]:
-    with Gallery(tmp_path / "gallery.db", space="s", dimension=4) as opened:
+    with Gallery(tmp_path / "gallery.db", GallerySettings(), space="s", dimension=4) as opened:
         yield opened
 
 
@@ -92,7 +92,7 @@ def test_events_of_an_outbox_that_is_not_used_now_go_as_well(gallery: Gallery, t
     forget(gallery, people[0].number)
     assert erase_at_rest(settings, gallery) == Removed(events=2)
     forget_all(gallery)
-    with Gallery(tmp_path / "gallery.db", space="s", dimension=4, owner=True):
+    with Gallery(tmp_path / "gallery.db", GallerySettings(), space="s", dimension=4, owner=True):
         assert erase_at_rest(settings, gallery) is None  # an agent runs: it will do it
     assert erase_at_rest(settings, gallery) == Removed(events=1)
     with Outbox(tmp_path / "outbox.db") as outbox:

@@ -18,14 +18,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import DiskFull, StorageError
 from edge_agent.gallery import Gallery
+from edge_agent.gallery.archive import export_gallery
 
 D = 64
 
 WRITER = """
     import sys
     import numpy as np
+    from edge_agent.core.config import GallerySettings
     from edge_agent.gallery import Gallery
 
     path, seed = sys.argv[1], int(sys.argv[2])
@@ -36,7 +39,8 @@ WRITER = """
         return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
     seen = dict(origin="t", camera="c", time=float(seed))
-    with Gallery(path, space="s", dimension=64, max_exemplars=6, capacity=40, owner=True) as gallery:
+    settings = GallerySettings(max_exemplars=6, capacity=40)
+    with Gallery(path, settings, space="s", dimension=64, owner=True) as gallery:
         print("ready", flush=True)
         while True:
             # every exemplar of an identity has the identity's creation number of exemplars as its quality
@@ -49,7 +53,7 @@ WRITER = """
                 gallery.forget(people[chosen].number)
             elif len(people) > 2:
                 gallery.merge(people[chosen].number, people[chosen - 1].number)
-            gallery.set_fact("round", person.number)
+            gallery.facts.set("round", person.number)
 """
 
 
@@ -90,16 +94,13 @@ def assert_whole(path: Path, last_number: int) -> int:
     with contextlib.closing(sqlite3.connect(path)) as file:
         assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert file.execute("PRAGMA foreign_key_check").fetchall() == []
-    with Gallery(path, space="s", dimension=D, max_exemplars=6, capacity=40, owner=True) as gallery:
+    with Gallery(
+        path, GallerySettings(max_exemplars=6, capacity=40), space="s", dimension=D, owner=True
+    ) as gallery:
         people = gallery.identities()
         assert people
-        queries = unit(3)
-        numbers, scores = gallery.scores(queries)
-        assert sorted(numbers.tolist()) == [person.number for person in people]
-        for number, column in zip(numbers.tolist(), scores.T, strict=True):
-            vectors, _, _ = gallery.exemplars(number)
-            assert 1 <= len(vectors) <= 6
-            np.testing.assert_allclose(column, (queries @ vectors.T).max(axis=1), atol=2e-6)
+        assert_index_is_the_file(gallery)
+        assert all(1 <= len(gallery.exemplars(person.number)[0]) <= 6 for person in people)
         newest = max(person.number for person in people)
         assert newest >= last_number - 20  # whoever was merged or forgotten since
         return newest
@@ -126,10 +127,11 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 def assert_index_is_the_file(gallery: Gallery) -> None:
     queries = unit(2, 5)
-    numbers, scores = gallery.scores(queries)
-    assert sorted(numbers.tolist()) == [person.number for person in gallery.identities()]
-    for number, column in zip(numbers.tolist(), scores.T, strict=True):
-        np.testing.assert_allclose(column, (queries @ gallery.exemplars(number)[0].T).max(axis=1), atol=2e-6)
+    people = [person.number for person in gallery.identities()]
+    for query, found, scores in zip(queries, *gallery.search(queries, len(people)), strict=True):
+        assert sorted(found.tolist()) == people
+        truth = [(gallery.exemplars(number)[0] @ query).max() for number in found.tolist()]
+        np.testing.assert_allclose(scores, truth, atol=2e-6)
 
 
 def fill_up(gallery: Gallery) -> None:
@@ -141,14 +143,14 @@ def fill_up(gallery: Gallery) -> None:
 def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "disk", 2) as disk,
-        Gallery(disk / "gallery.db", space="s", dimension=D) as gallery,
+        Gallery(disk / "gallery.db", GallerySettings(), space="s", dimension=D) as gallery,
     ):
         with pytest.raises(DiskFull, match="no space is left"):
             fill_up(gallery)
         assert len(gallery) > 40
         assert_index_is_the_file(gallery)
         with pytest.raises(DiskFull):
-            gallery.export(disk / "copy.zip")
+            export_gallery(gallery, disk / "copy.zip")
         assert not (disk / "copy.zip").exists()
         assert Gallery.existing(disk / "gallery.db").__enter__().__exit__(None, None, None) is None
         assert gallery.search(unit(1, 3))[1][0, 0] == pytest.approx(1)
@@ -158,13 +160,14 @@ LIMITED = """
     import resource, sys
     import numpy as np
     from edge_agent.core.errors import StorageError
+    from edge_agent.core.config import GallerySettings
     from edge_agent.gallery import Gallery
 
     def unit(rows, seed):
         drawn = np.random.default_rng(seed).normal(size=(rows, 64)).astype(np.float32)
         return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
-    with Gallery(sys.argv[1], space="s", dimension=64) as gallery:
+    with Gallery(sys.argv[1], GallerySettings(), space="s", dimension=64) as gallery:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
         enrolled = 0
         try:
@@ -172,7 +175,8 @@ LIMITED = """
                 gallery.enrol(unit(8, enrolled), np.ones(8), origin="t", camera="c", time=1.0)
                 enrolled += 1
         except StorageError as problem:
-            print(enrolled, len(gallery), len(gallery.scores(unit(1, 0))[0]), problem)
+            found = gallery.search(unit(1, 0), enrolled + 9)[0]
+            print(enrolled, len(gallery), (found >= 0).sum(), problem)
 """
 
 
@@ -182,7 +186,7 @@ def test_a_file_that_may_not_grow_is_said_and_what_was_there_stays(tmp_path: Pat
     enrolled, stored, indexed, problem = output.decode().split(" ", 3)
     assert int(enrolled) == int(stored) == int(indexed) > 5
     assert str(path) in problem
-    with Gallery(path, space="s", dimension=D) as gallery:
+    with Gallery(path, GallerySettings(), space="s", dimension=D) as gallery:
         assert len(gallery) == int(enrolled)
         assert_index_is_the_file(gallery)
 
@@ -211,7 +215,9 @@ def test_nothing_of_a_forgotten_person_remains_in_the_files(
         drawn = generator.normal(size=(rows, dimension)).astype(np.float32)
         return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
 
-    with Gallery(tmp_path / "gallery.db", space="s", dimension=dimension, max_exemplars=4) as gallery:
+    with Gallery(
+        tmp_path / "gallery.db", GallerySettings(max_exemplars=4), space="s", dimension=dimension
+    ) as gallery:
         for step in range(people):
             person = gallery.enrol(draw(3), np.ones(3), origin="t", camera="c", time=1.0)
             gallery.add_exemplars(person.number, draw(3), np.ones(3), origin="t", camera="c", time=1.0)
@@ -237,23 +243,23 @@ def assert_nothing_of_the_merged(gallery: Gallery, folder: Path) -> None:
     gallery.merge(first.number, second.number)
     gallery.forget(first.number)
     assert remains(folder, before) == 0
-    gallery.set_ttl(1.0)
+    gallery.retention.apply(GallerySettings(ttl_hours=1 / 3600))
     auto = [person for person in gallery.identities() if person.kind == "auto"]
     vectors = np.concatenate([gallery.exemplars(person.number)[0] for person in auto])
-    assert [person.number for person in gallery.expire(1e9)] == [person.number for person in auto]
+    assert [person.number for person in gallery.retention.expire(1e9)] == [person.number for person in auto]
     assert remains(folder, vectors) == 0
 
 
 def test_a_reader_that_holds_the_log_is_named_as_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "gallery.db"
-    with Gallery(path, space="s", dimension=D) as gallery:
+    with Gallery(path, GallerySettings(), space="s", dimension=D) as gallery:
         for seed in range(3):
             gallery.enrol(unit(2, seed), np.ones(2), origin="t", camera="c", time=1.0)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM identity").fetchall()
-            gallery.set_ttl(1.0)
-            assert len(gallery.expire(1e9)) == 3  # does not wait
+            gallery.retention.apply(GallerySettings(ttl_hours=1 / 3600))
+            assert len(gallery.retention.expire(1e9)) == 3  # does not wait
         gallery.enrol(unit(2, 9), np.ones(2), origin="t", camera="c", time=1e9)
         gallery.forget(4)
         assert remains(tmp_path, np.concatenate([unit(2, seed) for seed in (0, 1, 2, 9)])) == 0
@@ -264,7 +270,7 @@ def test_a_forget_that_could_not_clear_the_log_says_so(
 ) -> None:
     monkeypatch.setattr("edge_agent.gallery.store._BUSY_S", 0.1)
     path = tmp_path / "gallery.db"
-    with Gallery(path, space="s", dimension=D) as gallery:
+    with Gallery(path, GallerySettings(), space="s", dimension=D) as gallery:
         gallery.enrol(unit(2), np.ones(2), origin="t", camera="c", time=1.0)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-import edge_agent.gallery.gallery as gallery_module
+import edge_agent.gallery.builder as builder_module
 import edge_agent.gallery.index as index_module
+from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.gallery import Gallery
 from edge_agent.gallery.index import ExemplarIndex
@@ -22,7 +24,7 @@ from edge_agent.gallery.shortlist import Codes
 
 Vectors = NDArray[np.float32]
 D = 32
-LIMIT = 700  # identities; FAISS says on stderr that fewer rows are too few to learn from
+LIMIT = 1000  # identities: the least that the configuration allows
 
 
 def people(identities: int, seed: int = 0) -> Iterator[Vectors]:
@@ -197,9 +199,19 @@ def test_nothing_of_the_erased_is_left_in_the_codes(codes: Any) -> None:
 # ---- the gallery chooses
 
 
+def open_gallery(**changes: Any) -> Gallery:
+    settings = GallerySettings(**({"exact_up_to": LIMIT} | changes))
+    return Gallery(":memory:", settings, space="s", dimension=D)
+
+
+def build() -> threading.Thread | None:
+    """The thread that builds an index."""
+    return next((thread for thread in threading.enumerate() if thread.name == "gallery-index"), None)
+
+
 @pytest.fixture
 def opened() -> Iterator[Gallery]:
-    with Gallery(":memory:", space="s", dimension=D, exact_up_to=LIMIT) as gallery:
+    with open_gallery() as gallery:
         yield gallery
 
 
@@ -210,16 +222,15 @@ def enrol(gallery: Gallery, rows: Vectors, **changes: Any) -> list[int]:
 
 def built(gallery: Gallery) -> None:
     gallery.search(next(people(1)), 1)
-    assert gallery._builder is not None
-    gallery._builder.join()
-    assert not gallery.exact
+    gallery.builder.wait()
+    assert not gallery.builder.exact
 
 
 def test_the_index_comes_beyond_the_limit_and_goes_again(codes: Any, opened: Gallery) -> None:
     rows = next(people(LIMIT + 1))
     numbers = enrol(opened, rows[:LIMIT])
     opened.search(rows[:1], 1)
-    assert (opened.exact, opened._builder) == (True, None)
+    assert (opened.builder.exact, build()) == (True, None)
     numbers += enrol(opened, rows[LIMIT:])
     found, scores = opened.search(rows, 1)  # while it is built
     assert found[:, 0].tolist() == numbers
@@ -230,7 +241,7 @@ def test_the_index_comes_beyond_the_limit_and_goes_again(codes: Any, opened: Gal
     for number in numbers[: LIMIT // 2]:
         opened.forget(number)
     assert opened.search(rows[-1:], 1)[0].tolist() == [[numbers[-1]]]
-    assert opened.exact
+    assert opened.builder.exact
 
 
 def test_changes_are_seen_by_the_next_search(codes: Any, opened: Gallery) -> None:
@@ -251,15 +262,15 @@ def test_changes_are_seen_by_the_next_search(codes: Any, opened: Gallery) -> Non
     assert opened.search(query, 1)[0].tolist() == [[numbers[7]]]
     opened.forget(numbers[7])
     assert not {number, numbers[7]} & set(opened.search(query, 64)[0][0].tolist())
-    assert not opened.exact
+    assert not opened.builder.exact
 
 
 def test_exact_stays_exact(opened: Gallery) -> None:
     rows = next(people(LIMIT + 5))
-    with Gallery(":memory:", space="s", dimension=D, exact_up_to=LIMIT, index="exact") as gallery:
+    with open_gallery(index="exact") as gallery:
         enrol(gallery, rows)
         gallery.search(rows[:1], 1)
-        assert (gallery.exact, gallery._builder) == (True, None)
+        assert (gallery.builder.exact, build()) == (True, None)
 
 
 def test_without_the_library_search_stays_exact_and_says_so_once(
@@ -274,13 +285,13 @@ def test_without_the_library_search_stays_exact_and_says_so_once(
     (warning,) = told
     assert warning["event"] == "gallery_searched_exactly"
     assert "edge-agent[index]" in warning["reason"]
-    assert opened.exact
+    assert opened.builder.exact
 
 
 def test_who_demands_the_index_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ConfigError, match=r"pip install 'edge-agent\[index\]'"):
-        Gallery(":memory:", space="s", dimension=D, index="faiss").__enter__()
+        open_gallery(index="faiss").__enter__()
 
 
 def test_a_library_that_fails_leaves_search_exact(
@@ -289,24 +300,24 @@ def test_a_library_that_fails_leaves_search_exact(
     def failing(sample: Vectors) -> Any:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(gallery_module, "Codes", failing)
+    monkeypatch.setattr(builder_module, "Codes", failing)
     rows = next(people(LIMIT + 5))
     numbers = enrol(opened, rows)
     with capture_logs() as told:
         opened.search(rows[:1], 1)
-        opened._builder.join()  # type: ignore[union-attr]
+        opened.builder.wait()
         assert opened.search(rows[:3], 1)[0][:, 0].tolist() == numbers[:3]
     assert [line["event"] for line in told] == ["gallery_index_failed"]
-    assert opened.exact
+    assert opened.builder.exact
 
 
 def test_closing_does_not_wait_for_the_index(codes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "_ENCODED", 1)
     rows = next(people(LIMIT + 5))
-    with Gallery(":memory:", space="s", dimension=D, exact_up_to=LIMIT) as gallery:
+    with open_gallery() as gallery:
         enrol(gallery, rows)
         gallery.search(rows[:1], 1)
-        builder = gallery._builder
+        builder = build()
     assert builder is not None
     assert not builder.is_alive()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from edge_agent.core.config import IdentifySettings
+from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
@@ -20,7 +20,7 @@ SIZE = (640, 480)
 
 @pytest.fixture
 def gallery() -> Iterator[Gallery]:
-    with Gallery(":memory:", space="test", dimension=D) as opened:
+    with Gallery(":memory:", GallerySettings(), space="test", dimension=D) as opened:
         yield opened
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from edge_agent.core.config import GallerySettings
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify.near import Lookalikes, Neighbours, Search
 
@@ -58,7 +59,7 @@ class Site:
 
 @pytest.fixture(params=range(4))
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    with Gallery(":memory:", space="test", dimension=D, max_exemplars=4) as gallery:
+    with Gallery(":memory:", GallerySettings(max_exemplars=4), space="test", dimension=D) as gallery:
         made = Site(gallery, request.param)
         for _ in range(40):
             made.enrol()
@@ -116,7 +117,7 @@ def test_whoever_looks_alike_is_found(site: Site) -> None:
 
 
 def test_an_empty_gallery_has_nobody() -> None:
-    with Gallery(":memory:", space="test", dimension=D) as gallery:
+    with Gallery(":memory:", GallerySettings(), space="test", dimension=D) as gallery:
         near = Neighbours(gallery).near([unit(np.ones(D))], 0.5, [None])[0]
         assert not len(near.numbers)
         assert near.reach == -np.inf

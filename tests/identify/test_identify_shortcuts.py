@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from edge_agent.core.config import IdentifySettings
+from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
@@ -41,7 +41,7 @@ class Everybody(Lookalikes):
 @contextmanager
 def cameras(kind: type[Identifier], **options: object) -> Iterator[tuple[list[Scene], Gallery]]:
     """Two that see the same people at the same time, so that one enrols whom the other has looked for."""
-    with Gallery(":memory:", space="test", dimension=D) as gallery:
+    with Gallery(":memory:", GallerySettings(), space="test", dimension=D) as gallery:
         identifier = kind(gallery, "run", IdentifySettings(**options))
         yield [Scene(identifier, "east"), Scene(identifier, "west")], gallery
 

@@ -182,7 +182,8 @@ def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplar
 
     By the gallery's own import, so that the file is what an agent would have written.
     """
-    from edge_agent.gallery.archive import Archive, ArchivedIdentity, write_archive
+    from edge_agent.gallery.archive import Archive, ArchivedIdentity, import_archive, write_archive
+    from edge_agent.gallery.gallery import open_gallery
     from edge_agent.gallery.identity import new_id
 
     if not identities:
@@ -197,8 +198,8 @@ def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplar
         people.append(ArchivedIdentity(new_id(), None, "auto", now, now, 1, None, (), facts, rows))
     archive = settings.state_dir / "people.zip"
     write_archive(archive, Archive(info.space, info.dimension, tuple(people), {}))
-    with factory.open_gallery(settings, info, owner=True) as gallery:
-        gallery.import_(archive)
+    with open_gallery(settings, info, owner=True) as gallery:
+        import_archive(gallery, archive)
     archive.unlink()
 
 

@@ -1,0 +1,120 @@
+"""How long identities are kept, and which are erased when the gallery is full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from edge_agent.core.errors import StorageError
+from edge_agent.gallery.identity import Identity
+from edge_agent.gallery.rows import Policy, Rows
+from edge_agent.gallery.sync import SyncedFile
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import GallerySettings
+
+__all__ = ["Retention"]
+
+_log = structlog.get_logger(__name__)
+
+
+class Retention:
+    """Expiry and capacity of an open gallery.
+
+    Args:
+        file: the gallery.
+        clock: Unix seconds.
+
+    Attributes:
+        clock: as given.
+        evicted: identities erased for lack of space since the gallery was opened.
+    """
+
+    def __init__(self, file: SyncedFile, clock: Callable[[], float]) -> None:
+        self._file = file
+        self.clock = clock
+        self.evicted = 0
+
+    def apply(self, settings: GallerySettings) -> None:
+        """Replace the times to live, for the identities in the gallery as well.
+
+        Raises:
+            StorageError: they could not be stored; the former ones stay in force.
+        """
+        wanted = Policy.of(settings)
+        with self._file.lock:
+            with self._file.changing() as rows:
+                policy = replace(rows.policy, ttl_s=wanted.ttl_s, enrolled_ttl_s=wanted.enrolled_ttl_s)
+                rows.store_policy(policy)
+            rows.policy = policy
+
+    def set_ttl(self, number: int, ttl_s: float | None) -> Identity:
+        """Give one identity its own time to live, which overrides the settings.
+
+        Args:
+            number: of the identity.
+            ttl_s: it expires this long after it was last seen; 0.0: never; None: by the settings.
+
+        Raises:
+            InputError: there is no such identity.
+        """
+        if ttl_s is not None and ttl_s < 0:
+            raise ValueError("ttl_s must not be negative")
+        with self._file.changing() as rows:
+            return rows.update(number, "ttl = ?", ttl_s)
+
+    def expire(self, now: float) -> list[Identity]:
+        """Erase the identities whose `expires` is not after `now`; return what they were.
+
+        As thorough as `Gallery.forget`, but does not wait for another process that is reading the
+        write-ahead log: copies there then last until the next call that erases.
+        """
+        with self._file.reading() as rows:
+            if not rows.store.value("SELECT count(*) FROM identity WHERE expires <= ?", (now,)):
+                return []
+        with self._file.changing() as rows:
+            gone = self._erase_expired(rows, now)
+        rows.store.scrub(wait=False)
+        return gone
+
+    def make_room(self, rows: Rows, wanted: int, *, now: float, evict: bool = True) -> None:
+        """Erase expired, then the longest unseen `auto` identities until `wanted` more fit.
+
+        Args:
+            rows: of the present transaction.
+            wanted: number of identities to come.
+            now: identities that have expired by then are erased.
+            evict: also erase identities that have not expired.
+
+        Raises:
+            StorageError: too few may be erased.
+        """
+        capacity = rows.policy.capacity
+        missing = wanted - (capacity - len(self._file.revisions))
+        if missing <= 0:
+            return
+        missing -= len(self._erase_expired(rows, now))
+        if missing <= 0:
+            return
+        auto = "WHERE kind = 'auto' AND coalesce(ttl, 1) > 0 ORDER BY last_seen, number LIMIT ?"
+        oldest = rows.identities(auto, missing) if evict else []
+        if len(oldest) < missing:
+            raise StorageError(
+                f"the gallery {self._file.where} is full: {capacity} identities"
+                + (", all enrolled" if evict else "")
+                + "; raise its capacity, or forget some: edge-agent gallery forget WHO"
+            )
+        for person in oldest:
+            rows.erase(person)
+            _log.warning("identity_evicted", identity=person.id, last_seen=person.last_seen)
+        self.evicted += len(oldest)
+
+    @staticmethod
+    def _erase_expired(rows: Rows, now: float) -> list[Identity]:
+        expired = rows.identities("WHERE expires <= ?", now)
+        for person in expired:
+            rows.erase(person)
+        return expired

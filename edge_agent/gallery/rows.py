@@ -1,0 +1,312 @@
+"""SQL statements of the gallery, and what their rows mean.
+
+Methods that write belong inside `Store.change`. Vectors are float32 rows of unit length, stored as
+little-endian bytes; times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import InputError, NonFiniteEmbedding
+from edge_agent.gallery.diversity import diverse_rows
+from edge_agent.gallery.identity import Erased, Identity, Kind
+from edge_agent.gallery.store import Store
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import GallerySettings
+
+__all__ = ["Policy", "Rows", "Source", "checked_exemplars", "checked_vectors"]
+
+Source = tuple[float, str, str, float]
+"""Quality, origin, camera and time of one exemplar."""
+
+_UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
+_BATCH = 4096
+"""Exemplars read at a time when the file is loaded."""
+_IDENTITY = (
+    "SELECT number, id, name, kind, created, last_seen, expires, ttl, "
+    "(SELECT count(*) FROM exemplar WHERE exemplar.number = identity.number), sightings FROM identity"
+)
+_SET_EXPIRY = (
+    "UPDATE identity SET expires = CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN last_seen + ttl"
+    " WHEN kind = 'auto' THEN last_seen + ? ELSE last_seen + ? END"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How much a gallery keeps, and for how long; stored in the file under these names.
+
+    Attributes:
+        capacity: maximum number of identities.
+        max_exemplars: maximum number of embeddings of an identity.
+        ttl_s: an `auto` identity expires this long after it was last seen; None: never.
+        enrolled_ttl_s: the same for `enrolled` identities.
+    """
+
+    capacity: int
+    max_exemplars: int
+    ttl_s: float | None
+    enrolled_ttl_s: float | None
+
+    @staticmethod
+    def of(settings: GallerySettings) -> Policy:
+        """Return the policy of a settings section."""
+        hours = settings.ttl_hours, settings.enrolled_ttl_hours
+        times = (None if each is None else each * 3600 for each in hours)
+        return Policy(settings.capacity, settings.max_exemplars, *times)
+
+    @staticmethod
+    def stored(store: Store) -> Policy:
+        """Return the policy that a gallery file contains."""
+        return Policy(*(store.meta(field.name) for field in fields(Policy)))
+
+
+class Rows:
+    """The content of an open gallery file.
+
+    Attributes:
+        store: the file.
+        policy: in force; changed by `store_policy`.
+        changed: identities whose exemplars the current transaction has changed or removed.
+    """
+
+    def __init__(self, store: Store, dimension: int, policy: Policy) -> None:
+        self.store = store
+        self.policy = policy
+        self.changed: set[int] = set()
+        self._dimension = dimension
+
+    # ---- identities
+
+    def identity(self, number: int) -> Identity:
+        """Return one identity; InputError when there is none of this number."""
+        found = self.identities("WHERE number = ?", number)
+        if not found:
+            raise _unknown(number)
+        return found[0]
+
+    def identities(self, condition: str = "ORDER BY number", *values: float) -> list[Identity]:
+        """Return the identities that fulfil an SQL condition."""
+        return [Identity(*row) for row in self.store.rows(f"{_IDENTITY} {condition}", values)]
+
+    def find(self, key: int | str) -> Identity:
+        """Return the identity with this number, id, former id, name, or number as text."""
+        if isinstance(key, int):
+            return self.identity(key)
+        number = self.number_of(key)
+        if number is None:
+            number = self.store.value("SELECT number FROM identity WHERE name = ?", (key.strip(),))
+        if number is None and key.isdecimal():
+            number = int(key)
+        if number is None:
+            raise _unknown(key)
+        return self.identity(number)
+
+    def number_of(self, opaque: str) -> int | None:
+        """Return the number of the identity that has this id, or absorbed one that had it."""
+        number: int | None = self.store.value(
+            "SELECT number FROM identity WHERE id = ? UNION ALL SELECT number FROM former WHERE id = ?",
+            (opaque, opaque),
+        )
+        return number
+
+    def former_ids(self, number: int) -> tuple[str, ...]:
+        """Return the ids of the identities that were merged into this one."""
+        rows = self.store.rows("SELECT id FROM former WHERE number = ? ORDER BY id", (number,))
+        return tuple(row[0] for row in rows)
+
+    def require_free_name(self, name: str | None) -> None:
+        """Raise InputError when an identity has this name."""
+        number = self.store.value("SELECT number FROM identity WHERE name = ?", (name,))
+        if number is not None:
+            raise InputError(
+                f"the name {name!r} belongs to identity {number} already; choose another, or merge the two: "
+                f"edge-agent gallery merge {number} OTHER"
+            )
+
+    def insert(
+        self,
+        opaque: str,
+        name: str | None,
+        kind: Kind,
+        *,
+        created: float,
+        last_seen: float,
+        sightings: int = 1,
+        ttl_s: float | None = None,
+    ) -> int:
+        """Add an identity without exemplars; return its number."""
+        number = self.store.run(
+            "INSERT INTO identity (id, name, kind, created, last_seen, sightings, ttl, revision) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, random())",
+            (opaque, name, kind, created, last_seen, sightings, ttl_s),
+        ).lastrowid
+        assert number is not None  # an INSERT that did not raise has a row id
+        self._set_expiry(number)
+        return number
+
+    def update(self, number: int, assignments: str, *values: object) -> Identity:
+        """Change columns of an identity, e.g. `name = ?`, and the expiry that follows from them."""
+        found = self.store.run(f"UPDATE identity SET {assignments} WHERE number = ?", (*values, number))  # noqa: S608
+        if not found.rowcount:
+            raise _unknown(number)
+        self._set_expiry(number)
+        return self.identity(number)
+
+    def touch(self, number: int, time: float, sightings: int) -> None:
+        """Move `last_seen` forward and add sightings; as `update`, but without reading the identity."""
+        found = self.store.run(
+            "UPDATE identity SET last_seen = max(last_seen, ?), sightings = sightings + ? WHERE number = ?",
+            (time, sightings, number),
+        )
+        if not found.rowcount:
+            raise _unknown(number)
+        self._set_expiry(number)
+
+    def merge(self, keep: int, absorb: int) -> Identity:
+        """Move everything of `absorb` to `keep`; see `Gallery.merge`."""
+        kept, absorbed = self.identity(keep), self.identity(absorb)
+        for table in ("exemplar", "former", "pictures"):
+            self.store.run(f"UPDATE {table} SET number = ? WHERE number = ?", (keep, absorb))  # noqa: S608
+        self.store.run("DELETE FROM identity WHERE number = ?", (absorb,))
+        self.store.run("INSERT INTO former VALUES (?, ?)", (absorbed.id, keep))
+        self.changed.add(absorb)
+        self._prune(keep)
+        return self.update(
+            keep,
+            "name = ?, kind = ?, created = ?, last_seen = ?, sightings = ?, ttl = ?",
+            kept.name or absorbed.name,
+            "enrolled" if "enrolled" in {kept.kind, absorbed.kind} else "auto",
+            min(kept.created, absorbed.created),
+            max(kept.last_seen, absorbed.last_seen),
+            kept.sightings + absorbed.sightings,
+            kept.ttl_s if kept.ttl_s is not None else absorbed.ttl_s,
+        )
+
+    def erase(self, person: Identity) -> Erased:
+        """Delete an identity and everything that belongs to it."""
+        former = self.former_ids(person.number)
+        size = self.store.value(
+            "SELECT coalesce(sum(length(vector)), 0) FROM exemplar WHERE number = ?", (person.number,)
+        )
+        self.store.run("DELETE FROM identity WHERE number = ?", (person.number,))
+        self.changed.add(person.number)
+        return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
+
+    def store_policy(self, policy: Policy) -> None:
+        """Store a policy and apply its times to live; the caller sets `policy` after the commit."""
+        for field, value in zip(fields(Policy), astuple(policy), strict=True):
+            self.store.put_meta(field.name, value)
+        self.store.run(_SET_EXPIRY, (policy.ttl_s, policy.enrolled_ttl_s))
+
+    def _set_expiry(self, number: int) -> None:
+        times = self.policy.ttl_s, self.policy.enrolled_ttl_s
+        self.store.run(f"{_SET_EXPIRY} WHERE number = ?", (*times, number))
+
+    # ---- exemplars
+
+    def add_exemplars(self, number: int, vectors: NDArray[np.float32], sources: Sequence[Source]) -> int:
+        """Insert exemplars `(M, D)` and prune to the most diverse; return how many of these are kept."""
+        before = int(self.store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
+        self.store.run_many(
+            "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (number, vector.astype("<f4").tobytes(), *source)
+                for vector, source in zip(vectors, sources, strict=True)
+            ],
+        )
+        self._prune(number)
+        kept = "SELECT count(*) FROM exemplar WHERE number = ? AND row > ?"
+        return int(self.store.value(kept, (number, before)))
+
+    def remove_origin(self, number: int, origin: str) -> int:
+        """Delete the exemplars of one origin; return how many there were."""
+        gone = self.store.run(
+            "DELETE FROM exemplar WHERE number = ? AND origin = ?", (number, origin)
+        ).rowcount
+        if gone:
+            self._mark(number)
+        return gone
+
+    def vectors(self, number: int) -> NDArray[np.float32]:
+        """Return the exemplars of an identity in order of insertion: `(M, D)` float32."""
+        rows = self.store.rows("SELECT vector FROM exemplar WHERE number = ? ORDER BY row", (number,))
+        return self.unpacked([row[0] for row in rows])
+
+    def vector_batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield all exemplars in order of insertion: `(N,)` identities and `(N, D)` vectors."""
+        for rows in self.store.batches("SELECT number, vector FROM exemplar ORDER BY row", _BATCH):
+            owners, blobs = zip(*rows, strict=True)
+            yield np.array(owners, np.int64), self.unpacked(blobs)
+
+    def unpacked(self, blobs: Sequence[bytes]) -> NDArray[np.float32]:
+        """Return `(N, D)` float32 from stored vectors."""
+        if any(len(blob) != 4 * self._dimension for blob in blobs):
+            raise self.store.damage(f"an embedding does not have {self._dimension} numbers")
+        return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self._dimension).astype(np.float32)
+
+    def _mark(self, number: int) -> None:
+        """Note that the exemplars of an identity change, for this process and the others."""
+        self.store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
+        self.changed.add(number)
+
+    def _prune(self, number: int) -> None:
+        """Delete exemplars beyond `max_exemplars` by the rule of `diverse_rows`, in order of their times."""
+        self._mark(number)
+        rows = self.store.rows(
+            "SELECT row, vector, quality FROM exemplar WHERE number = ? ORDER BY time, row", (number,)
+        )
+        most = self.policy.max_exemplars
+        if len(rows) <= most:
+            return
+        qualities = np.array([row[2] for row in rows], np.float32)
+        kept = diverse_rows(self.unpacked([row[1] for row in rows]), qualities, most)
+        gone = set(range(len(rows))) - set(kept.tolist())
+        self.store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
+
+
+def checked_vectors(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """Return vectors as contiguous float32 `(N, D)`.
+
+    Raises:
+        ValueError: of another shape.
+        NonFiniteEmbedding: one contains NaN or infinity.
+    """
+    rows = np.ascontiguousarray(vectors, np.float32)
+    if rows.ndim != 2 or rows.shape[1] != dimension:
+        raise ValueError(f"vectors: expected (N, {dimension}), got {np.shape(vectors)}")
+    if not np.isfinite(rows).all():
+        raise NonFiniteEmbedding("an embedding contains NaN or infinity; it is not compared or stored")
+    return rows
+
+
+def checked_exemplars(
+    vectors: NDArray[np.float32], qualities: NDArray[np.float32], dimension: int
+) -> tuple[NDArray[np.float32], list[float]]:
+    """Return vectors `(N, D)`, scaled to length 1 exactly, and their qualities.
+
+    Raises:
+        ValueError: a shape is wrong, a vector is not of length 1, or a quality is not finite.
+        NonFiniteEmbedding: as in `checked_vectors`.
+    """
+    rows = checked_vectors(vectors, dimension)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (np.abs(lengths - 1) > _UNIT_TOLERANCE).any():
+        raise ValueError(
+            f"vectors: expected rows of length 1, got {lengths.min():.3g} to {lengths.max():.3g}"
+        )
+    checked = np.asarray(qualities, np.float32)
+    if checked.shape != (len(rows),) or not np.isfinite(checked).all():
+        raise ValueError(f"qualities: expected ({len(rows)},) finite numbers, got {checked.shape}")
+    return np.asarray(rows / lengths, np.float32), checked.tolist()
+
+
+def _unknown(key: int | str) -> InputError:
+    return InputError(f"no identity is known as {key!r}; `edge-agent gallery list` shows all")

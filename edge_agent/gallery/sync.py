@@ -1,0 +1,264 @@
+"""The gallery file and the copy of its embeddings in memory, under one lock.
+
+The file is authoritative. After each change the index in memory is read again from the file for the
+identities that changed, so the two cannot diverge: not by a full disk, not by another process (the command
+line) that changes the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.core.errors import SpaceMismatch, StorageError
+from edge_agent.core.locks import FileLock
+from edge_agent.core.sqlite import MEMORY
+from edge_agent.gallery.index import ExemplarIndex
+from edge_agent.gallery.rows import Policy, Rows
+from edge_agent.gallery.store import Store
+
+__all__ = ["Space", "SyncedFile", "owner_lock"]
+
+_NAMED_CHANGES = 1000
+"""Latest changes that `changes_since` can name."""
+_COUNT_CHANGE = (  # of identities and exemplars: other processes then read the revisions again
+    "INSERT INTO meta VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """An embedding space: its id, and the length D of its vectors."""
+
+    space: str
+    dimension: int
+
+    def __str__(self) -> str:
+        return f"space {self.space} ({self.dimension} numbers)"
+
+    @staticmethod
+    def stored(store: Store) -> Space | None:
+        """Return the space of a gallery file; None where it has none yet."""
+        space = store.meta("space")
+        return None if space is None else Space(space, store.meta("dimension"))
+
+
+def owner_lock(gallery: Path) -> FileLock:
+    """Return the lock of the one process that uses a gallery for a live system."""
+    return FileLock(gallery.with_name(gallery.name + ".lock"))
+
+
+class SyncedFile:
+    """An open gallery file, its lock, and its index.
+
+    Attributes:
+        where: path in messages.
+        space: embedding space of all vectors.
+        lock: held by every method that reads or changes.
+        index: embeddings in memory.
+        revisions: by number of each identity: changes with its exemplars.
+    """
+
+    def __init__(self, path: Path | None, space: Space, key: bytes | None) -> None:
+        self.where = str(path or MEMORY)
+        self.space = space
+        self.lock = threading.RLock()
+        self.index = ExemplarIndex(space.dimension)
+        self.revisions: dict[int, int] = {}
+        self._path = path
+        self._key = key
+        self._open_rows: Rows | None = None
+        self._owner_lock = None if path is None else owner_lock(path)
+        self._changes: deque[int] = deque(maxlen=_NAMED_CHANGES)
+        self._change_count = 0
+        self._stored_count: int | None = None
+        self._data_version = -1
+        self._exclusive = 0
+
+    # ---- opening
+
+    def open(self, policy: Policy, *, owner: bool) -> None:
+        """Open the file and load the index; see `Gallery.__enter__`."""
+        store = Store(self._path, key=self._key)
+        self._open_rows = Rows(store, self.space.dimension, policy)
+        try:
+            if owner:
+                self._own()
+            self._settle(self._open_rows, owner=owner)
+            self._synchronise()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file and release the memory."""
+        with self.lock:
+            if self._owner_lock is not None:
+                self._owner_lock.release()
+            if self._open_rows is not None:
+                self._open_rows.store.close()
+                self._open_rows = None
+            self.index = ExemplarIndex(self.space.dimension)
+            self.revisions = {}
+            self._data_version = -1
+
+    def _own(self) -> None:
+        lock = self._owner_lock
+        if lock is not None and not lock.acquire():
+            raise StorageError(
+                f"{self.where} is in use by another edge-agent (process {lock.holder()}); "
+                "stop that one, or give this one its own state folder"
+            )
+
+    def _settle(self, rows: Rows, *, owner: bool) -> None:
+        """Give an empty file this space; determine whose policy applies."""
+        store, policy = rows.store, rows.policy
+        space, stored = Space.stored(store), Policy.stored(store)
+        if (space, stored) == (self.space, policy):
+            return  # nothing to write, so that a gallery on a full disk still opens
+        new = space is None or (space != self.space and self._may_change_space(rows, owner=owner))
+        if not new:
+            self._check_space(store)
+            if not owner:
+                rows.policy = stored
+                return
+        with store.change():
+            if new:
+                for key, value in zip(("space", "dimension"), astuple(self.space), strict=True):
+                    store.put_meta(key, value)
+                store.run("DELETE FROM fact")
+            rows.store_policy(policy)
+
+    def _may_change_space(self, rows: Rows, *, owner: bool) -> bool:
+        """Return whether the file has no identities, and no live system uses it."""
+        if rows.store.value("SELECT count(*) FROM identity"):
+            return False
+        if owner or self._owner_lock is None:
+            return True
+        if not self._owner_lock.acquire():
+            return False
+        self._owner_lock.release()
+        return True
+
+    def _check_space(self, store: Store) -> None:
+        found = Space.stored(store)
+        if found is None or found == self.space:
+            return
+        folder = "." if self._path is None else self._path.parent
+        raise SpaceMismatch(
+            f"the gallery {self.where} contains embeddings of {found}, but the model in use makes those of"
+            f" {self.space}; they cannot be compared. Use the former model, or keep a copy with"
+            f" `edge-agent gallery export FILE --state {folder}` and empty the gallery"
+            f" with `edge-agent gallery forget --all --state {folder}`"
+        )
+
+    # ---- use
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Rows]:
+        """Hold the lock, with the index up to date."""
+        with self.lock:
+            rows = self._rows
+            if not self._exclusive and rows.store.data_version() != self._data_version:
+                self._synchronise()
+            yield rows
+
+    @contextlib.contextmanager
+    def changing(self, *, durable: bool = True) -> Iterator[Rows]:
+        """Hold the lock for one transaction; then update the index.
+
+        Args:
+            durable: see `Store.change`.
+        """
+        with self.lock:
+            rows = self._rows
+            rows.changed.clear()
+            with rows.store.change(durable=durable):
+                if rows.store.data_version() != self._data_version:  # other processes wait from here on
+                    self._synchronise()
+                yield rows
+                if rows.changed:
+                    rows.store.run(_COUNT_CHANGE)
+                count = rows.store.meta("changes")
+            self._stored_count = count
+            for number in rows.changed:
+                self._reload(number)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock for many reads, without looking for changes of other processes in between."""
+        with self.reading():
+            self._exclusive += 1
+            try:
+                yield
+            finally:
+                self._exclusive -= 1
+
+    def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
+        """See `Gallery.changes_since`; call it inside `reading`."""
+        count = self._change_count - mark
+        if mark == 0 or count > len(self._changes):
+            return self._change_count, None
+        return self._change_count, set(list(self._changes)[len(self._changes) - count :] if count else ())
+
+    def scrub(self) -> None:
+        """Remove copies of erased rows from the disk; StorageError when another process prevents it."""
+        if not self._rows.store.scrub(wait=True):
+            raise StorageError(
+                f"{self.where}: erased, but another process holds its write-ahead log open; copies "
+                "remain there until the next forget or expiry. Close that process (fuser names it)"
+            )
+
+    @property
+    def _rows(self) -> Rows:
+        if self._open_rows is None:
+            raise RuntimeError("the gallery is not open: use it in a `with` block")
+        return self._open_rows
+
+    # ---- following the file
+
+    def _synchronise(self) -> None:
+        """Read what other connections changed in the file since the last call; everything at the first."""
+        rows, first = self._rows, self._data_version < 0
+        version = rows.store.data_version()
+        self._check_space(rows.store)
+        count = rows.store.meta("changes")
+        if not first and count == self._stored_count:
+            self._data_version = version  # e.g. unused pages were freed
+            return
+        present = dict(rows.store.rows("SELECT number, revision FROM identity"))
+        stale = {number for number, revision in present.items() if self.revisions.get(number) != revision}
+        stale |= self.revisions.keys() - present.keys()
+        if len(stale) > len(present) // 4:
+            self._load_all()
+            self.revisions = present
+        else:
+            for number in stale:
+                self._reload(number)
+        self._data_version, self._stored_count = version, count
+
+    def _load_all(self) -> None:
+        rows = self._rows
+        counts = rows.store.rows("SELECT number, count(*) FROM exemplar GROUP BY number ORDER BY number")
+        owners, each = np.array(counts, np.int64).reshape(-1, 2).T
+        self._changes.clear()
+        self._change_count += 1  # not in `_changes`: `changes_since` returns None
+        self.index.load(owners, each, rows.vector_batches())
+
+    def _reload(self, number: int) -> None:
+        """Read one identity from the file into the index."""
+        rows = self._rows
+        revision = rows.store.value("SELECT revision FROM identity WHERE number = ?", (number,))
+        self.index.put(number, rows.vectors(number))
+        if revision is None:
+            self.revisions.pop(number, None)
+        else:
+            self.revisions[number] = revision
+        self._changes.append(number)
+        self._change_count += 1
