@@ -34,7 +34,7 @@ def main() -> None:
     began = time.perf_counter()
     from edge_agent.agent.daemon import Agent, Outputs
     from edge_agent.cli.service import overrides
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
     configure("warning")

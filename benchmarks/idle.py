@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from benchmarks.startup import rtsp
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply
-from edge_agent.core.config import Settings, load
+from edge_agent.core.config import Settings
+from edge_agent.core.loading import load
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
 from edge_agent.detect.motion import Motion

@@ -100,7 +100,7 @@ def command(
     from edge_agent.agent import factory
     from edge_agent.cli.evaluate import require_folders
     from edge_agent.cli.service import overrides
-    from edge_agent.core.config import load as read_settings
+    from edge_agent.core.loading import load as read_settings
     from edge_agent.core.logs import configure
     from edge_agent.offline.bench import speed as bench
 

@@ -111,7 +111,7 @@ def command(
 
     from edge_agent.agent import factory
     from edge_agent.cli.service import overrides
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
     from edge_agent.engine.models import choose_model, prepare_model
     from edge_agent.engine.precision.calibration import engines_folder

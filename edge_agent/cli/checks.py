@@ -69,7 +69,7 @@ def examine(
     """Ask everything.
 
     Args:
-        config: the TOML file, as for `edge_agent.core.config.load`.
+        config: the TOML file, as for `edge_agent.core.loading.load`.
         root: where `sys`, `proc`, `etc`, `dev` and `run` are.
         step: told the name of what is looked at next, before it is.
     """
@@ -146,7 +146,7 @@ class _Questions:
         return [_jetpack(reading), *_thermals(reading), _power_mode(reading)]
 
     def _ask_configuration(self) -> list[Finding]:
-        from edge_agent.core.config import DEFAULT_CONFIG, load
+        from edge_agent.core.loading import config_file, load
 
         try:
             self._settings = load(self._config)
@@ -154,7 +154,7 @@ class _Questions:
             return [
                 Finding("configuration", "missing", str(problem), "mend it, then: edge-agent config check")
             ]
-        file = self._config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+        file = config_file(self._config)
         sources = len(self._settings.sources)
         found = f"{file or 'defaults and environment'}, {sources} source(s)"
         advice = "" if sources else "name the cameras in [[sources]], or give --source to edge-agent run"

@@ -11,26 +11,28 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Check, show and describe the settings.")
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
+    Path | None,
+    typer.Option("--config", help="TOML file; default: /etc/edge-agent/config.toml if present."),
 ]
 
 
 @app.command()
 def check(config: ConfigOption = None) -> None:
-    """Read the settings and say whether they are right."""
-    from edge_agent.core.config import DEFAULT_CONFIG, load
+    """Check the settings."""
+    from edge_agent.core.loading import config_file, load
 
     settings = load(config)
-    where = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else "defaults and environment")
-    typer.echo(f"{where}: right, {len(settings.sources)} source(s)")
+    where = config_file(config) or "defaults and environment"
+    typer.echo(f"{where}: valid, {len(settings.sources)} source(s)")
 
 
 @app.command()
 def show(
     config: ConfigOption = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
 ) -> None:
-    """Print the settings in force, without secrets."""
-    from edge_agent.core.config import load, shown
+    """Print the active settings, without secrets."""
+    from edge_agent.core.config import shown
+    from edge_agent.core.loading import load
 
     values = shown(load(config))
     if as_json:
@@ -50,14 +52,14 @@ def schema() -> None:
 
 @app.command()
 def reference() -> None:
-    """Print every setting with its default and meaning, as Markdown (docs/configuration.md)."""
+    """Print every setting with default and description, as Markdown (docs/configuration.md)."""
     from edge_agent.core.config import Settings
 
     typer.echo(_reference(Settings, "").rstrip())
 
 
 def _reference(model: Any, prefix: str) -> str:  # noqa: ANN401  a pydantic model, imported late
-    """Markdown tables of one section and of those in it."""
+    """Markdown tables of one section and its sections."""
     import inspect
 
     rows, below = [], []
@@ -76,7 +78,7 @@ def _reference(model: Any, prefix: str) -> str:  # noqa: ANN401  a pydantic mode
 
 
 def _section(annotation: Any) -> Any:  # noqa: ANN401  a type, or None
-    """The settings model that a field holds, alone or in a tuple."""
+    """The settings model of a field, alone or in a tuple."""
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if hasattr(candidate, "model_fields"):
             return candidate

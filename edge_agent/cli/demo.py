@@ -128,7 +128,7 @@ def _settings(
     import os
 
     from edge_agent.cli.service import overrides
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
     from edge_agent.engine.models import STRIPES, default_model
 
     if model is None and default_model() is None:

@@ -130,8 +130,8 @@ def open_chosen(
     Raises:
         ConfigError: no such profile or backend, or a raw run on another backend.
     """
-    from edge_agent.core.config import load
     from edge_agent.core.errors import ConfigError
+    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
     from edge_agent.embed.opening import open_embedder
     from edge_agent.engine import choose_backend

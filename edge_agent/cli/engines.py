@@ -125,7 +125,7 @@ def rollback(
 
 
 def _folder(state: Path | None, config: Path | None) -> Path:
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
     from edge_agent.engine.precision.calibration import engines_folder
 

@@ -300,7 +300,7 @@ def enrol(
 
 
 def _settings(state: Path | None, config: Path | None, **engine: Any) -> Settings:  # noqa: ANN401 - options
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
 
     values: dict[str, Any] = {} if state is None else {"state_dir": state}
     if chosen := {key: value for key, value in engine.items() if value is not None}:

@@ -104,7 +104,7 @@ def add(
 
 def _folder(output: Path | None) -> Path:
     from edge_agent.agent.factory import state_folder
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
 
     if output is None and os.access(SYSTEM_FOLDER, os.W_OK):
         return SYSTEM_FOLDER
@@ -153,8 +153,8 @@ def name_in_settings(config: Path, model: Path) -> None:
     """
     from tempfile import TemporaryDirectory
 
-    from edge_agent.core.config import load
     from edge_agent.core.errors import ConfigError
+    from edge_agent.core.loading import load
     from edge_agent.core.manifest import atomic_file
 
     before = load(config)  # says what is wrong with it, if anything is

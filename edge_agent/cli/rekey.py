@@ -27,9 +27,9 @@ def command(
     The agent must be stopped. Nothing is lost; what the old files held is overwritten.
     """
     from edge_agent.agent import factory
-    from edge_agent.core.config import load
     from edge_agent.core.encryption import database_key, parse_key
     from edge_agent.core.errors import InputError
+    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
     configure("warning")

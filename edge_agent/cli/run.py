@@ -44,7 +44,7 @@ def command(
     one_blas_thread()
     from edge_agent.agent import factory
     from edge_agent.agent.daemon import Agent, Outputs
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
     values = overrides(

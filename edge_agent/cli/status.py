@@ -17,7 +17,7 @@ def command(
     """Say what the running agent does, what is stuck, and why it is degraded."""
     import json
 
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
     from edge_agent.health.inquiry import SOCKET_NAME, ask
 
     folder = state.expanduser() if state is not None else load(config).state_dir

@@ -20,7 +20,8 @@ from benchmarks.overload import Outcome, Stream, materialise, replay
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply
-from edge_agent.core.config import QualitySettings, Settings, load
+from edge_agent.core.config import QualitySettings, Settings
+from edge_agent.core.loading import load
 from edge_agent.core.structures import (
     Candidates,
     Decision,

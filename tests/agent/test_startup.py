@@ -19,8 +19,8 @@ from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs, Supply
 from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.cli.service import RTSP_OPTIONS, STREAM_OPTIONS, open_streams_at_once
-from edge_agent.core.config import load
 from edge_agent.core.errors import ModelError
+from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Frame, ScoreLevels, SourceState, SourceStatus
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.source.reader import FrameReader

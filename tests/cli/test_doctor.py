@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import checks, doctor
 from edge_agent.cli.checks import Finding, examine
-from edge_agent.core.config import GallerySettings, Settings, load
+from edge_agent.core.config import GallerySettings, Settings
+from edge_agent.core.loading import load
 from edge_agent.core.structures import EngineInfo
 from edge_agent.gallery import Gallery
 from edge_agent.health.telemetry.sysfs import SysfsReader

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import app
 from edge_agent.cli.model import NGC_SHA256, NGC_URL
-from edge_agent.core.config import load
 from edge_agent.core.errors import DownloadError, DownloadInterrupted, InputError, Retryable
+from edge_agent.core.loading import load
 from edge_agent.engine.graph.stripes import write_stripe_model
 from edge_agent.offline.download import download
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.core.config import load
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.loading import load
 from tests.conftest import REPO
 
 UNITS = REPO / "systemd"
@@ -127,13 +127,13 @@ def test_the_settings_to_begin_with_are_right(tmp_path: Path) -> None:
 
 def test_settings_that_are_for_others_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ordinary user on a device with the service: its folder is closed to him."""
-    from edge_agent.core import config
+    from edge_agent.core import loading
 
     if os.geteuid() == 0:
         monkeypatch.setattr(Path, "is_file", _closed)
     else:
         (tmp_path / "closed").mkdir(mode=0o000)
-        monkeypatch.setattr(config, "DEFAULT_CONFIG", tmp_path / "closed" / "config.toml")
+        monkeypatch.setattr(loading, "DEFAULT_CONFIG", tmp_path / "closed" / "config.toml")
     with pytest.raises(ConfigError, match="sudo -u edge-agent"):
         load()
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.core.config import Settings, changes, fingerprint, load, shown
+from edge_agent.core.config import Settings, changes, fingerprint, shown
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.loading import load
 from tests.conftest import REPO
 
 

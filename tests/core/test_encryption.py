@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import app
 from edge_agent.core import encryption
-from edge_agent.core.config import GallerySettings, load
+from edge_agent.core.config import GallerySettings
 from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
+from edge_agent.core.loading import load
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.gallery import Gallery
 

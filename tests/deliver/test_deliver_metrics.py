@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent.agent.factory import announce
 from edge_agent.core.codec import encode
-from edge_agent.core.config import load
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import new_event
+from edge_agent.core.loading import load
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.homeassistant import announcement, discovery_topic
 from edge_agent.deliver.metrics import Metrics

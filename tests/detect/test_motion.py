@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent
-from edge_agent.core.config import Settings, TrackerSettings, load
+from edge_agent.core.config import Settings, TrackerSettings
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Embedded, Frame, ScoreLevels
 from edge_agent.detect.motion import Motion, MotionGate, Pace
 from edge_agent.offline.synthetic.street import Street

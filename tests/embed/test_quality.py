@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_agent.core.config import QualitySettings, load
+from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.loading import load
 from edge_agent.embed.quality import QualityGate, sharpness
 
 GATE = QualityGate(QualitySettings())

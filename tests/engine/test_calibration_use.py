@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs
 from edge_agent.cli import app
-from edge_agent.core.config import EngineSettings, IdentifySettings, Settings, load
+from edge_agent.core.config import EngineSettings, IdentifySettings, Settings
 from edge_agent.core.errors import ConfigError, InputError
+from edge_agent.core.loading import load
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision import in_precision

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edge_agent.agent.factory import erase_at_rest
-from edge_agent.core.config import GallerySettings, load
+from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import StorageError
+from edge_agent.core.loading import load
 from edge_agent.core.structures import DecisionKind, Pictures
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.gallery import Gallery, Identity

@@ -13,8 +13,9 @@ import pytest
 
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs
-from edge_agent.core.config import GovernorSettings, Settings, load
+from edge_agent.core.config import GovernorSettings, Settings
 from edge_agent.core.events import Event
+from edge_agent.core.loading import load
 from edge_agent.core.structures import Load
 from edge_agent.health.cooling import Cooling
 from edge_agent.health.governor import ladder

@@ -42,7 +42,7 @@ import typer
 from pathlib import Path
 def command(config: Path = typer.Option(...)) -> None:
     """Stand-in."""
-    from edge_agent.core.config import load
+    from edge_agent.core.loading import load
     print("calibrated for", load(config).state_dir)
 '''
 

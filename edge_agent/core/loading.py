@@ -1,0 +1,133 @@
+"""Load the settings from command line, environment, secret files and TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from edge_agent.core.config import Settings, SourceSettings, file_values
+from edge_agent.core.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["DEFAULT_CONFIG", "config_file", "load"]
+
+DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
+
+
+def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Load the settings.
+
+    Args:
+        config: TOML file; None: `DEFAULT_CONFIG` where it exists.
+        overrides: nested values of the command line, which take precedence over everything else.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is invalid; names file and key.
+    """
+    path = config_file(config)
+    values = _read_toml(path) if path is not None else {}
+    _refuse_unknown_sections()
+    token = file_values.set(values)
+    try:
+        return Settings(**(overrides or {}))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path or "settings"))) from None
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}") from None
+    finally:
+        file_values.reset(token)
+
+
+def config_file(config: Path | None) -> Path | None:
+    """Return the TOML file that `load` reads; None without one.
+
+    Raises:
+        ConfigError: this user may not read the file of the service; without it another agent would be meant.
+    """
+    if config is not None:
+        return config
+    try:
+        return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+    except PermissionError:
+        raise ConfigError(
+            f"{DEFAULT_CONFIG} may not be read by this user: run the command as the user of the service "
+            "(sudo -u edge-agent edge-agent ...), or name a file with --config"
+        ) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _refuse_unknown_sections() -> None:
+    """Check variables and credential files for unknown sections, which pydantic ignores.
+
+    Raises:
+        ConfigError: a name with our prefix begins with no section.
+    """
+    prefix = "EDGE_AGENT__"
+    names = {name: name[len(prefix) :] for name in os.environ if name.upper().startswith(prefix)}
+    folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""))
+    if os.environ.get("CREDENTIALS_DIRECTORY") and folder.is_dir():
+        # A credential without `__` may be meant for another program.
+        names |= {str(file): file.name for file in folder.iterdir() if "__" in file.name}
+    known = list(Settings.model_fields)
+    for where, name in sorted(names.items()):
+        section = name.split("__")[0].lower()
+        if section not in known:
+            raise ConfigError(
+                f"{where}: there is no section or key {section!r}; {_suggestion(section, known)}"
+            )
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(known)}"
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """One line for each error: file, key, problem, and the nearest valid key."""
+    lines = []
+    for fault in error.errors(include_url=False, include_input=False):
+        location = fault["loc"]
+        key = ".".join(str(part) for part in location)
+        if fault["type"] == "extra_forbidden":
+            hint = _suggestion(str(location[-1]), _known_keys(location))
+            lines.append(f"{origin}: unknown key {key!r}; {hint}")
+        else:
+            lines.append(f"{origin}: {key or 'settings'}: {fault['msg']}")
+    return "\n".join(lines)
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Valid keys of the section with the last part of `location`."""
+    model: Any = Settings
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        model = SourceSettings if part == "sources" else field.annotation
+        if not hasattr(model, "model_fields"):
+            return []
+    return list(model.model_fields)
