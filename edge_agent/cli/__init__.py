@@ -17,10 +17,10 @@ __all__ = ["COMMANDS", "GROUPS", "app"]
 
 COMMANDS = {
     "run": "Recognise people until told to stop, or until all files have been read.",
-    "status": "Say what the running agent does, what is stuck, and why it is degraded.",
+    "status": "Show the state of the running agent.",
     "demo": "Watch people being recognised: events live, from a broker, and a table at the end.",
     "watch": "Show identity events and device health from a broker, until Ctrl-C.",
-    "doctor": "Look at everything that the agent needs; exit 1 when it cannot run for want of something.",
+    "doctor": "Check everything that the agent needs; exit 1 if something required is missing.",
     "dataset": "Count and check a data set in Market-1501 layout; files that cannot be used are listed.",
     "train": "Train a re-identification network; Ctrl-C stops after the current step and keeps a checkpoint.",
     "export": "Export a trained network to ONNX and check it against PyTorch to 1e-4.",

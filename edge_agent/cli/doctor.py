@@ -23,7 +23,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Look at everything that the agent needs; exit 1 when it cannot run for want of something."""
+    """Check everything that the agent needs; exit 1 if something required is missing."""
     from rich.console import Console
 
     from edge_agent.cli.checks import examine

@@ -14,7 +14,7 @@ def command(
     config: Annotated[Path | None, typer.Option(help="TOML file that names the state folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
-    """Say what the running agent does, what is stuck, and why it is degraded."""
+    """Show the state of the running agent."""
     import json
 
     from edge_agent.core.loading import load

@@ -122,7 +122,7 @@ def test_run_without_a_source_says_so(tmp_path: Path) -> None:
 def test_config_check_and_show(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("[mqtt]\nsite = 'lab'\n")
-    assert "right" in run_here(app, ["config", "check", "--config", str(path)]).output
+    assert "c.toml: valid" in run_here(app, ["config", "check", "--config", str(path)]).output
     assert 'mqtt.site = "lab"' in run_here(app, ["config", "show", "--config", str(path)]).output
     path.write_text("[mqtt]\nsites = 'lab'\n")
     done = run("config", "check", "--config", path)
