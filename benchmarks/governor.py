@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.plots import standalone
 from edge_agent.core.manifest import write_atomic
-from edge_agent.offline.evaluate.charts import Series, linear, svg_chart
+from edge_agent.offline.charts import Series, linear, svg_chart
 from tests.board import LIMIT_C, Board, Trace, drive
 
 HOURS = 6

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_agent.offline.evaluate.charts import Axis, Marker, Series, svg_chart
+from edge_agent.offline.charts import Axis, Marker, Series, svg_chart
 
 __all__ = ["KEPT", "LOST", "breaks_at", "curve", "doublings", "slope", "standalone"]
 

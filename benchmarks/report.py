@@ -16,7 +16,7 @@ from benchmarks import compare, gallery, idle, overload, results, startup
 from benchmarks.catalogue import GROWTH_FPS, REPO
 from benchmarks.plots import KEPT, LOST, breaks_at, curve, slope
 from edge_agent.core.manifest import write_atomic
-from edge_agent.offline.evaluate.charts import Series
+from edge_agent.offline.charts import Series
 
 __all__ = ["DOCUMENT", "PICTURES", "pictures", "spliced", "write"]
 

@@ -17,7 +17,7 @@ from benchmarks.plots import breaks_at, curve, slope
 from benchmarks.slices import Taken, in_turn
 from edge_agent.cli import app
 from edge_agent.engine.latency import latency_table
-from edge_agent.offline.evaluate.charts import Series
+from edge_agent.offline.charts import Series
 
 MISSING = Path("nowhere")
 

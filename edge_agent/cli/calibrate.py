@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edge_agent.offline.calibrate.job import Job, Progress, Request, Result
+    from edge_agent.offline.calibrate.job import Job, Result
+    from edge_agent.offline.calibrate.request import Progress, Request
 
 
 class Precision(str, Enum):
@@ -116,7 +117,8 @@ def command(
     from edge_agent.engine.models import choose_model, prepare_model
     from edge_agent.engine.precision.calibration import engines_folder
     from edge_agent.offline.calibrate.gate import Bounds
-    from edge_agent.offline.calibrate.job import Job, Request
+    from edge_agent.offline.calibrate.job import Job
+    from edge_agent.offline.calibrate.request import Request
 
     configure("warning")
     values = overrides(

@@ -25,7 +25,8 @@ from edge_agent.engine.precision.calibration import Calibration, active_calibrat
 from edge_agent.identify.identifier import SITE_FACT, Identifier
 from edge_agent.identify.site import SiteScores
 from edge_agent.offline.calibrate.gate import Bounds
-from edge_agent.offline.calibrate.job import Job, Request
+from edge_agent.offline.calibrate.job import Job
+from edge_agent.offline.calibrate.request import Request
 from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 from tests.agent.test_agent import pictures, put  # noqa: F401  `pictures` is a fixture

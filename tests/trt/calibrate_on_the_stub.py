@@ -25,7 +25,8 @@ from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision import in_precision
 from edge_agent.engine.precision.calibration import active_calibration, prune_calibrations
 from edge_agent.engine.tensorrt.bindings import version
-from edge_agent.offline.calibrate.job import Job, Request, Silent
+from edge_agent.offline.calibrate.job import Job
+from edge_agent.offline.calibrate.request import Request, Silent
 from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 

@@ -1,7 +1,7 @@
-"""The accuracy gate: may an engine of lower precision stand in for the FP32 network?
+"""The accuracy gate: whether an engine of lower precision may replace the FP32 network.
 
-Both embed the same query and gallery crops, which no calibration has seen. Held against each other are every
-crop's two embeddings (cosine), and what the two give by the same evaluation protocol. A candidate that passes
+Both embed the same query and gallery crops, which calibration does not use. The gate compares the two
+embeddings of each crop (cosine), and the results of the same evaluation protocol. A candidate that passes
 shares the embedding space of the FP32 network: galleries are kept when the engine is switched.
 """
 
@@ -21,12 +21,12 @@ __all__ = ["Bounds", "Embeddings", "Gate", "compare", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a candidate may lose against FP32.
+    """Largest allowed loss of a candidate against FP32.
 
     Attributes:
         max_map_loss: largest loss of mAP, as a fraction (0.005 is half a point).
         max_rank1_loss: largest loss of rank-1, as a fraction.
-        min_median_cosine: least median cosine of a crop's two embeddings.
+        min_median_cosine: lowest median cosine between a crop's two embeddings.
     """
 
     max_map_loss: float = 0.005
@@ -36,7 +36,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """What one engine made of the two sides of the evaluation split."""
+    """One engine's embeddings of both sides of the evaluation split."""
 
     query: EmbeddedCrops
     gallery: EmbeddedCrops
@@ -44,27 +44,27 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One candidate against FP32. What could not be measured is None.
+    """Result of one candidate against FP32. Values that were not measured are None.
 
     Attributes:
-        candidate: precision that was tried, with what it kept in higher precision.
-        passed: whether it stays within the bounds; None where there was nothing to measure it with.
-        reasons: why not, for people; empty when it passed.
+        candidate: name of the step that made it: the precision, with a digest of kept nodes if there are any.
+        passed: whether it stays within the bounds; None without data to measure it with.
+        reasons: readable reasons for failure; empty when it passed.
+        bounds: the limits.
         mAP_fp32, mAP_candidate, rank1_fp32, rank1_candidate: fractions, by the protocol of `evaluate`.
-        cosine_min, cosine_p1, cosine_median: least, first percentile and median over the crops of the cosine
-            between a crop's two embeddings.
-        crops: number of crops that were compared.
+        cosine_min, cosine_p1, cosine_median: minimum, first percentile and median over the crops of the
+            cosine between a crop's two embeddings.
+        crops: number of crops compared.
         threshold_fp32, threshold_candidate: match thresholds at the target false-match rate.
-        threshold_drift: the second less the first.
+        threshold_drift: `threshold_candidate - threshold_fp32`.
         fmr_at_fp32_threshold: false-match rate of the candidate at the threshold of FP32.
-        bounds: what was allowed.
     """
 
     candidate: str
     passed: bool | None
     reasons: tuple[str, ...]
     bounds: Bounds
-    mAP_fp32: float | None = None  # noqa: N815  the field's own name of the figure
+    mAP_fp32: float | None = None  # noqa: N815  the standard spelling
     mAP_candidate: float | None = None  # noqa: N815
     rank1_fp32: float | None = None
     rank1_candidate: float | None = None
@@ -78,30 +78,25 @@ class Gate:
     fmr_at_fp32_threshold: float | None = None
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
         return {**asdict(self), "reasons": list(self.reasons)}
 
 
 def failed(candidate: str, reason: str, bounds: Bounds) -> Gate:
-    """The gate of a candidate that could not even be measured: it does not build, or gives NaN."""
+    """Return the gate of a candidate that cannot be measured: it does not build, or outputs NaN."""
     return Gate(candidate, passed=False, reasons=(reason,), bounds=bounds)
 
 
 def compare(
-    reference: Embeddings,
-    candidate: Embeddings,
-    *,
-    name: str,
-    bounds: Bounds,
-    target_fmr: float,
+    reference: Embeddings, candidate: Embeddings, *, name: str, bounds: Bounds, target_fmr: float
 ) -> tuple[Gate, Evaluation]:
-    """Hold a candidate against FP32; also the candidate's evaluation.
+    """Compare a candidate to FP32; also return the candidate's evaluation.
 
     Args:
         reference: embeddings of the FP32 network.
         candidate: embeddings of the same crops, in the same order.
-        name: what the candidate is called in reports.
-        bounds: what it may lose.
+        name: of the candidate in reports.
+        bounds: the limits.
         target_fmr: false-match rate at which thresholds are compared.
 
     Raises:
@@ -142,8 +137,8 @@ def compare(
 def _cosines(one: EmbeddedCrops, other: EmbeddedCrops) -> np.ndarray[Any, np.dtype[np.float32]]:
     if one.names != other.names:
         raise InputError(
-            f"the two engines did not embed the same crops ({len(one)} and {len(other)}); did files change "
-            "meanwhile? run it again"
+            f"the two engines did not embed the same crops ({len(one)} and {len(other)}): files changed "
+            "during the run; run it again"
         )
     cosines: np.ndarray[Any, np.dtype[np.float32]] = np.einsum("nd,nd->n", one.vectors, other.vectors)
     return cosines
@@ -159,7 +154,7 @@ def _fmr(scores: PairScores, threshold: float) -> float:
 
 
 def _reasons(figures: dict[str, float], bounds: Bounds) -> list[str]:
-    """What is out of bounds. A loss is rounded to 1e-9, so that a bound met exactly is met."""
+    """Reasons for failure. A loss is rounded to 1e-9, so that a loss equal to its bound passes."""
     reasons = []
     for what, key, most in (
         ("mAP", "mAP", bounds.max_map_loss),
@@ -174,6 +169,6 @@ def _reasons(figures: dict[str, float], bounds: Bounds) -> list[str]:
     if figures["cosine_median"] < bounds.min_median_cosine:
         reasons.append(
             f"the median cosine to FP32 is {figures['cosine_median']:.4f}; at least "
-            f"{bounds.min_median_cosine:g} is asked for"
+            f"{bounds.min_median_cosine:g} is required"
         )
     return reasons

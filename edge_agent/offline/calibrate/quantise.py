@@ -1,51 +1,49 @@
-"""Ranges and a prepared graph -> the same graph in explicit INT8, with Q/DQ nodes as TensorRT wants them.
+"""Insert Q/DQ nodes into a prepared graph, so that TensorRT can fuse the quantised layers.
 
-What TensorRT fuses well, and what is therefore made here (NVIDIA's TensorRT guide, "Working with quantised
-types"; `docs/calibration.md` has the reasons):
+The placement follows NVIDIA's TensorRT guide, "Working with quantised types" (reasons in
+`docs/calibration.md`):
 
 - inputs of convolutions and matrix products are quantised, per tensor, symmetric, zero point 0;
 - their weights too, per output channel;
-- their outputs are not, so that nothing stands between a convolution and its activation;
-- of the two inputs of a residual addition the skip path is quantised, the other one comes straight from
-  its convolution;
-- gates, global pooling, the head after it, and the nodes that were put around the network stay in higher
-  precision: they take next to no time;
-- so do depthwise convolutions, and what reads a convolution that has no activation: there the ranges of
-  the channels differ most, and one scale for all of them cost more accuracy than all the rest together.
+- their outputs are not, so that a convolution and its activation can be fused;
+- of the two inputs of a residual addition the skip path is quantised, the other one is the output of its
+  convolution;
+- gates, global pooling, the head after it, and the nodes added by `prepare` stay in higher precision: they
+  take almost no time;
+- so do depthwise convolutions, and nodes that read a convolution without an activation: there the ranges
+  of the channels differ most, and one common scale cost more accuracy than all other layers together.
 
-ONNX Runtime's quantiser does the first three; the fourth is a pass of our own after it.
+ONNX Runtime's quantiser does the first three; a separate pass after it does the fourth.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent.core.errors import ModelError
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.topology import OURS, QUANTISABLE, Topology, in_order, load_named
+from edge_agent.engine.graph.topology import QUANTISABLE, Topology, in_order, load_named
 from edge_agent.engine.precision.scales import Scales
+from edge_agent.offline.calibrate.placement import FUSED, dequantised, positions, skip_input
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Placement", "implicit_scales", "placement", "quantisable", "quantise"]
+__all__ = ["implicit_scales", "quantisable", "quantise"]
 
 _OPSET = 13
-"""Oldest opset whose QuantizeLinear takes a scale per channel."""
-_STILL_THE_SAME = frozenset({"BatchNormalization", "Identity"})
-"""What a convolution is fused with before anything else."""
+"""Lowest opset whose QuantizeLinear takes a scale per channel."""
 
 
 def quantisable(prepared: PreparedGraph) -> tuple[str, ...]:
-    """Names of the nodes that compute in INT8 unless they are kept.
+    """Return the names of the nodes that compute in INT8 unless they are kept.
 
-    Without gates and head, depthwise convolutions, and nodes that read a convolution without an activation.
+    Excluded are gates, the head, depthwise convolutions, and readers of a convolution without an activation.
     """
     topology = Topology(load_named(prepared.onnx))
     pooled = topology.pooled()
@@ -59,10 +57,10 @@ def quantisable(prepared: PreparedGraph) -> tuple[str, ...]:
 
 
 def implicit_scales(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] = ()) -> Scales:
-    """The ranges without those that only nodes read which are to stay in higher precision.
+    """Return the ranges without tensors that only nodes in higher precision read.
 
-    For TensorRT's calibration cache, which knows tensors and not nodes: a layer whose input has no range
-    there is not computed in INT8.
+    TensorRT's calibration cache lists tensors, not nodes: TensorRT computes a layer in INT8 only if its
+    input has a range there.
 
     Args:
         prepared: the graph that the ranges were taken from.
@@ -70,7 +68,7 @@ def implicit_scales(prepared: PreparedGraph, scales: Scales, *, keep: Collection
         keep: as for `quantise`.
 
     Raises:
-        ModelError: nothing is left.
+        ModelError: no range is left.
     """
     chosen = set(quantisable(prepared)) - set(keep)
     nodes = Topology(load_named(prepared.onnx)).quantisable()
@@ -83,21 +81,21 @@ def implicit_scales(prepared: PreparedGraph, scales: Scales, *, keep: Collection
 
 
 def _is_depthwise(topology: Topology, node: onnx.NodeProto) -> bool:
-    """Whether each channel is convolved on its own; groups of more channels are not meant."""
+    """Whether each channel is convolved separately (groups of one channel)."""
     grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
     return grouped and topology.weights[node.input[1]][1] == 1
 
 
 def _is_linear(topology: Topology, name: str) -> bool:
-    """Whether a tensor is what a convolution gave, without an activation."""
+    """Whether a tensor is the output of a convolution without an activation."""
     node = topology.maker.get(name)
-    while node is not None and node.op_type in _STILL_THE_SAME:
+    while node is not None and node.op_type in FUSED:
         node = topology.maker.get(node.input[0])
     return node is not None and node.op_type == "Conv"
 
 
 def quantise(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] = ()) -> PreparedGraph:
-    """Put Q/DQ nodes into a prepared graph.
+    """Return the graph in INT8, with Q/DQ nodes.
 
     Args:
         prepared: the graph in FP32 that the ranges were taken from.
@@ -106,7 +104,7 @@ def quantise(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] =
 
     Raises:
         ModelError: the ranges belong to another graph, the network was exported in float16, a name in `keep`
-            is unknown, nothing is left to quantise, or the graph cannot be brought to an opset that has
+            is unknown, nothing is left to quantise, or the graph cannot be converted to an opset that has
             quantisation per channel.
     """
     if hashlib.sha256(prepared.onnx).hexdigest() != scales.model_sha256:
@@ -131,7 +129,7 @@ def quantise(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] =
 
 
 def _modern(prepared: PreparedGraph, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at an opset that has quantisation per channel; names of nodes and tensors stay."""
+    """Convert the model to an opset with quantisation per channel; names of nodes and tensors stay."""
     from onnx import version_converter
 
     opset = max(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
@@ -142,13 +140,13 @@ def _modern(prepared: PreparedGraph, model: onnx.ModelProto) -> onnx.ModelProto:
         converted = version_converter.convert_version(model, _OPSET)
     except Exception as problem:  # its C++ exceptions have no common type
         raise ModelError(
-            f"{prepared.source} uses ONNX opset {opset} and cannot be brought to {_OPSET}, which INT8 per "
+            f"{prepared.source} uses ONNX opset {opset} and cannot be converted to {_OPSET}, which INT8 per "
             f"channel needs: {problem}; export it again with opset_version={_OPSET}"
         ) from problem
     after = {name for node in converted.graph.node if node.op_type in QUANTISABLE for name in node.input}
     if before != after:
         raise ModelError(
-            f"{prepared.source}: its tensors lose their names between ONNX opset {opset} and {_OPSET}; "
+            f"{prepared.source}: tensors are renamed by the conversion from ONNX opset {opset} to {_OPSET}; "
             f"export it again with opset_version={_OPSET}"
         )
     converted.ir_version = max(converted.ir_version, 7)
@@ -156,7 +154,7 @@ def _modern(prepared: PreparedGraph, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantised(model: onnx.ModelProto, scales: Scales, chosen: list[str]) -> onnx.ModelProto:
-    """ONNX Runtime's quantiser with the settings that TensorRT needs."""
+    """Run ONNX Runtime's quantiser with the settings that TensorRT needs."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -192,13 +190,13 @@ def _quantise_skips(model: onnx.ModelProto, scales: Scales, chosen: set[str]) ->
     from onnx import helper, numpy_helper
 
     topology = Topology(model)
-    place = _places(topology)
+    place = positions(topology)
     added: dict[str, str] = {}
     for node in topology.nodes:
-        skip = _skip_input(topology, node, place, chosen)
+        skip = skip_input(topology, node, place, chosen)
         if skip is None or (scale := scales.scale(skip)) is None:
             continue
-        known = _dequantised(topology, skip) or added.get(skip)
+        known = dequantised(topology, skip) or added.get(skip)
         if known is None:
             known = added[skip] = f"{skip}_skip_dequantised"
             names = [f"{skip}_skip_scale", f"{skip}_skip_zero"]
@@ -215,60 +213,8 @@ def _quantise_skips(model: onnx.ModelProto, scales: Scales, chosen: set[str]) ->
                 node.input[index] = known
 
 
-def _skip_input(
-    topology: Topology, node: onnx.NodeProto, place: dict[str, int], chosen: set[str]
-) -> str | None:
-    """The skip path of a residual addition: the input that is not its quantised convolution's output.
-
-    Where both inputs are (in a downsampling block), the skip path is the one whose convolution reads what
-    was made earlier: the block's own input.
-    """
-    if node.op_type != "Add" or len(topology.activations(node)) != 2 or node.input[0] == node.input[1]:
-        return None
-    mains = {}
-    for name in node.input:
-        convolution = _fused_convolution(topology, name)
-        if convolution is not None and convolution.name in chosen:
-            mains[name] = _last_made(topology, convolution.input[0], place)
-    if not mains:
-        return None
-    main = max(mains, key=lambda name: mains[name])
-    return next(str(name) for name in node.input if name != main)
-
-
-def _fused_convolution(topology: Topology, name: str) -> onnx.NodeProto | None:
-    """The convolution or product whose output, read by nobody else, this tensor is."""
-    node = topology.maker.get(name)
-    while node is not None and len(topology.readers.get(name, [])) == 1:
-        if node.op_type in QUANTISABLE:
-            return node
-        if node.op_type not in _STILL_THE_SAME:
-            return None
-        name = node.input[0]
-        node = topology.maker.get(name)
-    return None
-
-
-def _last_made(topology: Topology, name: str, place: dict[str, int]) -> int:
-    """Where in the file the tensor is made that a quantised node reads, Q and DQ looked through."""
-    node = topology.maker.get(name)
-    while node is not None and node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
-        node = topology.maker.get(node.input[0])
-    return -1 if node is None else place[node.name]
-
-
-def _dequantised(topology: Topology, name: str) -> str | None:
-    """The tensor after Q and DQ, where this one is quantised already."""
-    for quantised in topology.readers.get(name, []):
-        if quantised.op_type == "QuantizeLinear":
-            for reader in topology.readers.get(quantised.output[0], []):
-                if reader.op_type == "DequantizeLinear":
-                    return str(reader.output[0])
-    return None
-
-
 def _checked(prepared: PreparedGraph, model: onnx.ModelProto) -> bytes:
-    """Sorted, without shapes that nobody needs, valid."""
+    """Sort the nodes, drop intermediate shapes, validate and serialise."""
     import onnx
 
     ordered = in_order(model)
@@ -281,124 +227,3 @@ def _checked(prepared: PreparedGraph, model: onnx.ModelProto) -> bytes:
         raise ModelError(f"{prepared.source} is not valid ONNX after quantisation: {problem}") from problem
     data: bytes = model.SerializeToString()
     return data
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the Q/DQ nodes of a graph are.
-
-    Attributes:
-        quantise: QuantizeLinear nodes.
-        dequantise: DequantizeLinear nodes.
-        computing: convolutions and products in the network.
-        in_int8: of these, whose input and weight are both dequantised.
-        outputs_quantised: convolutions whose own output is quantised: skip paths that are a convolution, and
-            convolutions without an activation in front of another one.
-        split: activations that read a convolution through Q/DQ, and sums of which both inputs are
-            dequantised: what keeps TensorRT from fusing a convolution with what follows it.
-        residuals: additions that add a skip path to the output of an INT8 convolution.
-        residuals_quantised: of these, with a dequantised skip path.
-        symmetric: whether every zero point is 0.
-        weights: quantised weights.
-        weights_per_channel: of these, with one scale per output channel: axis 0 of a convolution's weight.
-    """
-
-    quantise: int
-    dequantise: int
-    computing: int
-    in_int8: int
-    outputs_quantised: int
-    split: int
-    residuals: int
-    residuals_quantised: int
-    symmetric: bool
-    weights: int
-    weights_per_channel: int
-
-    @property
-    def fits_tensorrt(self) -> bool:
-        """Whether nothing is placed as TensorRT does not want it."""
-        return (
-            self.in_int8 > 0
-            and self.split == 0
-            and self.residuals_quantised == self.residuals
-            and self.symmetric
-            and self.weights_per_channel == self.weights
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Its fields, and `fits_tensorrt`."""
-        return {**asdict(self), "fits_tensorrt": self.fits_tensorrt}
-
-
-def placement(data: bytes) -> Placement:
-    """Read off a serialised model where its Q/DQ nodes are."""
-    from onnx import numpy_helper
-
-    model = load_named(data)
-    topology = Topology(model)
-    values = {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
-    pairs = [node for node in topology.nodes if node.op_type in {"QuantizeLinear", "DequantizeLinear"}]
-    starts = [node for node in pairs if node.op_type == "QuantizeLinear"]
-    computing = [
-        node for node in topology.nodes if node.op_type in QUANTISABLE and not node.name.startswith(OURS)
-    ]
-    int8 = {n.name for n in computing if all(_origin(topology, name) is not None for name in n.input[:2])}
-    place = _places(topology)
-    skips = [_skip_input(topology, node, place, int8) for node in topology.nodes]
-    residuals = [skip for skip in skips if skip is not None]
-    weights = [node for node in starts if node.input[0] in topology.constants]
-    return Placement(
-        quantise=len(starts),
-        dequantise=len(pairs) - len(starts),
-        computing=len(computing),
-        in_int8=len(int8),
-        outputs_quantised=sum(_dequantised(topology, node.output[0]) is not None for node in computing),
-        split=sum(_is_split(topology, node) for node in topology.nodes),
-        residuals=len(residuals),
-        residuals_quantised=sum(_origin(topology, skip) is not None for skip in residuals),
-        symmetric=not any(values[node.input[2]].any() for node in pairs if len(node.input) > 2),
-        weights=len(weights),
-        weights_per_channel=sum(_is_per_channel(topology, node, values) for node in weights),
-    )
-
-
-_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid"})
-
-
-def _places(topology: Topology) -> dict[str, int]:
-    return {node.name: number for number, node in enumerate(topology.nodes)}
-
-
-def _origin(topology: Topology, name: str) -> str | None:
-    """The tensor that was quantised to make this one; None for one that no DequantizeLinear makes."""
-    back = topology.maker.get(name)
-    if back is None or back.op_type != "DequantizeLinear":
-        return None
-    start = topology.maker.get(back.input[0])
-    return str(start.input[0]) if start is not None and start.op_type == "QuantizeLinear" else None
-
-
-def _is_split(topology: Topology, node: onnx.NodeProto) -> bool:
-    origins = [_origin(topology, name) for name in topology.activations(node)]
-    if node.op_type == "Add":
-        return len(origins) == 2 and None not in origins
-    maker = topology.maker.get(origins[0]) if origins and origins[0] is not None else None
-    return node.op_type in _ACTIVATIONS and maker is not None and maker.op_type in QUANTISABLE
-
-
-def _is_per_channel(
-    topology: Topology, node: onnx.NodeProto, values: Mapping[str, NDArray[np.generic]]
-) -> bool:
-    """Whether a weight has a scale for each of its output channels, along the axis that holds them."""
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-    reader = next(
-        reader
-        for back in topology.readers[node.output[0]]
-        for reader in topology.readers[back.output[0]]
-        if reader.op_type in QUANTISABLE
-    )
-    transposed = any(a.name == "transB" and a.i for a in reader.attribute)
-    rank = values[node.input[0]].ndim
-    wanted = 0 if reader.op_type == "Conv" or transposed else rank - 1
-    return axis % rank == wanted and values[node.input[1]].size == values[node.input[0]].shape[wanted]

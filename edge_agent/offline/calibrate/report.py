@@ -1,4 +1,4 @@
-"""A calibration as one HTML file, from its JSON document: what was chosen, why, and what it rests on.
+"""The report of a calibration as one HTML file, made from its JSON document.
 
 It refers to nothing outside itself and shows no people.
 """
@@ -9,12 +9,10 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_agent.offline.evaluate.charts import Marker, Series, linear, svg_chart
-from edge_agent.offline.evaluate.report import STYLE
+from edge_agent.offline.charts import Marker
+from edge_agent.offline.page import facts, figure, page, score_chart, table, tiles
 
 __all__ = ["html_report"]
-
-_SAME, _DIFFERENT = "#1565a8", "#d1731b"
 
 _GATE_ROWS = (
     ("mAP, FP32", "mAP_fp32", "share"),
@@ -23,7 +21,7 @@ _GATE_ROWS = (
     ("rank-1, candidate", "rank1_candidate", "share"),
     ("cosine to FP32, median", "cosine_median", "number"),
     ("cosine to FP32, 1st percentile", "cosine_p1", "number"),
-    ("cosine to FP32, least", "cosine_min", "number"),
+    ("cosine to FP32, minimum", "cosine_min", "number"),
     ("crops compared", "crops", "count"),
     ("threshold, FP32", "threshold_fp32", "number"),
     ("threshold, candidate", "threshold_candidate", "number"),
@@ -37,12 +35,9 @@ def html_report(document: Mapping[str, Any], evaluation: Mapping[str, Any] | Non
 
     Args:
         document: the calibration's JSON report.
-        evaluation: `Evaluation.document()` of the engine that was chosen; None without a data set.
+        evaluation: `Evaluation.document()` of the chosen engine; None without a data set.
     """
-    model = document["model"]
-    title = f"Calibration of {model['name']}"
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
         _facts(document),
         _verdict(document),
         "<h2>Accuracy gate</h2>",
@@ -55,11 +50,7 @@ def html_report(document: Mapping[str, Any], evaluation: Mapping[str, Any] | Non
         _sensitivity(document["sensitivity"]),
         _speed(document["bench"]),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
-    return page.encode()
+    return page(f"Calibration of {document['model']['name']}", parts)
 
 
 def _facts(document: Mapping[str, Any]) -> str:
@@ -71,41 +62,40 @@ def _facts(document: Mapping[str, Any]) -> str:
         f"Preprocess profile {model['preprocess']}, {model['dimension']} numbers, space {model['space']}",
         f"Data set {document['dataset'] or 'none'}",
     ]
-    return f'<p class="facts">{"<br>".join(html.escape(line) for line in lines)}</p>'
+    return facts(lines)
 
 
 def _verdict(document: Mapping[str, Any]) -> str:
     sizes = {name: f"{size / 1e6:.1f} MB" for name, size in document["bytes"].items() if size}
     threshold = document["threshold"]["value"]
-    tiles = [
+    values = [
         ("chosen", document["precision"].upper()),
         ("asked for", document["asked"]),
         ("threshold", "none" if threshold is None else f"{threshold:.4f}"),
         *((f"graph in {name.upper()}", size) for name, size in sizes.items()),
     ]
-    inner = "".join(f'<div class="tile">{name}<b>{html.escape(value)}</b></div>' for name, value in tiles)
     notes = [*document["missing"], *document["notes"]]
     for name, gate in document["gates"].items():
         if gate["passed"] is False:
             notes.append(f"{name.upper()} was not taken: {'; '.join(gate['reasons'])}")
-    return f'<div class="tiles">{inner}</div>' + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return tiles(values) + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
 
 def _gates(gates: Mapping[str, Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{html.escape(name.upper())}</th>" for name in gates)
     words = {True: "passed", False: "failed", None: "not measured"}
-    rows = "".join(f"<td>{words[gate['passed']]}</td>" for gate in gates.values())
-    table = f"<tr><th></th>{head}</tr><tr><td>gate</td>{rows}</tr>"
+    verdicts = "".join(f"<td>{words[gate['passed']]}</td>" for gate in gates.values())
+    rows = f"<tr><th></th>{head}</tr><tr><td>gate</td>{verdicts}</tr>"
     for title, key, kind in _GATE_ROWS:
         cells = "".join(f'<td class="n">{_cell(gate[key], kind)}</td>' for gate in gates.values())
-        table += f"<tr><td>{title}</td>{cells}</tr>"
+        rows += f"<tr><td>{title}</td>{cells}</tr>"
     bounds = next(iter(gates.values()))["bounds"]
     allowed = (
         f"Allowed: mAP loss {100 * bounds['max_map_loss']:g} points, rank-1 loss "
         f"{100 * bounds['max_rank1_loss']:g} points, median cosine at least {bounds['min_median_cosine']:g}. "
-        "Measured on query and gallery crops, which no calibration has seen."
+        "Measured on query and gallery crops, which calibration does not use."
     )
-    return f'<table>{table}</table><p class="facts">{allowed}</p>'
+    return f"<table>{rows}</table>" + facts([allowed])
 
 
 def _cell(value: float | None, kind: str) -> str:
@@ -131,31 +121,16 @@ def _threshold(threshold: Mapping[str, Any]) -> str:
         f"{threshold['value']:.4f} for a false-match rate of {threshold['target_fmr']:g}{measured}, from "
         f"{threshold['pairs']} pairs of different people across cameras.{missed} {threshold['reason']}"
     )
-    return f'<p>{html.escape(text)}</p><p class="facts">Interval: {html.escape(threshold["method"])}.</p>'
+    return f"<p>{html.escape(text)}</p>" + facts([f"Interval: {threshold['method']}."])
 
 
 def _scores(evaluation: Mapping[str, Any] | None, threshold: Mapping[str, Any]) -> str:
     if evaluation is None:
         return ""
     histogram = evaluation["score_histogram"]
-    edges = histogram["edges"]
-    series = []
-    for name, colour, counts in (
-        ("same person", _SAME, histogram["genuine"]),
-        ("different people", _DIFFERENT, histogram["impostor"]),
-    ):
-        total = max(1, sum(counts))
-        outline = [(edge, count / total) for edge, count in zip(edges, counts, strict=False)]
-        series.append(Series(name, colour, outline, filled=True))
-    top = max(share for line in series for _, share in line.points) or 1.0
     markers = [] if threshold["value"] is None else [Marker(threshold["value"], "threshold")]
-    chart = svg_chart(
-        linear("cosine", edges[0], edges[-1], steps=8),
-        linear("share of pairs", 0, 1.25 * top, percent=True),
-        series,
-        markers,
-    )
-    return f'<div class="charts"><figure><figcaption>Pairs across cameras</figcaption>{chart}</figure></div>'
+    chart = score_chart(histogram["edges"], histogram["genuine"], histogram["impostor"], markers)
+    return f'<div class="charts">{figure("Pairs across cameras", chart)}</div>'
 
 
 def _sample(document: Mapping[str, Any]) -> str:
@@ -175,8 +150,8 @@ def _sample(document: Mapping[str, Any]) -> str:
 def _placement(placement: Mapping[str, Any] | None) -> str:
     if placement is None:
         return ""
-    return "<h2>Where the INT8 graph quantises</h2>" + _table(
-        ("what", "count"), [(name.replace("_", " "), str(value)) for name, value in placement.items()]
+    return "<h2>Q/DQ placement of the INT8 graph</h2>" + table(
+        ("nodes", "count"), [(name.replace("_", " "), str(value)) for name, value in placement.items()]
     )
 
 
@@ -188,7 +163,7 @@ def _sensitivity(sensitivity: Mapping[str, Any] | None) -> str:
         for row in sensitivity["blocks"]
     ]
     head = ("block", "nodes", "1 - cosine with this block alone in INT8", "in higher precision")
-    return "<h2>What each block costs</h2>" + _table(head, rows)
+    return "<h2>Loss per block</h2>" + table(head, rows)
 
 
 def _speed(bench: Mapping[str, Any] | None) -> str:
@@ -206,18 +181,8 @@ def _speed(bench: Mapping[str, Any] | None) -> str:
     ]
     head = ("precision", "batch", "latency p50 / p95 / p99 (ms)", "images/s", "crops/s end to end")
     machine = bench["machine"]
-    facts = (
-        f"{machine['cpu'] or machine['platform']}, {machine['cores']} cores, {machine['board'] or 'no board'}"
-    )
-    return f"<h2>Speed</h2>{_table(head, rows)}" + f'<p class="facts">{html.escape(facts)}</p>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{top}</tr>{body}</table>"
+    host = f"{machine['cpu'] or machine['platform']}, {machine['cores']} cores"
+    return f"<h2>Speed</h2>{table(head, rows)}" + facts([f"{host}, {machine['board'] or 'no board'}"])
 
 
 def _list(title: str, entries: Sequence[str]) -> str:

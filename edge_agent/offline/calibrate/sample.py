@@ -1,7 +1,7 @@
-"""Which crops INT8 ranges are taken from: a seeded, balanced draw from the training split alone.
+"""The calibration sample: a seeded, balanced draw from the training split.
 
-Only `bounding_box_train` is ever opened here. Ranges taken from query or gallery crops would let the
-accuracy gate measure an engine on what it was fitted to.
+Only `bounding_box_train` is opened. With ranges from query or gallery crops, the accuracy gate would measure
+an engine on its own calibration data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_SIZE", "Replaced", "Sample", "draw"]
 
 DEFAULT_SIZE = 512
-"""Crops in a sample; NVIDIA's guides and most users take 500 to 1,000."""
+"""Crops in a sample; NVIDIA's guides recommend 500 to 1,000."""
 
 _KIND = "calibration-sample"
 _VERSION = 1
@@ -36,12 +36,12 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A picture that was drawn and cannot be read.
+    """A drawn picture that cannot be read.
 
     Attributes:
-        name: relative to the data set's folder.
+        name: path relative to the data set's folder.
         reason: why it cannot be used.
-        by: what was taken instead, of the same person; None when that person had no other picture left.
+        by: replacement, of the same person; None if that person had no other picture left.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Sample:
     Attributes:
         dataset: name of the data set's folder.
         seed: of the draw.
-        asked: crops that were asked for; `files` has fewer where the split has fewer.
+        asked: crops requested; `files` has fewer where the split has fewer.
         files: size and SHA-256 by name relative to the data set's folder, all in `bounding_box_train`.
         identities: people among them.
         cameras: cameras among them.
@@ -76,16 +76,16 @@ class Sample:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names and contents, in order: the same sample always has the same digest."""
+        """SHA-256 over names and contents, in order."""
         text = json.dumps([[name, record.sha256] for name, record in self.files.items()])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write its manifest (names relative to the data set); StorageError where that fails."""
+        """Write the manifest, with names relative to the data set; StorageError where that fails."""
         Manifest(_KIND, _VERSION, dict(self.files), self.document()).write(path)
 
     def document(self) -> dict[str, Any]:
-        """What it is, without its files, as JSON values."""
+        """Return JSON values, without the files."""
         return {
             "dataset": self.dataset,
             "split": Split.TRAIN.folder,
@@ -100,16 +100,16 @@ class Sample:
 
     @staticmethod
     def read(path: Path) -> Sample:
-        """Read a manifest that `write` wrote.
+        """Read a manifest written by `write`.
 
         Raises:
-            InputError: missing, damaged, or names a file outside of the training split.
+            InputError: missing, damaged, or names a file outside the training split.
         """
         manifest = Manifest.read(path, kind=_KIND, version=_VERSION)
         foreign = [name for name in manifest.files if Path(name).parent.as_posix() != Split.TRAIN.folder]
         if foreign or not manifest.files:
             what = f"{foreign[0]} is not in {Split.TRAIN.folder}" if foreign else "it names no file"
-            raise InputError(f"{path} is not a sample to calibrate with: {what}; draw it again")
+            raise InputError(f"{path} is not a calibration sample: {what}; draw it again")
         data = manifest.data
         try:
             return Sample(
@@ -126,20 +126,20 @@ class Sample:
             raise InputError(f"{path} is a damaged sample: {what}; draw it again") from problem
 
     def verify(self, root: Path) -> None:
-        """Check that every crop lies in the data set `root` as it did when it was drawn.
+        """Check that every crop in the data set `root` is unchanged since the draw.
 
         Raises:
-            InputError: names the first file that is missing or differs.
+            InputError: a file is missing or differs (names the first).
         """
         for name, expected in self.files.items():
             path = Path(root) / name
             if not path.is_file():
-                raise InputError(f"{path} is missing, though the calibration sample has it; draw it again")
+                raise InputError(f"{path} is missing, but the calibration sample names it; draw it again")
             if FileRecord.of(path) != expected:
                 raise InputError(f"{path} changed since the calibration sample was drawn; draw it again")
 
     def pixels(self, root: Path, profile: PreprocessProfile, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """The crops as the network gets them: `(N, H, W, 3)` uint8 BGR, resized as at run time.
+        """Return the crops as network input: `(N, H, W, 3)` uint8 BGR, resized as at run time.
 
         Args:
             root: the data set's folder.
@@ -162,15 +162,15 @@ def draw(
 ) -> Sample:
     """Draw crops from the training split of a data set in Market-1501 layout.
 
-    People take turns, in an order that the seed sets; within a person cameras take turns. The same files
-    and seed give the same sample on every machine. Junk (`-1`) is never drawn. Every drawn picture is
-    decoded; one that cannot be read is replaced by the person's next one.
+    Crops are drawn from the people in turn, in an order that the seed sets, and from each person's cameras in
+    turn. The same files and seed give the same sample on every machine. Junk (`-1`) is never drawn. Every
+    drawn picture is decoded; an unreadable one is replaced by the person's next one.
 
     Args:
         root: the data set's folder.
-        size: crops wanted; all readable ones are taken where there are fewer.
+        size: crops to draw; all readable ones where there are fewer.
         seed: of the draw.
-        advance: told the number of crops taken since the last call.
+        advance: called with the number of newly drawn crops.
 
     Raises:
         DatasetError: no training split, or no readable crop in it.
@@ -194,7 +194,7 @@ def draw(
         if waiting:
             turns.append(waiting)
     if not taken:
-        raise DatasetError(f"{root / Split.TRAIN.folder} holds no picture that can be read")
+        raise DatasetError(f"{root / Split.TRAIN.folder} contains no picture that can be read")
     return Sample(
         dataset=root.resolve().name,
         seed=seed,
@@ -207,7 +207,7 @@ def draw(
 
 
 def _turns(crops: Sequence[Crop], dice: random.Random) -> deque[deque[Crop]]:
-    """The crops of each person in the order in which they are to be taken, people in the order of turns."""
+    """Each person's crops in the order of drawing; people in the order of their turns."""
     people: dict[int, list[Crop]] = {}
     for crop in crops:
         people.setdefault(crop.pid, []).append(crop)
@@ -231,7 +231,7 @@ def _camera_by_camera(crops: list[Crop], dice: random.Random) -> deque[Crop]:
 
 
 def _next_readable(waiting: deque[Crop], root: Path, replaced: list[Replaced]) -> Crop | None:
-    """Take the person's next crop that can be read; what was passed over goes to `replaced`."""
+    """Take the person's next readable crop; append the unreadable ones before it to `replaced`."""
     broken: list[tuple[str, str]] = []
     found: Crop | None = None
     while waiting and found is None:

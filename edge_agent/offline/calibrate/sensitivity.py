@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
@@ -17,19 +16,19 @@ from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.offline.calibrate.quantise import quantisable, quantise
 
-__all__ = ["Choice", "Loss", "Sensitivity", "blocks", "choose_keep", "cosines", "measure"]
+__all__ = ["Choice", "Loss", "blocks", "choose_keep", "cosines", "measure"]
 
 _BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What quantising one block, and nothing else, costs.
+    """Loss when one block alone is quantised.
 
     Attributes:
         block: the block.
-        mean: 1 - mean cosine of its embeddings to those of FP32.
-        worst: 1 - least cosine.
+        mean: 1 - mean cosine between embeddings with this block in INT8 and those of FP32.
+        worst: 1 - lowest cosine.
     """
 
     block: Block
@@ -38,27 +37,14 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class Sensitivity:
-    """The table.
-
-    Attributes:
-        losses: worst block first.
-        unmeasured: blocks for which no time was left.
-    """
-
-    losses: tuple[Loss, ...]
-    unmeasured: tuple[Block, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
-    """What `choose_keep` found.
+    """Result of `choose_keep`.
 
     Attributes:
         keep: nodes to leave in higher precision, for `quantise`.
         blocks: names of their blocks, worst first.
         passed: whether the gate passed with them.
-        tries: times the gate was asked.
+        tries: number of gates that were run.
     """
 
     keep: tuple[str, ...]
@@ -68,19 +54,15 @@ class Choice:
 
 
 def blocks(prepared: PreparedGraph) -> tuple[Block, ...]:
-    """Blocks of what INT8 would compute: residual blocks whole, other nodes one by one, in order."""
+    """Return the quantisable blocks in order: whole residual blocks, and other nodes one by one."""
     return tuple(Topology(load_named(prepared.onnx)).blocks(quantisable(prepared)))
 
 
 def cosines(
-    prepared: PreparedGraph,
-    crops: NDArray[np.uint8],
-    reference: NDArray[np.float32],
-    *,
-    threads: int = 0,
+    prepared: PreparedGraph, crops: NDArray[np.uint8], reference: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """`(N,)` cosine of each crop's embedding to its row of `reference` `(N, D)`, under ONNX Runtime."""
-    return _row_cosines(_embed(prepared, crops, threads), reference)
+    return _row_cosines(_embed(prepared, crops), reference)
 
 
 def measure(
@@ -89,53 +71,43 @@ def measure(
     crops: NDArray[np.uint8],
     *,
     cache: MutableMapping[str, list[float]] | None = None,
-    seconds: float | None = None,
-    threads: int = 0,
     advance: Callable[[str], None] | None = None,
-) -> Sensitivity:
-    """Quantise one block after the other, alone, and compare the embeddings to FP32.
+) -> tuple[Loss, ...]:
+    """Quantise each block alone and compare the embeddings to FP32.
 
     Args:
         prepared: the FP32 graph.
         scales: its ranges.
-        crops: `(N, H, W, 3)` uint8 BGR; 32 to 64 crops rank the blocks well enough.
-        cache: results by block; what is in it is not measured again. Each result is put in as soon as it is
-            there, so a caller that stores it can go on after an interruption. Its keys cover the graph, the
-            ranges and the crops.
-        seconds: time to spend; when it is over the block at work is finished and the rest is left out.
-        threads: threads of ONNX Runtime, 0 for one per core.
-        advance: told the name of each block that is done.
+        crops: `(N, H, W, 3)` uint8 BGR; 32 to 64 crops are enough to rank the blocks.
+        cache: results by block, read and extended after each block, so that a caller that stores it can
+            continue after an interruption. Its keys cover the graph, the ranges and the crops.
+        advance: called with the name of each finished block.
+
+    Returns:
+        The losses, worst block first.
 
     Raises:
-        ModelError: as `quantise`, or ONNX Runtime does not take a graph.
+        ModelError: as `quantise`, no block can be quantised, or ONNX Runtime refuses a graph.
     """
     known: MutableMapping[str, list[float]] = {} if cache is None else cache
-    of_what = hashlib.sha256(f"{scales.digest}{hashlib.sha256(crops.tobytes()).hexdigest()}".encode())
-    started = time.monotonic()
+    inputs = hashlib.sha256(f"{scales.digest}{hashlib.sha256(crops.tobytes()).hexdigest()}".encode())
     reference: NDArray[np.float32] | None = None
     everything = quantisable(prepared)
     losses: list[Loss] = []
-    unmeasured: list[Block] = []
     for block in blocks(prepared):
-        key = f"{of_what.hexdigest()[:16]}:{block.name}:{len(block.nodes)}:{block.nodes[0]}"
+        key = f"{inputs.hexdigest()[:16]}:{block.name}:{len(block.nodes)}:{block.nodes[0]}"
         if key not in known:
-            if seconds is not None and time.monotonic() - started >= seconds:
-                unmeasured.append(block)
-                continue
             if reference is None:
-                reference = _embed(prepared, crops, threads)
+                reference = _embed(prepared, crops)
             alone = _only(prepared, scales, everything, block)
-            found = (
-                np.ones(len(crops)) if alone is None else cosines(alone, crops, reference, threads=threads)
-            )
+            found = np.ones(len(crops)) if alone is None else cosines(alone, crops, reference)
             known[key] = [float(1 - found.mean()), float(1 - found.min())]
         losses.append(Loss(block, *known[key]))
         if advance is not None:
             advance(block.name)
-    if not losses and not unmeasured:
+    if not losses:
         raise ModelError(f"{prepared.name} has no block that INT8 could compute")
-    losses.sort(key=lambda loss: loss.mean, reverse=True)
-    return Sensitivity(tuple(losses), tuple(unmeasured))
+    return tuple(sorted(losses, key=lambda loss: loss.mean, reverse=True))
 
 
 def choose_keep(losses: Sequence[Loss], passes: Callable[[tuple[str, ...]], bool]) -> Choice:
@@ -192,11 +164,11 @@ def _only(
     return quantise(prepared, scales, keep=[name for name in everything if name not in inside])
 
 
-def _embed(prepared: PreparedGraph, crops: NDArray[np.uint8], threads: int) -> NDArray[np.float32]:
+def _embed(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
     if not len(crops):
         raise ModelError("no crops to compare embeddings on")
     parts = []
-    with OnnxRuntimeEngine(prepared, max_batch=_BATCH, threads=threads) as engine:
+    with OnnxRuntimeEngine(prepared, max_batch=_BATCH) as engine:
         for start in range(0, len(crops), _BATCH):
             chunk = crops[start : start + _BATCH]
             engine.buffer()[: len(chunk)] = chunk

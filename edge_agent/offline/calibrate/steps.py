@@ -1,12 +1,12 @@
 """Steps whose results survive an interruption.
 
-Each step leaves `<name>.json` in the folder: what it found, and digests of the files that it wrote. A step
-whose record and files are whole is not done again; everything else is.
+Each step writes `<name>.json` into the folder: its result, and digests of the files that it wrote. A step is
+skipped while its record and its files are intact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,34 @@ import structlog
 from edge_agent.core.errors import InputError
 from edge_agent.core.manifest import FileRecord, Manifest
 
-__all__ = ["Steps"]
+__all__ = ["Make", "StepResult", "Steps"]
 
 _log = structlog.get_logger(__name__)
 
 _KIND, _VERSION = "calibration-step", 1
 
+StepResult = tuple[dict[str, Any], tuple[str, ...]]
+"""Result of a step as JSON values, and the names of the files that it wrote."""
+
+Make = Callable[[Path], StepResult]
+"""Runs a step. Takes the folder into which the step writes its files."""
+
 
 class Steps:
-    """The steps of one piece of work, in a folder of its own.
+    """The steps of one calibration, in a folder of their own.
 
     Args:
-        folder: made with mode 0700 when the first step ends.
+        folder: created with mode 0700 when the first step ends.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.kept: list[str] = []
-        """Steps whose results were there already."""
+        """Steps that were skipped because their results existed."""
 
-    def run(
-        self, name: str, make: Callable[[Path], tuple[Mapping[str, Any], tuple[str, ...]]]
-    ) -> dict[str, Any]:
-        """What the step found: as kept, else as `make` finds it now.
-
-        Args:
-            name: of the step.
-            make: takes the folder, writes its files into it and gives what it found, as JSON values, with the
-                names of these files.
-        """
-        found = self._found(name)
+    def run(self, name: str, make: Make) -> dict[str, Any]:
+        """Return the stored result of a step, or run the step and store its result."""
+        found = self._stored(name)
         if found is not None:
             self.kept.append(name)
             return found
@@ -55,13 +53,13 @@ class Steps:
         return dict(data)
 
     def is_done(self, name: str) -> bool:
-        """Whether the step would be skipped."""
-        return self._found(name) is not None
+        """Whether `run` would skip the step."""
+        return self._stored(name) is not None
 
     def _record(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def _found(self, name: str) -> dict[str, Any] | None:
+    def _stored(self, name: str) -> dict[str, Any] | None:
         path = self._record(name)
         if not path.is_file():
             return None

@@ -1,8 +1,7 @@
-"""The match threshold for a target false-match rate, or why there can be none.
+"""The match threshold for a target false-match rate, or why none can be derived.
 
-It comes from pairs of the evaluation split across cameras (`evaluate.openset`). Scores of a site,
-where there are any, may only raise it: a site can be harder than the data set, and nothing that the data set
-shows proves that it is easier.
+It is computed from cross-camera pairs of the evaluation split (`evaluate.openset`). Scores of a site may
+only raise it: a site can be harder than the data set, and the data set cannot prove that it is easier.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["POLICY_WITHOUT_DATA", "MatchThreshold", "choose", "without_data"]
 
 POLICY_WITHOUT_DATA = (
     "no calibrated threshold: the site's own rule sets it once four pairs of people have been seen together "
-    "(docs/identity.md); until then nobody is matched"
+    "(docs/identity.md); until then no one is matched"
 )
 
 
@@ -28,16 +27,16 @@ class MatchThreshold:
     """The threshold that `run` uses.
 
     Attributes:
-        value: least cosine of a match, None when the data cannot support one.
-        target_fmr: false-match rate that was asked for, per comparison of two crops.
+        value: lowest cosine of a match, None when the data cannot support one.
+        target_fmr: requested false-match rate, per comparison of two crops.
         fmr: measured at `value`.
         fmr_ci: 95 % interval of `fmr`.
         fnmr: share of genuine pairs below `value`.
-        pairs: impostor pairs across cameras that it rests on.
-        genuine_pairs: pairs of one person across cameras.
-        source: `evaluation`, `site` when the site's scores raised it, or `none`.
-        site_pairs: pairs of people of the site that were looked at.
-        reason: why there is none, or what raised it; for people.
+        pairs: cross-camera impostor pairs it is based on.
+        genuine_pairs: cross-camera pairs of one person.
+        source: `evaluation`, `site` when the site's scores set or raised it, or `none`.
+        site_pairs: pairs of people of the site that were used.
+        reason: readable reason why there is none, or what raised it.
         method: how the interval was computed.
     """
 
@@ -54,12 +53,12 @@ class MatchThreshold:
     method: str = INTERVAL_METHOD
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
 
 def without_data(target_fmr: float, site: Mapping[str, Any] | None = None) -> MatchThreshold:
-    """The policy where there is no evaluation split: the site's threshold if it has one, else none yet."""
+    """Return the site's threshold if it has one, else no threshold; for use without an evaluation split."""
     value, pairs = _of_site(target_fmr, site)
     reason = POLICY_WITHOUT_DATA if value is None else "from the site's own pairs of people alone"
     return MatchThreshold(
@@ -70,12 +69,12 @@ def without_data(target_fmr: float, site: Mapping[str, Any] | None = None) -> Ma
 def choose(
     evaluation: Evaluation, target_fmr: float, site: Mapping[str, Any] | None = None
 ) -> MatchThreshold:
-    """The threshold for `target_fmr`.
+    """Return the threshold for `target_fmr`.
 
     Args:
         evaluation: of the engine that will run, with `target_fmr` among its targets.
         target_fmr: false-match rate.
-        site: what `identify.site.SiteScores.to_json` gave, from a gallery of the same embedding space.
+        site: from `identify.site.SiteScores.to_json`, of a gallery of the same embedding space.
 
     Raises:
         ValueError: the evaluation was not made for this target.

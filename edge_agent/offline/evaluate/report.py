@@ -1,7 +1,7 @@
 """The evaluation as one HTML file: figures, curves as SVG, sampled matches as embedded JPEG.
 
-The file refers to nothing outside itself, so it can be mailed or kept beside a model. It shows people:
-treat it as the data set is treated.
+The file refers to nothing outside itself, so it can be mailed or stored with a model. It shows people:
+protect it as the data set is protected.
 """
 
 from __future__ import annotations
@@ -14,62 +14,41 @@ from typing import Any
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.pictures import read_picture
-from edge_agent.offline.evaluate.charts import Marker, Series, linear, logarithmic, svg_chart
+from edge_agent.offline.charts import Marker, Series, linear, logarithmic, svg_chart
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 from edge_agent.offline.evaluate.openset import OperatingPoint, Unsupported
 from edge_agent.offline.evaluate.protocol import Evaluation, SampledQuery
+from edge_agent.offline.page import GENUINE, facts, figure, page, score_chart, tiles
 
-__all__ = ["STYLE", "html_report"]
+__all__ = ["html_report"]
 
-_SAME, _DIFFERENT = "#1565a8", "#d1731b"  # told apart by colour-blind people too
 _TILE = (64, 128)
 _CMC_SHOWN = 20
-
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}
-h1{font-size:1.5em;margin-bottom:.1em} h2{font-size:1.15em;margin-top:2em}
-.facts{color:#555} .tiles{display:flex;flex-wrap:wrap;gap:.7em;margin:1.2em 0}
-.tile{border:1px solid #ddd;border-radius:6px;padding:.5em 1em} .tile b{display:block;font-size:1.5em}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:1em}
-figure{margin:0} figcaption{font-weight:600}
-svg{width:100%}
-table{border-collapse:collapse} td,th{padding:.25em .8em;border-bottom:1px solid #e3e3e3;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-.matches{display:flex;gap:4px;align-items:flex-end;margin:.5em 0}
-.matches figcaption{font-weight:400;font-size:11px}
-.crop{border:3px solid #888;width:64px;height:128px;display:block;background:#eee}
-.right{border-color:#1a9641}.wrong{border-color:#d7191c}.gap{width:10px}
-.summary{width:9.5em;font-size:13px;align-self:center}
-"""
 
 
 def html_report(evaluation: Evaluation, document: dict[str, Any], *, title: str) -> bytes:
     """Render the report as UTF-8 HTML.
 
     Args:
-        evaluation: figures and samples; pictures are read from the names of its sides, as paths.
-        document: what `--json` prints; `model`, `dataset` and `versions` are shown.
+        evaluation: figures and samples; the names of its sides are paths of the pictures.
+        document: the output of `--json`; `model`, `dataset` and `versions` are shown.
         title: heading.
     """
+    charts = [
+        figure("Cumulative match characteristic", _cmc(evaluation)),
+        figure("Scores of pairs across cameras", _histogram(evaluation)),
+        figure("Detection error trade-off", _det(evaluation)),
+    ]
     body = [
-        f"<h1>{html.escape(title)}</h1>",
         _facts(document),
         _tiles(document),
-        '<div class="charts">',
-        _figure("Cumulative match characteristic", _cmc(evaluation)),
-        _figure("Scores of pairs across cameras", _histogram(evaluation)),
-        _figure("Detection error trade-off", _det(evaluation)),
-        "</div>",
+        f'<div class="charts">{"".join(charts)}</div>',
         "<h2>Thresholds for a false-match rate</h2>",
         _points(evaluation.points, str(document["interval_method"])),
         _samples("Hardest queries (lowest average precision)", evaluation, evaluation.hardest),
         _samples("Other queries, drawn at random", evaluation, evaluation.sampled),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
-    return page.encode()
+    return page(title, body)
 
 
 def _facts(document: dict[str, Any]) -> str:
@@ -78,33 +57,22 @@ def _facts(document: dict[str, Any]) -> str:
     for key in ("dataset", "model", "versions"):
         found = document.get(key)
         if found:
-            told = ", ".join(f"{name} {value}" for name, value in found.items() if value not in {None, ""})
-            lines.append(f"{key.capitalize()}: {told}")
+            values = ", ".join(f"{name} {value}" for name, value in found.items() if value not in {None, ""})
+            lines.append(f"{key.capitalize()}: {values}")
     if document.get("unreadable"):
-        lines.append(f"Left out since unreadable: {len(document['unreadable'])} crops")
-    return '<p class="facts">' + "<br>".join(html.escape(line) for line in lines) + "</p>"
+        lines.append(f"Left out as unreadable: {len(document['unreadable'])} crops")
+    return facts(lines)
 
 
 def _tiles(document: dict[str, Any]) -> str:
-    shares = [
-        ("rank-1", "rank1"),
-        ("rank-5", "rank5"),
-        ("rank-10", "rank10"),
-        ("mAP", "mAP"),
-        ("mINP", "mINP"),
-    ]
-    tiles = [(name, _percent(document[key])) for name, key in [*shares, ("EER", "eer")]]
-    tiles += [("queries ranked", str(document["queries_evaluated"])), ("gallery", str(document["gallery"]))]
-    inner = "".join(f'<div class="tile">{name}<b>{value}</b></div>' for name, value in tiles)
-    return f'<div class="tiles">{inner}</div>'
+    names = {"rank-1": "rank1", "rank-5": "rank5", "rank-10": "rank10", "mAP": "mAP", "mINP": "mINP"}
+    values = [(name, _percent(document[key])) for name, key in {**names, "EER": "eer"}.items()]
+    values += [("queries ranked", str(document["queries_evaluated"])), ("gallery", str(document["gallery"]))]
+    return tiles(values)
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
     return "&ndash;" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _figure(caption: str, drawing: str) -> str:
-    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{drawing}</figure>"
 
 
 def _cmc(evaluation: Evaluation) -> str:
@@ -114,19 +82,12 @@ def _cmc(evaluation: Evaluation) -> str:
     return svg_chart(
         linear("rank", 1, max(2, len(shares)), steps=10),
         linear("queries matched", round(floor, 1), 1.0, percent=True),
-        [Series("CMC", _SAME, points)],
+        [Series("CMC", GENUINE, points)],
     )
 
 
 def _histogram(evaluation: Evaluation) -> str:
     edges, genuine, impostor = evaluation.scores.histograms(80)
-    groups = [("same person", _SAME, genuine), ("different people", _DIFFERENT, impostor)]
-    shares = [(name, colour, counts / max(1, counts.sum())) for name, colour, counts in groups]
-    steps = [
-        Series(name, colour, _steps(edges.tolist(), share.tolist()), filled=True)
-        for name, colour, share in shares
-    ]
-    top = max(float(share.max()) for _, _, share in shares) or 1.0
     markers = [
         Marker(point.threshold, f"FMR {point.target_fmr:g}")
         for point in evaluation.points
@@ -134,20 +95,7 @@ def _histogram(evaluation: Evaluation) -> str:
     ]
     if evaluation.equal_error is not None:
         markers.append(Marker(evaluation.equal_error.threshold, "EER"))
-    return svg_chart(
-        linear("cosine", float(edges[0]), float(edges[-1]), steps=8),
-        linear("share of pairs", 0, 1.25 * top, percent=True),  # room for the legend
-        steps,
-        markers,
-    )
-
-
-def _steps(edges: list[float], heights: list[float]) -> list[tuple[float, float]]:
-    """The outline of a histogram."""
-    outline = [(edges[0], 0.0)]
-    for left, right, height in zip(edges, edges[1:], heights, strict=False):
-        outline += [(left, height), (right, height)]
-    return [*outline, (edges[-1], 0.0)]
+    return score_chart(edges.tolist(), genuine.tolist(), impostor.tolist(), markers)
 
 
 def _det(evaluation: Evaluation) -> str:
@@ -158,7 +106,7 @@ def _det(evaluation: Evaluation) -> str:
     return svg_chart(
         logarithmic("false match rate", 1 / scores.impostor_pairs),
         logarithmic("false non-match rate", max(1e-4, 1 / scores.genuine_pairs)),
-        [Series("DET", _SAME, curve)],
+        [Series("DET", GENUINE, curve)],
     )
 
 
@@ -168,7 +116,7 @@ def _points(points: Sequence[OperatingPoint | Unsupported], method: str) -> str:
         "<th>FNMR</th><th>95 % interval</th><th>missed</th></tr>"
     )
     rows = "".join(_point_row(point) for point in points)
-    return f'<table>{head}{rows}</table><p class="facts">Intervals: {html.escape(method)}.</p>'
+    return f"<table>{head}{rows}</table>" + facts([f"Intervals: {method}."])
 
 
 def _point_row(point: OperatingPoint | Unsupported) -> str:

@@ -1,4 +1,4 @@
-"""Line and step charts as SVG text, for a report that needs nothing but a browser."""
+"""Line and step charts as SVG text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Axis", "Marker", "Series", "linear", "logarithmic", "svg_chart"]
 
 _WIDTH, _HEIGHT = 520, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 12, 46
-# Looks are attributes, not a style sheet's: a chart that is copied out of the page keeps them.
+# Attributes instead of a style sheet: a chart that is copied out of the page keeps its look.
 _TEXT = 'font-family="system-ui,sans-serif" font-size="12" fill="#333"'
 _GRID = 'stroke="#e6e6e6"'
 _DASHED = 'stroke="#666" stroke-dasharray="4 3"'
@@ -19,7 +19,7 @@ _DASHED = 'stroke="#666" stroke-dasharray="4 3"'
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: its title, range, ticks and how a value becomes a share of its length."""
+    """One axis: its title, its ticks, and the function from a value to a share of its length."""
 
     title: str
     ticks: tuple[tuple[float, str], ...]
@@ -33,7 +33,7 @@ class Series:
     Attributes:
         name: for the legend.
         colour: CSS colour.
-        points: `(x, y)`; what lies outside the axes is moved to their border.
+        points: `(x, y)`; points outside the axes are moved to their border.
         filled: whether the area below is tinted.
     """
 
@@ -45,14 +45,14 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A vertical line at `x` with a word beside it."""
+    """A vertical line at `x` with a label."""
 
     x: float
     label: str
 
 
 def linear(title: str, low: float, high: float, *, steps: int = 5, percent: bool = False) -> Axis:
-    """An axis with round ticks, about `steps` of them."""
+    """Return an axis with about `steps` round ticks."""
     span = high - low or 1.0
     raw = span / steps
     unit = 10 ** math.floor(math.log10(raw))
@@ -65,7 +65,7 @@ def linear(title: str, low: float, high: float, *, steps: int = 5, percent: bool
 
 
 def logarithmic(title: str, low: float, high: float = 1.0) -> Axis:
-    """An axis over whole decades; zero and below sit at its low end."""
+    """Return an axis over whole decades; values of zero and below lie at its low end."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     ticks = tuple((10.0**power, f"{100 * 10.0**power:g}%") for power in range(first, last + 1))
     span = max(1, last - first)
@@ -73,7 +73,7 @@ def logarithmic(title: str, low: float, high: float = 1.0) -> Axis:
 
 
 def svg_chart(x: Axis, y: Axis, series: Sequence[Series], markers: Sequence[Marker] = ()) -> str:
-    """Draw the chart; text is escaped, sizes are in user units, the width follows the page."""
+    """Return the chart as SVG; text is escaped, the width follows the page."""
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" {_TEXT} '
         f'aria-label="{html.escape(y.title)} over {html.escape(x.title)}">'
@@ -100,12 +100,12 @@ def _down(axis: Axis, value: float) -> float:
     return _HEIGHT - _BOTTOM - min(1.0, max(0.0, axis.place(value))) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
 def _tick(x: float, y: float, label: str, *, across: bool) -> str:
-    """A grid line with its label: across the chart, or up from its foot."""
+    """A grid line with its label, horizontal if `across`."""
     if across:
         line = f'<line {_GRID} x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         return line + _text(x - 6, y + 4, label, "end")

@@ -1,0 +1,167 @@
+"""What a calibration is asked for, and the key under which its work is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_agent import __version__
+from edge_agent.core.config import EngineSettings, QualitySettings
+from edge_agent.offline.calibrate.gate import Bounds
+from edge_agent.offline.calibrate.ranges import DEFAULT_METHOD, Method
+from edge_agent.offline.calibrate.sample import DEFAULT_SIZE
+from edge_agent.offline.calibrate.steps import Steps
+from edge_agent.offline.dataset import MarketDataset
+
+if TYPE_CHECKING:
+    from edge_agent.engine.golden import Golden
+    from edge_agent.engine.graph.prepared import PreparedGraph
+
+__all__ = ["NO_DATA", "Progress", "Request", "Silent", "Work", "runs_on", "work_key"]
+
+_WORK = 1
+"""Raised when a change of this code invalidates stored steps."""
+
+_CANDIDATES = {
+    "auto": ("int8", "fp16", "fp32"),
+    "int8": ("int8", "fp16", "fp32"),
+    "fp16": ("fp16", "fp32"),
+    "fp32": ("fp32",),
+}
+"""Precisions to try for a requested one, in this order, until one passes the gate."""
+
+NO_DATA = "no data set: name one with --dataset DIR (Market-1501 layout) to calibrate INT8 and a threshold"
+
+
+class Progress(Protocol):
+    """Receives the progress of a calibration."""
+
+    def begin(self, step: str, total: int | None) -> None:
+        """Begin a step of `total` parts; None where parts cannot be counted."""
+
+    def advance(self, count: int) -> None:
+        """Record that `count` further parts are done."""
+
+
+class Silent:
+    """Progress that is not shown."""
+
+    def begin(self, step: str, total: int | None) -> None:
+        """Do nothing."""
+
+    def advance(self, count: int) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to calibrate, and how.
+
+    Attributes:
+        prepared: the ReID network, from `engine.models.prepare_model`.
+        golden: its reference embeddings.
+        engines: folder of calibrations and plans.
+        disk: a folder on the disk whose state telemetry reports.
+        dataset: Market-1501 layout; None to calibrate without data.
+        precision: `auto`, `fp32`, `fp16` or `int8`.
+        engine: backend and its options.
+        quality: limits of the crop quality gate, passed to the embedder.
+        method: how ranges are found.
+        size: crops in the calibration sample.
+        seed: seed of the sample.
+        target_fmr: false-match rate of the threshold.
+        bounds: limits of the accuracy gate.
+        sensitivity: measure each block's effect, and keep the worst in FP16 until the gate passes.
+        site: a site's scores, see `calibrate.threshold`.
+        bench_seconds: duration of each measurement of the speed table; 0 leaves the table out.
+    """
+
+    prepared: PreparedGraph
+    golden: Golden
+    engines: Path
+    disk: Path
+    dataset: Path | None = None
+    precision: str = "auto"
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    quality: QualitySettings = field(default_factory=QualitySettings)
+    method: Method = DEFAULT_METHOD
+    size: int = DEFAULT_SIZE
+    seed: int = 0
+    target_fmr: float = 1e-3
+    bounds: Bounds = field(default_factory=Bounds)
+    sensitivity: bool = False
+    site: Mapping[str, Any] | None = None
+    bench_seconds: float = 2.0
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Precisions to try, in order; INT8 only with a data set."""
+        wanted = _CANDIDATES[self.precision]
+        return wanted if self.dataset is not None else tuple(name for name in wanted if name != "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all parts of one calibration share.
+
+    Attributes:
+        request: what to calibrate.
+        backend: the backend that `request.engine.backend` resolves to.
+        dataset: the open data set, None without one.
+        steps: results of finished steps.
+        progress: receives progress.
+    """
+
+    request: Request
+    backend: str
+    dataset: MarketDataset | None
+    steps: Steps
+    progress: Progress
+
+
+def work_key(request: Request, backend: str, dataset: MarketDataset | None) -> str:
+    """Return 16 hex digits of a hash over everything that the result depends on."""
+    inputs = {
+        "work": _WORK,
+        "agent": __version__,
+        "graph": hashlib.sha256(request.prepared.onnx).hexdigest(),
+        "space": request.prepared.space,
+        "dataset": None if dataset is None else _fingerprint(dataset),
+        "runs_on": runs_on(backend),
+        "dla_core": request.engine.dla_core,
+        "precision": request.precision,
+        "method": request.method,
+        "size": request.size,
+        "seed": request.seed,
+        "target_fmr": request.target_fmr,
+        "bounds": asdict(request.bounds),
+        "sensitivity": request.sensitivity,
+        "site": None if request.site is None else dict(request.site),
+        "bench": request.bench_seconds > 0,
+    }
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fingerprint(dataset: MarketDataset) -> str:
+    """Return the SHA-256 over names and sizes of all crops."""
+    sizes = [
+        [crop.path.relative_to(dataset.root).as_posix(), crop.path.stat().st_size] for crop in dataset.crops
+    ]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+
+
+def runs_on(backend: str) -> dict[str, str]:
+    """Return the versions and hardware that engines of this backend depend on."""
+    if backend == "onnxruntime":
+        import onnxruntime
+
+        return {"onnxruntime": onnxruntime.__version__, "machine": platform.machine()}
+    from edge_agent.engine.tensorrt.build import this_machine
+
+    return {name: str(value) for name, value in asdict(this_machine()).items()}
