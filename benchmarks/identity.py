@@ -33,7 +33,7 @@ def main() -> None:
     chosen = options.parse_args()
     began = time.perf_counter()
     from edge_agent.agent.daemon import Agent, Outputs
-    from edge_agent.cli.service import overrides
+    from edge_agent.cli.arguments import overrides
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 

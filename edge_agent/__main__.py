@@ -9,8 +9,8 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run a command; exit 0 on success, 1 on an error of the user's or the surroundings, 2 on wrong usage."""
-    from edge_agent.cli.arguments import hide_logins
+    """Run a command; exit 0 on success, 1 on an `EdgeAgentError`, 2 on wrong usage."""
+    from edge_agent.cli.logins import hide_logins
 
     hide_logins()
     from edge_agent.cli import app
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process; a thread that hangs in a video driver must not abort it on the way out."""
+    """End the process; threads that hang in a video driver must not block its exit."""
     reader = sys.modules.get("edge_agent.source.reader")
     if reader is not None and reader.stuck_threads():
         sys.stdout.flush()

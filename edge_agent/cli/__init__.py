@@ -1,7 +1,7 @@
-"""One file per command. They are light: what is heavy is imported when a command runs.
+"""The command line: one file per command, which imports heavy modules only when the command runs.
 
-A command's own file is imported when that command is asked for, so `edge-agent --help` imports none; and
-help is plain text, since drawing it with rich takes more time than everything else together.
+The file of a command is imported when the command is used, so `edge-agent --help` imports none. Help is plain
+text: formatting it with rich would take longer than everything else.
 """
 
 from __future__ import annotations
@@ -16,38 +16,37 @@ from typer.core import TyperGroup
 __all__ = ["COMMANDS", "GROUPS", "app"]
 
 COMMANDS = {
-    "run": "Recognise people until told to stop, or until all files have been read.",
+    "run": "Run the agent until it is stopped, or until all recordings have been read.",
     "status": "Show the state of the running agent.",
-    "demo": "Watch people being recognised: events live, from a broker, and a table at the end.",
+    "demo": "Show the agent at work: live events from a broker, and a table of the results.",
     "watch": "Show identity events and device health from a broker, until Ctrl-C.",
     "doctor": "Check everything that the agent needs; exit 1 if something required is missing.",
-    "dataset": "Count and check a data set in Market-1501 layout; files that cannot be used are listed.",
-    "train": "Train a re-identification network; Ctrl-C stops after the current step and keeps a checkpoint.",
+    "dataset": "Count the pictures of a data set in Market-1501 layout, and list files that cannot be used.",
+    "train": "Train a re-identification network; Ctrl-C stops after the current step and saves a checkpoint.",
     "export": "Export a trained network to ONNX and check it against PyTorch to 1e-4.",
-    "embed": "Embed every crop; pictures that cannot be read are left out and listed.",
-    "evaluate": "Rank-k, mAP and mINP, and how often strangers are accepted and acquaintances missed.",
-    "calibrate": "Choose the precision that keeps the accuracy, and the match threshold; make both the"
-    " active ones.",
-    "bench": "Latency and rate by batch and precision, the network alone and end to end.",
-    "rekey": "Write gallery and outbox anew under the key that is set now (storage.key), or without one.",
+    "embed": "Embed crops; pictures that cannot be read are left out and listed.",
+    "evaluate": "Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold.",
+    "calibrate": "Choose a precision that keeps the accuracy, and the match threshold; make both active.",
+    "bench": "Measure latency and rate by batch and precision, of the network alone and end to end.",
+    "rekey": "Encrypt gallery and outbox with the configured key (storage.key), or decrypt them.",
 }
 """Modules with a function `command`, and the first paragraph of its help."""
 
 GROUPS = {
-    "gallery": "Who is known here, and changing that, also while the agent runs.",
-    "engines": "Engines that were built on this device: what is there, whether it is whole, and going back.",
-    "model": "Bring a re-identification network onto this device.",
+    "gallery": "Show and change the people in the gallery, also while the agent runs.",
+    "engines": "List, verify and prune the engines of this device, and roll back.",
+    "model": "Install a re-identification network on this device.",
     "config": "Check, show and describe the settings.",
 }
 """Modules with a typer application `app`, and the first sentence of its help."""
 
 
 def _nothing() -> None:
-    """A callback: with one, typer makes a group however few its commands are."""
+    """A callback, with which typer makes a group even of a single command."""
 
 
 class _Group(TyperGroup):
-    """Lists its commands with whole sentences, where click would cut them."""
+    """Lists its commands with whole sentences; click would cut them off."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002  as in `_Commands`
         with formatter.section("Commands"):
@@ -58,25 +57,25 @@ class _Group(TyperGroup):
 
 
 class _Commands(Mapping[str, Any]):
-    """All commands by name; each is imported when it is first taken."""
+    """All commands by name; each is imported at its first use."""
 
     def __init__(self) -> None:
-        self._taken: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401  click's own, or typer's copy of it, by version
         if name not in self:
             raise KeyError(name)
-        if name not in self._taken:
+        if name not in self._loaded:
             module = importlib.import_module(f"edge_agent.cli.{name}")
-            around = typer.Typer(add_completion=False, rich_markup_mode=None)
-            around.callback()(_nothing)
+            wrapper = typer.Typer(add_completion=False, rich_markup_mode=None)
+            wrapper.callback()(_nothing)
             if name in GROUPS:
-                around.add_typer(module.app, name=name, cls=_Group)
+                wrapper.add_typer(module.app, name=name, cls=_Group)
             else:
-                around.command(name)(module.command)
-            group: Any = typer.main.get_command(around)
-            self._taken[name] = group.commands[name]
-        return self._taken[name]
+                wrapper.command(name)(module.command)
+            group: Any = typer.main.get_command(wrapper)
+            self._loaded[name] = group.commands[name]
+        return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:
         return name in COMMANDS or name in GROUPS
@@ -89,7 +88,7 @@ class _Commands(Mapping[str, Any]):
 
 
 class _Program(_Group):
-    """The command line; to list its commands, none is imported."""
+    """The command line; listing the commands imports none of them."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  typer's
         super().__init__(**options)

@@ -1,38 +1,114 @@
-"""Logins on the command line: everybody on the machine can read them there, with `ps` or in /proc."""
+"""Options that several commands have, and the settings that they make."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from edge_agent.source.redact import redact_url
+import typer
 
-__all__ = ["hide_logins"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-_ARG_START, _ARG_END = 45, 46
-"""Fields 48 and 49 of /proc/PID/stat (proc(5)), counted after the name in brackets."""
+    from edge_agent.core.config import Settings
+
+__all__ = [
+    "BackendOption",
+    "ConfigOption",
+    "JsonOption",
+    "ModelOption",
+    "PrecisionOption",
+    "PreprocessOption",
+    "ReportOption",
+    "ShippedModelOption",
+    "StateOption",
+    "YesOption",
+    "load_settings",
+    "overrides",
+    "require_folders",
+]
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Settings file; /etc/edge-agent/config.toml if it exists.")
+]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="State folder; the configured one by default.")
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="ONNX", help="ReID network; the configured or shipped one by default."),
+]
+ShippedModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="ONNX", help="ReID network; the shipped one by default.")
+]
+PreprocessOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="PROFILE",
+        help="Preprocess profile: tao, imagenet, openvino-raw or swin; by default that of the model.",
+    ),
+]
+BackendOption = Annotated[str, typer.Option("--backend", help="Backend that runs the network.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="fp32, fp16, or int8 of the active calibration; auto: FP16 on TensorRT, else FP32.",
+    ),
+]
+ReportOption = Annotated[
+    Path | None, typer.Option("--output", metavar="FILE.json", help="Write what --json prints.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-def hide_logins() -> None:
-    """Overwrite the logins of addresses among this process's arguments, where Linux shows them.
+def overrides(
+    *,
+    source: Sequence[str] | None = None,
+    detector: str | None = None,
+    model: Path | None = None,
+    preprocess: str | None = None,
+    backend: str | None = None,
+    broker: str | None = None,
+    state: Path | None = None,
+) -> dict[str, Any]:
+    """Return the given options as nested settings; `None` means not given, the broker `none` no broker."""
+    values: dict[str, Any] = {}
+    if source:
+        values["sources"] = [{"url": url} for url in source]
+    if detector is not None:
+        values["detector"] = {"kind": detector}
+    engine = {"model": model, "preprocess": preprocess, "backend": backend}
+    if chosen := {key: value for key, value in engine.items() if value is not None}:
+        values["engine"] = chosen
+    if broker is not None:
+        values["mqtt"] = {"broker": None if broker == "none" else broker}
+    if state is not None:
+        values["state_dir"] = state
+    return values
 
-    Python has its own copy of them. Until this runs, for some tenths of a second, they can be seen; and the
-    shell may remember them. Where the system is another one, nothing happens.
+
+def load_settings(config: Path | None, **options: Any) -> Settings:  # noqa: ANN401 - as for `overrides`
+    """Return the settings of a file with `overrides` of the command line.
+
+    Raises:
+        ConfigError: they are not valid.
     """
-    try:
-        shown = Path("/proc/self/cmdline").read_bytes()
-        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-        start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
-    except (OSError, IndexError, ValueError):
-        return
-    hidden = b"\0".join(_masked(argument) for argument in shown.split(b"\0"))
-    if hidden != shown and end - start == len(shown) and ctypes.string_at(start, len(shown)) == shown:
-        ctypes.memmove(start, hidden, len(hidden))
+    from edge_agent.core.loading import load
+
+    return load(config, overrides(**options))
 
 
-def _masked(argument: bytes) -> bytes:
-    """As long as before, which is how much room there is."""
-    plain = os.fsdecode(argument)
-    masked = redact_url(plain)
-    return argument if masked == plain else os.fsencode(masked)[: len(argument)].ljust(len(argument), b"*")
+def require_folders(*paths: Path | None) -> None:
+    """Check before a long run that its results can be written.
+
+    Raises:
+        InputError: the folder of a path does not exist.
+    """
+    from edge_agent.core.errors import InputError
+
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")

@@ -1,4 +1,4 @@
-"""`edge-agent dataset`: look at, check or generate a data set in Market-1501 layout."""
+"""`edge-agent dataset`: check or generate a data set in Market-1501 layout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent.cli.arguments import JsonOption
 from edge_agent.offline.dataset import Split
 
 if TYPE_CHECKING:
@@ -17,35 +18,36 @@ _SHOWN_PROBLEMS = 20
 
 def command(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Holds bounding_box_train, bounding_box_test, query.")
+        Path,
+        typer.Argument(metavar="DIR", help="Holds bounding_box_train, bounding_box_test and query."),
     ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
     contact_sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw a sample of each split.")
     ] = None,
     synthetic_list: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="People and cameras that are rendered: `0760`, `c14`, `760-907` a line."
+            metavar="FILE",
+            help="Rendered people and cameras: `0760`, `c14` or `760-907` per line.",
         ),
     ] = None,
     check: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
-    split: Annotated[
-        list[Split] | None, typer.Option(help="Look at this split only; may be given again.")
-    ] = None,
+    split: Annotated[list[Split] | None, typer.Option(help="Check only this split; may be repeated.")] = None,
     generate: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="First write a rendered set of N people into DIR."),
+        typer.Option(metavar="N", min=2, help="First render a set of N people into DIR."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --generate: decides everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --generate: random seed.")] = 0,
     cameras: Annotated[int, typer.Option(min=2, help="With --generate: number of cameras.")] = 12,
     per_identity: Annotated[int, typer.Option(min=4, help="With --generate: crops of each person.")] = 20,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="With --generate: processes; all processors by default.")
+        int | None,
+        typer.Option(min=1, help="With --generate: processes; by default one per processor."),
     ] = None,
 ) -> None:
-    """Count and check a data set in Market-1501 layout; files that cannot be used are listed."""
+    """Count the pictures of a data set in Market-1501 layout, and list files that cannot be used."""
     import json
 
     from edge_agent.offline.dataset import MarketDataset, SyntheticList
@@ -64,14 +66,10 @@ def command(
 def _generate(
     folder: Path, people: int, *, seed: int, cameras: int, per_identity: int, workers: int | None
 ) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from edge_agent.cli.progress import progress_bar
     from edge_agent.offline.synthetic.crops import write_dataset
 
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("rendering people", total=people)
+    with progress_bar("rendering people", people) as bar:
         write_dataset(
             folder,
             identities=people,
@@ -79,23 +77,23 @@ def _generate(
             per_identity=per_identity,
             seed=seed,
             workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=bar.update,
         )
 
 
 def _broken(dataset: MarketDataset) -> list[Problem]:
-    """Pictures that cannot be decoded; DatasetError where that leaves a split empty."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Return the pictures that cannot be decoded.
 
+    Raises:
+        DatasetError: no picture of a split can be decoded.
+    """
+    from edge_agent.cli.progress import progress_bar
     from edge_agent.core.errors import DatasetError
 
-    console = Console(stderr=True)
     broken: list[Problem] = []
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("decoding", total=sum(len(crops) for crops in dataset.splits.values()))
+    with progress_bar("decoding", sum(len(crops) for crops in dataset.splits.values())) as bar:
         for problem in dataset.check_pictures():
-            bar.advance(task)
+            bar.advance()
             if problem is not None:
                 broken.append(problem)
     bad = {problem.path for problem in broken}
@@ -139,7 +137,7 @@ def _draw(dataset: MarketDataset, path: Path) -> None:
 
 
 def _table(document: dict[str, Any]) -> str:
-    """The model card's table, one row per split, then the problems."""
+    """Return the model card's table, one row per split, then the problems."""
     head = ["split", "identities", "images", "cameras"]
     with_origin = any("real" in counts for counts in document["splits"].values())
     if with_origin:

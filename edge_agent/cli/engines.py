@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, YesOption, load_settings
+
 if TYPE_CHECKING:
     from edge_agent.engine.plans.active import Active
     from edge_agent.engine.plans.records import Machine, PlanEntry
@@ -19,15 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="List, verify and prune the engines of this device, and roll back."
 )
-
-StateOption = Annotated[
-    Path | None, typer.Option("--state", help="State folder; the configured one when absent.")
-]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 _DAY_S = 86_400.0
 _PIPE_WIDTH = 240
@@ -125,12 +118,11 @@ def rollback(
 
 
 def _folder(state: Path | None, config: Path | None) -> Path:
-    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
     from edge_agent.engine.precision.calibration import engines_folder
 
     configure("warning")
-    settings = load(config, {} if state is None else {"state_dir": state})
+    settings = load_settings(config, state=state)
     return engines_folder(settings.engine, settings.state_dir)
 
 

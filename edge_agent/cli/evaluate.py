@@ -1,4 +1,4 @@
-"""`edge-agent evaluate`: how well a network finds people again."""
+"""`edge-agent evaluate`: the accuracy of a network on a data set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent.cli.arguments import (
+    BackendOption,
+    JsonOption,
+    PrecisionOption,
+    PreprocessOption,
+    ReportOption,
+    ShippedModelOption,
+    require_folders,
+)
 from edge_agent.offline.dataset import JunkRule
 
 if TYPE_CHECKING:
@@ -15,6 +24,7 @@ if TYPE_CHECKING:
     from edge_agent.offline.dataset import Crop, MarketDataset, Problem
     from edge_agent.offline.evaluate import EmbeddedCrops, Evaluation
     from edge_agent.offline.evaluate.embedding import CropEmbedder
+    from edge_agent.offline.evaluate.network import Network
 
 _SAMPLES = 8
 
@@ -24,55 +34,44 @@ def command(
         Path | None,
         typer.Argument(
             metavar="DATASET",
-            help="Market-1501 layout; with --embeddings it may be left out.",
+            help="Data set in Market-1501 layout; not needed with --embeddings.",
             show_default=False,
         ),
     ] = None,
     *,
-    model: Annotated[
-        Path | None, typer.Option(metavar="ONNX", help="ReID network; the default model when absent.")
-    ] = None,
-    preprocess: Annotated[
-        str | None, typer.Option(metavar="PROFILE", help="tao, imagenet, openvino-raw or swin.")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="What runs the network; auto takes the fastest.")] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="fp32, fp16, or int8 of the active calibration; auto: FP16 on TensorRT, else FP32."
-        ),
-    ] = "auto",
+    model: ShippedModelOption = None,
+    preprocess: PreprocessOption = None,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
     embeddings: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
     ] = None,
     junk: Annotated[
-        JunkRule, typer.Option(help="What becomes of person -1: left out, or read as 1 as TAO does.")
+        JunkRule, typer.Option(help="Handling of person -1: left out, or read as 1 as TAO does.")
     ] = JunkRule.STRICT,
-    rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking, 20/6/0.3.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by k-reciprocals, 20/6/0.3.")] = False,
+    as_json: JsonOption = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a report with curves and pictures.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write what --json prints.")
-    ] = None,
+    output: ReportOption = None,
 ) -> None:
-    """Rank-k, mAP and mINP, and how often strangers are accepted and acquaintances missed."""
-    import json
-
-    from edge_agent.core.manifest import write_atomic, write_json_atomic
+    """Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold."""
+    from edge_agent.core.logs import configure
     from edge_agent.offline.dataset import MarketDataset, Split
     from edge_agent.offline.evaluate import ReRanking, evaluate
+    from edge_agent.offline.evaluate.network import Network
 
+    configure("warning")
     _check_usage(dataset, model, preprocess, embeddings)
     require_folders(report, output)
     opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
     if embeddings is not None:
         query, gallery, facts = _from_files(embeddings, opened)
     else:
-        assert opened is not None  # `_check_usage` saw to it
-        query, gallery, facts = _from_model(opened, model, preprocess, backend, precision)
+        assert opened is not None  # checked by `_check_usage`
+        query, gallery, facts = _from_model(opened, Network(model, preprocess, backend, precision))
     evaluation = evaluate(
         query,
         gallery,
@@ -81,13 +80,7 @@ def command(
         samples=_SAMPLES if report is not None else 0,
     )
     document = {**evaluation.document(), **facts, "versions": _versions()}
-    if output is not None:
-        write_json_atomic(output, document)
-    if report is not None:
-        from edge_agent.offline.evaluate.report import html_report
-
-        write_atomic(report, html_report(evaluation, document, title=_title(document)))
-    print(json.dumps(document, indent=2, allow_nan=False) if as_json else _summary(evaluation, document))
+    _write(evaluation, document, report, output, as_json=as_json)
 
 
 def _check_usage(
@@ -96,16 +89,28 @@ def _check_usage(
     if dataset is None and embeddings is None:
         raise typer.BadParameter("name a data set, or two files with --embeddings")
     if embeddings is not None and (model is not None or preprocess is not None):
-        raise typer.BadParameter("--embeddings were made already: --model and --preprocess have no say")
+        raise typer.BadParameter("--model and --preprocess have no effect with --embeddings")
 
 
-def require_folders(*paths: Path | None) -> None:
-    """Notice before the long work that its result has nowhere to go."""
-    from edge_agent.core.errors import InputError
+def _write(
+    evaluation: Evaluation,
+    document: dict[str, Any],
+    report: Path | None,
+    output: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    import json
 
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
+    from edge_agent.core.manifest import write_atomic, write_json_atomic
+
+    if output is not None:
+        write_json_atomic(output, document)
+    if report is not None:
+        from edge_agent.offline.evaluate.report import html_report
+
+        write_atomic(report, html_report(evaluation, document, title=_title(document)))
+    print(json.dumps(document, indent=2, allow_nan=False) if as_json else _summary(evaluation, document))
 
 
 def _from_files(
@@ -133,30 +138,20 @@ def _from_files(
 
 
 def _from_model(
-    dataset: MarketDataset, model: Path | None, preprocess: str | None, backend: str, precision: str
+    dataset: MarketDataset, network: Network
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
-    import tempfile
-
-    from edge_agent.cli.embed import describe, open_chosen
-
-    with (
-        tempfile.TemporaryDirectory() as state,
-        open_chosen(model, preprocess, Path(state), backend=backend, precision=precision) as (
-            embedder,
-            profile,
-        ),
-    ):
+    with network.open() as (embedder, description):
         query, query_problems = _embed(embedder, dataset.query, "queries")
         gallery, gallery_problems = _embed(embedder, dataset.gallery, "gallery")
-        facts = {
-            "dataset": _dataset_facts(dataset),
-            "model": describe(embedder.info, profile),
-            "embeddings": None,
-            "unreadable": [
-                {"path": str(problem.path), "reason": problem.reason}
-                for problem in (*query_problems, *gallery_problems)
-            ],
-        }
+    facts = {
+        "dataset": _dataset_facts(dataset),
+        "model": description,
+        "embeddings": None,
+        "unreadable": [
+            {"path": str(problem.path), "reason": problem.reason}
+            for problem in (*query_problems, *gallery_problems)
+        ],
+    }
     return query, gallery, facts
 
 
@@ -201,7 +196,7 @@ def _title(document: dict[str, Any]) -> str:
 
 
 def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Return the figures as text."""
     from edge_agent.offline.evaluate import OperatingPoint
 
     shares = "  ".join(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edge_agent.cli.arguments import JsonOption
+
 
 def command(
     checkpoint: Annotated[
@@ -20,10 +22,10 @@ def command(
         Path | None, typer.Option("-o", "--output", metavar="MODEL.onnx", help="ONNX file to write.")
     ] = None,
     note: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=TEXT", help="Entry for the model card; may be repeated.")
+        list[str] | None, typer.Option(metavar="KEY=TEXT", help="Entry of the model card; may be repeated.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a trained network to ONNX and check it against PyTorch to 1e-4."""
     import json
@@ -31,7 +33,7 @@ def command(
     from edge_agent.core.errors import ConfigError
 
     try:
-        import torch  # noqa: F401  # its absence is reported here, once
+        import torch  # noqa: F401  # report its absence here
     except ImportError as error:
         raise ConfigError("exporting needs PyTorch: pip install 'edge-agent[train]'") from error
     from edge_agent.offline.train.export import export_onnx
@@ -59,7 +61,7 @@ def command(
 
 
 def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
-    """Checkpoint and ONNX file, where a spec may stand for the checkpoint as with `tao ... export -e`."""
+    """Return checkpoint and ONNX file; a spec may replace the checkpoint, as with `tao ... export -e`."""
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.spec import load_spec
 
@@ -71,12 +73,12 @@ def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
             raise ConfigError(f"{checkpoint}: export.checkpoint is missing")
     if output is None:
         raise ConfigError("name the ONNX file to write: -o MODEL.onnx")
-    assert source is not None  # for the type checker: either the argument or the section's
+    assert source is not None  # the argument, or the section's
     return source, output
 
 
 def _notes(entries: list[str]) -> dict[str, str]:
-    """`KEY=TEXT` entries as a dict."""
+    """Return `KEY=TEXT` entries as a dict."""
     from edge_agent.core.errors import ConfigError
 
     notes = {}

@@ -1,4 +1,4 @@
-"""`edge-agent model`: bring a re-identification network onto this device, and name it in the settings."""
+"""`edge-agent model`: install a re-identification network, and name it in the settings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Bring a re-identification network onto this device. Nothing is fetched without being asked for.",
+    help="Install a re-identification network on this device. Nothing is downloaded unasked.",
 )
 
 NGC_URL = (
@@ -27,17 +25,17 @@ NGC_SHA256 = "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b"
 """NVIDIA TAO ReIdentificationNet, deployable_v1.2: ResNet50, 256 numbers, profile `tao`, 96,398,132 bytes."""
 
 SYSTEM_FOLDER = Path("/etc/edge-agent/models")
-"""Networks of the service: root writes them, so that the service cannot change what it runs."""
+"""Networks of the service; only root can write there, so the service cannot change them."""
 
 OutputOption = Annotated[
     Path | None,
     typer.Option(
-        help=f"Folder for the network; {SYSTEM_FOLDER} when absent, or `models` in the state folder "
-        "for who may not write there."
+        help=f"Folder for the network; by default {SYSTEM_FOLDER}, or `models` in the state folder "
+        "for users who may not write there."
     ),
 ]
 UseOption = Annotated[
-    Path | None, typer.Option("--use", help="Settings file in which to name the network as engine.model.")
+    Path | None, typer.Option("--use", help="Settings file whose engine.model is set to the network.")
 ]
 
 
@@ -45,17 +43,20 @@ UseOption = Annotated[
 def fetch(
     output: OutputOption = None,
     use: UseOption = None,
-    preprocess: Annotated[str, typer.Option(help="Profile that the network was trained with.")] = "tao",
-    url: Annotated[str, typer.Option(help="Address; NVIDIA's ReIdentificationNet when absent.")] = NGC_URL,
-    sha256: Annotated[str | None, typer.Option(help="Digest of the file; must be given with --url.")] = None,
+    preprocess: Annotated[str, typer.Option(help="Preprocess profile of the training.")] = "tao",
+    url: Annotated[str, typer.Option(help="Address; by default NVIDIA's ReIdentificationNet.")] = NGC_URL,
+    sha256: Annotated[str | None, typer.Option(help="Digest of the file; required with --url.")] = None,
 ) -> None:
-    """Fetch NVIDIA's ReIdentificationNet (96 MB) from NGC, or what --url names.
+    """Download NVIDIA's ReIdentificationNet (96 MB) from NGC, or the file of --url.
 
-    What was interrupted goes on where it stopped. Proxies are those of the environment. The network's
+    An interrupted download continues where it stopped. Proxies are those of the environment. The network's
     licence is NVIDIA's (see its page on NGC), not this project's.
     """
     from urllib.parse import urlsplit
 
+    from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
+
+    from edge_agent.cli.progress import progress_bar
     from edge_agent.core.errors import InputError
     from edge_agent.offline.download import download
 
@@ -67,8 +68,9 @@ def fetch(
     if not name.endswith(".onnx"):
         raise InputError(f"--url must lead to a file called NAME.onnx, not {name!r}")
     target = _folder(output) / name
-    with _progress(name) as advance:
-        download(url, target, sha256=sha256 or NGC_SHA256, progress=advance)
+    columns = (TextColumn(name), DownloadColumn(), TransferSpeedColumn())
+    with progress_bar(name, columns=columns) as bar:
+        download(url, target, sha256=sha256 or NGC_SHA256, progress=bar.update)
     _register(target, preprocess, source=url.partition("?")[0], use=use)
 
 
@@ -80,11 +82,11 @@ def add(
     preprocess: Annotated[
         str | None,
         typer.Option(
-            help="Profile that it was trained with; what FILE's own manifest says when absent, else tao."
+            help="Preprocess profile of the training; by default that of FILE's manifest, else tao."
         ),
     ] = None,
 ) -> None:
-    """Take over a network from a file: check that it fits, copy it, and write down what it is."""
+    """Install a network from a file: check it, copy it, and write its manifest."""
     from edge_agent.core.errors import InputError
     from edge_agent.core.manifest import atomic_file, read_json
 
@@ -112,7 +114,7 @@ def _folder(output: Path | None) -> Path:
 
 
 def _check(model: Path, preprocess: str) -> None:
-    """ModelError where it is no network that fits, ConfigError for a profile that there is not."""
+    """Raise ModelError if the network does not fit, ConfigError if there is no such profile."""
     from edge_agent.engine.graph import prepare_reid
     from edge_agent.engine.graph.profiles import profile_named
 
@@ -120,7 +122,7 @@ def _check(model: Path, preprocess: str) -> None:
 
 
 def _register(model: Path, preprocess: str, *, source: str, use: Path | None) -> None:
-    """Check, write the manifest that the agent reads the profile from, and say what to do next."""
+    """Check the network, write its manifest, and print the next step."""
     from edge_agent import __version__
     from edge_agent.core.manifest import FileRecord, write_json_atomic
 
@@ -136,20 +138,20 @@ def _register(model: Path, preprocess: str, *, source: str, use: Path | None) ->
     }
     write_json_atomic(model.with_suffix(".json"), manifest)
     for path in (model, model.with_suffix(".json")):
-        path.chmod(0o644)  # the service reads them, whatever root's umask is
+        path.chmod(0o644)  # readable for the service, with any umask
     typer.echo(f"{model}: sha256 {record.sha256}, profile {preprocess}")
     if use is not None:
         name_in_settings(use, model.absolute())
-        typer.echo(f"{use}: engine.model names it now; the agent takes it at its next start")
+        typer.echo(f"{use}: engine.model is set; the agent uses it from its next start")
     else:
         typer.echo(f'to use it, in [engine] of the settings: model = "{model.absolute()}"')
     typer.echo("embeddings of another network cannot be compared: see docs/gallery.md, embedding space")
 
 
 def name_in_settings(config: Path, model: Path) -> None:
-    """Set `engine.model` in a TOML file, and take away an `engine.preprocess` of the former network.
+    """Set `engine.model` in a TOML file, and remove `engine.preprocess`, which was of the former network.
 
-    The rest of the file stays as it is, comments too. It is replaced only by one that reads well.
+    The rest of the file stays as it is, with its comments. The file is replaced only by a valid one.
     """
     from tempfile import TemporaryDirectory
 
@@ -157,7 +159,7 @@ def name_in_settings(config: Path, model: Path) -> None:
     from edge_agent.core.loading import load
     from edge_agent.core.manifest import atomic_file
 
-    before = load(config)  # says what is wrong with it, if anything is
+    before = load(config)  # raises if it is not valid
     text = _with_model(config.read_text(), model)
     with TemporaryDirectory() as folder:
         candidate = Path(folder) / config.name
@@ -173,7 +175,7 @@ def name_in_settings(config: Path, model: Path) -> None:
 
 
 def _with_model(text: str, model: Path) -> str:
-    """TOML whose section `engine` names `model`."""
+    """Return the TOML text with `model` in its section `engine`."""
     lines = text.splitlines()
     header = re.compile(r"\s*\[engine\]\s*(#.*)?")
     start = next((at for at, line in enumerate(lines) if header.fullmatch(line)), None)
@@ -184,16 +186,3 @@ def _with_model(text: str, model: Path) -> str:
     body = [line for line in lines[start + 1 : end] if not re.match(r"\s*(model|preprocess)\s*=", line)]
     named = f"model = {json.dumps(str(model))}"
     return "\n".join([*lines[: start + 1], named, *body, *lines[end:]]) + "\n"
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on a terminal; silence elsewhere."""
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns: list[Any] = [TextColumn(name), DownloadColumn(), TransferSpeedColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)

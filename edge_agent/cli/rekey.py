@@ -22,7 +22,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Write gallery and outbox anew under the key that is set now (storage.key), or without one.
+    """Encrypt gallery and outbox with the configured key (storage.key), or decrypt them.
 
     The agent must be stopped. Nothing is lost; what the old files held is overwritten.
     """

@@ -1,4 +1,4 @@
-"""`edge-agent run`: the agent itself."""
+"""`edge-agent run`: the agent."""
 
 from __future__ import annotations
 
@@ -7,39 +7,46 @@ from typing import Annotated
 
 import typer
 
+from edge_agent.cli.arguments import (
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    PreprocessOption,
+    StateOption,
+    overrides,
+)
+
 
 def command(
     source: Annotated[
         list[str] | None,
         typer.Option(
             help="Video file, rtsp:// or http(s):// address, /dev/videoN, usb:N, csi:N or crops:FOLDER; "
-            "repeat it for more."
+            "may be repeated."
         ),
     ] = None,
     detector: Annotated[str | None, typer.Option(help="hog, yolox:FILE.onnx, external or none.")] = None,
-    model: Annotated[Path | None, typer.Option(help="ReID network, ONNX.")] = None,
-    preprocess: Annotated[
-        str | None, typer.Option(help="Preprocess profile: tao, imagenet, openvino-raw or swin.")
-    ] = None,
+    model: ModelOption = None,
+    preprocess: PreprocessOption = None,
     broker: Annotated[str | None, typer.Option(help="mqtt://HOST:PORT, mqtts://HOST:PORT or none.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Folder for gallery and outbox.")] = None,
+    state: StateOption = None,
     events: Annotated[
         Path | None, typer.Option(help="Write every event to this file, as JSON lines.")
     ] = None,
     mot: Annotated[
-        Path | None, typer.Option(help="MOTChallenge rows with identities as known at each frame.")
+        Path | None, typer.Option(help="Write MOTChallenge rows with identities as known at each frame.")
     ] = None,
     mot_final: Annotated[
-        Path | None, typer.Option(help="The same with the last identity of each track.")
+        Path | None, typer.Option(help="Write MOTChallenge rows with the last identity of each track.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; see config.example.toml.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary at the end.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Recognise people until told to stop, or until all files have been read."""
+    """Run the agent until it is stopped, or until all recordings have been read."""
     import json
     from dataclasses import asdict
 
-    from edge_agent.cli.service import one_blas_thread, open_streams_at_once, overrides, run_until_stopped
+    from edge_agent.cli.service import one_blas_thread, open_streams_at_once, run_until_stopped
 
     one_blas_thread()
     from edge_agent.agent import factory
@@ -57,11 +64,11 @@ def command(
     summary = run_until_stopped(agent, reload=lambda: load(config, values))
     if as_json:
         print(json.dumps(asdict(summary)))
-    else:
-        frames = sum(summary.frames.values())
-        print(
-            f"{frames} frames, {summary.crops} crops embedded, {summary.decisions} events, "
-            f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"
-        )
-        if summary.undelivered:
-            print(f"{summary.undelivered} events wait in the outbox for the broker")
+        return
+    frames = sum(summary.frames.values())
+    print(
+        f"{frames} frames, {summary.crops} crops embedded, {summary.decisions} events, "
+        f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"
+    )
+    if summary.undelivered:
+        print(f"{summary.undelivered} events wait in the outbox for the broker")

@@ -1,4 +1,4 @@
-"""What `run` and `demo` share: short-cuts over the configuration, and a clean stop."""
+"""Running an agent on the main thread of a command, with a clean stop."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -65,31 +64,6 @@ def open_streams_at_once(settings: Settings) -> None:
     if urls and all(source_kind(url) == "stream" for url in urls):
         rtsp = all(url.lower().startswith("rtsp") for url in urls)
         os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", RTSP_OPTIONS if rtsp else STREAM_OPTIONS)
-
-
-def overrides(
-    *,
-    source: Sequence[str] | None,
-    detector: str | None,
-    model: Path | None,
-    preprocess: str | None,
-    broker: str | None,
-    state: Path | None,
-) -> dict[str, Any]:
-    """Short-cuts of the command line as nested settings; what was not given is left out."""
-    values: dict[str, Any] = {}
-    if source:
-        values["sources"] = [{"url": url} for url in source]
-    if detector is not None:
-        values["detector"] = {"kind": detector}
-    engine = {"model": model, "preprocess": preprocess}
-    if chosen := {key: value for key, value in engine.items() if value is not None}:
-        values["engine"] = chosen
-    if broker is not None:
-        values["mqtt"] = {"broker": None if broker == "none" else broker}
-    if state is not None:
-        values["state_dir"] = state
-    return values
 
 
 def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = None) -> Summary:

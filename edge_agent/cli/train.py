@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent.cli.arguments import JsonOption
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -27,11 +29,11 @@ def command(
         Path | None, typer.Option(help="Folder for checkpoints and logs, instead of the spec's results_dir.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the results folder.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the results folder.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Train a re-identification network; Ctrl-C stops after the current step and keeps a checkpoint."""
+    """Train a re-identification network; Ctrl-C stops after the current step and saves a checkpoint."""
     import json
 
     from rich.console import Console
@@ -53,9 +55,9 @@ def command(
 
 
 def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
-    """Run the spec; what `--json` prints."""
+    """Run the spec; return the result as JSON values."""
     try:
-        import torch  # noqa: F401  # its absence is reported here, once, before anything is read
+        import torch  # noqa: F401  # report its absence before anything is read
     except ImportError as error:
         from edge_agent.core.errors import ConfigError
 
@@ -83,7 +85,7 @@ def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[
 
 
 def _warn_of_unused(plan: Spec, console: Console) -> None:
-    """Say which accepted settings of TAO's other commands have no effect here."""
+    """Warn of settings of TAO's other commands, which have no effect here."""
     if plan.encryption_key is not None:
         console.print("encryption_key has no effect: files are never encrypted here", style="yellow")
     given = [name for name in ("inference", "evaluate") if name in plan.model_fields_set]
@@ -94,7 +96,7 @@ def _warn_of_unused(plan: Spec, console: Console) -> None:
 
 
 def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from, or None for a fresh run."""
+    """Return the checkpoint to continue from; None for a new run."""
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.checkpoint import Checkpoint
 
@@ -104,18 +106,17 @@ def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoi
     if resume:
         return Checkpoint.read(latest)
     if latest.exists():
-        raise ConfigError(f"{folder} holds a run already: give --resume to go on, or another results_dir")
+        raise ConfigError(f"{folder} already holds a run: give --resume, or another results_dir")
     return None
 
 
 def _decoded(
     plan: Spec, source: Path | None, field: str, folder: Path, console: Console, *, people: bool
 ) -> Pictures:
-    """The pictures of one of the spec's folders, at the size that the network computes on."""
+    """Return the pictures of one of the spec's folders, at the input size of the network."""
     import os
 
-    from rich.progress import Progress
-
+    from edge_agent.cli.progress import progress_bar
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.data import decode, read_folder
 
@@ -123,19 +124,18 @@ def _decoded(
         raise ConfigError(f"dataset.{field} is missing: name a folder of crops in Market-1501 layout")
     found = read_folder(source, people_only=people)
     pool = plan.edge_agent.input_pool
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"decoding {source.name}", total=len(found.paths))
+    with progress_bar(f"decoding {source.name}", len(found.paths), console=console) as bar:
         return decode(
             found,
             size=(plan.model.input_height // pool, plan.model.input_width // pool),
             cache=plan.edge_agent.cache_dir or folder / "cache",
             threads=max(1, min(plan.dataset.num_workers, os.cpu_count() or 1)),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=bar.update,
         )
 
 
 def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None:
-    """Rank-k and mAP on the spec's query and test folders, or None where it names none."""
+    """Return a function for rank-k and mAP on the spec's query and test folders; None without them."""
     from edge_agent.core.errors import ConfigError
 
     data = plan.dataset
@@ -161,7 +161,7 @@ def _labelled(embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], side: P
 
 
 def _figures(query: EmbeddedCrops, gallery: EmbeddedCrops, plan: Spec) -> dict[str, float]:
-    """TAO's figures, re-ranked where the spec says so."""
+    """Return TAO's figures, re-ranked where the spec asks for it."""
     from edge_agent.core.errors import DatasetError
     from edge_agent.offline.evaluate import JunkRule, ReRanking, apply_junk_rule, rank
     from edge_agent.offline.evaluate.metrics import RankingTally
@@ -186,7 +186,7 @@ def _figures(query: EmbeddedCrops, gallery: EmbeddedCrops, plan: Spec) -> dict[s
 
 
 def _run_until_signal(trainer: Trainer) -> Path:
-    """Train; SIGINT and SIGTERM end the run after the current step with a checkpoint."""
+    """Train; SIGINT and SIGTERM stop after the current step with a checkpoint."""
     import signal
 
     def stop(*_: object) -> None:

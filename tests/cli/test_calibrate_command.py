@@ -248,7 +248,7 @@ def test_ctrl_c_says_how_to_go_on_and_finished_steps_are_kept(
             process.send_signal(signal.SIGINT)
     process.stderr.close()
     assert process.wait(30) == 130
-    assert any("the same command goes on" in line for line in seen)
+    assert any("the same command continues where it stopped" in line for line in seen)
     assert "Traceback" not in "".join(seen)
     again = run(*arguments).stderr
     assert "drawing" not in again

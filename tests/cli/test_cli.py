@@ -66,10 +66,11 @@ def test_the_list_of_commands_says_what_they_say_of_themselves() -> None:
 @pytest.mark.parametrize(
     ("arguments", "modules"),
     [
-        (["--help"], ["arguments"]),
-        (["--version"], ["arguments"]),
-        (["gallery", "--help"], ["arguments", "gallery"]),
-        (["gallery", "forget", "--help"], ["arguments", "gallery"]),
+        (["--help"], ["logins"]),
+        (["--version"], ["logins"]),
+        (["engines", "--help"], ["arguments", "engines", "logins"]),
+        (["gallery", "--help"], ["gallery", "logins"]),
+        (["gallery", "forget", "--help"], ["gallery", "logins"]),
     ],
     ids=" ".join,
 )
@@ -140,7 +141,7 @@ def test_config_check_and_show(tmp_path: Path) -> None:
         ("embed {tmp}/none -o {tmp}/out.npy", "{tmp}/none"),
         ("train {tmp}/none.yaml", "{tmp}/none.yaml"),
         ("gallery list --state {tmp}/none", "there is no gallery at {tmp}/none"),
-        ("engines rollback --yes --state {tmp}/none", "knows no engine before the present one"),
+        ("engines rollback --yes --state {tmp}/none", "has no engine from before the active one"),
         ("watch --broker mqtt://127.0.0.1:1", "mqtt://127.0.0.1:1: Connection refused"),
         ("watch --broker http://127.0.0.1", "write mqtt://HOST:PORT"),
         ("run --source {tmp}/text.mp4 --model colour-stripes --state {tmp}/s", "{tmp}/text.mp4"),

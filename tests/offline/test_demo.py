@@ -254,4 +254,4 @@ def test_without_the_extra_the_demo_says_what_to_install(monkeypatch: pytest.Mon
 
 def test_help_names_the_length_in_force():
     result = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"})
-    assert f"{SECONDS:.0f} if absent" in result.output
+    assert f"{SECONDS:.0f} by default" in result.output

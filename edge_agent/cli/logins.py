@@ -1,0 +1,38 @@
+"""Hiding of logins in this process's arguments, which `ps` and /proc show to every user."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from edge_agent.source.redact import redact_url
+
+__all__ = ["hide_logins"]
+
+_ARG_START, _ARG_END = 45, 46
+"""Fields 48 and 49 of /proc/PID/stat (proc(5)), counted after the name in brackets."""
+
+
+def hide_logins() -> None:
+    """Overwrite the logins of addresses among this process's arguments, on Linux; elsewhere do nothing.
+
+    Python keeps its own copy of the arguments. Logins are visible until this runs, some tenths of a second,
+    and may stay in the shell's history.
+    """
+    try:
+        shown = Path("/proc/self/cmdline").read_bytes()
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+    except (OSError, IndexError, ValueError):
+        return
+    hidden = b"\0".join(_masked(argument) for argument in shown.split(b"\0"))
+    if hidden != shown and end - start == len(shown) and ctypes.string_at(start, len(shown)) == shown:
+        ctypes.memmove(start, hidden, len(hidden))
+
+
+def _masked(argument: bytes) -> bytes:
+    """Mask a login; the result has the length of the argument."""
+    plain = os.fsdecode(argument)
+    masked = redact_url(plain)
+    return argument if masked == plain else os.fsencode(masked)[: len(argument)].ljust(len(argument), b"*")
