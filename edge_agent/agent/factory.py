@@ -162,14 +162,14 @@ def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
         InputError: there is no gallery, or it has nothing of the site.
         SpaceMismatch: the gallery is of another network.
     """
-    from edge_agent.engine import open_engine
     from edge_agent.gallery.gallery import GALLERY_FILE, open_gallery
     from edge_agent.identify.identifier import SITE_FACT
 
     path = settings.state_dir / GALLERY_FILE
     found = None
     if path.is_file():
-        with open_gallery(settings, open_engine(prepared, backend="onnxruntime").info) as gallery:
+        info = prepared.info(backend="onnxruntime", device="cpu", max_batch=1)
+        with open_gallery(settings, info) as gallery:
             found = gallery.facts.get(SITE_FACT)
     if not isinstance(found, dict) or not found.get("pairs"):
         raise InputError(

@@ -138,7 +138,7 @@ def _read(folder: Path, *, digests: bool) -> tuple[Active, list[PlanEntry], str]
 def _machine() -> tuple[Machine | None, str]:
     """Return what plans run on here; else None and why plans cannot be compared with it."""
     from edge_agent.core.errors import EngineError
-    from edge_agent.engine.tensorrt.build import this_machine
+    from edge_agent.engine.tensorrt.recipe import this_machine
 
     try:
         return this_machine(), ""

@@ -14,14 +14,13 @@ from edge_agent.detect.base import Detector
 __all__ = ["Detector", "open_detector"]
 
 
-def open_detector(spec: str, *, backend: str = "onnxruntime", threads: int = 0) -> Detector:
+def open_detector(spec: str, *, threads: int = 0) -> Detector:
     """The detector that the user named; nothing heavy is loaded before it is entered.
 
     Args:
         spec: `hog`, `hog:FACTOR` (the picture is enlarged first, for people under 80 pixels),
             `yolox:PATH` (an ONNX file of the YOLOX family) or `none` (the whole frame).
-        backend: inference backend for a network, see `edge_agent.engine.BACKENDS`.
-        threads: CPU threads for a network, 0 for one per core.
+        threads: CPU threads for a network (which ONNX Runtime runs), 0 for one per core.
 
     Raises:
         ConfigError: there is no such detector.
@@ -30,11 +29,11 @@ def open_detector(spec: str, *, backend: str = "onnxruntime", threads: int = 0) 
     kind, _, argument = spec.partition(":")
     if kind == "yolox" and argument:
         from edge_agent.detect.yolox import YoloxDetector
-        from edge_agent.engine import open_engine
         from edge_agent.engine.graph import prepare_detector
+        from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
         prepared = prepare_detector(Path(argument))
-        return YoloxDetector(open_engine(prepared, backend=backend, max_batch=1, threads=threads))
+        return YoloxDetector(OnnxRuntimeEngine(prepared, max_batch=1, threads=threads))
     if kind == "hog":
         from edge_agent.detect.hog import HogDetector
 

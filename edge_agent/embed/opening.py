@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,7 @@ from edge_agent.core.errors import ConfigError
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.packer import Beside, Here, Packer
 from edge_agent.embed.quality import QualityGate
-from edge_agent.engine import (
-    TensorRTOptions,
-    choose_backend,
-    is_simulated,
-    open_engine,
-    open_simulated,
-    takes_ranges_beside,
-)
+from edge_agent.engine import PlanOptions, choose_backend, is_simulated, open_engine, open_simulated
 from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.precision import in_precision
 from edge_agent.engine.precision.calibration import engines_folder
@@ -32,7 +24,7 @@ if TYPE_CHECKING:
     from edge_agent.engine.graph.profiles import PreprocessProfile
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.engine.precision.scales import Scales
-    from edge_agent.engine.tensorrt.build import Progress
+    from edge_agent.engine.tensorrt.progress import Progress
 
 __all__ = ["make_embedder", "open_embedder"]
 
@@ -62,16 +54,15 @@ def open_embedder(
     """
     if is_simulated(engine.backend):
         return _open_simulated(engine, quality, max_batch)
-    backend = choose_backend(engine.backend)
     model = choose_model(engine, state)
     prepared, golden = prepare_model(model.path, model.preprocess, state)
     ranges = None
     if calibration is not None and calibration.fits(prepared):
         ranges = partial(_ranges, prepared, calibration)
     return make_embedder(
-        in_precision(prepared, engine.precision, backend, calibration),
+        in_precision(prepared, engine.precision, choose_backend(engine.backend), calibration),
         golden,
-        engine=engine.model_copy(update={"backend": backend}),
+        engine=engine,
         quality=quality,
         plans=engines_folder(engine, state),
         ranges=ranges,
@@ -105,30 +96,10 @@ def make_embedder(
     """
     profile = graph.profile
     assert profile is not None  # only detectors have none
-    backend = choose_backend(engine.backend)
-    options, scales = None, None
-    if backend == "tensorrt" and plans is not None:
-        if graph.precision == "int8" and ranges is not None and takes_ranges_beside(engine.dla_core):
-            exported, scales = ranges()
-            graph = replace(exported, precision="int8")
-        options = TensorRTOptions(
-            plans=plans,
-            largest=engine.max_batch,
-            scales=scales,
-            zero_copy=engine.zero_copy,
-            cuda_graphs=engine.cuda_graphs,
-            dla_core=engine.dla_core,
-            workspace_mb=engine.workspace_mb,
-            progress=building,
-            conditions=lambda: _conditions(plans),
-        )
-    opened = open_engine(
-        graph,
-        backend=backend,
-        max_batch=max_batch or engine.max_batch,
-        threads=engine.threads,
-        tensorrt=options,
-    )
+    options = None
+    if plans is not None:
+        options = PlanOptions(plans, ranges, progress=building, conditions=lambda: _conditions(plans))
+    opened = open_engine(graph, engine, options, max_batch=max_batch)
     return _assemble(opened, profile, engine, quality, golden)
 
 

@@ -1,6 +1,7 @@
-"""Networks run here: the prepared graph and the backends that execute it.
+"""Inference engines: a prepared graph, in a precision, on a backend.
 
-`prepare_reid` and `prepare_detector` make the graph, `open_engine` chooses what runs it.
+The flow: `graph` puts pre- and post-processing into a network, `precision` chooses FP32, FP16 or calibrated
+INT8, `open_engine` chooses the backend. TensorRT's plans are built by `tensorrt` and kept by `plans`.
 """
 
 from __future__ import annotations
@@ -16,33 +17,32 @@ from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.precision.scales import Scales
 
 if TYPE_CHECKING:
+    from edge_agent.core.config import EngineSettings
     from edge_agent.engine.simulated import SimulatedEngine
-    from edge_agent.engine.tensorrt.build import PlanBuilder, Progress
+    from edge_agent.engine.tensorrt.progress import Progress
 
 __all__ = [
     "BACKENDS",
     "Engine",
+    "PlanOptions",
     "PreparedGraph",
-    "TensorRTOptions",
     "choose_backend",
     "is_simulated",
     "open_engine",
     "open_simulated",
-    "plan_builder",
-    "takes_ranges_beside",
 ]
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
-"""What a user may ask for. `auto` takes TensorRT where it and a GPU are there, else ONNX Runtime.
+"""Backends that run a network. `auto`: TensorRT where TensorRT and a GPU are usable, else ONNX Runtime.
 
-`simulated:TABLE` is a fourth, by that choice alone: it runs no network, see `open_simulated`.
+`simulated:TABLE` runs no network and is never chosen by `auto`, see `open_simulated`.
 """
 
 _SIMULATED = "simulated:"
 
 
 def choose_backend(wanted: str) -> str:
-    """`onnxruntime` or `tensorrt` for what the user asked for; a named backend is taken at its word.
+    """Resolve `auto`; return `onnxruntime` or `tensorrt`.
 
     Raises:
         ConfigError: there is no such backend.
@@ -62,15 +62,15 @@ def choose_backend(wanted: str) -> str:
 
 
 def is_simulated(backend: str) -> bool:
-    """Whether this backend only takes a device's time."""
+    """Return whether a backend only takes the time of another device."""
     return backend.startswith(_SIMULATED)
 
 
 def open_simulated(backend: str, *, max_batch: int) -> SimulatedEngine:
-    """The engine of `simulated:TABLE`, a name or a file of `edge_agent.engine.latency`.
+    """Open `simulated:TABLE`, a name or a file of `edge_agent.engine.latency`.
 
     Raises:
-        ConfigError, InputError: there is no such table, or the file is none.
+        ConfigError, InputError: there is no such table, or the file is not one.
     """
     from edge_agent.engine.latency import latency_table
     from edge_agent.engine.simulated import SimulatedEngine
@@ -79,101 +79,86 @@ def open_simulated(backend: str, *, max_batch: int) -> SimulatedEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRTOptions:
-    """How TensorRT runs a network.
+class PlanOptions:
+    """Where TensorRT's plans are kept, and what their builds need beyond the settings.
 
     Attributes:
-        plans: folder of the plans.
-        largest: largest batch that plans are built for.
-        scales: INT8 ranges beside an FP32 graph, for what takes no quantise/dequantise nodes.
-        zero_copy: `auto`, `on` or `off`.
-        cuda_graphs: `auto` or `off`.
-        dla_core: accelerator to run on, None for the GPU.
-        workspace_mb: limit of a build's workspace.
-        progress: told how far a build is: phase, steps done, steps in all.
-        conditions: asked after a build for what is worth noting of the device.
+        folder: engines folder.
+        ranges: returns the exported FP32 graph and its INT8 ranges, for TensorRT versions whose accelerator
+            takes no quantise/dequantise nodes; None where there are no ranges.
+        progress: called during a build: phase, steps done, steps in total.
+        conditions: called after a build; returns facts of the device to record.
     """
 
-    plans: Path
-    largest: int = 64
-    scales: Scales | None = None
-    zero_copy: Literal["auto", "on", "off"] = "auto"
-    cuda_graphs: Literal["auto", "off"] = "auto"
-    dla_core: int | None = None
-    workspace_mb: int | None = None
+    folder: Path
+    ranges: Callable[[], tuple[PreparedGraph, Scales]] | None = None
     progress: Progress | None = None
-    conditions: Callable[[], Mapping[str, Any]] | None = None
+    conditions: Callable[[], Mapping[str, Any]] = dict
 
 
 def open_engine(
     prepared: PreparedGraph,
+    settings: EngineSettings,
+    plans: PlanOptions | None = None,
     *,
-    backend: str = "auto",
-    max_batch: int = 64,
-    threads: int = 0,
-    tensorrt: TensorRTOptions | None = None,
+    max_batch: int | None = None,
 ) -> Engine:
-    """The engine for a prepared graph; nothing is loaded, and no plan built, before it is entered.
+    """Open a network on the configured backend; nothing is loaded or built before the engine is entered.
 
     Args:
         prepared: from `edge_agent.engine.graph`; its `precision` is what the engine computes in.
-        backend: one of `BACKENDS`.
-        max_batch: largest batch, in pictures.
-        threads: CPU threads per batch of ONNX Runtime, 0 for one per core.
-        tensorrt: for that backend.
+        settings: backend and its options.
+        plans: for TensorRT.
+        max_batch: pictures per batch, at most `settings.max_batch`, which is the default. Plans are built for
+            `settings.max_batch`.
 
     Raises:
-        ConfigError: there is no such backend, or TensorRT shall run and has no folder for its plans.
+        ConfigError: there is no such backend, or TensorRT has no folder for its plans.
     """
-    if choose_backend(backend) == "onnxruntime":
+    size = settings.max_batch if max_batch is None else max_batch
+    if choose_backend(settings.backend) == "onnxruntime":
         from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(prepared, max_batch=max_batch, threads=threads)
-    if tensorrt is None:
+        return OnnxRuntimeEngine(prepared, max_batch=size, threads=settings.threads)
+    if plans is None:
         raise ConfigError(
             f"TensorRT has no folder to keep the plan of {prepared.name} in; name a state folder"
         )
-    from edge_agent.engine.tensorrt.engine import TensorRTEngine
-
-    return TensorRTEngine(
-        prepared,
-        plan_builder(prepared, tensorrt),
-        max_batch=max_batch,
-        zero_copy=tensorrt.zero_copy,
-        cuda_graphs=tensorrt.cuda_graphs,
-        dla_core=tensorrt.dla_core,
-    )
+    return _open_tensorrt(prepared, settings, plans, size)
 
 
-def plan_builder(prepared: PreparedGraph, options: TensorRTOptions) -> PlanBuilder:
-    """What finds or builds the plan of a graph; nothing is done yet."""
+def _open_tensorrt(
+    prepared: PreparedGraph, settings: EngineSettings, plans: PlanOptions, max_batch: int
+) -> Engine:
     from edge_agent.engine.plans.store import PlanStore
-    from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder, batches_for
+    from edge_agent.engine.tensorrt.engine import TensorRTEngine
+    from edge_agent.engine.tensorrt.progress import ignore_progress
+    from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for
+    from edge_agent.engine.tensorrt.supply import PlanBuilder
 
-    build = BuildOptions(
+    graph, scales = prepared, None
+    if prepared.precision == "int8" and plans.ranges is not None and _takes_ranges(settings.dla_core):
+        graph, scales = plans.ranges()
+        prepared = replace(graph, precision="int8")
+    options = BuildOptions(
         precision=cast("Literal['fp32', 'fp16', 'int8']", prepared.precision),
-        batches=batches_for(options.largest),
-        dla_core=options.dla_core,
-        workspace_mb=options.workspace_mb,
-        scales=options.scales,
+        batches=batches_for(settings.max_batch),
+        dla_core=settings.dla_core,
+        workspace_mb=settings.workspace_mb,
+        scales=scales,
     )
-    # Ranges lie beside a graph that itself computes in FP32.
-    graph = prepared if options.scales is None else replace(prepared, precision="fp32")
-    return PlanBuilder(
-        PlanStore(options.plans),
+    builder = PlanBuilder(
+        PlanStore(plans.folder),
         graph,
-        build,
-        progress=options.progress or _quiet,
-        conditions=options.conditions or dict,
+        options,
+        progress=plans.progress or ignore_progress,
+        conditions=plans.conditions,
     )
+    return TensorRTEngine(prepared, builder, settings, max_batch=max_batch)
 
 
-def _quiet(phase: str, done: int, total: int) -> None:
-    """Nobody wants to know how far a build is."""
-
-
-def takes_ranges_beside(dla_core: int | None) -> bool:
-    """Whether INT8 on this device wants ranges beside the graph: the accelerator before TensorRT 11 does."""
+def _takes_ranges(dla_core: int | None) -> bool:
+    """Return whether INT8 needs ranges separate from the graph: on an accelerator before TensorRT 11."""
     from edge_agent.engine.tensorrt import bindings
 
     return dla_core is not None and bindings.has_dla(bindings.version()) and bindings.major() < 11

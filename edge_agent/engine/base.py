@@ -1,4 +1,4 @@
-"""What every inference backend offers, and nothing more.
+"""The interface of all inference backends, and the queue of batches that they share.
 
 Usage::
 
@@ -8,30 +8,33 @@ Usage::
         ...                                 # fill and submit the next buffer meanwhile
         rows = engine.collect()             # the oldest submission's rows
 
-Two submissions may be in flight: one runs, one waits. Engines are not for several callers at once:
-one thread owns an engine.
+Two submissions may be in flight: one runs, one waits. An engine belongs to one thread.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import EngineInfo
 
-__all__ = ["DEPTH", "Engine"]
+__all__ = ["DEPTH", "Engine", "QueuedEngine", "Submission"]
 
 DEPTH = 2
-"""Submissions that may be in flight: one that runs and one that waits, so the device never idles."""
+"""Submissions in flight at most: one that runs and one that waits, so that the device never idles."""
 
 
 class Engine(Protocol):
     """A network that turns a batch of `uint8` pictures into rows of `float32`.
 
-    Lifetime is a `with`: the constructor is cheap, the network is loaded on entering.
+    A context manager: the constructor is cheap, the network is loaded on entering.
     """
 
     @property
@@ -40,11 +43,11 @@ class Engine(Protocol):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """`(height, width)` of the pictures that the network takes."""
+        """`(height, width)` of the input pictures."""
 
     @property
     def unit_length(self) -> bool:
-        """Whether the rows are embeddings of length 1, to be checked as such."""
+        """Whether rows are embeddings of length 1 and must be checked for it."""
 
     @property
     def in_flight(self) -> int:
@@ -60,7 +63,7 @@ class Engine(Protocol):
 
     @property
     def failures(self) -> int:
-        """Batches that were dropped since the network failed on them."""
+        """Batches that were dropped because the network failed on them."""
 
     def __enter__(self) -> Engine: ...
 
@@ -72,7 +75,7 @@ class Engine(Protocol):
     ) -> None: ...
 
     def buffer(self) -> NDArray[np.uint8]:
-        """The `(max_batch, H, W, 3)` uint8 BGR buffer to fill next; always the same few arrays.
+        """Return the `(max_batch, H, W, 3)` uint8 BGR buffer to fill next; one of `DEPTH` fixed arrays.
 
         It belongs to the caller until `submit`, and to the engine from then until `collect`.
 
@@ -88,9 +91,102 @@ class Engine(Protocol):
         """
 
     def collect(self) -> NDArray[np.float32]:
-        """Wait for the oldest submission: `(count, ...)` float32, owned by the caller.
+        """Wait for the oldest submission; return `(count, ...)` float32, owned by the caller.
 
         Raises:
             EngineError: nothing is in flight, or the network failed on this batch. The batch is then
-                dropped and counted; what an earlier batch left behind is never returned.
+                dropped and counted; rows of an earlier batch are never returned.
         """
+
+
+Slot = TypeVar("Slot")
+
+
+@dataclass(slots=True)
+class Submission(Generic[Slot]):
+    """A batch in flight: what holds its pictures, and how many there are."""
+
+    slot: Slot
+    count: int
+
+
+Run = TypeVar("Run", bound="Submission[Any]")
+
+
+class QueuedEngine(ABC, Generic[Slot, Run]):
+    """Order, checks and counters of an `Engine`. A subclass fills `_free` with `DEPTH` slots on entering.
+
+    Args:
+        name: of the network, for messages.
+        input_size: `(height, width)` of the input pictures.
+        unit_length: whether rows have length 1.
+        max_batch: pictures per buffer.
+    """
+
+    def __init__(self, *, name: str, input_size: tuple[int, int], unit_length: bool, max_batch: int) -> None:
+        if max_batch < 1:
+            raise EngineError(f"max_batch must be at least 1, got {max_batch}")
+        self.input_size = input_size
+        self.unit_length = unit_length
+        self.runs = 0
+        self.run_seconds = 0.0
+        self.failures = 0
+        self._name = name
+        self._max_batch = max_batch
+        self._free: deque[Slot] = deque()
+        self._flying: deque[Run] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """Submissions that were not collected, 0..2."""
+        return len(self._flying)
+
+    def buffer(self) -> NDArray[np.uint8]:
+        """See `Engine.buffer`."""
+        if not self._free:
+            why = f"{DEPTH} batches are in flight" if self._flying else "the engine is not running"
+            raise EngineError(f"no buffer is free: {why}")
+        return self._pixels(self._free[0])
+
+    def submit(self, count: int) -> None:
+        """See `Engine.submit`."""
+        if not 1 <= count <= self._max_batch:
+            raise EngineError(f"a batch holds 1 to {self._max_batch} pictures, got {count}")
+        self.buffer()
+        self._flying.append(self._start(self._free.popleft(), count))
+
+    def collect(self) -> NDArray[np.float32]:
+        """See `Engine.collect`."""
+        if not self._flying:
+            raise EngineError("nothing was submitted, so there is nothing to collect")
+        run = self._flying[0]
+        self._wait(run)
+        try:
+            return self._rows(run)
+        except Exception as problem:  # of any library: the batch is lost in any case
+            self.failures += 1
+            raise EngineError(f"{self._name} failed on a batch: {problem}") from problem
+        finally:
+            self._flying.popleft()
+            self._free.append(run.slot)
+
+    def _clear(self) -> None:
+        """Forget all slots and submissions."""
+        self._flying.clear()
+        self._free.clear()
+
+    @abstractmethod
+    def _pixels(self, slot: Slot) -> NDArray[np.uint8]:
+        """Return the buffer of a slot."""
+
+    @abstractmethod
+    def _start(self, slot: Slot, count: int) -> Run:
+        """Begin to compute the first `count` pictures of a slot."""
+
+    @abstractmethod
+    def _wait(self, run: Run) -> None:
+        """Wait until the batch was computed or has failed; does not fail itself."""
+
+    @abstractmethod
+    def _rows(self, run: Run) -> NDArray[np.float32]:
+        """Return the rows and count the run, or raise what went wrong."""

@@ -1,9 +1,9 @@
-"""Simulated backend: takes as long as a device that is not here, and computes next to nothing.
+"""Simulated backend: takes the time of another device and computes next to nothing.
 
-For measuring what stands around the network. Batches run one after another, two in flight, and nobody's
-CPU is busy meanwhile. Rows are a fixed random projection of a coarse grid of the crop's own colours, so
-that people stay apart and matching has real work; they say nothing of how well a network recognises.
-The engine names itself as `simulated:<table>` wherever engines are named, and its embedding space is its own.
+For measuring everything around the network. Batches run one after another, two in flight, without CPU load.
+Rows are a fixed random projection of a coarse grid of the crop's colours, so that people stay apart and
+matching has real work; they give no estimate of how well a network recognises people. The engine's name is
+`simulated:<table>` in all reports and events, and it has its own embedding space.
 
 Measured (one Xeon core, batches of 64): 4 to 6 microseconds of CPU per crop.
 """
@@ -19,9 +19,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.base import DEPTH
+from edge_agent.engine.base import DEPTH, QueuedEngine, Submission
 from edge_agent.engine.graph.prepared import embedding_space
 from edge_agent.engine.graph.profiles import PROFILES
 from edge_agent.engine.latency import LatencyTable
@@ -30,56 +29,55 @@ __all__ = ["PROFILE", "SimulatedEngine"]
 
 _SIZE = (256, 128)
 _DIMENSION = 256
-"""Of ReIdentificationNet, whose times the published tables are."""
+"""Of ReIdentificationNet, which the published latencies belong to."""
 
 _STEP = 16
 """Pixels between two points of the grid: 16 x 8 points."""
 
 _RECIPE = f"grid {_STEP}, projection 20240607, {_DIMENSION} numbers"
-"""What the rows are made of; part of the embedding space."""
+"""How rows are made; part of the embedding space."""
 
 
 PROFILE = PROFILES["tao"]
-"""How crops are resized for it."""
+"""How crops are resized for this engine."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One submission."""
+@dataclass(slots=True)
+class _Run(Submission[NDArray[np.uint8]]):
+    """A submission.
 
-    buffer: NDArray[np.uint8]
-    count: int
-    took: float
-    """Seconds on the device."""
+    Attributes:
+        seconds: that the device takes.
+        done_at: when the device is done, monotonic seconds.
+    """
+
+    seconds: float
     done_at: float
-    """When the device has it ready, monotonic seconds."""
+    rows: NDArray[np.float32] | None = None
 
 
-class SimulatedEngine:
-    """See `edge_agent.engine.base.Engine`.
+class SimulatedEngine(QueuedEngine[NDArray[np.uint8], _Run]):
+    """An `edge_agent.engine.base.Engine`; it never fails.
 
     Args:
-        table: how long batches take.
+        table: latencies by batch size.
         max_batch: crops per buffer.
+
+    Attributes:
+        table: latencies by batch size.
     """
 
     def __init__(self, table: LatencyTable, *, max_batch: int) -> None:
-        if max_batch < 1:
-            raise EngineError(f"max_batch must be at least 1, got {max_batch}")
+        super().__init__(name=table.name, input_size=_SIZE, unit_length=True, max_batch=max_batch)
         self.table = table
-        self._max_batch = max_batch
-        self._free: deque[NDArray[np.uint8]] = deque()
-        self._flying: deque[_Run] = deque()
         self._busy_until = 0.0
-        self._runs = 0
-        self._run_seconds = 0.0
         random = np.random.default_rng(20240607)
         points = (_SIZE[0] // _STEP) * (_SIZE[1] // _STEP) * 3
         self._projection = random.standard_normal((points, _DIMENSION), np.float32)
 
     @property
     def info(self) -> EngineInfo:
-        """What is simulated; valid before entering."""
+        """See `Engine.info`."""
         sha256 = hashlib.sha256(_RECIPE.encode()).hexdigest()
         return EngineInfo(
             backend=f"simulated:{self.table.name}",
@@ -91,36 +89,6 @@ class SimulatedEngine:
             max_batch=self._max_batch,
             device=f"simulated {self.table.device}",
         )
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """`(height, width)` in pixels."""
-        return _SIZE
-
-    @property
-    def unit_length(self) -> bool:
-        """Rows are of length 1."""
-        return True
-
-    @property
-    def in_flight(self) -> int:
-        """Submissions not collected, 0..2."""
-        return len(self._flying)
-
-    @property
-    def runs(self) -> int:
-        """Batches since the engine was made."""
-        return self._runs
-
-    @property
-    def run_seconds(self) -> float:
-        """Seconds that the device would have been busy, summed over `runs`."""
-        return self._run_seconds
-
-    @property
-    def failures(self) -> int:
-        """It does not fail."""
-        return 0
 
     def __enter__(self) -> SimulatedEngine:
         shape = (self._max_batch, *_SIZE, 3)
@@ -134,45 +102,33 @@ class SimulatedEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._flying.clear()
-        self._free.clear()
+        self._clear()
 
-    def buffer(self) -> NDArray[np.uint8]:
-        """The `(max_batch, 256, 128, 3)` uint8 buffer to fill next."""
-        if not self._free:
-            why = f"{DEPTH} batches are in flight" if self._flying else "the engine is not running"
-            raise EngineError(f"no buffer is free: {why}")
-        return self._free[0]
+    def _pixels(self, slot: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return slot
 
-    def submit(self, count: int) -> None:
-        """Run the first `count` rows of the buffer; returns at once."""
-        if not 1 <= count <= self._max_batch:
-            raise EngineError(f"a batch holds 1 to {self._max_batch} pictures, got {count}")
-        self.buffer()
-        took = self.table.of(count)
-        # As on a device: a batch begins when it is there and the one before it has ended.
-        self._busy_until = max(time.monotonic(), self._busy_until) + took
-        self._flying.append(_Run(self._free.popleft(), count, took, self._busy_until))
+    def _start(self, slot: NDArray[np.uint8], count: int) -> _Run:
+        seconds = self.table.of(count)
+        # As on a device: a batch begins when it is submitted and the previous one has ended.
+        self._busy_until = max(time.monotonic(), self._busy_until) + seconds
+        return _Run(slot, count, seconds, self._busy_until)
 
-    def collect(self) -> NDArray[np.float32]:
-        """Rows of the oldest submission, `(count, 256)` float32, not before the device would have them."""
-        if not self._flying:
-            raise EngineError("nothing was submitted, so there is nothing to collect")
-        run = self._flying[0]
-        rows = self._rows(run.buffer[: run.count])
+    def _wait(self, run: _Run) -> None:
+        run.rows = self._project(run.slot[: run.count])
         left = run.done_at - time.monotonic()
         if left > 0:
             time.sleep(left)
-        self._flying.popleft()
-        self._free.append(run.buffer)
-        self._runs += 1
-        self._run_seconds += run.took
-        return rows
 
-    def _rows(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _rows(self, run: _Run) -> NDArray[np.float32]:
+        assert run.rows is not None  # `_wait` comes first
+        self.runs += 1
+        self.run_seconds += run.seconds
+        return run.rows
+
+    def _project(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """`(N, 256, 128, 3)` uint8 -> `(N, 256)` float32 of length 1."""
         grid = crops[:, _STEP // 2 :: _STEP, _STEP // 2 :: _STEP].reshape(len(crops), -1).astype(np.float32)
-        grid -= 127.5  # the middle of the range: 0..255 never hits it, so no row is without length
+        grid -= 127.5  # the middle of 0..255, which no value equals: no row has length 0
         rows: NDArray[np.float32] = grid @ self._projection
         rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
         return rows

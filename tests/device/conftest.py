@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_agent.core.config import EngineSettings
 from edge_agent.engine.base import Engine
 from edge_agent.engine.graph import prepare_reid
 from edge_agent.engine.graph.prepared import PreparedGraph
@@ -25,9 +26,10 @@ from edge_agent.engine.models import choose_model
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder
-from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, has_calibrators
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
+from edge_agent.engine.tensorrt.recipe import BuildOptions
+from edge_agent.engine.tensorrt.supply import PlanBuilder
 from tests.conftest import REPO
 
 CROPS = 96
@@ -42,7 +44,7 @@ Rows = NDArray[np.float32]
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> str:
     """What the tests run on. Asked in a process of its own: a broken driver must not end the run."""
-    code = "from edge_agent.engine.tensorrt.build import this_machine as m; print(m())"
+    code = "from edge_agent.engine.tensorrt.recipe import this_machine as m; print(m())"
     asked = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
     )
@@ -60,8 +62,6 @@ def crops() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedGraph:
     """The network that ships, ready for any engine."""
-    from edge_agent.core.config import EngineSettings
-
     model = choose_model(EngineSettings(), tmp_path_factory.mktemp("state"))
     return prepare_reid(model.path, profile_named(model.preprocess))
 
@@ -69,7 +69,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedGraph:
 @pytest.fixture(scope="session")
 def reference(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> Rows:
     """`(96, D)` by ONNX Runtime in FP32."""
-    with OnnxRuntimeEngine(prepared, max_batch=32) as engine:
+    with OnnxRuntimeEngine(prepared, max_batch=32, threads=0) as engine:
         return run(engine, crops)
 
 
@@ -128,6 +128,12 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
     return chosen
 
 
+def has_calibrators() -> bool:
+    import tensorrt
+
+    return hasattr(tensorrt, "IInt8EntropyCalibrator2")
+
+
 def calibration() -> Calibration:
     pictures = other_people()
     digest = hashlib.sha256(pictures.tobytes()).hexdigest()
@@ -142,10 +148,9 @@ def engine(
 
     def make(name: str, **options: Any) -> TensorRTEngine:
         graph, wanted = variant(name)
-        core = options.get("dla_core")
-        if core is not None:
-            wanted = replace(wanted, dla_core=core)
-        return TensorRTEngine(graph, PlanBuilder(store, graph, wanted), max_batch=MAX_BATCH, **options)
+        settings = EngineSettings(**options)
+        builder = PlanBuilder(store, graph, replace(wanted, dla_core=settings.dla_core))
+        return TensorRTEngine(graph, builder, settings, max_batch=MAX_BATCH)
 
     return make
 

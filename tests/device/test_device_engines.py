@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_agent.core.config import QualitySettings
+from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.core.errors import EngineError
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
@@ -24,10 +24,11 @@ from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.tensorrt import cuda
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_builder, version
-from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder, this_machine
-from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, has_calibrators
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
-from tests.device.conftest import PRECISIONS, Rows, cosines, resident_bytes, run
+from edge_agent.engine.tensorrt.recipe import BuildOptions, this_machine
+from edge_agent.engine.tensorrt.supply import PlanBuilder
+from tests.device.conftest import PRECISIONS, Rows, cosines, has_calibrators, resident_bytes, run
 
 pytestmark = [pytest.mark.device, pytest.mark.timeout(1800)]
 
@@ -37,6 +38,10 @@ Variants = Callable[[str], tuple[PreparedGraph, BuildOptions]]
 BOUNDS = {"fp32": (0.9999, 0.99999), "fp16": (0.995, 0.999), "int8": (0.9, 0.97)}
 """Least and median cosine to ONNX Runtime in FP32. INT8: the least is the self-test's; whether a median is
 good enough to use is the accuracy gate's business."""
+
+
+def opened_from(store: PlanStore, graph: PreparedGraph, options: BuildOptions) -> TensorRTEngine:
+    return TensorRTEngine(graph, PlanBuilder(store, graph, options), EngineSettings(), max_batch=64)
 
 
 @pytest.fixture
@@ -205,11 +210,11 @@ def test_a_bad_plan_is_put_aside_and_built_again(
     builder = PlanBuilder(own_store, graph, options)
     builder.plan()
     spoil(own_store, builder.order())
-    with TensorRTEngine(graph, PlanBuilder(own_store, graph, options), max_batch=64) as opened:
+    with opened_from(own_store, graph, options) as opened:
         assert cosines(run(opened, crops), reference).min() >= BOUNDS["fp16"][0]
     assert len(reasons(own_store)) == 1
     assert len(own_store.entries(this_machine(), digests=True)) == 1
-    with TensorRTEngine(graph, PlanBuilder(own_store, graph, options), max_batch=64):
+    with opened_from(own_store, graph, options):
         pass
     assert len(reasons(own_store)) == 1, "the new plan is taken as it is"
 
@@ -234,7 +239,7 @@ def test_roll_back_to_the_engine_before(
     assert active.current is not None
     assert active.current["precision"] == "fp32"
     graph, options = variant(active.current["precision"])
-    with TensorRTEngine(graph, PlanBuilder(own_store, graph, options), max_batch=64) as opened:
+    with opened_from(own_store, graph, options) as opened:
         assert opened.info.precision == "fp32"
         assert cosines(run(opened, crops), reference).min() >= BOUNDS["fp32"][0]
 

@@ -15,9 +15,10 @@ from edge_agent.core.errors import EngineError, ModelError, NonFiniteEmbedding
 from edge_agent.core.structures import Detections
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
-from edge_agent.engine import golden, open_engine, open_simulated
+from edge_agent.engine import golden, open_simulated
 from edge_agent.engine.graph import prepare_reid
 from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from tests import tiny_networks
 
 TAO = PROFILES["tao"]
@@ -35,7 +36,7 @@ def prepared(tmp_path):
 
 
 def embedder(prepared, *, max_batch=64, gate=OPEN_GATE, reference=None):
-    engine = open_engine(prepared, max_batch=max_batch, threads=1)
+    engine = OnnxRuntimeEngine(prepared, max_batch=max_batch, threads=1)
     return Embedder(engine, profile=prepared.profile, gate=gate, golden=reference)
 
 

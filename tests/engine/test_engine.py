@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
-from edge_agent.engine import open_engine
+from edge_agent.engine import choose_backend, open_engine
 from edge_agent.engine.graph import prepare_detector, prepare_reid
 from edge_agent.engine.graph.profiles import PROFILES
 from edge_agent.engine.onnxruntime import _slices
@@ -24,6 +25,10 @@ TAO = PROFILES["tao"]
 @pytest.fixture
 def prepared(tmp_path):
     return prepare_reid(tiny_networks.reid(tmp_path / "net.onnx"), TAO)
+
+
+def opened(prepared, **settings):
+    return open_engine(prepared, EngineSettings(backend="onnxruntime", **settings))
 
 
 def crops(count: int, seed: int = 7) -> np.ndarray:
@@ -38,7 +43,7 @@ def embed(engine, batch):
 
 def test_two_batches_in_flight_come_back_in_order(prepared):
     first, second = crops(3, 1), crops(5, 2)
-    with open_engine(prepared, max_batch=8) as engine:
+    with opened(prepared, max_batch=8) as engine:
         alone = embed(engine, first), embed(engine, second)
         engine.buffer()[:3] = first
         engine.submit(3)
@@ -51,7 +56,7 @@ def test_two_batches_in_flight_come_back_in_order(prepared):
 
 
 def test_a_third_batch_in_flight_is_refused(prepared):
-    with open_engine(prepared, max_batch=2) as engine:
+    with opened(prepared, max_batch=2) as engine:
         engine.submit(1)
         engine.submit(1)
         with pytest.raises(EngineError, match="2 batches are in flight"):
@@ -64,24 +69,24 @@ def test_a_third_batch_in_flight_is_refused(prepared):
 
 @pytest.mark.parametrize("count", [0, -1, 5])
 def test_only_what_the_buffer_holds_can_be_submitted(prepared, count):
-    with open_engine(prepared, max_batch=4) as engine, pytest.raises(EngineError, match="1 to 4 pictures"):
+    with opened(prepared, max_batch=4) as engine, pytest.raises(EngineError, match="1 to 4 pictures"):
         engine.submit(count)
 
 
 def test_nothing_to_collect(prepared):
-    with open_engine(prepared) as engine, pytest.raises(EngineError, match="nothing to collect"):
+    with opened(prepared) as engine, pytest.raises(EngineError, match="nothing to collect"):
         engine.collect()
 
 
 def test_engine_outside_its_with(prepared):
-    engine = open_engine(prepared)
+    engine = opened(prepared)
     assert engine.info.space == prepared.space
     with pytest.raises(EngineError, match="not running"):
         engine.buffer()
 
 
 def test_engine_can_be_entered_again(prepared):
-    engine = open_engine(prepared, max_batch=2)
+    engine = opened(prepared, max_batch=2)
     with engine:
         before = embed(engine, crops(2))
     with engine:
@@ -89,7 +94,7 @@ def test_engine_can_be_entered_again(prepared):
 
 
 def test_rows_belong_to_the_caller(prepared):
-    with open_engine(prepared, max_batch=2) as engine:
+    with opened(prepared, max_batch=2) as engine:
         rows = embed(engine, crops(2, 1))
         kept = rows.copy()
         embed(engine, crops(2, 2))
@@ -98,7 +103,7 @@ def test_rows_belong_to_the_caller(prepared):
 
 
 def test_buffers_are_reused_and_two(prepared):
-    with open_engine(prepared, max_batch=2) as engine:
+    with opened(prepared, max_batch=2) as engine:
         seen = set()
         for _ in range(6):
             seen.add(engine.buffer().ctypes.data)
@@ -109,7 +114,7 @@ def test_buffers_are_reused_and_two(prepared):
 
 def test_failed_batch_is_dropped_and_counted(tmp_path):
     prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
-    with open_engine(prepared, max_batch=4, threads=1) as engine:  # which computes three as one slice
+    with opened(prepared, max_batch=4, threads=1) as engine:  # which computes three as one slice
         good = embed(engine, crops(2))
         engine.buffer()[:3] = crops(3)
         engine.submit(3)
@@ -135,7 +140,7 @@ def test_slices_are_all_of_the_batch_and_nearly_equal(count, workers):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_rows_of_slices_stand_in_the_order_of_the_pictures(prepared, threads):
     batch = crops(40)
-    with open_engine(prepared, max_batch=40, threads=threads) as engine:
+    with opened(prepared, max_batch=40, threads=threads) as engine:
         together = embed(engine, batch)
         single = np.concatenate([embed(engine, batch[n : n + 1]) for n in range(40)])
         assert engine.runs == 41
@@ -144,7 +149,7 @@ def test_rows_of_slices_stand_in_the_order_of_the_pictures(prepared, threads):
 
 def test_a_batch_of_which_one_slice_fails_is_dropped(tmp_path):
     prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
-    with open_engine(prepared, max_batch=8, threads=2) as engine:
+    with opened(prepared, max_batch=8, threads=2) as engine:
         engine.submit(7)  # slices of three and of four
         with pytest.raises(EngineError, match="failed on a batch"):
             engine.collect()
@@ -154,22 +159,22 @@ def test_a_batch_of_which_one_slice_fails_is_dropped(tmp_path):
 
 def test_a_bare_session_gives_the_same_rows(prepared):
     batch = crops(5)
-    with open_engine(prepared, max_batch=8, threads=2) as engine:
+    with opened(prepared, max_batch=8, threads=2) as engine:
         (rows,) = engine.bare()(batch)
         np.testing.assert_allclose(rows, embed(engine, batch), atol=1e-6)
 
 
 def test_batches_of_one_are_computed_by_all_threads_together(prepared):
-    with open_engine(prepared, max_batch=1, threads=3) as engine:
+    with opened(prepared, max_batch=1, threads=3) as engine:
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 1
         assert engine._session.get_session_options().intra_op_num_threads == 3
-    with open_engine(prepared, max_batch=2, threads=3) as engine:
+    with opened(prepared, max_batch=2, threads=3) as engine:
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 3
         assert engine._session.get_session_options().intra_op_num_threads == 1
 
 
 def test_time_in_the_network_is_counted(prepared):
-    with open_engine(prepared, max_batch=2) as engine:
+    with opened(prepared, max_batch=2) as engine:
         assert (engine.runs, engine.run_seconds) == (0, 0.0)
         embed(engine, crops(2))
         once = engine.run_seconds
@@ -179,7 +184,7 @@ def test_time_in_the_network_is_counted(prepared):
 
 
 def test_time_in_the_network_is_that_of_the_batch_that_was_collected(prepared):
-    with open_engine(prepared, max_batch=16, threads=2) as engine:
+    with opened(prepared, max_batch=16, threads=2) as engine:
         for _ in range(2):
             engine.submit(16)
         for run in engine._flying:
@@ -193,7 +198,7 @@ def test_time_in_the_network_is_that_of_the_batch_that_was_collected(prepared):
 
 
 def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
-    with open_engine(prepared, max_batch=2) as engine:
+    with opened(prepared, max_batch=2) as engine:
         engine.submit(2)
         engine.submit(2)
         names = [thread.name for thread in threading.enumerate()]
@@ -203,7 +208,7 @@ def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
 
 
 def test_leaving_does_not_wait_for_what_nobody_will_collect(osnet_onnx):
-    with open_engine(prepare_reid(osnet_onnx, PROFILES["imagenet"]), max_batch=64, threads=1) as engine:
+    with opened(prepare_reid(osnet_onnx, PROFILES["imagenet"]), max_batch=64, threads=1) as engine:
         engine.submit(64)
         engine.submit(64)
         last = engine._flying[-1]
@@ -214,22 +219,22 @@ def test_leaving_does_not_wait_for_what_nobody_will_collect(osnet_onnx):
 def test_network_that_onnxruntime_does_not_know(prepared, tmp_path):
     broken = dataclasses.replace(prepared, onnx=prepared.onnx.replace(b"AveragePool", b"AveragePoop"))
     with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*net\.onnx"):
-        open_engine(broken).__enter__()
+        opened(broken).__enter__()
 
 
 def test_fixed_batch_of_a_detector_limits_the_engine(tmp_path):
     prepared = prepare_detector(tiny_networks.yolox(tmp_path / "y.onnx"))
-    assert open_engine(prepared, max_batch=64).info.max_batch == 1
+    assert opened(prepared, max_batch=64).info.max_batch == 1
 
 
 def test_wrong_settings():
     with pytest.raises(ConfigError, match="no inference backend 'cuda'; choose one of auto, onnxruntime"):
-        open_engine(None, backend="cuda")
+        choose_backend("cuda")
 
 
 def test_batch_below_one(prepared):
     with pytest.raises(EngineError, match="max_batch must be at least 1"):
-        open_engine(prepared, max_batch=0)
+        open_engine(prepared, EngineSettings(), max_batch=0)
 
 
 def test_engine_package_loads_nothing_heavy():
@@ -250,7 +255,7 @@ def test_engine_package_loads_nothing_heavy():
 def test_real_network_in_batches_of_any_size(osnet_onnx):
     prepared = prepare_reid(osnet_onnx, PROFILES["imagenet"])
     batch = crops(7)
-    with open_engine(prepared, max_batch=8) as engine:
+    with opened(prepared, max_batch=8) as engine:
         together = embed(engine, batch)
         parts = np.concatenate(
             [embed(engine, batch[:1]), embed(engine, batch[1:4]), embed(engine, batch[4:])]

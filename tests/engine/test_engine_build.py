@@ -18,16 +18,9 @@ from edge_agent.engine.graph.profiles import profile_named
 from edge_agent.engine.graph.stripes import write_stripe_model
 from edge_agent.engine.plans.records import Machine
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.engine.tensorrt.build import (
-    BuildOptions,
-    available_memory,
-    batches_for,
-    check_disk,
-    choose,
-    order_for,
-    workspace_for,
-)
 from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, RangeSource, header_number
+from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for, choose_flags, order_for
+from edge_agent.engine.tensorrt.resources import available_memory, check_disk, workspace_for
 
 MIB = 1 << 20
 ORIN = Machine("10.3.0", "12.6", "Orin", "8.7", 16, 64)
@@ -70,14 +63,6 @@ MINMAX = replace(ENTROPY, algorithm="MinMaxCalibration")
         (10, BuildOptions("fp16"), "fp16", ("STRONGLY_TYPED",), (), False),
         (10, BuildOptions("int8"), "int8", (), ("FP16", "INT8"), False),
         (10, BuildOptions("int8", scales=MINMAX), "fp32", (), ("FP16", "INT8"), True),
-        (
-            10,
-            BuildOptions("int8", scales=SOME, keep=("fc",)),
-            "fp32",
-            (),
-            ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"),
-            True,
-        ),
         (11, BuildOptions("fp32"), "fp32", (), (), False),
         (11, BuildOptions("fp16"), "fp16", (), (), False),
         (11, BuildOptions("int8"), "int8", (), (), False),
@@ -92,11 +77,11 @@ def test_each_version_is_told_what_it_understands(
     flags: tuple[str, ...],
     calibrator: bool,
 ) -> None:
-    choice = choose(major, options, graph)
-    assert choice.network_flags == network
-    assert choice.builder_flags == flags
-    assert choice.calibrator == calibrator
-    assert choice.cleared_flags == (("TF32",) if options.precision == "fp32" else ())
+    found = choose_flags(major, options, graph)
+    assert found.network == network
+    assert found.builder == flags
+    assert found.calibrator == calibrator
+    assert found.cleared == (("TF32",) if options.precision == "fp32" else ())
 
 
 @pytest.mark.parametrize("major", [8, 10, 11])
@@ -110,42 +95,39 @@ def test_each_version_is_told_what_it_understands(
         (BuildOptions("fp32"), "fp16", "take the one as exported"),
         (BuildOptions("fp16", scales=SOME), "fp32", "ask for int8"),
         (BuildOptions("int8", scales=SOME), "int8", "this one computes in INT8"),
-        (BuildOptions("int8", keep=("fc",)), "int8", "leave these out around such layers"),
     ],
 )
 def test_what_no_version_can_build(major: int, options: BuildOptions, graph: str, why: str) -> None:
     with pytest.raises(EngineError, match=why):
-        choose(major, options, graph)
+        choose_flags(major, options, graph)
 
 
 @pytest.mark.parametrize(
     ("major", "options", "graph", "why"),
     [
         (7, BuildOptions("fp32"), "fp32", "too old"),
-        (11, BuildOptions("fp16"), "fp32", "TensorRT 11 computes in what the graph says"),
-        (11, BuildOptions("int8", scales=SOME), "fp32", "takes no INT8 ranges beside the graph"),
-        (11, BuildOptions("int8", scales=ENTROPY), "fp32", "takes no INT8 ranges beside the graph"),
+        (11, BuildOptions("fp16"), "fp32", "TensorRT 11 computes in the precision of the graph"),
+        (11, BuildOptions("int8", scales=SOME), "fp32", "takes no separate INT8 ranges"),
+        (11, BuildOptions("int8", scales=ENTROPY), "fp32", "takes no separate INT8 ranges"),
     ],
 )
 def test_what_a_version_cannot_build(major: int, options: BuildOptions, graph: str, why: str) -> None:
     with pytest.raises(EngineError, match=why):
-        choose(major, options, graph)
+        choose_flags(major, options, graph)
 
 
 def test_the_accelerator_takes_less() -> None:
     fallback = "GPU_FALLBACK"
-    assert choose(10, BuildOptions("fp16"), "fp32", dla=True).builder_flags == (fallback, "FP16")
-    assert choose(11, BuildOptions("int8"), "int8", dla=True).builder_flags == (fallback,)
-    assert choose(10, BuildOptions("fp16"), "fp16", dla=True).network_flags == ()
-    kept = BuildOptions("int8", scales=SOME, keep=("fc",))
-    assert "PREFER_PRECISION_CONSTRAINTS" in choose(10, kept, "fp32", dla=True).builder_flags
+    assert choose_flags(10, BuildOptions("fp16"), "fp32", dla=True).builder == (fallback, "FP16")
+    assert choose_flags(11, BuildOptions("int8"), "int8", dla=True).builder == (fallback,)
+    assert choose_flags(10, BuildOptions("fp16"), "fp16", dla=True).network == ()
     for options, graph, why in (
         (BuildOptions("fp32"), "fp32", "FP16 and INT8 only"),
-        (BuildOptions("int8"), "int8", "takes INT8 ranges beside the graph only"),
+        (BuildOptions("int8"), "int8", "takes separate INT8 ranges only"),
         (BuildOptions("int8", scales=MINMAX), "fp32", "EntropyCalibration2 only"),
     ):
         with pytest.raises(EngineError, match=why):
-            choose(10, options, graph, dla=True)
+            choose_flags(10, options, graph, dla=True)
 
 
 def test_batches() -> None:
@@ -171,15 +153,13 @@ def test_an_order_names_all_that_changes_the_plan(prepared: PreparedGraph) -> No
         BuildOptions("fp16", dla_core=1),
         BuildOptions("int8", scales=scales),
         BuildOptions("int8", scales=replace(scales, amax={"crops": 254.0})),
-        BuildOptions("int8", scales=scales, keep=("fc",)),
         BuildOptions("int8", scales=ENTROPY),
         BuildOptions("int8", scales=MINMAX),
         BuildOptions("int8", scales=replace(ENTROPY, pictures=replace(ENTROPY.pictures, digest="e"))),
     ]
     keys = {order_for(prepared, wish, ORIN).key for wish in wishes}
     assert len(keys) == len(wishes)
-    recipe = order_for(prepared, BuildOptions("int8", scales=scales, keep=("b", "a")), ORIN).recipe
-    assert recipe.keep == ("a", "b")
+    recipe = order_for(prepared, BuildOptions("int8", scales=scales), ORIN).recipe
     assert recipe.scales == scales.digest
     assert recipe.graph_sha256 == hashlib.sha256(prepared.onnx).hexdigest()
 

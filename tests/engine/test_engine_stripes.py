@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_agent.core.config import QualitySettings
+from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import open_engine
@@ -21,7 +21,9 @@ from edge_agent.engine.graph.stripes import STRIPES_NAME, STRIPES_PROFILE, write
 def embedder(tmp_path):
     profile = PROFILES[STRIPES_PROFILE]
     prepared = prepare_reid(write_stripe_model(tmp_path / f"{STRIPES_NAME}.onnx"), profile)
-    with Embedder(open_engine(prepared), profile=profile, gate=QualityGate(QualitySettings())) as entered:
+    with Embedder(
+        open_engine(prepared, EngineSettings()), profile=profile, gate=QualityGate(QualitySettings())
+    ) as entered:
         yield entered
 
 

@@ -150,7 +150,7 @@ def test_pixels_are_what_the_embedder_hands_to_the_engine(market: Path, tmp_path
     sample = draw(market, size=5)
     pixels = sample.pixels(market, prepared.profile, prepared.input_size)
     assert (pixels.shape, pixels.dtype) == ((5, 256, 128, 3), np.uint8)
-    engine = OnnxRuntimeEngine(prepared, max_batch=5)
+    engine = OnnxRuntimeEngine(prepared, max_batch=5, threads=0)
     with Embedder(engine, profile=prepared.profile, gate=QualityGate(QualitySettings())) as embedder:
         rows = embedder.embed_images([cv2.imread(str(market / name)) for name in sample.files])
         engine.buffer()[:] = pixels

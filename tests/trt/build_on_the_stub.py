@@ -17,15 +17,18 @@ import structlog
 import tensorrt as trt
 from builder_stand_in import BuilderStub
 
+from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import EngineError, InputError, ModelError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales, read_cache
-from edge_agent.engine.tensorrt import build
+from edge_agent.engine.tensorrt import progress, resources
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_runtime, version
-from edge_agent.engine.tensorrt.build import BuildOptions, PlanBuilder, build_plan, this_machine
-from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, has_calibrators
+from edge_agent.engine.tensorrt.builder import build_plan
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
+from edge_agent.engine.tensorrt.recipe import BuildOptions, this_machine
+from edge_agent.engine.tensorrt.supply import PlanBuilder
 
 # The bindings of TensorRT 10 warn of what TensorRT 11 has no more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT:DeprecationWarning")
@@ -39,7 +42,9 @@ PICTURE = (16, 8, 3)
 DIGEST = hashlib.sha256(b"graph").hexdigest()
 KNOWN = Scales({"crops": 255.0, "x:0": 1.5}, "percentile", DIGEST)
 
-calibrators = pytest.mark.skipif(not has_calibrators(), reason="this TensorRT has no calibrators")
+calibrators = pytest.mark.skipif(
+    not hasattr(trt, "IInt8EntropyCalibrator2"), reason="this TensorRT has no calibrators"
+)
 monitor = pytest.mark.skipif(not hasattr(trt, "IProgressMonitor"), reason="this TensorRT counts no steps")
 
 
@@ -144,16 +149,6 @@ def test_a_typed_tensorrt_says_what_it_needs_instead(
     with pytest.raises(EngineError, match=why):
         build_plan(graph(), options)
     assert told(stub, "build_serialized_network") == []
-
-
-@calibrators
-def test_layers_that_are_kept_in_fp16(stub: BuilderStub) -> None:
-    build_plan(graph(), BuildOptions("int8", scales=KNOWN, keep=("fc", "pool")))
-    assert told(stub, "precision") == [["pool", int(trt.DataType.HALF)], ["fc", int(trt.DataType.HALF)]]
-    obey = int(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    assert told(stub, "set_flag") == [[FP16], [INT8], [obey]]
-    with pytest.raises(EngineError, match="no layer is called nosuch: it cannot be kept"):
-        build_plan(graph(), BuildOptions("int8", scales=KNOWN, keep=("fc", "nosuch")))
 
 
 # --- calibration ------------------------------------------------------------------------------
@@ -317,7 +312,7 @@ def test_an_exception_in_progress_ends_the_build(stub: BuilderStub) -> None:
 def test_progress_by_seconds_where_tensorrt_counts_no_steps(
     stub: BuilderStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_TICK_S", 0.05)
+    monkeypatch.setattr(progress, "_TICK_S", 0.05)
     stub.seconds = 0.4
     phases: list[tuple[str, int]] = []
     build_plan(graph(), BuildOptions("fp32"), progress=lambda phase, _, total: phases.append((phase, total)))
@@ -378,6 +373,10 @@ def supply(store: PlanStore) -> Callable[..., PlanBuilder]:
     return make
 
 
+def opened(builder: PlanBuilder) -> TensorRTEngine:
+    return TensorRTEngine(half(), builder, EngineSettings(), max_batch=64)
+
+
 def reasons(store: PlanStore) -> list[str]:
     paths = sorted(store.folder.glob("quarantine/*-reason.json"))
     return [json.loads(path.read_text())["why"] for path in paths]
@@ -390,7 +389,7 @@ def test_an_engine_runs_what_was_built_once(
         return {"power_mode": "MAXN"}
 
     for _ in range(2):
-        with TensorRTEngine(half(), supply(conditions=conditions), max_batch=64) as engine:
+        with opened(supply(conditions=conditions)) as engine:
             engine.buffer()[:17] = 1
             engine.submit(17)
             assert (engine.collect() == 96.0).all()
@@ -410,7 +409,7 @@ def test_a_plan_that_tensorrt_refuses_is_put_aside_and_built_again(
     stub: BuilderStub, store: PlanStore, supply: Callable[..., PlanBuilder]
 ) -> None:
     store.put(supply().order(), b"a plan of yesterday", {"model": "reid"})
-    with TensorRTEngine(half(), supply(), max_batch=64):
+    with opened(supply()):
         pass
     assert len(told(stub, "build_serialized_network")) == 1
     assert len(reasons(store)) == 1
@@ -422,7 +421,7 @@ def test_a_plan_that_is_refused_right_after_it_was_built_is_an_error(
 ) -> None:
     stub.plan = b"no plan"
     with pytest.raises(EngineError, match="cannot be used, though it was just made"):
-        TensorRTEngine(half(), supply(), max_batch=64).__enter__()
+        opened(supply()).__enter__()
     builder = supply()
     plan = builder.plan()
     builder.rejected(plan, "first")
@@ -437,7 +436,7 @@ def test_no_build_without_disk(
     supply: Callable[..., PlanBuilder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(build, "_DISK_FLOOR", 1 << 60)
+    monkeypatch.setattr(resources, "_DISK_FLOOR", 1 << 60)
     with pytest.raises(EngineError, match=r"make room \(edge-agent engines prune"):
         supply().plan()
     assert stub.told == []

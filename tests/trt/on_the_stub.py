@@ -15,6 +15,7 @@ import pytest
 import stand_in
 import structlog
 
+from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import EngineError, StorageError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.tensorrt import bindings as trt
@@ -57,7 +58,8 @@ def prepared(batch: int | None = None) -> PreparedGraph:
 
 
 def make(supply: Supply | None = None, *, max_batch: int = LARGEST, batch: int | None = None, **options):
-    return TensorRTEngine(prepared(batch), supply or Supply(), max_batch=max_batch, **options)
+    settings = EngineSettings.model_construct(**EngineSettings().model_dump() | options)
+    return TensorRTEngine(prepared(batch), supply or Supply(), settings, max_batch=max_batch)
 
 
 def crops(count: int, seed: int = 7) -> np.ndarray:
@@ -159,7 +161,7 @@ def test_the_gpu_is_waited_for():
         submit(engine, crops(2))
         run = engine._flying[0]
         run.launched.wait()
-        assert engine._session.slots[run.index].rows.poisoned(2)
+        assert engine._session.slots[run.slot].rows.poisoned(2)
         np.testing.assert_array_equal(engine.collect(), rows(crops(2)))
 
 

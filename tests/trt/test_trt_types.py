@@ -61,7 +61,7 @@ def complaints(version: str, files: list[str], folder: Path) -> list[str]:
 
 def test_the_modules_are_found():
     found = users_of_tensorrt()
-    assert {"edge_agent/engine/tensorrt/bindings.py", "edge_agent/engine/tensorrt/engine.py"} <= set(found)
+    assert {"edge_agent/engine/tensorrt/bindings.py", "edge_agent/engine/tensorrt/builder.py"} <= set(found)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""What all TensorRT modules share: the bindings, their log, and calls that cannot fail unseen.
+"""TensorRT's Python bindings: version, log, and checked calls.
 
-Most of TensorRT's methods report failure by returning None or False and say why only in the log, so every
-one of them goes through `checked`.
+Most of TensorRT's methods report failure by returning None or False, with the reason only in the log. So
+their results go through `checked`.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ __all__ = [
     "make_runtime",
     "require_bindings",
     "version",
+    "version_numbers",
 ]
 
 _log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 _KEPT_LINES = 12
-"""Lines of the log that an error message carries."""
+"""Log lines in an error message at most."""
 _LAST_DLA_OF_10 = (10, 7)
 _FIRST_DLA_OF_11 = (11, 4, 1)
-"""10.7 was the last 10.x that knew the DLA, 11.4.1 is the first 11.x (NVIDIA, "Working with DLA")."""
+"""10.7 is the last 10.x with DLA support, 11.4.1 the first 11.x (NVIDIA, "Working with DLA")."""
 
 
 def require_bindings() -> None:
-    """Import TensorRT's Python module, so that whoever comes next may simply import it.
+    """Import TensorRT's Python module; later imports of it then succeed.
 
     Raises:
-        EngineError: it is not there or cannot be loaded; the message says how to mend it.
+        EngineError: it is not installed or cannot be loaded; the message tells how to mend it.
     """
     try:
         import tensorrt  # noqa: F401
@@ -57,36 +58,37 @@ def require_bindings() -> None:
 
 
 def version() -> tuple[int, ...]:
-    """Version of TensorRT, e.g. `(10, 3, 0)`.
-
-    Raises:
-        EngineError: as in `require_bindings`.
-    """
+    """Return TensorRT's version, e.g. `(10, 3, 0)`; EngineError as in `require_bindings`."""
     require_bindings()
     import tensorrt as trt
 
-    parts = str(trt.__version__).split(".")
-    return tuple(int(part) for part in parts if part.isdigit())
+    return version_numbers(str(trt.__version__))
+
+
+def version_numbers(text: str) -> tuple[int, ...]:
+    """`"10.3.0.post1"` -> `(10, 3, 0)`."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def major() -> int:
-    """First number of the version: 8, 10 or 11. Only the choice of precision depends on it."""
+    """Return the first number of the version: 8, 10 or 11."""
     return version()[0]
 
 
 def has_dla(release: tuple[int, ...]) -> bool:
-    """Whether this release of TensorRT can use a Jetson's deep-learning accelerator."""
+    """Return whether this release supports a Jetson's deep-learning accelerator."""
     return release[:2] <= _LAST_DLA_OF_10 or release >= _FIRST_DLA_OF_11
 
 
 class Log:
-    """Keeps the last lines that TensorRT logged as errors or warnings; all but the finest are passed on.
+    """The last errors and warnings that TensorRT logged.
 
-    TensorRT has one logger for a whole process: it takes the first and warns of others, so a builder that is
-    made while an engine is open logs where the engine does. Hence there is one, and every log hears all.
+    TensorRT has one logger per process: it uses the first one and warns of others, so a builder that is made
+    while an engine is open logs to the engine's logger. Hence there is one logger, and every `Log` gets all
+    lines.
 
     Attributes:
-        logger: the `ILogger` to hand to TensorRT. It lives as long as the process.
+        logger: the `ILogger` of the process.
 
     Raises:
         EngineError: as in `require_bindings`.
@@ -97,12 +99,12 @@ class Log:
         self.logger = _the_logger()
         _logs[:] = [*(known for known in _logs if known() is not None), weakref.ref(self)]
 
-    def keep(self, line: str) -> None:
-        """Take one line."""
+    def add(self, line: str) -> None:
+        """Store one line."""
         self._lines.append(line)
 
     def take(self) -> list[str]:
-        """The lines kept since the last call, oldest first."""
+        """Remove and return the stored lines, oldest first."""
         lines = []
         while self._lines:
             lines.append(self._lines.popleft())
@@ -113,7 +115,7 @@ _logs: list[weakref.ref[Log]] = []
 
 
 def _write(severity: int, message: str) -> None:
-    """Take one line; `severity` is 0 and 1 for errors, 2 for warnings, 3 for information, 4 for more.
+    """Store and log a line; `severity`: 0 and 1 errors, 2 warnings, 3 information, 4 details (dropped).
 
     TensorRT calls it from its own threads. It takes no lock of its own and never raises.
     """
@@ -121,23 +123,23 @@ def _write(severity: int, message: str) -> None:
         if severity <= 2:
             for known in tuple(_logs):
                 if (log := known()) is not None:
-                    log.keep(message.strip())
+                    log.add(message.strip())
             _log.warning("tensorrt", severity=severity, message=message.strip())
         elif severity == 3:
             _log.debug("tensorrt", message=message.strip())
-    except Exception:  # noqa: BLE001, S110 - into C++ nothing may escape, and there is nobody to tell
+    except Exception:  # noqa: BLE001, S110 - an exception must not enter C++, and the log itself failed
         pass
 
 
 @functools.cache
 def _the_logger() -> trt.ILogger:
-    """The `ILogger` of this process; its class can only be made once TensorRT is imported."""
+    """Return the `ILogger` of this process; its class can be defined only once TensorRT is imported."""
     require_bindings()
     import tensorrt as trt
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # Any where TensorRT is not installed
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # without it, pybind11 calls into nothing
+            trt.ILogger.__init__(self)  # required by pybind11
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             _write(int(severity), msg)
@@ -146,15 +148,15 @@ def _the_logger() -> trt.ILogger:
 
 
 def checked(result: _T | None, what: str, log: Log) -> _T:
-    """The result of a call of TensorRT that gives None or False when it fails.
+    """Return the result of a call that returns None or False on failure.
 
     Args:
-        result: what the call gave.
-        what: what was to be done, as in "TensorRT could not <what>".
-        log: where TensorRT said why.
+        result: of the call.
+        what: completes "TensorRT could not <what>".
+        log: where TensorRT logged the reason.
 
     Raises:
-        EngineError: the call failed; carries the lines that TensorRT logged.
+        EngineError: the call failed; contains the lines that TensorRT logged.
     """
     if result is None or result is False:
         raise EngineError(f"TensorRT could not {what}: {_reason(log)}")
@@ -166,11 +168,11 @@ def _reason(log: Log) -> str:
 
 
 def make_runtime(log: Log) -> trt.Runtime:
-    """What loads plans.
+    """Make the object that loads plans.
 
     Raises:
-        EngineError: TensorRT or a usable GPU is missing. The GPU is asked for first: some releases crash in
-            a runtime that was made without one.
+        EngineError: TensorRT or a usable GPU is missing. The GPU is checked first: some releases crash in a
+            runtime that was made without one.
     """
     require_bindings()
     cuda.probe()
@@ -178,16 +180,12 @@ def make_runtime(log: Log) -> trt.Runtime:
 
     try:
         return trt.Runtime(log.logger)
-    except TypeError as problem:  # how pybind11 says that the factory gave nothing
+    except TypeError as problem:  # from pybind11, when the factory returns a null pointer
         raise EngineError(f"TensorRT could not start its runtime: {_reason(log)}") from problem
 
 
 def make_builder(log: Log) -> trt.Builder:
-    """What builds plans.
-
-    Raises:
-        EngineError: as in `make_runtime`.
-    """
+    """Make the object that builds plans; EngineError as in `make_runtime`."""
     require_bindings()
     cuda.probe()
     import tensorrt as trt

@@ -1,8 +1,8 @@
-"""INT8 ranges that TensorRT 8 to 10 finds itself, or is told: its calibrators, driven by what we have.
+"""INT8 ranges through TensorRT's calibrators, versions 8 to 10: known ranges, or ranges that TensorRT finds.
 
-TensorRT asks for batches and passes over an exception in the answer: it then calibrates on fewer pictures and
-builds an engine all the same. So exceptions are kept and raised after the build, and batches are counted.
-TensorRT 11 has no calibrators; there the graph carries its ranges.
+TensorRT asks for batches and ignores an exception in the answer: it then calibrates on fewer pictures and
+builds a plan all the same. So exceptions are kept and raised after the build, and batches are counted.
+TensorRT 11 has no calibrators; its graphs contain the ranges.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from edge_agent.engine.precision.scales import Algorithm, Scales, read_cache
 from edge_agent.engine.tensorrt import bindings
 from edge_agent.engine.tensorrt.cuda import DeviceMemory
 
-__all__ = ["Calibration", "Pictures", "RangeSource", "has_calibrators", "header_number", "make_calibrator"]
+__all__ = ["Calibration", "Pictures", "RangeSource", "header_number", "make_calibrator"]
+
+_T = TypeVar("_T")
 
 _BASES: dict[Algorithm, str] = {
     "EntropyCalibration2": "IInt8EntropyCalibrator2",
@@ -41,9 +43,9 @@ class Pictures:
     """Pictures to find ranges with.
 
     Attributes:
-        count: how many there are.
-        digest: names the set, e.g. the digest of a sample's manifest.
-        open: gives them once, each `(H, W, 3)` uint8 BGR of the network's input size.
+        count: number of pictures.
+        digest: identifies the set, e.g. the digest of a sample's manifest.
+        open: returns the pictures once, each `(H, W, 3)` uint8 BGR of the network's input size.
     """
 
     count: int
@@ -53,12 +55,12 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Have TensorRT find the ranges.
+    """How TensorRT finds ranges.
 
     Attributes:
-        pictures: what it sees. Those beyond the last full batch are not used.
-        algorithm: how it chooses. The DLA takes `EntropyCalibration2` only.
-        batch: pictures at a time.
+        pictures: to calibrate with. Those beyond the last full batch are not used.
+        algorithm: of the calibrator. The DLA accepts `EntropyCalibration2` only.
+        batch: pictures per batch.
     """
 
     pictures: Pictures
@@ -67,27 +69,19 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Names what the ranges come from, for the key of a plan."""
+        """Identifies where the ranges come from; part of the key of a plan."""
         text = f"{self.pictures.digest}|{self.pictures.count}|{self.algorithm}|{self.batch}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def has_calibrators() -> bool:
-    """Whether this TensorRT finds ranges; EngineError where there is no TensorRT."""
-    bindings.require_bindings()
-    import tensorrt as trt
-
-    return all(hasattr(trt, name) for name in _BASES.values())
-
-
 def header_number(release: tuple[int, ...]) -> int:
-    """`(10, 3, 0)` -> 100300, `(8, 6, 1)` -> 8601: how a calibration cache names a TensorRT."""
+    """`(10, 3, 0)` -> 100300, `(8, 6, 1)` -> 8601: the version in the header of a calibration cache."""
     major, minor, patch = (*release, 0, 0)[:3]
     return major * (10_000 if major >= _WIDE_NUMBERS else 1_000) + minor * 100 + patch
 
 
 class RangeSource:
-    """What a calibrator answers with. Lifetime is a `with`, on a thread with a CUDA context.
+    """The answers of a calibrator. A context manager, used on a thread with a CUDA context.
 
     Args:
         prepared: the network.
@@ -95,9 +89,9 @@ class RangeSource:
         release: version of TensorRT.
 
     Attributes:
-        batch: pictures in each answer, which is also the batch of the calibration profile.
+        batch: pictures per answer, also the batch of the calibration profile.
         algorithm: of the calibrator.
-        error: what went wrong in an answer; `check` raises it.
+        error: of the first answer that failed; `check` raises it.
 
     Raises:
         ModelError: known ranges belong to another graph.
@@ -118,17 +112,17 @@ class RangeSource:
                 "run `edge-agent calibrate` again"
             )
         self.algorithm: Algorithm = "EntropyCalibration2"
-        self.batch, self._promised = 1, 0
+        self.batch, self._batches = 1, 0
         if self._calibration is not None:
             self.algorithm, self.batch = self._calibration.algorithm, int(self._calibration.batch)
-            self._promised = self._calibration.pictures.count // self.batch
-            if not self._promised:
+            self._batches = self._calibration.pictures.count // self.batch
+            if not self._batches:
                 raise EngineError(
                     f"{self._calibration.pictures.count} pictures do not fill a calibration batch of "
                     f"{self.batch}; give at least that many"
                 )
         self.error: BaseException | None = None
-        self._given = 0
+        self._sent = 0
         self._found: Scales | None = None
         self._pictures: Iterator[NDArray[np.uint8]] = iter(())
         self._host = np.zeros((self.batch, *self._shape), np.uint8)
@@ -146,20 +140,20 @@ class RangeSource:
             memory.free()
 
     def next_batch(self, names: Sequence[str]) -> list[int] | None:
-        """Addresses of the next batch, one for each of `names`; None when all have been given.
+        """Return the address of the next batch for each of `names`; None after the last one.
 
         Raises:
-            EngineError: another input than the network's, or fewer pictures than were promised.
+            EngineError: TensorRT asks for other inputs than the network's, or the pictures end early.
         """
-        if self.error is not None or self._memory is None or self._given == self._promised:
+        if self.error is not None or self._memory is None or self._sent == self._batches:
             return None
-        if len(names) != 1:  # TensorRT takes as many addresses as it has names, without looking
+        if len(names) != 1:  # TensorRT reads one address per name, unchecked
             raise EngineError(f"a calibrator fills one input, TensorRT asks for {', '.join(names) or 'none'}")
         for row in self._host:
             picture = next(self._pictures, None)
             if picture is None:
                 raise EngineError(
-                    f"the calibration pictures ended in batch {self._given + 1} of {self._promised}"
+                    f"the calibration pictures ended in batch {self._sent + 1} of {self._batches}"
                 )
             if picture.shape != self._shape or picture.dtype != np.uint8:
                 raise EngineError(
@@ -169,38 +163,38 @@ class RangeSource:
         from pycuda import driver
 
         driver.memcpy_htod(self._memory.pointer, self._host)
-        self._given += 1
+        self._sent += 1
         return [self._memory.pointer]
 
     def read(self) -> bytes | None:
-        """The known ranges for the TensorRT that runs; None when they are to be found."""
+        """Return the known ranges as a cache of the running TensorRT; None when it must find them."""
         if self._known is None:
             return None
         return self._known.cache(header_number(self._release), self.algorithm)
 
     def write(self, cache: bytes) -> None:
-        """Take the ranges that TensorRT found; InputError or ModelError where they are not readable."""
+        """Store the ranges that TensorRT found; InputError or ModelError where they are not readable."""
         if self._calibration is None:
-            return  # TensorRT gives back what it was told
+            return  # TensorRT returns the known ranges
         found = {
             name: amax for name, amax in read_cache(cache).amax.items() if math.isfinite(amax) and amax > 0
         }
         self._found = Scales(found, _METHODS[self.algorithm], self._graph_sha256)
 
     def check(self) -> Scales | None:
-        """The ranges that were found; None when they were known.
+        """Return the ranges that were found; None when they were known.
 
         Raises:
-            BaseException: what went wrong in an answer.
-            EngineError: TensorRT took another number of batches than promised, or gave no ranges.
+            BaseException: the error of an answer.
+            EngineError: TensorRT used another number of batches, or returned no ranges.
         """
         if self.error is not None:
             raise self.error
         if self._calibration is None:
             return None
-        if self._given != self._promised:
+        if self._sent != self._batches:
             raise EngineError(
-                f"TensorRT calibrated with {self._given} of {self._promised} batches; its ranges are not used"
+                f"TensorRT calibrated with {self._sent} of {self._batches} batches; its ranges are not used"
             )
         if self._found is None:
             raise EngineError("TensorRT built with calibration, but gave no ranges back")
@@ -208,10 +202,10 @@ class RangeSource:
 
 
 def make_calibrator(source: RangeSource) -> object:
-    """The `IInt8Calibrator` for a builder's configuration. It must live until the build has ended.
+    """Return an `IInt8Calibrator`; the caller keeps a reference until the build has ended.
 
     Raises:
-        EngineError: this TensorRT has none.
+        EngineError: this TensorRT has no calibrators.
     """
     bindings.require_bindings()
     import tensorrt as trt
@@ -226,29 +220,28 @@ def make_calibrator(source: RangeSource) -> object:
 
     class Calibrator(base):  # type: ignore[misc]  # the class exists only while TensorRT has it
         def __init__(self) -> None:
-            base.__init__(self)  # without it, pybind11 calls into nothing
+            base.__init__(self)  # required by pybind11
 
         def get_batch_size(self) -> int:
             return source.batch
 
         def get_batch(self, names: Sequence[str]) -> list[int] | None:
-            try:
-                return source.next_batch(names)
-            except BaseException as problem:  # noqa: BLE001 - TensorRT would pass over it; `check` raises it
-                source.error = problem
-                return None
+            return _answer(source, lambda: source.next_batch(names))
 
         def read_calibration_cache(self) -> bytes | None:
-            try:
-                return source.read()
-            except BaseException as problem:  # noqa: BLE001 - as in `get_batch`
-                source.error = problem
-                return None
+            return _answer(source, source.read)
 
         def write_calibration_cache(self, cache: memoryview) -> None:
-            try:
-                source.write(bytes(cache))  # it is TensorRT's memory, and valid only now
-            except BaseException as problem:  # noqa: BLE001 - as in `get_batch`
-                source.error = problem
+            data = bytes(cache)  # a copy: the memory belongs to TensorRT
+            _answer(source, lambda: source.write(data))
 
     return Calibrator()
+
+
+def _answer(source: RangeSource, answer: Callable[[], _T]) -> _T | None:
+    """Return an answer, or None and keep its error, which TensorRT would ignore."""
+    try:
+        return answer()
+    except BaseException as problem:  # noqa: BLE001 - raised by `check`
+        source.error = problem
+        return None

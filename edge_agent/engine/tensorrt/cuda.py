@@ -1,7 +1,7 @@
-"""CUDA by pycuda: one context, memory that host and GPU share, a stream, events, captured graphs.
+"""CUDA through pycuda: context, device and shared memory, streams, events, captured graphs.
 
-A context belongs to the thread that entered it, and so does all that is made in it. TensorRT works in the
-primary context of the device, so that is the one taken here.
+A context and everything that is made in it belongs to the thread that entered it. TensorRT uses the primary
+context of the device, so this module does too.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["ALIGNMENT", "Buffer", "Context", "DeviceMemory", "Gpu", "Graph", "capture", "probe"]
 
 ALIGNMENT = 256
-"""Bytes at whose multiples TensorRT wants the address of a tensor (NvInferRuntime.h, setTensorAddress)."""
+"""Alignment of tensor addresses in bytes that TensorRT demands (NvInferRuntime.h, setTensorAddress)."""
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for CUDA's default stream; pycuda has no name for it."""
 _POISON = 0xFF
-"""Byte that fills an output before it is computed: four of them are a NaN that no arithmetic gives."""
+"""Byte that fills an output before it is computed: four of them are a NaN that no arithmetic returns."""
 _NO_GPU = (
     "Likely causes: the driver is not loaded or of another version than libcuda; on a Jetson, the user is "
     "not in the groups video and render; in a container, the NVIDIA runtime is not in use"
@@ -36,11 +36,7 @@ _NO_GPU = (
 
 
 def probe() -> None:
-    """Raise unless CUDA and at least one GPU are usable.
-
-    Raises:
-        EngineError: pycuda, the driver or a GPU is missing; the message names the likely causes.
-    """
+    """Raise EngineError with the likely causes unless pycuda, the driver and a GPU are usable."""
     try:
         from pycuda import driver
     except ImportError as problem:
@@ -59,17 +55,17 @@ def probe() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What is known of the GPU.
+    """Properties of the GPU.
 
     Attributes:
-        name: as the driver gives it.
+        name: as the driver reports it.
         compute_capability: e.g. `(8, 7)` for Orin.
-        multiprocessors: how many of them are switched on; a Jetson's power mode may change it.
+        multiprocessors: number of active ones; a Jetson's power mode may change it.
         integrated: whether it shares the memory of the CPU, as a Jetson's does.
-        maps_host_memory: whether it can work in pinned memory of the host.
+        maps_host_memory: whether it can access pinned memory of the host.
         total_memory: bytes.
-        free_memory: bytes that were free when asked.
-        driver_version: newest CUDA that the driver knows, e.g. 12060 for 12.6.
+        free_memory: bytes free at the time of the call.
+        driver_version: newest CUDA that the driver supports, e.g. 12060 for 12.6.
     """
 
     name: str
@@ -86,7 +82,7 @@ class Context:
     """The primary context of the first GPU, current on the thread that entered it until it leaves.
 
     Raises:
-        EngineError: as in `probe`, or the context cannot be made; on entering.
+        EngineError: on entering, as in `probe`, or when the context cannot be made.
     """
 
     def __init__(self) -> None:
@@ -111,12 +107,12 @@ class Context:
     ) -> None:
         context, self._context = self._context, None
         if context is not None:
-            context.detach()  # while it is current: pycuda would push it again otherwise
+            context.detach()  # while it is current, or pycuda would push it again
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Make the context current on another thread for the length of a `with`, to wait for an event."""
-        assert self._context is not None  # only what was made inside can be waited for
+        """Make the context current on another thread during a `with`, to wait for an event."""
+        assert self._context is not None  # an event exists only while the context does
         self._context.push()
         try:
             yield
@@ -124,38 +120,38 @@ class Context:
             self._context.pop()
 
     def gpu(self) -> Gpu:
-        """Facts of the GPU."""
+        """Return the properties of the GPU."""
         from pycuda import driver
 
         device = driver.Device(0)
-        ask, wanted = device.get_attribute, driver.device_attribute
+        attribute, names = device.get_attribute, driver.device_attribute
         free, total = driver.mem_get_info()
         return Gpu(
             name=device.name(),
             compute_capability=device.compute_capability(),
-            multiprocessors=ask(wanted.MULTIPROCESSOR_COUNT),
-            integrated=bool(ask(wanted.INTEGRATED)),
-            maps_host_memory=bool(ask(wanted.CAN_MAP_HOST_MEMORY)),
+            multiprocessors=attribute(names.MULTIPROCESSOR_COUNT),
+            integrated=bool(attribute(names.INTEGRATED)),
+            maps_host_memory=bool(attribute(names.CAN_MAP_HOST_MEMORY)),
             total_memory=total,
             free_memory=free,
             driver_version=driver.get_driver_version(),
         )
 
     def stream(self) -> driver.Stream:
-        """A new stream beside the default one, which would make TensorRT wait for the whole device."""
+        """Make a stream; on the default stream TensorRT would wait for the whole device."""
         from pycuda import driver
 
         return driver.Stream(_NON_BLOCKING)
 
-    def event(self, *, to_wait_for: bool = False) -> driver.Event:
-        """A new event, to measure time or, with less load on the CPU, to wait for."""
+    def event(self, *, blocking: bool = False) -> driver.Event:
+        """Make an event; `blocking`: waiting for it sleeps instead of polling."""
         from pycuda import driver
 
-        return driver.Event(driver.event_flags.BLOCKING_SYNC if to_wait_for else 0)
+        return driver.Event(driver.event_flags.BLOCKING_SYNC if blocking else 0)
 
 
 class DeviceMemory:
-    """Memory of the GPU for one tensor; its first bytes can be copied from and to pinned host memory.
+    """GPU memory for one tensor.
 
     Args:
         size: bytes.
@@ -171,37 +167,37 @@ class DeviceMemory:
         self.pointer = _aligned(int(self._memory))
 
     def upload(self, host: NDArray[Any], stream: driver.Stream) -> None:
-        """Copy a pinned array to the beginning, in the order of the stream."""
+        """Copy a pinned array to the beginning, in stream order."""
         from pycuda import driver
 
         driver.memcpy_htod_async(self.pointer, host, stream)
 
     def download(self, host: NDArray[Any], stream: driver.Stream) -> None:
-        """Fill a pinned array from the beginning, in the order of the stream."""
+        """Fill a pinned array from the beginning, in stream order."""
         from pycuda import driver
 
         driver.memcpy_dtoh_async(host, self.pointer, stream)
 
     def poison(self, size: int, stream: driver.Stream) -> None:
-        """Overwrite the first `size` bytes with what no computation gives, in the order of the stream."""
+        """Overwrite the first `size` bytes with a NaN that no computation returns, in stream order."""
         from pycuda import driver
 
         driver.memset_d8_async(self.pointer, _POISON, size, stream)
 
     def free(self) -> None:
-        """Give the memory back, on the thread of the context."""
+        """Free the memory, on the thread of the context."""
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.free()
 
 
 class Buffer:
-    """A tensor that host and GPU both see: shared memory without copies, or two memories with copies.
+    """A tensor of host and GPU: in shared memory without copies, or in two memories with copies.
 
     Args:
         shape: of the tensor, rows first.
         dtype: of the tensor.
-        mapped: whether the GPU works in the host's memory.
+        mapped: whether the GPU uses the host's memory.
 
     Attributes:
         pointer: address for the GPU, a multiple of `ALIGNMENT`.
@@ -219,37 +215,37 @@ class Buffer:
 
     @property
     def host(self) -> NDArray[Any]:
-        """The tensor as the host sees it. The GPU must be done with it before it is read or written."""
+        """The tensor in host memory. Use it only while the GPU does not."""
         assert self._host is not None  # the buffer lives as long as the engine is entered
         return self._host
 
     def upload(self, rows: int, stream: driver.Stream) -> None:
-        """Let the GPU see what the host wrote into the first rows."""
+        """Copy the first rows to the GPU, in stream order, where memory is not shared."""
         if self._device is not None:
             self._device.upload(self.host[:rows], stream)
 
     def download(self, rows: int, stream: driver.Stream) -> None:
-        """Let the host see what the GPU wrote into the first rows, once the stream has come so far."""
+        """Copy the first rows to the host, in stream order, where memory is not shared."""
         if self._device is not None:
             self._device.download(self.host[:rows], stream)
 
     def poison(self, rows: int, stream: driver.Stream) -> None:
-        """Overwrite the first rows, so that what an earlier run left cannot be taken for a result."""
+        """Overwrite the first rows, so that rows of an earlier run are not mistaken for a result."""
         part = self.host[:rows]
         part.view(np.uint8).fill(_POISON)
         if self._device is not None:
             self._device.poison(part.nbytes, stream)
 
     def poisoned(self, rows: int) -> bool:
-        """Whether one of the first rows ends in what `poison` wrote: the GPU did not write it."""
+        """Return whether one of the first rows ends in what `poison` wrote: the GPU did not write it."""
         ends = np.ascontiguousarray(self.host[:rows].reshape(rows, -1)[:, -1:]).view(np.uint8)
         return bool((ends == _POISON).all(axis=1).any())
 
     def free(self) -> None:
-        """Give the memory back, on the thread of the context.
+        """Free the memory, on the thread of the context.
 
-        Host memory that somebody still holds an array of is left to the end of that array: reading a freed
-        one would end the process.
+        Host memory that is still referenced by an array is freed with that array: reading freed memory would
+        end the process.
         """
         if self._device is not None:
             self._device.free()
@@ -263,53 +259,45 @@ class Buffer:
 
 
 def _aligned(pointer: int) -> int:
-    """The same pointer.
-
-    Raises:
-        EngineError: TensorRT would not take it.
-    """
+    """Return the pointer; EngineError where TensorRT would refuse it."""
     if pointer % ALIGNMENT:
-        raise EngineError(f"CUDA gave memory at {pointer:#x}, which is no multiple of {ALIGNMENT}")
+        raise EngineError(f"CUDA returned memory at {pointer:#x}, which is not a multiple of {ALIGNMENT}")
     return pointer
 
 
 class Graph:
-    """Work on a stream that was captured once and is launched as a whole.
+    """Captured work of a stream, launched as a whole.
 
     Args:
         handle: an executable graph of `cuda.bindings.driver`.
     """
 
-    def __init__(self, handle: Any) -> None:  # noqa: ANN401 - its type is there only with the package
+    def __init__(self, handle: Any) -> None:  # noqa: ANN401 - its type exists only with the package
         self._handle = handle
 
     def launch(self, stream: driver.Stream) -> None:
-        """Do the captured work again, in the order of the stream.
-
-        Raises:
-            EngineError: CUDA refused.
-        """
+        """Repeat the captured work, in stream order; EngineError where CUDA refuses."""
         from cuda.bindings import driver as api
 
         _succeed(api.cuGraphLaunch(self._handle, stream.handle), "launch a captured graph")
 
     def free(self) -> None:
-        """Give the graph back, on the thread of the context."""
+        """Free the graph, on the thread of the context."""
         from cuda.bindings import driver as api
 
-        _succeed(api.cuGraphExecDestroy(self._handle), "give a captured graph back")
+        _succeed(api.cuGraphExecDestroy(self._handle), "free a captured graph")
 
 
 def capture(work: Callable[[], None], stream: driver.Stream) -> Graph:
     """Capture what `work` puts on the stream. It must have run once before, outside of a capture.
 
     Args:
-        work: enqueues and returns; may raise.
-        stream: where it enqueues.
+        work: enqueues work and returns; may raise.
+        stream: that `work` uses.
 
     Raises:
-        EngineError: the package `cuda-bindings` is missing, or the work cannot be captured. The stream is
-            then usable as before.
+        EngineError: the package `cuda-bindings` is missing, or the work cannot be captured. The stream
+            remains usable.
     """
     try:
         from cuda.bindings import driver as api
@@ -320,7 +308,7 @@ def capture(work: Callable[[], None], stream: driver.Stream) -> Graph:
     try:
         work()
     except BaseException:
-        api.cuStreamEndCapture(stream.handle)  # gives an error of its own now: the capture is invalid
+        api.cuStreamEndCapture(stream.handle)  # returns an error, since the capture is invalid
         raise
     graph = _succeed(api.cuStreamEndCapture(stream.handle), "capture a graph")
     try:
@@ -330,7 +318,7 @@ def capture(work: Callable[[], None], stream: driver.Stream) -> Graph:
 
 
 def _succeed(result: tuple[Any, ...], what: str) -> Any:  # noqa: ANN401 - as the package returns it
-    """The value in what a function of `cuda.bindings.driver` returned: a status, then perhaps a value.
+    """Return the value in a result of `cuda.bindings.driver`: a status, then an optional value.
 
     Raises:
         EngineError: the status is an error.

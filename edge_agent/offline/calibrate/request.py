@@ -162,6 +162,6 @@ def runs_on(backend: str) -> dict[str, str]:
         import onnxruntime
 
         return {"onnxruntime": onnxruntime.__version__, "machine": platform.machine()}
-    from edge_agent.engine.tensorrt.build import this_machine
+    from edge_agent.engine.tensorrt.recipe import this_machine
 
     return {name: str(value) for name, value in asdict(this_machine()).items()}

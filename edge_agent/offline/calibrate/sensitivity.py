@@ -168,7 +168,7 @@ def _embed(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> NDArray[np.floa
     if not len(crops):
         raise ModelError("no crops to compare embeddings on")
     parts = []
-    with OnnxRuntimeEngine(prepared, max_batch=_BATCH) as engine:
+    with OnnxRuntimeEngine(prepared, max_batch=_BATCH, threads=0) as engine:
         for start in range(0, len(crops), _BATCH):
             chunk = crops[start : start + _BATCH]
             engine.buffer()[: len(chunk)] = chunk

@@ -125,13 +125,13 @@ class RawEmbedder:
     """
 
     def __init__(self, model: Path, preprocess: str) -> None:
-        from edge_agent.engine import open_engine
         from edge_agent.engine.graph import prepare_reid
         from edge_agent.engine.graph.profiles import profile_named
+        from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
         self._profile = profile_named(preprocess)
         prepared = prepare_reid(model, self._profile, normalise=False)
-        self._engine: Engine = open_engine(prepared, backend="onnxruntime", max_batch=_BATCH)
+        self._engine: Engine = OnnxRuntimeEngine(prepared, max_batch=_BATCH, threads=0)
 
     @property
     def info(self) -> EngineInfo:

@@ -1,0 +1,242 @@
+"""Builds a TensorRT plan for the GPU of this device."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from edge_agent.core.errors import EngineError
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.tensorrt import bindings, cuda
+from edge_agent.engine.tensorrt.calibrator import RangeSource, make_calibrator
+from edge_agent.engine.tensorrt.progress import Progress, ignore_progress, watched
+from edge_agent.engine.tensorrt.recipe import BuildOptions, choose_flags, profile_batches
+from edge_agent.engine.tensorrt.resources import available_memory, workspace_for
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+__all__ = ["BuiltPlan", "build_plan"]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPlan:
+    """Result of a build.
+
+    Attributes:
+        data: the plan.
+        timing: TensorRT's timing cache after the build; empty when there is none.
+        scales: ranges that TensorRT found; None when it did not search for any.
+        facts: about the build, JSON values: seconds, workspace, layers that do not run on the accelerator.
+    """
+
+    data: bytes
+    timing: bytes
+    scales: Scales | None
+    facts: Mapping[str, Any]
+
+
+def build_plan(
+    prepared: PreparedGraph,
+    options: BuildOptions,
+    *,
+    timing: bytes = b"",
+    progress: Progress = ignore_progress,
+    root: Path = Path("/"),
+) -> BuiltPlan:
+    """Build a plan on the calling thread; takes minutes.
+
+    Args:
+        prepared: the network.
+        options: of the build.
+        timing: a timing cache of this TensorRT and GPU, which makes the build faster, or b"". One that does
+            not fit is not used.
+        progress: callback.
+        root: folder that contains `proc`.
+
+    Raises:
+        EngineError: the plan cannot be built; contains what TensorRT logged.
+        ModelError: the INT8 ranges belong to another graph.
+    """
+    with cuda.Context() as context:
+        gpu, system = context.gpu(), available_memory(root)
+        # A discrete GPU needs both: tactics run in its memory, weights are converted in the system's.
+        free = system if gpu.integrated else min(system, gpu.free_memory)
+        workspace = workspace_for(len(prepared.onnx), free, options.workspace_mb)
+        try:
+            return _build(prepared, options, workspace, timing, progress)
+        except BaseException as problem:
+            # Objects of TensorRT that its frames hold must be freed while the context exists.
+            traceback.clear_frames(problem.__traceback__)
+            raise
+
+
+def _build(
+    prepared: PreparedGraph, options: BuildOptions, workspace: int, timing: bytes, progress: Progress
+) -> BuiltPlan:
+    """Build in the current context; a function of its own, so that its objects end before the context."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        build = _Build(prepared, options, stack)
+        build.configure(workspace, timing)
+        data = build.run(progress)
+        facts = {**build.facts, "seconds": round(time.monotonic() - began, 1)}
+        return BuiltPlan(data, build.timing(), build.scales(), facts)
+
+
+class _Build:
+    """One build: call `configure`, then `run`, then read the results.
+
+    Args:
+        prepared: the network.
+        options: of the build.
+        stack: frees memory of the GPU at the end.
+
+    Attributes:
+        facts: about the build.
+    """
+
+    def __init__(self, prepared: PreparedGraph, options: BuildOptions, stack: ExitStack) -> None:
+        self._release = bindings.version()
+        self._prepared = prepared
+        self._options = options
+        self._stack = stack
+        self._log = bindings.Log()
+        self._builder = bindings.make_builder(self._log)
+        self._dla = self._dla_core()
+        self._flags = choose_flags(self._release[0], options, prepared.precision, dla=self._dla is not None)
+        self._ranges: RangeSource | None = None
+        self._calibrator: object = None
+        self.facts: dict[str, Any] = {}
+        self._network = self._parse()
+        config = bindings.checked(self._builder.create_builder_config(), "make a configuration", self._log)
+        self._config: trt.IBuilderConfig = config
+
+    def _dla_core(self) -> int | None:
+        """Return the accelerator to build for; None and a warning where TensorRT does not support any."""
+        wanted = self._options.dla_core
+        if wanted is None:
+            return None
+        if not bindings.has_dla(self._release):
+            _log.warning("dla_unavailable", tensorrt=".".join(map(str, self._release)), runs_on="gpu")
+            return None
+        if self._builder.num_DLA_cores <= wanted:
+            raise EngineError(
+                f"there is no DLA core {wanted}: this device has {self._builder.num_DLA_cores}; "
+                "remove dla_core to run on the GPU"
+            )
+        return wanted
+
+    def _parse(self) -> trt.INetworkDefinition:
+        """Return the network as TensorRT reads it; EngineError lists what it does not accept."""
+        import tensorrt as trt
+
+        flags = 0
+        for name in self._flags.network:
+            flags |= 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
+        network = bindings.checked(self._builder.create_network(flags), "make a network", self._log)
+        self._parser = trt.OnnxParser(network, self._log.logger)  # it owns the weights
+        if not self._parser.parse(self._prepared.onnx):
+            errors = [str(self._parser.get_error(index)) for index in range(self._parser.num_errors)]
+            raise EngineError(
+                f"TensorRT {trt.__version__} does not take {self._prepared.name}: "
+                + "; ".join([*errors, *self._log.take()])
+            )
+        return network
+
+    def configure(self, workspace: int, timing: bytes) -> None:
+        """Set everything but the progress callback.
+
+        Args:
+            workspace: bytes.
+            timing: as in `build_plan`.
+        """
+        import tensorrt as trt
+
+        config = self._config
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+        self.facts["workspace_bytes"] = workspace
+        for name in self._flags.builder:
+            config.set_flag(getattr(trt.BuilderFlag, name))
+        for name in self._flags.cleared:
+            config.clear_flag(getattr(trt.BuilderFlag, name))
+        for batch in profile_batches(self._prepared, self._options):
+            # The accelerator supports no dynamic sizes; smaller batches are filled up.
+            fixed = self._dla is not None or self._prepared.batch is not None
+            config.add_optimization_profile(self._profile(batch if fixed else 1, batch))
+        if self._dla is not None:
+            config.default_device_type = trt.DeviceType.DLA
+            config.DLA_core = self._dla
+            self._note_fallback()
+        if self._flags.calibrator:
+            self._calibrate()
+        self._set_timing(timing)
+
+    def _profile(self, least: int, most: int) -> trt.IOptimizationProfile:
+        """Return a profile of `least` to `most` pictures, tuned for `most`."""
+        profile = self._builder.create_optimization_profile()
+        shape = (*self._prepared.input_size, 3)
+        name = "crops" if self._prepared.dimension else "frames"
+        profile.set_shape(name, (least, *shape), (most, *shape), (most, *shape))
+        return profile
+
+    def _calibrate(self) -> None:
+        """Set a calibrator and the calibration profile of its batch."""
+        assert self._options.scales is not None  # see `BuildFlags.calibrator`
+        source = RangeSource(self._prepared, self._options.scales, release=self._release)
+        self._ranges = self._stack.enter_context(source)
+        self._calibrator = make_calibrator(source)
+        config: Any = self._config  # neither of the two exists from TensorRT 11 on
+        config.int8_calibrator = self._calibrator
+        profile = self._profile(source.batch, source.batch)
+        bindings.checked(config.set_calibration_profile(profile), "take the calibration profile", self._log)
+
+    def _note_fallback(self) -> None:
+        """Record the layers that the accelerator does not support."""
+        layers = [self._network.get_layer(index) for index in range(self._network.num_layers)]
+        gpu = [layer.name for layer in layers if not self._config.can_run_on_DLA(layer)]
+        self.facts["dla"] = {"core": self._dla, "layers": len(layers), "on_gpu": gpu}
+        _log.info("dla", core=self._dla, layers=len(layers), on_gpu=len(gpu), names=gpu[:10])
+
+    def _set_timing(self, data: bytes) -> None:
+        """Set the timing cache; an empty one where TensorRT refuses it."""
+        for content in (data, b"") if data else (b"",):
+            cache = self._config.create_timing_cache(content)
+            if cache is not None and self._config.set_timing_cache(cache, False):
+                return
+            _log.info("timing_cache_refused", bytes=len(content), reasons=self._log.take())
+
+    def run(self, progress: Progress) -> bytes:
+        """Build and return the plan; EngineError where TensorRT or the calibration failed."""
+        what = f"build {self._prepared.name} in {self._options.precision.upper()}"
+        _log.info("engine_build", model=self._prepared.name, precision=self._options.precision)
+        with watched(self._config, progress, self._failed) as watch:
+            plan = self._builder.build_serialized_network(self._network, self._config)
+        if watch.error is not None:
+            raise watch.error
+        if self._ranges is not None and self._ranges.error is not None:
+            raise self._ranges.error
+        return bytes(bindings.checked(plan, what, self._log))
+
+    def _failed(self) -> bool:
+        """Return whether the calibration failed, so that the result will not be used."""
+        return self._ranges is not None and self._ranges.error is not None
+
+    def timing(self) -> bytes:
+        """Return the timing cache after the build; empty when TensorRT has none."""
+        cache = self._config.get_timing_cache()
+        return bytes(cache.serialize()) if cache is not None else b""
+
+    def scales(self) -> Scales | None:
+        """Return the ranges that TensorRT found; errors as in `RangeSource.check`."""
+        return self._ranges.check() if self._ranges is not None else None

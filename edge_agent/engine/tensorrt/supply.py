@@ -1,0 +1,127 @@
+"""Supplies an engine with its plan: from the store, else by a build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from edge_agent.core.errors import EngineError
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.plans.records import Order, StoredPlan
+from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.tensorrt.builder import build_plan
+from edge_agent.engine.tensorrt.progress import Progress, ignore_progress
+from edge_agent.engine.tensorrt.recipe import BuildOptions, order_for, this_machine
+from edge_agent.engine.tensorrt.resources import check_disk
+
+__all__ = ["Plan", "PlanBuilder"]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A serialised engine that was built on this device.
+
+    Attributes:
+        data: what TensorRT deserialises.
+        batches: largest batch of each optimisation profile, ascending, e.g. `(1, 16, 64)`.
+        precision: `fp32`, `fp16` or `int8`.
+        key: its name in the store, for messages.
+        facts: recorded when it was built.
+    """
+
+    data: bytes
+    batches: tuple[int, ...]
+    precision: str
+    key: str
+    facts: Mapping[str, Any]
+
+
+class PlanBuilder:
+    """Finds or builds the plan of a network. Used on the thread of the GPU, with its context current.
+
+    Args:
+        store: where plans are kept.
+        prepared: the network.
+        options: of the build.
+        progress: callback, see `build_plan`.
+        conditions: called after a build; returns facts of the device to record: power mode, clocks.
+
+    Attributes:
+        scales: ranges that TensorRT found in a build of this object; None when it did not search for any.
+    """
+
+    def __init__(
+        self,
+        store: PlanStore,
+        prepared: PreparedGraph,
+        options: BuildOptions,
+        *,
+        progress: Progress = ignore_progress,
+        conditions: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._store = store
+        self._prepared = prepared
+        self._options = options
+        self._progress = progress
+        self._conditions = conditions
+        self._rebuilt = False
+        self.scales: Scales | None = None
+
+    def order(self) -> Order:
+        """Return the order of the plan on this machine; errors as in `this_machine` and `choose_flags`."""
+        return order_for(self._prepared, self._options, this_machine())
+
+    def plan(self) -> Plan:
+        """Return the stored plan, else build one, which takes minutes.
+
+        Raises:
+            EngineError: it cannot be built.
+            ModelError: the INT8 ranges belong to another graph.
+            StorageError: it cannot be stored.
+        """
+        order = self.order()
+        stored = self._store.find(order) or self._build(order)
+        recipe = order.recipe
+        return Plan(stored.data, recipe.profiles, recipe.precision, stored.key, stored.facts)
+
+    def rejected(self, plan: Plan, why: str) -> Plan:
+        """Move an unusable plan to the quarantine and return a new one.
+
+        Raises:
+            EngineError: the plan was rebuilt already; or as in `plan`.
+        """
+        self._store.quarantine(plan.key, why)
+        if self._rebuilt:
+            raise EngineError(
+                f"the engine was built again and cannot be used either: {why}. The plan is in "
+                f"{self._store.folder / 'quarantine'}"
+            )
+        self._rebuilt = True
+        return self.plan()
+
+    def _build(self, order: Order) -> StoredPlan:
+        check_disk(self._store.folder, len(self._prepared.onnx))
+        with self._store.building(lambda: self._progress("waiting for another build", 0, 0)):
+            if (found := self._store.find(order)) is not None:
+                return found  # another process built it meanwhile
+            built = build_plan(
+                self._prepared,
+                self._options,
+                timing=self._store.read_timing(order.machine),
+                progress=self._progress,
+            )
+            self.scales = built.scales
+            if built.timing:
+                self._store.write_timing(order.machine, built.timing)
+            facts = {"model": self._prepared.name, **built.facts, **self._conditions()}
+            stored = self._store.put(order, built.data, facts)
+        _log.info(
+            "engine_built", model=self._prepared.name, key=order.key, bytes=len(built.data), **built.facts
+        )
+        return stored
