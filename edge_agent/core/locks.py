@@ -24,16 +24,10 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self, *, wait: bool = False) -> bool:
-        """Take the lock.
-
-        Args:
-            wait: until the lock is free.
-
-        Returns:
-            False when another process has it.
+        """Take the lock; return False when another process has it and `wait` is not set.
 
         Raises:
-            StorageError: the file cannot be made, e.g. its folder does not exist.
+            StorageError: the file cannot be created, e.g. its folder does not exist.
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -41,11 +35,10 @@ class FileLock:
             raise StorageError(f"cannot lock {self._path}: {problem.strerror or problem}") from problem
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        except BaseException as problem:
             os.close(descriptor)
-            return False
-        except BaseException:
-            os.close(descriptor)
+            if isinstance(problem, BlockingIOError):
+                return False
             raise
         with contextlib.suppress(OSError):  # for messages only, and the disk may be full
             os.ftruncate(descriptor, 0)
@@ -55,14 +48,7 @@ class FileLock:
 
     @contextlib.contextmanager
     def held(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the lock in the block, waiting for it if needed.
-
-        Args:
-            on_wait: called once before waiting for another process.
-
-        Raises:
-            StorageError: as in `acquire`.
-        """
+        """Hold the lock in the block; call `on_wait` before waiting for another process, if needed."""
         if not self.acquire():
             if on_wait is not None:
                 on_wait()

@@ -31,6 +31,7 @@ __all__ = [
     "atomic_file",
     "read_json",
     "sha256_file",
+    "sync_folder",
     "write_atomic",
     "write_json_atomic",
 ]
@@ -68,12 +69,12 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as problem:
         raise _storage_error(path, problem) from problem
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` durable, where the file system knows how."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -27,17 +27,17 @@ __all__ = [
     "is_damage",
     "key_literal",
     "make_private",
+    "remove_database",
     "transaction",
 ]
 
 MEMORY = ":memory:"
-SIDE_FILES = ("-wal", "-shm")
-"""Suffixes of the files that SQLite keeps next to a database in WAL mode."""
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""Suffixes of the files that SQLite keeps next to a database."""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MINIMUM_SPACE = 64 << 10
 """With less free space (bytes), an I/O error is reported as a full disk."""
-_DAMAGE = ("malformed", "not a database", "file is encrypted")
 
 
 def connect(
@@ -112,16 +112,22 @@ def make_private(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_database(path: Path) -> None:
+    """Delete a database and its side files, where they exist."""
+    for suffix in ("", *SIDE_FILES):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def transaction(
-    connection: sqlite3.Connection, mode: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE"
+    connection: sqlite3.Connection, mode: Literal["DEFERRED", "IMMEDIATE", "EXCLUSIVE"] = "IMMEDIATE"
 ) -> Iterator[None]:
     """Run the block in one transaction: commit at the end, roll back on an exception.
 
     Args:
         connection: from `connect`.
-        mode: `IMMEDIATE` takes the write lock at the start. `DEFERRED`, for a block that only reads, gives
-            all its queries the same state of the database.
+        mode: `IMMEDIATE` takes the write lock at the start, `EXCLUSIVE` also keeps readers out. `DEFERRED`
+            is for a block that only reads: all its queries read the same state of the database.
     """
     connection.execute(f"BEGIN {mode}")
     try:
@@ -142,7 +148,7 @@ def database_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
 
 def is_damage(problem: Exception) -> bool:
     """Return whether a database error means that the file is damaged (or has another key)."""
-    return any(text in str(problem) for text in _DAMAGE)
+    return any(text in str(problem) for text in ("malformed", "not a database", "file is encrypted"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,29 +185,27 @@ class Description:
     def error(self, problem: Exception) -> StorageError:
         """Return the StorageError or DiskFull that explains an error of SQLite or of the file system."""
         text = str(getattr(problem, "strerror", None) or problem)
-        name = self.name
         if "locked" in text or "busy" in text:
-            return StorageError(f"cannot use {name}: another process keeps it locked; {self.locked}")
+            return StorageError(f"cannot use {self.name}: another process keeps it locked; {self.locked}")
         if "is full" in text or getattr(problem, "errno", None) in _NO_SPACE or self._out_of_space(problem):
-            return DiskFull(f"cannot write {name}: no space is left on its disk; free some and try again")
-        if isinstance(problem, OSError) or "unable to open" in text or "readonly" in text:
-            message = f"cannot open {name}: {text}; check the owner and permissions of it and its folder"
-        elif "disk I/O" in text:
-            message = f"cannot write {name}: {text}; check the disk (dmesg) and its limits and quotas"
-        elif type(problem).__name__ == "IntegrityError":  # of sqlite3 or SQLCipher
-            message = f"cannot change {name}: {text}"
-        elif self.keyed and "not a database" in text:
-            message = (
-                f"{name} does not open with this key: it was made with another key, or is damaged; put the"
-                " right one into the credential file storage__key (`edge-agent rekey --old-key FILE` changes"
-                " keys)"
-            )
-        else:
+            return DiskFull(f"cannot write {self.name}: no space is left on its disk; free some")
+        if is_damage(problem):
             return self.damage(text)
-        return StorageError(message)
+        if isinstance(problem, OSError) or "unable to open" in text or "readonly" in text:
+            text = f"cannot open {self.name}: {text}; check the owner and permissions of it and its folder"
+        elif "disk I/O" in text:
+            text = f"cannot write {self.name}: {text}; check the disk (dmesg) and its limits and quotas"
+        else:
+            text = f"cannot change {self.name}: {text}"
+        return StorageError(text)
 
     def damage(self, text: str) -> StorageError:
-        """Return the error for a damaged file; `text` describes the damage."""
+        """Return the error for a damaged file, or one of another key; `text` describes the damage."""
+        if self.keyed and "not a database" in text:
+            return StorageError(
+                f"{self.name} does not open with this key: it was made with another key, or is damaged; put the"
+                " right one into the credential file storage__key (`edge-agent rekey --old-key FILE` changes it)"
+            )
         return StorageError(f"{self.name} is damaged or of another kind ({text}); {self.damaged}")
 
     def _out_of_space(self, problem: Exception) -> bool:

@@ -175,7 +175,7 @@ def test_a_kill_while_the_key_is_changed_leaves_the_old_file_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after each step in turn; the next attempt completes it."""
-    for step in ("_copy", "_sync_folder", "_overwrite"):
+    for step in ("_copy", "sync_folder", "_overwrite"):
         state = tmp_path / step
         state.mkdir()
         fill(state, None)

@@ -61,7 +61,11 @@ def test_files_are_private(tmp_path: Path) -> None:
         ),
         (sqlite3.OperationalError("unable to open database file"), StorageError, "check the owner"),
         (sqlite3.OperationalError("disk I/O error"), StorageError, "check the disk"),
-        (sqlite3.IntegrityError("UNIQUE constraint failed"), StorageError, "cannot change the thing"),
+        (
+            sqlite3.IntegrityError("UNIQUE constraint failed"),
+            StorageError,
+            "cannot change the thing .*: UNIQUE",
+        ),
         (sqlite3.DatabaseError("database disk image is malformed"), StorageError, "is damaged .* restore it"),
     ],
 )
