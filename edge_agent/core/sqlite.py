@@ -203,8 +203,9 @@ class Description:
         """Return the error for a damaged file, or one of another key; `text` describes the damage."""
         if self.keyed and "not a database" in text:
             return StorageError(
-                f"{self.name} does not open with this key: it was made with another key, or is damaged; put the"
-                " right one into the credential file storage__key (`edge-agent rekey --old-key FILE` changes it)"
+                f"{self.name} does not open with this key: it was made with another key, or is damaged; put"
+                " the right one into the credential file storage__key (`edge-agent rekey --old-key FILE`"
+                " changes keys)"
             )
         return StorageError(f"{self.name} is damaged or of another kind ({text}); {self.damaged}")
 

@@ -45,6 +45,8 @@ __all__ = [
 
 _KIND = "gallery"
 _VERSION = 1
+_PERSON = ("id", "name", "kind", "created", "last_seen", "sightings", "ttl_s")
+_SOURCE = ("quality", "origin", "camera", "time")
 _MANIFEST, _IDENTITIES, _VECTORS = "manifest.json", "identities.json", "vectors.npy"
 _LARGEST_MEMBER = 4 << 30  # far above any gallery; keeps a crafted file from filling the memory
 
@@ -82,11 +84,7 @@ class Archive:
 
 
 def export_gallery(gallery: Gallery, path: Path) -> int:
-    """Write all of an open gallery to an archive; return the number of identities.
-
-    Raises:
-        DiskFull, StorageError: as in `core.manifest.atomic_file`; an old file is then untouched.
-    """
+    """Write an open gallery to an archive; return the number of identities. Errors as in `write_archive`."""
     with gallery.file.reading() as rows, rows.store.snapshot():
         people = _archived(rows)
         facts = {key: json.loads(text) for key, text in rows.store.rows("SELECT key, value FROM fact")}
@@ -125,23 +123,16 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
 
 
 def _archived(rows: Rows) -> tuple[ArchivedIdentity, ...]:
-    exemplars = defaultdict(list)
+    exemplars, former = defaultdict(list), defaultdict(list)
     for number, *values in rows.store.rows(
         "SELECT number, quality, origin, camera, time, vector FROM exemplar ORDER BY row"
     ):
         exemplars[number].append(values)
-    former = defaultdict(list)
     for number, opaque in rows.store.rows("SELECT number, id FROM former ORDER BY id"):
         former[number].append(opaque)
     return tuple(
         ArchivedIdentity(
-            id=person.id,
-            name=person.name,
-            kind=person.kind,
-            created=person.created,
-            last_seen=person.last_seen,
-            sightings=person.sightings,
-            ttl_s=person.ttl_s,
+            **{key: getattr(person, key) for key in _PERSON},
             former_ids=tuple(former[person.number]),
             exemplars=tuple((one[0], one[1], one[2], one[3]) for one in exemplars[person.number]),
             vectors=rows.unpacked([one[4] for one in exemplars[person.number]]),
@@ -152,15 +143,7 @@ def _archived(rows: Rows) -> tuple[ArchivedIdentity, ...]:
 
 def _insert(rows: Rows, person: ArchivedIdentity, dimension: int) -> None:
     rows.require_free_name(person.name)
-    number = rows.insert(
-        person.id,
-        person.name,
-        person.kind,
-        created=person.created,
-        last_seen=person.last_seen,
-        sightings=person.sightings,
-        ttl_s=person.ttl_s,
-    )
+    number = rows.insert(**{key: getattr(person, key) for key in _PERSON})
     rows.store.run_many(
         "INSERT OR IGNORE INTO former VALUES (?, ?)", [(old, number) for old in person.former_ids]
     )
@@ -214,18 +197,9 @@ def read_archive(path: Path) -> Archive:
 def _identities_json(archive: Archive) -> bytes:
     people = [
         {
-            "id": person.id,
-            "name": person.name,
-            "kind": person.kind,
-            "created": person.created,
-            "last_seen": person.last_seen,
-            "sightings": person.sightings,
-            "ttl_s": person.ttl_s,
+            **{key: getattr(person, key) for key in _PERSON},
             "former_ids": person.former_ids,
-            "exemplars": [
-                {"quality": quality, "origin": origin, "camera": camera, "time": time}
-                for quality, origin, camera, time in person.exemplars
-            ],
+            "exemplars": [dict(zip(_SOURCE, source, strict=True)) for source in person.exemplars],
         }
         for person in archive.people
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time as clock_module
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -231,7 +232,9 @@ class Gallery:
         with self.file.changing() as content:
             content.require_free_name(label)
             self.retention.make_room(content, 1, now=time)
-            number = content.insert(new_id(), label, kind, created=time, last_seen=time)
+            number = content.insert(
+                id=new_id(), name=label, kind=kind, created=time, last_seen=time, sightings=1, ttl_s=None
+            )
             content.add_exemplars(number, rows, [(grade, origin, camera, time) for grade in grades])
             return content.identity(number)
 
@@ -285,7 +288,8 @@ class Gallery:
             InputError: there is no such identity.
         """
         with self.file.changing(durable=False) as content:
-            content.touch(number, time, int(sighting))
+            moved = "last_seen = max(last_seen, ?), sightings = sightings + ?"
+            content.update(number, moved, time, int(sighting))
 
     def merge(self, keep: int, absorb: int) -> Identity:
         """Combine two identities that are one person.
@@ -390,7 +394,7 @@ class Gallery:
     def stats(self) -> GalleryStats:
         """Return size and content."""
         with self.file.reading() as content:
-            store, policy = content.store, content.policy
+            store = content.store
             people, enrolled, named, oldest, newest = store.rows(
                 "SELECT count(*), count(CASE kind WHEN 'enrolled' THEN 1 END), count(name), "
                 "min(last_seen), max(last_seen) FROM identity"
@@ -403,10 +407,7 @@ class Gallery:
                 enrolled=enrolled,
                 named=named,
                 exemplars=int(store.value("SELECT count(*) FROM exemplar")),
-                capacity=policy.capacity,
-                max_exemplars=policy.max_exemplars,
-                ttl_s=policy.ttl_s,
-                enrolled_ttl_s=policy.enrolled_ttl_s,
+                **asdict(content.policy),
                 oldest_seen=oldest,
                 newest_seen=newest,
                 evicted=self.retention.evicted,

@@ -104,8 +104,10 @@ class ExemplarIndex:
         most = int(counts.max(initial=0))
         self._shortlist = None
         self._used = [int(np.count_nonzero(counts > slot)) for slot in range(most)]
-        self._slots = [_room(used, (self._dimension,), np.float32) for used in self._used]
-        self._numbers = _with_room(numbers[falling])
+        self._slots = [
+            np.empty((max(_FIRST_ROWS, 2 * used), self._dimension), np.float32) for used in self._used
+        ]
+        self._numbers = _extended(numbers[falling], len(numbers))
         self._place = dict(zip(numbers.tolist(), places.tolist(), strict=True))
         taken = np.zeros(len(numbers), np.int64)
         for owners, vectors in rows:
@@ -270,11 +272,11 @@ class ExemplarIndex:
             self._used.append(0)
         first = self._used[count]  # of all identities with exactly `count` exemplars
         if count == 0:
-            self._numbers = _roomier(self._numbers, first)
+            self._numbers = _extended(self._numbers, first)
             self._numbers[first] = number
             self._place[number] = first
         self._swap(self._place[number], first, count)
-        self._slots[count] = _roomier(self._slots[count], first)
+        self._slots[count] = _extended(self._slots[count], first)
         self._slots[count][first] = vector
         self._used[count] = first + 1
         self._encode(count, first)
@@ -331,18 +333,13 @@ def _sort_in(
     found[:], scores[:] = numbers[kept], values[kept]
 
 
-def _room(rows: int, shape: tuple[int, ...], kind: type[_Scalar]) -> NDArray[_Scalar]:
-    """Space for twice so many rows, so that the next additions move nothing; unused pages take no memory."""
-    return np.empty((max(_FIRST_ROWS, 2 * rows), *shape), kind)
+def _extended(rows: NDArray[_Scalar], needed: int) -> NDArray[_Scalar]:
+    """Return the array, or a copy with room for twice `needed` rows, so that row `needed` exists.
 
-
-def _with_room(rows: NDArray[_Scalar]) -> NDArray[_Scalar]:
-    """A copy with free rows at the end."""
-    roomy = _room(len(rows), rows.shape[1:], rows.dtype.type)
-    roomy[: len(rows)] = rows
-    return roomy
-
-
-def _roomier(rows: NDArray[_Scalar], needed: int) -> NDArray[_Scalar]:
-    """The same array, or one twice as long, such that row `needed` exists."""
-    return rows if needed < len(rows) else _with_room(rows)
+    Then the next additions move nothing; unused pages take no memory.
+    """
+    if needed < len(rows):
+        return rows
+    longer = np.empty((max(_FIRST_ROWS, 2 * needed), *rows.shape[1:]), rows.dtype)
+    longer[: len(rows)] = rows
+    return longer

@@ -1,8 +1,4 @@
-"""SQL statements of the gallery, and what their rows mean.
-
-Methods that write belong inside `Store.change`. Vectors are float32 rows of unit length, stored as
-little-endian bytes; times are Unix seconds.
-"""
+"""SQL statements of the gallery. Methods that write belong inside `Store.change`."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
 from edge_agent.gallery.diversity import diverse_rows
-from edge_agent.gallery.identity import Erased, Identity, Kind
+from edge_agent.gallery.identity import Erased, Identity
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
@@ -131,22 +127,16 @@ class Rows:
                 f"edge-agent gallery merge {number} OTHER"
             )
 
-    def insert(
-        self,
-        opaque: str,
-        name: str | None,
-        kind: Kind,
-        *,
-        created: float,
-        last_seen: float,
-        sightings: int = 1,
-        ttl_s: float | None = None,
-    ) -> int:
-        """Add an identity without exemplars; return its number."""
+    def insert(self, **values: object) -> int:
+        """Add an identity without exemplars; return its number.
+
+        Args:
+            values: id, name, kind, created, last_seen, sightings and ttl_s.
+        """
         number = self.store.run(
-            "INSERT INTO identity (id, name, kind, created, last_seen, sightings, ttl, revision) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, random())",
-            (opaque, name, kind, created, last_seen, sightings, ttl_s),
+            "INSERT INTO identity (id, name, kind, created, last_seen, sightings, ttl, revision) VALUES"
+            " (:id, :name, :kind, :created, :last_seen, :sightings, :ttl_s, random())",
+            values,
         ).lastrowid
         assert number is not None  # an INSERT that did not raise has a row id
         self._set_expiry(number)
@@ -154,21 +144,9 @@ class Rows:
 
     def update(self, number: int, assignments: str, *values: object) -> Identity:
         """Change columns of an identity, e.g. `name = ?`, and the expiry that follows from them."""
-        found = self.store.run(f"UPDATE identity SET {assignments} WHERE number = ?", (*values, number))  # noqa: S608
-        if not found.rowcount:
-            raise _unknown(number)
+        self.store.run(f"UPDATE identity SET {assignments} WHERE number = ?", (*values, number))  # noqa: S608
         self._set_expiry(number)
         return self.identity(number)
-
-    def touch(self, number: int, time: float, sightings: int) -> None:
-        """Move `last_seen` forward and add sightings; as `update`, but without reading the identity."""
-        found = self.store.run(
-            "UPDATE identity SET last_seen = max(last_seen, ?), sightings = sightings + ? WHERE number = ?",
-            (time, sightings, number),
-        )
-        if not found.rowcount:
-            raise _unknown(number)
-        self._set_expiry(number)
 
     def merge(self, keep: int, absorb: int) -> Identity:
         """Move everything of `absorb` to `keep`; see `Gallery.merge`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ class Store:
         rows = self.rows(statement, values)
         return rows[0][0] if rows else None
 
-    def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def run(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
         """Execute one statement of a change."""
         return self._connection.execute(statement, values)
 
