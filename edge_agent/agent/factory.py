@@ -21,7 +21,7 @@ from edge_agent.core.config import (
 from edge_agent.core.errors import ConfigError, InputError, StorageError
 
 if TYPE_CHECKING:
-    from edge_agent.agent.command_handlers import Operations
+    from edge_agent.agent.command_handlers import CommandHandlers
     from edge_agent.core.events import Event, InfoData, TelemetryData
     from edge_agent.core.heartbeat import HeartbeatState
     from edge_agent.core.structures import Detections, Frame, Load, ScoreLevels, SourceStatus
@@ -474,16 +474,14 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
         lock.release()
 
 
-def open_commands(settings: Settings, operations: Operations, stack: ExitStack) -> CommandDesk | None:
+def open_commands(settings: Settings, handlers: CommandHandlers, stack: ExitStack) -> CommandDesk | None:
     """What takes commands from the broker, running; None where no command is allowed."""
     from edge_agent.deliver.commands import CommandDesk
 
     mqtt = settings.mqtt
     if mqtt.broker is None or not mqtt.commands:
         return None
-    desk = CommandDesk(
-        site=mqtt.site, device=mqtt.device, operations=operations.table(), allowed=mqtt.commands
-    )
+    desk = CommandDesk(site=mqtt.site, device=mqtt.device, operations=handlers.table(), allowed=mqtt.commands)
     return stack.enter_context(desk)
 
 

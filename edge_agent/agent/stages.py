@@ -7,13 +7,13 @@ import importlib
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 
 from edge_agent.agent import factory
-from edge_agent.agent.command_handlers import Operations
+from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.description import info_data
 from edge_agent.agent.health_state import HealthState
 from edge_agent.agent.outputs import OutcomeWriter, Outputs, process_age
@@ -211,15 +211,15 @@ class StageOpener:
         settings, stack = self.settings, self.stack
         outbox = factory.open_outbox(settings, state, stack)
         erasure = factory.make_erasure(settings, gallery, outbox, sources)
-        operations = Operations(
+        handlers = CommandHandlers(
             gallery=gallery,
             identifier=identifier,
             embed=embedder.embed_images,
             gate=QualityGate(settings.quality),
-            between_frames=self.tasks.call,
+            tasks=self.tasks,
             erasure=erasure,
             reload=self.reload,
-            stats=lambda: {"delivery": asdict(publisher.counters)},
+            delivery=lambda: publisher.counters,
             state=state,
         )
         publisher = factory.open_publisher(
@@ -228,7 +228,7 @@ class StageOpener:
             info=lambda: info,
             events=self.outputs.events,
             outbox=outbox,
-            commands=factory.open_commands(settings, operations, stack),
+            commands=factory.open_commands(settings, handlers, stack),
             stack=stack,
         )
         return publisher, erasure
