@@ -41,10 +41,10 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.detect import open_detector
-from edge_agent.embed.capacity import Budget
+from edge_agent.embed.capacity import CropBudget
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
-from edge_agent.embed.selection import Thinning
+from edge_agent.embed.selection import CropSelector
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
 from edge_agent.track.appearance import Similarity
@@ -197,9 +197,8 @@ class _Replay:
         self._settled: set[tuple[str, int]] = set()
         self._updates: list[TrackUpdate] = []
         levels = streams[0].material.levels
-        budget = Budget(lambda: self._worked, lambda: self.now) if thin else None
-        gate = QualityGate(settings.quality)
-        self._thin = Thinning(budget, gate.outlook, lambda _: levels.new_track)
+        self._levels, self._thin = levels, thin
+        self._gate = QualityGate(settings.quality)
         alike = Similarity()
         self._trackers = {
             stream.camera: Tracker(stream.camera, settings.tracker, levels, alike) for stream in streams
@@ -210,6 +209,8 @@ class _Replay:
     def run(self) -> dict[str, Outcome]:
         with self._gallery as gallery:
             self._identifier = Identifier(gallery, "replay", self._settings.identify)
+            budget = CropBudget(lambda: self._worked, lambda: self.now) if self._thin else None
+            self._selector = CropSelector(self._identifier.tracks, budget, lambda _: self._levels.new_track)
             while True:
                 taken = self._take()
                 if taken:
@@ -244,14 +245,17 @@ class _Replay:
         return taken
 
     def _start(self, taken: Sequence[tuple[Stream, Seen]]) -> None:
-        masks = self._thin.spared(
+        graded = self._gate.grade(
+            [(seen.found.boxes, seen.found.scores, stream.material.size) for stream, seen in taken]
+        )
+        masks = self._selector.spared(
             Load(),
             [
                 Candidates(
                     stream.camera, stream.offset_s + seen.time, seen.found.boxes, scores=seen.found.scores,
-                    size=stream.material.size, live=True, lost=self._lost[stream.camera],
+                    grades=grades.quality, live=True, lost=self._lost[stream.camera],
                 )
-                for stream, seen in taken
+                for (stream, seen), grades in zip(taken, graded, strict=True)
             ],
         )  # fmt: skip
         wanted = [seen.embedded.present & ~mask for (_, seen), mask in zip(taken, masks, strict=True)]
@@ -274,7 +278,6 @@ class _Replay:
                 seen.number, time, stream.material.size, seen.found, shown
             )
             decisions = self._identifier.update(update)
-            self._thin.learn(update, decisions)
             self._latest[stream.camera] = (seen.number, time)
             self._note(update, decisions, int(wanted.sum()))
 
@@ -282,7 +285,7 @@ class _Replay:
         outcome = self.outcomes[update.camera]
         outcome.frames.add(update.frame)
         outcome.embedded += embedded
-        outcome.spared = self._thin.for_overload.get(update.camera, 0)
+        outcome.spared = self._selector.for_overload.get(update.camera, 0)
         for seen in update.seen:
             key = (seen.camera, seen.track_id)
             if seen.vector is not None:

@@ -135,7 +135,7 @@ class Agent:
             engine_seconds=stages.embedder.engine.run_seconds,
             frames=dict(counters.frames),
             dropped={reader.camera: reader.dropped for reader in stages.sources.readers},
-            spared=dict(counters.spared),
+            spared=dict(stages.selector.counts),
             overload=stages.selector.for_overload.copy(),
             published=delivered.published,
             acknowledged=delivered.acknowledged,
@@ -297,7 +297,7 @@ class Agent:
             _log.error("reload_incomplete", setting="engine.folder", error=str(error))
             return
         calibration = fitting_calibration(active, stages.embedder.info)
-        stages.identifier.calibrated = None if calibration is None else calibration.threshold
+        stages.identifier.thresholds.calibrated = None if calibration is None else calibration.threshold
 
 
 def _alert_stale_calibration(calibration: Calibration, publisher: factory.Publish) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.core.config import (
     DetectorSettings,
+    EngineSettings,
     Settings,
     SourceSettings,
 )
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from edge_agent.deliver.publisher import State
     from edge_agent.detect.motion import MotionGate
     from edge_agent.embed.embedder import Embedder
-    from edge_agent.embed.selection import Thinning
+    from edge_agent.embed.selection import CropSelector
     from edge_agent.engine import Engine
     from edge_agent.engine.graph.prepared import PreparedGraph
     from edge_agent.gallery.erasure import Erasure, Removed
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.health.cooling import Cooling
     from edge_agent.health.telemetry.reader import Reading, Telemetry
+    from edge_agent.identify.tracks import TrackTable
     from edge_agent.source.base import Source
     from edge_agent.source.reader import FrameReader
 
@@ -51,8 +53,8 @@ __all__ = [
     "erase_at_rest",
     "log_facts",
     "make_cooling",
+    "make_crop_selector",
     "make_erasure",
-    "make_thinning",
     "open_commands",
     "open_detection",
     "open_metrics",
@@ -163,7 +165,7 @@ def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
         SpaceMismatch: the gallery is of another network.
     """
     from edge_agent.gallery.gallery import GALLERY_FILE, open_gallery
-    from edge_agent.identify.identifier import SITE_FACT
+    from edge_agent.identify.threshold import SITE_FACT
 
     path = settings.state_dir / GALLERY_FILE
     found = None
@@ -321,17 +323,24 @@ def _levels(chosen: DetectorSettings, own: ScoreLevels) -> ScoreLevels:
     return replace(own, **{name: score for name, score in configured.items() if score is not None})
 
 
-def make_thinning(settings: Settings, embedder: Embedder, detection: Detection) -> Thinning:
-    """What chooses whom not to embed; `embedder` is entered."""
-    from edge_agent.embed.capacity import Budget
-    from edge_agent.embed.quality import QualityGate
-    from edge_agent.embed.selection import Thinning
+def make_crop_selector(
+    settings: EngineSettings, embedder: Embedder, detection: Detection, tracks: TrackTable
+) -> CropSelector:
+    """Return the crop selection of a run.
+
+    Args:
+        settings: what happens on overload.
+        embedder: entered.
+        detection: its levels tell which boxes start a track.
+        tracks: records of the identifier.
+    """
+    from edge_agent.embed.capacity import CropBudget
+    from edge_agent.embed.selection import CropSelector
 
     budget = None
-    if settings.engine.overload == "thin":
-        budget = Budget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
-    gate = QualityGate(settings.quality)
-    return Thinning(budget, gate.outlook, lambda camera: detection.levels(camera).new_track)
+    if settings.overload == "thin":
+        budget = CropBudget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
+    return CropSelector(tracks, budget, lambda camera: detection.levels(camera).new_track)
 
 
 def open_sources(settings: Settings, state: Path) -> list[Source]:

@@ -36,8 +36,6 @@ class Counters:
     """Processed frames by camera."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Frames left out to lower the load, by camera."""
-    spared: dict[str, int] = field(default_factory=dict)
-    """Crops that were not embedded, to lower the load or to keep up, by camera."""
     detections: int = 0
     batches: int = 0
     failed_batches: int = 0

@@ -34,7 +34,8 @@ from edge_agent.core.structures import CropBatch, Decision, Detections, Embedded
 
 if TYPE_CHECKING:
     from edge_agent.embed.embedder import Embedder
-    from edge_agent.embed.selection import Thinning
+    from edge_agent.embed.quality import Graded
+    from edge_agent.embed.selection import CropSelector
     from edge_agent.identify import Identifier
     from edge_agent.source.reader import FrameReader
     from edge_agent.track.tracker import Tracker
@@ -84,7 +85,7 @@ class Pipeline:
     on_outcome: Callable[[FrameOutcome], None]
     max_delay_s: float = 0.02
     tasks: TaskQueue = field(default_factory=TaskQueue)
-    selector: Thinning | None = None
+    selector: CropSelector | None = None
     load: Load = field(default_factory=Load)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     counters: Counters = field(default_factory=Counters)
@@ -178,11 +179,8 @@ class Pipeline:
             return False
         began = time.perf_counter()
         self.heartbeat.working("pack")
-        spared = self._spared(pending, load)
-        if spared is None:
-            self.embedder.submit(pairs)
-        else:
-            self.embedder.submit(pairs, spared)
+        graded = self.embedder.grade(pairs)
+        self.embedder.submit(pairs, graded, self._spared(pending, graded, load))
         self.counters.spend("pack", time.perf_counter() - began)
         self._rounds.append(Round(pending, began))
         return True
@@ -197,21 +195,25 @@ class Pipeline:
             reader.done(item)
         return turn != 0
 
-    def _spared(self, pending: Sequence[PendingItem], load: Load) -> list[NDArray[np.bool_]] | None:
+    def _spared(
+        self, pending: Sequence[PendingItem], graded: Sequence[Graded], load: Load
+    ) -> list[NDArray[np.bool_]] | None:
         """For each pair of the round, the crops not to embed; None for none. Recordings lose nothing."""
         if self.selector is None:
             return None
-        open_to_choice = [one for one in pending if one.reader.live or not one.reader.ends]
-        masks = self.selector.spared(load, [one.candidates() for one in open_to_choice])
-        chosen = dict(zip(map(id, open_to_choice), masks, strict=True))
+        starts = accumulate((one.pairs for one in pending), initial=0)
+        candidates = {
+            id(one): one.candidates(graded[start : start + one.pairs])
+            for one, start in zip(pending, starts, strict=False)
+            if one.reader.live or not one.reader.ends
+        }
+        masks = self.selector.spared(load, list(candidates.values()))
+        chosen = dict(zip(candidates, masks, strict=True))
         if not any(mask.any() for mask in masks):
             return None
         spared: list[NDArray[np.bool_]] = []
         for one in pending:
             mask = chosen.get(id(one), np.zeros(sum(one.crops_per_pair), np.bool_))
-            if count := int(np.count_nonzero(mask)):
-                camera = one.item.camera
-                self.counters.spared[camera] = self.counters.spared.get(camera, 0) + count
             spared += [mask] if one.detections is not None else [mask[n : n + 1] for n in range(len(mask))]
         return spared
 
@@ -309,8 +311,6 @@ class Pipeline:
         began = time.perf_counter()
         self.heartbeat.working("hand over")
         self.counters.decisions += len(decisions)
-        if self.selector is not None:
-            self.selector.learn(update, decisions)
         self.on_outcome(FrameOutcome(update, tuple(decisions), latency, trace))
         self.counters.spend("hand_over", time.perf_counter() - began)
 

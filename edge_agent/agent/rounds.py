@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from edge_agent.core.structures import Candidates, CropBatch, Detections, Embedded, Frame
 
 if TYPE_CHECKING:
+    from edge_agent.embed.quality import Graded
     from edge_agent.source.reader import FrameReader
 
 __all__ = ["EmbeddedRound", "PendingItem", "Round", "whole_image"]
@@ -41,19 +43,23 @@ class PendingItem:
         """Number of crops of each pair."""
         return [len(self.detections)] if self.detections is not None else [1] * self.pairs
 
-    def candidates(self) -> Candidates:
-        """Return its crops for the crop selection."""
+    def candidates(self, graded: Sequence[Graded]) -> Candidates:
+        """Return its crops for the crop selection; `graded`: of each of its pairs.
+
+        Upstream crops are only accepted or refused: grades of whole images say little about their people.
+        """
         item = self.item
         if isinstance(item, CropBatch):
-            return Candidates(item.camera, item.time, item.boxes, item.track_ids)
+            accepted = [1.0 if not reason else 0.0 for one in graded for reason in one.reasons]
+            grades = np.array(accepted, np.float32)
+            return Candidates(item.camera, item.time, item.boxes, item.track_ids, grades=grades)
         found = self.detections if self.detections is not None else Detections.none()
-        height, width = item.image.shape[:2]
         return Candidates(
             item.camera,
             item.time,
             found.boxes,
             scores=found.scores,
-            size=(width, height),
+            grades=graded[0].quality,
             live=self.reader.live,
             lost=self.reader.dropped,
             detect_s=self.detect_s,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.embed.embedder import Embedder
-    from edge_agent.embed.selection import Thinning
+    from edge_agent.embed.selection import CropSelector
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
@@ -76,7 +76,7 @@ class Stages:
     detection: factory.Detection
     gallery: Gallery
     identifier: Identifier
-    selector: Thinning
+    selector: CropSelector
     telemetry: Telemetry
     erasure: Erasure
     publisher: factory.Publish
@@ -152,7 +152,7 @@ class StageOpener:
             detection=detection,
             gallery=gallery,
             identifier=identifier,
-            selector=factory.make_thinning(settings, embedder, detection),
+            selector=factory.make_crop_selector(settings.engine, embedder, detection, identifier.tracks),
             telemetry=telemetry,
             erasure=erasure,
             publisher=publisher,

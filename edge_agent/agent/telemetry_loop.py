@@ -165,10 +165,11 @@ class TelemetryLoop:
         """Everything that was dropped since the start, by what and why."""
         stages, counters = self.stages, self.stages.embedder.counters
         selector = stages.selector
+        spared = selector.counts.total()
         by_kind = {
             "frames": {r.camera: r.dropped for r in stages.sources.readers if r.dropped},
             "skipped": self.pipeline.counters.skipped.copy(),
-            "crops": {"spared": counters.spared} if counters.spared else {},
+            "crops": {"spared": spared} if spared else {},
             "spared": selector.for_load.copy(),
             "overload": selector.for_overload.copy(),
         }

@@ -269,8 +269,9 @@ class Candidates:
         time: of the frame, Unix seconds.
         boxes: `(N, 4)` float32 xyxy pixels.
         track_ids: of an upstream tracker; None where boxes have to be compared.
-        scores: `(N,)` float32, the detector's; None for crops that somebody else has cut.
-        size: `(width, height)` of the frame in pixels; None where only crops are known.
+        scores: `(N,)` float32, the detector's; None for crops of an upstream detector.
+        grades: `(N,)` float32 in 0..1, how well each shows its person by its box, 0 for a crop that the
+            quality gate refuses; None: all alike.
         live: whether frames of this source are lost when nobody takes them in time.
         lost: how many were, since the start.
         detect_s: seconds that it took to find them.
@@ -281,7 +282,7 @@ class Candidates:
     boxes: NDArray[np.float32]
     track_ids: tuple[int | None, ...] | None = None
     scores: NDArray[np.float32] | None = None
-    size: tuple[int, int] | None = None
+    grades: NDArray[np.float32] | None = None
     live: bool = False
     lost: int = 0
     detect_s: float = 0.0
@@ -290,6 +291,8 @@ class Candidates:
         _expect("candidates.boxes", self.boxes, (None, 4), np.float32)
         if self.scores is not None:
             _expect("candidates.scores", self.scores, (len(self.boxes),), np.float32)
+        if self.grades is not None:
+            _expect("candidates.grades", self.grades, (len(self.boxes),), np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from edge_agent.core.structures import Candidates
 
-__all__ = ["Budget"]
+__all__ = ["CropBudget"]
 
 MEMORY_S = 1.0
 """Half of what is known of the engine's speed is from so many of its latest seconds at work."""
@@ -94,7 +94,7 @@ class _Window:
     short: bool = False
 
 
-class Budget:
+class CropBudget:
     """For one thread.
 
     Args:

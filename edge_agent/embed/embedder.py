@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, ModelError, NonFiniteEmbedding
 from edge_agent.core.structures import Detections, Embedded, EngineInfo
-from edge_agent.embed.packer import PARCEL, Here, Packer
-from edge_agent.embed.quality import BLURRED, QualityGate
+from edge_agent.embed.packer import PARCEL, InlinePacker, Packer
+from edge_agent.embed.quality import BLURRED, Graded, QualityGate
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden, golden_crops
 from edge_agent.engine.graph.profiles import PreprocessProfile
@@ -100,12 +100,10 @@ class EmbedCounters:
         embedded: crops that became vectors.
         refused: crops that did not, by reason.
         batches: engine batches.
-        spared: crops that were not looked at, to lower the load.
     """
 
     embedded: int = 0
     batches: int = 0
-    spared: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
 
@@ -135,7 +133,7 @@ class Embedder:
         self._profile = profile
         self._gate = gate
         self._golden = golden
-        self._packer: Packer = packer or Here(profile, gate.settings.min_sharpness)
+        self._packer: Packer = packer or InlinePacker(profile, gate.settings.min_sharpness)
         self._packing: deque[tuple[_Job, list[int]]] = deque()
         """With the packer: whose, and which rows of it."""
         self._jobs: deque[_Job] = deque()
@@ -206,20 +204,42 @@ class Embedder:
 
     # --- frames -------------------------------------------------------------------------------
 
-    def submit(self, pairs: Sequence[Pair], spared: Sequence[NDArray[np.bool_]] | None = None) -> None:
+    def grade(self, pairs: Sequence[Pair]) -> list[Graded]:
+        """Grade the detections of several frames by their boxes, for `submit`.
+
+        Args:
+            pairs: `(H, W, 3)` uint8 BGR picture and its detections, of any cameras.
+
+        Raises:
+            ValueError: a picture is empty or not `(h, w, 3)` uint8.
+        """
+        for image, _ in pairs:
+            _check_picture(image)
+        return self._gate.grade(
+            [(found.boxes, found.scores, (image.shape[1], image.shape[0])) for image, found in pairs]
+        )
+
+    def submit(
+        self,
+        pairs: Sequence[Pair],
+        graded: Sequence[Graded] | None = None,
+        spared: Sequence[NDArray[np.bool_]] | None = None,
+    ) -> None:
         """Start to embed the detections of several frames; returns when the last crop is with the packer.
 
         May be called again before `collect`: batches then overlap. It waits only when the engine has
         `DEPTH` batches in flight.
 
         Args:
-            pairs: `(H, W, 3)` uint8 BGR picture and its detections, of any cameras.
-            spared: `(N,)` for each pair: detections that shall not be embedded, to lower the load. They count
-                among their neighbours all the same, so nobody else's quality changes.
+            pairs: as in `grade`.
+            graded: what `grade` returned for these pairs; graded here when None.
+            spared: `(N,)` for each pair: detections that shall not be embedded.
         """
-        job = self._open_job(pairs)
+        job = self._open_job(self.grade(pairs) if graded is None else graded)
         if spared is not None:
-            self._spare(job, np.concatenate([*spared, np.zeros(0, np.bool_)]))
+            left_out = job.present & np.concatenate([*spared, np.zeros(0, np.bool_)])
+            job.present[left_out] = False
+            job.quality[left_out] = 0.0
         self._jobs.append(job)
         self._pack(job, pairs)
 
@@ -253,13 +273,8 @@ class Embedder:
         self.counters.refused.update(filter(None, job.reasons))
         return job.results()
 
-    def _open_job(self, pairs: Sequence[Pair]) -> _Job:
-        """Grade all detections by their boxes; `present` is who shall be embedded, for now."""
-        for image, _ in pairs:
-            _check_picture(image)
-        graded = self._gate.look_at(
-            [(found.boxes, found.scores, (image.shape[1], image.shape[0])) for image, found in pairs]
-        )
+    def _open_job(self, graded: Sequence[Graded]) -> _Job:
+        """Make the job of graded detections; `present` is True for those to embed."""
         reasons = [reason for of in graded for reason in of.reasons]
         return _Job(
             list(accumulate(len(of.reasons) for of in graded)),
@@ -269,12 +284,6 @@ class Embedder:
             np.concatenate([*(of.quality for of in graded), np.zeros(0, np.float32)]),
             reasons,
         )
-
-    def _spare(self, job: _Job, left_out: NDArray[np.bool_]) -> None:
-        spared = job.present & left_out
-        job.present[spared] = False
-        job.quality[spared] = 0.0
-        self.counters.spared += int(np.count_nonzero(spared))
 
     def _pack(self, job: _Job, pairs: Sequence[Pair]) -> None:
         """Give the crops to the packer, and what it has packed to the engine."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.embed.embedder import Embedder
-from edge_agent.embed.packer import Beside, Here, Packer
+from edge_agent.embed.packer import InlinePacker, Packer, SubprocessPacker
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import PlanOptions, choose_backend, is_simulated, open_engine, open_simulated
 from edge_agent.engine.models import choose_model, prepare_model
@@ -128,9 +128,9 @@ def _assemble(
     on_cpu = opened.info.backend == "onnxruntime"
     packer: Packer
     if settings.packing == "here" or (settings.packing == "auto" and on_cpu):
-        packer = Here(profile, quality.min_sharpness)
+        packer = InlinePacker(profile, quality.min_sharpness)
     else:
-        packer = Beside(profile, quality.min_sharpness, opened.input_size, opened.info.max_batch)
+        packer = SubprocessPacker(profile, quality.min_sharpness, opened.input_size, opened.info.max_batch)
     return Embedder(opened, profile=profile, gate=gate, golden=golden, packer=packer)
 
 

@@ -1,9 +1,9 @@
 """From crops of any size to the pictures that a network takes: how sharp each is, and its resized copy.
 
-`Here` does it on the caller's thread. `Beside` has a process of its own do it: pixels are half of what the
-host does for an engine that is not on the CPU, and a second thread would gain nothing, for OpenCV gives
-Python's interpreter lock back and takes it again with every call. Crops and pictures are handed over in
-memory that both see and that has no name in any file system. The pipes carry only sizes.
+`InlinePacker` does it on the caller's thread, `SubprocessPacker` in a process of its own: pixels are half of
+the host's work for an engine that is not on the CPU, and a second thread would gain nothing, for OpenCV
+releases and takes Python's interpreter lock with every call. Crops and pictures are handed over in memory
+that both share and that has no name in any file system. The pipes carry only sizes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edge_agent.core.errors import EngineError
 from edge_agent.embed.quality import sharpness
 from edge_agent.engine.graph.profiles import PreprocessProfile
 
-__all__ = ["PARCEL", "Beside", "Here", "Packer"]
+__all__ = ["PARCEL", "InlinePacker", "Packer", "SubprocessPacker"]
 
 Pixels = NDArray[np.uint8]
 
@@ -82,7 +82,7 @@ def _pack(
     return sharp
 
 
-class Here:
+class InlinePacker:
     """Packs on the caller's thread.
 
     Args:
@@ -96,7 +96,7 @@ class Here:
         self._profile, self._least = profile, least
         self._begun: deque[Sequence[Pixels]] = deque()
 
-    def __enter__(self) -> Here:
+    def __enter__(self) -> InlinePacker:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -153,7 +153,7 @@ class _Slot:
         return memory[:begin].view(np.float32), memory[begin:end].reshape(PARCEL, *size, 3)
 
 
-class Beside:
+class SubprocessPacker:
     """Packs in a process of its own, which starts with the first crops, and again where it has died.
 
     Args:
@@ -173,7 +173,7 @@ class Beside:
         """Slot, number of crops, and process of what was not finished."""
         self._turn = self._started = 0
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> SubprocessPacker:
         self._slots = [
             _Slot(_Shared.of("edge-agent crops"), _Shared.of("edge-agent pictures"))
             for _ in range(self.room + 1)

@@ -1,4 +1,4 @@
-"""Who is it: pooled evidence of a track against the gallery, decided as an open set."""
+"""Open-set identity decisions: the pooled evidence of each track against the gallery."""
 
 from edge_agent.identify.identifier import Identifier
 from edge_agent.identify.site import SiteScores, Threshold

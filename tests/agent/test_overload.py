@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -20,7 +19,7 @@ from benchmarks.overload import Outcome, Stream, materialise, replay
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score
 from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply
-from edge_agent.core.config import QualitySettings, Settings
+from edge_agent.core.config import GallerySettings, IdentifySettings, QualitySettings, Settings
 from edge_agent.core.loading import load
 from edge_agent.core.structures import (
     Candidates,
@@ -33,12 +32,16 @@ from edge_agent.core.structures import (
     TrackObservation,
     TrackUpdate,
 )
-from edge_agent.embed.capacity import LOST, Budget
+from edge_agent.embed.capacity import LOST, CropBudget
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
-from edge_agent.embed.selection import AGAIN, ENOUGH, LONGEST_S, Thinning
+from edge_agent.embed.selection import LONGEST_S, CropSelector
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.identify import Identifier
+from edge_agent.identify.tracks import REVIEW_CROPS, TrackTable
 from tests.agent.test_agent import Listener, listener, wait_for
 from tests.conftest import Mosquitto
+from tests.embed.test_selection import Taught
 
 __all__ = ["listener"]  # a fixture
 
@@ -52,9 +55,15 @@ def places(count: int) -> np.ndarray:
     return np.stack([left, top, left + 60, top + 160], axis=1).astype(np.float32)
 
 
-def candidates(camera: str, boxes: np.ndarray, at: float, **more: Any) -> Candidates:
+GATE = QualityGate(QualitySettings())
+
+
+def candidates(
+    camera: str, boxes: np.ndarray, at: float, gate: QualityGate | None = None, **more: Any
+) -> Candidates:
     scores = more.pop("scores", np.full(len(boxes), 0.9, np.float32))
-    return Candidates(camera, at, boxes, scores=scores, size=SIZE, live=True, **more)
+    grades = None if gate is None else gate.grade([(boxes, scores, SIZE)])[0].quality
+    return Candidates(camera, at, boxes, scores=scores, grades=grades, live=True, **more)
 
 
 class Fixed:
@@ -88,7 +97,7 @@ def decided(camera: str, track: int, *, score: float = 0.9, runner_up: float | N
 
 
 def show(
-    thinning: Thinning,
+    selector: Taught,
     camera: str,
     boxes: np.ndarray,
     at: float,
@@ -100,127 +109,144 @@ def show(
         seen(camera, n + 1, box, at, embedded=have)
         for n, (box, have) in enumerate(zip(boxes, embedded, strict=True))
     ]
-    thinning.learn(TrackUpdate(camera, 1, at, SIZE, tuple(rows), ()), decisions)
+    selector.learn(TrackUpdate(camera, 1, at, SIZE, tuple(rows), ()), decisions)
 
 
-def settled(room: int | None, count: int, *cameras: str) -> tuple[Thinning, np.ndarray]:
+def settled(room: int | None, count: int, *cameras: str, new_track: float = 0.0) -> tuple[Taught, np.ndarray]:
     """Settled people at `places(count)` of each camera, embedded at 10.0 for the last time."""
-    thinning, boxes = Thinning(Fixed(room)), places(count)
+    selector, boxes = Taught(Fixed(room), lambda _: new_track), places(count)
     for camera in cameras:
-        for n in range(ENOUGH):
-            show(thinning, camera, boxes, 9.3 + n * 0.1, [True] * count)
-        thinning.learn(
+        for n in range(IdentifySettings().enrol_crops):
+            show(selector, camera, boxes, 9.3 + n * 0.1, [True] * count)
+        selector.learn(
             TrackUpdate(camera, 9, 10.0, SIZE, (), ()), [decided(camera, n + 1) for n in range(count)]
         )
-    return thinning, boxes
+    return selector, boxes
 
 
-def embeds(thinning: Thinning, *frames: Candidates, load: Load | None = None) -> list[list[int]]:
+def embeds(selector: CropSelector, *frames: Candidates, load: Load | None = None) -> list[list[int]]:
     """Rows of each frame that are embedded."""
-    return [np.flatnonzero(~mask).tolist() for mask in thinning.spared(load or Load(), frames)]
+    return [np.flatnonzero(~mask).tolist() for mask in selector.spared(load or Load(), frames)]
 
 
 # ---- whom
 
 
 def test_with_room_for_everybody_everybody_is_embedded() -> None:
-    thinning, boxes = settled(None, 3, "a")
-    assert embeds(thinning, candidates("a", boxes, 10.1)) == [[0, 1, 2]]
-    thinning.budget = Fixed(3)
-    assert embeds(thinning, candidates("a", boxes, 10.1)) == [[0, 1, 2]]
-    assert thinning.budget.spent == [(3, 0)]
-    assert thinning.for_overload == {}
+    selector, boxes = settled(None, 3, "a")
+    assert embeds(selector, candidates("a", boxes, 10.1)) == [[0, 1, 2]]
+    selector.budget = Fixed(3)
+    assert embeds(selector, candidates("a", boxes, 10.1)) == [[0, 1, 2]]
+    assert selector.budget.spent == [(3, 0)]
+    assert selector.for_overload == {}
 
 
 def test_new_people_come_first_then_doubt_then_the_settled_by_how_long_they_wait() -> None:
-    thinning, boxes = settled(1, 4, "a")
-    show(thinning, "a", boxes, 10.1, [True, False, True, True], decided("a", 3, score=0.72))  # 3: narrow
+    selector, boxes = settled(1, 4, "a")
+    show(selector, "a", boxes, 10.1, [True, False, True, True], decided("a", 3, score=0.72))  # 3: narrow
     stranger = np.array([[1500, 800, 1560, 960]], np.float32)
     frame = candidates("a", np.concatenate([boxes, stranger]), 10.4)
     first = []
     for room in range(1, 6):
-        thinning.budget = Fixed(room)
-        for track in thinning._tracks["a"].values():
-            track.asked = -math.inf
-        first.append(embeds(thinning, frame)[0])
+        selector.budget = Fixed(room)
+        for track in selector.records.present("a"):
+            track.requested_at = -math.inf
+        first.append(embeds(selector, frame)[0])
     assert first[:3] == [[4], [2, 4], [1, 2, 4]]  # a stranger, the narrow decision, the longest unseen
     assert len(first[3]) == 4
     assert first[4] == [0, 1, 2, 3, 4]
 
 
 def test_a_narrow_decision_is_looked_at_again_but_not_for_ever() -> None:
-    thinning, boxes = settled(1, 2, "a")
-    thinning.learn(TrackUpdate("a", 9, 10.0, SIZE, (), ()), [decided("a", 2, score=0.9, runner_up=0.88)])
+    selector, boxes = settled(1, 2, "a")
+    selector.learn(TrackUpdate("a", 9, 10.0, SIZE, (), ()), [decided("a", 2, score=0.9, runner_up=0.88)])
     asked = []
-    for n in range(1, AGAIN + 6):
-        at = 10.0 + n * 0.05
-        (rows,) = embeds(thinning, candidates("a", boxes, at))
+    for n in range(1, REVIEW_CROPS + 6):
+        at = 10.0 + n * 0.1
+        (rows,) = embeds(selector, candidates("a", boxes, at))
         asked.append(rows)
-        show(thinning, "a", boxes, at, [0 in rows, 1 in rows])
-    assert asked[:AGAIN] == [[1]] * AGAIN
-    assert [0] in asked[AGAIN:]
+        show(selector, "a", boxes, at, [0 in rows, 1 in rows])
+    assert asked[:REVIEW_CROPS] == [[1]] * REVIEW_CROPS
+    assert [0] in asked[REVIEW_CROPS:]
+
+
+@pytest.mark.parametrize(("enrol_crops", "first"), [(8, 1), (12, 0)])
+def test_people_are_new_until_they_have_the_configured_crops(enrol_crops: int, first: int) -> None:
+    boxes = places(2)
+    watchlist = IdentifySettings(enrol_crops=enrol_crops, enrolment="watchlist", threshold=0.9)
+    with Gallery(":memory:", GallerySettings(), space="test", dimension=1) as gallery:
+        identifier = Identifier(gallery, "run", watchlist)
+        for n in range(20):
+            at = 10.0 + n * 0.1
+            rows = [seen("a", 2, boxes[1], at, embedded=n < 10)]
+            if n >= 11:
+                rows.append(seen("a", 1, boxes[0], at))
+            identifier.update(TrackUpdate("a", n, at, SIZE, tuple(rows), ()))
+        # Track 1 has shown 9 crops. The other box may be track 2 or not, which was not embedded for 1 s.
+        crossing = boxes + np.array([[0, 0, 0, 0], [25, 0, 25, 0]], np.float32)
+        selector = CropSelector(identifier.tracks, Fixed(1))
+        assert embeds(selector, candidates("a", crossing, 12.0)) == [[first]]
 
 
 def test_of_two_strangers_the_one_who_can_be_seen_better() -> None:
-    thinning = Thinning(Fixed(1), QualityGate(QualitySettings()).outlook)
+    selector = Taught(Fixed(1))
     near_and_far = np.array([[100, 100, 130, 170], [400, 100, 500, 380]], np.float32)
-    assert embeds(thinning, candidates("a", near_and_far, 1.0)) == [[1]]
+    assert embeds(selector, candidates("a", near_and_far, 1.0, GATE)) == [[1]]
 
 
 def test_whom_the_gate_refuses_takes_no_room_and_is_not_counted() -> None:
-    thinning = Thinning(Fixed(1), QualityGate(QualitySettings()).outlook)
+    selector = Taught(Fixed(1))
     tiny = np.array([[100, 100, 110, 120]], np.float32)
     boxes = np.concatenate([tiny, places(2)])
-    (rows,) = embeds(thinning, candidates("a", boxes, 1.0))
+    (rows,) = embeds(selector, candidates("a", boxes, 1.0, GATE))
     assert rows in ([0, 1], [0, 2])
-    assert thinning.for_overload == {"a": 1}
+    assert selector.for_overload == {"a": 1}
 
 
 def test_a_box_too_weak_to_start_a_track_comes_last() -> None:
-    thinning, boxes = settled(1, 1, "a")
-    thinning.new_track = lambda _: 0.5
+    selector, boxes = settled(1, 1, "a", new_track=0.5)
     weak = np.array([[1500, 800, 1560, 960]], np.float32)
     frame = candidates("a", np.concatenate([boxes, weak]), 11.1, scores=np.array([0.9, 0.3], np.float32))
-    show(thinning, "a", boxes, 11.0, [False])
-    assert embeds(thinning, frame) == [[0]]
+    show(selector, "a", boxes, 11.0, [False])
+    assert embeds(selector, frame) == [[0]]
 
 
 def test_people_at_one_place_are_in_doubt_before_the_settled() -> None:
-    thinning, boxes = settled(2, 3, "a")
+    selector, boxes = settled(2, 3, "a")
     beside = boxes[1] + np.array([20, 0, 20, 0], np.float32)
     crossing = np.concatenate([boxes[:2], beside[None]])
-    show(thinning, "a", boxes, 11.4, [False] * 3)
-    assert embeds(thinning, candidates("a", crossing, 11.5)) == [[1, 2]]
+    show(selector, "a", boxes, 11.4, [False] * 3)
+    assert embeds(selector, candidates("a", crossing, 11.5)) == [[1, 2]]
 
 
 def test_upstream_tracks_take_part() -> None:
-    thinning, boxes = settled(1, 2, "a")
+    selector, boxes = settled(1, 2, "a")
     frame = Candidates("a", 10.5, boxes, (1, 77), live=True)
-    assert embeds(thinning, frame) == [[1]]
+    assert embeds(selector, frame) == [[1]]
 
 
 # ---- for all of them, and for all cameras
 
 
 def run_rounds(
-    thinning: Thinning, cameras: dict[str, np.ndarray], rounds: int, dt: float = 0.1
+    selector: Taught, cameras: dict[str, np.ndarray], rounds: int, dt: float = 0.1
 ) -> dict[str, list[list[int]]]:
     """Everybody stays; what is embedded in each round, by camera."""
     told: dict[str, list[list[int]]] = {camera: [] for camera in cameras}
     for n in range(rounds):
         at = 10.0 + (n + 1) * dt
         frames = [candidates(camera, boxes, at) for camera, boxes in cameras.items()]
-        for (camera, boxes), rows in zip(cameras.items(), embeds(thinning, *frames), strict=True):
+        for (camera, boxes), rows in zip(cameras.items(), embeds(selector, *frames), strict=True):
             told[camera].append(rows)
-            show(thinning, camera, boxes, at, [row in rows for row in range(len(boxes))])
+            show(selector, camera, boxes, at, [row in rows for row in range(len(boxes))])
     return told
 
 
 def test_nobody_waits_for_ever() -> None:
     """A crowd of people who never settle, and one who is settled."""
-    thinning, boxes = settled(2, 1, "a")
+    selector, boxes = settled(2, 1, "a")
     crowd = np.concatenate([boxes, places(40)[10:]])
-    told = run_rounds(thinning, {"a": crowd}, 300)
+    told = run_rounds(selector, {"a": crowd}, 300)
     turns = [n for n, rows in enumerate(told["a"]) if 0 in rows]
     waits = np.diff([0, *turns])
     assert len(turns) >= 3
@@ -230,88 +256,56 @@ def test_nobody_waits_for_ever() -> None:
 
 
 def test_a_crowd_leaves_the_other_camera_what_it_needs() -> None:
-    thinning = Thinning(Fixed(6))
-    told = run_rounds(thinning, {"crowded": places(40), "sparse": places(2)}, 8)
+    selector = Taught(Fixed(6))
+    told = run_rounds(selector, {"crowded": places(40), "sparse": places(2)}, 8)
     assert all(rows == [0, 1] for rows in told["sparse"])
     assert all(len(rows) == 4 for rows in told["crowded"])
-    assert thinning.for_overload == {"crowded": 8 * 36}
+    assert selector.for_overload == {"crowded": 8 * 36}
 
 
 def test_equal_cameras_get_equal_shares() -> None:
-    thinning = Thinning(Fixed(7))
-    told = run_rounds(thinning, {name: places(10) for name in "abc"}, 60)
+    selector = Taught(Fixed(7))
+    told = run_rounds(selector, {name: places(10) for name in "abc"}, 60)
     shares = [sum(map(len, rows)) for rows in told.values()]
     assert sum(shares) == 7 * 60
     assert max(shares) - min(shares) <= 60
 
 
 def test_what_a_settled_camera_does_not_need_goes_to_new_people() -> None:
-    thinning, boxes = settled(6, 4, "calm")
-    told = run_rounds(thinning, {"calm": boxes, "busy": places(20)}, 5)
+    selector, boxes = settled(6, 4, "calm")
+    told = run_rounds(selector, {"calm": boxes, "busy": places(20)}, 5)
     assert all(len(rows) == 6 for rows in told["busy"])
     assert all(rows == [] for rows in told["calm"])  # they were seen half a second ago
 
 
 def test_counts_add_up() -> None:
     random_ = random.Random(4)
-    thinning = Thinning(Fixed(5), QualityGate(QualitySettings(min_height=1, min_width=1)).outlook)
+    selector, gate = Taught(Fixed(5)), QualityGate(QualitySettings(min_height=1, min_width=1))
     offered = {"a": 0, "b": 0}
     embedded = {"a": 0, "b": 0}
     for n in range(50):
-        frames = [candidates(camera, places(random_.randrange(12)), n * 0.1) for camera in "ab"]
+        frames = [candidates(camera, places(random_.randrange(12)), n * 0.1, gate) for camera in "ab"]
         load = Load(max_crops=7) if n % 2 else Load()
-        for frame, rows in zip(frames, embeds(thinning, *frames, load=load), strict=True):
+        for frame, rows in zip(frames, embeds(selector, *frames, load=load), strict=True):
             offered[frame.camera] += len(frame.boxes)
             embedded[frame.camera] += len(rows)
     for camera in "ab":
-        spared = thinning.for_load[camera] + thinning.for_overload[camera]
+        spared = selector.for_load[camera] + selector.for_overload[camera]
         assert offered[camera] == embedded[camera] + spared
-    assert isinstance(thinning.budget, Fixed)
-    assert sum(crops for crops, _ in thinning.budget.spent) == sum(embedded.values())
-    assert sum(spared for _, spared in thinning.budget.spent) == sum(thinning.for_overload.values())
+    assert isinstance(selector.budget, Fixed)
+    assert sum(crops for crops, _ in selector.budget.spent) == sum(embedded.values())
+    assert sum(spared for _, spared in selector.budget.spent) == sum(selector.for_overload.values())
 
 
 def test_only_live_cameras_are_thinned() -> None:
-    thinning = Thinning(Fixed(1))
+    selector = Taught(Fixed(1))
     boxes = places(4)
-    recorded = Candidates("file", 1.0, boxes, scores=np.ones(4, np.float32), size=SIZE)
-    told = embeds(thinning, recorded, candidates("cam", boxes, 1.0))
+    recorded = Candidates("file", 1.0, boxes, scores=np.ones(4, np.float32))
+    told = embeds(selector, recorded, candidates("cam", boxes, 1.0))
     assert told[0] == [0, 1, 2, 3]
     assert len(told[1]) == 1
-    assert set(thinning.for_overload) == {"cam"}
-    assert embeds(thinning, recorded) == [[0, 1, 2, 3]]
-
-
-def test_one_thread_may_ask_while_another_tells() -> None:
-    thinning = Thinning(Fixed(20), QualityGate(QualitySettings()).outlook)
-    boxes, stop, faults = places(40), threading.Event(), []
-
-    def tell() -> None:
-        try:
-            n = 0
-            while not stop.is_set():
-                n += 1
-                there = slice(n % 7, 40 - n % 5)
-                rows = tuple(seen("a", k + 1, box, n * 0.01) for k, box in enumerate(boxes[there]))
-                thinning.learn(
-                    TrackUpdate("a", n, n * 0.01, SIZE, rows, (n % 41,)), [decided("a", 1 + n % 40)]
-                )
-        except Exception as problem:  # it has nobody else to go to
-            faults.append(problem)
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    thread = threading.Thread(target=tell)
-    thread.start()
-    try:
-        for n in range(200):
-            (rows,) = embeds(thinning, candidates("a", boxes, n * 0.01))
-            assert len(rows) == 20
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(before)
-    assert faults == []
+    assert set(selector.for_overload) == {"cam"}
+    assert embeds(selector, recorded) == [[0, 1, 2, 3]]
 
 
 # ---- how many
@@ -331,7 +325,7 @@ class Machine:
     all_lost: dict[str, int] = field(default_factory=dict)
 
     def run(
-        self, budget: Budget | None, cameras: dict[str, tuple[float, int]], until: float
+        self, budget: CropBudget | None, cameras: dict[str, tuple[float, int]], until: float
     ) -> dict[str, Any]:
         """`(fps, crops a frame)` by camera; what became of the frames."""
         due = {camera: self.now + 1 / fps for camera, (fps, _) in cameras.items()}
@@ -362,7 +356,7 @@ class Machine:
         return {"lost": lost, "chosen": chosen, "frames": frames}
 
     def _start(
-        self, budget: Budget | None, round_: list[Candidates], chosen: dict[str, int],
+        self, budget: CropBudget | None, round_: list[Candidates], chosen: dict[str, int],
         frames: dict[str, int], flying: list[tuple[float, int, float]],
     ) -> None:  # fmt: skip
         wanted = sum(len(frame.boxes) for frame in round_)
@@ -382,9 +376,9 @@ class Machine:
         flying.append((self.busy_until, real, took))
 
 
-def machine(rate: float, **more: Any) -> tuple[Machine, Budget]:
+def machine(rate: float, **more: Any) -> tuple[Machine, CropBudget]:
     made = Machine(rate, **more)
-    return made, Budget(lambda: (made.crops, made.seconds), lambda: made.now)
+    return made, CropBudget(lambda: (made.crops, made.seconds), lambda: made.now)
 
 
 @pytest.mark.parametrize("factor", [1.2, 2.0, 3.0, 10.0])
@@ -446,7 +440,7 @@ def test_a_camera_that_went_away_leaves_its_share() -> None:
 
 def test_a_clock_that_is_set_back_stops_nothing() -> None:
     worked, now = (0, 0.0), 0.0
-    budget, rooms = Budget(lambda: worked, lambda: now), []
+    budget, rooms = CropBudget(lambda: worked, lambda: now), []
     for n in range(100):
         now = n * 0.1
         rooms.append(budget.offer([candidates("a", places(20), now - (3600.0 if n >= 50 else 0.0))], 20, 1))
@@ -460,7 +454,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
 def test_a_slow_detector_is_no_overload() -> None:
     """Frames come late because they take long to look at; the engine has all that time."""
     worked, now = (0, 0.0), 0.0
-    budget, rooms = Budget(lambda: worked, lambda: now), []
+    budget, rooms = CropBudget(lambda: worked, lambda: now), []
     for n in range(200):
         now = n * 0.3
         frame = candidates("a", places(20), now, lost=2 * n, detect_s=0.3)
@@ -473,7 +467,7 @@ def test_a_slow_detector_is_no_overload() -> None:
 
 def test_frames_left_out_by_the_governor_are_not_lost_and_bring_their_time() -> None:
     worked, now = (0, 0.0), 0.0
-    budget, rooms = Budget(lambda: worked, lambda: now), []
+    budget, rooms = CropBudget(lambda: worked, lambda: now), []
     for n in range(100):
         now = n * 0.4
         rooms.append(budget.offer([candidates("a", places(40), now)], 40, 4))
@@ -492,8 +486,9 @@ def test_dropping_frames_instead_can_be_chosen(tmp_path: Path) -> None:
             {"state_dir": tmp_path, "engine": {"overload": word, "backend": "simulated:orin-fp16"}}
         )
         embedder = open_embedder(settings.engine, settings.quality, tmp_path)
-        thinning = factory.make_thinning(settings, embedder, GIVEN)
-        assert (thinning.budget is not None) is has
+        tracks = TrackTable("run", settings.identify)
+        selector = factory.make_crop_selector(settings.engine, embedder, GIVEN, tracks)
+        assert (selector.budget is not None) is has
 
 
 GIVEN = factory.Detection(
@@ -604,30 +599,3 @@ def test_people_of_vtest_keep_their_identity_under_threefold_overload(
     assert last - np.mean([final for _, final in thinned]) <= 0.05
     dropped, _ = of(replay([stream], material.crops_per_s / 3, thin=False)["vtest"])
     assert dropped < min(online for online, _ in thinned)
-
-
-def test_few_crops_are_told_apart_as_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit, whether overlaps are computed as numbers or as arrays."""
-    numbers, arrays = (Thinning(Fixed(3), QualityGate(QualitySettings()).outlook) for _ in range(2))
-    chance, spared = np.random.default_rng(6), 0
-    for step in range(300):
-        frames = []
-        for camera in "ab"[: 1 + step % 2]:
-            boxes = places(chance.integers(0, 6))
-            boxes += chance.normal(0, 12, boxes.shape).astype(np.float32) * (step % 3)
-            frames.append(candidates(camera, boxes, step / 10))
-        monkeypatch.setattr("edge_agent.embed.selection.FEW", 1000)
-        few = numbers.spared(Load(), frames)
-        monkeypatch.setattr("edge_agent.embed.selection.FEW", -1)
-        many = arrays.spared(Load(), frames)
-        for frame, one, other in zip(frames, few, many, strict=True):
-            np.testing.assert_array_equal(one, other)
-            spared += int(one.sum())
-            at = [row for row in range(len(one)) if not one[row]]
-            told = TrackUpdate(
-                frame.camera, step, frame.time, SIZE,
-                tuple(seen(frame.camera, row, frame.boxes[row], frame.time) for row in at), (),
-            )  # fmt: skip
-            for thinning in (numbers, arrays):
-                thinning.learn(told, [])
-    assert spared > 100

@@ -20,6 +20,7 @@ from edge_agent.core.structures import (
     ScoreLevels,
     TrackUpdate,
 )
+from edge_agent.embed.quality import Graded
 from edge_agent.track.tracker import Tracker
 from edge_agent.track.upstream import UpstreamTracks
 
@@ -76,7 +77,16 @@ class Embeds:
         self._fail = fail
         self._collected = 0
 
-    def submit(self, pairs: Sequence[tuple[np.ndarray, Detections]]) -> None:
+    def grade(self, pairs: Sequence[tuple[np.ndarray, Detections]]) -> list[Graded]:
+        return [
+            Graded(np.ones(len(found), np.float32), ("",) * len(found), found.boxes.astype(np.int32))
+            for _, found in pairs
+        ]
+
+    def submit(
+        self, pairs: Sequence[tuple[np.ndarray, Detections]], graded: Sequence[Graded], spared: object
+    ) -> None:
+        assert len(graded) == len(pairs)
         assert len(self._waiting) < 2, "more than two batches in flight"
         self.sizes.append(len(pairs))
         self._waiting.append([self._result(len(detections)) for _, detections in pairs])

@@ -16,7 +16,7 @@ from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections
 from edge_agent.embed.embedder import Embedder
-from edge_agent.embed.packer import PARCEL, Beside, Here
+from edge_agent.embed.packer import PARCEL, InlinePacker, SubprocessPacker
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import open_simulated
 from edge_agent.engine.graph.profiles import PROFILES
@@ -28,8 +28,8 @@ FLAT = np.full((90, 40, 3), 120, np.uint8)
 
 
 @pytest.fixture
-def beside() -> Iterator[Beside]:
-    with Beside(PROFILE, 0.05, SIZE, MOST) as packer:
+def beside() -> Iterator[SubprocessPacker]:
+    with SubprocessPacker(PROFILE, 0.05, SIZE, MOST) as packer:
         yield packer
 
 
@@ -56,8 +56,8 @@ def is_there(pid: int) -> bool:
     return True
 
 
-def test_both_give_the_same(beside: Beside) -> None:
-    here = Here(PROFILE, 0.05)
+def test_both_give_the_same(beside: SubprocessPacker) -> None:
+    here = InlinePacker(PROFILE, 0.05)
     for seed in range(6):
         given = crops(seed, count=1 + seed)
         given[0] = FLAT  # refused: it leaves no hole
@@ -72,7 +72,7 @@ def test_both_give_the_same(beside: Beside) -> None:
             np.testing.assert_array_equal(theirs[row], cv2.resize(crop, SIZE[::-1]))
 
 
-def test_results_come_in_the_order_of_the_crops(beside: Beside) -> None:
+def test_results_come_in_the_order_of_the_crops(beside: SubprocessPacker) -> None:
     batches = [crops(seed) for seed in range(9)]
     beside.begin(batches[0])
     for now, coming in zip(batches, [*batches[1:], None], strict=True):
@@ -83,7 +83,7 @@ def test_results_come_in_the_order_of_the_crops(beside: Beside) -> None:
         np.testing.assert_array_equal(target[0], cv2.resize(now[0], SIZE[::-1]))
 
 
-def test_memory_grows_with_the_crops(beside: Beside) -> None:
+def test_memory_grows_with_the_crops(beside: SubprocessPacker) -> None:
     for side in (50, 500, 3000):
         large = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
         for _ in range(3):  # every slot
@@ -93,7 +93,7 @@ def test_memory_grows_with_the_crops(beside: Beside) -> None:
             np.testing.assert_array_equal(target[1], cv2.resize(large, SIZE[::-1]))
 
 
-def test_a_dead_process_loses_its_crops_and_no_others(beside: Beside) -> None:
+def test_a_dead_process_loses_its_crops_and_no_others(beside: SubprocessPacker) -> None:
     beside.begin(crops(1))
     beside.finish(room())
     first = beside.pid
@@ -114,7 +114,7 @@ def test_a_dead_process_loses_its_crops_and_no_others(beside: Beside) -> None:
 
 
 def test_signals_to_the_group_do_not_end_it_and_the_end_does() -> None:
-    with Beside(PROFILE, 0.05, SIZE, MOST) as packer:
+    with SubprocessPacker(PROFILE, 0.05, SIZE, MOST) as packer:
         packer.begin(crops(1))
         packer.finish(room())
         pid = packer.pid
@@ -127,7 +127,7 @@ def test_signals_to_the_group_do_not_end_it_and_the_end_does() -> None:
     assert not is_there(pid)
 
 
-def test_nothing_of_the_crops_has_a_name(beside: Beside) -> None:
+def test_nothing_of_the_crops_has_a_name(beside: SubprocessPacker) -> None:
     beside.begin(crops(1))
     beside.finish(room())
     held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
@@ -154,8 +154,8 @@ def test_an_embedder_gives_the_same_by_either() -> None:
     for name in ("here", "beside"):
         engine = open_simulated("simulated:a30-mixed", max_batch=4)
         made = {
-            "here": Here(PROFILE, gate.settings.min_sharpness),
-            "beside": Beside(PROFILE, gate.settings.min_sharpness, engine.input_size, 4),
+            "here": InlinePacker(PROFILE, gate.settings.min_sharpness),
+            "beside": SubprocessPacker(PROFILE, gate.settings.min_sharpness, engine.input_size, 4),
         }[name]
         with Embedder(engine, profile=PROFILE, gate=gate, packer=made) as embedder:
             found = []
@@ -177,7 +177,7 @@ def test_an_embedder_gives_the_same_by_either() -> None:
 def test_an_embedder_goes_on_after_a_dead_packer() -> None:
     gate = QualityGate(QualitySettings())
     engine = open_simulated("simulated:a30-mixed", max_batch=8)
-    packer = Beside(PROFILE, gate.settings.min_sharpness, engine.input_size, 8)
+    packer = SubprocessPacker(PROFILE, gate.settings.min_sharpness, engine.input_size, 8)
     with Embedder(engine, profile=PROFILE, gate=gate, packer=packer) as embedder:
         embedder.submit([frame(0)])
         embedder.collect()

@@ -144,7 +144,7 @@ def test_impossible_limits(limits, message):
         load(Path(os.devnull), {"quality": limits})
 
 
-def test_the_outlook_is_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -> None:
+def test_boxes_alone_give_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -> None:
     random = np.random.default_rng(8)
     for _ in range(20):
         corner = random.uniform(-60, 600, (12, 2))
@@ -152,14 +152,14 @@ def test_the_outlook_is_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -
         scores = random.uniform(0.1, 1.0, 12).astype(np.float32)
         sharp = QualityGate(QualitySettings(min_sharpness=0.0))
         quality, reasons, _ = sharp.assess(TEXTURE, boxes, scores)
-        nobody, somebody = sharp.outlook([(boxes[:0], scores[:0], (64, 48)), (boxes, scores, (640, 480))])
-        assert not len(nobody)
+        nobody, (somebody, *_) = sharp.grade([(boxes[:0], scores[:0], (64, 48)), (boxes, scores, (640, 480))])
+        assert not len(nobody.quality)
         np.testing.assert_array_equal(somebody == 0, [bool(reason) for reason in reasons])
         np.testing.assert_allclose(somebody, quality, rtol=1e-5)  # noise is as sharp as can be
 
 
-def test_a_look_at_a_few_boxes_is_as_at_many_and_at_several_pictures(monkeypatch) -> None:
-    """To the last bit, whether numbers or arrays are worked with."""
+def test_several_pictures_at_once_are_graded_as_each_alone() -> None:
+    """To the last bit."""
     random, gate = np.random.default_rng(9), QualityGate(QualitySettings())
     pictures, words = [], set()
     for count in [*range(9)] * 15:
@@ -170,14 +170,11 @@ def test_a_look_at_a_few_boxes_is_as_at_many_and_at_several_pictures(monkeypatch
         boxes[random.random(count) < 0.03, 2] = random.choice([np.nan, np.inf, -np.inf])
         size = [(640, 480), (320, 240), (601, 333)][count % 3]
         pictures.append((boxes.astype(np.float32), random.uniform(0.1, 1.0, count).astype(np.float32), size))
-    monkeypatch.setattr("edge_agent.embed.quality.FEW", 1000)
-    few = [gate.look(*picture) for picture in pictures]
-    monkeypatch.setattr("edge_agent.embed.quality.FEW", -1)
-    for others in [gate.look(*picture) for picture in pictures], gate.look_at(pictures):
-        for one, other in zip(few, others, strict=True):
-            assert one.reasons == other.reasons
-            assert one.quality.dtype == other.quality.dtype == np.float32
-            np.testing.assert_array_equal(one.quality, other.quality)
-            np.testing.assert_array_equal(one.inside, other.inside)
-            words.update(one.reasons)
+    alone = [gate.grade([picture])[0] for picture in pictures]
+    for one, other in zip(alone, gate.grade(pictures), strict=True):
+        assert one.reasons == other.reasons
+        assert one.quality.dtype == other.quality.dtype == np.float32
+        np.testing.assert_array_equal(one.quality, other.quality)
+        np.testing.assert_array_equal(one.inside, other.inside)
+        words.update(one.reasons)
     assert words == {"", "invalid", "off-image", "truncated", "small", "aspect", "covered"}

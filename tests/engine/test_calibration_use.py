@@ -22,8 +22,9 @@ from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision import in_precision
 from edge_agent.engine.precision.calibration import Calibration, active_calibration
-from edge_agent.identify.identifier import SITE_FACT, Identifier
+from edge_agent.identify import Identifier
 from edge_agent.identify.site import SiteScores
+from edge_agent.identify.threshold import SITE_FACT
 from edge_agent.offline.calibrate.gate import Bounds
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.calibrate.request import Request

@@ -13,6 +13,7 @@ from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
 from edge_agent.identify.evidence import Evidence
 from edge_agent.identify.links import Covisibility
+from edge_agent.identify.tracks import REVIEW_CROPS
 
 D = 64
 SIZE = (640, 480)
@@ -376,6 +377,63 @@ def test_crops_close_in_time_count_once(gallery: Gallery) -> None:
     )  # the scene has 10 frames a second
     found = [n for n in range(1, 40) if "enrolled" in kinds(scene.show({1: people.crop(0)}))]
     assert found == [22]  # crops at frames 1, 4, 7, ... 22: the eighth
+
+
+def test_a_track_needs_crops_until_it_is_decided_and_after_a_narrow_decision(gallery: Gallery) -> None:
+    people = People(8, noise=0.1)
+    scene = Scene(Identifier(gallery, "s", IdentifySettings(enrol_crops=12, threshold=0.85)))
+    tracks = scene.identifier.tracks
+
+    def wanted(number: int) -> int:
+        track = tracks.find("cam", number)
+        assert track is not None
+        return tracks.crops_wanted(track)
+
+    warm(scene, people)
+    scene.show({1: people.crop(7)})
+    assert wanted(1) == 11
+    scene.show({1: None})
+    assert wanted(1) == 11
+    while scene.number(2) is None:
+        decisions = scene.show({2: people.crop(3)})
+    assert decisions[0].kind is DecisionKind.MATCHED
+    assert wanted(2) == 0
+    near_the_threshold = People._unit(0.735 * people.centres[2] + 0.5 * people.centres[6])
+    while scene.number(3) is None:
+        decisions = scene.show({3: near_the_threshold})
+    assert 0.85 < (decisions[0].score or 0) < 0.9
+    assert wanted(3) == REVIEW_CROPS
+    for _ in range(REVIEW_CROPS):
+        scene.show({3: near_the_threshold})
+    assert wanted(3) == 0
+
+
+def test_an_unknown_person_stays_unsettled(gallery: Gallery) -> None:
+    people = People(2)
+    settings = IdentifySettings(enrolment="watchlist", threshold=0.7, publish_unknown=True)
+    scene = Scene(Identifier(gallery, "s", settings))
+    for _ in range(20):
+        scene.show({1: people.crop(0)})
+    assert kinds(scene.decisions) == ["unknown"]
+    track = scene.identifier.tracks.find("cam", 1)
+    assert track is not None
+    assert track.number is None
+    scene.show({}, ended=(1,))
+    assert scene.identifier.tracks.find("cam", 1) is None
+
+
+def test_a_reload_replaces_all_limits(gallery: Gallery) -> None:
+    people = People(2)
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
+    scene.identifier.reload(
+        IdentifySettings(enrol_crops=3, decide_crops=3, threshold=0.5, covisible_frames=1)
+    )
+    found = [
+        n for n in range(1, 6) if "enrolled" in kinds(scene.show({1: people.crop(0), 2: people.crop(0)}))
+    ]
+    assert found == [3]
+    assert scene.number(1) != scene.number(2)
+    assert scene.identifier.threshold().rule == "configured"
 
 
 # -- parts -------------------------------------------------------------------------------------

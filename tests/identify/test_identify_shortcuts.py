@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,15 +16,6 @@ from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.identify.near import Lookalikes, Neighbours
 from tests.identify.test_identify import D, People, Scene
-
-
-class Thorough(Identifier):
-    """Looks at everybody every time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._neighbours = Forgetful(self.gallery, nearest=1000)
-        self._lookalikes = Everybody(self.gallery, self._neighbours)
 
 
 class Forgetful(Neighbours):
@@ -39,10 +31,17 @@ class Everybody(Lookalikes):
 
 
 @contextmanager
-def cameras(kind: type[Identifier], **options: object) -> Iterator[tuple[list[Scene], Gallery]]:
+def cameras(
+    neighbours: Callable[..., Neighbours], lookalikes: type[Lookalikes], **options: object
+) -> Iterator[tuple[list[Scene], Gallery]]:
     """Two that see the same people at the same time, so that one enrols whom the other has looked for."""
-    with Gallery(":memory:", GallerySettings(), space="test", dimension=D) as gallery:
-        identifier = kind(gallery, "run", IdentifySettings(**options))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Gallery(":memory:", GallerySettings(), space="test", dimension=D) as gallery,
+    ):
+        patch.setattr("edge_agent.identify.identifier.Neighbours", neighbours)
+        patch.setattr("edge_agent.identify.identifier.Lookalikes", lookalikes)
+        identifier = Identifier(gallery, "run", IdentifySettings(**options))
         yield [Scene(identifier, "east"), Scene(identifier, "west")], gallery
 
 
@@ -66,11 +65,11 @@ def test_the_same_is_decided_as_by_looking_at_everybody(seed: int, configured: f
     dice = random.Random(seed)
     count = dice.randint(4, 12)
     likeness, noise = dice.uniform(0.1, 0.7), dice.uniform(0.2, 1.2)
+    nearest = dice.choice([2, 4, 32])
     with (
-        cameras(Identifier, threshold=configured) as (fast, quick),
-        cameras(Thorough, threshold=configured) as (slow, full),
+        cameras(partial(Neighbours, nearest=nearest), Lookalikes, threshold=configured) as (fast, quick),
+        cameras(partial(Forgetful, nearest=1000), Everybody, threshold=configured) as (slow, full),
     ):
-        fast[0].identifier._neighbours._nearest = dice.choice([2, 4, 32])
         crops = People(count, likeness=likeness, noise=noise, seed=seed)
         track = 0
         for _ in range(8):

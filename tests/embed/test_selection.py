@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import pytest
 
 from edge_agent.agent.pipeline import FrameOutcome, Pipeline
-from edge_agent.core.config import TrackerSettings
+from edge_agent.core.config import IdentifySettings, TrackerSettings
 from edge_agent.core.structures import (
     Candidates,
     CropBatch,
@@ -23,7 +23,9 @@ from edge_agent.core.structures import (
     TrackObservation,
     TrackUpdate,
 )
-from edge_agent.embed.selection import Thinning
+from edge_agent.embed.quality import Graded
+from edge_agent.embed.selection import CropSelector
+from edge_agent.identify.tracks import TrackTable
 from edge_agent.track.tracker import Tracker
 from edge_agent.track.upstream import UpstreamTracks
 from tests.agent.test_pipeline import LEVELS, D, Embeds, Live, Recorded, frame, one_person
@@ -37,82 +39,93 @@ def observation(track: int, box: Sequence[float], at: float, *, embedded: bool =
     )  # fmt: skip
 
 
-def decided(track: int, kind: DecisionKind = DecisionKind.MATCHED) -> Decision:
+def decided(track: int) -> Decision:
     return Decision(
-        id=f"d{track}", kind=kind, camera="a", track_id=track, frame=1, time=0.0, size=(640, 480),
-        box=np.zeros(4, np.float32), identity="p", number=1, name=None, score=0.9, runner_up=None,
-        threshold=0.5, rule="site", evidence=6, quality=0.9, first_seen=0.0, last_seen=0.0,
+        id=f"d{track}", kind=DecisionKind.MATCHED, camera="a", track_id=track, frame=1, time=0.0,
+        size=(640, 480), box=np.zeros(4, np.float32), identity="p", number=1, name=None, score=0.9,
+        runner_up=None, threshold=0.5, rule="site", evidence=6, quality=0.9, first_seen=0.0, last_seen=0.0,
     )  # fmt: skip
+
+
+class Taught(CropSelector):
+    """Tracks and decisions come from a test instead of an identifier."""
+
+    def __init__(self, budget: Any = None, new_track: Callable[[str], float] | None = None) -> None:
+        self.records = TrackTable("test", IdentifySettings())
+        super().__init__(self.records, budget, new_track)
+
+    def learn(self, update: TrackUpdate, decisions: Sequence[Decision]) -> None:
+        self.records.observe(update)
+        for decision in decisions:
+            track = self.records.get((decision.camera, decision.track_id))
+            if track is not None:
+                self.records.hold(track, decision.number or 1, founder=False)
+                track.decide(decision)
 
 
 LEFT, RIGHT = (10, 10, 60, 160), (300, 10, 350, 160)
 
 
-def learnt(*kinds: DecisionKind | None, at: float = 10.0) -> Thinning:
-    """Track 1 on the left, track 2 on the right, decided like this."""
-    thinning = Thinning()
+def learnt(*known: bool, at: float = 10.0) -> Taught:
+    """Track 1 on the left, track 2 on the right, with an identity or not."""
+    selector = Taught()
     seen = (observation(1, LEFT, at), observation(2, RIGHT, at))
-    decisions = [decided(n, kind) for n, kind in enumerate(kinds, start=1) if kind is not None]
-    thinning.learn(TrackUpdate("a", 1, at, (640, 480), seen, ()), decisions)
-    return thinning
+    decisions = [decided(n) for n, settled in enumerate(known, start=1) if settled]
+    selector.learn(TrackUpdate("a", 1, at, (640, 480), seen, ()), decisions)
+    return selector
 
 
-def spared(thinning: Thinning, load: Load, boxes: Sequence[Sequence[float]], at: float = 10.2) -> list[bool]:
-    (mask,) = thinning.spared(load, [Candidates("a", at, np.array(boxes, np.float32).reshape(-1, 4))])
+def spared(selector: Taught, load: Load, boxes: Sequence[Sequence[float]], at: float = 10.2) -> list[bool]:
+    (mask,) = selector.spared(load, [Candidates("a", at, np.array(boxes, np.float32).reshape(-1, 4))])
     return mask.tolist()
 
 
 def test_only_settled_tracks_are_spared_and_only_for_the_interval() -> None:
-    thinning = learnt(DecisionKind.MATCHED, None)
+    selector = learnt(True, False)
     load = Load(settled_interval_s=1.0)
-    assert spared(thinning, load, [LEFT, RIGHT]) == [True, False]
-    assert spared(thinning, load, [RIGHT, LEFT]) == [False, True]
-    assert spared(thinning, Load(), [LEFT, RIGHT]) == [False, False]
-    assert spared(thinning, load, []) == []
-    thinning.learn(
+    assert spared(selector, load, [LEFT, RIGHT]) == [True, False]
+    assert spared(selector, load, [RIGHT, LEFT]) == [False, True]
+    assert spared(selector, Load(), [LEFT, RIGHT]) == [False, False]
+    assert spared(selector, load, []) == []
+    selector.learn(
         TrackUpdate("a", 2, 11.0, (640, 480), (observation(1, LEFT, 11.0, embedded=False),), ()), []
     )
-    assert spared(thinning, load, [LEFT], at=11.1) == [False]  # it was last embedded at 10.0
-
-
-@pytest.mark.parametrize("kind", [DecisionKind.DEPARTED, DecisionKind.UNKNOWN])
-def test_other_decisions_do_not_settle(kind: DecisionKind) -> None:
-    assert spared(learnt(kind, None), Load(settled_interval_s=1.0), [LEFT]) == [False]
+    assert spared(selector, load, [LEFT], at=11.1) == [False]  # it was last embedded at 10.0
 
 
 def test_what_is_in_doubt_is_embedded() -> None:
-    thinning = learnt(DecisionKind.ENROLLED, DecisionKind.MATCHED)
+    selector = learnt(True, True)
     load = Load(settled_interval_s=1.0)
     beside = (12, 12, 62, 162)
     far = (500, 10, 550, 160)
-    assert spared(thinning, load, [LEFT, beside]) == [False, False]  # two crops for one track
-    assert spared(thinning, load, [far, RIGHT]) == [False, True]
-    assert spared(thinning, load, [LEFT, RIGHT], at=12.0) == [False, False]  # the boxes are old
-    thinning.learn(TrackUpdate("a", 2, 10.1, (640, 480), (), (1, 2)), [])
-    assert spared(thinning, load, [LEFT, RIGHT]) == [False, False]  # the tracks have ended
+    assert spared(selector, load, [LEFT, beside]) == [False, False]  # two crops for one track
+    assert spared(selector, load, [far, RIGHT]) == [False, True]
+    assert spared(selector, load, [LEFT, RIGHT], at=12.0) == [False, False]  # the boxes are old
+    selector.learn(TrackUpdate("a", 2, 10.1, (640, 480), (), (1, 2)), [])
+    assert spared(selector, load, [LEFT, RIGHT]) == [False, False]  # the tracks have ended
 
 
 def test_a_cap_takes_the_unsettled_and_the_longest_unseen_first() -> None:
-    thinning = learnt(DecisionKind.MATCHED, DecisionKind.MATCHED)
-    thinning.learn(TrackUpdate("a", 2, 10.1, (640, 480), (observation(2, RIGHT, 10.1),), ()), [])
+    selector = learnt(True, True)
+    selector.learn(TrackUpdate("a", 2, 10.1, (640, 480), (observation(2, RIGHT, 10.1),), ()), [])
     stranger = (500, 10, 550, 160)
     boxes = [LEFT, RIGHT, stranger]
-    assert spared(thinning, Load(max_crops=3), boxes) == [False, False, False]
-    assert spared(thinning, Load(max_crops=2), boxes) == [False, True, False]
-    assert spared(thinning, Load(max_crops=1), boxes) == [True, True, False]
-    assert spared(thinning, Load(max_crops=1, settled_interval_s=5.0), boxes[:2]) == [True, True]
+    assert spared(selector, Load(max_crops=3), boxes) == [False, False, False]
+    assert spared(selector, Load(max_crops=2), boxes) == [False, True, False]
+    assert spared(selector, Load(max_crops=1), boxes) == [True, True, False]
+    assert spared(selector, Load(max_crops=1, settled_interval_s=5.0), boxes[:2]) == [True, True]
 
 
 def test_the_cap_is_one_for_all_cameras() -> None:
     frames = [Candidates(camera, 10.0, np.array([LEFT, RIGHT], np.float32)) for camera in "abc"]
-    masks = Thinning().spared(Load(max_crops=4), frames)
+    masks = Taught().spared(Load(max_crops=4), frames)
     assert sum(int((~mask).sum()) for mask in masks) == 4
 
 
 def test_upstream_tracks_are_known_by_their_number() -> None:
-    thinning = learnt(DecisionKind.MATCHED, None)
+    selector = learnt(True, False)
     boxes = np.zeros((3, 4), np.float32)
-    (mask,) = thinning.spared(Load(settled_interval_s=1.0), [Candidates("a", 10.2, boxes, (1, 2, None))])
+    (mask,) = selector.spared(Load(settled_interval_s=1.0), [Candidates("a", 10.2, boxes, (1, 2, None))])
     assert mask.tolist() == [True, False, False]
 
 
@@ -128,9 +141,12 @@ class Counted(Embeds):
         self._masks: list[list[np.ndarray]] = []
 
     def submit(
-        self, pairs: Sequence[tuple[np.ndarray, Detections]], spared: Sequence[np.ndarray] | None = None
+        self,
+        pairs: Sequence[tuple[np.ndarray, Detections]],
+        graded: Sequence[Graded],
+        spared: Sequence[np.ndarray] | None,
     ) -> None:
-        super().submit(pairs)
+        super().submit(pairs, graded, spared)
         masks = list(spared) if spared is not None else [np.zeros(len(d), bool) for _, d in pairs]
         self._waiting[-1] = [
             Embedded(one.vectors, one.present & ~mask, one.quality, one.reasons)
@@ -143,17 +159,18 @@ class Settles:
     """Decides on each track at its third crop."""
 
     def __init__(self) -> None:
+        self.tracks = TrackTable("test", IdentifySettings())
         self.crops: dict[tuple[str, int], int] = {}
         self.ended: list[int] = []
 
     def update(self, update: TrackUpdate) -> list[Decision]:
         self.ended += update.ended
         found = []
-        for seen in update.seen:
-            key = (update.camera, seen.track_id)
-            self.crops[key] = self.crops.get(key, 0) + (seen.vector is not None)
-            if self.crops[key] == 3:
-                found.append(decided(seen.track_id))
+        for track in self.tracks.observe(update):
+            self.crops[track.key] = self.crops.get(track.key, 0) + (track.last.vector is not None)
+            if self.crops[track.key] == 3:
+                self.tracks.hold(track, 1, founder=False)
+                found.append(decided(track.key[1]))
         return found
 
 
@@ -179,7 +196,7 @@ def run(
         detected.append(item.number)
         return one_person(item)
 
-    embed = Counted()
+    embed, settles = Counted(), Settles()
     outcomes: list[FrameOutcome] = []
     pipeline = Pipeline(
         readers=readers,
@@ -188,9 +205,9 @@ def run(
         embedder=embed,
         make_tracker=lambda camera: Tracker(camera, TrackerSettings(), LEVELS),
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
-        identifier=Settles(),
+        identifier=settles,
         on_outcome=outcomes.append,
-        selector=Thinning(),
+        selector=CropSelector(settles.tracks),
         load=load,
     )
     pipeline.run(stop)
@@ -301,7 +318,7 @@ def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
         identifier=settles,
         on_outcome=on_outcome,
-        selector=Thinning(),
+        selector=CropSelector(settles.tracks),
     )
     pipeline.run(stop)
     assert settles.ended == [1, 2]

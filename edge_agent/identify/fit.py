@@ -1,0 +1,125 @@
+"""How well tracks fit the identities that they may have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.identify.known import Shared
+from edge_agent.identify.near import NEAREST, Near, Neighbours
+from edge_agent.identify.tracks import Track
+
+__all__ = ["Fit", "Fitting", "assign", "best_two"]
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Fit:
+    """Scores of tracks and identities: numbers `(I,)`, scores `(T, I)`, -inf where a match is impossible."""
+
+    numbers: NDArray[np.int64]
+    scores: Vector
+
+    def best(self, row: int) -> tuple[int | None, float, float | None]:
+        """Return the best number, its score, and the runner-up's score."""
+        scores = self.scores[row]
+        order = best_two(scores)
+        if not order:
+            return None, -1.0, None
+        second = float(scores[order[1]]) if len(order) > 1 else None
+        return int(self.numbers[order[0]]), float(scores[order[0]]), second
+
+
+class Fitting:
+    """Scores tracks against the gallery.
+
+    Args:
+        shared: state of the decision.
+        neighbours: searches of the gallery.
+    """
+
+    def __init__(self, shared: Shared, neighbours: Neighbours) -> None:
+        self._shared = shared
+        self._neighbours = neighbours
+
+    def near(self, tracks: Sequence[Track], floor: float) -> list[Near]:
+        """Return all identities that score at least `floor` with each track, its own, and some more."""
+        found = self._neighbours.near(
+            [track.pooled() for track in tracks],
+            floor,
+            [track.search for track in tracks],
+            [track.number for track in tracks],
+        )
+        for track, near in zip(tracks, found, strict=True):
+            track.search = near.search
+        return found
+
+    def fit(self, tracks: Sequence[Track], threshold: float) -> Fit:
+        """Score tracks against the identities that they may have, as far as it can matter to a decision."""
+        found = self.near(tracks, threshold - self._shared.settings.margin)
+        numbers = np.unique(np.concatenate([near.numbers for near in found]))
+        scores = np.full((len(tracks), len(numbers)), -np.inf, np.float32)
+        for row, (track, near) in enumerate(zip(tracks, found, strict=True)):
+            scores[row, np.searchsorted(numbers, near.numbers)] = near.scores
+            scores[row, self._forbidden(track, numbers)] = -np.inf
+        return Fit(numbers, scores)
+
+    def measure(self, track: Track) -> None:
+        """Set the best and the second score of a track, also of identities far from the threshold."""
+        threshold = self._shared.thresholds.in_force.value
+        if threshold is None:
+            return
+        near, count = self.near([track], threshold - self._shared.settings.margin)[0], NEAREST
+        while True:
+            scores = near.scores.copy()
+            scores[self._forbidden(track, near.numbers)] = -np.inf
+            best = [float(scores[column]) for column in best_two(scores)]
+            if (len(best) == 2 and best[1] >= near.reach) or near.reach == -math.inf:
+                track.score, track.runner_up = (*best, None, None)[:2]
+                return
+            near, count = self._neighbours.nearest(track.pooled(), count), 4 * count
+
+    def without_own(self, track: Track, number: int) -> float | None:
+        """Score a track against an identity, its own exemplars left out; None: there are no others."""
+        vectors, _, origins = self._shared.gallery.exemplars(number)
+        others = [row for row, origin in enumerate(origins) if origin != track.origin]
+        if not others:
+            return None
+        return float((vectors[others] @ track.pooled()).max())
+
+    def _forbidden(self, track: Track, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """`(I,)`: identities of tracks that were seen together with this one, or not on the watchlist."""
+        taken = self._shared.tracks.numbers(self._shared.links.rivals(track.key))
+        listed = numbers.tolist()
+        watchlist = self._shared.settings.enrolment == "watchlist"
+        allowed = set(self._shared.gallery.enrolled(listed) if watchlist else listed) - taken
+        return np.array([number not in allowed for number in listed], np.bool_)
+
+
+def best_two(scores: Vector) -> list[int]:
+    """Return the columns of the two highest scores `(I,)`, best first; fewer where fewer are finite."""
+    found: list[int] = []
+    left = scores.copy()
+    for _ in range(min(2, len(left))):
+        best = int(left.argmax())
+        if left[best] == -np.inf:
+            break
+        found.append(best)
+        left[best] = -np.inf
+    return found
+
+
+def assign(scores: Vector, threshold: float) -> list[tuple[int, int]]:
+    """Return the pairs (row, column) with the greatest sum of scores, each at least `threshold`."""
+    from scipy.optimize import linear_sum_assignment
+
+    if scores.size == 0:
+        return []
+    gain = np.where(scores >= threshold, scores, -10.0)
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if scores[r, c] >= threshold]
