@@ -1,7 +1,7 @@
-"""What was done to the people in the gallery, one JSON line each, without saying to whom.
+"""The audit file: one JSON line for each change of the gallery, without personal data.
 
-A line holds the time, the action, who asked for it (`command line` or `mqtt`) and numbers of rows; never a
-name, an identity or an embedding.
+A line contains the time, the action, its origin (`command line`, `mqtt` or `agent`) and numbers of rows;
+never a name, an identity or an embedding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AUDIT_FILE = "audit.jsonl"
 
 
 def record(state: Path, action: str, by: str, **counts: int) -> None:
-    """Add a line to the audit file in the state folder, and write it through.
+    """Append a line to the audit file in the state folder, and wait until it is on the disk.
 
     Raises:
         StorageError: it cannot be written.

@@ -72,9 +72,9 @@ class IndexBuilder:
     def update(self) -> None:
         """Start to build the shortlist of a gallery that grew; drop that of one that shrank."""
         index, limit = self._file.index, self._settings.exact_up_to
-        if index.has_shortlist and len(index) < _SHRUNK * limit:
-            index.follow(None)
-        if len(index) <= limit or self._disabled or index.has_shortlist:
+        if index.shortlist is not None and len(index) < _SHRUNK * limit:
+            index.shortlist = None
+        if len(index) <= limit or self._disabled or index.shortlist is not None:
             return
         if self._thread is not None and self._thread.is_alive():
             return
@@ -100,14 +100,14 @@ class IndexBuilder:
             codes = Codes(sample)
             del sample
             with lock:
-                index.follow(codes)
+                index.shortlist = codes
             more = True
             while more and not self._closing.wait(_PAUSE_S):
                 with lock:
                     more = index.encode()
         except Exception as error:  # noqa: BLE001 - whatever the library raises: search stays exact
             with lock:
-                index.follow(None)
+                index.shortlist = None
                 self._disabled = True
             _log.error("gallery_index_failed", error=str(error), outcome="the gallery is searched exactly")
             return

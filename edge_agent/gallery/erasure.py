@@ -1,9 +1,9 @@
-"""Everything that is kept of a person besides the gallery goes with the person.
+"""Deletes the events and pictures of identities that the gallery has erased.
 
-Events that wait in the outbox name the person by an opaque id; pictures in crop folders show the person.
-What has to go is written into the gallery file before, or in the same transaction as, the person's own rows
-are erased, and is taken off that list when it is gone. So a kill, a full disk, or a command that finds the
-agent running and may not touch its outbox only puts it off.
+Events in the outbox name a person by an opaque id; pictures in crop folders show the person. What has to
+be deleted is noted in the gallery file before the identity is erased, or in the same transaction, and the
+note is removed after the deletion. So a kill, a full disk, or a command that may not touch the outbox of a
+running agent only delays it.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ class PictureFolder(Protocol):
     """A crop folder; see `edge_agent.source.crops.CropFolderSource`."""
 
     def owns(self, camera: str) -> bool:
-        """Whether the crops of this camera come from it."""
+        """Return whether the crops of this camera are in it."""
 
     def erase(self, pictures: Collection[Pictures]) -> int:
-        """Delete the pictures of these tracks."""
+        """Delete the pictures of these tracks; return how many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """How many events and pictures were erased."""
+    """Number of deleted events and pictures."""
 
     events: int = 0
     pictures: int = 0
 
 
 def forget(gallery: Gallery, number: int) -> Erased:
-    """Erase a person from the gallery, and note what else has to go; see `Erasure.run`.
+    """Erase a person from the gallery, and note what `Erasure.run` has to delete.
 
     Raises:
         InputError: there is no such identity.
-        StorageError: it could not be done; what was noted goes all the same.
+        StorageError: it could not be done; what was noted is deleted all the same.
     """
     _note(gallery, [gallery.get(number).id, *gallery.former_ids(number)])
     return gallery.forget(number)
 
 
 def forget_all(gallery: Gallery) -> list[Erased]:
-    """Erase everybody, as in `forget`; errors likewise."""
+    """Erase all identities, as in `forget`."""
     erased = gallery.forget_all()
     _note(gallery, [opaque for one in erased for opaque in (one.id, *one.former_ids)])
     return erased
@@ -64,11 +64,11 @@ def _note(gallery: Gallery, ids: Iterable[str]) -> None:
 
 @dataclass(slots=True)
 class Erasure:
-    """Knows what is kept of people beside the gallery, and removes what has to go.
+    """Notes which pictures show whom, and deletes what has to be deleted. Any thread may call it.
 
     Args:
         gallery: open.
-        events: removes the events with this word from the outbox; returns how many.
+        events: deletes the events that contain this id from the outbox; returns how many.
         folders: crop folders that the agent reads.
     """
 
@@ -76,10 +76,10 @@ class Erasure:
     events: Callable[[str], int]
     folders: Sequence[PictureFolder] = ()
     _noted: dict[tuple[str, int], int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def note(self, decision: Decision) -> None:
-        """Remember whom the pictures of a track show, where they come from a crop folder."""
+        """Note whom the pictures of a track show, where they are in a crop folder."""
         key = decision.camera, decision.track_id
         if decision.number is None or not any(folder.owns(decision.camera) for folder in self.folders):
             return
@@ -91,34 +91,25 @@ class Erasure:
             self._noted.pop(key, None)
 
     def forget(self, erase: Callable[[], Erased]) -> tuple[Erased, Removed]:
-        """Erase one person by `erase` (see `forget`), and at once what else is kept of them.
-
-        Raises:
-            Whatever `erase` raises, and StorageError as in `run`.
-        """
+        """Erase one person by `erase` (see `forget`), then as `run`; raises what either raises."""
         with self._lock:
-            return erase(), self._run()
+            return erase(), self.run()
 
     def run(self) -> Removed:
-        """Remove the events and pictures of everybody who is gone. May be called from any thread.
+        """Delete the events and pictures of all erased identities.
 
         Pictures in folders that are not read now stay noted until they are.
 
         Raises:
-            StorageError: some could not be removed; they stay noted.
+            StorageError: some could not be deleted; they stay noted.
         """
         with self._lock:
-            return self._run()
-
-    def _run(self) -> Removed:
-        return Removed(self._erase_events(), self._erase_pictures())
+            return Removed(self._erase_events(), self._erase_pictures())
 
     def _erase_events(self) -> int:
         noted = self.gallery.facts.get(_EVENTS_FACT) or []
-        erased = 0
-        for opaque in noted:
-            erased += self.events(opaque)
-        if noted:  # somebody may have noted more meanwhile
+        erased = sum(self.events(opaque) for opaque in noted)
+        if noted:  # another process may have added to them
             self.gallery.facts.change(
                 _EVENTS_FACT, lambda now: [one for one in now or [] if one not in noted] or None
             )
@@ -128,8 +119,7 @@ class Erasure:
         gone = self.gallery.pictures.orphaned()
         removed = 0
         for folder in self.folders if gone else ():
-            own = [one for one in gone if folder.owns(one.camera)]
-            if own:
+            if own := [one for one in gone if folder.owns(one.camera)]:
                 removed += folder.erase(own)
                 self.gallery.pictures.removed(own)
         return removed

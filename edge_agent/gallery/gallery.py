@@ -314,14 +314,12 @@ class Gallery:
         Raises:
             InputError: there is no such identity, or the name is taken or unusable.
         """
-        if name is None:
-            with self.file.changing() as content:
-                return content.update(number, "name = NULL")
-        label = checked_name(name)
+        label = None if name is None else checked_name(name)
         with self.file.changing() as content:
             if content.identity(number).name != label:
                 content.require_free_name(label)
-            return content.update(number, "name = ?, kind = 'enrolled'", label)
+            content.update(number, "name = ?" if label is None else "name = ?, kind = 'enrolled'", label)
+            return content.identity(number)
 
     def forget(self, number: int) -> Erased:
         """Erase a person from the file, its write-ahead log and memory.

@@ -1,4 +1,4 @@
-"""What the gallery tells about the people in it, and the rules for their names and ids."""
+"""What the gallery returns about identities, and the rules for their names and ids."""
 
 from __future__ import annotations
 
@@ -12,31 +12,29 @@ from edge_agent.core.errors import InputError
 __all__ = ["Erased", "GalleryStats", "Identity", "Imported", "Kind", "checked_name", "new_id"]
 
 Kind = Literal["auto", "enrolled"]
-"""`auto`: an unknown who was seen well enough; `enrolled`: put in or named by a person."""
+"""`auto`: an unknown person who was seen well enough; `enrolled`: entered or named by an operator."""
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # base32, lower case: safe in topics and file names
-_ID_CHARACTERS = 12  # 60 random bits: a clash among 10,000 identities has odds of 4e-11
+_ID_CHARACTERS = 12  # 60 random bits: a collision among 10,000 identities has a probability of 4e-11
 _ID_FORM = re.compile(r"p-[a-z2-7]{12}")
 _LONGEST_NAME = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One person in the gallery.
+    """One person in the gallery. Times are Unix seconds.
 
     Attributes:
-        number: counts identities within this gallery file, from 1; never given twice.
+        number: counts identities within this gallery file, from 1; never reused.
         id: opaque and random, the same wherever the identity is exported to.
         name: what the operator calls the person, unique in the gallery, or None.
-        kind: `auto` identities may be evicted for want of room, `enrolled` ones not; each kind has its own
-            time to live.
-        created: when it was first enrolled, Unix seconds.
-        last_seen: when it was last touched, Unix seconds.
-        expires: when it will be erased, Unix seconds, or None for never.
+        kind: `auto` identities may be evicted from a full gallery; each kind has its own time to live.
+        created: when it was first enrolled.
+        last_seen: when it was last touched.
+        expires: when it will be erased, or None for never.
         ttl_s: its own time to live in seconds, 0.0 for ever; None: that of its kind.
-        exemplars: number of embeddings kept.
-        sightings: how often the person was seen: one for the enrolment, one more for each touch that
-            says so.
+        exemplars: number of embeddings.
+        sightings: how often the person was seen: one for the enrolment, one for each touch that counts.
     """
 
     number: int
@@ -53,13 +51,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What `forget` removed from the disk and from memory.
+    """An identity that was removed from the disk and from memory.
 
     Attributes:
-        number: of the identity that is gone.
-        id: its opaque id.
-        name: the operator's name for it, if any.
-        exemplars: number of embeddings that were erased.
+        exemplars: number of erased embeddings.
         former_ids: ids of identities that had been merged into it, erased as well.
         bytes: size of the erased embeddings.
     """
@@ -74,7 +69,7 @@ class Erased:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What `import_` did: identities added, and those skipped since their id was there already."""
+    """Number of identities that were added, and skipped because their id was in the gallery already."""
 
     added: int
     skipped: int
@@ -86,19 +81,12 @@ class GalleryStats:
 
     Attributes:
         path: of the file, or `:memory:`.
-        space: id of the embedding space.
-        dimension: numbers in an embedding.
-        identities: how many, of both kinds.
-        enrolled: how many of them are of kind `enrolled`.
-        named: how many of them have a name.
-        exemplars: embeddings kept in all.
-        capacity: how many identities fit.
-        max_exemplars: how many embeddings an identity keeps at most.
-        ttl_s: seconds after which an `auto` identity that is not seen expires, or None.
-        enrolled_ttl_s: the same for `enrolled` ones.
-        oldest_seen: earliest `last_seen`, None while the gallery is empty.
-        newest_seen: latest `last_seen`, None while the gallery is empty.
-        evicted: identities given up for want of room since the gallery was opened.
+        space, dimension: of the embeddings.
+        identities: of both kinds; `enrolled` and `named` of them have that kind, or a name.
+        exemplars: embeddings of all identities.
+        capacity, max_exemplars, ttl_s, enrolled_ttl_s: see `edge_agent.gallery.rows.Policy`.
+        oldest_seen, newest_seen: earliest and latest `last_seen`, None while the gallery is empty.
+        evicted: identities erased for lack of space since the gallery was opened.
         file_bytes: size on disk with its write-ahead log, 0 in memory.
         index_bytes: size of the search matrices in memory.
     """
@@ -122,12 +110,12 @@ class GalleryStats:
 
 
 def new_id() -> str:
-    """A fresh opaque id: `p-` and 12 random base32 characters."""
+    """Return a new opaque id: `p-` and 12 random base32 characters."""
     return "p-" + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_CHARACTERS))
 
 
 def checked_name(name: str) -> str:
-    """The name without outer blanks, when it can tell a person from numbers and ids.
+    """Return the name without surrounding blanks.
 
     Raises:
         InputError: it is empty, too long, has control characters, or reads as a number or an id.

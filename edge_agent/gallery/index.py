@@ -1,17 +1,17 @@
-"""The gallery in memory: best-exemplar search over numpy matrices, exact unless there is a shortlist.
+"""Embeddings in memory: best-exemplar search over numpy matrices, exact unless there is a shortlist.
 
 Exemplars are stored by *slot*: matrix j holds the j-th exemplar of every identity that has more than j.
 Identities are ordered by falling number of exemplars, so each matrix is dense, and the best exemplar of
 every identity is an element-wise maximum over at most `max_exemplars` matrix products. There is no loop
-over identities, no row is wasted, and a change moves a handful of rows, whatever the gallery's size::
+over identities, no row is unused, and a change moves a few rows, whatever the size of the gallery::
 
               slot 0    slot 1    slot 2
     person 7  ███████   ███████   ███████
     person 2  ███████   ███████
     person 9  ███████
 
-A `Shortlist` has a short code for every row, at the same slot and place. It follows each change of a row at
-once, so a search by it knows what is new, and not what is gone; whom it finds is scored by the rows.
+The shortlist of a very large gallery contains a short code for every row, at the same slot and place, and is
+updated with each change of a row. Identities that it finds are scored by their rows.
 """
 
 from __future__ import annotations
@@ -29,24 +29,27 @@ __all__ = ["ExemplarIndex"]
 
 _FIRST_ROWS = 64
 _BLOCK = 1 << 20
-"""Scores that are computed at a time, 4 MB: no more is taken, whatever the size of the gallery."""
+"""Scores computed at a time: 4 MB, whatever the size of the gallery."""
 _GATHERED = 1024
-"""Rows that are copied together at a time: a megabyte, too."""
+"""Rows copied at a time: 1 MB at 256 numbers."""
 _SHORTEST = 512
-"""Rows of a shortlist; `docs/gallery-growth.md` has what is missed with it."""
+"""Rows that a search takes from the shortlist; `docs/gallery-growth.md` has the recall."""
 _WIDENED = 8
-"""Rows of a shortlist for each identity that is asked for."""
+"""Rows from the shortlist for each identity of the result, if that is more."""
 _LONGEST = 4096
-"""Rows of a shortlist beyond which looking at everybody is as quick."""
+"""Rows from the shortlist beyond which comparing with all identities is as fast."""
 _ENCODED = 1024
-"""Rows that get their code at a time: about ten milliseconds."""
+"""Rows encoded at a time: about ten milliseconds."""
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class ExemplarIndex:
     """Embeddings grouped by identity, in matrices that double when they are full.
 
-    Not safe for use by several threads at once: `Gallery` holds a lock around it.
+    Not safe for use by several threads at once: `SyncedFile` has the lock.
+
+    Attributes:
+        shortlist: codes of the rows, or None. After setting it, call `encode` until it contains all.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -56,7 +59,7 @@ class ExemplarIndex:
         self._numbers: NDArray[np.int64] = np.empty(_FIRST_ROWS, np.int64)
         self._place: dict[int, int] = {}
         self._scratch: NDArray[np.float32] = np.empty(0, np.float32)
-        self._shortlist: Codes | None = None
+        self.shortlist: Codes | None = None
 
     def __len__(self) -> int:
         """Identities that have at least one exemplar."""
@@ -65,14 +68,11 @@ class ExemplarIndex:
     @property
     def nbytes(self) -> int:
         """Bytes held by the matrices, used or not."""
-        codes = self._shortlist.nbytes if self._shortlist is not None else 0
+        codes = self.shortlist.nbytes if self.shortlist is not None else 0
         return sum(slot.nbytes for slot in self._slots) + self._scratch.nbytes + codes
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """`(N,)` int64 and `(N, D)` float32: exemplars of some identities and whose each is; copies.
-
-        Those of one identity together, in their order; who is not here has no row.
-        """
+        """Return copies of exemplars, see `Gallery.vectors`."""
         here = [number for number in numbers if number in self._place]
         places = np.array([self._place[number] for number in here], np.int64)
         found = [places < used for used in self._used]
@@ -91,18 +91,18 @@ class ExemplarIndex:
         counts: NDArray[np.int64],
         rows: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]],
     ) -> None:
-        """Replace everything, with no more memory than it takes in the end; a shortlist is given up.
+        """Replace the content, without a second copy of it in memory; drops the shortlist.
 
         Args:
             numbers: `(I,)` identities, rising.
             counts: `(I,)` exemplars of each, at least 1.
-            rows: pieces of all exemplars, each identity's in order: `(N,)` identities, `(N, D)` vectors.
+            rows: batches of all exemplars, each identity's in order: `(N,)` identities, `(N, D)` vectors.
         """
         falling = np.argsort(-counts, kind="stable")
         places = np.empty(len(numbers), np.int64)
         places[falling] = np.arange(len(numbers))
         most = int(counts.max(initial=0))
-        self._shortlist = None
+        self.shortlist = None
         self._used = [int(np.count_nonzero(counts > slot)) for slot in range(most)]
         self._slots = [
             np.empty((max(_FIRST_ROWS, 2 * used), self._dimension), np.float32) for used in self._used
@@ -124,7 +124,7 @@ class ExemplarIndex:
                 self._slots[slot][places[of[here]]] = vectors[here]
 
     def put(self, number: int, vectors: NDArray[np.float32]) -> None:
-        """Make `vectors` `(M, D)` the exemplars of an identity; M = 0 takes it out."""
+        """Set the exemplars `(M, D)` of an identity; M = 0 removes it."""
         for _ in range(self._count(number) - len(vectors)):
             self._shrink(number)
         for slot in range(self._count(number)):
@@ -134,11 +134,7 @@ class ExemplarIndex:
             self._grow(number, slot, vectors[slot])
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `k` best identities of each query: `(Q, k)` numbers and best-exemplar cosines, best first.
-
-        Of equals, the lower number comes first. -1 and -inf where there are fewer than `k`. By the shortlist,
-        if there is one, somebody may be missing; the scores are exact all the same.
-        """
+        """Return the `k` best identities of each query `(Q, D)`, see `Gallery.search`."""
         found = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         if not found.size:
@@ -154,49 +150,39 @@ class ExemplarIndex:
 
     @property
     def listed(self) -> bool:
-        """Whether searches go by a shortlist: there is one, and it has every row."""
-        known = self._shortlist
-        return known is not None and all(known.filled(s) == used for s, used in enumerate(self._used))
-
-    @property
-    def has_shortlist(self) -> bool:
-        """Whether there is a shortlist, complete or not."""
-        return self._shortlist is not None
+        """Whether searches use the shortlist: there is one, and it contains every row."""
+        codes = self.shortlist
+        return codes is not None and all(codes.filled(s) == used for s, used in enumerate(self._used))
 
     def sample(self, most: int) -> NDArray[np.float32]:
-        """`(N, D)` float32: at most so many of the rows, evenly from all; the same every time."""
+        """Return at most `most` rows, evenly spaced: `(N, D)` float32; deterministic."""
         step = max(1, -(-sum(self._used) // most))
         return np.concatenate(
             [slot[:used:step] for slot, used in zip(self._slots, self._used, strict=True)]
             or [np.zeros((0, self._dimension), np.float32)]
         )
 
-    def follow(self, shortlist: Codes | None) -> None:
-        """Keep this shortlist from now on, or none; call `encode` until it has every row."""
-        self._shortlist = shortlist
-
     def encode(self) -> bool:
-        """Let the shortlist take in some rows that it has not; False when it has all, or there is none."""
-        for slot, used in enumerate(self._used if self._shortlist is not None else ()):
-            assert self._shortlist is not None  # the loop is empty without
-            begin = self._shortlist.filled(slot)
-            if begin < used:
+        """Add a batch of rows to the shortlist; return False when it contains all, or there is none."""
+        codes = self.shortlist
+        for slot, used in enumerate(self._used):
+            if codes is not None and (begin := codes.filled(slot)) < used:
                 end = min(used, begin + _ENCODED)
-                self._shortlist.put(slot, begin, self._slots[slot][begin:end])
+                codes.put(slot, begin, self._slots[slot][begin:end])
                 return True
         return False
 
     def _encode(self, slot: int, place: int) -> None:
-        """The row has changed; one that the shortlist has not reached yet is left to `encode`."""
-        if self._shortlist is not None and place <= self._shortlist.filled(slot):
-            self._shortlist.put(slot, place, self._slots[slot][place : place + 1])
+        """Update the code of a changed row, unless `encode` has not reached it yet."""
+        if self.shortlist is not None and place <= self.shortlist.filled(slot):
+            self.shortlist.put(slot, place, self._slots[slot][place : place + 1])
 
     # ---- inside
 
     def _search_all(
         self, queries: NDArray[np.float32], found: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> None:
-        """Block by block; of each block only those that beat the `k` best so far are sorted in."""
+        """Compare block by block; of each block only scores above the `k` best so far are sorted."""
         k = found.shape[1]
         width = max(_FIRST_ROWS, 4 * k, _BLOCK // len(queries))
         best = np.empty((len(queries), min(width, len(self))), np.float32)
@@ -216,11 +202,11 @@ class ExemplarIndex:
         found: NDArray[np.int64],
         scores: NDArray[np.float32],
     ) -> None:
-        assert self._shortlist is not None  # `listed`
-        places = self._shortlist.places(queries, count)
+        assert self.shortlist is not None  # `listed`
+        places = self.shortlist.places(queries, count)
         rows, columns = np.nonzero(places >= 0)
         places = places[rows, columns]
-        pairs = np.unique(rows * len(self) + places)  # an identity may be there by several exemplars
+        pairs = np.unique(rows * len(self) + places)  # several exemplars of one identity may be found
         rows, places = np.divmod(pairs, len(self))
         best = np.empty(len(pairs), np.float32)
         for first in range(0, len(pairs), _GATHERED):
@@ -229,7 +215,7 @@ class ExemplarIndex:
         _sort_in(rows, self._numbers[places], best, found, scores)
 
     def _score(self, queries: NDArray[np.float32], first: int, best: NDArray[np.float32]) -> None:
-        """Best-exemplar cosines of the identities from place `first` on, as many as `best` has columns."""
+        """Compute best-exemplar cosines of the identities from place `first` on, one for each column."""
         for slot, (matrix, used) in enumerate(zip(self._slots, self._used, strict=True)):
             columns = min(best.shape[1], used - first)
             if columns <= 0:
@@ -245,7 +231,7 @@ class ExemplarIndex:
     def _score_pairs(
         self, queries: NDArray[np.float32], rows: NDArray[np.int64], places: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """`(N,)` best-exemplar cosine of query `rows[n]` and the identity at `places[n]`."""
+        """Return `(N,)` best-exemplar cosines of query `rows[n]` and the identity at `places[n]`."""
         best = np.full(len(places), -np.inf, np.float32)
         for matrix, used in zip(self._slots, self._used, strict=True):
             here = np.flatnonzero(places < used)
@@ -256,7 +242,7 @@ class ExemplarIndex:
         return best
 
     def _room_for(self, rows: int, columns: int) -> NDArray[np.float32]:
-        """A reused `(rows, columns)` buffer: fresh pages each time would cost more than the maximum."""
+        """Return a reused `(rows, columns)` buffer: new pages each time would cost more than the maximum."""
         if self._scratch.size < rows * columns:
             self._scratch = np.empty(rows * columns, np.float32)
         return self._scratch[: rows * columns].reshape(rows, columns)
@@ -266,7 +252,7 @@ class ExemplarIndex:
         return 0 if place is None else sum(used > place for used in self._used)
 
     def _grow(self, number: int, count: int, vector: NDArray[np.float32]) -> None:
-        """Give an identity with `count` exemplars one more, keeping the order by falling count."""
+        """Add one exemplar to an identity that has `count`, keeping the order by falling count."""
         if count == len(self._slots):
             self._slots.append(np.empty((_FIRST_ROWS, self._dimension), np.float32))
             self._used.append(0)
@@ -282,14 +268,14 @@ class ExemplarIndex:
         self._encode(count, first)
 
     def _shrink(self, number: int) -> None:
-        """Take away an identity's last exemplar, keeping the order by falling count."""
+        """Remove an identity's last exemplar, keeping the order by falling count."""
         count = self._count(number)
         last = self._used[count - 1] - 1  # of all identities with exactly `count` exemplars
         self._swap(self._place[number], last, count)
-        self._slots[count - 1][last] = 0.0  # an erased embedding does not linger in memory
+        self._slots[count - 1][last] = 0.0  # an erased embedding must not stay in memory
         self._used[count - 1] = last
-        if self._shortlist is not None:
-            self._shortlist.cut(count - 1, last)
+        if self.shortlist is not None:
+            self.shortlist.cut(count - 1, last)
         if count == 1:
             del self._place[number]
 
@@ -307,8 +293,8 @@ class ExemplarIndex:
 
 
 def _multiply(queries: NDArray[np.float32], rows: NDArray[np.float32], products: NDArray[np.float32]) -> None:
-    """`(Q, D)` and `(N, D)` -> `(Q, N)`."""
-    if len(queries) == 1:  # as fast as memory gives the rows; OpenBLAS takes a fifth longer
+    """Multiply `(Q, D)` and `(N, D)` into `(Q, N)`."""
+    if len(queries) == 1:  # limited by memory bandwidth; OpenBLAS takes a fifth longer
         np.einsum("nd,d->n", rows, queries[0], out=products[0])
     else:
         np.matmul(queries, rows.T, out=products)
@@ -321,7 +307,7 @@ def _sort_in(
     found: NDArray[np.int64],
     scores: NDArray[np.float32],
 ) -> None:
-    """Take candidates into the best of their rows: `(N,)` each, into `(Q, k)`, best first."""
+    """Merge candidates `(N,)` into the sorted results `(Q, k)` of their rows."""
     count, k = found.shape
     held = np.repeat(np.arange(count), k)
     rows = np.concatenate([held, rows])

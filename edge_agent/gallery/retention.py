@@ -64,7 +64,8 @@ class Retention:
         if ttl_s is not None and ttl_s < 0:
             raise ValueError("ttl_s must not be negative")
         with self._file.changing() as rows:
-            return rows.update(number, "ttl = ?", ttl_s)
+            rows.update(number, "ttl = ?", ttl_s)
+            return rows.identity(number)
 
     def expire(self, now: float) -> list[Identity]:
         """Erase the identities whose `expires` is not after `now`; return what they were.

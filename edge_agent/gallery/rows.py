@@ -142,11 +142,12 @@ class Rows:
         self._set_expiry(number)
         return number
 
-    def update(self, number: int, assignments: str, *values: object) -> Identity:
+    def update(self, number: int, assignments: str, *values: object) -> None:
         """Change columns of an identity, e.g. `name = ?`, and the expiry that follows from them."""
-        self.store.run(f"UPDATE identity SET {assignments} WHERE number = ?", (*values, number))  # noqa: S608
+        statement = f"UPDATE identity SET {assignments} WHERE number = ?"  # noqa: S608 - no values in it
+        if not self.store.run(statement, (*values, number)).rowcount:
+            raise _unknown(number)
         self._set_expiry(number)
-        return self.identity(number)
 
     def merge(self, keep: int, absorb: int) -> Identity:
         """Move everything of `absorb` to `keep`; see `Gallery.merge`."""
@@ -157,7 +158,7 @@ class Rows:
         self.store.run("INSERT INTO former VALUES (?, ?)", (absorbed.id, keep))
         self.changed.add(absorb)
         self._prune(keep)
-        return self.update(
+        self.update(
             keep,
             "name = ?, kind = ?, created = ?, last_seen = ?, sightings = ?, ttl = ?",
             kept.name or absorbed.name,
@@ -167,6 +168,7 @@ class Rows:
             kept.sightings + absorbed.sightings,
             kept.ttl_s if kept.ttl_s is not None else absorbed.ttl_s,
         )
+        return self.identity(keep)
 
     def erase(self, person: Identity) -> Erased:
         """Delete an identity and everything that belongs to it."""

@@ -120,7 +120,7 @@ def filled(identities: int, exemplars: int, seed: int = 0) -> tuple[ExemplarInde
 
 
 def with_codes(index: ExemplarIndex, codes: Any) -> None:
-    index.follow(codes(index.sample(32_768)))
+    index.shortlist = codes(index.sample(32_768))
     assert not index.listed
     while index.encode():
         pass
@@ -155,7 +155,7 @@ def test_codes_are_those_of_the_rows_after_any_changes(codes: Any, data: st.Data
         index.put(number, rows[number : number + number % 4])
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(index_module, "_ENCODED", 7)
-        index.follow(table)
+        index.shortlist = table
         for _ in range(data.draw(st.integers(5, 40))):
             if data.draw(st.booleans()):
                 at = data.draw(st.integers(0, 390))
@@ -168,16 +168,16 @@ def test_codes_are_those_of_the_rows_after_any_changes(codes: Any, data: st.Data
     quantiser = table._pattern.pq
     for slot, (matrix, used) in enumerate(zip(index._slots, index._used, strict=True)):
         if used:
-            expected = quantiser.decode(quantiser.compute_codes(table._turned(matrix[:used])))
+            expected = quantiser.decode(quantiser.compute_codes(table._rotated(matrix[:used])))
             np.testing.assert_array_equal(table._slots[slot].reconstruct_n(0, used), expected)
 
 
 def test_nothing_of_the_erased_is_left_in_the_codes(codes: Any) -> None:
     index, _ = filled(800, 2)
     with_codes(index, codes)
-    table = index._shortlist
+    table = index.shortlist
     gone = [5, 800, 801 - 3]
-    erased = table._pattern.pq.compute_codes(table._turned(index.vectors(gone)[1]))
+    erased = table._pattern.pq.compute_codes(table._rotated(index.vectors(gone)[1]))
     for number in gone:
         index.put(number, np.zeros((0, D), np.float32))
     size = table._packer.nvec
