@@ -29,16 +29,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.startup import rtsp
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply
 from edge_agent.core.config import Settings
 from edge_agent.core.loading import load
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
+from edge_agent.detect import Detection, add_motion_gate, open_detection
 from edge_agent.detect.motion import Motion
 from edge_agent.offline.bench.speed import machine
 from edge_agent.offline.bench.stagetimes import cpu_of_threads
 from edge_agent.offline.synthetic.street import Street
+from edge_agent.source.opening import open_sources
 
 PICTURES = 30
 """Different ones, in a loop: grain must not stand still."""
@@ -94,7 +95,7 @@ def parts(pictures: Sequence[NDArray[np.uint8]], fps: int, detector: str) -> Ite
     yield "motion gate", _ms(lambda n: motion.moved(pictures[n % len(pictures)], next(looked) / fps), 200)
     with ExitStack() as stack:
         settings = load(None, {"detector": {"kind": detector}})
-        found = factory.open_detection(settings, stack, cameras={"cam": None})
+        found = open_detection(settings, stack, cameras={"cam": None})
         yield (
             _named(detector),
             _ms(lambda n: found.detect(Frame("cam", n, n / fps, pictures[n % len(pictures)])), 10),
@@ -194,15 +195,15 @@ def measured(
         settings = settings.model_copy(update={"state_dir": Path(folder)})
         own = {f"cam{n}": source for n, source in enumerate(settings.sources)}
         if gate is None:
-            detection = factory.Detection(
+            detection = Detection(
                 _nobody, lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5), "nobody", lambda: 0.0
             )
         else:
-            detection = factory.open_detection(settings, stack, cameras=dict.fromkeys(own))
+            detection = open_detection(settings, stack, cameras=dict.fromkeys(own))
         looks = [0]
         counted = replace(detection, detect=functools.partial(_counted, looks, detection.detect))
-        given = factory.open_sources(settings, Path(folder)) if sources is None else sources
-        counted = factory.rest_while_still(settings, counted, own, given)
+        given = open_sources(settings.sources, Path(folder)) if sources is None else sources
+        counted = add_motion_gate(settings, counted, own, given)
         agent = Agent(settings, supply=Supply(given, counted))
         stop = threading.Event()
         run = threading.Thread(target=agent.run, args=(stop,), name="pipeline")

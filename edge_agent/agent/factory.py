@@ -6,18 +6,14 @@ Nothing heavy is imported before the stage that needs it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_agent.core.config import (
-    DetectorSettings,
     EngineSettings,
     Settings,
-    SourceSettings,
 )
 from edge_agent.core.errors import ConfigError, InputError, StorageError
 
@@ -25,17 +21,16 @@ if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import CommandHandlers
     from edge_agent.core.events import Event, InfoData, TelemetryData
     from edge_agent.core.heartbeat import HeartbeatState
-    from edge_agent.core.structures import Detections, Frame, Load, ScoreLevels, SourceStatus
+    from edge_agent.core.structures import Load, SourceStatus
     from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import ConnectionState
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
-    from edge_agent.detect.motion import MotionGate
+    from edge_agent.detect import Detection
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.selection import CropSelector
-    from edge_agent.engine import Engine
     from edge_agent.engine.graph.prepared import PreparedGraph
     from edge_agent.gallery.erasure import Erasure, Removed
     from edge_agent.gallery.gallery import Gallery
@@ -47,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OUTBOX_FILE",
-    "Detection",
     "Publish",
     "announce",
     "erase_at_rest",
@@ -56,14 +50,11 @@ __all__ = [
     "make_crop_selector",
     "make_erasure",
     "open_commands",
-    "open_detection",
     "open_metrics",
     "open_outbox",
     "open_publisher",
-    "open_sources",
     "open_telemetry",
     "rekey",
-    "rest_while_still",
     "site_scores",
     "state_folder",
 ]
@@ -181,148 +172,6 @@ def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """The detectors of all sources, entered.
-
-    Attributes:
-        detect: finds people in a frame of any source.
-        levels: per camera, what the scores mean to its tracker.
-        name: for `info` and events.
-        network_seconds: time spent inside the detectors' networks so far; 0 for those without one.
-        still: by camera with a motion gate: frames that its detector did not see, since nothing moved.
-    """
-
-    detect: Callable[[Frame], Detections]
-    levels: Callable[[str], ScoreLevels]
-    name: str
-    network_seconds: Callable[[], float]
-    still: Callable[[], Mapping[str, int]] = dict
-
-
-def open_detection(settings: Settings, stack: ExitStack, *, cameras: dict[str, str | None]) -> Detection:
-    """Open one detector for each kind that is asked for.
-
-    Args:
-        settings: all settings.
-        stack: closes the detectors.
-        cameras: id of each source and its own choice of detector, None for the common one.
-    """
-    kinds = {camera: kind or settings.detector.kind for camera, kind in cameras.items()}
-    opened = {kind: _open_detector(kind, settings, stack) for kind in sorted(set(kinds.values()))}
-    common = settings.detector.kind
-
-    def detect(frame: Frame) -> Detections:
-        return opened[kinds.get(frame.camera, common)].detect(frame)
-
-    def levels(camera: str) -> ScoreLevels:
-        return opened[kinds.get(camera, common)].levels
-
-    def network_seconds() -> float:
-        return sum(one.engine.run_seconds for one in opened.values() if one.engine is not None)
-
-    return Detection(detect, levels, "+".join(one.name for one in opened.values()), network_seconds)
-
-
-def rest_while_still(
-    settings: Settings, detection: Detection, sources: Mapping[str, SourceSettings], opened: Sequence[Source]
-) -> Detection:
-    """The detection behind a motion gate, for the sources that shall have one; cameras slow down meanwhile.
-
-    Args:
-        settings: all settings.
-        detection: open.
-        sources: settings of each, by id.
-        opened: the sources.
-
-    Raises:
-        ConfigError: a source shall have a gate, and nobody is looked for in its pictures here.
-    """
-    from edge_agent.source import source_kind
-
-    def looked_for(own: SourceSettings) -> bool:
-        kind = own.detector or settings.detector.kind
-        return kind not in {"external", "none"} and source_kind(own.url) != "crops"
-
-    nothing = "nobody is looked for here (detector external or none, or a crop folder): leave it out"
-    for camera, own in sources.items():
-        if own.motion and not looked_for(own):
-            raise ConfigError(f"source {camera}: motion is set, but {nothing}")
-    if settings.motion.enabled and not any(map(looked_for, sources.values())):
-        raise ConfigError(f"motion.enabled is set, but {nothing}")
-    wanted = {
-        camera
-        for camera, own in sources.items()
-        if (settings.motion.enabled if own.motion is None else own.motion) and looked_for(own)
-    }
-    if not wanted:
-        return detection
-    from edge_agent.detect.motion import MotionGate, Pace
-    from edge_agent.source.capture import CsiSource, StreamSource, UsbSource
-
-    chosen = settings.motion
-    gate = MotionGate(
-        detection.detect,
-        cameras=frozenset(wanted),
-        pace=Pace(chosen.hold_s, chosen.refresh_s, chosen.look_s),
-        smallest=(settings.quality.min_width, settings.quality.min_height),
-    )
-    for source in opened:
-        if source.id in wanted and isinstance(source, StreamSource | UsbSource | CsiSource):
-            source.pace.slowed = partial(_slowed, gate, source.id, chosen.rest_fps)
-    return replace(detection, detect=gate.detect, still=lambda: gate.still)
-
-
-def _slowed(gate: MotionGate, camera: str, rest_fps: float) -> float | None:
-    """Frames a second that this camera shall give, None for all."""
-    return rest_fps if gate.rests(camera) else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """One detector, entered."""
-
-    detect: Callable[[Frame], Detections]
-    levels: ScoreLevels
-    name: str
-    engine: Engine | None = None
-
-
-def _open_detector(kind: str, settings: Settings, stack: ExitStack) -> _Opened:
-    if kind == "external":
-        return _open_external(settings, stack)
-    from edge_agent.detect import open_detector
-
-    detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads))
-    levels = _levels(settings.detector, detector.levels)
-    engine = getattr(detector, "engine", None)  # HOG has none
-    return _Opened(lambda frame: detector.detect(frame.image), levels, detector.name, engine)
-
-
-def _open_external(settings: Settings, stack: ExitStack) -> _Opened:
-    from edge_agent.core.mqtt import broker_settings
-    from edge_agent.core.structures import ScoreLevels
-    from edge_agent.source.external import ExternalBoxes
-
-    chosen = settings.detector
-    if not chosen.external_topics:
-        raise ConfigError("detector.kind is external, but detector.external_topics names no MQTT topic")
-    broker = broker_settings(settings.mqtt)
-    if broker is None:
-        raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
-    boxes = stack.enter_context(ExternalBoxes(chosen, broker))
-    levels = _levels(
-        chosen, ScoreLevels(low=0.1, high=0.5, new_track=0.5)
-    )  # boxes without a score count as 1.0
-    return _Opened(boxes.detect_frame, levels, f"external:{chosen.external_format}")
-
-
-def _levels(chosen: DetectorSettings, own: ScoreLevels) -> ScoreLevels:
-    """The configured levels, else the detector's own."""
-    configured = {name: getattr(chosen, name) for name in ("low", "high", "new_track")}
-    return replace(own, **{name: score for name, score in configured.items() if score is not None})
-
-
 def make_crop_selector(
     settings: EngineSettings, embedder: Embedder, detection: Detection, tracks: TrackTable
 ) -> CropSelector:
@@ -341,39 +190,6 @@ def make_crop_selector(
     if settings.overload == "thin":
         budget = CropBudget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
     return CropSelector(tracks, budget, lambda camera: detection.levels(camera).new_track)
-
-
-def open_sources(settings: Settings, state: Path) -> list[Source]:
-    """The enabled sources, in their order; nothing is opened yet.
-
-    All recorded files of a run begin at the same moment, so that their frames can be put in order.
-
-    Raises:
-        SourceError: an address cannot be understood.
-        ConfigError: every source is disabled.
-    """
-    import time
-
-    from edge_agent.source import open_source, source_kind
-
-    begin = time.time()
-    # Ids that were given come first, so that a made-up one cannot take them.
-    given = {wanted.id for wanted in settings.sources if wanted.id is not None}
-    sources: list[Source] = []
-    for wanted in settings.sources:
-        if not wanted.enabled:
-            continue
-        options = wanted.model_dump(
-            exclude={"id", "url", "enabled", "detector", "motion", "priority"}, exclude_none=True
-        )
-        if source_kind(wanted.url) == "file":
-            options.setdefault("start_time", begin)
-        taken = {source.id for source in sources} | (given - {wanted.id})
-        source = open_source(wanted.url, id=wanted.id, taken=taken, state_dir=state, options=options)
-        sources.append(source)
-    if not sources:
-        raise ConfigError("every source is disabled; set enabled = true for one of [[sources]]")
-    return sources
 
 
 def open_telemetry(settings: Settings, state: Path) -> Telemetry:
@@ -471,6 +287,7 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
     """
     from edge_agent.gallery.gallery import GALLERY_FILE
     from edge_agent.gallery.sync import owner_lock
+    from edge_agent.source.opening import open_sources
 
     state = settings.state_dir
     lock = owner_lock(state / GALLERY_FILE)
@@ -478,7 +295,9 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
         return None
     try:
         enabled = any(source.enabled for source in settings.sources)
-        return make_erasure(settings, gallery, None, open_sources(settings, state) if enabled else ()).run()
+        return make_erasure(
+            settings, gallery, None, open_sources(settings.sources, state) if enabled else ()
+        ).run()
     finally:
         lock.release()
 

@@ -20,6 +20,7 @@ from edge_agent.agent.outputs import OutcomeWriter, Outputs, process_age
 from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.timing import Laps
+from edge_agent.detect import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
@@ -27,6 +28,7 @@ from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
 from edge_agent.source import source_kind
+from edge_agent.source.opening import open_sources
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +62,7 @@ class Supply:
     """
 
     sources: Sequence[Source]
-    detection: factory.Detection | None = None
+    detection: Detection | None = None
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ class Stages:
 
     sources: SourceReaders
     embedder: Embedder
-    detection: factory.Detection
+    detection: Detection
     gallery: Gallery
     identifier: Identifier
     selector: CropSelector
@@ -167,7 +169,7 @@ class StageOpener:
     def _sources(self, state: Path) -> list[Source]:
         if self.supply is not None:
             return list(self.supply.sources)
-        return factory.open_sources(self.settings, state)
+        return open_sources(self.settings.sources, state)
 
     def _cameras(self, sources: Sequence[Source]) -> list[CameraInfo]:
         enabled = [source for source in self.settings.sources if source.enabled]
@@ -189,15 +191,15 @@ class StageOpener:
         """Report the progress of building a plan, which takes minutes."""
         self.oversight.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
-    def _detection(self, sources: Sequence[Source]) -> factory.Detection:
+    def _detection(self, sources: Sequence[Source]) -> Detection:
         if self.supply is not None and self.supply.detection is not None:
             return self.supply.detection
         enabled = [source for source in self.settings.sources if source.enabled]
         by_camera = {source.id: own for source, own in zip(sources, enabled, strict=True)}
-        detection = factory.open_detection(
+        detection = open_detection(
             self.settings, self.stack, cameras={camera: own.detector for camera, own in by_camera.items()}
         )
-        return factory.rest_while_still(self.settings, detection, by_camera, sources)
+        return add_motion_gate(self.settings, detection, by_camera, sources)
 
     def _delivery(
         self,

@@ -1,4 +1,4 @@
-"""What every detector offers."""
+"""Protocol of the detectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Detector(Protocol):
 
     @property
     def levels(self) -> ScoreLevels:
-        """What the scores mean."""
+        """Meaning of the scores."""
 
     def __enter__(self) -> Detector: ...
 

@@ -1,4 +1,4 @@
-"""Box arithmetic that detectors share."""
+"""Box arithmetic of the detectors."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ __all__ = ["clip", "suppress"]
 
 
 _MOST = 512
-"""Boxes that are compared with each other, best first: bounds the work of one frame, whatever it shows."""
+"""Boxes that are compared with each other, best first: bounds the work of one frame."""
 
 
 def suppress(found: Detections, max_iou: float, max_inside: float = 1.0) -> Detections:
-    """Greedy non-maximum suppression: best score first, what overlaps a kept box too much goes.
-
-    Of more than 512 boxes only the best 512 are looked at.
+    """Greedy non-maximum suppression, best score first; of more than 512 boxes only the best 512 are used.
 
     Args:
         found: boxes of one picture.
         max_iou: largest intersection over union with a kept box.
-        max_inside: largest share of the smaller of the two that may lie in the other.
+        max_inside: largest share of the smaller of two boxes inside the other.
     """
     order = np.argsort(-found.scores, kind="stable")[:_MOST]
     ranked = found.take(order)
@@ -37,7 +35,7 @@ def suppress(found: Detections, max_iou: float, max_inside: float = 1.0) -> Dete
 
 
 def _inside(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of the smaller box that lies in the other, of every pair: `(N, 4)` xyxy -> `(N, N)`."""
+    """Return the share of the smaller box inside the other, for every pair: `(N, 4)` xyxy -> `(N, N)`."""
     corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
     opposite = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = np.prod(np.clip(opposite - corner, 0, None), axis=2)
@@ -47,5 +45,5 @@ def _inside(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def clip(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """`(N, 4)` float32 xyxy limited to the picture."""
+    """Limit `(N, 4)` float32 xyxy to the picture."""
     return np.clip(boxes, 0, np.asarray([width, height, width, height], np.float32)).astype(np.float32)

@@ -22,36 +22,35 @@ _WINDOW = (48, 96)
 _SHRINK = np.asarray([0.16, 0.08, 0.84, 0.92], np.float32)
 """Part of a HOG window that the person fills (x1, y1, x2, y2): the training crops had a margin."""
 
-
 _WINSTRIDE = (8, 8)
+_SCALE = 1.1
+"""Pyramid step between window sizes; a smaller one costs more and finds hardly more."""
+_MAX_IOU = 0.4
+"""Boxes that overlap a better one by more are dropped."""
 _MAX_INSIDE = 0.6
-"""HOG finds parts of people as smaller people: on the rendered street nearly all false boxes
-lay inside a true one, and this limit doubled precision at the same recall."""
+"""HOG finds parts of people as smaller people: on the rendered street nearly all false boxes were inside a
+true one, and this limit doubled precision at the same recall."""
 _PADDING = (8, 8)
-"""Pixels searched beyond the picture's border, so that the margin of a window may lie outside."""
+"""Pixels searched beyond the border of the picture, so that the margin of a window may be outside."""
 
 
 class HogDetector:
     """See `edge_agent.detect.base.Detector`.
 
     Args:
-        scale: pyramid step between window sizes; smaller costs more and finds hardly more.
-        resize: factor for the picture before searching; above 1 finds smaller people.
-        max_iou: boxes that overlap a better one by more are dropped.
+        resize: factor for the picture before the search; above 1 finds smaller people.
     """
 
     name = "hog"
     levels = ScoreLevels(low=0.65, high=0.75, new_track=0.8)
 
-    def __init__(self, *, scale: float = 1.1, resize: float = 1.0, max_iou: float = 0.4) -> None:
-        self._scale = scale
+    def __init__(self, resize: float = 1.0) -> None:
         self._resize = resize
-        self._max_iou = max_iou
         self._hog: cv2.HOGDescriptor | None = None
 
     def __enter__(self) -> HogDetector:
         self._hog = cv2.HOGDescriptor(_WINDOW, (16, 16), (8, 8), (8, 8), 9)
-        # The spelling that OpenCV 4.5 knows too; the type stubs list only the newer one.
+        # This spelling exists in OpenCV 4.5 too; the type stubs list only the newer one.
         weights = cv2.HOGDescriptor_getDaimlerPeopleDetector()  # type: ignore[attr-defined]
         self._hog.setSVMDetector(weights)
         return self
@@ -74,16 +73,16 @@ class HogDetector:
         if searched.shape[0] < _WINDOW[1] or searched.shape[1] < _WINDOW[0]:
             return Detections.none()
         windows, weights = self._hog.detectMultiScale(
-            searched, winStride=_WINSTRIDE, padding=_PADDING, scale=self._scale, groupThreshold=0
+            searched, winStride=_WINSTRIDE, padding=_PADDING, scale=_SCALE, groupThreshold=0
         )
         found = Detections(_people(windows, self._resize), _scores(weights))
         found = found.take(found.scores >= self.levels.low)
-        kept = suppress(found, self._max_iou, _MAX_INSIDE)
+        kept = suppress(found, _MAX_IOU, _MAX_INSIDE)
         return Detections(clip(kept.boxes, *image.shape[:2]), kept.scores)
 
 
 def _people(windows: Any, resize: float) -> NDArray[np.float32]:  # noqa: ANN401 - () or an array
-    """OpenCV's `(N, 4)` x, y, w, h of windows -> `(N, 4)` float32 xyxy of the people in them."""
+    """Convert OpenCV's `(N, 4)` x, y, w, h of windows to `(N, 4)` float32 xyxy of the people in them."""
     window = np.asarray(windows, np.float32).reshape(-1, 4) / np.float32(resize)
     corner, size = window[:, :2], window[:, 2:]
     shrink = _SHRINK.reshape(2, 2)
@@ -91,7 +90,7 @@ def _people(windows: Any, resize: float) -> NDArray[np.float32]:  # noqa: ANN401
 
 
 def _scores(weights: Any) -> NDArray[np.float32]:  # noqa: ANN401 - () or an array
-    """Distances to the SVM's plane (0 and up) -> `(N,)` float32 scores in 0.5..1, same order."""
+    """Convert distances to the SVM's plane (from 0) to `(N,)` float32 scores in 0.5..1, in the same order."""
     margin = np.asarray(weights, np.float32).reshape(-1)
     scores: NDArray[np.float32] = (1 / (1 + np.exp(-margin))).astype(np.float32)
     return scores

@@ -1,12 +1,12 @@
-"""The motion gate: where nothing moves, nobody is looked for.
+"""Motion gate: frames without motion are not searched for people.
 
-A small copy of each picture is held against a background that adapts (a mixture of Gaussians per pixel:
-Zivkovic 2004, OpenCV's `BackgroundSubtractorMOG2`), so that noise, flicker and swaying leaves are told from
-what is new. Once a spot of the size of a small person is new, every picture is looked at; some seconds after
-the last one, the detector rests. Who stood still when it began to rest is still there: the boxes of the last
-look are given again, and are looked after every now and then.
+A small copy of each picture is compared with an adaptive background (a mixture of Gaussians per pixel:
+Zivkovic 2004, OpenCV's `BackgroundSubtractorMOG2`), which separates noise, flicker and swaying leaves from
+what is new. While a spot of the size of a small person is new, every picture is searched; some seconds after
+the last one, the detector rests. A person who stands still is kept: the boxes of the last search are
+repeated, and the search itself is repeated at intervals.
 
-Why this and not another: `docs/decisions/028-motion-before-the-detector.md`.
+The choice of this method: `docs/decisions/028-motion-before-the-detector.md`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -21,16 +22,19 @@ from numpy.typing import NDArray
 
 from edge_agent.core.structures import Detections, Frame
 
-__all__ = ["Motion", "MotionGate", "Pace"]
+if TYPE_CHECKING:
+    from edge_agent.core.config import MotionSettings
+
+__all__ = ["Motion", "MotionGate"]
 
 WIDTH = 160
-"""Columns of the small copy, about: a mixture of Gaussians costs 0.2 ms of CPU for 160 x 90 cells."""
+"""Approximate columns of the small copy: a mixture of Gaussians costs 0.2 ms of CPU for 160 x 90 cells."""
 
 CELLS_HIGH = 4
-"""Cells that the smallest person is high at least, whatever the picture's width."""
+"""Height in cells of the smallest person at least, at any width of the picture."""
 
 ROWS_PER_CELL = 2
-"""Rows of the picture that are averaged for a cell; to read all twelve would cost four times as much."""
+"""Rows of the picture that are averaged for a cell; all twelve would cost four times as much."""
 
 SPOT = 0.4
 """Share of the smallest person's area that must be new."""
@@ -39,39 +43,24 @@ LEAST_CELLS = 3
 """Smaller spots are noise, whatever the size of people."""
 
 ADAPTS_S = 60.0
-"""Time constant of the background. What stays as it is belongs to it after a tenth of that (MOG2 takes the
-likeliest nine tenths of what a pixel was for background)."""
+"""Time constant of the background. A lasting change belongs to the background after a tenth of that (MOG2
+uses the most frequent nine tenths of a pixel's values as background)."""
 
 LONGEST_STEP_S = 1.0
-"""A longer pause between two pictures teaches no more than this."""
+"""A longer pause between two pictures adapts the background no more than this."""
 
 VARIANCES = 16.0
-"""Squared distance from a background's mean, in variances, from which on a pixel is new: MOG2's default."""
+"""Squared distance from the background's mean, in variances, above which a pixel is new: MOG2's default."""
 
 RECENT_S = 10.0
-"""So long after somebody was found, a resting detector looks at the shorter interval."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """When the detector works although nothing moves.
-
-    Attributes:
-        hold_s: after the last movement, or after somebody was no longer found.
-        refresh_s: between two looks while somebody is there.
-        look_s: between two looks while nobody is.
-    """
-
-    hold_s: float = 2.0
-    refresh_s: float = 1.0
-    look_s: float = 30.0
+"""For this time after a person was found, a resting detector searches at the shorter interval."""
 
 
 class Motion:
-    """Whether something moves in the pictures of one camera.
+    """Detects motion in the pictures of one camera.
 
     Args:
-        smallest: `(width, height)` in pixels of the smallest person that matters.
+        smallest: `(width, height)` in pixels of the smallest relevant person.
     """
 
     def __init__(self, smallest: tuple[int, int]) -> None:
@@ -80,7 +69,7 @@ class Motion:
         self._last = -math.inf
 
     def moved(self, image: NDArray[np.uint8], time: float) -> bool:
-        """Take in the next picture; the first one counts as movement.
+        """Compare the next picture with the background and add it there; the first one counts as motion.
 
         Args:
             image: `(H, W, 3)` uint8 BGR.
@@ -110,7 +99,7 @@ class Motion:
         return np.asarray(cv2.resize(rows, size, interpolation=cv2.INTER_AREA), np.uint8)
 
     def _has_spot(self, new: NDArray[np.uint8]) -> bool:
-        """Whether cells that hang together, also by their corners, are enough for a person."""
+        """Whether adjacent cells, also diagonally, are enough for a person."""
         if cv2.countNonZero(new) < self._spot:
             return False
         _, _, spots, _ = cv2.connectedComponentsWithStats(new, connectivity=8)
@@ -119,74 +108,73 @@ class Motion:
 
 @dataclass(slots=True)
 class _Camera:
-    """What is known of one camera."""
+    """State of one camera; times in Unix seconds."""
 
     motion: Motion
     found: Detections = field(default_factory=Detections.none)
-    """At the last look."""
-    looked: float = -math.inf
-    stirred: float = -math.inf
-    """When something moved, or somebody was no longer found."""
+    """Boxes of the last search."""
+    searched: float = -math.inf
+    active: float = -math.inf
+    """Last motion, or last search that found fewer people than the one before."""
     seen: float = -math.inf
-    """When somebody was found."""
+    """Last search that found a person."""
     rests: bool = False
 
 
 class MotionGate:
-    """Stands before a detector, for the cameras that are named. One thread calls it.
+    """Runs the detector only where it is needed. One thread calls `detect`.
 
     Args:
         detect: finds people in a frame.
-        cameras: ids of those whose pictures need not all be looked at; the others are passed on.
-        pace: when the detector works although nothing moves.
+        cameras: ids of the gated cameras; frames of others are always searched.
+        settings: intervals of the gate.
         smallest: as for `Motion`.
     """
 
     def __init__(
         self,
         detect: Callable[[Frame], Detections],
-        *,
         cameras: frozenset[str],
-        pace: Pace,
+        settings: MotionSettings,
         smallest: tuple[int, int],
     ) -> None:
         self._detect = detect
-        self._pace = pace
+        self._settings = settings
         self._cameras = {camera: _Camera(Motion(smallest)) for camera in cameras}
         self._still = dict.fromkeys(sorted(cameras), 0)
 
     @property
     def still(self) -> Mapping[str, int]:
-        """By camera: frames that the detector did not see."""
+        """By camera: frames that were not searched."""
         return self._still
 
     def detect(self, frame: Frame) -> Detections:
-        """People in a frame; those of the last look where nothing has moved since."""
+        """Return the people in a frame; those of the last search where nothing has moved since."""
         camera = self._cameras.get(frame.camera)
         if camera is None:
             return self._detect(frame)
         now = frame.time
         if camera.motion.moved(frame.image, now):
-            camera.stirred = now
+            camera.active = now
         if not self._is_due(camera, now):
             self._still[frame.camera] += 1
             return camera.found
         found = self._detect(frame)
         if len(found) < len(camera.found):
-            camera.stirred, camera.rests = now, False
+            camera.active, camera.rests = now, False
         if len(found):
             camera.seen = now
-        camera.found, camera.looked = found, now
+        camera.found, camera.searched = found, now
         return found
 
     def rests(self, camera: str) -> bool:
-        """Whether nothing has moved for a while in the pictures of this camera. Called from any thread."""
+        """Whether nothing has moved in the pictures of this camera for `hold_s`. Called from any thread."""
         return self._cameras[camera].rests
 
     def _is_due(self, camera: _Camera, now: float) -> bool:
-        pace = self._pace
-        camera.rests = now - camera.stirred > pace.hold_s
+        settings = self._settings
+        camera.rests = now - camera.active > settings.hold_s
         if not camera.rests:
             return True
-        waits = pace.refresh_s if now - camera.seen <= RECENT_S else pace.look_s
-        return not 0 <= now - camera.looked < waits
+        interval = settings.refresh_s if now - camera.seen <= RECENT_S else settings.look_s
+        return not 0 <= now - camera.searched < interval

@@ -1,4 +1,4 @@
-"""No detector: the whole frame is one person, for cameras and folders that deliver crops."""
+"""No detector: the whole frame is one person, for cameras that deliver crops."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ class WholeFrame:
         return None
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """One box over `(H, W, 3)`, with score 1."""
+        """Return one box over `(H, W, 3)`, with score 1."""
         height, width = image.shape[:2]
         return Detections(np.asarray([[0, 0, width, height]], np.float32), np.ones(1, np.float32))

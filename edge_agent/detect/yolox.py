@@ -1,4 +1,4 @@
-"""YOLOX detectors (nano to x, or custom ones whose first class is a person) through the engine layer.
+"""YOLOX detectors (nano to x, or custom models whose first class is a person) through the engine layer.
 
 Decoding as in the YOLOX paper (Ge et al. 2021, section 2.1): `xy = (out + cell) * stride`,
 `wh = exp(out) * stride`, score = objectness * class.
@@ -20,11 +20,13 @@ from edge_agent.engine.base import Engine
 __all__ = ["YoloxDetector"]
 
 _GREY = 114
-"""Value of the letterbox's empty part, as in YOLOX's own preprocessing."""
+"""Value of the letterbox's empty part, as in the preprocessing of YOLOX."""
 _STRIDES = (8, 16, 32)
 _MAX_IOU = 0.65
+"""Boxes that overlap a better one by more are dropped. A higher limit keeps people who stand close together,
+and duplicates."""
 _MAX_LOG_SIZE = 10.0
-"""exp of more would be a box wider than any picture; keeps a wild network from overflowing."""
+"""exp of more is wider than any picture; limits the output of a faulty network."""
 
 
 class YoloxDetector:
@@ -32,15 +34,12 @@ class YoloxDetector:
 
     Args:
         engine: runs a graph of `prepare_detector`; not yet entered.
-        max_iou: boxes that overlap a better one by more are dropped. Raising it keeps people who stand
-            close together, and doubles.
     """
 
     levels = ScoreLevels(low=0.1, high=0.6, new_track=0.65)
 
-    def __init__(self, engine: Engine, *, max_iou: float = _MAX_IOU) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._max_iou = max_iou
         self._cells, self._strides = _grid(engine.input_size)
         self._decoded = False
         self._filled: dict[int, tuple[int, int]] = {}
@@ -65,7 +64,7 @@ class YoloxDetector:
         except EngineError:
             self._engine.__exit__(None, None, None)
             raise
-        # Exports made with --decode_in_inference give pixels: their centres span the whole input.
+        # Exports made with --decode_in_inference give pixels: their centres cover the whole input.
         self._decoded = bool(np.ptp(rows[:, 0]) > self._engine.input_size[1] / 2)
         return self
 
@@ -84,16 +83,16 @@ class YoloxDetector:
         found = self._decode(self._engine.collect()[0])
         height, width = image.shape[:2]
         boxes = clip(found.boxes / np.float32(ratio), height, width)
-        return suppress(Detections(boxes, found.scores), self._max_iou)
+        return suppress(Detections(boxes, found.scores), _MAX_IOU)
 
     def _letterbox(self, image: NDArray[np.uint8]) -> float:
-        """Put the picture into the engine's buffer, top left, aspect kept; returns the scale."""
+        """Scale the picture into the top left of the engine's buffer, aspect kept; return the scale."""
         target = self._engine.buffer()[0]
         high, wide = target.shape[:2]
         height, width = image.shape[:2]
         ratio: float = min(high / height, wide / width)
         inner = (max(int(height * ratio), 1), max(int(width * ratio), 1))
-        if self._filled.get(target.ctypes.data) != inner:  # another camera's picture left its edges
+        if self._filled.get(target.ctypes.data) != inner:  # another size left its edges
             target[:] = _GREY
             self._filled[target.ctypes.data] = inner
         cv2.resize(
@@ -102,7 +101,7 @@ class YoloxDetector:
         return ratio
 
     def _decode(self, rows: NDArray[np.float32]) -> Detections:
-        """`(A, 6)` raw rows -> boxes in pixels of the network's input; only rows above `low`."""
+        """Convert `(A, 6)` raw rows to boxes in pixels of the network's input; only rows above `low`."""
         scores = rows[:, 4] * rows[:, 5]
         keep = np.flatnonzero(scores >= self.levels.low)
         centre, size = rows[keep, :2], rows[keep, 2:4]
@@ -114,7 +113,7 @@ class YoloxDetector:
 
 
 def _grid(size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cell `(A, 2)` and stride `(A, 1)` of every row of the output, float32."""
+    """Return cell `(A, 2)` and stride `(A, 1)` of every row of the output, float32."""
     cells, strides = [], []
     for stride in _STRIDES:
         y, x = np.mgrid[0 : size[0] // stride, 0 : size[1] // stride]

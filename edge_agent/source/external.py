@@ -18,16 +18,18 @@ import structlog
 
 from edge_agent.core.errors import BrokerRefused, SourceError
 from edge_agent.core.mqtt import BrokerSettings, Incoming, Subscription
-from edge_agent.core.structures import Detections, Frame
+from edge_agent.core.structures import Detections, Frame, ScoreLevels
 from edge_agent.source.boxes import MAX_PAYLOAD_BYTES, BoxMessage, parse_deepstream, parse_own
 
 if TYPE_CHECKING:
     from edge_agent.core.config import DetectorSettings
 
-__all__ = ["ExternalBoxes", "ExternalCounts"]
+__all__ = ["LEVELS", "ExternalBoxes", "ExternalCounts"]
 
 _log = structlog.get_logger(__name__)
 
+LEVELS = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
+"""Boxes without a score have 1.0."""
 MAX_CAMERAS = 64
 """Cameras that are kept; the least recently used one is dropped. Their ids come from outside."""
 WINDOW_S = 5.0

@@ -32,6 +32,7 @@ from edge_agent.core.structures import (
     TrackObservation,
     TrackUpdate,
 )
+from edge_agent.detect import Detection
 from edge_agent.embed.capacity import LOST, CropBudget
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
@@ -491,7 +492,7 @@ def test_dropping_frames_instead_can_be_chosen(tmp_path: Path) -> None:
         assert (selector.budget is not None) is has
 
 
-GIVEN = factory.Detection(
+GIVEN = Detection(
     lambda frame: frame.external or Detections.none(),
     lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
     "given",

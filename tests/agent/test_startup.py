@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs, Supply
 from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.cli.service import RTSP_OPTIONS, STREAM_OPTIONS, open_streams_at_once
@@ -23,6 +22,7 @@ from edge_agent.core.errors import ModelError
 from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Frame, ScoreLevels, SourceState, SourceStatus
 from edge_agent.core.timing import Laps, process_age_s
+from edge_agent.detect import Detection
 from edge_agent.source.reader import FrameReader
 from tests.agent.test_agent import wait_for
 
@@ -91,8 +91,8 @@ def settings(tmp_path: Path, *urls: str, **sections: Any) -> Any:
     )
 
 
-def detection() -> factory.Detection:
-    return factory.Detection(
+def detection() -> Detection:
+    return Detection(
         lambda _: Detections.none(),
         lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
         "stub",

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent
-from edge_agent.core.config import Settings, TrackerSettings
+from edge_agent.core.config import MotionSettings, Settings, TrackerSettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Embedded, Frame, ScoreLevels
-from edge_agent.detect.motion import Motion, MotionGate, Pace
+from edge_agent.detect import Detection, add_motion_gate
+from edge_agent.detect.motion import Motion, MotionGate
 from edge_agent.offline.synthetic.street import Street
 from edge_agent.track.tracker import Tracker
 from tests.source.test_source_stream import serving, stream
@@ -26,7 +26,7 @@ from tests.source.test_source_stream import serving, stream
 SMALLEST = (16, 48)
 """The quality gate's own: smaller people are not identified."""
 FPS = 5.0
-PACE = Pace(hold_s=2.0, refresh_s=1.0, look_s=30.0)
+PACE = MotionSettings()
 
 Picture = NDArray[np.uint8]
 
@@ -126,7 +126,9 @@ def boxes(*corners: tuple[int, int]) -> Detections:
     return Detections(np.array(found, np.float32).reshape(-1, 4), np.full(len(found), 0.9, np.float32))
 
 
-def watched(answer: Callable[[Frame], Detections], *, pace: Pace = PACE) -> tuple[MotionGate, list[float]]:
+def watched(
+    answer: Callable[[Frame], Detections], *, pace: MotionSettings = PACE
+) -> tuple[MotionGate, list[float]]:
     """A gate, and the times of the frames that get through it."""
     looked: list[float] = []
 
@@ -134,7 +136,7 @@ def watched(answer: Callable[[Frame], Detections], *, pace: Pace = PACE) -> tupl
         looked.append(frame.time)
         return answer(frame)
 
-    return MotionGate(detect, cameras=frozenset({"cam"}), pace=pace, smallest=SMALLEST), looked
+    return MotionGate(detect, frozenset({"cam"}), pace, SMALLEST), looked
 
 
 def frames(seconds: float, *, begin: float = 0.0, moving: bool = False) -> Iterator[Frame]:
@@ -228,8 +230,8 @@ def configured(
     return load(path)
 
 
-def detection() -> factory.Detection:
-    return factory.Detection(
+def detection() -> Detection:
+    return Detection(
         lambda _: Detections.none(),
         lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
         "stub",
@@ -250,18 +252,18 @@ def detection() -> factory.Detection:
 def test_which_sources_have_a_gate(tmp_path, motion, source, gated) -> None:
     settings = configured(tmp_path, motion, source)
     if gated is None:
-        with pytest.raises(ConfigError, match="nobody is looked for here"):
-            factory.rest_while_still(settings, detection(), {"room": settings.sources[0]}, [])
+        with pytest.raises(ConfigError, match="the agent does not search for people here"):
+            add_motion_gate(settings, detection(), {"room": settings.sources[0]}, [])
         return
-    found = factory.rest_while_still(settings, detection(), {"room": settings.sources[0]}, [])
+    found = add_motion_gate(settings, detection(), {"room": settings.sources[0]}, [])
     assert found.still() == ({"room": 0} if gated else {})
 
 
 @pytest.mark.parametrize("kind", ["external", "none"])
 def test_a_gate_without_a_detector_behind_it_is_refused(tmp_path, kind) -> None:
     settings = configured(tmp_path, "", "motion = true", kind)
-    with pytest.raises(ConfigError, match="source room: motion is set, but nobody is looked for here"):
-        factory.rest_while_still(settings, detection(), {"room": settings.sources[0]}, [])
+    with pytest.raises(ConfigError, match="source room: motion is set, but the agent does not search"):
+        add_motion_gate(settings, detection(), {"room": settings.sources[0]}, [])
 
 
 def test_the_agent_counts_what_its_detector_did_not_see(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_a_camera_gives_fewer_frames_while_nothing_moves(tmp_path: Path) -> None
     settings = configured(tmp_path, "enabled = true\nrest_fps = 3.0")
     with serving("--mount", "/room") as server:
         source = stream(server, "/room")
-        given = factory.rest_while_still(settings, detection(), {"room": settings.sources[0]}, [source])
+        given = add_motion_gate(settings, detection(), {"room": settings.sources[0]}, [source])
         numbers: list[int] = []
         for frame in source.frames():
             numbers.append(frame.number)

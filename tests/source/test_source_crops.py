@@ -18,8 +18,10 @@ from structlog.testing import capture_logs
 
 from edge_agent.core.errors import SourceError, SourceLost, StorageError
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures, SourceState
-from edge_agent.source import crops
+from edge_agent.source import crop_scan, crops
+from edge_agent.source.crop_ledger import CropLedger
 from edge_agent.source.crops import CropFolderSource
+from edge_agent.source.options import CropFolderOptions
 from tests.source.test_source_reader import Watch
 
 LONG_AGO = 1_700_000_000.0
@@ -49,7 +51,9 @@ def folder(tmp_path) -> Path:
 
 def source(folder: Path, **options) -> CropFolderSource:
     options = {"once": True, "poll_seconds": 0.02, "settle_seconds": 0.05, **options}
-    return CropFolderSource("yard", folder, state_path=folder.parent / "state" / "crops.sqlite", **options)
+    return CropFolderSource(
+        "yard", folder, folder.parent / "state" / "crops.sqlite", CropFolderOptions(**options)
+    )
 
 
 def read(source: CropFolderSource, *, acknowledge: bool = True) -> list[CropBatch]:
@@ -134,8 +138,10 @@ def test_what_is_given_out_is_not_given_out_twice_meanwhile(folder):
 
 READ_AND_DIE = """
 import os, signal, sys
+from edge_agent.source.crop_ledger import CropLedger
 from edge_agent.source.crops import CropFolderSource
-source = CropFolderSource("yard", sys.argv[1], state_path=sys.argv[2], once=True)
+from edge_agent.source.options import CropFolderOptions
+source = CropFolderSource("yard", sys.argv[1], sys.argv[2], CropFolderOptions(once=True))
 for count, batch in enumerate((b for b in source.frames() if b is not None), 1):
     print(batch.number, flush=True)
     if count == int(sys.argv[3]):
@@ -272,10 +278,16 @@ def test_the_state_forgets_what_is_gone_but_not_an_unmounted_share(folder):
     (folder / "0001_c1s1_000002_01.jpg").unlink()
     assert read(source(folder)) == []
     assert known() == 2
+    (folder / "0001_c1s1_000003_01.jpg").unlink()
+    ledger = CropLedger(folder.parent / "state" / "crops.sqlite")
+    with ledger.opened():  # a run of several days
+        ledger.prune(folder)
+        ledger.prune(folder)
+    assert known() == 1
 
 
 def test_a_consumer_that_acknowledges_nothing_is_not_flooded(folder, monkeypatch):
-    monkeypatch.setattr(crops, "_MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(crops, "MAX_IN_FLIGHT", 2)
     for frame in range(1, 6):
         put(folder, f"0001_c1s1_{frame:06d}_01.jpg", at=LONG_AGO + frame)
     reading = source(folder)
@@ -289,8 +301,8 @@ def test_a_consumer_that_acknowledges_nothing_is_not_flooded(folder, monkeypatch
 
 
 def test_large_frames_come_in_several_batches_and_large_folders_in_several_looks(folder, monkeypatch):
-    monkeypatch.setattr(crops, "_MAX_CROPS", 4)
-    monkeypatch.setattr(crops, "_MAX_LISTED", 6)
+    monkeypatch.setattr(crops, "MAX_CROPS", 4)
+    monkeypatch.setattr(crop_scan, "MAX_LISTED", 6)
     for count in range(20):
         put(folder, f"{count + 1:04d}_c1s1_{count // 10:06d}_01.jpg", at=LONG_AGO + count)
     batches = read(source(folder))
@@ -347,7 +359,7 @@ def test_through_a_reader(folder):
 def test_the_real_set_is_read_whole(pets_market, folder):
     query = pets_market / "query"
     names = sorted(path.name for path in query.glob("*.jpg"))
-    batches = read(CropFolderSource("pets", query, state_path=folder.parent / "s.sqlite", once=True))
+    batches = read(CropFolderSource("pets", query, folder.parent / "s.sqlite", CropFolderOptions(once=True)))
     assert sum(len(batch.images) for batch in batches) == len(names)
 
 

@@ -22,6 +22,7 @@ from edge_agent.source import external
 from edge_agent.source.boxes import BoxMessage, parse_deepstream, parse_own
 from edge_agent.source.crops import CropFolderSource
 from edge_agent.source.external import ExternalBoxes
+from edge_agent.source.options import CropFolderOptions
 from tests.conftest import REPO, find_free_port
 
 TIME = 1_700_000_000.25
@@ -327,6 +328,8 @@ def test_the_examples_in_the_documentation(tmp_path):
     crops.mkdir()
     (crops / "crop-000017.json").write_text(examples["crop"])
     cv2.imwrite(str(crops / "crop-000017.jpg"), np.zeros((16, 8, 3), np.uint8))
-    source = CropFolderSource("yard", crops, state_path=tmp_path / "s.sqlite", settle_seconds=0, once=True)
+    source = CropFolderSource(
+        "yard", crops, tmp_path / "s.sqlite", CropFolderOptions(settle_seconds=0, once=True)
+    )
     batch = next(item for item in source.frames() if item is not None)
     assert (batch.camera, batch.number, batch.track_ids) == ("yard-hall", 451, (7,))

@@ -3,17 +3,28 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.errors import SourceError
-from edge_agent.source import open_source, source_id, source_kind
-from edge_agent.source.capture import CsiSource, FileSource, StreamSource, UsbSource
+from edge_agent.core.config import SourceSettings
+from edge_agent.core.errors import ConfigError, SourceError
+from edge_agent.source import source_id, source_kind
+from edge_agent.source.base import Source
 from edge_agent.source.crops import CropFolderSource
+from edge_agent.source.csi import CsiSource
+from edge_agent.source.file import FileSource
+from edge_agent.source.opening import open_source, open_sources
 from edge_agent.source.redact import redact_url
+from edge_agent.source.stream import StreamSource
+from edge_agent.source.usb import UsbSource
+
+
+def opened(url: str, *, taken: Collection[str] = (), state: Path | None = None, **keys) -> Source:
+    return open_source(SourceSettings(url=url, **keys), taken=taken, state=state)
 
 
 @pytest.mark.parametrize(
@@ -34,18 +45,18 @@ from edge_agent.source.redact import redact_url
     ],
 )
 def test_what_is_typed_becomes_a_source_with_an_id(tmp_path, spec, kind, identity):
-    source = open_source(spec, state_dir=tmp_path)
+    source = opened(spec, state=tmp_path)
     assert type(source) is kind
     assert source.id == identity
 
 
 def test_a_path_is_a_path(tmp_path):
-    assert open_source("file:///data/my%20clip.avi").path == Path("/data/my clip.avi")
+    assert opened("file:///data/my%20clip.avi").path == Path("/data/my clip.avi")
     colon = tmp_path / "ab:cd.mp4"
     colon.touch()
-    assert open_source(str(colon)).path == colon
-    assert open_source("~/a.mp4").path == Path.home() / "a.mp4"
-    assert open_source("usb:3").device == "/dev/video3"
+    assert opened(str(colon)).path == colon
+    assert opened("~/a.mp4").path == Path.home() / "a.mp4"
+    assert opened("usb:3").device == "/dev/video3"
 
 
 @pytest.mark.parametrize(
@@ -53,34 +64,42 @@ def test_a_path_is_a_path(tmp_path):
 )
 def test_what_is_unknown_is_told_what_is_known(spec):
     with pytest.raises(SourceError, match=r"rtsp://.*crops:FOLDER") as caught:
-        open_source(spec)
+        opened(spec)
     assert "secret" not in str(caught.value)
 
 
 def test_ids_differ_and_are_checked(tmp_path):
     taken: list[str] = []
     for _ in range(3):
-        taken.append(open_source("a.mp4", taken=taken).id)
+        taken.append(opened("a.mp4", taken=taken).id)
     assert taken == ["a", "a-2", "a-3"]
     long = source_id("x" * 100, taken=["x" * 64])
     assert (long[-3:], len(long)) == ("x-2", 64)
     with pytest.raises(SourceError, match="two sources"):
-        open_source("b.mp4", id="a", taken=taken)
+        opened("b.mp4", id="a", taken=taken)
     for bad in ("", "A", "a b", "x" * 65, "../x"):
-        with pytest.raises(SourceError, match="source id"):
-            open_source("b.mp4", id=bad)
+        with pytest.raises(ValueError, match=r"id\n"):
+            opened("b.mp4", id=bad)
 
 
 def test_options_go_to_the_source_or_are_refused(tmp_path):
-    assert open_source("a.mp4", options={"realtime": True}).live
-    assert open_source("crops:x", state_dir=tmp_path, options={"once": True}).ends
+    assert opened("a.mp4", realtime=True).live
+    assert opened("crops:x", state=tmp_path, once=True).ends
     with pytest.raises(SourceError, match=r"'latency_ms' is not for this kind of source \(file\).*realtime"):
-        open_source("a.mp4", options={"latency_ms": 100})
-    for hidden in ("id", "state_path"):
-        with pytest.raises(SourceError, match=hidden):
-            open_source("crops:x", state_dir=tmp_path, options={hidden: "y"})
+        opened("a.mp4", latency_ms=100)
+    with pytest.raises(ValueError, match="state_path"):
+        opened("crops:x", state=tmp_path, state_path="y")
     with pytest.raises(SourceError, match="state folder"):
-        open_source("crops:x")
+        opened("crops:x")
+
+
+def test_sources_of_the_settings(tmp_path):
+    """Explicit ids win over generated ones; files start at the same time; disabled sources are left out."""
+    clips = [SourceSettings(url="a/clip.mp4"), SourceSettings(url="b.mp4", id="clip")]
+    off = SourceSettings(url="c.mp4", enabled=False)
+    assert [source.id for source in open_sources([*clips, off], tmp_path)] == ["clip-2", "clip"]
+    with pytest.raises(ConfigError, match="every source is disabled"):
+        open_sources([off], tmp_path)
 
 
 @settings(max_examples=60)

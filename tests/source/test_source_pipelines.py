@@ -11,10 +11,23 @@ import pytest
 
 from edge_agent.core.errors import SourceError
 from edge_agent.source import pipelines
+from edge_agent.source.options import CsiOptions, StreamOptions, UsbOptions
 from tests.source.test_source_stream import SYSTEM_PYTHON, needs_gstreamer, serving
 
 CHECK = Path(__file__).parents[1] / "gst_check.py"
 URL = "rtsp://me:secret@127.0.0.1:8554/cam?x=1&y=2"
+
+
+def csi(sensor: int = 0, **options) -> str:
+    return pipelines.csi(sensor, CsiOptions(**options))
+
+
+def usb(device: str, *, jetson: bool = True, **options) -> str:
+    return pipelines.usb(device, UsbOptions(**options), jetson=jetson)
+
+
+def rtsp(url: str, *, jetson: bool = True, **options) -> str:
+    return pipelines.rtsp(url, StreamOptions(**options), jetson=jetson)
 
 
 def ask(*cases: tuple[str, int]) -> list[dict]:
@@ -54,13 +67,13 @@ def stand_in(pipeline: str, *, camera: str = "videotestsrc is-live=true") -> str
 
 
 CAMERAS = {
-    "csi": (pipelines.csi(capture=(640, 480), fps=30, size=(320, 240)), (240, 320)),
-    "csi flipped": (pipelines.csi(sensor=1, capture=(320, 240), flip=2), (240, 320)),
-    "usb mjpeg": (pipelines.usb("/dev/video0", capture=(640, 480), size=(320, 240)), (240, 320)),
-    "usb raw": (pipelines.usb("/dev/video0", pixels="yuyv", capture=(320, 240)), (240, 320)),
-    "usb mjpeg, any machine": (pipelines.usb("/dev/video0", capture=(320, 240), jetson=False), (240, 320)),
+    "csi": (csi(capture=(640, 480), fps=30, size=(320, 240)), (240, 320)),
+    "csi flipped": (csi(sensor=1, capture=(320, 240), flip=2), (240, 320)),
+    "usb mjpeg": (usb("/dev/video0", capture=(640, 480), size=(320, 240)), (240, 320)),
+    "usb raw": (usb("/dev/video0", pixels="yuyv", capture=(320, 240)), (240, 320)),
+    "usb mjpeg, any machine": (usb("/dev/video0", capture=(320, 240), jetson=False), (240, 320)),
     "usb raw, any machine": (
-        pipelines.usb("/dev/video0", pixels="yuyv", capture=(320, 240), size=(64, 48), jetson=False),
+        usb("/dev/video0", pixels="yuyv", capture=(320, 240), size=(64, 48), jetson=False),
         (48, 64),
     ),
 }
@@ -78,8 +91,8 @@ def test_camera_pipelines_deliver_bgr_of_the_size_asked_for():
 def test_rtsp_pipelines_read_a_real_server(codec):
     with serving("--mount", "/cam", "--codec", codec) as server:
         options = {"codec": codec, "size": (80, 60)}
-        jetson = pipelines.rtsp(server.url("/cam"), **options)
-        anywhere = pipelines.rtsp(server.url("/cam"), **options, transport="udp", jetson=False)
+        jetson = rtsp(server.url("/cam"), **options)
+        anywhere = rtsp(server.url("/cam"), **options, transport="udp", jetson=False)
         answers = ask((stand_in(jetson), 3), (anywhere, 3))
     for answer in answers:
         assert answer["error"] is None, answer
@@ -87,9 +100,8 @@ def test_rtsp_pipelines_read_a_real_server(codec):
 
 
 def test_all_properties_of_elements_that_exist_here_are_known_to_gstreamer():
-    usb = pipelines.usb("/dev/v4l/by-id/usb-046d_C920-video-index0", jetson=False)
-    rtsp = pipelines.rtsp(URL, jetson=False)
-    answers = ask((usb, 0), (rtsp, 0))
+    camera = usb("/dev/v4l/by-id/usb-046d_C920-video-index0", jetson=False)
+    answers = ask((camera, 0), (rtsp(URL, jetson=False), 0))
     assert [answer["error"] for answer in answers] == [None, None]
     assert answers[1]["location"] == URL
     assert answers[1]["elements"][0] == "rtspsrc"
@@ -103,7 +115,7 @@ def test_an_address_cannot_smuggle_elements_in():
         'rtsp://host/\\" ! fakesink name="a',
         "rtsp://host/ü\N{IDEOGRAPHIC SPACE}'!'",
     ]
-    answers = ask(*((pipelines.rtsp(url, jetson=False), 0) for url in evil))
+    answers = ask(*((rtsp(url, jetson=False), 0) for url in evil))
     for url, answer in zip(evil, answers, strict=True):
         assert answer["error"] is None, (url, answer)
         assert "filesink" not in answer["elements"]
@@ -115,21 +127,21 @@ def test_an_address_cannot_smuggle_elements_in():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: pipelines.rtsp("rtsp://host/\nx"),
-        lambda: pipelines.rtsp("file:///etc/passwd"),
-        lambda: pipelines.rtsp(URL, codec="vp9"),
-        lambda: pipelines.rtsp(URL, transport="tcp ! fakesink"),
-        lambda: pipelines.rtsp(URL, latency_ms=-1),
-        lambda: pipelines.rtsp(URL, timeout_ms=0),
-        lambda: pipelines.usb("/dev/video0 ! fakesink"),
-        lambda: pipelines.usb("/dev/../etc/passwd"),
-        lambda: pipelines.usb("video0"),
-        lambda: pipelines.usb("/dev/video0", pixels="nv12"),
-        lambda: pipelines.usb("/dev/video0", fps=29.97),
-        lambda: pipelines.csi(sensor=-1),
-        lambda: pipelines.csi(flip=8),
-        lambda: pipelines.csi(capture=(0, 1080)),
-        lambda: pipelines.csi(size=(640, True)),
+        lambda: rtsp("rtsp://host/\nx"),
+        lambda: rtsp("file:///etc/passwd"),
+        lambda: rtsp(URL, codec="vp9"),
+        lambda: rtsp(URL, transport="tcp ! fakesink"),
+        lambda: rtsp(URL, latency_ms=-1),
+        lambda: rtsp(URL, read_timeout_ms=0),
+        lambda: usb("/dev/video0 ! fakesink"),
+        lambda: usb("/dev/../etc/passwd"),
+        lambda: usb("video0"),
+        lambda: usb("/dev/video0", pixels="nv12"),
+        lambda: usb("/dev/video0", fps=29.97),
+        lambda: csi(sensor=-1),
+        lambda: csi(flip=8),
+        lambda: csi(capture=(0, 1080)),
+        lambda: csi(size=(640, True)),
     ],
 )
 def test_values_that_do_not_belong_into_a_pipeline_are_refused(make):

@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from edge_agent.core.errors import SourceError, SourceLost
 from edge_agent.core.structures import Frame, SourceState, SourceStatus
-from edge_agent.source.capture import FileSource
+from edge_agent.source.file import FileSource
+from edge_agent.source.options import FileOptions
 from edge_agent.source.reader import FrameReader, stuck_threads
 from tests.source.test_source_file import write_video
 
@@ -82,7 +83,7 @@ class Watch:
 
 
 def test_a_file_waits_for_a_slow_consumer_and_ends(tmp_path):
-    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30)), queue=2)
+    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30), FileOptions()), queue=2)
     with watch.reader as reader:
         watch.until(lambda: reader.waiting == 2)
         time.sleep(0.05)
@@ -132,7 +133,7 @@ def test_a_long_outage_is_offline_but_goes_on_trying():
 
 
 def test_what_cannot_be_mended_ends_with_the_error(tmp_path):
-    watch = Watch(FileSource("door", tmp_path / "missing.mp4"))
+    watch = Watch(FileSource("door", tmp_path / "missing.mp4", FileOptions()))
     with watch.reader as reader:
         watch.until(lambda: reader.ended)
         assert isinstance(reader.error, SourceError)
@@ -302,7 +303,7 @@ def test_a_camera_that_hangs_can_be_closed_too():
 
 
 def test_what_a_reader_does_is_told(tmp_path):
-    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30)), queue=2)
+    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30), FileOptions()), queue=2)
     with watch.reader as reader:
         watch.until(lambda: reader.waiting == 2)
         assert reader.heartbeat.idle == "waits for the pipeline"

@@ -19,10 +19,14 @@ import structlog
 from structlog.testing import capture_logs
 
 import edge_agent
+from edge_agent.core.config import SourceSettings
 from edge_agent.core.errors import SourceError, SourceLost
 from edge_agent.core.structures import SourceState
-from edge_agent.source import capture
-from edge_agent.source.capture import CsiSource, StreamSource, UsbSource
+from edge_agent.source import video
+from edge_agent.source.csi import CsiSource
+from edge_agent.source.options import CsiOptions, StreamOptions, UsbOptions
+from edge_agent.source.stream import StreamSource
+from edge_agent.source.usb import UsbSource
 from tests.conftest import find_free_port
 from tests.source.test_source_reader import Watch
 
@@ -88,7 +92,7 @@ def serving(*arguments: str) -> Iterator[RtspServer]:
 
 def stream(server: RtspServer, mount: str = "/cam", **options) -> StreamSource:
     options = {"open_timeout_ms": 5000, "read_timeout_ms": 500, **options}
-    return StreamSource(mount.strip("/"), server.url(mount), **options)
+    return StreamSource(mount.strip("/"), server.url(mount), StreamOptions(**options))
 
 
 def take(watch: Watch, count: int) -> list:
@@ -136,7 +140,9 @@ def test_a_server_frozen_killed_and_restarted_while_another_camera_goes_on():
 
 
 def test_no_server_is_an_outage_and_no_error():
-    source = StreamSource("cam", f"rtsp://me:secret@127.0.0.1:{find_free_port()}/x", open_timeout_ms=500)
+    source = StreamSource(
+        "cam", f"rtsp://me:secret@127.0.0.1:{find_free_port()}/x", StreamOptions(open_timeout_ms=500)
+    )
     with pytest.raises(SourceLost, match=r"rtsp://\*\*\*@127.0.0.1") as caught:
         next(source.frames())
     assert "secret" not in str(caught.value)
@@ -144,11 +150,11 @@ def test_no_server_is_an_outage_and_no_error():
 
 def test_a_login_is_used_and_never_shown():
     with serving("--mount", "/cam", "--login", "me:pass@word") as server:
-        good = StreamSource("cam", server.url("/cam", "me:pass%40word@"), open_timeout_ms=5000)
+        good = StreamSource("cam", server.url("/cam", "me:pass%40word@"), StreamOptions(open_timeout_ms=5000))
         frames = good.frames()
         assert next(frames).image.shape == (120, 160, 3)
         frames.close()
-        bad = StreamSource("cam", server.url("/cam", "me:wrong@"), open_timeout_ms=5000)
+        bad = StreamSource("cam", server.url("/cam", "me:wrong@"), StreamOptions(open_timeout_ms=5000))
         with pytest.raises(SourceLost) as caught:
             next(bad.frames())
         assert "wrong" not in str(caught.value)
@@ -168,10 +174,13 @@ def test_frames_are_scaled_and_thinned_and_thinned_ones_are_counted():
 READ_THROUGH_GSTREAMER = """
 import json, sys
 import cv2
-from edge_agent.source.capture import StreamSource, has_gstreamer
+from edge_agent.source.options import StreamOptions
+from edge_agent.source.stream import StreamSource
+from edge_agent.source.video import has_gstreamer
 if not has_gstreamer():
     sys.exit(77)
-frames = StreamSource("cam", sys.argv[1], backend="gstreamer", size=(80, 60), max_fps=10).frames()
+options = StreamOptions(backend="gstreamer", size=(80, 60), max_fps=10)
+frames = StreamSource("cam", sys.argv[1], options).frames()
 shapes = [next(frames).image.shape for _ in range(4)]
 frames.close()
 json.dump([cv2.__version__, shapes], sys.stdout)
@@ -230,18 +239,23 @@ def test_through_an_opencv_that_has_gstreamer(tmp_path):
 
 def test_udp_over_ffmpeg_is_refused_rather_than_ignored():
     with pytest.raises(SourceError, match="needs the GStreamer backend") as caught:
-        next(StreamSource("cam", "rtsp://127.0.0.1/x", transport="udp", backend="ffmpeg").frames())
+        next(
+            StreamSource(
+                "cam", "rtsp://127.0.0.1/x", StreamOptions(transport="udp", backend="ffmpeg")
+            ).frames()
+        )
     assert not isinstance(caught.value, SourceLost)
 
 
 def test_a_backend_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(capture, "has_gstreamer", lambda: False)
-    for source in (CsiSource("csi"), StreamSource("cam", "rtsp://127.0.0.1/x", backend="gstreamer")):
+    monkeypatch.setattr(video, "has_gstreamer", lambda: False)
+    gstreamer = StreamOptions(backend="gstreamer")
+    for source in (CsiSource("csi", 0, CsiOptions()), StreamSource("cam", "rtsp://127.0.0.1/x", gstreamer)):
         with pytest.raises(SourceError, match="OpenCV with GStreamer") as caught:
             next(source.frames())
         assert not isinstance(caught.value, SourceLost)
     with pytest.raises(SourceError, match="ffmpeg"):
-        next(StreamSource("cam", "http://127.0.0.1/x", backend="gstreamer").frames())
+        next(StreamSource("cam", "http://127.0.0.1/x", gstreamer).frames())
 
 
 def test_gstreamer_is_told_by_the_build_and_not_by_the_registry(monkeypatch):
@@ -250,36 +264,39 @@ def test_gstreamer_is_told_by_the_build_and_not_by_the_registry(monkeypatch):
             f"  Video I/O:\n    FFMPEG:                      YES\n    GStreamer:                   {answer}\n"
         )
         monkeypatch.setattr(cv2, "getBuildInformation", lambda text=text: text)
-        capture._built_with.cache_clear()
-        assert capture.has_gstreamer() is answer.startswith("YES")
+        video.built_with.cache_clear()
+        assert video.has_gstreamer() is answer.startswith("YES")
     monkeypatch.undo()
-    capture._built_with.cache_clear()
+    video.built_with.cache_clear()
 
 
 def test_a_jetson_is_told_by_its_device_tree(tmp_path):
-    assert not capture.is_jetson(tmp_path)
+    assert not video.is_jetson(tmp_path)
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/compatible").write_bytes(b"nvidia,p3737-0000\0nvidia,tegra234\0")
-    assert capture.is_jetson(tmp_path)
+    assert video.is_jetson(tmp_path)
 
 
 def test_a_usb_camera_that_is_away_may_come_back(tmp_path):
     with pytest.raises(SourceLost, match="plugged in"):
-        next(UsbSource("usb", 63).frames())
+        next(UsbSource("usb", "/dev/video63", UsbOptions()).frames())
     regular = tmp_path / "video0"
     regular.touch()
     with pytest.raises(SourceError, match="not a device") as caught:
-        next(UsbSource("usb", str(regular)).frames())
+        next(UsbSource("usb", str(regular), UsbOptions()).frames())
     assert not isinstance(caught.value, SourceLost)
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for options in ({"backend": "ffmpeg"}, {"pixels": "raw"}, {"fps": 29.97}, {"fps": float("inf")}):
+    for options in ({"backend": "ffmpeg"}, {"fps": 29.97}, {"fps": float("inf")}):
         with pytest.raises(SourceError, match="usb"):
-            UsbSource("usb", 0, **options)
-    UsbSource("usb", 0, fps=30.0)
+            UsbSource("usb", "/dev/video0", UsbOptions(**options))
+    UsbSource("usb", "/dev/video0", UsbOptions(fps=30.0))
     with pytest.raises(SourceError, match="v4l2"):
-        StreamSource("cam", "rtsp://127.0.0.1/x", backend="v4l2")
-    for options in ({"size": (0, 10)}, {"max_fps": 0.0}, {"open_timeout_ms": 0}, {"decode_threads": 0}):
-        with pytest.raises(SourceError, match="cam"):
-            StreamSource("cam", "rtsp://127.0.0.1/x", **options)
+        StreamSource("cam", "rtsp://127.0.0.1/x", StreamOptions(backend="v4l2"))
+    with pytest.raises(SourceError, match="cam"):
+        StreamSource("cam", "rtsp://127.0.0.1/x", StreamOptions(size=(0, 10)))
+    refused = {"max_fps": 0.0, "open_timeout_ms": 0, "decode_threads": 0, "pixels": "raw", "codec": "vp9"}
+    for option, value in refused.items():
+        with pytest.raises(ValueError, match=option):
+            SourceSettings(url="rtsp://127.0.0.1/x", **{option: value})

@@ -33,6 +33,7 @@ from edge_agent.core.errors import DeliveryError, EngineError
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import DecisionKind, Detections, Frame, ScoreLevels
 from edge_agent.deliver.subscriber import Subscriber
+from edge_agent.detect import Detection
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.base import DEPTH
@@ -397,7 +398,7 @@ def measure(
         agent = Agent(own, observe=window, heartbeat=window.clock)
         agent.supply = Supply(
             _cameras(plan, streets, fps, over),
-            factory.Detection(_given, lambda _: _LEVELS, "given", lambda: 0.0),
+            Detection(_given, lambda _: _LEVELS, "given", lambda: 0.0),
         )
         window.agent = agent
         agent.run(threading.Event())

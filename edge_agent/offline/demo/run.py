@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs, Summary
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.deliver.topics import PREFIX
+from edge_agent.detect import open_detection
 from edge_agent.engine.models import choose_model
 from edge_agent.offline.demo.screen import Screen
 from edge_agent.offline.demo.street import Recorder, Scene, percentiles, score
@@ -37,7 +37,7 @@ def check(settings: Settings, folder: Path) -> None:
     """
     choose_model(settings.engine, folder)
     with ExitStack() as stack:
-        factory.open_detection(settings, stack, cameras={DEVICE: None})
+        open_detection(settings, stack, cameras={DEVICE: None})
 
 
 def run(
