@@ -248,7 +248,7 @@ def batches_of_three_rounds(stage):
     sizes = []
     stage.submit([(picture(0), detections(2))])
     stage.collect()
-    stage.on_batch = lambda count, *_: sizes.append(count)
+    stage.batcher.on_batch = lambda count, *_: sizes.append(count)
     rounds = [(picture(seed), detections(2, seed)) for seed in (1, 2, 3)]
     for pair in rounds:
         stage.submit([pair])
@@ -302,7 +302,7 @@ def test_rounds_that_shared_a_failed_batch_have_the_same_error(tmp_path):
     with embedder(prepared, max_batch=4) as stage:
         stage.submit([(picture(0), detections(1))])
         stage.collect()
-        stage._fastest = 1e-4  # whatever this machine is busy with
+        stage.batcher.fastest = 1e-4  # whatever this machine is busy with
         for count in (1, 1, 2):
             stage.submit([(picture(count), detections(count))])
         assert stage.collect()[0].present.all()

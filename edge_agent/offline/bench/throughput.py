@@ -343,7 +343,7 @@ class _Window:
             self.began()
         if self.plan.trace and self.agent is not None and self.agent.stages is not None:
             self.clock.spans = []
-            self.agent.stages.embedder.on_batch = self._note_batch
+            self.agent.stages.embedder.batcher.on_batch = self._note_batch
         self.begin = self._now()
 
     def _note_batch(self, count: int, submitted: float, there: float) -> None:

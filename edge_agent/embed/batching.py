@@ -1,0 +1,265 @@
+"""Batches for the engine: crops of several submissions are packed, joined, sent and collected."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import EngineError
+from edge_agent.core.structures import Embedded
+from edge_agent.embed.packer import PARCEL, Packer
+from edge_agent.embed.quality import BLURRED, QualityGate
+from edge_agent.embed.selftest import faults
+from edge_agent.engine.base import DEPTH, Engine
+
+__all__ = ["Batcher", "EmbedCounters", "Job"]
+
+_log = structlog.get_logger(__name__)
+
+_JOINED_S = 0.03
+"""Engine time up to which crops of different submissions share a batch, and are packed ahead: no longer than
+the interval of camera frames, since the pipeline reads no frames while it waits for a batch."""
+_PACKING_S = 0.001
+"""Interval at which the packer is polled."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One submission. The rows of its frames follow one another.
+
+    Attributes:
+        ends: for each frame, the row after its last.
+        inside: xyxy of each crop in its frame, pixels.
+        waiting: crops whose rows have not arrived.
+        error: why it failed.
+
+    The others are as in `Embedded`.
+    """
+
+    ends: list[int]
+    inside: list[list[int]]
+    vectors: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    quality: NDArray[np.float32]
+    reasons: list[str]
+    waiting: int = 0
+    error: EngineError | None = None
+
+    def put(self, rows: list[int], vectors: NDArray[np.float32], found: Sequence[str]) -> None:
+        """Store the engine's vectors of some rows, and their faults, "" for none."""
+        self.vectors[rows] = vectors
+        for row, fault in zip(rows, found, strict=True):
+            if fault:
+                self.vectors[row], self.present[row], self.quality[row] = 0.0, False, 0.0
+                self.reasons[row] = fault
+
+    def results(self) -> list[Embedded]:
+        """Return the result of each frame."""
+        return [
+            Embedded(
+                self.vectors[start:end],
+                self.present[start:end],
+                self.quality[start:end],
+                tuple(self.reasons[start:end]),
+            )
+            for start, end in zip([0, *self.ends], self.ends, strict=False)
+        ]
+
+
+Part = tuple[Job, list[int]]
+"""Some rows of a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch in flight; times are monotonic seconds: when it was sent, and its earliest end."""
+
+    parts: list[Part]
+    sent_at: float
+    done_at: float
+
+
+@dataclass(slots=True)
+class EmbedCounters:
+    """Counts since the start.
+
+    Attributes:
+        embedded: crops that became vectors.
+        batches: engine batches.
+        refused: crops that did not become vectors, by reason.
+    """
+
+    embedded: int = 0
+    batches: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+class Batcher:
+    """Moves crops from the packer to the engine, and rows back to their jobs.
+
+    Args:
+        engine: entered before the first crop.
+        packer: likewise.
+        gate: refuses crops that are not sharp.
+    """
+
+    def __init__(self, engine: Engine, packer: Packer, gate: QualityGate) -> None:
+        self.counters = EmbedCounters()
+        self.on_batch: Callable[[int, float, float], None] | None = None
+        """Callback for each batch: crops, time of submission and time of its rows (monotonic seconds)."""
+        self.fastest = 0.0
+        """Least seconds for one crop in any batch; 0 before the first."""
+        self._engine = engine
+        self._packer = packer
+        self._gate = gate
+        self._most = engine.info.max_batch
+        self._packing: deque[Part] = deque()
+        """With the packer."""
+        self._filled: list[Part] = []
+        """In the engine's next buffer."""
+        self._batches: deque[_Batch] = deque()
+        """With the engine."""
+        self._done_at = 0.0
+        """Earliest end of the last batch that was sent, monotonic seconds."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any crop is on its way."""
+        return bool(self._packing or self._filled or self._batches)
+
+    @property
+    def due_s(self) -> float:
+        """Seconds until the next rows can arrive at the earliest; 0 when unknown."""
+        if not self._batches:
+            return 0.0 if self._packer.ready() else _PACKING_S
+        return max(0.0, self._batches[0].done_at - time.monotonic())
+
+    @property
+    def joined(self) -> int:
+        """Number of crops of several submissions that the engine embeds within `_JOINED_S`."""
+        return max(DEPTH, min(self._most, int(_JOINED_S / self.fastest) if self.fastest else 0))
+
+    def clear(self) -> None:
+        """Drop everything that is on its way."""
+        self._packing.clear()
+        self._filled.clear()
+        self._batches.clear()
+
+    def put(self, job: Job, crops: Sequence[NDArray[np.uint8]], rows: list[int]) -> None:
+        """Pack crops of a job; returns when the packer has the last one."""
+        step = min(PARCEL, self._most)
+        job.waiting = len(rows)
+        for begin in range(0, len(rows), step):
+            self._packer.begin(crops[begin : begin + step])
+            self._packing.append((job, rows[begin : begin + step]))
+            while len(self._packing) > self._packer.room:
+                self._make_room()
+        self.keep_fed()
+
+    def keep_fed(self) -> None:
+        """Send packed crops to the engine if it has room; never waits.
+
+        A batch that is not full stays open while the engine has another one to do.
+        """
+        while self._engine.in_flight < DEPTH:
+            full = self._fill_up(wait=False)
+            if not self._filled or (self._engine.in_flight and not full):
+                return
+            self._send()
+
+    def advance(self) -> None:
+        """Send a batch if the engine has room and there is one; else wait for its oldest."""
+        if self._engine.in_flight < DEPTH and (self._packing or self._filled):
+            self._fill_up(wait=True)
+            if self._filled:
+                self._send()
+        else:
+            self._collect()
+
+    def _make_room(self) -> None:
+        """Take a parcel from the packer, or do what has to come first."""
+        if self._engine.in_flight == DEPTH:
+            self._collect()
+        elif self._fits():
+            self._fill()
+        else:
+            self._send()
+
+    def _fill_up(self, *, wait: bool) -> bool:
+        """Fill the next batch with what is packed, or being packed; return whether it is full."""
+        while self._packing and (wait or self._packer.ready()):
+            if not self._fits():
+                return True
+            self._fill()
+        return self._count == self._most
+
+    def _fits(self) -> bool:
+        """Whether the packer's oldest parcel goes into the next batch."""
+        job, rows = self._packing[0]
+        alone = all(other is job for other, _ in self._filled)
+        return self._count + len(rows) <= (self._most if alone else min(self.joined, self._most))
+
+    @property
+    def _count(self) -> int:
+        """Crops in the next batch."""
+        return sum(len(rows) for _, rows in self._filled)
+
+    def _fill(self) -> None:
+        """Put the packer's oldest parcel into the next batch, without the crops that are not sharp."""
+        job, rows = self._packing.popleft()
+        try:
+            factors, blurred = self._gate.sharp(self._packer.finish(self._engine.buffer()[self._count :]))
+        except EngineError as problem:
+            job.waiting -= len(rows)
+            job.error = problem
+            return
+        job.quality[rows] *= factors
+        if blurred.any():
+            for row in [row for row, refused in zip(rows, blurred.tolist(), strict=True) if refused]:
+                job.present[row], job.reasons[row] = False, BLURRED
+            rows = [row for row in rows if job.present[row]]
+            job.waiting -= int(np.count_nonzero(blurred))
+        if rows:
+            self._filled.append((job, rows))
+
+    def _send(self) -> None:
+        self._engine.submit(self._count)
+        now = time.monotonic()
+        self._done_at = max(now, self._done_at) + self.fastest * self._count
+        self._batches.append(_Batch(self._filled, now, self._done_at))
+        self._filled = []
+
+    def _collect(self) -> None:
+        """Wait for the engine's oldest batch and give its rows to their jobs."""
+        batch, before = self._batches.popleft(), self._engine.run_seconds
+        for job, rows in batch.parts:
+            job.waiting -= len(rows)
+        try:
+            vectors = self._engine.collect()
+        except EngineError as problem:
+            for job, _ in batch.parts:
+                job.error = problem
+            return
+        took = (self._engine.run_seconds - before) / len(vectors)
+        self.fastest = min(took, self.fastest or took)
+        if self.on_batch is not None:
+            self.on_batch(len(vectors), batch.sent_at, time.monotonic())
+        self.counters.batches += 1
+        found = faults(vectors, unit_length=self._engine.unit_length)
+        begin = 0
+        for job, rows in batch.parts:
+            end = begin + len(rows)
+            job.put(rows, vectors[begin:end], found[begin:end])
+            begin = end
+        refused = [fault for fault in found if fault]
+        self.counters.embedded += len(found) - len(refused)
+        if refused:
+            _log.error(
+                "embeddings_refused", refused=len(refused), batch=len(found), reasons=sorted(set(refused))
+            )
