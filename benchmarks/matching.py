@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.slices import in_turn
-from edge_agent.agent import factory
 from edge_agent.core.config import Settings
+from edge_agent.core.loading import state_folder
 from edge_agent.core.structures import Detections, Embedded, EngineInfo, ScoreLevels, TrackUpdate
 from edge_agent.gallery.gallery import Gallery, open_gallery
 from edge_agent.identify import Identifier
@@ -67,7 +67,7 @@ def open_people(identities: int, exemplars: int) -> Iterator[People]:
         settings = Settings.model_validate(
             {"state_dir": Path(folder) / "state", "gallery": {"capacity": identities + 1000}}
         )
-        factory.state_folder(settings.state_dir)
+        state_folder(settings.state_dir)
         fill_gallery(settings, info, identities, exemplars)
         with open_gallery(settings, info, owner=True) as gallery:
             owners, rows = gallery.vectors([person.number for person in gallery.identities()])

@@ -15,7 +15,7 @@ from edge_agent.core.config import (
     EngineSettings,
     Settings,
 )
-from edge_agent.core.errors import ConfigError, InputError, StorageError
+from edge_agent.core.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import CommandHandlers
@@ -56,7 +56,6 @@ __all__ = [
     "open_telemetry",
     "rekey",
     "site_scores",
-    "state_folder",
 ]
 
 OUTBOX_FILE = "outbox.db"
@@ -91,17 +90,6 @@ class Publish(Protocol):
     @property
     def heartbeat(self) -> HeartbeatState:
         """When delivery last got on, and why it does not if it does not."""
-
-
-def state_folder(path: Path) -> Path:
-    """The folder for everything that the agent keeps, made with mode 0700 when absent."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"state folder {path} cannot be made: {error.strerror}; choose another with --state"
-        ) from None
-    return path
 
 
 def log_facts(settings: Settings) -> dict[str, str]:

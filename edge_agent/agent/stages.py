@@ -19,6 +19,7 @@ from edge_agent.agent.health_state import HealthState
 from edge_agent.agent.outputs import OutcomeWriter, Outputs, process_age
 from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.core.events import CameraInfo, InfoData
+from edge_agent.core.loading import state_folder
 from edge_agent.core.timing import Laps
 from edge_agent.detect import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import open_embedder
@@ -118,7 +119,7 @@ class StageOpener:
     def open(self, stop: threading.Event) -> Stages:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
         settings, stack = self.settings, self.stack
-        state = factory.state_folder(settings.state_dir)
+        state = state_folder(settings.state_dir)
         self.oversight.begin(state, stop)
         sources = self._sources(state)
         readers = SourceReaders(sources, stack, stop)

@@ -152,7 +152,7 @@ def _measure_pipeline(
 ) -> tuple[dict[str, Any], str]:
     from rich.console import Console
 
-    from edge_agent.agent.factory import state_folder
+    from edge_agent.core.loading import state_folder
     from edge_agent.offline.bench import pipeline_run, throughput
 
     state_folder(settings.state_dir)
@@ -168,7 +168,7 @@ def _measure_network(
 ) -> tuple[dict[str, Any], str]:
     from rich.console import Console
 
-    from edge_agent.agent.factory import state_folder
+    from edge_agent.core.loading import state_folder
     from edge_agent.offline.bench import speed
     from edge_agent.offline.bench.table import SpeedTable
 

@@ -79,7 +79,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     """Give the named folder, else one that is removed at the end."""
     from tempfile import TemporaryDirectory
 
-    from edge_agent.agent.factory import state_folder
+    from edge_agent.core.loading import state_folder
 
     if keep is not None:
         yield state_folder(keep)

@@ -271,7 +271,7 @@ def enrol(
 
     A picture that was enrolled before is replaced, so repeating the command changes nothing.
     """
-    from edge_agent.agent import factory
+    from edge_agent.core.loading import state_folder
     from edge_agent.core.logs import configure
     from edge_agent.embed.opening import open_embedder
     from edge_agent.engine.precision.calibration import current_calibration
@@ -281,7 +281,7 @@ def enrol(
     settings = _settings(state, config, model=model, preprocess=preprocess)
     pictures = [_read_picture(path) for path in images]
     qualities = _qualities(settings, images, pictures, force=force)
-    folder = factory.state_folder(settings.state_dir)
+    folder = state_folder(settings.state_dir)
     calibration = current_calibration(settings.engine, folder)
     with (
         open_embedder(settings.engine, settings.quality, folder, calibration) as embedder,

@@ -105,8 +105,7 @@ def add(
 
 
 def _folder(output: Path | None) -> Path:
-    from edge_agent.agent.factory import state_folder
-    from edge_agent.core.loading import load
+    from edge_agent.core.loading import load, state_folder
 
     if output is None and os.access(SYSTEM_FOLDER, os.W_OK):
         return SYSTEM_FOLDER

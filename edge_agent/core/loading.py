@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["DEFAULT_CONFIG", "config_file", "load"]
+__all__ = ["DEFAULT_CONFIG", "config_file", "load", "state_folder"]
 
 DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
 
@@ -47,6 +47,21 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         raise ConfigError(f"environment: {error}") from None
     finally:
         file_values.reset(token)
+
+
+def state_folder(path: Path) -> Path:
+    """Create the folder for everything that the agent keeps, with mode 0700, if it does not exist; return it.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"state folder {path} cannot be created: {error.strerror}; choose another with --state"
+        ) from None
+    return path
 
 
 def config_file(config: Path | None) -> Path | None:

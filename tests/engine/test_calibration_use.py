@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs
 from edge_agent.cli import app
 from edge_agent.core.config import EngineSettings, IdentifySettings, Settings
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.loading import load
+from edge_agent.core.loading import load, state_folder
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision import in_precision
@@ -69,7 +68,7 @@ def request(network: Path, state: Path, dataset: Path | None, **changes: Any) ->
 @pytest.fixture
 def calibrated(network: Path, people: Path, tmp_path: Path) -> Calibration:
     """An INT8 calibration that is active in the state folder `tmp_path / "state"`."""
-    state = factory.state_folder(tmp_path / "state")
+    state = state_folder(tmp_path / "state")
     return Job(request(network, state, people)).run().calibration
 
 

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply, Tally
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import DeliveryError, EngineError
+from edge_agent.core.loading import state_folder
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import DecisionKind, Detections, Frame, ScoreLevels
 from edge_agent.deliver.subscriber import Subscriber
@@ -383,7 +383,7 @@ def measure(
         EngineError: the run ended before the measurement did.
     """
     own = _settings(plan, settings, broker[0])
-    embedder = open_embedder(own.engine, own.quality, factory.state_folder(own.state_dir))
+    embedder = open_embedder(own.engine, own.quality, state_folder(own.state_dir))
     info = embedder.info
     fill_gallery(own, info, plan.identities, plan.exemplars)
     streets = _streets(plan)
