@@ -107,11 +107,12 @@ def _settings(folder: Path, *, model: Path | None, **options: Any) -> Settings: 
     import os
 
     from edge_agent.core.loading import load
-    from edge_agent.engine.models import STRIPES, default_model
+    from edge_agent.engine.graph.stripes import STRIPES_NAME
+    from edge_agent.engine.models import default_model
     from edge_agent.offline.demo.run import DEVICE
 
     if model is None and default_model() is None:
-        model = Path(STRIPES)
+        model = Path(STRIPES_NAME)
     values = overrides(model=model, state=folder, **options)
     values["mqtt"] |= {"site": DEVICE, "device": DEVICE}
     return load(Path(os.devnull), values)

@@ -1,13 +1,12 @@
-"""Known crops with known embeddings: catches a network that is fed the wrong way.
+"""The self-test: known crops with known embeddings detect wrong input to a network.
 
-The crops are synthetic and the same everywhere. Their reference embeddings come from the original
-network, run without the prepared graph and with preprocessing in numpy: a second, independent way.
-A fault in channel order, scale, normalisation, layout or precision on the way that the agent uses
-makes the two disagree. What no reference can tell is whether the *user* named the right profile: both
-ways then agree on the wrong one.
+The crops are synthetic and the same on every machine. Their reference embeddings come from the original
+network with preprocessing in numpy, independent of the prepared graph. A fault in channel order, scale,
+normalisation, layout or precision makes the two disagree. A wrong profile named by the user is not detected:
+both then agree on it.
 
-References of well-known networks are shipped (`references/*.json`); those of others are made on the first
-start and kept in the state folder.
+References of well-known networks are shipped (`references/*.json`); others are computed on the first start
+and kept in the state folder.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from edge_agent.engine.graph.prepared import PreparedGraph
 __all__ = ["GOLDEN_CROPS", "Golden", "golden_crops", "load_or_make", "make"]
 
 GOLDEN_CROPS = 4
-"""Pictures in the set. The set is versioned: changing a picture changes `_VERSION`."""
+"""Pictures in the set. Changing a picture requires another `_VERSION`."""
 _VERSION = 1
 _DECIMALS = 4
 _SHIPPED = Path(__file__).parent / "references"
@@ -38,7 +37,7 @@ class Golden:
     Attributes:
         space: id of the embedding space.
         vectors: `(4, D)` float32 of unit length.
-        origin: where they came from, for messages.
+        origin: for messages.
     """
 
     space: str
@@ -47,11 +46,10 @@ class Golden:
 
 
 def golden_crops(height: int, width: int) -> NDArray[np.uint8]:
-    """`(4, height, width, 3)` uint8 BGR, the same on every machine: integer arithmetic only.
+    """Return `(4, height, width, 3)` uint8 BGR, the same on every machine: integer arithmetic only.
 
-    Clothed figures on plain ground: coloured blocks where head, torso and legs would be, with a fine
-    pattern, so that networks trained on people see something near to what they know. Channels differ
-    strongly, so that swapped ones show.
+    Clothed figures on plain ground: coloured blocks for head, torso and legs, with a fine pattern, so that
+    the input resembles the training data. Channels differ strongly, so that swapped channels are detected.
     """
     y, x = np.mgrid[0:height, 0:width].astype(np.int64)
     pictures = [_figure(y * 256 // height, x * 128 // width, kind) for kind in range(GOLDEN_CROPS)]
@@ -67,7 +65,7 @@ _CLOTHES = (  # BGR of ground, head, torso, legs
 
 
 def _figure(y: NDArray[np.int64], x: NDArray[np.int64], kind: int) -> NDArray[np.uint8]:
-    """One figure on a 256 x 128 grid of integer coordinates."""
+    """Draw a figure on a 256 x 128 grid of integer coordinates."""
     ground, head, torso, legs = (np.asarray(colour, np.int64) for colour in _CLOTHES[kind])
     picture = np.broadcast_to(ground, (*y.shape, 3)) + (y // 8)[..., None]
     lean = (y - 128) * (kind - 1) // 24
@@ -84,10 +82,10 @@ def _figure(y: NDArray[np.int64], x: NDArray[np.int64], kind: int) -> NDArray[np
 
 
 def make(prepared: PreparedGraph) -> Golden:
-    """Reference embeddings of a network, made without the prepared graph.
+    """Compute reference embeddings without the prepared graph.
 
     Raises:
-        ModelError: the network fails on the crops, or its embeddings are not usable numbers.
+        ModelError: the network fails on the crops, or its embeddings are not finite or have length 0.
     """
     from edge_agent.engine.onnxruntime import run_once
 
@@ -108,11 +106,11 @@ def make(prepared: PreparedGraph) -> Golden:
 
 
 def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
-    """The shipped reference, else the stored one, else a new one that is stored in `state`.
+    """Return the shipped reference, else the stored one, else a new one, stored in `state`.
 
     Args:
         prepared: the network.
-        state: folder that the agent may write to, or None to keep nothing.
+        state: folder that the agent may write to, or None to store nothing.
 
     Raises:
         ModelError: as in `make`.
@@ -125,12 +123,12 @@ def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
     golden = make(prepared)
     if state is not None:
         (state / "golden").mkdir(parents=True, exist_ok=True)
-        write(golden, prepared, state / "golden" / name)
+        _write(golden, prepared, state / "golden" / name)
     return golden
 
 
-def write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
-    """Store a reference as JSON, numbers as whole ten-thousandths."""
+def _write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
+    """Store a reference as JSON, numbers in units of 1e-4."""
     assert prepared.profile is not None
     document = {
         "kind": "golden",
@@ -146,7 +144,7 @@ def write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
 
 
 def _read(path: Path, prepared: PreparedGraph) -> Golden | None:
-    """A stored reference; None when there is none, or it is of another version or damaged."""
+    """Read a stored reference; None when there is none, or it is of another version or damaged."""
     if not path.is_file():
         return None
     try:
@@ -158,4 +156,4 @@ def _read(path: Path, prepared: PreparedGraph) -> Golden | None:
             return None
         return Golden(prepared.space, rows / 10 ** found["decimals"], str(path))
     except (EdgeAgentError, KeyError, TypeError, ValueError, AttributeError):
-        return None  # it is made again
+        return None  # it is computed again

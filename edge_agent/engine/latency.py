@@ -1,7 +1,7 @@
-"""How long a network takes on devices that are not here: published figures, and what-if files.
+"""Latencies of a network on other devices: published figures, and what-if files.
 
 Published rows are those of NVIDIA's model card of ReIdentificationNet (ResNet50, 256 x 128), measured with
-trtexec, the network alone. A what-if file says the same of a device or precision that nobody has published::
+trtexec, the network alone. A what-if file has the same for a device or precision without published figures::
 
     {"device": "Jetson AGX Orin", "precision": "int8", "source": "guess: 1.6 x FP16",
      "latency_ms": {"1": 0.7, "16": 4.0, "64": 14.4}}
@@ -51,15 +51,15 @@ _PRECISIONS = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Time of a batch by its size.
+    """Latency of a batch by its size.
 
     Attributes:
-        name: what stands behind `simulated:`.
-        device: whose times these are.
+        name: the TABLE in `simulated:TABLE`.
+        device: that was measured.
         precision: `fp32`, `fp16` or `int8`.
         source: where the times come from.
-        batches: rising sizes that are known.
-        seconds: time of each.
+        batches: known sizes, ascending.
+        seconds: latency of each.
     """
 
     name: str
@@ -70,21 +70,21 @@ class LatencyTable:
     seconds: tuple[float, ...]
 
     def of(self, count: int) -> float:
-        """Seconds for a batch of `count` crops.
+        """Return the seconds for a batch of `count` crops.
 
-        Linear between two known sizes. Above the largest, at its rate; below the smallest, its time.
+        Linear between two known sizes; above the largest at its rate, below the smallest its latency.
         """
         if count > self.batches[-1]:
             return self.seconds[-1] * count / self.batches[-1]
         return float(np.interp(count, self.batches, self.seconds))
 
     def rate(self, count: int) -> float:
-        """Images per second in batches of `count`."""
+        """Return images per second in batches of `count`."""
         return count / self.of(count)
 
 
 def _published(name: str, device: str, precision: str) -> LatencyTable:
-    """Times by the published rates, which have more digits than the published latencies."""
+    """Make a table from the published rates, which have more digits than the published latencies."""
     rows = [row for row in PUBLISHED if row.device == device]
     return LatencyTable(
         name,
@@ -107,11 +107,11 @@ TABLES = {
 
 
 def latency_table(wanted: str) -> LatencyTable:
-    """A published table by its name, or a what-if file by its path.
+    """Return a published table by name, or read a what-if file by path.
 
     Raises:
-        ConfigError: neither.
-        InputError: the file is no table.
+        ConfigError: there is neither.
+        InputError: the file is not a table.
     """
     if wanted in TABLES:
         return TABLES[wanted]

@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.manifest import read_json
+from edge_agent.engine.golden import Golden, load_or_make
+from edge_agent.engine.graph import prepare_reid
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.stripes import STRIPES_NAME, STRIPES_PROFILE, write_stripe_model
 
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
-    from edge_agent.engine.golden import Golden
-    from edge_agent.engine.graph.prepared import PreparedGraph
 
-__all__ = ["STRIPES", "Model", "choose_model", "default_model", "prepare_model"]
-
-STRIPES = "colour-stripes"
-"""Name that stands for the built-in colour-stripe graph where a model file is expected."""
+__all__ = ["Model", "choose_model", "default_model", "prepare_model"]
 
 _FALLBACK_PROFILE = "tao"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A ReID network and how its input is prepared."""
+    """A ReID network and the name of its preprocess profile."""
 
     path: Path
     preprocess: str
 
 
 def default_model() -> Path | None:
-    """The model that ships with the project, or None where it is not installed."""
+    """Return the model that ships with the project, or None where it is not installed."""
     for folder in (Path(__file__).parents[2] / "engines", Path(sys.prefix) / "share" / "edge-agent"):
         if (folder / "default.onnx").is_file():
             return folder / "default.onnx"
@@ -40,33 +40,26 @@ def default_model() -> Path | None:
 
 
 def choose_model(settings: EngineSettings, state: Path) -> Model:
-    """The configured model, else the shipped one, with its preprocess profile.
+    """Return the configured model, else the shipped one. The built-in one is written to `state`.
 
-    The profile is the configured one, else what the model's own manifest (`MODEL.json`) says, else `tao`.
+    The profile is the configured one, else that of the model's own manifest (`MODEL.json`), else `tao`.
 
     Raises:
         ConfigError: no model is configured and none ships.
         InputError: the configured file does not exist.
     """
-    if settings.model is not None and str(settings.model) == STRIPES:
-        return Model(_stripes(state), settings.preprocess or _FALLBACK_PROFILE)
-    path = settings.model if settings.model is not None else default_model()
-    if path is None:
+    if settings.model is not None and str(settings.model) == STRIPES_NAME:
+        path = write_stripe_model(state / f"{STRIPES_NAME}.onnx")
+        return Model(path, settings.preprocess or STRIPES_PROFILE)
+    model = settings.model if settings.model is not None else default_model()
+    if model is None:
         raise ConfigError(
-            f"no ReID model: name one with --model FILE.onnx or engine.model, or {STRIPES!r} for "
+            f"no ReID model: name one with --model FILE.onnx or engine.model, or {STRIPES_NAME!r} for "
             "the built-in colour comparison, which is good for a demonstration only"
         )
-    if not path.is_file():
-        raise InputError(f"{path}: no such model file")
-    return Model(path, settings.preprocess or _profile_of(path))
-
-
-def _stripes(state: Path) -> Path:
-    from edge_agent.engine.graph.stripes import write_stripe_model
-
-    path = state / f"{STRIPES}.onnx"
-    write_stripe_model(path)
-    return path
+    if not model.is_file():
+        raise InputError(f"{model}: no such model file")
+    return Model(model, settings.preprocess or _profile_of(model))
 
 
 def _profile_of(model: Path) -> str:
@@ -77,7 +70,7 @@ def _profile_of(model: Path) -> str:
 
 
 def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[PreparedGraph, Golden]:
-    """The network with pre- and post-processing inside, and reference embeddings for its self-test.
+    """Return the prepared network and the reference embeddings of its self-test.
 
     Args:
         model: ReID ONNX.
@@ -85,11 +78,7 @@ def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[Pre
         state: folder where the reference embeddings are kept, None to keep nothing.
 
     Raises:
-        ModelError: the file does not fit; says how to mend it.
+        ModelError: the file does not fit; the message tells how to mend it.
     """
-    from edge_agent.engine.golden import load_or_make
-    from edge_agent.engine.graph import prepare_reid
-    from edge_agent.engine.graph.profiles import profile_named
-
     prepared = prepare_reid(model, profile_named(preprocess))
     return prepared, load_or_make(prepared, state)

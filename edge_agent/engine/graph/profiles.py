@@ -1,7 +1,7 @@
 """Preprocess profiles: how pixels become the numbers that a network was trained on.
 
-A profile is part of an embedding space: the same network with another profile gives vectors that must
-not be compared. The arithmetic itself lives inside the prepared graph (`edge_agent.engine.graph`).
+A profile is part of an embedding space: vectors of one network with two profiles must not be compared. The
+prepared graph does the computation (`edge_agent.engine.graph.rewriting`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class PreprocessProfile:
     """`y[c] = (x[c] * scale - mean[c]) / std[c]`, with `x` in 0..255 and `c` in the network's order.
 
     Attributes:
-        name: what the user types.
-        order: channel order that the network expects, `rgb` or `bgr`. Frames are always BGR.
+        name: in settings and options.
+        order: channel order of the network, `rgb` or `bgr`. Frames are always BGR.
         scale: factor for raw pixel values.
         mean: per channel in `order`, in units of the scaled pixel.
         std: per channel in `order`, in units of the scaled pixel.
-        resize: how a crop is brought to the network's size; the aspect ratio is never kept.
-            `linear` is OpenCV's INTER_LINEAR.
+        resize: interpolation to the network's input size; the aspect ratio is not kept. `linear` is OpenCV's
+            INTER_LINEAR.
     """
 
     name: str
@@ -49,14 +49,13 @@ class PreprocessProfile:
 
     @property
     def key(self) -> str:
-        """Every value that changes an embedding, as text; goes into the id of the embedding space."""
+        """All values that change an embedding, as text; part of the id of the embedding space."""
         return f"{self.order}|{self.scale!r}|{self.mean!r}|{self.std!r}|{self.resize}"
 
     def fit(self, crop: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
-        """Resize a crop `(h, w, 3)` uint8 into `target` `(H, W, 3)`: how all pixels reach a network.
+        """Resize a crop `(h, w, 3)` uint8 into `target` `(H, W, 3)`.
 
-        Serving, evaluation and calibration all call this, so what INT8 ranges are taken from is what the
-        network later sees.
+        Serving, evaluation and calibration all use it, so INT8 ranges come from the pixels of production.
         """
         import cv2
 
@@ -65,10 +64,10 @@ class PreprocessProfile:
         cv2.resize(crop, (width, height), dst=target, interpolation=interpolation)
 
     def apply(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The same arithmetic in numpy: `(N, H, W, 3)` uint8 BGR -> `(N, 3, H, W)` float32.
+        """Compute the same in numpy: `(N, H, W, 3)` uint8 BGR -> `(N, 3, H, W)` float32.
 
-        Seven to nine times slower than inside the network; it is the independent second opinion that
-        references and tests are made with.
+        Seven to nine times slower than inside the network. References and tests use it as an independent
+        implementation.
         """
         ordered = crops[..., ::-1] if self.order == "rgb" else crops
         scaled = ordered.astype(np.float32) * np.float32(self.scale)
@@ -95,11 +94,7 @@ PROFILES: dict[str, PreprocessProfile] = {
 
 
 def profile_named(name: str) -> PreprocessProfile:
-    """The profile that the user named.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
+    """Return a profile by name; ConfigError where there is none."""
     try:
         return PROFILES[name]
     except KeyError:

@@ -1,25 +1,30 @@
-"""`colour-stripes`: an embedding of clothing colours as an ONNX graph, for when there is no trained network.
+"""`colour-stripes`: an embedding of clothing colours as an ONNX graph, for use without a trained network.
 
 Nothing in it is learned. Each pixel is shared among 78 prototype colours (hue, saturation and value on a
-regular grid, and greys), counted in six overlapping horizontal stripes with the middle columns weighing
-most. Square roots of the counts, each stripe around its own mean, make the vector. It tells people in
-different clothes apart, not people in similar ones: for demonstrations and tests, chosen by name.
+regular grid, and greys), counted in six overlapping horizontal stripes with the highest weight in the middle
+columns. Square roots of the counts, minus the mean of their stripe, make the vector. It separates people in
+different clothes, not people in similar ones: for demonstrations and tests, chosen by name.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.manifest import write_atomic
+from edge_agent.engine.graph.editing import make_node
 from edge_agent.engine.graph.profiles import PROFILES
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
 
 __all__ = ["STRIPES_NAME", "STRIPES_PROFILE", "write_stripe_model"]
 
 STRIPES_NAME = "colour-stripes"
-"""Name under which the model shows up in events; also the stem of its file."""
+"""Name of the model in settings and events; also the stem of its file."""
 STRIPES_PROFILE = "tao"
 """Preprocess profile that the graph expects."""
 
@@ -34,14 +39,14 @@ _GREYS = 6
 _SOFTNESS = 0.1
 """Width of a prototype's share, about half the distance between neighbouring prototypes."""
 _COLUMN_WIDTH = 0.22
-"""Standard deviation of the columns' weight, as part of the width: the ground beside a person counts less."""
+"""Standard deviation of the columns' weight, as part of the width: the background counts less."""
 _DARK = 0.1
 """Added to the value in saturation = (max - min) / max: the colour of dark pixels is noise."""
 _OPSET = 13
 
 
 def write_stripe_model(path: Path) -> Path:
-    """Write the model as ONNX, `[N, 3, 256, 128]` (profile `tao`) -> `[N, 468]`; returns `path`.
+    """Write the model as ONNX, `[N, 3, 256, 128]` (profile `tao`) -> `[N, 468]`; return `path`.
 
     The file is the same on every machine, so the embedding space is too.
 
@@ -66,11 +71,9 @@ def write_stripe_model(path: Path) -> Path:
 
 
 class _Graph:
-    """Nodes and weights, each call adds one node and gives the name of its output."""
+    """Nodes and weights; each call adds one and returns the name of its output."""
 
     def __init__(self) -> None:
-        from onnx import NodeProto, TensorProto
-
         self.nodes: list[NodeProto] = []
         self.weights: list[TensorProto] = []
 
@@ -80,15 +83,11 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(value, name))
         return name
 
-    def number(self, name: str, value: float, shape: tuple[int, ...] = (1, 1, 1, 1)) -> str:
-        return self.weight(name, np.full(shape, value, np.float32))
+    def number(self, name: str, value: float) -> str:
+        return self.weight(name, np.full((1, 1, 1, 1), value, np.float32))
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
-        from onnx import helper
-
-        node = helper.make_node(kind, inputs, [output], name=output)
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
-        self.nodes.append(node)
+        self.nodes.append(make_node(kind, inputs, output, output, **attributes))
         return output
 
 
@@ -121,9 +120,8 @@ def _colours(graph: _Graph) -> str:
     chroma = graph.add("Conv", [small, graph.weight("opponents", opponents)], "chroma")
     length = graph.add("ReduceL2", [chroma], "chroma_length", axes=[1], keepdims=1)
     spread = graph.add("Sub", [high, low], "range")
-    saturation = graph.add(
-        "Div", [spread, graph.add("Add", [high, graph.number("dark", _DARK)], "bright")], "sat"
-    )
+    bright = graph.add("Add", [high, graph.number("dark", _DARK)], "bright")
+    saturation = graph.add("Div", [spread, bright], "sat")
     safe = graph.add("Add", [length, graph.number("tiny", 1e-6)], "safe_length")
     hue = graph.add("Mul", [chroma, graph.add("Div", [saturation, safe], "gain")], "hue")
     return graph.add("Concat", [hue, high], "colours", axis=1)
@@ -154,7 +152,7 @@ def _prototype_layer() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 def _stripe_weights() -> NDArray[np.float32]:
     """`(6, 512)` float32 weights of the cells of each stripe, sum 1.
 
-    Stripes are overlapping triangles, so that a shifted box changes the counts a little only.
+    Stripes are overlapping triangles, so that a shifted box changes the counts only a little.
     """
     height, width = (side // _POOL for side in _SIZE)
     place = (np.arange(height) + 0.5) / height * _STRIPES

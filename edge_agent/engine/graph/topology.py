@@ -1,4 +1,4 @@
-"""How the nodes of an ONNX network hang together, as far as quantisation asks."""
+"""How the nodes of an ONNX network are connected, as far as quantisation needs it."""
 
 from __future__ import annotations
 
@@ -6,60 +6,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_agent.engine.graph.editing import OURS
+
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OURS", "QUANTISABLE", "Block", "Topology", "in_order", "load_named"]
+__all__ = ["QUANTISABLE", "Block", "Topology"]
 
 QUANTISABLE = frozenset({"Conv", "Gemm", "MatMul"})
-"""Operators that compute in INT8; all others follow in higher precision or are fused into these."""
-
-OURS = "edge_agent/"
-"""Begins the name of every node that `engine.graph` put before and after the network."""
-
-
-def load_named(data: bytes) -> onnx.ModelProto:
-    """Load a model and give every node a name that no other has: its own, else that of its first output."""
-    import onnx
-
-    model = onnx.load_model_from_string(data)
-    taken: set[str] = set()
-    for node in model.graph.node:
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{node.output[0]}"
-        taken.add(node.name)
-    return model
-
-
-def in_order(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Nodes so that each comes after those that it reads from, otherwise as they were."""
-    import onnx
-
-    made = {weight.name for weight in model.graph.initializer} | {v.name for v in model.graph.input} | {""}
-    waiting = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
-    maker = {name: number for number, node in enumerate(waiting) for name in node.output}
-    ordered: list[onnx.NodeProto] = []
-    for root in range(len(waiting)):
-        stack = [root]
-        while stack:
-            node = waiting[stack[-1]]
-            missing = [maker[name] for name in node.input if name not in made]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
-            if not made.issuperset(node.output):
-                made.update(node.output)
-                ordered.append(node)
-    return ordered
+"""Operators that compute in INT8; all others run in higher precision or are fused into these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A stretch of the network between two tensors through which everything passes.
+    """A part of the network between two tensors that all data passes through.
 
     Attributes:
-        name: what its nodes' names have in common, or the name of its only node.
+        name: the common part of its nodes' names, or the name of its only node.
         nodes: names of its quantisable nodes, in order.
     """
 
@@ -68,13 +31,13 @@ class Block:
 
 
 class Topology:
-    """Who makes and who reads each tensor.
+    """Producers and readers of each tensor.
 
     Attributes:
         nodes: all nodes, in order.
         weights: shape of each weight by name.
-        constants: tensors that say nothing of the picture: weights, shapes, and what follows from them.
-        maker: node that makes a tensor.
+        constants: tensors that do not depend on the picture: weights, shapes, and what is computed from them.
+        maker: node that computes a tensor.
         readers: nodes that read a tensor, each once.
     """
 
@@ -92,11 +55,11 @@ class Topology:
                 self.readers.setdefault(name, []).append(node)
 
     def activations(self, node: onnx.NodeProto) -> list[str]:
-        """Inputs that depend on the picture."""
+        """Return the inputs of a node that depend on the picture."""
         return [name for name in node.input if name and name not in self.constants]
 
     def quantisable(self) -> list[onnx.NodeProto]:
-        """Nodes that could compute in INT8: their weight is in the file, their input is not."""
+        """Return nodes of the network that could compute in INT8: constant weight, variable input."""
         return [
             node
             for node in self.nodes
@@ -107,23 +70,23 @@ class Topology:
         ]
 
     def pooled(self) -> set[str]:
-        """Tensors that hold one number per channel, not a map: what comes after a global pooling.
+        """Return tensors with one number per channel instead of a map: everything after a global pooling.
 
-        A product of a pooled tensor and a map is a map again: gates end there. What Gemm reads has two axes,
-        so it is one row a crop, however it was pooled.
+        A product of a pooled tensor and a map is a map again: gates end there. Gemm reads two axes, so its
+        input is one row per crop, however it was pooled.
         """
         found = {node.input[0] for node in self.nodes if node.op_type == "Gemm"}
         for node in self.nodes:
-            given = self.activations(node)
-            if _pools(node) or (given and all(name in found for name in given)):
+            inputs = self.activations(node)
+            if _pools(node) or (inputs and all(name in found for name in inputs)):
                 found.update(node.output)
         return found
 
     def blocks(self, wanted: Iterable[str]) -> list[Block]:
-        """The wanted nodes in blocks: residual blocks whole, everything else node by node.
+        """Return the wanted nodes in blocks: residual blocks whole, everything else node by node.
 
-        Only what leads to a wanted node, or to the sum that ends its residual block, counts: side branches
-        into the head must not hide the places where the trunk is a single tensor.
+        Only nodes that lead to a wanted node, or to the sum that ends its residual block, count: side
+        branches into the head would hide the places where the trunk is a single tensor.
         """
         wanted = set(wanted)
         pooled = self.pooled()
@@ -158,7 +121,7 @@ class Topology:
 
 
 def _pools(node: onnx.NodeProto) -> bool:
-    """Whether a node makes one number per channel out of a map."""
+    """Return whether a node reduces a map to one number per channel."""
     if node.op_type in {"GlobalAveragePool", "GlobalMaxPool", "Flatten"}:
         return True
     axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
@@ -166,7 +129,7 @@ def _pools(node: onnx.NodeProto) -> bool:
 
 
 def _common(names: list[str]) -> str:
-    """What names have in common, up to a separator; the name itself when there is one."""
+    """Return the common start of names up to a separator; the name itself when there is one."""
     if len(names) == 1:
         return names[0]
     first, last = min(names), max(names)

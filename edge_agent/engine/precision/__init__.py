@@ -1,14 +1,11 @@
-"""The precision that a network computes in: the network as exported, in FP16, or in calibrated INT8."""
+"""The precision that a network computes in: FP32 as exported, FP16, or calibrated INT8."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from edge_agent.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from edge_agent.engine.graph.prepared import PreparedGraph
-    from edge_agent.engine.precision.calibration import Calibration
+from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.precision.calibration import Calibration
+from edge_agent.engine.precision.half import to_half
 
 __all__ = ["in_precision"]
 
@@ -16,12 +13,12 @@ __all__ = ["in_precision"]
 def in_precision(
     prepared: PreparedGraph, wanted: str, backend: str, calibration: Calibration | None
 ) -> PreparedGraph:
-    """The network in the precision that is asked for.
+    """Return the network in a precision.
 
     Args:
         prepared: as exported.
-        wanted: `auto`, `fp32`, `fp16` or `int8`. `auto` is what the calibration chose for this backend;
-            without one FP16 on TensorRT, else FP32.
+        wanted: `auto`, `fp32`, `fp16` or `int8`. `auto`: what the calibration chose for this backend; without
+            one FP16 on TensorRT, else FP32.
         backend: `onnxruntime` or `tensorrt`.
         calibration: the active one; one of another network is not used.
 
@@ -29,8 +26,6 @@ def in_precision(
         ConfigError: INT8 is wanted, and no calibration of this network has it.
         InputError: the calibration's graph cannot be read.
     """
-    from edge_agent.engine.precision.half import to_half
-
     own = calibration if calibration is not None and calibration.fits(prepared) else None
     if wanted == "auto" and own is not None and own.backend == backend:
         return own.graph(prepared)

@@ -1,15 +1,15 @@
-"""A finished calibration: which precision was chosen for a network, its graph, and the match threshold.
+"""A finished calibration: the chosen precision of a network, its graph, and the match threshold.
 
-`edge-agent calibrate` writes it, everything that opens an engine reads it::
+`edge-agent calibrate` writes it; everything that opens an engine reads it::
 
     engines/calibrations/<name>/
-    ├── manifest.json             kind `calibration`: what was chosen, and digests of all files
+    ├── manifest.json             kind `calibration`: the choice, and digests of all files
     ├── report.json, report.html
-    ├── sample.json, scales.json  with a data set: the calibration crops and the ranges they gave
-    ├── tensorrt-scales.json      with INT8: the ranges for what takes no quantise/dequantise nodes
+    ├── sample.json, scales.json  with a data set: the calibration crops and their ranges
+    ├── tensorrt-scales.json      with INT8: ranges for engines without quantise/dequantise nodes
     └── int8.onnx or fp16.onnx    the graph, unless FP32 was chosen
 
-Which one is active stands in `engines/active.json` (`edge_agent.engine.plans.active`).
+`engines/active.json` names the active one (`edge_agent.engine.plans.active`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 CALIBRATIONS = "calibrations"
-"""Folder inside the engines' folder."""
+"""Folder inside the engines folder."""
 
 MANIFEST = "manifest.json"
 KIND, VERSION = "calibration", 1
@@ -53,11 +53,11 @@ _AGAIN = "run `edge-agent calibrate` again"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One finished calibration.
+    """A finished calibration.
 
     Attributes:
-        folder: where its files are.
-        data: what its manifest says.
+        folder: of its files.
+        data: of its manifest.
         files: names of its files.
     """
 
@@ -67,10 +67,10 @@ class Calibration:
 
     @staticmethod
     def read(folder: Path) -> Calibration:
-        """Read one, with the digests of all its files checked.
+        """Read a calibration and check the digests of all its files.
 
         Raises:
-            InputError: it is not there, damaged, or of another layout; says what mends it.
+            InputError: it is missing, damaged, or of another layout; the message tells how to mend it.
         """
         try:
             manifest = Manifest.read(folder / MANIFEST, kind=KIND, version=VERSION)
@@ -81,7 +81,7 @@ class Calibration:
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """Name of its folder."""
         return self.folder.name
 
     @property
@@ -91,25 +91,21 @@ class Calibration:
 
     @property
     def backend(self) -> str:
-        """Which backend it was made for and measured on."""
+        """Backend that it was made for and measured on."""
         return str(self.data["backend"])
 
     @property
     def threshold(self) -> float | None:
-        """Least cosine of a match, or None where the data could not support one."""
+        """Least cosine of a match; None where the data was too small for one."""
         value = self.data["threshold"]["value"]
         return None if value is None else float(value)
 
     def fits(self, prepared: PreparedGraph) -> bool:
-        """Whether it belongs to this network with this preprocess profile."""
+        """Return whether it belongs to this network with this preprocess profile."""
         return bool(self.data["space"] == prepared.space)
 
     def graph(self, prepared: PreparedGraph) -> PreparedGraph:
-        """The network in the precision that was chosen.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """Return the network in the chosen precision; InputError where the file cannot be read."""
         name = self.data["graph"]
         if name is None:
             return prepared
@@ -120,10 +116,10 @@ class Calibration:
         return dataclasses.replace(prepared, onnx=onnx, precision=self.precision)
 
     def scales(self) -> Scales:
-        """The INT8 ranges of what takes no quantise/dequantise nodes.
+        """Return the INT8 ranges for engines without quantise/dequantise nodes.
 
         Raises:
-            InputError: it has none: INT8 was not chosen.
+            InputError: there are none, since INT8 was not chosen.
         """
         name = self.data["scales"]
         if name is None:
@@ -131,7 +127,7 @@ class Calibration:
         return Scales.read(self.folder / name)
 
     def summary(self) -> dict[str, Any]:
-        """What subscribers are told: no paths, nothing of single crops."""
+        """Return what is published: no paths, nothing about single crops."""
         gate, threshold = self.data["gate"], self.data["threshold"]
         return {
             "name": self.name,
@@ -146,24 +142,20 @@ class Calibration:
 
 
 def engines_folder(settings: EngineSettings, state: Path) -> Path:
-    """Where calibrations and plans are."""
+    """Return the folder of calibrations and plans."""
     return settings.folder if settings.folder is not None else state / "engines"
 
 
 def current_calibration(settings: EngineSettings, state: Path) -> Calibration | None:
-    """The active calibration, of whatever network; None where there is none.
-
-    Raises:
-        InputError: it is damaged; says what mends it.
-    """
+    """Return the active calibration, of any network; errors as in `active_calibration`."""
     return active_calibration(engines_folder(settings, state))
 
 
 def active_calibration(engines: Path) -> Calibration | None:
-    """The calibration that is active in this folder, None where there is none.
+    """Return the active calibration of an engines folder, None where there is none.
 
     Raises:
-        InputError: it is damaged; says what mends it.
+        InputError: it is damaged; the message tells how to mend it.
     """
     active = ActiveEngine(engines).read()
     if active.current is None or "calibration" not in active.current:
@@ -172,9 +164,9 @@ def active_calibration(engines: Path) -> Calibration | None:
 
 
 def prune_calibrations(engines: Path) -> tuple[tuple[str, ...], int]:
-    """Remove calibrations that are neither active nor the one before; their names, and bytes in all.
+    """Remove calibrations that are neither active nor the previous one; return their names and total bytes.
 
-    An interrupted one is removed too: it would begin anew.
+    An interrupted one is removed too: `edge-agent calibrate` would start over.
 
     Raises:
         InputError: `active.json` is damaged; nothing is removed.

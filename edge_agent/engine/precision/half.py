@@ -1,8 +1,8 @@
-"""A prepared graph -> the same graph with float16 weights and arithmetic, which TensorRT 11 asks for.
+"""A prepared graph -> the same graph with float16 weights and arithmetic.
 
-TensorRT 8 and 10 choose FP16 by a builder flag; from 11 on types are taken from the file. Pixels still go
-in as uint8 and are normalised in float32; embeddings still come out as float32 and of unit length. The
-rewriting is done by ONNX Runtime (docs/decisions/016-fp16-by-onnx-runtime.md).
+TensorRT 8 and 10 choose FP16 by a builder flag; from 11 on, precision comes from the file. Pixels still enter
+as uint8 and are normalised in float32; embeddings still leave as float32 with unit length. ONNX Runtime does
+the conversion (docs/decisions/016-fp16-by-onnx-runtime.md).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.core.errors import ModelError
+from edge_agent.engine.graph.editing import OURS, in_order, load_named, serialise, set_nodes
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.topology import OURS, Topology, in_order, load_named
+from edge_agent.engine.graph.topology import Topology
 
 if TYPE_CHECKING:
     import onnx
@@ -26,40 +27,32 @@ _LARGEST = 65504.0
 
 
 def to_half(prepared: PreparedGraph) -> PreparedGraph:
-    """Rewrite a prepared FP32 graph into typed FP16.
+    """Convert a prepared FP32 graph to typed FP16.
 
-    Nodes of which a weight does not fit float16 stay in float32: `kept_in_float32` names them.
+    Nodes with a weight that float16 cannot represent stay in float32, see `kept_in_float32`.
 
     Raises:
-        ModelError: the graph is not in FP32, or the rewritten one is not valid.
+        ModelError: the graph is not in FP32, or the converted one is not valid.
     """
-    import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     if prepared.precision != "fp32":
         raise ModelError(f"FP16 is made from the FP32 graph, {prepared.name} is {prepared.precision}")
-    if prepared.half:  # the network was exported in float16: it is what is asked for
+    if prepared.half:  # the network was exported in float16
         return replace(prepared, precision="fp16")
     model = load_named(prepared.onnx)
     known = {node.name for node in model.graph.node}
     around = [node.name for node in model.graph.node if node.name.startswith(OURS)]
     kept = [name for name in around if name != _entrance(model)] + list(kept_in_float32(prepared))
     done = convert_float_to_float16(model, node_block_list=kept)
-    _drop_there_and_back(done, known)
-    _give_float32(done)
-    ordered = in_order(done)
-    del done.graph.node[:]
-    done.graph.node.extend(ordered)
-    del done.graph.value_info[:]
-    try:
-        onnx.checker.check_model(done)
-    except onnx.checker.ValidationError as problem:
-        raise ModelError(f"{prepared.source} is not valid ONNX in float16: {problem}") from problem
-    return replace(prepared, onnx=done.SerializeToString(), precision="fp16")
+    _drop_round_trips(done, known)
+    _output_float32(done)
+    set_nodes(done, in_order(done))
+    return replace(prepared, onnx=serialise(done, f"{prepared.source} in float16"), precision="fp16")
 
 
 def kept_in_float32(prepared: PreparedGraph) -> tuple[str, ...]:
-    """Names of nodes of the network with a weight beyond float16, which would become infinite."""
+    """Return names of nodes of the network with a weight beyond float16, which would become infinite."""
     from onnx import TensorProto, numpy_helper
 
     model = load_named(prepared.onnx)
@@ -87,16 +80,16 @@ def _is_wide(values: np.ndarray) -> bool:
 
 
 def _entrance(model: onnx.ModelProto) -> str:
-    """Name of the Cast that hands the normalised pixels to the network."""
+    """Return the name of the Cast that passes the normalised pixels to the network."""
     casts = [str(n.name) for n in model.graph.node if n.name.startswith(OURS) and n.op_type == "Cast"]
-    return casts[1]  # the first one turns uint8 into float32
+    return casts[1]  # the first one converts uint8 to float32
 
 
-def _drop_there_and_back(model: onnx.ModelProto, known: set[str]) -> None:
-    """Take out casts to float16 that are cast back at once, between two nodes that stayed in float32.
+def _drop_round_trips(model: onnx.ModelProto, known: set[str]) -> None:
+    """Remove casts to float16 and straight back between two nodes that stayed in float32.
 
-    The rewriter leaves them around every such node; they would round the pixels and the embedding. `known`
-    are the nodes from before it, which are left alone.
+    The converter puts them around every such node; they would round the pixels and the embedding. Nodes in
+    `known`, which existed before the conversion, stay.
     """
     from onnx import TensorProto
 
@@ -115,8 +108,8 @@ def _drop_there_and_back(model: onnx.ModelProto, known: set[str]) -> None:
     _drop_unread(model)
 
 
-def _give_float32(model: onnx.ModelProto) -> None:
-    """Make the last node, which stayed in float32, give the output itself instead of a rounded copy."""
+def _output_float32(model: onnx.ModelProto) -> None:
+    """Output the last node, which stayed in float32, instead of a rounded copy of it."""
     from onnx import TensorProto
 
     (output,) = model.graph.output
@@ -134,5 +127,4 @@ def _drop_unread(model: onnx.ModelProto) -> None:
         if wanted.intersection(node.output):
             kept.append(node)
             wanted.update(node.input)
-    del model.graph.node[:]
-    model.graph.node.extend(kept[::-1])
+    set_nodes(model, kept[::-1])

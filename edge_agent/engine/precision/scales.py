@@ -1,8 +1,8 @@
-"""Activation ranges of a network: the one calibration that every INT8 product is made from.
+"""Activation ranges of a network, the source of all INT8 engines.
 
-A range is the largest absolute value (amax) that a tensor is expected to hold. INT8 is symmetric on all
-backends here: scale = amax / 127, zero point 0. The same ranges go into the Q/DQ graph (ONNX Runtime,
-TensorRT 8 to 11) and into a calibration cache (TensorRT 8 to 10).
+A range is the largest absolute value (amax) that a tensor is expected to have. INT8 is symmetric on all
+backends: scale = amax / 127, zero point 0. The same ranges go into the Q/DQ graph (ONNX Runtime, TensorRT 8
+to 11) and into a calibration cache (TensorRT 8 to 10).
 
 The text of a calibration cache::
 
@@ -34,7 +34,7 @@ INT8_MAX = 127
 """Largest step of symmetric INT8; -128 is not used."""
 
 Algorithm = Literal["EntropyCalibration2", "MinMaxCalibration"]
-"""What TensorRT's two calibrators call themselves in a cache."""
+"""Names of TensorRT's two calibrators in a cache."""
 
 _KIND = "scales"
 _VERSION = 1
@@ -49,13 +49,13 @@ class Scales:
     """Ranges of a network's tensors.
 
     Attributes:
-        amax: largest absolute value by tensor name, sorted by name. A tensor that is absent has no range,
-            and what reads it is left in higher precision.
+        amax: largest absolute value by tensor name, sorted by name. Nodes that read a tensor without a range
+            stay in higher precision.
         method: how they were found: `entropy`, `minmax` or `percentile`.
         model_sha256: SHA-256 of the prepared graph (`PreparedGraph.onnx`) whose tensors these are.
 
     Raises:
-        ModelError: no tensor, or a range that is not finite, not above zero, or whose scale does not fit
+        ModelError: there is no range, or one that is not finite, not above zero, or has a scale beyond
             float32.
     """
 
@@ -72,26 +72,22 @@ class Scales:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON of all of it: the same ranges always have the same digest."""
+        """SHA-256 of the canonical JSON of all attributes."""
         text = json.dumps(self._document(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def scale(self, tensor: str) -> float | None:
-        """Value of one INT8 step, None for a tensor without a range."""
+        """Return the value of one INT8 step, None for a tensor without a range."""
         amax = self.amax.get(tensor)
         return None if amax is None else amax / INT8_MAX
 
     def write(self, path: Path) -> None:
-        """Write them as a manifest; StorageError where that fails."""
+        """Write the ranges as a manifest; StorageError where that fails."""
         Manifest(_KIND, _VERSION, files={}, data={**self._document(), "digest": self.digest}).write(path)
 
     @staticmethod
     def read(path: Path) -> Scales:
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: missing, damaged, or changed since it was written.
-        """
+        """Read a file of `write`; InputError where it is missing, damaged or was changed."""
         data = Manifest.read(path, kind=_KIND, version=_VERSION).data
         try:
             found = Scales(
@@ -108,10 +104,10 @@ class Scales:
         return found
 
     def cache(self, trt_version: int, algorithm: Algorithm) -> bytes:
-        """The ranges as TensorRT's calibration cache.
+        """Return the ranges as TensorRT's calibration cache.
 
         TensorRT refuses a cache whose header names another version or algorithm, so it is rendered for the
-        version that runs, never kept.
+        running version and never stored.
 
         Args:
             trt_version: TensorRT's own number: major * 1000 + minor * 100 + patch up to version 8, major *
@@ -119,7 +115,7 @@ class Scales:
             algorithm: of the calibrator that will read it.
 
         Raises:
-            ModelError: a tensor's name has a line break, which the format cannot hold.
+            ModelError: a tensor's name has a line break, which the format does not allow.
         """
         lines = [f"TRT-{trt_version}-{algorithm}"]
         for name, amax in self.amax.items():
@@ -141,12 +137,12 @@ def _check(name: str, value: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A calibration cache, read.
+    """Content of a calibration cache.
 
     Attributes:
         trt_version: number in its header.
         algorithm: calibrator that wrote it.
-        amax: 127 times the scale that each line holds, by tensor name.
+        amax: 127 times the scale of each line, by tensor name.
     """
 
     trt_version: int
@@ -158,7 +154,7 @@ def read_cache(data: bytes) -> Cache:
     """Read a calibration cache in TensorRT's text format.
 
     Raises:
-        InputError: not such a cache, or a damaged line (with its number).
+        InputError: it is no such cache, or has a damaged line (with its number).
     """
     try:
         lines = data.decode().splitlines()

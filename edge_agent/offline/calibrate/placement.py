@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.engine.graph.topology import OURS, QUANTISABLE, Topology, load_named
+from edge_agent.engine.graph.editing import OURS, load_named
+from edge_agent.engine.graph.topology import QUANTISABLE, Topology
 
 if TYPE_CHECKING:
     import onnx

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.core.errors import ModelError
+from edge_agent.engine.graph.editing import in_order, load_named, opset, serialise, set_nodes
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.topology import QUANTISABLE, Topology, in_order, load_named
+from edge_agent.engine.graph.topology import QUANTISABLE, Topology
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.offline.calibrate.placement import FUSED, dequantised, positions, skip_input
 
@@ -125,28 +126,30 @@ def quantise(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] =
         raise ModelError(f"nothing of {prepared.name} is left to be quantised")
     done = _quantised(model, scales, chosen)
     _quantise_skips(done, scales, set(chosen))
-    return replace(prepared, onnx=_checked(prepared, done), precision="int8")
+    set_nodes(done, in_order(done))
+    onnx = serialise(done, f"{prepared.source} after quantisation")
+    return replace(prepared, onnx=onnx, precision="int8")
 
 
 def _modern(prepared: PreparedGraph, model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert the model to an opset with quantisation per channel; names of nodes and tensors stay."""
     from onnx import version_converter
 
-    opset = max(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
-    if opset >= _OPSET:
+    found = opset(model)
+    if found >= _OPSET:
         return model
     before = {name for node in model.graph.node if node.op_type in QUANTISABLE for name in node.input}
     try:
         converted = version_converter.convert_version(model, _OPSET)
     except Exception as problem:  # its C++ exceptions have no common type
         raise ModelError(
-            f"{prepared.source} uses ONNX opset {opset} and cannot be converted to {_OPSET}, which INT8 per "
+            f"{prepared.source} uses ONNX opset {found} and cannot be converted to {_OPSET}, which INT8 per "
             f"channel needs: {problem}; export it again with opset_version={_OPSET}"
         ) from problem
     after = {name for node in converted.graph.node if node.op_type in QUANTISABLE for name in node.input}
     if before != after:
         raise ModelError(
-            f"{prepared.source}: tensors are renamed by the conversion from ONNX opset {opset} to {_OPSET}; "
+            f"{prepared.source}: tensors are renamed by the conversion from ONNX opset {found} to {_OPSET}; "
             f"export it again with opset_version={_OPSET}"
         )
     converted.ir_version = max(converted.ir_version, 7)
@@ -211,19 +214,3 @@ def _quantise_skips(model: onnx.ModelProto, scales: Scales, chosen: set[str]) ->
         for index, name in enumerate(node.input):
             if name == skip:
                 node.input[index] = known
-
-
-def _checked(prepared: PreparedGraph, model: onnx.ModelProto) -> bytes:
-    """Sort the nodes, drop intermediate shapes, validate and serialise."""
-    import onnx
-
-    ordered = in_order(model)
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
-    del model.graph.value_info[:]
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as problem:
-        raise ModelError(f"{prepared.source} is not valid ONNX after quantisation: {problem}") from problem
-    data: bytes = model.SerializeToString()
-    return data

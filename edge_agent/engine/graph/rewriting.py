@@ -1,0 +1,162 @@
+"""Adds nodes before and after a network: pixels in, float32 rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.engine.graph.editing import OURS, make_node, opset, serialise, set_nodes
+from edge_agent.engine.graph.profiles import PreprocessProfile
+from edge_agent.engine.graph.reading import Layout, Network, shape_of
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Rewriter"]
+
+_REDUCE_AXES_AS_INPUT = 18
+"""From this opset on, ReduceL2 and ReduceMax take their axes as an input."""
+_TINY = 6.104e-5
+"""Smallest normal float16: guards divisions so that FP16 engines keep the guard."""
+_MIN_NORM = 1e-3
+
+
+class Rewriter:
+    """Rewrites a network in place: an input stage, an output stage, then `finish`.
+
+    Args:
+        network: one that uses none of the names that are added.
+        layout: of its input.
+    """
+
+    def __init__(self, network: Network, layout: Layout) -> None:
+        self._network = network
+        self._model = network.model
+        self._source = network.input
+        self._target = network.output
+        self._layout = layout
+        self._opset = opset(network.model)
+        self._head: list[onnx.NodeProto] = []
+        self._tail: list[onnx.NodeProto] = []
+
+    def add_raw_input(self, name: str) -> None:
+        """Add an input `uint8 [N, H, W, 3]` whose BGR values go to the network unchanged."""
+        self._connect(self._pixels(name))
+
+    def add_normalised_input(self, name: str, profile: PreprocessProfile) -> None:
+        """Add an input `uint8 [N, H, W, 3]` with channel order, mean and scale of the profile."""
+        last = self._layout.channels_last
+        planes = self._pixels(name)
+        if profile.order == "rgb":
+            reverse = self._constant("reverse", np.asarray([2, 1, 0], np.int64))
+            planes = self._before("Gather", [planes, reverse], "ordered", axis=3 if last else 1)
+        wide = (1, 1, 1, 3) if last else (1, 3, 1, 1)
+        if profile.offsets.any():
+            offsets = self._constant("offsets", profile.offsets.reshape(wide))
+            planes = self._before("Sub", [planes, offsets], "centred")
+        if (profile.factors != 1).any():
+            factors = self._constant("factors", profile.factors.reshape(wide))
+            planes = self._before("Mul", [planes, factors], "scaled")
+        self._connect(planes)
+
+    def float32_rows(self) -> str:
+        """Return the output as float32, `[N, D, 1, 1]` flattened to `[N, D]`."""
+        rows = self._target.name
+        shape = shape_of(self._target)
+        if shape is None or len(shape) != 2:
+            rows = self._after("Flatten", [rows], "flat", axis=1)
+        return self._to_float32(rows)
+
+    def first_columns(self, count: int) -> str:
+        """Return the output `[N, A, C]` as float32 `[N, A, count]`."""
+        rows = self._target.name
+        if self._opset >= 10:
+            limits = [
+                self._constant(f"column_{what}", np.asarray([value], np.int64))
+                for what, value in (("start", 0), ("end", count), ("axis", 2))
+            ]
+            return self._to_float32(self._after("Slice", [rows, *limits], "columns"))
+        return self._to_float32(self._after("Slice", [rows], "columns", starts=[0], ends=[count], axes=[2]))
+
+    def unit_length(self, rows: str) -> str:
+        """Return rows divided by their length, in two steps so that squares cannot overflow in float16.
+
+        The first step scales the largest number of a row to 1; the length is then at least 1. A row of zeros
+        stays zero, a row with NaN or infinity keeps at least one NaN.
+        """
+        tiny = self._constant("tiny", np.asarray([[_TINY]], np.float32))
+        least = self._constant("least", np.asarray([[_MIN_NORM]], np.float32))
+        size = self._after("Abs", [rows], "size")
+        largest = self._after("Max", [self._reduce("ReduceMax", size, "largest"), tiny], "largest_safe")
+        level = self._after("Div", [rows, largest], "levelled")
+        length = self._after("Max", [self._reduce("ReduceL2", level, "length"), least], "length_safe")
+        return self._after("Div", [level, length], "unit")
+
+    def finish(self, name: str, rows: str, shape: Iterable[int | None]) -> bytes:
+        """Make `rows` the only output, with this name and shape (None: the batch); return the model."""
+        import onnx
+        from onnx import helper
+
+        self._tail.append(make_node("Identity", [rows], name, f"{OURS}Identity_{name}"))
+        graph = self._model.graph
+        set_nodes(self._model, [*self._head, *graph.node, *self._tail])
+        del graph.output[:]
+        sizes = ["batch" if size is None else size for size in shape]
+        graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes))
+        return serialise(self._model, str(self._network.path))
+
+    def _pixels(self, name: str) -> str:
+        """Replace the input by `uint8 [N, H, W, 3]`; return its pixels as float32 in the network's layout."""
+        import onnx
+        from onnx import helper
+
+        layout, graph = self._layout, self._model.graph
+        batch = "batch" if layout.batch is None else layout.batch
+        fresh = helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, [batch, *layout.size, 3])
+        kept = [value for value in graph.input if value.name != self._source.name]
+        del graph.input[:]
+        graph.input.extend([fresh, *kept])
+        pixels = self._before("Cast", [name], "pixels", to=onnx.TensorProto.FLOAT)
+        if layout.channels_last:
+            return self._before("Identity", [pixels], "planes")
+        return self._before("Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
+
+    def _connect(self, planes: str) -> None:
+        """Pass the pixels to the network under the name and type of its own input."""
+        name, kind = self._source.name, self._source.type.tensor_type.elem_type
+        self._head.append(make_node("Cast", [planes], name, f"{OURS}Cast_{name}", to=kind))
+
+    def _to_float32(self, rows: str) -> str:
+        import onnx
+
+        if self._target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            return rows
+        return self._after("Cast", [rows], "rows32", to=onnx.TensorProto.FLOAT)
+
+    def _reduce(self, kind: str, rows: str, output: str) -> str:
+        if self._opset >= _REDUCE_AXES_AS_INPUT:
+            axes = self._constant(f"axes_{kind}", np.asarray([1], np.int64))
+            return self._after(kind, [rows, axes], output, keepdims=1)
+        return self._after(kind, [rows], output, axes=[1], keepdims=1)
+
+    def _before(self, kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
+        return _append(self._head, kind, inputs, OURS + output, **attributes)
+
+    def _after(self, kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
+        return _append(self._tail, kind, inputs, OURS + output, **attributes)
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        from onnx import numpy_helper
+
+        self._model.graph.initializer.append(numpy_helper.from_array(value, OURS + name))
+        return OURS + name
+
+
+def _append(
+    nodes: list[onnx.NodeProto], kind: str, inputs: list[str], output: str, **attributes: int | list[int]
+) -> str:
+    nodes.append(make_node(kind, inputs, output, f"{OURS}{kind}_{output}", **attributes))
+    return output
