@@ -67,7 +67,7 @@ def _generate(
     folder: Path, people: int, *, seed: int, cameras: int, per_identity: int, workers: int | None
 ) -> None:
     from edge_agent.cli.progress import progress_bar
-    from edge_agent.offline.synthetic.crops import write_dataset
+    from edge_agent.offline.synthetic.dataset import write_dataset
 
     with progress_bar("rendering people", people) as bar:
         write_dataset(

@@ -16,6 +16,7 @@ import pytest
 from edge_agent.core.errors import InputError
 from edge_agent.core.structures import iou_matrix
 from edge_agent.offline.synthetic.street import Street, StreetFrame
+from edge_agent.offline.synthetic.videos import write_videos
 
 SHORT = {"people": 3, "seconds": 16.0, "fps": 5.0, "size": (320, 240)}
 DIGEST = """
@@ -113,7 +114,7 @@ def test_people_cover_each_other():
 def test_the_videos_can_be_read_back_and_their_truth_is_that_of_the_frames(tmp_path: Path):
     street = Street(3, people=3, seconds=5.0, fps=4.0, size=(320, 240))
     steps: list[tuple[int, int]] = []
-    videos = street.write_videos(tmp_path, lambda done, total: steps.append((done, total)))
+    videos = write_videos(street, tmp_path, lambda done, total: steps.append((done, total)))
     assert [video.camera for video in videos] == ["cam-a", "cam-b"]
     assert steps[-1] == (40, 40)
     assert not list(tmp_path.glob("*part*"))

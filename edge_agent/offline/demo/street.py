@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edge_agent.agent.pipeline import FrameOutcome
 from edge_agent.core.structures import DecisionKind, iou_matrix
-from edge_agent.offline.synthetic.street import Street, StreetVideo, Visit
+from edge_agent.offline.synthetic.street import Street, Visit
+from edge_agent.offline.synthetic.videos import StreetVideo, write_videos
 
 __all__ = ["Recorder", "Scene", "Score", "default_street", "percentiles", "render", "score"]
 
@@ -75,7 +76,7 @@ def render(street: Street, folder: Path, progress: Callable[[int, int], None] | 
     Raises:
         StorageError: a file cannot be written.
     """
-    return Scene(street, street.write_videos(folder, progress))
+    return Scene(street, write_videos(street, folder, progress))
 
 
 class Sighting(NamedTuple):

@@ -1,46 +1,30 @@
-"""Person crops as a detector would cut them, and whole data sets of them in Market-1501 layout."""
+"""Rendered person crops, with the boxes of a detector."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import pi
-from multiprocessing import get_context
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import InputError, StorageError
-from edge_agent.offline.synthetic.camera import Camera, backdrop, camera, daylight, expose, transmit
+from edge_agent.offline.synthetic.camera import Camera, backdrop, daylight, expose, transmit
 from edge_agent.offline.synthetic.identity import Identity, identity
+from edge_agent.offline.synthetic.painting import overlap
 from edge_agent.offline.synthetic.person import Light, Sprite, render_person
 from edge_agent.offline.synthetic.pose import random_pose
 
-__all__ = ["GENERATOR_VERSION", "DatasetCounts", "render_crop", "write_dataset"]
+__all__ = ["FIRST_PASSER_BY", "GENERATOR_VERSION", "render_crop"]
 
 GENERATOR_VERSION = "4"
 """Raised whenever the same seed gives other pictures."""
 
-_PASSERS_BY = 1_000_000_000  # seeds of people who only stand in the way; no data set reaches them
+FIRST_PASSER_BY = 1_000_000_000
+"""First seed of people who only hide others; data sets use lower seeds."""
+
 _Scene = NDArray[np.float32]
 _Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetCounts:
-    """What `write_dataset` wrote: identities and images per split."""
-
-    train_identities: int
-    test_identities: int
-    train_images: int
-    gallery_images: int
-    query_images: int
 
 
 def _turn(view: Camera, rng: np.random.Generator) -> float:
@@ -50,22 +34,17 @@ def _turn(view: Camera, rng: np.random.Generator) -> float:
 
 
 def _paste(scene: _Scene, sprite: Sprite, x: float, y: float, shade: float = 1.0) -> None:
-    """Blend `sprite` with its upper left corner at `(x, y)`; what lies outside is cut."""
-    left, top = round(x), round(y)
-    high, wide = sprite.image.shape[:2]
-    x0, y0 = max(0, left), max(0, top)
-    x1, y1 = min(scene.shape[1], left + wide), min(scene.shape[0], top + high)
-    if x0 >= x1 or y0 >= y1:
-        return
-    piece = sprite.image[y0 - top : y1 - top, x0 - left : x1 - left].astype(np.float32)
-    alpha = piece[..., 3:] / 255
-    area = scene[y0:y1, x0:x1]
-    area *= 1 - alpha
-    area += piece[..., :3] * (alpha * np.float32(shade))
+    """Blend `sprite` into `scene` with its upper left corner at `(x, y)`."""
+    if (parts := overlap(scene.shape, (round(x), round(y)), sprite.image.shape)) is not None:
+        piece = sprite.image[parts.piece].astype(np.float32)
+        alpha = piece[..., 3:] / 255
+        area = scene[parts.canvas]
+        area *= 1 - alpha
+        area += piece[..., :3] * (alpha * np.float32(shade))
 
 
 def _shadow(scene: _Scene, light: Light, foot: tuple[float, float], person: float) -> None:
-    """The shadow that a person at `foot` throws on the ground."""
+    """Draw the shadow of a person at `foot` on the ground."""
     strength = 0.75 * (1 - light.ambient)
     mask = np.zeros(scene.shape[:2], np.float32)
     reach = min(1.2, 0.6 / max(light.up, 0.3)) * person
@@ -83,7 +62,7 @@ def _shadow(scene: _Scene, light: Light, foot: tuple[float, float], person: floa
 
 @lru_cache(maxsize=400)
 def _stranger(number: int) -> Identity:
-    return identity(_PASSERS_BY + number)
+    return identity(FIRST_PASSER_BY + number)
 
 
 def _passer_by(view: Camera, light: Light, rng: np.random.Generator, height: float) -> Sprite:
@@ -91,68 +70,48 @@ def _passer_by(view: Camera, light: Light, rng: np.random.Generator, height: flo
     return render_person(person, random_pose(rng, _turn(view, rng), view.elevation), height, light)
 
 
+def _object_colour(rng: np.random.Generator) -> list[float]:
+    colour: list[float] = np.clip(rng.uniform(20, 220) + rng.normal(0, 25, 3), 5, 250).tolist()
+    return colour
+
+
 def _clutter(scene: _Scene, rng: np.random.Generator) -> None:
-    """A post, sign, bench or car somewhere in the picture."""
+    """Draw a post, sign, bench or car behind the person."""
     rows, columns = scene.shape[:2]
     x, y = int(rng.integers(-columns // 3, columns)), int(rng.integers(0, rows))
     shape = int(rng.integers(3))
-    tone = rng.uniform(20, 220) + rng.normal(0, 25, 3)
-    colour = np.clip(tone, 5, 250).tolist()
+    colour = _object_colour(rng)
     if shape == 0:
-        cv2.line(
-            scene,
-            (x, 0),
-            (x + int(rng.normal(0, 6)), rows),
-            colour,
-            max(2, int(columns * rng.uniform(0.03, 0.12))),
-        )
+        end = x + int(rng.normal(0, 6)), rows
+        cv2.line(scene, (x, 0), end, colour, max(2, int(columns * rng.uniform(0.03, 0.12))))
     elif shape == 1:
-        cv2.rectangle(
-            scene,
-            (x, y),
-            (x + int(columns * rng.uniform(0.2, 0.6)), y + int(rows * rng.uniform(0.1, 0.5))),
-            colour,
-            -1,
-        )
+        corner = x + int(columns * rng.uniform(0.2, 0.6)), y + int(rows * rng.uniform(0.1, 0.5))
+        cv2.rectangle(scene, (x, y), corner, colour, -1)
     else:
-        cv2.ellipse(
-            scene,
-            (x, y),
-            (int(columns * rng.uniform(0.2, 0.6)), int(rows * rng.uniform(0.05, 0.2))),
-            0,
-            0,
-            360,
-            colour,
-            -1,
-        )
+        axes = int(columns * rng.uniform(0.2, 0.6)), int(rows * rng.uniform(0.05, 0.2))
+        cv2.ellipse(scene, (x, y), axes, 0, 0, 360, colour, -1)
 
 
 def _cover(scene: _Scene, rng: np.random.Generator) -> None:
-    """Something between the camera and the person: a post, a low wall or car, or a sign at one side."""
+    """Draw an object in front of the person: a post, a low wall or car, or a sign at one side."""
     rows, columns = scene.shape[:2]
-    colour = np.clip(rng.uniform(20, 220) + rng.normal(0, 25, 3), 5, 250).tolist()
+    colour = _object_colour(rng)
     shape = int(rng.integers(3))
     if shape == 0:
         x = int(rng.uniform(0.1, 0.9) * columns)
         cv2.line(scene, (x, 0), (x, rows), colour, max(2, int(columns * rng.uniform(0.06, 0.16))))
     elif shape == 1:
-        y = int(rows * rng.uniform(0.6, 0.92))
-        cv2.rectangle(scene, (0, y), (columns, rows), colour, -1)
+        cv2.rectangle(scene, (0, int(rows * rng.uniform(0.6, 0.92))), (columns, rows), colour, -1)
     else:
-        side = rng.random() < 0.5
-        x = int(columns * rng.uniform(0.12, 0.4))
+        at_left = rng.random() < 0.5
+        wide = int(columns * rng.uniform(0.12, 0.4))
         y = int(rows * rng.uniform(0.1, 0.6))
-        cv2.rectangle(
-            scene,
-            (0 if side else columns - x, y),
-            (x if side else columns, y + int(rows * rng.uniform(0.2, 0.6))),
-            colour,
-            -1,
-        )
+        corner = wide if at_left else columns, y + int(rows * rng.uniform(0.2, 0.6))
+        cv2.rectangle(scene, (0 if at_left else columns - wide, y), corner, colour, -1)
 
 
 def _cut_box(sprite: Sprite, rng: np.random.Generator) -> _Box:
-    """A detector's box, xyxy in pixels of the sprite: tight or of a fixed aspect, jittered, sometimes cut."""
+    """A detector's box, xyxy in pixels of the sprite: tight or of fixed aspect, jittered, sometimes cut."""
     high, wide = sprite.image.shape[:2]
     x0, y0, x1, y1 = 0.0, 0.0, float(wide), float(high)
     if rng.random() < 0.5:
@@ -169,47 +128,36 @@ def _cut_box(sprite: Sprite, rng: np.random.Generator) -> _Box:
 
 
 def _compose(person: Identity, view: Camera, light: Light, rng: np.random.Generator, height: float) -> _Scene:
-    """The cut-out scene at drawing resolution, float32 BGR under neutral light."""
+    """The scene in the box at drawing resolution, float32 BGR under neutral light."""
     sprite = render_person(person, random_pose(rng, _turn(view, rng), view.elevation), height, light)
     x0, y0, x1, y1 = _cut_box(sprite, rng)
     scene = backdrop(view, rng, max(8, round(y1 - y0)), max(4, round(x1 - x0)), height)
-    for _ in range(int(rng.random() < 0.3)):
+    if rng.random() < 0.3:
         _clutter(scene, rng)
     if rng.random() < 0.25:
         other = _passer_by(view, light, rng, height * float(rng.uniform(0.55, 1.0)))
-        _paste(
-            scene,
-            other,
-            float(rng.uniform(-0.6, 0.8)) * scene.shape[1],
-            sprite.foot[1] - y0 - len(other.image) - 0.1 * height,
-            0.9,
-        )
+        x = float(rng.uniform(-0.6, 0.8)) * scene.shape[1]
+        _paste(scene, other, x, sprite.foot[1] - y0 - len(other.image) - 0.1 * height, 0.9)
     _shadow(scene, light, (sprite.foot[0] - x0, sprite.foot[1] - y0), height)
     _paste(scene, sprite, -x0, -y0)
     if rng.random() < 0.12:
         other = _passer_by(view, light, rng, height * float(rng.uniform(1.0, 1.3)))
         side = -0.75 if rng.random() < 0.5 else 0.55
-        _paste(
-            scene,
-            other,
-            (side + float(rng.uniform(-0.2, 0.2))) * scene.shape[1],
-            float(rng.uniform(0.0, 0.35)) * height,
-        )
+        x = (side + float(rng.uniform(-0.2, 0.2))) * scene.shape[1]
+        _paste(scene, other, x, float(rng.uniform(0.0, 0.35)) * height)
     elif rng.random() < 0.1:
         _cover(scene, rng)
     return scene
 
 
 def _uneven(scene: _Scene, rng: np.random.Generator) -> None:
-    """Light that differs over the picture: a slope, and sometimes the edge of a shadow."""
+    """Vary the light over the picture: a slope, and sometimes the edge of a shadow."""
     rows, columns = scene.shape[:2]
-    across = np.linspace(-1, 1, columns, dtype=np.float32)[None] * np.float32(rng.normal(0, 0.07))
-    down = np.linspace(-1, 1, rows, dtype=np.float32)[:, None] * np.float32(rng.normal(0, 0.07))
-    factor = 1 + across + down
+    across = np.linspace(-1, 1, columns, dtype=np.float32)[None]
+    down = np.linspace(-1, 1, rows, dtype=np.float32)[:, None]
+    factor = 1 + across * np.float32(rng.normal(0, 0.07)) + down * np.float32(rng.normal(0, 0.07))
     if rng.random() < 0.12:
-        edge = np.linspace(-1, 1, rows, dtype=np.float32)[:, None] + np.linspace(
-            -1, 1, columns, dtype=np.float32
-        )[None] * np.float32(rng.normal(0, 0.8))
+        edge = down + across * np.float32(rng.normal(0, 0.8))
         factor *= 1 - np.float32(rng.uniform(0.15, 0.5)) / (
             1 + np.exp(np.clip(-(edge - np.float32(rng.normal(0, 0.6))) * 12, -30, 30))
         )
@@ -223,13 +171,13 @@ def render_crop(
     size: tuple[int, int] | None = (256, 128),
     hour: float | None = None,
 ) -> NDArray[np.uint8]:
-    """One crop of `person` as `view` sees it.
+    """Return one crop of `person` from camera `view`.
 
     Args:
-        person: who.
+        person: the person to draw.
         view: the camera.
-        rng: decides pose, box, occlusion and all else that differs from crop to crop.
-        size: `(rows, columns)` of the result; None keeps the resolution at which the camera saw the person.
+        rng: determines pose, box, occlusion and all other differences between crops.
+        size: `(rows, columns)` of the result; None keeps the resolution of the camera.
         hour: time of day, 8..18; drawn from `rng` when None.
 
     Returns:
@@ -249,161 +197,3 @@ def render_crop(
         return crop
     resized: NDArray[np.uint8] = cv2.resize(crop, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return resized
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One identity to render: everything a worker needs."""
-
-    folder: Path
-    seed: int
-    person: int
-    cameras: int
-    crops: int
-    test: bool
-    size: tuple[int, int] | None
-
-
-def _rng(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng([seed, *key])
-
-
-def _camera_seed(seed: int, number: int) -> int:
-    return int(_rng(seed, 0xCA3E, number).integers(2**31))
-
-
-def _person_seed(seed: int, number: int) -> int:
-    return int(_rng(seed, 0x9E50, number).integers(_PASSERS_BY))
-
-
-def _render_identity(job: _Job) -> tuple[int, int]:
-    """Write all crops of one identity; returns the images in its main split and in `query`."""
-    rng = _rng(job.seed, 0x10B, job.person)
-    person = identity(_person_seed(job.seed, job.person))
-    count = min(job.cameras, max(2, int(rng.integers(2, 7))), job.crops)
-    places = sorted(int(place) + 1 for place in rng.choice(job.cameras, count, replace=False))
-    hours = {place: float(rng.uniform(8, 18)) for place in places}
-    first = {place: int(rng.integers(1, 90_000)) for place in places}
-    main = "bounding_box_test" if job.test else "bounding_box_train"
-    images = queries = 0
-    seen: set[int] = set()
-    for number in range(job.crops):
-        place = places[number % count]
-        crop = render_crop(person, camera(_camera_seed(job.seed, place)), rng, job.size, hours[place])
-        frame = first[place] + 5 * (number // count)
-        query = job.test and count > 1 and place not in seen and job.crops >= 2 * count
-        seen.add(place)
-        split = "query" if query else main
-        name = f"{job.person:04d}_c{place}s1_{frame:06d}_{number:02d}.jpg"
-        path = job.folder / split / name
-        if not cv2.imwrite(str(path), crop, [cv2.IMWRITE_JPEG_QUALITY, 94]):
-            raise StorageError(f"{path}: could not be written; check free space and permissions")
-        queries += query
-        images += not query
-    return images, queries
-
-
-def _check(folder: Path, identities: int, cameras: int, per_identity: int) -> None:
-    if identities < 2 or cameras < 2 or per_identity < 4:
-        raise InputError(
-            "a data set needs at least 2 identities, 2 cameras and 4 crops per identity, "
-            f"not {identities}, {cameras} and {per_identity}"
-        )
-    for split in ("bounding_box_train", "bounding_box_test", "query"):
-        place = folder / split
-        if place.is_dir() and any(place.iterdir()):
-            raise InputError(f"{place} is not empty: name another folder, or remove the old data set first")
-        place.mkdir(parents=True, exist_ok=True)
-
-
-def _alone() -> None:
-    """One thread for each worker: the workers are as many as the processors already."""
-    cv2.setNumThreads(1)
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterable[tuple[int, int]]:
-    if workers <= 1:
-        yield from map(_render_identity, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_alone) as pool:
-        yield from pool.map(_render_identity, jobs, chunksize=4)
-
-
-def write_dataset(
-    folder: Path,
-    *,
-    identities: int,
-    cameras: int = 12,
-    per_identity: int = 20,
-    seed: int = 0,
-    test_share: float = 0.2,
-    size: tuple[int, int] | None = None,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> DatasetCounts:
-    """Write a data set of rendered people in Market-1501 layout.
-
-    Identities 1.. are for training, the last `test_share` of them for the gallery; one crop of every test
-    identity and camera goes to `query`. The same arguments give the same files, whatever `workers` is.
-
-    Args:
-        folder: where `bounding_box_train`, `bounding_box_test`, `query` and `manifest.json` are made.
-        identities: number of people.
-        cameras: number of cameras; each person passes 2 to 6 of them.
-        per_identity: crops of each person.
-        seed: decides everything.
-        test_share: share of the people kept for the test splits; at least one on either side.
-        size: `(rows, columns)` of the crops; None keeps the resolution at which the camera saw the person.
-        workers: processes; all processors when None.
-        progress: called with `(people done, people in all)`.
-
-    Raises:
-        InputError: too few of something, or the folder already holds a data set.
-        StorageError: a file could not be written.
-    """
-    _check(folder, identities, cameras, per_identity)
-    tests = min(identities - 1, max(1, round(identities * test_share)))
-    jobs = [
-        _Job(folder, seed, person, cameras, per_identity, person > identities - tests, size)
-        for person in range(1, identities + 1)
-    ]
-    train = gallery = query = 0
-    for done, (job, (images, queries)) in enumerate(
-        zip(jobs, _run(jobs, workers or os.cpu_count() or 1), strict=True), 1
-    ):
-        train, gallery = (train, gallery + images) if job.test else (train + images, gallery)
-        query += queries
-        if progress:
-            progress(done, identities)
-    counts = DatasetCounts(identities - tests, tests, train, gallery, query)
-    _write_manifest(folder, counts, seed=seed, cameras=cameras, per_identity=per_identity, size=size)
-    return counts
-
-
-def _write_manifest(
-    folder: Path,
-    counts: DatasetCounts,
-    *,
-    seed: int,
-    cameras: int,
-    per_identity: int,
-    size: tuple[int, int] | None,
-) -> None:
-    manifest = {
-        "generator": "edge_agent.synthetic",
-        "generator_version": GENERATOR_VERSION,
-        "synthetic": True,
-        "seed": seed,
-        "cameras": cameras,
-        "per_identity": per_identity,
-        "size": size,
-        "counts": asdict(counts),
-        "opencv": cv2.__version__,
-        "numpy": np.__version__,
-    }
-    temporary = folder / "manifest.json.part"
-    with temporary.open("w", encoding="utf-8") as out:
-        json.dump(manifest, out, indent=2)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(folder / "manifest.json")
