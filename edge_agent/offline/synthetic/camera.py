@@ -1,7 +1,7 @@
-"""What a camera does to a scene: its place, its light, its colours and its faults.
+"""Cameras: place, light, colours and image faults.
 
-A camera is drawn from a seed, so that all pictures of one camera share background, colour and sharpness,
-which is what makes people harder to recognise across cameras than within one.
+A camera is drawn from a seed, so all pictures of one camera share background, colour and sharpness. These
+differences make people harder to recognise across cameras than within one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge_agent.offline.synthetic.surfaces import GROUNDS, WALLS, ground, noise,
 
 __all__ = ["Camera", "Daylight", "backdrop", "camera", "daylight", "expose", "transmit"]
 
-_SHEET = (480, 640)  # rows and columns of a camera's stock of ground and wall
+_SHEET = (480, 640)  # rows and columns of a camera's textures of ground and wall
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +27,25 @@ class Camera:
     """One camera and its place.
 
     Attributes:
-        seed: what it was drawn from.
+        seed: the seed it was drawn from.
         gain: white balance and exposure, factors for blue, green, red.
         gamma: exponent of the tone curve; above 1 darkens the middle tones.
         saturation: factor; 1 keeps colours.
         lift: added to all values, for haze and raised blacks.
         contrast: steepness of the S-shaped tone curve, 0 for none.
-        elevation: how far it looks down, radians.
-        headings: the directions in which people usually walk here, radians (see `Pose.turn`).
+        elevation: downward angle of the view, radians.
+        headings: usual walking directions, radians (see `Pose.turn`).
         heights: smallest and largest height of a person in pixels.
         blur: spread of the lens and focus blur, pixels of the sensor.
         sharpen: strength of the camera's own edge sharpening.
         noise: spread of the sensor noise, grey levels.
         quality: lowest and highest JPEG quality of its stream.
-        sun: azimuth of the sun at noon against the line of sight, radians.
+        sun: azimuth of the sun at noon relative to the line of sight, radians.
         ambient: share of diffuse light at noon.
         indoor: whether the light stays the same all day.
         ground: kind of ground.
         wall: kind of background.
-        skyline: where wall and ground meet, in person heights above the feet (mean).
+        skyline: height at which wall and ground meet, in person heights above the feet (mean).
     """
 
     seed: int
@@ -71,14 +71,14 @@ class Camera:
 
 @dataclass(frozen=True, slots=True)
 class Daylight:
-    """Light at one moment: its direction, its strength and colour (factors for blue, green, red)."""
+    """Light at one time: direction and strength, and colour (factors for blue, green, red)."""
 
     light: Light
     tint: tuple[float, float, float]
 
 
 def camera(seed: int) -> Camera:
-    """The camera of this seed."""
+    """Return the camera of this seed."""
     rng = np.random.default_rng([seed, 0xCA])
     warmth = rng.normal(0, 0.075)
     exposure = float(np.exp(rng.normal(0, 0.13)))
@@ -112,7 +112,7 @@ def camera(seed: int) -> Camera:
 
 
 def daylight(view: Camera, hour: float) -> Daylight:
-    """Light at `hour` (8..18): the sun moves, is low and warm early and late; indoors nothing changes."""
+    """Return the light at `hour` (8..18): low, warm sun early and late; constant light indoors."""
     if view.indoor:
         return Daylight(Light(0.3 * sin(view.sun), 1.0, 0.5, max(0.6, view.ambient)), (0.96, 1.0, 1.03))
     day = (hour - 13.0) / 5.0
@@ -146,7 +146,7 @@ def _patch(
 def backdrop(
     view: Camera, rng: np.random.Generator, rows: int, columns: int, person: float
 ) -> NDArray[np.float32]:
-    """What is behind a person of `person` pixels who stands near the lower edge, `(rows, columns, 3)`."""
+    """Return the background of a person of `person` pixels near the lower edge, `(rows, columns, 3)` BGR."""
     floor, back = _sheets(view.seed, view.ground, view.wall)
     zoom = person / 200 * float(rng.uniform(0.8, 1.3))
     scene = _patch(floor, rng, rows, columns, zoom)
@@ -161,7 +161,7 @@ def backdrop(
 def _curve(view: Camera, gain: float) -> NDArray[np.float32]:
     """Tone curve of one channel at quarter steps of 0..255."""
     linear = np.arange(4 * 256) / (4 * 255) * gain
-    knee = 0.72  # highlights roll off instead of clipping, as in every camera's own processing
+    knee = 0.72  # highlights roll off instead of clipping, as in a camera's own processing
     bright = 1 - (1 - knee) * np.exp(-np.maximum(linear - knee, 0) / (1 - knee))
     picture = np.where(linear < knee, linear, bright)
     picture = np.power(picture, view.gamma)
@@ -172,7 +172,7 @@ def _curve(view: Camera, gain: float) -> NDArray[np.float32]:
 def expose(
     scene: NDArray[np.float32], view: Camera, tint: tuple[float, float, float], level: float
 ) -> NDArray[np.float32]:
-    """Light and colour of the camera: scene values 0..255 float32 BGR -> sensor values, same shape."""
+    """Apply the camera's light and colour: scene values 0..255 float32 BGR -> sensor values, same shape."""
     grey = scene.mean(axis=2, keepdims=True)
     steps = (grey + (scene - grey) * np.float32(view.saturation)) * np.float32(4)
     steps = np.minimum(np.maximum(steps, 0), 4 * 256 - 1).astype(np.int16)
@@ -185,13 +185,13 @@ def expose(
 
 @lru_cache(maxsize=1024)
 def _metering(view: Camera) -> float:
-    """Automatic exposure: half of the way to a middle grey for the place as a whole."""
+    """Automatic exposure: half the correction to a middle grey for the whole place."""
     floor, back = _sheets(view.seed, view.ground, view.wall)
     return float((126 / (0.6 * floor.mean() + 0.4 * back.mean())) ** 0.5)
 
 
 def transmit(picture: NDArray[np.float32], view: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Lens, sensor and compression at the sensor's resolution: float32 BGR -> uint8 BGR of the same size."""
+    """Apply lens, sensor and compression: float32 BGR -> uint8 BGR of the same size."""
     blur = view.blur * float(rng.uniform(0.7, 1.4))
     if blur > 0.25:
         picture = cv2.GaussianBlur(picture, (0, 0), blur)

@@ -1,8 +1,8 @@
-"""The surface of a person, unwrapped: one picture per body part.
+"""Unwrapped textures of a person, one picture per body part.
 
 Columns run around the part (the left edge is the back, the middle the front, the person's left at three
-quarters), rows run along it from top to bottom. Colours are uint8 BGR under neutral light; light and shade
-come with the rendering.
+quarters), rows run along it from top to bottom. Colours are uint8 BGR under neutral light; rendering adds
+light and shade.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Texture = NDArray[np.uint8]
 _Paint = NDArray[np.float32]
 
 _ROWS, _COLUMNS = 96, 192  # of the trunk
-_AROUND = 0.62  # circumference of the trunk in units of the stature, to give patterns their real size
+_AROUND = 0.62  # circumference of the trunk in statures, for the real size of patterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def _column(angle: float, columns: int = _COLUMNS) -> int:
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int, cell: tuple[int, int]) -> NDArray[np.float32]:
-    """Smooth noise of unit spread; `cell` is the size of a blob as (rows, columns). The sides join up."""
+    """Smooth noise of unit spread; `cell` is the size of a blob as (rows, columns). Left and right match."""
     small = rng.standard_normal((max(2, rows // cell[0]), max(2, columns // cell[1]))).astype(np.float32)
     small[:, -1] = small[:, 0]
     smooth: NDArray[np.float32] = cv2.resize(small, (columns, rows), interpolation=cv2.INTER_CUBIC)
@@ -64,7 +64,7 @@ def _noise(rng: np.random.Generator, rows: int, columns: int, cell: tuple[int, i
 
 
 def _fabric(paint: _Paint, rng: np.random.Generator, folds: float) -> Texture:
-    """Folds, wear and weave: multiplies the colours."""
+    """Multiply the colours by folds, wear and weave."""
     rows, columns = paint.shape[:2]
     relief = folds * (
         0.6 * _noise(rng, rows, columns, (max(2, rows // 3), max(2, columns // 14)))
@@ -77,7 +77,7 @@ def _fabric(paint: _Paint, rng: np.random.Generator, folds: float) -> Texture:
 def _pattern_mask(
     cloth: Top | Bottom, rng: np.random.Generator, rows: int, columns: int, length: float
 ) -> NDArray[np.float32]:
-    """Where the second colour of the pattern lies, 0..1, `(rows, columns)`; `length` is the part's."""
+    """Share of the second colour, 0..1, `(rows, columns)`; `length` is the length of the part."""
     along = np.linspace(0, length, rows, dtype=np.float32)[:, None]
     around = np.linspace(0, _AROUND, columns, dtype=np.float32)[None]
     full = np.zeros((rows, columns), np.float32)
@@ -195,7 +195,7 @@ def _trim(paint: _Paint, top: Top) -> None:
 
 
 def _straps(paint: _Paint, person: Identity) -> None:
-    """Straps of a backpack or of a bag worn across."""
+    """Straps of a backpack or a crossbody bag."""
     rows, columns = paint.shape[:2]
     bag = person.bag
     if bag.kind == "backpack":
@@ -206,16 +206,9 @@ def _straps(paint: _Paint, person: Identity) -> None:
         high, low = _column(-bag.side * 0.35), _column(bag.side * 1.5)
         cv2.line(paint, (high, 0), (low, int(rows * 0.9)), bag.colour, 4)
         back_high, back_low = _column(-bag.side * 2.8), _column(bag.side * 1.6)
-        cv2.line(
-            paint, (back_high % columns, 0), (columns if bag.side > 0 else 0, int(rows * 0.1)), bag.colour, 4
-        )
-        cv2.line(
-            paint,
-            (columns if bag.side > 0 else 0, int(rows * 0.1)),
-            (back_low, int(rows * 0.9)),
-            bag.colour,
-            4,
-        )
+        seam = (columns if bag.side > 0 else 0, int(rows * 0.1))
+        cv2.line(paint, (back_high % columns, 0), seam, bag.colour, 4)
+        cv2.line(paint, seam, (back_low, int(rows * 0.9)), bag.colour, 4)
 
 
 def _trunk(person: Identity, rng: np.random.Generator) -> Texture:
@@ -314,7 +307,7 @@ def _face(paint: _Paint, person: Identity) -> None:
 
 
 def _hairline(paint: _Paint, person: Identity) -> None:
-    """Hair as far as it lies on the head; bald heads keep a fringe."""
+    """Hair that lies on the head; bald heads keep a fringe."""
     style, colour = person.head.hair, person.head.hair_colour
     angle = np.abs(np.linspace(-np.pi, np.pi, 64))
     front = {"bald": 0.0, "cropped": 11.0, "short": 14.0}.get(style, 15.0)
@@ -359,7 +352,7 @@ def _bag_texture(person: Identity, rng: np.random.Generator) -> Texture:
 
 @lru_cache(maxsize=512)
 def clothes(person: Identity) -> Clothes:
-    """All textures of a person. The same person always gives the same pictures."""
+    """Return all textures of a person; equal identities give equal pictures."""
     rng = np.random.default_rng([person.seed, 0xC1])
     trunk, sleeve, leg = _trunk(person, rng), _sleeve(person, rng), _leg(person, rng)
     return Clothes(

@@ -1,4 +1,4 @@
-"""Which tubes a person is made of: legs, trunk, head, hair, hat, arms and bag, each before what covers it."""
+"""The tubes of a person: legs, trunk, head, hair, hat, arms and bag, in drawing order."""
 
 from __future__ import annotations
 
@@ -30,42 +30,30 @@ def _leg_tubes(
         if bottom.kind == "shorts":
             calf = girth * profile(0.035, 0.037, 0.029, 0.021)
         hip, knee, ankle, toe = bones.hips[index], bones.knees[index], bones.ankles[index], bones.toes[index]
-        middle = 0.5
         foot = 0.021 + 0.003 * girth
         heel = ankle + np.array([0.0, -0.022, -0.018])
+        round_ends = (True, True)
         if min(person.shoes.sole) > 120:
             low, rim = np.array([0.0, 0.0, -0.012]), foot * profile(0.8, 0.85, 0.7)
-            yield Tube(
-                heel + low, toe + low, rim, rim * 0.8, wear.sole, caps=(True, True), layer=layer - 0.41
-            )
-        yield Tube(
-            heel,
-            toe,
-            foot * profile(1, 1.05, 1.1, 0.8),
-            foot * profile(1, 0.95, 0.8, 0.55),
-            wear.shoe,
-            caps=(True, True),
-            layer=layer - 0.4,
-            dim=dim,
-        )
-        yield Tube(hip, knee, thigh, thigh * 1.08, wear.legs[index], (0.0, middle), (True, True), layer, dim)
-        yield Tube(
-            knee, ankle, calf, calf * 1.1, wear.legs[index], (middle, 1.0), (True, False), layer + 0.1, dim
-        )
+            yield Tube(heel + low, toe + low, rim, rim * 0.8, wear.sole, caps=round_ends, layer=layer - 0.41)
+        across, along = foot * profile(1, 1.05, 1.1, 0.8), foot * profile(1, 0.95, 0.8, 0.55)
+        yield Tube(heel, toe, across, along, wear.shoe, caps=round_ends, layer=layer - 0.4, dim=dim)
+        trousers = wear.legs[index]
+        yield Tube(hip, knee, thigh, thigh * 1.08, trousers, (0.0, 0.5), round_ends, layer, dim)
+        yield Tube(knee, ankle, calf, calf * 1.1, trousers, (0.5, 1.0), (True, False), layer + 0.1, dim)
 
 
 def _arm_tubes(person: Identity, wear: Clothes, bones: Skeleton, view: Pose) -> Iterator[Tube]:
-    girth, loose = (
-        0.6 + 0.4 * person.body.girth,
-        person.top.loose * (0.6 if person.top.sleeves >= 0.7 else 0.3),
-    )
-    gloss = person.top.gloss if person.top.sleeves >= 0.7 and person.top.kind != "gilet" else 0.0
+    long_sleeves = person.top.sleeves >= 0.7
+    girth, loose = 0.6 + 0.4 * person.body.girth, person.top.loose * (0.6 if long_sleeves else 0.3)
+    gloss = person.top.gloss if long_sleeves and person.top.kind != "gilet" else 0.0
+    ends = (True, True)
     for index in range(2):
         shoulder, elbow, wrist = bones.shoulders[index], bones.elbows[index], bones.wrists[index]
         near = project((elbow + wrist + shoulder) / 3 - bones.neck, view.turn, 0.0)[2]
         layer, dim = (8.0, 1.0) if near > -0.03 else (0.5, 0.78)
         upper = girth * profile(0.026, 0.032, 0.027) + loose * profile(0.5, 1, 1)
-        fore = girth * profile(0.026, 0.025, 0.019) + loose * (1.0 if person.top.sleeves >= 0.7 else 0.0)
+        fore = girth * profile(0.026, 0.025, 0.019) + loose * (1.0 if long_sleeves else 0.0)
         hand = wrist + (wrist - elbow) / np.linalg.norm(wrist - elbow) * 0.05
         palm = girth * profile(0.017, 0.022, 0.014)
         if index == 1 and view.held:
@@ -74,41 +62,24 @@ def _arm_tubes(person: Identity, wear: Clothes, bones: Skeleton, view: Pose) -> 
             yield Tube(hand, hand + np.array([0, 0.03, -0.04]), flat, flat * 0.3, sheet, layer=layer - 0.1)
         if view.gesture != "pockets":
             yield Tube(wrist, hand, palm * 0.8, palm, wear.skin, caps=(False, True), layer=layer, dim=dim)
-        yield Tube(
-            elbow, wrist, fore, fore, wear.sleeves[index], (0.55, 1.0), (True, True), layer + 0.1, dim, gloss
-        )
-        yield Tube(
-            shoulder,
-            elbow,
-            upper,
-            upper * 1.1,
-            wear.sleeves[index],
-            (0.0, 0.55),
-            (True, True),
-            layer + 0.2,
-            dim,
-            gloss,
-        )
+        cloth = wear.sleeves[index]
+        yield Tube(elbow, wrist, fore, fore, cloth, (0.55, 1.0), ends, layer + 0.1, dim, gloss)
+        yield Tube(shoulder, elbow, upper, upper * 1.1, cloth, (0.0, 0.55), ends, layer + 0.2, dim, gloss)
 
 
 def _trunk_radii(person: Identity, length: float) -> tuple[Profile, Profile]:
     """Radii of the trunk at equal steps from the neck's base down to the hem."""
     body, top = person.body, person.top
     thick = 0.55 + 0.45 * body.girth
-    across_at = {
-        0.0: 0.034,
-        0.016: 0.06,
-        0.04: 0.098,
-        0.075: 0.112,
-        0.14: 0.108,
-        0.24: 0.095,
-        0.31: 0.1,
-        0.38: 0.104,
-    }
-    along_at = {0.0: 0.036, 0.03: 0.05, 0.1: 0.066, 0.15: 0.07, 0.24: 0.062, 0.31: 0.068, 0.38: 0.07}
     steps = np.linspace(0, length, 24)
-    across = np.interp(steps, list(across_at), list(across_at.values()))
-    along = np.interp(steps, list(along_at), list(along_at.values()))
+    across = np.interp(
+        steps,
+        (0.0, 0.016, 0.04, 0.075, 0.14, 0.24, 0.31, 0.38),
+        (0.034, 0.06, 0.098, 0.112, 0.108, 0.095, 0.1, 0.104),
+    )
+    along = np.interp(
+        steps, (0.0, 0.03, 0.1, 0.15, 0.24, 0.31, 0.38), (0.036, 0.05, 0.066, 0.07, 0.062, 0.068, 0.07)
+    )
     shoulder = np.clip(1 - steps / 0.3, 0, 1)
     across *= thick * (shoulder * body.shoulders + (1 - shoulder) * body.hips)
     along *= thick
@@ -121,20 +92,16 @@ def _trunk_radii(person: Identity, length: float) -> tuple[Profile, Profile]:
 
 
 def _trunk_tubes(person: Identity, wear: Clothes, bones: Skeleton, spread: float) -> Iterator[Tube]:
-    """Seat, skirt and trunk. `spread` is how far the feet are apart: long hems open that far."""
+    """Seat, skirt and trunk. `spread` is the distance between the feet, by which long hems open."""
     top, bottom, body = person.top, person.bottom, person.body
     axis = bones.neck - bones.pelvis
     axis = axis / np.linalg.norm(axis)
     thick = 0.55 + 0.45 * body.girth
-    seat = thick * body.hips * profile(0.088, 0.098, 0.1, 0.09)
-    yield Tube(
-        bones.pelvis + axis * 0.07,
-        bones.pelvis - axis * 0.05,
-        seat,
+    across, along = (
+        thick * body.hips * profile(0.088, 0.098, 0.1, 0.09),
         thick * profile(0.06, 0.074, 0.078, 0.06),
-        wear.seat,
-        layer=3.0,
     )
+    yield Tube(bones.pelvis + axis * 0.07, bones.pelvis - axis * 0.05, across, along, wear.seat, layer=3.0)
     if bottom.kind == "skirt":
         waist, hem = bones.pelvis + axis * 0.08, np.array([bones.pelvis[0], bones.pelvis[1], bottom.hem])
         flare = bottom.flare * 1.5 + 0.008
@@ -154,7 +121,7 @@ def _trunk_tubes(person: Identity, wear: Clothes, bones: Skeleton, spread: float
 
 
 def _hair_tubes(person: Identity, wear: Clothes, skull: Point, view: float) -> Iterator[Tube]:
-    """What stands off the head. `view` is the heading of the head against the camera."""
+    """Hair that stands off the head. `view` is the heading of the head relative to the camera."""
     style, size = person.head.hair, person.body.head
     if person.head.hat in {"hood", "scarf"}:
         return
@@ -162,50 +129,23 @@ def _hair_tubes(person: Identity, wear: Clothes, skull: Point, view: float) -> I
     up, back = np.array([0.0, 0.0, 1.0]), np.array([0.0, -1.0, 0.0])
     layer = 3.6 if facing else 7.0
     if style == "curly":
-        ball = size * profile(0.05, 0.066, 0.07, 0.05)
-        yield Tube(
-            skull + up * 0.045 + back * 0.012,
-            skull - up * 0.045 + back * 0.02,
-            ball,
-            ball,
-            wear.hair,
-            caps=(True, True),
-            layer=5.5 if facing else 7.0,
-        )
+        start, end = skull + up * 0.045 + back * 0.012, skull - up * 0.045 + back * 0.02
+        across = along = size * profile(0.05, 0.066, 0.07, 0.05)
+        layer = 5.5 if facing else 7.0
     elif style in {"long", "bob"}:
         drop = 0.075 if style == "bob" else 0.17
-        fall = size * profile(0.048, 0.058, 0.062, 0.05)
-        yield Tube(
-            skull + up * 0.03 + back * 0.015,
-            skull - up * drop + back * 0.03,
-            fall,
-            fall * 0.8,
-            wear.hair,
-            caps=(True, True),
-            layer=layer,
-        )
+        start, end = skull + up * 0.03 + back * 0.015, skull - up * drop + back * 0.03
+        across = size * profile(0.048, 0.058, 0.062, 0.05)
+        along = across * 0.8
     elif style == "ponytail":
-        tail = size * profile(0.018, 0.022, 0.012)
-        yield Tube(
-            skull + back * 0.06 + up * 0.01,
-            skull + back * 0.075 - up * 0.13,
-            tail,
-            tail,
-            wear.hair,
-            caps=(True, True),
-            layer=layer,
-        )
+        start, end = skull + back * 0.06 + up * 0.01, skull + back * 0.075 - up * 0.13
+        across = along = size * profile(0.018, 0.022, 0.012)
     elif style == "bun":
-        knot = size * profile(0.025, 0.025)
-        yield Tube(
-            skull + back * 0.06 + up * 0.03,
-            skull + back * 0.07 + up * 0.02,
-            knot,
-            knot,
-            wear.hair,
-            caps=(True, True),
-            layer=layer,
-        )
+        start, end = skull + back * 0.06 + up * 0.03, skull + back * 0.07 + up * 0.02
+        across = along = size * profile(0.025, 0.025)
+    else:
+        return
+    yield Tube(start, end, across, along, wear.hair, caps=(True, True), layer=layer)
 
 
 def _head_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> Iterator[Tube]:
@@ -216,48 +156,24 @@ def _head_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) ->
     yield Tube(skull - up * 0.04, bones.neck - up * 0.005, neck, neck, wear.skin, layer=3.8, dim=0.82)
     across = size * profile(0.012, 0.033, 0.042, 0.046, 0.047, 0.046, 0.044, 0.041, 0.036, 0.028, 0.014)
     along = size * profile(0.014, 0.04, 0.053, 0.058, 0.06, 0.058, 0.055, 0.051, 0.046, 0.038, 0.02)
-    grown = (
-        1.0 + (0.06 if head.hair in {"short", "bob", "long"} else 0.0) + (0.12 if head.hat == "hood" else 0.0)
-    )
-    grow = np.interp(
-        np.linspace(0, 1, 11), [0, 0.45, 0.6], [grown, grown, 1.0 if head.hat != "hood" else grown]
-    )
-    yield Tube(
-        skull + up * 0.066 * size * grown,
-        skull - up * 0.066 * size,
-        across * grow,
-        along * grow,
-        wear.head,
-        layer=6.0,
-        spin=pose.glance,
-    )
+    hood = head.hat == "hood"
+    grown = 1.0 + (0.06 if head.hair in {"short", "bob", "long"} else 0.0) + (0.12 if hood else 0.0)
+    grow = np.interp(np.linspace(0, 1, 11), [0, 0.45, 0.6], [grown, grown, grown if hood else 1.0])
+    crown, chin = skull + up * 0.066 * size * grown, skull - up * 0.066 * size
+    yield Tube(crown, chin, across * grow, along * grow, wear.head, layer=6.0, spin=pose.glance)
     if head.hat in {"cap", "brim"}:
         reach = 0.105 if head.hat == "cap" else 0.09
         peak = profile(0.03, 0.026) if head.hat == "cap" else profile(0.02, 0.02)
         start = skull + up * 0.022 + front * (0.03 if head.hat == "cap" else -reach)
-        yield Tube(
-            start,
-            skull + up * 0.014 + front * reach,
-            peak,
-            peak * 0.25,
-            wear.hat,
-            caps=(True, True),
-            layer=6.2 if cos(pose.turn) > -0.2 else 5.8,
-        )
+        end, layer = skull + up * 0.014 + front * reach, 6.2 if cos(pose.turn) > -0.2 else 5.8
+        yield Tube(start, end, peak, peak * 0.25, wear.hat, caps=(True, True), layer=layer)
     if head.hat == "beanie":
         dome = size * profile(0.03, 0.048, 0.052, 0.053)
         yield Tube(skull + up * 0.082, skull + up * 0.022, dome, dome * 1.2, wear.hat, layer=6.1)
     if person.top.scarf or head.hat == "scarf":
         wrap = profile(0.045, 0.055, 0.06)
-        yield Tube(
-            bones.neck + up * 0.05,
-            bones.neck - up * 0.012,
-            wrap,
-            wrap,
-            wear.scarf,
-            caps=(False, True),
-            layer=6.5,
-        )
+        start, end = bones.neck + up * 0.05, bones.neck - up * 0.012
+        yield Tube(start, end, wrap, wrap, wear.scarf, caps=(False, True), layer=6.5)
     yield from _hair_tubes(person, wear, skull, pose.turn + pose.glance)
 
 
@@ -270,24 +186,14 @@ def _bag_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> 
     size = bag.size
     if bag.kind == "backpack":
         middle = bones.neck + back * (0.115 + person.top.loose)
-        shape = size * profile(0.045, 0.072, 0.082, 0.084, 0.084, 0.08, 0.066)
+        wide = size * profile(0.045, 0.072, 0.082, 0.084, 0.084, 0.08, 0.066)
+        deep = size * profile(0.03, 0.048, 0.056, 0.062, 0.064, 0.062, 0.04)
         layer = 0.2 if cos(pose.turn) > 0.15 else 8.6 if cos(pose.turn) < -0.15 else 4.5
-        yield Tube(
-            middle + up * 0.03,
-            middle - up * (0.29 * size - 0.03),
-            shape,
-            size * profile(0.03, 0.048, 0.056, 0.062, 0.064, 0.062, 0.04),
-            wear.bag,
-            layer=layer,
-        )
+        yield Tube(middle + up * 0.03, middle - up * (0.29 * size - 0.03), wide, deep, wear.bag, layer=layer)
         return
     if bag.kind in {"crossbody", "shoulder"}:
-        spot = (
-            bones.pelvis
-            + left * bag.side * (0.13 + person.top.loose)
-            + back * 0.02
-            + up * (0.02 if bag.kind == "crossbody" else 0.1)
-        )
+        spot = bones.pelvis + left * bag.side * (0.13 + person.top.loose) + back * 0.02
+        spot = spot + up * (0.02 if bag.kind == "crossbody" else 0.1)
         length = 0.1 * size if bag.kind == "crossbody" else 0.14 * size
         across, along = 0.03 * size, 0.075 * size
     elif bag.kind == "suitcase":
@@ -306,13 +212,12 @@ def _bag_tubes(person: Identity, wear: Clothes, bones: Skeleton, pose: Pose) -> 
         yield Tube(bones.wrists[index], spot, handle, handle, wear.skin, layer=layer - 0.05, dim=0.3)
     if bag.kind == "shoulder":
         strap = profile(0.008, 0.008)
-        yield Tube(
-            bones.shoulders[index] + up * 0.02, spot, strap, strap, wear.bag, (0.0, 0.2), layer=layer - 0.05
-        )
+        top = bones.shoulders[index] + up * 0.02
+        yield Tube(top, spot, strap, strap, wear.bag, (0.0, 0.2), layer=layer - 0.05)
 
 
 def figure(person: Identity, pose: Pose) -> list[Tube]:
-    """All parts, farthest first."""
+    """Return the tubes of a person, farthest first."""
     bones, wear = skeleton(person.body, pose), clothes(person)
     left, right = (project(knee, pose.turn, 0.0)[2] for knee in bones.knees)
     spread = float(abs(bones.ankles[0][1] - bones.ankles[1][1]))

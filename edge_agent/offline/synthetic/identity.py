@@ -1,14 +1,14 @@
-"""Who a rendered person is: body, hair and clothes, drawn from one seed.
+"""Appearance of a rendered person: body, hair and clothes, drawn from one seed.
 
-The distributions are meant to be those of a street, not of a colour chart: most outer clothes are black,
-navy, grey or brown, most legs are in jeans or dark trousers, and people differ by cut, details and
-combinations.
+The distributions imitate those of a street: most outer clothes are black, navy, grey or brown, most people
+wear jeans or dark trousers, and people differ by cut, details and combinations.
 Lengths are fractions of the stature; colours are `(blue, green, red)` in 0..255 under neutral light.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ __all__ = ["Bag", "Body", "Bottom", "Colour", "Footwear", "Head", "Identity", "T
 Colour = tuple[float, float, float]
 
 # fmt: off
-# Tables: one entry a line would hide them. Colours by name, then how often each is worn (any unit).
+# Compact tables: colours by name, then the frequency of each (any unit).
 _COLOURS: dict[str, Colour] = {
     "black": (30, 28, 27), "charcoal": (54, 51, 49), "dark grey": (78, 75, 73), "grey": (122, 119, 116),
     "light grey": (178, 175, 172), "white": (226, 225, 223), "cream": (192, 212, 224),
@@ -72,8 +72,8 @@ class Body:
         shoulders: factor of the shoulder width.
         hips: factor of the hip width.
         girth: factor of trunk and limb thickness.
-        belly: how far the belly stands out, 0..1.
-        head: factor of the head size (larger for the small).
+        belly: size of the belly, 0..1.
+        head: factor of the head size (larger for small people).
         stoop: forward lean of the trunk, radians.
         stride: factor of the step length.
         skin: colour of the skin.
@@ -99,8 +99,8 @@ class Head:
         hair_colour: colour of the hair.
         hat: `none`, `cap`, `beanie`, `brim`, `hood` or `scarf`.
         hat_colour: colour of the headwear.
-        beard: whether the lower face is darkened by a beard.
-        glasses: whether dark glasses are worn.
+        beard: whether a beard darkens the lower face.
+        glasses: whether the person wears dark glasses.
     """
 
     hair: str
@@ -113,7 +113,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """What covers the trunk and arms.
+    """Clothes of the trunk and arms.
 
     Attributes:
         kind: `tshirt`, `shirt`, `sweater`, `hoodie`, `jacket`, `puffer`, `blazer`, `coat`, `gilet`, `dress`.
@@ -127,12 +127,12 @@ class Top:
         sleeve_colour: colour of the sleeves (differs for raglans and gilets).
         hem: height of the hem above the ground.
         loose: thickness added around the trunk.
-        open: half angle in radians of what an open front shows, 0 for closed.
-        inner: colour of what is worn below.
+        open: half angle in radians of the opening of an open front, 0 for closed.
+        inner: colour of the layer below.
         logo: `none`, `chest`, `left`, `back` or `both`.
         logo_size: `(half angle, share of the trunk's length)`.
         scarf: colour of a scarf, or None.
-        gloss: how much the cloth shines, 0..1; leather and coated jackets do.
+        gloss: gloss of the cloth, 0..1, above 0 for leather and coated jackets.
     """
 
     kind: str
@@ -155,7 +155,7 @@ class Top:
 
 @dataclass(frozen=True, slots=True)
 class Bottom:
-    """What covers the legs.
+    """Clothes of the legs.
 
     Attributes:
         kind: `jeans`, `trousers`, `leggings`, `joggers`, `shorts`, `skirt` or `none` (below a dress).
@@ -168,7 +168,7 @@ class Bottom:
         hem: height of the hem above the ground.
         stripe: colour of a stripe down the outer side, or None.
         fade: how much lighter worn denim is on the thighs, 0..1.
-        legs: colour of what shows below a short hem: skin or tights.
+        legs: colour of the legs below a short hem: skin or tights.
         belt: colour of a belt, or None.
     """
 
@@ -188,7 +188,7 @@ class Bottom:
 
 @dataclass(frozen=True, slots=True)
 class Footwear:
-    """Shoes: `colour` above, `sole` below, `shaft` is the height that a boot reaches above the ground."""
+    """Shoes: `colour` above, `sole` below, `shaft` is the height of a boot above the ground."""
 
     colour: Colour
     sole: Colour
@@ -197,7 +197,7 @@ class Footwear:
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """What is carried: `none`, `backpack`, `crossbody`, `shoulder`, `handbag`, `carrier` or `suitcase`.
+    """The bag: `none`, `backpack`, `crossbody`, `shoulder`, `handbag`, `carrier` or `suitcase`.
 
     Attributes:
         kind: see above.
@@ -216,7 +216,7 @@ class Bag:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One person, wholly described: two equal identities look the same in the same pose and light."""
+    """Full description of one person: equal identities look the same in the same pose and light."""
 
     seed: int
     body: Body
@@ -240,7 +240,7 @@ def _pick_colour(rng: np.random.Generator, weights: dict[Colour, float], spread:
 
 
 def _vary(rng: np.random.Generator, colour: Colour, spread: float = 0.2) -> Colour:
-    """The colour of one garment of that name: brightness, saturation and tint differ a little."""
+    """A colour with small random changes of brightness, saturation and tint."""
     base = np.array(colour)
     grey = base.mean()
     varied = grey + (base - grey) * rng.uniform(0.55, 1.2)
@@ -289,62 +289,38 @@ def _head(rng: np.random.Generator, feminine: bool, top: Top) -> Head:
     )
 
 
-_TOP_KINDS = {
-    "tshirt": 15,
-    "shirt": 9,
-    "sweater": 12,
-    "hoodie": 13,
-    "jacket": 23,
-    "puffer": 10,
-    "blazer": 5,
-    "coat": 10,
-    "gilet": 3,
+class _TopKind(NamedTuple):
+    """Frequency of a kind of top, ranges of hem and looseness, share of open fronts, and its patterns."""
+
+    weight: int
+    hem: tuple[float, float]
+    loose: tuple[float, float]
+    openable: float
+    patterns: dict[str, int]
+
+
+# fmt: off
+_TOPS = {
+    "tshirt": _TopKind(15, (0.46, 0.50), (0.003, 0.012), 0.0, {
+        "plain": 58, "bands": 14, "chest": 6, "half": 4, "blotch": 4, "yoke": 6, "sides": 4}),
+    "shirt": _TopKind(9, (0.45, 0.50), (0.003, 0.012), 0.12, {
+        "plain": 45, "check": 28, "stripes": 16, "blotch": 6}),
+    "sweater": _TopKind(12, (0.45, 0.49), (0.006, 0.016), 0.0, {
+        "plain": 62, "bands": 16, "chest": 8, "half": 5, "check": 4}),
+    "hoodie": _TopKind(13, (0.44, 0.49), (0.010, 0.020), 0.25, {
+        "plain": 66, "yoke": 8, "half": 6, "chest": 7, "blotch": 4, "sides": 4}),
+    "jacket": _TopKind(23, (0.42, 0.50), (0.008, 0.020), 0.4, {
+        "plain": 66, "yoke": 10, "half": 6, "sides": 8, "chest": 5, "blotch": 2}),
+    "puffer": _TopKind(10, (0.40, 0.50), (0.016, 0.032), 0.35, {
+        "plain": 76, "yoke": 14, "half": 6, "chest": 4}),
+    "blazer": _TopKind(5, (0.42, 0.46), (0.007, 0.014), 0.65, {"plain": 80, "pinstripe": 12, "check": 8}),
+    "coat": _TopKind(10, (0.22, 0.40), (0.009, 0.022), 0.35, {
+        "plain": 84, "check": 10, "half": 2, "blotch": 2}),
+    "gilet": _TopKind(3, (0.45, 0.49), (0.010, 0.020), 0.6, {"plain": 90, "yoke": 10}),
+    "dress": _TopKind(0, (0.20, 0.36), (0.002, 0.010), 0.0, {
+        "plain": 46, "blotch": 24, "stripes": 8, "bands": 12, "check": 8})
 }
-_PATTERNS = {
-    "tshirt": {"plain": 58, "bands": 14, "chest": 6, "half": 4, "blotch": 4, "yoke": 6, "sides": 4},
-    "shirt": {"plain": 45, "check": 28, "stripes": 16, "blotch": 6},
-    "sweater": {"plain": 62, "bands": 16, "chest": 8, "half": 5, "check": 4},
-    "hoodie": {"plain": 66, "yoke": 8, "half": 6, "chest": 7, "blotch": 4, "sides": 4},
-    "jacket": {"plain": 66, "yoke": 10, "half": 6, "sides": 8, "chest": 5, "blotch": 2},
-    "puffer": {"plain": 76, "yoke": 14, "half": 6, "chest": 4},
-    "blazer": {"plain": 80, "pinstripe": 12, "check": 8},
-    "coat": {"plain": 84, "check": 10, "half": 2, "blotch": 2},
-    "gilet": {"plain": 90, "yoke": 10},
-    "dress": {"plain": 46, "blotch": 24, "stripes": 8, "bands": 12, "check": 8},
-}
-_HEMS = {
-    "tshirt": (0.46, 0.50),
-    "shirt": (0.45, 0.50),
-    "sweater": (0.45, 0.49),
-    "hoodie": (0.44, 0.49),
-    "jacket": (0.42, 0.50),
-    "puffer": (0.40, 0.50),
-    "blazer": (0.42, 0.46),
-    "coat": (0.22, 0.40),
-    "gilet": (0.45, 0.49),
-    "dress": (0.20, 0.36),
-}
-_LOOSE = {
-    "tshirt": (0.003, 0.012),
-    "shirt": (0.003, 0.012),
-    "sweater": (0.006, 0.016),
-    "hoodie": (0.010, 0.020),
-    "jacket": (0.008, 0.020),
-    "puffer": (0.016, 0.032),
-    "blazer": (0.007, 0.014),
-    "coat": (0.009, 0.022),
-    "gilet": (0.010, 0.020),
-    "dress": (0.002, 0.010),
-}
-_OPENABLE = {
-    "jacket": 0.4,
-    "blazer": 0.65,
-    "coat": 0.35,
-    "gilet": 0.6,
-    "hoodie": 0.25,
-    "puffer": 0.35,
-    "shirt": 0.12,
-}
+# fmt: on
 
 
 def _sleeves(rng: np.random.Generator, kind: str) -> float:
@@ -356,34 +332,35 @@ def _sleeves(rng: np.random.Generator, kind: str) -> float:
 
 
 def _top(rng: np.random.Generator, feminine: bool) -> Top:
-    kind = "dress" if feminine and rng.random() < 0.1 else _pick(rng, _TOP_KINDS)
+    dress = feminine and rng.random() < 0.1
+    kind = "dress" if dress else _pick(rng, {name: top.weight for name, top in _TOPS.items() if top.weight})
+    usual = _TOPS[kind]
     palette = _SHIRT if kind in {"tshirt", "shirt", "dress"} else _OUTER
     colour, second = _colour(rng, palette), _colour(rng, _SHIRT)
-    open_front = rng.random() < _OPENABLE.get(kind, 0.0)
+    open_front = rng.random() < usual.openable
     inner = _colour(rng, _SHIRT)
-    raglan = kind in {"tshirt", "sweater", "hoodie", "jacket"} and rng.random() < 0.1
+    plain_front = kind in {"tshirt", "sweater", "hoodie", "jacket"}
+    raglan = plain_front and rng.random() < 0.1
     sleeve = inner if kind == "gilet" else second if raglan else colour
     logos = {"none": 50, "chest": 18, "left": 12, "back": 10, "both": 10}
-    plain_front = kind in {"tshirt", "sweater", "hoodie", "jacket"}
+    coated = kind in {"jacket", "puffer", "gilet"}
     return Top(
         kind=kind,
         colour=colour,
         second=second,
         third=_colour(rng, _SHIRT),
-        pattern=_pick(rng, _PATTERNS[kind]),
+        pattern=_pick(rng, usual.patterns),
         period=float(rng.uniform(0.02, 0.075)),
         sleeves=_sleeves(rng, kind),
         sleeve_colour=sleeve,
-        hem=float(rng.uniform(*_HEMS[kind])),
-        loose=float(rng.uniform(*_LOOSE[kind])),
+        hem=float(rng.uniform(*usual.hem)),
+        loose=float(rng.uniform(*usual.loose)),
         open=float(rng.uniform(0.18, 0.7)) if open_front else 0.0,
         inner=inner,
         logo=_pick(rng, logos) if plain_front else "none",
         logo_size=(float(rng.uniform(0.15, 0.6)), float(rng.uniform(0.06, 0.3))),
         scarf=_colour(rng, _OUTER) if kind not in {"tshirt", "dress"} and rng.random() < 0.09 else None,
-        gloss=float(rng.uniform(0.2, 1.0))
-        if kind in {"jacket", "puffer", "gilet"} and rng.random() < 0.5
-        else 0.0,
+        gloss=float(rng.uniform(0.2, 1.0)) if coated and rng.random() < 0.5 else 0.0,
     )
 
 
@@ -403,13 +380,8 @@ def _bottom(rng: np.random.Generator, feminine: bool, top: Top, skin: Colour) ->
     denim = {name: weight for name, weight in _LEGS.items() if "denim" in name} | {"black": 8, "grey": 3}
     tights = _vary(rng, _COLOURS["black"]) if rng.random() < (0.25 if warm else 0.75) else skin
     hems = {"shorts": rng.uniform(0.26, 0.38), "skirt": rng.uniform(0.1, 0.38)}
-    widths = {
-        "jeans": (0.95, 1.25),
-        "trousers": (1.0, 1.4),
-        "joggers": (1.05, 1.35),
-        "shorts": (1.1, 1.45),
-        "leggings": (0.88, 1.0),
-    }
+    widths = {"jeans": (0.95, 1.25), "trousers": (1.0, 1.4), "joggers": (1.05, 1.35)}
+    widths |= {"shorts": (1.1, 1.45), "leggings": (0.88, 1.0)}
     return Bottom(
         kind=kind,
         colour=_colour(rng, denim if kind == "jeans" else _LEGS),
@@ -439,27 +411,10 @@ def _footwear(rng: np.random.Generator, feminine: bool, bottom: Bottom) -> Footw
 
 
 def _bag(rng: np.random.Generator, feminine: bool) -> Bag:
-    kinds = {
-        "none": 58,
-        "backpack": 16,
-        "crossbody": 8,
-        "shoulder": 5,
-        "handbag": 2,
-        "carrier": 6,
-        "suitcase": 3,
-    }
-    if feminine:
-        kinds = {
-            "none": 42,
-            "backpack": 12,
-            "crossbody": 12,
-            "shoulder": 16,
-            "handbag": 10,
-            "carrier": 6,
-            "suitcase": 3,
-        }
+    names = ("none", "backpack", "crossbody", "shoulder", "handbag", "carrier", "suitcase")
+    weights = (42, 12, 12, 16, 10, 6, 3) if feminine else (58, 16, 8, 5, 2, 6, 3)
     return Bag(
-        kind=_pick(rng, kinds),
+        kind=_pick(rng, dict(zip(names, weights, strict=True))),
         colour=_colour(rng, _BAGS),
         second=_colour(rng, _BAGS),
         size=float(rng.uniform(0.75, 1.25)),
@@ -468,7 +423,7 @@ def _bag(rng: np.random.Generator, feminine: bool) -> Bag:
 
 
 def identity(seed: int) -> Identity:
-    """The person of this seed; the same seed gives the same person everywhere."""
+    """Return the person of this seed; the same on every machine."""
     rng = np.random.default_rng([seed, 0x1D])
     feminine = bool(rng.random() < 0.47)
     body = _body(rng, feminine)

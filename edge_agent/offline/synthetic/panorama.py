@@ -1,8 +1,8 @@
-"""A street all around a camera that turns: endless frames from one picture, for measuring.
+"""Endless frames of a turning camera from one rendered picture, for benchmarks.
 
-People stand along a ring of twice the frame's width. The camera turns at a constant speed, so people come
-in on one side and leave on the other, and everybody comes back. A frame is a view into the ring: it costs
-nothing to make, which leaves the processor to what is being measured.
+People stand along a ring of twice the frame's width. The camera turns at a constant speed: people enter on
+one side, leave on the other, and return. A frame is a view into the ring and costs almost no processor time,
+which leaves the processor to the measured code.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from edge_agent.offline.synthetic.identity import identity
 __all__ = ["TALLEST", "Panorama"]
 
 TALLEST = 0.25
-"""Of the frame's height. People of PETS09-S2L1, by its ground truth: 0.10, 0.14 and 0.25 (2nd, 50th and 98th
-percentile); here they are as many of each height, so larger than there on average."""
+"""Height of the tallest person, share of the frame's height. In PETS09-S2L1, by its ground truth: 0.10, 0.14
+and 0.25 (2nd, 50th and 98th percentile). Heights here are distributed evenly, so larger on average."""
 _SMALLEST = 0.4
-"""Of the tallest."""
+"""Height of the smallest person, share of the tallest."""
 _WIDE = 0.42
 """Width of a person's box over its height."""
 _VISIBLE = 0.6
-"""Least part of a person in the picture that a detector still reports."""
+"""Smallest visible share of a person that a detector still reports."""
 _JITTER = 0.015
 """Standard deviation of a detector's box edge, in heights."""
 _DRAWS = 64
@@ -35,13 +35,13 @@ _DRAWS = 64
 
 
 class Panorama:
-    """The ring of one camera; rendering takes about 25 ms a person.
+    """The ring of one camera; rendering takes about 25 ms per person.
 
     Args:
-        seed: decides everybody and everything; no two seeds below 10,000 share a person.
-        people: who are in view on average, at least 1.
+        seed: determines everything; no two seeds below 10,000 share a person.
+        people: average number in view, at least 1.
         size: `(width, height)` of a frame.
-        tallest: height of the tallest person, of the frame's height; less where there is no room.
+        tallest: height of the tallest person, share of the frame's height; less where people do not fit.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Panorama:
         return len(self._boxes)
 
     def frame(self, turned: float, draw: int) -> tuple[NDArray[np.uint8], Detections]:
-        """The picture and what a detector would find in it.
+        """Return the picture and the detections in it.
 
         Args:
-            turned: pixels that the camera has turned since the beginning.
-            draw: which set of errors the boxes have.
+            turned: pixels that the camera has turned since the start.
+            draw: number of the set of box errors.
 
         Returns:
-            `(H, W, 3)` uint8 BGR, a view, and boxes that reach over the border where a person is cut.
+            `(H, W, 3)` uint8 BGR, a view into the ring, and boxes; people at the border have boxes beyond it.
         """
         width = self._size[0]
         offset = int(turned) % self._length
@@ -95,7 +95,7 @@ class Panorama:
 
 
 def _places(people: int, rows: int, length: int) -> list[tuple[int, float]]:
-    """Row and left edge of twice as many people as are in view, evenly spread over rows."""
+    """Row and left edge of each person: twice as many as in view, evenly distributed over rows."""
     found = []
     for row in range(rows):
         count = 2 * people * (row + 1) // rows - 2 * people * row // rows

@@ -1,7 +1,7 @@
-"""Draws a person: an articulated body of textured, shaded tubes, seen by an orthographic camera.
+"""Drawing of a person: an articulated body of textured, shaded tubes under an orthographic camera.
 
-The clothes are wrapped around the body, so the same jacket shows its zip from the front, its print from the
-back and half of both from the side.
+The clothes are wrapped around the body, so a jacket shows its zip from the front, its print from the back,
+and half of both from the side.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def render_person(person: Identity, pose: Pose, height: float, light: Light | No
     """Draw `person` in `pose`.
 
     Args:
-        person: who.
-        pose: how, and as seen from where.
-        height: pixels from sole to crown when standing upright; the sprite may be a little higher or lower.
-        light: where the light comes from; a mild light from the upper left when None.
+        person: the person.
+        pose: pose and heading.
+        height: pixels from sole to crown when standing upright; the sprite may be slightly higher or lower.
+        light: direction of the light; a mild light from the upper left when None.
 
     Returns:
-        The sprite, cut to what was drawn.
+        The sprite, cut to the drawn pixels.
     """
     light = light or Light()
     scale, margin = height, 0.12 * height

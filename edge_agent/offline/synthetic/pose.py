@@ -1,4 +1,4 @@
-"""How a person stands or walks, and where the joints are then.
+"""Poses of standing and walking people, and the positions of their joints.
 
 Body frame: x to the person's left, y forward, z up, the ground at 0, in units of the stature.
 Segment lengths follow Drillis and Contini (1966) as tabulated in Winter, "Biomechanics and Motor Control of
@@ -28,16 +28,16 @@ GESTURES = ("walk", "pockets", "phone", "carry", "folded")
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """One moment of one person, as one camera sees it.
+    """Pose of a person relative to a camera.
 
     Attributes:
-        turn: heading against the camera in radians: 0 comes towards it, pi walks away, pi/2 walks right.
+        turn: heading relative to the camera in radians: 0 walks towards it, pi away, pi/2 to the right.
         phase: point of the gait cycle, radians; at 0 the left heel strikes.
         stride: swing of the hips in radians, 0 for standing, about .45 for brisk walking.
-        elevation: how far the camera looks down, radians.
-        gesture: what the arms do: `walk`, `pockets`, `phone`, `carry` or `folded`.
-        nod: tilt of the head forward, radians.
-        glance: turn of the head against the trunk, radians.
+        elevation: downward angle of the camera, radians.
+        gesture: position of the arms: `walk`, `pockets`, `phone`, `carry` or `folded`.
+        nod: forward tilt of the head, radians.
+        glance: turn of the head relative to the trunk, radians.
         held: colour of a sheet of paper or a phone in the right hand, or None.
     """
 
@@ -68,7 +68,7 @@ class Skeleton:
 
 
 def random_pose(rng: np.random.Generator, turn: float, elevation: float) -> Pose:
-    """A likely pose of somebody who passes a camera: mostly walking, sometimes standing."""
+    """Draw a likely pose of a passer-by: mostly walking, sometimes standing."""
     standing = rng.random() < 0.18
     gesture = str(rng.choice(GESTURES, p=[0.66, 0.14, 0.07, 0.08, 0.05]))
     return Pose(
@@ -93,7 +93,7 @@ def _bump(phase: float, centre: float, width: float) -> float:
 
 
 def _down(length: float, forward: float, outward: float = 0.0) -> Point:
-    """A segment that hangs down, swung `forward` and `outward` by these angles."""
+    """A hanging segment, swung `forward` and `outward` by these angles."""
     return length * np.array([sin(outward) * cos(forward), sin(forward), -cos(forward) * cos(outward)])
 
 
@@ -133,7 +133,7 @@ def _arm(shoulder: Point, pose: Pose, phase: float, side: int) -> tuple[Point, P
 
 
 def skeleton(body: Body, pose: Pose) -> Skeleton:
-    """All joints, with the lower foot on the ground."""
+    """Return all joints, with the lower foot on the ground."""
     half_hip, half_shoulder = _HIP_HALF * body.hips, _SHOULDER_HALF * body.shoulders
     lean = body.stoop + 0.08 * pose.stride
     pelvis = np.array([0.0, 0.0, _HIP])
@@ -162,7 +162,7 @@ def skeleton(body: Body, pose: Pose) -> Skeleton:
 
 
 def project(point: Point, turn: float, elevation: float) -> tuple[float, float, float]:
-    """Body frame -> `(right, down, towards the camera)` in units of the stature, the ground point at 0."""
+    """Project a point: `(right, down, towards the camera)` in statures, the ground point at 0."""
     x, y, z = float(point[0]), float(point[1]), float(point[2])
     right = x * cos(turn) + y * sin(turn)
     near = y * cos(turn) - x * sin(turn)

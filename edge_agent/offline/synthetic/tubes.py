@@ -1,7 +1,7 @@
-"""Textured, shaded tubes: what limbs, trunks, bags and hats are drawn with.
+"""Textured, shaded tubes, of which limbs, trunks, bags and hats are drawn.
 
-For each pixel inside its outline a tube gives where on the unwrapped texture it lies and how its surface is
-turned to the light. Outlines are antialiased by the share of the pixel that they cover.
+For each pixel inside a tube's outline, the position on the unwrapped texture and the angle of the surface to
+the light are computed. Outlines are antialiased by the covered share of the pixel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge_agent.offline.synthetic.pose import Point
 __all__ = ["Canvas", "Light", "Profile", "Tube", "draw_tube", "profile"]
 
 Canvas = NDArray[np.float32]
-"""`(4, H, W)`: planes of blue, green, red, each multiplied by the fourth, the cover 0..1."""
+"""`(4, H, W)`: planes of blue, green, red, each multiplied by the fourth plane, the coverage 0..1."""
 Profile = NDArray[np.float64]
 """Radii at equal steps along a tube, in units of the stature."""
 _Plane = NDArray[np.float32]
@@ -30,11 +30,11 @@ _SHINE = 80.0  # grey levels of a highlight on the glossiest cloth in hard light
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """Where the light comes from, in the view of the camera.
+    """Direction of the light, in camera coordinates.
 
     Attributes:
-        right, up, near: direction towards the light; near is towards the camera. Need not be of unit length.
-        ambient: share of light that comes from everywhere, 0..1.
+        right, up, near: direction towards the light, of any length; near is towards the camera.
+        ambient: share of diffuse light, 0..1.
     """
 
     right: float = -0.4
@@ -51,11 +51,11 @@ class Tube:
         start, end: ends of its axis in the body frame.
         across, along: radii to the person's side and to the front; the cross-section is an ellipse.
         texture: unwrapped surface, see `clothes`.
-        rows: shares of the texture's rows that lie at the two ends.
+        rows: position of the two ends on the texture's rows, as shares.
         caps: whether the ends are round.
         layer: drawing order, the highest last.
-        dim: factor of the light that reaches it.
-        gloss: how much the surface shines, 0..1.
+        dim: factor of the incoming light.
+        gloss: gloss of the surface, 0..1.
         spin: turn of the texture around the axis, radians.
     """
 
@@ -73,7 +73,7 @@ class Tube:
 
 
 def profile(*radii: float) -> Profile:
-    """Radii at equal steps along a tube."""
+    """Return radii at equal steps along a tube."""
     return np.array(radii, np.float64)
 
 
@@ -89,7 +89,7 @@ class _Axis:
 
     @property
     def side(self) -> _Pixel:
-        """Direction across the tube, to the right of the picture where the tube is upright."""
+        """Direction across the tube: to the right of the picture for an upright tube."""
         ux, uy = self.direction
         return (uy, -ux) if uy >= 0 else (-uy, ux)
 
@@ -99,7 +99,7 @@ class _Axis:
 
 def _axis(start: _Pixel, end: _Pixel, caps: tuple[float, float]) -> _Axis:
     length = hypot(end[0] - start[0], end[1] - start[1])
-    if length < 1.0:  # seen end on
+    if length < 1.0:  # the camera looks along the axis
         return _Axis(start, (0.0, 1.0), 1.0, *caps)
     return _Axis(start, ((end[0] - start[0]) / length, (end[1] - start[1]) / length), length, *caps)
 
@@ -116,11 +116,11 @@ def _radii(half: Profile, axis: _Axis) -> NDArray[np.float64]:
 
 
 def _rails(radius: NDArray[np.float64], axis: _Axis, downlight: float) -> NDArray[np.float32]:
-    """What depends on the place along the tube alone: `(1, N, 3)` radius, steepness, light on the slope."""
+    """Radius, steepness and light on the slope at each position along the tube, `(1, N, 3)`."""
     slope = np.empty_like(radius)
     slope[:-1], slope[-1] = radius[1:] - radius[:-1], 0.0
     np.minimum(np.maximum(slope, -1.5, out=slope), 1.5, out=slope)
-    slope[: int(axis.top) + 1] *= 0.2  # caps are joints inside a sleeve or trouser leg, not round ends
+    slope[: int(axis.top) + 1] *= 0.2  # most caps are joints inside a sleeve or trouser leg, not round ends
     slope[len(slope) - int(axis.bottom) - 1 :] *= 0.2
     steep = 1 / np.sqrt(1 + slope * slope)
     rails = np.empty((1, len(radius), 3), np.float32)
@@ -143,7 +143,7 @@ def _sample(tube: Tube, side: _Plane, share: _Plane, turn: float) -> list[NDArra
 
 
 def _window(axis: _Axis, widest: float, canvas: Canvas) -> tuple[slice, slice]:
-    """Rows and columns of the canvas that the tube can touch."""
+    """Rows and columns of the canvas that the tube may cover."""
     (x0, y0), (x1, y1) = axis.at(-axis.top), axis.at(axis.length + axis.bottom)
     rows = slice(max(0, int(min(y0, y1) - widest)), min(canvas.shape[1], int(max(y0, y1) + widest) + 2))
     columns = slice(max(0, int(min(x0, x1) - widest)), min(canvas.shape[2], int(max(x0, x1) + widest) + 2))
@@ -156,13 +156,13 @@ def draw_tube(
     """Blend one tube over the canvas.
 
     Args:
-        canvas: drawn on in place.
-        tube: what to draw.
+        canvas: changed in place.
+        tube: the tube.
         start: pixel `(x, y)` of the upper end.
         end: pixel of the lower end.
-        turn: heading of the body against the camera, radians.
+        turn: heading of the body relative to the camera, radians.
         scale: pixels in one stature.
-        light: where the light comes from.
+        light: direction of the light.
     """
     half = scale * np.sqrt((tube.across * cos(turn)) ** 2 + (tube.along * sin(turn)) ** 2)
     caps = float(half[0]) if tube.caps[0] else 0.0, float(half[-1]) if tube.caps[1] else 0.0
@@ -195,7 +195,7 @@ def draw_tube(
     shade = lit * np.float32((1 - light.ambient) * 1.5 * tube.dim)
     shade += np.float32(light.ambient * tube.dim)
     facing *= np.float32(0.2)
-    facing += np.float32(0.8)  # the rim of a round thing sees less of the sky
+    facing += np.float32(0.8)  # the rim of a round surface receives less ambient light
     shade *= facing
     _blend(canvas[:, rows, columns], colour, shade, cover)
     if tube.gloss:
@@ -211,7 +211,7 @@ def _towards(light: Light) -> tuple[float, float, float]:
 
 
 def _coordinates(axis: _Axis, rows: slice, columns: slice) -> tuple[_Plane, _Plane]:
-    """For each pixel of a window how far it lies along the axis and across it."""
+    """Position of each pixel of a window along the axis and across it."""
     (ux, uy), (px, py) = axis.direction, axis.side
     xs = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - np.float32(axis.start[0])
     ys = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(axis.start[1])
