@@ -12,7 +12,7 @@ import typer
 def command(
     old_key: Annotated[
         Path | None,
-        typer.Option(help="File with the key that they were made with; none where they are not encrypted."),
+        typer.Option(help="File with their present key; omit it where they are not encrypted."),
     ] = None,
     state: Annotated[
         Path | None, typer.Option(help="Folder of gallery and outbox; the configured one when absent.")
@@ -43,8 +43,8 @@ def command(
     if as_json:
         typer.echo(json.dumps({"encrypted": encrypted, "written": done}))
         return
-    how = "with the key of storage.key" if encrypted else "without a key"
+    target = "with the key of storage.key" if encrypted else "without a key"
     for path, written in done.items():
-        typer.echo(f"{path}: {'written anew' if written else 'already'} {how}")
+        typer.echo(f"{path}: {'rewritten' if written else 'already'} {target}")
     if not done:
-        typer.echo(f"{settings.state_dir} holds neither gallery nor outbox")
+        typer.echo(f"{settings.state_dir} contains neither gallery nor outbox")

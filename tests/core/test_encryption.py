@@ -141,7 +141,7 @@ def test_rekey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes | Non
     (tmp_path / "old").write_text(KEY.hex())
     words = ["rekey", "--state", state, *(["--old-key", tmp_path / "old"] if old else [])]
     credentials(monkeypatch, tmp_path / "credentials", new)
-    assert "written anew" in command(*words)
+    assert "rewritten" in command(*words)
     assert "already" in command(*words)
     assert readable(state) is (new is None)
     assert {oct(path.stat().st_mode & 0o777) for path in state.glob("*.db")} == {"0o600"}
