@@ -29,8 +29,8 @@ def main() -> None:
 
 def _leave(code: int) -> None:
     """End the process; threads that hang in a video driver must not block its exit."""
-    reader = sys.modules.get("edge_agent.source.reader")
-    if reader is not None and reader.stuck_threads():
+    attempt = sys.modules.get("edge_agent.source.attempt")
+    if attempt is not None and attempt.stuck_threads():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

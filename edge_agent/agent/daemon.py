@@ -267,7 +267,7 @@ class Agent:
         """Report the stop, end what waits for the driving thread, and save the site's scores."""
         self._oversight.stopping()
         stages.health.set("stopping")
-        stages.sources.ask_to_stop()
+        stages.sources.request_stop()
         self._stopping = True
         self._tasks.close()
         save_site_scores(stages.identifier)

@@ -49,9 +49,9 @@ class SourceReaders:
             self._callback = on_status
         self._start([reader for reader in self.readers if reader not in self._cameras])
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Ask all readers to end, without waiting for them."""
-        _ask_to_stop(self.readers)
+        _request_stop(self.readers)
 
     def stop(self) -> None:
         """Stop all readers and wait for their last status changes."""
@@ -68,7 +68,7 @@ class SourceReaders:
         if not self._stop.is_set():
             for reader in readers:
                 self._stack.enter_context(reader)
-            self._stack.callback(_ask_to_stop, readers)
+            self._stack.callback(_request_stop, readers)
 
     def _on_status(self, status: SourceStatus) -> None:
         with self._lock:
@@ -78,7 +78,7 @@ class SourceReaders:
         self._callback(status)
 
 
-def _ask_to_stop(readers: Sequence[FrameReader]) -> None:
+def _request_stop(readers: Sequence[FrameReader]) -> None:
     """Ask before leaving one by one, so that they end in parallel."""
     for reader in readers:
-        reader.ask_to_stop()
+        reader.request_stop()

@@ -75,8 +75,8 @@ def test_nothing_begins_once_a_stop_is_asked_for() -> None:
 def test_frames_that_came_before_anybody_looked_are_not_counted_as_dropped() -> None:
     wake = threading.Event()
     with FrameReader(Camera("gate"), wake=wake, on_status=lambda _: None) as reader:
-        newest = reader._progress
-        wait_for("a few frames", lambda: reader._progress > newest + 0.1)
+        newest = reader.heartbeat.at
+        wait_for("a few frames", lambda: reader.heartbeat.at > newest + 0.1)
         assert reader.dropped == 0
         first = reader.poll()
         assert isinstance(first, Frame)
