@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from edge_agent.core.config import GovernorSettings
 from edge_agent.core.structures import Load
-from edge_agent.health.governor import LOOK_EVERY_S, Governor, Rung, ladder
+from edge_agent.health.governor import CHECK_INTERVAL_S, Governor, Rung, ladder
 
 CAMERAS = (("gate", 5), ("yard", 0), ("hall", 0), ("door", 3))
 LIMIT_C = 99.0
@@ -99,12 +100,12 @@ def drive(
     hysteresis_c: float = 4.0,
 ) -> Trace:
     """The board under a governor that sees its die, or under the full load without one."""
-    governor = Governor(len(rungs) - 1, limit_c=None, margin_c=margin_c, hysteresis_c=hysteresis_c)
+    governor = Governor(len(rungs) - 1, GovernorSettings(margin_c=margin_c, hysteresis_c=hysteresis_c))
     trace = Trace()
-    for look in range(int(3600 * hours / LOOK_EVERY_S)):
-        now = look * LOOK_EVERY_S
-        step = governor.take(now, {"gpu": board.read_c()}, {"gpu": LIMIT_C}).step if governed else 0
-        board.run(now, work_of(rungs[step].load), LOOK_EVERY_S)
+    for look in range(int(3600 * hours / CHECK_INTERVAL_S)):
+        now = look * CHECK_INTERVAL_S
+        step = governor.update(now, {"gpu": board.read_c()}, {"gpu": LIMIT_C}).step if governed else 0
+        board.run(now, work_of(rungs[step].load), CHECK_INTERVAL_S)
         trace.seconds.append(now)
         trace.die_c.append(board.die_c)
         trace.step.append(step)

@@ -32,8 +32,9 @@ from edge_agent.core.events import alert_event
 from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.logs import configure
 from edge_agent.engine.precision.calibration import current_calibration
-from edge_agent.health.governor import LOOK_EVERY_S
-from edge_agent.health.supervisor import Oversight
+from edge_agent.health.cooling import make_cooling
+from edge_agent.health.governor import CHECK_INTERVAL_S
+from edge_agent.health.supervisor import Supervisor
 from edge_agent.track.appearance import Similarity
 from edge_agent.track.tracker import Tracker
 from edge_agent.track.upstream import UpstreamTracks
@@ -90,15 +91,18 @@ class Agent:
     """All stages, once they are open."""
     _started: float = field(default_factory=time.monotonic)
     _initial_settings: Settings = field(init=False)
-    _oversight: Oversight = field(init=False)
+    _supervisor: Supervisor = field(init=False)
     _tasks: TaskQueue = field(default_factory=TaskQueue)
     _threads: _Threads | None = None
     _stopping: bool = False
 
     def __post_init__(self) -> None:
         self._initial_settings = self.settings
-        self._oversight = Oversight(
-            settings=lambda: self.settings, note=self._note, session=self.session, describe=self.describe
+        self._supervisor = Supervisor(
+            settings=lambda: self.settings.supervision,
+            note=self._note,
+            session=self.session,
+            describe=self.describe,
         )
 
     def run(self, stop: threading.Event) -> Summary:
@@ -111,7 +115,7 @@ class Agent:
             raise ConfigError(
                 "no source: name one with --source PATH_OR_URL, or in [[sources]] of the configuration"
             )
-        with self._oversight, ExitStack() as stack:
+        with self._supervisor, ExitStack() as stack:
             try:
                 stages = self._open(stack, stop)
             finally:
@@ -150,7 +154,7 @@ class Agent:
 
     def asked_to_stop(self) -> None:
         """Note a stop request; call it before `stop` is set."""
-        self._oversight.asked_to_stop()
+        self._supervisor.stop_requested()
 
     def reload(self, settings: Settings) -> list[str]:
         """Apply the settings that may change while running; return the keys that need a restart."""
@@ -164,11 +168,11 @@ class Agent:
         """Read the settings again and reload them; if they are wrong, the present ones stay."""
         if self.reread is None:
             raise ConfigError("this run has no settings that could be read again")
-        self._oversight.reloading()
+        self._supervisor.reloading()
         try:
             return self.reload(self.reread())
         finally:
-            self._tasks.put(self._oversight.reloaded)  # after the task of `reload`, if there is one
+            self._tasks.put(self._supervisor.reloaded)  # after the task of `reload`, if there is one
 
     def _open(self, stack: ExitStack, stop: threading.Event) -> Stages:
         opener = StageOpener(
@@ -177,7 +181,7 @@ class Agent:
             observe=self.observe,
             session=self.session,
             supply=self.supply,
-            oversight=self._oversight,
+            supervisor=self._supervisor,
             tasks=self._tasks,
             reload=self.reload_now,
             stack=stack,
@@ -192,7 +196,7 @@ class Agent:
 
     def _drive(self, stages: Stages, stop: threading.Event) -> Summary:
         pipeline = self._pipeline(stages)
-        cooling = factory.make_cooling(
+        cooling = make_cooling(
             lambda: self.settings,
             stages.telemetry,
             stages.sources.readers,
@@ -201,7 +205,7 @@ class Agent:
             note=stages.health.note,
         )
         telemetry = TelemetryLoop(
-            lambda: self.settings, stages, pipeline, cooling, self._oversight, self._started
+            lambda: self.settings, stages, pipeline, cooling, self._supervisor, self._started
         )
         self._threads = _Threads(pipeline, cooling, telemetry)
         began = time.perf_counter()
@@ -250,14 +254,14 @@ class Agent:
 
     def _watch(self, stages: Stages, threads: _Threads) -> None:
         """Hand the heartbeats of all stages to supervision."""
-        self._oversight.watch(
+        self._supervisor.watch(
             lambda: threads.pipeline.heartbeat.latest,
             {
                 "telemetry": (
                     lambda: threads.telemetry.heartbeat.latest,
                     lambda: self.settings.telemetry.interval_s,
                 ),
-                "governor": (lambda: threads.cooling.heartbeat.latest, lambda: LOOK_EVERY_S),
+                "governor": (lambda: threads.cooling.heartbeat.latest, lambda: CHECK_INTERVAL_S),
             },
             stages.sources.readers,
             stages.publisher,
@@ -265,7 +269,7 @@ class Agent:
 
     def _wind_up(self, stages: Stages) -> None:
         """Report the stop, end what waits for the driving thread, and save the site's scores."""
-        self._oversight.stopping()
+        self._supervisor.stopping()
         stages.health.set("stopping")
         stages.sources.request_stop()
         self._stopping = True

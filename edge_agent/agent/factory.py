@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import CommandHandlers
     from edge_agent.core.events import Event, InfoData, TelemetryData
     from edge_agent.core.heartbeat import HeartbeatState
-    from edge_agent.core.structures import Load, SourceStatus
+    from edge_agent.core.structures import SourceStatus
     from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import ConnectionState
-    from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
@@ -34,26 +33,19 @@ if TYPE_CHECKING:
     from edge_agent.engine.graph.prepared import PreparedGraph
     from edge_agent.gallery.erasure import Erasure, Removed
     from edge_agent.gallery.gallery import Gallery
-    from edge_agent.health.cooling import Cooling
-    from edge_agent.health.telemetry.reader import Reading, Telemetry
     from edge_agent.identify.tracks import TrackTable
     from edge_agent.source.base import Source
-    from edge_agent.source.reader import FrameReader
 
 __all__ = [
     "OUTBOX_FILE",
     "Publish",
-    "announce",
     "erase_at_rest",
     "log_facts",
-    "make_cooling",
     "make_crop_selector",
     "make_erasure",
     "open_commands",
-    "open_metrics",
     "open_outbox",
     "open_publisher",
-    "open_telemetry",
     "rekey",
     "site_scores",
 ]
@@ -180,47 +172,6 @@ def make_crop_selector(
     return CropSelector(tracks, budget, lambda camera: detection.levels(camera).new_track)
 
 
-def open_telemetry(settings: Settings, state: Path) -> Telemetry:
-    """What reads thermals and load; not yet entered."""
-    from edge_agent.health.telemetry.reader import Telemetry
-
-    return Telemetry(disk=state, jtop=settings.telemetry.jtop)
-
-
-def make_cooling(
-    settings: Callable[[], Settings],
-    telemetry: Telemetry,
-    readers: Sequence[FrameReader],
-    *,
-    apply: Callable[[Load], None],
-    publish: Callable[[Event], object],
-    note: Callable[[str, str], None],
-) -> Cooling:
-    """The governor of this run; not yet entered. Steps close cameras, never recordings."""
-    from edge_agent.health.cooling import Cooling
-    from edge_agent.health.governor import ladder
-
-    now = settings()
-    enabled = [source for source in now.sources if source.enabled]
-    # Without readers the run is stopping already.
-    cameras = [
-        (reader, own.priority)
-        for reader, own in zip(readers, enabled, strict=False)
-        if reader.live and not reader.ends
-    ]
-    return Cooling(
-        settings=lambda: settings().governor,
-        heat=telemetry.heat,
-        rungs=ladder(
-            [(reader.camera, priority) for reader, priority in cameras], max_batch=now.engine.max_batch
-        ),
-        cameras=[reader for reader, _ in cameras],
-        apply=apply,
-        publish=publish,
-        note=note,
-    )
-
-
 def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:
     """Where events wait for the broker, open; None without a broker."""
     if settings.mqtt.broker is None:
@@ -343,37 +294,3 @@ def open_publisher(
         commands=commands,
     )
     return stack.enter_context(publisher)
-
-
-def announce(settings: Settings, publisher: Publish, info: InfoData, reading: Reading) -> None:
-    """Tell Home Assistant of this device, or take that back, where the settings want it."""
-    from edge_agent.deliver.publisher import Publisher
-
-    mqtt = settings.mqtt
-    if not mqtt.home_assistant or not isinstance(publisher, Publisher):
-        return
-    from edge_agent.deliver.homeassistant import announcement, discovery_topic
-    from edge_agent.deliver.topics import Topics
-
-    topics = Topics(mqtt.site, mqtt.device)
-    message = b""  # takes it back
-    if mqtt.home_assistant is True:
-        zones, rails = sorted(reading.temperatures_c), sorted(reading.power_w)
-        message = announcement(topics, info, zones=zones, rails=rails)
-    publisher.set_retained(discovery_topic(topics), message)
-
-
-def open_metrics(settings: Settings, publisher: Publish, info: InfoData, stack: ExitStack) -> Metrics | None:
-    """What serves Prometheus on loopback, running; None where no port is set."""
-    port = settings.telemetry.metrics_port
-    if port is None:
-        return None
-    from edge_agent.deliver.metrics import Metrics
-
-    metrics = Metrics(
-        port=port,
-        delivery=lambda: publisher.counters,
-        connection=lambda: publisher.state,
-        info=info,
-    )
-    return stack.enter_context(metrics)

@@ -21,12 +21,15 @@ from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.loading import state_folder
 from edge_agent.core.timing import Laps
+from edge_agent.deliver.homeassistant import announce
+from edge_agent.deliver.metrics import open_metrics
 from edge_agent.detect import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.gallery.gallery import open_gallery
+from edge_agent.health.telemetry.reader import Telemetry
 from edge_agent.identify import Identifier
 from edge_agent.source import source_kind
 from edge_agent.source.opening import open_sources
@@ -44,8 +47,8 @@ if TYPE_CHECKING:
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
-    from edge_agent.health.supervisor import Oversight
-    from edge_agent.health.telemetry.reader import Reading, Telemetry
+    from edge_agent.health.supervisor import Supervisor
+    from edge_agent.health.telemetry.reader import Reading
     from edge_agent.source.base import Source
 
 __all__ = ["StageOpener", "Stages", "Supply", "fitting_calibration"]
@@ -99,7 +102,7 @@ class StageOpener:
         observe: called with every outcome.
         session: id of the run.
         supply: other sources than those of the settings.
-        oversight: gets the progress of the start.
+        supervisor: gets the progress of the start.
         tasks: runs gallery changes on the driving thread.
         reload: reloads the settings; returns the keys that need a restart.
         stack: closes the stages.
@@ -110,7 +113,7 @@ class StageOpener:
     observe: Callable[[FrameOutcome], None] | None
     session: str
     supply: Supply | None
-    oversight: Oversight
+    supervisor: Supervisor
     tasks: TaskQueue
     reload: Callable[[], list[str]]
     stack: ExitStack
@@ -120,7 +123,7 @@ class StageOpener:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
         settings, stack = self.settings, self.stack
         state = state_folder(settings.state_dir)
-        self.oversight.begin(state, stop)
+        self.supervisor.begin(state, stop)
         sources = self._sources(state)
         readers = SourceReaders(sources, stack, stop)
         readers.start_cameras()
@@ -133,7 +136,7 @@ class StageOpener:
         self._laps.lap("detector")
         gallery = stack.enter_context(open_gallery(settings, embedder.info, owner=True))
         self._laps.lap("gallery")
-        telemetry = stack.enter_context(factory.open_telemetry(settings, state))
+        telemetry = stack.enter_context(Telemetry(settings.telemetry, state))
         reading = telemetry.read()
         self._laps.lap("sensors")
         threshold = None if calibration is None else calibration.threshold
@@ -142,7 +145,7 @@ class StageOpener:
             settings, embedder.info, detection.name, self._cameras(sources), reading, calibration
         )
         publisher, erasure = self._delivery(state, info, gallery, identifier, embedder, sources)
-        metrics = factory.open_metrics(settings, publisher, info, stack)
+        metrics = open_metrics(settings.telemetry, publisher, info, stack)
         writer = OutcomeWriter(
             self.outputs, len(sources), stack, publisher=publisher, erasure=erasure, identifier=identifier,
             engine=embedder.info, detector=detection.name, metrics=metrics, observe=self.observe,
@@ -161,7 +164,7 @@ class StageOpener:
             publisher=publisher,
             metrics=metrics,
             writer=writer,
-            health=HealthState(publisher, self.oversight.tell),
+            health=HealthState(publisher, self.supervisor.set_status_line),
             stale_calibration=active if calibration is None else None,
         )
         self._announce(stages, info, reading)
@@ -180,7 +183,7 @@ class StageOpener:
         ]
 
     def _embedder(self, state: Path, calibration: Calibration | None) -> Embedder:
-        with self.oversight.opening("the network"):
+        with self.supervisor.opening("the network"):
             embedder = open_embedder(
                 self.settings.engine, self.settings.quality, state, calibration, building=self._report_build
             )
@@ -190,7 +193,7 @@ class StageOpener:
 
     def _report_build(self, phase: str, done: int, total: int) -> None:
         """Report the progress of building a plan, which takes minutes."""
-        self.oversight.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
+        self.supervisor.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
     def _detection(self, sources: Sequence[Source]) -> Detection:
         if self.supply is not None and self.supply.detection is not None:
@@ -237,7 +240,10 @@ class StageOpener:
         return publisher, erasure
 
     def _announce(self, stages: Stages, info: InfoData, reading: Reading) -> None:
-        factory.announce(self.settings, stages.publisher, info, reading)
+        announce(
+            self.settings.mqtt, stages.publisher, info,
+            zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w),
+        )  # fmt: skip
         engine = stages.embedder.info
         _log.info(
             "started",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edge_agent.agent.stages import Stages
     from edge_agent.core.config import Settings
     from edge_agent.health.cooling import Cooling
-    from edge_agent.health.supervisor import Oversight
+    from edge_agent.health.supervisor import Supervisor
     from edge_agent.health.telemetry.reader import Reading
     from edge_agent.identify import Identifier
 
@@ -49,14 +49,14 @@ class TelemetryLoop:
         stages: all stages, open.
         pipeline: gives counts.
         cooling: the governor.
-        oversight: gets the memory of the process, gives the stuck stages.
+        supervisor: gets the memory of the process, gives the stuck stages.
     """
 
     settings: Callable[[], Settings]
     stages: Stages
     pipeline: Pipeline
     cooling: Cooling
-    oversight: Oversight
+    supervisor: Supervisor
     started: float
     """Start of the agent, `time.monotonic`."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -97,7 +97,7 @@ class TelemetryLoop:
         self._alert_if_throttled(reading)
         self.latest = self._telemetry(reading)
         self.stages.publisher.send_telemetry(self.latest)
-        self.oversight.take_memory(reading.process_memory_bytes)
+        self.supervisor.check_memory(reading.process_memory_bytes)
         if self.stages.metrics is not None:
             self.stages.metrics.take(self.latest)
 
@@ -142,7 +142,7 @@ class TelemetryLoop:
             state=stages.health.state,
             governor_state=self.cooling.verdict.state,
             governor_step=self.cooling.verdict.step,
-            stuck=self.oversight.stuck,
+            stuck=self.supervisor.stuck,
             frames_per_s={
                 camera: round((count - before.frames.get(camera, 0)) / span, 2)
                 for camera, count in frames.items()

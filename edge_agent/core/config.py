@@ -332,6 +332,11 @@ class SupervisionSettings(_Section):
     crashes: int = Field(5, ge=1, description="crashes within crash_window_min that delay a start")
     crash_window_min: Positive = Field(10.0, description="minutes; also time until a delayed run is stable")
 
+    @property
+    def crash_window_s(self) -> float:
+        """`crash_window_min` in seconds."""
+        return 60 * self.crash_window_min
+
 
 class GovernorSettings(_Section):
     """Reduce the load before the board throttles. `docs/telemetry.md` lists the steps."""

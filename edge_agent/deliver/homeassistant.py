@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
+from edge_agent.core.config import MqttSettings
 from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Entity
 from edge_agent.core.telemetry import TelemetryData
+from edge_agent.deliver.publisher import Publisher
 from edge_agent.deliver.topics import Topics
 
-__all__ = ["announcement", "discovery_topic"]
+__all__ = ["announce", "announcement", "discovery_topic"]
 
 EXPIRE_S = 90
 """A value older than this is shown as unavailable; telemetry messages expire after the same time."""
@@ -25,6 +27,18 @@ _UNITS = {"degC": "°C"}
 """Units that Home Assistant writes differently."""
 
 _DEVICE_CLASSES = {"degC": "temperature", "W": "power"}
+
+
+def announce(
+    settings: MqttSettings, publisher: object, info: InfoData, *, zones: Sequence[str], rails: Sequence[str]
+) -> None:
+    """Publish or withdraw the announcement, as the settings say; arguments as for `announcement`."""
+    if not settings.home_assistant or not isinstance(publisher, Publisher):
+        return
+    topics = Topics(settings.site, settings.device)
+    withdrawn = settings.home_assistant == "remove"
+    message = b"" if withdrawn else announcement(topics, info, zones=zones, rails=rails)
+    publisher.set_retained(discovery_topic(topics), message)
 
 
 def discovery_topic(topics: Topics, prefix: str = "homeassistant") -> str:

@@ -7,22 +7,24 @@ each scrape. Durations of the stages are histograms.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
+from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import InfoData, TelemetryData
 from edge_agent.core.fields import Metric
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.publisher import Counters
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "open_metrics"]
 
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADDRESS = "127.0.0.1"
@@ -30,27 +32,39 @@ WAITING = ("in_flight", "outbox_rows", "outbox_bytes", "outbox_parked")
 """Counters of delivery that are gauges."""
 
 
+class Delivery(Protocol):
+    """Publisher whose state is shown."""
+
+    @property
+    def counters(self) -> Counters:
+        """What was delivered."""
+
+    @property
+    def state(self) -> ConnectionState:
+        """State of the connection to the broker."""
+
+
+def open_metrics(
+    settings: TelemetrySettings, publisher: Delivery, info: InfoData, stack: ExitStack
+) -> Metrics | None:
+    """Open the metrics of a run; None where no port is set."""
+    if settings.metrics_port is None:
+        return None
+    return stack.enter_context(Metrics(port=settings.metrics_port, delivery=publisher, info=info))
+
+
 class Metrics(Collector):
     """Serves metrics while it is entered, without a password.
 
     Args:
         port: TCP port; 0 for any free port, then `port` is the chosen one.
-        delivery: returns the counters of the publisher; called at each scrape.
-        connection: returns the state of the connection to the broker; called at each scrape.
+        delivery: read at each scrape.
         info: versions and model.
     """
 
-    def __init__(
-        self,
-        *,
-        port: int,
-        delivery: Callable[[], Counters],
-        connection: Callable[[], ConnectionState],
-        info: InfoData,
-    ) -> None:
+    def __init__(self, *, port: int, delivery: Delivery, info: InfoData) -> None:
         self.port = port
         self._delivery = delivery
-        self._connection = connection
         self._info = info
         self._telemetry: TelemetryData | None = None
         self._registry = CollectorRegistry()
@@ -116,14 +130,14 @@ class Metrics(Collector):
         return InfoMetricFamily("edge_agent", "Versions and model of the agent.", labels)
 
     def _delivery_families(self) -> Iterator[Any]:
-        now = self._connection()
+        now = self._delivery.state
         states = GaugeMetricFamily(
             "edge_agent_broker", "1 for the state of the connection.", labels=["state"]
         )
         for state in ConnectionState:
             states.add_metric([state.value], float(state is now))
         yield states
-        counters = self._delivery()
+        counters = self._delivery.counters
         for entry in fields(counters):
             value = getattr(counters, entry.name)
             if entry.name in WAITING:

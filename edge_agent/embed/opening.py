@@ -140,9 +140,10 @@ def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[Prepared
 
 def _conditions(disk: Path) -> dict[str, Any]:
     """Return the state of the device while a plan is built: its kernels are timed under it."""
+    from edge_agent.core.config import TelemetrySettings
     from edge_agent.health.telemetry.reader import Telemetry
 
-    with Telemetry(disk=disk, jtop=False) as telemetry:
+    with Telemetry(TelemetrySettings(jtop=False), disk) as telemetry:
         reading = telemetry.read()
     return {
         "power_mode": reading.power_mode,

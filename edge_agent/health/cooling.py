@@ -1,40 +1,86 @@
-"""The governor at work: a thread that looks at the heat, lowers the load, and tells of every step."""
+"""The governor thread: check temperatures, apply load steps, and report every step."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import structlog
 
-from edge_agent.core.config import GovernorSettings
+from edge_agent.core.config import GovernorSettings, Settings
 from edge_agent.core.events import Event, alert_event
 from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import Load
-from edge_agent.health.governor import LOOK_EVERY_S, Governor, Rung, Verdict
+from edge_agent.health.governor import CHECK_INTERVAL_S, Governor, Rung, Verdict, Zones, ladder
+from edge_agent.health.telemetry.reader import Telemetry
 
-__all__ = ["Closes", "Cooling"]
+__all__ = ["Cooling", "PausableSource", "make_cooling"]
 
 _log = structlog.get_logger(__name__)
 
-Zones = Mapping[str, float | None]
 
-
-class Closes(Protocol):
-    """A camera that can be closed for a while; see `edge_agent.source.reader.FrameReader`."""
+class PausableSource(Protocol):
+    """A source that can be closed for a while; see `edge_agent.source.reader.FrameReader`."""
 
     @property
     def camera(self) -> str:
         """Id of the source."""
 
+    @property
+    def live(self) -> bool:
+        """Whether the source is live, so that frames are lost while it is closed."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether the source has an end, e.g. a recording."""
+
     def close(self, reason: str) -> None:
-        """Read no more until `reopen`."""
+        """Stop reading until `reopen`."""
 
     def reopen(self) -> None:
-        """Read on."""
+        """Continue to read."""
+
+
+def make_cooling(
+    settings: Callable[[], Settings],
+    telemetry: Telemetry,
+    readers: Sequence[PausableSource],
+    *,
+    apply: Callable[[Load], None],
+    publish: Callable[[Event], object],
+    note: Callable[[str, str], None],
+) -> Cooling:
+    """Make the governor thread of a run; not yet entered. Steps close cameras, never recordings.
+
+    Args:
+        settings: called at each check.
+        telemetry: reads the temperatures.
+        readers: of the enabled sources, in their order; may be empty in a run that stops already.
+        apply: see `Cooling`, like the rest.
+        publish: see `Cooling`.
+        note: see `Cooling`.
+    """
+    now = settings()
+    enabled = [source for source in now.sources if source.enabled]
+    cameras = [
+        (reader, own.priority)
+        for reader, own in zip(readers, enabled, strict=False)
+        if reader.live and not reader.ends
+    ]
+    return Cooling(
+        settings=lambda: settings().governor,
+        heat=telemetry.heat,
+        rungs=ladder(
+            [(reader.camera, priority) for reader, priority in cameras], max_batch=now.engine.max_batch
+        ),
+        cameras=[reader for reader, _ in cameras],
+        apply=apply,
+        publish=publish,
+        note=note,
+    )
 
 
 @dataclass(slots=True)
@@ -42,27 +88,27 @@ class Cooling:
     """Runs while it is entered.
 
     Args:
-        settings: asked anew at each look.
-        heat: temperature and limit of every zone, in degrees Celsius.
-        rungs: the steps, from the full load on.
-        cameras: those that a step may close.
+        settings: called at each check.
+        heat: returns temperature and limit of every zone, in degrees Celsius.
+        rungs: the steps, from full load on.
+        cameras: cameras that a step may close.
         apply: makes the stages keep to a load.
-        publish: for alerts.
-        note: told what keeps the agent from working fully; "" when that is over.
+        publish: takes alerts.
+        note: called with a cause of degraded work and its reason; "" when it is over.
     """
 
     settings: Callable[[], GovernorSettings]
     heat: Callable[[], tuple[Zones, Zones]]
     rungs: Sequence[Rung]
-    cameras: Sequence[Closes]
+    cameras: Sequence[PausableSource]
     apply: Callable[[Load], None]
     publish: Callable[[Event], object]
     note: Callable[[str, str], None]
-    verdict: Verdict = field(default_factory=lambda: Verdict("off", reason="it has not looked yet"))
-    """The latest; read it from any thread."""
+    verdict: Verdict = field(default_factory=lambda: Verdict("off", reason="not checked yet"))
+    """The latest verdict, for any thread."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     _governor: Governor | None = None
-    _told_blind: bool = False
+    _blind_reported: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -83,37 +129,30 @@ class Cooling:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.heartbeat.working("look at the heat")
-            self._look()
+            self.heartbeat.working("check temperatures")
+            self._check()
             self.heartbeat.idle(f"{self.verdict.state}, step {self.verdict.step}")
-            self._stop.wait(LOOK_EVERY_S)
+            self._stop.wait(CHECK_INTERVAL_S)
 
-    def _look(self) -> None:
-        before, self.verdict = self.verdict, self._judge()
+    def _check(self) -> None:
+        before, self.verdict = self.verdict, self._next_verdict()
         now = self.verdict
         if now.step != before.step:
-            self._take(self.rungs[now.step].load)
+            self._apply(self.rungs[now.step].load)
         if (now.state, now.step) != (before.state, before.step):
-            self._tell(before, now)
+            self._report(before, now)
 
-    def _judge(self) -> Verdict:
-        chosen = self.settings()
-        if chosen.enabled == "off":
+    def _next_verdict(self) -> Verdict:
+        settings = self.settings()
+        if settings.enabled == "off":
             self._governor = None
             return Verdict("off", reason="governor.enabled is off")
         if self._governor is None:
-            self._governor = Governor(
-                len(self.rungs) - 1,
-                limit_c=chosen.limit_c,
-                margin_c=chosen.margin_c,
-                hysteresis_c=chosen.hysteresis_c,
-            )
-        governor = self._governor
-        governor.limit_c, governor.margin_c = chosen.limit_c, chosen.margin_c
-        governor.hysteresis_c = chosen.hysteresis_c
-        return governor.take(time.monotonic(), *self.heat())
+            self._governor = Governor(len(self.rungs) - 1, settings)
+        self._governor.settings = settings
+        return self._governor.update(time.monotonic(), *self.heat())
 
-    def _take(self, load: Load) -> None:
+    def _apply(self, load: Load) -> None:
         self.apply(load)
         for camera in self.cameras:
             if camera.camera in load.closed:
@@ -121,26 +160,25 @@ class Cooling:
             else:
                 camera.reopen()
 
-    def _tell(self, before: Verdict, now: Verdict) -> None:
-        """Log, status and alert; who watches without having to be asked for is told of in the log alone."""
+    def _report(self, before: Verdict, now: Verdict) -> None:
+        """Log a change; publish it if the load is or was reduced, or if a required governor is blind."""
         (_log.warning if now.step > before.step else _log.info)(
             "governor", state=now.state, step=now.step, does=self.doing, reason=now.reason
         )
-        self.note("heat", f"load lowered for heat: {self.doing}" if now.step else "")
-        wanted_blind = now.state == "blind" and (self.settings().enabled == "on" or now.step > 0)
-        if now.step or before.step or wanted_blind or self._told_blind:
+        self.note("heat", f"load reduced because of heat: {self.doing}" if now.step else "")
+        report_blind = now.state == "blind" and (self.settings().enabled == "on" or now.step > 0)
+        if now.step or before.step or report_blind or self._blind_reported:
             self.publish(self._alert(now, _severity(before, now)))
-        self._told_blind = wanted_blind
+        self._blind_reported = report_blind
 
     def _alert(self, now: Verdict, severity: Literal["info", "warning", "critical"]) -> Event:
+        steps = len(self.rungs) - 1
         if now.state == "blind":
-            message = f"the governor cannot see how hot the board is: {now.reason}"
+            message = f"the governor cannot read the temperatures: {now.reason}"
         elif now.step:
-            message = (
-                f"load lowered for heat, step {now.step} of {len(self.rungs) - 1}: {self.doing}; {now.reason}"
-            )
+            message = f"load reduced because of heat, step {now.step} of {steps}: {self.doing}; {now.reason}"
         else:
-            message = "the load is no longer lowered for heat"
+            message = "the load is no longer reduced because of heat"
         return alert_event(
             "governor",
             message,
@@ -150,7 +188,7 @@ class Cooling:
             details={
                 "state": now.state,
                 "step": now.step,
-                "steps": len(self.rungs) - 1,
+                "steps": steps,
                 "zone": now.zone,
                 "celsius": now.celsius,
                 "limit_c": now.limit_c,

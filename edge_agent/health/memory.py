@@ -1,56 +1,63 @@
-"""Whether the agent's memory grows as it should not: too large, or larger every hour."""
+"""Check the memory of the agent: too large, or growing without end."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+
+from edge_agent.core.config import SupervisionSettings
 
 __all__ = ["MemoryWatch", "control_group_limit"]
 
 BUCKET_S = 60.0
-"""One sample a minute: the least in it, so that a burst of crops does not count."""
+"""One sample a minute: its minimum, so that a burst of crops does not count."""
 
 WINDOW = 60
-"""Samples that growth is judged by: an hour."""
+"""Samples for the growth: one hour."""
 
 WARM_UP = 15
-"""Samples after the start that do not count: models, allocators and galleries fill up."""
+"""Samples after the start that do not count, while models, allocators and galleries fill up."""
 
 _QUARTER = WINDOW // 4
-_RELEASED = 0.95  # below this share of the limit the alarm is over
-_SHARE_OF_GROUP = 0.9  # alarm before the kernel ends the process
+_RELEASED = 0.95  # the alert ends below this share of the limit
+_SHARE_OF_GROUP = 0.9  # alert before the kernel kills the process
 _UNLIMITED = 1 << 60
 
 
 class MemoryWatch:
-    """Takes in the resident memory of the process and says what is wrong with it.
+    """Checks the resident memory of the process.
 
-    Growth counts when the median of each quarter of the last hour lies above that of the one before, and
-    the last above the first by more than is allowed. A gallery that fills up grows too: by about 8 MB per
-    1000 people with 16 exemplars of 128 numbers, once.
+    Memory grows when the median of each quarter of the last hour is above that of the previous quarter, and
+    the last is above the first by more than the allowed growth. A gallery that fills up grows too: once, by
+    about 8 MB per 1000 people with 16 exemplars of 128 numbers.
 
     Args:
-        limit_bytes: more than this is too much; None: no limit.
-        growth_bytes_per_hour: allowed growth.
+        settings: `memory_mb` and `memory_growth_mb`; called at each update.
+        group_limit: returns the limit in bytes where `memory_mb` is not set; None: no limit.
     """
 
-    def __init__(self, *, limit_bytes: float | None, growth_bytes_per_hour: float) -> None:
-        self.limit_bytes = limit_bytes
-        self.growth_bytes_per_hour = growth_bytes_per_hour
+    def __init__(
+        self,
+        settings: Callable[[], SupervisionSettings],
+        group_limit: Callable[[], float | None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._group_limit = control_group_limit if group_limit is None else group_limit
         self.trouble = ""
-        """What is wrong, for people; "" when nothing is."""
+        """The problem as text; "" without one."""
         self._large = False
         self._samples: deque[float] = deque(maxlen=WINDOW)
-        self._left_out = 0
+        self._skipped = 0
         self._bucket: tuple[float, float] | None = None
 
-    def take(self, now: float, resident_bytes: int) -> str:
-        """Take in the memory at this time (monotonic seconds); returns `trouble`."""
+    def update(self, now: float, resident_bytes: int) -> str:
+        """Add the memory at this time (monotonic seconds), and return `trouble`."""
         began, least = self._bucket or (now, float(resident_bytes))
         if now - began >= BUCKET_S:
-            self._close(least)
+            self._add_sample(least)
             began, least = now, float(resident_bytes)
         self._bucket = began, min(least, resident_bytes)
         self.trouble = self._too_large(resident_bytes) or self._growing()
@@ -64,9 +71,9 @@ class MemoryWatch:
         first, *_, last = self._quarters()
         return (last - first) / 0.75
 
-    def _close(self, least: float) -> None:
-        if self._left_out < WARM_UP:
-            self._left_out += 1
+    def _add_sample(self, least: float) -> None:
+        if self._skipped < WARM_UP:
+            self._skipped += 1
         else:
             self._samples.append(least)
 
@@ -76,25 +83,25 @@ class MemoryWatch:
 
     def _growing(self) -> str:
         growth = self.growth
-        if growth is None or growth <= self.growth_bytes_per_hour:
+        if growth is None or growth <= self._settings().memory_growth_mb * 1e6:
             return ""
-        quarters = self._quarters()
-        if any(later <= earlier for earlier, later in itertools.pairwise(quarters)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(self._quarters())):
             return ""
-        return f"memory grew all through the last hour, by {growth / 1e6:.0f} MB an hour"
+        return f"memory grew throughout the last hour, by {growth / 1e6:.0f} MB an hour"
 
     def _too_large(self, resident_bytes: int) -> str:
-        if self.limit_bytes is None:
+        megabytes = self._settings().memory_mb
+        limit = self._group_limit() if megabytes is None else megabytes * 1e6
+        if limit is None:
             return ""
-        floor = self.limit_bytes * (_RELEASED if self._large else 1.0)
-        self._large = resident_bytes > floor
+        self._large = resident_bytes > limit * (_RELEASED if self._large else 1.0)
         if not self._large:
             return ""
-        return f"{resident_bytes / 1e6:.0f} MB of memory in use, more than {self.limit_bytes / 1e6:.0f} MB"
+        return f"{resident_bytes / 1e6:.0f} MB of memory in use, more than {limit / 1e6:.0f} MB"
 
 
 def control_group_limit(root: Path = Path("/")) -> float | None:
-    """Nine tenths of what the service's control group may use (systemd: MemoryMax); None without a limit."""
+    """Nine tenths of the control group's memory limit (systemd: MemoryMax) in bytes; None without one."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), None)

@@ -1,8 +1,8 @@
-"""How earlier runs ended: a small file in the state folder, and the brake on a crash loop.
+"""Record how runs ended, and delay the start after repeated crashes.
 
-A run writes itself down when it begins, and how it ended when it ends. One that finds the run before it still
-open knows that it was killed: by the watchdog, for memory, by a fault in a library. A run that the machine
-took with it (another boot) is not counted: that is no fault of the agent's.
+A run records its begin and its end in a small file in the state folder. A run without recorded end was
+killed: by the watchdog, for memory, by a fault in a library. A run that ended with the machine (another boot
+id) does not count as crashed.
 """
 
 from __future__ import annotations
@@ -10,34 +10,35 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.manifest import read_json, write_json_atomic
 
-__all__ = ["STARTS_FILE", "Run", "Starts", "pause_s"]
+__all__ = ["STARTS_FILE", "CrashLoop", "Run", "Starts", "pause_s"]
 
 _log = structlog.get_logger(__name__)
 
 STARTS_FILE = "starts.json"
 
 KEPT = 20
-"""Runs that are remembered."""
+"""Recorded runs."""
 
 FIRST_PAUSE_S = 15.0
-"""First wait of the brake; it doubles with each further crash."""
+"""First delay of a start; it doubles with each further crash."""
 
 LONGEST_PAUSE_S = 300.0
-"""Longest wait: whatever is wrong may have been mended by hand meanwhile."""
+"""Longest delay, since the cause may have been corrected meanwhile."""
 
 CRASHES = frozenset({"killed", "stuck", "failed"})
-"""Ends that count. The others: `clean`, `stopped` (asked for), `refused` (a wrong setting, a missing file, a
-gallery of another model), `machine` (it went down meanwhile)."""
+"""Ends that count as crashes. The others: `clean`, `stopped` (on request), `refused` (wrong setting, missing
+file, gallery of another model), `machine` (shut down or crashed)."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -48,11 +49,11 @@ class Run:
 
     Attributes:
         began: Unix seconds.
-        boot: id of the boot of the machine; "" where it has none.
+        boot: boot id of the machine; "" where it has none.
         pid: of the process.
         ended: Unix seconds; None while it runs, or when it was killed.
-        how: see `CRASHES`; "" while it runs.
-        words: why, for people.
+        how: kind of end, see `CRASHES`; "" while it runs.
+        words: reason as text.
     """
 
     began: float
@@ -64,16 +65,19 @@ class Run:
 
     @property
     def crashed(self) -> bool:
-        """Whether its end counts."""
+        """Whether its end counts as a crash."""
         return self.how in CRASHES
+
+    def __str__(self) -> str:
+        return f"{self.how} ({self.words})" if self.words else self.how
 
 
 class Starts:
-    """The file, for the one agent that uses the state folder. A file that cannot be used brakes nothing.
+    """The file of runs, for the one agent that uses the state folder. A damaged file counts as empty.
 
     Args:
         path: of the file.
-        boot: id of this boot; the machine's own when None.
+        boot: id of this boot; that of the machine when None.
     """
 
     def __init__(self, path: Path, *, boot: str | None = None) -> None:
@@ -81,7 +85,7 @@ class Starts:
         self._boot = _boot_id() if boot is None else boot
         self._lock = threading.Lock()
         self.runs: list[Run] = []
-        """Oldest first, this one last."""
+        """Oldest first, this run last."""
 
     @property
     def former(self) -> Sequence[Run]:
@@ -89,38 +93,40 @@ class Starts:
         return self.runs[:-1]
 
     def begin(self) -> None:
-        """Write this run down, and find out how the one before ended."""
+        """Record the begin of this run, and find out how the previous one ended."""
         known = [self._closed(run) for run in self._read()]
         self.runs = [*known[1 - KEPT :], Run(round(time.time(), 3), self._boot, os.getpid())]
         self._write()
 
-    def stuck(self, words: str) -> None:
-        """This run is likely to be ended for a stuck stage ("": no longer)."""
+    def stuck(self, reason: str) -> None:
+        """Record that this run may be killed because of a stuck stage ("": no longer)."""
         with self._lock:
             if self.runs and not self.runs[-1].how:
-                self._change(replace(self.runs[-1], words=words))
+                self._replace_last(words=reason)
 
-    def end(self, how: str, words: str = "") -> None:
-        """This run ends like this; the first word counts."""
+    def end(self, how: str, reason: str = "") -> None:
+        """Record the end of this run; only the first call counts."""
         with self._lock:
             if self.runs and not self.runs[-1].how:
-                self._change(replace(self.runs[-1], ended=round(time.time(), 3), how=how, words=words))
+                self._replace_last(ended=round(time.time(), 3), how=how, words=reason)
 
     def recent_crashes(self, window_s: float) -> list[Run]:
-        """Earlier runs that began within `window_s` before this one and crashed."""
-        since = self.runs[-1].began - window_s
-        return [run for run in self.former if run.crashed and since <= run.began <= self.runs[-1].began]
+        """Return earlier runs that crashed and began within `window_s` before this one."""
+        if not self.runs:
+            return []
+        now = self.runs[-1].began
+        return [run for run in self.former if run.crashed and now - window_s <= run.began <= now]
 
     def _closed(self, run: Run) -> Run:
-        """A run that has no end was killed, or went down with the machine."""
+        """Complete a run without end: it was killed, or ended with the machine."""
         if run.how:
             return run
         if run.boot != self._boot:
             return replace(run, how="machine", words="the machine went down")
         return replace(run, how="stuck" if run.words else "killed")
 
-    def _change(self, run: Run) -> None:
-        self.runs[-1] = run
+    def _replace_last(self, **changes: Any) -> None:  # noqa: ANN401 - fields of `Run`
+        self.runs[-1] = replace(self.runs[-1], **changes)
         self._write()
 
     def _read(self) -> list[Run]:
@@ -139,8 +145,44 @@ class Starts:
             _log.warning("starts_not_written", path=str(self._path), error=str(problem))
 
 
+class CrashLoop:
+    """Detects repeated crashes at the start, until this run has been stable for as long as the window.
+
+    Args:
+        starts: the recorded runs.
+        settings: called at each check.
+    """
+
+    def __init__(self, starts: Starts, settings: Callable[[], SupervisionSettings]) -> None:
+        self._starts = starts
+        self._settings = settings
+        self.reason = ""
+        """Why the start was delayed; "" without a crash loop."""
+
+    @property
+    def crashes(self) -> list[Run]:
+        """Recent crashes."""
+        return self._starts.recent_crashes(self._settings().crash_window_s)
+
+    def delay_s(self) -> float:
+        """Return the delay of this start, and set the reason."""
+        settings, crashes = self._settings(), self.crashes
+        delay = pause_s(len(crashes), settings.crashes)
+        if delay:
+            ends = ", ".join(dict.fromkeys(str(run) for run in crashes))
+            self.reason = f"{len(crashes)} runs within {settings.crash_window_min:g} min crashed: {ends}"
+        return delay
+
+    def is_over(self, running_s: float) -> bool:
+        """Whether a crash loop has just ended, since this run has been stable."""
+        if not self.reason or running_s <= self._settings().crash_window_s:
+            return False
+        self.reason = ""
+        return True
+
+
 def pause_s(crashes: int, allowed: int) -> float:
-    """How long a start waits after so many recent crashes; 0.0 while there are fewer than `allowed`."""
+    """Delay of a start after this number of recent crashes; 0.0 for fewer than `allowed`."""
     if crashes < allowed:
         return 0.0
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(crashes - allowed, 32))

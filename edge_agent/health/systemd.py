@@ -1,8 +1,7 @@
-"""What a service tells systemd (sd_notify(3)): ready, alive, reloading, stopping, a start that takes long.
+"""Notify systemd (sd_notify(3)): ready, alive, reloading, stopping, and requests for more start time.
 
-One datagram a word, to the socket that `$NOTIFY_SOCKET` names. Without that variable everything here does
-nothing, so an agent on a terminal runs the same code. Nothing raises: a service manager that does not listen
-is no reason to stop.
+Notifications are datagrams to the socket `$NOTIFY_SOCKET`. Without that variable they do nothing, so an agent
+on a terminal runs the same code. Errors are logged and not raised.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ __all__ = ["Notifier", "StartProgress"]
 _log = structlog.get_logger(__name__)
 
 StartProgress = Callable[[str], None]
-"""Called now and then by whatever takes long at the start, with a line for people on how far it is."""
+"""Called repeatedly by a long task of the start, with its progress as one line of text."""
 
 EXTEND_EVERY_S = 10.0
-"""How often a long start asks for more time."""
+"""Interval of requests for more time during a long start."""
 
 EXTEND_BY_S = 60.0
-"""How much it asks for each time: a start that hangs without asking is ended after so long."""
+"""Time of each request; a start that makes no more requests is killed after it."""
 
 _SEND_TIMEOUT_S = 1.0
 _LONGEST_STATUS = 300  # characters; `systemctl status` shows one line
 
 
 class Notifier:
-    """Speaks to the service manager, from any thread.
+    """Notifies the service manager, from any thread.
 
     Args:
-        address: path of the socket; one that begins with `@` is abstract. None: nobody listens.
-        watchdog_s: the service is killed when it is silent for so long; None: it is not watched.
+        address: path of the socket; an abstract one begins with `@`. None: no service manager.
+        watchdog_s: the service is killed after this time without a signal; None: no watchdog.
     """
 
     def __init__(self, address: str | None = None, watchdog_s: float | None = None) -> None:
@@ -51,7 +50,7 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Notifier:
-        """As `$NOTIFY_SOCKET`, `$WATCHDOG_USEC` and `$WATCHDOG_PID` say."""
+        """Make a notifier by `$NOTIFY_SOCKET`, `$WATCHDOG_USEC` and `$WATCHDOG_PID`."""
         known = os.environ if environment is None else environment
         address = known.get("NOTIFY_SOCKET") or None
         if address is not None and address[0] not in "/@":
@@ -61,15 +60,15 @@ class Notifier:
 
     @property
     def listening(self) -> bool:
-        """Whether there is somebody to tell."""
+        """Whether there is a service manager."""
         return self._address is not None
 
     def ready(self, status: str = "") -> None:
-        """The start, or a reload, is over."""
+        """Report the end of the start or of a reload."""
         self._send("READY=1", _status(status))
 
     def status(self, text: str) -> None:
-        """A line for `systemctl status`."""
+        """Set the status line of `systemctl status`."""
         self._send(_status(text))
 
     def alive(self) -> None:
@@ -77,19 +76,19 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """Settings are read again; `ready` ends it."""
+        """Report the begin of a reload; `ready` ends it."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str = "") -> None:
-        """A clean stop has begun."""
+        """Report the begin of a clean stop."""
         self._send("STOPPING=1", _status(status))
 
     def extend(self, seconds: float, status: str = "") -> None:
-        """Ask for this much more time, from now on, for the start or the stop that is under way."""
+        """Request this much more time, from now on, for the present start or stop."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", _status(status))
 
     def progress(self, text: str) -> None:
-        """A `StartProgress`: shows the line, and asks for more time; at most once a second."""
+        """Set the status line and request more time, at most once a second: a `StartProgress`."""
         now = time.monotonic()
         if now - self._progress_at >= 1.0:
             self._progress_at = now
@@ -97,37 +96,37 @@ class Notifier:
 
     @contextlib.contextmanager
     def taking_long(self, text: str, *, at_most_s: float) -> Iterator[None]:
-        """Ask for more time while the block lasts, for what cannot tell how far it is.
+        """Request more time while the block runs, for a task without progress.
 
         Args:
-            text: what takes long.
-            at_most_s: after so long nothing more is asked for, and the service manager ends what hangs.
+            text: the task.
+            at_most_s: no requests after this time, so the service manager kills a start that hangs.
         """
         if not self.listening:
             yield
             return
-        over = threading.Event()
+        done = threading.Event()
         thread = threading.Thread(
-            target=self._ask, args=(over, text, at_most_s), name="start-time", daemon=True
+            target=self._request_time, args=(done, text, at_most_s), name="start-time", daemon=True
         )
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            done.set()
             thread.join()
 
-    def _ask(self, over: threading.Event, text: str, at_most_s: float) -> None:
+    def _request_time(self, done: threading.Event, text: str, at_most_s: float) -> None:
         deadline = time.monotonic() + at_most_s
         while time.monotonic() < deadline:
             self.extend(EXTEND_BY_S, text)
-            if over.wait(EXTEND_EVERY_S):
+            if done.wait(EXTEND_EVERY_S):
                 return
 
-    def _send(self, *words: str) -> None:
+    def _send(self, *lines: str) -> None:
         if self._address is None:
             return
-        message = "\n".join(word for word in words if word).encode()
+        message = "\n".join(line for line in lines if line).encode()
         name = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with self._lock:
@@ -143,7 +142,7 @@ class Notifier:
             self._failed = True
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
@@ -156,7 +155,7 @@ def _status(text: str) -> str:
 
 
 def _watchdog_s(known: Mapping[str, str]) -> float | None:
-    """Seconds of the watchdog, None where it is off or meant for another process."""
+    """Timeout of the watchdog in seconds; None where it is off or for another process."""
     try:
         microseconds = int(known.get("WATCHDOG_USEC", "0"))
         meant_for = int(known.get("WATCHDOG_PID", str(os.getpid())))

@@ -144,7 +144,7 @@ def test_a_source_that_hangs_is_named_and_the_watchdog_starves(tmp_path: Path, m
         assert process.wait(60) == 0
     (told_later,) = events(tmp_path / "later.jsonl", "run_crashed")
     assert told_later["data"]["details"]["how"] == "stuck"  # type: ignore[index]
-    assert "source:clip has not got on" in told_later["data"]["message"]  # type: ignore[index]
+    assert "source:clip is stuck" in told_later["data"]["message"]  # type: ignore[index]
 
 
 @pytest.mark.slow

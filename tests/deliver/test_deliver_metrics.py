@@ -7,24 +7,23 @@ import re
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_agent.agent.factory import announce
 from edge_agent.core.codec import encode
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import new_event
 from edge_agent.core.loading import load
 from edge_agent.deliver.connection import ConnectionState
-from edge_agent.deliver.homeassistant import announcement, discovery_topic
+from edge_agent.deliver.homeassistant import announce, announcement, discovery_topic
 from edge_agent.deliver.metrics import Metrics
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Counters
 from edge_agent.deliver.topics import Topics
-from edge_agent.health.telemetry.reading import Reading
 from tests.conftest import REPO, Mosquitto
 from tests.deliver.deliver_fixtures import INFO, Listener, identity, publishing, telemetry, until
 
@@ -51,8 +50,9 @@ FULL = replace(
 def served() -> Metrics:
     return Metrics(
         port=0,
-        delivery=lambda: Counters(published=5, acknowledged=4, outbox_rows=1),
-        connection=lambda: ConnectionState.WAITING,
+        delivery=SimpleNamespace(
+            counters=Counters(published=5, acknowledged=4, outbox_rows=1), state=ConnectionState.WAITING
+        ),
         info=INFO,
     )
 
@@ -177,13 +177,12 @@ def test_availability_follows_the_status(announced: Any, state: str, shown: str)
 
 
 def test_the_setting_announces_and_takes_back(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    reading = Reading(temperatures_c={"tj": 51.5})
     topic = discovery_topic(TOPICS)
     with Outbox(tmp_path / "o.db") as outbox, Listener(mosquitto.port, topic) as listener:
         for wanted, heard in ((False, 0), (True, 1), ("remove", 2), ("remove", 2)):
             settings = load(None, {"mqtt": {"site": "lab", "device": "jx01", "home_assistant": wanted}})
             with publishing(outbox, mosquitto.url) as publisher:
-                announce(settings, publisher, INFO, reading)
+                announce(settings.mqtt, publisher, INFO, zones=["tj"], rails=[])
                 publisher.publish(identity())
                 until(lambda: publisher.counters.no_subscriber)
                 until(lambda n=heard: len(listener.heard) >= n)

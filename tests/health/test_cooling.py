@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs
-from edge_agent.core.config import GovernorSettings, Settings
+from edge_agent.core.config import GovernorSettings, Settings, TelemetrySettings
 from edge_agent.core.events import Event
 from edge_agent.core.loading import load
 from edge_agent.core.structures import Load
@@ -32,7 +31,7 @@ RUNGS = ladder([("a", 0), ("b", 5)], max_batch=64)
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes become tenths of a second."""
-    monkeypatch.setattr("edge_agent.health.cooling.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("edge_agent.health.cooling.CHECK_INTERVAL_S", 0.02)
     monkeypatch.setattr("edge_agent.health.governor.HURRY_S", 0.1)
     monkeypatch.setattr("edge_agent.health.governor.RECOVER_S", 0.1)
     monkeypatch.setattr("edge_agent.health.governor.TRIAL_S", 0.0)
@@ -57,10 +56,10 @@ class Board:
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurried: None) -> Board:
     found = Board(tmp_path / "board")
 
-    def open_telemetry(settings: Settings, state: Path) -> Telemetry:
-        return Telemetry(root=found.root, disk=state, jtop=False)
+    def telemetry(settings: TelemetrySettings, disk: Path) -> Telemetry:
+        return Telemetry(settings, disk, root=found.root)
 
-    monkeypatch.setattr(factory, "open_telemetry", open_telemetry)
+    monkeypatch.setattr("edge_agent.agent.stages.Telemetry", telemetry)
     return found
 
 
@@ -108,11 +107,11 @@ def test_a_hot_board_is_worked_less_and_later_as_before(tmp_path: Path, board: B
         assert governed(status)["limit_c"] == 99.0
         board.set(98.5)
         wait_for("the last step", lambda: governed(status)["state"] == "exhausted")
-        assert governed(status)["does"] == "people are looked for in every fourth frame"
+        assert governed(status)["does"] == "people are detected in every fourth frame"
         wait_for("less work", lambda: (status()["telemetry"]["dropped"].get("skipped:clip") or 0) > 3)
         found = status()
         assert (found["state"], found["telemetry"]["governor_step"]) == ("degraded", 6)
-        assert "load lowered for heat" in found["reason"]
+        assert "load reduced because of heat" in found["reason"]
         assert found["telemetry"]["governor_state"] == "exhausted"
         assert found["telemetry"]["limits_c"]["gpu"] == 99.0
         assert found["telemetry"]["throttle_reasons"] == ["devfreq-17000000.gpu", "gpu-throttle-alert"]
@@ -135,7 +134,7 @@ def test_a_governor_that_is_off_or_blind_says_so(tmp_path: Path, board: Board) -
     sources = f'[[sources]]\nurl = "{video}"\nrealtime = true\n'
     with agent(configured(tmp_path, sources), told) as status:
         wait_for("the first look", lambda: governed(status).get("state") == "blind")
-        assert governed(status)["reason"] == "no thermal zone tells its temperature"
+        assert governed(status)["reason"] == "no thermal zone has a known temperature"
         assert status()["state"] == "online"
     assert events(told, "governor") == []  # auto: nobody was promised one
     with agent(configured(tmp_path, f'{sources}[governor]\nenabled = "on"\n'), told) as status:
@@ -177,7 +176,7 @@ def test_switching_it_off_opens_everything_again(hurried: None) -> None:
     ) as cooling:
         wait_for("the last step", lambda: cooling.verdict.state == "exhausted")
         assert [camera.open for camera in cameras] == [False, True]
-        assert notes["heat"] == "load lowered for heat: camera a is closed"
+        assert notes["heat"] == "load reduced because of heat: camera a is closed"
         chosen[0] = GovernorSettings(enabled="off")
         wait_for("the end", lambda: cooling.verdict.state == "off" and notes["heat"] == "")
         assert [camera.open for camera in cameras] == [True, True]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from edge_agent.core.config import GovernorSettings
 from edge_agent.core.structures import Load
-from edge_agent.health.governor import BLIND_S, LOOK_EVERY_S, Governor, ladder
+from edge_agent.health.governor import BLIND_S, CHECK_INTERVAL_S, Governor, ladder
 from tests.board import CAMERAS, LIMIT_C, Board, drive, work_of
 
 RUNGS = ladder(CAMERAS, max_batch=64)
@@ -25,8 +26,8 @@ def test_the_order_of_the_steps() -> None:
         "settled people are embedded every 5 s",
         "at most 8 crops in a batch",
         "at most 2 crops in a batch",
-        "people are looked for in every second frame",
-        "people are looked for in every fourth frame",
+        "people are detected in every second frame",
+        "people are detected in every fourth frame",
         "camera hall is closed",  # of two with the same priority the later
         "camera yard is closed",
         "camera door is closed",
@@ -82,10 +83,10 @@ def test_a_hot_afternoon() -> None:
 def test_a_blocked_fan_and_its_repair() -> None:
     trace = drive(blocked_fan(), 7)
     assert trace.hottest() < LIMIT_C
-    blocked = trace.step[int(2.5 * 3600 / LOOK_EVERY_S)]
+    blocked = trace.step[int(2.5 * 3600 / CHECK_INTERVAL_S)]
     assert blocked >= 5
     assert trace.changes(2 * 3600, 3 * 3600) <= 4
-    assert min(trace.step[int(5 * 3600 / LOOK_EVERY_S) :]) <= 1
+    assert min(trace.step[int(5 * 3600 / CHECK_INTERVAL_S) :]) <= 1
 
 
 def test_a_day_of_sun() -> None:
@@ -152,13 +153,12 @@ def test_any_board_that_can_be_kept_cool_is_kept_cool_in_few_steps(
 # ---- sensors
 
 
-def governor(**more: float | None) -> Governor:
-    chosen: dict[str, float | None] = {"limit_c": None, "margin_c": 5.0, "hysteresis_c": 4.0, **more}
-    return Governor(9, **chosen)  # type: ignore[arg-type]
+def governor(**more: float) -> Governor:
+    return Governor(9, GovernorSettings(**more))
 
 
 def test_the_zone_nearest_to_its_own_limit_counts() -> None:
-    verdict = governor().take(
+    verdict = governor().update(
         0, {"cpu": 80.0, "soc": 70.0, "tj": 85.0, "cv0": None}, {"cpu": 99.0, "soc": 72.0}
     )
     assert (verdict.zone, verdict.celsius, verdict.limit_c) == ("soc", 70.0, 72.0)
@@ -166,21 +166,21 @@ def test_the_zone_nearest_to_its_own_limit_counts() -> None:
 
 
 def test_a_configured_limit_holds_where_it_is_lower_or_the_only_one() -> None:
-    verdict = governor(limit_c=85.0).take(0, {"cpu": 70.0, "tj": 75.0}, {"cpu": 99.0})
+    verdict = governor(limit_c=85.0).update(0, {"cpu": 70.0, "tj": 75.0}, {"cpu": 99.0})
     assert (verdict.zone, verdict.limit_c, verdict.state) == ("tj", 85.0, "watching")
-    assert governor(limit_c=120.0).take(0, {"cpu": 70.0}, {"cpu": 99.0}).limit_c == 99.0
+    assert governor(limit_c=120.0).update(0, {"cpu": 70.0}, {"cpu": 99.0}).limit_c == 99.0
 
 
 @pytest.mark.parametrize(
     ("temperatures", "words"),
     [
-        ({}, "tells its temperature"),
-        ({"cpu": None}, "tells its temperature"),
+        ({}, "has a known temperature"),
+        ({"cpu": None}, "has a known temperature"),
         ({"cpu": 50.0}, "governor.limit_c"),
     ],
 )
 def test_without_sensors_it_is_off_and_says_so(temperatures: dict[str, float | None], words: str) -> None:
-    verdict = governor().take(0, temperatures, {"cpu": None})
+    verdict = governor().update(0, temperatures, {"cpu": None})
     assert (verdict.state, verdict.step) == ("blind", 0)
     assert words in verdict.reason
 
@@ -188,19 +188,19 @@ def test_without_sensors_it_is_off_and_says_so(temperatures: dict[str, float | N
 def test_sensors_that_vanish_leave_the_step_where_it_is() -> None:
     one = governor()
     for now in range(0, 40, 2):
-        verdict = one.take(now, {"cpu": 98.0}, {"cpu": 99.0})
+        verdict = one.update(now, {"cpu": 98.0}, {"cpu": 99.0})
     step = verdict.step
     assert step > 1
-    assert one.take(42, {"cpu": None}, {"cpu": 99.0}).state == "limiting"  # one reading may fail
-    verdict = one.take(42 + BLIND_S, {"cpu": None}, {"cpu": 99.0})
+    assert one.update(42, {"cpu": None}, {"cpu": 99.0}).state == "limiting"  # one reading may fail
+    verdict = one.update(42 + BLIND_S, {"cpu": None}, {"cpu": 99.0})
     assert (verdict.state, verdict.step) == ("blind", step)
     assert f"step {step} stays" in verdict.reason
-    assert one.take(90, {"cpu": 60.0}, {"cpu": 99.0}).state == "limiting"
+    assert one.update(90, {"cpu": 60.0}, {"cpu": 99.0}).state == "limiting"
 
 
 def test_exhausted_when_nothing_is_left() -> None:
     one = governor()
     for now in range(0, 600, 2):
-        verdict = one.take(now, {"cpu": 99.0}, {"cpu": 99.0})
+        verdict = one.update(now, {"cpu": 99.0}, {"cpu": 99.0})
     assert (verdict.state, verdict.step) == ("exhausted", 9)
     assert "cpu at 99.0 C of 99.0 C" in verdict.reason

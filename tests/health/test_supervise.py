@@ -17,7 +17,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.config import Settings
+from edge_agent.core.config import Settings, SupervisionSettings
 from edge_agent.core.errors import (
     ConfigError,
     EdgeAgentError,
@@ -28,12 +28,12 @@ from edge_agent.core.errors import (
     StorageError,
 )
 from edge_agent.core.heartbeat import Heartbeat, HeartbeatState
-from edge_agent.health.inquiry import Answering, ask
+from edge_agent.health.inquiry import StatusServer, ask
 from edge_agent.health.memory import BUCKET_S, WARM_UP, WINDOW, MemoryWatch, control_group_limit
 from edge_agent.health.starts import CRASHES, KEPT, Starts, pause_s
-from edge_agent.health.supervisor import Oversight
+from edge_agent.health.supervisor import Supervisor
 from edge_agent.health.systemd import Notifier
-from edge_agent.health.watchdog import Stage, Supervisor
+from edge_agent.health.watchdog import Stage, Watchdog
 from tests.health.test_notify import Manager, manager
 
 __all__ = ["manager"]  # a fixture
@@ -41,24 +41,24 @@ __all__ = ["manager"]  # a fixture
 # ---- stages
 
 
-def stage(name: str, age: float, group: str = "", *, vital: bool = True, aside: bool = False) -> Stage:
+def stage(name: str, age: float, group: str = "", *, vital: bool = True, inactive: bool = False) -> Stage:
     return Stage(
         name,
         lambda: HeartbeatState(time.monotonic() - age, "work"),
         lambda: 10.0,
         group or name,
         vital=vital,
-        aside=lambda: aside,
+        inactive=lambda: inactive,
     )
 
 
 def look(*stages: Stage) -> tuple[bool, dict[str, str]]:
     """Whether the watchdog is fed, and what is told to be stuck."""
     told: list[dict[str, str]] = [{}]
-    supervisor = Supervisor(Notifier(), told.append, lambda: None, stages)
+    watchdog = Watchdog(Notifier(), told.append, lambda: None, stages)
     with structlog.testing.capture_logs():
-        supervisor._tick()
-    return supervisor.fed, told[-1]
+        watchdog.check()
+    return watchdog.fed, told[-1]
 
 
 def test_everything_gets_on() -> None:
@@ -69,7 +69,7 @@ def test_everything_gets_on() -> None:
 def test_one_stuck_stage_starves_the_watchdog_and_is_named() -> None:
     fed, stuck = look(stage("a", 1), stage("b", 11.4))
     assert not fed
-    assert stuck == {"b": "b has not got on in work for 11 s (limit 10 s)"}
+    assert stuck == {"b": "b is stuck in work for 11 s (limit 10 s)"}
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_one_stuck_stage_starves_the_watchdog_and_is_named() -> None:
     [
         ([stage("x", 11, "s"), stage("y", 1, "s")], True),  # one camera of two
         ([stage("x", 11, "s"), stage("y", 11, "s")], False),
-        ([stage("x", 11, "s"), stage("y", 1, "s", aside=True)], False),  # the other is away: nothing comes
-        ([stage("x", 11, "s", aside=True)], True),
+        ([stage("x", 11, "s"), stage("y", 1, "s", inactive=True)], False),  # the other is away: nothing comes
+        ([stage("x", 11, "s", inactive=True)], True),
         ([stage("x", 11, vital=False)], True),
     ],
 )
@@ -90,12 +90,12 @@ def test_a_stage_that_says_it_is_idle_must_say_so_again() -> None:
     heartbeat = Heartbeat()
     heartbeat.idle("nothing to do")
     idle = Stage("a", lambda: heartbeat.latest, lambda: 0.05, "a")
-    supervisor = Supervisor(Notifier(), lambda _: None, lambda: None, [idle])
-    assert [(s.state, s.doing) for s in supervisor.states()] == [("idle", "nothing to do")]
+    watchdog = Watchdog(Notifier(), lambda _: None, lambda: None, [idle])
+    assert [(s.state, s.doing) for s in watchdog.states()] == [("idle", "nothing to do")]
     time.sleep(0.1)
-    assert supervisor.states()[0].state == "stuck"
+    assert watchdog.states()[0].state == "stuck"
     heartbeat.working("work")
-    assert [(s.state, s.doing) for s in supervisor.states()] == [("working", "work")]
+    assert [(s.state, s.doing) for s in watchdog.states()] == [("working", "work")]
 
 
 def test_the_place_of_a_stuck_thread_is_logged() -> None:
@@ -109,17 +109,17 @@ def test_the_place_of_a_stuck_thread_is_logged() -> None:
     thread.start()
     try:
         time.sleep(0.1)
-        supervisor = Supervisor(
+        watchdog = Watchdog(
             Notifier(),
             lambda _: None,
             lambda: None,
             [Stage("a", lambda: heartbeat.latest, lambda: 0.01, "a")],
         )
         with structlog.testing.capture_logs() as logs:
-            supervisor._tick()
-            supervisor._tick()  # said once
+            watchdog.check()
+            watchdog.check()  # said once
             heartbeat.idle("over")
-            supervisor._tick()
+            watchdog.check()
     finally:
         release.set()
         thread.join()
@@ -132,7 +132,7 @@ import ctypes, time
 from edge_agent.health.systemd import Notifier
 from edge_agent.health import watchdog
 watchdog.BLOCKED_S = 0.5
-with watchdog.Supervisor(Notifier(), lambda _: None, lambda: None):
+with watchdog.Watchdog(Notifier(), lambda _: None, lambda: None):
     time.sleep(0.2)
     ctypes.PyDLL(None).sleep(2)  # a library that keeps Python's lock: no thread of Python's can run
 """
@@ -211,9 +211,14 @@ def test_what_counts_as_a_crash() -> None:
 MB = 10**6
 
 
+def memory_watch(**limits: float) -> MemoryWatch:
+    settings = SupervisionSettings(**limits)
+    return MemoryWatch(lambda: settings, group_limit=lambda: None)
+
+
 def feed(watch: MemoryWatch, curve: list[float]) -> list[str]:
     """One reading a minute, in MB."""
-    return [watch.take(n * BUCKET_S, int(value * MB)) for n, value in enumerate(curve)]
+    return [watch.update(n * BUCKET_S, int(value * MB)) for n, value in enumerate(curve)]
 
 
 HOUR = WARM_UP + WINDOW + 2
@@ -232,14 +237,14 @@ HOUR = WARM_UP + WINDOW + 2
     ],
 )
 def test_growth(curve: list[float], alarm: bool) -> None:
-    told = feed(MemoryWatch(limit_bytes=None, growth_bytes_per_hour=64 * MB), curve)
+    told = feed(memory_watch(memory_growth_mb=64), curve)
     assert any(told) is alarm
     if alarm:
         assert "by 120 MB an hour" in told[-1]
 
 
 def test_growth_that_ends_is_over() -> None:
-    watch = MemoryWatch(limit_bytes=None, growth_bytes_per_hour=64 * MB)
+    watch = memory_watch(memory_growth_mb=64)
     told = feed(watch, [500.0 + 2 * min(n, HOUR) for n in range(3 * HOUR)])
     assert any(told)
     assert told[-1] == ""
@@ -247,7 +252,7 @@ def test_growth_that_ends_is_over() -> None:
 
 
 def test_a_bound_with_a_margin() -> None:
-    watch = MemoryWatch(limit_bytes=1000 * MB, growth_bytes_per_hour=1e12)
+    watch = memory_watch(memory_mb=1000, memory_growth_mb=1e6)
     assert [bool(told) for told in feed(watch, [900, 1001, 970, 960, 949, 970])] == [
         False, True, True, True, False, False,
     ]  # fmt: skip
@@ -280,7 +285,7 @@ def deep(tmp_path: Path) -> Path:
 
 
 def test_asking(deep: Path) -> None:
-    with Answering(deep, lambda: {"pid": 7, "long": "x" * 500_000}):
+    with StatusServer(deep, lambda: {"pid": 7, "long": "x" * 500_000}):
         assert stat.S_IMODE(deep.stat().st_mode) == 0o600
         assert ask(deep)["pid"] == 7
         assert len(ask(deep)["long"]) == 500_000
@@ -291,7 +296,7 @@ def test_asking(deep: Path) -> None:
 
 def test_whoever_asks_and_does_not_listen_holds_nobody_up(tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
-    with Answering(path, lambda: {"pid": 7}), socket.socket(socket.AF_UNIX) as rude:
+    with StatusServer(path, lambda: {"pid": 7}), socket.socket(socket.AF_UNIX) as rude:
         rude.connect(str(path))
         rude.close()
         assert ask(path) == {"pid": 7}
@@ -303,15 +308,15 @@ def test_a_socket_that_was_left_behind_is_taken_over(tmp_path: Path) -> None:
         left.bind(str(path))
     with pytest.raises(InputError, match="no agent runs on"):
         ask(path)
-    with Answering(path, lambda: {"pid": 7}):
+    with StatusServer(path, lambda: {"pid": 7}):
         assert ask(path) == {"pid": 7}
 
 
 def test_two_agents_on_one_folder(tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
-    with Answering(path, lambda: {"pid": 7}):
+    with StatusServer(path, lambda: {"pid": 7}):
         with pytest.raises(StorageError, match="in use by another edge-agent \\(process 7\\)"):
-            Answering(path, dict).__enter__()
+            StatusServer(path, dict).__enter__()
         assert ask(path) == {"pid": 7}
 
 
@@ -323,7 +328,7 @@ def test_answers_that_are_none(tmp_path: Path) -> None:
         for answer in (b"", b"x", b"[]"):
             thread = threading.Thread(target=lambda text=answer: reply(other, text))
             thread.start()
-            with pytest.raises(InputError, match="answered with something"):
+            with pytest.raises(InputError, match="answered without"):
                 ask(path)
             thread.join()
 
@@ -341,11 +346,11 @@ def test_another_user_may_not_ask(tmp_path: Path) -> None:
         if folder.stat().st_uid == 0 and len(folder.parts) > 2:
             folder.chmod(0o755)
     path = tmp_path / "status.sock"
-    with Answering(path, lambda: {"pid": 7}):
+    with StatusServer(path, lambda: {"pid": 7}):
         done = subprocess.run(
             [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=False
         )
-    assert "may be read by the user that the agent runs as" in done.stderr
+    assert "may be read by the user of the agent and by root" in done.stderr
 
 
 # ---- the start
@@ -354,14 +359,16 @@ def test_another_user_may_not_ask(tmp_path: Path) -> None:
 def test_how_far_a_long_start_is_can_be_seen(tmp_path: Path, manager: Manager) -> None:
     stop, notes = threading.Event(), []
     settings = Settings(state_dir=tmp_path)
-    oversight = Oversight(
-        settings=lambda: settings, note=lambda *words: notes.append(words), notifier=Notifier(manager.address)
+    supervisor = Supervisor(
+        settings=lambda: settings.supervision,
+        note=lambda *words: notes.append(words),
+        notifier=Notifier(manager.address),
     )
-    with oversight:
-        oversight.begin(tmp_path, stop)
-        with oversight.opening("the engine"):
+    with supervisor:
+        supervisor.begin(tmp_path, stop)
+        with supervisor.opening("the engine"):
             assert ask(tmp_path / "status.sock")["reason"] == "the engine"
-            oversight.progress("builds an engine: 40 %")
+            supervisor.progress("builds an engine: 40 %")
             found = ask(tmp_path / "status.sock")
     assert (found["state"], found["reason"], found["ready"]) == ("starting", "builds an engine: 40 %", False)
     told = [message["STATUS"] for message in manager.listen(0.1) if "EXTEND_TIMEOUT_USEC" in message]
@@ -385,8 +392,8 @@ def test_what_an_end_by_an_error_counts_as(tmp_path: Path, problem: BaseExceptio
     settings = Settings(state_dir=tmp_path)
 
     def run_and_fail() -> None:
-        with Oversight(settings=lambda: settings, note=lambda *_: None) as oversight:
-            oversight.begin(tmp_path, threading.Event())
+        with Supervisor(settings=lambda: settings.supervision, note=lambda *_: None) as supervisor:
+            supervisor.begin(tmp_path, threading.Event())
             raise problem
 
     with pytest.raises(type(problem)):

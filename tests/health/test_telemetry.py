@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.events import TelemetryData
 from edge_agent.health.telemetry import Reading, Telemetry, nvme
 from edge_agent.health.telemetry.jtop import JtopReader, reading_of
@@ -214,7 +215,7 @@ def test_trip_points_that_are_none(tmp_path: Path) -> None:
 
 def test_heat_is_read_beside_the_rest(tmp_path: Path) -> None:
     root = plant("agx-orin-jetpack6", tmp_path)
-    with Telemetry(root=root, jtop=False) as telemetry:
+    with Telemetry(TelemetrySettings(jtop=False), root=root) as telemetry:
         temperatures, limits = telemetry.heat()
         assert (temperatures["gpu"], limits["gpu"], temperatures["cv0"]) == (99.062, 99.0, None)
         write(root / "sys/class/thermal/thermal_zone1/temp", "50000\n")
@@ -260,7 +261,7 @@ def test_a_smart_log() -> None:
 
 
 def test_this_machine_answers_without_an_error(tmp_path: Path) -> None:
-    with Telemetry(disk=tmp_path) as telemetry:
+    with Telemetry(TelemetrySettings(), tmp_path) as telemetry:
         reading = telemetry.read()
     assert reading.memory_total_bytes
     assert reading.process_memory_bytes

@@ -1,10 +1,11 @@
-"""The device's state from all that know it: /sys and /proc first, jtop for what they do not say."""
+"""Read the state of the device: from /sys and /proc, and from jtop what these lack."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
 
+from edge_agent.core.config import TelemetrySettings
 from edge_agent.health.telemetry.jtop import JtopReader
 from edge_agent.health.telemetry.reading import Reading, merged
 from edge_agent.health.telemetry.sysfs import SysfsReader
@@ -13,19 +14,21 @@ __all__ = ["Reading", "Telemetry"]
 
 
 class Telemetry:
-    """Reads the device that this runs on; lifetime is a `with`. For one thread at a time.
+    """Reads this device; lifetime is a `with`. For one thread at a time.
 
     Args:
-        root: where `sys`, `proc` and `etc` are.
+        settings: `jtop`: whether to use jetson-stats where its service runs.
         disk: a folder on the disk whose space is reported.
-        jtop: ask jetson-stats too, where it is installed and its service answers.
+        root: folder with `sys`, `proc` and `etc`.
     """
 
-    def __init__(self, *, root: Path = Path("/"), disk: Path | None = None, jtop: bool = True) -> None:
+    def __init__(
+        self, settings: TelemetrySettings, disk: Path | None = None, *, root: Path = Path("/")
+    ) -> None:
         self._root = root
         self._disk = disk
         self._sysfs: SysfsReader | None = None
-        self._jtop = JtopReader() if jtop else None
+        self._jtop = JtopReader() if settings.jtop else None
 
     def __enter__(self) -> Telemetry:
         self._sysfs = SysfsReader(self._root, self._disk)
@@ -41,12 +44,12 @@ class Telemetry:
         self._sysfs = None
 
     def read(self) -> Reading:
-        """The state now; never blocks, never raises for something that cannot be read."""
+        """Return the present state. Never blocks; a value that cannot be read is None."""
         reading = self._open().read()
         return reading if self._jtop is None else merged(reading, self._jtop.read())
 
     def heat(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
-        """Temperature and limit of every zone, from /sys alone; from any thread, beside `read`."""
+        """Return temperature and limit of every zone, from /sys alone. May run concurrently with `read`."""
         sysfs = self._open()
         return sysfs.temperatures_c(), sysfs.limits_c
 

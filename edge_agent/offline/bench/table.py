@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.agent import factory
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.precision.calibration import current_calibration
+from edge_agent.health.telemetry.reader import Telemetry
 from edge_agent.offline.bench import speed
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class SpeedTable:
         Raises:
             EngineError, ModelError, ConfigError: the network does not run in FP32.
         """
-        with factory.open_telemetry(self.settings, self.folder) as telemetry:
+        with Telemetry(self.settings.telemetry, self.folder) as telemetry:
             rows = list(self._rows(telemetry.read().board))
             return speed.document(rows, self._left_out, self._model(), telemetry.read())
 

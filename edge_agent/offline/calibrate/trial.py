@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_agent.agent import factory
-from edge_agent.core.config import Settings
+from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.core.manifest import atomic_file
 from edge_agent.embed.opening import make_embedder
 from edge_agent.engine.precision.scales import Scales
+from edge_agent.health.telemetry.reader import Telemetry
 from edge_agent.offline.bench import speed
 from edge_agent.offline.calibrate import gate as gates
 from edge_agent.offline.calibrate import threshold as thresholds
@@ -161,7 +161,7 @@ class Trials:
     def _speeds(self, candidates: Mapping[str, Candidate], left_out: dict[str, str]) -> dict[str, Any]:
         self._progress.begin("measuring the speed", len(candidates) * len(speed.BATCHES))
         rows: list[speed.Measurement] = []
-        with factory.open_telemetry(Settings(), self._request.disk) as telemetry:
+        with Telemetry(TelemetrySettings(), self._request.disk) as telemetry:
             board = telemetry.read().board
             for precision, candidate in candidates.items():
                 try:
