@@ -22,7 +22,6 @@ from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.loading import state_folder
 from edge_agent.core.timing import Laps
 from edge_agent.deliver.homeassistant import announce
-from edge_agent.deliver.metrics import open_metrics
 from edge_agent.detect import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate
@@ -145,7 +144,7 @@ class StageOpener:
             settings, embedder.info, detection.name, self._cameras(sources), reading, calibration
         )
         publisher, erasure = self._delivery(state, info, gallery, identifier, embedder, sources)
-        metrics = open_metrics(settings.telemetry, publisher, info, stack)
+        metrics = self._metrics(publisher, info)
         writer = OutcomeWriter(
             self.outputs, len(sources), stack, publisher=publisher, erasure=erasure, identifier=identifier,
             engine=embedder.info, detector=detection.name, metrics=metrics, observe=self.observe,
@@ -238,6 +237,14 @@ class StageOpener:
             stack=stack,
         )
         return publisher, erasure
+
+    def _metrics(self, publisher: factory.Publish, info: InfoData) -> Metrics | None:
+        port = self.settings.telemetry.metrics_port
+        if port is None:
+            return None
+        from edge_agent.deliver.metrics import Metrics  # loads prometheus_client
+
+        return self.stack.enter_context(Metrics(port=port, delivery=publisher, info=info))
 
     def _announce(self, stages: Stages, info: InfoData, reading: Reading) -> None:
         announce(

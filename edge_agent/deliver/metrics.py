@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import fields
 from types import TracebackType
 from typing import Any, Protocol
@@ -17,14 +16,13 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import InfoData, TelemetryData
 from edge_agent.core.fields import Metric
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.publisher import Counters
 
-__all__ = ["Metrics", "open_metrics"]
+__all__ = ["Metrics"]
 
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADDRESS = "127.0.0.1"
@@ -42,15 +40,6 @@ class Delivery(Protocol):
     @property
     def state(self) -> ConnectionState:
         """State of the connection to the broker."""
-
-
-def open_metrics(
-    settings: TelemetrySettings, publisher: Delivery, info: InfoData, stack: ExitStack
-) -> Metrics | None:
-    """Open the metrics of a run; None where no port is set."""
-    if settings.metrics_port is None:
-        return None
-    return stack.enter_context(Metrics(port=settings.metrics_port, delivery=publisher, info=info))
 
 
 class Metrics(Collector):
