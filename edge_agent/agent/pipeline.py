@@ -127,7 +127,7 @@ class Pipeline:
                 if self._poller.exhausted:
                     break
                 self._end_cameras(self._poller.newly_finished())
-                self.heartbeat.idle("no source has anything to give")
+                self.heartbeat.idle("no source has a new item")
                 self.wake.wait(IDLE_WAIT_S)
             self._rest(items, time.perf_counter() - began, stop)
         self._decide_collected()
@@ -221,7 +221,7 @@ class Pipeline:
         """Slow down the reading of sources that wait, while the load is lowered."""
         stretch = self.load.stretch
         if stretch > 1.0 and any(not reader.live for reader, _ in items):
-            self.heartbeat.idle("rests, to lower the load")
+            self.heartbeat.idle("rests to lower the load")
             rest = min(LONGEST_REST_S, (stretch - 1.0) * worked_s)
             self.counters.spend("rest", rest)
             stop.wait(rest)

@@ -46,7 +46,7 @@ class PendingItem:
     def candidates(self, graded: Sequence[Graded]) -> Candidates:
         """Return its crops for the crop selection; `graded`: of each of its pairs.
 
-        Upstream crops are only accepted or refused: grades of whole images say little about their people.
+        Upstream crops are only accepted or refused: the grade of a whole image says little about its person.
         """
         item = self.item
         if isinstance(item, CropBatch):

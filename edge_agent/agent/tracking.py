@@ -62,7 +62,7 @@ class CameraTracking:
         return ordered
 
     def end_tracks(self, camera: str) -> TrackUpdate | None:
-        """End the tracks of a camera that will go on; None where it has had no frame."""
+        """End the tracks of a camera that continues later; None where it has had no frame."""
         return _finish(self._trackers.get(camera), self._latest.get(camera))
 
     def end(self, camera: str) -> TrackUpdate | None:

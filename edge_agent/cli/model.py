@@ -92,9 +92,9 @@ def add(
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    beside = file.with_suffix(".json")
-    if preprocess is None and beside.is_file():
-        preprocess = read_json(beside).get("preprocess")
+    manifest = file.with_suffix(".json")
+    if preprocess is None and manifest.is_file():
+        preprocess = read_json(manifest).get("preprocess")
     profile = preprocess or "tao"
     _check(file, profile)
     target = _folder(output) / file.name

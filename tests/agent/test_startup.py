@@ -1,4 +1,4 @@
-"""The start of the agent: cameras connect early, nothing they say is lost, and the log tells the parts."""
+"""The start of the agent: cameras connect early, no status change is lost, the log has the times."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 @dataclass
 class Camera:
-    """Gives frames at once and without end, or so many."""
+    """Gives frames at once, without end or up to `most`."""
 
     id: str
     live: bool = True
@@ -47,7 +47,7 @@ class Camera:
             yield Frame(self.id, number, time.time(), np.zeros((48, 32, 3), np.uint8))
 
 
-def test_cameras_begin_at_once_and_recordings_when_somebody_listens() -> None:
+def test_cameras_start_at_once_and_recordings_with_the_callback() -> None:
     camera, recording = Camera("gate"), Camera("film", live=False, ends=True, most=2)
     told: list[SourceStatus] = []
     with ExitStack() as stack:
@@ -62,7 +62,7 @@ def test_cameras_begin_at_once_and_recordings_when_somebody_listens() -> None:
     assert [reader.camera for reader in readers.readers] == ["film", "gate"]
 
 
-def test_nothing_begins_once_a_stop_is_asked_for() -> None:
+def test_nothing_starts_once_a_stop_is_requested() -> None:
     camera, stop = Camera("gate"), threading.Event()
     stop.set()
     with ExitStack() as stack:
@@ -72,7 +72,7 @@ def test_nothing_begins_once_a_stop_is_asked_for() -> None:
     assert not camera.began.is_set()
 
 
-def test_frames_that_came_before_anybody_looked_are_not_counted_as_dropped() -> None:
+def test_frames_before_the_first_poll_are_not_counted_as_dropped() -> None:
     wake = threading.Event()
     with FrameReader(Camera("gate"), wake=wake, on_status=lambda _: None) as reader:
         newest = reader.heartbeat.at
@@ -100,7 +100,7 @@ def detection() -> Detection:
     )
 
 
-def test_the_log_tells_the_start_by_part_and_the_first_frame(tmp_path: Path) -> None:
+def test_the_log_has_the_times_of_the_start_and_the_first_frame(tmp_path: Path) -> None:
     agent = Agent(
         settings(tmp_path, "memory.avi"),
         Outputs(),
