@@ -19,7 +19,7 @@ __all__ = [
     "ModelOption",
     "PrecisionOption",
     "PreprocessOption",
-    "ReportOption",
+    "ResultFileOption",
     "ShippedModelOption",
     "StateOption",
     "YesOption",
@@ -57,7 +57,7 @@ PrecisionOption = Annotated[
         help="fp32, fp16, or int8 of the active calibration; auto: FP16 on TensorRT, else FP32.",
     ),
 ]
-ReportOption = Annotated[
+ResultFileOption = Annotated[
     Path | None, typer.Option("--output", metavar="FILE.json", help="Write what --json prints.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -12,7 +12,7 @@ from edge_agent.cli.arguments import (
     JsonOption,
     ModelOption,
     PreprocessOption,
-    ReportOption,
+    ResultFileOption,
     StateOption,
     load_settings,
     require_folders,
@@ -81,7 +81,7 @@ def command(
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE.md", help="Write the table as Markdown.")
     ] = None,
-    output: ReportOption = None,
+    output: ResultFileOption = None,
     state: StateOption = None,
     pipeline: Annotated[
         bool, typer.Option("--pipeline", help="Measure the whole agent, from frames in memory to the broker.")

@@ -12,7 +12,7 @@ from edge_agent.cli.arguments import (
     JsonOption,
     PrecisionOption,
     PreprocessOption,
-    ReportOption,
+    ResultFileOption,
     ShippedModelOption,
     require_folders,
 )
@@ -55,7 +55,7 @@ def command(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a report with curves and pictures.")
     ] = None,
-    output: ReportOption = None,
+    output: ResultFileOption = None,
 ) -> None:
     """Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold."""
     from edge_agent.core.logs import configure
