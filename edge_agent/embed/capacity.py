@@ -1,11 +1,11 @@
-"""How many crops the engine takes while the cameras' next frames come.
+"""How many crops the engine can embed before the cameras' next frames.
 
-Live cameras do not wait: whoever embeds more than the engine takes in time loses whole frames, of whichever
-camera is just unlucky, and with them everybody on them. So each frame brings time along, the time between
-frames of its camera that are taken, shared by all cameras that are on. In that time the engine takes so many
-crops, by what it took lately. What one camera leaves over, others may use.
+Live cameras do not wait: when more crops are embedded than the engine takes in time, whole frames are lost,
+of whichever camera. So each frame brings engine time along: the time since the last processed frame of its
+camera, divided by the number of active cameras. The engine's measured speed converts it into crops. Time that
+one camera does not use is available to others.
 
-Nothing here depends on which clock runs, so that a recording can be replayed to the same result.
+Nothing here depends on the wall clock, so that a recording can be replayed to the same result.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from edge_agent.core.structures import Candidates
 __all__ = ["CropBudget"]
 
 MEMORY_S = 1.0
-"""Half of what is known of the engine's speed is from so many of its latest seconds at work."""
+"""Half-life of the speed measurement, in seconds of engine work."""
 
 TRUSTED_S = 0.1
-"""Its speed is not relied on before it has worked for so long."""
+"""Engine work before the speed is used."""
 
 SLOWEST = 1.0
-"""Crops a second; an engine that gave no row at all must be asked again to show that it does."""
+"""Least speed in crops a second: an engine that gave no rows must get crops to show that it works again."""
 
 FRAMES = 16
 """Frames over which the rate of a camera is measured."""
 
 GAP_S = 5.0
-"""A camera that was silent for so long begins anew, and so does one whose clock was set back."""
+"""After this silence, or when its clock was set back, the rate of a camera is measured again."""
 
 ACTIVE_S = 2.0
-"""A camera that was silent for so long leaves its share to the others."""
+"""A camera that is silent for this long leaves its share to the others."""
 
 SAVED_S = 0.5
-"""Time of the engine that may be saved up, at most; and never more than a frame of the slowest camera."""
+"""Most engine time that is saved up; never more than a frame of the slowest camera."""
 
 REVIEW_S = 1.0
-"""How often the pace is looked at."""
+"""Interval of the corrections of the pace."""
 
 BUSY = 0.95
-"""Busy for this share of the time, the engine is why frames are lost; else it is something else."""
+"""Share of the time above which the engine is the cause of lost frames."""
 
 IDLE = 0.975
-"""Busy for less than this while crops are left out, the engine could have taken more."""
+"""Share of the time below which the engine could have embedded more of the spared crops."""
 
 LOST = 0.05
-"""Lost frames among all that are no accident."""
+"""Share of lost frames above which they are not accidental."""
 
 LEAST_PACE, MOST_PACE = 0.25, 2.0
 PACE_STEP = 0.05
-"""In one review upwards and back to 1; downwards up to twice that."""
+"""Largest correction upwards and back to 1; downwards twice that."""
 
 
 @dataclass(slots=True)
 class _Camera:
-    """When its latest frames came: `(time, frames it has delivered)`."""
+    """Rate of a camera: `frames` are pairs of time and number of delivered frames."""
 
     seen: float
     lost: int
@@ -78,13 +78,13 @@ class _Camera:
 
 @dataclass(slots=True)
 class _Window:
-    """What happened since the last review.
+    """Events since the last review.
 
     Attributes:
-        since: when it began.
-        seconds: that the engine had been at work until then.
-        frames, lost: that came, and that nobody took.
-        short: whether crops were left out.
+        since: its begin.
+        seconds: engine work before it.
+        frames, lost: delivered frames, and those of them that were lost.
+        short: whether crops were spared.
     """
 
     since: float
@@ -95,10 +95,10 @@ class _Window:
 
 
 class CropBudget:
-    """For one thread.
+    """Converts engine time into crops. For one thread.
 
     Args:
-        worked: crops that the engine has embedded, and the seconds that it was at work, since the start.
+        worked: returns the crops that the engine has embedded, and its seconds of work, since the start.
         clock: seconds; the frames' own times are only compared within one camera.
     """
 
@@ -110,29 +110,29 @@ class CropBudget:
         self._known = worked()
         self._crops = self._seconds = 0.0
         self._cameras: dict[str, _Camera] = {}
-        self._room = 0.0
-        self._part = 0.0
+        self._available = 0.0
+        self._fraction = 0.0
         self._pace = 1.0
         self._window: _Window | None = None
 
     @property
     def rate(self) -> float | None:
-        """Crops a second that the engine took lately while it was at work; None while that is not known."""
+        """Recent crops per second of engine work; None while unknown."""
         if self._seconds < TRUSTED_S:
             return None
         return max(SLOWEST, self._crops / self._seconds)
 
     def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
-        """How many crops of these frames may be embedded; None for all. Say with `spend` how many were.
+        """Return how many crops of these frames may be embedded; None for all. `spend` must follow.
 
         Args:
             frames: of live cameras, one round.
-            wanted: so many crops they have.
-            every_nth: of the frames that are taken, every so manyth is offered.
+            wanted: number of their crops.
+            every_nth: every n-th frame of a camera is offered; the others are skipped on purpose.
         """
         now = self._clock()
-        self._learn()
-        passed = [self._take(frame, now, every_nth) for frame in frames]
+        self._measure()
+        passed = [self._note(frame, now, every_nth) for frame in frames]
         self._review(now)
         intervals = [self._cameras[frame.camera].interval_s for frame in frames]
         known = [n * interval for n, interval in zip(passed, intervals, strict=True) if interval is not None]
@@ -142,21 +142,21 @@ class CropBudget:
         active = self._active(now)
         own = [every_nth * camera.interval_s for camera in active if camera.interval_s is not None]
         brought_s = max(sum(known) / len(active), sum(frame.detect_s for frame in frames))
-        saved = min(self._room, max(1.0, rate * min(SAVED_S, max(own))))
-        self._room = saved + self._pace * rate * brought_s
-        if wanted <= self._room:
+        saved = min(self._available, max(1.0, rate * min(SAVED_S, max(own))))
+        self._available = saved + self._pace * rate * brought_s
+        if wanted <= self._available:
             return None
         # A round that lasts longer than a frame of the fastest camera costs that camera the next one.
-        self._part, whole = math.modf(self._part + self._pace * rate * min(own))
-        return int(min(self._room, max(1.0, whole)))
+        self._fraction, whole = math.modf(self._fraction + self._pace * rate * min(own))
+        return int(min(self._available, max(1.0, whole)))
 
     def spend(self, crops: int, spared: int) -> None:
-        """Of the crops of the frames that were offered, so many are embedded, and so many left out."""
-        self._room = max(0.0, self._room - crops)
+        """Note how many crops of the offered frames are embedded, and how many are spared."""
+        self._available = max(0.0, self._available - crops)
         if self._window is not None:
             self._window.short |= spared > 0
 
-    def _learn(self) -> None:
+    def _measure(self) -> None:
         crops, seconds = self._worked()
         worked_s = seconds - self._known[1]
         if worked_s > 0:
@@ -165,8 +165,8 @@ class CropBudget:
             self._seconds = kept * self._seconds + worked_s
             self._known = (crops, seconds)
 
-    def _take(self, frame: Candidates, now: float, every_nth: int) -> int:
-        """Note a frame; how many its camera has delivered since the one before, this one included."""
+    def _note(self, frame: Candidates, now: float, every_nth: int) -> int:
+        """Note a frame; return how many its camera has delivered since the one before, this one included."""
         camera = self._cameras.setdefault(frame.camera, _Camera(now, frame.lost))
         lost, camera.lost, camera.seen = frame.lost - camera.lost, frame.lost, now
         camera.delivered += every_nth + lost
@@ -186,7 +186,7 @@ class CropBudget:
         ]
 
     def _review(self, now: float) -> None:
-        """Mend what the engine's speed does not show: crops that are refused, batches that come late."""
+        """Correct what the engine's speed does not show: refused crops, batches that come late."""
         window = self._window or _Window(now, self._known[1])
         span = now - window.since
         if span >= REVIEW_S:
@@ -196,9 +196,9 @@ class CropBudget:
 
 
 def _next_pace(pace: float, window: _Window, busy: float) -> float:
-    """Slower where a busy engine loses frames, faster where it idles while crops are left out.
+    """Slow down where a busy engine loses frames, speed up where it idles while crops are spared.
 
-    Frames that are lost beside an idle engine are none of its business: no pace would save them.
+    Frames that are lost while the engine idles have another cause; no pace would save them.
     """
     lost = window.lost / max(1, window.frames)
     if lost > LOST and busy > BUSY:

@@ -1,9 +1,9 @@
-"""From crops of any size to the pictures that a network takes: how sharp each is, and its resized copy.
+"""Packing: the sharpness of crops of any size, and their resized copies for the network.
 
-`InlinePacker` does it on the caller's thread, `SubprocessPacker` in a process of its own: pixels are half of
+`InlinePacker` works on the caller's thread, `SubprocessPacker` in a process of its own: pixels are half of
 the host's work for an engine that is not on the CPU, and a second thread would gain nothing, for OpenCV
-releases and takes Python's interpreter lock with every call. Crops and pictures are handed over in memory
-that both share and that has no name in any file system. The pipes carry only sizes.
+releases and takes Python's interpreter lock with every call. Crops and pictures are handed over in shared
+memory that has no name in any file system. The pipes carry only sizes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,41 +34,14 @@ __all__ = ["PARCEL", "InlinePacker", "Packer", "SubprocessPacker"]
 Pixels = NDArray[np.uint8]
 
 PARCEL = 16
-"""Crops of one `begin` at most. They go to the other process while the next ones are copied, stay in its
-cache, and fill up the engine's batch together with those of other frames."""
+"""Crops of one `begin` at most. They are packed while the next ones are copied, stay in the cache of the
+other process, and fill the engine's batch together with those of other frames."""
 _HEAD = struct.Struct("<IIQ")
 """Of a request: slot, crops, bytes of the slot's memory. Heights and widths follow."""
 _DONE = struct.Struct("<II")
 """Of an answer: slot, pictures."""
 _END_S = 5.0
-"""Longest wait for the process to end; then it is killed."""
-
-
-class Packer(Protocol):
-    """Makes pictures of crops, in the order in which they were begun. Lifetime is a `with`."""
-
-    @property
-    def room(self) -> int:
-        """How many calls of `begin` may wait for their `finish` while the next is made."""
-
-    def __enter__(self) -> Packer: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def begin(self, crops: Sequence[Pixels]) -> None:
-        """Take N crops `(h, w, 3)` uint8, at most `PARCEL`."""
-
-    def ready(self) -> bool:
-        """Whether `finish` would not wait."""
-
-    def finish(self, targets: Pixels) -> NDArray[np.float32]:
-        """The oldest ones: `(N,)` float32, how sharp each is (see `edge_agent.embed.quality.sharpness`).
-
-        Pictures of those that are sharp enough are in `targets`, `(M, H, W, 3)` uint8, one after another.
-
-        Raises:
-            EngineError: whoever packs has failed; these crops are lost, the next are not.
-        """
+"""Longest wait for the end of the process before it is killed."""
 
 
 def _pack(
@@ -83,7 +55,7 @@ def _pack(
 
 
 class InlinePacker:
-    """Packs on the caller's thread.
+    """Packs on the caller's thread, in the order of `begin`. A context manager.
 
     Args:
         profile: how crops are resized.
@@ -91,6 +63,7 @@ class InlinePacker:
     """
 
     room = 0
+    """How many calls of `begin` may wait for their `finish` while the next is made."""
 
     def __init__(self, profile: PreprocessProfile, least: float) -> None:
         self._profile, self._least = profile, least
@@ -103,31 +76,34 @@ class InlinePacker:
         self._begun.clear()
 
     def begin(self, crops: Sequence[Pixels]) -> None:
-        """See `Packer.begin`."""
+        """Queue N crops `(h, w, 3)` uint8, at most `PARCEL`."""
         self._begun.append(crops)
 
     def ready(self) -> bool:
-        """It works when it is asked to: there is nothing to wait for."""
+        """Whether `finish` would not wait."""
         return bool(self._begun)
 
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
-        """See `Packer.finish`."""
+        """Pack the oldest crops: return their sharpness `(N,)` float32, see `quality.sharpness`.
+
+        Pictures of those that are sharp enough are written to `targets`, `(M, H, W, 3)` uint8, one after
+        another.
+
+        Raises:
+            EngineError: the packer has failed; these crops are lost, the next are not.
+        """
         return _pack(self._begun.popleft(), targets, self._profile, self._least)
 
 
 @dataclass(slots=True)
-class _Shared:
-    """Memory without a name that two processes see, and that grows."""
+class _SharedMemory:
+    """Memory without a name that two processes share, and that grows."""
 
     handle: int
     map: mmap.mmap | None = None
 
-    @classmethod
-    def of(cls, name: str) -> _Shared:
-        return cls(os.memfd_create(name))
-
     def bytes(self, least: int) -> Pixels:
-        """All of it, at least so many bytes. What was returned before stays valid."""
+        """Return all of it, at least `least` bytes. Arrays returned before stay valid."""
         if self.map is None or len(self.map) < least:
             if os.fstat(self.handle).st_size < least:
                 os.ftruncate(self.handle, 1 << max(least - 1, 1).bit_length())
@@ -136,31 +112,33 @@ class _Shared:
 
     def close(self) -> None:
         os.close(self.handle)
-        self.map = None  # the memory goes with the last array that shows it
+        self.map = None  # the memory is freed with the last array on it
 
 
 @dataclass(slots=True)
 class _Slot:
-    """One parcel: crops one behind another, and what became of them."""
+    """One parcel: crops one after another, and the results."""
 
-    crops: _Shared
-    packed: _Shared
+    crops: _SharedMemory
+    packed: _SharedMemory
 
     def results(self, size: tuple[int, int]) -> tuple[NDArray[np.float32], Pixels]:
-        """`(PARCEL,)` float32 sharpness, and `(PARCEL, H, W, 3)` uint8 pictures."""
+        """Return `(PARCEL,)` float32 sharpness, and `(PARCEL, H, W, 3)` uint8 pictures."""
         begin, end = 4 * PARCEL, 4 * PARCEL + PARCEL * size[0] * size[1] * 3
         memory = self.packed.bytes(end)
         return memory[:begin].view(np.float32), memory[begin:end].reshape(PARCEL, *size, 3)
 
 
 class SubprocessPacker:
-    """Packs in a process of its own, which starts with the first crops, and again where it has died.
+    """Packs in a process of its own, which starts with the first crops, and again after it has died.
+
+    The methods are those of `InlinePacker`.
 
     Args:
         profile: how crops are resized.
         least: crops that are less sharp get no picture.
         size: `(height, width)` of a picture in pixels.
-        batch: crops of an engine's batch. Two of them may wait.
+        batch: crops of an engine's batch. Two batches may wait.
     """
 
     def __init__(self, profile: PreprocessProfile, least: float, size: tuple[int, int], batch: int) -> None:
@@ -168,14 +146,17 @@ class SubprocessPacker:
         self.room = 2 * math.ceil(batch / PARCEL)
         self._slots: list[_Slot] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._asks = self._answers = -1
+        self._requests = self._answers = -1
         self._begun: deque[tuple[int, int, int]] = deque()
-        """Slot, number of crops, and process of what was not finished."""
-        self._turn = self._started = 0
+        """Slot, number of crops, and generation of the process of each unfinished `begin`."""
+        self._next_slot = self._generation = 0
 
     def __enter__(self) -> SubprocessPacker:
         self._slots = [
-            _Slot(_Shared.of("edge-agent crops"), _Shared.of("edge-agent pictures"))
+            _Slot(
+                _SharedMemory(os.memfd_create("edge-agent crops")),
+                _SharedMemory(os.memfd_create("edge-agent pictures")),
+            )
             for _ in range(self.room + 1)
         ]
         return self
@@ -193,22 +174,22 @@ class SubprocessPacker:
         return self._process.pid if self._process is not None else None
 
     def begin(self, crops: Sequence[Pixels]) -> None:
-        """See `Packer.begin`: copies the crops."""
+        """See `InlinePacker.begin`; copies the crops."""
         if len(self._begun) > self.room:
             raise EngineError(f"{len(self._begun)} parcels of crops wait already")
         if self._process is None:
             self._start()
-        slot = self._turn
-        self._turn = (slot + 1) % len(self._slots)
+        slot = self._next_slot
+        self._next_slot = (slot + 1) % len(self._slots)
         total = sum(crop.size for crop in crops)
         memory, at = self._slots[slot].crops.bytes(total), 0
         for crop in crops:
             np.copyto(memory[at : at + crop.size].reshape(crop.shape), crop)
             at += crop.size
         sizes = np.array([crop.shape[:2] for crop in crops], np.uint32)
-        self._begun.append((slot, len(crops), self._started))
-        with contextlib.suppress(BrokenPipeError):  # `finish` tells why
-            os.write(self._asks, _HEAD.pack(slot, len(crops), len(memory)) + sizes.tobytes())
+        self._begun.append((slot, len(crops), self._generation))
+        with contextlib.suppress(BrokenPipeError):  # `finish` reports why
+            os.write(self._requests, _HEAD.pack(slot, len(crops), len(memory)) + sizes.tobytes())
 
     def ready(self) -> bool:
         """Whether an answer, or the end of the process, can be read."""
@@ -219,9 +200,9 @@ class SubprocessPacker:
         return bool(answers.poll(0))
 
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
-        """See `Packer.finish`."""
-        slot, count, process = self._begun.popleft()
-        if self._process is None or process != self._started:
+        """See `InlinePacker.finish`."""
+        slot, count, generation = self._begun.popleft()
+        if self._process is None or generation != self._generation:
             raise EngineError("the process that packed these crops has ended")
         answer = _read(self._answers, _DONE.size)
         if answer is None:
@@ -233,24 +214,24 @@ class SubprocessPacker:
         return np.array(sharp[:count])
 
     def _start(self) -> None:
-        asked, self._asks = os.pipe()
-        self._answers, answered = os.pipe()
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
         handles = [(slot.crops.handle, slot.packed.handle) for slot in self._slots]
-        work = _Work(asked, answered, handles, self._size, self._least, asdict(self._profile))
+        task = _Task(requests, answers, handles, self._size, self._least, asdict(self._profile))
         self._process = subprocess.Popen(  # noqa: S603 - this module, by the interpreter that runs it
-            [sys.executable, "-m", "edge_agent.embed.packer", json.dumps(asdict(work))],
-            pass_fds=[asked, answered, *(handle for pair in handles for handle in pair)],
+            [sys.executable, "-m", "edge_agent.embed.packer", json.dumps(asdict(task))],
+            pass_fds=[requests, answers, *(handle for pair in handles for handle in pair)],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
-        self._started += 1
-        os.close(asked)
-        os.close(answered)
+        self._generation += 1
+        os.close(requests)
+        os.close(answers)
 
     def _end(self) -> int | None:
-        """Let the process end, and all that it has not packed be lost; its exit code."""
+        """End the process and drop its unfinished crops; return its exit code."""
         if self._process is None:
             return None
-        os.close(self._asks)
+        os.close(self._requests)
         os.close(self._answers)
         try:
             code = self._process.wait(_END_S)
@@ -261,23 +242,26 @@ class SubprocessPacker:
         return code
 
 
+Packer = InlinePacker | SubprocessPacker
+
+
 # --- in the other process ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """What the process is told at its start."""
+class _Task:
+    """Argument of the process: pipes, memory of each slot, size of a picture, sharpness limit, profile."""
 
-    asked: int
-    answered: int
+    requests: int
+    answers: int
     slots: list[tuple[int, int]]
     size: tuple[int, int]
     least: float
-    profile: dict[str, object] = field(default_factory=dict)
+    profile: dict[str, object]
 
 
 def _read(handle: int, count: int) -> bytes | None:
-    """Exactly so many bytes of a pipe, or None where it has ended."""
+    """Read exactly `count` bytes of a pipe; None where it has ended."""
     parts = b""
     while len(parts) < count:
         part = os.read(handle, count - len(parts))
@@ -288,7 +272,7 @@ def _read(handle: int, count: int) -> bytes | None:
 
 
 def _requests(handle: int) -> Iterator[tuple[int, int, NDArray[np.uint32]]]:
-    """Slot, bytes of its memory, and `(N, 2)` heights and widths, until the pipe is closed."""
+    """Yield slot, bytes of its memory, and `(N, 2)` heights and widths, until the pipe is closed."""
     while (head := _read(handle, _HEAD.size)) is not None:
         slot, count, size = _HEAD.unpack(head)
         sizes = _read(handle, 8 * count)
@@ -297,27 +281,27 @@ def _requests(handle: int) -> Iterator[tuple[int, int, NDArray[np.uint32]]]:
         yield slot, size, np.frombuffer(sizes, np.uint32).reshape(count, 2)
 
 
-def _serve(work: _Work) -> None:
+def _serve(task: _Task) -> None:
     # Ctrl-C and a service manager's signal go to the whole group: the last frames are packed all the same,
-    # and the end of the pipe is the end.
+    # and the process ends with the pipe.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     import cv2
 
     cv2.setNumThreads(1)
-    profile = PreprocessProfile(**work.profile)  # type: ignore[arg-type]  # as `asdict` gave it, but for a tuple
-    slots = [_Slot(_Shared(crops), _Shared(packed)) for crops, packed in work.slots]
-    for slot, size, sizes in _requests(work.asked):
+    profile = PreprocessProfile(**task.profile)  # type: ignore[arg-type]  # `asdict`, with lists for tuples
+    slots = [_Slot(_SharedMemory(crops), _SharedMemory(packed)) for crops, packed in task.slots]
+    for slot, size, sizes in _requests(task.requests):
         memory, at, crops = slots[slot].crops.bytes(size), 0, []
         for height, width in sizes.tolist():
             crops.append(memory[at : at + height * width * 3].reshape(height, width, 3))
             at += height * width * 3
-        sharp, pictures = slots[slot].results((work.size[0], work.size[1]))
-        found = _pack(crops, pictures, profile, work.least)
+        sharp, pictures = slots[slot].results((task.size[0], task.size[1]))
+        found = _pack(crops, pictures, profile, task.least)
         sharp[: len(found)] = found
         with contextlib.suppress(BrokenPipeError):
-            os.write(work.answered, _DONE.pack(slot, int(np.count_nonzero(found >= work.least))))
+            os.write(task.answers, _DONE.pack(slot, int(np.count_nonzero(found >= task.least))))
 
 
 if __name__ == "__main__":
-    _serve(_Work(**json.loads(sys.argv[1])))
+    _serve(_Task(**json.loads(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""What one track has shown of its person: a pool of its recent good crops."""
+"""Evidence of a track: a pool of its recent good crops."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Vector = NDArray[np.float32]
 
 
 class Evidence:
-    """The most recent good crops of one track, pooled.
+    """Pool of the most recent good crops of one track.
 
-    Recent rather than best, so that a track which slips from one person to another shows it.
+    Recent rather than best, so that a track that slips from one person to another shows it.
 
     Args:
         limit: crops pooled at most.
@@ -30,7 +30,7 @@ class Evidence:
         self.count = 0
 
     def add(self, vector: Vector, quality: float) -> None:
-        """Take in one crop: a `(D,)` unit vector and its quality, above 0."""
+        """Add one crop: a `(D,)` unit vector and its quality, above 0."""
         if self._vectors is None:
             self._vectors = np.zeros((self._limit, len(vector)), np.float32)
         place = self.count % self._limit
@@ -50,7 +50,7 @@ class Evidence:
         return float(self._weights.sum()) / self.pooled if self.count else 0.0
 
     def centroid(self) -> Vector:
-        """`(D,)` float32 unit vector: the quality-weighted mean of the pool.
+        """Return the quality-weighted mean of the pool, a `(D,)` float32 unit vector.
 
         Raises:
             ValueError: the pool is empty.
@@ -63,7 +63,7 @@ class Evidence:
         return self._centroid
 
     def close(self) -> None:
-        """No crop will come any more: only the centroid is kept."""
+        """Keep only the centroid: no further crop will come."""
         if self._vectors is not None:
             self.centroid()
             self._vectors = None

@@ -1,4 +1,4 @@
-"""Cannot-link: people seen by one camera at one time are different people."""
+"""Cannot-link: two tracks in one frame of a camera are different people."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ TrackKey = tuple[str, int]
 _SAME_BODY = 0.5
 """Two boxes that share this much of the smaller one may be two detections of one person."""
 
-
 _NOBODY: frozenset[TrackKey] = frozenset()
 
 
 class Covisibility:
-    """Which tracks were seen together, and for how many frames.
+    """Counts the frames in which tracks were seen together.
 
     Args:
         frames: frames together that make two tracks two people.
@@ -31,11 +30,11 @@ class Covisibility:
     def __init__(self, frames: int) -> None:
         self.needed = frames
         self._together: dict[tuple[TrackKey, TrackKey], int] = {}
-        """Frames of those who are not yet known to be two people."""
+        """Frames of pairs that may still be one person."""
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
 
     def observe(self, seen: Sequence[TrackObservation]) -> None:
-        """Take in the tracks of one frame of one camera."""
+        """Count the tracks of one frame of one camera."""
         keys = [(one.camera, one.track_id) for one in seen]
         undecided = [
             (i, j)
@@ -53,11 +52,11 @@ class Covisibility:
                 self._count(keys[i], keys[j])
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:
-        """Tracks that are certainly other people than this one."""
+        """Return the tracks that are certainly other people than this one."""
         return self._rivals.get(track, set())
 
     def forget(self, tracks: Iterable[TrackKey]) -> None:
-        """Drop what is known of tracks that ended long ago."""
+        """Drop tracks that ended long ago."""
         gone = set(tracks)
         if not gone:
             return

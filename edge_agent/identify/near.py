@@ -1,9 +1,9 @@
-"""Who may be near: what a search over everybody would say, mostly without one.
+"""Nearest identities, exact but mostly without a search of the whole gallery.
 
-A search over a whole gallery reads all of it, and nothing else in a decision costs as much. So each search is
-remembered with the direction that it was made for: the nearest identities, and a score that nobody else
-reached. When the direction has turned by some angle since, nobody else can have come nearer by more than that
-angle (the triangle inequality on the sphere), and those whose exemplars changed are looked at.
+A search reads the whole gallery, and nothing else in a decision costs as much. So each search is remembered
+with its query: the nearest identities, and a score that no other identity reached. When the query has turned
+by some angle since, no other identity can have come nearer by more than that angle (triangle inequality on
+the sphere). Identities whose exemplars changed are compared again.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ Vector = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 NEAREST = 32
-"""Identities that are remembered of a search. More outlast a greater turn, and cost more to look at."""
+"""Identities remembered of a search. More of them outlast a greater turn, and cost more to compare."""
 
 MOST_CHANGES = 200
-"""Identities that are looked at one by one before a search over all of them is cheaper."""
+"""Changed identities above which a new search is cheaper than comparing each."""
 
 SLACK = 0.03
-"""Look-alikes are remembered from so far below what was asked for: thresholds of a site move a little."""
+"""Look-alikes are remembered from this far below the floor, since thresholds of a site move a little."""
 
 _ROUNDING = 1e-4
-"""More than cosines of float32 vectors are off by."""
+"""Upper bound of the rounding error of float32 cosines."""
 
 _FIRST = np.zeros(1, np.intp)
 
 
 class Searchable(Protocol):
-    """The part of the gallery that searches; `edge_agent.gallery.Gallery` says what each method does."""
+    """The search methods of `edge_agent.gallery.Gallery`."""
 
     def search(self, vectors: Vector, k: int) -> tuple[Numbers, Vector]:
-        """The `k` best identities of each query."""
+        """Return the `k` best identities of each query."""
 
     def vectors(self, numbers: Collection[int]) -> tuple[Numbers, Vector]:
-        """Exemplars of some identities, and whose each is."""
+        """Return the identity of each exemplar of some identities, and the exemplars."""
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
-        """Whose exemplars changed; None when that cannot be told."""
+        """Return the present mark, and the identities whose exemplars changed; None when unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search over everybody found.
+    """Result of a search of the whole gallery.
 
     Attributes:
-        mark: of the gallery that it holds for.
-        query: what was searched for, `(D,)` float32 of length 1.
+        mark: state of the gallery for which it holds.
+        query: `(D,)` float32 of length 1.
         numbers: the nearest identities, best first.
-        scores: of each, falling.
-        rest: nobody else scores more for `query`.
+        scores: their scores, falling.
+        rest: upper bound of the scores of all other identities.
     """
 
     mark: int
@@ -76,8 +76,8 @@ class Near:
     Attributes:
         numbers: `(L,)` int64.
         scores: `(L,)` float32, best-exemplar cosines.
-        reach: nobody else scores more.
-        search: what the next question may start from.
+        reach: upper bound of the scores of all other identities.
+        search: starting point for the next query.
     """
 
     numbers: Numbers
@@ -87,10 +87,10 @@ class Near:
 
 
 def best_pairs(owners: Numbers, products: Vector) -> tuple[Numbers, Vector]:
-    """The best of each identity's exemplars.
+    """Return the best score of each identity's exemplars.
 
     Args:
-        owners: `(N,)`, those of one identity together.
+        owners: `(N,)` identities of the exemplars, those of one identity together.
         products: `(N, Q)` cosines.
 
     Returns:
@@ -103,7 +103,7 @@ def best_pairs(owners: Numbers, products: Vector) -> tuple[Numbers, Vector]:
 
 
 class Neighbours:
-    """Answers by memory where that is exact, else by search.
+    """Finds near identities, from an earlier search where that is exact.
 
     Args:
         gallery: where the identities are.
@@ -121,28 +121,28 @@ class Neighbours:
         known: Sequence[Search | None],
         also: Sequence[int | None] | None = None,
     ) -> list[Near]:
-        """For each query everybody who scores at least `floor`, and some more.
+        """Return for each query all identities that score at least `floor`, and some more.
 
         Args:
             queries: Q of `(D,)`, of length 1.
             floor: least score of interest.
-            known: an earlier search that was like each query.
-            also: an identity for each that shall be told however far it is.
+            known: for each query an earlier search with a similar one.
+            also: for each query an identity that is returned whatever its score.
         """
-        told = also if also is not None else [None] * len(queries)
+        extra = also if also is not None else [None] * len(queries)
         found = [
             self._recall(query, floor, last, number)
-            for query, last, number in zip(queries, known, told, strict=True)
+            for query, last, number in zip(queries, known, extra, strict=True)
         ]
         missing = [row for row, near in enumerate(found) if near is None]
         if missing:
-            looked = self._look([queries[row] for row in missing], floor)
-            for row, near in zip(missing, looked, strict=True):
-                found[row] = self._with(near, told[row])
+            searched = self._search([queries[row] for row in missing], floor)
+            for row, near in zip(missing, searched, strict=True):
+                found[row] = self._with(near, extra[row])
         return [near for near in found if near is not None]
 
     def nearest(self, query: Vector, count: int) -> Near:
-        """The `count` nearest identities of `(D,)`, by search."""
+        """Search the `count` nearest identities of a query `(D,)`."""
         mark, _ = self._gallery.changes_since(0)
         numbers, scores = self._gallery.search(query[None], count)
         return _near(mark, query, numbers[0], scores[0])
@@ -157,10 +157,10 @@ class Neighbours:
         if changed is None or len(changed) > MOST_CHANGES:
             return None
         if changed:
-            last = self._brought_up(last, mark, changed)
+            last = self._updated(last, mark, changed)
             if last is None:
                 return None
-        # Those who were too far to have come to the floor need no look either.
+        # Identities that were too far to have come to the floor are not compared either.
         count = bisect_left(last.scores, _ROUNDING - _needed(floor, cosine), key=lambda score: -score)
         listed = set(last.numbers[:count])
         if also is not None:
@@ -170,8 +170,8 @@ class Neighbours:
         unseen = last.scores[count] if count < len(last.scores) else last.rest
         return Near(numbers, scores[:, 0], _turned(unseen, cosine), last)
 
-    def _brought_up(self, last: Search, mark: int, changed: set[int]) -> Search | None:
-        """The search with what changed since; None when it would remember too many."""
+    def _updated(self, last: Search, mark: int, changed: set[int]) -> Search | None:
+        """Return the search with the changed identities compared again; None when it becomes too large."""
         owners, rows = self._gallery.vectors(changed)
         numbers, scores = best_pairs(owners, rows @ last.query[:, None])
         known = {
@@ -189,7 +189,7 @@ class Neighbours:
         order = sorted(known, key=known.__getitem__, reverse=True)
         return Search(mark, last.query, tuple(order), tuple(known[number] for number in order), last.rest)
 
-    def _look(self, queries: Sequence[Vector], floor: float) -> list[Near]:
+    def _search(self, queries: Sequence[Vector], floor: float) -> list[Near]:
         mark, _ = self._gallery.changes_since(0)
         numbers, scores = self._gallery.search(np.stack(queries), self._nearest)
         found = []
@@ -215,7 +215,7 @@ class Neighbours:
 
 
 def _near(mark: int, query: Vector, numbers: Numbers, scores: Vector) -> Near:
-    """From a row of the gallery's answer, which is filled up with -1 when it names everybody."""
+    """Make `Near` of a row of the gallery's answer, which is padded with -1 when it holds all identities."""
     there = numbers >= 0
     rest = float(scores[-1]) if there.all() and len(numbers) else -math.inf
     search = Search(mark, query, tuple(numbers[there].tolist()), tuple(scores[there].tolist()), rest)
@@ -223,13 +223,13 @@ def _near(mark: int, query: Vector, numbers: Numbers, scores: Vector) -> Near:
 
 
 def _needed(floor: float, cosine: float) -> float:
-    """The least that a score must have been to reach `floor` now: the other way round than `_turned`."""
+    """Return the least earlier score that can reach `floor` now; the inverse of `_turned`."""
     angle = math.acos(max(-1.0, min(1.0, floor))) + math.acos(max(-1.0, min(1.0, cosine)))
     return math.cos(min(math.pi, angle))
 
 
 def _turned(score: float, cosine: float) -> float:
-    """The most that a score can be after its query turned by an angle of this cosine."""
+    """Return the upper bound of a score after its query turned by an angle of this cosine."""
     if score == -math.inf:
         return score
     angle = math.acos(max(-1.0, min(1.0, score))) - math.acos(max(-1.0, min(1.0, cosine)))
@@ -238,12 +238,12 @@ def _turned(score: float, cosine: float) -> float:
 
 @dataclass(slots=True)
 class _Compared:
-    """Whom an identity was compared with.
+    """Earlier comparison of an identity with the others.
 
     Attributes:
-        mark: of the gallery that it holds for.
+        mark: state of the gallery for which it holds.
         rows: its exemplars then, `(M, D)`.
-        floor: whoever has an exemplar that is so much like one of them is among `others`.
+        floor: `others` holds all identities with an exemplar that scores at least this with one of them.
         others: numbers of identities.
     """
 
@@ -254,7 +254,7 @@ class _Compared:
 
 
 class Lookalikes:
-    """Whose exemplars are like those of an identity; only what changed is compared again."""
+    """Finds identities with similar exemplars; only changes are compared again."""
 
     def __init__(self, gallery: Searchable, neighbours: Neighbours) -> None:
         self._gallery = gallery
@@ -262,16 +262,16 @@ class Lookalikes:
         self._compared: dict[int, _Compared] = {}
 
     def forget(self, number: int) -> None:
-        """Drop what is remembered of an identity."""
+        """Drop the comparison of an identity."""
         self._compared.pop(number, None)
 
     def of(self, number: int, floor: float, hint: Search | None) -> set[int]:
-        """Everybody else with an exemplar that scores at least `floor` with one of this identity's.
+        """Return all other identities with an exemplar that scores at least `floor` with one of this one's.
 
         Args:
             number: the identity.
             floor: least score of interest.
-            hint: a search for somebody like its newest exemplar.
+            hint: a search with a query like its newest exemplar.
         """
         _, rows = self._gallery.vectors([number])
         last = self._compared.get(number)
@@ -300,7 +300,7 @@ class Lookalikes:
 
 
 def _without(rows: Vector, known: Vector) -> Vector:
-    """The rows that are not among `known`."""
+    """Return the rows that are not among `known`."""
     if not len(known) or not len(rows):
         return rows
     new: Vector = rows[~(rows[:, None] == known[None]).all(axis=2).any(axis=1)]

@@ -1,9 +1,9 @@
-"""The match threshold that the site itself gives.
+"""Match threshold from the site's own impostor scores.
 
-Two people whom one camera sees at one time are certain impostors of each other. Their pooled similarity,
-one value for each pair of people, is a sample of what the scores of different people look like here, with
-this network, this camera and this light. The threshold is where a further such pair would come only with
-the target probability: a one-sided prediction limit of a normal distribution in Fisher's z
+Two people in one frame of a camera are certain impostors of each other. Their pooled similarity, one value
+for each pair of people, is a sample of the scores of different people at this site, with this network, this
+camera and this light. A further such pair reaches the threshold only with the target probability: it is a
+one-sided prediction limit of a normal distribution in Fisher's z
 (z = atanh r; the limit is mean + t * sd * sqrt(1 + 1/n), Student's t with n - 1 degrees of freedom).
 """
 
@@ -20,26 +20,26 @@ import numpy as np
 __all__ = ["SiteScores", "Threshold"]
 
 MIN_PAIRS = 4
-"""Pairs of people below which nothing can be said of their spread."""
+"""Least number of pairs for a threshold."""
 
 MIN_SPREAD = 0.05
-"""Floor of the standard deviation in z: a handful of pairs that happen to agree prove little."""
+"""Floor of the standard deviation in z: a few pairs that happen to agree prove little."""
 
 MAX_QUANTILE = 6.0
-"""Cap of Student's t, which for few pairs would forbid every match."""
+"""Cap of Student's t, which would forbid every match for few pairs."""
 
 MAX_PAIRS = 400
-"""Pairs remembered; older ones are dropped, so that the threshold follows the light and the season."""
+"""Pairs kept; older ones are dropped, so that the threshold follows the light and the season."""
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A match threshold and where it came from.
+    """A match threshold and its origin.
 
     Attributes:
-        value: least cosine of a match, or None while nothing may be matched.
+        value: least cosine of a match; None: nothing is matched.
         rule: `configured`, `calibrated`, `site` or `warm-up`.
-        pairs: number of impostor pairs it rests on, 0 where it is not the site's.
+        pairs: number of impostor pairs behind it, 0 where it is not the site's.
     """
 
     value: float | None
@@ -69,7 +69,7 @@ class SiteScores:
         self._cached = None
 
     def learn(self, person_a: str, person_b: str, cosine: float) -> None:
-        """Set the value of a pair of people who were seen together; a later one replaces it."""
+        """Set the value of a pair of people who were seen together."""
         key = "|".join(sorted((person_a, person_b)))
         self._pairs[key] = min(0.999, max(-0.999, float(cosine)))
         self._pairs.move_to_end(key)
@@ -78,7 +78,7 @@ class SiteScores:
         self._cached = None
 
     def rename(self, old: str, new: str) -> None:
-        """A person is now known by another key; pairs that become one keep the newer value."""
+        """Change the key of a person; of pairs that become one the newer value stays."""
         for key in [key for key in self._pairs if old in key.split("|")]:
             value = self._pairs.pop(key)
             a, b = key.split("|")
@@ -87,13 +87,13 @@ class SiteScores:
         self._cached = None
 
     def threshold(self) -> Threshold:
-        """The site's threshold, or a warm-up without one."""
+        """Return the site's threshold; without a value during the warm-up."""
         if self._cached is None:
             self._cached = self._compute()
         return self._cached
 
     def drift(self) -> float | None:
-        """How far the newer half of the pairs lies from the older, in standard deviations; None: too few."""
+        """Return the shift of the newer half of the pairs, in standard deviations; None: too few pairs."""
         values = np.arctanh(np.array(list(self._pairs.values())))
         if len(values) < 2 * MIN_PAIRS:
             return None
@@ -101,18 +101,18 @@ class SiteScores:
         return float((newer.mean() - older.mean()) / max(float(older.std(ddof=1)), MIN_SPREAD))
 
     def to_json(self) -> dict[str, Any]:
-        """What `load` takes."""
+        """Return the argument of `load`."""
         return {"pairs": dict(self._pairs)}
 
     def load(self, stored: Mapping[str, Any]) -> None:
-        """Take over the pairs of an earlier run."""
+        """Add the pairs of an earlier run."""
         for key, value in stored.get("pairs", {}).items():
             a, _, b = str(key).partition("|")
             self.learn(a, b, float(value))
 
     def _compute(self) -> Threshold:
         count = len(self._pairs)
-        if count < MIN_PAIRS:  # joined people take pairs away: what was known of the site stays known
+        if count < MIN_PAIRS:  # joined people remove pairs: the latest threshold stays
             return self._held or Threshold(None, "warm-up", count)
         from scipy.special import stdtrit  # scipy.stats has it too, and takes half a second to import
 
