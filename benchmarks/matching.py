@@ -27,7 +27,7 @@ from edge_agent.core.loading import state_folder
 from edge_agent.core.structures import Detections, Embedded, EngineInfo, ScoreLevels, TrackUpdate
 from edge_agent.gallery.gallery import Gallery, open_gallery
 from edge_agent.identify import Identifier
-from edge_agent.offline.bench.throughput import fill_gallery
+from edge_agent.offline.bench.environment import fill_gallery
 from edge_agent.track.tracker import Tracker
 
 __all__ = ["decisions", "open_people", "searches"]

@@ -30,8 +30,8 @@ from edge_agent.core.config import MqttSettings
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
-from edge_agent.offline.bench.speed import machine
-from edge_agent.offline.bench.throughput import open_broker
+from edge_agent.offline.bench.environment import open_broker
+from edge_agent.offline.bench.machine import machine
 
 LONGEST_S = 60.0
 """A start that takes longer is taken to have failed."""

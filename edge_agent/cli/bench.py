@@ -153,14 +153,13 @@ def _measure_pipeline(
     from rich.console import Console
 
     from edge_agent.core.loading import state_folder
-    from edge_agent.offline.bench import pipeline_run, throughput
+    from edge_agent.offline.bench import pipeline_report, pipeline_run
+    from edge_agent.offline.bench.load import Plan
 
     state_folder(settings.state_dir)
     with Console(stderr=True).status("measuring the pipeline"):
-        result = pipeline_run.measure(
-            throughput.Plan(**plan), settings, broker=broker, trace=trace, profile=profile
-        )
-    return result, throughput.markdown(result)
+        result = pipeline_run.measure(Plan(**plan), settings, broker=broker, trace=trace, profile=profile)
+    return result, pipeline_report.markdown(result)
 
 
 def _measure_network(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from edge_agent.cli import app
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.engine.graph.profiles import PROFILES
-from edge_agent.offline.bench.throughput import _packed
+from edge_agent.offline.bench.load import packed_crops
 from edge_agent.offline.synthetic.panorama import Panorama
 from tests.conftest import mosquitto_binary
 
@@ -69,7 +69,7 @@ def test_the_trace_is_one_that_trace_viewers_read(told: tuple[dict[str, Any], Pa
 
 def test_the_network_alone_gets_people_of_the_same_streets() -> None:
     streets = [Panorama(seed, people=4, size=(640, 360)) for seed in range(2)]
-    crops = _packed(streets, 12, (256, 128), PROFILES["tao"])
+    crops = packed_crops(streets, 12, (256, 128), PROFILES["tao"])
     assert crops.shape == (12, 256, 128, 3)
     assert min(float(crop.std()) for crop in crops) > 5  # pictures, no plain ground
     assert len({crop.tobytes() for crop in crops}) == 12

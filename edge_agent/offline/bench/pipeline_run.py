@@ -17,11 +17,12 @@ from edge_agent.core.errors import ConfigError, EngineError
 from edge_agent.core.manifest import write_atomic
 from edge_agent.engine.precision.calibration import engines_folder
 from edge_agent.offline.bench import throughput
+from edge_agent.offline.bench.environment import open_broker
 from edge_agent.offline.bench.stagetimes import timeline_svg, trace_events
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
-    from edge_agent.offline.bench.throughput import Plan
+    from edge_agent.offline.bench.load import Plan
 
 __all__ = ["measure"]
 
@@ -69,7 +70,7 @@ def _broker(given: str | None, scratch: Path) -> Iterator[tuple[str, str]]:
     if given is not None:
         yield given, "given broker"
         return
-    with throughput.open_broker(scratch) as address:
+    with open_broker(scratch) as address:
         yield address
 
 

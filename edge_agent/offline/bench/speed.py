@@ -1,30 +1,27 @@
-"""How fast a network runs here: latency and rate by batch, the network alone and end to end.
+"""Speed of a network on this machine: latency and rate by batch, of the network alone and end to end.
 
-The table is that of ReIdentificationNet's model card, with its published rows beside. *Alone* is what
-`trtexec` measures, a full batch in and its rows out; *end to end* begins with cut-out people of the sizes
-that a 1080p camera gives, which have to be resized and packed. Latency is taken with one batch in flight,
-the rate with two, as the agent runs it.
+The table has the rows of ReIdentificationNet's model card, and its published figures. *Alone* is the time of
+`trtexec`: from a full input batch to its embeddings. *End to end* begins with crops of people as large as in
+1080p, which are resized and packed. Latency is measured with one batch in flight, the rate with two, as the
+agent runs.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import __version__
 from edge_agent.embed.embedder import Embedder
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.latency import PUBLISHED, PUBLISHED_SOURCE, Published
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.health.telemetry.reading import Reading
+from edge_agent.offline.bench.machine import machine
 
 __all__ = [
     "BATCHES",
@@ -33,7 +30,6 @@ __all__ = [
     "Measurement",
     "Published",
     "document",
-    "machine",
     "markdown",
     "measure",
     "published",
@@ -44,13 +40,13 @@ BATCHES = (1, 16, 64)
 """Batches of the model card."""
 
 WARM_UP = 2
-"""Runs that are not counted: the first ones allocate, and clocks rise."""
+"""Runs before the measurement: the first ones allocate memory, and clocks rise."""
 
 MIN_RUNS = 5
-"""Runs of a latency at least, however long they take."""
+"""Smallest number of runs of a latency measurement, whatever their duration."""
 
 _OVERLAPPED = 8
-"""Batches in a row whose overlap is measured, fewer of slow ones; the device idles once a row."""
+"""Consecutive batches of a rate measurement, fewer for slow networks; the device is idle once after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ class Latency:
 
     @staticmethod
     def of(seconds: Sequence[float]) -> Latency:
-        """From the times of single batches."""
+        """Return the percentiles of the times of single batches."""
         p50, p95, p99 = np.percentile(np.asarray(seconds) * 1e3, [50, 95, 99])
         return Latency(float(p50), float(p95), float(p99), len(seconds))
 
@@ -74,11 +70,11 @@ class Measurement:
     """One row of the table.
 
     Attributes:
-        backend, precision, device: as `EngineInfo` has them.
+        backend, precision, device: as in `EngineInfo`.
         batch: crops in a batch.
         alone: latency of the network alone.
         images_per_second: of the network alone, two batches in flight.
-        end_to_end: latency from cut-out people to vectors.
+        end_to_end: latency from crops to embeddings.
         end_to_end_per_second: crops per second, packed while the network runs.
         to_published: `images_per_second` over the published figure of an AGX Orin in FP16; None elsewhere.
     """
@@ -99,8 +95,8 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
 
     Args:
         embedder: open, with nothing in flight.
-        seconds: how long each of the four figures is taken.
-        board: as the device tree names it; on an AGX Orin the published figure is set against ours.
+        seconds: duration of each of the four measurements.
+        board: name in the device tree; on an AGX Orin the result is compared to the published figure.
     """
     info, engine = embedder.info, embedder.engine
     batch = info.max_batch
@@ -127,15 +123,14 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
 
 
 def rate_alone(embedder: Embedder, crops: NDArray[np.uint8], *, seconds: float) -> float:
-    """Images per second of an embedder's network alone; whoever packs crops is measured against this.
+    """Return the images per second of an embedder's network alone, the limit for the whole agent.
 
-    With ONNX Runtime, which our engine does not use as it comes, a bare `session.run` in a row; else the
-    engine with two batches in flight.
+    With ONNX Runtime, consecutive calls of a plain `session.run`; else the engine with two batches in flight.
 
     Args:
         embedder: not entered.
-        crops: a full batch as the network takes it, `(max_batch, H, W, 3)` uint8 BGR.
-        seconds: how long it is measured.
+        crops: a full input batch, `(max_batch, H, W, 3)` uint8 BGR.
+        seconds: duration of the measurement.
     """
     engine = embedder.engine
     if isinstance(engine, OnnxRuntimeEngine):
@@ -148,7 +143,7 @@ def rate_alone(embedder: Embedder, crops: NDArray[np.uint8], *, seconds: float) 
 
 
 def _fill_buffers(engine: Engine, crops: NDArray[np.uint8]) -> None:
-    """Every buffer holds these crops."""
+    """Fill every input buffer with these crops."""
     for _ in range(DEPTH):
         engine.buffer()[: len(crops)] = crops
         engine.submit(len(crops))
@@ -174,7 +169,7 @@ def _latency(run: Callable[[], object], seconds: float) -> Latency:
 
 
 def _run_overlapped(engine: Engine, batch: int, row: int) -> None:
-    """So many full batches, two in flight."""
+    """Run `row` full batches, two in flight."""
     for _ in range(row):
         if engine.in_flight == DEPTH:
             engine.collect()
@@ -184,7 +179,7 @@ def _run_overlapped(engine: Engine, batch: int, row: int) -> None:
 
 
 def _rate(run: Callable[[], object], pictures: int, seconds: float) -> float:
-    """Pictures per second of a call that deals with so many."""
+    """Pictures per second of a call that processes `pictures`."""
     done = 0
     began = time.perf_counter()
     while not done or time.perf_counter() < began + seconds:
@@ -194,7 +189,7 @@ def _rate(run: Callable[[], object], pictures: int, seconds: float) -> float:
 
 
 def _people(count: int) -> list[NDArray[np.uint8]]:
-    """Pictures of the sizes of people in 1080p, 120 to 480 pixels high; the same every time."""
+    """Random pictures of the sizes of people in 1080p, 120 to 480 pixels high; the same every time."""
     random = np.random.default_rng(1)
     heights = random.integers(120, 481, count)
     return [
@@ -203,7 +198,7 @@ def _people(count: int) -> list[NDArray[np.uint8]]:
 
 
 def published(board: str | None, precision: str, batch: int) -> Published | None:
-    """The published row that a measurement may be held against: same board, precision and batch."""
+    """Return the published row of the same board, precision and batch, or None."""
     for row in PUBLISHED:
         same_board = board is not None and row.device.removeprefix("Jetson ") in board
         if same_board and (row.precision, row.batch) == (precision, batch):
@@ -211,47 +206,16 @@ def published(board: str | None, precision: str, batch: int) -> Published | None
     return None
 
 
-def machine(reading: Reading | None = None) -> dict[str, Any]:
-    """What the figures were taken on: hardware, clocks, power mode, temperature, versions."""
-    reading = reading or Reading()
-    return {
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "board": reading.board,
-        "l4t": reading.l4t,
-        "power_mode": reading.power_mode,
-        "clocks_locked": reading.clocks_locked,
-        "cpu_mhz": reading.cpu_mhz,
-        "cpu_max_mhz": reading.cpu_max_mhz,
-        "gpu_mhz": reading.gpu_mhz,
-        "gpu_max_mhz": reading.gpu_max_mhz,
-        "hottest_c": reading.hottest_c,
-        "throttled": reading.throttled,
-        "python": platform.python_version(),
-        "edge_agent": __version__,
-    }
-
-
-def _cpu_name() -> str | None:
-    """As the kernel names it; None on boards whose kernel does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
-
-
 def document(
     rows: Sequence[Measurement], left_out: Mapping[str, str], model: Mapping[str, Any], reading: Reading
 ) -> dict[str, Any]:
-    """Everything as JSON values.
+    """Return the table as JSON values.
 
     Args:
-        rows: what was measured.
-        left_out: precisions that were not, with the reason.
-        model: what the manifests say about the network.
-        reading: the device at the end of the measurement.
+        rows: measurements.
+        left_out: precisions that were not measured, with the reason.
+        model: facts about the network.
+        reading: telemetry at the end of the measurement.
     """
     return {
         "model": dict(model),
@@ -263,23 +227,25 @@ def document(
     }
 
 
-def markdown(told: Mapping[str, Any]) -> str:
-    """The table of a `document`, for a README or a report."""
+def markdown(table: Mapping[str, Any]) -> str:
+    """Return the table of a `document` as Markdown."""
     head = (
         "| device | precision | batch | latency p50 / p95 / p99 (ms) | images/s | end to end p50 (ms) | "
         "end to end crops/s | to published |\n|---|---|---|---|---|---|---|---|\n"
     )
-    ours = "".join(_markdown_row(row) for row in told["rows"])
+    ours = "".join(_markdown_row(row) for row in table["rows"])
     theirs = "".join(
         f"| {row['device']} (published) | {row['precision']} | {row['batch']} | {row['latency_ms']:.2f} | "
         f"{row['images_per_second']:.2f} | | | |\n"
-        for row in told["published"]
+        for row in table["published"]
     )
-    host, model = told["machine"], told["model"]
+    host, model = table["machine"], table["model"]
     facts = [f"{model['name']}, {host['cores']} cores", host["cpu"] or "", host["board"] or ""]
     facts += [f"power mode {host['power_mode']}"] if host["power_mode"] else []
-    missing = "".join(f"\nNot measured: {name}: {why}\n" for name, why in told["left_out"].items())
-    return f"{', '.join(filter(None, facts))}.\n\n{head}{ours}{theirs}{missing}\n{told['published_source']}\n"
+    missing = "".join(f"\nNot measured: {name}: {why}\n" for name, why in table["left_out"].items())
+    return (
+        f"{', '.join(filter(None, facts))}.\n\n{head}{ours}{theirs}{missing}\n{table['published_source']}\n"
+    )
 
 
 def _markdown_row(row: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""What the stages of a run cost: time and CPU by stage and by thread, when each was at work.
+"""Cost of the stages of a run: time by stage, CPU time by thread, and working times of each.
 
-`StageClock` stands where the pipeline's `Heartbeat` stands, so the pipeline is measured as it is.
+`StageClock` replaces the pipeline's `Heartbeat`, so the pipeline is measured unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Span(NamedTuple):
-    """Something at work: its lane, what it did, from when to when (monotonic seconds)."""
+    """A working time: lane, name of the work, begin and end (monotonic seconds)."""
 
     lane: str
     name: str
@@ -37,9 +36,9 @@ class Span(NamedTuple):
 
 
 class StageClock(Heartbeat):
-    """Adds up what the driving thread spends in each stage; with `spans`, keeps each stay as well.
+    """Sums the time of the driving thread by stage; with `spans`, also records each working time.
 
-    A stay costs about 2 microseconds.
+    One stage costs about 2 microseconds.
     """
 
     __slots__ = ("_at", "_name", "spans", "wall_s")
@@ -70,9 +69,9 @@ class StageClock(Heartbeat):
 
 
 def cpu_of_threads() -> dict[str, float]:
-    """CPU seconds of each thread of this process so far, by its name; those of one name are added up.
+    """Return the CPU seconds of the threads of this process so far, summed by thread name.
 
-    Names are those of Python's threads, cut to 15 bytes by the kernel where it knows them, else `other`.
+    Names are those of Python's threads; other threads are `other`.
     """
     import threading
 
@@ -81,14 +80,14 @@ def cpu_of_threads() -> dict[str, float]:
     for task in Path("/proc/self/task").iterdir():
         try:
             fields = (task / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
+        except OSError:  # the thread has ended
             continue
         found[names.get(int(task.name), "other")] += (int(fields[11]) + int(fields[12])) / _TICK
     return dict(found)
 
 
 def cpu_of_cores() -> list[tuple[float, float]]:
-    """Busy and total seconds of each core of the machine so far, other processes included."""
+    """Return busy and total seconds of each core of the machine so far, with other processes."""
     found = []
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith("cpu") and line[3].isdigit():
@@ -98,7 +97,7 @@ def cpu_of_cores() -> list[tuple[float, float]]:
 
 
 def trace_events(spans: list[Span]) -> str:
-    """The spans as a Chrome trace (JSON), which chrome://tracing and ui.perfetto.dev show."""
+    """Return the spans as a Chrome trace (JSON) for chrome://tracing and ui.perfetto.dev."""
     lanes = {lane: number for number, lane in enumerate(dict.fromkeys(span.lane for span in spans), start=1)}
     names = [
         {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": lane}}
@@ -123,42 +122,34 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 _LANE, _LEFT, _WIDE = 34, 90, 1000
 
 
-@dataclass(slots=True)
-class _Palette:
-    """A colour for each name, in the order in which they come."""
-
-    of: dict[str, str] = field(default_factory=dict)
-
-    def colour(self, name: str) -> str:
-        return self.of.setdefault(name, _COLOURS[len(self.of) % len(_COLOURS)])
-
-
 def timeline_svg(spans: list[Span], seconds: float = 0.2) -> str:
-    """A picture of the last `seconds` of the spans, a lane each, as SVG text."""
+    """Return a picture of the last `seconds` of the spans, one row per lane, as SVG."""
     end = max((span.end for span in spans), default=0.0)
     begin = end - seconds
     shown = [span for span in spans if span.end > begin and span.name != "idle"]
     lanes = {lane: row for row, lane in enumerate(dict.fromkeys(span.lane for span in spans))}
-    palette, drawn = _Palette(), []
+    names = dict.fromkeys(span.name for span in shown)
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(names)}
+    drawn = []
     for span in shown:
         x = _LEFT + _WIDE * (max(span.begin, begin) - begin) / seconds
         wide = _WIDE * (span.end - max(span.begin, begin)) / seconds
         y = 8 + _LANE * lanes[span.lane]
         drawn.append(
             f'<rect x="{x:.2f}" y="{y}" width="{wide:.2f}" height="{_LANE - 8}" '
-            f'fill="{palette.colour(span.name)}"><title>{span.name} '
+            f'fill="{colours[span.name]}"><title>{span.name} '
             f"{1e3 * (span.end - span.begin):.2f} ms</title></rect>"
         )
     text = 'font-family="system-ui,sans-serif" font-size="12" fill="#333"'
-    words = [f'<text x="4" y="{26 + _LANE * row}" {text}>{lane}</text>' for lane, row in lanes.items()]
+    labels = [f'<text x="4" y="{26 + _LANE * row}" {text}>{lane}</text>' for lane, row in lanes.items()]
     low = 24 + _LANE * len(lanes)
     at = _LEFT
-    for name, colour in palette.of.items():
-        words.append(f'<rect x="{at}" y="{low - 10}" width="10" height="10" fill="{colour}"/>')
-        words.append(f'<text x="{at + 14}" y="{low}" {text}>{name}</text>')
+    for name, colour in colours.items():
+        labels.append(f'<rect x="{at}" y="{low - 10}" width="10" height="10" fill="{colour}"/>')
+        labels.append(f'<text x="{at + 14}" y="{low}" {text}>{name}</text>')
         at += 34 + 7 * len(name)
-    words.append(
+    labels.append(
         f'<text x="{_LEFT + _WIDE}" y="{low}" text-anchor="end" {text}>{1e3 * seconds:.0f} ms</text>'
     )
     size = f'viewBox="0 0 {_LEFT + _WIDE + 10} {low + 10}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(drawn + words)}</svg>\n'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(drawn + labels)}</svg>\n'

@@ -1,0 +1,93 @@
+"""The environment of a whole-agent benchmark: a filled gallery and a broker."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_agent.core.config import Settings
+from edge_agent.core.errors import DeliveryError
+
+if TYPE_CHECKING:
+    from edge_agent.core.structures import EngineInfo
+
+__all__ = ["fill_gallery", "open_broker"]
+
+
+def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplars: int) -> None:
+    """Fill the gallery of the state folder with people of random embeddings, far from each other.
+
+    The gallery's own import writes the file, so it is the same as an agent's.
+    """
+    from edge_agent.gallery.archive import Archive, ArchivedIdentity, import_archive, write_archive
+    from edge_agent.gallery.gallery import open_gallery
+    from edge_agent.gallery.identity import new_id
+
+    if not identities:
+        return
+    random, now = np.random.default_rng(5), time.time()
+    facts = tuple((0.9, "bench", "bench", now) for _ in range(exemplars))
+    people = []
+    for _ in range(identities):
+        middle = random.standard_normal(info.dimension, np.float32)
+        rows = middle + 0.5 * random.standard_normal((exemplars, info.dimension), np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        people.append(ArchivedIdentity(new_id(), None, "auto", now, now, 1, None, (), facts, rows))
+    archive = settings.state_dir / "people.zip"
+    write_archive(archive, Archive(info.space, info.dimension, tuple(people), {}))
+    with open_gallery(settings, info, owner=True) as gallery:
+        import_archive(gallery, archive)
+    archive.unlink()
+
+
+@contextmanager
+def open_broker(folder: Path) -> Iterator[tuple[str, str]]:
+    """Run a broker on 127.0.0.1; yield its address and its name.
+
+    mosquitto where it is installed, else the Python package `iotcore`.
+
+    Raises:
+        ConfigError: neither is installed.
+        DeliveryError: the broker does not start.
+    """
+    binary = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    if binary is None:
+        from edge_agent.offline.demo.broker import DemoBroker
+
+        with DemoBroker() as demo:
+            yield demo.url, "iotcore (rumqttd)"
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    config = folder / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+    process = subprocess.Popen(  # noqa: S603 - mosquitto, as found on PATH
+        [binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _await_port(port, process)
+        yield f"mqtt://127.0.0.1:{port}", "mosquitto"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise DeliveryError(f"mosquitto does not start on port {port}; name a broker with --broker")
