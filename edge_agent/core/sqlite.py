@@ -26,7 +26,6 @@ __all__ = [
     "database_errors",
     "is_damage",
     "key_literal",
-    "make_private",
     "remove_database",
     "transaction",
 ]
@@ -48,10 +47,10 @@ def connect(
     pragmas: Mapping[str, str | int] | None = None,
     cipher: bool = False,
 ) -> sqlite3.Connection:
-    """Open or create a database.
+    """Open or create a database, with mode 0600; SQLite gives its side files the same mode.
 
     Args:
-        path: the file; None: in memory. Its folder must exist.
+        path: the file, in an existing folder; None: in memory.
         key: 32 bytes, see `edge_agent.core.encryption`; None: the file is plain.
         timeout_s: how long a statement waits for a lock of another connection.
         pragmas: set in this order.
@@ -62,8 +61,10 @@ def connect(
 
     Raises:
         ConfigError: SQLCipher is needed and not installed.
-        one of `database_errors()`: the file cannot be opened.
+        OSError, or one of `database_errors()`: the file cannot be opened.
     """
+    if path is not None:
+        _make_private(path)
     module: Any = _sqlcipher() if key is not None or cipher else sqlite3
     connection = module.connect(
         MEMORY if path is None else str(path),
@@ -85,10 +86,7 @@ def connect(
 
 
 def key_literal(key: bytes | None) -> str:
-    """Return a key as SQL; "''" without a key.
-
-    A raw key needs no derivation: opening takes milliseconds, and 32 random bytes need no stretching.
-    """
+    """Return a key as SQL: raw, since 32 random bytes need no derivation, which would take longer."""
     return "''" if key is None else f"\"x'{key.hex()}'\""
 
 
@@ -103,8 +101,7 @@ def _sqlcipher() -> Any:  # noqa: ANN401 - a module without types
     return dbapi2
 
 
-def make_private(path: Path) -> None:
-    """Create the file if needed and set its mode to 0600; SQLite gives its side files the same mode."""
+def _make_private(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.fchmod(descriptor, 0o600)
@@ -124,10 +121,8 @@ def transaction(
 ) -> Iterator[None]:
     """Run the block in one transaction: commit at the end, roll back on an exception.
 
-    Args:
-        connection: from `connect`.
-        mode: `IMMEDIATE` takes the write lock at the start, `EXCLUSIVE` also keeps readers out. `DEFERRED`
-            is for a block that only reads: all its queries read the same state of the database.
+    `IMMEDIATE` takes the write lock at the start, `EXCLUSIVE` also keeps readers out. `DEFERRED` is for a
+    block that only reads: all its queries read the same state of the database.
     """
     connection.execute(f"BEGIN {mode}")
     try:
@@ -153,20 +148,15 @@ def is_damage(problem: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A database in error messages.
-
-    Attributes:
-        path: the file; None: in memory.
-        damaged: advice that ends the message about a damaged file.
-        locked: advice that ends the message about a file in use by another process.
-        role: precedes the path, e.g. "the outbox".
-        keyed: the database is encrypted.
-    """
+    """A database in error messages."""
 
     path: Path | None
     damaged: str
+    """Advice that ends the message about a damaged file."""
     locked: str = "try again when it is done"
+    """Advice that ends the message about a file in use by another process."""
     role: str = ""
+    """Precedes the path, e.g. "the outbox"."""
     keyed: bool = False
 
     @property

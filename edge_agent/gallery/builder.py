@@ -29,12 +29,10 @@ _SHRUNK = 0.8
 
 
 class IndexBuilder:
-    """Gives an index its shortlist when the gallery has more than `exact_up_to` identities.
+    """Gives the index of `file` its shortlist when there are more than `exact_up_to` identities.
 
-    Args:
-        settings: `index`: `faiss` needs the library; `auto` searches exactly, with a warning, where it is
-            missing; `exact` always does.
-        file: the gallery, whose lock is held for each batch of rows.
+    `settings.index`: `faiss` needs the library (else ConfigError); `auto` searches exactly, with a warning,
+    where it is missing; `exact` always does.
     """
 
     def __init__(self, settings: GallerySettings, file: SyncedFile) -> None:
@@ -43,11 +41,7 @@ class IndexBuilder:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._disabled = settings.index == "exact"
-
-    def open(self) -> None:
-        """Raise ConfigError when the setting demands a library that is not installed."""
-        self._closing.clear()
-        if self._settings.index == "faiss" and not _installed():
+        if settings.index == "faiss" and not _installed():
             raise ConfigError(
                 "gallery.index = faiss needs the faiss library, which is not installed: "
                 "pip install 'edge-agent[index]', or set gallery.index to auto or exact"
@@ -86,6 +80,7 @@ class IndexBuilder:
                 reason="no faiss: pip install 'edge-agent[index]'",
             )
             return
+        self._closing.clear()
         self._thread = threading.Thread(target=self._build, name="gallery-index", daemon=True)
         self._thread.start()
 

@@ -41,15 +41,12 @@ class Gallery:
     """A local gallery of one embedding space; opened by `with`.
 
     All methods may be called from any thread. Vectors are float32 rows of unit length; times are Unix
-    seconds. Every method may raise StorageError (DiskFull when no space is left); file and index are then as
-    they were before the call.
+    seconds. A number that no identity has raises InputError. Every method may raise StorageError (DiskFull
+    when no space is left); file and index are then unchanged.
 
     Attributes:
-        file: the gallery file with its index; for transactions that this class does not have.
-        retention: expiry and capacity.
-        builder: the index of a very large gallery.
-        facts: JSON values stored with the identities.
-        pictures: which pictures in crop folders show whom.
+        space, dimension: as given.
+        file, retention, builder, facts, pictures: see their classes.
     """
 
     def __init__(
@@ -91,13 +88,7 @@ class Gallery:
     def existing(
         cls, path: Path, *, key: bytes | None = None, clock: Callable[[], float] = clock_module.time
     ) -> Gallery:
-        """Describe the gallery of a file, with the space, sizes and times to live that it contains.
-
-        For commands, which know the file but not the model.
-
-        Raises:
-            StorageError: there is no such file, or it is not a gallery.
-        """
+        """Describe the gallery of an existing file, with the space and settings that it contains."""
         from edge_agent.core.config import GallerySettings
 
         if not Path(path).is_file():
@@ -117,11 +108,9 @@ class Gallery:
         """Open the file and load the index.
 
         Raises:
-            ConfigError: the setting `index` is `faiss`, and that is not installed.
             SpaceMismatch: the file contains identities of another embedding space.
             StorageError: damaged, inaccessible, or owned by another running agent.
         """
-        self.builder.open()
         self.file.open(self._policy, owner=self._owner)
         return self
 
@@ -140,10 +129,7 @@ class Gallery:
     # ---- search
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the lock for many calls: nothing changes in between.
-
-        Other threads wait; changes by other processes are noticed afterwards, or by the first change here.
-        """
+        """Hold the lock for many calls; changes by other processes are noticed afterwards."""
         return self.file.exclusive()
 
     def search(
@@ -168,11 +154,9 @@ class Gallery:
             return self.file.index.search(queries, k)
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return exemplars of some identities from memory.
+        """Return exemplars of some identities from memory: `(N,)` int64 numbers and `(N, D)` float32.
 
-        Returns:
-            `(N,)` int64: the identity of each row, those of one identity together; `(N, D)` float32. An
-            identity that has no exemplars or does not exist has no row.
+        The rows of one identity are adjacent; one without exemplars, or that does not exist, has none.
         """
         with self.file.reading():
             return self.file.index.vectors(numbers)
@@ -183,14 +167,10 @@ class Gallery:
             return self.file.revisions.keys() & numbers
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
-        """Return whose exemplars changed since an earlier call.
+        """Return the present mark, and the identities that were added, changed or removed since `mark`.
 
-        Args:
-            mark: what that call returned; 0 for never.
-
-        Returns:
-            the present mark, and the numbers of the identities that were added, changed or removed since;
-            None when these are not known any more: then any may have changed.
+        The mark is that of an earlier call; 0 for never. None when the identities are not known any more:
+        then any may have changed.
         """
         with self.file.reading():
             return self.file.changes_since(mark)
@@ -220,8 +200,7 @@ class Gallery:
             time: when the person was seen.
 
         Raises:
-            ValueError: shapes do not fit, or a row is not of unit length.
-            NonFiniteEmbedding: a row contains NaN or infinity.
+            ValueError, NonFiniteEmbedding: see `checked_exemplars`.
             InputError: the name is taken or unusable.
             StorageError: the gallery is full of enrolled identities.
         """
@@ -248,17 +227,9 @@ class Gallery:
         camera: str,
         time: float,
     ) -> int:
-        """Offer more exemplars `(M, D)` of an identity; the most diverse `max_exemplars` are kept.
+        """Offer more exemplars `(M, D)` of an identity; return how many of them are kept.
 
-        Up to that number all are kept. Beyond it, the two most similar of old and new are found and the one
-        of lower quality is deleted (of two equal ones, the later), once for each exemplar too many.
-
-        Returns:
-            how many of the offered ones are kept.
-
-        Raises:
-            InputError: there is no such identity.
-            Others as in `enrol`.
+        The most diverse `max_exemplars` of old and new are, see `diverse_rows`. Errors as in `enrol`.
         """
         rows, grades = checked_exemplars(vectors, qualities, self.dimension)
         with self.file.changing(durable=False) as content:
@@ -268,10 +239,8 @@ class Gallery:
     def remove_origin(self, number: int, origin: str) -> int:
         """Remove what one origin contributed to an identity, e.g. a track that was another person.
 
-        An identity without exemplars is never found; it stays until it expires or is forgotten.
-
-        Returns:
-            how many exemplars were removed; 0 also when there is no such identity.
+        An identity without exemplars is never found; it stays until it expires or is forgotten. Returns how
+        many exemplars were removed; 0 also when there is no such identity.
         """
         with self.file.changing() as content:
             return content.remove_origin(number, origin)
@@ -283,9 +252,6 @@ class Gallery:
             number: of the identity.
             time: `last_seen` becomes this, unless it is later already.
             sighting: count one more sighting; False for a person who is still present.
-
-        Raises:
-            InputError: there is no such identity.
         """
         with self.file.changing(durable=False) as content:
             moved = "last_seen = max(last_seen, ?), sightings = sightings + ?"
@@ -297,9 +263,6 @@ class Gallery:
         `keep` stays, with its number and id; `get` and `forget` still find the person by the other's id.
         Exemplars are offered in the order of their times, as in `add_exemplars`. The name and the time to
         live are those of `keep`, or else the other's; `enrolled` prevails over `auto`; sightings are added.
-
-        Raises:
-            InputError: one of them does not exist, or they are the same.
         """
         if keep == absorb:
             raise InputError(f"cannot merge identity {keep} with itself")
@@ -307,12 +270,10 @@ class Gallery:
             return content.merge(keep, absorb)
 
     def rename(self, number: int, name: str | None) -> Identity:
-        """Name a person, which makes the identity `enrolled`, so that it is not evicted.
-
-        None removes the name and leaves the kind as it is.
+        """Name a person, which makes the identity `enrolled`; None removes the name, and the kind stays.
 
         Raises:
-            InputError: there is no such identity, or the name is taken or unusable.
+            InputError: the name is taken or unusable.
         """
         label = None if name is None else checked_name(name)
         with self.file.changing() as content:
@@ -326,10 +287,7 @@ class Gallery:
 
         When this returns, the rows are zeroed, their pages are free and the log is empty. Copies of old
         blocks in the file system or a flash controller are out of reach: encrypt the disk where that matters.
-
-        Raises:
-            InputError: there is no such identity.
-            StorageError: erased, but another process keeps copies in the log.
+        StorageError may also mean: erased, but another process keeps copies in the log.
         """
         with self.file.changing() as content:
             erased = content.erase(content.identity(number))
@@ -349,11 +307,7 @@ class Gallery:
     # ---- look-up
 
     def get(self, key: int | str) -> Identity:
-        """Return the identity with this number, id, former id, name, or number as text.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Return the identity with this number, id, former id, name, or number as text."""
         with self.file.reading() as content:
             return content.find(key)
 
@@ -371,11 +325,7 @@ class Gallery:
             return {number for (number,) in content.store.rows(statement, [*numbers])}
 
     def exemplars(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
-        """Return `(M, D)` float32 vectors, `(M,)` float32 qualities and M origins, oldest first.
-
-        Raises:
-            InputError: there is no such identity.
-        """
+        """Return `(M, D)` float32 vectors, `(M,)` float32 qualities and M origins, oldest first."""
         with self.file.reading() as content:
             content.identity(number)
             rows = content.store.rows(

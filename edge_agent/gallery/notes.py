@@ -54,17 +54,10 @@ class PictureNotes:
         self._file = file
 
     def note(self, number: int, camera: str, track: int, since: float) -> bool:
-        """Note that the pictures of a track show this identity, instead of one noted before.
+        """Note that the pictures of a track since a time show this identity, instead of one noted before.
 
-        Args:
-            number: of the identity.
-            camera: id of the camera.
-            track: number of the track.
-            since: time of its first picture, Unix seconds.
-
-        Returns:
-            False where nothing was noted: there is no such identity, or the pictures noted for this track
-            are still to be deleted.
+        Returns False where nothing was noted: there is no such identity, or pictures noted for this track are
+        still to be deleted.
         """
         with self._file.changing(durable=False) as rows:
             done = rows.store.run(

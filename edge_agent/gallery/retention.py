@@ -22,16 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Retention:
-    """Expiry and capacity of an open gallery.
-
-    Args:
-        file: the gallery.
-        clock: Unix seconds.
-
-    Attributes:
-        clock: as given.
-        evicted: identities erased for lack of space since the gallery was opened.
-    """
+    """Expiry and capacity of a gallery; `evicted` counts identities erased for lack of capacity."""
 
     def __init__(self, file: SyncedFile, clock: Callable[[], float]) -> None:
         self._file = file
@@ -39,11 +30,7 @@ class Retention:
         self.evicted = 0
 
     def apply(self, settings: GallerySettings) -> None:
-        """Replace the times to live, for the identities in the gallery as well.
-
-        Raises:
-            StorageError: they could not be stored; the former ones stay in force.
-        """
+        """Replace the times to live, also of the identities in the gallery."""
         wanted = Policy.of(settings)
         with self._file.lock:
             with self._file.changing() as rows:
@@ -52,15 +39,7 @@ class Retention:
             rows.policy = policy
 
     def set_ttl(self, number: int, ttl_s: float | None) -> Identity:
-        """Give one identity its own time to live, which overrides the settings.
-
-        Args:
-            number: of the identity.
-            ttl_s: it expires this long after it was last seen; 0.0: never; None: by the settings.
-
-        Raises:
-            InputError: there is no such identity.
-        """
+        """Give one identity its own time to live in seconds; 0.0: for ever; None: as in the settings."""
         if ttl_s is not None and ttl_s < 0:
             raise ValueError("ttl_s must not be negative")
         with self._file.changing() as rows:
@@ -82,13 +61,9 @@ class Retention:
         return gone
 
     def make_room(self, rows: Rows, wanted: int, *, now: float, evict: bool = True) -> None:
-        """Erase expired, then the longest unseen `auto` identities until `wanted` more fit.
+        """Erase identities in the present transaction until `wanted` more fit.
 
-        Args:
-            rows: of the present transaction.
-            wanted: number of identities to come.
-            now: identities that have expired by then are erased.
-            evict: also erase identities that have not expired.
+        First those that have expired by `now`, then, with `evict`, the longest unseen `auto` identities.
 
         Raises:
             StorageError: too few may be erased.

@@ -37,14 +37,7 @@ _SET_EXPIRY = (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How much a gallery keeps, and for how long; stored in the file under these names.
-
-    Attributes:
-        capacity: maximum number of identities.
-        max_exemplars: maximum number of embeddings of an identity.
-        ttl_s: an `auto` identity expires this long after it was last seen; None: never.
-        enrolled_ttl_s: the same for `enrolled` identities.
-    """
+    """The part of the settings that is stored in the file, under these names; see `GallerySettings`."""
 
     capacity: int
     max_exemplars: int
@@ -96,14 +89,11 @@ class Rows:
         """Return the identity with this number, id, former id, name, or number as text."""
         if isinstance(key, int):
             return self.identity(key)
-        number = self.number_of(key)
-        if number is None:
-            number = self.store.value("SELECT number FROM identity WHERE name = ?", (key.strip(),))
-        if number is None and key.isdecimal():
-            number = int(key)
-        if number is None:
+        by_name = "SELECT number FROM identity WHERE name = ?"
+        number = self.number_of(key) or self.store.value(by_name, (key.strip(),))
+        if number is None and not key.isdecimal():
             raise _unknown(key)
-        return self.identity(number)
+        return self.identity(number or int(key))
 
     def number_of(self, opaque: str) -> int | None:
         """Return the number of the identity that has this id, or absorbed one that had it."""
@@ -128,11 +118,7 @@ class Rows:
             )
 
     def insert(self, **values: object) -> int:
-        """Add an identity without exemplars; return its number.
-
-        Args:
-            values: id, name, kind, created, last_seen, sightings and ttl_s.
-        """
+        """Add an identity (id, name, kind, created, last_seen, sightings, ttl_s); return its number."""
         number = self.store.run(
             "INSERT INTO identity (id, name, kind, created, last_seen, sightings, ttl, revision) VALUES"
             " (:id, :name, :kind, :created, :last_seen, :sightings, :ttl_s, random())",

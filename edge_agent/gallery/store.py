@@ -15,13 +15,7 @@ from typing import Any
 
 from edge_agent.core.encryption import check_plainness
 from edge_agent.core.errors import StorageError
-from edge_agent.core.sqlite import (
-    Description,
-    connect,
-    database_errors,
-    make_private,
-    transaction,
-)
+from edge_agent.core.sqlite import Description, connect, database_errors, transaction
 
 __all__ = ["Store"]
 
@@ -93,12 +87,11 @@ class Store:
 
         Args:
             path: of the file.
-            key: encrypts it, see `edge_agent.core.encryption`; None: it is plain.
+            key: see `connect`.
             check: search the whole file for damage.
 
         Raises:
             StorageError: not a gallery, damaged, of a newer layout, of another key, or not accessible.
-            DiskFull: no space is left to create it.
             ConfigError: there is a key, and SQLCipher is not installed.
         """
         self.path = path
@@ -116,7 +109,6 @@ class Store:
             if path is not None:
                 check_plainness(path, key)
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                make_private(path)
             self._connection = connect(path, key=key, timeout_s=_BUSY_S, pragmas=_PRAGMAS)
             try:
                 self._prepare(check=check)
@@ -156,11 +148,9 @@ class Store:
 
     @contextlib.contextmanager
     def change(self, *, durable: bool = True) -> Iterator[None]:
-        """Run the block in one transaction.
+        """Run the block in one transaction, and with `durable` wait until it would survive a power cut.
 
-        Args:
-            durable: wait until the change would survive a power cut. Otherwise a power cut may undo the
-                last changes as a whole; the end of the process loses nothing either way.
+        Otherwise a power cut may undo the last changes as a whole; a kill loses nothing either way.
         """
         with self._description.translated():
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -190,13 +180,8 @@ class Store:
 
         `secure_delete` has zeroed the rows. VACUUM would add nothing to that, but rewrite the whole file,
         which takes seconds at 10,000 identities and wears flash. Uses its own connection, so this store
-        stays usable.
-
-        Args:
-            wait: up to ten seconds for other processes that are reading the log.
-
-        Returns:
-            whether the log was emptied.
+        stays usable. With `wait`, waits up to ten seconds for other processes that are reading the log.
+        Returns whether the log was emptied.
         """
         if self.path is None:
             return True

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.core.errors import DiskFull, StorageError
-from edge_agent.core.sqlite import Description, connect, is_damage, make_private, transaction
+from edge_agent.core.sqlite import Description, connect, is_damage, transaction
 
 
 def test_a_transaction_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -41,7 +41,6 @@ def test_a_deferred_transaction_reads_one_state(tmp_path: Path) -> None:
 def test_files_are_private(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     path.touch(0o644)
-    make_private(path)
     with contextlib.closing(connect(path, pragmas={"journal_mode": "WAL"})) as db:
         db.execute("CREATE TABLE t (a)")
         assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
