@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Check, show and describe the settings.")
+from edge_agent.cli.arguments import ConfigOption, JsonOption
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="TOML file; default: /etc/edge-agent/config.toml if present."),
-]
+app = typer.Typer(no_args_is_help=True, help="Check, show and describe the settings.")
 
 
 @app.command()
@@ -27,9 +23,7 @@ def check(config: ConfigOption = None) -> None:
 
 
 @app.command()
-def show(
-    config: ConfigOption = None, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
-) -> None:
+def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Print the active settings, without secrets."""
     from edge_agent.core.config import shown
     from edge_agent.core.loading import load

@@ -1,14 +1,15 @@
-"""`edge-agent doctor`: what is there, what is missing, and what to do."""
+"""`edge-agent doctor`: run all checks and print their findings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from edge_agent.cli.arguments import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from edge_agent.cli.checks import Finding
@@ -18,10 +19,8 @@ _NARROW = 120  # characters, for pipes and logs
 
 
 def command(
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check everything that the agent needs; exit 1 if something required is missing."""
     from rich.console import Console
@@ -30,12 +29,12 @@ def command(
     from edge_agent.core.logs import configure
 
     configure("error")
-    with Console(stderr=True).status("looking") as status:
-        findings = examine(config, step=lambda name: status.update(f"looking at {name}"))
+    with Console(stderr=True).status("checking") as status:
+        findings = examine(config, step=lambda name: status.update(f"checking {name}"))
     missing = [finding for finding in findings if finding.state == "missing"]
     if as_json:
-        told = {"ok": not missing, "findings": [asdict(finding) for finding in findings]}
-        typer.echo(json.dumps(told, indent=2))
+        result = {"ok": not missing, "findings": [asdict(finding) for finding in findings]}
+        typer.echo(json.dumps(result, indent=2))
     else:
         _print_table(findings)
         typer.echo(f"{len(missing)} thing(s) missing" if missing else "nothing is missing")

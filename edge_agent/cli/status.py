@@ -1,19 +1,14 @@
-"""`edge-agent status`: how the agent of this machine is, from its own socket; no broker is needed."""
+"""`edge-agent status`: the state of the agent on this machine, from its status socket."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption
 
 
-def command(
-    state: Annotated[Path | None, typer.Option(help="State folder of the agent.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file that names the state folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
-) -> None:
+def command(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the state of the running agent."""
     import json
 
@@ -29,7 +24,7 @@ def command(
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The answer for people; what an older or newer agent does not say has no line."""
+    """The status as text; a value that another version of the agent does not send has no line."""
     reason = f": {found['reason']}" if found.get("reason") else ""
     yield _plain(f"{found.get('state', '?')}{reason}")
     yield f"  version {found.get('version')}, process {found.get('pid')}, up {_span(found.get('uptime_s'))}"
@@ -48,7 +43,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if starts.get("braked"):
         yield _plain(f"crash loop: {starts['braked']}")
     for run in starts.get("former", ())[-1:]:
-        yield _plain(f"the run before: {run['how']}" + _because(run["words"]))
+        yield _plain(f"previous run: {run['how']}" + _because(run["words"]))
 
 
 def _table(title: str, rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
@@ -68,9 +63,9 @@ def _stage(one: Mapping[str, Any]) -> tuple[str, str, str]:
 def _source(one: Mapping[str, Any]) -> tuple[str, str, str]:
     dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
     still = f", {one['still']} still" if one.get("still") else ""
-    over = f", {one['overload']} crops too many for the engine" if one.get("overload") else ""
-    told = f"{one['delivered']} delivered{dropped}{still}{over}; {one['reason']}"
-    return one["camera"], one["state"], told
+    over = f", {one['overload']} crops skipped for overload" if one.get("overload") else ""
+    text = f"{one['delivered']} delivered{dropped}{still}{over}; {one['reason']}"
+    return one["camera"], one["state"], text
 
 
 def _governor(found: Mapping[str, Any] | None) -> Iterator[str]:
@@ -79,22 +74,22 @@ def _governor(found: Mapping[str, Any] | None) -> Iterator[str]:
         yield _plain(f"governor: {found['state']} {step}".rstrip() + _because(found.get("reason")))
 
 
-def _device(told: Mapping[str, Any] | None) -> Iterator[str]:
-    if told is None:
+def _device(telemetry: Mapping[str, Any] | None) -> Iterator[str]:
+    if telemetry is None:
         return
     parts = [
-        _value(told.get("hottest_c"), "°C", f" ({told.get('hottest_zone')})"),
-        {True: "throttled", False: "not throttled"}.get(told.get("throttled"), ""),  # type: ignore[arg-type]
-        _value(told.get("power_total_w"), "W"),
-        f"mode {told['power_mode']}" if told.get("power_mode") else "",
+        _value(telemetry.get("hottest_c"), "°C", f" ({telemetry.get('hottest_zone')})"),
+        {True: "throttled", False: "not throttled"}.get(telemetry.get("throttled"), ""),  # type: ignore[arg-type]
+        _value(telemetry.get("power_total_w"), "W"),
+        f"mode {telemetry['power_mode']}" if telemetry.get("power_mode") else "",
     ]
     if known := [part for part in parts if part]:
         yield _plain("device: " + ", ".join(known))
-    rates = ", ".join(f"{camera} {rate:g}/s" for camera, rate in told.get("frames_per_s", {}).items())
+    rates = ", ".join(f"{camera} {rate:g}/s" for camera, rate in telemetry.get("frames_per_s", {}).items())
     yield _plain(
-        f"load: frames {rates or 'none'}; {told.get('crops_per_s') or 0:g} crops/s; "
-        f"{told.get('people_present') or 0} people present, {told.get('identities') or 0} known; "
-        f"{told.get('outbox_rows') or 0} events wait"
+        f"load: frames {rates or 'none'}; {telemetry.get('crops_per_s') or 0:g} crops/s; "
+        f"{telemetry.get('people_present') or 0} people present, {telemetry.get('identities') or 0} known; "
+        f"{telemetry.get('outbox_rows') or 0} events wait"
     )
 
 
@@ -117,5 +112,5 @@ def _span(seconds: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Nothing that could move the cursor."""
+    """Replace control characters, which could move the cursor."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -13,8 +13,8 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from edge_agent.cli import checks, doctor
-from edge_agent.cli.checks import Finding, examine
+from edge_agent.cli import doctor
+from edge_agent.cli.checks import Finding, configuration, device, examine, libraries
 from edge_agent.core.config import GallerySettings, Settings
 from edge_agent.core.loading import load
 from edge_agent.core.structures import EngineInfo
@@ -55,7 +55,7 @@ def test_all_of_it_on_this_machine(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_makes_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_probe", lambda program: "crashes (SIGSEGV)")
+    monkeypatch.setattr(libraries, "probe", lambda program: "crashes (SIGSEGV)")
     file = tmp_path / "config.toml"
     file.write_text("[gallery]\ncapcity = 3\n")
     code, output = run("--config", file)
@@ -71,8 +71,8 @@ def test_a_question_that_fails_does_not_silence_the_others(
     def broken() -> list[Finding]:
         raise OSError("no /proc today")
 
-    monkeypatch.setattr(checks, "_clock", broken)
-    monkeypatch.setattr(checks, "_probe", lambda program: "not asked")
+    monkeypatch.setattr(device, "clock", broken)
+    monkeypatch.setattr(libraries, "probe", lambda program: "not asked")
     steps: list[str] = []
     findings = examine(configure(tmp_path), root=tmp_path, step=steps.append)
     clock = next(finding for finding in findings if finding.name == "clock")
@@ -95,12 +95,12 @@ def test_a_question_that_fails_does_not_silence_the_others(
     ],
 )
 def test_a_library_may_crash_without_harm(program: str, found: object) -> None:
-    assert checks._probe(program) == found
+    assert libraries.probe(program) == found
 
 
 def test_a_library_may_hang_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PROBE_TIMEOUT_S", 0.5)
-    assert checks._probe("import time; time.sleep(60)") == "no answer in 0 s"
+    monkeypatch.setattr(libraries, "PROBE_TIMEOUT_S", 0.5)
+    assert libraries.probe("import time; time.sleep(60)") == "no answer in 0 s"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_library_may_hang_without_harm(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_version_bounds(version: str, wanted: str, fits: bool) -> None:
-    assert checks._fits(version, wanted) is fits
+    assert libraries.fits(version, wanted) is fits
 
 
 def test_packages_that_are_absent_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_packages_that_are_absent_or_too_old(monkeypatch: pytest.MonkeyPatch) ->
     ]
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
-    found = {finding.name: (finding.state, finding.advice) for finding in checks._packages()}
+    found = {finding.name: (finding.state, finding.advice) for finding in libraries.packages()}
     assert found == {
         "package numpy": ("missing", 'pip install "numpy>=1.21"'),
         "package scipy": ("ok", ""),
@@ -146,8 +146,8 @@ def test_packages_that_are_absent_or_too_old(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def opencv(monkeypatch: pytest.MonkeyPatch, answer: Any, **where: bool) -> dict[str, str]:
-    monkeypatch.setattr(checks, "_probe", lambda program: answer)
-    return {finding.name: finding.state + " " + finding.advice for finding in checks._opencv(**where)}
+    monkeypatch.setattr(libraries, "probe", lambda program: answer)
+    return {finding.name: finding.state + " " + finding.advice for finding in libraries.opencv(**where)}
 
 
 def test_opencv_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,17 +167,19 @@ def test_cuda_says_why_it_does_not_start(tmp_path: Path, monkeypatch: pytest.Mon
     nvmap.parent.mkdir()
     nvmap.touch()
     answer = {"code": 999, "devices": 0, "version": 12060, "name": ""}
-    monkeypatch.setattr(checks, "_probe", lambda program: answer)
+    monkeypatch.setattr(libraries, "probe", lambda program: answer)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    (finding,) = checks._cuda(tmp_path, on_board=True)
+    (finding,) = libraries.cuda(tmp_path, on_board=True)
     assert finding.state == "missing"
     assert f"no access to {nvmap}" in finding.advice
     monkeypatch.undo()
 
-    monkeypatch.setattr(checks, "_probe", lambda program: answer | {"code": 0, "devices": 1, "name": "Orin"})
-    assert checks._cuda(tmp_path, on_board=True) == [Finding("cuda", "ok", "Orin, driver for CUDA 12.6")]
-    monkeypatch.setattr(checks, "_probe", lambda program: answer | {"code": 100})
-    (finding,) = checks._cuda(tmp_path, on_board=False)
+    monkeypatch.setattr(
+        libraries, "probe", lambda program: answer | {"code": 0, "devices": 1, "name": "Orin"}
+    )
+    assert libraries.cuda(tmp_path, on_board=True) == [Finding("cuda", "ok", "Orin, driver for CUDA 12.6")]
+    monkeypatch.setattr(libraries, "probe", lambda program: answer | {"code": 100})
+    (finding,) = libraries.cuda(tmp_path, on_board=False)
     assert (finding.state, finding.advice) == ("note", "a GPU is not needed")
 
 
@@ -193,25 +195,25 @@ def test_cuda_says_why_it_does_not_start(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_boards(tree: str, state: str, found: str, tmp_path: Path) -> None:
-    finding = checks._jetpack(SysfsReader(plant(tree, tmp_path)).read())
+    finding = device.jetpack(SysfsReader(plant(tree, tmp_path)).read())
     assert finding.state == state
     assert found in finding.found
 
 
 def test_thermals_and_power_mode(tmp_path: Path) -> None:
     hot = SysfsReader(plant("agx-orin-jetpack6", tmp_path / "hot")).read()
-    (finding,) = checks._thermals(hot)
+    (finding,) = device.thermals(hot)
     assert finding.state == "warning"
     assert "gpu-throttle-alert" in finding.found
-    assert "nvpmodel" in checks._power_mode(hot).advice
+    assert "nvpmodel" in device.power_mode(hot).advice
 
     cool = SysfsReader(plant("agx-orin-jetpack5", tmp_path / "cool")).read()
-    assert checks._thermals(cool) == [Finding("thermals", "ok", "cpu 48.6 C")]
-    assert checks._power_mode(cool).state == "ok"
+    assert device.thermals(cool) == [Finding("thermals", "ok", "cpu 48.6 C")]
+    assert device.power_mode(cool).state == "ok"
 
 
 def test_a_jetson_lacks_what_a_pc_need_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_probe", lambda program: "ModuleNotFoundError")
+    monkeypatch.setattr(libraries, "probe", lambda program: "ModuleNotFoundError")
     root = plant("agx-orin-jetpack6", tmp_path / "root")
     states = {finding.name: finding.state for finding in examine(configure(tmp_path), root=root)}
     assert states["cuda"] == "missing"
@@ -222,11 +224,11 @@ def test_a_jetson_lacks_what_a_pc_need_not_have(tmp_path: Path, monkeypatch: pyt
 def test_jtop_by_its_socket(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/jtop.sock").touch()
-    assert checks._jtop(tmp_path, on_board=True) == [Finding("jtop", "ok", "its service runs")]
+    assert device.jtop(tmp_path, on_board=True) == [Finding("jtop", "ok", "its service runs")]
 
 
 def test_the_clock_can_be_asked() -> None:
-    (finding,) = checks._clock()
+    (finding,) = device.clock()
     assert finding.found in {"synchronised", "not synchronised"}
 
 
@@ -239,39 +241,45 @@ def settings(tmp_path: Path, **sections: str) -> Settings:
 
 def test_state_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "state"
-    assert checks._state_folder(folder)[0] == Finding("state folder", "note", f"{folder} will be made")
+    assert configuration.state_folder(folder)[0] == Finding(
+        "state folder", "note", f"{folder} will be created"
+    )
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
-    assert checks._state_folder(folder)[0].advice == f"chmod 700 {folder}"
+    assert configuration.state_folder(folder)[0].advice == f"chmod 700 {folder}"
     folder.chmod(0o700)
-    assert checks._state_folder(folder)[0] == Finding("state folder", "ok", str(folder))
-    monkeypatch.setattr(checks, "LITTLE_SPACE", 1 << 62)
-    assert checks._state_folder(folder)[1].state == "warning"
-    monkeypatch.setattr(checks, "NO_SPACE", 1 << 62)
-    assert checks._state_folder(folder)[1].state == "missing"
+    assert configuration.state_folder(folder)[0] == Finding("state folder", "ok", str(folder))
+    monkeypatch.setattr(configuration, "LITTLE_SPACE", 1 << 62)
+    assert configuration.state_folder(folder)[1].state == "warning"
+    monkeypatch.setattr(configuration, "NO_SPACE", 1 << 62)
+    assert configuration.state_folder(folder)[1].state == "missing"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert checks._state_folder(folder)[0].state == "missing"
+    assert configuration.state_folder(folder)[0].state == "missing"
 
 
 def test_gallery_of_this_or_another_model(tmp_path: Path) -> None:
     chosen = settings(tmp_path)
     path = chosen.state_dir / "gallery.db"
     engine = EngineInfo("onnxruntime", "fp32", "m", "0" * 64, "space-a", 4, 64, "cpu")
-    assert checks._gallery(chosen, engine)[0].state == "note"
+    assert configuration.gallery(chosen, engine)[0].state == "note"
     with Gallery(path, GallerySettings(), space="space-a", dimension=4) as gallery:
         gallery.enrol(np.eye(4, dtype=np.float32)[:1], np.ones(1), origin="t", camera="c", time=1.0)
-    assert checks._gallery(chosen, engine)[0].found == "1 of 10000 identities, 0 enrolled, space space-a"
+    assert (
+        configuration.gallery(chosen, engine)[0].found == "1 of 10000 identities, 0 enrolled, space space-a"
+    )
     other = EngineInfo("onnxruntime", "fp32", "m", "0" * 64, "space-b", 4, 64, "cpu")
-    assert checks._gallery(chosen, other)[0].state == "missing"
-    assert checks._gallery(chosen, None)[0].state == "ok"
+    assert configuration.gallery(chosen, other)[0].state == "missing"
+    assert configuration.gallery(chosen, None)[0].state == "ok"
     path.write_bytes(b"rubbish" * 1000)
-    assert checks._gallery(chosen, engine)[0].state == "missing"
+    assert configuration.gallery(chosen, engine)[0].state == "missing"
 
 
 def test_a_broker_is_asked_as_the_agent_would(tmp_path: Path, mosquitto: Mosquitto) -> None:
     chosen = settings(tmp_path, mqtt=f'broker = "{mosquitto.url}"')
-    assert checks._broker(chosen) == [Finding("broker", "ok", f"{mosquitto.url} lets us in")]
+    assert configuration.broker(chosen) == [
+        Finding("broker", "ok", f"{mosquitto.url} accepts the connection")
+    ]
     mosquitto.stop()
-    (finding,) = checks._broker(chosen)
+    (finding,) = configuration.broker(chosen)
     assert finding.state == "warning"
     assert "refused" in finding.found

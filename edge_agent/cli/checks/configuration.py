@@ -1,0 +1,143 @@
+"""Checks of what the configuration names: state folder, model, gallery and broker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from edge_agent.cli.checks.finding import Finding
+from edge_agent.core.errors import EdgeAgentError
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
+    from edge_agent.core.structures import EngineInfo
+    from edge_agent.engine.precision.calibration import Calibration
+
+__all__ = ["broker", "gallery", "model", "settings_of", "state_folder"]
+
+LITTLE_SPACE, NO_SPACE = 2 << 30, 200 << 20  # bytes; a full outbox has 1 GiB by default
+
+
+def settings_of(config: Path | None) -> tuple[Settings | None, Finding]:
+    """Load the settings; None where they are invalid."""
+    from edge_agent.core.loading import config_file, load
+
+    try:
+        settings, file = load(config), config_file(config)
+    except EdgeAgentError as problem:
+        advice = "correct it, then: edge-agent config check"
+        return None, Finding("configuration", "missing", str(problem), advice)
+    sources = len(settings.sources)
+    found = f"{file or 'defaults and environment'}, {sources} source(s)"
+    advice = "" if sources else "add the cameras to [[sources]], or use edge-agent run --source"
+    return settings, Finding("configuration", "ok" if sources else "note", found, advice)
+
+
+def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
+    """Load the network and run its self-test; None where it fails."""
+    from edge_agent.embed.opening import open_embedder
+    from edge_agent.engine.precision.calibration import current_calibration
+
+    folder = settings.state_dir
+    with TemporaryDirectory() as scratch:
+        # The check must not create a state folder, or files in the folder of another user.
+        own = folder.is_dir() and folder.stat().st_uid == os.geteuid()
+        try:
+            place = folder if own else Path(scratch)
+            calibration = current_calibration(settings.engine, folder)
+            with open_embedder(settings.engine, settings.quality, place, calibration) as embedder:
+                info = embedder.info
+        except EdgeAgentError as problem:
+            advice = "set engine.model, or train a model: docs/models.md"
+            return None, [Finding("model", "missing", str(problem), advice)]
+    found = f"{info.model} on {info.backend} {info.precision}, self-test passed, space {info.space}"
+    return info, [Finding("model", "ok", found), _calibration(calibration, info)]
+
+
+def _calibration(calibration: Calibration | None, engine: EngineInfo) -> Finding:
+    """Check that the calibration belongs to the network that runs."""
+    again = "edge-agent calibrate --dataset DIR (docs/calibration.md)"
+    if calibration is None:
+        return Finding("calibration", "note", "none: the site's own rule sets the match threshold", again)
+    if calibration.data["space"] != engine.space:
+        model = calibration.data["model"]["name"]
+        return Finding(
+            "calibration", "warning", f"{calibration.name} is of {model}, which does not run", again
+        )
+    value = calibration.threshold
+    threshold = "no threshold" if value is None else f"threshold {value:.4f}"
+    return Finding("calibration", "ok", f"{calibration.name}: {calibration.precision}, {threshold}")
+
+
+def state_folder(folder: Path) -> list[Finding]:
+    """Check the state folder, its permissions and free space."""
+    title = "state folder"
+    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(present, os.W_OK | os.X_OK):
+        user = f"user {os.geteuid()}"
+        return [
+            Finding(title, "missing", f"{present} is not writable for {user}", "choose another state_dir")
+        ]
+    if present != folder:
+        return [Finding(title, "note", f"{folder} will be created"), _space(present)]
+    status = folder.stat()
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        found = f"{folder} is open to others (mode {stat.S_IMODE(status.st_mode):04o})"
+        return [Finding(title, "warning", found, f"chmod 700 {folder}"), _space(folder)]
+    if status.st_uid != os.geteuid():
+        found = f"{folder} belongs to user {status.st_uid}, this is user {os.geteuid()}"
+        return [Finding(title, "note", found, "run doctor as the user of the service"), _space(folder)]
+    return [Finding(title, "ok", str(folder)), _space(folder)]
+
+
+def _space(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    found = f"{free / (1 << 30):.1f} GiB free for {folder}"
+    if free < NO_SPACE:
+        return Finding("disk", "missing", found, "free some: gallery and outbox cannot be written")
+    if free < LITTLE_SPACE:
+        return Finding("disk", "warning", found, "free some, or lower outbox.max_megabytes")
+    return Finding("disk", "ok", found)
+
+
+def gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
+    """Check that the gallery can be read and fits the model."""
+    from edge_agent.core.encryption import database_key
+    from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
+
+    path = settings.state_dir / GALLERY_FILE
+    if not path.is_file():
+        return [Finding("gallery", "note", f"{path} will be created")]
+    try:
+        with Gallery.existing(path, key=database_key(settings.storage)) as existing:
+            stats = existing.stats()
+    except EdgeAgentError as problem:
+        return [Finding("gallery", "missing", str(problem))]
+    found = (
+        f"{stats.identities} of {stats.capacity} identities, {stats.enrolled} enrolled, space {stats.space}"
+    )
+    if engine is not None and engine.space != stats.space and stats.identities:
+        advice = f"use its model, or: edge-agent gallery forget --all --state {settings.state_dir}"
+        return [Finding("gallery", "missing", f"{found}, but the model has space {engine.space}", advice)]
+    return [Finding("gallery", "ok", found)]
+
+
+def broker(settings: Settings) -> list[Finding]:
+    """Connect to the broker as the agent does."""
+    from edge_agent.core.mqtt import broker_settings
+    from edge_agent.deliver.subscriber import Subscriber
+
+    try:
+        chosen = broker_settings(settings.mqtt)
+        if chosen is None:
+            return [Finding("broker", "note", "none is configured", "set mqtt.broker")]
+        topic = f"edge/v1/{settings.mqtt.site}/{settings.mqtt.device}/status"
+        with Subscriber(chosen, (topic,)):
+            return [Finding("broker", "ok", f"{chosen.url} accepts the connection")]
+    except EdgeAgentError as problem:
+        advice = "the agent runs without it and delivers later; check address, user and certificates"
+        return [Finding("broker", "warning", str(problem), advice)]

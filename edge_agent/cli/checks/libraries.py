@@ -1,0 +1,225 @@
+"""Checks of Python and of libraries.
+
+Libraries with machine code (OpenCV, ONNX Runtime, CUDA, TensorRT) are imported in a separate process, so a
+crash or a hang is a finding like any other.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from edge_agent.cli.checks.finding import Finding, State
+
+__all__ = ["cuda", "fits", "onnxruntime", "opencv", "packages", "probe", "pycuda", "python", "tensorrt"]
+
+OLDEST_PYTHON = (3, 10)
+PROBE_TIMEOUT_S = 60.0  # the first import of TensorRT on a board with a cold disk takes many seconds
+
+_MODULES = {"opencv-python": "cv2"}
+"""Distributions that boards have as Debian packages, with their modules."""
+
+_TELL = "import json\ndef tell(**answer): print('\\n' + json.dumps(answer))\n"
+
+
+def probe(program: str) -> dict[str, Any] | str:
+    """Run a small program, and return the values of its `tell(name=value, ...)`, or why it failed."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-c", _TELL + program],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {PROBE_TIMEOUT_S:.0f} s"
+    if done.returncode < 0:
+        return f"crashes ({signal.Signals(-done.returncode).name})"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def onnxruntime() -> list[Finding]:
+    """Check that ONNX Runtime can be imported."""
+    answer = probe(
+        "import onnxruntime as o; tell(version=o.__version__, providers=o.get_available_providers())"
+    )
+    if isinstance(answer, str):
+        advice = "install it again: pip install --force onnxruntime"
+        return [Finding("onnxruntime", "missing", answer, advice)]
+    return [Finding("onnxruntime", "ok", f"{answer['version']}: {', '.join(answer['providers'])}")]
+
+
+def python() -> list[Finding]:
+    """Check the version of Python."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    where = f"{version} at {sys.executable}"
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return [
+            Finding("python", "missing", where, "3.10 or newer is needed: JetPack 6 or 7, or Ubuntu 22.04")
+        ]
+    return [Finding("python", "ok", where)]
+
+
+def packages() -> list[Finding]:
+    """Check every required distribution and its version."""
+    try:
+        required = importlib.metadata.requires("edge-agent") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding("packages", "warning", "edge-agent itself is not installed", "run ./install.sh")]
+    findings = []
+    for line in required:
+        parsed = re.fullmatch(r"\s*([\w.-]+)\s*([^;]*)(?:;.*)?", line)
+        if parsed is not None and ";" not in line:  # a marker: an extra, or for another Python
+            findings.append(_package(parsed[1], parsed[2]))
+    return findings
+
+
+def _package(name: str, wanted: str) -> Finding:
+    title = f"package {name}"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if name in _MODULES:
+            return Finding(title, "note", "not from pip; see opencv for the system's")
+        return Finding(title, "missing", "not installed", f'pip install "{name}{wanted}"')
+    if not fits(version, wanted):
+        return Finding(title, "missing", f"{version}, wanted {wanted}", f'pip install "{name}{wanted}"')
+    return Finding(title, "ok", version)
+
+
+def fits(version: str, wanted: str) -> bool:
+    """Return whether a version is within bounds such as `<5,>=4.5`."""
+    have = _release(version)
+    for sign, bound in re.findall(r"(<|>=)\s*([\d.]+)", wanted):
+        if sign == "<" and have >= _release(bound):
+            return False
+        if sign == ">=" and have < _release(bound):
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """`1.10.2rc1` -> `(1, 10, 2)`."""
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
+
+
+_OPENCV_PROGRAM = """
+import re, cv2, numpy
+build = cv2.getBuildInformation()
+has = {name.lower(): re.search(name + r":\\s+YES", build) is not None for name in ("GStreamer", "FFMPEG")}
+hog = hasattr(cv2, "HOGDescriptor")
+tell(version=cv2.__version__, file=cv2.__file__, numpy=numpy.__version__, hog=hog, **has)
+"""
+
+
+def opencv(*, on_board: bool) -> list[Finding]:
+    """Check OpenCV, its decoders and HOG."""
+    answer = probe(_OPENCV_PROGRAM)
+    if isinstance(answer, str):
+        clash = "numpy" in answer or "_ARRAY_API" in answer
+        advice = (
+            'pip install "numpy<2": this OpenCV is built for numpy 1'
+            if clash
+            else "pip install opencv-python"
+        )
+        return [Finding("opencv", "missing", answer, advice)]
+    decoders = [name for name in ("gstreamer", "ffmpeg") if answer[name]]
+    found = (
+        f"{answer['version']} with {' and '.join(decoders) or 'no video decoder'}, numpy {answer['numpy']}"
+    )
+    findings = [Finding("opencv", "ok", f"{found}, at {answer['file']}")]
+    if not answer["hog"]:
+        findings.append(
+            Finding(
+                "opencv hog", "missing", "this OpenCV has no HOGDescriptor", 'pip install "opencv-python<5"'
+            )
+        )
+    if not decoders:
+        findings.append(
+            Finding("opencv video", "missing", "neither FFmpeg nor GStreamer", "use another build")
+        )
+    if on_board and not answer["gstreamer"]:
+        findings.append(
+            Finding(
+                "opencv gstreamer",
+                "warning",
+                "no GStreamer: CSI cameras and hardware decoding do not work",
+                "use JetPack's cv2: pip uninstall opencv-python, in a venv with --system-site-packages",
+            )
+        )
+    return findings
+
+
+_CUDA_PROGRAM = """
+import ctypes
+cuda = ctypes.CDLL("libcuda.so.1")
+devices, version, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(100)
+cuda.cuDriverGetVersion(ctypes.byref(version))
+code = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(devices))
+if code == 0 and devices.value:
+    code = cuda.cuDeviceGetName(name, 100, 0)
+tell(code=code, devices=devices.value, version=version.value, name=name.value.decode())
+"""
+
+
+def cuda(root: Path, *, on_board: bool) -> list[Finding]:
+    """Check the CUDA driver."""
+    answer = probe(_CUDA_PROGRAM)
+    absent: State = "missing" if on_board else "note"
+    if isinstance(answer, str):
+        return [Finding("cuda", absent, answer, "install nvidia-jetpack" if on_board else "")]
+    if answer["code"] or not answer["devices"]:
+        found = f"the driver reports error {answer['code']}"
+        return [Finding("cuda", absent, found, _cuda_advice(root, int(answer["code"]), on_board=on_board))]
+    major, minor = divmod(int(answer["version"]), 1000)
+    return [Finding("cuda", "ok", f"{answer['name']}, driver for CUDA {major}.{minor // 10}")]
+
+
+def _cuda_advice(root: Path, code: int, *, on_board: bool) -> str:
+    """The usual cause of an error of `cuInit`."""
+    if not on_board:
+        return "a GPU is not needed" if code == 100 else "check the driver with nvidia-smi"
+    closed = [str(path) for path in _gpu_nodes(root) if not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        return f"no access to {', '.join(closed)}: usermod -aG video,render USER, then log in again"
+    return "restart the board; if it stays, install nvidia-jetpack again"
+
+
+def _gpu_nodes(root: Path) -> list[Path]:
+    """Device files that CUDA needs: error 999 without nvmap, 801 without the render nodes."""
+    return [
+        path for path in (root / "dev/nvmap", *sorted((root / "dev/dri").glob("renderD*"))) if path.exists()
+    ]
+
+
+def tensorrt(*, on_board: bool) -> list[Finding]:
+    """Check TensorRT."""
+    advice = "apt-get install python3-libnvinfer, and a venv from /usr/bin/python3 --system-site-packages"
+    # Without a Runtime, which needs CUDA.
+    return _optional("tensorrt", "import tensorrt as t; tell(version=t.__version__)", advice, on_board)
+
+
+def pycuda(*, on_board: bool) -> list[Finding]:
+    """Check PyCUDA."""
+    advice = 'pip install "edge-agent[jetson]"'
+    return _optional("pycuda", "import pycuda; tell(version=pycuda.VERSION_TEXT)", advice, on_board)
+
+
+def _optional(name: str, program: str, advice: str, on_board: bool) -> list[Finding]:
+    """Check a library that only boards need."""
+    answer = probe(program)
+    if isinstance(answer, dict):
+        return [Finding(name, "ok", answer["version"])]
+    return [Finding(name, "warning", answer, advice) if on_board else Finding(name, "note", answer)]
