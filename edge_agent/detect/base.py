@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -26,12 +25,7 @@ class Detector(Protocol):
 
     def __enter__(self) -> Detector: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
         """People in `(H, W, 3)` uint8 BGR, best score first; boxes are clipped to the picture."""

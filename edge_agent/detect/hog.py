@@ -5,7 +5,6 @@ Dalal and Triggs 2005 for the features; weights of Enzweiler and Gavrila 2009 as
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -55,12 +54,7 @@ class HogDetector:
         self._hog.setSVMDetector(weights)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._hog = None
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:

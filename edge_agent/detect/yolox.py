@@ -6,8 +6,6 @@ Decoding as in the YOLOX paper (Ge et al. 2021, section 2.1): `xy = (out + cell)
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -68,13 +66,8 @@ class YoloxDetector:
         self._decoded = bool(np.ptp(rows[:, 0]) > self._engine.input_size[1] / 2)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._engine.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._engine.__exit__(None, None, None)
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
         """People in `(H, W, 3)` uint8 BGR, best first, from `levels.low` on."""

@@ -1,4 +1,4 @@
-"""What every source of pictures is."""
+"""Protocol of the sources."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Source(Protocol):
     """A camera, a file or a folder, read by one `FrameReader`.
 
     Constructors are cheap and touch nothing; `frames()` opens the device and its `finally` releases it.
-    Between two frames a source keeps nothing but counters, since a reader may give up a call of
-    `frames()` that hangs in a driver and make another one.
+    Between two frames a source keeps only counters, since a reader may abandon a call of `frames()` that
+    hangs in a driver and make another one.
     """
 
     @property
@@ -26,7 +26,7 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether frames that the consumer is too slow for are dropped (True) or wait (False)."""
+        """Whether frames that the consumer does not take in time are dropped (True) or wait (False)."""
 
     @property
     def ends(self) -> bool:
@@ -39,17 +39,17 @@ class Source(Protocol):
     def frames(self) -> Generator[Item | None, None, None]:
         """Numbered and time-stamped items, in order.
 
-        A source that may have nothing to give for long yields None about twice a second meanwhile:
-        a sign of life, at which it can also be stopped.
+        A source that may have no items for a long time yields None about twice a second meanwhile, as a
+        heartbeat, at which it can also be stopped.
 
         Raises:
-            SourceLost: no frames now; asking again later may help.
-            SourceError: no frames, and asking again will not help.
+            SourceLost: no frames at present; a later retry may help.
+            SourceError: no frames, and a retry will not help.
         """
 
 
 class AcknowledgedSource(Source, Protocol):
-    """A source that gives an item again, after a restart, until it has been acknowledged."""
+    """A source that delivers an item again after a restart, until it has been acknowledged."""
 
     def done(self, item: Item) -> None:
-        """Tell that `item` needs not be read again. Called from any thread."""
+        """Acknowledge `item`: it is not delivered again. Called from any thread."""

@@ -1,13 +1,13 @@
-"""Messages of an upstream detector: what it found in one frame, in two formats.
+"""Messages of an upstream detector with the boxes of one frame, in two formats.
 
-Own format, one JSON object per frame (other keys are tolerated and not used)::
+Own format, one JSON object per frame (other keys are ignored)::
 
     {"camera": "front", "frame": 451, "time": 1700000000.25, "size": [1920, 1080],
      "boxes": [[812.5, 240, 930, 610]], "scores": [0.91]}
 
-`frame` counts the frames of the camera from 1; `time` is the moment of capture, Unix seconds or RFC 3339;
-at least one of them is needed. `boxes` are xyxy: pixels of a picture of `size`, or of the frame itself
-where `size` is left out, or shares of width and height with `"normalised": true`. `scores` may be left out.
+`frame` counts the frames of the camera from 1; `time` is the time of capture, Unix seconds or RFC 3339; at
+least one of them is required. `boxes` are xyxy: pixels of a picture of `size`, or of the frame itself without
+`size`, or fractions of width and height with `"normalised": true`. `scores` are optional.
 
 DeepStream's minimal format is what Gst-nvmsgconv writes with `payload-type=1`
 (`sources/libs/nvmsgconv/deepstream_schema` of DeepStream 6 and 7)::
@@ -15,15 +15,14 @@ DeepStream's minimal format is what Gst-nvmsgconv writes with `payload-type=1`
     {"version": "4.0", "id": "450", "@timestamp": "2024-05-01T10:00:00.250Z", "sensorId": "front",
      "objects": ["7|812.5|240|930|610|Person|#|male|34|black|none|formal|0.91"]}
 
-An object is track, left, top, right, bottom and label; attributes and, last, the confidence follow only
-where there are attributes. `id` is the frame number, counted from 0, as text or number.
-A confidence below zero means that the tracker placed the box and the detector did not.
+An object is track, left, top, right, bottom and label; with attributes, these follow, and the confidence is
+last. `id` is the frame number, counted from 0, as text or number.
+A confidence below zero marks a box of the tracker that the detector did not find.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +40,19 @@ MAX_PAYLOAD_BYTES = 256 << 10
 _MAX_BOXES = 1000
 _MAX_PIXELS = 1e6
 _UNKNOWN_SCORE = 1.0
-"""For boxes without a score: whoever sends no scores has sent what it is sure of."""
+"""For boxes without a score: an upstream without scores sends only boxes above its own threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoxMessage:
-    """What upstream found in one frame.
+    """The boxes of one frame.
 
     Attributes:
         camera: upstream's name of the camera.
-        number: frame number counted from 1, None where the message has none.
-        time: moment of capture, Unix seconds, None where the message has none.
-        size: `(width, height)` of the picture that the boxes are pixels of; `(1, 1)` for shares; None for
-            pixels of the frame itself.
+        number: frame number counted from 1, None if absent.
+        time: of capture, Unix seconds, None if absent.
+        size: `(width, height)` of the picture that the boxes refer to; `(1, 1)` for fractions; None for the
+            frame itself.
         boxes: `(N, 4)` float32 xyxy.
         scores: `(N,)` float32.
     """
@@ -66,7 +65,7 @@ class BoxMessage:
     scores: NDArray[np.float32]
 
     def on(self, frame: Frame) -> Detections:
-        """The boxes in pixels of `frame`, best score first."""
+        """Return the boxes in pixels of `frame`, best score first."""
         height, width = frame.image.shape[:2]
         scale = (1.0, 1.0) if self.size is None else (width / self.size[0], height / self.size[1])
         order = np.argsort(-self.scores, kind="stable")
@@ -74,7 +73,7 @@ class BoxMessage:
 
 
 def parse_own(payload: bytes) -> BoxMessage:
-    """Read a message of the agent's own format; ValueError says what is wrong with it."""
+    """Parse a message of the agent's own format; ValueError explains what is wrong with it."""
     found = _json_object(payload)
     number, moment = found.get("frame"), unix_time(found.get("time"))
     if number is not None and not (type(number) is int and 0 < number < 1 << 62):
@@ -92,12 +91,11 @@ def parse_own(payload: bytes) -> BoxMessage:
     return BoxMessage(_camera(found.get("camera")), number, moment, size, boxes, _column(scores))
 
 
-def parse_deepstream(payload: bytes, *, labels: Sequence[str] = ("person",)) -> BoxMessage:
-    """Read a message of DeepStream's minimal format; ValueError says what is wrong with it.
+def parse_deepstream(payload: bytes) -> BoxMessage:
+    """Parse a message of DeepStream's minimal format, without objects that are no person.
 
-    Args:
-        payload: as published.
-        labels: objects with other labels are left out; case does not matter.
+    Raises:
+        ValueError: explains what is wrong with it.
     """
     found = _json_object(payload)
     number = found.get("id")
@@ -108,9 +106,7 @@ def parse_deepstream(payload: bytes, *, labels: Sequence[str] = ("person",)) -> 
     objects = found.get("objects")
     if not isinstance(objects, list) or len(objects) > _MAX_BOXES:
         raise ValueError(f"`objects` must be a list of at most {_MAX_BOXES}")
-    wanted = {label.lower() for label in labels}
-    people = [_object(text) for text in objects]
-    people = [person for person in people if person[0].lower() in wanted]
+    people = [person for person in map(_object, objects) if person[0].lower() == "person"]
     return BoxMessage(
         camera=_camera(found.get("sensorId")),
         number=number + 1,
@@ -122,7 +118,7 @@ def parse_deepstream(payload: bytes, *, labels: Sequence[str] = ("person",)) -> 
 
 
 def _object(text: object) -> tuple[str, list[float], float]:
-    """Label, box and score of one `track|left|top|right|bottom|label[|#|...|confidence]`."""
+    """Return label, box and score of one `track|left|top|right|bottom|label[|#|...|confidence]`."""
     fields = text.split("|") if isinstance(text, str) else []
     if len(fields) < 6:
         raise ValueError(f"object {text!r:.60} is not track|left|top|right|bottom|label")
@@ -148,13 +144,13 @@ def _json_object(payload: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - of the message, not of this program
+        raise ValueError("not a JSON object")  # noqa: TRY004 - an error of the message
     return found
 
 
 def _camera(value: object) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 256:
-        raise ValueError("no name of a camera")
+        raise ValueError("no camera name")
     return value
 
 

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import structlog
@@ -125,9 +124,7 @@ class ExternalBoxes:
             raise SourceError(f"external boxes: {problem}") from problem
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._subscription.close()
 
     @property

@@ -1,4 +1,4 @@
-"""Values in JSON that comes from outside: checked before anything is done with them."""
+"""Checks of values in JSON from outside."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TypeGuard
 __all__ = ["is_number", "unix_time"]
 
 _LATEST = 1e11
-"""Unix seconds of the year 5138; milliseconds, taken for seconds, lie beyond."""
+"""Unix seconds of the year 5138; times in milliseconds are larger."""
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """A finite JSON number; true and false are none, nor are NaN and what is too large for float32."""
+    """Whether `value` is a finite JSON number within float32; not true, false or NaN."""
     return type(value) in {int, float} and -1e30 < value < 1e30  # type: ignore[operator] # an int or float
 
 
 def unix_time(value: object) -> float | None:
-    """Unix seconds from a number or an RFC 3339 text with a zone; None from None.
+    """Return Unix seconds from a number or an RFC 3339 text with a zone; None from None.
 
     Raises:
         ValueError: anything else.
@@ -26,7 +26,7 @@ def unix_time(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, str) and len(value) < 64:
-        # Python 3.10 knows neither Z nor fractions of other than 3 or 6 digits.
+        # Python 3.10 parses neither Z nor fractions of other than 3 or 6 digits.
         text = re.sub(r"[zZ]$", "+00:00", value)
         text = re.sub(r"\.(\d{1,6})\d*", lambda match: "." + match[1].ljust(6, "0"), text)
         moment = datetime.fromisoformat(text)

@@ -1,4 +1,4 @@
-"""Options of each kind of source, and their defaults.
+"""Options of each kind of source, and their defaults; `core.config.SourceSettings` describes them.
 
 `SourceSettings` has the options of all kinds, None where one is left out, since the kinds have different
 defaults; `options_of` returns those of one kind.
@@ -35,13 +35,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class FileOptions:
-    """Options of a video file.
-
-    Attributes:
-        fps: frames per second, where the header is wrong or has none.
-        realtime: deliver at that rate and drop frames that are not taken in time, as a camera would.
-        start_time: Unix time of the first frame; the time of opening when None.
-    """
+    """Options of a video file."""
 
     fps: float | None = None
     realtime: bool = False
@@ -50,21 +44,7 @@ class FileOptions:
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """Options of a network stream.
-
-    Attributes:
-        backend: `ffmpeg`, `gstreamer`, or `auto`: GStreamer on a Jetson where cv2 has it, else FFmpeg.
-        transport: RTSP over `tcp` or `udp`. FFmpeg tries TCP and falls back to UDP where the server refuses
-            it; only GStreamer can be told to use UDP at once.
-        codec: `h264` or `h265`; needed by GStreamer, detected by FFmpeg.
-        size: `(width, height)` to scale frames to; None keeps that of the stream.
-        max_fps: frames beyond this rate are not delivered; None delivers all.
-        open_timeout_ms: longest wait for the server to answer.
-        read_timeout_ms: longest wait for data.
-        latency_ms: jitter buffer of GStreamer.
-        decode_threads: of FFmpeg; each thread beyond the first delays every frame by one. For a stream that
-            one core cannot decode.
-    """
+    """Options of a network stream."""
 
     backend: Literal["auto", "ffmpeg", "gstreamer", "v4l2"] = "auto"
     transport: Transport = "tcp"
@@ -79,15 +59,7 @@ class StreamOptions:
 
 @dataclass(frozen=True, slots=True)
 class UsbOptions:
-    """Options of a USB camera.
-
-    Attributes:
-        backend: `v4l2`, `gstreamer`, or `auto`: GStreamer on a Jetson where cv2 has it, else V4L2.
-        pixels: what the camera sends: `mjpeg` (more frames through USB) or `yuyv` (raw).
-        capture: `(width, height)` to request. The camera may choose its nearest mode, which is logged.
-        fps: rate to request.
-        size, max_fps: as in `StreamOptions`.
-    """
+    """Options of a USB camera."""
 
     backend: Literal["auto", "ffmpeg", "gstreamer", "v4l2"] = "auto"
     pixels: UsbFormat = "mjpeg"
@@ -99,14 +71,7 @@ class UsbOptions:
 
 @dataclass(frozen=True, slots=True)
 class CsiOptions:
-    """Options of a CSI camera.
-
-    Attributes:
-        capture: `(width, height)` of a mode of the sensor.
-        fps: rate of that mode.
-        size, max_fps: as in `StreamOptions`.
-        flip: nvvidconv's `flip-method`, 0..7 (2: rotated by 180 degrees).
-    """
+    """Options of a CSI camera."""
 
     capture: Size = (1920, 1080)
     fps: float = 30
@@ -117,17 +82,7 @@ class CsiOptions:
 
 @dataclass(frozen=True, slots=True)
 class CropFolderOptions:
-    """Options of a crop folder.
-
-    Attributes:
-        poll_seconds: between two scans of the folder.
-        settle_seconds: a file that has not changed for this time is complete.
-        once: end when all crops that are present have been read, instead of waiting for more.
-        delete: remove crops (and their JSON files) after acknowledgement; broken ones stay.
-        fps: with it, the time of a crop with a Market-1501 name is `start_time + frame / fps`; without, it is
-            the file's modification time.
-        start_time: Unix time of frame 0 for that; the time of opening when None.
-    """
+    """Options of a crop folder; `fps` and `start_time` are for crops named as in Market-1501."""
 
     poll_seconds: float = 0.5
     settle_seconds: float = 0.5

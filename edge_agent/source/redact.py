@@ -9,11 +9,11 @@ __all__ = ["redact_url"]
 _MASK = "***"
 # `user:password@` up to the last @ of the authority. Spaces and quotes end a URL inside a longer text.
 _USERINFO = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s\"'<>/?#]*@", re.IGNORECASE)
-# A password with an unquoted slash, `rtsp://user:pa/ss@host/`: what follows the colon is no port number.
+# A password with an unquoted slash, `rtsp://user:pa/ss@host/`: the text after the colon is no port number.
 _SLASHED = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s\"'<>/?#@:]+:(?!\d+(?:[/?#]|$))[^\s\"'<>]*@", re.IGNORECASE
 )
-# Cameras that take the login in the query: `?user=admin&password=secret`, or a token.
+# Cameras with the login in the query: `?user=admin&password=secret`, or a token.
 _QUERY = re.compile(
     r"(?P<key>[?&;](?:user|usr|username|login|pass|passwd|password|pwd|token|key|apikey|api_key|secret|auth)=)"
     r"[^\s\"'<>&;#]+",
@@ -22,10 +22,9 @@ _QUERY = re.compile(
 
 
 def redact_url(text: str) -> str:
-    """Hide the credentials of every URL in `text`: `rtsp://user:pw@host/1` becomes `rtsp://***@host/1`.
+    """Mask the credentials of every URL in `text`: `rtsp://user:pw@host/1` becomes `rtsp://***@host/1`.
 
-    Takes a bare URL as well as a longer message with URLs in it. A malformed URL is masked more
-    rather than less.
+    `text` is a URL or a longer message. Of a malformed URL, too much is masked rather than too little.
     """
     text = _SLASHED.sub(rf"\g<scheme>{_MASK}@", text)
     text = _USERINFO.sub(rf"\g<scheme>{_MASK}@", text)
