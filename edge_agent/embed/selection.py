@@ -1,16 +1,9 @@
 """Choose the crops that are not embedded: while the load is lowered, and when crops exceed the engine.
 
-A crop belongs to a track when it clearly overlaps that track's last box, no other track's, and no other crop
-overlaps that box. To lower the load, people with a settled identity are embedded less often. When the engine
-cannot embed all crops of live cameras in time, they are taken by tier (docs/overload.md):
-
-1. new: no track is near, the track needs more crops for a decision, or it was not embedded for long,
-2. doubt: several people in one place, undecided tracks, and narrow decisions,
-3. settled: each after a stretched interval,
-4. the rest: settled people before that, and boxes too weak to start a track.
-
-Within a tier the order is by time since the last embedding times the grade of the crop. Cameras take turns,
-one crop each, so that a crowd in one camera leaves the others their share.
+To lower the load, people with a settled identity are embedded less often. When the engine cannot embed all
+crops of live cameras in time, crops are taken by tier, and cameras take turns; docs/overload.md defines both.
+A crop certainly belongs to a track when it clearly overlaps that track's last box, no other track's, and no
+other crop overlaps that box.
 """
 
 from __future__ import annotations
@@ -59,7 +52,7 @@ class _Crop:
         track: the nearest track; None where no track is near.
         certain: whether the crop belongs to it without doubt.
         grade: how well it shows its person, by its box; 0 for a crop that the quality gate refuses.
-        tier: see the module.
+        tier: position in the list of docs/overload.md.
         urgency: order within a tier.
         turn: position among the crops of its camera.
     """
