@@ -22,7 +22,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -185,12 +184,7 @@ class OnnxRuntimeEngine(QueuedEngine[NDArray[np.uint8], _Run]):
             worker.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         if self._options is not None:
             self._options.terminate = True  # rows of batches in flight are not needed any more
         for _ in self._pool:

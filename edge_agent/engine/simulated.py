@@ -14,7 +14,6 @@ import hashlib
 import time
 from collections import deque
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,12 +95,7 @@ class SimulatedEngine(QueuedEngine[NDArray[np.uint8], _Run]):
         self._busy_until = 0.0
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._clear()
 
     def _pixels(self, slot: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -10,7 +10,6 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,12 +98,7 @@ class Context:
             raise EngineError(f"no CUDA context can be made: {problem}. {_NO_GPU}") from problem
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         context, self._context = self._context, None
         if context is not None:
             context.detach()  # while it is current, or pycuda would push it again

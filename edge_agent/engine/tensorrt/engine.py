@@ -12,7 +12,6 @@ import queue
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,12 +104,7 @@ class TensorRTEngine(QueuedEngine[int, _Run]):
         self._free = deque(range(DEPTH))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._clear()
         self._leaving = True  # rows of batches in flight are not needed any more
         self._waiting.put(None)

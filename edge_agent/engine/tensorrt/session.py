@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import structlog
@@ -84,13 +83,8 @@ class Session:
             self._closing = closing.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._closing.__exit__(kind, error, trace)
+    def __exit__(self, *_exception: object) -> None:
+        self._closing.close()
 
     def launch(self, slot: Slot, count: int) -> None:
         """Put the first `count` pictures of a slot on the stream; `slot.done` is recorded after its rows.
