@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, YesOption, load_settings
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -23,22 +25,13 @@ app = typer.Typer(
     help="Show and change the people in the gallery, also while the agent runs. WHO is a number, id or name.",
 )
 
-StateOption = Annotated[
-    Path | None, typer.Option("--state", help="Folder of the gallery; the configured one when absent.")
-]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
-
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Who = Annotated[str, typer.Argument(metavar="WHO", help="Number, id or name.")]
 
 
 @app.command("list")
 def list_people(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List all identities."""
-    with _open(_settings(state, config)) as gallery:
+    with _open(load_settings(config, state=state)) as gallery:
         people = gallery.identities()
     if as_json:
         typer.echo(json.dumps([asdict(person) for person in people], indent=2))
@@ -51,7 +44,7 @@ def show(
     who: Who, state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Show one identity: the origin of its exemplars, and how similar they are."""
-    with _open(_settings(state, config)) as gallery:
+    with _open(load_settings(config, state=state)) as gallery:
         person = gallery.get(who)
         shown = asdict(person) | {
             "former_ids": gallery.former_ids(person.number),
@@ -81,7 +74,7 @@ def name(
     """Name a person. A named identity is enrolled, and kept as long as gallery.enrolled_ttl_hours says."""
     if (new_name is None) != clear:
         raise typer.BadParameter("give either NAME or --clear")
-    settings = _settings(state, config)
+    settings = load_settings(config, state=state)
     with _open(settings) as gallery:
         person = gallery.rename(gallery.get(who).number, new_name)
         _audit(settings, "name")
@@ -101,7 +94,7 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Combine two identities that are one person. This cannot be undone."""
-    settings = _settings(state, config)
+    settings = load_settings(config, state=state)
     with _open(settings) as gallery:
         kept, absorbed = gallery.get(keep), gallery.get(absorb)
         _confirm(f"Merge {_called(absorbed)} into {_called(kept)}?", yes)
@@ -133,7 +126,7 @@ def keep(
     if (hours is not None) + forever + as_others != 1:
         raise typer.BadParameter("give one of --hours, --forever and --as-others")
     ttl_s = 0.0 if forever else None if hours is None else hours * 3600
-    settings = _settings(state, config)
+    settings = load_settings(config, state=state)
     with _open(settings) as gallery:
         person = gallery.retention.set_ttl(gallery.get(who).number, ttl_s)
         _audit(settings, "keep")
@@ -160,7 +153,7 @@ def forget(
 
     if bool(who) == everyone:
         raise typer.BadParameter("give WHO or --all")
-    settings = _settings(state, config)
+    settings = load_settings(config, state=state)
     with _open(settings) as gallery:
         people = [gallery.get(key) for key in dict.fromkeys(who or ())]
         _confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
@@ -200,7 +193,7 @@ def export_people(
     """Write all identities to an archive. It contains biometric data: protect it like the gallery."""
     from edge_agent.gallery.archive import export_gallery
 
-    with _open(_settings(state, config)) as gallery:
+    with _open(load_settings(config, state=state)) as gallery:
         written = export_gallery(gallery, file)
     if as_json:
         typer.echo(json.dumps({"file": str(file), "identities": written, "bytes": file.stat().st_size}))
@@ -220,7 +213,7 @@ def import_people(
     from edge_agent.gallery.archive import import_archive, read_archive
     from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
-    settings = _settings(state, config)
+    settings = load_settings(config, state=state)
     path, key = settings.state_dir / GALLERY_FILE, database_key(settings.storage)
     archive = read_archive(file)
     if path.is_file():
@@ -239,7 +232,7 @@ def import_people(
 @app.command()
 def stats(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show size, capacity and embedding space."""
-    with _open(_settings(state, config)) as gallery:
+    with _open(load_settings(config, state=state)) as gallery:
         stats = asdict(gallery.stats())
     if as_json:
         typer.echo(json.dumps(stats, indent=2))
@@ -278,7 +271,7 @@ def enrol(
     from edge_agent.gallery.gallery import open_gallery
 
     configure("warning")
-    settings = _settings(state, config, model=model, preprocess=preprocess)
+    settings = load_settings(config, state=state, model=model, preprocess=preprocess)
     pictures = [_read_picture(path) for path in images]
     qualities = _qualities(settings, images, pictures, force=force)
     folder = state_folder(settings.state_dir)
@@ -297,15 +290,6 @@ def enrol(
         typer.echo(json.dumps(asdict(person) | {"pictures": graded}, indent=2))
         return
     typer.echo(f"{_called(person)} ({person.id}): {person.exemplars} exemplar(s)")
-
-
-def _settings(state: Path | None, config: Path | None, **engine: Any) -> Settings:  # noqa: ANN401 - options
-    from edge_agent.core.loading import load
-
-    values: dict[str, Any] = {} if state is None else {"state_dir": state}
-    if chosen := {key: value for key, value in engine.items() if value is not None}:
-        values["engine"] = chosen
-    return load(config, values)
 
 
 def _open(settings: Settings) -> Gallery:

@@ -8,19 +8,17 @@ from typing import Annotated
 
 import typer
 
+from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, load_settings
+
 
 def command(
     old_key: Annotated[
         Path | None,
         typer.Option(help="File with their present key; omit it where they are not encrypted."),
     ] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="Folder of gallery and outbox; the configured one when absent.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML file; /etc/edge-agent/config.toml where it exists.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    state: StateOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Encrypt gallery and outbox with the configured key (storage.key), or decrypt them.
 
@@ -29,11 +27,10 @@ def command(
     from edge_agent.agent import factory
     from edge_agent.core.encryption import database_key, parse_key
     from edge_agent.core.errors import InputError
-    from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
     configure("warning")
-    settings = load(config, {} if state is None else {"state_dir": state})
+    settings = load_settings(config, state=state)
     try:
         old = None if old_key is None else parse_key(old_key.read_text())
     except (OSError, UnicodeDecodeError) as problem:

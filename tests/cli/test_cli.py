@@ -69,8 +69,8 @@ def test_the_list_of_commands_says_what_they_say_of_themselves() -> None:
         (["--help"], ["logins"]),
         (["--version"], ["logins"]),
         (["engines", "--help"], ["arguments", "engines", "logins"]),
-        (["gallery", "--help"], ["gallery", "logins"]),
-        (["gallery", "forget", "--help"], ["gallery", "logins"]),
+        (["gallery", "--help"], ["arguments", "gallery", "logins"]),
+        (["gallery", "forget", "--help"], ["arguments", "gallery", "logins"]),
     ],
     ids=" ".join,
 )
