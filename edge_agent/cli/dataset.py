@@ -128,7 +128,7 @@ def _draw(dataset: MarketDataset, path: Path) -> None:
 
     from edge_agent.core.errors import InputError
     from edge_agent.core.manifest import write_atomic
-    from edge_agent.offline.dataset import contact_sheet
+    from edge_agent.offline.contact_sheet import contact_sheet
 
     if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise InputError(f"{path}: a contact sheet is a .png or .jpg file")

@@ -1,20 +1,19 @@
-"""Person crops in Market-1501 layout: reading, checking, counting, showing.
+"""Person crops in Market-1501 layout: reading, checking and counting.
 
 ::
 
-    DIR/bounding_box_train/PPPP_cCsS_FFFFFF_NN.jpg     identities to learn from
+    DIR/bounding_box_train/PPPP_cCsS_FFFFFF_NN.jpg     training identities
     DIR/bounding_box_test/...                          gallery
     DIR/query/...                                      queries
 
-P is the person, C the camera, S the sequence, F the frame; what follows the third underscore is
-ignored (ReIdentificationNet model card, "Data set"). Numbers may have any count of digits, as in the
-AI City part of NVIDIA's data. Person `-1` is junk: a bad box that counts neither for nor against a
-match. Person `0000` is a distractor: somebody, but nobody that a query asks for; it stays in the gallery.
-Conversions without a sequence (`0001_c2_f0046182.jpg`, `0001_c2_000451.jpg`) are read too.
+P is the person, C the camera, S the sequence, F the frame; the text after the third underscore is ignored
+(ReIdentificationNet model card, "Data set"). Numbers may have any number of digits, as in the AI City part of
+NVIDIA's data. Person `-1` is junk: a bad box, ignored in evaluation. Person `0000` is a distractor: a person
+who matches no query; it stays in the gallery. Names without a sequence (`0001_c2_f0046182.jpg`,
+`0001_c2_000451.jpg`) are also read.
 
-Opening a set looks at names and sizes only; pictures are decoded by `check_pictures` and `read_picture`.
-Commands import this module for their options, so numpy and OpenCV are imported by the functions that draw
-and decode.
+Opening a data set reads only names and sizes; `check_pictures` and `read_picture` decode pictures. Commands
+import this module for their options, so it imports neither numpy nor OpenCV.
 """
 
 from __future__ import annotations
@@ -24,14 +23,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import PICTURE_SUFFIXES, CropName, parse_crop_name, read_picture
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = [
     "DISTRACTOR",
@@ -43,17 +37,15 @@ __all__ = [
     "Split",
     "SplitStatistics",
     "SyntheticList",
-    "contact_sheet",
 ]
 
 JUNK = -1
-"""Person number of a box that shows nobody properly; ignored in every figure."""
+"""Person number of a bad box; ignored in all figures."""
 
 DISTRACTOR = 0
-"""Person number of people that no query asks for."""
+"""Person number of people who match no query."""
 
-
-_CLUTTER = frozenset({"thumbs.db", "desktop.ini"})  # Market-1501's own archive has a Thumbs.db in each folder
+_IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # Market-1501's archive has a Thumbs.db in each folder
 
 
 class Split(str, Enum):
@@ -77,11 +69,11 @@ _FOLDERS = {
 
 
 class JunkRule(str, Enum):
-    """What an evaluation makes of person `-1`.
+    """Treatment of junk and distractors in an evaluation.
 
-    STRICT removes it from both sides, as the Market-1501 protocol says, and lets no distractor be a match.
-    TAO_COMPAT does what NVIDIA TAO's reader does: its pattern skips the minus sign, so junk becomes
-    person 1, and distractors are one person like any other. For parity with TAO's printed figures only.
+    STRICT removes junk from both sides, as in the Market-1501 protocol, and no distractor is a match.
+    TAO_COMPAT imitates NVIDIA TAO's reader: its pattern skips the minus sign, so junk becomes person 1, and
+    distractors are one person like any other. Use it only for parity with TAO's figures.
     """
 
     STRICT = "strict"
@@ -94,11 +86,11 @@ class Crop:
 
     Attributes:
         path: the file.
-        pid: person, `JUNK` (-1) or `DISTRACTOR` (0) where it is nobody in particular.
-        camid: camera, as numbered in the name.
+        pid: person number, `JUNK` (-1) or `DISTRACTOR` (0).
+        camid: camera number.
         sequence: recording of that camera, or None.
         frame: frame number within the recording.
-        split: which part of the set it belongs to.
+        split: split it belongs to.
     """
 
     path: Path
@@ -110,18 +102,18 @@ class Crop:
 
     @property
     def is_junk(self) -> bool:
-        """Whether it is to be ignored."""
+        """Whether it is a bad box."""
         return self.pid == JUNK
 
     @property
     def is_distractor(self) -> bool:
-        """Whether it shows somebody whom no query asks for."""
+        """Whether it shows a person who matches no query."""
         return self.pid == DISTRACTOR
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file that cannot be used, and why."""
+    """An unusable file and the reason."""
 
     path: Path
     reason: str
@@ -129,9 +121,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticList:
-    """Which people and cameras of a set are rendered, not filmed.
+    """Rendered people and cameras of a data set.
 
-    A crop is synthetic when its person or its camera is listed.
+    A crop is synthetic if its person or its camera is listed.
     """
 
     identities: frozenset[int] = frozenset()
@@ -139,12 +131,12 @@ class SyntheticList:
 
     @staticmethod
     def read(path: Path) -> SyntheticList:
-        """Read a text file: one person (`0760`), camera (`c14`) or range (`760-907`, `c14-c135`) a line.
+        """Read a text file with a person (`0760`), camera (`c14`) or range (`760-907`, `c14-c135`) per line.
 
         `#` starts a comment.
 
         Raises:
-            InputError: unreadable, or a line of another form (with its number).
+            InputError: unreadable, or a line has another form (named).
         """
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -177,7 +169,7 @@ class SplitStatistics:
 
     Attributes:
         identities: people, without junk and distractors.
-        images: pictures with a valid name, junk and distractors included.
+        images: pictures with a valid name, including junk and distractors.
         cameras: distinct camera numbers.
         sequences: distinct pairs of camera and sequence.
         distractor_images: pictures of person `0000`.
@@ -206,12 +198,12 @@ class SplitStatistics:
 
 @dataclass(frozen=True, slots=True)
 class MarketDataset:
-    """A data set in Market-1501 layout, opened for some or all of its splits.
+    """A data set in Market-1501 layout with some or all of its splits.
 
     Attributes:
-        root: its folder.
-        splits: the crops of each opened split, sorted by file name.
-        problems: files that were left out, sorted by path.
+        root: folder.
+        splits: crops of each opened split, sorted by file name.
+        problems: files left out, sorted by path.
     """
 
     root: Path
@@ -220,12 +212,10 @@ class MarketDataset:
 
     @staticmethod
     def open(root: Path, splits: Iterable[Split] = tuple(Split)) -> MarketDataset:
-        """List the named splits of the set in `root`.
-
-        Misnamed and empty files go to `problems`.
+        """List the given splits of the data set in `root`; misnamed and empty files go to `problems`.
 
         Raises:
-            DatasetError: the folder or one of the splits is missing, or holds no usable picture.
+            DatasetError: the folder or a split is missing, or contains no usable picture.
         """
         root = Path(root)
         _require_layout(root)
@@ -240,24 +230,24 @@ class MarketDataset:
         return MarketDataset(root, found, tuple(problems))
 
     def split(self, split: Split) -> tuple[Crop, ...]:
-        """Crops of one split; DatasetError where the set was opened without it."""
+        """Return the crops of one split; DatasetError if the data set was opened without it."""
         if split not in self.splits:
             raise DatasetError(f"{self.root} was opened without its {split.folder} split")
         return self.splits[split]
 
     @property
     def train(self) -> tuple[Crop, ...]:
-        """Crops to learn from."""
+        """Training crops."""
         return self.split(Split.TRAIN)
 
     @property
     def gallery(self) -> tuple[Crop, ...]:
-        """Crops to be searched."""
+        """Gallery crops."""
         return self.split(Split.GALLERY)
 
     @property
     def query(self) -> tuple[Crop, ...]:
-        """Crops to search with."""
+        """Query crops."""
         return self.split(Split.QUERY)
 
     @property
@@ -266,13 +256,13 @@ class MarketDataset:
         return (crop for crops in self.splits.values() for crop in crops)
 
     def statistics(self) -> dict[Split, SplitStatistics]:
-        """Counts of each split."""
+        """Return the counts of each split."""
         return {split: SplitStatistics.of(crops) for split, crops in self.splits.items()}
 
     def statistics_by_origin(
         self, synthetic: SyntheticList
     ) -> dict[Split, tuple[SplitStatistics, SplitStatistics]]:
-        """Counts of the real and of the synthetic part of each split, as in the model card."""
+        """Return the counts of the real and the synthetic part of each split, as in the model card."""
         return {
             split: (
                 SplitStatistics.of([crop for crop in crops if not synthetic.covers(crop)]),
@@ -282,7 +272,7 @@ class MarketDataset:
         }
 
     def check_pictures(self) -> Iterator[Problem | None]:
-        """Decode every crop in turn; yields None for a good one and a Problem for a broken one."""
+        """Decode every crop; yield None for a good one and a Problem for a broken one."""
         for crop in self.crops:
             try:
                 read_picture(crop.path)
@@ -293,9 +283,10 @@ class MarketDataset:
 
 
 def _require_layout(root: Path) -> None:
-    """Raise DatasetError, with a hint where the set really is, unless `root` looks like one."""
+    """Raise DatasetError unless `root` has a split folder; suggest the right folder if possible."""
+    listed = ", ".join(_FOLDERS.values())
     if not root.is_dir():
-        raise DatasetError(f"{root} is not a folder; name the folder that holds {_folder_list()}")
+        raise DatasetError(f"{root} is not a folder; name the folder that contains {listed}")
     folders = set(_FOLDERS.values())
     if any((root / folder).is_dir() for folder in folders):
         return
@@ -304,24 +295,20 @@ def _require_layout(root: Path) -> None:
     for child in sorted(path for path in root.iterdir() if path.is_dir()):
         if any((child / folder).is_dir() for folder in folders):
             raise DatasetError(f"{root} is not in Market-1501 layout, but {child} is; name that folder")
-    raise DatasetError(f"{root} is not in Market-1501 layout: it has none of the folders {_folder_list()}")
-
-
-def _folder_list() -> str:
-    return ", ".join(_FOLDERS.values())
+    raise DatasetError(f"{root} is not in Market-1501 layout: it has none of the folders {listed}")
 
 
 def _list_split(root: Path, split: Split) -> tuple[list[Crop], list[Problem]]:
-    """Usable crops and refused files of one split, each sorted by name."""
+    """Usable crops and unusable files of one split, each sorted by name."""
     crops: list[Crop] = []
     problems: list[Problem] = []
     folder = root / split.folder
     if not folder.is_dir():
         return crops, problems
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith(".") or path.name.lower() in _CLUTTER:
+        if path.name.startswith(".") or path.name.lower() in _IGNORED:
             continue
-        reason, name = _judge(path)
+        reason, name = _check(path)
         if name is None:
             problems.append(Problem(path, reason))
         else:
@@ -329,8 +316,8 @@ def _list_split(root: Path, split: Split) -> tuple[list[Crop], list[Problem]]:
     return crops, problems
 
 
-def _judge(path: Path) -> tuple[str, CropName | None]:
-    """Why a file cannot be used, or what its name says."""
+def _check(path: Path) -> tuple[str, CropName | None]:
+    """The reason why a file cannot be used, or its parsed name."""
     if path.is_dir():
         return "is a folder; crops lie directly in the split's folder", None
     if path.suffix.lower() not in PICTURE_SUFFIXES:
@@ -352,95 +339,7 @@ def _why_empty(root: Path, split: Split, refused: Sequence[Problem]) -> str:
     if refused:
         first = refused[0]
         return (
-            f"{folder} holds no usable crop: {len(refused)} files were refused, "
+            f"{folder} contains no usable crop: {len(refused)} files were refused, "
             f"the first of them, {first.path.name}, {first.reason}"
         )
     return f"{folder} is empty; put crops named like 0002_c1s1_000451_03.jpg into it"
-
-
-_TILE_WIDTH, _TILE_HEIGHT, _GAP = 64, 128, 4
-_LABEL_WIDTH, _HEADER_HEIGHT = 92, 28
-
-
-def contact_sheet(dataset: MarketDataset, *, people: int = 8, pictures: int = 12) -> NDArray[np.uint8]:
-    """Draw a sample of each split: one row per person, crops spread over that person's cameras.
-
-    People are taken at even steps through the sorted ids, so the same set gives the same sheet;
-    distractors and junk come last, one row each. A picture that cannot be decoded is a crossed box.
-
-    Returns:
-        `(H, W, 3)` uint8 BGR.
-    """
-    import numpy as np
-
-    bands = [
-        _draw_split(split, crops, people=people, pictures=pictures) for split, crops in dataset.splits.items()
-    ]
-    return np.concatenate(bands)
-
-
-def _draw_split(split: Split, crops: Sequence[Crop], *, people: int, pictures: int) -> NDArray[np.uint8]:
-    import cv2
-    import numpy as np
-
-    by_person: dict[int, list[Crop]] = {}
-    for crop in crops:
-        by_person.setdefault(crop.pid, []).append(crop)
-    named = [pid for pid in sorted(by_person) if pid not in {JUNK, DISTRACTOR}]
-    shown = _even_steps(named, people) + [pid for pid in (DISTRACTOR, JUNK) if pid in by_person]
-    width = _LABEL_WIDTH + pictures * (_TILE_WIDTH + _GAP)
-    band = np.full((_HEADER_HEIGHT + len(shown) * (_TILE_HEIGHT + _GAP), width, 3), 255, np.uint8)
-    counts = SplitStatistics.of(crops)
-    header = (
-        f"{split.folder}: {counts.identities} identities, {counts.images} images, {counts.cameras} cameras"
-    )
-    cv2.putText(band, header, (6, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    for row, pid in enumerate(shown):
-        top = _HEADER_HEIGHT + row * (_TILE_HEIGHT + _GAP)
-        label = {JUNK: "junk", DISTRACTOR: "distractor"}.get(pid, f"{pid:04d}")
-        cv2.putText(band, label, (6, top + 60), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-        _draw_row(band, top, _spread_over_cameras(by_person[pid], pictures))
-    return band
-
-
-def _draw_row(band: NDArray[np.uint8], top: int, crops: Sequence[Crop]) -> None:
-    import cv2
-
-    for column, crop in enumerate(crops):
-        left = _LABEL_WIDTH + column * (_TILE_WIDTH + _GAP)
-        tile = band[top : top + _TILE_HEIGHT, left : left + _TILE_WIDTH]
-        try:
-            tile[:] = cv2.resize(read_picture(crop.path), (_TILE_WIDTH, _TILE_HEIGHT))
-        except InputError:
-            tile[:] = (220, 220, 255)
-            corner = (left + _TILE_WIDTH - 1, top + _TILE_HEIGHT - 1)
-            cv2.line(band, (left, top), corner, (0, 0, 255), 2)
-        cv2.putText(
-            band, f"c{crop.camid}", (left + 2, top + 10), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (0, 0, 0), 2
-        )
-        cv2.putText(
-            band, f"c{crop.camid}", (left + 2, top + 10), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (255, 255, 255), 1
-        )
-
-
-def _even_steps(items: list[int], count: int) -> list[int]:
-    """At most `count` items at even steps, first and last included."""
-    if len(items) <= count:
-        return items
-    last = len(items) - 1
-    return [items[round(step * last / max(1, count - 1))] for step in range(count)]
-
-
-def _spread_over_cameras(crops: Sequence[Crop], count: int) -> list[Crop]:
-    """At most `count` crops, taken from the cameras in turn, each camera's at even steps of time."""
-    by_camera: dict[int, list[Crop]] = {}
-    for crop in crops:
-        by_camera.setdefault(crop.camid, []).append(crop)
-    quota = -(-count // len(by_camera))
-    chosen = [
-        [group[index] for index in _even_steps(list(range(len(group))), quota)]
-        for _, group in sorted(by_camera.items())
-    ]
-    # The first of each camera, then the second of each, ... until `count`; then sorted by camera again.
-    ranked = [crop for turn in range(quota) for group in chosen for crop in group[turn : turn + 1]]
-    return sorted(ranked[:count], key=lambda crop: (crop.camid, crop.path.name))

@@ -1,4 +1,4 @@
-"""A file from the network, whole and of a known digest, or not at all; an interrupted one is continued."""
+"""Download of a file with a known digest; an interrupted download is continued."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from edge_agent.core.manifest import atomic_file, sha256_file
 __all__ = ["download"]
 
 TIMEOUT_S = 30.0
-"""Longest silence of the server."""
+"""Longest time without data from the server."""
+
+_Progress = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 18
-_COMPLETE = 416  # "range not satisfiable": nothing lies behind what is here already
+_COMPLETE = 416  # "range not satisfiable": the partial file is complete
 
 
-def download(
-    url: str, target: Path, *, sha256: str, progress: Callable[[int, int | None], None] | None = None
-) -> None:
+def download(url: str, target: Path, *, sha256: str, progress: _Progress | None = None) -> None:
     """Fetch `url` to `target`.
 
-    The bytes gather in `.NAME.part` beside it, which stays when the connection is lost: the next call asks
-    for the rest alone. They take their place under `target` when they have the digest. Proxies are those of
-    the environment (`https_proxy`, `no_proxy`).
+    The bytes go to `.NAME.part` in the same folder, which is kept when the connection is lost: the next call
+    requests only the rest. The complete file is moved to `target` if its digest is right. Proxies are taken
+    from the environment (`https_proxy`, `no_proxy`).
 
     Args:
         url: http:// or https://.
         target: the file; its folder must exist.
         sha256: of the whole file, 64 hex digits.
-        progress: told bytes so far and in all, None where the server does not say.
+        progress: called with bytes so far and in all, None where the server does not state the size.
 
     Raises:
         InputError: neither http nor https, or no digest.
-        DownloadInterrupted: the connection failed or was lost; what came is kept.
-        DownloadError: the server refuses, or what it sent is another file, which is removed.
+        DownloadInterrupted: the connection failed or was lost; received bytes are kept.
+        DownloadError: the server refuses, or the file has another digest; it is removed.
         StorageError: `target` cannot be written.
     """
     if urlsplit(url).scheme not in {"http", "https"}:
-        raise InputError(f"{_shown(url)}: only http:// and https:// can be fetched")
+        raise InputError(f"{_shown(url)}: only http:// and https:// are supported")
     if len(sha256) != hashlib.sha256().digest_size * 2:
         raise InputError(f"{sha256!r} is no SHA-256 digest: 64 hexadecimal digits")
     part = target.with_name(f".{target.name}.part")
@@ -57,34 +57,21 @@ def download(
     if found != sha256.lower():
         part.unlink()
         raise DownloadError(
-            f"{_shown(url)} gave another file: its sha256 is {found}, wanted is {sha256.lower()}; "
-            "nothing is kept. Try again, or name what you want with --url and --sha256"
+            f"{_shown(url)}: the file has sha256 {found} instead of {sha256.lower()}; "
+            "nothing is kept. Try again, or name another file with --url and --sha256"
         )
     with part.open("rb") as source, atomic_file(target) as file:
         shutil.copyfileobj(source, file, _CHUNK)
     part.unlink()
 
 
-def _receive(url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
-    """Append to `part` what is missing of it."""
+def _receive(url: str, part: Path, progress: _Progress | None) -> None:
+    """Append the missing bytes to `part`."""
     have = part.stat().st_size if part.exists() else 0
     try:
-        with _answer(url, have) as response:
-            if response is None:
-                return
-            if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-                have = 0  # the server gives all of it, whatever was asked
-            total = have + response.length if response.length is not None else None
-            with part.open("r+b" if have else "wb") as file:
-                file.seek(have)
-                file.truncate()
-                while chunk := response.read(_CHUNK):
-                    file.write(chunk)
-                    have += len(chunk)
-                    if progress is not None:
-                        progress(have, total)
-            if total is not None and have < total:
-                raise DownloadInterrupted(_lost(url, have, "the server closed the connection"))
+        with _response(url, have) as response:
+            if response is not None:
+                _store(url, response, part, have, progress)
     except (http.client.HTTPException, TimeoutError, ConnectionError) as problem:
         have = part.stat().st_size if part.exists() else 0
         raise DownloadInterrupted(_lost(url, have, str(problem) or type(problem).__name__)) from problem
@@ -92,22 +79,38 @@ def _receive(url: str, part: Path, progress: Callable[[int, int | None], None] |
         raise StorageError(f"cannot write {part}: {problem.strerror or problem}") from problem
 
 
+def _store(url: str, response: Any, part: Path, have: int, progress: _Progress | None) -> None:  # noqa: ANN401 - urllib's response has no public type
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        have = 0  # the server sends the whole file
+    total = have + response.length if response.length is not None else None
+    with part.open("r+b" if have else "wb") as file:
+        file.seek(have)
+        file.truncate()
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            if progress is not None:
+                progress(have, total)
+    if total is not None and have < total:
+        raise DownloadInterrupted(_lost(url, have, "the server closed the connection"))
+
+
 @contextlib.contextmanager
-def _answer(url: str, have: int) -> Iterator[Any]:
-    """The server's answer from byte `have` on; None where it says that nothing is left."""
+def _response(url: str, have: int) -> Iterator[Any]:
+    """The server's response from byte `have` on; None where nothing is left."""
     headers = {"User-Agent": f"edge-agent/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme has been looked at
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme was checked
     try:
-        # an opener of its own: the common one keeps the proxies of its first use
+        # a new opener: the shared one keeps the proxies of its first use
         response = urllib.request.build_opener().open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as refused:
         with refused:
             if refused.code == _COMPLETE and have:
                 yield None
                 return
-        raise DownloadError(f"{_shown(url)}: the server says {refused.code} {refused.reason}") from None
+        raise DownloadError(f"{_shown(url)}: the server responds {refused.code} {refused.reason}") from None
     except urllib.error.URLError as problem:
         raise DownloadInterrupted(_lost(url, have, str(problem.reason))) from problem
     with response:
@@ -115,10 +118,10 @@ def _answer(url: str, have: int) -> Iterator[Any]:
 
 
 def _lost(url: str, have: int, why: str) -> str:
-    return f"{_shown(url)}: {why}; {have:,} bytes are kept, the same command goes on from there"
+    return f"{_shown(url)}: {why}; {have:,} bytes are kept, the same command continues there"
 
 
 def _shown(url: str) -> str:
-    """Without what may be a secret: user, password and parameters."""
+    """The URL without possible secrets: user, password and parameters."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"

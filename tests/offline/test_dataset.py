@@ -11,7 +11,8 @@ import pytest
 
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import CropName, list_pictures, parse_crop_name, read_picture
-from edge_agent.offline.dataset import Crop, MarketDataset, Split, SyntheticList, contact_sheet
+from edge_agent.offline import contact_sheet
+from edge_agent.offline.dataset import Crop, MarketDataset, Split, SyntheticList
 
 
 def _picture(path: Path, colour: int = 90) -> None:
@@ -197,13 +198,17 @@ def test_list_pictures(small: Path) -> None:
         list_pictures(small)
 
 
-def test_contact_sheet_is_deterministic_and_survives_broken_pictures(small: Path) -> None:
+def test_contact_sheet_is_deterministic_and_survives_broken_pictures(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contact_sheet, "PEOPLE", 4)
+    monkeypatch.setattr(contact_sheet, "PICTURES", 3)
     (small / "bounding_box_test" / "0003_c1s1_000001_00.jpg").write_text("no picture")
     dataset = MarketDataset.open(small)
-    sheet = contact_sheet(dataset, people=4, pictures=3)
+    sheet = contact_sheet.contact_sheet(dataset)
     assert sheet.dtype == np.uint8
     assert sheet.ndim == 3
-    np.testing.assert_array_equal(sheet, contact_sheet(dataset, people=4, pictures=3))
+    np.testing.assert_array_equal(sheet, contact_sheet.contact_sheet(dataset))
     assert (sheet == (0, 0, 255)).all(axis=2).any()  # the cross over the broken one
 
 
