@@ -198,7 +198,11 @@ class Manifest:
         Raises:
             InputError: missing, not JSON, of another kind or version, or malformed.
         """
-        found = read_json(path)
+        return Manifest.parse(path, read_json(path), kind=kind, version=version)
+
+    @staticmethod
+    def parse(path: Path, found: object, *, kind: str, version: int) -> Manifest:
+        """Check the content of a manifest file; errors as in `read`."""
         if not isinstance(found, dict) or "kind" not in found:
             raise InputError(f"{path} is not a manifest: expected a JSON object with `kind`")
         if found["kind"] != kind:

@@ -17,9 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
 import zipfile
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +29,9 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import InputError, SpaceMismatch
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.identity import Imported, Kind
+from edge_agent.gallery.identity import Identity, Imported, Kind
 from edge_agent.gallery.rows import Rows, Source, checked_exemplars
+from edge_agent.gallery.sync import Space
 
 __all__ = [
     "Archive",
@@ -86,7 +85,7 @@ class Archive:
 def export_gallery(gallery: Gallery, path: Path) -> int:
     """Write an open gallery to an archive; return the number of identities. Errors as in `write_archive`."""
     with gallery.file.reading() as rows, rows.store.snapshot():
-        people = _archived(rows)
+        people = tuple(_archived(rows, person) for person in rows.identities())
         facts = {key: json.loads(text) for key, text in rows.store.rows("SELECT key, value FROM fact")}
     write_archive(Path(path), Archive(gallery.space, gallery.dimension, people, facts))
     return len(people)
@@ -106,9 +105,9 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
     archive = read_archive(Path(path))
     if (archive.space, archive.dimension) != (gallery.space, gallery.dimension):
         raise SpaceMismatch(
-            f"{path} contains embeddings of space {archive.space} ({archive.dimension} numbers), "
-            f"the gallery {gallery.file.where} those of {gallery.space} ({gallery.dimension}); "
-            "they cannot be compared. Import it with --state naming a folder of its own"
+            f"{path} contains embeddings of {Space(archive.space, archive.dimension)}, the gallery"
+            f" {gallery.file.where} those of {gallery.file.space}; they cannot be compared. Import it with"
+            " --state naming a folder of its own"
         )
     with gallery.file.changing() as rows:
         new = [person for person in archive.people if rows.number_of(person.id) is None]
@@ -122,22 +121,16 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
     return Imported(added=len(new), skipped=len(archive.people) - len(new))
 
 
-def _archived(rows: Rows) -> tuple[ArchivedIdentity, ...]:
-    exemplars, former = defaultdict(list), defaultdict(list)
-    for number, *values in rows.store.rows(
-        "SELECT number, quality, origin, camera, time, vector FROM exemplar ORDER BY row"
-    ):
-        exemplars[number].append(values)
-    for number, opaque in rows.store.rows("SELECT number, id FROM former ORDER BY id"):
-        former[number].append(opaque)
-    return tuple(
-        ArchivedIdentity(
-            **{key: getattr(person, key) for key in _PERSON},
-            former_ids=tuple(former[person.number]),
-            exemplars=tuple((one[0], one[1], one[2], one[3]) for one in exemplars[person.number]),
-            vectors=rows.unpacked([one[4] for one in exemplars[person.number]]),
-        )
-        for person in rows.identities()
+def _archived(rows: Rows, person: Identity) -> ArchivedIdentity:
+    found = rows.store.rows(
+        "SELECT vector, quality, origin, camera, time FROM exemplar WHERE number = ? ORDER BY row",
+        (person.number,),
+    )
+    return ArchivedIdentity(
+        **{key: getattr(person, key) for key in _PERSON},
+        former_ids=rows.former_ids(person.number),
+        exemplars=tuple((one[1], one[2], one[3], one[4]) for one in found),
+        vectors=rows.unpacked([one[0] for one in found]),
     )
 
 
@@ -182,7 +175,8 @@ def read_archive(path: Path) -> Archive:
     """
     try:
         with zipfile.ZipFile(path) as bundle:
-            manifest = _manifest(bundle)
+            found = json.loads(_bounded(bundle, _MANIFEST))
+            manifest = Manifest.parse(Path(_MANIFEST), found, kind=_KIND, version=_VERSION)
             members = {name: _member(bundle, manifest, name) for name in (_IDENTITIES, _VECTORS)}
         return _parsed(manifest, members)
     except OSError as problem:
@@ -212,13 +206,6 @@ def _vectors_npy(archive: Archive) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, stacked, allow_pickle=False)
     return buffer.getvalue()
-
-
-def _manifest(bundle: zipfile.ZipFile) -> Manifest:
-    with tempfile.TemporaryDirectory() as folder:  # only the manifest, which contains nothing about people
-        copy = Path(folder) / _MANIFEST
-        copy.write_bytes(_bounded(bundle, _MANIFEST))
-        return Manifest.read(copy, kind=_KIND, version=_VERSION)
 
 
 def _member(bundle: zipfile.ZipFile, manifest: Manifest, name: str) -> bytes:
