@@ -62,7 +62,7 @@ class Tracker:
     ) -> None:
         self.camera = camera
         self.settings = settings
-        self.similarity = similarity if similarity is not None else Similarity()
+        self.similarity = similarity or Similarity()
         self._levels = levels
         self._tracks = TrackTable()
         self._next_id = 1
@@ -86,7 +86,7 @@ class Tracker:
         Returns:
             Confirmed tracks with a detection in this frame, and the tracks that ended.
         """
-        return update_tracks([(self, frame, time, size, detections, embedded)])[0]
+        return update_tracks([TrackInput(self, frame, time, size, detections, embedded)])[0]
 
     def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
         """End every track, at the end of the source."""
@@ -190,18 +190,12 @@ class TrackInput(NamedTuple):
     embedded: Embedded
 
 
-def update_tracks(
-    frames: Iterable[tuple[Tracker, int, float, tuple[int, int], Detections, Embedded]],
-) -> list[TrackUpdate]:
-    """Process one frame of each of several cameras; the result is the same as camera by camera.
-
-    Args:
-        frames: see `TrackInput`.
-    """
+def update_tracks(frames: Iterable[TrackInput]) -> list[TrackUpdate]:
+    """Process one frame of each of several cameras; the result is the same as camera by camera."""
     done: list[TrackUpdate] = []
     group: list[TrackInput] = []
     tracks = 0
-    for one in map(TrackInput._make, frames):
+    for one in frames:
         wanted = max(len(one.tracker), len(one.detections))
         if group and (tracks + wanted > MAX_JOINT_TRACKS or not _joinable(one.tracker, group[0].tracker)):
             done += _update_group(group)

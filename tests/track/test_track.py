@@ -22,7 +22,7 @@ from edge_agent.core.structures import (
 from edge_agent.track import tracker as module
 from edge_agent.track.appearance import Similarity
 from edge_agent.track.association import associate
-from edge_agent.track.tracker import Tracker, update_tracks
+from edge_agent.track.tracker import Tracker, TrackInput, update_tracks
 from edge_agent.track.upstream import UpstreamTracks
 
 SIZE = (640, 480)
@@ -322,7 +322,7 @@ def test_cameras_together_are_as_one_by_one(most: int, monkeypatch: pytest.Monke
                 )  # fmt: skip
             given.append((camera, frame, frame / 10, SIZE, found, embedded))
         one = [alone[camera].update(*rest) for camera, *rest in given]
-        other = update_tracks((together[camera], *rest) for camera, *rest in given)
+        other = update_tracks(TrackInput(together[camera], *rest) for camera, *rest in given)
         for first, second in zip(one, other, strict=True):
             assert (first.camera, first.ended) == (second.camera, second.ended)
             assert [(o.track_id, o.score, o.box.tolist()) for o in first.seen] == [
