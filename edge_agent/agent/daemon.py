@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from edge_agent.agent import factory
-from edge_agent.agent.description import status_document
+from edge_agent.agent.description import log_context, status_document
 from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.pipeline import FrameOutcome, Pipeline
 from edge_agent.agent.results import Summary, Tally
@@ -284,7 +284,7 @@ class Agent:
     def _apply(self, settings: Settings) -> None:
         """Apply reloaded settings; runs on the driving thread."""
         self.settings = settings
-        configure(settings.log_level, always=factory.log_facts(settings))
+        configure(settings.log_level, always=log_context(settings))
         if self.stages is not None:
             self.stages.identifier.reload(settings.identify)
             self._apply_calibration(self.stages)

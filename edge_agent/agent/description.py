@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from edge_agent.health.cooling import Cooling
     from edge_agent.health.telemetry.reader import Reading
 
-__all__ = ["info_data", "status_document"]
+__all__ = ["info_data", "log_context", "status_document"]
 
 PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
 """Distributions whose versions `info` names."""
+
+
+def log_context(settings: Settings) -> dict[str, str]:
+    """Return the fields of every log line of a run: the engine, where it is simulated."""
+    backend = settings.engine.backend
+    return {"engine": backend} if is_simulated(backend) else {}
 
 
 def info_data(

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edge_agent.core.config import (
-    EngineSettings,
     Settings,
 )
-from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.errors import StorageError
 
 if TYPE_CHECKING:
     from edge_agent.agent.command_handlers import CommandHandlers
@@ -27,27 +26,19 @@ if TYPE_CHECKING:
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
     from edge_agent.deliver.publisher import State
-    from edge_agent.detect import Detection
-    from edge_agent.embed.embedder import Embedder
-    from edge_agent.embed.selection import CropSelector
-    from edge_agent.engine.graph.prepared import PreparedGraph
     from edge_agent.gallery.erasure import Erasure, Removed
     from edge_agent.gallery.gallery import Gallery
-    from edge_agent.identify.tracks import TrackTable
     from edge_agent.source.base import Source
 
 __all__ = [
     "OUTBOX_FILE",
     "Publish",
     "erase_at_rest",
-    "log_facts",
-    "make_crop_selector",
     "make_erasure",
     "open_commands",
     "open_outbox",
     "open_publisher",
     "rekey",
-    "site_scores",
 ]
 
 OUTBOX_FILE = "outbox.db"
@@ -84,14 +75,6 @@ class Publish(Protocol):
         """When delivery last got on, and why it does not if it does not."""
 
 
-def log_facts(settings: Settings) -> dict[str, str]:
-    """What every log line of a run says: that the engine is simulated, where it is."""
-    from edge_agent.engine import is_simulated
-
-    backend = settings.engine.backend
-    return {"engine": backend} if is_simulated(backend) else {}
-
-
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     """Write gallery and outbox anew under the configured key; the agent must not run.
 
@@ -126,50 +109,6 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     finally:
         lock.release()
     return made
-
-
-def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
-    """What the agent has learnt of its site with this network, from the gallery of the state folder.
-
-    Raises:
-        InputError: there is no gallery, or it has nothing of the site.
-        SpaceMismatch: the gallery is of another network.
-    """
-    from edge_agent.gallery.gallery import GALLERY_FILE, open_gallery
-    from edge_agent.identify.threshold import SITE_FACT
-
-    path = settings.state_dir / GALLERY_FILE
-    found = None
-    if path.is_file():
-        info = prepared.info(backend="onnxruntime", device="cpu", max_batch=1)
-        with open_gallery(settings, info) as gallery:
-            found = gallery.facts.get(SITE_FACT)
-    if not isinstance(found, dict) or not found.get("pairs"):
-        raise InputError(
-            f"{path} has no scores of this site yet: the agent learns them while it runs, from people who "
-            "are seen at the same time; leave --site-pairs out, or let it run for a while"
-        )
-    return found
-
-
-def make_crop_selector(
-    settings: EngineSettings, embedder: Embedder, detection: Detection, tracks: TrackTable
-) -> CropSelector:
-    """Return the crop selection of a run.
-
-    Args:
-        settings: what happens on overload.
-        embedder: entered.
-        detection: its levels tell which boxes start a track.
-        tracks: records of the identifier.
-    """
-    from edge_agent.embed.capacity import CropBudget
-    from edge_agent.embed.selection import CropSelector
-
-    budget = None
-    if settings.overload == "thin":
-        budget = CropBudget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
-    return CropSelector(tracks, budget, lambda camera: detection.levels(camera).new_track)
 
 
 def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:

@@ -23,7 +23,7 @@ from edge_agent.core.loading import state_folder
 from edge_agent.core.timing import Laps
 from edge_agent.deliver.homeassistant import announce
 from edge_agent.detect import Detection, add_motion_gate, open_detection
-from edge_agent.embed.opening import open_embedder
+from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import current_calibration
@@ -157,7 +157,12 @@ class StageOpener:
             detection=detection,
             gallery=gallery,
             identifier=identifier,
-            selector=factory.make_crop_selector(settings.engine, embedder, detection, identifier.tracks),
+            selector=make_crop_selector(
+                settings.engine,
+                embedder,
+                identifier.tracks,
+                lambda camera: detection.levels(camera).new_track,
+            ),
             telemetry=telemetry,
             erasure=erasure,
             publisher=publisher,

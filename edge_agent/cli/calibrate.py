@@ -145,11 +145,11 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request:  # noqa: ANN401 - of `Request`
     """Return the request for the configured network; `options` are those of the command line."""
-    from edge_agent.agent import factory
     from edge_agent.core.loading import state_folder
     from edge_agent.engine.models import choose_model, prepare_model
     from edge_agent.engine.precision.calibration import engines_folder
     from edge_agent.offline.calibrate.request import Request
+    from edge_agent.offline.calibrate.site import site_scores
 
     folder = state_folder(settings.state_dir)
     chosen = choose_model(settings.engine, folder)
@@ -163,7 +163,7 @@ def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request
         engine=settings.engine,
         quality=settings.quality,
         target_fmr=settings.identify.target_fmr,
-        site=factory.site_scores(settings, prepared) if site_pairs else None,
+        site=site_scores(settings, prepared) if site_pairs else None,
         **options,
     )
 

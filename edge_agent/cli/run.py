@@ -49,8 +49,8 @@ def command(
     from edge_agent.cli.service import one_blas_thread, open_streams_at_once, run_until_stopped
 
     one_blas_thread()
-    from edge_agent.agent import factory
     from edge_agent.agent.daemon import Agent, Outputs
+    from edge_agent.agent.description import log_context
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
@@ -58,7 +58,7 @@ def command(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state
     )
     settings = load(config, values)
-    configure(settings.log_level, always=factory.log_facts(settings))
+    configure(settings.log_level, always=log_context(settings))
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     summary = run_until_stopped(agent, reload=lambda: load(config, values))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import ConfigError
+from edge_agent.embed.capacity import CropBudget
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.packer import InlinePacker, Packer, SubprocessPacker
 from edge_agent.embed.quality import QualityGate
+from edge_agent.embed.selection import CropSelector
 from edge_agent.engine import PlanOptions, choose_backend, is_simulated, open_engine, open_simulated
 from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.precision import in_precision
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.engine.precision.scales import Scales
     from edge_agent.engine.tensorrt.progress import Progress
+    from edge_agent.identify.tracks import TrackTable
 
-__all__ = ["make_embedder", "open_embedder"]
+__all__ = ["make_crop_selector", "make_embedder", "open_embedder"]
 
 
 def open_embedder(
@@ -101,6 +104,23 @@ def make_embedder(
         options = PlanOptions(plans, ranges, progress=building, conditions=lambda: _conditions(plans))
     opened = open_engine(graph, engine, options, max_batch=max_batch)
     return _assemble(opened, profile, engine, quality, golden)
+
+
+def make_crop_selector(
+    engine: EngineSettings, embedder: Embedder, tracks: TrackTable, new_track: Callable[[str], float]
+) -> CropSelector:
+    """Return the crop selection of a run.
+
+    Args:
+        engine: with the behaviour on overload.
+        embedder: entered.
+        tracks: records of the identifier.
+        new_track: returns the score of a camera's detector from which a box starts a track.
+    """
+    budget = None
+    if engine.overload == "thin":
+        budget = CropBudget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
+    return CropSelector(tracks, budget, new_track)
 
 
 def _open_simulated(engine: EngineSettings, quality: QualitySettings, max_batch: int | None) -> Embedder:

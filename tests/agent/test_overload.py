@@ -17,7 +17,6 @@ import pytest
 
 from benchmarks.overload import Outcome, Stream, materialise, replay
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Supply
 from edge_agent.core.config import GallerySettings, IdentifySettings, QualitySettings, Settings
 from edge_agent.core.loading import load
@@ -34,7 +33,7 @@ from edge_agent.core.structures import (
 )
 from edge_agent.detect import Detection
 from edge_agent.embed.capacity import LOST, CropBudget
-from edge_agent.embed.opening import open_embedder
+from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import LONGEST_S, CropSelector
 from edge_agent.gallery.gallery import Gallery
@@ -488,7 +487,7 @@ def test_dropping_frames_instead_can_be_chosen(tmp_path: Path) -> None:
         )
         embedder = open_embedder(settings.engine, settings.quality, tmp_path)
         tracks = TrackTable("run", settings.identify)
-        selector = factory.make_crop_selector(settings.engine, embedder, GIVEN, tracks)
+        selector = make_crop_selector(settings.engine, embedder, tracks, lambda _: 0.5)
         assert (selector.budget is not None) is has
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.agent import factory
 from edge_agent.agent.daemon import Agent, Outputs
+from edge_agent.agent.description import log_context
 from edge_agent.core import logs
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EngineError, InputError
@@ -173,7 +173,7 @@ def test_every_event_and_log_line_names_it(tmp_path: Path, vtest_video: Path) ->
         }
     )
     said = io.StringIO()
-    logs.configure("info", said, always=factory.log_facts(settings))
+    logs.configure("info", said, always=log_context(settings))
     stop = threading.Event()
     agent = Agent(
         settings, Outputs(events=tmp_path / "events"), observe=lambda seen: seen.decisions and stop.set()
