@@ -6,9 +6,7 @@ Nothing heavy is imported before the stage that needs it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from edge_agent.core.config import (
@@ -17,11 +15,9 @@ from edge_agent.core.config import (
 from edge_agent.core.errors import StorageError
 
 if TYPE_CHECKING:
-    from edge_agent.agent.command_handlers import CommandHandlers
-    from edge_agent.core.events import Event, InfoData, TelemetryData
+    from edge_agent.core.events import Event, TelemetryData
     from edge_agent.core.heartbeat import HeartbeatState
     from edge_agent.core.structures import SourceStatus
-    from edge_agent.deliver.commands import CommandDesk
     from edge_agent.deliver.connection import ConnectionState
     from edge_agent.deliver.outbox import Outbox
     from edge_agent.deliver.publisher import Counters as Delivered
@@ -31,17 +27,11 @@ if TYPE_CHECKING:
     from edge_agent.source.base import Source
 
 __all__ = [
-    "OUTBOX_FILE",
     "Publish",
     "erase_at_rest",
     "make_erasure",
-    "open_commands",
-    "open_outbox",
-    "open_publisher",
     "rekey",
 ]
-
-OUTBOX_FILE = "outbox.db"
 
 
 class Publish(Protocol):
@@ -91,7 +81,8 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
         StorageError: an agent runs, or the old key is not the one.
     """
     from edge_agent.core.encryption import database_key, rewrite
-    from edge_agent.deliver import outbox
+    from edge_agent.deliver import recovery
+    from edge_agent.deliver.outbox import OUTBOX_FILE
     from edge_agent.gallery.gallery import GALLERY_FILE
     from edge_agent.gallery.sync import owner_lock
 
@@ -103,34 +94,12 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     try:
         made = {
             str(path): do(path, old, new)
-            for path, do in ((gallery, rewrite), (events, outbox.rekey))
+            for path, do in ((gallery, rewrite), (events, recovery.rekey))
             if path.exists()
         }
     finally:
         lock.release()
     return made
-
-
-def open_outbox(settings: Settings, state: Path, stack: ExitStack) -> Outbox | None:
-    """Where events wait for the broker, open; None without a broker."""
-    if settings.mqtt.broker is None:
-        return None
-    return stack.enter_context(_outbox(settings, state))
-
-
-def _outbox(settings: Settings, state: Path) -> Outbox:
-    from edge_agent.core.encryption import database_key
-    from edge_agent.deliver.outbox import Outbox
-
-    limits = settings.outbox
-    return Outbox(
-        state / OUTBOX_FILE,
-        synchronous=limits.synchronous,
-        max_rows=limits.max_rows,
-        max_bytes=limits.max_megabytes << 20,
-        max_age_s=limits.max_age_hours * 3600,
-        key=database_key(settings.storage),
-    )
 
 
 def make_erasure(
@@ -144,13 +113,14 @@ def make_erasure(
         outbox: open; None where there is no broker: one of an earlier run is opened when something has to go.
         sources: all that are read.
     """
+    from edge_agent.deliver.outbox import OUTBOX_FILE, make_outbox
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.source.crops import CropFolderSource
 
     def erase_at_rest(word: str) -> int:
         if not (settings.state_dir / OUTBOX_FILE).exists():
             return 0
-        with _outbox(settings, settings.state_dir) as kept:
+        with make_outbox(settings) as kept:
             return kept.erase(word)
 
     folders = [source for source in sources if isinstance(source, CropFolderSource)]
@@ -178,58 +148,3 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
         ).run()
     finally:
         lock.release()
-
-
-def open_commands(settings: Settings, handlers: CommandHandlers, stack: ExitStack) -> CommandDesk | None:
-    """What takes commands from the broker, running; None where no command is allowed."""
-    from edge_agent.deliver.commands import CommandDesk
-
-    mqtt = settings.mqtt
-    if mqtt.broker is None or not mqtt.commands:
-        return None
-    desk = CommandDesk(site=mqtt.site, device=mqtt.device, operations=handlers.table(), allowed=mqtt.commands)
-    return stack.enter_context(desk)
-
-
-def open_publisher(
-    settings: Settings,
-    *,
-    session: str,
-    info: Callable[[], InfoData],
-    events: Path | None,
-    outbox: Outbox | None,
-    commands: CommandDesk | None,
-    stack: ExitStack,
-) -> Publish:
-    """Delivery to the broker, or to nowhere without one; and to the events file. Running.
-
-    Args:
-        settings: all settings.
-        session: id of this run.
-        info: what runs here.
-        events: file for every event as a JSON line.
-        outbox: from `open_outbox`.
-        commands: from `open_commands`.
-        stack: closes the publisher, then the events file.
-    """
-    from edge_agent.core.mqtt import broker_settings
-    from edge_agent.deliver.eventfile import EventFile
-    from edge_agent.deliver.publisher import LocalPublisher, Publisher
-
-    mqtt = settings.mqtt
-    file = stack.enter_context(EventFile(events)) if events is not None else None
-    broker = broker_settings(mqtt)
-    if broker is None or outbox is None:
-        local = LocalPublisher(site=mqtt.site, device=mqtt.device, session=session, event_file=file)
-        return stack.enter_context(local)
-    publisher = Publisher(
-        site=mqtt.site,
-        device=mqtt.device,
-        session=session,
-        broker=broker,
-        outbox=outbox,
-        info=info,
-        event_file=file,
-        commands=commands,
-    )
-    return stack.enter_context(publisher)

@@ -21,7 +21,10 @@ from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.loading import state_folder
 from edge_agent.core.timing import Laps
+from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.homeassistant import announce
+from edge_agent.deliver.outbox import make_outbox
+from edge_agent.deliver.publisher import open_publisher
 from edge_agent.detect import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
@@ -219,7 +222,7 @@ class StageOpener:
         sources: Sequence[Source],
     ) -> tuple[factory.Publish, Erasure]:
         settings, stack = self.settings, self.stack
-        outbox = factory.open_outbox(settings, state, stack)
+        outbox = None if settings.mqtt.broker is None else stack.enter_context(make_outbox(settings))
         erasure = factory.make_erasure(settings, gallery, outbox, sources)
         handlers = CommandHandlers(
             gallery=gallery,
@@ -232,13 +235,13 @@ class StageOpener:
             delivery=lambda: publisher.counters,
             state=state,
         )
-        publisher = factory.open_publisher(
-            settings,
+        publisher = open_publisher(
+            settings.mqtt,
             session=self.session,
             info=lambda: info,
             events=self.outputs.events,
             outbox=outbox,
-            commands=factory.open_commands(settings, handlers, stack),
+            commands=open_commands(settings.mqtt, handlers.table(), stack),
             stack=stack,
         )
         return publisher, erasure

@@ -1,16 +1,17 @@
-"""Commands that come over MQTT: checked one after the other, carried out on a thread of their own, answered.
+"""Commands over MQTT: checked one after the other, run on a thread of their own, and answered.
 
-A command changes who is known, so everything about it is doubted. In this order it is refused when it
+A command changes the gallery, so all of its input is checked. In this order it is refused when it
 
-- was retained: it would be carried out again at every connect,
-- is too large, or comes too often,
-- names a verb that the settings do not allow,
-- wants its answer on a topic of an agent, where it would look like an event,
-- is no JSON object with the keys of that verb, and no others,
-- is older than `max_age_s`, or was issued before this agent started,
+- was retained: it would run again at every connect,
+- is too large, or comes too soon after others,
+- has a verb that the settings do not allow,
+- requests its answer on a topic of an agent, where it would look like an event,
+- is not a JSON object with the keys of its verb, and no others,
+- is older than `MAX_AGE_S`, or was issued before this agent started,
 - has the transaction of another command of the last minutes.
 
-MQTT does not tell who sent a command: that is for the broker's access list (see `examples/mosquitto`).
+MQTT does not identify the sender of a command: access is controlled by the broker's access list (see
+`examples/mosquitto`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import structlog
 
@@ -32,91 +33,97 @@ from edge_agent.core.codec import from_wire
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, new_event
 from edge_agent.core.mqtt import Incoming
+from edge_agent.deliver.database import CLOCK_SET
 from edge_agent.deliver.pacing import TokenBucket
 from edge_agent.deliver.topics import PREFIX, Topics
 
-__all__ = ["CommandDesk", "Operation", "Reply"]
+if TYPE_CHECKING:
+    from edge_agent.core.config import MqttSettings
+
+__all__ = ["CommandDesk", "Operation", "Reply", "open_commands"]
 
 log = structlog.get_logger(__name__)
 
 Operation: TypeAlias = Callable[[Any], Mapping[str, Any] | None]
-"""Carries out one command, given its dataclass, and returns JSON values for the answer.
+"""Runs one command, given its dataclass, and returns JSON values for the answer.
 
-An EdgeAgentError that it raises becomes the answer's `error`."""
+An EdgeAgentError that it raises becomes the `error` of the answer."""
 
+MAX_BYTES = 512 << 10
+"""Largest payload."""
+COMMANDS_PER_S = 5.0
+"""Commands that are checked further; the others are refused."""
+MAX_AGE_S = 60.0
+"""Older commands are refused, and no transaction may come twice within this time."""
 QUEUE = 32
-"""Commands that may wait for the ones before them."""
+"""Commands that may wait for those before them."""
 BURST = 20
 REFUSALS_PER_S = 5.0
-"""Answers to refused commands: a flood of bad commands must not become a flood of answers."""
+"""Answers to refused commands: a flood of bad commands must not cause a flood of answers."""
 LONGEST_RESPONSE_TOPIC = 512
-CLOCK_SET = 1_704_067_200.0
-"""2024-01-01. A clock that shows less was never set, and cannot tell an old command."""
 
 
 class Reply(Protocol):
-    """Sends an answer; `Publisher.answer` is one."""
+    """Sends an answer, as `Pump.answer` does."""
 
     def __call__(self, topic: str, event: Event, *, correlation: bytes | None = None) -> None:
         """Send `event` to `topic`."""
 
 
 class _Refused(Exception):
-    """A command is not carried out; `code` is for programs, the text for people."""
+    """A command is not run; `code` is for programs, the text for people."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
 
 
+def open_commands(
+    settings: MqttSettings, operations: Mapping[str, Operation], stack: contextlib.ExitStack
+) -> CommandDesk | None:
+    """Start to take commands from the broker; None where no broker is set or no command is allowed."""
+    if settings.broker is None or not settings.commands:
+        return None
+    return stack.enter_context(CommandDesk(settings, operations))
+
+
 class CommandDesk:
     """Takes commands from the publisher, which calls `accept`, while it is entered.
 
     Args:
-        site, device: who is commanded.
-        operations: what carries each verb out.
-        allowed: verbs that the settings allow; the others are refused.
-        max_bytes: largest payload.
-        per_s: commands per second that are looked at; the others are refused.
-        max_age_s: older commands are refused, and no transaction may come twice in this time.
+        settings: site and device, and the verbs that are allowed.
+        operations: runs each verb.
         clock: Unix seconds.
 
     Raises:
-        ConfigError: an allowed verb is unknown, or nothing carries it out.
+        ConfigError: an allowed verb is unknown, or has no operation.
     """
 
     def __init__(
         self,
-        *,
-        site: str,
-        device: str,
+        settings: MqttSettings,
         operations: Mapping[str, Operation],
-        allowed: Collection[str],
-        max_bytes: int = 512 << 10,
-        per_s: float = 5.0,
-        max_age_s: float = 60.0,
+        *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        for verb in allowed:
+        for verb in settings.commands:
             if verb not in COMMAND_TYPES or verb not in operations:
                 known = ", ".join(sorted(set(COMMAND_TYPES) & set(operations)))
-                raise ConfigError(f"mqtt.commands: {verb!r} is no command; there are {known}")
-        self._topics = Topics(site, device)
+                raise ConfigError(f"mqtt.commands: {verb!r} is not a command; valid: {known}")
+        self._topics = Topics(settings.site, settings.device)
         self._operations = operations
-        self._allowed = frozenset(allowed)
-        self._max_bytes = max_bytes
-        self._max_age_s = max_age_s
+        self._allowed = frozenset(settings.commands)
         self._clock = clock
         self._started = clock()
-        self._allowance = TokenBucket(per_s, BURST)
+        self._allowance = TokenBucket(COMMANDS_PER_S, BURST)
         self._refusals = TokenBucket(REFUSALS_PER_S, BURST)
         self._transactions: OrderedDict[str, float] = OrderedDict()
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE)
         self._thread = threading.Thread(target=self._work, name="commands", daemon=True)
         self.accepted = 0
-        """Commands that were carried out, or tried."""
+        """Commands that were run, also those that failed."""
         self.refused = 0
-        """Commands that were not."""
+        """Commands that were not run."""
 
     def __enter__(self) -> CommandDesk:
         self._thread.start()
@@ -125,7 +132,7 @@ class CommandDesk:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Waits a moment for the command under way; the ones that wait are dropped."""
+        """Wait a moment for the running command; those in the queue are dropped."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.get_nowait()
@@ -133,7 +140,7 @@ class CommandDesk:
         self._thread.join(1.0)
 
     def accept(self, message: Incoming, reply: Reply) -> None:
-        """Check a message from a command topic and queue it, or answer why not. Never waits, never raises."""
+        """Check a message from a command topic and queue it, or answer why not. Does not block or raise."""
         verb = self._topics.verb_of(message.topic)
         transaction: str | None = None
         try:
@@ -142,10 +149,12 @@ class CommandDesk:
             transaction = _transaction(found)
             command = self._read(verb, found)
             self._check_time(command)
-            self._queue.put_nowait(lambda: self._carry_out(verb, command, message, reply))
+            self._queue.put_nowait(lambda: self._run_command(verb, command, message, reply))
         except (_Refused, queue.Full) as problem:
             code = problem.code if isinstance(problem, _Refused) else "busy"
-            self._refuse(verb, transaction, code, str(problem) or "too many commands wait", message, reply)
+            self._refuse(
+                verb, transaction, code, str(problem) or "too many commands are waiting", message, reply
+            )
 
     def _refuse(
         self, verb: str, transaction: str | None, code: str, text: str, message: Incoming, reply: Reply
@@ -161,20 +170,20 @@ class CommandDesk:
     # --- checks -------------------------------------------------------------------------------------------
 
     def _check_outside(self, message: Incoming, verb: str) -> None:
-        """What can be said without reading the payload."""
+        """Check all but the content of the payload."""
         if message.retained:
             raise _Refused("retained", "a retained command is refused: publish it without retain")
-        if len(message.payload) > self._max_bytes:
-            raise _Refused("too-large", f"{len(message.payload)} bytes; at most {self._max_bytes} are read")
+        if len(message.payload) > MAX_BYTES:
+            raise _Refused("too-large", f"{len(message.payload)} bytes; the limit is {MAX_BYTES}")
         if not self._allowance.take():
-            raise _Refused("too-many", "commands come too fast; wait a second")
+            raise _Refused("too-many", "too many commands; wait a second")
         if verb not in self._allowed:
             listed = ", ".join(sorted(self._allowed))
-            raise _Refused("not-allowed", f"this command is not allowed here; allowed are: {listed}")
-        if not self._is_fit(message.response_topic):
+            raise _Refused("not-allowed", f"this command is not allowed; allowed: {listed}")
+        if not self._is_usable(message.response_topic):
             raise _Refused("malformed", "the response topic has wildcards, is too long, or is an agent's own")
 
-    def _is_fit(self, topic: str | None) -> bool:
+    def _is_usable(self, topic: str | None) -> bool:
         if topic is None:
             return True
         wild = any(mark in topic for mark in "+#\0")
@@ -189,9 +198,7 @@ class CommandDesk:
         known = {entry.name for entry in fields(wanted)}
         unknown = sorted(set(found) - known)
         if unknown:
-            raise _Refused(
-                "malformed", f"unknown key {unknown[0][:64]!r}; known are {', '.join(sorted(known))}"
-            )
+            raise _Refused("malformed", f"unknown key {unknown[0][:64]!r}; valid: {', '.join(sorted(known))}")
         try:
             command = from_wire(wanted, found)
         except InputError as problem:
@@ -200,29 +207,29 @@ class CommandDesk:
         return command
 
     def _check_time(self, command: Command) -> None:
-        """Refuse what is old, or was seen before."""
+        """Refuse a command that is old or was received before."""
         now = self._clock()
         if now < CLOCK_SET:
-            raise _Refused("expired", "the clock of this device is not set, so no command can be checked")
-        if abs(now - command.issued) > self._max_age_s:
+            raise _Refused("expired", "the clock of this device is not set; no command can be checked")
+        if abs(now - command.issued) > MAX_AGE_S:
             raise _Refused(
-                "expired", f"issued {now - command.issued:.0f} s ago; {self._max_age_s:.0f} s are allowed"
+                "expired", f"issued {now - command.issued:.0f} s ago; {MAX_AGE_S:.0f} s are allowed"
             )
         if command.issued < self._started - 1.0:
             raise _Refused("expired", "issued before this agent started; send it again")
-        while self._transactions and next(iter(self._transactions.values())) < now - 2 * self._max_age_s:
+        while self._transactions and next(iter(self._transactions.values())) < now - 2 * MAX_AGE_S:
             self._transactions.popitem(last=False)
         if command.transaction in self._transactions:
             raise _Refused("replayed", "a command with this transaction came before")
         self._transactions[command.transaction] = now
 
-    # --- carrying out -------------------------------------------------------------------------------------
+    # --- running ----------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:
             task()
 
-    def _carry_out(self, verb: str, command: Command, message: Incoming, reply: Reply) -> None:
+    def _run_command(self, verb: str, command: Command, message: Incoming, reply: Reply) -> None:
         self.accepted += 1
         try:
             found = self._operations[verb](command)
@@ -233,7 +240,7 @@ class CommandDesk:
         except EdgeAgentError as problem:
             data = CommandResultData(verb, command.transaction, "error", "failed", str(problem))
             log.warning("command failed", verb=verb, transaction=command.transaction)
-        except Exception:  # a fault in one command must not end the thread that runs them all
+        except Exception:  # a bug in one command must not end the thread that runs all of them
             data = CommandResultData(
                 verb, command.transaction, "error", "failed", "internal error; see the agent's log"
             )
@@ -242,7 +249,7 @@ class CommandDesk:
 
     def _answer(self, data: CommandResultData, message: Incoming, reply: Reply) -> None:
         own = self._topics.result(data.verb)
-        topic = message.response_topic if self._is_fit(message.response_topic) else None
+        topic = message.response_topic if self._is_usable(message.response_topic) else None
         event = new_event("command-result", data, detail=None, time=self._clock())
         reply(topic or own, event, correlation=message.correlation)
 
@@ -258,7 +265,7 @@ def _json_object(payload: bytes) -> dict[str, Any]:
 
 
 def _transaction(found: dict[str, Any]) -> str | None:
-    """The transaction as far as it can be echoed."""
+    """The transaction, if it is valid."""
     value = found.get("transaction")
     return value if isinstance(value, str) and 0 < len(value) <= 128 else None
 
@@ -268,4 +275,4 @@ def _check_printable(command: Command) -> None:
     for entry in fields(command):
         value = getattr(command, entry.name)
         if isinstance(value, str) and entry.name != "crop" and not value.isprintable():
-            raise _Refused("malformed", f"{entry.name} has characters that cannot be shown")
+            raise _Refused("malformed", f"{entry.name} has control characters")

@@ -1,10 +1,10 @@
-"""What stands beside the outbox so that it gets through a full disk, damage and power cuts.
+"""Files next to the outbox that let it survive a full disk, damage and power cuts.
 
-`Marks` are the few numbers that must be known when the database cannot say them, in a file of fixed size
-that is written in place, in two alternating slots with a checksum each: this works on a full disk, and a
-write that was cut short leaves the slot before it. `Reserve` is room that is given up when nothing else is
-left, since
-even deleting needs room in the log of SQLite.
+`Marks` are the few numbers that are needed when the database cannot supply them. Their file has a fixed
+size and is written in place, in two alternating slots with a checksum each: this works on a full disk, and
+an incomplete write leaves the other slot intact. `Reserve` is disk space that is released when no other is
+left, since even a deletion needs space in SQLite's log. `Numbers` gives out the numbers of events and
+reserves them in the marks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Marks", "Reserve", "boot_check"]
+__all__ = ["Marks", "Numbers", "Reserve", "boot_check"]
+
+RESERVED_NUMBERS = 1024
+"""Numbers that one write of the marks reserves. After damage, at most this many unused ones are reported
+lost.
+"""
 
 
 def boot_check() -> int:
-    """A number that is another one after the machine was started again; 0 where the system does not say."""
+    """Return a number that changes with each boot; 0 where the system has no boot id."""
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:
@@ -30,15 +35,15 @@ def boot_check() -> int:
 
 
 class Marks:
-    """Numbers beside the database.
+    """Numbers that are kept outside of the database.
 
     Attributes:
         reserved: no number above this one was ever given out.
         floor: every number up to this one was settled: acknowledged, parked or dropped.
         first, last: range of numbers that could not be written and is not in the database yet; 0, 0 for none.
-        key_check: tells which key the database was made with; 0 for none.
-        boot: which start of the machine wrote this last.
-        generation: counts the writes; the database holds the one whose range it has taken over.
+        key_check: identifies the key of the database; 0 for none.
+        boot: identifies the boot of the last write.
+        generation: counts the writes; the database holds the generation whose range it has recorded.
     """
 
     _FORMAT = struct.Struct("<8sQQQQQQQ")
@@ -51,7 +56,7 @@ class Marks:
         self._file = -1
 
     def open(self) -> None:
-        """Read the newer valid slot; make and fill the file where there is none."""
+        """Read the newer valid slot; create the file where there is none."""
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.fstat(self._file).st_size < 2 * self._SLOT:
             os.pwrite(self._file, bytes(2 * self._SLOT), 0)
@@ -60,16 +65,13 @@ class Marks:
             raw = os.pread(self._file, self._FORMAT.size + 4, slot * self._SLOT)
             body, check = raw[:-4], raw[-4:]
             if zlib.crc32(body).to_bytes(4, "little") == check and body.startswith(self._MAGIC):
-                self._take(self._FORMAT.unpack(body)[1:])
-
-    def _take(self, values: tuple[int, ...]) -> None:
-        if values[0] >= self.generation:
-            self.generation, self.reserved, self.floor, self.first, self.last, self.key_check, self.boot = (
-                values
-            )
+                values = self._FORMAT.unpack(body)[1:]
+                if values[0] >= self.generation:
+                    self.generation, self.reserved, self.floor, *others = values
+                    self.first, self.last, self.key_check, self.boot = others
 
     def write(self) -> None:
-        """Write the other slot; see `sync`."""
+        """Write the other slot; `sync` waits for the disk."""
         self.generation += 1
         values = (
             self.generation,
@@ -85,48 +87,89 @@ class Marks:
         os.pwrite(self._file, body + check, self.generation % 2 * self._SLOT)
 
     def sync(self) -> None:
-        """Wait until the disk has what was written."""
+        """Wait until the last write is on the disk."""
         if self._file >= 0:
             os.fdatasync(self._file)
 
     def close(self) -> None:
-        """Let the file go; calling it twice does no harm."""
+        """Close the file; a second call has no effect."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
 
+class Numbers:
+    """Gives out the numbers of events, none of them twice."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._reserve_from = 0
+        self._unsynced = False
+        self.next = 1
+        """The next number."""
+
+    @property
+    def last(self) -> int:
+        """The highest number given out."""
+        return self.next - 1
+
+    def take(self) -> int:
+        """Return the next number. Numbers are reserved so early that `sync` comes before their use."""
+        seq = self.next
+        if seq > self._reserve_from:
+            self._marks.reserved = seq + RESERVED_NUMBERS
+            self._marks.write()
+            self._reserve_from = seq + RESERVED_NUMBERS // 2
+            self._unsynced = True
+        self.next = seq + 1
+        return seq
+
+    def sync(self) -> None:
+        """Write the reservation to the disk, for the case of a power cut. Blocks the calling thread only."""
+        if self._unsynced:
+            self._unsynced = False
+            with contextlib.suppress(OSError):
+                self._marks.sync()
+
+    def release(self) -> None:
+        """Give up the reservation, at the end."""
+        self._marks.reserved = self.last
+        with contextlib.suppress(OSError):
+            self._marks.write()
+            self._marks.sync()
+
+
 class Reserve:
-    """Bytes on the disk that nobody else can take, until they are needed."""
+    """Disk space that is kept allocated until it is needed."""
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
-        """Bytes; less where the disk had not eight times as much left when it was opened."""
+        """Bytes; less where the disk had less than eight times as much free when it was opened."""
         self._file = -1
 
     def open(self) -> None:
-        """Take the room, as far as there is any."""
+        """Allocate the space, as far as there is any."""
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         left = os.statvfs(self.path.parent)
         self.size = max(os.fstat(self._file).st_size, min(self.size, left.f_bavail * left.f_frsize // 8))
-        self._take()
+        self._allocate()
 
-    def _take(self) -> None:
-        with contextlib.suppress(OSError):  # the disk is full: as much as there was stays taken
+    def _allocate(self) -> None:
+        with contextlib.suppress(OSError):  # the disk is full: what was free stays allocated
             os.posix_fallocate(self._file, 0, max(self.size, 1))
 
     @contextlib.contextmanager
-    def given_up(self) -> Iterator[None]:
-        """The room is free inside the block, and taken again after it as far as possible."""
+    def released(self) -> Iterator[None]:
+        """Free the space inside the block; allocate it again afterwards as far as possible."""
         os.ftruncate(self._file, 0)
         try:
             yield
         finally:
-            self._take()
+            self._allocate()
 
     def close(self) -> None:
-        """Let the file go; the room stays taken for the next start."""
+        """Close the file; the space stays allocated for the next start."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -83,6 +83,10 @@ class Topics:
         """State of one camera."""
         return f"{self.root}/camera/{camera}/status"
 
+    def kind_of(self, topic: str) -> str:
+        """The kind of event that a topic of this device carries."""
+        return topic.removeprefix(f"{self.root}/").split("/")[0]
+
     def verb_of(self, topic: str) -> str:
         """The verb of a command's topic."""
         return topic.removeprefix(f"{self.root}/cmd/")

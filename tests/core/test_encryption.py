@@ -16,8 +16,8 @@ from edge_agent.core.config import GallerySettings
 from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.loading import load
-from edge_agent.deliver.outbox import Outbox
 from edge_agent.gallery import Gallery
+from tests.deliver.deliver_fixtures import outbox_at
 
 KEY, OTHER = b"\x0f" * 32, b"\xab" * 32
 NAME = "Ada Lovelace of the ground floor"
@@ -35,9 +35,9 @@ def fill(state: Path, key: bytes | None) -> None:
         gallery.enrol(ROWS[:2], np.ones(2), name=NAME, kind="enrolled", origin="c:1", camera="c", time=1.0)
         gone = gallery.enrol(ROWS[2:3], np.ones(1), origin="c:2", camera="c", time=1.0)
         gallery.merge(1, gone.number)
-    with Outbox(state / "outbox.db", key=key) as outbox:
+    with outbox_at(state / "outbox.db", key=key) as outbox:
         for _ in range(20):
-            outbox.append_encoded(b'{"who":"%b"}' % WORD, "t")
+            outbox.append(b'{"who":"%b"}' % WORD, "t")
 
 
 def check(state: Path, key: bytes | None) -> None:
@@ -49,11 +49,11 @@ def check(state: Path, key: bytes | None) -> None:
         added = gallery.enrol(ROWS[3:4], np.ones(1), origin="c:3", camera="c", time=2.0)
         assert added.number > 2, "a number was given twice"
         gallery.forget(added.number)
-    with Outbox(state / "outbox.db", key=key) as outbox:
+    with outbox_at(state / "outbox.db", key=key) as outbox:
         assert outbox.set_aside is None
         before = outbox.depth.rows
         assert before >= 20
-        outbox.append_encoded(b"{}", "t")
+        outbox.append(b"{}", "t")
         assert outbox.depth.rows == before + 1
 
 
@@ -108,7 +108,7 @@ def test_a_key_that_does_not_fit_is_refused(
         Gallery(tmp_path / "gallery.db", GallerySettings(), space="s", dimension=8, key=given),
     ):
         pass
-    with pytest.raises(StorageError, match="storage__key"), Outbox(tmp_path / "outbox.db", key=given):
+    with pytest.raises(StorageError, match="storage__key"), outbox_at(tmp_path / "outbox.db", key=given):
         pass
     assert capfd.readouterr().err == "", "SQLCipher writes to stderr by itself"
     check(tmp_path, made)

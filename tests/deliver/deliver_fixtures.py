@@ -21,7 +21,7 @@ import paho.mqtt.client as mqtt
 from jsonschema import Draft202012Validator, ValidationError
 
 from edge_agent.core.codec import envelope_schema
-from edge_agent.core.config import MqttSettings
+from edge_agent.core.config import MqttSettings, OutboxSettings
 from edge_agent.core.events import (
     CameraInfo,
     DeviceSummary,
@@ -33,9 +33,11 @@ from edge_agent.core.events import (
 )
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Decision, DecisionKind, EngineInfo
-from edge_agent.deliver import connection, pacing
+from edge_agent.deliver import connection, pacing, pump, sender
+from edge_agent.deliver.local import Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
+from edge_agent.deliver.topics import Topics
 from tests.conftest import Mosquitto, find_free_port, mosquitto_binary
 
 ENGINE = EngineInfo(
@@ -177,23 +179,44 @@ def until(what: Callable[[], Any], *, seconds: float = 20.0) -> Any:
 
 @contextlib.contextmanager
 def publishing(outbox: Outbox, url: str, **changes: Any) -> Iterator[Publisher]:
-    settings = changes.pop("broker", None) or broker_at(url, version=changes.pop("version", "5"))
-    values: dict[str, Any] = {
-        "site": "lab",
-        "device": "jx01",
-        "session": "session-1",
-        "broker": settings,
-        "outbox": outbox,
-        "info": lambda: INFO,
-        "drain_jitter_s": 0.0,
+    """A publisher with short waits.
+
+    Args:
+        outbox: open.
+        url: of the broker.
+        changes: keys of the section mqtt, constants by their name in lower case, or arguments of Publisher.
+    """
+    constants: dict[Any, dict[str, Any]] = {
+        pacing: {"FIRST_WAIT_S": 0.1, "LONGEST_WAIT_S": 0.3, "REFUSED_WAIT_S": 0.5},
+        connection: {"WILL_DELAY_S": 0},
+        sender: {
+            "DRAIN_PER_S": sender.DRAIN_PER_S,
+            "DRAIN_JITTER_S": 0.0,
+            "NO_SUBSCRIBER_S": sender.NO_SUBSCRIBER_S,
+        },
+        pump: {"ACK_TIMEOUT_S": pump.ACK_TIMEOUT_S},
     }
-    waits = {"FIRST_WAIT_S": 0.1, "LONGEST_WAIT_S": 0.3, "REFUSED_WAIT_S": changes.pop("refused_wait_s", 0.5)}
-    with (
-        mock.patch.multiple(pacing, **waits),
-        mock.patch.object(connection, "WILL_DELAY_S", 0),
-        Publisher(**(values | changes)) as publisher,
-    ):
-        yield publisher
+    for values in constants.values():
+        values.update({name: changes.pop(name.lower(), value) for name, value in values.items()})
+    known = MqttSettings.model_fields.keys() - {"commands"}
+    keys = {key: changes.pop(key) for key in known & changes.keys()}
+    settings = MqttSettings(**({"broker": url, "site": "lab", "device": "jx01", "keepalive_s": 5} | keys))
+    topics = Topics(settings.site, settings.device)
+    origin = Origin(topics, changes.pop("session", "session-1"), changes.pop("event_file", None))
+    with contextlib.ExitStack() as stack:
+        for module, values in constants.items():
+            stack.enter_context(mock.patch.multiple(module, **values))
+        arguments = {"outbox": outbox, "info": lambda: INFO} | changes
+        yield stack.enter_context(Publisher(settings, origin, **arguments))
+
+
+def limits(**changes: Any) -> OutboxSettings:
+    """Settings of the outbox; values below the configurable minimum are allowed."""
+    return OutboxSettings.model_construct(**changes)
+
+
+def outbox_at(path: Path, *, key: bytes | None = None, clock: Any = None, **changes: Any) -> Outbox:
+    return Outbox(path, limits(**changes), key=key, clock=clock)
 
 
 def broker_at(url: str, **settings: Any) -> BrokerSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import random
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -22,14 +24,15 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_agent.core.codec import command_schema, envelope_schema
+from edge_agent.core.config import MqttSettings
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.events import COMMAND_TYPES, Event
 from edge_agent.core.mqtt import Incoming
 from edge_agent.core.timing import rfc3339
+from edge_agent.deliver import commands
 from edge_agent.deliver.commands import CommandDesk
-from edge_agent.deliver.outbox import Outbox
 from tests.conftest import Mosquitto
-from tests.deliver.deliver_fixtures import Listener, configured_mosquitto, publishing, until
+from tests.deliver.deliver_fixtures import Listener, configured_mosquitto, outbox_at, publishing, until
 
 ROOT = "edge/v1/lab/jx01"
 
@@ -74,15 +77,22 @@ def incoming(payload: bytes, verb: str = "name", **changes: Any) -> Incoming:
     return Incoming(**({"topic": f"{ROOT}/cmd/{verb}", "payload": payload, "retained": False} | changes))
 
 
-def desk_of(*, per_s: float = 5.0, max_bytes: int = 512 << 10, **operations: Any) -> CommandDesk:
-    return CommandDesk(
-        site="lab",
-        device="jx01",
-        operations=operations,
-        allowed=list(operations),
-        per_s=per_s,
-        max_bytes=max_bytes,
-    )
+@contextlib.contextmanager
+def desk_of(
+    *,
+    per_s: float = 5.0,
+    max_bytes: int = 512 << 10,
+    clock: Any = time.time,
+    allowed: Any = None,
+    **operations: Any,
+) -> Iterator[CommandDesk]:
+    """A desk for these operations, all of them allowed by default."""
+    settings = MqttSettings(site="lab", device="jx01", commands=allowed or tuple(operations))
+    with (
+        mock.patch.multiple(commands, COMMANDS_PER_S=per_s, MAX_BYTES=max_bytes),
+        CommandDesk(settings, operations, clock=clock) as desk,
+    ):
+        yield desk
 
 
 @pytest.fixture
@@ -93,10 +103,7 @@ def gallery() -> Gallery:
 @pytest.fixture
 def desk(gallery: Gallery) -> Iterator[CommandDesk]:
     operations = {"name": gallery.name, "stats": gallery.stats, "forget": gallery.stats}
-    made = CommandDesk(
-        site="lab", device="jx01", operations=operations, allowed=["name", "stats"], per_s=1e6, max_bytes=4096
-    )
-    with made:
+    with desk_of(**operations, allowed=("name", "stats"), per_s=1e6, max_bytes=4096) as made:
         yield made
 
 
@@ -174,27 +181,18 @@ def test_a_transaction_counts_once(desk: CommandDesk, gallery: Gallery) -> None:
 
 def test_commands_from_before_the_start_are_refused(gallery: Gallery) -> None:
     now = time.time()
-    made = CommandDesk(
-        site="lab", device="jx01", operations={"name": gallery.name}, allowed=["name"], clock=lambda: now + 30
-    )
-    with made as desk:
+    with desk_of(name=gallery.name, clock=lambda: now + 30) as desk:
         assert answer(desk, incoming(order())).code == "expired"
 
 
 def test_a_device_without_time_refuses(gallery: Gallery) -> None:
-    made = CommandDesk(
-        site="lab", device="jx01", operations={"name": gallery.name}, allowed=["name"], clock=lambda: 60.0
-    )
-    with made as desk:
+    with desk_of(name=gallery.name, clock=lambda: 60.0) as desk:
         assert "clock" in answer(desk, incoming(order(issued="1970-01-01T00:01:00Z"))).error
 
 
 def test_too_many_are_refused_and_answers_do_not_flood(gallery: Gallery) -> None:
-    made = CommandDesk(
-        site="lab", device="jx01", operations={"stats": gallery.stats}, allowed=["stats"], per_s=1.0
-    )
     answers = Answers()
-    with made as desk:
+    with desk_of(stats=gallery.stats, per_s=1.0) as desk:
         for _ in range(500):
             desk.accept(incoming(order(identity_id=..., name=...), "stats"), answers)
         until(lambda: len(gallery.done) >= 20)
@@ -207,14 +205,7 @@ def test_too_many_are_refused_and_answers_do_not_flood(gallery: Gallery) -> None
 def test_a_slow_command_does_not_hold_up_the_pump(gallery: Gallery) -> None:
     release = threading.Event()
     answers = Answers()
-    made = CommandDesk(
-        site="lab",
-        device="jx01",
-        operations={"stats": lambda _: release.wait(20) and None},
-        allowed=["stats"],
-        per_s=1e6,
-    )
-    with made as desk:
+    with desk_of(stats=lambda _: release.wait(20) and None, per_s=1e6) as desk:
         for _ in range(60):
             desk.accept(incoming(order(identity_id=..., name=...), "stats"), answers)
         assert {event.data.code for _, event, _ in answers.sent} == {"busy"}
@@ -232,7 +223,7 @@ def test_errors_are_told_and_bugs_are_not_spelled_out(desk: CommandDesk) -> None
 def test_verbs_that_nobody_carries_out_are_a_config_error() -> None:
     for verb in ("name", "dance"):
         with pytest.raises(ConfigError, match=verb):
-            CommandDesk(site="lab", device="jx01", operations={}, allowed=[verb])
+            CommandDesk(MqttSettings(commands=(verb,)), {})
 
 
 @pytest.mark.parametrize("verb", COMMAND_TYPES)
@@ -278,7 +269,7 @@ def test_ten_thousand_malformed_commands_over_a_broker(tmp_path: Path) -> None:
     with (
         configured_mosquitto(tmp_path / "broker", quiet) as mosquitto,
         desk_of(name=gallery.name, per_s=50.0) as desk,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url, commands=desk) as publisher,
         Listener(mosquitto.port, f"{ROOT}/cmd/+/result") as listener,
     ):
@@ -323,7 +314,7 @@ def test_response_topic_and_correlation_come_back(mosquitto: Mosquitto, tmp_path
     gallery = Gallery()
     with (
         desk_of(name=gallery.name) as desk,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url, commands=desk) as publisher,
         Listener(mosquitto.port, "replies/me") as listener,
     ):
@@ -340,12 +331,11 @@ def test_response_topic_and_correlation_come_back(mosquitto: Mosquitto, tmp_path
 
 def test_retained_command_is_refused_over_a_broker(mosquitto: Mosquitto, tmp_path: Path) -> None:
     gallery = Gallery()
-    made = CommandDesk(site="lab", device="jx01", operations={"name": gallery.name}, allowed=["name"])
     with Listener(mosquitto.port, f"{ROOT}/cmd/+/result") as listener:
         listener.publish(f"{ROOT}/cmd/name", order(), retain=True)
         with (
-            made as desk,
-            Outbox(tmp_path / "o.db") as outbox,
+            desk_of(name=gallery.name) as desk,
+            outbox_at(tmp_path / "o.db") as outbox,
             publishing(outbox, mosquitto.url, commands=desk),
         ):
             heard = until(lambda: listener.heard)[0]

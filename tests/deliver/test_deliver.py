@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from edge_agent.core.codec import decode, envelope_schema
+from edge_agent.core.codec import decode, encode, envelope_schema
 from edge_agent.core.errors import (
     BrokerRefused,
     BrokerUnreachable,
@@ -31,9 +31,9 @@ from edge_agent.core.mqtt import silence_problem
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.eventfile import EventFile
-from edge_agent.deliver.outbox import Outbox
+from edge_agent.deliver.local import LocalPublisher, Origin
 from edge_agent.deliver.pacing import Backoff
-from edge_agent.deliver.publisher import LocalPublisher
+from edge_agent.deliver.topics import Topics
 from edge_agent.offline.demo.broker import DemoBroker
 from tests.conftest import Mosquitto, find_free_port
 from tests.deliver.deliver_fixtures import (
@@ -44,6 +44,7 @@ from tests.deliver.deliver_fixtures import (
     configured_mosquitto,
     decision,
     identity,
+    outbox_at,
     publishing,
     telemetry,
     until,
@@ -59,7 +60,7 @@ def check_schema(message: Any) -> None:
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_birth_events_telemetry_and_farewell(mosquitto: Mosquitto, tmp_path: Path, version: str) -> None:
-    with Listener(mosquitto.port) as listener, Outbox(tmp_path / "o.db") as outbox:
+    with Listener(mosquitto.port) as listener, outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, mosquitto.url, version=version) as publisher:
             publisher.set_status("online")
             publisher.set_camera_status(SourceStatus("cam1", SourceState.ONLINE, "", time.time()))
@@ -81,7 +82,7 @@ def test_birth_events_telemetry_and_farewell(mosquitto: Mosquitto, tmp_path: Pat
 
 
 def test_what_mqtt5_carries_beside_the_message(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    with Listener(mosquitto.port) as listener, Outbox(tmp_path / "o.db") as outbox:
+    with Listener(mosquitto.port) as listener, outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, mosquitto.url) as publisher:
             publisher.publish(identity())
             assert publisher.drain(20)
@@ -107,7 +108,7 @@ def test_a_trace_is_the_same_at_every_delivery_and_one_for_a_frame(
         for n in (1, 2)
     ]
     told = []
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         for _ in range(2):
             with Listener(mosquitto.port) as listener, publishing(outbox, mosquitto.url) as publisher:
                 for event in events:
@@ -125,7 +126,7 @@ def test_a_trace_is_the_same_at_every_delivery_and_one_for_a_frame(
 
 
 def test_retained_state_greets_a_late_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
+    with outbox_at(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
         publisher.set_status("online")
         publisher.set_camera_status(SourceStatus("cam1", SourceState.OFFLINE, "no route", 1.7e9))
         publisher.publish(identity())
@@ -137,7 +138,7 @@ def test_retained_state_greets_a_late_subscriber(mosquitto: Mosquitto, tmp_path:
 
 
 def test_status_is_told_once_and_keeps_its_beginning(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    with Listener(mosquitto.port, f"{ROOT}/status") as listener, Outbox(tmp_path / "o.db") as outbox:
+    with Listener(mosquitto.port, f"{ROOT}/status") as listener, outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, mosquitto.url) as publisher:
             publisher.set_status("online")
             publisher.set_status("online")
@@ -152,7 +153,7 @@ def test_status_is_told_once_and_keeps_its_beginning(mosquitto: Mosquitto, tmp_p
 
 def test_broker_that_is_not_there_yet(tmp_path: Path) -> None:
     folder = tmp_path / "broker"
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         port = find_free_port()
         with publishing(outbox, f"mqtt://127.0.0.1:{port}") as publisher:
             publisher.publish(identity())
@@ -178,7 +179,7 @@ def test_broker_that_is_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_events_survive_a_broker_that_is_killed(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
+    with outbox_at(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
         with Listener(mosquitto.port) as listener:
             for n in range(1, 6):
                 publisher.publish(identity(n))
@@ -197,7 +198,7 @@ def test_events_survive_a_broker_that_is_killed(mosquitto: Mosquitto, tmp_path: 
 
 def test_a_frozen_broker_is_left_and_found_again(mosquitto: Mosquitto, tmp_path: Path) -> None:
     assert mosquitto.process is not None
-    with Listener(mosquitto.port) as listener, Outbox(tmp_path / "o.db") as outbox:
+    with Listener(mosquitto.port) as listener, outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, mosquitto.url, ack_timeout_s=1.0) as publisher:
             publisher.publish(identity(1))
             assert publisher.drain(20)
@@ -222,7 +223,7 @@ def test_will_speaks_for_an_agent_that_was_killed(mosquitto: Mosquitto, tmp_path
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from tests.deliver.deliver_fixtures import *
-with Outbox(sys.argv[2]) as outbox, publishing(outbox, sys.argv[3], session="doomed") as publisher:
+with outbox_at(Path(sys.argv[2])) as outbox, publishing(outbox, sys.argv[3], session="doomed") as publisher:
     publisher.set_status("online")
     while not publisher.counters.connects:
         time.sleep(0.02)
@@ -235,7 +236,7 @@ with Outbox(sys.argv[2]) as outbox, publishing(outbox, sys.argv[3], session="doo
             stdout=subprocess.PIPE,
         )
         assert child.stdout is not None
-        assert b"up" in b"".join(iter(child.stdout.readline, b"up\n")) + b"up"
+        assert b"up\n" in iter(child.stdout.readline, b"")
         until(lambda: listener.heard)
         child.kill()
         child.communicate()
@@ -249,7 +250,7 @@ with Outbox(sys.argv[2]) as outbox, publishing(outbox, sys.argv[3], session="doo
 
 
 def test_events_wait_for_a_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
+    with outbox_at(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
         for n in range(1, 41):
             publisher.publish(identity(n))
         until(lambda: publisher.counters.no_subscriber)
@@ -263,7 +264,7 @@ def test_events_wait_for_a_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> N
 def test_a_topic_without_subscriber_does_not_hold_up_the_others(mosquitto: Mosquitto, tmp_path: Path) -> None:
     with (
         Listener(mosquitto.port, f"{ROOT}/identity/#") as listener,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url) as publisher,
     ):
         publisher.publish(alert_event("camera_lost", "gone", time=time.time()))
@@ -276,7 +277,7 @@ def test_a_topic_without_subscriber_does_not_hold_up_the_others(mosquitto: Mosqu
 def test_without_subscriber_for_too_long_the_numbers_are_told(mosquitto: Mosquitto, tmp_path: Path) -> None:
     now = [1.8e9]
     with (
-        Outbox(tmp_path / "o.db", clock=lambda: now[0]) as outbox,
+        outbox_at(tmp_path / "o.db", clock=lambda: now[0]) as outbox,
         publishing(outbox, mosquitto.url, no_subscriber_s=600.0) as publisher,
         Listener(mosquitto.port, f"{ROOT}/gap") as listener,
     ):
@@ -292,9 +293,9 @@ def test_without_subscriber_for_too_long_the_numbers_are_told(mosquitto: Mosquit
 def test_after_a_long_outage_subscribers_get_their_time(mosquitto: Mosquitto, tmp_path: Path) -> None:
     """What is old when the broker comes back is not given up at the first word that nobody listens."""
     now = [1.8e9]
-    with Outbox(tmp_path / "o.db", clock=lambda: now[0]) as outbox:
+    with outbox_at(tmp_path / "o.db", clock=lambda: now[0]) as outbox:
         for n in range(1, 4):
-            outbox.append(replace(identity(n), source=ROOT, session="s"), f"{ROOT}/identity/matched")
+            outbox.append(encode(replace(identity(n), source=ROOT, session="s")), f"{ROOT}/identity/matched")
         now[0] += 7200
         with publishing(outbox, mosquitto.url, no_subscriber_s=600.0) as publisher:
             until(lambda: publisher.counters.no_subscriber)
@@ -319,7 +320,7 @@ def test_refused_topic_is_parked_told_and_delivered_once_it_is_allowed(tmp_path:
     with configured_mosquitto(folder, ACL) as broker:
         with (
             Listener(broker.port) as listener,
-            Outbox(tmp_path / "o.db") as outbox,
+            outbox_at(tmp_path / "o.db") as outbox,
             publishing(outbox, broker.url) as publisher,
         ):
             for n in range(1, 4):
@@ -338,7 +339,7 @@ def test_refused_topic_is_parked_told_and_delivered_once_it_is_allowed(tmp_path:
         broker.start()
         with (
             Listener(broker.port) as listener,
-            Outbox(tmp_path / "o.db") as outbox,
+            outbox_at(tmp_path / "o.db") as outbox,
             publishing(outbox, broker.url) as publisher,
         ):
             assert publisher.drain(20)
@@ -351,7 +352,7 @@ def test_refused_gaps_and_alerts_do_not_breed(tmp_path: Path) -> None:
     (folder / "acl").write_text(f"topic readwrite {ROOT}/status\ntopic read #\n")
     with (
         configured_mosquitto(folder, ACL) as broker,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, broker.url) as publisher,
     ):
         publisher.publish(identity(1))
@@ -366,7 +367,7 @@ def test_message_larger_than_the_broker_takes(tmp_path: Path) -> None:
     with (
         configured_mosquitto(tmp_path / "broker", OPEN + "\nmax_packet_size 3000") as broker,
         Listener(broker.port) as listener,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, broker.url) as publisher,
     ):
         publisher.publish(identity(1))
@@ -386,16 +387,16 @@ def test_wrong_password_is_said_and_the_wait_is_long(tmp_path: Path) -> None:
     making = ["mosquitto_passwd", "-b", "-c", str(folder / "users"), "agent", "right"]
     subprocess.run(making, check=True, capture_output=True)
     lines = "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder}/users"
-    with configured_mosquitto(folder, lines) as broker, Outbox(tmp_path / "o.db") as outbox:
-        wrong = broker_at(broker.url, username="agent", password="guessed-secret")
-        with publishing(outbox, broker.url, broker=wrong, refused_wait_s=60) as publisher:
+    with configured_mosquitto(folder, lines) as broker, outbox_at(tmp_path / "o.db") as outbox:
+        wrong = {"username": "agent", "password": "guessed-secret"}
+        with publishing(outbox, broker.url, **wrong, refused_wait_s=60) as publisher:
             until(lambda: publisher.state is ConnectionState.REFUSED)
             assert "password" in (publisher.problem or "")
-            assert "guessed-secret" not in (publisher.problem or "") + repr(wrong)
+            assert "guessed-secret" not in (publisher.problem or "") + repr(broker_at(broker.url, **wrong))
         right = broker_at(f"mqtt://agent:right@127.0.0.1:{broker.port}")
         assert right.password == "right"
         assert "right" not in right.url
-        with publishing(outbox, broker.url, broker=right) as publisher:
+        with publishing(outbox, f"mqtt://agent:right@127.0.0.1:{broker.port}") as publisher:
             until(lambda: publisher.state is ConnectionState.CONNECTED)
 
 
@@ -405,7 +406,7 @@ def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
-        with Outbox(tmp_path / "o.db") as outbox, publishing(outbox, url) as publisher:
+        with outbox_at(tmp_path / "o.db") as outbox, publishing(outbox, url) as publisher:
             until(lambda: "no CONNACK" in (publisher.problem or ""))
 
 
@@ -418,7 +419,7 @@ def test_silence_after_a_tls_handshake_is_a_refusal() -> None:
 
 def test_stop_returns_in_time_whatever_the_broker_does(mosquitto: Mosquitto, tmp_path: Path) -> None:
     assert mosquitto.process is not None
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, mosquitto.url) as publisher:
             until(lambda: publisher.state is ConnectionState.CONNECTED)
             os.kill(mosquitto.process.pid, signal.SIGSTOP)
@@ -463,7 +464,7 @@ def test_without_broker_events_are_numbered_and_written(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with (
         EventFile(path) as file,
-        LocalPublisher(site="lab", device="jx01", session="s", event_file=file) as local,
+        LocalPublisher(Origin(Topics("lab", "jx01"), "s", file)) as local,
     ):
         assert [local.publish(identity(n)) for n in (1, 2, 3)] == [1, 2, 3]
         local.set_status("online")
@@ -481,7 +482,7 @@ def test_file_holds_what_the_broker_got(mosquitto: Mosquitto, tmp_path: Path) ->
     with (
         Listener(mosquitto.port) as listener,
         EventFile(path) as file,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url, event_file=file) as publisher,
     ):
         threads = [
@@ -504,7 +505,7 @@ def test_events_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_demo_broker_from_a_wheel(tmp_path: Path) -> None:
     pytest.importorskip("iotcore", reason="extra `demo` is not installed")
-    with DemoBroker() as broker, Listener(broker.port) as listener, Outbox(tmp_path / "o.db") as outbox:
+    with DemoBroker() as broker, Listener(broker.port) as listener, outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, broker.url) as publisher:
             publisher.set_status("online")
             for n in range(1, 41):
@@ -530,7 +531,7 @@ def test_a_full_disk_does_not_keep_it_from_starting(
     def full() -> int:
         raise DiskFull("no space is left")
 
-    with Listener(mosquitto.port) as listener, Outbox(tmp_path / "o.db") as outbox:
+    with Listener(mosquitto.port) as listener, outbox_at(tmp_path / "o.db") as outbox:
         monkeypatch.setattr(outbox, "requeue_parked", full)
         with publishing(outbox, mosquitto.url) as publisher:
             publisher.publish(identity())
@@ -546,7 +547,7 @@ def test_a_full_disk_does_not_keep_it_from_delivering(
 
     with (
         Listener(mosquitto.port) as listener,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url) as publisher,
     ):
         monkeypatch.setattr(outbox, "expire", full)
@@ -566,21 +567,9 @@ def test_a_fault_in_the_pump_costs_one_connection(mosquitto: Mosquitto, tmp_path
 
     with (
         Listener(mosquitto.port) as listener,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url, info=info) as publisher,
     ):
         publisher.publish(identity())
         assert publisher.drain(20)
         until(lambda: len(listener.numbered()) == 1)
-
-
-def test_info_is_asked_anew_when_told(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    answers = iter([INFO, INFO])
-    with (
-        Listener(mosquitto.port, f"{ROOT}/info") as listener,
-        Outbox(tmp_path / "o.db") as outbox,
-        publishing(outbox, mosquitto.url, info=lambda: next(answers)) as publisher,
-    ):
-        until(lambda: len(listener.heard) == 1)
-        publisher.refresh_info()
-        until(lambda: len(listener.heard) == 2)

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from edge_agent.cli.watch import View
 from edge_agent.core.codec import encode
 from edge_agent.core.structures import SourceState, SourceStatus
-from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
 from tests.conftest import REPO, Mosquitto
 from tests.deliver.deliver_fixtures import (
     Listener,
     configured_mosquitto,
     identity,
+    outbox_at,
     publishing,
     telemetry,
     until,
@@ -64,7 +64,7 @@ def wait_for_subscriber(publisher: Publisher) -> None:
 def test_python_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
     with (
         running([sys.executable, str(EXAMPLES / "subscriber.py"), mosquitto.url]) as lines,
-        Outbox(tmp_path / "o.db", max_rows=10) as outbox,
+        outbox_at(tmp_path / "o.db", max_rows=10) as outbox,
         publishing(outbox, mosquitto.url) as publisher,
     ):
         publisher.set_status("online")
@@ -85,7 +85,7 @@ def test_shell_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
         pytest.skip("jq or mosquitto_sub is not installed")
     with (
         running(["sh", str(EXAMPLES / "subscriber.sh"), "127.0.0.1", str(mosquitto.port)]) as lines,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url) as publisher,
     ):
         wait_for_subscriber(publisher)
@@ -112,8 +112,8 @@ def test_access_list_lets_a_device_speak_under_its_own_name_only(tmp_path: Path)
         for device, allowed in (("jx01", True), ("jx99", False)):
             url = f"mqtt://{device}:secret@127.0.0.1:{broker.port}"
             with (
-                Outbox(tmp_path / f"{device}.db") as outbox,
-                publishing(outbox, url, client_id=device) as publisher,
+                outbox_at(tmp_path / f"{device}.db") as outbox,
+                publishing(outbox, url) as publisher,
             ):
                 publisher.set_status("online")
                 publisher.set_camera_status(SourceStatus("cam1", SourceState.ONLINE, "", time.time()))
@@ -148,7 +148,7 @@ WATCH = [sys.executable, "-m", "edge_agent", "watch"]
 def test_watch_prints_messages_and_ends_cleanly(mosquitto: Mosquitto, tmp_path: Path) -> None:
     with (
         running([*WATCH, "--broker", mosquitto.url, "--json", "--count", "3"]) as lines,
-        Outbox(tmp_path / "o.db") as outbox,
+        outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url) as publisher,
     ):
         wait_for_subscriber(publisher)

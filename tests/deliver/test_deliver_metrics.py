@@ -21,11 +21,10 @@ from edge_agent.core.loading import load
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.homeassistant import announce, announcement, discovery_topic
 from edge_agent.deliver.metrics import Metrics
-from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Counters
 from edge_agent.deliver.topics import Topics
 from tests.conftest import REPO, Mosquitto
-from tests.deliver.deliver_fixtures import INFO, Listener, identity, publishing, telemetry, until
+from tests.deliver.deliver_fixtures import INFO, Listener, identity, outbox_at, publishing, telemetry, until
 
 TOPICS = Topics("lab", "jx01")
 FULL = replace(
@@ -178,7 +177,7 @@ def test_availability_follows_the_status(announced: Any, state: str, shown: str)
 
 def test_the_setting_announces_and_takes_back(mosquitto: Mosquitto, tmp_path: Path) -> None:
     topic = discovery_topic(TOPICS)
-    with Outbox(tmp_path / "o.db") as outbox, Listener(mosquitto.port, topic) as listener:
+    with outbox_at(tmp_path / "o.db") as outbox, Listener(mosquitto.port, topic) as listener:
         for wanted, heard in ((False, 0), (True, 1), ("remove", 2), ("remove", 2)):
             settings = load(None, {"mqtt": {"site": "lab", "device": "jx01", "home_assistant": wanted}})
             with publishing(outbox, mosquitto.url) as publisher:
@@ -196,7 +195,7 @@ def test_the_setting_announces_and_takes_back(mosquitto: Mosquitto, tmp_path: Pa
 
 def test_announcement_is_retained_and_can_be_removed(mosquitto: Mosquitto, tmp_path: Path) -> None:
     topic = discovery_topic(TOPICS)
-    with Outbox(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
+    with outbox_at(tmp_path / "o.db") as outbox, publishing(outbox, mosquitto.url) as publisher:
         publisher.set_retained(topic, announcement(TOPICS, INFO, zones=["tj"]))
         with Listener(mosquitto.port, topic) as listener:
             heard = until(lambda: listener.heard)[0]

@@ -19,12 +19,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from edge_agent.core.codec import encode
 from edge_agent.core.encryption import parse_key
 from edge_agent.core.errors import ConfigError, DiskFull, StorageError
 from edge_agent.core.events import Event
-from edge_agent.deliver import outbox as outbox_module
+from edge_agent.deliver import storage as storage_module
 from edge_agent.deliver.outbox import Depth, Outbox
-from tests.deliver.deliver_fixtures import identity
+from tests.deliver.deliver_fixtures import identity, outbox_at
 
 BODY = b'{"data":{"who":"p-1"}}'
 TOPIC = "edge/v1/lab/jx01/identity/matched"
@@ -36,7 +37,7 @@ def stamp(event: Event) -> Event:
 
 
 def fill(outbox: Outbox, count: int, body: bytes = BODY) -> list[int]:
-    return [outbox.append_encoded(body, TOPIC) for _ in range(count)]
+    return [outbox.append(body, TOPIC) for _ in range(count)]
 
 
 def take_all(outbox: Outbox) -> list[Any]:
@@ -61,9 +62,9 @@ def gaps(messages: list[Any]) -> dict[str, list[int]]:
 
 
 def test_events_come_out_in_order_with_their_numbers(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         event = stamp(identity())
-        assert outbox.append(event, TOPIC) == 1
+        assert outbox.append(encode(event), TOPIC) == 1
         assert fill(outbox, 30) == list(range(2, 32))
         messages = take_all(outbox)
         assert [m["seq"] for m in messages] == list(range(1, 32))
@@ -73,13 +74,13 @@ def test_events_come_out_in_order_with_their_numbers(tmp_path: Path) -> None:
 
 def test_numbers_go_on_after_a_restart_even_when_all_was_delivered(tmp_path: Path) -> None:
     for start in (1, 4, 7):
-        with Outbox(tmp_path / "o.db") as outbox:
+        with outbox_at(tmp_path / "o.db") as outbox:
             assert fill(outbox, 3) == [start, start + 1, start + 2]
             take_all(outbox)
 
 
 def test_unacknowledged_rows_come_again_with_the_same_message(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 5)
         first = outbox.pending(5)
         assert outbox.pending(5) == []
@@ -88,14 +89,14 @@ def test_unacknowledged_rows_come_again_with_the_same_message(tmp_path: Path) ->
         again = outbox.pending(5)
         assert [row.seq for row in again] == [1, 3, 5]
         assert again[0] == first[0]
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         assert [row.seq for row in outbox.pending(9)] == [1, 3, 5]
 
 
 def test_topics_can_be_passed_over_and_probed(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         for number in range(6):
-            outbox.append_encoded(BODY, f"t/{number % 2}")
+            outbox.append(BODY, f"t/{number % 2}")
         assert [r.seq for r in outbox.pending(9, without=["t/0"])] == [2, 4, 6]
         probe = outbox.first_of("t/0")
         assert probe is not None
@@ -106,7 +107,7 @@ def test_topics_can_be_passed_over_and_probed(tmp_path: Path) -> None:
 
 
 def test_rows_bound_drops_the_oldest_and_tells_which(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db", max_rows=10) as outbox:
+    with outbox_at(tmp_path / "o.db", max_rows=10) as outbox:
         fill(outbox, 25)
         assert outbox.depth.rows == 10
         outbox.report_gaps(stamp, GAP)
@@ -117,7 +118,7 @@ def test_rows_bound_drops_the_oldest_and_tells_which(tmp_path: Path) -> None:
 
 def test_bytes_bound(tmp_path: Path) -> None:
     size = len(BODY)
-    with Outbox(tmp_path / "o.db", max_bytes=size * 5) as outbox:
+    with outbox_at(tmp_path / "o.db", max_megabytes=size * 5 / 2**20) as outbox:
         fill(outbox, 8)
         assert outbox.depth == Depth(5, size * 5, 0)
         outbox.report_gaps(stamp, GAP)
@@ -126,7 +127,7 @@ def test_bytes_bound(tmp_path: Path) -> None:
 
 def test_age_bound_with_a_simulated_clock(tmp_path: Path) -> None:
     now = [1_800_000_000.0]
-    with Outbox(tmp_path / "o.db", max_age_s=3600, clock=lambda: now[0]) as outbox:
+    with outbox_at(tmp_path / "o.db", max_age_hours=1.0, clock=lambda: now[0]) as outbox:
         fill(outbox, 3)
         now[0] += 3000
         fill(outbox, 2)
@@ -140,7 +141,7 @@ def test_age_bound_with_a_simulated_clock(tmp_path: Path) -> None:
 
 def test_a_clock_that_was_never_set_ages_nothing(tmp_path: Path) -> None:
     now = [60.0]  # a Jetson without a battery starts in 1970
-    with Outbox(tmp_path / "o.db", max_age_s=3600, clock=lambda: now[0]) as outbox:
+    with outbox_at(tmp_path / "o.db", max_age_hours=1.0, clock=lambda: now[0]) as outbox:
         fill(outbox, 3)
         now[0] = 1_800_000_000.0
         fill(outbox, 1)
@@ -149,7 +150,7 @@ def test_a_clock_that_was_never_set_ages_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_under_way_are_not_dropped(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db", max_rows=5) as outbox:
+    with outbox_at(tmp_path / "o.db", max_rows=5) as outbox:
         fill(outbox, 5)
         held = [row.seq for row in outbox.pending(2)]
         fill(outbox, 3)
@@ -159,7 +160,7 @@ def test_rows_under_way_are_not_dropped(tmp_path: Path) -> None:
 
 
 def test_gap_events_wait_until_the_ones_before_are_delivered(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db", max_rows=5) as outbox:
+    with outbox_at(tmp_path / "o.db", max_rows=5) as outbox:
         fill(outbox, 7)
         assert len(outbox.report_gaps(stamp, GAP)) == 1
         fill(outbox, 7)
@@ -172,7 +173,7 @@ def test_gap_events_wait_until_the_ones_before_are_delivered(tmp_path: Path) -> 
 
 
 def test_a_gap_is_never_dropped_itself(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db", max_rows=3) as outbox:
+    with outbox_at(tmp_path / "o.db", max_rows=3) as outbox:
         fill(outbox, 5)
         outbox.report_gaps(stamp, GAP)
         fill(outbox, 20)
@@ -180,7 +181,7 @@ def test_a_gap_is_never_dropped_itself(tmp_path: Path) -> None:
 
 
 def test_parked_rows_are_told_kept_and_can_be_queued_again(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 3)
         outbox.pending(3)
         outbox.park(2, "135: not authorised")
@@ -188,13 +189,13 @@ def test_parked_rows_are_told_kept_and_can_be_queued_again(tmp_path: Path) -> No
         outbox.release()
         outbox.report_gaps(stamp, GAP)
         assert gaps(take_all(outbox)) == {"rejected": [2]}
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         assert outbox.requeue_parked() == 1
         assert [m["seq"] for m in take_all(outbox)] == [2]
 
 
 def test_erase_removes_a_person_from_the_disk(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 50)
         fill(outbox, 50, b'{"data":{"who":"person-secret-7"}}')
         outbox.pending(60)
@@ -213,15 +214,15 @@ def test_erase_removes_a_person_from_the_disk(tmp_path: Path) -> None:
 
 
 def test_erase_takes_whole_words_only(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         for who in (b"p-1", b"p-11", b"xp-1", b"p-1-2"):
-            outbox.append_encoded(b'{"who":"%b"}' % who, TOPIC)
+            outbox.append(b'{"who":"%b"}' % who, TOPIC)
         assert outbox.erase("p-1") == 1
         assert [m["who"] for m in take_all(outbox)] == ["p-11", "xp-1", "p-1-2"]
 
 
 def test_a_closed_outbox_says_so(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 1)
     for call in (lambda: fill(outbox, 1), lambda: outbox.pending(1), outbox.expire):
         with pytest.raises(StorageError, match="closed"):
@@ -231,30 +232,30 @@ def test_a_closed_outbox_says_so(tmp_path: Path) -> None:
 
 
 def test_second_process_is_refused(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 1)
-        with pytest.raises(StorageError, match="another process"), Outbox(tmp_path / "o.db"):
+        with pytest.raises(StorageError, match="another process"), outbox_at(tmp_path / "o.db"):
             pass
 
 
 def test_newer_layout_is_refused(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db"):
+    with outbox_at(tmp_path / "o.db"):
         pass
     with sqlite3.connect(tmp_path / "o.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StorageError, match="another version"), Outbox(tmp_path / "o.db"):
+    with pytest.raises(StorageError, match="another version"), outbox_at(tmp_path / "o.db"):
         pass
 
 
 def test_missing_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot open the outbox"), Outbox(tmp_path / "no" / "o.db"):
+    with pytest.raises(StorageError, match="cannot open the outbox"), outbox_at(tmp_path / "no" / "o.db"):
         pass
 
 
 def test_two_threads_share_it(tmp_path: Path) -> None:
     seen: list[int] = []
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         writer = threading.Thread(target=fill, args=(outbox, 400))
         writer.start()
         while len(seen) < 400:
@@ -269,12 +270,12 @@ def test_two_threads_share_it(tmp_path: Path) -> None:
 
 
 def test_garbage_instead_of_a_database_is_set_aside(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 40)
         outbox.pending(10)
         outbox.acknowledge(range(1, 11))
     (tmp_path / "o.db").write_bytes(os.urandom(20_000))
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         assert outbox.set_aside is not None
         assert outbox.set_aside.exists()
         outbox.report_gaps(stamp, GAP)
@@ -285,13 +286,13 @@ def test_garbage_instead_of_a_database_is_set_aside(tmp_path: Path) -> None:
 
 def test_what_can_be_read_of_a_damaged_file_is_saved(tmp_path: Path) -> None:
     path = tmp_path / "o.db"
-    with Outbox(path) as outbox:
+    with outbox_at(path) as outbox:
         fill(outbox, 200, b'{"pad":"' + b"x" * 900 + b'"}')
     raw = bytearray(path.read_bytes())
     middle = len(raw) // 2 // 4096 * 4096
     raw[middle : middle + 4096] = os.urandom(4096)
     path.write_bytes(raw)
-    with Outbox(path) as outbox:
+    with outbox_at(path) as outbox:
         outbox.report_gaps(stamp, GAP)
         messages = take_all(outbox)
         gone = gaps(messages)["corrupt"]
@@ -301,19 +302,19 @@ def test_what_can_be_read_of_a_damaged_file_is_saved(tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanished_is_told(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 5)
     (tmp_path / "o.db").unlink()
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         outbox.report_gaps(stamp, GAP)
         assert gaps(take_all(outbox)) == {"corrupt": [1, 2, 3, 4, 5]}
 
 
 def test_damage_found_while_running_does_not_stop_it(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "o.db") as outbox:
+    with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 5)
-        outbox._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        outbox._db.execute("PRAGMA cache_size = 0")
+        outbox._storage.database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        outbox._storage.database.connection.execute("PRAGMA cache_size = 0")
         size = (tmp_path / "o.db").stat().st_size
         with (tmp_path / "o.db").open("r+b") as file:
             file.seek(4096)
@@ -329,16 +330,16 @@ def test_damage_found_while_running_does_not_stop_it(tmp_path: Path) -> None:
 def test_after_a_power_cut_no_number_is_used_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last commits of synchronous=NORMAL may be gone after a power cut, though their events were sent."""
     path = tmp_path / "o.db"
-    with Outbox(path) as outbox:
+    with outbox_at(path) as outbox:
         fill(outbox, 3)
     before = path.read_bytes()
-    with Outbox(path) as outbox:
+    with outbox_at(path) as outbox:
         fill(outbox, 5)
-        marks = outbox._marks.path.read_bytes()
+        marks = (tmp_path / "o.db.marks").read_bytes()
     path.write_bytes(before)
     path.with_name("o.db.marks").write_bytes(marks)
-    monkeypatch.setattr(outbox_module, "boot_check", lambda: 4711)
-    with Outbox(path) as outbox:
+    monkeypatch.setattr(storage_module, "boot_check", lambda: 4711)
+    with outbox_at(path) as outbox:
         first = fill(outbox, 1)[0]
         assert first > 8
         outbox.report_gaps(stamp, GAP)
@@ -365,10 +366,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_drops_and_tells_exactly(small_disk: Path) -> None:
     body = b'{"pad":"' + b"x" * 2000 + b'"}'
     lost = []
-    with Outbox(small_disk / "o.db") as outbox:
+    with outbox_at(small_disk / "o.db") as outbox:
         for _ in range(600):
             try:
-                outbox.append_encoded(body, TOPIC)
+                outbox.append(body, TOPIC)
             except DiskFull:
                 lost.append(outbox.last_number)
         assert lost
@@ -381,21 +382,20 @@ def test_a_full_disk_drops_and_tells_exactly(small_disk: Path) -> None:
 
 
 def test_a_full_disk_is_told_after_a_restart(small_disk: Path) -> None:
-    with Outbox(small_disk / "o.db") as outbox:
+    with outbox_at(small_disk / "o.db") as outbox:
         fill(outbox, 3)
         ballast = small_disk / "ballast"
         fill_up(ballast)
         lost = 0
         while lost < 20:
             try:
-                outbox.append_encoded(b'{"pad":"' + b"x" * 20_000 + b'"}', TOPIC)
+                outbox.append(b'{"pad":"' + b"x" * 20_000 + b'"}', TOPIC)
             except DiskFull:
                 lost += 1
         last = outbox.last_number
-        outbox._disconnect()  # as a kill does: nothing is put in order
-        outbox._db = None
+        outbox._storage.close_files()  # as a kill does: nothing is put in order
     ballast.unlink()
-    with Outbox(small_disk / "o.db") as outbox:
+    with outbox_at(small_disk / "o.db") as outbox:
         assert fill(outbox, 1) == [last + 1]
         outbox.report_gaps(stamp, GAP)
         assert len(gaps(take_all(outbox))["disk-full"]) == lost
@@ -406,12 +406,12 @@ def test_room_that_comes_and_goes_is_told_exactly(small_disk: Path) -> None:
     body = b'{"pad":"' + b"x" * 20_000 + b'"}'
     ballast = small_disk / "ballast"
     lost = []
-    with Outbox(small_disk / "o.db") as outbox:
+    with outbox_at(small_disk / "o.db") as outbox:
         for turn in range(6):
             fill_up(ballast)
             for _ in range(40):
                 try:
-                    outbox.append_encoded(body, TOPIC)
+                    outbox.append(body, TOPIC)
                 except DiskFull:
                     lost.append(outbox.last_number)
             ballast.unlink()
@@ -438,11 +438,13 @@ def fill_up(path: Path) -> None:
 
 _CHILD = """
 import sys
+from pathlib import Path
+from edge_agent.core.config import OutboxSettings
 from edge_agent.deliver.outbox import Outbox
-with Outbox(sys.argv[1], max_rows=300) as outbox:
+with Outbox(Path(sys.argv[1]), OutboxSettings(max_rows=300)) as outbox:
     print("open", flush=True)
     while True:
-        print(outbox.append_encoded(b'{"a":1}', "t"), flush=True)
+        print(outbox.append(b'{"a":1}', "t"), flush=True)
         if outbox.last_number % 3 == 0:
             rows = outbox.pending(5)
             print("acked", *[row.seq for row in rows], flush=True)
@@ -473,7 +475,7 @@ def test_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
                 acked.update(map(int, words[1:]))
             elif words:
                 appended.append(int(words[0]))
-    with Outbox(path) as outbox:
+    with outbox_at(path) as outbox:
         assert outbox.set_aside is None
         outbox.report_gaps(stamp, GAP)
         messages = take_all(outbox)
@@ -488,23 +490,23 @@ def test_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 def test_encrypted_file_holds_no_plain_text(tmp_path: Path) -> None:
     pytest.importorskip("sqlcipher3", reason="extra `encrypt` is not installed")
     path = tmp_path / "o.db"
-    with Outbox(path, key=b"k" * 32) as outbox:
+    with outbox_at(path, key=b"k" * 32) as outbox:
         fill(outbox, 20)
     assert b"p-1" not in path.read_bytes()
-    with Outbox(path, key=b"k" * 32) as outbox:
+    with outbox_at(path, key=b"k" * 32) as outbox:
         assert len(take_all(outbox)) == 20
-    with pytest.raises(StorageError, match="another key"), Outbox(path, key=b"j" * 32):
+    with pytest.raises(StorageError, match="another key"), outbox_at(path, key=b"j" * 32):
         pass
-    with pytest.raises(StorageError, match="none is given"), Outbox(path):
+    with pytest.raises(StorageError, match="none is given"), outbox_at(path):
         pass
 
 
 def test_damage_in_an_encrypted_file_is_set_aside_too(tmp_path: Path) -> None:
     pytest.importorskip("sqlcipher3", reason="extra `encrypt` is not installed")
-    with Outbox(tmp_path / "o.db", key=b"k" * 32) as outbox:
+    with outbox_at(tmp_path / "o.db", key=b"k" * 32) as outbox:
         fill(outbox, 5)
     (tmp_path / "o.db").write_bytes(os.urandom(20_000))
-    with Outbox(tmp_path / "o.db", key=b"k" * 32) as outbox:
+    with outbox_at(tmp_path / "o.db", key=b"k" * 32) as outbox:
         assert outbox.set_aside is not None
         outbox.report_gaps(stamp, GAP)
         assert gaps(take_all(outbox)) == {"corrupt": [1, 2, 3, 4, 5]}
@@ -523,7 +525,7 @@ def test_key_from_a_credential() -> None:
 
 def test_encryption_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sqlcipher3", None)
-    with pytest.raises(ConfigError, match="extra `encrypt`"), Outbox(tmp_path / "o.db", key=b"k" * 32):
+    with pytest.raises(ConfigError, match="extra `encrypt`"), outbox_at(tmp_path / "o.db", key=b"k" * 32):
         pass
 
 
@@ -549,7 +551,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         path = Path(self.folder.name) / "o.db"
-        self.outbox = Outbox(path, max_rows=12, max_age_s=50, clock=lambda: self.now)
+        self.outbox = outbox_at(path, max_rows=12, max_age_hours=50 / 3600, clock=lambda: self.now)
         self.outbox.__enter__()
 
     def teardown(self) -> None:
@@ -562,7 +564,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 9))
     def append(self, count: int) -> None:
         fill(self.outbox, count)
-        exempt = len(self.outbox._leased) + len(self.outbox._gaps)
+        exempt = len(self.outbox._storage.waiting._sending) + len(self.outbox._storage.gaps.waiting)
         assert self.outbox.depth.rows <= 12 + exempt
 
     @rule(target=rows, count=st.integers(1, 6))
@@ -571,13 +573,13 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(row=consumes(rows))
     def acknowledge(self, row: Any) -> None:
-        if row.seq in self.outbox._leased:
+        if row.seq in self.outbox._storage.waiting._sending:
             self.outbox.acknowledge([row.seq])
             self.take(row)
 
     @rule(row=consumes(rows))
     def park(self, row: Any) -> None:
-        if row.seq in self.outbox._leased and row.topic != GAP:
+        if row.seq in self.outbox._storage.waiting._sending and row.topic != GAP:
             self.outbox.park(row.seq, "refused")
 
     @rule()
@@ -601,16 +603,14 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """Without a farewell: acknowledged rows that were not flushed come again."""
-        self.doubtful |= self.outbox._acked
-        self.outbox._disconnect()
-        self.outbox._marks.close()
-        self.outbox._reserve.close()
+        self.doubtful |= self.outbox._storage.waiting.acknowledged
+        self.outbox._storage.close_files()
         self.open()
 
     @invariant()
     def counters_are_right(self) -> None:
-        found = self.outbox._db.execute("SELECT count(*) FROM event").fetchone()[0]
-        assert self.outbox.depth.rows == found - len(self.outbox._acked)
+        found = self.outbox._storage.database.connection.execute("SELECT count(*) FROM event").fetchone()[0]
+        assert self.outbox.depth.rows == found - len(self.outbox._storage.waiting.acknowledged)
 
     def take(self, row: Any) -> None:
         message = json.loads(row.message)

@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import structlog
 
-from edge_agent.core.config import MqttSettings
-from edge_agent.core.mqtt import BrokerSettings
-from edge_agent.deliver import connection, pacing
+from edge_agent.core.config import MqttSettings, OutboxSettings
+from edge_agent.deliver import connection, pacing, pump, sender
+from edge_agent.deliver.local import Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
+from edge_agent.deliver.topics import Topics
 from tests.deliver.deliver_fixtures import INFO, identity
 
 ARGUMENTS = argparse.ArgumentParser()
@@ -59,22 +60,22 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     log = os.open(chosen.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     connection.WILL_DELAY_S = 0
+    pump.ACK_TIMEOUT_S = 3.0
+    sender.DRAIN_JITTER_S = 0.5
     pacing.FIRST_WAIT_S, pacing.LONGEST_WAIT_S, pacing.REFUSED_WAIT_S = 0.3, 2.0, 2.0
     settings = MqttSettings(
-        broker=chosen.broker, keepalive_s=5, ca_file=chosen.ca, cert_file=chosen.cert, key_file=chosen.key
+        broker=chosen.broker,
+        site="lab",
+        device="jx01",
+        keepalive_s=5,
+        ca_file=chosen.ca,
+        cert_file=chosen.cert,
+        key_file=chosen.key,
     )
+    origin = Origin(Topics("lab", "jx01"), chosen.session, None)
     with (
-        Outbox(chosen.state / "outbox.db") as outbox,
-        Publisher(
-            site="lab",
-            device="jx01",
-            session=chosen.session,
-            broker=BrokerSettings.of(settings),
-            outbox=outbox,
-            info=lambda: INFO,
-            ack_timeout_s=3.0,
-            drain_jitter_s=0.5,
-        ) as publisher,
+        Outbox(chosen.state / "outbox.db", OutboxSettings()) as outbox,
+        Publisher(settings, origin, outbox=outbox, info=lambda: INFO) as publisher,
     ):
         publisher.set_status("online")
         produce(publisher, log, chosen)

@@ -20,11 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_agent.core.codec import encode
-from edge_agent.core.config import MqttSettings
-from edge_agent.core.mqtt import BrokerSettings
-from edge_agent.deliver.outbox import Outbox
-from edge_agent.deliver.publisher import Publisher
-from tests.deliver.deliver_fixtures import INFO, identity
+from tests.deliver.deliver_fixtures import identity, outbox_at, publishing
 
 BROKER = """
 listener {port} 127.0.0.1
@@ -102,10 +98,10 @@ def raw_sqlite(path: Path, body: bytes) -> float:
 
 
 def ours_append(folder: Path, name: str, body: bytes) -> float:
-    with Outbox(folder / f"{name}.db") as outbox:
+    with outbox_at(folder / f"{name}.db") as outbox:
         begin = time.perf_counter()
         for _ in range(ROWS):
-            outbox.append_encoded(body, TOPIC)
+            outbox.append(body, TOPIC)
         return ROWS / (time.perf_counter() - begin)
 
 
@@ -159,23 +155,14 @@ def raw_paho(port: int, body: bytes, properties: Properties | None) -> float:
 def ours_drain(folder: Path, name: str, url: str, body: bytes) -> float:
     """From a full outbox to an empty one, connection made before the clock starts."""
     with (
-        Outbox(folder / f"{name}.db") as outbox,
-        Publisher(
-            site="lab",
-            device="jx01",
-            session="s",
-            broker=BrokerSettings.of(MqttSettings(broker=url)),
-            outbox=outbox,
-            info=lambda: INFO,
-            drain_per_s=None,
-            drain_jitter_s=0.0,
-        ) as publisher,
+        outbox_at(folder / f"{name}.db") as outbox,
+        publishing(outbox, url, drain_per_s=1e9, keepalive_s=15) as publisher,
     ):
         while not publisher.counters.connects:
             time.sleep(0.01)
         for _ in range(ROWS):
-            outbox.append_encoded(body, TOPIC)
+            outbox.append(body, TOPIC)
         begin = time.perf_counter()
-        publisher._signal()
+        publisher._wake.signal()
         assert publisher.drain(60)
         return ROWS / (time.perf_counter() - begin)

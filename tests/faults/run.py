@@ -33,12 +33,7 @@ import rates
 import structlog
 from scene import Log, Subscriber, account, broker, gaps, start_agent, wait_for
 
-from edge_agent.core.config import MqttSettings
-from edge_agent.core.mqtt import BrokerSettings
-from edge_agent.deliver import pacing
-from edge_agent.deliver.outbox import Outbox
-from edge_agent.deliver.publisher import Publisher
-from tests.deliver.deliver_fixtures import INFO, identity
+from tests.deliver.deliver_fixtures import identity, outbox_at, publishing
 
 Result = dict[str, Any]
 DRAIN_S = 180.0
@@ -194,18 +189,10 @@ def outage(folder: Path, seconds: float, seed: int) -> Result:
     """An hour without broker at 5 events/s, by a clock that is moved; then everything, in order."""
     now = [1_800_000_000.0]
     count = 18_000
-    pacing.FIRST_WAIT_S, pacing.LONGEST_WAIT_S = 0.2, 0.5
     with (
         broker(folder / "broker", rates.BROKER, start=False) as server,
-        Outbox(folder / "outbox.db", clock=lambda: now[0]) as outbox,
-        Publisher(
-            site="lab",
-            device="jx01",
-            session="s",
-            broker=BrokerSettings.of(MqttSettings(broker=server.url, keepalive_s=5)),
-            outbox=outbox,
-            info=lambda: INFO,
-        ) as publisher,
+        outbox_at(folder / "outbox.db", clock=lambda: now[0]) as outbox,
+        publishing(outbox, server.url, first_wait_s=0.2, longest_wait_s=0.5) as publisher,
     ):
         made = {}
         for number in range(count):

@@ -13,10 +13,9 @@ from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import StorageError
 from edge_agent.core.loading import load
 from edge_agent.core.structures import DecisionKind, Pictures
-from edge_agent.deliver.outbox import Outbox
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.erasure import Erasure, Removed, forget, forget_all
-from tests.deliver.deliver_fixtures import decision
+from tests.deliver.deliver_fixtures import decision, outbox_at
 
 
 class Folder:
@@ -86,9 +85,9 @@ def test_what_cannot_go_now_goes_later(gallery: Gallery) -> None:
 
 def test_events_of_an_outbox_that_is_not_used_now_go_as_well(gallery: Gallery, tmp_path: Path) -> None:
     people = [enrol(gallery) for _ in range(2)]
-    with Outbox(tmp_path / "outbox.db") as outbox:
+    with outbox_at(tmp_path / "outbox.db") as outbox:
         for person in (*people, people[0]):
-            outbox.append_encoded(b'{"who":"%b"}' % person.id.encode(), "t")
+            outbox.append(b'{"who":"%b"}' % person.id.encode(), "t")
     settings = load(None, {"state_dir": tmp_path})
     forget(gallery, people[0].number)
     assert erase_at_rest(settings, gallery) == Removed(events=2)
@@ -96,6 +95,6 @@ def test_events_of_an_outbox_that_is_not_used_now_go_as_well(gallery: Gallery, t
     with Gallery(tmp_path / "gallery.db", GallerySettings(), space="s", dimension=4, owner=True):
         assert erase_at_rest(settings, gallery) is None  # an agent runs: it will do it
     assert erase_at_rest(settings, gallery) == Removed(events=1)
-    with Outbox(tmp_path / "outbox.db") as outbox:
+    with outbox_at(tmp_path / "outbox.db") as outbox:
         assert outbox.depth.rows == 0
-        assert outbox.untold
+        assert outbox.unreported
