@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from edge_agent.core import sqlite
 from edge_agent.core.errors import StorageError
-from edge_agent.core.sqlite import database_errors, make_private
+from edge_agent.core.sqlite import database_errors
 
 __all__ = ["CLOCK_SET", "Change", "Damaged", "OutboxDatabase", "Row", "numbered"]
 
@@ -117,7 +117,6 @@ class OutboxDatabase:
             StorageError: another version wrote it.
             database_errors(): it cannot be opened.
         """
-        make_private(self.path)
         self._connection = connection = self.connect(self.path)
         # Exclusive: two agents on one outbox would give out the same numbers; and no -shm file is needed.
         for pragma in (

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from edge_agent.core.encryption import key_check, rewrite
-from edge_agent.core.sqlite import SIDE_FILES, database_errors, is_damage
+from edge_agent.core.sqlite import SIDE_FILES, database_errors, is_damage, remove_database
 from edge_agent.deliver.database import Damaged, OutboxDatabase, Row
 from edge_agent.deliver.marks import Marks
 
@@ -34,29 +34,20 @@ def _damaged_files(path: Path) -> list[Path]:
     return sorted(one for one in found if not one.name.endswith(SIDE_FILES))
 
 
-def _parts(path: Path) -> list[Path]:
-    """A database with its side files."""
-    return [path, *(path.with_name(path.name + suffix) for suffix in SIDE_FILES)]
-
-
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        for part in _parts(path):
-            part.unlink(missing_ok=True)
-
-
 def remove_damaged(path: Path) -> None:
     """Delete all files that were set aside."""
-    _remove(_damaged_files(path))
+    for damaged in _damaged_files(path):
+        remove_database(damaged)
 
 
 def move_aside(path: Path) -> Path:
     """Rename the database and its side files; return the new path."""
     aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    for part, target in zip(_parts(path), _parts(aside), strict=True):
+    for suffix in ("", *SIDE_FILES):
         with contextlib.suppress(FileNotFoundError):
-            part.rename(target)
-    _remove(_damaged_files(path)[:-KEPT_DAMAGED])
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    for old in _damaged_files(path)[:-KEPT_DAMAGED]:
+        remove_database(old)
     return aside
 
 
