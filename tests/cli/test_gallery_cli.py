@@ -1,4 +1,4 @@
-"""`edge-agent gallery` as people type it, also beside a running agent."""
+"""`edge-agent gallery` as operators run it, also while an agent runs."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def command(*words: object, answer: str | None = None) -> Result:
     return result
 
 
-def told(*words: object) -> Any:
+def output(*words: object) -> Any:
     result = command(*words, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.output)
 
 
 def test_list_and_show(state: Path) -> None:
-    people = told("list", "--state", state)
+    people = output("list", "--state", state)
     assert [(one["number"], one["name"], one["kind"]) for one in people] == [
         (1, None, "auto"),
         (2, "Ada", "enrolled"),
@@ -60,15 +60,15 @@ def test_list_and_show(state: Path) -> None:
     assert "Ada" in table
     assert "2023-11-14" in table
 
-    ada = told("show", "Ada", "--state", state)
+    ada = output("show", "Ada", "--state", state)
     assert [entry["origin"] for entry in ada["embeddings"]] == ["t1", "t1"]
     assert ada["embeddings"][0]["nearest"] == pytest.approx(float(unit(2, 1)[0] @ unit(2, 1)[1]), abs=1e-3)
     assert "never" in command("show", "Ada", "--state", state).output
 
 
 def test_name_and_clear(state: Path) -> None:
-    assert told("name", "1", "Bob", "--state", state)["name"] == "Bob"
-    assert told("name", "Bob", "--clear", "--state", state)["name"] is None
+    assert output("name", "1", "Bob", "--state", state)["name"] == "Bob"
+    assert output("name", "Bob", "--clear", "--state", state)["name"] is None
     assert command("name", "1", "--state", state).exit_code == 2
     assert command("name", "1", "Bob", "--clear", "--state", state).exit_code == 2
     with pytest.raises(InputError, match="already"):
@@ -78,20 +78,20 @@ def test_name_and_clear(state: Path) -> None:
 def test_merge_asks_first(state: Path) -> None:
     refused = command("merge", "Ada", "3", "--state", state, answer="n\n")
     assert refused.exit_code == 1
-    assert len(told("list", "--state", state)) == 3
+    assert len(output("list", "--state", state)) == 3
     merged = command("merge", "Ada", "3", "--state", state, answer="y\n")
     assert "has 4 exemplar(s)" in merged.output
-    assert told("merge", "Ada", "1", "--yes", "--state", state)["exemplars"] == 6
+    assert output("merge", "Ada", "1", "--yes", "--state", state)["exemplars"] == 6
 
 
-def test_forget_says_what_it_erased(state: Path) -> None:
+def test_forget_returns_what_it_erased(state: Path) -> None:
     assert command("forget", "Ada", "--state", state, answer="n\n").exit_code == 1
     assert command("forget", "--state", state).exit_code == 2
     assert command("forget", "Ada", "--all", "--state", state).exit_code == 2
     with pytest.raises(InputError, match="Bob"):
         command("forget", "Ada", "Bob", "--yes", "--state", state)
-    assert len(told("list", "--state", state)) == 3  # all or nobody
-    erased = told("forget", "Ada", "2", "1", "--yes", "--state", state)
+    assert len(output("list", "--state", state)) == 3  # all or none
+    erased = output("forget", "Ada", "2", "1", "--yes", "--state", state)
     assert [(one["number"], one["exemplars"], one["bytes"]) for one in erased] == [(2, 2, 64), (1, 2, 64)]
     assert "erased 3" in command("forget", "--all", "--yes", "--state", state).output
     assert "the gallery was empty" in command("forget", "--all", "--yes", "--state", state).output
@@ -100,19 +100,19 @@ def test_forget_says_what_it_erased(state: Path) -> None:
 
 def test_export_and_import(state: Path, tmp_path: Path) -> None:
     archive = tmp_path / "people.zip"
-    assert told("export", archive, "--state", state)["identities"] == 3
-    assert told("import", archive, "--state", tmp_path / "new") == {"added": 3, "skipped": 0}
-    assert told("import", archive, "--state", tmp_path / "new") == {"added": 0, "skipped": 3}
-    assert [one["name"] for one in told("list", "--state", tmp_path / "new")] == [None, "Ada", None]
+    assert output("export", archive, "--state", state)["identities"] == 3
+    assert output("import", archive, "--state", tmp_path / "new") == {"added": 3, "skipped": 0}
+    assert output("import", archive, "--state", tmp_path / "new") == {"added": 0, "skipped": 3}
+    assert [one["name"] for one in output("list", "--state", tmp_path / "new")] == [None, "Ada", None]
 
 
 def test_stats(state: Path) -> None:
-    stats = told("stats", "--state", state)
+    stats = output("stats", "--state", state)
     assert (stats["identities"], stats["enrolled"], stats["exemplars"], stats["space"]) == (3, 1, 6, "s")
     assert "identities    3" in command("stats", "--state", state).output
 
 
-def test_without_a_gallery_the_message_says_where_it_looked(tmp_path: Path) -> None:
+def test_without_a_gallery_the_message_names_its_path(tmp_path: Path) -> None:
     for words in (["list"], ["stats"], ["export", tmp_path / "x.zip"], ["forget", "--all", "--yes"]):
         with pytest.raises(StorageError, match=str(tmp_path / "none")):
             command(*words, "--state", tmp_path / "none")
@@ -121,7 +121,7 @@ def test_without_a_gallery_the_message_says_where_it_looked(tmp_path: Path) -> N
 def test_the_folder_comes_from_the_configuration(state: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(f'state_dir = "{state}"\n')
-    assert len(told("list", "--config", config)) == 3
+    assert len(output("list", "--config", config)) == 3
 
 
 def test_a_running_agent_notices_what_commands_do(state: Path) -> None:
@@ -146,18 +146,18 @@ def person(path: Path, seed: int, height: int = 160, width: int = 64) -> Path:
 def test_enrol_from_pictures_and_again(tmp_path: Path) -> None:
     front, back, other = (person(tmp_path / f"{n}.png", n) for n in range(3))
     options = ["--model", "colour-stripes", "--state", tmp_path / "state"]
-    ada = told("enrol", "Ada", front, back, *options)
+    ada = output("enrol", "Ada", front, back, *options)
     assert (ada["name"], ada["kind"], ada["exemplars"], ada["expires"]) == ("Ada", "enrolled", 2, None)
     assert all(0 < one["quality"] <= 1 for one in ada["pictures"])
     assert (
-        told("enrol", "Ada", front, back, *options)["exemplars"] == 2
+        output("enrol", "Ada", front, back, *options)["exemplars"] == 2
     )  # the same pictures replace themselves
-    assert told("enrol", "Ada", other, *options)["exemplars"] == 3
-    assert told("enrol", "Bob", other, *options)["number"] == 2
+    assert output("enrol", "Ada", other, *options)["exemplars"] == 3
+    assert output("enrol", "Bob", other, *options)["number"] == 2
     assert "exemplar(s)" in command("enrol", "Bob", front, *options).output
 
 
-def test_enrol_refuses_what_is_no_picture_of_a_person(tmp_path: Path) -> None:
+def test_enrol_refuses_pictures_that_do_not_show_one_person(tmp_path: Path) -> None:
     options = ["--model", "colour-stripes", "--state", tmp_path / "state"]
     (tmp_path / "text.jpg").write_text("hello")
     wide = person(tmp_path / "wide.png", 1, height=60, width=200)
@@ -169,7 +169,7 @@ def test_enrol_refuses_what_is_no_picture_of_a_person(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=reason):
             command("enrol", "Ada", tmp_path / picture, *options)
     assert not (tmp_path / "state" / "gallery.db").exists()
-    assert told("enrol", "Ada", wide, "--force", *options)["exemplars"] == 1
+    assert output("enrol", "Ada", wide, "--force", *options)["exemplars"] == 1
     assert command("enrol", "Ada").exit_code == 2
 
 

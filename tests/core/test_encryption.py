@@ -1,4 +1,4 @@
-"""Gallery and outbox under a key: nothing in the clear, wrong keys refused, keys changed without a loss."""
+"""Gallery and outbox under a key: no readable content, wrong keys refused, keys changed without loss."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fill(state: Path, key: bytes | None) -> None:
 
 
 def check(state: Path, key: bytes | None) -> None:
-    """Everything is still there, and can be gone on with."""
+    """Everything is stored, and can be changed."""
     with Gallery(state / "gallery.db", GallerySettings(), space="s", dimension=8, key=key) as gallery:
         assert [person.name for person in gallery.identities()] == [NAME]
         assert gallery.former_ids(1)
@@ -81,7 +81,7 @@ def command(*words: object) -> Any:
     return result.output
 
 
-def test_nothing_stands_in_the_clear(tmp_path: Path) -> None:
+def test_no_content_is_readable_in_the_files(tmp_path: Path) -> None:
     fill(tmp_path, KEY)
     assert not readable(tmp_path)
     check(tmp_path, KEY)
@@ -124,7 +124,7 @@ def test_an_empty_credential_is_no_key(tmp_path: Path, monkeypatch: pytest.Monke
     assert "no key" not in str(caught.value)
 
 
-def test_a_key_without_the_extra_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_without_the_extra_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sqlcipher3", None)
     with (
         pytest.raises(ConfigError, match=r"edge-agent\[encrypt\]"),

@@ -25,7 +25,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 
 def test_waiting_is_announced(tmp_path: Path) -> None:
     first = FileLock(tmp_path / "lock")
-    with FileLock(tmp_path / "lock").held(lambda: pytest.fail("nobody has it")):
+    with FileLock(tmp_path / "lock").held(lambda: pytest.fail("the lock is free")):
         pass
     assert first.acquire()
     waiting = threading.Event()

@@ -19,7 +19,7 @@ from tests.deliver.deliver_fixtures import decision, outbox_at
 
 
 class Folder:
-    """Remembers what it was told to delete."""
+    """Records what it has to delete."""
 
     def __init__(self, camera: str) -> None:
         self.camera = camera
@@ -69,7 +69,7 @@ def test_pictures_and_events_of_the_right_person_go(gallery: Gallery) -> None:
     assert [person.id for person in gallery.identities()] == [berta.id]
 
 
-def test_what_cannot_go_now_goes_later(gallery: Gallery) -> None:
+def test_a_failed_deletion_is_repeated_later(gallery: Gallery) -> None:
     folder = Folder("hall")
     folder.away = True
     erasure = Erasure(gallery, lambda _: 1, [folder])
@@ -83,7 +83,7 @@ def test_what_cannot_go_now_goes_later(gallery: Gallery) -> None:
     assert Erasure(gallery, lambda _: 1, [folder]).run() == Removed(pictures=1)
 
 
-def test_events_of_an_outbox_that_is_not_used_now_go_as_well(gallery: Gallery, tmp_path: Path) -> None:
+def test_events_are_erased_from_an_outbox_without_an_agent(gallery: Gallery, tmp_path: Path) -> None:
     people = [enrol(gallery) for _ in range(2)]
     with outbox_at(tmp_path / "outbox.db") as outbox:
         for person in (*people, people[0]):

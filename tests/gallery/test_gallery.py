@@ -110,7 +110,7 @@ def test_search_gives_the_best_k_in_order_and_fills_up(gallery: Gallery) -> None
     assert (numbers.dtype, scores.dtype) == (np.int64, np.float32)
 
 
-def test_an_empty_gallery_has_nobody_to_find(gallery: Gallery) -> None:
+def test_an_empty_gallery_has_no_results(gallery: Gallery) -> None:
     numbers, scores = gallery.search(unit(3))
     assert numbers.tolist() == [[-1, -1]] * 3
     assert np.isneginf(scores).all()
@@ -179,13 +179,13 @@ def test_vectors_of_half_precision_are_stored_with_unit_length(gallery: Gallery)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "12", "p-abcdefghijkl", "a\nb", "x" * 129])
-def test_names_that_could_be_taken_for_something_else_are_refused(gallery: Gallery, name: str) -> None:
+def test_ambiguous_names_are_refused(gallery: Gallery, name: str) -> None:
     with pytest.raises(InputError, match="not a usable name"):
         enrol(gallery, unit(1), name=name)
     assert len(gallery) == 0
 
 
-def test_a_closed_gallery_says_how_it_is_used(path: Path) -> None:
+def test_a_closed_gallery_refuses_calls(path: Path) -> None:
     with pytest.raises(RuntimeError, match="with"):
         len(open_gallery(path))
 
@@ -204,7 +204,7 @@ def test_impossible_sizes_are_refused(wrong: dict[str, int]) -> None:
 # ---- exemplars
 
 
-def test_exemplars_are_bounded_diverse_and_the_better_of_two_alike(path: Path) -> None:
+def test_the_most_diverse_and_best_exemplars_are_kept(path: Path) -> None:
     axes = np.eye(D, dtype=np.float32)
     near = axes[0] * 0.999 + axes[9] * np.sqrt(1 - 0.999**2)
     with open_gallery(path, max_exemplars=3) as gallery:
@@ -239,7 +239,7 @@ def test_the_choice_of_exemplars_is_deterministic_and_bounded() -> None:
     assert diverse_rows(vectors, qualities, 1).tolist() == [int(qualities.argmax())]
 
 
-def test_diverse_exemplars_are_less_alike_than_the_first_ones() -> None:
+def test_diverse_exemplars_are_less_similar_than_the_first_ones() -> None:
     walk = np.cumsum(np.random.default_rng(5).normal(size=(200, D)), axis=0).astype(np.float32)
     walk /= np.linalg.norm(walk, axis=1, keepdims=True)
     kept = walk[diverse_rows(walk, np.full(200, 0.5, np.float32), 8)]
@@ -247,7 +247,7 @@ def test_diverse_exemplars_are_less_alike_than_the_first_ones() -> None:
     assert alike[0] < alike[1]
 
 
-def test_what_a_wrong_track_contributed_is_taken_back(gallery: Gallery) -> None:
+def test_the_exemplars_of_a_wrong_track_are_removed(gallery: Gallery) -> None:
     person = enrol(gallery, unit(2, 1), origin="right")
     gallery.add_exemplars(person.number, unit(3, 2), ones(3), origin="wrong", camera="c", time=101.0)
     assert gallery.remove_origin(person.number, "wrong") == 3
@@ -279,7 +279,7 @@ def test_an_identity_is_found_by_number_id_name_and_text(gallery: Gallery) -> No
             gallery.get(key)
 
 
-def test_numbers_and_ids_are_never_given_twice(gallery: Gallery) -> None:
+def test_numbers_and_ids_are_not_reused(gallery: Gallery) -> None:
     first = enrol(gallery, unit(1))
     gallery.forget(first.number)
     second = enrol(gallery, unit(1))
@@ -289,7 +289,7 @@ def test_numbers_and_ids_are_never_given_twice(gallery: Gallery) -> None:
     assert len(second.id) == 14
 
 
-def test_a_name_belongs_to_one_person_and_makes_an_enrolled_one(path: Path) -> None:
+def test_a_name_is_unique_and_makes_the_identity_enrolled(path: Path) -> None:
     with open_gallery(path, ttl_s=10) as gallery:
         first, second = enrol(gallery, unit(1)), enrol(gallery, unit(1, 1))
         assert first.expires == 110
@@ -317,7 +317,7 @@ def test_touch_moves_time_forward_only_and_counts_sightings(path: Path) -> None:
             gallery.touch(99, 1.0)
 
 
-def test_merged_people_are_one_and_the_old_id_still_leads_there(gallery: Gallery) -> None:
+def test_a_merged_identity_is_found_by_its_former_id(gallery: Gallery) -> None:
     first = enrol(gallery, unit(2, 1), time=100.0, origin="a")
     second = enrol(gallery, unit(3, 2), time=90.0, origin="b", name="Ada", kind="enrolled")
     third = enrol(gallery, unit(1, 3), time=120.0, origin="c")
@@ -345,7 +345,7 @@ def test_merging_keeps_the_most_diverse_of_both(path: Path) -> None:
         assert sorted(map(tuple, vectors.round(4).tolist())) == sorted(map(tuple, kept.round(4).tolist()))
 
 
-def test_forget_says_what_it_erased(gallery: Gallery) -> None:
+def test_forget_returns_what_it_erased(gallery: Gallery) -> None:
     first, second = enrol(gallery, unit(2, 1), name="Ada"), enrol(gallery, unit(1, 2))
     gallery.merge(first.number, second.number)
     erased = gallery.forget(first.number)
@@ -363,7 +363,7 @@ def test_forget_says_what_it_erased(gallery: Gallery) -> None:
 # ---- expiry and capacity
 
 
-def test_who_is_not_seen_expires_unless_enrolled(path: Path) -> None:
+def test_unseen_identities_expire_unless_enrolled(path: Path) -> None:
     with open_gallery(path, ttl_s=10) as gallery:
         old, seen = enrol(gallery, unit(1, 1)), enrol(gallery, unit(1, 2))
         kept = enrol(gallery, unit(1, 3), kind="enrolled")
@@ -374,7 +374,7 @@ def test_who_is_not_seen_expires_unless_enrolled(path: Path) -> None:
         assert_exact(gallery, unit(2))
 
 
-def test_a_new_time_to_live_holds_for_those_already_here(path: Path) -> None:
+def test_a_new_time_to_live_applies_to_existing_identities(path: Path) -> None:
     with open_gallery(path) as gallery:
         enrol(gallery, unit(1))
         assert gallery.get(1).expires is None
@@ -389,7 +389,7 @@ def test_a_new_time_to_live_holds_for_those_already_here(path: Path) -> None:
         assert gallery.get(1).expires is None
 
 
-def test_each_kind_and_each_person_may_have_their_own_time(path: Path) -> None:
+def test_time_to_live_by_kind_and_by_identity(path: Path) -> None:
     with open_gallery(path, ttl_s=10, enrolled_ttl_s=50, owner=True) as gallery:
         auto, brief, staying = (enrol(gallery, unit(1, seed)).number for seed in range(3))
         anna = enrol(gallery, unit(1, 3), kind="enrolled").number
@@ -410,7 +410,7 @@ def test_each_kind_and_each_person_may_have_their_own_time(path: Path) -> None:
         assert [gone.number for gone in command.retention.expire(115.0)] == [brief]
 
 
-def test_an_own_time_goes_with_a_person_and_protects_from_eviction(tmp_path: Path) -> None:
+def test_an_own_time_to_live_is_exported_and_prevents_eviction(tmp_path: Path) -> None:
     with open_gallery(tmp_path / "a.db", capacity=2, ttl_s=10) as gallery:
         kept, other = enrol(gallery, unit(1, 1)), enrol(gallery, unit(1, 2), time=105.0)
         gallery.retention.set_ttl(kept.number, 0.0)
@@ -424,21 +424,21 @@ def test_an_own_time_goes_with_a_person_and_protects_from_eviction(tmp_path: Pat
         assert there.get(kept.id).expires is None
 
 
-def test_pictures_of_people_who_are_gone_are_known_until_they_are_removed(path: Path) -> None:
+def test_pictures_of_erased_identities_stay_noted_until_removed(path: Path) -> None:
     with open_gallery(path, ttl_s=10) as gallery:
         anna, berta, carla = (enrol(gallery, unit(1, seed)) for seed in range(3))
         gallery.pictures.note(anna.number, "hall", 7, 100.0)
         gallery.pictures.note(berta.number, "hall", 7, 200.0)
         gallery.pictures.note(carla.number, "hall", 8, 100.0)
-        gallery.pictures.note(berta.number, "hall", 8, 100.0)  # it was Berta after all
-        assert not gallery.pictures.note(99, "hall", 9, 100.0)  # nobody
+        gallery.pictures.note(berta.number, "hall", 8, 100.0)  # corrected to Berta
+        assert not gallery.pictures.note(99, "hall", 9, 100.0)  # no such identity
         gallery.merge(carla.number, berta.number)
         assert gallery.pictures.orphaned() == []
         gallery.forget(anna.number)
     with open_gallery(path) as gallery:
         gone = gallery.pictures.orphaned()
         assert gone == [Pictures("hall", 7, 100.0, 200.0)]
-        # Whoever is seen in this track now does not save what has to go.
+        # Another identity in this track does not prevent the deletion.
         assert not gallery.pictures.note(carla.number, "hall", 7, 100.0)
         assert gallery.pictures.orphaned() == gone
         gallery.pictures.removed(gone)
@@ -451,7 +451,7 @@ def test_pictures_of_people_who_are_gone_are_known_until_they_are_removed(path: 
         }
 
 
-def test_a_full_gallery_gives_up_whom_it_has_not_seen_for_longest(path: Path) -> None:
+def test_a_full_gallery_evicts_the_longest_unseen_identity(path: Path) -> None:
     with open_gallery(path, capacity=3) as gallery:
         first = enrol(gallery, unit(1, 1), time=1.0)
         watched = enrol(gallery, unit(1, 2), time=0.0, kind="enrolled")
@@ -465,7 +465,7 @@ def test_a_full_gallery_gives_up_whom_it_has_not_seen_for_longest(path: Path) ->
         assert_exact(gallery, unit(3))
 
 
-def test_expired_people_make_room_first(path: Path) -> None:
+def test_expired_identities_are_erased_before_others_are_evicted(path: Path) -> None:
     with open_gallery(path, capacity=2, ttl_s=10) as gallery:
         enrol(gallery, unit(1, 1), time=0.0)
         kept = enrol(gallery, unit(1, 2), time=95.0)
@@ -512,7 +512,7 @@ def test_only_the_owner_may_read_the_files(path: Path, gallery: Gallery) -> None
         assert file.stat().st_mode & 0o777 == 0o600, file.name
 
 
-def test_a_gallery_left_open_to_others_is_closed_to_them(path: Path) -> None:
+def test_opening_makes_a_readable_file_private(path: Path) -> None:
     with open_gallery(path):
         pass
     path.chmod(0o644)
@@ -529,7 +529,7 @@ def test_memory_galleries_leave_no_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_space_is_refused_with_both_names_and_the_way_out(path: Path) -> None:
+def test_another_space_is_refused_with_both_names_and_advice(path: Path) -> None:
     with open_gallery(path) as gallery:
         enrol(gallery, unit(1))
         gallery.facts.set("site", 1)
@@ -543,7 +543,7 @@ def test_another_space_is_refused_with_both_names_and_the_way_out(path: Path) ->
         assert len(gallery) == 1
 
 
-def test_an_emptied_gallery_takes_on_another_space(path: Path) -> None:
+def test_an_emptied_gallery_accepts_another_space(path: Path) -> None:
     with open_gallery(path) as gallery:
         enrol(gallery, unit(1))
         gallery.facts.set("site", 1)
@@ -592,7 +592,7 @@ def test_existing_takes_its_settings_from_the_file(path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"no database at all, but long enough to look like one" * 50, b"SQLite format 3\0" * 99]
 )
-def test_a_file_of_another_kind_is_refused_with_the_way_out(path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_is_refused_with_advice(path: Path, content: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(StorageError, match="gallery import"), open_gallery(path):
@@ -619,7 +619,7 @@ def test_a_newer_layout_is_refused(path: Path) -> None:
         pass
 
 
-def test_a_file_of_the_first_layout_is_taken_over(path: Path) -> None:
+def test_a_file_of_the_first_layout_is_migrated(path: Path) -> None:
     with open_gallery(path) as gallery:
         enrol(gallery, unit(2), name="Ada")
     with sqlite3.connect(path) as older:
@@ -682,7 +682,7 @@ def test_a_few_changed_exemplars_among_many_people_are_noticed(path: Path, galle
     assert gallery.search(unit(3, 77)[:1])[0][0, 0] == 9
 
 
-def test_emptied_and_given_another_space_by_force_is_noticed(path: Path, gallery: Gallery) -> None:
+def test_a_space_changed_by_another_process_is_noticed(path: Path, gallery: Gallery) -> None:
     enrol(gallery, unit(1))
     with sqlite3.connect(path) as rough:
         rough.execute("UPDATE meta SET value = 'space-b' WHERE key = 'space'")
@@ -742,7 +742,7 @@ def fill(gallery: Gallery) -> None:
     gallery.facts.set("site", {"mean": 0.25})
 
 
-def told(person: Identity) -> tuple[object, ...]:
+def content(person: Identity) -> tuple[object, ...]:
     """Everything but the number and the expiry, which are the gallery's own."""
     return (
         person.id,
@@ -765,7 +765,7 @@ def test_an_archive_brings_everything_to_another_gallery_once(tmp_path: Path, ga
         assert import_archive(other, archive).added == 2
         again = import_archive(other, archive)
         assert (again.added, again.skipped) == (0, 2)
-        assert [told(p) for p in other.identities()[1:]] == [told(p) for p in gallery.identities()]
+        assert [content(p) for p in other.identities()[1:]] == [content(p) for p in gallery.identities()]
         assert other.former_ids(2) == gallery.former_ids(1)
         assert other.facts.get("site") == {"mean": 0.25}
         for person in gallery.identities():

@@ -1,4 +1,4 @@
-"""The gallery against SIGKILL, full disks and people who read files with a hex editor."""
+"""The gallery after SIGKILL and on full disks, and traces of erased rows in its files."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def assert_whole(path: Path, last_number: int) -> int:
         assert_index_is_the_file(gallery)
         assert all(1 <= len(gallery.exemplars(person.number)[0]) <= 6 for person in people)
         newest = max(person.number for person in people)
-        assert newest >= last_number - 20  # whoever was merged or forgotten since
+        assert newest >= last_number - 20  # identities that were merged or forgotten since
         return newest
 
 
@@ -140,7 +140,7 @@ def fill_up(gallery: Gallery) -> None:
         gallery.enrol(unit(8, seed), np.ones(8), origin="t", camera="c", time=1.0)
 
 
-def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "disk", 2) as disk,
         Gallery(disk / "gallery.db", GallerySettings(), space="s", dimension=D) as gallery,
@@ -180,7 +180,7 @@ LIMITED = """
 """
 
 
-def test_a_file_that_may_not_grow_is_said_and_what_was_there_stays(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "gallery.db"
     output, _ = run(LIMITED, str(path)).communicate(timeout=60)
     enrolled, stored, indexed, problem = output.decode().split(" ", 3)
@@ -250,7 +250,7 @@ def assert_nothing_of_the_merged(gallery: Gallery, folder: Path) -> None:
     assert remains(folder, vectors) == 0
 
 
-def test_a_reader_that_holds_the_log_is_named_as_the_reason(tmp_path: Path) -> None:
+def test_expire_does_not_wait_for_a_reader_of_the_log(tmp_path: Path) -> None:
     path = tmp_path / "gallery.db"
     with Gallery(path, GallerySettings(), space="s", dimension=D) as gallery:
         for seed in range(3):
@@ -265,9 +265,7 @@ def test_a_reader_that_holds_the_log_is_named_as_the_reason(tmp_path: Path) -> N
         assert remains(tmp_path, np.concatenate([unit(2, seed) for seed in (0, 1, 2, 9)])) == 0
 
 
-def test_a_forget_that_could_not_clear_the_log_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forget_that_cannot_clear_the_log_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_agent.gallery.store._BUSY_S", 0.1)
     path = tmp_path / "gallery.db"
     with Gallery(path, GallerySettings(), space="s", dimension=D) as gallery:

@@ -59,7 +59,9 @@ def codes() -> Any:
     st.sampled_from([1, 64, 1 << 18]),
 )
 @settings(max_examples=80, deadline=None)
-def test_search_is_that_of_brute_force(changes: list[tuple[int, int]], seed: int, k: int, block: int) -> None:
+def test_search_agrees_with_brute_force(
+    changes: list[tuple[int, int]], seed: int, k: int, block: int
+) -> None:
     drawn = np.random.default_rng(seed)
     index, truth = ExemplarIndex(3), dict[int, Vectors]()
     for number, count in changes:
@@ -74,11 +76,11 @@ def test_search_is_that_of_brute_force(changes: list[tuple[int, int]], seed: int
         numbers, scores = index.search(queries, k)
     assert (numbers.dtype, scores.dtype, numbers.shape) == (np.int64, np.float32, (5, k))
     for row, query in enumerate(queries):
-        told = list(zip(numbers[row].tolist(), scores[row].tolist(), strict=True))
-        assert told == brute_force(truth, query, k)
+        found = list(zip(numbers[row].tolist(), scores[row].tolist(), strict=True))
+        assert found == brute_force(truth, query, k)
 
 
-def test_nobody_asks_or_wants_nothing() -> None:
+def test_no_queries_and_no_results() -> None:
     index = ExemplarIndex(3)
     assert index.search(np.zeros((0, 3), np.float32), 4)[0].shape == (0, 4)
     assert index.search(np.zeros((2, 3), np.float32), 0)[1].shape == (2, 0)
@@ -86,7 +88,7 @@ def test_nobody_asks_or_wants_nothing() -> None:
 
 @given(st.lists(st.integers(1, 5), max_size=40), st.integers(1, 9), st.integers(0, 2**16))
 @settings(max_examples=50, deadline=None)
-def test_loading_by_pieces_is_putting_one_by_one(counts: list[int], piece: int, seed: int) -> None:
+def test_loading_by_batches_agrees_with_putting_one_by_one(counts: list[int], piece: int, seed: int) -> None:
     drawn = np.random.default_rng(seed)
     numbers = 3 * np.arange(1, len(counts) + 1)
     owners = drawn.permutation(np.repeat(numbers, counts))
@@ -128,7 +130,7 @@ def with_codes(index: ExemplarIndex, codes: Any) -> None:
 
 
 @pytest.mark.parametrize("exemplars", [1, 4])
-def test_hardly_anybody_is_missed(codes: Any, exemplars: int) -> None:
+def test_recall_of_the_codes(codes: Any, exemplars: int) -> None:
     index, drawn = filled(5000, exemplars)
     queries = next(drawn)[:200]
     exact, scores = index.search(queries, 32)
@@ -142,12 +144,12 @@ def test_hardly_anybody_is_missed(codes: Any, exemplars: int) -> None:
     same = found == exact
     np.testing.assert_allclose(values[same], scores[same], atol=1e-6)
     assert (np.diff(values, axis=1) <= 0).all()
-    np.testing.assert_array_equal(index.search(queries[:2], 5000)[0][:, 0], exact[:2, 0])  # so many: exactly
+    np.testing.assert_array_equal(index.search(queries[:2], 5000)[0][:, 0], exact[:2, 0])  # that many: exact
 
 
 @given(st.data())
 @settings(max_examples=25, deadline=None)
-def test_codes_are_those_of_the_rows_after_any_changes(codes: Any, data: st.DataObject) -> None:
+def test_codes_agree_with_the_rows_after_any_changes(codes: Any, data: st.DataObject) -> None:
     """Also while they are being made."""
     index, rows = ExemplarIndex(D), next(people(700))
     table = codes(rows)
@@ -172,7 +174,7 @@ def test_codes_are_those_of_the_rows_after_any_changes(codes: Any, data: st.Data
             np.testing.assert_array_equal(table._slots[slot].reconstruct_n(0, used), expected)
 
 
-def test_nothing_of_the_erased_is_left_in_the_codes(codes: Any) -> None:
+def test_codes_of_erased_identities_are_overwritten(codes: Any) -> None:
     index, _ = filled(800, 2)
     with_codes(index, codes)
     table = index.shortlist
@@ -226,7 +228,7 @@ def built(gallery: Gallery) -> None:
     assert not gallery.builder.exact
 
 
-def test_the_index_comes_beyond_the_limit_and_goes_again(codes: Any, opened: Gallery) -> None:
+def test_the_index_is_built_above_the_limit_and_dropped_below(codes: Any, opened: Gallery) -> None:
     rows = next(people(LIMIT + 1))
     numbers = enrol(opened, rows[:LIMIT])
     opened.search(rows[:1], 1)
@@ -265,7 +267,7 @@ def test_changes_are_seen_by_the_next_search(codes: Any, opened: Gallery) -> Non
     assert not opened.builder.exact
 
 
-def test_exact_stays_exact(opened: Gallery) -> None:
+def test_the_setting_exact_builds_no_index(opened: Gallery) -> None:
     rows = next(people(LIMIT + 5))
     with open_gallery(index="exact") as gallery:
         enrol(gallery, rows)
@@ -273,22 +275,22 @@ def test_exact_stays_exact(opened: Gallery) -> None:
         assert (gallery.builder.exact, build()) == (True, None)
 
 
-def test_without_the_library_search_stays_exact_and_says_so_once(
+def test_without_the_library_search_stays_exact_with_one_warning(
     opened: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     rows = next(people(LIMIT + 5))
     numbers = enrol(opened, rows)
-    with capture_logs() as told:
+    with capture_logs() as logged:
         for _ in range(3):
             assert opened.search(rows[:3], 1)[0][:, 0].tolist() == numbers[:3]
-    (warning,) = told
+    (warning,) = logged
     assert warning["event"] == "gallery_searched_exactly"
     assert "edge-agent[index]" in warning["reason"]
     assert opened.builder.exact
 
 
-def test_who_demands_the_index_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_faiss_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ConfigError, match=r"pip install 'edge-agent\[index\]'"):
         open_gallery(index="faiss").__enter__()
@@ -303,11 +305,11 @@ def test_a_library_that_fails_leaves_search_exact(
     monkeypatch.setattr(builder_module, "Codes", failing)
     rows = next(people(LIMIT + 5))
     numbers = enrol(opened, rows)
-    with capture_logs() as told:
+    with capture_logs() as logged:
         opened.search(rows[:1], 1)
         opened.builder.wait()
         assert opened.search(rows[:3], 1)[0][:, 0].tolist() == numbers[:3]
-    assert [line["event"] for line in told] == ["gallery_index_failed"]
+    assert [line["event"] for line in logged] == ["gallery_index_failed"]
     assert opened.builder.exact
 
 
@@ -322,7 +324,7 @@ def test_closing_does_not_wait_for_the_index(codes: Any, monkeypatch: pytest.Mon
     assert not builder.is_alive()
 
 
-def test_of_some_numbers_which_are_enrolled(opened: Gallery) -> None:
+def test_enrolled_of_some_numbers(opened: Gallery) -> None:
     rows = next(people(3))
     auto, named = enrol(opened, rows[:1]) + enrol(opened, rows[1:2], kind="enrolled")
     assert opened.enrolled([auto, named, 99]) == {named}
