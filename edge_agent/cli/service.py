@@ -26,37 +26,36 @@ _log = structlog.get_logger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 START_GRACE_S = 1.5
-"""How long a stop waits for the start-up to come to an end of its own, of the 3 s that a stop may take."""
+"""Wait of a stop for the end of the start, of the 3 s that a stop may take."""
 
 
 def one_blas_thread() -> None:
-    """Keep numpy's matrix products on the calling thread; call it before numpy is imported.
+    """Run numpy's matrix products on the calling thread; call it before numpy is imported.
 
-    OpenBLAS lets one thread per core spin on products that take microseconds, and takes the cores from
-    decoding and packing: 286 instead of 17 microseconds of CPU per crop, and 1,221 instead of 2,699 crops a
-    second, with a 64 x 384 x 256 product a batch on two busy cores. OPENBLAS_NUM_THREADS, where it is set,
-    stays as it is.
+    Otherwise OpenBLAS runs one spinning thread per core for products of microseconds, which takes cores
+    from decoding and packing: 286 instead of 17 microseconds of CPU per crop, and 1,221 instead of 2,699
+    crops a second, with a 64 x 384 x 256 product a batch on two busy cores. An existing OPENBLAS_NUM_THREADS
+    is kept.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 STREAM_OPTIONS = "rtsp_flags;prefer_tcp|fpsprobesize;0"
-"""For OpenCV's FFmpeg: the first is what OpenCV itself sets where the variable is absent."""
+"""Options of FFmpeg in OpenCV; the first is the default of OpenCV."""
 
 RTSP_OPTIONS = f"{STREAM_OPTIONS}|allowed_media_types;video|analyzeduration;100000"
-"""Also without the seven frames that tell how far H.264 reorders: .8 s to .3 s at 10 frames a second. FFmpeg
-still waits for the first frame that tells the picture's size; sound beside it, which is why HTTP must do
-without, would end that wait."""
+"""Also skips the seven frames that determine the reordering of H.264: 0.3 s instead of 0.8 s at 10 frames a
+second. FFmpeg still waits for the first frame with the picture size; an audio stream would end that wait, so
+HTTP does without these options."""
 
 
 def open_streams_at_once(settings: Settings) -> None:
-    """Let FFmpeg not watch a stream for twenty frames to learn its frame rate, which nobody here asks for.
+    """Stop FFmpeg from reading twenty frames of a stream to measure its frame rate, which is not used.
 
-    A camera of 15 frames a second opened after 0.7 instead of 2.1 s, and the frames that were watched do not
-    come in one heap afterwards, as if they had been taken at that moment. OpenCV takes such options from the
-    environment alone, for everything that it opens, and the rate of some recordings (.ts) can be learnt in no
-    other way; so only where nothing but streams is read. OPENCV_FFMPEG_CAPTURE_OPTIONS, where it is set,
-    stays.
+    A camera with 15 frames a second opens in 0.7 s instead of 2.1 s, and does not deliver the analysed frames
+    in one burst with wrong capture times. OpenCV reads these options only from the environment, for all that
+    it opens, and the rate of some recordings (.ts) needs the analysis, so they are set only if all sources
+    are streams. An existing OPENCV_FFMPEG_CAPTURE_OPTIONS is kept.
     """
     from edge_agent.source import source_kind
 
@@ -67,15 +66,15 @@ def open_streams_at_once(settings: Settings) -> None:
 
 
 def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = None) -> Summary:
-    """Run with SIGINT and SIGTERM as a clean stop, and SIGHUP as a reload of the settings.
+    """Run until the end or a clean stop by SIGINT or SIGTERM; SIGHUP reloads the settings.
 
-    A stop during start-up that a network's initialisation holds up ends the process at once, with 0: nothing
-    has been read yet. So does a second SIGINT at any time, with 130. Call it from the main thread.
+    If the initialisation of a network delays a stop during the start, the process exits at once with 0, since
+    nothing has been read yet. A second SIGINT exits at once with 130. Call it from the main thread.
     """
     stop = threading.Event()
     agent.reread = reload
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # at a watchdog's SIGABRT or a crash in a library: where every thread stands
+        faulthandler.enable()  # stacks of all threads at the watchdog's SIGABRT or a crash
 
     def act(number: int) -> None:
         if number == signal.SIGHUP:
@@ -102,11 +101,11 @@ def _reload(agent: Agent) -> None:
 
 @contextmanager
 def _signals(act: Callable[[int], None]) -> Iterator[None]:
-    """Call `act` with every signal, on a thread of its own.
+    """Call `act` with every signal, on a separate thread.
 
-    A handler of Python's own runs on the main thread, between two of its instructions: it must take no lock
-    that this thread may hold just then (a logger's, an event's), and it does not run while the main thread
-    is inside a library. The byte that Python writes at every signal has neither trouble.
+    A Python signal handler runs on the main thread between two instructions: it may deadlock on a lock that
+    this thread holds (of a logger, of an event), and does not run while the thread is inside a library. The
+    wake-up byte that Python writes for every signal avoids both.
     """
     arrived, written = socket.socketpair()
     written.setblocking(False)
@@ -116,7 +115,7 @@ def _signals(act: Callable[[int], None]) -> Iterator[None]:
             act(number[0])
 
     thread = threading.Thread(target=listen, name="signals", daemon=True)
-    former = {number: signal.signal(number, _only_noted) for number in _SIGNALS}
+    former = {number: signal.signal(number, _ignore) for number in _SIGNALS}
     former_fd = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
     thread.start()
     try:
@@ -130,5 +129,5 @@ def _signals(act: Callable[[int], None]) -> Iterator[None]:
         arrived.close()
 
 
-def _only_noted(_number: int, _frame: FrameType | None) -> None:
-    """The byte has been written."""
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: Python has written the wake-up byte."""

@@ -1,27 +1,27 @@
-"""Every error that this package raises on purpose.
+"""Errors of this package.
 
 ::
 
     EdgeAgentError
     ├── ConfigError            a setting is wrong: file, environment or option
-    ├── InputError             a file or folder that the user named cannot be used
-    │   └── DatasetError       ... and it was meant to be a data set
+    ├── InputError             a named file or folder cannot be used
+    │   └── DatasetError       ... it is not a usable data set
     ├── ModelError             an ONNX file or checkpoint does not fit what it is used for
     ├── EngineError            an inference backend could not be built or failed to run
     │   └── NonFiniteEmbedding the network returned NaN or infinity
-    ├── SourceError            a camera, file or folder cannot be read, and trying again will not help
-    │   └── SourceLost         ... it answered before or may answer later (Retryable)
+    ├── SourceError            a camera, file or folder cannot be read, and retries are useless
+    │   └── SourceLost         ... temporarily (Retryable)
     ├── StorageError           a local database or disk cannot be read or written
-    │   ├── DiskFull           ... since no space is left (Retryable)
-    │   └── SpaceMismatch      ... since it holds embeddings of another model
-    ├── DownloadError          a server refused a file, or sent another one
-    │   └── DownloadInterrupted ... or the connection was lost; what came is kept (Retryable)
-    └── DeliveryError          the broker refused, or its settings cannot work
+    │   ├── DiskFull           ... because no space is left (Retryable)
+    │   └── SpaceMismatch      ... because it has embeddings of another model
+    ├── DownloadError          a server refused a file, or sent a wrong one
+    │   └── DownloadInterrupted ... the connection was lost; received data is kept (Retryable)
+    └── DeliveryError          the broker refused, or its settings are invalid
         ├── BrokerRefused      ... it does not accept the login, certificate or protocol
-        └── BrokerUnreachable  ... or does not answer now (Retryable)
+        └── BrokerUnreachable  ... it does not answer now (Retryable)
 
 A command that ends with one of these prints its message and exits 1, without a traceback.
-The message says what is wrong, where, and how to mend it.
+The message states what is wrong, where, and how to correct it.
 """
 
 __all__ = [
@@ -47,19 +47,19 @@ __all__ = [
 
 
 class EdgeAgentError(Exception):
-    """Root of all errors raised on purpose."""
+    """Root of all errors of this package."""
 
 
 class Retryable:
-    """Mixed into errors after which the same call may succeed later."""
+    """Mix-in of errors after which the same call may succeed later."""
 
 
 class ConfigError(EdgeAgentError):
-    """A setting is wrong: names the file or variable, the key, and the nearest valid value."""
+    """A setting is invalid; names the file or variable, the key, and the nearest valid value."""
 
 
 class InputError(EdgeAgentError):
-    """A file or folder that the user named cannot be used."""
+    """A named file or folder cannot be used."""
 
 
 class DatasetError(InputError):
@@ -79,11 +79,11 @@ class NonFiniteEmbedding(EngineError):
 
 
 class SourceError(EdgeAgentError):
-    """A camera, file or folder cannot be read, and trying again will not help."""
+    """A camera, file or folder cannot be read, and retries are useless."""
 
 
 class SourceLost(Retryable, SourceError):
-    """A source that answered before, or may answer later, gives no frames now."""
+    """A source temporarily delivers no frames."""
 
 
 class StorageError(EdgeAgentError):
@@ -95,19 +95,19 @@ class DiskFull(Retryable, StorageError):
 
 
 class SpaceMismatch(StorageError):
-    """A gallery holds embeddings of another model, preprocess profile or size."""
+    """A gallery has embeddings of another model, preprocess profile or size."""
 
 
 class DownloadError(EdgeAgentError):
-    """A server refused a file, or what it sent is not the file that was wanted."""
+    """A server refused a file, or sent a wrong one."""
 
 
 class DownloadInterrupted(Retryable, DownloadError):
-    """The connection failed or was lost on the way; what came is kept for the next attempt."""
+    """The connection failed or was lost; received data is kept for the next attempt."""
 
 
 class DeliveryError(EdgeAgentError):
-    """The broker refused the connection or a message, or its settings cannot work."""
+    """The broker refused the connection or a message, or its settings are invalid."""
 
 
 class BrokerRefused(DeliveryError):

@@ -1,4 +1,4 @@
-"""Logging: for people on a terminal, JSON with the journal's priority prefix everywhere else."""
+"""Logging: text on a terminal, otherwise JSON with the priority prefix of the journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structlog.typing import EventDict, WrappedLogger
 __all__ = ["configure"]
 
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
-"""syslog(3) priorities; the journal reads them from `<N>` at the start of a line (sd-daemon(3))."""
+"""syslog(3) priorities, which the journal reads from `<N>` at the start of a line (sd-daemon(3))."""
 
 
 def configure(
@@ -22,9 +22,9 @@ def configure(
     """Send logs to `stream`, standard error when None.
 
     Args:
-        level: least level that is written: debug, info, warning or error.
-        stream: where to.
-        always: stands in every line.
+        level: lowest level that is written: debug, info, warning or error.
+        stream: destination.
+        always: fields of every line.
     """
     facts = dict(always or {})
     out = stream if stream is not None else sys.stderr

@@ -1,11 +1,11 @@
-"""Files that survive a power cut, and the JSON manifest that tells what an artefact was made from.
+"""Atomic files, and the JSON manifest that describes an artefact.
 
-A manifest stands beside the artefact that it describes::
+A manifest is stored next to its artefact::
 
     {"kind": "embeddings", "version": 1, "created": "2024-05-01T10:00:00Z", "agent": "0.1.0",
      "files": {"query.npy": {"sha256": "...", "bytes": 81920}}, "data": {...}}
 
-`files` holds names relative to the manifest's folder; what `data` holds is the business of the kind.
+Names in `files` are relative to the folder of the manifest; the kind defines `data`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _CHUNK = 1 << 20
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Open a binary file that appears under `path` complete, or not at all.
+    """Open a binary file that replaces `path` as a whole when the block ends without error.
 
-    The bytes go to a hidden neighbour, which is fsynced and renamed over `path` when the block ends
-    well, and removed when it does not. The folder is fsynced too, so the name survives a power cut.
+    The bytes go to a hidden file in the same folder, which is synchronised and renamed to `path`, or removed
+    after an error. The folder is synchronised too, so the new file survives a power loss.
 
     Args:
-        path: the file to make or replace; its folder must exist.
-        mode: permissions before the umask is applied; 0o600 for what others must not read.
+        path: the file to create or replace; its folder must exist.
+        mode: permissions before the umask; 0o600 for private files.
 
     Raises:
-        DiskFull: no space is left. The old file, if any, is untouched.
+        DiskFull: no space is left. An old file is unchanged.
         StorageError: the folder is missing or not writable, or `path` is a folder or a device.
     """
     path = Path(path)
@@ -75,10 +75,10 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable, where the file system knows how."""
+    """Synchronise `folder`, so that a rename survives a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # some network file systems refuse fsync of a folder
+        with contextlib.suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -88,21 +88,21 @@ def _storage_error(path: Path, problem: OSError) -> StorageError:
     if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFull(f"cannot write {path}: no space is left on its disk; free some and try again")
     if problem.errno == errno.ENOENT:
-        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
+        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
     return StorageError(f"cannot write {path}: {problem.strerror or problem}")
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write `data` so that `path` holds all of it or is untouched; errors as in `atomic_file`."""
+    """Write a file atomically; errors as in `atomic_file`."""
     with atomic_file(path, mode=mode) as handle:
         handle.write(data)
 
 
 def write_json_atomic(path: Path, document: Mapping[str, Any] | Sequence[Any], *, mode: int = 0o666) -> None:
-    """Write `document` as indented UTF-8 JSON; NaN and infinity are refused, since JSON has neither.
+    """Write a document atomically as indented UTF-8 JSON.
 
     Raises:
-        ValueError: the document holds a non-finite number.
+        ValueError: the document contains NaN or infinity, which JSON cannot represent.
         StorageError: as in `atomic_file`.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -128,7 +128,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types; ca
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes as 64 hex digits, read in chunks.
+    """Return the SHA-256 of a file as 64 hex digits.
 
     Raises:
         InputError: the file cannot be read.
@@ -152,22 +152,22 @@ class FileRecord:
 
     @staticmethod
     def of(path: Path) -> FileRecord:
-        """Measure a file; InputError where it cannot be read."""
+        """Read digest and size of a file; InputError where it cannot be read."""
         digest = sha256_file(path)
         return FileRecord(digest, Path(path).stat().st_size)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artefact is and what it was made from.
+    """Description of an artefact and its origin.
 
     Attributes:
-        kind: what sort of artefact, e.g. `engine`, `calibration`, `embeddings`.
-        version: of the layout of `data`; a reader refuses one it does not know.
+        kind: of artefact, e.g. `engine`, `calibration`, `embeddings`.
+        version: of the layout of `data`; readers refuse unknown versions.
         files: by name relative to the manifest's folder.
-        data: facts of this kind, JSON values only.
+        data: JSON values of this kind.
         created: UTC, ISO 8601 with `Z`.
-        agent: version of this package that wrote it.
+        agent: version of the package that wrote it.
     """
 
     kind: str
@@ -193,7 +193,7 @@ class Manifest:
 
     @staticmethod
     def read(path: Path, *, kind: str, version: int) -> Manifest:
-        """Read and check a manifest; unknown top-level keys are tolerated.
+        """Read and check a manifest; unknown top-level keys are ignored.
 
         Raises:
             InputError: missing, not JSON, of another kind or version, or malformed.
@@ -210,12 +210,12 @@ class Manifest:
         if found.get("version") != version:
             raise InputError(
                 f"{path} has layout version {found.get('version')!r}, this program reads {version}; "
-                "make the artefact again with this program"
+                "create the artefact again with this program"
             )
         return _parse(path, found)
 
     def verify(self, folder: Path) -> None:
-        """Check that every file is there with the size and digest that the manifest states.
+        """Check that every file exists with the size and digest in the manifest.
 
         Raises:
             InputError: names the first file that is missing or differs.
@@ -223,7 +223,9 @@ class Manifest:
         for name, expected in self.files.items():
             path = Path(folder) / name
             if not path.is_file():
-                raise InputError(f"{path} is missing, though its manifest lists it; make the artefact again")
+                raise InputError(
+                    f"{path} is missing, though its manifest lists it; create the artefact again"
+                )
             if FileRecord.of(path) != expected:
                 raise InputError(
                     f"{path} is not the file that its manifest describes (size or sha256 differ)"
@@ -231,7 +233,7 @@ class Manifest:
 
 
 def _parse(path: Path, found: dict[str, Any]) -> Manifest:
-    """Turn a JSON object of the right kind and version into a Manifest."""
+    """Build a manifest from a JSON object of the right kind and version."""
     try:
         return Manifest(
             kind=str(found["kind"]),
@@ -253,10 +255,10 @@ def _object(found: object) -> dict[str, Any]:
 
 
 def _plain_name(name: str) -> str:
-    """Refuse a name that leads out of the manifest's folder."""
+    """Refuse a name outside the folder of the manifest."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-        raise ValueError(f"file name {name!r} leads out of its folder")
+        raise ValueError(f"file name {name!r} is outside its folder")
     return name
 
 

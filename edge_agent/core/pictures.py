@@ -1,7 +1,7 @@
-"""Person crops on disk: which files are pictures, what a name in Market-1501 style says, decoding.
+"""Person crops on disk: list files, parse names in Market-1501 style, decode.
 
-Numbers in a name may have any count of digits. Commands import this module for their options, so
-numpy and OpenCV are imported by `read_picture`.
+Numbers in a name may have any number of digits. Commands import this module for their options, so numpy and
+OpenCV are imported in `read_picture`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class CropName:
-    """What a file name in Market-1501 style says; `sequence` is None where the name has none."""
+    """A file name in Market-1501 style; `sequence` is None where the name has none."""
 
     pid: int
     camid: int
@@ -38,7 +38,7 @@ class CropName:
 
 
 def parse_crop_name(name: str) -> CropName | None:
-    """Read `PPPP_cCsS_FFFFFF_NN.jpg`; None where `name` (no folders) is not of that form."""
+    """Parse `PPPP_cCsS_FFFFFF_NN.jpg` (without folder); None for another form."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -52,10 +52,10 @@ def parse_crop_name(name: str) -> CropName | None:
 
 
 def list_pictures(folder: Path) -> tuple[Path, ...]:
-    """Pictures directly inside `folder`, sorted by name, whatever they are called.
+    """Return the pictures directly inside `folder`, sorted by name.
 
     Raises:
-        InputError: not a folder, or no picture in it.
+        InputError: not a folder, or without pictures.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -73,8 +73,7 @@ def list_pictures(folder: Path) -> tuple[Path, ...]:
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Decode one picture to `(H, W, 3)` uint8 BGR.
 
-    OpenCV fills the missing part of a cut-off JPEG with grey and calls it read, so the end marker
-    is looked for first.
+    OpenCV decodes a truncated JPEG and fills the missing part with grey, so the end marker is checked first.
 
     Raises:
         InputError: missing, unreadable, cut off, or not a picture.
@@ -90,7 +89,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"cannot read {path}: the file is cut off") from ValueError("is cut off")
     try:
         picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
-    except cv2.error:  # a size beyond OpenCV's limits, for example
+    except cv2.error:  # e.g. a size beyond the limits of OpenCV
         picture = None
     if picture is None:
         raise InputError(f"cannot read {path}: it is not a picture") from ValueError("cannot be decoded")
@@ -98,7 +97,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def _cut_off(encoded: bytes) -> bool:
-    """Whether a JPEG or PNG misses its end; some cameras append a few bytes after it."""
+    """Whether a JPEG or PNG has no end marker; some cameras append a few bytes after it."""
     tail = encoded[-1024:]
     if encoded.startswith(b"\xff\xd8"):
         return b"\xff\xd9" not in tail

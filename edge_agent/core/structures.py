@@ -1,8 +1,8 @@
-"""What passes between the stages: frozen, slotted dataclasses over numpy arrays.
+"""Data passed between the stages: frozen, slotted dataclasses over numpy arrays.
 
 Boxes are `(N, 4)` float32 `x1, y1, x2, y2` in pixels of the frame unless a name says otherwise.
 Times are Unix seconds as float64 (`frame.time` is the moment of capture).
-Arrays are checked once, when the structure is made.
+Arrays are checked once, at construction.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def _expect(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture of one camera.
+    """One frame of one camera.
 
     Attributes:
         camera: id of the source, matches `[a-z0-9_-]{1,64}`.
-        number: counts the frames that the source delivered or dropped, from 1.
+        number: counts delivered and dropped frames of the source, from 1.
         time: moment of capture, Unix seconds.
-        image: `(H, W, 3)` uint8 BGR. Not to be written to.
-        external: boxes that came with the frame from an upstream detector, if any.
+        image: `(H, W, 3)` uint8 BGR; read only.
+        external: boxes of an upstream detector for this frame, if any.
     """
 
     camera: str
@@ -76,8 +76,8 @@ class Detections:
     """People found in one frame.
 
     Attributes:
-        boxes: `(N, 4)` float32 xyxy pixels; may reach over the image border.
-        scores: `(N,)` float32. Comparable within one detector only.
+        boxes: `(N, 4)` float32 xyxy pixels; may extend beyond the image.
+        scores: `(N,)` float32, comparable only within one detector.
     """
 
     boxes: NDArray[np.float32]
@@ -96,7 +96,7 @@ class Detections:
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
     def take(self, rows: NDArray[Any]) -> Detections:
-        """The given rows (indices or a mask)."""
+        """Return the given rows (indices or a mask)."""
         return Detections(self.boxes[rows], self.scores[rows])
 
 
@@ -118,15 +118,15 @@ class ScoreLevels:
 
 @dataclass(frozen=True, slots=True)
 class CropBatch:
-    """Crops that an upstream detector has already cut, of one camera at one time.
+    """Crops cut by an upstream detector, of one camera at one time.
 
     Attributes:
         camera: id of the source.
-        number: frame number as the upstream names it, or a running number.
+        number: frame number of the upstream, or a running number.
         time: moment of capture, Unix seconds.
         images: N pictures `(h, w, 3)` uint8 BGR.
-        boxes: `(N, 4)` float32 xyxy pixels of the full frame; the crop's own extent where unknown.
-        track_ids: upstream track id of each crop, or None where it has none.
+        boxes: `(N, 4)` float32 xyxy pixels of the full frame; the extent of the crop where unknown.
+        track_ids: upstream track id of each crop, None without one.
     """
 
     camera: str
@@ -148,13 +148,13 @@ class CropBatch:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What the embedding stage knows of the detections of one frame.
+    """Result of the embedding stage for the detections of one frame.
 
     Attributes:
         vectors: `(N, D)` float32, rows of unit length; a row that was not embedded is zero.
         present: `(N,)` bool, whether the row was embedded.
-        quality: `(N,)` float32 in 0..1, how well the crop shows its person; 0 where it was refused.
-        reasons: N short words, why a row was not embedded ("" where it was).
+        quality: `(N,)` float32 in 0..1, quality of the crop; 0 where it was refused.
+        reasons: N short reasons why a row was not embedded; "" where it was.
     """
 
     vectors: NDArray[np.float32]
@@ -173,15 +173,15 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class TrackObservation:
-    """One track as seen in one frame.
+    """One track in one frame.
 
     Attributes:
         camera: id of the source.
-        track_id: number of the track within its camera, from 1, never used twice in a run.
+        track_id: number of the track within its camera, from 1, unique in a run.
         frame: frame number.
         time: Unix seconds.
         box: `(4,)` float32 xyxy pixels, as detected.
-        score: the detector's score.
+        score: of the detector.
         vector: `(D,)` float32 of unit length, or None where the crop was refused.
         quality: 0..1, see `Embedded.quality`.
     """
@@ -198,11 +198,11 @@ class TrackObservation:
 
 @dataclass(frozen=True, slots=True)
 class TrackUpdate:
-    """What one frame did to the tracks of one camera.
+    """Changes to the tracks of one camera by one frame.
 
     Attributes:
         seen: confirmed tracks with a detection in this frame.
-        ended: ids of tracks that will not come back.
+        ended: ids of tracks that have ended for good.
     """
 
     camera: str
@@ -215,18 +215,18 @@ class TrackUpdate:
 
 
 LONE_TRACKS = 1 << 40
-"""Where the numbers of crops that came without a track begin, far above any tracker's."""
+"""First number of crops without a track, far above the numbers of any tracker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Pictures in a crop folder that show one person: those of one track of one camera, from a moment on.
+    """Pictures of one person in a crop folder: those of one track of one camera, from a time on.
 
     Attributes:
         camera: id of the camera.
-        track: number of the track; from `LONE_TRACKS` on, the one picture of that moment without a track.
+        track: number of the track; from `LONE_TRACKS` on, one picture without a track.
         since: time of its first picture, Unix seconds.
-        until: when the number was given to another track of that camera; infinity where it was not.
+        until: when another track of the camera got the number; infinity if none did.
     """
 
     camera: str
@@ -237,17 +237,17 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Which network runs, and on what. Goes into `info` and into every event.
+    """Description of the network and its backend, for `info` and every event.
 
     Attributes:
         backend: `onnxruntime`, `tensorrt` or `simulated:<name>`.
         precision: `fp32`, `fp16` or `int8`.
-        model: name for people, as the manifest gives it.
-        model_sha256: of the ONNX file that the user named.
-        space: id of the embedding space, or "" for a network that makes no embeddings.
-        dimension: numbers in an embedding, 0 for other networks.
-        max_batch: largest batch that `submit` takes.
-        device: what it runs on, for people.
+        model: display name, from the manifest.
+        model_sha256: of the configured ONNX file.
+        space: id of the embedding space; "" for a network without embeddings.
+        dimension: length of an embedding; 0 for other networks.
+        max_batch: largest batch for `submit`.
+        device: display name of the device.
     """
 
     backend: str
@@ -262,19 +262,19 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The crops of one frame that could be embedded.
+    """Crops of one frame that can be embedded.
 
     Attributes:
         camera: id of the source.
         time: of the frame, Unix seconds.
         boxes: `(N, 4)` float32 xyxy pixels.
-        track_ids: of an upstream tracker; None where boxes have to be compared.
+        track_ids: of an upstream tracker; None where boxes must be associated.
         scores: `(N,)` float32, the detector's; None for crops of an upstream detector.
         grades: `(N,)` float32 in 0..1, how well each shows its person by its box, 0 for a crop that the
             quality gate refuses; None: all alike.
-        live: whether frames of this source are lost when nobody takes them in time.
-        lost: how many were, since the start.
-        detect_s: seconds that it took to find them.
+        live: whether frames of the source are dropped when they are not processed in time.
+        lost: dropped frames since the start.
+        detect_s: duration of detection in seconds.
     """
 
     camera: str
@@ -297,14 +297,14 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much work the agent may do; the default is all.
+    """Limits on the work of the agent; no limits by default.
 
     Attributes:
-        settled_interval_s: seconds between two embeddings of a track whose identity is settled.
-        max_crops: crops that are embedded in one round over all cameras; None for all.
-        every_nth: of a live camera's frames, every so manyth is searched for people.
-        closed: ids of cameras that are not read.
-        stretch: what waits (recordings, crop folders) takes this many times as long.
+        settled_interval_s: seconds between two embeddings of a track with a settled identity.
+        max_crops: crops embedded in one round over all cameras; None for all.
+        every_nth: people are detected in every n-th frame of a live camera.
+        closed: ids of closed cameras.
+        stretch: factor by which recordings and crop folders are slowed down.
     """
 
     settled_interval_s: float = 0.0
@@ -326,7 +326,7 @@ class SourceState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """A change of state of one source; `reason` never holds credentials."""
+    """A change of state of one source; `reason` never contains credentials."""
 
     camera: str
     state: SourceState
@@ -335,47 +335,47 @@ class SourceStatus:
 
 
 class DecisionKind(Enum):
-    """What the agent decided about a track; the last part of the topic `identity/<kind>`."""
+    """Kind of a decision about a track; the last part of the topic `identity/<kind>`."""
 
     MATCHED = "matched"
-    """The track is a person whom the gallery knows."""
+    """The track is a person in the gallery."""
     ENROLLED = "enrolled"
-    """The track is a new person, who was put into the gallery."""
+    """The track is a new person, added to the gallery."""
     CORRECTED = "corrected"
     """Later evidence overturned an earlier decision about this track."""
     DEPARTED = "departed"
-    """The track, whose person was known, has ended."""
+    """A track with an identity has ended."""
     UNKNOWN = "unknown"
-    """The track ended, or stays, without an identity."""
+    """The track has ended, or continues, without an identity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision about one track: everything that an identity event says of it.
+    """One decision about one track, the content of an identity event.
 
     Attributes:
-        id: unique for ever; becomes the id of the event.
-        kind: what was decided.
+        id: globally unique; becomes the id of the event.
+        kind: of the decision.
         camera: id of the source.
         track_id: number of the track within its camera.
         identity: opaque id of the person, None when unknown.
         number: the person's number in the local gallery (for MOT files), None when unknown.
-        name: what the operator calls the person, if anything.
-        score: cosine of the track's pooled evidence and the identity, None when nothing was compared.
+        name: given by the operator, if any.
+        score: cosine of the track's pooled embedding and the identity, None without a comparison.
         runner_up: the same for the second-best identity, None when there is none.
-        threshold: what the score was held against, None when nothing was compared.
-        rule: where the threshold came from: `calibrated`, `site`, `warm-up`, `configured`, `watchlist`.
+        threshold: for the score, None without a comparison.
+        rule: origin of the threshold: `calibrated`, `site`, `warm-up`, `configured`, `watchlist`.
         evidence: number of crops pooled.
         quality: mean quality of those crops, 0..1.
-        box: `(4,)` float32 xyxy pixels where the track was last seen.
+        box: `(4,)` float32 xyxy pixels, last position of the track.
         size: `(width, height)` of the frame in pixels.
-        frame: number of the frame at which this was decided.
+        frame: number of the frame of the decision.
         time: capture time of that frame, Unix seconds.
         first_seen: first time of this track, Unix seconds.
         last_seen: last time of this track, Unix seconds.
-        corrects: id of the decision that this one overturns, for `corrected`.
-        previous: identity that the overturned decision named.
-        reason: a short word for why, e.g. `contested`, `fused`, `re-entry`, `expired`.
+        corrects: id of the overturned decision, for `corrected`.
+        previous: identity of the overturned decision.
+        reason: short reason, e.g. `contested`, `fused`, `re-entry`, `expired`.
     """
 
     id: str
@@ -415,12 +415,12 @@ def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.flo
     np.maximum(sides, _ZERO, out=sides)
     overlap: NDArray[np.float32] = sides[..., 0] * sides[..., 1]
     union = box_areas(a)[..., :, None] + box_areas(b)[..., None, :] - overlap
-    overlap /= np.maximum(union, _LEAST_AREA, out=union)  # without area there is no overlap either
+    overlap /= np.maximum(union, _LEAST_AREA, out=union)  # boxes without area have no overlap
     return overlap
 
 
 def iou(a: Sequence[np.float32], b: Sequence[np.float32]) -> float:
-    """Intersection over union of two boxes xyxy: as `iou_matrix`, in a fifth of the time for one pair."""
+    """Return intersection over union of two boxes xyxy; five times as fast as `iou_matrix` for one pair."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     overlap = max(wide, _NOTHING) * max(high, _NOTHING)
     union = box_area(a) + box_area(b) - overlap
@@ -428,13 +428,13 @@ def iou(a: Sequence[np.float32], b: Sequence[np.float32]) -> float:
 
 
 def box_area(box: Sequence[np.float32]) -> np.float32:
-    """Square pixels of a box xyxy: as `box_areas`."""
+    """Return the area of a box xyxy in square pixels, as `box_areas`."""
     area: np.float32 = max(box[2] - box[0], _NOTHING) * max(box[3] - box[1], _NOTHING)
     return area
 
 
 def box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(..., 4)` xyxy -> `(...)` square pixels; 0 for what is no box."""
+    """`(..., 4)` xyxy -> `(...)` square pixels; 0 for an invalid box."""
     sides = np.maximum(boxes[..., 2:] - boxes[..., :2], _ZERO)
     area: NDArray[np.float32] = sides[..., 0] * sides[..., 1]
     return area

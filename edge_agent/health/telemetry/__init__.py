@@ -1,4 +1,4 @@
-"""Thermals, power and load of the device; what is not known is None, never a number."""
+"""Temperatures, power and load of the device; unknown values are None."""
 
 from edge_agent.health.telemetry.reader import Telemetry
 from edge_agent.health.telemetry.reading import Reading

@@ -1,9 +1,8 @@
-"""Telemetry from jetson-stats (`jtop`), where that is installed and its service answers.
+"""Telemetry from jetson-stats (`jtop`), where it is installed and its service runs.
 
-jetson-stats is licensed under the AGPL: it is an optional extra, imported here and nowhere else. Its calls
-may block (on connecting, and for three intervals on waiting for data), and its object is of no use after an
-error. So a thread of our own talks to it, makes a new object after an error, waits longer after each failure,
-and `read` only takes what is there.
+jetson-stats is licensed under the AGPL: it is an optional extra, and imported only here. Its calls may block
+(to connect, and up to three intervals for data), and its client cannot be used after an error. So a separate
+thread uses it, creates a new client after each error with increasing back-off, and `read` never blocks.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ __all__ = ["JtopReader", "reading_of"]
 
 _log = structlog.get_logger(__name__)
 
-_FIRST_WAIT_S = 5.0  # a service that restarts is back within seconds
-_LONGEST_WAIT_S = 300.0  # one that was never installed is not worth more than a look every five minutes
+_FIRST_WAIT_S = 5.0  # a restart of the service takes seconds
+_LONGEST_WAIT_S = 300.0  # where the service was never installed
 
 
 def _connect(interval_s: float) -> AbstractContextManager[Any]:
@@ -35,12 +34,12 @@ def _connect(interval_s: float) -> AbstractContextManager[Any]:
 
 
 class JtopReader:
-    """Follows the jtop service; lifetime is a `with`.
+    """Reads from the jtop service; lifetime is a `with`.
 
     Args:
-        interval_s: how often the service is asked.
-        connect: makes a client that is a context manager with `ok()` and jtop's attributes.
-        first_wait_s: pause after the first failure; it doubles with each further one up to five minutes.
+        interval_s: interval of readings.
+        connect: returns a client, a context manager with `ok()` and jtop's attributes.
+        first_wait_s: back-off after the first failure; it doubles with each further one up to five minutes.
     """
 
     def __init__(
@@ -66,13 +65,13 @@ class JtopReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ask the thread to end; one that hangs in jtop is left behind, since it is a daemon."""
+        """Stop the thread; a thread that hangs in jtop is abandoned, since it is a daemon."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(1.0)
 
     def read(self) -> Reading:
-        """The latest state, all None when there is none from the last three intervals."""
+        """Return the latest reading; without one from the last three intervals, an empty one."""
         latest = self._latest
         if latest is None or time.monotonic() - latest[0] > 3 * self._interval_s:
             return Reading()
@@ -107,7 +106,7 @@ class JtopReader:
 
 
 def reading_of(client: Any) -> Reading:  # noqa: ANN401 - jtop has no types
-    """What a jtop client says, in our words; whatever is missing or of another shape is None."""
+    """Convert the values of a jtop client; missing values and unexpected types are None."""
     rails = {name: _scaled(_of(entry, "power"), 1e-3) for name, entry in _entries(client, "power", "rail")}
     gpu = next((entry for _, entry in _entries(client, "gpu")), {})
     fan = next((entry for _, entry in _entries(client, "fan")), {})
@@ -135,7 +134,7 @@ def reading_of(client: Any) -> Reading:  # noqa: ANN401 - jtop has no types
 
 
 def _engines(client: object) -> dict[str, float | None]:
-    """Clocks of the units, in MHz; None for one that is off."""
+    """Clocks of the units in MHz; None for a unit that is off."""
     return {
         name: _scaled(_of(unit, "cur"), 1e-3) if _of(unit, "online") else None
         for _, group in _entries(client, "engine")
@@ -145,7 +144,7 @@ def _engines(client: object) -> dict[str, float | None]:
 
 
 def _input_rail(total: object) -> dict[str, float | None]:
-    """A rail that measures the whole module: jtop takes it out of the rails, and keeps its name there."""
+    """The rail that measures the whole module: jtop lists it apart from the other rails."""
     name = _of(total, "name")
     return {name: _scaled(_of(total, "power"), 1e-3)} if isinstance(name, str) else {}
 
@@ -156,7 +155,7 @@ def _mapping(client: object, attribute: str) -> Mapping[str, Any]:
 
 
 def _entries(client: object, *path: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and content of the mappings under an attribute, and keys below it."""
+    """Names and contents of the mappings below an attribute and keys."""
     found: object = _mapping(client, path[0])
     for key in path[1:]:
         found = _of(found, key)

@@ -1,4 +1,4 @@
-"""Used-up life of an NVMe disk, from its SMART log; needs what the kernel asks for (CAP_SYS_ADMIN)."""
+"""Wear of an NVMe disk, from its SMART log; the kernel requires CAP_SYS_ADMIN."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class _Command(ctypes.Structure):
 
 
 def whole_disk(root: Path, number: int) -> str | None:
-    """Name of the NVMe controller (`nvme0`) that holds a file system, by device number; None for others."""
+    """Return the NVMe controller (`nvme0`) of a file system by device number; None for other disks."""
     block = root / f"sys/dev/block/{os.major(number)}:{os.minor(number)}"
     parts = block.resolve().parts if block.exists() else ()
     return next((part for part in parts if part.startswith("nvme") and part[4:].isdecimal()), None)
 
 
 def percentage_used(controller: str, devices: Path = Path("/dev")) -> float | None:
-    """Percent of the life that the maker promised, over 100 beyond it; None where it may not be read."""
+    """Return the used percentage of the rated life, may exceed 100; None where it cannot be read."""
     log = ctypes.create_string_buffer(_LOG_BYTES)
     command = _Command(
         opcode=_GET_LOG_PAGE,
@@ -77,5 +77,5 @@ def percentage_used(controller: str, devices: Path = Path("/dev")) -> float | No
 
 
 def used_of_log(log: bytes) -> float | None:
-    """Percentage Used of a SMART log of 512 bytes; None for one that was not filled."""
+    """Return Percentage Used of a SMART log of 512 bytes; None for an empty log."""
     return float(log[_USED_AT]) if len(log) == _LOG_BYTES and any(log) else None

@@ -1,4 +1,4 @@
-"""What telemetry tells: one frozen record, in which whatever is not known is None."""
+"""A reading of the device: one frozen record; unknown values are None."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edge_agent.core.events import DeviceSummary, TelemetryData
 
 __all__ = ["Reading", "celsius", "merged", "total_power_w", "zone_name"]
 
-_COLDEST_C, _HOTTEST_C = -100.0, 200.0  # outside, it is no temperature: a sensor that is off says -256
+_COLDEST_C, _HOTTEST_C = -100.0, 200.0  # a sensor that is off reports -256
 
 _AGX_ORIN_RAILS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
-"""What an AGX Orin module draws: no rail measures its input, and `VDDQ_VDD2_1V8AO` is fed from VIN_SYS_5V0
-(NVIDIA developer forum 223111), so a sum of all four would count it twice."""
+"""Rails that add up to the power of an AGX Orin module: none measures its input, and `VDDQ_VDD2_1V8AO` is fed
+from VIN_SYS_5V0 (NVIDIA developer forum 223111), so a sum of all four would count it twice."""
 
 _INPUT_RAIL = "VDD_IN"
 """Measures the whole module on Orin NX, Orin Nano and Xavier NX."""
@@ -26,39 +26,25 @@ def _nothing() -> dict[str, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """State of the device at one moment; None where the device does not say.
+    """State of the device at one moment; None where unknown.
+
+    `core.telemetry` describes the fields, except where they differ here.
 
     Attributes:
         temperatures_c: degrees Celsius by sensor: `cpu`, `gpu`, `cv0`.., `soc0`.., `tj` on an Orin. A sensor
             that is off (its unit sleeps) is None.
-        limits_c: by sensor, where the kernel begins to act against its heat: its lowest passive trip point,
-            else its hot one, else ten degrees below its critical one.
-        power_w: watts by rail.
-        power_total_w: watts of the whole module, only where it is known how the rails add up.
-        throttled: whether clocks are held down by heat, current or voltage, or were since the last reading.
-        throttle_reasons: what says so, e.g. `gpu-throttle-alert` or `over-current`.
-        power_mode: as nvpmodel names it, e.g. `MAXN`.
-        clocks_locked: whether clocks are pinned to their maximum (`jetson_clocks`).
-        fan_percent: fan duty.
-        fan_rpm: turns per minute.
-        cpu_percent: load of all cores since the last reading.
-        cpu_mhz: clock of the fastest core.
-        cpu_max_mhz: highest clock that the present power mode allows a core.
-        gpu_percent: load of the GPU.
-        gpu_mhz: its clock.
-        gpu_max_mhz: highest clock that the present power mode allows it.
-        engines_mhz: clocks of DLA, NVDEC, VIC and other units; None for one that is off.
-        engines_percent: share of the time since the last reading that such a unit was powered: what there is
-            of a load without privileges.
-        memory_used_bytes: of the machine, without what can be reclaimed.
-        memory_total_bytes: of the machine; CPU and GPU share it on a Jetson.
-        swap_used_bytes: of the machine.
-        process_memory_bytes: resident memory of this process.
-        disk_free_bytes: for unprivileged users, on the disk that was named.
-        disk_total_bytes: size of that disk.
-        disk_wear_percent: used-up life of that disk: of an eMMC the upper end of a step of ten, of an NVMe
-            disk what it says itself, where that may be asked.
-        board: as the device tree names it.
+        limits_c: by sensor, its lowest passive trip point, else its hot one, else ten degrees below its
+            critical one.
+        power_total_w: None where it is not known how the rails add up.
+        throttled: whether clocks are reduced, or were since the last reading.
+        throttle_reasons: e.g. `gpu-throttle-alert` or `over-current`.
+        cpu_percent: since the last reading.
+        engines_mhz: None for a unit that is off.
+        engines_percent: since the last reading; the only measure of load without privileges.
+        memory_total_bytes: shared by CPU and GPU on a Jetson.
+        disk_free_bytes: for unprivileged users.
+        disk_wear_percent: upper end of a step of ten (eMMC), or the value of the disk (NVMe), if readable.
+        board: name in the device tree.
         l4t: Jetson Linux release, e.g. `36.4.3`.
     """
 
@@ -125,7 +111,7 @@ def _without_unknown(value: Any) -> Any:  # noqa: ANN401 - of any field
 
 
 def merged(first: Reading, second: Reading) -> Reading:
-    """What `first` says, and what `second` says where `first` does not; mappings entry by entry."""
+    """Return the known values of `first`, completed by those of `second`; mappings entry by entry."""
     chosen: dict[str, Any] = {}
     for entry in fields(Reading):
         ours, theirs = getattr(first, entry.name), getattr(second, entry.name)
@@ -143,7 +129,7 @@ def merged(first: Reading, second: Reading) -> Reading:
 def _merged_entries(
     first: Mapping[str, float | None], second: Mapping[str, float | None]
 ) -> dict[str, float | None]:
-    """Entries of both; names are compared without regard to case, and the first spelling stays."""
+    """Merge entries; names are compared case-insensitively and keep the spelling of `first`."""
     chosen = dict(first)
     spelling = {name.lower(): name for name in first}
     for name, value in second.items():
@@ -154,14 +140,14 @@ def _merged_entries(
 
 
 def celsius(degrees: float | None) -> float | None:
-    """A temperature as read, None when it cannot be one."""
+    """Return a temperature, None for an implausible one."""
     if degrees is None or not _COLDEST_C < degrees < _HOTTEST_C:
         return None
     return round(degrees, 3)
 
 
 def zone_name(raw: str) -> str:
-    """One name for a thermal zone on every JetPack: `CPU-therm` (5) and `cpu-thermal` (6, 7) are `cpu`."""
+    """Return one name for all JetPacks: `CPU-therm` (5) and `cpu-thermal` (6, 7) are `cpu`."""
     name = raw.strip().lower()
     for ending in ("-thermal", "_thermal", "-therm", "_therm"):
         name = name.removesuffix(ending)
@@ -169,7 +155,7 @@ def zone_name(raw: str) -> str:
 
 
 def total_power_w(rails: Mapping[str, float | None]) -> float | None:
-    """Watts of the whole module from its rails, None where it is not known how they add up."""
+    """Return the watts of the whole module, None where it is not known how its rails add up."""
     if _INPUT_RAIL in rails:
         return rails[_INPUT_RAIL]
     parts = [rails.get(name) for name in _AGX_ORIN_RAILS]

@@ -1,7 +1,7 @@
 """Telemetry from /sys and /proc: no service, no privileges, nothing to install.
 
-Paths are looked for once and read many times. The root is an argument, so a folder with recorded files is
-read like a device. Where the paths are known from stands in `docs/telemetry.md`.
+Paths are searched once and read many times. The root is an argument, so tests read folders with recorded
+files. `docs/telemetry.md` lists the sources of the paths.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from edge_agent.health.telemetry.reading import Reading, celsius, total_power_w,
 
 __all__ = ["SysfsReader"]
 
-_IGNORED_ZONES = {"pmic-die"}  # says 100 C at all times on boards before Orin
+_IGNORED_ZONES = {"pmic-die"}  # always 100 C on boards before Orin
 _HWMON_TEMPERATURES = {"k10temp": "cpu", "coretemp": "cpu", "nvme": "nvme"}  # PCs without a thermal zone
 _GPU_NODES = {"ga10b", "gv11b", "gp10b", "gpu"}  # names of the integrated GPU in device trees
 _OVERCURRENT = {1: "under-voltage", 2: "over-current", 3: "over-current"}
 """Counters of `soctherm_oc`: input voltage too low, mean current too high, momentary current too high."""
 
 _CAPS = ("cpufreq-", "devfreq-", "thermal-cpufreq", "thermal-devfreq", "processor")
-"""Cooling devices that cap a clock. `hot-surface-alert` is not among them: it only warns, from 70 C on."""
+"""Cooling devices that cap a clock. Not `hot-surface-alert`, which only warns from 70 C on."""
 
 _UNITS = re.compile(r"[0-9a-f]{6,9}\.((?:nvdla|nvdec|nvenc|nvjpg|vic|pva|ofa)\d*)")
-"""Names of the other engines among the platform's devices, e.g. `15480000.nvdec`; equal ones are numbered."""
+"""Platform devices of the other engines, e.g. `15480000.nvdec`; equal names are numbered."""
 
-_LOWEST_LIMIT_C = 50.0  # what is below is no limit: firmware of PCs fills trip points in with 0 and -274
+_LOWEST_LIMIT_C = 50.0  # firmware of PCs has unused trip points of 0 and -274
 _BELOW_CRITICAL_C = 10.0
-"""A zone with nothing but a critical trip point, at which the machine goes off, is too hot so far below."""
+"""Distance of the limit of a zone that only has a critical trip point, at which the machine shuts down."""
 
 _WEAR_EVERY_S = 3600.0
-"""How often an NVMe disk is asked; its answer changes over months."""
+"""Interval of reading the wear of an NVMe disk, which changes over months."""
 
 _JIFFIES_IDLE = slice(3, 5)  # idle and iowait, in the columns of /proc/stat
 _JIFFIES_ALL = slice(0, 8)  # without guest time, which user time includes
@@ -52,7 +52,7 @@ class _Rail:
     watt: Path | None
 
     def read_w(self) -> float | None:
-        """Watts now: millivolts times milliamperes, or what the chip itself computed (microwatts)."""
+        """Return the present watts: millivolts times milliamperes, or the value of the chip in microwatts."""
         if self.watt is not None and (power := _number(self.watt)) is not None:
             return round(power / 1e6, 3)
         volt, ampere = _number(self.volt), _number(self.ampere)
@@ -63,7 +63,7 @@ class SysfsReader:
     """Reads one device.
 
     Args:
-        root: where `sys`, `proc` and `etc` are.
+        root: folder with `sys`, `proc` and `etc`.
         disk: a folder on the disk whose space and wear are reported.
     """
 
@@ -96,7 +96,7 @@ class SysfsReader:
         self._count_events()
 
     def read(self) -> Reading:
-        """The state now. Loads and events are since the last call, or since this reader was made."""
+        """Return the present state. Loads and events cover the time since the last call."""
         rails = {rail.name: rail.read_w() for rail in self._rails}
         reasons = self._throttle_reasons()
         memory = self._memory()
@@ -132,12 +132,12 @@ class SysfsReader:
         )
 
     def temperatures_c(self) -> dict[str, float | None]:
-        """Every zone now, and nothing else: cheap enough for every other second."""
+        """Return the temperature of every zone; cheap enough for every other second."""
         return {name: celsius(_scaled(path, 1e-3)) for name, path in self._zones.items()}
 
     @property
     def limits_c(self) -> dict[str, float | None]:
-        """Where the kernel begins to act against the heat of a zone; None where it does not say."""
+        """Temperature of every zone at which the kernel begins to throttle; None where unknown."""
         return self._limits
 
     def _engines_percent(self) -> dict[str, float | None]:
@@ -157,12 +157,12 @@ class SysfsReader:
         }
 
     def _throttle_reasons(self) -> tuple[str, ...]:
-        """Cooling devices in action, and events since the last reading, each named once."""
+        """Active cooling devices, and events since the last reading, without duplicates."""
         active = [name for name, path in self._caps if (_number(path) or 0) > 0]
         return tuple(dict.fromkeys([*active, *self._count_events()]))
 
     def _count_events(self) -> list[str]:
-        """Names of the counters that moved since the last call."""
+        """Names of the counters that increased since the last call."""
         moved = []
         for name, path in self._events:
             now = _number(path)
@@ -174,7 +174,7 @@ class SysfsReader:
         return moved
 
     def _power_mode(self) -> str | None:
-        """Name of the mode that nvpmodel stored, or its number where the names are not known."""
+        """Name of the stored nvpmodel mode, or its number where the names are unknown."""
         status = _text(self._root / "var/lib/nvpmodel/status") or ""
         found = re.search(r"pmode:(\d+)", status)
         if found is None:
@@ -183,7 +183,7 @@ class SysfsReader:
         return self._modes.get(number, f"mode {number}")
 
     def _clocks_locked(self) -> bool | None:
-        """`jetson_clocks` raises the lowest clock of CPU and GPU to their highest; it is for boards only."""
+        """Whether `jetson_clocks` has raised minimum clocks to their maximum (boards only)."""
         if self._gpu is None or not self._policies:
             return None
         pairs = [
@@ -223,7 +223,7 @@ class SysfsReader:
         return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
 
     def _disk_wear(self) -> float | None:
-        """Upper end of the step that an eMMC reports: 0x01 is 0 to 10 %, 0x0b is beyond its life."""
+        """Upper end of the step that an eMMC reports: 0x01 is 0 to 10 %, 0x0b exceeds its rated life."""
         if self._nvme is not None:
             return self._ask_nvme(self._nvme)
         steps = [int(step, 16) for step in re.findall(r"0x([0-9a-fA-F]{2})", _text(self._wear) or "")]
@@ -237,7 +237,7 @@ class SysfsReader:
 
 
 def _find_zones(root: Path) -> dict[str, Path]:
-    """Path of the temperature of each zone, in thousandths of a degree; equal names are numbered."""
+    """Path of the temperature of each zone in millidegrees; equal names are numbered."""
     found: list[tuple[str, Path]] = []
     for zone in _glob(root, "sys/class/thermal/thermal_zone*"):
         name = zone_name(_text(zone / "type") or "")
@@ -252,9 +252,9 @@ def _find_zones(root: Path) -> dict[str, Path]:
 
 
 def _limit(zone: Path) -> float | None:
-    """Degrees at which the kernel first acts against the heat of a zone, from its trip points.
+    """Temperature at which the kernel begins to throttle a zone, from its trip points.
 
-    `active` ones turn on a fan, which is no reason to do less.
+    `active` trip points only turn on a fan.
     """
     trips: dict[str, list[float]] = {}
     for kind in _glob(zone, "trip_point_*_type"):
@@ -268,7 +268,7 @@ def _limit(zone: Path) -> float | None:
 
 
 def _find_engines(root: Path, pattern: str, file: str) -> dict[str, Path]:
-    """A file of every other engine by its name, e.g. `nvdec`."""
+    """A file of every other engine by name, e.g. `nvdec`."""
     found = [(_UNITS.fullmatch(folder.name), folder / file) for folder in _glob(root, pattern)]
     return _numbered((unit[1], path) for unit, path in found if unit is not None and path.exists())
 
@@ -290,7 +290,7 @@ def _numbered(entries: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def _find_caps(root: Path) -> list[tuple[str, Path]]:
-    """Cooling devices that are in action only when something is held down."""
+    """Cooling devices that are active only while clocks are reduced."""
     found = []
     for device in _glob(root, "sys/class/thermal/cooling_device*"):
         name = (_text(device / "type") or "").lower()
@@ -300,7 +300,7 @@ def _find_caps(root: Path) -> list[tuple[str, Path]]:
 
 
 def _find_events(root: Path) -> list[tuple[str, Path]]:
-    """Counters that rise when hardware takes clocks away faster than the kernel could."""
+    """Counters of throttling by the hardware, which reacts faster than the kernel."""
     found = []
     for chip in _glob(root, "sys/class/hwmon/hwmon*"):
         if _text(chip / "name") == "soctherm_oc":
@@ -384,7 +384,7 @@ def _l4t(root: Path) -> str | None:
 
 
 def _is_fan(chip: Path) -> bool:
-    """A PC's board drives fans of its own; only a Jetson's is the device's."""
+    """Whether the chip drives the fan of a Jetson, not one of a PC."""
     return _text(chip / "name") in {"pwmfan", "pwm-fan"}
 
 
@@ -413,7 +413,7 @@ def _scaled(path: Path | None, factor: float) -> float | None:
 
 
 def _number(path: Path | None) -> float | None:
-    """The number in a file; None when there is none, or the driver refuses (EAGAIN while a unit sleeps)."""
+    """The number in a file; None without one, or if the driver refuses (EAGAIN while a unit sleeps)."""
     try:
         return float(path.read_bytes()) if path is not None else None
     except (OSError, ValueError):
@@ -421,7 +421,7 @@ def _number(path: Path | None) -> float | None:
 
 
 def _text(path: Path | None) -> str | None:
-    """The text in a file without blanks and NUL around it; None when there is none."""
+    """The text in a file without surrounding blanks and NUL; None without one."""
     try:
         return (path.read_text(errors="replace").strip(" \t\r\n\0") or None) if path is not None else None
     except OSError:
