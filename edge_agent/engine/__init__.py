@@ -161,4 +161,4 @@ def _takes_ranges(dla_core: int | None) -> bool:
     """Return whether INT8 needs ranges separate from the graph: on an accelerator before TensorRT 11."""
     from edge_agent.engine.tensorrt import bindings
 
-    return dla_core is not None and bindings.has_dla(bindings.version()) and bindings.major() < 11
+    return dla_core is not None and bindings.has_dla(bindings.version()) and bindings.version()[0] < 11

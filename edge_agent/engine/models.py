@@ -78,7 +78,7 @@ def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[Pre
         state: folder where the reference embeddings are kept, None to keep nothing.
 
     Raises:
-        ModelError: the file does not fit; the message tells how to mend it.
+        ModelError: the file does not fit; the message explains the fix.
     """
     prepared = prepare_reid(model, profile_named(preprocess))
     return prepared, load_or_make(prepared, state)

@@ -108,7 +108,7 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
 
     def chosen(name: str) -> tuple[PreparedGraph, BuildOptions]:
         from edge_agent.engine.precision.half import to_half
-        from edge_agent.engine.tensorrt.bindings import major
+        from edge_agent.engine.tensorrt.bindings import version
         from edge_agent.offline.calibrate.quantise import quantise
 
         if name == "int8":
@@ -119,7 +119,7 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
             return prepared, BuildOptions("int8", scales=scales)
         if name == "fp16":
             return to_half(prepared), BuildOptions("fp16")
-        if name == "fp16 flag" and major() >= 11:
+        if name == "fp16 flag" and version()[0] >= 11:
             pytest.skip("this TensorRT has no flag for FP16: it comes from the graph alone")
         return prepared, BuildOptions("fp16" if name == "fp16 flag" else "fp32")
 

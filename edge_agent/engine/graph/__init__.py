@@ -27,7 +27,7 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
         normalise: False keeps the network's own vector lengths, as TAO's inference files have them.
 
     Raises:
-        ModelError: the file is missing, is not ONNX, or does not fit; the message tells how to mend it.
+        ModelError: the file is missing, is not ONNX, or does not fit; the message explains the fix.
     """
     network = Network(onnx_path)
     layout = network.layout(batch_must_be_free=True)

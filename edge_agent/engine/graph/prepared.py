@@ -20,7 +20,7 @@ BATCH_HINT = (
     'input_names=["input"], output_names=["embedding"], '
     'dynamic_axes={"input": {0: "batch"}, "embedding": {0: "batch"}})'
 )
-"""How to mend a network whose batch axis is fixed."""
+"""How to fix a network whose batch axis is fixed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Reads an ONNX network and checks that it can be prepared; errors tell how to mend the file."""
+"""Reads an ONNX network and checks that it can be prepared; errors explain the fix."""
 
 from __future__ import annotations
 

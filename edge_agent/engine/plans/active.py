@@ -49,7 +49,7 @@ class ActiveEngine:
         """Return the active engine and the previous one.
 
         Raises:
-            InputError: `active.json` is damaged; the message tells how to mend it.
+            InputError: `active.json` is damaged; the message explains the fix.
         """
         if not self._path.exists():
             return Active(None, None)

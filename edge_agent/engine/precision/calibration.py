@@ -70,7 +70,7 @@ class Calibration:
         """Read a calibration and check the digests of all its files.
 
         Raises:
-            InputError: it is missing, damaged, or of another layout; the message tells how to mend it.
+            InputError: it is missing, damaged, or of another layout; the message explains the fix.
         """
         try:
             manifest = Manifest.read(folder / MANIFEST, kind=KIND, version=VERSION)
@@ -155,7 +155,7 @@ def active_calibration(engines: Path) -> Calibration | None:
     """Return the active calibration of an engines folder, None where there is none.
 
     Raises:
-        InputError: it is damaged; the message tells how to mend it.
+        InputError: it is damaged; the message explains the fix.
     """
     active = ActiveEngine(engines).read()
     if active.current is None or "calibration" not in active.current:

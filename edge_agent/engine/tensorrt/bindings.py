@@ -6,9 +6,11 @@ their results go through `checked`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -23,7 +25,6 @@ __all__ = [
     "Log",
     "checked",
     "has_dla",
-    "major",
     "make_builder",
     "make_runtime",
     "require_bindings",
@@ -45,7 +46,7 @@ def require_bindings() -> None:
     """Import TensorRT's Python module; later imports of it then succeed.
 
     Raises:
-        EngineError: it is not installed or cannot be loaded; the message tells how to mend it.
+        EngineError: it is not installed or cannot be loaded; the message explains the fix.
     """
     try:
         import tensorrt  # noqa: F401
@@ -68,11 +69,6 @@ def version() -> tuple[int, ...]:
 def version_numbers(text: str) -> tuple[int, ...]:
     """`"10.3.0.post1"` -> `(10, 3, 0)`."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())
-
-
-def major() -> int:
-    """Return the first number of the version: 8, 10 or 11."""
-    return version()[0]
 
 
 def has_dla(release: tuple[int, ...]) -> bool:
@@ -168,29 +164,27 @@ def _reason(log: Log) -> str:
 
 
 def make_runtime(log: Log) -> trt.Runtime:
-    """Make the object that loads plans.
+    """Make the object that loads plans; EngineError where TensorRT or a usable GPU is missing."""
+    with _starting("runtime", log):
+        import tensorrt as trt
 
-    Raises:
-        EngineError: TensorRT or a usable GPU is missing. The GPU is checked first: some releases crash in a
-            runtime that was made without one.
-    """
-    require_bindings()
-    cuda.probe()
-    import tensorrt as trt
-
-    try:
         return trt.Runtime(log.logger)
-    except TypeError as problem:  # from pybind11, when the factory returns a null pointer
-        raise EngineError(f"TensorRT could not start its runtime: {_reason(log)}") from problem
 
 
 def make_builder(log: Log) -> trt.Builder:
-    """Make the object that builds plans; EngineError as in `make_runtime`."""
+    """Make the object that builds plans; EngineError where TensorRT or a usable GPU is missing."""
+    with _starting("builder", log):
+        import tensorrt as trt
+
+        return trt.Builder(log.logger)
+
+
+@contextlib.contextmanager
+def _starting(what: str, log: Log) -> Iterator[None]:
+    """Check for a GPU first, since some releases crash without one, and translate errors of the block."""
     require_bindings()
     cuda.probe()
-    import tensorrt as trt
-
     try:
-        return trt.Builder(log.logger)
-    except TypeError as problem:  # as in `make_runtime`
-        raise EngineError(f"TensorRT could not start its builder: {_reason(log)}") from problem
+        yield
+    except TypeError as problem:  # from pybind11, when the factory returns a null pointer
+        raise EngineError(f"TensorRT could not start its {what}: {_reason(log)}") from problem
