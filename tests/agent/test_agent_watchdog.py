@@ -135,7 +135,7 @@ def test_a_source_that_hangs_is_named_and_the_watchdog_starves(tmp_path: Path, m
         assert process.poll() is None
     (line,) = logged(log, "stage_stuck")
     assert line["stage"] == "source:clip"
-    assert any("video.py" in place for place in line["where"])  # type: ignore[attr-defined]
+    assert any("source/file.py" in place for place in line["where"])  # type: ignore[attr-defined]
     (alert,) = events(told, "stage_stuck")
     assert alert["data"]["details"] == {"stages": "source:clip"}  # type: ignore[index]
     fifo.unlink()  # it was killed while a source was stuck, and the next run tells so
