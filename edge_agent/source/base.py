@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edge_agent.core.structures import CropBatch, Frame
 
-__all__ = ["AcknowledgedSource", "Item", "Source"]
+__all__ = ["Item", "Source"]
 
 Item = Frame | CropBatch
 
@@ -46,10 +46,3 @@ class Source(Protocol):
             SourceLost: no frames at present; a later retry may help.
             SourceError: no frames, and a retry will not help.
         """
-
-
-class AcknowledgedSource(Source, Protocol):
-    """A source that delivers an item again after a restart, until it has been acknowledged."""
-
-    def done(self, item: Item) -> None:
-        """Acknowledge `item`: it is not delivered again. Called from any thread."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import ConfigError, SourceError
-from edge_agent.source import options as of
 from edge_agent.source.address import device_number, local_path, source_id, source_kind
+from edge_agent.source.options import options_of
 
 if TYPE_CHECKING:
     from edge_agent.core.config import SourceSettings
@@ -69,27 +69,26 @@ def open_source(
         raise SourceError(f"two sources have the id {name!r}")
     if kind == "file" and settings.start_time is None:
         settings = settings.model_copy(update={"start_time": file_start})
-    options = of.options_of(kind, name, settings)
+    options = options_of(kind, name, settings)
     if kind == "crops":
         from edge_agent.source.crops import CropFolderSource
 
         if state is None:
             raise SourceError(f"source {name}: a folder of crops needs a state folder (--state)")
-        folder_options = cast("of.CropFolderOptions", options)
-        return CropFolderSource(name, local_path(url), state / f"crops-{name}.sqlite", folder_options)
+        return CropFolderSource(name, local_path(url), state / f"crops-{name}.sqlite", options)
     if kind == "stream":
         from edge_agent.source.stream import StreamSource
 
-        return StreamSource(name, url, cast("of.StreamOptions", options))
+        return StreamSource(name, url, options)
     if kind == "usb":
         from edge_agent.source.usb import UsbSource
 
         device = f"/dev/video{device_number(url)}" if url.startswith("usb:") else url
-        return UsbSource(name, device, cast("of.UsbOptions", options))
+        return UsbSource(name, device, options)
     if kind == "csi":
         from edge_agent.source.csi import CsiSource
 
-        return CsiSource(name, device_number(url), cast("of.CsiOptions", options))
+        return CsiSource(name, device_number(url), options)
     from edge_agent.source.file import FileSource
 
-    return FileSource(name, local_path(url), cast("of.FileOptions", options))
+    return FileSource(name, local_path(url), options)

@@ -7,7 +7,7 @@ defaults; `options_of` returns those of one kind.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge_agent.core.errors import SourceError
 
@@ -19,7 +19,6 @@ __all__ = [
     "CropFolderOptions",
     "CsiOptions",
     "FileOptions",
-    "Options",
     "StreamOptions",
     "UsbOptions",
     "options_of",
@@ -92,9 +91,7 @@ class CropFolderOptions:
     start_time: float | None = None
 
 
-Options = FileOptions | StreamOptions | UsbOptions | CsiOptions | CropFolderOptions
-
-_OF_KIND: dict[SourceKind, type[Options]] = {
+_OF_KIND: dict[SourceKind, type[Any]] = {
     "file": FileOptions,
     "stream": StreamOptions,
     "usb": UsbOptions,
@@ -105,7 +102,7 @@ _COMMON = {"id", "url", "enabled", "detector", "motion", "priority"}
 """Keys of `SourceSettings` that are not for the source itself."""
 
 
-def options_of(kind: SourceKind, name: str, settings: SourceSettings) -> Options:
+def options_of(kind: SourceKind, name: str, settings: SourceSettings) -> Any:  # noqa: ANN401 - see `_OF_KIND`
     """Return the options of a source of this kind, with the defaults of those that are left out.
 
     Raises:

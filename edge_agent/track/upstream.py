@@ -44,7 +44,13 @@ class UpstreamTracks:
             else:
                 self._last_seen[upstream_id] = crops.time
             track_id = self._last_lone if upstream_id is None else upstream_id
-            seen.append(self._observation(track_id, crops, row, embedded[row]))
+            result = embedded[row]
+            seen.append(
+                TrackObservation(
+                    self.camera, track_id, crops.number, crops.time, crops.boxes[row], 1.0,
+                    result.vectors[0] if result.present[0] else None, float(result.quality[0]),
+                )
+            )  # fmt: skip
         lost_s = self._settings.lost_s
         silent = [t for t, last in self._last_seen.items() if crops.time - last > lost_s]
         for track_id in silent:
@@ -58,15 +64,3 @@ class UpstreamTracks:
         ended = tuple(self._last_seen)
         self._last_seen.clear()
         return TrackUpdate(self.camera, frame, time, size, (), ended)
-
-    def _observation(self, track_id: int, crops: CropBatch, row: int, embedded: Embedded) -> TrackObservation:
-        return TrackObservation(
-            camera=self.camera,
-            track_id=track_id,
-            frame=crops.number,
-            time=crops.time,
-            box=crops.boxes[row],
-            score=1.0,
-            vector=embedded.vectors[0] if embedded.present[0] else None,
-            quality=float(embedded.quality[0]),
-        )

@@ -16,8 +16,6 @@ from edge_agent.core.structures import (
     Embedded,
     ScoreLevels,
     TrackUpdate,
-    iou,
-    iou_matrix,
 )
 from edge_agent.track import tracker as module
 from edge_agent.track.appearance import Similarity
@@ -201,20 +199,6 @@ def test_associate_finds_the_best_of_all_assignments() -> None:
         rows, columns = linear_sum_assignment(np.where(allowed, cost, 1e6))
         near = allowed[rows, columns]
         assert pairs(cost, 0.9) == list(zip(rows[near].tolist(), columns[near].tolist(), strict=True))
-
-
-def test_the_overlap_of_two_boxes_is_that_of_all_pairs() -> None:
-    random = np.random.default_rng(4)
-    a, b = (
-        np.cumsum(random.uniform(-5, 90, (80, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
-        for _ in range(2)
-    )
-    a[0, 2:], b[1], b[2, 0] = a[0, :2], np.inf, np.nan
-    with np.errstate(invalid="ignore"):
-        pairwise = [[iou(list(first), list(second)) for second in b] for first in a]
-        together = iou_matrix(a, b)
-    np.testing.assert_array_equal(np.array(pairwise, np.float32), together)
-    assert (together > 0.3).any()
 
 
 def crops(time: float, *tracks: int | None) -> CropBatch:
