@@ -1,1 +1,1 @@
-"""The running agent: pipeline, factory, daemon."""
+"""The running agent: opening of the stages, pipeline, commands, telemetry loop."""

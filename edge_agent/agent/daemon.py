@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from edge_agent.agent import factory
 from edge_agent.agent.description import log_context, status_document
 from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.pipeline import FrameOutcome, Pipeline
@@ -41,6 +40,7 @@ from edge_agent.track.upstream import UpstreamTracks
 
 if TYPE_CHECKING:
     from edge_agent.core.events import TelemetryData
+    from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.health.cooling import Cooling
 
@@ -304,7 +304,7 @@ class Agent:
         stages.identifier.thresholds.calibrated = None if calibration is None else calibration.threshold
 
 
-def _alert_stale_calibration(calibration: Calibration, publisher: factory.Publish) -> None:
+def _alert_stale_calibration(calibration: Calibration, publisher: AnyPublisher) -> None:
     """Publish that the active calibration is of another network: its precision and threshold are not used."""
     model = calibration.data["model"]
     message = (
@@ -322,7 +322,7 @@ def _alert_stale_calibration(calibration: Calibration, publisher: factory.Publis
     )
 
 
-def drain(publisher: factory.Publish, stop: threading.Event) -> None:
+def drain(publisher: AnyPublisher, stop: threading.Event) -> None:
     """Wait up to `DRAIN_S` for the broker to acknowledge the last events; a stop request ends the wait."""
     deadline = time.monotonic() + DRAIN_S
     while not stop.is_set() and (left := deadline - time.monotonic()) > 0:

@@ -11,8 +11,7 @@ from edge_agent.core.events import alert_event
 from edge_agent.core.structures import SourceState, SourceStatus
 
 if TYPE_CHECKING:
-    from edge_agent.agent.factory import Publish
-    from edge_agent.deliver.publisher import State
+    from edge_agent.deliver.publisher import AnyPublisher, State
 
 __all__ = ["HealthState"]
 
@@ -28,7 +27,7 @@ class HealthState:
         set_status_line: called with the agent's state and reason as one line, for the service manager.
     """
 
-    publisher: Publish
+    publisher: AnyPublisher
     set_status_line: Callable[[str], None]
     state: State = "online"
     """State last published."""

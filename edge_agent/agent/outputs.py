@@ -17,10 +17,10 @@ from edge_agent.core.timing import process_age_s
 from edge_agent.deliver.mot import MotFinal, MotWriter
 
 if TYPE_CHECKING:
-    from edge_agent.agent.factory import Publish
     from edge_agent.agent.outcome import FrameOutcome
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
+    from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.identify import Identifier
 
@@ -86,7 +86,7 @@ class OutcomeWriter:
         cameras: int,
         stack: ExitStack,
         *,
-        publisher: Publish,
+        publisher: AnyPublisher,
         erasure: Erasure,
         identifier: Identifier,
         engine: EngineInfo,

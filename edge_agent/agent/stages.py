@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from edge_agent.agent import factory
 from edge_agent.agent.command_handlers import CommandHandlers
+from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.description import info_data
 from edge_agent.agent.health_state import HealthState
 from edge_agent.agent.outputs import OutcomeWriter, Outputs, process_age
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edge_agent.core.config import Settings
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
+    from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.selection import CropSelector
     from edge_agent.engine.precision.calibration import Calibration
@@ -87,7 +88,7 @@ class Stages:
     selector: CropSelector
     telemetry: Telemetry
     erasure: Erasure
-    publisher: factory.Publish
+    publisher: AnyPublisher
     metrics: Metrics | None
     writer: OutcomeWriter
     health: HealthState
@@ -220,10 +221,10 @@ class StageOpener:
         identifier: Identifier,
         embedder: Embedder,
         sources: Sequence[Source],
-    ) -> tuple[factory.Publish, Erasure]:
+    ) -> tuple[AnyPublisher, Erasure]:
         settings, stack = self.settings, self.stack
         outbox = None if settings.mqtt.broker is None else stack.enter_context(make_outbox(settings))
-        erasure = factory.make_erasure(settings, gallery, outbox, sources)
+        erasure = make_erasure(settings, gallery, outbox, sources)
         handlers = CommandHandlers(
             gallery=gallery,
             identifier=identifier,
@@ -246,7 +247,7 @@ class StageOpener:
         )
         return publisher, erasure
 
-    def _metrics(self, publisher: factory.Publish, info: InfoData) -> Metrics | None:
+    def _metrics(self, publisher: AnyPublisher, info: InfoData) -> Metrics | None:
         port = self.settings.telemetry.metrics_port
         if port is None:
             return None

@@ -148,7 +148,7 @@ def forget(
     as_json: JsonOption = False,
 ) -> None:
     """Erase people, their waiting events, and their pictures in crop folders. This cannot be undone."""
-    from edge_agent.agent import factory
+    from edge_agent.agent.databases import erase_at_rest
     from edge_agent.gallery import erasure
 
     if bool(who) == everyone:
@@ -165,7 +165,7 @@ def forget(
         )
         for one in erased:
             _audit(settings, "forget", exemplars=one.exemplars)
-        removed = factory.erase_at_rest(settings, gallery)
+        removed = erase_at_rest(settings, gallery)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in erased], indent=2))
         return

@@ -24,7 +24,7 @@ def command(
 
     The agent must be stopped. Nothing is lost; what the old files held is overwritten.
     """
-    from edge_agent.agent import factory
+    from edge_agent.agent.databases import rekey
     from edge_agent.core.encryption import database_key, parse_key
     from edge_agent.core.errors import InputError
     from edge_agent.core.logs import configure
@@ -35,7 +35,7 @@ def command(
         old = None if old_key is None else parse_key(old_key.read_text())
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"{old_key} cannot be read: {problem}") from problem
-    done = factory.rekey(settings, old)
+    done = rekey(settings, old)
     encrypted = database_key(settings.storage) is not None
     if as_json:
         typer.echo(json.dumps({"encrypted": encrypted, "written": done}))

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from edge_agent.core.config import MqttSettings
     from edge_agent.deliver.commands import CommandDesk
 
-__all__ = ["Counters", "LocalPublisher", "Publisher", "State", "open_publisher"]
+__all__ = ["AnyPublisher", "Counters", "LocalPublisher", "Publisher", "State", "open_publisher"]
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ def open_publisher(
     outbox: Outbox | None,
     commands: CommandDesk | None,
     stack: contextlib.ExitStack,
-) -> Publisher | LocalPublisher:
+) -> AnyPublisher:
     """Start delivery to the broker, if one is set, and to the events file.
 
     Args:
@@ -283,3 +283,7 @@ class Publisher:
 
     def _info_message(self) -> bytes:
         return encode(self._origin.stamp(new_event("info", self._info(), time=time.time())))
+
+
+AnyPublisher: TypeAlias = Publisher | LocalPublisher
+"""Delivery of a run, with or without a broker."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.agent.factory import erase_at_rest
+from edge_agent.agent.databases import erase_at_rest
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import StorageError
 from edge_agent.core.loading import load

@@ -1,6 +1,6 @@
 """Throughput of the whole agent: from frames in memory to events that a broker has acknowledged.
 
-The run is the daemon's own, with the factory's stages; only its sources differ: cameras that turn over a
+The run is the daemon's own, with its stages; only its sources differ: cameras that turn over a
 rendered street and deliver the boxes, as an upstream detector does. Measured are all stages after detection:
 cut, resize and pack crops, engine, tracking, identification against a full gallery, outbox and delivery.
 Cameras are live: a frame that is not read in time is lost.

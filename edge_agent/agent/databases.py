@@ -1,0 +1,93 @@
+"""Gallery, outbox and crop folders together: erasure of people, and change of the key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edge_agent.core.encryption import database_key, rewrite
+from edge_agent.core.errors import StorageError
+from edge_agent.deliver import recovery
+from edge_agent.deliver.outbox import OUTBOX_FILE, make_outbox
+from edge_agent.gallery.erasure import Erasure, Removed
+from edge_agent.gallery.gallery import GALLERY_FILE
+from edge_agent.gallery.sync import owner_lock
+from edge_agent.source.crops import CropFolderSource
+from edge_agent.source.opening import open_sources
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
+    from edge_agent.deliver.outbox import Outbox
+    from edge_agent.gallery.gallery import Gallery
+    from edge_agent.source.base import Source
+
+__all__ = ["erase_at_rest", "make_erasure", "rekey"]
+
+
+def make_erasure(
+    settings: Settings, gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]
+) -> Erasure:
+    """Return what erases the events and pictures of erased people.
+
+    Args:
+        settings: all settings.
+        gallery: open.
+        outbox: open; None without a broker: the outbox of an earlier run is opened when it is needed.
+        sources: all sources that are read.
+    """
+
+    def erase_events(word: str) -> int:
+        if not (settings.state_dir / OUTBOX_FILE).exists():
+            return 0
+        with make_outbox(settings) as kept:
+            return kept.erase(word)
+
+    folders = [source for source in sources if isinstance(source, CropFolderSource)]
+    return Erasure(gallery, outbox.erase if outbox is not None else erase_events, folders)
+
+
+def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
+    """Erase the events and pictures of erased people; None where a running agent will do it.
+
+    Raises:
+        StorageError: some could not be erased; the agent will erase them at its next start.
+    """
+    state = settings.state_dir
+    lock = owner_lock(state / GALLERY_FILE)
+    if not lock.acquire():
+        return None
+    try:
+        enabled = any(source.enabled for source in settings.sources)
+        sources = open_sources(settings.sources, state) if enabled else []
+        return make_erasure(settings, gallery, None, sources).run()
+    finally:
+        lock.release()
+
+
+def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
+    """Rewrite gallery and outbox with the configured key, or without one; the agent must not run.
+
+    Args:
+        settings: with the new key, or none.
+        old: the present key; None where they are not encrypted.
+
+    Returns:
+        by path of each existing file: True if it was rewritten, False if it already had the new key.
+
+    Raises:
+        ConfigError: the configured key is not valid, or SQLCipher is not installed.
+        StorageError: an agent runs, or the old key does not fit.
+    """
+    new = database_key(settings.storage)
+    gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
+    lock = owner_lock(gallery)
+    if gallery.exists() and not lock.acquire():
+        raise StorageError(f"{gallery} is in use by a running agent (process {lock.holder()}); stop it first")
+    try:
+        return {
+            str(path): rewrite_file(path, old, new)
+            for path, rewrite_file in ((gallery, rewrite), (events, recovery.rekey))
+            if path.exists()
+        }
+    finally:
+        lock.release()
