@@ -64,7 +64,8 @@ def connect(
         OSError, or one of `database_errors()`: the file cannot be opened.
     """
     if path is not None:
-        _make_private(path)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
     module: Any = _sqlcipher() if key is not None or cipher else sqlite3
     connection = module.connect(
         MEMORY if path is None else str(path),
@@ -99,14 +100,6 @@ def _sqlcipher() -> Any:  # noqa: ANN401 - a module without types
             " 'edge-agent[encrypt]')"
         ) from problem
     return dbapi2
-
-
-def _make_private(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
 
 
 def remove_database(path: Path) -> None:

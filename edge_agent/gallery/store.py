@@ -208,12 +208,12 @@ class Store:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def _prepare(self, *, check: bool) -> None:
-        if not self._pragma("SELECT count(*) FROM sqlite_master"):
+        if not self.value("SELECT count(*) FROM sqlite_master"):
             self._create()
             return
-        if self._pragma("PRAGMA application_id") != _APPLICATION:
+        if self.value("PRAGMA application_id") != _APPLICATION:
             raise StorageError(f"{self.where} is an SQLite file, but not a gallery; name another path")
-        layout = self._pragma("PRAGMA user_version")
+        layout = self.value("PRAGMA user_version")
         if layout == 1:
             self._migrate_layout_1()
         elif layout != _LAYOUT:
@@ -221,23 +221,20 @@ class Store:
                 f"{self.where} has layout {layout}, this edge-agent reads {_LAYOUT}; "
                 "run the version that wrote it, export the gallery there and import it here"
             )
-        result = self._pragma("PRAGMA quick_check(1)") if check else "ok"
+        result = self.value("PRAGMA quick_check(1)") if check else "ok"
         if result != "ok":
             raise self.damage(str(result))
 
-    def _pragma(self, statement: str) -> Any:  # noqa: ANN401 - a number or a text
-        return self._connection.execute(statement).fetchone()[0]
-
     def _migrate_layout_1(self) -> None:
         with self.change():
-            if self._pragma("PRAGMA user_version") == _LAYOUT:
+            if self.value("PRAGMA user_version") == _LAYOUT:
                 return  # another process was faster
             self.run("ALTER TABLE identity ADD COLUMN ttl REAL")
             self._add_tables(_SINCE_LAYOUT_2)
 
     def _create(self) -> None:
         with self.change():
-            if self._pragma("SELECT count(*) FROM sqlite_master"):
+            if self.value("SELECT count(*) FROM sqlite_master"):
                 return  # another process was faster
             self.run(f"PRAGMA application_id = {_APPLICATION}")
             self._add_tables(_SCHEMA + _SINCE_LAYOUT_2)
