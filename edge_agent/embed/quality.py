@@ -120,8 +120,8 @@ class QualityGate:
     def sharp(self, sharp: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the factors of N sharpnesses `(N,)` float32, and `(N,)` bool, which crops are refused."""
         blurred: NDArray[np.bool_] = sharp < self.settings.min_sharpness
-        factors = np.minimum(sharp / _FULL_SHARPNESS, 1.0).astype(np.float32)
-        factors[blurred] = 0.0
+        factors: NDArray[np.float32] = np.minimum(sharp / _FULL_SHARPNESS, 1.0)
+        factors *= ~blurred
         return factors, blurred
 
     def _grade(
@@ -149,9 +149,9 @@ class QualityGate:
         covered = _covered_part(known, area, scores)
         sides = inside[2:] - inside[:2]
         wide, high = sides[0], sides[1]
-        near = (known[:2] <= _BORDER) | (known[2:] >= border[2:] - _BORDER)
+        cut = (known[:2] <= _BORDER) | (known[2:] >= border[2:] - _BORDER)
         grade = np.sqrt(np.minimum(np.maximum(high, 0) / _FULL_HEIGHT, 1.0)) * visible * (1.0 - covered)
-        grade *= np.where(near[0] | near[1], _CUT_GRADE, 1.0)
+        grade *= np.where(cut[0] | cut[1], _CUT_GRADE, 1.0)
         aspect = high / np.maximum(wide, 1)
         none, out = known[2:] <= known[:2], sides < 1
         refused = np.empty((len(_REASONS), *scores.shape), np.bool_)
@@ -161,7 +161,7 @@ class QualityGate:
         np.logical_or(high < limits.min_height, wide < limits.min_width, out=refused[3])
         np.logical_or(aspect < limits.min_aspect, aspect > limits.max_aspect, out=refused[4])
         np.greater(covered, limits.max_overlap, out=refused[5])
-        grade[refused.any(axis=0)] = 0.0
+        grade *= ~refused.any(axis=0)
         return inside, grade.astype(np.float32), refused
 
 
@@ -181,6 +181,8 @@ def _padded(
 
 def _first_reasons(refused: NDArray[np.bool_], counts: Sequence[int]) -> list[tuple[str, ...]]:
     """Return the first reason of each box, or "", from `(6, F, N)`; `counts`: boxes of each picture."""
+    if not refused.any():
+        return [("",) * count for count in counts]
     words = [[""] * count for count in counts]
     for reason, at, row in zip(*map(np.ndarray.tolist, np.nonzero(refused)), strict=True):
         if row < counts[at] and not words[at][row]:

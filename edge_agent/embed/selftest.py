@@ -24,11 +24,10 @@ def faults(rows: NDArray[np.float32], *, unit_length: bool) -> list[str]:
     """Return for each row of `(N, D)`: `non-finite`, `degenerate` (not of length 1), or "" for a good one."""
     with np.errstate(invalid="ignore", over="ignore"):
         squares = np.einsum("nd,nd->n", rows, rows)
-        finite = np.isfinite(squares)
-        proper = np.abs(squares - 1.0) <= _UNIT_TOLERANCE if unit_length else finite
-    if finite.all() and proper.all():
+        proper = np.abs(squares - 1.0) <= _UNIT_TOLERANCE if unit_length else np.isfinite(squares)
+    if proper.all():
         return [""] * len(rows)
-    words = np.where(finite, np.where(proper, "", "degenerate"), "non-finite")
+    words = np.where(np.isfinite(squares), np.where(proper, "", "degenerate"), "non-finite")
     return [str(word) for word in words]
 
 
