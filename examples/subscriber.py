@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Receives identity events of edge-agent and misses none: python subscriber.py mqtt://HOST:PORT
+"""Receive identity events of edge-agent without loss: python subscriber.py mqtt://HOST:PORT
 
-Needs only paho-mqtt (`pip install "paho-mqtt>=2"`). Prints one line per event. It stays subscribed while it
-is away (persistent session), drops repeated deliveries, and says which numbers are missing and why.
+Needs only paho-mqtt (`pip install "paho-mqtt>=2"`). Prints one line per event. The subscription stays while
+the program is away (persistent session), repeated deliveries are dropped, and missing numbers are reported
+with the reason.
 """
 # ruff: noqa: T201, D103, ANN401 - it prints, and its functions are named for the callbacks of paho
 
@@ -19,7 +20,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-CLIENT_ID = "example-subscriber"  # one per subscriber: the broker keeps what this one has not got yet
+CLIENT_ID = "example-subscriber"  # one per subscriber: the broker keeps its undelivered messages
 AWAY_S = 24 * 3600  # how long the broker keeps it
 REMEMBERED = 100_000  # ids; more than any device repeats after an outage
 
@@ -33,7 +34,7 @@ class Device:
         self.missing: set[int] = set()
 
     def is_new(self, event: dict[str, Any]) -> bool:
-        """Remember the event; False for a repeated delivery, which has the same id."""
+        """Record the event; return False for a repeated delivery, which has the same id."""
         if event["id"] in self.seen:
             return False
         self.seen[event["id"]] = None

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Identity events as lines of text, with mosquitto_sub and jq: sh subscriber.sh HOST PORT
-# -i and -c keep the subscription while this is away; -q 1 makes the broker repeat what was not acknowledged.
-# Repeated deliveries are dropped by id, of which the last 10,000 are remembered.
+# -i and -c keep the subscription while the script is away; -q 1 makes the broker repeat unacknowledged messages.
+# Repeated deliveries are dropped by id, of which the last 10,000 are kept.
 set -eu
 mosquitto_sub -h "${1:-127.0.0.1}" -p "${2:-1883}" -V mqttv5 -i example-shell -c -x 86400 -q 1 \
     -t 'edge/v1/+/+/identity/+' -t 'edge/v1/+/+/gap' |

@@ -1,4 +1,4 @@
-"""`edge-agent watch`: events and health of devices, live, as any subscriber sees them."""
+"""`edge-agent watch`: show events and health of devices as a subscriber receives them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _print_lines(subscriber: Subscriber, count: int | None) -> None:
 
 
 def _show(subscriber: Subscriber, settings: BrokerSettings, count: int | None) -> None:
-    """Draw the view twice a second, or when something came."""
+    """Draw the view twice a second, or when a message arrives."""
     from rich.live import Live
 
     view = View(settings.url)
@@ -98,7 +98,7 @@ def _show(subscriber: Subscriber, settings: BrokerSettings, count: int | None) -
         while count is None or seen < count:
             message = subscriber.next(0.5)
             while message is not None:
-                view.take(message.topic, message.payload)
+                view.add(message.topic, message.payload)
                 seen += 1
                 message = subscriber.next(0.0) if seen != count else None
             view.connected = subscriber.connected
@@ -107,7 +107,7 @@ def _show(subscriber: Subscriber, settings: BrokerSettings, count: int | None) -
 
 @dataclass(slots=True)
 class DeviceView:
-    """What is known of one device."""
+    """The latest messages of one device."""
 
     status: Any = None
     info: Any = None
@@ -117,17 +117,17 @@ class DeviceView:
 
 @dataclass(slots=True)
 class View:
-    """What the messages so far say, and how it looks."""
+    """State from the messages so far, and its display."""
 
     broker: str
     connected: bool = True
     devices: dict[str, DeviceView] = field(default_factory=dict)
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
     unread: int = 0
-    """Messages under the topics that are no events, e.g. commands."""
+    """Messages that are not events, e.g. commands."""
 
-    def take(self, topic: str, payload: bytes) -> None:
-        """Take in one message."""
+    def add(self, topic: str, payload: bytes) -> None:
+        """Update the state from one message."""
         from edge_agent.core.codec import decode
 
         try:
@@ -161,8 +161,8 @@ class View:
         columns = ("device", "state", "model", "hottest", "throttled", "power", "crops/s", "outbox", "people")
         table = Table(*columns, title=title, expand=True)
         for name, device in sorted(self.devices.items()):
-            told, now = device.status, device.telemetry
-            state = "" if told is None else f"{told.state} {told.reason}".strip()
+            status, now = device.status, device.telemetry
+            state = "" if status is None else f"{status.state} {status.reason}".strip()
             model = "" if device.info is None else f"{device.info.model.name} {device.info.model.precision}"
             table.add_row(
                 _plain(name),
@@ -183,9 +183,9 @@ class View:
         table = Table("camera", "state", "reason", "frames/s", expand=True)
         for name, device in sorted(self.devices.items()):
             rates = device.telemetry.frames_per_s if device.telemetry else {}
-            for camera, told in sorted(device.cameras.items()):
+            for camera, status in sorted(device.cameras.items()):
                 rate = _number(rates.get(camera), "")
-                table.add_row(*map(_plain, (f"{name} {camera}", told.state, told.reason, rate)))
+                table.add_row(*map(_plain, (f"{name} {camera}", status.state, status.reason, rate)))
         return table
 
     def _events(self) -> Table:
@@ -200,7 +200,7 @@ class View:
 
 
 def _cells(event: Event) -> tuple[str, ...]:
-    """One row of the table of events."""
+    """Return one row of the table of events."""
     from edge_agent.core.timing import rfc3339
 
     data = event.data
@@ -222,7 +222,7 @@ def _cells(event: Event) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """Text from the wire that cannot move the cursor or colour the table."""
+    """Received text without control characters and markup."""
     from rich.markup import escape
 
     return escape("".join(letter if letter.isprintable() else "?" for letter in text))

@@ -1,10 +1,11 @@
-"""Delivery: events to disk, then to the broker, and nothing lost on the way.
+"""Delivery: events go to disk first, then to the broker; none is lost.
 
 ::
 
     publish(event) -> outbox (SQLite, numbered) -> pump thread -> connection (MQTT) -> broker
                                                         ^ acknowledged rows are deleted
 
-`outbox` keeps, `connection` talks MQTT, `publisher` pumps from the one to the other and publishes what is
-retained, `commands` checks and answers what comes in, `topics` names the topics.
+`outbox` stores events, `connection` is one MQTT connection, `publisher` moves events from the one to the
+other and publishes retained messages, `commands` checks, runs and answers commands, `topics` names the
+topics.
 """

@@ -2,7 +2,7 @@
 
     python -m edge_agent.deliver.contract docs
 
-writes `docs/asyncapi.yaml` and `docs/schemas/`. A test holds the files against the classes.
+writes `docs/asyncapi.yaml` and `docs/schemas/`. A test compares the files with the classes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_agent.core.codec import command_schema, data_schema, envelope_schema
 from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES
@@ -23,7 +23,7 @@ from edge_agent.deliver.topics import PREFIX
 __all__ = ["asyncapi", "schemas", "to_yaml", "write"]
 
 VERSION = "1.0.0"
-"""Of the contract: the first number stands in every topic, the second counts additions."""
+"""Of the contract: the first number is in every topic, the second counts additions."""
 ASYNCAPI = "3.0.0"
 BINDING = "0.2.0"
 ROOT = f"{PREFIX}/{{site}}/{{device}}"
@@ -36,41 +36,52 @@ _PARAMETERS = {
     "verb": "The command.",
 }
 
-# name: address below the root, kind of data, retained, quality of service, expiry in seconds, what it is
-_CHANNELS: Mapping[str, tuple[str, str, bool, int, int | None, str]] = {
-    "status": (
+
+class _Channel(NamedTuple):
+    """Address below the root, kind of data, description, and how its messages are published."""
+
+    address: str
+    kind: str
+    text: str
+    retained: bool = False
+    qos: int = 1
+    expiry_s: int | None = 86_400
+
+
+_CHANNELS: Mapping[str, _Channel] = {
+    "status": _Channel(
         "status",
         "status",
-        True,
-        1,
-        None,
         "Whether the agent works. Retained; the broker publishes offline in its place when it dies (will).",
+        retained=True,
+        expiry_s=None,
     ),
-    "info": ("info", "info", True, 1, None, "What runs on the device: the birth, before the status."),
-    "telemetry": ("telemetry", "telemetry", False, 0, 90, "Health and load every few seconds."),
-    "cameraStatus": ("camera/{camera}/status", "camera", True, 1, None, "State of one camera."),
-    "identity": (
+    "info": _Channel(
+        "info", "info", "What runs on the device: the birth, before the status.", retained=True, expiry_s=None
+    ),
+    "telemetry": _Channel("telemetry", "telemetry", "Health and load every few seconds.", qos=0, expiry_s=90),
+    "cameraStatus": _Channel(
+        "camera/{camera}/status", "camera", "State of one camera.", retained=True, expiry_s=None
+    ),
+    "identity": _Channel(
         "identity/{kind}",
         "identity",
-        False,
-        1,
-        86_400,
         "What was decided about a person. Numbered, kept until acknowledged.",
     ),
-    "gap": ("gap", "gap", False, 1, 86_400, "Numbers that will not come, and why."),
-    "alert": ("alert/{kind}", "alert", False, 1, 86_400, "Something that a person should look at."),
+    "gap": _Channel("gap", "gap", "Numbers that will not come, and why."),
+    "alert": _Channel("alert/{kind}", "alert", "Something that a person should look at."),
 }
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Every schema by file name: data, whole messages, commands."""
+    """Return every schema by file name: data, complete messages, commands."""
     found = {f"{kind}.json": data_schema(kind) for kind in DATA_TYPES}
     found |= {f"{kind}-message.json": envelope_schema(kind) for kind in DATA_TYPES}
     return found | {f"command-{verb}.json": command_schema(verb) for verb in COMMAND_TYPES}
 
 
 def asyncapi() -> dict[str, Any]:
-    """The AsyncAPI document. `send` is what the agent sends, `receive` what it takes."""
+    """Return the AsyncAPI document; `send` and `receive` are from the agent's side."""
     return {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -82,9 +93,9 @@ def asyncapi() -> dict[str, Any]:
         },
         "defaultContentType": CLOUDEVENTS_JSON,
         "servers": _servers(),
-        "channels": dict(_channels()),
-        "operations": dict(_operations()),
-        "components": {"messages": dict(_messages()), "parameters": _parameters()},
+        "channels": _channels(),
+        "operations": _operations(),
+        "components": {"messages": _messages(), "parameters": _parameters()},
     }
 
 
@@ -128,34 +139,31 @@ def _channel(address: str, message: str, description: str) -> dict[str, Any]:
     }
 
 
-def _channels() -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, (address, kind, _, _, _, description) in _CHANNELS.items():
-        yield name, _channel(f"{ROOT}/{address}", kind, description)
+def _channels() -> dict[str, Any]:
+    found = {name: _channel(f"{ROOT}/{one.address}", one.kind, one.text) for name, one in _CHANNELS.items()}
     for verb, data in COMMAND_TYPES.items():
-        yield (
-            f"command-{verb}",
-            _channel(f"{ROOT}/cmd/{verb}", f"command-{verb}", (data.__doc__ or "").strip()),
-        )
-    yield "commandResult", _channel(f"{ROOT}/cmd/{{verb}}/result", "command-result", "Answer to a command.")
+        name = f"command-{verb}"
+        found[name] = _channel(f"{ROOT}/cmd/{verb}", name, (data.__doc__ or "").strip())
+    result = _channel(f"{ROOT}/cmd/{{verb}}/result", "command-result", "Answer to a command.")
+    return found | {"commandResult": result}
 
 
-def _operations() -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, (_, kind, retained, qos, expiry, description) in _CHANNELS.items():
-        binding: dict[str, Any] = {"qos": qos, "retain": retained, "bindingVersion": BINDING}
-        if expiry is not None:
-            binding["messageExpiryInterval"] = expiry
-        yield (
-            f"send-{name}",
-            {
-                "action": "send",
-                "summary": description,
-                "channel": {"$ref": f"#/channels/{name}"},
-                "messages": [{"$ref": f"#/channels/{name}/messages/{kind}"}],
-                "bindings": {"mqtt": binding},
-            },
-        )
-    for verb in COMMAND_TYPES:
-        yield f"receive-{verb}", _command_operation(verb)
+def _operations() -> dict[str, Any]:
+    found = {f"send-{name}": _event_operation(name, one) for name, one in _CHANNELS.items()}
+    return found | {f"receive-{verb}": _command_operation(verb) for verb in COMMAND_TYPES}
+
+
+def _event_operation(name: str, channel: _Channel) -> dict[str, Any]:
+    binding: dict[str, Any] = {"qos": channel.qos, "retain": channel.retained, "bindingVersion": BINDING}
+    if channel.expiry_s is not None:
+        binding["messageExpiryInterval"] = channel.expiry_s
+    return {
+        "action": "send",
+        "summary": channel.text,
+        "channel": {"$ref": f"#/channels/{name}"},
+        "messages": [{"$ref": f"#/channels/{name}/messages/{channel.kind}"}],
+        "bindings": {"mqtt": binding},
+    }
 
 
 def _command_operation(verb: str) -> dict[str, Any]:
@@ -176,38 +184,23 @@ def _command_operation(verb: str) -> dict[str, Any]:
     }
 
 
-def _messages() -> Iterator[tuple[str, dict[str, Any]]]:
-    binding = {
-        "mqtt": {"payloadFormatIndicator": 1, "contentType": CLOUDEVENTS_JSON, "bindingVersion": BINDING}
-    }
-    for kind in DATA_TYPES:
-        schema = envelope_schema(kind)
-        yield (
-            kind,
-            {
-                "name": kind,
-                "title": schema.pop("title"),
-                "contentType": CLOUDEVENTS_JSON,
-                "payload": schema,
-                "bindings": binding,
-            },
-        )
+def _messages() -> dict[str, Any]:
+    binding = {"payloadFormatIndicator": 1, "contentType": CLOUDEVENTS_JSON, "bindingVersion": BINDING}
+    bindings = {"bindings": {"mqtt": binding}}
+    found = {kind: _message(kind, CLOUDEVENTS_JSON, envelope_schema(kind)) | bindings for kind in DATA_TYPES}
     for verb in COMMAND_TYPES:
-        schema = command_schema(verb)
         name = f"command-{verb}"
-        yield (
-            name,
-            {
-                "name": name,
-                "title": schema.pop("title"),
-                "contentType": "application/json",
-                "payload": schema,
-            },
-        )
+        found[name] = _message(name, "application/json", command_schema(verb))
+    return found
+
+
+def _message(name: str, content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    title = schema.pop("title")
+    return {"name": name, "title": title, "contentType": content_type, "payload": schema}
 
 
 def to_yaml(value: Any, indent: int = 0) -> str:  # noqa: ANN401 - any JSON value
-    """JSON values as YAML 1.2 blocks; texts are written as JSON texts, which YAML reads."""
+    """Return JSON values as YAML 1.2 blocks; strings are JSON strings, which are valid YAML."""
     pad = "  " * indent
     if isinstance(value, dict) and value:
         return "".join(f"{pad}{_key(key)}:{_entry(entry, indent)}" for key, entry in value.items())
@@ -217,7 +210,7 @@ def to_yaml(value: Any, indent: int = 0) -> str:  # noqa: ANN401 - any JSON valu
 
 
 def _key(name: str) -> str:
-    """A key needs no quotes where no YAML reader could take it for anything but a text."""
+    """A key without quotes where every YAML reader parses it as a string."""
     return name if re.fullmatch(r"[A-Za-z]{4,}", name) and name not in {"true", "false"} else json.dumps(name)
 
 
@@ -228,7 +221,7 @@ def _entry(value: Any, indent: int) -> str:  # noqa: ANN401 - any JSON value
 
 
 def write(docs: Path) -> list[Path]:
-    """Write the document and the schemas below `docs`; returns the files."""
+    """Write the document and the schemas below `docs`; return the paths."""
     (docs / "schemas").mkdir(parents=True, exist_ok=True)
     written = {
         docs / "asyncapi.yaml": "# Generated by `python -m edge_agent.deliver.contract docs`.\n"

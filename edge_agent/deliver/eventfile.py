@@ -1,4 +1,4 @@
-"""Events as JSON lines in a file, beside a broker or instead of one."""
+"""Events as JSON lines in a file, with or without a broker."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["EventFile"]
 
 
 class EventFile:
-    """One whole message per line, written through at once.
+    """One message per line, written without buffering.
 
     Args:
         path: the file; its folder must exist.
-        append: add to what is there instead of beginning anew.
+        append: add to an existing file instead of replacing it.
     """
 
     def __init__(self, path: Path, *, append: bool = False) -> None:
@@ -44,7 +44,7 @@ class EventFile:
                 self._file = None
 
     def write(self, message: bytes) -> None:
-        """Add one line in one system call, so that a kill leaves whole lines.
+        """Add one line in one system call, so that a kill leaves no partial line.
 
         Raises:
             DiskFull, StorageError: it could not be written.

@@ -1,8 +1,8 @@
-"""Result files in MOTChallenge format, so that anybody can score the agent.
+"""Result files in MOTChallenge format, for evaluation with other tools.
 
 Rows are `frame,identity,left,top,width,height,score,-1,-1,-1`. The identity is the agent's number of the
-person, not the number of the track: a person who comes back has the old one. Frames without a known
-identity have no row.
+person, not of the track: a returning person has the former number. Observations without an identity have no
+row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge_agent.core.structures import TrackObservation, TrackUpdate
 __all__ = ["MotFinal", "MotWriter"]
 
 Number = Callable[[str, int], int | None]
-"""The identity number of a camera's track, as known at the moment of the call."""
+"""Returns the present identity number of a camera's track."""
 
 
 def _row(seen: TrackObservation, number: int) -> str:
@@ -30,13 +30,13 @@ def _row(seen: TrackObservation, number: int) -> str:
 
 
 def _path_of(path: Path, camera: str, cameras: int) -> Path:
-    """One file for one camera; with more of them, each has its own: `out-yard.txt`."""
+    """Path of a camera's file: with several cameras, each has its own, e.g. `out-yard.txt`."""
     return path if cameras == 1 else path.with_name(f"{path.stem}-{camera}{path.suffix}")
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Name the file in what the system says."""
+    """Translate system errors to ours, with the path."""
     try:
         yield
     except OSError as problem:
@@ -46,10 +46,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class MotWriter:
-    """Writes each frame with the identities as known at that frame.
+    """Writes each frame with the identities known at that frame.
 
     Args:
-        path: the file; with several cameras, one for each, its id put before the suffix.
+        path: the file; with several cameras, one each, with its id before the suffix.
         cameras: number of sources.
     """
 
@@ -103,9 +103,9 @@ class MotWriter:
 
 
 class MotFinal:
-    """Keeps every row until the end, and writes it with the last identity of its track.
+    """Keeps all rows until the end, and writes them with the last identity of their tracks.
 
-    Needs memory in proportion to the length of the run: for recorded files, not for a service.
+    Memory grows with the length of the run: for recordings, not for a service.
     """
 
     def __init__(self, path: Path, cameras: int) -> None:
@@ -114,15 +114,15 @@ class MotFinal:
         self._seen: dict[str, list[TrackObservation]] = {}
         if not path.parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist")
-        if path.exists() and not path.is_file():  # better said now than when all has been seen
+        if path.exists() and not path.is_file():  # report it now, not at the end of the run
             raise InputError(f"{path}: cannot be written: it is not a regular file")
 
     def write(self, update: TrackUpdate) -> None:
-        """Remember the rows of one frame."""
+        """Keep the rows of one frame."""
         self._seen.setdefault(update.camera, []).extend(update.seen)
 
     def finish(self, number: Number) -> None:
-        """Write the file or files, whole or not at all."""
+        """Write the files, each completely or not at all."""
         for camera, seen in self._seen.items():
             rows = [_row(s, n) for s in seen if (n := number(s.camera, s.track_id)) is not None]
             write_atomic(_path_of(self._path, camera, self._cameras), "".join(rows).encode("ascii"))

@@ -1,4 +1,4 @@
-"""Names of topics, and which event goes to which.
+"""Names of the MQTT topics, and the topic of each event.
 
 ::
 
@@ -47,7 +47,7 @@ class Topics:
 
     @property
     def root(self) -> str:
-        """`edge/v1/<site>/<device>`: the source of every event, and what every topic starts with."""
+        """`edge/v1/<site>/<device>`: the source of every event, and the beginning of every topic."""
         return f"{PREFIX}/{self.site}/{self.device}"
 
     @property
@@ -57,7 +57,7 @@ class Topics:
 
     @property
     def info(self) -> str:
-        """What runs on the device."""
+        """Versions, model and cameras of the device."""
         return f"{self.root}/info"
 
     @property
@@ -67,16 +67,16 @@ class Topics:
 
     @property
     def commands(self) -> str:
-        """Filter that matches the commands to this device, and not their results."""
+        """Filter for the commands to this device, without their results."""
         return f"{self.root}/cmd/+"
 
     @property
     def gap(self) -> str:
-        """Numbers that will not come."""
+        """Numbers of events that will not come."""
         return f"{self.root}/gap"
 
     def alert(self, kind: str) -> str:
-        """Trouble of one kind."""
+        """Alerts of one kind."""
         return f"{self.root}/alert/{kind}"
 
     def camera_status(self, camera: str) -> str:
@@ -92,9 +92,9 @@ class Topics:
         return topic.removeprefix(f"{self.root}/cmd/")
 
     def result(self, verb: str) -> str:
-        """Where the result of a command goes that named no response topic."""
+        """Topic of the result of a command without response topic."""
         return f"{self.root}/cmd/{verb}/result"
 
     def of(self, event: Event) -> str:
-        """Topic of an event that goes through the outbox: identity, gap or alert."""
+        """Topic of a numbered event: identity, gap or alert."""
         return f"{self.root}/{event.kind}/{event.detail}" if event.detail else f"{self.root}/{event.kind}"

