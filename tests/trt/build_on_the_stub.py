@@ -22,7 +22,7 @@ from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.engine.tensorrt import progress, resources
+from edge_agent.engine.tensorrt import builder, progress, resources
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_runtime, version
 from edge_agent.engine.tensorrt.builder import build_plan
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
@@ -224,11 +224,10 @@ def test_a_timing_cache_that_does_not_fit_is_begun_anew(stub: BuilderStub) -> No
     assert built.timing == b"timings"
 
 
-def test_nothing_is_begun_without_memory(stub: BuilderStub, tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemAvailable: 500000 kB\n")
+def test_nothing_is_begun_without_memory(stub: BuilderStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "available_memory", lambda: 500_000 * 1024)
     with pytest.raises(EngineError, match="MiB of free memory, 488 MiB are free"):
-        build_plan(graph(), BuildOptions("fp32"), root=tmp_path)
+        build_plan(graph(), BuildOptions("fp32"))
     assert stub.told == []
 
 

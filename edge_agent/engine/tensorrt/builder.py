@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -48,7 +47,6 @@ def build_plan(
     *,
     timing: bytes = b"",
     progress: Progress = ignore_progress,
-    root: Path = Path("/"),
 ) -> BuiltPlan:
     """Build a plan on the calling thread; takes minutes.
 
@@ -58,14 +56,13 @@ def build_plan(
         timing: a timing cache of this TensorRT and GPU, which makes the build faster, or b"". One that does
             not fit is not used.
         progress: callback.
-        root: folder that contains `proc`.
 
     Raises:
         EngineError: the plan cannot be built; contains what TensorRT logged.
         ModelError: the INT8 ranges belong to another graph.
     """
     with cuda.Context() as context:
-        gpu, system = context.gpu(), available_memory(root)
+        gpu, system = context.gpu(), available_memory()
         # A discrete GPU needs both: tactics run in its memory, weights are converted in the system's.
         free = system if gpu.integrated else min(system, gpu.free_memory)
         workspace = workspace_for(len(prepared.onnx), free, options.workspace_mb)
