@@ -39,11 +39,17 @@ class FrameReader:
         source: what to read.
         wake: set whenever an item waits, the state changes or the source is over.
         on_status: called from the reader's thread with each change of state, in order.
+
+    Attributes:
+        camera: id of the source.
+        live: whether items that the consumer does not take in time are dropped.
+        ends: whether the source has an end (a file) or not (a camera, a watched folder).
     """
 
     def __init__(
         self, source: Source, *, wake: threading.Event, on_status: Callable[[SourceStatus], None]
     ) -> None:
+        self.camera, self.live, self.ends = source.id, source.live, source.ends
         self._source = source
         changed = threading.Condition()
         self._buffer = ItemBuffer(changed, live=source.live, limit=QUEUE_LIMIT)
@@ -59,21 +65,6 @@ class FrameReader:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    @property
-    def camera(self) -> str:
-        """Id of the source."""
-        return self._source.id
-
-    @property
-    def live(self) -> bool:
-        """Whether items that the consumer does not take in time are dropped."""
-        return self._source.live
-
-    @property
-    def ends(self) -> bool:
-        """Whether the source has an end (a file) or not (a camera, a watched folder)."""
-        return self._source.ends
 
     @property
     def state(self) -> SourceState | None:
