@@ -15,7 +15,7 @@ classes and RFC 3339 text in UTC on the wire. Within version 1 keys are only add
 keys.
 """
 
-# ruff: noqa: RUF009 - `about` returns a dataclasses.field
+# ruff: noqa: RUF009 - `about` and its like return a dataclasses.field
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edge_agent.core.fields import Time, about, no_entries
+from edge_agent.core.fields import Time, about, entries, value
 from edge_agent.core.structures import Decision, EngineInfo, SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 
@@ -69,11 +69,11 @@ NUMBERED = frozenset({"identity", "gap", "alert"})
 class DeviceSummary:
     """State of the device at the time of the event; null for unknown values."""
 
-    temperature_c: float | None = about("Temperature of the hottest sensor.", default=None, unit="degC")
-    temperature_zone: str | None = about("Name of that sensor.", default=None)
-    throttled: bool | None = about("Whether clocks are reduced because of heat or current.", default=None)
-    power_mode: str | None = about("Name of the power mode (nvpmodel), e.g. MAXN.", default=None)
-    power_w: float | None = about("Power of the whole module.", default=None, unit="W")
+    temperature_c: float | None = value("Temperature of the hottest sensor.", "degC")
+    temperature_zone: str | None = value("Name of that sensor.")
+    throttled: bool | None = value("Whether clocks are reduced because of heat or current.")
+    power_mode: str | None = value("Name of the power mode (nvpmodel), e.g. MAXN.")
+    power_w: float | None = value("Power of the whole module.", "W")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class IdentityData:
     quality: float = about("Mean quality of those crops.", minimum=0, maximum=1)
     bbox: tuple[float, float, float, float] = about(
         "Last position of the person: x1, y1, x2, y2 as fractions of the frame's width and height; may extend"
-        " beyond the frame.",
+        " beyond the frame."
     )
     frame: int = about("Number of the frame of the decision.", minimum=0)
     frame_time: Time = about("Capture time of that frame.")
@@ -138,12 +138,12 @@ class IdentityData:
     last_seen: Time = about("Last time of this track.")
     model: EngineData = about("The network that made the embeddings.")
     simulated: bool = about("True for an engine that only simulates a network: the event has no meaning.")
-    corrects: str | None = about("Id of the event that this one overturns, for corrected.", default=None)
-    previous_identity_id: str | None = about("Identity that the overturned event named.", default=None)
+    corrects: str | None = value("Id of the event that this one overturns, for corrected.")
+    previous_identity_id: str | None = value("Identity that the overturned event named.")
     reason: str = about("Short reason, e.g. contested, fused, re-entry, expired.", default="")
-    detector: str | None = about("Detector that found the person, e.g. hog.", default=None)
-    latency_ms: dict[str, float] = about(
-        "Milliseconds spent per stage; `total` is from capture to decision.", default=no_entries, unit="ms"
+    detector: str | None = value("Detector that found the person, e.g. hog.")
+    latency_ms: dict[str, float] = entries(
+        "Milliseconds spent per stage; `total` is from capture to decision.", "ms"
     )
     device: DeviceSummary = about("State of the device at the time of the decision.", default=DeviceSummary)
 
@@ -167,7 +167,7 @@ class CameraInfo:
 
     camera: str = about("Id of the camera.")
     kind: str = about("file, rtsp, v4l2, csi, crops or another kind of source.")
-    name: str | None = about("Name that the operator gave it.", default=None)
+    name: str | None = value("Name that the operator gave it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +177,18 @@ class InfoData:
     version: str = about("Version of the agent.")
     model: EngineData = about("The network that makes the embeddings.")
     simulated: bool = about("True when the engine only simulates a network.", default=False)
-    detector: str | None = about("Detector of people, e.g. hog.", default=None)
+    detector: str | None = value("Detector of people, e.g. hog.")
     cameras: tuple[CameraInfo, ...] = about("Configured sources.", default=tuple)
-    enrolment: str | None = about("auto or watchlist.", default=None)
-    calibration: dict[str, Any] | None = about(
-        "Summary of the active threshold calibration; null without one.", default=None
+    enrolment: str | None = value("auto or watchlist.")
+    calibration: dict[str, Any] | None = value(
+        "Summary of the active threshold calibration; null without one."
     )
     config_hash: str = about("SHA-256 of the active settings, without secrets.", default="")
     python: str = about("Version of Python.", default="")
     platform: str = about("Operating system and machine.", default="")
-    board: str | None = about("Name of the board from its device tree; null on other machines.", default=None)
-    l4t: str | None = about("Jetson Linux release; null on other machines.", default=None)
-    packages: dict[str, str] = about("Versions of the most important libraries.", default=no_entries)
+    board: str | None = value("Name of the board from its device tree; null on other machines.")
+    l4t: str | None = value("Jetson Linux release; null on other machines.")
+    packages: dict[str, str] = entries("Versions of the most important libraries.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class AlertData:
     severity: Literal["info", "warning", "critical"] = about("Severity.")
     message: str = about("What happened and how to respond, as text.")
     active: bool = about("False when the condition is over.", default=True)
-    details: dict[str, str | int | float | bool | None] = about("Details by name.", default=no_entries)
+    details: dict[str, str | int | float | bool | None] = entries("Details by name.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +243,12 @@ class CommandResultData:
     verb: str = about("The command.")
     transaction: str | None = about("Transaction of the command; null if it had none.")
     status: Literal["ok", "error"] = about("Whether the command succeeded.")
-    code: str | None = about(
+    code: str | None = value(
         "Error code: retained, too-large, too-many, malformed, not-allowed, expired,"
-        " replayed, busy, failed; null when ok.",
-        default=None,
+        " replayed, busy, failed; null when ok."
     )
-    error: str | None = about("What is wrong and how to correct it; null when ok.", default=None)
-    data: dict[str, Any] | None = about("Result data.", default=None)
+    error: str | None = value("What is wrong and how to correct it; null when ok.")
+    data: dict[str, Any] | None = value("Result data.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,10 +267,10 @@ class Command:
 class EnrolCommand(Command):
     """Enrol the person of a track or of a picture in the gallery."""
 
-    name: str | None = about("Name of the person.", default=None, max_length=200)
-    camera: str | None = about("Camera of the track.", default=None)
-    track_id: int | None = about("A track that is present now.", default=None)
-    crop: str | None = about("Picture of one person, JPEG or PNG, in base64.", default=None)
+    name: str | None = value("Name of the person.", max_length=200)
+    camera: str | None = value("Camera of the track.")
+    track_id: int | None = value("A track that is present now.")
+    crop: str | None = value("Picture of one person, JPEG or PNG, in base64.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ pydantic reads `description` and `json_schema_extra` from it (see `core.codec`).
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from edge_agent.core.timing import parse_time
@@ -14,7 +15,7 @@ from edge_agent.core.timing import parse_time
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
-__all__ = ["Entity", "Metric", "Time", "UnixTime", "about", "no_entries"]
+__all__ = ["Entity", "Metric", "Time", "UnixTime", "about", "entries", "value"]
 
 
 class UnixTime:
@@ -46,7 +47,7 @@ class Metric:
     """Prometheus metric of a field; its help text is the description of the field.
 
     Attributes:
-        name: of the metric.
+        name: of the metric, without the prefix `edge_agent_`.
         label: label for the keys of a mapping (or the entries of a tuple, each with the value 1).
         counter: a counter, whose samples get the suffix `_total`; else a gauge.
     """
@@ -75,13 +76,9 @@ class Entity:
     problem: bool = False
 
 
-def no_entries() -> dict[str, Any]:
-    """Return an empty mapping, as the default of a field."""
-    return {}
-
-
 def about(
     description: str,
+    unit: str | None = None,
     *,
     default: Any = MISSING,  # noqa: ANN401 - as `dataclasses.field`
     min_length: int | None = None,
@@ -94,21 +91,29 @@ def about(
 
     Args:
         description: of the JSON Schema.
+        unit: of the value.
         default: its default, or a function that makes it.
         min_length: least length of a text; decoding refuses a shorter one.
         max_length: greatest length of a text; decoding refuses a longer one.
         metric: the Prometheus metric that shows it.
         entity: the Home Assistant entity that shows it.
-        schema: further keywords of the JSON Schema, e.g. `unit`. Decoding does not enforce them.
+        schema: further keywords of the JSON Schema, which decoding does not enforce.
     """
     metadata = {
         "description": description,
         "min_length": min_length,
         "max_length": max_length,
-        "json_schema_extra": schema,
+        "json_schema_extra": schema if unit is None else {"unit": unit, **schema},
         "metric": metric,
         "entity": entity,
     }
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+value = partial(about, default=None)
+"""Declare a field that is null while its value is unknown."""
+
+entries = partial(about, default=dict)
+"""Declare a field with values by name; unknown values have no entry."""

@@ -146,7 +146,7 @@ def _telemetry_families(telemetry: TelemetryData) -> Iterator[Any]:
             continue
         family_type = CounterMetricFamily if metric.counter else GaugeMetricFamily
         labels = [metric.label] if metric.label else []
-        family = family_type(metric.name, field.metadata["description"], labels=labels)
+        family = family_type(f"edge_agent_{metric.name}", field.metadata["description"], labels=labels)
         if metric.label is None:
             family.add_metric([], float(value))
         else:
