@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import InputError
-from edge_agent.core.events import (
+from edge_agent.core.commands import (
     EnrolCommand,
     ForgetCommand,
     MergeCommand,
@@ -23,6 +22,7 @@ from edge_agent.core.events import (
     ReloadCommand,
     StatsCommand,
 )
+from edge_agent.core.errors import InputError
 from edge_agent.embed.quality import QualityGate, grade_picture
 from edge_agent.gallery import audit
 from edge_agent.gallery.erasure import Erasure, forget

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import structlog
 
 from edge_agent.core.codec import from_wire
+from edge_agent.core.commands import COMMAND_TYPES, Command
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
-from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, new_event
+from edge_agent.core.events import CommandResultData, Event, new_event
 from edge_agent.core.mqtt import Incoming
 from edge_agent.deliver.database import CLOCK_SET
 from edge_agent.deliver.pacing import TokenBucket
