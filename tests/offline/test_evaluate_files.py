@@ -71,7 +71,7 @@ def _objects(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "suffix says"),
+        ("a.txt", b"", "suffix determines"),
         ("a.npy", b"garbage", "not a NumPy file"),
         ("a.npz", b"garbage", "not a NumPy file"),
         ("a.json", b"{}", "expected TAO's list"),
@@ -111,7 +111,7 @@ def test_arrays_of_another_shape_or_kind_are_refused(tmp_path: Path, array: np.n
 
 def test_an_archive_without_names_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", features=VECTORS)
-    with pytest.raises(InputError, match="no array embeddings, names; it holds features"):
+    with pytest.raises(InputError, match="no array embeddings, names; it contains features"):
         read_embeddings(tmp_path / "a.npz")
 
 

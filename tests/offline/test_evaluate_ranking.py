@@ -255,7 +255,7 @@ def test_sides_of_different_networks_are_refused() -> None:
 
 
 def test_nothing_but_junk_is_refused() -> None:
-    with pytest.raises(InputError, match="gallery side holds no crop"):
+    with pytest.raises(InputError, match="gallery side contains no usable crop"):
         evaluate(crops(line(0), [1], [1]), crops(line(0), [-1], [2]))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_agent.core.errors import InputError
 from edge_agent.offline.evaluate import EmbeddedCrops, Evaluation, OperatingPoint, evaluate
-from edge_agent.offline.evaluate.openset import PairScores
+from edge_agent.offline.evaluate.pairs import PairScores
 
 __all__ = ["Bounds", "Embeddings", "Gate", "compare", "failed"]
 

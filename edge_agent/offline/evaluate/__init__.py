@@ -1,8 +1,8 @@
-"""How well an embedding finds people again: ranking, open-set rates, report.
+"""Evaluation of embeddings: ranking, open-set error rates, report.
 
 The ranking follows TAO's protocol (`metrics`), optionally after re-ranking (`rerank`); thresholds and error
-rates come from pairs across cameras (`openset`). `evaluate` runs all of it in one pass over the pairs.
-All rates are fractions, 0..1.
+rates are computed from cross-camera pairs (`openset`). `evaluate` computes all figures. Rates are fractions,
+0..1.
 """
 
 from edge_agent.offline.dataset import JunkRule
@@ -10,12 +10,12 @@ from edge_agent.offline.evaluate.labels import EmbeddedCrops, Sides, apply_junk_
 from edge_agent.offline.evaluate.metrics import Ranking, rank
 from edge_agent.offline.evaluate.openset import (
     OperatingPoint,
-    PairScores,
     Unsupported,
     equal_error_point,
     operating_points,
     threshold_at_fmr,
 )
+from edge_agent.offline.evaluate.pairs import PairScores
 from edge_agent.offline.evaluate.protocol import Evaluation, SampledQuery, evaluate
 from edge_agent.offline.evaluate.rerank import ReRanking
 

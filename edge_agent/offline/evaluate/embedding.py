@@ -1,4 +1,4 @@
-"""Crops on disk to embeddings, batch after batch, with decoding beside the network."""
+"""Embeddings of crops on disk, in batches; threads decode while the network runs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _DECODERS = 2
 
 
 class CropEmbedder(Protocol):
-    """What is needed of `edge_agent.embed.embedder.Embedder`."""
+    """An open embedder: `edge_agent.embed.embedder.Embedder` or `RawEmbedder`."""
 
     @property
     def info(self) -> EngineInfo:
-        """Which network runs."""
+        """The network."""
 
     def embed_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """N pictures `(h, w, 3)` uint8 BGR -> `(N, D)` float32."""
@@ -41,12 +41,12 @@ class CropEmbedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPaths:
-    """Embeddings of the pictures that could be read.
+    """Embeddings of the readable pictures.
 
     Attributes:
-        rows: `(N,)` index of each among the paths that were given.
+        rows: `(N,)` index of each among the given paths.
         vectors: `(N, D)` float32.
-        problems: pictures that were left out.
+        problems: pictures left out.
     """
 
     rows: NDArray[np.intp]
@@ -62,7 +62,7 @@ def embed_paths(
     Args:
         embedder: an open embedder.
         paths: picture files.
-        advance: told the number of paths dealt with since the last call.
+        advance: called with the number of newly processed paths.
 
     Raises:
         InputError: none of the pictures can be read.
@@ -86,7 +86,7 @@ def embed_paths(
 
 
 def labelled(done: EmbeddedPaths, crops: Sequence[Crop]) -> EmbeddedCrops:
-    """Put beside each embedding what the name of its crop says."""
+    """Return the embeddings with the labels of their crops."""
     kept = [crops[row] for row in done.rows]
     return EmbeddedCrops.of(
         done.vectors,
@@ -97,7 +97,7 @@ def labelled(done: EmbeddedPaths, crops: Sequence[Crop]) -> EmbeddedCrops:
 
 
 def _decoded(paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | Problem]:
-    """Pictures in the order of `paths`, decoded by threads at most two batches ahead."""
+    """Yield pictures in the order of `paths`, decoded by threads at most two batches ahead."""
     with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
         waiting = [pool.submit(_read, path) for path in paths[: 2 * _BATCH]]
         for path in itertools.chain(paths[2 * _BATCH :], itertools.repeat(None, len(waiting))):
@@ -114,10 +114,10 @@ def _read(path: Path) -> NDArray[np.uint8] | Problem:
 
 
 class RawEmbedder:
-    """Embeddings of the length that the network gives them, as TAO's inference files have.
+    """Embeddings that are not normalised, as in TAO's inference files.
 
-    Runs the network without the normalisation that every other use builds into the graph, on ONNX
-    Runtime: engines of other backends are built with it inside. Lifetime is a `with`.
+    Runs the network on ONNX Runtime without the normalisation that is otherwise part of the graph; engines of
+    other backends always include it. A context manager.
 
     Args:
         model: ReID network in ONNX.
@@ -135,7 +135,7 @@ class RawEmbedder:
 
     @property
     def info(self) -> EngineInfo:
-        """Which network runs; its space is not that of unit-length embeddings."""
+        """The network; its space differs from that of unit-length embeddings."""
         return self._engine.info
 
     def __enter__(self) -> RawEmbedder:
@@ -154,7 +154,7 @@ class RawEmbedder:
         """N pictures `(h, w, 3)` uint8 BGR -> `(N, D)` float32 of any length.
 
         Raises:
-            NonFiniteEmbedding: the network gave NaN or infinity.
+            NonFiniteEmbedding: an output is NaN or infinite.
         """
         parts = []
         for start in range(0, len(images), self.info.max_batch):
@@ -166,5 +166,5 @@ class RawEmbedder:
             parts.append(self._engine.collect())
         rows = np.concatenate(parts)
         if not np.isfinite(rows).all():
-            raise NonFiniteEmbedding(f"{self.info.model} gave NaN or infinity; check the model file")
+            raise NonFiniteEmbedding(f"{self.info.model} outputs NaN or infinity; check the model file")
         return rows

@@ -3,14 +3,14 @@
 ======== =========================================================================================
 suffix   content
 ======== =========================================================================================
-`.npy`   `(N, D)` float32; names in `FILE.npy.names.txt`, one a line
+`.npy`   `(N, D)` float32; names in `FILE.npy.names.txt`, one per line
 `.npz`   arrays `embeddings` `(N, D)` float32 and `names` `(N,)` text
 `.json`  `[{"img_path": str, "embedding": [float, ...]}, ...]`, as TAO's `inference.output_file`
 ======== =========================================================================================
 
-Beside each lies `FILE.manifest.json`: digests, model, preprocess profile, embedding space, whether the rows
-are of unit length. Names are paths relative to the input folder, so `query/0002_c1s1_000451_03.jpg`.
-Files that other programs made are read without a manifest.
+Each has a manifest `FILE.manifest.json`: digests, model, preprocess profile, embedding space, whether the
+rows are of unit length. Names are paths relative to the input folder, such as
+`query/0002_c1s1_000451_03.jpg`. Files of other programs are read without a manifest.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _SPLIT_FOLDERS = frozenset(split.folder for split in Split)
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFile:
-    """Embeddings as they lie in a file.
+    """Content of an embedding file.
 
     Attributes:
         path: the file.
         names: N names or paths of crops.
-        vectors: `(N, D)` float32, of unit length or not.
-        about: what the manifest says (`model`, `model_sha256`, `space`, ...); empty without one.
+        vectors: `(N, D)` float32, of any length.
+        about: facts of the manifest (`model`, `model_sha256`, `space`, ...); empty without one.
     """
 
     path: Path
@@ -70,9 +70,9 @@ class EmbeddingFile:
 def write_embeddings(
     path: Path, names: Sequence[str], vectors: NDArray[np.float32], about: dict[str, Any]
 ) -> tuple[Path, ...]:
-    """Write embeddings in the format that the suffix names, with manifest; returns the files made.
+    """Write embeddings in the format of the suffix, with a manifest; return the written files.
 
-    The manifest is written last: a file whose manifest fits is complete.
+    The manifest is written last: a file with a matching manifest is complete.
 
     Raises:
         InputError: the suffix is not one of `EMBEDDING_SUFFIXES`, or a name has a line break.
@@ -81,16 +81,16 @@ def write_embeddings(
     path = Path(path)
     check_suffix(path)
     if any("\n" in name or "\r" in name for name in names):
-        raise InputError("a crop's file name holds a line break; rename it")
+        raise InputError("a crop's file name contains a line break; rename it")
     made = [path]
     if path.suffix.lower() == ".npy":
-        names_path = _beside(path, _NAMES_SUFFIX)
+        names_path = _sibling(path, _NAMES_SUFFIX)
         write_atomic(names_path, "".join(f"{name}\n" for name in names).encode())
         made.append(names_path)
     with atomic_file(path) as handle:
         _WRITERS[path.suffix.lower()](handle, names, np.ascontiguousarray(vectors, np.float32))
     facts = {**about, "rows": len(names), "dimension": int(vectors.shape[1])}
-    manifest_path = _beside(path, _MANIFEST_SUFFIX)
+    manifest_path = _sibling(path, _MANIFEST_SUFFIX)
     Manifest(_KIND, _VERSION, {file.name: FileRecord.of(file) for file in made}, facts).write(manifest_path)
     return (*made, manifest_path)
 
@@ -99,12 +99,12 @@ def check_suffix(path: Path) -> None:
     """Raise InputError unless the suffix names an embedding format."""
     if path.suffix.lower() not in EMBEDDING_SUFFIXES:
         raise InputError(
-            f"{path}: the suffix says in which format embeddings are kept; "
+            f"{path}: the suffix determines the format of embeddings; "
             f"use one of {', '.join(EMBEDDING_SUFFIXES)}"
         )
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
@@ -117,7 +117,7 @@ def _write_npz(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) 
 
 
 def _write_tao(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) -> None:  # noqa: ANN401 - as above
-    """Entry by entry, since the text is ten times the size of the numbers."""
+    """Write entry by entry, since the text is ten times the size of the numbers."""
     handle.write(b"[")
     for index, (name, vector) in enumerate(zip(names, vectors, strict=True)):
         entry = json.dumps({"img_path": name, "embedding": vector.tolist()}, indent=4, allow_nan=False)
@@ -130,16 +130,16 @@ _WRITERS = {".npy": _write_npy, ".npz": _write_npz, ".json": _write_tao}
 
 
 def read_embeddings(path: Path) -> EmbeddingFile:
-    """Read any of the formats, checked against the manifest where one lies beside.
+    """Read an embedding file, and check it against its manifest if there is one.
 
     Raises:
-        InputError: missing, damaged, of another format, without names, or not what its manifest describes.
+        InputError: missing, damaged, of another format, without names, or different from its manifest.
     """
     path = Path(path)
     check_suffix(path)
     if not path.is_file():
         raise InputError(f"no embedding file {path}")
-    manifest_path = _beside(path, _MANIFEST_SUFFIX)
+    manifest_path = _sibling(path, _MANIFEST_SUFFIX)
     about: dict[str, Any] = {}
     if manifest_path.is_file():
         manifest = Manifest.read(manifest_path, kind=_KIND, version=_VERSION)
@@ -156,11 +156,11 @@ def read_embeddings(path: Path) -> EmbeddingFile:
 
 
 def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
-    names_path = _beside(path, _NAMES_SUFFIX)
+    names_path = _sibling(path, _NAMES_SUFFIX)
     if not names_path.is_file():
         raise InputError(
-            f"{path} has no names beside it: {names_path.name} must list the crops, one a line, in the order "
-            "of the rows"
+            f"{path} has no names: {names_path.name} must list the crops, one per line, in the order of the "
+            "rows"
         )
     names = tuple(names_path.read_text(encoding="utf-8").splitlines())
     return names, _load(path)
@@ -171,7 +171,7 @@ def _read_npz(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
         missing = {"embeddings", "names"} - set(archive.files)
         if missing:
             raise InputError(
-                f"{path} has no array {', '.join(sorted(missing))}; it holds {', '.join(archive.files)}"
+                f"{path} has no array {', '.join(sorted(missing))}; it contains {', '.join(archive.files)}"
             )
         return tuple(str(name) for name in archive["names"]), archive["embeddings"]
 
@@ -203,7 +203,7 @@ _READERS = {".npy": _read_npy, ".npz": _read_npz, ".json": _read_tao}
 
 
 def require_one_space(files: Sequence[EmbeddingFile]) -> None:
-    """Refuse files whose manifests name different embedding spaces; those without one pass.
+    """Refuse files whose manifests name different embedding spaces; files without a manifest pass.
 
     Raises:
         SpaceMismatch: the spaces differ.
@@ -213,18 +213,18 @@ def require_one_space(files: Sequence[EmbeddingFile]) -> None:
         listed = ", ".join(f"{path} ({space})" for space, path in spaces.items())
         raise SpaceMismatch(
             f"these embeddings come from different networks or preprocess profiles, or one is raw: {listed}; "
-            "make them again in one way"
+            "create them again with one network and profile"
         )
 
 
 def labelled_by_name(file: EmbeddingFile, split: Split) -> EmbeddedCrops:
     """Read person and camera from the names in the file.
 
-    Where the names say in which folder of a data set each crop lies, only those of `split` are taken, so
-    one file with everything serves both sides.
+    If the names contain the folders of a data set, only crops of `split` are taken, so one file with all
+    crops can be used for both sides.
 
     Raises:
-        DatasetError: a name does not say them.
+        DatasetError: a name has another form.
         NonFiniteEmbedding, InputError: see `unit_rows`.
     """
     inside = [row for row, name in enumerate(file.names) if _split_folder(name) == split.folder]
@@ -232,27 +232,27 @@ def labelled_by_name(file: EmbeddingFile, split: Split) -> EmbeddedCrops:
     names = [file.names[row] for row in rows]
     labels: list[CropName] = []
     for name in names:
-        said = parse_crop_name(PurePosixPath(name).name)
-        if said is None:
+        label = parse_crop_name(PurePosixPath(name).name)
+        if label is None:
             raise DatasetError(
                 f"{file.path}: {name!r} is not named like 0002_c1s1_000451_03.jpg, so the person is unknown"
             )
-        labels.append(said)
+        labels.append(label)
     return EmbeddedCrops.of(
-        file.vectors[list(rows)], [said.pid for said in labels], [said.camid for said in labels], names
+        file.vectors[list(rows)], [label.pid for label in labels], [label.camid for label in labels], names
     )
 
 
 def _split_folder(name: str) -> str:
-    """The folder of a data set that a name lies in, or "" where it does not say."""
+    """The split folder in a name, or "" without one."""
     folder = PurePosixPath(name).parent.name
     return folder if folder in _SPLIT_FOLDERS else ""
 
 
 def labelled_by_dataset(file: EmbeddingFile, crops: Sequence[Crop]) -> EmbeddedCrops:
-    """Take the embeddings of the given crops, matched by split folder and file name.
+    """Return the embeddings of the given crops, matched by split folder and file name.
 
-    A file may hold more than these crops, so one file with everything serves both sides.
+    A file may contain further crops, so one file with all crops can be used for both sides.
 
     Raises:
         DatasetError: a crop has no embedding.

@@ -1,7 +1,7 @@
-"""Who is who on both sides of an evaluation, after the rule for junk and distractors.
+"""Labels of both sides of an evaluation, after the rule for junk and distractors.
 
-Everything behind this module asks one question only: do two labels agree? Junk is gone by then, and
-each distractor carries a label of its own, since it is a different stranger each time.
+Later steps only compare labels: junk is removed here, and each distractor gets a label of its own, since
+each is a different stranger.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _TAO_JUNK_READS_AS = 1
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedCrops:
-    """Embeddings of one side (query or gallery) with what the file names say about them.
+    """Embeddings of one side (query or gallery) with the labels of the file names.
 
     Attributes:
         vectors: `(N, D)` float32, rows of unit length.
         pids: `(N,)` int64 person numbers.
         camids: `(N,)` int64 camera numbers.
-        names: N paths or names of the crops, for people.
+        names: N paths or names of the crops, for reports.
     """
 
     vectors: NDArray[np.float32]
@@ -52,13 +52,13 @@ class EmbeddedCrops:
     def of(
         vectors: NDArray[Any], pids: Sequence[int], camids: Sequence[int], names: Sequence[str]
     ) -> EmbeddedCrops:
-        """Normalise `vectors` and put the labels beside them; errors as in `unit_rows`."""
+        """Normalise `vectors` and attach the labels; errors as in `unit_rows`."""
         return EmbeddedCrops(
             unit_rows(vectors, names), np.asarray(pids, np.int64), np.asarray(camids, np.int64), tuple(names)
         )
 
     def take(self, rows: NDArray[Any]) -> EmbeddedCrops:
-        """The given rows (indices or a mask)."""
+        """Return the given rows (indices or a mask)."""
         picked = np.arange(len(self))[rows]
         return EmbeddedCrops(
             self.vectors[picked],
@@ -72,15 +72,15 @@ def unit_rows(vectors: NDArray[Any], names: Sequence[str]) -> NDArray[np.float32
     """Scale each row to unit length: `(N, D)` of any float type -> `(N, D)` float32.
 
     Raises:
-        NonFiniteEmbedding: a row holds NaN or infinity (named).
+        NonFiniteEmbedding: a row contains NaN or infinity (named).
         InputError: a row is all zero and has no direction (named).
     """
     wide = np.asarray(vectors, np.float64)
     broken = np.flatnonzero(~np.isfinite(wide).all(axis=1))
     if len(broken):
         raise NonFiniteEmbedding(
-            f"{len(broken)} of {len(wide)} embeddings hold NaN or infinity, the first that of "
-            f"{names[broken[0]]}; the network that made them cannot be used"
+            f"{len(broken)} of {len(wide)} embeddings contain NaN or infinity, the first that of "
+            f"{names[broken[0]]}; their network cannot be used"
         )
     lengths = np.linalg.norm(wide, axis=1, keepdims=True)
     empty = np.flatnonzero(lengths[:, 0] == 0)
@@ -91,11 +91,11 @@ def unit_rows(vectors: NDArray[Any], names: Sequence[str]) -> NDArray[np.float32
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Query and gallery after the junk rule; equal `pids` mean the same person, nothing else does.
+    """Query and gallery after the junk rule; equal `pids` mean the same person, different `pids` do not.
 
     Attributes:
-        query: what is searched with.
-        gallery: what is searched.
+        query: query crops.
+        gallery: gallery crops.
         dropped_queries: junk and distractors removed from the query side.
         dropped_gallery: junk removed from the gallery side.
     """
@@ -107,7 +107,7 @@ class Sides:
 
 
 def apply_junk_rule(query: EmbeddedCrops, gallery: EmbeddedCrops, rule: JunkRule) -> Sides:
-    """Make labels comparable; see `JunkRule`.
+    """Apply the junk rule, see `JunkRule`, so that labels can be compared.
 
     Raises:
         InputError: nothing is left on one side, or the two have embeddings of different size.
@@ -127,7 +127,7 @@ def apply_junk_rule(query: EmbeddedCrops, gallery: EmbeddedCrops, rule: JunkRule
         )
     for side, name in ((sides.query, "query"), (sides.gallery, "gallery")):
         if not len(side):
-            raise InputError(f"the {name} side holds no crop that counts: all are junk or distractors")
+            raise InputError(f"the {name} side contains no usable crop: all are junk or distractors")
     return sides
 
 
@@ -137,7 +137,7 @@ def _junk_as_person(crops: EmbeddedCrops) -> EmbeddedCrops:
 
 
 def _strangers_apart(crops: EmbeddedCrops) -> EmbeddedCrops:
-    """Give each distractor a label that nothing else has: -2, -3, ..."""
+    """Give each distractor a label of its own: -2, -3, ..."""
     own = -2 - np.arange(len(crops), dtype=np.int64)
     pids = np.where(crops.pids == DISTRACTOR, own, crops.pids)
     return EmbeddedCrops(crops.vectors, pids, crops.camids, crops.names)

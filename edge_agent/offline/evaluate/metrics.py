@@ -1,18 +1,18 @@
-"""Rank-k, mAP and mINP by TAO's protocol, in blocks: the whole distance matrix never exists.
+"""Rank-k, mAP and mINP by TAO's protocol, in blocks instead of the whole distance matrix.
 
 Protocol (TAO `utils/eval_reid.py`): rows of unit length, gallery sorted by ascending squared Euclidean
 distance (for unit rows that is 2 - 2 cos, so descending cosine), gallery items of the query's person *and*
 camera removed, queries without any match left skipped.
 
-- CMC(k): share of queries whose first match stands at rank k or better.
+- CMC(k): share of queries whose first match has rank k or better.
 - AP: mean over the matches of (number of matches so far / rank); mAP is its mean over the queries.
 - INP: number of matches / rank of the last match; mINP is its mean (Ye et al. 2021, "Deep Learning for
   Person Re-identification: A Survey and Outlook", eq. 10).
 
-Ties: a wrong item at the same distance as a match counts as standing before it. So the figures do not
-depend on the order of the gallery, and a network that returns one vector for everybody scores what it
-deserves. Two distances are the same when they are equal in float32; the products are summed in float64
-and then rounded, so that neither block size nor BLAS decides what is a tie.
+Ties: a wrong item at the same distance as a match is ranked before it. So the figures do not depend on the
+order of the gallery, and a network that returns one vector for all people gets a low score. Two distances
+are the same if they are equal in float32; products are summed in float64 and then rounded, so that ties
+depend neither on the block size nor on the BLAS.
 """
 
 from __future__ import annotations
@@ -30,34 +30,28 @@ __all__ = [
     "Ranking",
     "RankingTally",
     "best_matches",
-    "block_rows",
     "rank",
     "similarity_blocks",
 ]
 
 _BLOCK_ELEMENTS = 1 << 23
-"""Elements of one block: 64 MiB in float64, and about four times that with all temporaries."""
-
-
-def block_rows(columns: int) -> int:
-    """Rows of one block so that all its temporaries stay near a quarter of a GiB."""
-    return max(1, _BLOCK_ELEMENTS // max(1, columns))
+"""Elements of one block: 64 MiB in float64, and about a quarter of a GiB with all temporaries."""
 
 
 def similarity_blocks(
     rows: NDArray[np.float32], columns: NDArray[np.float32], *, height: int | None = None
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Cosines of all rows with all columns, some rows at a time.
+    """Yield the cosines of all rows with all columns, in blocks of rows.
 
     Args:
         rows: `(Q, D)` unit rows.
         columns: `(G, D)` unit rows.
-        height: rows of one block; by default as `block_rows` says. Does not change the numbers.
+        height: rows of one block; does not change the numbers.
 
     Yields:
-        the first row's index and `(<=height, G)` float32 cosines, yours to overwrite.
+        the first row's index and `(<=height, G)` float32 cosines, which the caller may overwrite.
     """
-    height = height or block_rows(len(columns))
+    height = height or max(1, _BLOCK_ELEMENTS // max(1, len(columns)))
     wide = np.ascontiguousarray(columns.T, np.float64)
     for start in range(0, len(rows), height):
         block = rows[start : start + height].astype(np.float64) @ wide
@@ -66,7 +60,7 @@ def similarity_blocks(
 
 @dataclass(frozen=True, slots=True)
 class CosineScores:
-    """Scores of queries against a gallery, larger is nearer: here the cosine.
+    """Scores of queries against a gallery, larger is nearer: the cosines.
 
     Attributes:
         query: `(Q, D)` unit rows.
@@ -77,11 +71,11 @@ class CosineScores:
     gallery: NDArray[np.float32]
 
     def blocks(self, height: int | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """First query's index and `(<=height, G)` float32 scores, yours to overwrite."""
+        """Yield the first row of each block and its `(<=height, G)` float32 scores, which may be overwritten."""
         return similarity_blocks(self.query, self.gallery, height=height)
 
     def row(self, query: int) -> NDArray[np.float32]:
-        """`(G,)` float32 scores of one query."""
+        """Return the `(G,)` float32 scores of one query."""
         _, block = next(similarity_blocks(self.query[query : query + 1], self.gallery))
         return np.asarray(block[0])
 
@@ -105,13 +99,13 @@ class Ranking:
     skipped: int
 
     def cmc(self, depth: int) -> NDArray[np.float64]:
-        """`(depth,)` share of evaluated queries matched at rank 1..depth."""
+        """Return the `(depth,)` share of evaluated queries matched at rank 1..depth."""
         counts = np.bincount(np.minimum(self.first, depth + 1), minlength=depth + 2)
         share: NDArray[np.float64] = np.cumsum(counts[1 : depth + 1]) / len(self.first)
         return share
 
     def rank(self, k: int) -> float:
-        """Rank-k accuracy, 0..1."""
+        """Return the rank-k accuracy, 0..1."""
         return float(np.mean(self.first <= k))
 
     @property
@@ -127,11 +121,11 @@ class Ranking:
 
 @dataclass(slots=True)
 class RankingTally:
-    """Collects a Ranking from blocks of scores (larger is nearer) in any order.
+    """Computes a Ranking from blocks of scores (larger is nearer) in any order.
 
     Attributes:
-        query: the searched-with side.
-        gallery: the searched side; columns of each block.
+        query: query crops.
+        gallery: gallery crops; columns of each block.
     """
 
     query: EmbeddedCrops
@@ -153,7 +147,7 @@ class RankingTally:
             matched = np.sort(scores[hits])[::-1]
             scores[same] = -np.inf
             scores.sort()
-            # Wrong items that are as near or nearer, then the better matches, then the match itself.
+            # rank: wrong items that are as near or nearer, then the better matches, then the match itself
             wrong_ahead = len(scores) - np.searchsorted(scores, matched, side="left")
             order = np.arange(1, len(hits) + 1)
             ranks = wrong_ahead + order
@@ -168,7 +162,7 @@ class RankingTally:
         return same[self.gallery.camids[same] != self.query.camids[row]], same
 
     def result(self) -> Ranking | None:
-        """The figures so far; None while no query has had a match."""
+        """Return the figures so far; None while no query has a match."""
         if not self._results:
             return None
         rows, first, precision, penalty = zip(*sorted(self._results), strict=True)
@@ -192,10 +186,9 @@ def rank(query: EmbeddedCrops, gallery: EmbeddedCrops, *, height: int | None = N
 def best_matches(
     scores: NDArray[np.float32], query: EmbeddedCrops, row: int, gallery: EmbeddedCrops, count: int
 ) -> list[tuple[int, bool]]:
-    """The `count` nearest gallery rows of query `row`, each with whether it is the same person.
+    """Return the `count` nearest gallery rows of query `row`, each with whether it is the same person.
 
-    Filtered and ordered as the figures are: same person and camera left out, wrong before right in a tie.
-
+    Filtered and ordered as for the figures: without same person and camera, wrong before right in a tie.
     `scores` are `(G,)`, larger is nearer.
     """
     right = gallery.pids == query.pids[row]

@@ -1,41 +1,32 @@
-"""Open-set figures: how often are strangers accepted, how often are acquaintances missed.
+"""Open-set figures: false matches of strangers, missed matches of known people.
 
-A pair is one query crop and one gallery crop of *different* cameras; its score is the cosine. Pairs of one
-person are genuine, all others impostor. At a threshold t a pair is accepted when score >= t:
+Pairs of one person are genuine, all others impostor (`pairs`). A pair is accepted at a threshold t when its
+score is >= t:
 
-- FMR(t): share of impostor pairs accepted; FNMR(t): share of genuine pairs refused
+- FMR(t): share of impostor pairs accepted; FNMR(t): share of genuine pairs rejected
   (ISO/IEC 19795-1, false match rate and false non-match rate).
 - EER: the common value where the two curves cross, linear between the two neighbouring thresholds.
 
-Scores are counted in bins 2^-19 wide, so any number of pairs fits into 16 MiB, block size cannot change a
-count, and a threshold on a bin's edge has exact rates.
+**Required data.** n impostor pairs without a false match show, at 95 % confidence, only that FMR <= 3/n (rule
+of three, exactly -ln(0.05)/n). A target below that is refused with the reason.
 
-**What a count can support.** n impostor pairs without a single false match show, at 95 % confidence, only
-that FMR <= 3/n (rule of three, exactly -ln(0.05)/n). A target below that is refused with the reason.
-
-**Confidence intervals, 95 %.** Pairs that share a person are not independent: one person in unlucky clothes
-makes hundreds of false matches. So people are resampled, not pairs (two-sided percentile bootstrap over
-persons with one weight per person on both sides; Bolle et al. 2004, "The error estimate of ROC curves and
-the subset bootstrap", for the idea). Where few errors were seen the bootstrap is too narrow (with none it is
-[0, 0]), so each bound is the wider of the bootstrap's and the exact binomial one (Clopper-Pearson).
-The threshold is held fixed in both.
+**Confidence intervals, 95 %.** A two-sided percentile bootstrap over persons (`bootstrap`). With few errors
+it is too narrow (with none it is [0, 0]), so each bound is the wider of the bootstrap's and the exact
+binomial one (Clopper-Pearson). The threshold is fixed in both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.offline.evaluate.bootstrap import PersonBootstrap
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
-from edge_agent.offline.evaluate.metrics import similarity_blocks
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+from edge_agent.offline.evaluate.pairs import BINS_PER_UNIT, PairScores
 
 __all__ = [
     "DEFAULT_TARGETS",
@@ -43,7 +34,6 @@ __all__ = [
     "EqualErrorPoint",
     "Interval",
     "OperatingPoint",
-    "PairScores",
     "Unsupported",
     "choose_threshold",
     "equal_error_point",
@@ -59,123 +49,19 @@ INTERVAL_METHOD = (
     "threshold fixed"
 )
 
-_BINS_PER_UNIT = 1 << 19
-_BINS = 2 * _BINS_PER_UNIT
 _CONFIDENCE = 0.95
-_REPLICATES = 1000
 
 Interval = tuple[float, float]
 """Lower and upper bound, both 0..1."""
 
 
-def _bins_of(scores: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Bin of each cosine; a float32 a hair outside -1..1 goes to the outermost bin."""
-    bins = np.multiply(scores, np.float32(_BINS_PER_UNIT), dtype=np.float32)
-    bins += np.float32(_BINS_PER_UNIT)
-    np.clip(bins, 0, _BINS - 1, out=bins)
-    whole: NDArray[np.intp] = bins.astype(np.intp)
-    return whole
-
-
-@dataclass(slots=True)
-class PairScores:
-    """Score counts of genuine and impostor pairs, in fine bins.
-
-    Attributes:
-        genuine: `(2^20,)` int64 pairs of one person per bin of -1..1.
-        impostor: the same of different persons.
-    """
-
-    genuine: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-    impostor: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-
-    @staticmethod
-    def of(genuine: NDArray[np.floating], impostor: NDArray[np.floating]) -> PairScores:
-        """Count given scores (cosines of any shape)."""
-        return PairScores(
-            np.bincount(_bins_of(genuine.ravel()), minlength=_BINS),
-            np.bincount(_bins_of(impostor.ravel()), minlength=_BINS),
-        )
-
-    @staticmethod
-    def between(query: EmbeddedCrops, gallery: EmbeddedCrops, *, height: int | None = None) -> PairScores:
-        """Count all cross-camera pairs, some rows at a time (`height`, which changes no count)."""
-        scores = PairScores()
-        for start, block in similarity_blocks(query.vectors, gallery.vectors, height=height):
-            scores.add(query, gallery, start, block)
-        return scores
-
-    def add(
-        self, query: EmbeddedCrops, gallery: EmbeddedCrops, start: int, block: NDArray[np.float32]
-    ) -> None:
-        """Count the pairs of the queries `start, start + 1, ...`; `block` is left as it is."""
-        rows = slice(start, start + len(block))
-        bins = _bins_of(block)
-        same_person = query.pids[rows, None] == gallery.pids
-        same_camera = query.camids[rows, None] == gallery.camids
-        self.genuine += np.bincount(bins[same_person & ~same_camera], minlength=_BINS)
-        bins[same_person | same_camera] = _BINS  # one bin more than there are, cut off again
-        self.impostor += np.bincount(bins.ravel(), minlength=_BINS + 1)[:_BINS]
-
-    @property
-    def genuine_pairs(self) -> int:
-        """Number of pairs of one person."""
-        return int(self.genuine.sum())
-
-    @property
-    def impostor_pairs(self) -> int:
-        """Number of pairs of different persons."""
-        return int(self.impostor.sum())
-
-    def false_matches(self, threshold: float) -> int:
-        """Impostor pairs with score >= threshold; exact for thresholds on a bin's edge."""
-        return int(self.impostor[_edge(threshold) :].sum())
-
-    def false_non_matches(self, threshold: float) -> int:
-        """Genuine pairs with score < threshold; exact for thresholds on a bin's edge."""
-        return int(self.genuine[: _edge(threshold)].sum())
-
-    def histograms(self, bins: int = 100) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Edges `(bins + 1,)` over the range in use, and the counts `(bins,)` of genuine and impostor."""
-        used = np.flatnonzero(self.genuine + self.impostor)
-        if not len(used):
-            return np.linspace(-1, 1, bins + 1), np.zeros(bins, np.int64), np.zeros(bins, np.int64)
-        cuts = np.unique(np.linspace(used[0], used[-1] + 1, bins + 1).round().astype(int))
-        edges = cuts / _BINS_PER_UNIT - 1.0
-        starts = cuts[:-1]
-        genuine = np.add.reduceat(self.genuine[: cuts[-1]], starts)
-        return edges, genuine, np.add.reduceat(self.impostor[: cuts[-1]], starts)
-
-    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Thresholds `(2^20 + 1,)` ascending, with FMR and FNMR at each; both kinds of pair must exist."""
-        fmr = 1.0 - np.concatenate([[0], np.cumsum(self.impostor)]) / self.impostor_pairs
-        fnmr = np.concatenate([[0], np.cumsum(self.genuine)]) / self.genuine_pairs
-        return np.arange(_BINS + 1) / _BINS_PER_UNIT - 1.0, fmr, fnmr
-
-    def det(self, points: int = 120) -> list[tuple[float, float]]:
-        """`(FMR, FNMR)` at FMR spaced evenly on a log scale, from 1 down to one impostor pair."""
-        if not (self.genuine_pairs and self.impostor_pairs):
-            return []
-        _, fmr, fnmr = self.curve()
-        wanted = np.geomspace(1.0, 1.0 / self.impostor_pairs, points)
-        # fmr falls along the array: the first threshold whose FMR is at most the wanted one.
-        index = np.searchsorted(-fmr, -wanted - 0.5 / self.impostor_pairs, side="left")
-        found = dict.fromkeys((float(fmr[i]), float(fnmr[i])) for i in index)
-        return list(found)
-
-
-def _edge(threshold: float) -> int:
-    """Index of the first bin that a threshold accepts."""
-    return min(_BINS, max(0, math.ceil((threshold + 1.0) * _BINS_PER_UNIT)))
-
-
 @dataclass(frozen=True, slots=True)
 class EqualErrorPoint:
-    """Where FMR and FNMR are equal.
+    """Point at which FMR and FNMR are equal.
 
     Attributes:
         rate: the common value, 0..1.
-        threshold: score at which it is reached.
+        threshold: its score.
     """
 
     rate: float
@@ -183,7 +69,7 @@ class EqualErrorPoint:
 
 
 def equal_error_point(scores: PairScores) -> EqualErrorPoint | None:
-    """EER, linear between the two thresholds around the crossing; None without both kinds of pair."""
+    """Return the EER, linear between the thresholds around the crossing; None without both kinds of pair."""
     if not (scores.genuine_pairs and scores.impostor_pairs):
         return None
     thresholds, fmr, fnmr = scores.curve()
@@ -191,13 +77,13 @@ def equal_error_point(scores: PairScores) -> EqualErrorPoint | None:
     gap_before, gap_after = fmr[after - 1] - fnmr[after - 1], fmr[after] - fnmr[after]
     step = gap_before / (gap_before - gap_after)
     rate = fmr[after - 1] + step * (fmr[after] - fmr[after - 1])
-    # Between well-separated scores the curves touch along a stretch: its middle is the fair threshold.
+    # well-separated scores: the curves coincide over an interval, whose middle is the threshold
     flat = np.flatnonzero((fmr == fmr[after]) & (fnmr == fnmr[after])) if gap_after == 0 else [after]
     return EqualErrorPoint(float(rate), float(thresholds[[flat[0], flat[-1]]].mean()))
 
 
 def pairs_needed(target_fmr: float) -> int:
-    """Impostor pairs below which `target_fmr` cannot be shown even by zero false matches."""
+    """Return the number of impostor pairs below which even zero false matches cannot show `target_fmr`."""
     return math.ceil(-math.log(1 - _CONFIDENCE) / target_fmr)
 
 
@@ -206,10 +92,10 @@ class OperatingPoint:
     """A threshold with its measured rates, counts and intervals.
 
     Attributes:
-        target_fmr: what was asked for.
-        threshold: accept at or above it; the lowest on the grid whose FMR is at most the target.
+        target_fmr: requested rate.
+        threshold: lowest threshold on the grid whose FMR is at most the target; scores at it are accepted.
         fmr: measured share of impostor pairs accepted.
-        fmr_ci: interval of `fmr`, see the module's docstring.
+        fmr_ci: interval of `fmr`, see the module.
         false_matches: impostor pairs accepted.
         impostor_pairs: impostor pairs in all.
         fnmr: measured share of genuine pairs refused, or None without genuine pairs.
@@ -232,14 +118,14 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A target rate that the data cannot support, and why."""
+    """A target rate that the data cannot support, and the reason."""
 
     target_fmr: float
     reason: str
 
 
 def choose_threshold(scores: PairScores, target_fmr: float) -> float | Unsupported:
-    """The lowest threshold whose measured FMR is at most `target_fmr`.
+    """Return the lowest threshold whose measured FMR is at most `target_fmr`.
 
     Raises:
         ValueError: the target is not between 0 and 1.
@@ -251,13 +137,13 @@ def choose_threshold(scores: PairScores, target_fmr: float) -> float | Unsupport
         reason = (
             f"{pairs} impostor pairs across cameras cannot support FMR {target_fmr:g}: even without one "
             f"false match, {needed} are needed for 95 % confidence (rule of three); "
-            "add people or cameras, or ask for a higher rate"
+            "add people or cameras, or request a higher rate"
         )
         return Unsupported(target_fmr, reason)
     allowed = math.floor(target_fmr * pairs + 1e-9)
     accepted = pairs - np.concatenate([[0], np.cumsum(scores.impostor)])
     edge = int(np.argmax(accepted <= allowed))
-    return edge / _BINS_PER_UNIT - 1.0
+    return edge / BINS_PER_UNIT - 1.0
 
 
 def threshold_at_fmr(
@@ -265,7 +151,7 @@ def threshold_at_fmr(
 ) -> OperatingPoint | Unsupported:
     """Choose the match threshold for a target false-match rate from cross-camera pairs.
 
-    Labels must have gone through `apply_junk_rule`.
+    Labels must come from `apply_junk_rule`.
 
     Raises:
         ValueError: the target is not between 0 and 1.
@@ -276,11 +162,11 @@ def threshold_at_fmr(
 def operating_points(
     query: EmbeddedCrops, gallery: EmbeddedCrops, scores: PairScores, targets: Iterable[float]
 ) -> tuple[OperatingPoint | Unsupported, ...]:
-    """Thresholds for several targets, with intervals; one more pass over the pairs for all of them."""
+    """Return the thresholds for several targets, with intervals; needs one more pass over the pairs."""
     targets = tuple(targets)
     choices = [choose_threshold(scores, target) for target in targets]
     thresholds = [choice for choice in choices if isinstance(choice, float)]
-    bootstrap = _PersonBootstrap(query, gallery, thresholds)
+    bootstrap = PersonBootstrap(query, gallery, thresholds)
     points: list[OperatingPoint | Unsupported] = []
     for target, choice in zip(targets, choices, strict=True):
         if isinstance(choice, Unsupported):
@@ -290,9 +176,7 @@ def operating_points(
     return tuple(points)
 
 
-def _point(
-    scores: PairScores, target: float, threshold: float, bootstrap: _PersonBootstrap
-) -> OperatingPoint:
+def _point(scores: PairScores, target: float, threshold: float, bootstrap: PersonBootstrap) -> OperatingPoint:
     accepted, impostors = scores.false_matches(threshold), scores.impostor_pairs
     refused, genuine = scores.false_non_matches(threshold), scores.genuine_pairs
     fmr_draws, fnmr_draws = bootstrap.rates(threshold)
@@ -311,7 +195,7 @@ def _point(
 
 
 def _interval(errors: int, trials: int, draws: NDArray[np.float64]) -> Interval:
-    """The wider of the percentile interval of `draws` and Clopper-Pearson's, bound by bound."""
+    """The wider of the percentile interval of `draws` and the Clopper-Pearson interval, bound by bound."""
     from scipy.special import betaincinv  # scipy.stats takes a second to import
 
     tail = (1 - _CONFIDENCE) / 2
@@ -321,96 +205,3 @@ def _interval(errors: int, trials: int, draws: NDArray[np.float64]) -> Interval:
         drawn_low, drawn_high = np.quantile(draws, [tail, 1 - tail])
         low, high = min(low, float(drawn_low)), max(high, float(drawn_high))
     return low, high
-
-
-class _PersonBootstrap:
-    """Errors per pair of persons at some thresholds, and rates under resampled persons.
-
-    Only accepted impostor pairs are stored, as a sparse matrix person x person for each threshold. How many
-    pairs there are under given weights w follows from crop counts per person and camera:
-    all pairs minus pairs of one camera minus pairs of one person.
-    """
-
-    def __init__(self, query: EmbeddedCrops, gallery: EmbeddedCrops, thresholds: Sequence[float]) -> None:
-        people, codes = np.unique(np.concatenate([query.pids, gallery.pids]), return_inverse=True)
-        self._people = len(people)
-        self._query, self._gallery = codes[: len(query)], codes[len(query) :]
-        cameras, camera_codes = np.unique(np.concatenate([query.camids, gallery.camids]), return_inverse=True)
-        self._query_counts = self._crops(self._query, camera_codes[: len(query)], len(cameras))
-        self._gallery_counts = self._crops(self._gallery, camera_codes[len(query) :], len(cameras))
-        self._edges = [_edge(threshold) for threshold in thresholds]
-        self._accepted = [self._empty() for _ in thresholds]
-        self._refused = np.zeros((len(thresholds), self._people))
-        if thresholds:
-            for start, block in similarity_blocks(query.vectors, gallery.vectors):
-                self._count(query, gallery, start, block)
-
-    def _empty(self) -> csr_matrix:
-        from scipy.sparse import csr_matrix
-
-        return csr_matrix((self._people, self._people))
-
-    def _crops(self, people: NDArray[np.intp], cameras: NDArray[np.intp], width: int) -> csr_matrix:
-        """Crops of each person in each camera."""
-        from scipy.sparse import csr_matrix
-
-        return csr_matrix((np.ones(len(people)), (people, cameras)), shape=(self._people, width))
-
-    def _count(
-        self, query: EmbeddedCrops, gallery: EmbeddedCrops, start: int, block: NDArray[np.float32]
-    ) -> None:
-        """Add the errors of one block of scores."""
-        from scipy.sparse import csr_matrix
-
-        bins = _bins_of(block).ravel()
-        # Flat positions of what may be accepted and of genuine pairs: both few, unlike the pairs.
-        near = np.flatnonzero(bins >= min(self._edges))
-        genuine = np.flatnonzero(query.pids[start : start + len(block), None] == gallery.pids)
-        left, right = np.divmod(near, len(gallery))
-        left += start
-        wanted = (query.pids[left] != gallery.pids[right]) & (query.camids[left] != gallery.camids[right])
-        near, left, right = near[wanted], left[wanted], right[wanted]
-        own, other = np.divmod(genuine, len(gallery))
-        own += start
-        crossing = query.camids[own] != gallery.camids[other]
-        genuine, own = genuine[crossing], own[crossing]
-        for index, edge in enumerate(self._edges):
-            over = bins[near] >= edge
-            pairs = (self._query[left[over]], self._gallery[right[over]])
-            counts = csr_matrix((np.ones(len(pairs[0])), pairs), shape=(self._people, self._people))
-            self._accepted[index] = self._accepted[index] + counts
-            missed = self._query[own[bins[genuine] < edge]]
-            self._refused[index] += np.bincount(missed, minlength=self._people)
-
-    def rates(self, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """FMR and FNMR of each replicate; replicates without a pair of the kind are left out."""
-        index = self._edges.index(_edge(threshold))
-        random = np.random.default_rng(0)
-        fmr: list[NDArray[np.float64]] = []
-        fnmr: list[NDArray[np.float64]] = []
-        height = max(1, (1 << 22) // self._people)  # weights of some replicates at a time: 32 MiB
-        for start in range(0, _REPLICATES, height):
-            weights = random.multinomial(
-                self._people, np.full(self._people, 1 / self._people), size=min(height, _REPLICATES - start)
-            ).astype(np.float64)
-            impostors, genuine = self._pairs(weights)
-            accepted = np.sum((weights @ self._accepted[index]) * weights, axis=1)
-            refused = weights @ self._refused[index]
-            fmr.append(accepted[impostors > 0] / impostors[impostors > 0])
-            fnmr.append(refused[genuine > 0] / genuine[genuine > 0])
-        return np.concatenate(fmr), np.concatenate(fnmr)
-
-    def _pairs(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Impostor and genuine cross-camera pairs under `(R, people)` weights.
-
-        A person drawn w times brings w^2 copies of each impostor pair with itself: those are pairs of one
-        person and stay out. Genuine pairs count w times, as one person's contribution.
-        """
-        queries, galleries = self._query_counts, self._gallery_counts
-        query_totals = np.asarray(queries.sum(axis=1)).ravel()
-        gallery_totals = np.asarray(galleries.sum(axis=1)).ravel()
-        own_camera = np.asarray(queries.multiply(galleries).sum(axis=1)).ravel()
-        own = query_totals * gallery_totals - own_camera
-        everything = (weights @ query_totals) * (weights @ gallery_totals)
-        one_camera = np.sum((weights @ queries) * (weights @ galleries), axis=1)
-        return everything - one_camera - weights**2 @ own, weights @ own

@@ -1,4 +1,4 @@
-"""One evaluation from labelled embeddings to figures and the JSON document."""
+"""An evaluation: from labelled embeddings to figures and the JSON document."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from edge_agent.offline.evaluate.openset import (
     INTERVAL_METHOD,
     EqualErrorPoint,
     OperatingPoint,
-    PairScores,
     Unsupported,
     equal_error_point,
     operating_points,
 )
+from edge_agent.offline.evaluate.pairs import PairScores
 from edge_agent.offline.evaluate.rerank import ReRankedScores, ReRanking
 
 __all__ = ["Evaluation", "SampledQuery", "evaluate", "rate_key"]
@@ -36,7 +36,7 @@ _TOP = 10
 
 @dataclass(frozen=True, slots=True)
 class SampledQuery:
-    """One query with its nearest gallery crops, for people to look at.
+    """One query with its nearest gallery crops, for the report.
 
     Attributes:
         query: row of the query side.
@@ -56,13 +56,13 @@ class Evaluation:
     """All figures of one evaluation.
 
     Attributes:
-        sides: the labelled embeddings that were compared, after the junk rule.
+        sides: the compared embeddings, after the junk rule.
         ranking: per-query results.
         scores: score counts of cross-camera pairs (always plain cosine, also with re-ranking).
         equal_error: EER, or None without both kinds of pair.
-        points: thresholds for the target false-match rates, or why there is none.
-        junk_rule: what became of person -1.
-        reranking: parameters, or None when the plain distance ranked.
+        points: thresholds for the target false-match rates, or the reasons why there is none.
+        junk_rule: treatment of junk and distractors.
+        reranking: parameters, or None for ranking by plain distance.
         hardest: queries of lowest AP.
         sampled: queries drawn at random (seed 0).
     """
@@ -78,7 +78,7 @@ class Evaluation:
     sampled: tuple[SampledQuery, ...]
 
     def document(self) -> dict[str, Any]:
-        """The figures as JSON values; what does not exist is null, never a number that means it."""
+        """Return the figures as JSON values; missing figures are null."""
         ranking = self.ranking
         return {
             "mAP": ranking.mean_average_precision,
@@ -122,7 +122,7 @@ class Evaluation:
 
 
 def rate_key(rate: float) -> str:
-    """`1e-3` for 0.001: how a false-match rate is written as a key."""
+    """Return the key of a false-match rate, such as `1e-3` for 0.001."""
     mantissa, exponent = f"{rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
@@ -152,18 +152,16 @@ def evaluate(
     reranking: ReRanking | None = None,
     targets: tuple[float, ...] = DEFAULT_TARGETS,
     samples: int = 0,
-    height: int | None = None,
 ) -> Evaluation:
-    """Compute all figures, block by block.
+    """Compute all figures, in blocks.
 
     Args:
-        query: what is searched with, labels as in the file names.
-        gallery: what is searched.
-        junk_rule: what becomes of junk and distractors.
+        query: query crops, labels as in the file names.
+        gallery: gallery crops.
+        junk_rule: treatment of junk and distractors.
         reranking: parameters of k-reciprocal re-ranking, None for the plain distance.
-        targets: false-match rates to find thresholds for.
-        samples: hardest and random queries to keep, that many of each.
-        height: rows of one block; changes memory and time, not the figures.
+        targets: false-match rates for which thresholds are computed.
+        samples: number of hardest queries and of random queries to keep.
 
     Raises:
         DatasetError: no query has a match in another camera.
@@ -174,18 +172,18 @@ def evaluate(
     cosines = CosineScores(query.vectors, gallery.vectors)
     scorer = cosines if reranking is None else ReRankedScores(query.vectors, gallery.vectors, reranking)
     tally, scores = RankingTally(query, gallery), PairScores()
-    for start, block in cosines.blocks(height):
+    for start, block in cosines.blocks():
         scores.add(query, gallery, start, block)
         if reranking is None:
             tally.add(start, block)
     if reranking is not None:
-        for start, block in scorer.blocks(height):
+        for start, block in scorer.blocks():
             tally.add(start, block)
     ranking = tally.result()
     if ranking is None:
         raise DatasetError(
             f"none of the {len(query)} queries has a picture of its person in another camera in the gallery, "
-            "so there is nothing to rank; check the ids and camera numbers in the file names"
+            "so there is nothing to rank; check the person and camera numbers in the file names"
         )
     hardest, sampled = _choose_samples(ranking, samples)
     return Evaluation(
@@ -202,7 +200,7 @@ def evaluate(
 
 
 def _choose_samples(ranking: Ranking, count: int) -> tuple[list[int], list[int]]:
-    """Positions in `ranking`: the `count` of lowest AP, and `count` others at random in order."""
+    """Positions in `ranking`: the `count` of lowest AP, and `count` random others, sorted."""
     by_difficulty = np.argsort(ranking.average_precision, kind="stable")
     rest = by_difficulty[count:]
     drawn = np.random.default_rng(0).choice(rest, size=min(count, len(rest)), replace=False)

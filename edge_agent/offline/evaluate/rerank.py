@@ -5,16 +5,16 @@ All N = queries + gallery crops are encoded together:
 
 1. R(p, k): those of p's k nearest that have p among their own k nearest (eq. 2-3). A crop is its own
    nearest neighbour and not counted in k.
-2. R*(p): R(p, k1) with R(c, k1/2) of each member c added, where more than 2/3 of R(c, k1/2) lie in
-   R(p, k1) already (eq. 5 says "at least"; the code everybody compares with, TAO's included, "more than").
+2. R*(p): R(p, k1), and R(c, k1/2) of each member c for which more than 2/3 of R(c, k1/2) lie in R(p, k1)
+   (eq. 5 says "at least"; the reference code and TAO's use "more than").
 3. Encoding V(p): exp(-d) for members of R*(p), else 0, scaled to sum 1 (eq. 7). d is the squared
-   Euclidean distance divided by the largest one from p, the scale that published implementations use.
+   Euclidean distance divided by the largest one from p, as in published implementations.
 4. Local query expansion: V(p) becomes the mean of V over p's k2 nearest, p itself included (eq. 11).
 5. Jaccard distance from the overlap of two encodings (eq. 10), then
    (1 - lambda) * jaccard + lambda * d (eq. 12).
 
-Memory: N x k1 neighbours and N encodings of a few hundred numbers each, instead of N x N; 40,000 crops fit
-into half a GiB. Ties among neighbours go to the lower row.
+Memory: N x k1 neighbours and N encodings of a few hundred numbers each, instead of N x N; 40,000 crops need
+half a GiB. Ties among neighbours go to the lower row.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ReRanking:
     """Parameters; the defaults are the paper's and TAO's.
 
     Attributes:
-        k1: neighbours that make the reciprocal sets; more smooths, and mixes people who have few crops.
-        k2: neighbours whose encodings are averaged; 1 switches the expansion off.
+        k1: neighbours of the reciprocal sets; a larger number mixes people who have few crops.
+        k2: neighbours whose encodings are averaged; 1 disables the expansion.
         weight: lambda, the share of the original distance, 0..1.
     """
 
@@ -181,7 +181,7 @@ def _jaccard(encodings: csr_matrix, row: int, columns: csr_matrix) -> NDArray[np
     present, weights = encodings.indices[entry], encodings.data[entry]
     starts, ends = columns.indptr[present], columns.indptr[present + 1]
     lengths = ends - starts
-    # Positions starts[0]..ends[0]-1, starts[1]..ends[1]-1, ... in one array.
+    # positions starts[0]..ends[0]-1, starts[1]..ends[1]-1, ... in one array
     offsets = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
     positions = offsets + np.arange(lengths.sum())
     minima = np.minimum(np.repeat(weights, lengths), columns.data[positions])
