@@ -221,7 +221,7 @@ def test_other_people_cannot_be_resumed(market: Path, tmp_path: Path):
 
 
 def test_a_wrong_number_of_classes_is_told(market: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"num_classes is 751.*holds 8 identities"):
+    with pytest.raises(ConfigError, match=r"num_classes is 751.*has 8 identities"):
         trained(parse_spec(small_spec(market, dataset={"num_classes": 751})), tmp_path)
 
 

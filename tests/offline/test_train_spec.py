@@ -117,7 +117,7 @@ def test_a_tao_spec_is_read_whole(tmp_path: Path):
         ({"model": {"feat_dim": 32}}, "model.feat_dim"),
         ({"model": {"jpm": True}}, "model.jpm"),
         ({"train": {"num_gpus": 2}}, "train.num_gpus"),
-        ({"dataset": {"batch_size": 62}}, "no multiple of"),
+        ({"dataset": {"batch_size": 62}}, "not a multiple of"),
         ({"edge_agent": {"input_pool": 3}}, "edge_agent.input_pool"),
         ({"model": {"input_width": 48}, "edge_agent": {"input_pool": 2}}, "multiples of 16"),
         ({"dataset": {"padding": 5}, "edge_agent": {"input_pool": 2}}, "dataset.padding"),

@@ -71,7 +71,7 @@ class CosineScores:
     gallery: NDArray[np.float32]
 
     def blocks(self, height: int | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the first row of each block and its `(<=height, G)` float32 scores, which may be overwritten."""
+        """Yield the first row of each block and its `(<=height, G)` float32 scores, free to overwrite."""
         return similarity_blocks(self.query, self.gallery, height=height)
 
     def row(self, query: int) -> NDArray[np.float32]:

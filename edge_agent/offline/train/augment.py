@@ -1,9 +1,9 @@
-"""What is done to a picture before a training step.
+"""Augmentation of training pictures.
 
-TAO's part is mirror, pad, crop and random erasing (Zhong et al. 2020). The photometric part belongs to the
-spec's `edge_agent` section: it stands for cameras, and matters most where the pictures are rendered.
-All work on one `(h, w, 3)` uint8 BGR picture with a generator of its own, so that a picture's augmentation
-depends on nothing but `(seed, epoch, batch, place)`.
+TAO's part is mirror, pad, crop and random erasing (Zhong et al. 2020). The photometric part is configured in
+the spec's `edge_agent` section: it simulates cameras, and matters most for rendered pictures. All functions
+work on one `(h, w, 3)` uint8 BGR picture with its own random generator, so that a picture's augmentation
+depends only on `(seed, epoch, batch, place)`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601, BGR order
 
 
 class Augmentation:
-    """The steps of one spec, at the size that the network computes on."""
+    """The augmentation of one spec, at the resolution of the network."""
 
     def __init__(self, data: DatasetSection, own: ExtensionSection) -> None:
         self._data = data
@@ -30,7 +30,7 @@ class Augmentation:
         self._mean = tuple(255 * value for value in reversed(data.pixel_mean))
 
     def __call__(self, image: Image, other: Image, rng: np.random.Generator) -> Image:
-        """One augmented copy of `image`; `other` is a picture of somebody else, for occlusions."""
+        """Return an augmented copy of `image`; `other` is another picture, for occlusions."""
         if rng.random() < self._data.prob:
             image = image[:, ::-1]
         if self._own.zoom:
@@ -55,7 +55,7 @@ class Augmentation:
         gamma = np.exp(rng.uniform(-1, 1) * np.log1p(own.gamma))
         if rng.random() < own.grey_prob:
             saturation = 0.0
-        # One 3 x 3 matrix and one table hold everything but the slope.
+        # one 3 x 3 matrix and one table for everything but the slope
         mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * np.tile(_LUMA, (3, 1))
         matrix = (np.diag(gain * cast * contrast) @ mix).astype(np.float32)
         level = np.float32(image.mean()) * gain
@@ -69,7 +69,7 @@ class Augmentation:
         return image
 
     def _transmitted(self, image: Image, rng: np.random.Generator) -> Image:
-        """What optics, sensor and coding add: resolution, blur, noise, JPEG."""
+        """Faults of optics, sensor and coding: resolution, blur, noise, JPEG."""
         own = self._own
         height, width = image.shape[:2]
         if rng.random() < own.lowres_prob:
@@ -90,7 +90,7 @@ class Augmentation:
 
 
 def _zoomed(image: Image, zoom: float, rng: np.random.Generator) -> Image:
-    """Moves each side of the box by up to `zoom` of its length, as a detector does; outside is the border."""
+    """Move each side of the box by up to `zoom` of its length, as a detector does; replicate the border."""
     height, width = image.shape[:2]
     left, right, top, bottom = rng.uniform(-zoom, zoom, 4) * rng.random() * (width, width, height, height)
     across, down = width / (width - left - right), height / (height - top - bottom)
@@ -102,7 +102,7 @@ def _zoomed(image: Image, zoom: float, rng: np.random.Generator) -> Image:
 
 
 def _occluded(image: Image, other: Image, rng: np.random.Generator) -> Image:
-    """Lays a piece of another picture over one side or the foot of this one: somebody in front."""
+    """Cover one side or the lower part with a piece of another picture, like a person in front."""
     height, width = image.shape[:2]
     image = image.copy()
     side = rng.integers(3)
@@ -120,7 +120,7 @@ def _occluded(image: Image, other: Image, rng: np.random.Generator) -> Image:
 
 
 def _sloped(image: Image, rng: np.random.Generator) -> Image:
-    """Brightness that rises or falls linearly across the picture, or drops at an edge of shade."""
+    """Change the brightness linearly across the picture, or at the edge of a shadow."""
     height, width = image.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
@@ -140,7 +140,7 @@ def _padded_crop(image: Image, padding: int, rng: np.random.Generator) -> Image:
 
 
 def _erased(image: Image, mean: tuple[float, ...], rng: np.random.Generator) -> Image:
-    """Fills a rectangle of 2..40 % of the area and sides 0.3..3.33 : 1 with the mean colour."""
+    """Fill a rectangle of 2..40 % of the area and sides 0.3..3.33 : 1 with the mean colour."""
     height, width = image.shape[:2]
     for _ in range(100):
         area = rng.uniform(0.02, 0.4) * height * width

@@ -1,6 +1,6 @@
-"""Checkpoints: one file that holds everything a run needs to go on, loadable without running code from it.
+"""Checkpoints: one file with everything needed to resume a run; loading it executes no code.
 
-The file is `torch.save` of plain dicts, numbers, strings and tensors only, so `weights_only=True` reads it.
+The file is a `torch.save` of plain dicts, numbers, strings and tensors, so `weights_only=True` reads it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A moment of a training run.
+    """State of a training run.
 
     Attributes:
         spec: the run's spec as plain values.
-        epoch: epoch that the run is in, from 0.
-        step: steps of that epoch already done.
+        epoch: current epoch, from 0.
+        step: finished steps of that epoch.
         people: person number of each class of the classifier.
         network: weights being trained.
         averaged: their running mean, or None without `ema_decay`.
         optimizer: state of the optimiser.
         center: state of the centre loss and its optimiser, or None.
-        scaler: state of mixed precision's loss scale, or None on a CPU.
-        random: states of torch's generators, by device. Batches and augmentation need none: each is drawn
-            from the seed and its place in the run.
-        history: what was measured so far, one dict per evaluation.
+        scaler: state of the loss scaler of mixed precision, or None on a CPU.
+        random: states of torch's generators, by device. Batches and augmentation have no state: they are
+            drawn from the seed and their position in the run.
+        history: results so far, one dict per evaluation.
         best: highest mAP of an evaluation, or None.
     """
 
@@ -59,7 +59,7 @@ class Checkpoint:
     best: float | None
 
     def write(self, path: Path) -> None:
-        """Write atomically; StorageError where that fails."""
+        """Write atomically; StorageError if that fails."""
         content = {name: getattr(self, name) for name in self.__slots__}
         buffer = io.BytesIO()
         torch.save({"format": _FORMAT, "version": _VERSION, **content}, buffer)
@@ -74,7 +74,7 @@ class Checkpoint:
         """
         content = _load(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ModelError(f"{path} is not a checkpoint that `edge-agent train` wrote")
+            raise ModelError(f"{path} is not a checkpoint of `edge-agent train`")
         if content.get("version") != _VERSION:
             raise ModelError(
                 f"{path} has layout version {content.get('version')}, this program reads {_VERSION}"
@@ -86,7 +86,7 @@ class Checkpoint:
 
 
 def network_of(checkpoint: Checkpoint) -> tuple[ReidNetwork, Spec]:
-    """The network that a checkpoint stands for (the averaged weights where there are any), in eval mode."""
+    """Return the network of a checkpoint in eval mode, with the averaged weights if there are any."""
     spec = parse_spec(checkpoint.spec, name="the checkpoint's spec")
     network = build_network(spec.model, spec.edge_agent, len(checkpoint.people))
     network.load_state_dict(checkpoint.averaged or checkpoint.network)
@@ -96,7 +96,7 @@ def network_of(checkpoint: Checkpoint) -> tuple[ReidNetwork, Spec]:
 def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; callers check
     if path.suffix == ".etlt":
         raise ModelError(
-            f"{path} is encrypted by TAO and cannot be read. Take the unencrypted ONNX of the same network, "
+            f"{path} is encrypted by TAO and cannot be read. Use the unencrypted ONNX of the same network, "
             "resnet50_market1501_aicity156.onnx (96,398,132 bytes, sha256 "
             "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b), from NGC: "
             "ngc registry model download-version nvidia/tao/reidentificationnet:deployable_v1.2"
@@ -113,21 +113,21 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; caller
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a `.pth` file: a bare state dict, or one under `state_dict`.
+    """Read tensors by name from a `.pth` file: a state dict, or one under `state_dict`.
 
     Raises:
-        ModelError: not such a file.
+        ModelError: the file has another content.
     """
     content = _load(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path} holds no state dict (names and tensors); torchvision's .pth files do")
+        raise ModelError(f"{path} contains no state dict (names and tensors), as torchvision's .pth files do")
     return content
 
 
 def load_pretrained(network: ReidNetwork, path: Path, *, choice: str) -> None:
-    """Give the network its start weights.
+    """Load pretrained weights into the network.
 
     Args:
         network: changed in place.
@@ -135,8 +135,8 @@ def load_pretrained(network: ReidNetwork, path: Path, *, choice: str) -> None:
         choice: `model.pretrain_choice`.
 
     Raises:
-        ModelError: a weight is missing or of another shape; for `imagenet` the ImageNet classifier
-            (`fc.*`, `classifier.*`) is left out, nothing else may be superfluous.
+        ModelError: a weight is missing, unknown or of another shape; for `imagenet` the weights of the
+            ImageNet classifier (`fc.*`, `classifier.*`) are ignored.
     """
     if choice == "finetune":
         checkpoint = Checkpoint.read(path)
@@ -163,8 +163,7 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         if name in own and value.shape != own[name].shape
     ]
     if missing or unknown or shapes:
-        said = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
-        said += [f"{len(unknown)} unknown (first: {unknown[0]})"] if unknown else []
-        said += shapes[:1]
-        raise ModelError(f"{path} does not fit model.backbone: {'; '.join(said)}")
+        faults = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
+        faults += [f"{len(unknown)} unknown (first: {unknown[0]})"] if unknown else []
+        raise ModelError(f"{path} does not fit model.backbone: {'; '.join([*faults, *shapes[:1]])}")
     module.load_state_dict({**{name: own[name] for name in counters}, **weights})

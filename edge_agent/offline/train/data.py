@@ -1,7 +1,7 @@
-"""Training pictures: decoded once into a file, augmented by threads ahead of the network.
+"""Training pictures: decoded once into a file, and augmented by threads while the network trains.
 
-On a small machine decoding JPEG again every epoch costs more than a light network's step. The pictures are
-therefore kept as one uint8 array at the size that the network computes on, and mapped into memory.
+On a small machine, decoding JPEG in every epoch costs more than a training step of a light network. The
+pictures are therefore stored as one uint8 array at the resolution of the network, and mapped into memory.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = ["Batch", "PictureSet", "Pictures", "TrainingBatches", "decode", "norm
 
 @dataclass(frozen=True, slots=True)
 class PictureSet:
-    """Files of one split, as the data set reader gives them.
+    """Files of one split.
 
     Attributes:
         paths: N picture files.
-        identities: `(N,)` int64 person numbers as the file names have them.
+        identities: `(N,)` int64 person numbers of the file names.
         cameras: `(N,)` int64 camera numbers.
     """
 
@@ -55,7 +55,7 @@ class Pictures:
 
     Attributes:
         images: `(N, h, w, 3)` uint8 BGR, mapped from a file.
-        labels: `(N,)` int64 in `0..classes-1`, in rising order of the person numbers.
+        labels: `(N,)` int64 in `0..classes-1`, in ascending order of the person numbers.
         cameras: `(N,)` int64.
         people: person number of each label.
     """
@@ -68,21 +68,21 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures `(B, h, w, 3)` uint8 BGR, augmented, and their labels `(B,)` int64."""
+    """Augmented pictures `(B, h, w, 3)` uint8 BGR and their labels `(B,)` int64."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
 
 def read_folder(folder: Path, *, people_only: bool) -> PictureSet:
-    """The pictures of one split folder, wherever it lies and whatever it is called.
+    """List the pictures of one split folder; its name and place do not matter.
 
     Args:
-        folder: holds `PPPP_cCsS_FFFFFF_NN.jpg` and the like.
-        people_only: leave out junk (`-1`) and distractors (`0000`), which no classifier can learn.
+        folder: contains pictures named like `PPPP_cCsS_FFFFFF_NN.jpg`.
+        people_only: leave out junk (`-1`) and distractors (`0000`), which are no classes.
 
     Raises:
-        DatasetError: no such folder, or no usable picture in it.
+        DatasetError: the folder is missing or contains no usable picture.
     """
     try:
         named = [(path, parse_crop_name(path.name)) for path in list_pictures(folder)]
@@ -91,7 +91,7 @@ def read_folder(folder: Path, *, people_only: bool) -> PictureSet:
     lowest = DISTRACTOR + 1 if people_only else JUNK
     kept = [(path, name) for path, name in named if name is not None and name.pid >= lowest]
     if not kept:
-        raise DatasetError(f"{folder} holds no picture of a person named like 0002_c1s1_000451_03.jpg")
+        raise DatasetError(f"{folder} contains no picture of a person named like 0002_c1s1_000451_03.jpg")
     return PictureSet(
         tuple(path for path, _ in kept),
         np.array([name.pid for _, name in kept], np.int64),
@@ -107,17 +107,17 @@ def decode(
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pictures:
-    """Decode a split, or map it from the cache file that an earlier run left.
+    """Decode a split, or map it from the cache file of an earlier run.
 
-    The cache's name holds a hash of the file names, sizes and times, so that a changed data set is decoded
-    anew. Pictures are scaled like TAO's loader does it (bilinear; by area where they shrink, which is what
-    PIL's antialiasing amounts to).
+    The name of the cache file contains a hash of the names, sizes and times of the files, so a changed data
+    set is decoded again. Pictures are scaled as in TAO's loader: bilinear, and by area where they shrink,
+    which corresponds to PIL's antialiasing.
 
     Args:
         pictures: the files.
         size: `(height, width)` to store.
-        cache: folder for the array, made if missing.
-        threads: that decode at the same time, at least 1.
+        cache: folder for the array, created if missing.
+        threads: number of decoding threads, at least 1.
         progress: called with (done, total).
 
     Raises:
@@ -157,7 +157,7 @@ def _write_cache(
                 progress(index + 1, shape[0])
     array.flush()
     del array
-    os.replace(partial, target)  # noqa: PTH105  # the one atomic call that names both paths plainly
+    partial.replace(target)
 
 
 def _scaled_picture(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -171,21 +171,21 @@ def _scaled_picture(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 class TrainingBatches:
-    """The augmented batches of any epoch, prepared by threads while the network works."""
+    """The augmented batches of any epoch, prepared by threads while the network trains."""
 
     def __init__(self, pictures: Pictures, spec: Spec) -> None:
         self._pictures = pictures
         self._spec = spec
         self._augment = Augmentation(spec.dataset, spec.edge_agent)
-        self._known: tuple[int, list[NDArray[np.int64]]] = (-1, [])
+        self._drawn: tuple[int, list[NDArray[np.int64]]] = (-1, [])
 
     def of_epoch(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The picture numbers of each batch, the same for the same spec, data set and epoch."""
-        if self._known[0] != epoch:
-            self._known = (epoch, self._drawn(epoch))
-        return self._known[1]
+        """Return the picture numbers of each batch; they depend only on spec, data set and epoch."""
+        if self._drawn[0] != epoch:
+            self._drawn = (epoch, self._draw(epoch))
+        return self._drawn[1]
 
-    def _drawn(self, epoch: int) -> list[NDArray[np.int64]]:
+    def _draw(self, epoch: int) -> list[NDArray[np.int64]]:
         data, seed = self._spec.dataset, self._spec.train.seed
         if data.sampler == "softmax":
             count = len(self._pictures.labels)
@@ -199,7 +199,7 @@ class TrainingBatches:
         )
 
     def iterate(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch in order, from number `first`; with workers, a few are prepared ahead."""
+        """Yield the batches of an epoch in order, from number `first`; workers prepare a few ahead."""
         numbers = list(enumerate(self.of_epoch(epoch)))[first:]
         workers = min(self._spec.dataset.num_workers, os.cpu_count() or 1)
         if workers == 0:
@@ -230,11 +230,11 @@ class TrainingBatches:
 
 
 def normalise(images: NDArray[np.uint8], spec: Spec, device: torch.device) -> Tensor:
-    """`(N, h, w, 3)` uint8 BGR -> `(N, 3, h, w)` float32 RGB on `device`, minus mean, by deviation.
+    """Normalise `(N, h, w, 3)` uint8 BGR to `(N, 3, h, w)` float32 RGB on `device`: (x - mean) / deviation.
 
-    This is the agent's preprocess profile of the same numbers (`tao` with the defaults).
+    The same as the agent's preprocess profile with these numbers (`tao` with the defaults).
     """
-    writable = images if images.flags.writeable else images.copy()  # torch takes no read-only memory
+    writable = images if images.flags.writeable else images.copy()  # torch refuses read-only memory
     batch = torch.from_numpy(writable).to(device).flip(3).permute(0, 3, 1, 2).float()
     mean = torch.tensor(spec.dataset.pixel_mean, device=device).view(1, 3, 1, 1) * 255
     scale = torch.tensor(spec.dataset.pixel_std, device=device).view(1, 3, 1, 1) * 255
@@ -242,5 +242,5 @@ def normalise(images: NDArray[np.uint8], spec: Spec, device: torch.device) -> Te
 
 
 def chunks(count: int, size: int) -> Sequence[slice]:
-    """Slices of at most `size` that cover `count` rows."""
+    """Return slices of at most `size` that cover `count` rows."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,8 +1,8 @@
-"""Checkpoint to ONNX, with TAO's tensor names, checked against PyTorch before it is kept.
+"""Export of a checkpoint to ONNX with TAO's tensor names; the result is compared to PyTorch first.
 
-The file takes `input` FP32 `[N, 3, 256, 128]` (RGB, normalised by the spec's mean and deviation) and gives
-`fc_pred` `[N, D]`, not of unit length, as TAO's export does. The agent's prepared graph adds preprocessing
-and L2 normalisation.
+The input is `input` FP32 `[N, 3, 256, 128]` (RGB, normalised by the spec's mean and deviation), the output
+`fc_pred` `[N, D]`, not of unit length, as in TAO's export. The agent's prepared graph adds preprocessing and
+L2 normalisation.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from edge_agent.offline.train.spec import Spec
 __all__ = ["TOLERANCE", "Exported", "export_onnx"]
 
 TOLERANCE = 1e-4
-"""Largest difference of an embedding's number between PyTorch and ONNX Runtime."""
+"""Largest allowed difference of an embedding element between PyTorch and ONNX Runtime."""
 
 _OPSET = 17
-_BATCHES = (1, 3, 8)  # of the check: a wrong dynamic axis shows with more than one size
+_BATCHES = (1, 3, 8)  # several sizes, to detect a wrong dynamic axis
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """An exported file.
 
     Attributes:
         path: the ONNX file.
         sha256: of its bytes.
         size: bytes.
-        dimension: numbers in an embedding.
-        difference: largest difference to PyTorch that the check saw.
-        card: the model card as written into the file's metadata.
+        dimension: elements of an embedding.
+        difference: largest difference to PyTorch.
+        card: the model card in the file's metadata.
     """
 
     path: Path
@@ -64,9 +64,9 @@ def export_onnx(
 
     Args:
         checkpoint: file of `edge-agent train`.
-        target: ONNX file to make; its folder must exist.
+        target: ONNX file to write; its folder must exist.
         notes: further entries of the model card (training data, licence, ...).
-        overwrite: replace `target` if it exists (TAO refuses, and so does the default).
+        overwrite: replace `target` if it exists; refused by default, as in TAO.
 
     Raises:
         ModelError: not a checkpoint; `target` exists; PyTorch and ONNX Runtime differ by more than 1e-4.
@@ -83,7 +83,7 @@ def export_onnx(
     if not difference <= TOLERANCE:
         raise ModelError(
             f"ONNX Runtime and PyTorch differ by {difference:.2e} (allowed {TOLERANCE:.0e}): nothing was "
-            "written. This is a fault of the exporter; try other versions of torch and onnxruntime"
+            "written. This is an error of the exporter; try other versions of torch and onnxruntime"
         )
     write_atomic(target, content)
     return Exported(
@@ -97,11 +97,11 @@ def export_onnx(
 
 
 def traced(deployed: Deployed, spec: Spec) -> bytes:
-    """The ONNX bytes of the network in eval mode, batch normalisation folded into the convolutions."""
+    """Return the ONNX bytes of the network in eval mode, batch normalisation folded into the convolutions."""
     buffer = io.BytesIO()
     example = torch.zeros(1, 3, spec.model.input_height, spec.model.input_width)
     with warnings.catch_warnings():
-        # The newer exporter needs onnxscript, which is no dependency; the older one announces its end.
+        # the new exporter needs onnxscript, which is no dependency; the legacy one warns of its removal
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
         torch.onnx.export(
@@ -119,12 +119,12 @@ def traced(deployed: Deployed, spec: Spec) -> bytes:
 
 
 def _card(saved: Checkpoint, spec: Spec, checkpoint: Path) -> dict[str, str]:
-    """What the checkpoint itself knows about the network, as strings."""
+    """Model card from the checkpoint."""
     card = {
         "producer": f"edge-agent {__version__}",
         "backbone": spec.model.backbone,
         "dimension": str(spec.model.feat_dim),
-        "input": _input_in_words(spec),
+        "input": _describe_input(spec),
         "preprocess_profile": _profile(spec),
         "output": "FP32 [N,D], not of unit length: normalise before comparing",
         "trained_identities": str(len(saved.people)),
@@ -138,7 +138,7 @@ def _card(saved: Checkpoint, spec: Spec, checkpoint: Path) -> dict[str, str]:
     return card
 
 
-def _input_in_words(spec: Spec) -> str:
+def _describe_input(spec: Spec) -> str:
     model, data = spec.model, spec.dataset
     shape = f"[N,3,{model.input_height},{model.input_width}]"
     mean, deviation = list(data.pixel_mean), list(data.pixel_std)
@@ -154,7 +154,7 @@ def _profile(spec: Spec) -> str:
 
 
 def _without_paths(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec without the folders of the machine that trained it, and without its key."""
+    """The spec without paths of the training machine and without the encryption key."""
     private = ("_dir", "_path", "checkpoint", "_file", "_dataset", "_plot", "encryption_key")
     return {
         name: _without_paths(value) if isinstance(value, Mapping) else value
@@ -177,7 +177,7 @@ def _with_card(content: bytes, card: Mapping[str, str]) -> bytes:
 
 
 def _largest_difference(deployed: Deployed, content: bytes, spec: Spec) -> float:
-    """Largest difference of any output number over random pictures in batches of several sizes."""
+    """Largest difference of any output element over random pictures in batches of several sizes."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

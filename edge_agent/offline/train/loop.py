@@ -1,7 +1,6 @@
-"""The training loop: steps, checkpoints, evaluation between epochs, orderly stop.
+"""The training loop: steps, checkpoints, evaluation between epochs, stop on request.
 
-What is shown and where scalars go is passed in (`Watcher`), and so is the evaluation, so that this module
-knows neither terminals nor metrics.
+Display and logging (`Watcher`) and the evaluation are passed in, so this module depends on neither.
 """
 
 from __future__ import annotations
@@ -30,25 +29,25 @@ from edge_agent.offline.train.spec import Spec
 __all__ = ["Evaluation", "Step", "Trainer", "Watcher", "embed_pictures"]
 
 Evaluation = Callable[[Callable[[NDArray[np.uint8]], NDArray[np.float32]]], Mapping[str, float]]
-"""Called with a function that embeds `(N, h, w, 3)` uint8 BGR pictures (any number); returns figures by name,
-`mAP` among them, by which the best checkpoint is kept."""
+"""Called with a function that embeds `(N, h, w, 3)` uint8 BGR pictures (any number); returns figures by name.
+`mAP` must be among them; it selects the best checkpoint."""
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one training step came to.
+    """Result of one training step.
 
     Attributes:
         epoch: from 0.
         step: from 1, within the epoch.
-        steps: of this epoch.
-        total: the step's number in the whole run, from 1.
+        steps: number of steps of this epoch.
+        total: number of the step in the whole run, from 1.
         losses: by name (`identity`, `triplet`, `center`, `total`).
-        accuracy: part of the batch that the classifier names rightly.
+        accuracy: share of the batch that is classified correctly.
         rate: learning rate of the first group.
-        seconds: that the step took.
+        seconds: duration of the step.
     """
 
     epoch: int
@@ -62,29 +61,29 @@ class Step:
 
 
 class Watcher(Protocol):
-    """Who is told how the run goes."""
+    """Receives the progress of a run."""
 
     def on_step(self, step: Step) -> None:
-        """After every step."""
+        """Called after every step."""
 
     def on_evaluation(self, epoch: int, total: int, figures: Mapping[str, float]) -> None:
-        """After an evaluation; `epoch` counts finished epochs."""
+        """Called after an evaluation; `epoch` counts finished epochs."""
 
 
 class Trainer:
-    """One run of one spec.
+    """One training run.
 
     Args:
-        spec: what to do.
-        pictures: the training split, decoded at the size that the network computes on.
-        folder: where checkpoints go, made if missing.
-        evaluation: figures between epochs, or None for none.
-        watcher: is told of every step.
-        resume: a checkpoint to go on from.
+        spec: the experiment.
+        pictures: the training split, decoded at the resolution of the network.
+        folder: folder of the checkpoints, created if missing.
+        evaluation: computes figures between epochs, or None.
+        watcher: receives every step.
+        resume: checkpoint to resume from.
 
     Raises:
-        ConfigError: the data set and the spec do not fit.
-        ModelError: the start weights or the checkpoint do not fit.
+        ConfigError: the data set does not match the spec.
+        ModelError: the pretrained weights or the checkpoint do not match the spec.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class Trainer:
             self._restore(resume)
 
     def stop(self) -> None:
-        """Ask the run to end after the current step, with a checkpoint. A signal handler may call it."""
+        """Stop the run after the current step, with a checkpoint. May be called by a signal handler."""
         self._stopping = True
 
     @property
@@ -135,7 +134,7 @@ class Trainer:
         """Train to the end, or until `stop`.
 
         Returns:
-            The newest checkpoint, `latest.pth`.
+            The latest checkpoint, `latest.pth`.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         latest = self._folder / "latest.pth"
@@ -151,7 +150,7 @@ class Trainer:
         return latest
 
     def _run_epoch(self) -> bool:
-        """The rest of the current epoch; False when it was cut short."""
+        """Run the rest of the current epoch; return False if it was stopped early."""
         count = len(self._batches.of_epoch(self._epoch))
         if count == 0:
             raise ConfigError(
@@ -184,7 +183,7 @@ class Trainer:
     def _train_on(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64]
     ) -> tuple[dict[str, float], float]:
-        """One step; returns the losses and the classifier's accuracy on the batch."""
+        """Run one step; return the losses and the classifier's accuracy on the batch."""
         self._network.train()
         x = normalise(images, self._spec, self._device)
         y = torch.from_numpy(labels).to(self._device)
@@ -195,7 +194,7 @@ class Trainer:
         if not math.isfinite(total.item()):
             raise ModelError(
                 f"the loss became {total.item()} in epoch {self._epoch + 1}, step {self._step + 1}: lower "
-                "train.optim.base_lr or set train.grad_clip; the last checkpoint is still good"
+                "train.optim.base_lr or set train.grad_clip; the last checkpoint is intact"
             )
         self._update(total)
         accuracy = (logits.argmax(1) == y).float().mean().item()
@@ -223,7 +222,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._spec.train.grad_clip)
         self._scaler.step(self._optimizer)
         if self._center is not None and self._center_optimizer is not None:
-            # The centres move by center_lr on the unweighted loss: undo the weight in their gradient.
+            # the centres are updated on the unweighted loss: remove the weight from their gradient
             weight = self._spec.train.optim.center_loss_weight
             if weight:
                 self._scaler.unscale_(self._center_optimizer)
@@ -234,7 +233,7 @@ class Trainer:
             self._average(self._averaged)
 
     def _average(self, averaged: dict[str, Tensor]) -> None:
-        """Move the running mean; early on faster, so that it forgets the start weights' classifier."""
+        """Update the running mean; faster at the start, so that it forgets the initial classifier."""
         done = self._epoch * len(self._batches.of_epoch(self._epoch)) + self._step + 1
         decay = min(self._spec.edge_agent.ema_decay, (1 + done) / (10 + done))
         for name, value in self._network.state_dict().items():
@@ -259,7 +258,7 @@ class Trainer:
             self._snapshot().write(self._folder / f"epoch_{self._epoch:03d}.pth")
 
     def evaluated_network(self) -> ReidNetwork:
-        """The network to judge: a copy with the averaged weights where there are any."""
+        """Return a copy of the network for evaluation, with the averaged weights if there are any."""
         network = build_network(self._spec.model, self._spec.edge_agent, len(self._people))
         network.load_state_dict(self._averaged or self._network.state_dict())
         return network.to(self._device, memory_format=torch.channels_last).eval()  # type: ignore[no-any-return]  # torch is untyped here
@@ -309,8 +308,8 @@ class Trainer:
         if saved.people != self._people:
             raise ModelError(
                 f"the checkpoint was trained on {len(saved.people)} other people than the "
-                f"{len(self._people)} of dataset.train_dataset_dir; start afresh, or with pretrain_choice "
-                "finetune"
+                f"{len(self._people)} of dataset.train_dataset_dir; start a new run, or use "
+                "pretrain_choice finetune"
             )
         try:
             self._network.load_state_dict(saved.network)
@@ -332,18 +331,18 @@ class Trainer:
 
 
 def _check_classes(spec: Spec, people: int) -> None:
-    """TAO counts the classes itself while training, and so does this; a spec that says otherwise is told."""
+    """Refuse a spec whose number of classes differs from the data set's, which is used as in TAO."""
     if people < 2:
         raise ConfigError(f"dataset.train_dataset_dir has {people} identities; training needs at least two")
     if "num_classes" in spec.dataset.model_fields_set and spec.dataset.num_classes != people:
         raise ConfigError(
-            f"dataset.num_classes is {spec.dataset.num_classes}, but dataset.train_dataset_dir holds "
+            f"dataset.num_classes is {spec.dataset.num_classes}, but dataset.train_dataset_dir has "
             f"{people} identities: correct the field, or leave it out to have them counted"
         )
 
 
 def embed_pictures(network: ReidNetwork, images: NDArray[np.uint8], spec: Spec) -> NDArray[np.float32]:
-    """`(N, h, w, 3)` uint8 BGR at the size that the network computes on -> `(N, D)` float32, any length."""
+    """Embed `(N, h, w, 3)` uint8 BGR at the resolution of the network: `(N, D)` float32, any length."""
     device: Any = next(network.parameters()).device
     rows = []
     with torch.inference_mode():

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 __all__ = ["LABEL_SMOOTHING", "CenterLoss", "batch_hard_triplet", "identity_loss"]
 
 LABEL_SMOOTHING = 0.1
-"""epsilon of Szegedy et al. 2016, as TAO's `label_smooth: True` has it."""
+"""epsilon of Szegedy et al. 2016, the value of TAO's `label_smooth: True`."""
 
 
 def identity_loss(logits: Tensor, identities: Tensor, *, smooth: bool) -> Tensor:
-    """Cross entropy over the training identities, with label smoothing 0.1 if `smooth`."""
+    """Return the cross entropy over the training identities, with label smoothing 0.1 if `smooth`."""
     return nn.functional.cross_entropy(logits, identities, label_smoothing=LABEL_SMOOTHING if smooth else 0.0)
 
 
 def batch_hard_triplet(embeddings: Tensor, identities: Tensor, *, margin: float) -> Tensor:
-    """Mean over anchors of max(0, farthest positive - nearest negative + margin), Euclidean.
+    """Return the mean over anchors of max(0, farthest positive - nearest negative + margin), Euclidean.
 
-    Hermans et al. 2017, equation 5. With `margin` 0 the soft margin log(1 + exp(.)) of the same paper is
-    taken, as TAO does. An anchor alone in its batch (no positive) or with no negative counts 0.
+    Hermans et al. 2017, equation 5. With `margin` 0, the soft margin log(1 + exp(.)) of the same paper, as in
+    TAO. Anchors without a positive or a negative in the batch are ignored.
     """
     distances = pairwise_distances(embeddings)
     same = identities[:, None] == identities[None, :]
@@ -37,10 +37,9 @@ def batch_hard_triplet(embeddings: Tensor, identities: Tensor, *, margin: float)
 
 
 def pairwise_distances(embeddings: Tensor) -> Tensor:
-    """Euclidean distance of every pair: `(N, D)` -> `(N, N)`, in float32.
+    """Return the Euclidean distance of every pair: `(N, D)` -> `(N, N)`, in float32.
 
-    The square root is taken of at least 1e-12: its slope at zero is infinite, and a picture stands at
-    distance zero from itself.
+    Squares are at least 1e-12, since the slope of the square root at zero is infinite.
     """
     rows = embeddings.float()
     squares = rows.pow(2).sum(1)

@@ -1,8 +1,8 @@
-"""ReIdentificationNet and its light sibling: backbone, pooling, embedding layer, BNNeck, classifier.
+"""ReIdentificationNet and a light variant: backbone, pooling, embedding layer, BNNeck, classifier.
 
-The backbones are written out here, since torchvision is no dependency; their parameters carry
-torchvision's names, so that its `.pth` files load unchanged (ResNet: He et al. 2016, the variant with the
-stride on the 3 x 3 convolution; MobileNetV2: Sandler et al. 2018, table 2).
+The backbones are implemented here, since torchvision is no dependency; their parameters have torchvision's
+names, so that its `.pth` files load unchanged (ResNet: He et al. 2016, the variant with the stride on the
+3 x 3 convolution; MobileNetV2: Sandler et al. 2018, table 2).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class _ResNet(nn.Module):  # type: ignore[misc]  # torch carries no types for my
         self.channels = tuple(channels)
 
     def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
-        """The five parts in order; each takes the output of the one before."""
+        """Return the five stages in order; each takes the output of the previous one."""
         stem = nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool)
         return (stem, self.layer1, self.layer2, self.layer3, self.layer4)
 
@@ -159,12 +159,12 @@ class _MobileNetV2(nn.Module):  # type: ignore[misc]  # torch carries no types f
         self.channels = tuple(channels)
 
     def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
-        """The nineteen parts in order; each takes the output of the one before."""
+        """Return the nineteen stages in order; each takes the output of the previous one."""
         return tuple(self.features)
 
 
 class _GeM(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
-    """Generalised mean over the map (Radenovic et al. 2018), exponent learnt from 3."""
+    """Generalised mean over the map (Radenovic et al. 2018); the learnt exponent starts at 3."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,9 +176,9 @@ class _GeM(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy 
 
 
 class _MixStyle(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
-    """Mixes mean and deviation of each channel between pictures while training (Zhou et al. 2021).
+    """Mixes mean and deviation of each channel between pictures during training (Zhou et al. 2021).
 
-    What is left of a rendered camera's look after the first layers sits mostly in those two numbers.
+    After the first layers these two numbers contain most of the appearance of a rendered camera.
     """
 
     def __init__(self, probability: float) -> None:
@@ -199,11 +199,11 @@ class _MixStyle(nn.Module):  # type: ignore[misc]  # torch carries no types for 
 
 
 class ReidNetwork(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
-    """Pictures `(N, 3, H, W)`, normalised, already averaged by `input_pool` -> embeddings.
+    """Normalised pictures `(N, 3, H, W)`, already averaged by `input_pool` -> embeddings.
 
-    While training it returns `(before, logits)`: the embedding before the neck `(N, D)`, on which the metric
-    losses work, and the classifier's `(N, classes)`. Otherwise the embedding `(N, D)` of the side that
-    `neck_feat` names. Embeddings are not of unit length: TAO normalises at metric time, this agent in the
+    In training it returns `(before, logits)`: the embedding before the neck `(N, D)`, for the metric losses,
+    and the logits `(N, classes)`. Otherwise the embedding `(N, D)` before or after the neck, as `neck_feat`
+    names. Embeddings are not of unit length: TAO normalises when it computes metrics, this agent in the
     prepared graph.
     """
 
@@ -227,7 +227,7 @@ class ReidNetwork(nn.Module):  # type: ignore[misc]  # torch carries no types fo
         reduced = model.reduce_feat_dim or width != model.feat_dim
         self.embedding = nn.Linear(width, model.feat_dim, bias=False) if reduced else nn.Identity()
         self.neck = nn.BatchNorm1d(model.feat_dim)
-        self.neck.bias.requires_grad_(False)  # the neck's point: classes are cones around the origin
+        self.neck.bias.requires_grad_(False)  # BNNeck: classes are cones around the origin
         self.classifier = nn.Linear(model.feat_dim, classes, bias=False)
         self._initialise()
         for stage in self._stages()[: self.frozen]:
@@ -247,7 +247,7 @@ class ReidNetwork(nn.Module):  # type: ignore[misc]  # torch carries no types fo
         return stages
 
     def train(self, mode: bool = True) -> ReidNetwork:
-        """As in `nn.Module`, but frozen stages keep the batch statistics they came with."""
+        """Set the mode as in `nn.Module`, but frozen stages keep their batch statistics."""
         super().train(mode)
         for stage in self._stages()[: self.frozen]:
             stage.eval()
@@ -281,7 +281,7 @@ def _stripe_means(x: Tensor, stripes: int) -> Tensor:
 
 
 class Deployed(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
-    """What is exported: full-size pictures `(N, 3, 256, 128)` in, `input_pool` averaged first."""
+    """The exported network: averages full-size pictures `(N, 3, 256, 128)` by `input_pool` first."""
 
     def __init__(self, network: ReidNetwork, input_pool: int) -> None:
         super().__init__()
@@ -294,10 +294,10 @@ class Deployed(nn.Module):  # type: ignore[misc]  # torch carries no types for m
 
 
 def build_network(model: ModelSection, own: ExtensionSection, classes: int) -> ReidNetwork:
-    """The network of a spec, its weights drawn from torch's random state."""
+    """Return the network of a spec with random weights, drawn from torch's random state."""
     return ReidNetwork(model, own, classes)
 
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights on the CPU, in file order."""
+    """Return a copy of the weights on the CPU, in file order."""
     return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule, as TAO's `train.optim` describes them."""
+"""Optimiser and learning-rate schedule of TAO's `train.optim`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edge_agent.offline.train.spec import Spec
 __all__ = ["build_optimizer", "rate_factor", "set_rates"]
 
 _COSINE_FLOOR = 0.002
-"""Last learning rate of the cosine schedule as a part of `base_lr`: the value of TransReID and of TAO."""
+"""Final learning rate of the cosine schedule, share of `base_lr`: the value of TransReID and TAO."""
 
 
 def build_optimizer(network: ReidNetwork, spec: Spec) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD; each group keeps its full learning rate as `full_lr`.
+    """Return Adam, AdamW or SGD; each group stores its full learning rate as `full_lr`.
 
     Biases have their own factor and decay, the classifier twice the rate with `large_fc_lr`, the backbone
     `backbone_lr_factor`. Frozen parameters are left out.
@@ -47,10 +47,11 @@ def build_optimizer(network: ReidNetwork, spec: Spec) -> torch.optim.Optimizer:
 
 
 def rate_factor(spec: Spec, epoch: float) -> float:
-    """Learning rate at `epoch` (from 0, with fractions) as a part of the full one.
+    """Return the learning rate at `epoch` (from 0, with fractions) as a share of the full one.
 
-    Multi-step: `warmup_factor` rises linearly to 1 over `warmup_iters` epochs (or waits, `constant`), then
-    `gamma` at each of `lr_steps`. Cosine: linear rise over `warmup_epochs`, then half a cosine down to 0.2 %.
+    Multi-step: rises linearly from `warmup_factor` to 1 over `warmup_iters` epochs (or stays at it,
+    `constant`), then times `gamma` at each of `lr_steps`. Cosine: linear rise over `warmup_epochs`, then half
+    a cosine down to 0.2 %.
     """
     optim = spec.train.optim
     if optim.warmup_method == "cosine":
@@ -72,6 +73,6 @@ def _ramp(start: float, share: float) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group this part of its full learning rate."""
+    """Set every group to this share of its full learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor

@@ -1,7 +1,6 @@
-"""Which pictures form a batch: P identities with K pictures each, or plain shuffling.
+"""Batches of pictures: P identities with K pictures each, or plain shuffling.
 
-Everything is drawn from `(seed, epoch)`, so that a run that was stopped continues with the batches it would
-have had: nothing of the sampler has to be stored.
+Everything is drawn from `(seed, epoch)`, so a resumed run has the same batches without stored sampler state.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ __all__ = ["identity_batches", "shuffled_batches"]
 def identity_batches(
     labels: NDArray[np.int64], *, batch_size: int, instances: int, seed: int, epoch: int
 ) -> list[NDArray[np.int64]]:
-    """Batches of `batch_size / instances` different identities with `instances` pictures each.
+    """Return batches of `batch_size / instances` different identities with `instances` pictures each.
 
-    Each identity's pictures are shuffled and dealt out in groups of `instances` (an identity with fewer
-    pictures repeats some); batches take groups of different identities, the ones with most groups left
-    first among equals drawn at random, until too few identities have groups left. Over an epoch every picture
-    appears at most once, but for the repeats.
+    Each identity's pictures are shuffled and divided into groups of `instances` (an identity with fewer
+    pictures repeats some). Each batch takes a group of random different identities, with probabilities in
+    proportion to their remaining groups, until too few identities have groups left. In an epoch a picture
+    appears at most once, except for the repeats.
 
     Args:
         labels: `(N,)` identity of every picture.
@@ -52,7 +51,7 @@ def identity_batches(
 
 
 def _dealt(pictures: NDArray[np.int64], instances: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """An identity's pictures in groups; what is left over is dropped, too few are repeated."""
+    """An identity's pictures in groups; an incomplete group is dropped, too few pictures are repeated."""
     if len(pictures) < instances:
         pictures = np.concatenate([pictures, rng.choice(pictures, instances - len(pictures))])
     shuffled = rng.permutation(pictures)
@@ -61,7 +60,7 @@ def _dealt(pictures: NDArray[np.int64], instances: int, rng: np.random.Generator
 
 
 def shuffled_batches(count: int, *, batch_size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """All pictures in random order; the last, short batch is dropped (batch normalisation needs several)."""
+    """Yield all pictures in random order; a short last batch is dropped, for batch normalisation."""
     order = np.random.default_rng((seed, 1, epoch)).permutation(count)
     for start in range(0, count - batch_size + 1, batch_size):
         yield order[start : start + batch_size]

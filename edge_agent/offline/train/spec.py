@@ -1,9 +1,8 @@
-"""The experiment spec: NVIDIA TAO's field names and defaults, and one section of our own.
+"""The experiment spec: NVIDIA TAO's field names and defaults, and the additional section `edge_agent`.
 
 Names and defaults are those of TAO's re-identification schema (`nvidia_tao_core/config/re_identification`),
-so a spec file written for `tao model re_identification train` can be used as it is. What TAO does not have
-stands apart in the section `edge_agent`. Nothing is accepted and then ignored: a field that this trainer
-cannot honour (the Swin transformer's, several GPUs) may only hold its default.
+so a spec file for `tao model re_identification train` can be used unchanged. No field is silently ignored: a
+field of an unsupported feature (Swin transformer, several GPUs) accepts only its default.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    """A frozen section that refuses keys it does not know."""
+    """A frozen section that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSection(_Section):
-    """`model`: the network and what it is trained with."""
+    """`model`: the network, its losses and pretrained weights."""
 
     backbone: Literal[BACKBONES] = "resnet_50"  # type: ignore[valid-type]  # one list serves messages too
     last_stride: Literal[1, 2] = 1
@@ -66,16 +65,16 @@ class ModelSection(_Section):
     neck: Literal["bnneck"] = "bnneck"
     feat_dim: Annotated[int, Field(ge=64, le=2048)] = 256
     neck_feat: Literal["before", "after"] = "after"
-    """Which side of the batch normalisation the embedding is taken from."""
+    """Take the embedding before or after the batch normalisation."""
     metric_loss_type: Literal["triplet", "center", "triplet_center"] = "triplet"
     with_center_loss: bool = False
     with_flip_feature: bool = False
-    """Sum the embeddings of the picture and of its mirror image (twice the arithmetic at run time)."""
+    """Sum the embeddings of the picture and its mirror image (twice the computation at run time)."""
     label_smooth: bool = True
     pretrain_hw_ratio: Literal[2] = 2
     id_loss_type: Literal["softmax"] = "softmax"
     reduce_feat_dim: bool = False
-    """Put a linear layer before the neck even where `feat_dim` is the backbone's own width."""
+    """Insert a linear layer before the neck even if `feat_dim` equals the backbone's width."""
     drop_path: Literal[0.1] = 0.1  # type: ignore[valid-type]  # Swin's; only the default is accepted
     stride_size: tuple[Literal[16], Literal[16]] = (16, 16)
     gem_pooling: bool = False
@@ -83,17 +82,17 @@ class ModelSection(_Section):
 
     @property
     def uses_triplet(self) -> bool:
-        """Whether the metric loss has its triplet part."""
+        """Whether the metric loss includes the triplet loss."""
         return self.metric_loss_type in ("triplet", "triplet_center")
 
     @property
     def uses_center(self) -> bool:
-        """Whether the centre loss is added, by either of TAO's two ways to ask for it."""
+        """Whether the centre loss is added, by either of TAO's two options."""
         return self.with_center_loss or self.metric_loss_type in ("center", "triplet_center")
 
 
 class DatasetSection(_Section):
-    """`dataset`: folders in Market-1501 layout, and what is done to their pictures."""
+    """`dataset`: folders in Market-1501 layout, batches and TAO's augmentation."""
 
     train_dataset_dir: Path | None = None
     test_dataset_dir: Path | None = None
@@ -102,11 +101,11 @@ class DatasetSection(_Section):
     batch_size: Count = 64
     val_batch_size: Count = 128
     num_workers: Annotated[int, Field(ge=0)] = 8
-    """Threads that decode and augment pictures; 0 does it between two steps."""
+    """Threads that decode and augment pictures; 0 for none, between two steps."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     pixel_std: tuple[Positive, Positive, Positive] = (0.226, 0.226, 0.226)
     padding: Annotated[int, Field(ge=0)] = 10
-    """Black border in pixels of the network's input, from which a crop of the old size is taken."""
+    """Black border in pixels of the network's input, before a random crop of the original size."""
     prob: Probability = 0.5
     """Probability of a mirror image."""
     re_prob: Probability = 0.5
@@ -138,7 +137,7 @@ class OptimSection(_Section):
     weight_decay_bias: NotNegative = 5e-4
     warmup_factor: Probability = 0.01
     warmup_iters: NotNegative = 10
-    """Epochs of warm-up before the multi-step schedule (TAO steps it once an epoch, whatever the name)."""
+    """Epochs of warm-up before the multi-step schedule (TAO steps it once per epoch, despite the name)."""
     warmup_epochs: NotNegative = 20
     """Epochs of warm-up before the cosine schedule."""
     warmup_method: Literal["linear", "constant", "cosine"] = "linear"
@@ -160,7 +159,7 @@ class TrainSection(_Section):
     checkpoint_interval: Count = 10
     validation_interval: Count = 10
     grad_clip: NotNegative = 0.0
-    """Largest norm of the gradient; 0 leaves it alone."""
+    """Largest norm of the gradient; 0 for no clipping."""
     seed: Annotated[int, Field(ge=0)] = 1234
     resume_training_checkpoint_path: Path | None = None
     results_dir: Path | None = None
@@ -169,11 +168,10 @@ class TrainSection(_Section):
     num_nodes: Literal[1] = 1
 
 
-class InferenceSection(_Section):
-    """`inference`: read and checked, used by TAO's own command only (here: `edge-agent embed`)."""
+class _TaoCommandSection(_Section):
+    """Common fields of sections that are checked, but used only by TAO's own commands."""
 
     checkpoint: Path | None = None
-    output_file: Path | None = None
     test_dataset: Path | None = None
     query_dataset: Path | None = None
     results_dir: Path | None = None
@@ -182,22 +180,21 @@ class InferenceSection(_Section):
     gpu_ids: tuple[int, ...] = (0,)
 
 
-class EvaluateSection(_Section):
-    """`evaluate`: read and checked, used by TAO's own command only (here: `edge-agent evaluate`)."""
+class InferenceSection(_TaoCommandSection):
+    """`inference` of TAO (here: `edge-agent embed`)."""
 
-    checkpoint: Path | None = None
+    output_file: Path | None = None
+
+
+class EvaluateSection(_TaoCommandSection):
+    """`evaluate` of TAO (here: `edge-agent evaluate`)."""
+
     output_sampled_matches_plot: Path | None = None
     output_cmc_curve_plot: Path | None = None
-    test_dataset: Path | None = None
-    query_dataset: Path | None = None
-    results_dir: Path | None = None
-    gpu_id: int = 0
-    num_gpus: int = 1
-    gpu_ids: tuple[int, ...] = (0,)
 
 
 class ExportSection(_Section):
-    """`export`: what `edge-agent export SPEC.yaml` reads."""
+    """`export`: used by `edge-agent export SPEC.yaml`."""
 
     checkpoint: Path | None = None
     onnx_file: Path | None = None
@@ -206,19 +203,19 @@ class ExportSection(_Section):
 
 
 class ExtensionSection(_Section):
-    """`edge_agent`: what TAO does not have. Every default leaves TAO's recipe unchanged."""
+    """`edge_agent`: additions to TAO. The defaults leave TAO's recipe unchanged."""
 
     input_pool: Literal[1, 2, 4] = 1
-    """The exported network averages n x n pixels first and computes on the smaller picture."""
+    """The network averages n x n pixels first and computes on the smaller picture."""
     part_stripes: Annotated[int, Field(ge=0, le=8)] = 0
-    """Horizontal stripes whose averages join the global one before the embedding layer; 0 for none."""
+    """Horizontal stripes whose averages are appended to the global one before the embedding layer."""
     part_levels: tuple[Annotated[int, Field(ge=1, le=18)], ...] = ()
-    """Numbers of backbone stages whose outputs are averaged in stripes; empty for the last one."""
+    """Numbers of the backbone stages whose outputs are averaged in stripes; empty for the last one."""
     frozen_stages: Annotated[int, Field(ge=0, le=18)] = 0
-    """The first n backbone stages keep their start weights and batch statistics for good."""
+    """The first n backbone stages keep their pretrained weights and batch statistics."""
     backbone_lr_factor: Positive = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of the running mean of the weights that is evaluated and exported; 0 for none."""
+    """Decay per step of the running mean of the weights, which is evaluated and exported; 0 for none."""
     mixstyle_prob: Probability = 0.0
     """Probability per step of mixing channel statistics between pictures in early stages (MixStyle)."""
     brightness: NotNegative = 0.0
@@ -236,13 +233,13 @@ class ExtensionSection(_Section):
     lowres_prob: Probability = 0.0
     """Probability of scaling down (by up to four) and up again."""
     occlusion_prob: Probability = 0.0
-    """Probability of a piece of another picture of the batch laid over this one."""
+    """Probability that a piece of another picture of the batch covers this one."""
     zoom: Annotated[float, Field(ge=0, le=0.4)] = 0.0
-    """Largest part of the picture's width and height by which a border is cut off or stretched."""
+    """Largest share of width and height by which a side is cut or extended."""
     cache_dir: Path | None = None
-    """Where decoded pictures are kept; `results_dir` by default."""
+    """Folder of decoded pictures; `results_dir` by default."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of the arithmetic on a CPU; 0 leaves PyTorch's choice."""
+    """Threads of the computation on a CPU; 0 for PyTorch's default."""
 
 
 class Spec(_Section):
@@ -250,7 +247,7 @@ class Spec(_Section):
 
     results_dir: Path | None = None
     encryption_key: str | None = Field(default=None, repr=False)
-    """Accepted as TAO has it, and named in a warning: this trainer writes no encrypted files."""
+    """Accepted for TAO's specs, with a warning: this trainer writes no encrypted files."""
     model: ModelSection = ModelSection()
     dataset: DatasetSection = DatasetSection()
     re_ranking: ReRankingSection = ReRankingSection()
@@ -263,7 +260,7 @@ class Spec(_Section):
     @field_validator("*", mode="before")
     @classmethod
     def _empty_section(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  # whatever YAML holds
-        """`train:` with nothing below it reads as None, and is an empty section."""
+        """Turn None, as YAML reads a section without content such as `train:`, into an empty section."""
         scalar = info.field_name in ("results_dir", "encryption_key")
         return {} if value is None and not scalar else value
 
@@ -272,15 +269,14 @@ class Spec(_Section):
         data, own = self.dataset, self.edge_agent
         if data.sampler != "softmax" and data.batch_size % data.num_instances:
             raise ValueError(
-                f"dataset.batch_size {data.batch_size} is no multiple of "
+                f"dataset.batch_size {data.batch_size} is not a multiple of "
                 f"dataset.num_instances {data.num_instances}"
             )
         if data.sampler == "triplet" and not self.model.uses_triplet:
             raise ValueError("dataset.sampler triplet needs model.metric_loss_type triplet or triplet_center")
-        if (self.model.input_height // own.input_pool) % 16 or (
-            self.model.input_width // own.input_pool
-        ) % 16:
-            raise ValueError("edge_agent.input_pool leaves a picture whose sides are no multiples of 16")
+        sides = (self.model.input_height, self.model.input_width)
+        if any((side // own.input_pool) % 16 for side in sides):
+            raise ValueError("edge_agent.input_pool makes a picture whose sides are not multiples of 16")
         if data.padding % own.input_pool:
             raise ValueError("dataset.padding must be a multiple of edge_agent.input_pool")
         return self
@@ -290,7 +286,7 @@ def load_spec(path: Path) -> Spec:
     """Read a spec file.
 
     Raises:
-        ConfigError: not readable, not YAML, or a field that does not fit; names the file and the field.
+        ConfigError: not readable, not YAML, or an invalid field; names the file and the field.
     """
     try:
         import yaml
@@ -312,10 +308,10 @@ def load_spec(path: Path) -> Spec:
 
 
 def parse_spec(content: Mapping[str, Any], *, name: str = "spec") -> Spec:
-    """Check the content of a spec file.
+    """Validate the content of a spec file.
 
     Raises:
-        ConfigError: one line per fault, each with the field and, for an unknown name, the nearest known one.
+        ConfigError: every error with its field and, for an unknown name, the nearest known one.
     """
     try:
         return Spec.model_validate(dict(content))
@@ -325,15 +321,15 @@ def parse_spec(content: Mapping[str, Any], *, name: str = "spec") -> Spec:
 
 
 def _describe(fault: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails; not imported for one annotation
-    """One fault of pydantic's list in words."""
+    """Describe one error of pydantic."""
     where = [str(part) for part in fault["loc"]]
     field = ".".join(where)
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(where[-1], _known_names(where[:-1]), n=1, cutoff=0.5)
         hint = f", did you mean {'.'.join([*where[:-1], near[0]])}?" if near else ""
         return f"unknown field {field}{hint}"
-    said = fault["msg"].removeprefix("Value error, ")
-    return said if not field else f"{field}: {said} (got {fault['input']!r})"
+    message = fault["msg"].removeprefix("Value error, ")
+    return message if not field else f"{field}: {message} (got {fault['input']!r})"
 
 
 def _known_names(section: list[str]) -> list[str]:

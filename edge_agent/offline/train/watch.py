@@ -1,4 +1,4 @@
-"""What a run shows and keeps of its course: progress on a terminal, JSON lines, TensorBoard scalars."""
+"""Progress of a run: display on a terminal, JSON lines, TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from edge_agent.offline.train.loop import Step
 
 __all__ = ["RunLog"]
 
-_LINE_EVERY = 30.0  # seconds between lines where no terminal shows a bar
+_LINE_EVERY = 30.0  # seconds between lines without a terminal
 _log = structlog.get_logger(__name__)
 
 
 class RunLog:
-    """Shows and records a run; a context manager.
+    """Displays and records a run; a context manager.
 
-    Writes `training.jsonl` (every 20th step's means and every evaluation) and TensorBoard events beside it.
+    Writes `training.jsonl` (means of every 20 steps, and every evaluation) and TensorBoard events.
 
     Args:
         folder: of the run.
         epochs: of the whole run.
-        console: where progress goes; a bar on a terminal, else a line now and then.
-        resumed: append to the file of the run before.
+        console: shows progress: a bar on a terminal, else a line every 30 s.
+        resumed: append to the file of the previous run.
     """
 
     def __init__(self, folder: Path, *, epochs: int, console: Console, resumed: bool) -> None:
@@ -70,7 +70,7 @@ class RunLog:
         self._file.close()
 
     def on_step(self, step: Step) -> None:
-        """Show the step; record the mean of every twenty."""
+        """Show the step; record the means of every 20 steps."""
         self._seconds = step.seconds if not self._seconds else 0.95 * self._seconds + 0.05 * step.seconds
         self._recent.append(step)
         if len(self._recent) == 20 or step.step == step.steps:
@@ -98,26 +98,16 @@ class RunLog:
         means = {name: sum(step.losses[name] for step in self._recent) / count for name in last.losses}
         accuracy = sum(step.accuracy for step in self._recent) / count
         self._recent.clear()
-        self._write(
-            {
-                "step": last.total,
-                "epoch": last.epoch,
-                "losses": means,
-                "accuracy": accuracy,
-                "rate": last.rate,
-            }
-        )
-        self._add(
-            {**{f"loss/{name}": value for name, value in means.items()}, "accuracy": accuracy}, last.total
-        )
-        self._add({"rate": last.rate}, last.total)
+        figures = {"accuracy": accuracy, "rate": last.rate}
+        self._write({"step": last.total, "epoch": last.epoch, "losses": means, **figures})
+        self._add({**{f"loss/{name}": value for name, value in means.items()}, **figures}, last.total)
 
     def on_evaluation(self, epoch: int, total: int, figures: Mapping[str, float]) -> None:
         """Show and record an evaluation."""
         self._write({"step": total, "epoch": epoch, "evaluation": dict(figures)})
         self._add({f"evaluation/{name}": value for name, value in figures.items()}, total)
-        said = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        self._console.print(f"after epoch {epoch}: {said}", highlight=False, soft_wrap=True)
+        text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self._console.print(f"after epoch {epoch}: {text}", highlight=False, soft_wrap=True)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({"time": round(time.time(), 1), **row}) + "\n")
