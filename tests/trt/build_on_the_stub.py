@@ -1,4 +1,4 @@
-"""What TensorRT is told in a build, over the real bindings, and ranges through their C++ objects.
+"""What TensorRT receives in a build, over the real bindings, and ranges through their C++ objects.
 
 `test_trt_build.py` runs this file with pytest in a process of its own, once for each version.
 """
@@ -74,9 +74,9 @@ def half() -> PreparedGraph:
     return graph("fp16" if TYPED else "fp32")
 
 
-def told(stub: BuilderStub, name: str) -> list[tuple[Any, ...]]:
+def received(stub: BuilderStub, name: str) -> list[tuple[Any, ...]]:
     """What the method was given, call by call."""
-    return [given for method, *given in stub.told if method == name]
+    return [given for method, *given in stub.received if method == name]
 
 
 # --- precision --------------------------------------------------------------------------------
@@ -87,18 +87,18 @@ def test_a_build_from_graph_to_plan(stub: BuilderStub) -> None:
     built = build_plan(
         half(), BuildOptions("fp16"), timing=b"timings", progress=lambda *given: phases.append(given)
     )
-    assert told(stub, "create_network") == [[1 if MAJOR < 10 else 0]]
-    assert told(stub, "parse") == [["graph"]]
-    assert told(stub, "set_flag") == ([] if TYPED else [[FP16]])
-    assert told(stub, "clear_flag") == []
-    assert told(stub, "set_memory_pool_limit") == [[0, built.facts["workspace_bytes"]]]
+    assert received(stub, "create_network") == [[1 if MAJOR < 10 else 0]]
+    assert received(stub, "parse") == [["graph"]]
+    assert received(stub, "set_flag") == ([] if TYPED else [[FP16]])
+    assert received(stub, "clear_flag") == []
+    assert received(stub, "set_memory_pool_limit") == [[0, built.facts["workspace_bytes"]]]
     assert built.facts["workspace_bytes"] > 1 << 24
-    assert sorted(told(stub, "set_shape")) == sorted(
+    assert sorted(received(stub, "set_shape")) == sorted(
         ["crops", which, batch, *PICTURE]
         for largest in (1, 16, 64)
         for which, batch in ((MIN, 1), (OPT, largest), (MAX, largest))
     )
-    assert told(stub, "create_timing_cache") == [["timings"]]
+    assert received(stub, "create_timing_cache") == [["timings"]]
     assert built.data == b"plan -1 16 8 4 3 1 16 64"
     assert built.timing == b"timings"
     if MAJOR >= 10:
@@ -107,21 +107,21 @@ def test_a_build_from_graph_to_plan(stub: BuilderStub) -> None:
 
 def test_fp32_is_not_rounded_to_tf32(stub: BuilderStub) -> None:
     build_plan(graph(), BuildOptions("fp32"))
-    assert told(stub, "set_flag") == []
-    assert told(stub, "clear_flag") == [[int(trt.BuilderFlag.TF32)]]
+    assert received(stub, "set_flag") == []
+    assert received(stub, "clear_flag") == [[int(trt.BuilderFlag.TF32)]]
 
 
 def test_a_graph_that_is_typed_itself(stub: BuilderStub) -> None:
     build_plan(graph("fp16"), BuildOptions("fp16"))
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if MAJOR == 10 else 0
-    assert told(stub, "create_network") == [[1 if MAJOR < 10 else typed]]
-    assert told(stub, "set_flag") == ([[FP16]] if MAJOR < 10 else [])
+    assert received(stub, "create_network") == [[1 if MAJOR < 10 else typed]]
+    assert received(stub, "set_flag") == ([[FP16]] if MAJOR < 10 else [])
 
 
 def test_int8_by_the_graph(stub: BuilderStub) -> None:
     build_plan(graph("int8"), BuildOptions("int8"))
-    assert told(stub, "set_flag") == ([] if TYPED else [[FP16], [INT8]])
-    assert told(stub, "algorithm") == []
+    assert received(stub, "set_flag") == ([] if TYPED else [[FP16], [INT8]])
+    assert received(stub, "algorithm") == []
 
 
 @pytest.mark.skipif(not TYPED, reason="this TensorRT takes them")
@@ -137,7 +137,7 @@ def test_a_typed_tensorrt_says_what_it_needs_instead(
 ) -> None:
     with pytest.raises(EngineError, match=why):
         build_plan(graph(), options)
-    assert told(stub, "build_serialized_network") == []
+    assert received(stub, "build_serialized_network") == []
 
 
 # --- calibration ------------------------------------------------------------------------------
@@ -151,17 +151,17 @@ def test_known_ranges_are_told_under_the_running_version(stub: BuilderStub) -> N
     header = next(value for name, value in headers.items() if trt.__version__.startswith(name))
     assert stub.read.startswith(header + b"EntropyCalibration2\n")
     assert amax_of(stub.read) == pytest.approx({"crops": 255.0, "x:0": 1.5})
-    assert told(stub, "algorithm") == [[2]]
-    assert len(told(stub, "set_calibration_profile")) == 1
-    assert told(stub, "set_shape")[-3:] == [["crops", which, 1, *PICTURE] for which in (MIN, OPT, MAX)]
-    assert told(stub, "set_flag") == [[FP16], [INT8]]
+    assert received(stub, "algorithm") == [[2]]
+    assert len(received(stub, "set_calibration_profile")) == 1
+    assert received(stub, "set_shape")[-3:] == [["crops", which, 1, *PICTURE] for which in (MIN, OPT, MAX)]
+    assert received(stub, "set_flag") == [[FP16], [INT8]]
 
 
 @calibrators
 def test_ranges_of_another_graph_end_the_build(stub: BuilderStub) -> None:
     with pytest.raises(ModelError, match="belong to another graph"):
         build_plan(graph(), BuildOptions("int8", scales=replace(KNOWN, model_sha256="0" * 64)))
-    assert told(stub, "build_serialized_network") == []
+    assert received(stub, "build_serialized_network") == []
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_progress_by_seconds_where_tensorrt_counts_no_steps(
 
 def test_a_timing_cache_that_does_not_fit_is_begun_anew(stub: BuilderStub) -> None:
     built = build_plan(graph(), BuildOptions("fp32"), timing=b"of another GPU")
-    assert told(stub, "create_timing_cache") == [["of another GPU"], [""]]
+    assert received(stub, "create_timing_cache") == [["of another GPU"], [""]]
     assert built.timing == b"timings"
 
 
@@ -228,7 +228,7 @@ def test_nothing_is_begun_without_memory(stub: BuilderStub, monkeypatch: pytest.
     monkeypatch.setattr(builder, "available_memory", lambda: 500_000 * 1024)
     with pytest.raises(EngineError, match="MiB of free memory, 488 MiB are free"):
         build_plan(graph(), BuildOptions("fp32"))
-    assert stub.told == []
+    assert stub.received == []
 
 
 # --- accelerator ------------------------------------------------------------------------------
@@ -237,10 +237,10 @@ def test_nothing_is_begun_without_memory(stub: BuilderStub, monkeypatch: pytest.
 @pytest.mark.skipif(not has_dla(version()), reason="this TensorRT knows no DLA")
 def test_for_the_accelerator(stub: BuilderStub) -> None:
     built = build_plan(half(), BuildOptions("fp16", dla_core=1))
-    assert told(stub, "default_device_type") == [[int(trt.DeviceType.DLA)]]
-    assert told(stub, "config_DLA_core") == [[1]]
-    assert told(stub, "set_flag") == [[GPU_FALLBACK], [FP16]]
-    shapes = {tuple(shape[1:3]) for shape in told(stub, "set_shape")}
+    assert received(stub, "default_device_type") == [[int(trt.DeviceType.DLA)]]
+    assert received(stub, "config_DLA_core") == [[1]]
+    assert received(stub, "set_flag") == [[GPU_FALLBACK], [FP16]]
+    shapes = {tuple(shape[1:3]) for shape in received(stub, "set_shape")}
     assert shapes == {(which, batch) for which in (MIN, OPT, MAX) for batch in (1, 16, 64)}, "sizes are fixed"
     assert built.facts["dla"] == {"core": 1, "layers": 3, "on_gpu": ["pool"]}
     with pytest.raises(EngineError, match="there is no DLA core 2: this device has 2"):
@@ -251,7 +251,7 @@ def test_for_the_accelerator(stub: BuilderStub) -> None:
 def test_where_tensorrt_knows_no_accelerator_the_gpu_is_taken_and_said(stub: BuilderStub) -> None:
     with structlog.testing.capture_logs() as logs:
         build_plan(half(), BuildOptions("fp16", dla_core=0))
-    assert told(stub, "default_device_type") == []
+    assert received(stub, "default_device_type") == []
     assert "dla_unavailable" in [entry["event"] for entry in logs]
 
 
@@ -291,7 +291,7 @@ def test_an_engine_runs_what_was_built_once(
             engine.buffer()[:17] = 1
             engine.submit(17)
             assert (engine.collect() == 96.0).all()
-    assert len(told(stub, "build_serialized_network")) == 1
+    assert len(received(stub, "build_serialized_network")) == 1
     machine = this_machine()
     assert machine.tensorrt == trt.__version__
     assert (machine.driver, machine.gpu, machine.compute_capability) == ("12.6", "Fake Orin", "8.7")
@@ -309,7 +309,7 @@ def test_a_plan_that_tensorrt_refuses_is_put_aside_and_built_again(
     store.put(supply().order(), b"a plan of yesterday", {"model": "reid"})
     with opened(supply()):
         pass
-    assert len(told(stub, "build_serialized_network")) == 1
+    assert len(received(stub, "build_serialized_network")) == 1
     assert len(reasons(store)) == 1
     assert "not compatible with this version of TensorRT" in reasons(store)[0]
 
@@ -337,5 +337,5 @@ def test_no_build_without_disk(
     monkeypatch.setattr(resources, "_DISK_FLOOR", 1 << 60)
     with pytest.raises(EngineError, match=r"make room \(edge-agent engines prune"):
         supply().plan()
-    assert stub.told == []
+    assert stub.received == []
     assert not store.folder.exists()

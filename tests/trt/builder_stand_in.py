@@ -1,11 +1,11 @@
-"""Runs inside a test's subprocess: a builder over TensorRT's real bindings, whose every method answers here.
+"""Runs inside a test's subprocess: a builder for TensorRT's real bindings, implemented in Python.
 
 Usage there::
 
     from builder_stand_in import BuilderStub
     stub = BuilderStub()
     build_plan(...)             # as on a device
-    stub.told                   # what TensorRT was told, in order: [("set_flag", 1), ...]
+    stub.received               # calls in order: [("set_flag", 1), ...]
 
 Building drives the calibrator and the progress monitor that it was given as TensorRT does: through the C++
 objects that the bindings made of them. Its plans are those of `nvinfer.c`, so an engine can run them.
@@ -60,15 +60,15 @@ class BuilderStub(Stub):
     """See above.
 
     Attributes:
-        told: names of methods and what they were given.
-        plan: what a build gives; None: it fails.
-        says: what it logs when it fails.
-        parses: whether the parser takes a graph.
+        received: names and arguments of calls.
+        plan: result of a build; None: it fails.
+        says: log line of a failure.
+        parses: whether the parser accepts a graph.
         layers: names of the network's layers.
-        takes_timing: the timing caches that are taken.
+        takes_timing: timing caches that are accepted.
         seconds: that a build takes.
         steps: of each phase of a build.
-        read: what it read as a calibration cache.
+        read: the calibration cache that it read.
     """
 
     def __init__(self) -> None:
@@ -78,8 +78,8 @@ class BuilderStub(Stub):
         self._answer()
 
     def reset(self) -> None:
-        """As it was in the beginning."""
-        self.told: list[tuple[Any, ...]] = []
+        """Restore the initial state."""
+        self.received: list[tuple[Any, ...]] = []
         self.plan: bytes | None = b"plan -1 16 8 4 3 1 16 64"
         self.says = "stub: no tactic was found"
         self.parses = True
@@ -131,7 +131,6 @@ class BuilderStub(Stub):
         if hasattr(trt, "IInt8Calibrator"):
             methods["int8_calibrator"] = lambda: setattr(config, "int8_calibrator", None)
             methods["set_calibration_profile"] = lambda: config.set_calibration_profile(profile)
-            methods["precision"] = lambda: setattr(layer, "precision", trt.DataType.HALF)
         if hasattr(trt, "IProgressMonitor"):
             methods["progress_monitor"] = lambda: setattr(config, "progress_monitor", None)
         places = {name: self.place_of(call) for name, call in methods.items()}
@@ -164,7 +163,7 @@ class BuilderStub(Stub):
 
         def note(of: _Object, name: str, result: Any, *arguments: Any, gives: Any = None) -> None:
             def noted(*given: Any) -> Any:
-                self.told.append((name, *given))
+                self.received.append((name, *given))
                 return gives(*given) if callable(gives) else gives
 
             if name in places:
@@ -212,13 +211,6 @@ class BuilderStub(Stub):
             memory = ctypes.create_string_buffer((self.layers[index] if index < 3 else "").encode())
             self._hosted.append(memory)
             layer.answer(places["layer_name"], lambda it=memory: ctypes.addressof(it), _POINTER)
-            if "precision" in places:
-                layer.answer(
-                    places["precision"],
-                    lambda kind, it=index: self.told.append(("precision", self.layers[it], kind)),
-                    None,
-                    _INT,
-                )
         # Parser
         parser.answer(places["parse"], self._parse, ctypes.c_bool, _POINTER, _WORD, _POINTER)
         parser.answer(places["num_errors"], lambda: 2, _INT)
@@ -236,17 +228,17 @@ class BuilderStub(Stub):
 
     def _shape(self, name: bytes, which: int, dims: Any) -> bool:
         found = dims if _MAJOR < 10 else dims.contents
-        self.told.append(("set_shape", name.decode(), which, *found.sizes[: found.count]))
+        self.received.append(("set_shape", name.decode(), which, *found.sizes[: found.count]))
         return True
 
     def _parse(self, data: int, size: int, path: int) -> bool:
-        self.told.append(("parse", ctypes.string_at(data, size).decode(errors="replace")))
+        self.received.append(("parse", ctypes.string_at(data, size).decode(errors="replace")))
         return self.parses
 
     def _timing(self, timing: _Object) -> Callable[[int, int], int | None]:
         def create(data: int, size: int) -> int | None:
             content = ctypes.string_at(data, size) if size else b""
-            self.told.append(("create_timing_cache", content.decode()))
+            self.received.append(("create_timing_cache", content.decode()))
             return timing.address if content in self.takes_timing else None
 
         return create
@@ -260,7 +252,7 @@ class BuilderStub(Stub):
     # --- building -----------------------------------------------------------------------------
 
     def _build(self, network: int, config: int) -> int | None:
-        self.told.append(("build_serialized_network",))
+        self.received.append(("build_serialized_network",))
         time.sleep(self.seconds)
         calibrator, monitor, self._calibrator, self._monitor = self._calibrator, self._monitor, 0, 0
         if calibrator:
@@ -274,7 +266,7 @@ class BuilderStub(Stub):
         return int(self._host(self.plan))
 
     def _report(self, it: int) -> bool:
-        """Tell the progress monitor; whether to go on."""
+        """Call the progress monitor; return whether to continue."""
         _call(it, 0, None, ctypes.c_char_p(b"tactics"), ctypes.c_char_p(None), _INT(self.steps))
         for step in range(self.steps):
             if not _call(it, 1, ctypes.c_bool, ctypes.c_char_p(b"tactics"), _INT(step)):
@@ -287,8 +279,8 @@ class BuilderStub(Stub):
         size = _WORD(0)
         cache = _call(it, 2, _POINTER, ctypes.byref(size))
         self.read = ctypes.string_at(cache, size.value) if cache else None
-        self.told.append(("algorithm", _call(it, 4, _INT)))
-        self.told.append(("batch", _call(it, 0, _INT)))
+        self.received.append(("algorithm", _call(it, 4, _INT)))
+        self.received.append(("batch", _call(it, 0, _INT)))
         if self.read is not None:
             memory = ctypes.create_string_buffer(self.read, len(self.read))
             _call(it, 3, None, ctypes.byref(memory), _WORD(len(self.read)))

@@ -1,7 +1,7 @@
 """`edge-agent calibrate` on TensorRT, over the real bindings: plans of every candidate, gate, switch.
 
 What the stub computes has nothing to do with the network, so the gate compares equals; everything else is as
-on a device: the graphs, what TensorRT is told, where plans lie, what is built again. `test_trt_build.py`
+on a device: the graphs, what TensorRT is received, where plans lie, what is built again. `test_trt_build.py`
 runs it.
 """
 
@@ -81,7 +81,7 @@ def request_(people: Path, tmp_path: Path) -> Request:
 
 
 def builds(stub: BuilderStub) -> int:
-    return sum(name == "build_serialized_network" for name, *_ in stub.told)
+    return sum(name == "build_serialized_network" for name, *_ in stub.received)
 
 
 def test_from_network_to_active_engine(stub: BuilderStub, request_: Request, tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_from_network_to_active_engine(stub: BuilderStub, request_: Request, tmp
     graph = calibration.graph(request_.prepared)
     assert hashlib.sha256(graph.onnx).hexdigest() in ActiveEngine(request_.engines).read().current["graphs"]
 
-    stub.told.clear()
+    stub.received.clear()
     assert Job(request_).run().switched is False
     assert builds(stub) == 0
 
 
 def test_run_loads_the_plan_that_calibrate_built(stub: BuilderStub, request_: Request) -> None:
     Job(replace(request_, bench_seconds=0.0)).run()
-    stub.told.clear()
+    stub.received.clear()
     calibration = active_calibration(request_.engines)
     graph = in_precision(request_.prepared, "auto", "tensorrt", calibration)
     embedder = make_embedder(

@@ -89,7 +89,7 @@ def stub():
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(stub):
-    stub.told()
+    stub.events()
     yield
     assert stub.live() == 0
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("engine")]
@@ -120,10 +120,10 @@ def test_every_batch_gets_its_own_rows(zero_copy, cuda_graphs):
 
 def test_the_smallest_profile_that_fits_runs_exactly_the_batch(stub):
     with make(cuda_graphs="off") as engine:
-        stub.told()
+        stub.events()
         for count in (1, 2, 4, 5, 8):
             embed(engine, crops(count))
-        ran = [line for line in stub.told() if "batch" in line]
+        ran = [line for line in stub.events() if "batch" in line]
     assert ran == [
         f"profile {profile} runs a batch of {count}"
         for profile, count in ((0, 1), (1, 2), (1, 4), (2, 5), (2, 8))
@@ -132,20 +132,20 @@ def test_the_smallest_profile_that_fits_runs_exactly_the_batch(stub):
 
 def test_single_pictures_are_replayed(stub):
     with make() as engine:
-        stub.told()
+        stub.events()
         for seed in range(3):
             np.testing.assert_array_equal(embed(engine, crops(1, seed)), rows(crops(1, seed)))
-        assert stub.told() == ["graph launched"] * 3
+        assert stub.events() == ["graph launched"] * 3
         embed(engine, crops(2))
-        assert stub.told() == ["profile 1 runs a batch of 2"]
+        assert stub.events() == ["profile 1 runs a batch of 2"]
 
 
 def test_profiles_of_one_batch_are_filled_up(stub):
     plan = Plan(f"plan -2 {HEIGHT} {WIDTH} {NUMBERS} 2 4 8".encode(), (4, 8))
     with make(Supply([plan])) as engine:
-        stub.told()
+        stub.events()
         np.testing.assert_array_equal(embed(engine, crops(3)), rows(crops(3)))
-        assert stub.told() == ["profile 0 runs a batch of 4"]
+        assert stub.events() == ["profile 0 runs a batch of 4"]
 
 
 def test_network_of_one_batch(stub):
@@ -167,12 +167,12 @@ def test_the_gpu_is_waited_for():
 
 def test_both_batches_are_on_the_stream_before_one_is_collected(stub):
     with make(cuda_graphs="off") as engine:
-        stub.told()
+        stub.events()
         submit(engine, crops(2, 1))
         submit(engine, crops(3, 2))
         for run in engine._flying:
             run.launched.wait()
-        assert stub.told() == ["profile 1 runs a batch of 2", "profile 1 runs a batch of 3"]
+        assert stub.events() == ["profile 1 runs a batch of 2", "profile 1 runs a batch of 3"]
         np.testing.assert_array_equal(engine.collect(), rows(crops(2, 1)))
         np.testing.assert_array_equal(engine.collect(), rows(crops(3, 2)))
 
@@ -280,7 +280,7 @@ def test_what_cuda_refuses_is_dropped_and_counted(stub, function):
 
 
 @pytest.mark.parametrize(
-    ("function", "code", "told"),
+    ("function", "code", "events"),
     [
         ("createExecutionContext", 1, "could not make an execution context: stub: createExec"),
         ("cuMemHostAlloc", 2, "out of memory"),
@@ -289,10 +289,10 @@ def test_what_cuda_refuses_is_dropped_and_counted(stub, function):
         ("enqueueV3", 1, "could not run a batch of 1"),
     ],
 )
-def test_failed_starts_leave_nothing(stub, function, code, told):
+def test_failed_starts_leave_nothing(stub, function, code, events):
     stub.fail(function, code)
     engine = make()
-    with pytest.raises(EngineError, match=told), engine:
+    with pytest.raises(EngineError, match=events), engine:
         pass
     stub.no_faults()
     with engine:
@@ -319,7 +319,7 @@ def test_a_device_that_fails_at_the_end_is_told_of(stub, function):
         embed(engine, crops(1))
         stub.fail(function, 700)
     assert [line["event"] for line in logs][-1] == "engine_not_closed_cleanly"
-    assert "runtime destroyed" in stub.told()
+    assert "runtime destroyed" in stub.events()
     if function == "cuGraphExecDestroy":
         stub.forget_live()
 
@@ -403,8 +403,8 @@ def test_no_plan():
 def test_the_order_of_release(stub):
     with make() as engine:
         embed(engine, crops(1))
-        stub.told()
-    order = list(dict.fromkeys(stub.told()))
+        stub.events()
+    order = list(dict.fromkeys(stub.events()))
     assert order == [
         "graph destroyed", "device memory freed", "execution context destroyed", "engine destroyed",
         "runtime destroyed", "host memory freed", "stream destroyed", "context released",
@@ -415,26 +415,26 @@ def test_memory_is_shared_where_the_gpu_has_none_of_its_own(stub, monkeypatch):
     mapped = f"host memory of {LARGEST * HEIGHT * WIDTH * 3} bytes, flags 2"
     copied = mapped.replace("flags 2", "flags 0")
     with make():
-        assert stub.told().count(mapped) == 2
+        assert stub.events().count(mapped) == 2
     monkeypatch.setenv("FAKE_CUDA_DISCRETE", "1")
     with make():
-        assert stub.told().count(copied) == 2
+        assert stub.events().count(copied) == 2
     with make(zero_copy="on"):
-        assert stub.told().count(mapped) == 2
+        assert stub.events().count(mapped) == 2
     monkeypatch.setenv("FAKE_CUDA_NO_MAPPING", "1")
     with make():
-        assert stub.told().count(copied) == 2
+        assert stub.events().count(copied) == 2
     with pytest.raises(EngineError, match="cannot work in host memory"), make(zero_copy="on"):
         pass
 
 
 def test_dla(stub):
     with structlog.testing.capture_logs() as logs, make(dla_core=1) as engine:
-        device, told = engine.info.device, stub.told()
+        device, events = engine.info.device, stub.events()
     warnings = [line for line in logs if line["event"] == "dla_not_used"]
     if trt.has_dla(trt.version()):
-        assert (device, told[0], warnings) == ("Fake Orin, DLA 1", "DLA core 1", [])
-        assert not any("graph" in line for line in told)
+        assert (device, events[0], warnings) == ("Fake Orin, DLA 1", "DLA core 1", [])
+        assert not any("graph" in line for line in events)
     else:
         assert (device, warnings[0]["instead"]) == ("Fake Orin", "GPU")
 

@@ -1,12 +1,12 @@
-"""Runs inside a test's subprocess: makes the stub of libnvinfer behave, over real bindings of any version.
+"""Runs inside a test's subprocess: configures the stub of libnvinfer for real bindings of any version.
 
 Usage there::
 
     import stand_in
-    stub = stand_in.Stub()      # finds out where this version keeps its methods
+    stub = stand_in.Stub()      # finds the methods of this version
     engine = TensorRTEngine(...)
 
-Nothing of NVIDIA's headers is needed: each method is called once on an object that notes which place of its
+NVIDIA's headers are not needed: each method is called once on an object that records which entry of its
 table was used (`nvinfer.c`).
 """
 
@@ -44,7 +44,7 @@ class Stub:
         self._learn()
 
     def calls(self) -> list[tuple[int, list[int]]]:
-        """Places and arguments of what was called since the last time."""
+        """Return places and arguments of the calls since the last time."""
         buffer = (_Call * 256)()
         count = self.nvinfer.stub_calls(ctypes.byref(buffer))
         return [(int(call.place), list(call.arguments)) for call in buffer[:count]]
@@ -68,8 +68,8 @@ class Stub:
 
     # --- the driver ---------------------------------------------------------------------------
 
-    def told(self) -> list[str]:
-        """What happened on the GPU, in order, since the last time."""
+    def events(self) -> list[str]:
+        """Return what happened on the GPU since the last call, in order."""
         self.cuda.fake_told.restype = ctypes.c_char_p
         lines = self.cuda.fake_told().decode().splitlines()
         self.cuda.fake_forget()
@@ -84,7 +84,7 @@ class Stub:
         self.cuda.fake_count(-self.live())
 
     def no_faults(self) -> None:
-        """Let everything succeed again."""
+        """Remove all faults."""
         self.cuda.fake_no_faults()
 
     def fail(self, function: str, code: int = 1, *, skip: int = 0, times: int = 1) -> None:
