@@ -36,8 +36,6 @@ class Counters:
     """Processed frames by camera."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Frames left out to lower the load, by camera."""
-    detections: int = 0
-    batches: int = 0
     failed_batches: int = 0
     decisions: int = 0
     seconds: dict[str, float] = field(default_factory=dict)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.identify import Identifier
 
-__all__ = ["Latencies", "OutcomeWriter", "Outputs", "process_age"]
+__all__ = ["Latencies", "OutcomeWriter", "Outputs"]
 
 _log = structlog.get_logger(__name__)
 
@@ -143,10 +143,4 @@ class OutcomeWriter:
     def _log_first(self, what: str, camera: str) -> None:
         if what in self._not_yet:
             self._not_yet.remove(what)
-            _log.info(f"first_{what}", camera=camera, after_s=process_age())
-
-
-def process_age() -> float | None:
-    """Return the seconds since the process began, rounded for the log."""
-    age = process_age_s()
-    return None if age is None else round(age, 2)
+            _log.info(f"first_{what}", camera=camera, after_s=process_age_s())

@@ -167,7 +167,6 @@ class Pipeline:
             self.heartbeat.working("detect")
             if isinstance(item, Frame):
                 detections = self.detect(item)
-                self.counters.detections += len(detections)
                 new = [(item.image, detections)]
             else:
                 new = [(image, whole_image(image)) for image in item.images]
@@ -247,7 +246,6 @@ class Pipeline:
         embedded = self._embeddings(round_)
         ended = time.perf_counter()
         self.counters.spend("wait", ended - began)
-        self.counters.batches += 1
         return EmbeddedRound(round_.items, embedded, ended - round_.submitted)
 
     def _embeddings(self, round_: Round) -> list[Embedded]:

@@ -16,11 +16,11 @@ from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.description import info_data
 from edge_agent.agent.health_state import HealthState
-from edge_agent.agent.outputs import OutcomeWriter, Outputs, process_age
+from edge_agent.agent.outputs import OutcomeWriter, Outputs
 from edge_agent.agent.source_readers import SourceReaders
 from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.loading import state_folder
-from edge_agent.core.timing import Laps
+from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.homeassistant import announce
 from edge_agent.deliver.outbox import make_outbox
@@ -271,7 +271,7 @@ class StageOpener:
             precision=engine.precision,
             identities=len(stages.gallery),
             seconds=self._laps.seconds,
-            after_s=process_age(),
+            after_s=process_age_s(),
         )
         if is_simulated(engine.backend):
             _log.warning("no_network_runs", backend=engine.backend, events="mean nothing")

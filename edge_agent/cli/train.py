@@ -10,13 +10,8 @@ import typer
 from edge_agent.cli.arguments import JsonOption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.console import Console
 
-    from edge_agent.offline.evaluate import EmbeddedCrops
     from edge_agent.offline.train.checkpoint import Checkpoint
     from edge_agent.offline.train.data import Pictures
     from edge_agent.offline.train.loop import Evaluation, Trainer
@@ -137,6 +132,7 @@ def _decoded(
 def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None:
     """Return a function for rank-k and mAP on the spec's query and test folders; None without them."""
     from edge_agent.core.errors import ConfigError
+    from edge_agent.offline.train.validation import Validation
 
     data = plan.dataset
     if data.query_dataset_dir is None and data.test_dataset_dir is None:
@@ -145,44 +141,7 @@ def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None
         raise ConfigError("evaluation needs both dataset.query_dataset_dir and dataset.test_dataset_dir")
     query = _decoded(plan, data.query_dataset_dir, "query_dataset_dir", folder, console, people=False)
     gallery = _decoded(plan, data.test_dataset_dir, "test_dataset_dir", folder, console, people=False)
-
-    def figures(embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Mapping[str, float]:
-        return _figures(_labelled(embed, query), _labelled(embed, gallery), plan)
-
-    return figures
-
-
-def _labelled(embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], side: Pictures) -> EmbeddedCrops:
-    from edge_agent.offline.evaluate import EmbeddedCrops
-
-    persons = side.people[side.labels].tolist()
-    names = [str(number) for number in range(len(persons))]
-    return EmbeddedCrops.of(embed(side.images), persons, side.cameras.tolist(), names)
-
-
-def _figures(query: EmbeddedCrops, gallery: EmbeddedCrops, plan: Spec) -> dict[str, float]:
-    """Return TAO's figures, re-ranked where the spec asks for it."""
-    from edge_agent.core.errors import DatasetError
-    from edge_agent.offline.evaluate import JunkRule, ReRanking, apply_junk_rule, rank
-    from edge_agent.offline.evaluate.metrics import RankingTally
-    from edge_agent.offline.evaluate.rerank import ReRankedScores
-
-    sides = apply_junk_rule(query, gallery, JunkRule.STRICT)
-    again = plan.re_ranking
-    if again.re_ranking:
-        settings = ReRanking(again.k1, again.k2, again.lambda_value)
-        tally = RankingTally(sides.query, sides.gallery)
-        for start, block in ReRankedScores(sides.query.vectors, sides.gallery.vectors, settings).blocks():
-            tally.add(start, block)
-        ranking = tally.result()
-    else:
-        ranking = rank(sides.query, sides.gallery)
-    if ranking is None:
-        raise DatasetError(
-            "no query of dataset.query_dataset_dir has a match in another camera of the gallery"
-        )
-    depths = sorted({1, 5, 10, again.max_rank})
-    return {"mAP": ranking.mean_average_precision, **{f"rank{k}": ranking.rank(k) for k in depths}}
+    return Validation(query, gallery, plan.re_ranking).figures
 
 
 def _run_until_signal(trainer: Trainer) -> Path:

@@ -31,7 +31,7 @@ def process_age_s() -> float | None:
         started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf(
             "SC_CLK_TCK"
         )
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+        return round(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 2)
     except (OSError, AttributeError):
         return None
 
