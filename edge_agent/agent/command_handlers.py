@@ -128,17 +128,17 @@ class CommandHandlers:
 
     def counters(self, _command: StatsCommand) -> Mapping[str, Any]:
         """Return the statistics of gallery, threshold, drift and delivery."""
-        threshold = self.identifier.threshold()
+        threshold = self.identifier.thresholds.current()
         return {
             "gallery": asdict(self.gallery.stats()),
             "threshold": {"value": threshold.value, "rule": threshold.rule, "pairs": threshold.pairs},
-            "drift": self.identifier.site.drift(),
+            "drift": self.identifier.thresholds.site.drift(),
             "delivery": asdict(self.delivery()),
         }
 
     def recalibrate(self, _command: RecalibrateCommand) -> Mapping[str, Any]:
         """Discard the site's scores; the threshold is estimated again, after a warm-up."""
-        pairs = len(self.identifier.site)
+        pairs = len(self.identifier.thresholds.site)
         self.tasks.call(self.identifier.recalibrate)
         audit.record(self.state, "recalibrate", _REQUESTER, pairs=pairs)
         return {"forgotten_pairs": pairs}

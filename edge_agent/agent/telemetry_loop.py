@@ -151,7 +151,7 @@ class TelemetryLoop:
             queues={reader.camera: reader.waiting for reader in stages.sources.readers},
             dropped=self._dropped(),
             still_frames=dict(stages.detection.still()),
-            people_present=stages.identifier.present,
+            people_present=stages.identifier.tracks.identified,
             identities=len(stages.gallery),
             latency_ms=stages.writer.latencies.take(),
             connection=stages.publisher.state.value,
@@ -180,6 +180,6 @@ class TelemetryLoop:
 def save_site_scores(identifier: Identifier) -> None:
     """Save the site's scores; a failure is logged."""
     try:
-        identifier.save()
+        identifier.thresholds.save()
     except StorageError as error:
         _log.warning("site_scores_not_saved", error=str(error))

@@ -22,37 +22,26 @@ __all__ = ["CropBudget"]
 
 MEMORY_S = 1.0
 """Half-life of the speed measurement, in seconds of engine work."""
-
 TRUSTED_S = 0.1
 """Engine work before the speed is used."""
-
 SLOWEST = 1.0
 """Least speed in crops a second: an engine that gave no rows must get crops to show that it works again."""
-
 FRAMES = 16
 """Frames over which the rate of a camera is measured."""
-
 GAP_S = 5.0
 """After this silence, or when its clock was set back, the rate of a camera is measured again."""
-
 ACTIVE_S = 2.0
 """A camera that is silent for this long leaves its share to the others."""
-
 SAVED_S = 0.5
 """Most engine time that is saved up; never more than a frame of the slowest camera."""
-
 REVIEW_S = 1.0
 """Interval of the corrections of the pace."""
-
 BUSY = 0.95
 """Share of the time above which the engine is the cause of lost frames."""
-
 IDLE = 0.975
 """Share of the time below which the engine could have embedded more of the spared crops."""
-
 LOST = 0.05
 """Share of lost frames above which they are not accidental."""
-
 LEAST_PACE, MOST_PACE = 0.25, 2.0
 PACE_STEP = 0.05
 """Largest correction upwards and back to 1; downwards twice that."""

@@ -10,14 +10,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import accumulate
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, NonFiniteEmbedding
 from edge_agent.core.structures import Detections, Embedded, EngineInfo
-from edge_agent.embed.batching import Batcher, EmbedCounters, Job
+from edge_agent.embed.batching import Batcher, Job
 from edge_agent.embed.packer import InlinePacker, Packer
 from edge_agent.embed.quality import Graded, QualityGate
 from edge_agent.embed.selftest import check_engine, faults
@@ -59,6 +58,7 @@ class Embedder:
         self._golden = golden
         self._packer: Packer = packer or InlinePacker(profile, gate.settings.min_sharpness)
         self.batcher = Batcher(engine, self._packer, gate)
+        self.counters = self.batcher.counters
         self._jobs: deque[Job] = deque()
         self._closing = ExitStack()
         self._dimension = 0
@@ -68,11 +68,6 @@ class Embedder:
     def info(self) -> EngineInfo:
         """Which network runs, and on what."""
         return self.engine.info
-
-    @property
-    def counters(self) -> EmbedCounters:
-        """Counts since the start."""
-        return self.batcher.counters
 
     @property
     def full(self) -> bool:
@@ -98,15 +93,10 @@ class Embedder:
             self._closing = undo.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._jobs.clear()
         self.batcher.clear()
-        self._closing.__exit__(kind, error, trace)
+        self._closing.close()
 
     # --- frames -------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ _NOISE = 5.0
 _BORDER = 2.0
 """Pixels; a box that ends this near to the image border counts as cut by it."""
 _FRAME = 8
-"""Pixels put around a whole picture before it is graded."""
+"""Pixels around a whole picture that is graded."""
 _CUT_GRADE = 0.7
 """Grade of a box that touches the border: what lies beyond is not visible."""
 _NO_AREA = np.float32(1e-6)
@@ -77,31 +77,11 @@ class QualityGate:
     def __init__(self, settings: QualitySettings) -> None:
         self.settings = settings
 
-    def assess(
-        self, image: NDArray[np.uint8], boxes: NDArray[np.float32], scores: NDArray[np.float32]
-    ) -> Graded:
-        """Grade the detections of one picture by their boxes and their sharpness.
-
-        Args:
-            image: `(H, W, 3)` uint8 BGR.
-            boxes: `(N, 4)` float32 xyxy pixels; may reach over the border.
-            scores: `(N,)` float32 of one detector. A box covers another only when its score is at
-                least half of the other's: weak boxes are often not people.
-        """
-        height, width = image.shape[:2]
-        ((quality, reasons, inside),) = self.grade([(boxes, scores, (width, height))])
-        if good := [row for row, reason in enumerate(reasons) if not reason]:
-            crops = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in inside[good].tolist()]
-            factors, blurred = self.sharp(np.array([sharpness(crop) for crop in crops], np.float32))
-            quality[good] *= factors
-            refused = {row for row, word in zip(good, blurred.tolist(), strict=True) if word}
-            reasons = tuple(BLURRED if row in refused else reason for row, reason in enumerate(reasons))
-        return Graded(quality, reasons, inside)
-
     def grade(self, pictures: Sequence[Boxes]) -> list[Graded]:
         """Grade the boxes of several pictures, as if every crop were sharp.
 
-        Boxes and scores are as in `assess`.
+        Boxes may reach over the border. A box covers another only when its score is at least half of the
+        other's: weak boxes are often not people.
         """
         counts = [len(boxes) for boxes, _, _ in pictures]
         if not sum(counts):
@@ -193,11 +173,12 @@ def _first_reasons(refused: NDArray[np.bool_], counts: Sequence[int]) -> list[tu
 def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float, str]:
     """Grade a whole picture as one crop: return its grade 0..1, and the reason of a refusal or ""."""
     height, width = picture.shape[:2]
-    # In a frame of its own colours, for a box at the border counts as cut by it.
-    framed = cv2.copyMakeBorder(picture, _FRAME, _FRAME, _FRAME, _FRAME, cv2.BORDER_REPLICATE)
+    # Inside a larger picture, for a box at the border counts as cut by it.
     box = np.array([[_FRAME, _FRAME, width + _FRAME, height + _FRAME]], np.float32)
-    graded = gate.assess(np.asarray(framed, np.uint8), box, np.ones(1, np.float32))
-    return float(graded.quality[0]), graded.reasons[0]
+    (graded,) = gate.grade([(box, np.ones(1, np.float32), (width + 2 * _FRAME, height + 2 * _FRAME))])
+    factors, blurred = gate.sharp(np.array([sharpness(picture)], np.float32))
+    reason = graded.reasons[0] or (BLURRED if blurred[0] else "")
+    return float(graded.quality[0] * factors[0]), reason
 
 
 def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

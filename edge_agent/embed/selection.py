@@ -27,16 +27,12 @@ __all__ = ["LONGEST_S", "CropSelector"]
 
 SAME_BOX = float(np.float32(0.5))
 """Least overlap (IoU) of a crop with its track: an ordinary match of trackers. Rounded as overlaps are."""
-
 OTHER_BOX = float(np.float32(0.2))
 """Overlap with another box from which on the identity of a crop is in doubt."""
-
 FRESH_S = 1.0
 """A box older than this does not show where its person is now."""
-
 STRETCHED_S = 1.0
 """Interval between two embeddings of a settled person while other crops need the engine."""
-
 LONGEST_S = 5.0
 """A person who was not embedded for this long is as urgent as a new one."""
 

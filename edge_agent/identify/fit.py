@@ -36,12 +36,7 @@ class Fit:
 
 
 class Fitting:
-    """Scores tracks against the gallery.
-
-    Args:
-        shared: state of the decision.
-        neighbours: searches of the gallery.
-    """
+    """Scores tracks against the gallery."""
 
     def __init__(self, shared: Shared, neighbours: Neighbours) -> None:
         self._shared = shared

@@ -18,13 +18,7 @@ __all__ = ["Fuser"]
 
 
 class Fuser:
-    """Finds identities that are one person, and joins them.
-
-    Args:
-        shared: state of the decision.
-        settler: makes the decisions.
-        lookalikes: searches of the gallery.
-    """
+    """Finds identities that are one person, and joins them."""
 
     def __init__(self, shared: Shared, settler: Settler, lookalikes: Lookalikes) -> None:
         self._shared = shared

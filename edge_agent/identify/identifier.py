@@ -29,7 +29,6 @@ from edge_agent.identify.links import Covisibility
 from edge_agent.identify.near import Lookalikes, Neighbours
 from edge_agent.identify.review import Reviewer
 from edge_agent.identify.settle import Settler
-from edge_agent.identify.site import SiteScores, Threshold
 from edge_agent.identify.threshold import ThresholdPolicy
 from edge_agent.identify.tracks import REVIEW_CROPS, Track, TrackTable
 
@@ -91,27 +90,9 @@ class Identifier:
         track = self.tracks.get((camera, track_id))
         return track.number if track is not None else None
 
-    def threshold(self) -> Threshold:
-        """Return the current threshold and its rule."""
-        return self.thresholds.current()
-
     def reload(self, settings: IdentifySettings) -> None:
         """Replace the settings of a running identifier."""
         self._shared.reload(settings)
-
-    def save(self) -> None:
-        """Keep the site's scores for the next run."""
-        self.thresholds.save()
-
-    @property
-    def present(self) -> int:
-        """Number of tracks with an identity that have not ended."""
-        return self.tracks.identified
-
-    @property
-    def site(self) -> SiteScores:
-        """The site's impostor scores."""
-        return self.thresholds.site
 
     # -- what an operator asks for -------------------------------------------------------------
 
@@ -138,7 +119,7 @@ class Identifier:
 
     def merged(self, keep: int, absorb: int) -> None:
         """Move the tracks of an identity that an operator merged into another."""
-        self.site.rename(f"#{absorb}", f"#{keep}")
+        self.thresholds.site.rename(f"#{absorb}", f"#{keep}")
         self.tracks.merge(keep, absorb)
 
     def recalibrate(self) -> None:
@@ -187,7 +168,7 @@ class Identifier:
             rivals = self._shared.links.rivals(first.key)
             for j in range(i + 1, len(pooled)):
                 if pooled[j].key in rivals:
-                    self.site.learn(first.person, pooled[j].person, cosines[i][j])
+                    self.thresholds.site.learn(first.person, pooled[j].person, cosines[i][j])
 
     def _decide(self, due: Sequence[Track]) -> list[Decision]:
         threshold = self.thresholds.in_force.value
@@ -206,7 +187,7 @@ class Identifier:
             else:
                 self._settler.store(track)
         if threshold is not None and not self._had_threshold:
-            self.save()  # so that a restart does not begin with a warm-up
+            self.thresholds.save()  # so that a restart does not begin with a warm-up
             decisions += self._fuser.fuse(self.tracks.identities)
         self._had_threshold = threshold is not None
         return decisions

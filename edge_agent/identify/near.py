@@ -24,16 +24,12 @@ Numbers = NDArray[np.int64]
 
 NEAREST = 32
 """Identities remembered of a search. More of them outlast a greater turn, and cost more to compare."""
-
 MOST_CHANGES = 200
 """Changed identities above which a new search is cheaper than comparing each."""
-
 SLACK = 0.03
 """Look-alikes are remembered from this far below the floor, since thresholds of a site move a little."""
-
 _ROUNDING = 1e-4
 """Upper bound of the rounding error of float32 cosines."""
-
 _FIRST = np.zeros(1, np.intp)
 
 

@@ -17,14 +17,7 @@ __all__ = ["Reviewer"]
 
 
 class Reviewer:
-    """Corrects earlier decisions where new evidence contradicts them.
-
-    Args:
-        shared: state of the decision.
-        fitting: scores.
-        settler: makes the decisions.
-        fuser: joins identities.
-    """
+    """Corrects earlier decisions where new evidence contradicts them."""
 
     def __init__(self, shared: Shared, fitting: Fitting, settler: Settler, fuser: Fuser) -> None:
         self._shared = shared

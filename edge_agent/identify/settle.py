@@ -14,11 +14,7 @@ __all__ = ["Settler"]
 
 
 class Settler:
-    """Writes identities of tracks to the gallery and makes the decisions.
-
-    Args:
-        shared: state of the decision.
-    """
+    """Writes identities of tracks to the gallery and makes the decisions."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared

@@ -21,13 +21,10 @@ __all__ = ["SiteScores", "Threshold"]
 
 MIN_PAIRS = 4
 """Least number of pairs for a threshold."""
-
 MIN_SPREAD = 0.05
 """Floor of the standard deviation in z: a few pairs that happen to agree prove little."""
-
 MAX_QUANTILE = 6.0
 """Cap of Student's t, which would forbid every match for few pairs."""
-
 MAX_PAIRS = 400
 """Pairs kept; older ones are dropped, so that the threshold follows the light and the season."""
 

@@ -25,10 +25,8 @@ __all__ = ["CLEAR_LEAD", "REVIEW_CROPS", "Track", "TrackTable"]
 
 REVIEW_CROPS = 10
 """Further good crops after which the decision on a track is reviewed."""
-
 CLEAR_LEAD = 0.05
 """Lead in cosine that makes one fit clearly better than another. A decision with less is narrow."""
-
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions can still be corrected."""
 

@@ -12,15 +12,27 @@ import pytest
 from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
-from edge_agent.embed.quality import QualityGate, sharpness
+from edge_agent.embed.quality import BLURRED, QualityGate, sharpness
 
 GATE = QualityGate(QualitySettings())
 TEXTURE = np.random.default_rng(3).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
 
+def assess_crops(gate, image, boxes, scores):
+    """Grade as the embedder does: by the boxes, then by the sharpness of the crops that are left."""
+    ((quality, reasons, inside),) = gate.grade([(boxes, scores, (image.shape[1], image.shape[0]))])
+    reasons = list(reasons)
+    for row, (x1, y1, x2, y2) in enumerate(inside):
+        if not reasons[row]:
+            factors, blurred = gate.sharp(np.array([sharpness(image[y1:y2, x1:x2])], np.float32))
+            quality[row] *= factors[0]
+            reasons[row] = BLURRED if blurred[0] else ""
+    return quality, tuple(reasons), inside
+
+
 def assess(*boxes, scores=None, gate=GATE, image=TEXTURE):
     array = np.asarray(boxes, np.float32).reshape(-1, 4)
-    return gate.assess(image, array, np.asarray(scores or [0.9] * len(array), np.float32))[:2]
+    return assess_crops(gate, image, array, np.asarray(scores or [0.9] * len(array), np.float32))[:2]
 
 
 def test_nothing_in_nothing_out():
@@ -125,7 +137,7 @@ def test_what_has_no_inner_pixels_is_not_sharp(shape):
 
 def test_boxes_are_cut_to_whole_pixels_inside_the_picture():
     boxes = np.asarray([[-5, -5, 10.4, 10.6], [600, 400, 900, 900], [np.nan, 0, 5, 5]], np.float32)
-    inside = GATE.assess(TEXTURE, boxes, np.ones(3, np.float32)).inside
+    inside = assess_crops(GATE, TEXTURE, boxes, np.ones(3, np.float32))[2]
     assert inside.tolist() == [[0, 0, 10, 11], [600, 400, 640, 480], [0, 0, 0, 0]]
 
 
@@ -151,7 +163,7 @@ def test_boxes_alone_give_the_grade_of_sharp_crops_and_refuses_what_boxes_tell()
         boxes = np.concatenate([corner, corner + random.uniform(5, 260, (12, 2))], axis=1).astype(np.float32)
         scores = random.uniform(0.1, 1.0, 12).astype(np.float32)
         sharp = QualityGate(QualitySettings(min_sharpness=0.0))
-        quality, reasons, _ = sharp.assess(TEXTURE, boxes, scores)
+        quality, reasons, _ = assess_crops(sharp, TEXTURE, boxes, scores)
         nobody, (somebody, *_) = sharp.grade([(boxes[:0], scores[:0], (64, 48)), (boxes, scores, (640, 480))])
         assert not len(nobody.quality)
         np.testing.assert_array_equal(somebody == 0, [bool(reason) for reason in reasons])

@@ -172,13 +172,13 @@ def test_a_reload_takes_the_new_threshold_over(
     try:
         assert agent.opened.wait(60)
         identifier = agent.stages.identifier
-        assert identifier.threshold().value == calibrated.threshold
+        assert identifier.thresholds.current().value == calibrated.threshold
         again = Job(request(network, tmp_path / "state", people, target_fmr=0.05)).run().calibration
         assert agent.reload_now() == []
         deadline = time.monotonic() + 30
-        while identifier.threshold().value != again.threshold and time.monotonic() < deadline:
+        while identifier.thresholds.current().value != again.threshold and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert identifier.threshold().value == again.threshold != calibrated.threshold
+        assert identifier.thresholds.current().value == again.threshold != calibrated.threshold
     finally:
         stop.set()
         thread.join(30)
@@ -291,7 +291,7 @@ def test_which_threshold_is_in_force(
     scores: list[float], calibrated_at: float | None, configured: float | None, rule: str
 ) -> None:
     identifier = Identifier(Known(scores), "s", IdentifySettings(threshold=configured), calibrated_at)
-    threshold = identifier.threshold()
+    threshold = identifier.thresholds.current()
     assert threshold.rule == rule
     if rule == "calibrated":
         assert threshold.value == calibrated_at

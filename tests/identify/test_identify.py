@@ -167,15 +167,15 @@ def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery)
     people = People(4)
     scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people, count=4)
-    in_force = scene.identifier.threshold()
+    in_force = scene.identifier.thresholds.current()
     decisions = []
     for _ in range(12):
         decisions += scene.show({1: people.crop(0)})
     matched = [d for d in decisions if d.kind is DecisionKind.MATCHED]
     assert [(d.threshold, d.rule) for d in matched] == [(in_force.value, "site")]
-    for key in list(scene.identifier.site._pairs)[2:]:
-        del scene.identifier.site._pairs[key]
-    scene.identifier.site._cached = None
+    for key in list(scene.identifier.thresholds.site._pairs)[2:]:
+        del scene.identifier.thresholds.site._pairs[key]
+    scene.identifier.thresholds.site._cached = None
     assert all(d.threshold is not None for d in scene.show({}, ended=(1,)))
 
 
@@ -183,9 +183,9 @@ def test_site_scores_survive_a_restart(gallery: Gallery) -> None:
     people = People(6)
     scene = Scene(Identifier(gallery, "one", IdentifySettings()))
     warm(scene, people)
-    before = scene.identifier.threshold()
+    before = scene.identifier.thresholds.current()
     assert before.rule == "site"
-    scene.identifier.save()
+    scene.identifier.thresholds.save()
     assert Identifier(gallery, "two", IdentifySettings()).threshold() == before
 
 
@@ -346,7 +346,7 @@ def test_watchlist_matches_only_who_was_enrolled_by_hand(gallery: Gallery) -> No
 )
 def test_the_stronger_rule_wins(gallery: Gallery, configured: float, calibrated: float, rule: str) -> None:
     identifier = Identifier(gallery, "s", IdentifySettings(threshold=configured), calibrated)
-    assert identifier.threshold().rule == rule
+    assert identifier.thresholds.current().rule == rule
 
 
 def test_an_identity_erased_from_outside_is_survived(gallery: Gallery) -> None:
@@ -433,7 +433,7 @@ def test_a_reload_replaces_all_limits(gallery: Gallery) -> None:
     ]
     assert found == [3]
     assert scene.number(1) != scene.number(2)
-    assert scene.identifier.threshold().rule == "configured"
+    assert scene.identifier.thresholds.current().rule == "configured"
 
 
 # -- parts -------------------------------------------------------------------------------------
