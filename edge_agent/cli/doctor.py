@@ -18,10 +18,7 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "missing": "red"
 _NARROW = 120  # characters, for pipes and logs
 
 
-def command(
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def command(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check everything that the agent needs; exit 1 if something required is missing."""
     from rich.console import Console
 

@@ -64,10 +64,8 @@ def _calibration(calibration: Calibration | None, engine: EngineInfo) -> Finding
     if calibration is None:
         return Finding("calibration", "note", "none: the site's own rule sets the match threshold", again)
     if calibration.data["space"] != engine.space:
-        model = calibration.data["model"]["name"]
-        return Finding(
-            "calibration", "warning", f"{calibration.name} is of {model}, which does not run", again
-        )
+        found = f"{calibration.name} belongs to {calibration.data['model']['name']}, which does not run"
+        return Finding("calibration", "warning", found, again)
     value = calibration.threshold
     threshold = "no threshold" if value is None else f"threshold {value:.4f}"
     return Finding("calibration", "ok", f"{calibration.name}: {calibration.precision}, {threshold}")
@@ -78,10 +76,8 @@ def state_folder(folder: Path) -> list[Finding]:
     title = "state folder"
     present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(present, os.W_OK | os.X_OK):
-        user = f"user {os.geteuid()}"
-        return [
-            Finding(title, "missing", f"{present} is not writable for {user}", "choose another state_dir")
-        ]
+        found = f"{present} is not writable for user {os.geteuid()}"
+        return [Finding(title, "missing", found, "choose another state_dir")]
     if present != folder:
         return [Finding(title, "note", f"{folder} will be created"), _space(present)]
     status = folder.stat()
@@ -117,9 +113,8 @@ def gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
             stats = existing.stats()
     except EdgeAgentError as problem:
         return [Finding("gallery", "missing", str(problem))]
-    found = (
-        f"{stats.identities} of {stats.capacity} identities, {stats.enrolled} enrolled, space {stats.space}"
-    )
+    count = f"{stats.identities} of {stats.capacity} identities"
+    found = f"{count}, {stats.enrolled} enrolled, space {stats.space}"
     if engine is not None and engine.space != stats.space and stats.identities:
         advice = f"use its model, or: edge-agent gallery forget --all --state {settings.state_dir}"
         return [Finding("gallery", "missing", f"{found}, but the model has space {engine.space}", advice)]

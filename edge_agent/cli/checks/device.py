@@ -52,12 +52,8 @@ def thermals(reading: Reading) -> list[Finding]:
         return [Finding("thermals", "note", "no sensor can be read")]
     found = f"{reading.hottest_zone} {reading.hottest_c:.1f} C"
     if reading.throttled:
-        why = ", ".join(reading.throttle_reasons)
-        return [
-            Finding(
-                "thermals", "warning", f"{found}, throttled by {why}", "check fan, dust, ambient and power"
-            )
-        ]
+        found += f", throttled by {', '.join(reading.throttle_reasons)}"
+        return [Finding("thermals", "warning", found, "check fan, dust, ambient and power")]
     if reading.hottest_c >= WARM_C:
         return [Finding("thermals", "warning", found, "close to throttling: check fan, dust and ambient")]
     return [Finding("thermals", "ok", found)]

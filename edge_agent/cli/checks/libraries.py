@@ -65,9 +65,8 @@ def python() -> list[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     where = f"{version} at {sys.executable}"
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return [
-            Finding("python", "missing", where, "3.10 or newer is needed: JetPack 6 or 7, or Ubuntu 22.04")
-        ]
+        advice = "3.10 or newer is needed: JetPack 6 or 7, or Ubuntu 22.04"
+        return [Finding("python", "missing", where, advice)]
     return [Finding("python", "ok", where)]
 
 
@@ -128,37 +127,23 @@ def opencv(*, on_board: bool) -> list[Finding]:
     """Check OpenCV, its decoders and HOG."""
     answer = probe(_OPENCV_PROGRAM)
     if isinstance(answer, str):
-        clash = "numpy" in answer or "_ARRAY_API" in answer
-        advice = (
-            'pip install "numpy<2": this OpenCV is built for numpy 1'
-            if clash
-            else "pip install opencv-python"
-        )
+        advice = "pip install opencv-python"
+        if "numpy" in answer or "_ARRAY_API" in answer:
+            advice = 'pip install "numpy<2": this OpenCV is built for numpy 1'
         return [Finding("opencv", "missing", answer, advice)]
     decoders = [name for name in ("gstreamer", "ffmpeg") if answer[name]]
-    found = (
-        f"{answer['version']} with {' and '.join(decoders) or 'no video decoder'}, numpy {answer['numpy']}"
-    )
-    findings = [Finding("opencv", "ok", f"{found}, at {answer['file']}")]
+    found = f"{answer['version']} with {' and '.join(decoders) or 'no video decoder'}"
+    findings = [Finding("opencv", "ok", f"{found}, numpy {answer['numpy']}, at {answer['file']}")]
     if not answer["hog"]:
-        findings.append(
-            Finding(
-                "opencv hog", "missing", "this OpenCV has no HOGDescriptor", 'pip install "opencv-python<5"'
-            )
-        )
+        advice = 'pip install "opencv-python<5"'
+        findings.append(Finding("opencv hog", "missing", "this OpenCV has no HOGDescriptor", advice))
     if not decoders:
-        findings.append(
-            Finding("opencv video", "missing", "neither FFmpeg nor GStreamer", "use another build")
-        )
+        found = "neither FFmpeg nor GStreamer"
+        findings.append(Finding("opencv video", "missing", found, "use another build"))
     if on_board and not answer["gstreamer"]:
-        findings.append(
-            Finding(
-                "opencv gstreamer",
-                "warning",
-                "no GStreamer: CSI cameras and hardware decoding do not work",
-                "use JetPack's cv2: pip uninstall opencv-python, in a venv with --system-site-packages",
-            )
-        )
+        found = "no GStreamer: CSI cameras and hardware decoding do not work"
+        advice = "use JetPack's cv2: pip uninstall opencv-python, in a venv with --system-site-packages"
+        findings.append(Finding("opencv gstreamer", "warning", found, advice))
     return findings
 
 
@@ -199,9 +184,8 @@ def _cuda_advice(root: Path, code: int, *, on_board: bool) -> str:
 
 def _gpu_nodes(root: Path) -> list[Path]:
     """Device files that CUDA needs: error 999 without nvmap, 801 without the render nodes."""
-    return [
-        path for path in (root / "dev/nvmap", *sorted((root / "dev/dri").glob("renderD*"))) if path.exists()
-    ]
+    nodes = (root / "dev/nvmap", *sorted((root / "dev/dri").glob("renderD*")))
+    return [path for path in nodes if path.exists()]
 
 
 def tensorrt(*, on_board: bool) -> list[Finding]:
