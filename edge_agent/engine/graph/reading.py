@@ -97,25 +97,22 @@ class Network:
     def input(self) -> onnx.ValueInfoProto:
         """The only input; files of old exporters list the weights among the inputs."""
         weights = {weight.name for weight in self.model.graph.initializer}
-        inputs = [value for value in self.model.graph.input if value.name not in weights]
-        if len(inputs) != 1:
-            names = ", ".join(value.name for value in inputs) or "none"
-            raise ModelError(f"{self.path}: expected a network with one input, found {len(inputs)} ({names})")
-        found: onnx.ValueInfoProto = inputs[0]
-        return found
+        return self._only("input", [value for value in self.model.graph.input if value.name not in weights])
 
     @property
     def output(self) -> onnx.ValueInfoProto:
         """The only output."""
-        outputs = list(self.model.graph.output)
-        if len(outputs) != 1:
-            names = ", ".join(value.name for value in outputs) or "none"
+        cut = "cut it with onnx.utils.extract_model(in, out, [input], [output])"
+        hint = f"; export it in evaluation mode, or {cut}"
+        return self._only("output", list(self.model.graph.output), hint)
+
+    def _only(self, role: str, values: list[onnx.ValueInfoProto], hint: str = "") -> onnx.ValueInfoProto:
+        if len(values) != 1:
+            names = ", ".join(value.name for value in values) or "none"
             raise ModelError(
-                f"{self.path}: expected a network with one output, found {len(outputs)} ({names}); export it "
-                "in evaluation mode, or cut it with onnx.utils.extract_model(in, out, [input], [output])"
+                f"{self.path}: expected a network with one {role}, found {len(values)} ({names}){hint}"
             )
-        found: onnx.ValueInfoProto = outputs[0]
-        return found
+        return values[0]
 
     def layout(self, *, batch_must_be_free: bool) -> Layout:
         """Return the layout of the input pictures; ModelError where the input is not a batch of pictures."""
