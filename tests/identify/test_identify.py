@@ -186,7 +186,7 @@ def test_site_scores_survive_a_restart(gallery: Gallery) -> None:
     before = scene.identifier.thresholds.current()
     assert before.rule == "site"
     scene.identifier.thresholds.save()
-    assert Identifier(gallery, "two", IdentifySettings()).threshold() == before
+    assert Identifier(gallery, "two", IdentifySettings()).thresholds.current() == before
 
 
 def test_drift_is_seen() -> None:
