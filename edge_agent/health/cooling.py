@@ -55,13 +55,8 @@ def make_cooling(
 ) -> Cooling:
     """Make the governor thread of a run; not yet entered. Steps close cameras, never recordings.
 
-    Args:
-        settings: called at each check.
-        telemetry: reads the temperatures.
-        readers: of the enabled sources, in their order; may be empty in a run that stops already.
-        apply: see `Cooling`, like the rest.
-        publish: see `Cooling`.
-        note: see `Cooling`.
+    `readers` are those of the enabled sources, in their order, or none in a run that stops already. For the
+    other arguments see `Cooling`.
     """
     now = settings()
     enabled = [source for source in now.sources if source.enabled]

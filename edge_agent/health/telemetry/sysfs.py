@@ -22,6 +22,7 @@ __all__ = ["SysfsReader"]
 _IGNORED_ZONES = {"pmic-die"}  # always 100 C on boards before Orin
 _HWMON_TEMPERATURES = {"k10temp": "cpu", "coretemp": "cpu", "nvme": "nvme"}  # PCs without a thermal zone
 _GPU_NODES = {"ga10b", "gv11b", "gp10b", "gpu"}  # names of the integrated GPU in device trees
+_JETSON_FANS = {"pwmfan", "pwm-fan"}  # not the fans of a PC
 _OVERCURRENT = {1: "under-voltage", 2: "over-current", 3: "over-current"}
 """Counters of `soctherm_oc`: input voltage too low, mean current too high, momentary current too high."""
 
@@ -71,13 +72,13 @@ class SysfsReader:
         self._root = root
         self._disk = disk
         self._zones = _find_zones(root)
-        self._limits = {name: _limit(path.parent) for name, path in self._zones.items()}
+        self.limits_c = {name: _limit(path.parent) for name, path in self._zones.items()}
+        """Temperature of every zone at which the kernel begins to throttle; None where unknown."""
         self._caps = _find_caps(root)
         self._events = _find_events(root)
         self._rails = _find_rails(root)
-        self._fans = [
-            path.parent for path in _glob(root, "sys/class/hwmon/hwmon*/pwm1") if _is_fan(path.parent)
-        ]
+        fans = (path.parent for path in _glob(root, "sys/class/hwmon/hwmon*/pwm1"))
+        self._fans = [chip for chip in fans if _text(chip / "name") in _JETSON_FANS]
         self._fan_rpm = _first(root, ("sys/class/hwmon/hwmon*/rpm", "sys/class/hwmon/hwmon*/fan1_input"))
         self._gpu = _find_gpu(root)
         self._gpu_load = _find_gpu_load(root, self._gpu)
@@ -85,8 +86,9 @@ class SysfsReader:
         self._active = _find_engines(root, "sys/bus/platform/devices/*", "power/runtime_active_time")
         self._active_at: tuple[float, dict[str, float]] | None = None
         self._policies = _glob(root, "sys/devices/system/cpu/cpufreq/policy*")
-        self._wear = _find_wear(root, disk)
-        self._nvme = _find_nvme(root, disk)
+        device = _device_number(disk)
+        self._wear = None if device is None else _find_wear(root, device)
+        self._nvme = None if device is None else nvme.whole_disk(root, device)
         self._nvme_wear: tuple[float, float | None] | None = None
         self._modes = _power_modes(root)
         self._board = _text(root / "proc/device-tree/model")
@@ -99,11 +101,11 @@ class SysfsReader:
         """Return the present state. Loads and events cover the time since the last call."""
         rails = {rail.name: rail.read_w() for rail in self._rails}
         reasons = self._throttle_reasons()
-        memory = self._memory()
+        memory = _kilobytes(self._root / "proc/meminfo")
         free, total = self._disk_space()
         return Reading(
             temperatures_c=self.temperatures_c(),
-            limits_c=self._limits,
+            limits_c=self.limits_c,
             power_w=rails,
             power_total_w=total_power_w(rails),
             throttled=bool(reasons) if self._caps or self._events else None,
@@ -134,11 +136,6 @@ class SysfsReader:
     def temperatures_c(self) -> dict[str, float | None]:
         """Return the temperature of every zone; cheap enough for every other second."""
         return {name: celsius(_scaled(path, 1e-3)) for name, path in self._zones.items()}
-
-    @property
-    def limits_c(self) -> dict[str, float | None]:
-        """Temperature of every zone at which the kernel begins to throttle; None where unknown."""
-        return self._limits
 
     def _engines_percent(self) -> dict[str, float | None]:
         """Share of the time that each unit was powered since the last call."""
@@ -210,9 +207,6 @@ class SysfsReader:
             return None
         return round(100 * (1 - (now[1] - before[1]) / (now[0] - before[0])), 1)
 
-    def _memory(self) -> dict[str, int]:
-        return _kilobytes(self._root / "proc/meminfo")
-
     def _disk_space(self) -> tuple[int | None, int | None]:
         try:
             space = os.statvfs(self._disk) if self._disk is not None else None
@@ -273,9 +267,9 @@ def _find_engines(root: Path, pattern: str, file: str) -> dict[str, Path]:
     return _numbered((unit[1], path) for unit, path in found if unit is not None and path.exists())
 
 
-def _find_nvme(root: Path, disk: Path | None) -> str | None:
+def _device_number(disk: Path | None) -> int | None:
     try:
-        return nvme.whole_disk(root, disk.stat().st_dev) if disk is not None else None
+        return disk.stat().st_dev if disk is not None else None
     except OSError:
         return None
 
@@ -334,9 +328,9 @@ def _ina3221_rail(chip: Path, channel: int) -> _Rail | None:
 
 def _ina238_rail(chip: Path) -> _Rail | None:
     name = _text(chip / "label")
-    return (
-        None if name is None else _Rail(name, chip / "in1_input", chip / "curr1_input", chip / "power1_input")
-    )
+    if name is None:
+        return None
+    return _Rail(name, chip / "in1_input", chip / "curr1_input", chip / "power1_input")
 
 
 def _find_gpu(root: Path) -> Path | None:
@@ -356,14 +350,8 @@ def _find_gpu_load(root: Path, gpu: Path | None) -> Path | None:
     return _first(root, places)
 
 
-def _find_wear(root: Path, disk: Path | None) -> Path | None:
-    """`life_time` of the eMMC that holds a folder."""
-    try:
-        number = disk.stat().st_dev if disk is not None else None
-    except OSError:
-        number = None
-    if number is None:
-        return None
+def _find_wear(root: Path, number: int) -> Path | None:
+    """`life_time` of the eMMC with this device number."""
     block = root / f"sys/dev/block/{os.major(number)}:{os.minor(number)}"
     if (block / "partition").exists():
         block = block.resolve().parent
@@ -373,19 +361,13 @@ def _find_wear(root: Path, disk: Path | None) -> Path | None:
 
 def _power_modes(root: Path) -> dict[int, str]:
     text = _text(root / "etc/nvpmodel.conf") or ""
-    return {
-        int(number): name for number, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)
-    }
+    found = re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)
+    return {int(number): name for number, name in found}
 
 
 def _l4t(root: Path) -> str | None:
     found = re.search(r"#\s*R(\d+)\s.*?REVISION:\s*([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
     return None if found is None else f"{found[1]}.{found[2]}"
-
-
-def _is_fan(chip: Path) -> bool:
-    """Whether the chip drives the fan of a Jetson, not one of a PC."""
-    return _text(chip / "name") in {"pwmfan", "pwm-fan"}
 
 
 def _highest(folders: Iterable[Path], name: str, factor: float) -> float | None:
