@@ -164,10 +164,11 @@ class Storage:
             saved=len(saved),
             error=str(problem),
         )
+        missing = set(range(floor + 1, last + 1)) - {row.seq for row in saved}
+        if self._marks.last:  # these become a gap of their own
+            missing -= set(range(self._marks.first, self._marks.last + 1))
         self._open_database()
         self.numbers.next = max(last + 1, self.numbers.next)
-        in_marks = range(self._marks.first, self._marks.last + 1) if self._marks.last else range(0)
-        missing = set(range(floor + 1, last + 1)) - {row.seq for row in saved} - set(in_marks)
         with self.database.transaction() as change:
             for row in saved:
                 if row.seq not in acknowledged:

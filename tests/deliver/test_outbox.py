@@ -25,6 +25,7 @@ from edge_agent.core.errors import ConfigError, DiskFull, StorageError
 from edge_agent.core.events import Event
 from edge_agent.deliver import storage as storage_module
 from edge_agent.deliver.outbox import Depth, Outbox
+from edge_agent.deliver.waiting import WaitingEvents
 from tests.deliver.deliver_fixtures import identity, outbox_at
 
 BODY = b'{"data":{"who":"p-1"}}'
@@ -325,6 +326,26 @@ def test_damage_found_while_running_does_not_stop_it(tmp_path: Path) -> None:
         messages = take_all(outbox)
         told = gaps(messages).get("corrupt", [])
         assert sorted(told + [m["seq"] for m in messages]) == list(range(1, 10))
+
+
+def test_unwritten_numbers_are_told_once_when_the_file_is_damaged_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with outbox_at(tmp_path / "o.db") as outbox:
+        fill(outbox, 3)
+        with monkeypatch.context() as patched:
+            patched.setattr(WaitingEvents, "insert", full)
+            patched.setattr(WaitingEvents, "store", full)
+            for _ in range(2):
+                with pytest.raises(DiskFull):
+                    fill(outbox, 1)
+    (tmp_path / "o.db").write_bytes(os.urandom(20_000))
+    with outbox_at(tmp_path / "o.db") as outbox:
+        outbox.report_gaps(stamp, GAP)
+        assert gaps(take_all(outbox)) == {"disk-full": [4, 5], "corrupt": [1, 2, 3]}
 
 
 def test_after_a_power_cut_no_number_is_used_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
