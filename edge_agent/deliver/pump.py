@@ -163,7 +163,7 @@ class Pump:
                 # Delivery must continue: a bug here or in paho costs one connection.
                 log.exception("delivery failed unexpectedly")
                 self._handle_loss(DeliveryError(f"internal error: {problem}"))
-        self._say_goodbye()
+        self._finish()
 
     def _reconnect(self) -> None:
         """Wait for the next attempt, then connect."""
@@ -292,7 +292,7 @@ class Pump:
 
     # --- the end ------------------------------------------------------------------------------------------
 
-    def _say_goodbye(self) -> None:
+    def _finish(self) -> None:
         """Deliver a little longer, then publish `offline`: after a DISCONNECT the broker does not."""
         deadline = time.monotonic() + STOP_S * 0.8
         try:
@@ -307,7 +307,7 @@ class Pump:
                 self._publish_offline(deadline)
                 self._connection.close(goodbye=True)
         except EdgeAgentError as problem:
-            log.warning("could not say goodbye to the broker", error=str(problem))
+            log.warning("could not disconnect from the broker properly", error=str(problem))
             self._connection.close()
         self._reset()
         self._outbox.flush()

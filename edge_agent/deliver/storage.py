@@ -158,7 +158,7 @@ class Storage:
         saved = [row for row in recovery.salvage(self.database) if floor < row.seq <= last]
         self.set_aside = aside
         log.error(
-            "outbox was damaged: set aside and begun anew",
+            "outbox was damaged: set aside and replaced",
             path=str(self.path),
             set_aside=str(aside),
             saved=len(saved),
