@@ -33,6 +33,7 @@ __all__ = [
     "sha256_file",
     "sync_folder",
     "write_atomic",
+    "write_error",
     "write_json_atomic",
 ]
 
@@ -71,7 +72,7 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
             raise
         sync_folder(path.parent)
     except OSError as problem:
-        raise _storage_error(path, problem) from problem
+        raise write_error(path, problem) from problem
 
 
 def sync_folder(folder: Path) -> None:
@@ -84,12 +85,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _storage_error(path: Path, problem: OSError) -> StorageError:
+def write_error(path: Path, problem: OSError, *, role: str = "") -> StorageError:
+    """Return the StorageError or DiskFull for a failed write; `role` precedes the path in its message."""
+    name = f"{role} {path}".lstrip()
     if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFull(f"cannot write {path}: no space is left on its disk; free some and try again")
+        return DiskFull(f"cannot write {name}: no space is left on its disk; free some and try again")
     if problem.errno == errno.ENOENT:
-        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    return StorageError(f"cannot write {path}: {problem.strerror or problem}")
+        return StorageError(f"cannot write {name}: the folder {path.parent} does not exist; create it first")
+    return StorageError(f"cannot write {name}: {problem.strerror or problem}")
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from pathlib import Path
 from types import TracebackType
 
 from edge_agent.core.errors import DiskFull, StorageError
+from edge_agent.core.manifest import write_error
 
 __all__ = ["EventFile"]
+
+_ROLE = "the events file"
 
 
 class EventFile:
@@ -32,7 +34,7 @@ class EventFile:
         try:
             self._file = os.open(self.path, flags, 0o644)
         except OSError as problem:
-            raise self._error(problem) from problem
+            raise write_error(self.path, problem, role=_ROLE) from problem
         return self
 
     def __exit__(
@@ -52,14 +54,10 @@ class EventFile:
         line = message + b"\n"
         with self._lock:
             if self._file is None:
-                raise StorageError(f"the events file {self.path} is not open")
+                raise StorageError(f"{_ROLE} {self.path} is not open")
             try:
                 written = os.write(self._file, line)
             except OSError as problem:
-                raise self._error(problem) from problem
+                raise write_error(self.path, problem, role=_ROLE) from problem
             if written < len(line):
-                raise DiskFull(f"cannot write the events file {self.path}: no space is left on its disk")
-
-    def _error(self, problem: OSError) -> StorageError:
-        kind = DiskFull if problem.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
-        return kind(f"cannot write the events file {self.path}: {problem.strerror}")
+                raise DiskFull(f"cannot write {_ROLE} {self.path}: no space is left on its disk")

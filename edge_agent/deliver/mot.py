@@ -8,14 +8,13 @@ row.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from edge_agent.core.errors import DiskFull, InputError, StorageError
-from edge_agent.core.manifest import write_atomic
+from edge_agent.core.errors import InputError
+from edge_agent.core.manifest import write_atomic, write_error
 from edge_agent.core.structures import TrackObservation, TrackUpdate
 
 __all__ = ["MotFinal", "MotWriter"]
@@ -40,9 +39,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFull(f"cannot write {path}: no space is left on its disk") from problem
-        raise StorageError(f"cannot write {path}: {problem.strerror}") from problem
+        raise write_error(path, problem) from problem
 
 
 class MotWriter:
