@@ -1,1 +1,1 @@
-"""The demonstration: a rendered street, a broker of its own, and the score of the identities."""
+"""The demonstration: a rendered street, a local broker, and the score of the identities."""

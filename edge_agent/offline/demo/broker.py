@@ -60,11 +60,11 @@ class DemoBroker:
         return f"mqtt://127.0.0.1:{self.port}"
 
     def __enter__(self) -> DemoBroker:
-        """Start it.
+        """Start the broker.
 
         Raises:
             ConfigError: the package `iotcore` is not installed.
-            DeliveryError: the port is taken, or it does not start.
+            DeliveryError: the port is in use, or the broker does not start.
         """
         try:
             from iotcore import Broker

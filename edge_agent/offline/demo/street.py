@@ -1,8 +1,8 @@
-"""The demonstration: a rendered street, an agent that does not know it, and the score of what it said.
+"""The street of the demonstration, and the score of the agent's identities against the truth.
 
-The agent sees the videos alone. Who walks there is known to the generator, and is compared afterwards with
-the identities that the agent gave, by the place of the boxes: in each frame the boxes of people and of tracks
-are paired one to one, an overlap (IoU) of at least 0.5 makes a pair.
+The agent receives only the videos. Afterwards its identities are compared with the generator's truth by the
+positions of boxes: in each frame, people and tracks are paired one to one; a pair needs an overlap (IoU) of
+at least 0.5.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from edge_agent.offline.synthetic.videos import StreetVideo, write_videos
 __all__ = ["Recorder", "Scene", "Score", "default_street", "percentiles", "render", "score"]
 
 SECONDS = 60.0
-"""Length of the street: the first third goes into what strangers score here (the threshold)."""
+"""Length of the street; in the first third the agent learns the scores of strangers (the threshold)."""
 PEOPLE = 6
 VISITS = 4
-"""How often each of them comes by at most."""
+"""Largest number of visits per person."""
 FPS = 5.0
-"""Enough for a walker, who moves a third of a body's width from frame to frame at this rate."""
+"""Enough for walking people, who move a third of a body's width between frames at this rate."""
 SEED = 4
-"""Which street: the kindest of those tried. Re-entries recognised with HOG and the shipped network on seeds
-2, 4, 6, 9: 16 of 17, 17 of 18, 13 of 17, 12 of 18; one identity that two people got on 2 and on 6. On the
-hard ones few people are seen together, or some look alike, and the threshold stays high."""
+"""The easiest of the tried streets. Re-entries recognised with HOG and the shipped network on seeds 2, 4, 6,
+9: 16 of 17, 17 of 18, 13 of 17, 12 of 18; one identity shared by two people on 2 and on 6. On the hard ones
+few people are seen together, or some look alike, and the threshold stays high."""
 
 MIN_OVERLAP = 0.5
-"""IoU from which on a track's box is taken to be that person, as in the MOTChallenge."""
+"""Smallest IoU of a track's box and a person's, as in the MOTChallenge."""
 MIN_VISIT_S = 1.0
-"""A visit counts when its person could be seen for so long, in all: nobody is recognised in less."""
+"""Shorter visits (total visible time) are not scored: the agent cannot recognise people in less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Scene:
     """A rendered street.
 
     Attributes:
-        street: what was rendered, with its visits.
+        street: the street and its visits.
         videos: files of each camera.
     """
 
@@ -56,12 +56,12 @@ class Scene:
 
     @property
     def frames(self) -> int:
-        """Pictures of all cameras together."""
+        """Number of pictures of all cameras."""
         return self.street.frames * len(self.videos)
 
 
 def default_street(seconds: float = SECONDS) -> Street:
-    """The street of the demo; `seconds` long."""
+    """Return the street of the demo, `seconds` long."""
     return Street(SEED, people=PEOPLE, seconds=seconds, fps=FPS, visits=VISITS)
 
 
@@ -69,9 +69,9 @@ def render(street: Street, folder: Path, progress: Callable[[int, int], None] | 
     """Write the videos and their truth.
 
     Args:
-        street: what to render.
-        folder: where to; made when absent.
-        progress: called with pictures done and pictures in all.
+        street: the street.
+        folder: created if missing.
+        progress: called with `(pictures done, pictures in all)`.
 
     Raises:
         StorageError: a file cannot be written.
@@ -80,7 +80,7 @@ def render(street: Street, folder: Path, progress: Callable[[int, int], None] | 
 
 
 class Sighting(NamedTuple):
-    """A track in one frame, with the identity as known then (None: not yet)."""
+    """A track in one frame, with its identity at that time (None: not yet decided)."""
 
     camera: str
     frame: int
@@ -91,10 +91,10 @@ class Sighting(NamedTuple):
 
 @dataclass(slots=True)
 class Recorder:
-    """Takes down what the agent says of every frame; made to be its `observe`.
+    """Records the outcome of every frame; the agent's `observe`.
 
     Args:
-        boxes: whether every sighting is kept, which `score` needs; grows with the length of the run.
+        boxes: record every sighting, for `score`; memory grows with the length of the run.
     """
 
     boxes: bool = True
@@ -103,20 +103,20 @@ class Recorder:
     """Decisions by kind."""
     sightings: list[Sighting] = field(default_factory=list)
     holders: dict[tuple[str, int], int | None] = field(default_factory=dict)
-    """The identity of every track that was ever decided on, as last decided."""
+    """The last decided identity of every track."""
     decided: dict[str, float] = field(default_factory=dict)
-    """`time.monotonic()` of every decision by its id, to see when its event arrives."""
+    """`time.monotonic()` of every decision by its id, to measure when its event arrives."""
     latency_ms: list[float] = field(default_factory=list)
-    """Of every frame: detect, embed and decide together."""
+    """Of every frame: sum of detect, embed and decide."""
 
     def __call__(self, outcome: FrameOutcome) -> None:
-        """Take in one frame; a track's decisions come before its sighting, as in MOT files."""
+        """Record one frame; decisions before sightings, as in MOT files."""
         for decision in outcome.decisions:
             self.kinds[decision.kind.value] += 1
             self.decided[decision.id] = time.monotonic()
             if decision.kind is not DecisionKind.DEPARTED:
                 self.holders[decision.camera, decision.track_id] = decision.number
-        if outcome.latency_ms:  # the end of a source is no frame
+        if outcome.latency_ms:  # empty at the end of a source
             self.frames += 1
             self.latency_ms.append(sum(outcome.latency_ms.get(s, 0.0) for s in ("detect", "embed", "decide")))
         if self.boxes:
@@ -126,26 +126,26 @@ class Recorder:
             ]
 
     def tracks_of(self) -> dict[int, int]:
-        """Number of tracks of every identity that any track has at the end."""
+        """Return the number of tracks of every identity at the end."""
         return dict(Counter(number for number in self.holders.values() if number is not None))
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The agent's identities held against the truth.
+    """The agent's identities compared with the truth.
 
-    A visit's identity is the one that its boxes have most often. A re-entry is recognised when the new visit
-    has an identity that an earlier visit of the same person has.
+    A visit's identity is the most frequent one of its boxes. A re-entry is recognised if the new visit has an
+    identity of an earlier visit of the same person.
 
     Attributes:
-        people: who could be seen.
+        people: number of visible people.
         visits: passages of a person through a camera's view.
-        reentries: visits of people who had been there before.
-        recognised: re-entries with an old identity in the end, all corrections applied.
-        at_once: re-entries with an old identity as first published, before any correction.
-        missed: visits without any identity.
-        confused: identities that visits of two or more people have.
-        identities: that any track has in the end; fewer and more than people are both faults.
+        reentries: visits of people who visited before.
+        recognised: re-entries with an earlier identity at the end, after all corrections.
+        at_once: re-entries with an earlier identity as first published, before any correction.
+        missed: visits without an identity.
+        confused: identities shared by visits of two or more people.
+        identities: identities of all tracks at the end; should equal `people`.
     """
 
     people: int
@@ -159,10 +159,10 @@ class Score:
 
 
 def score(scene: Scene, recorder: Recorder) -> Score:
-    """Compare what `recorder` took down with the truth of `scene`."""
+    """Compare the recorded identities with the truth of `scene`."""
     fps = scene.street.fps
     known, final, seen = _evidence(scene, recorder)
-    visits = [v for v in scene.street.visits if seen[v] >= MIN_VISIT_S * fps]  # in the order of their start
+    visits = [v for v in scene.street.visits if seen[v] >= MIN_VISIT_S * fps]  # sorted by start
     recognised, at_once = _recognised(visits, final), _recognised(visits, known)
     owners: dict[int, set[int]] = defaultdict(set)
     for visit in visits:
@@ -176,7 +176,7 @@ def score(scene: Scene, recorder: Recorder) -> Score:
         recognised=recognised,
         at_once=at_once,
         missed=sum(_dominant(final[visit]) is None for visit in visits),
-        confused=sum(len(who) > 1 for who in owners.values()),
+        confused=sum(len(persons) > 1 for persons in owners.values()),
         identities=len(recorder.tracks_of()),
     )
 
@@ -185,7 +185,7 @@ _Votes = defaultdict[Visit, Counter[int | None]]
 
 
 def _evidence(scene: Scene, recorder: Recorder) -> tuple[_Votes, _Votes, Counter[Visit]]:
-    """For every visit: its boxes by identity as known then, and by identity in the end; frames visible."""
+    """For every visit: its boxes by identity at that time, and by final identity; and its visible frames."""
     known: _Votes = defaultdict(Counter)
     final: _Votes = defaultdict(Counter)
     frames: Counter[Visit] = Counter()
@@ -204,7 +204,7 @@ def _evidence(scene: Scene, recorder: Recorder) -> tuple[_Votes, _Votes, Counter
 
 
 def _truth(path: Path) -> Mapping[int, list[tuple[int, NDArray[np.float32]]]]:
-    """Frame -> person and box (xyxy) of everybody who can be seen, from a MOTChallenge file."""
+    """Person and box (xyxy) of all visible people by frame, from a MOTChallenge file."""
     rows: dict[int, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
     for line in path.read_text(encoding="utf-8").splitlines():
         frame, person, left, top, width, height, counts = (float(cell) for cell in line.split(",")[:7])
@@ -224,7 +224,7 @@ def _visit_of(street: Street, camera: str, frame: int, person: int) -> Visit:
 def _pairs(
     people: Sequence[tuple[int, NDArray[np.float32]]], tracks: Sequence[Sighting]
 ) -> list[tuple[int, int]]:
-    """Person and track, one to one, with the greatest overlap in all."""
+    """Pair people and tracks one to one, with the largest total overlap."""
     from scipy.optimize import linear_sum_assignment
 
     if not tracks:
@@ -236,13 +236,13 @@ def _pairs(
 
 
 def _dominant(votes: Counter[int | None]) -> int | None:
-    """The identity of most boxes; None where no box has one."""
+    """The identity of most boxes; None if no box has one."""
     ranked = [number for number, _ in votes.most_common() if number is not None]
     return ranked[0] if ranked else None
 
 
 def _recognised(visits: Sequence[Visit], votes: _Votes) -> int:
-    """Visits with an identity that an earlier visit of the same person has."""
+    """Number of visits with an identity of an earlier visit of the same person."""
     before: dict[int, set[int]] = defaultdict(set)
     count = 0
     for visit in visits:
@@ -254,7 +254,7 @@ def _recognised(visits: Sequence[Visit], votes: _Votes) -> int:
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float] | None:
-    """Median and 95th percentile; None without values."""
+    """Return median and 95th percentile; None without values."""
     if not values:
         return None
     middle, high = np.percentile(values, [50, 95])
