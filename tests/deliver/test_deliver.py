@@ -326,7 +326,7 @@ def test_refused_topic_is_parked_told_and_delivered_once_it_is_allowed(tmp_path:
             for n in range(1, 4):
                 publisher.publish(identity(n))
             until(lambda: len(listener.numbered()) >= 2)
-            until(lambda: outbox.depth.rows == 0)
+            until(lambda: outbox.depth.rows == 0 and publisher.counters.refused >= 3)
             assert publisher.counters.refused == 3
             alerts = listener.of("alert/delivery_refused")
             assert len(alerts) == 1
