@@ -17,10 +17,10 @@ def command(
     import json
 
     from edge_agent.core.loading import load
-    from edge_agent.health.inquiry import SOCKET_NAME, ask
+    from edge_agent.health.inquiry import SOCKET_NAME, read_status
 
     folder = state.expanduser() if state is not None else load(config).state_dir
-    found = ask(folder / SOCKET_NAME)
+    found = read_status(folder / SOCKET_NAME)
     if as_json:
         print(json.dumps(found))
     else:

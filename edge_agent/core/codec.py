@@ -96,7 +96,7 @@ def _writers(data_type: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:  #
 
 
 def decode(payload: bytes | str) -> Event:
-    """Decode one message; keys that this version does not know are ignored.
+    """Decode one message; unknown keys are ignored.
 
     Raises:
         InputError: not JSON, not an event of this package, or a key is missing or has the wrong type.

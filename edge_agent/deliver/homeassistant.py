@@ -32,7 +32,7 @@ _DEVICE_CLASSES = {"degC": "temperature", "W": "power"}
 def announce(
     settings: MqttSettings, publisher: object, info: InfoData, *, zones: Sequence[str], rails: Sequence[str]
 ) -> None:
-    """Publish or withdraw the announcement, as the settings say; arguments as for `announcement`."""
+    """Publish or withdraw the announcement by the settings; arguments as for `announcement`."""
     if not settings.home_assistant or not isinstance(publisher, Publisher):
         return
     topics = Topics(settings.site, settings.device)

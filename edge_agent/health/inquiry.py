@@ -17,7 +17,7 @@ from typing import Any
 
 from edge_agent.core.errors import InputError, StorageError
 
-__all__ = ["SOCKET_NAME", "StatusServer", "ask"]
+__all__ = ["SOCKET_NAME", "StatusServer", "read_status"]
 
 SOCKET_NAME = "status.sock"
 
@@ -88,7 +88,7 @@ class StatusServer:
                 client.sendall(json.dumps(self._document(), allow_nan=False).encode())
 
 
-def ask(path: Path) -> dict[str, Any]:
+def read_status(path: Path) -> dict[str, Any]:
     """Return the status of the agent behind a socket.
 
     Raises:

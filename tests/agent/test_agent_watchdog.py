@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from edge_agent.core.errors import InputError
-from edge_agent.health.inquiry import SOCKET_NAME, ask
+from edge_agent.health.inquiry import SOCKET_NAME, read_status
 from tests.agent.test_agent import (
     Listener,
     command,
@@ -270,7 +270,7 @@ def test_status_while_it_runs_and_when_it_does_not(
 
         def status() -> dict[str, Any]:
             with contextlib.suppress(InputError):
-                return ask(state / SOCKET_NAME)
+                return read_status(state / SOCKET_NAME)
             return {}
 
         wait_for("people", lambda: status().get("ready") and (status()["telemetry"] or {}).get("identities"))

@@ -18,7 +18,7 @@ from edge_agent.core.loading import load
 from edge_agent.core.structures import Load
 from edge_agent.health.cooling import Cooling
 from edge_agent.health.governor import ladder
-from edge_agent.health.inquiry import SOCKET_NAME, ask
+from edge_agent.health.inquiry import SOCKET_NAME, read_status
 from edge_agent.health.telemetry import Telemetry
 from tests.agent.test_agent import events, wait_for
 from tests.agent.test_agent_faults import write_video
@@ -79,7 +79,7 @@ def agent(settings: Settings, told: Path) -> Iterator[Callable[[], dict[str, Any
     socket = settings.state_dir / SOCKET_NAME
     try:
         wait_for("the socket", socket.exists)
-        yield lambda: ask(socket)
+        yield lambda: read_status(socket)
     finally:
         stop.set()
         thread.join(60)

@@ -28,7 +28,7 @@ from edge_agent.core.errors import (
     StorageError,
 )
 from edge_agent.core.heartbeat import Heartbeat, HeartbeatState
-from edge_agent.health.inquiry import StatusServer, ask
+from edge_agent.health.inquiry import StatusServer, read_status
 from edge_agent.health.memory import BUCKET_S, WARM_UP, WINDOW, MemoryWatch, control_group_limit
 from edge_agent.health.starts import CRASHES, KEPT, Starts, pause_s
 from edge_agent.health.supervisor import Supervisor
@@ -287,11 +287,11 @@ def deep(tmp_path: Path) -> Path:
 def test_asking(deep: Path) -> None:
     with StatusServer(deep, lambda: {"pid": 7, "long": "x" * 500_000}):
         assert stat.S_IMODE(deep.stat().st_mode) == 0o600
-        assert ask(deep)["pid"] == 7
-        assert len(ask(deep)["long"]) == 500_000
+        assert read_status(deep)["pid"] == 7
+        assert len(read_status(deep)["long"]) == 500_000
     assert not deep.exists()
     with pytest.raises(InputError, match="no agent runs on"):
-        ask(deep)
+        read_status(deep)
 
 
 def test_whoever_asks_and_does_not_listen_holds_nobody_up(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_whoever_asks_and_does_not_listen_holds_nobody_up(tmp_path: Path) -> Non
     with StatusServer(path, lambda: {"pid": 7}), socket.socket(socket.AF_UNIX) as rude:
         rude.connect(str(path))
         rude.close()
-        assert ask(path) == {"pid": 7}
+        assert read_status(path) == {"pid": 7}
 
 
 def test_a_socket_that_was_left_behind_is_taken_over(tmp_path: Path) -> None:
@@ -307,9 +307,9 @@ def test_a_socket_that_was_left_behind_is_taken_over(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
     with pytest.raises(InputError, match="no agent runs on"):
-        ask(path)
+        read_status(path)
     with StatusServer(path, lambda: {"pid": 7}):
-        assert ask(path) == {"pid": 7}
+        assert read_status(path) == {"pid": 7}
 
 
 def test_two_agents_on_one_folder(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_two_agents_on_one_folder(tmp_path: Path) -> None:
     with StatusServer(path, lambda: {"pid": 7}):
         with pytest.raises(StorageError, match="in use by another edge-agent \\(process 7\\)"):
             StatusServer(path, dict).__enter__()
-        assert ask(path) == {"pid": 7}
+        assert read_status(path) == {"pid": 7}
 
 
 def test_answers_that_are_none(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_answers_that_are_none(tmp_path: Path) -> None:
             thread = threading.Thread(target=lambda text=answer: reply(other, text))
             thread.start()
             with pytest.raises(InputError, match="answered without"):
-                ask(path)
+                read_status(path)
             thread.join()
 
 
@@ -340,8 +340,8 @@ def reply(listening: socket.socket, text: bytes) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be somebody else")
 def test_another_user_may_not_ask(tmp_path: Path) -> None:
-    code = "import os, sys\nfrom pathlib import Path\nfrom edge_agent.health.inquiry import ask\n"
-    code += "os.setgid(65534); os.setuid(65534)\nask(Path(sys.argv[1]))"
+    code = "import os, sys\nfrom pathlib import Path\nfrom edge_agent.health.inquiry import read_status\n"
+    code += "os.setgid(65534); os.setuid(65534)\nread_status(Path(sys.argv[1]))"
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and len(folder.parts) > 2:
             folder.chmod(0o755)
@@ -367,9 +367,9 @@ def test_how_far_a_long_start_is_can_be_seen(tmp_path: Path, manager: Manager) -
     with supervisor:
         supervisor.begin(tmp_path, stop)
         with supervisor.opening("the engine"):
-            assert ask(tmp_path / "status.sock")["reason"] == "the engine"
+            assert read_status(tmp_path / "status.sock")["reason"] == "the engine"
             supervisor.progress("builds an engine: 40 %")
-            found = ask(tmp_path / "status.sock")
+            found = read_status(tmp_path / "status.sock")
     assert (found["state"], found["reason"], found["ready"]) == ("starting", "builds an engine: 40 %", False)
     told = [message["STATUS"] for message in manager.listen(0.1) if "EXTEND_TIMEOUT_USEC" in message]
     assert told == ["starting: the engine", "builds an engine: 40 %"]
