@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edge_agent.agent.tasks import TaskQueue
     from edge_agent.deliver.publisher import Counters as DeliveryCounters
     from edge_agent.gallery.gallery import Gallery
-    from edge_agent.gallery.identity import Identity
+    from edge_agent.gallery.rows import Identity
     from edge_agent.identify import Identifier
 
 __all__ = ["CommandHandlers"]

@@ -13,8 +13,6 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-__all__ = ["COMMANDS", "GROUPS", "app"]
-
 COMMANDS = {
     "run": "Run the agent until it is stopped, or until all recordings have been read.",
     "status": "Show the state of the running agent.",

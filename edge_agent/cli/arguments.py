@@ -12,22 +12,6 @@ if TYPE_CHECKING:
 
     from edge_agent.core.config import Settings
 
-__all__ = [
-    "BackendOption",
-    "ConfigOption",
-    "JsonOption",
-    "ModelOption",
-    "PrecisionOption",
-    "PreprocessOption",
-    "ResultFileOption",
-    "ShippedModelOption",
-    "StateOption",
-    "YesOption",
-    "load_settings",
-    "overrides",
-    "require_folders",
-]
-
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Settings file; /etc/edge-agent/config.toml if it exists.")
 ]

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from edge_agent.source.redact import redact_url
 
-__all__ = ["hide_logins"]
-
 _ARG_START, _ARG_END = 45, 46
 """Fields 48 and 49 of /proc/PID/stat (proc(5)), counted after the name in brackets."""
 

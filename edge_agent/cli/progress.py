@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, TaskID
 
-__all__ = ["Bar", "progress_bar"]
-
 
 @dataclass(frozen=True, slots=True)
 class Bar:

@@ -12,21 +12,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agent.core import sqlite
 from edge_agent.core.errors import ConfigError, StorageError
 from edge_agent.core.manifest import sync_folder
-from edge_agent.core.sqlite import (
-    SIDE_FILES,
-    connect,
-    database_errors,
-    key_literal,
-    remove_database,
-    transaction,
-)
 
 if TYPE_CHECKING:
     from edge_agent.core.config import StorageSettings
-
-__all__ = ["check_plainness", "database_key", "key_check", "parse_key", "rewrite"]
 
 _KEY_BYTES = 32
 _PLAIN = b"SQLite format 3\0"
@@ -35,11 +26,7 @@ _OVERWRITE_BYTES = 1 << 20
 
 
 def parse_key(text: str) -> bytes:
-    """Return the key in a credential; no message contains its text.
-
-    Raises:
-        ConfigError: not 64 hexadecimal digits.
-    """
+    """Return the key in a credential; ConfigError, without the text, when it is not 64 hexadecimal digits."""
     hint = f"make one with `openssl rand -hex {_KEY_BYTES}`"
     try:
         key = bytes.fromhex(text.strip())
@@ -62,11 +49,7 @@ def key_check(key: bytes | None) -> int:
 
 
 def check_plainness(path: Path, key: bytes | None) -> None:
-    """Refuse an encrypted database without a key, and a plain one with a key.
-
-    Raises:
-        StorageError: database and key do not fit.
-    """
+    """Raise StorageError for an encrypted database without a key, and a plain one with a key."""
     if not path.exists() or path.stat().st_size == 0 or _is_plain(path) == (key is None):
         return
     if key is not None:
@@ -89,15 +72,8 @@ def _is_plain(path: Path) -> bool:
 def rewrite(path: Path, old: bytes | None, new: bytes | None) -> bool:
     """Replace a database by a copy under another key (None: plain), completely or not at all.
 
-    The old file is overwritten with zeros. No other process may have it open.
-
-    Args:
-        path: the database.
-        old: its present key; not needed where it is plain.
-        new: its future key.
-
-    Returns:
-        False where it had the new key already.
+    The old file is overwritten with zeros. No other process may have it open. `old` is its present key, not
+    needed where it is plain. Returns False where it had the new key already.
 
     Raises:
         ConfigError: SQLCipher is not installed.
@@ -112,19 +88,19 @@ def rewrite(path: Path, old: bytes | None, new: bytes | None) -> bool:
             " and stop the agent"
         )
     copy = path.with_name(path.name + ".rekeyed")
-    remove_database(copy)
+    sqlite.remove_database(copy)
     try:
         _copy(path, present, copy, new)
         with path.open("r+b") as former:
             copy.replace(path)
             sync_folder(path.parent)  # before the old file is overwritten
-            for suffix in SIDE_FILES:  # the copy includes their content
+            for suffix in sqlite.SIDE_FILES:  # the copy includes their content
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             _overwrite(former.fileno())
-    except database_errors(OSError) as problem:
+    except sqlite.database_errors(OSError) as problem:
         raise StorageError(f"cannot write {path} under another key: {problem}; it is unchanged") from problem
     finally:
-        remove_database(copy)
+        sqlite.remove_database(copy)
     return True
 
 
@@ -132,12 +108,12 @@ def _opens(path: Path, key: bytes | None) -> bool:
     """Return whether the key fits, and no other process uses the database."""
     if (key is None) != _is_plain(path):
         return False
-    with contextlib.closing(connect(path, key=key, timeout_s=1.0)) as database:
+    with contextlib.closing(sqlite.connect(path, key=key, timeout_s=1.0)) as database:
         try:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            with transaction(database, "EXCLUSIVE"):
+            with sqlite.transaction(database, "EXCLUSIVE"):
                 database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except database_errors():
+        except sqlite.database_errors():
             return False
     return True
 
@@ -148,10 +124,10 @@ def _copy(path: Path, old: bytes | None, target: Path, new: bytes | None) -> Non
     try:
         former = path.stat()
         os.fchown(descriptor, former.st_uid, former.st_gid)  # root may rekey the files of the service's user
-        with contextlib.closing(connect(path, key=old, cipher=True)) as database:
+        with contextlib.closing(sqlite.connect(path, key=old, cipher=True)) as database:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            database.execute(f"ATTACH DATABASE ? AS target KEY {key_literal(new)}", (str(target),))
+            database.execute(f"ATTACH DATABASE ? AS target KEY {sqlite.key_literal(new)}", (str(target),))
             for name in ("auto_vacuum", "user_version", "application_id"):
                 value = int(database.execute(f"PRAGMA main.{name}").fetchone()[0])
                 database.execute(f"PRAGMA target.{name} = {value}")

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from edge_agent.core.errors import StorageError
 
-__all__ = ["FileLock"]
-
 
 class FileLock:
     """An exclusive lock on a file, held until `release` or the end of the process.
@@ -26,8 +24,7 @@ class FileLock:
     def acquire(self, *, wait: bool = False) -> bool:
         """Take the lock; return False when another process has it and `wait` is not set.
 
-        Raises:
-            StorageError: the file cannot be created, e.g. its folder does not exist.
+        StorageError when the file cannot be created, e.g. since its folder does not exist.
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -18,18 +18,6 @@ from typing import Any, Literal, cast
 
 from edge_agent.core.errors import ConfigError, DiskFull, StorageError
 
-__all__ = [
-    "MEMORY",
-    "SIDE_FILES",
-    "Description",
-    "connect",
-    "database_errors",
-    "is_damage",
-    "key_literal",
-    "remove_database",
-    "transaction",
-]
-
 MEMORY = ":memory:"
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
@@ -49,15 +37,14 @@ def connect(
 ) -> sqlite3.Connection:
     """Open or create a database, with mode 0600; SQLite gives its side files the same mode.
 
+    Connections of SQLCipher have the interface of sqlite3, but other error classes, see `database_errors`.
+
     Args:
-        path: the file, in an existing folder; None: in memory.
+        path: in an existing folder; None: in memory.
         key: 32 bytes, see `edge_agent.core.encryption`; None: the file is plain.
         timeout_s: how long a statement waits for a lock of another connection.
         pragmas: set in this order.
         cipher: use SQLCipher without a key too, which can attach encrypted databases.
-
-    Returns:
-        a connection of sqlite3, or one of SQLCipher, which has the same interface but other error classes.
 
     Raises:
         ConfigError: SQLCipher is needed and not installed.
@@ -96,8 +83,7 @@ def _sqlcipher() -> Any:  # noqa: ANN401 - a module without types
         from sqlcipher3 import dbapi2
     except ImportError as problem:
         raise ConfigError(
-            "an encrypted database needs SQLCipher: install edge-agent with the extra `encrypt` (pip install"
-            " 'edge-agent[encrypt]')"
+            "an encrypted database needs SQLCipher: pip install 'edge-agent[encrypt]'"
         ) from problem
     return dbapi2
 
@@ -141,13 +127,11 @@ def is_damage(problem: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A database in error messages."""
+    """A database in error messages; `damaged` and `locked` are advice that ends those about such a file."""
 
     path: Path | None
     damaged: str
-    """Advice that ends the message about a damaged file."""
     locked: str = "try again when it is done"
-    """Advice that ends the message about a file in use by another process."""
     role: str = ""
     """Precedes the path, e.g. "the outbox"."""
     keyed: bool = False

@@ -13,17 +13,11 @@ from pathlib import Path
 
 from edge_agent.core.errors import StorageError
 
-__all__ = ["AUDIT_FILE", "record"]
-
 AUDIT_FILE = "audit.jsonl"
 
 
 def record(state: Path, action: str, by: str, **counts: int) -> None:
-    """Append a line to the audit file in the state folder, and wait until it is on the disk.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """Append a line to the audit file in the state folder, and wait until it is on the disk."""
     line = {"time": round(time.time(), 3), "action": action, "by": by, **counts}
     try:
         descriptor = os.open(state / AUDIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -15,9 +15,7 @@ from typing import Protocol
 
 from edge_agent.core.structures import Decision, DecisionKind, Pictures
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.identity import Erased
-
-__all__ = ["Erasure", "Removed", "forget", "forget_all"]
+from edge_agent.gallery.rows import Erased
 
 _EVENTS_FACT = "events_to_erase"
 
@@ -43,9 +41,7 @@ class Removed:
 def forget(gallery: Gallery, number: int) -> Erased:
     """Erase a person from the gallery, and note what `Erasure.run` has to delete.
 
-    Raises:
-        InputError: there is no such identity.
-        StorageError: it could not be done; what was noted is deleted all the same.
+    InputError when there is no such identity. On StorageError, what was noted is deleted all the same.
     """
     _note(gallery, [gallery.get(number).id, *gallery.former_ids(number)])
     return gallery.forget(number)
@@ -66,10 +62,8 @@ def _note(gallery: Gallery, ids: Iterable[str]) -> None:
 class Erasure:
     """Notes which pictures show whom, and deletes what has to be deleted. Any thread may call it.
 
-    Args:
-        gallery: open.
-        events: deletes the events that contain this id from the outbox; returns how many.
-        folders: crop folders that the agent reads.
+    `events` deletes the events that contain an id from the outbox, and returns their number. `folders` are
+    those that the agent reads.
     """
 
     gallery: Gallery
@@ -98,10 +92,8 @@ class Erasure:
     def run(self) -> Removed:
         """Delete the events and pictures of all erased identities.
 
-        Pictures in folders that are not read now stay noted until they are.
-
-        Raises:
-            StorageError: some could not be deleted; they stay noted.
+        Pictures in folders that are not read now stay noted until they are, as does all that could not be
+        deleted (StorageError).
         """
         with self._lock:
             return Removed(self._erase_events(), self._erase_pictures())

@@ -7,7 +7,6 @@ import time as clock_module
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,19 +16,26 @@ from numpy.typing import NDArray
 from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.sqlite import MEMORY
-from edge_agent.gallery.builder import IndexBuilder
-from edge_agent.gallery.identity import Erased, GalleryStats, Identity, Kind, checked_name, new_id
 from edge_agent.gallery.notes import Facts, PictureNotes
 from edge_agent.gallery.retention import Retention
-from edge_agent.gallery.rows import Policy, checked_exemplars, checked_vectors
+from edge_agent.gallery.rows import (
+    Erased,
+    GalleryStats,
+    Identity,
+    Kind,
+    Policy,
+    checked_exemplars,
+    checked_name,
+    checked_vectors,
+    new_id,
+)
+from edge_agent.gallery.shortlist import IndexBuilder
 from edge_agent.gallery.store import Store
 from edge_agent.gallery.sync import Space, SyncedFile
 
 if TYPE_CHECKING:
     from edge_agent.core.config import GallerySettings, Settings
     from edge_agent.core.structures import EngineInfo
-
-__all__ = ["GALLERY_FILE", "Gallery", "open_gallery"]
 
 _log = structlog.get_logger(__name__)
 
@@ -43,10 +49,6 @@ class Gallery:
     All methods may be called from any thread. Vectors are float32 rows of unit length; times are Unix
     seconds. A number that no identity has raises InputError. Every method may raise StorageError (DiskFull
     when no space is left); file and index are then unchanged.
-
-    Attributes:
-        space, dimension: as given.
-        file, retention, builder, facts, pictures: see their classes.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Gallery:
 
         Args:
             path: the file, created with mode 0600 if missing (its folder with 0700), or `:memory:`.
-            settings: sizes, times to live and search.
+            settings: of the section `gallery`.
             space: id of the embedding space of all vectors.
             dimension: D, numbers in an embedding.
             owner: open it as the one live system that uses it; a second owner is refused. The owner's sizes
@@ -114,9 +116,7 @@ class Gallery:
         self.file.open(self._policy, owner=self._owner)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         """Close the file."""
         self.builder.close()
         self.file.close()
@@ -125,8 +125,6 @@ class Gallery:
         """Number of identities."""
         with self.file.reading():
             return len(self.file.revisions)
-
-    # ---- search
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Hold the lock for many calls; changes by other processes are noticed afterwards."""
@@ -138,15 +136,11 @@ class Gallery:
         """Return the `k` best identities of each query `(Q, D)`, best first.
 
         Of equal ones, the lower number comes first. Beyond `exact_up_to` identities one may be missing, see
-        `docs/gallery-growth.md`; the scores are exact.
+        `docs/gallery-growth.md`; the scores are exact. Errors as in `checked_vectors`.
 
         Returns:
             `(Q, k)` int64 numbers and `(Q, k)` float32 cosines of the query and the best exemplar. Where the
             gallery has fewer than `k` identities with exemplars, numbers are -1 and scores -inf.
-
-        Raises:
-            ValueError: not `(Q, D)`.
-            NonFiniteEmbedding: a query contains NaN or infinity.
         """
         queries = checked_vectors(vectors, self.dimension)
         with self.file.reading():
@@ -167,15 +161,12 @@ class Gallery:
             return self.file.revisions.keys() & numbers
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
-        """Return the present mark, and the identities that were added, changed or removed since `mark`.
+        """Return the present mark, and the identities added, changed or removed since `mark`; 0: ever.
 
-        The mark is that of an earlier call; 0 for never. None when the identities are not known any more:
-        then any may have changed.
+        None when the identities are not known any more: then any may have changed.
         """
         with self.file.reading():
             return self.file.changes_since(mark)
-
-    # ---- changes
 
     def enrol(
         self,
@@ -193,8 +184,8 @@ class Gallery:
         Args:
             vectors: `(M, D)` float32 exemplars, M at least 1; kept as in `add_exemplars`.
             qualities: `(M,)` 0..1, how well each shows the person.
-            name: what the operator calls the person.
-            kind: `enrolled` for people that were entered on purpose.
+            name: see `Identity`.
+            kind: see `Identity`.
             origin: track or file that contributed the exemplars, for `remove_origin`.
             camera: id of the source.
             time: when the person was seen.
@@ -239,19 +230,16 @@ class Gallery:
     def remove_origin(self, number: int, origin: str) -> int:
         """Remove what one origin contributed to an identity, e.g. a track that was another person.
 
-        An identity without exemplars is never found; it stays until it expires or is forgotten. Returns how
-        many exemplars were removed; 0 also when there is no such identity.
+        An identity without exemplars is never found; it stays until it expires or is forgotten. Returns the
+        number of removed exemplars; 0 also when there is no such identity.
         """
         with self.file.changing() as content:
             return content.remove_origin(number, origin)
 
     def touch(self, number: int, time: float, *, sighting: bool = True) -> None:
-        """Note that a person was seen at `time`, which postpones the expiry.
+        """Note that a person was seen at `time`, which postpones the expiry; `last_seen` never falls.
 
-        Args:
-            number: of the identity.
-            time: `last_seen` becomes this, unless it is later already.
-            sighting: count one more sighting; False for a person who is still present.
+        With `sighting`, one more is counted; not for a person who is still present.
         """
         with self.file.changing(durable=False) as content:
             moved = "last_seen = max(last_seen, ?), sightings = sightings + ?"
@@ -272,8 +260,7 @@ class Gallery:
     def rename(self, number: int, name: str | None) -> Identity:
         """Name a person, which makes the identity `enrolled`; None removes the name, and the kind stays.
 
-        Raises:
-            InputError: the name is taken or unusable.
+        InputError when the name is taken or unusable.
         """
         label = None if name is None else checked_name(name)
         with self.file.changing() as content:

@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from edge_agent.gallery.shortlist import Codes
 
-__all__ = ["ExemplarIndex"]
-
 _FIRST_ROWS = 64
 _BLOCK = 1 << 20
 """Scores computed at a time: 4 MB, whatever the size of the gallery."""
@@ -41,24 +39,23 @@ _LONGEST = 4096
 _ENCODED = 1024
 """Rows encoded at a time: about ten milliseconds."""
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+Vectors = NDArray[np.float32]
 
 
 class ExemplarIndex:
     """Embeddings grouped by identity, in matrices that double when they are full.
 
-    Not safe for use by several threads at once: `SyncedFile` has the lock.
-
-    Attributes:
-        shortlist: codes of the rows, or None. After setting it, call `encode` until it contains all.
+    Not safe for use by several threads at once: `SyncedFile` has the lock. After setting `shortlist`, call
+    `encode` until it contains all rows.
     """
 
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension
-        self._slots: list[NDArray[np.float32]] = []
+        self._slots: list[Vectors] = []
         self._used: list[int] = []  # rows in use of each slot, never rising from one slot to the next
         self._numbers: NDArray[np.int64] = np.empty(_FIRST_ROWS, np.int64)
         self._place: dict[int, int] = {}
-        self._scratch: NDArray[np.float32] = np.empty(0, np.float32)
+        self._scratch: Vectors = np.empty(0, np.float32)
         self.shortlist: Codes | None = None
 
     def __len__(self) -> int:
@@ -71,7 +68,7 @@ class ExemplarIndex:
         codes = self.shortlist.nbytes if self.shortlist is not None else 0
         return sum(slot.nbytes for slot in self._slots) + self._scratch.nbytes + codes
 
-    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
         """Return copies of exemplars, see `Gallery.vectors`."""
         here = [number for number in numbers if number in self._place]
         places = np.array([self._place[number] for number in here], np.int64)
@@ -89,14 +86,12 @@ class ExemplarIndex:
         self,
         numbers: NDArray[np.int64],
         counts: NDArray[np.int64],
-        rows: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]],
+        rows: Iterator[tuple[NDArray[np.int64], Vectors]],
     ) -> None:
         """Replace the content, without a second copy of it in memory; drops the shortlist.
 
-        Args:
-            numbers: `(I,)` identities, rising.
-            counts: `(I,)` exemplars of each, at least 1.
-            rows: batches of all exemplars, each identity's in order: `(N,)` identities, `(N, D)` vectors.
+        `numbers` `(I,)` are rising identities with `counts` `(I,)` exemplars, at least 1. `rows` has batches
+        of all exemplars, each identity's in order: `(N,)` identities, `(N, D)` vectors.
         """
         falling = np.argsort(-counts, kind="stable")
         places = np.empty(len(numbers), np.int64)
@@ -123,7 +118,7 @@ class ExemplarIndex:
                 here = slots == slot
                 self._slots[slot][places[of[here]]] = vectors[here]
 
-    def put(self, number: int, vectors: NDArray[np.float32]) -> None:
+    def put(self, number: int, vectors: Vectors) -> None:
         """Set the exemplars `(M, D)` of an identity; M = 0 removes it."""
         for _ in range(self._count(number) - len(vectors)):
             self._shrink(number)
@@ -133,7 +128,7 @@ class ExemplarIndex:
         for slot in range(self._count(number), len(vectors)):
             self._grow(number, slot, vectors[slot])
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
         """Return the `k` best identities of each query `(Q, D)`, see `Gallery.search`."""
         found = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
@@ -146,15 +141,13 @@ class ExemplarIndex:
             self._search_all(queries, found, scores)
         return found, scores
 
-    # ---- shortlist
-
     @property
     def listed(self) -> bool:
         """Whether searches use the shortlist: there is one, and it contains every row."""
         codes = self.shortlist
         return codes is not None and all(codes.filled(s) == used for s, used in enumerate(self._used))
 
-    def sample(self, most: int) -> NDArray[np.float32]:
+    def sample(self, most: int) -> Vectors:
         """Return at most `most` rows, evenly spaced: `(N, D)` float32; deterministic."""
         step = max(1, -(-sum(self._used) // most))
         return np.concatenate(
@@ -177,11 +170,7 @@ class ExemplarIndex:
         if self.shortlist is not None and place <= self.shortlist.filled(slot):
             self.shortlist.put(slot, place, self._slots[slot][place : place + 1])
 
-    # ---- inside
-
-    def _search_all(
-        self, queries: NDArray[np.float32], found: NDArray[np.int64], scores: NDArray[np.float32]
-    ) -> None:
+    def _search_all(self, queries: Vectors, found: NDArray[np.int64], scores: Vectors) -> None:
         """Compare block by block; of each block only scores above the `k` best so far are sorted."""
         k = found.shape[1]
         width = max(_FIRST_ROWS, 4 * k, _BLOCK // len(queries))
@@ -195,13 +184,7 @@ class ExemplarIndex:
             rows, columns = np.nonzero(block >= floor)
             _sort_in(rows, self._numbers[first + columns], block[rows, columns], found, scores)
 
-    def _search_listed(
-        self,
-        queries: NDArray[np.float32],
-        count: int,
-        found: NDArray[np.int64],
-        scores: NDArray[np.float32],
-    ) -> None:
+    def _search_listed(self, queries: Vectors, count: int, found: NDArray[np.int64], scores: Vectors) -> None:
         assert self.shortlist is not None  # `listed`
         places = self.shortlist.places(queries, count)
         rows, columns = np.nonzero(places >= 0)
@@ -214,7 +197,7 @@ class ExemplarIndex:
             best[some] = self._score_pairs(queries, rows[some], places[some])
         _sort_in(rows, self._numbers[places], best, found, scores)
 
-    def _score(self, queries: NDArray[np.float32], first: int, best: NDArray[np.float32]) -> None:
+    def _score(self, queries: Vectors, first: int, best: Vectors) -> None:
         """Compute best-exemplar cosines of the identities from place `first` on, one for each column."""
         for slot, (matrix, used) in enumerate(zip(self._slots, self._used, strict=True)):
             columns = min(best.shape[1], used - first)
@@ -228,9 +211,7 @@ class ExemplarIndex:
                 _multiply(queries, rows, product)
                 np.maximum(best[:, :columns], product, out=best[:, :columns])
 
-    def _score_pairs(
-        self, queries: NDArray[np.float32], rows: NDArray[np.int64], places: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _score_pairs(self, queries: Vectors, rows: NDArray[np.int64], places: NDArray[np.int64]) -> Vectors:
         """Return `(N,)` best-exemplar cosines of query `rows[n]` and the identity at `places[n]`."""
         best = np.full(len(places), -np.inf, np.float32)
         for matrix, used in zip(self._slots, self._used, strict=True):
@@ -241,7 +222,7 @@ class ExemplarIndex:
             best[here] = np.maximum(best[here], products)
         return best
 
-    def _room_for(self, rows: int, columns: int) -> NDArray[np.float32]:
+    def _room_for(self, rows: int, columns: int) -> Vectors:
         """Return a reused `(rows, columns)` buffer: new pages each time would cost more than the maximum."""
         if self._scratch.size < rows * columns:
             self._scratch = np.empty(rows * columns, np.float32)
@@ -251,7 +232,7 @@ class ExemplarIndex:
         place = self._place.get(number)
         return 0 if place is None else sum(used > place for used in self._used)
 
-    def _grow(self, number: int, count: int, vector: NDArray[np.float32]) -> None:
+    def _grow(self, number: int, count: int, vector: Vectors) -> None:
         """Add one exemplar to an identity that has `count`, keeping the order by falling count."""
         if count == len(self._slots):
             self._slots.append(np.empty((_FIRST_ROWS, self._dimension), np.float32))
@@ -292,7 +273,7 @@ class ExemplarIndex:
         self._place[int(self._numbers[b])] = b
 
 
-def _multiply(queries: NDArray[np.float32], rows: NDArray[np.float32], products: NDArray[np.float32]) -> None:
+def _multiply(queries: Vectors, rows: Vectors, products: Vectors) -> None:
     """Multiply `(Q, D)` and `(N, D)` into `(Q, N)`."""
     if len(queries) == 1:  # limited by memory bandwidth; OpenBLAS takes a fifth longer
         np.einsum("nd,d->n", rows, queries[0], out=products[0])
@@ -303,9 +284,9 @@ def _multiply(queries: NDArray[np.float32], rows: NDArray[np.float32], products:
 def _sort_in(
     rows: NDArray[np.int64],
     numbers: NDArray[np.int64],
-    values: NDArray[np.float32],
+    values: Vectors,
     found: NDArray[np.int64],
-    scores: NDArray[np.float32],
+    scores: Vectors,
 ) -> None:
     """Merge candidates `(N,)` into the sorted results `(Q, k)` of their rows."""
     count, k = found.shape
@@ -320,10 +301,7 @@ def _sort_in(
 
 
 def _extended(rows: NDArray[_Scalar], needed: int) -> NDArray[_Scalar]:
-    """Return the array, or a copy with room for twice `needed` rows, so that row `needed` exists.
-
-    Then the next additions move nothing; unused pages take no memory.
-    """
+    """Return the array, or a copy of twice `needed` rows; unused pages of it take no memory."""
     if needed < len(rows):
         return rows
     longer = np.empty((max(_FIRST_ROWS, 2 * needed), *rows.shape[1:]), rows.dtype)

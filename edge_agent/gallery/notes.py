@@ -10,8 +10,6 @@ from typing import Any
 from edge_agent.core.structures import Pictures
 from edge_agent.gallery.sync import SyncedFile
 
-__all__ = ["Facts", "PictureNotes"]
-
 
 class Facts:
     """JSON values by key, e.g. the score statistics of the site.
@@ -29,11 +27,7 @@ class Facts:
         return None if text is None else json.loads(text)
 
     def set(self, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Store a value; None removes it. A power cut may undo this.
-
-        Raises:
-            ValueError: not a JSON value, or it contains a non-finite number.
-        """
+        """Store a value; None removes it. A power cut may undo this. ValueError: not JSON, or not finite."""
         self.change(key, lambda _: value, durable=False)
 
     def change(self, key: str, change: Callable[[Any], Any], *, durable: bool = True) -> None:

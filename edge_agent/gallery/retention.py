@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from edge_agent.core.errors import StorageError
-from edge_agent.gallery.identity import Identity
-from edge_agent.gallery.rows import Policy, Rows
+from edge_agent.gallery.rows import Identity, Policy, Rows
 from edge_agent.gallery.sync import SyncedFile
 
 if TYPE_CHECKING:
     from edge_agent.core.config import GallerySettings
-
-__all__ = ["Retention"]
 
 _log = structlog.get_logger(__name__)
 
@@ -64,9 +61,7 @@ class Retention:
         """Erase identities in the present transaction until `wanted` more fit.
 
         First those that have expired by `now`, then, with `evict`, the longest unseen `auto` identities.
-
-        Raises:
-            StorageError: too few may be erased.
+        StorageError when too few may be erased.
         """
         capacity = rows.policy.capacity
         missing = wanted - (capacity - len(self._file.revisions))

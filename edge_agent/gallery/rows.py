@@ -1,24 +1,24 @@
-"""SQL statements of the gallery. Methods that write belong inside `Store.change`."""
+"""Identities and their exemplars in the gallery file: SQL statements, and the rules for ids and names."""
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
-from edge_agent.gallery.diversity import diverse_rows
-from edge_agent.gallery.identity import Erased, Identity
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
     from edge_agent.core.config import GallerySettings
 
-__all__ = ["Policy", "Rows", "Source", "checked_exemplars", "checked_vectors"]
-
+Kind = Literal["auto", "enrolled"]
+"""`auto`: an unknown person who was seen well enough; `enrolled`: entered or named by an operator."""
 Source = tuple[float, str, str, float]
 """Quality, origin, camera and time of one exemplar."""
 
@@ -33,6 +33,93 @@ _SET_EXPIRY = (
     "UPDATE identity SET expires = CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN last_seen + ttl"
     " WHEN kind = 'auto' THEN last_seen + ? ELSE last_seen + ? END"
 )
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # base32, lower case: safe in topics and file names
+_ID_CHARACTERS = 12  # 60 random bits: a collision among 10,000 identities has a probability of 4e-11
+_ID_FORM = re.compile(r"p-[a-z2-7]{12}")
+_LONGEST_NAME = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One person in the gallery. Times are Unix seconds.
+
+    Attributes:
+        number: counts identities within this gallery file, from 1; never reused.
+        id: opaque and random, the same wherever the identity is exported to.
+        name: what the operator calls the person, unique in the gallery, or None.
+        kind: `auto` identities may be evicted from a full gallery; each kind has its own time to live.
+        created, last_seen: when it was enrolled and last touched.
+        expires: when it will be erased, or None for never.
+        ttl_s: its own time to live in seconds, 0.0 for ever; None: that of its kind.
+        exemplars: number of embeddings.
+        sightings: one for the enrolment, one for each touch that counts.
+    """
+
+    number: int
+    id: str
+    name: str | None
+    kind: Kind
+    created: float
+    last_seen: float
+    expires: float | None
+    ttl_s: float | None
+    exemplars: int
+    sightings: int
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """An identity that was removed from the disk and from memory: its `exemplars`, in all `bytes` long, too.
+
+    `former_ids` are those of identities that had been merged into it.
+    """
+
+    number: int
+    id: str
+    name: str | None
+    exemplars: int
+    former_ids: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Number of identities that were added, and skipped because their id was in the gallery already."""
+
+    added: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryStats:
+    """Size and content of a gallery.
+
+    Attributes:
+        identities: of both kinds; `enrolled` and `named` of them have that kind, or a name.
+        capacity, max_exemplars, ttl_s, enrolled_ttl_s: see `edge_agent.gallery.rows.Policy`.
+        oldest_seen, newest_seen: earliest and latest `last_seen`, None while the gallery is empty.
+        evicted: identities erased for lack of space since the gallery was opened.
+        file_bytes: size on disk with its write-ahead log, 0 in memory.
+        index_bytes: size of the search matrices in memory.
+        Others: as of the gallery.
+    """
+
+    path: str
+    space: str
+    dimension: int
+    identities: int
+    enrolled: int
+    named: int
+    exemplars: int
+    capacity: int
+    max_exemplars: int
+    ttl_s: float | None
+    enrolled_ttl_s: float | None
+    oldest_seen: float | None
+    newest_seen: float | None
+    evicted: int
+    file_bytes: int
+    index_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +145,9 @@ class Policy:
 
 
 class Rows:
-    """The content of an open gallery file.
+    """The content of an open gallery file. Methods that write belong inside `Store.change`.
 
-    Attributes:
-        store: the file.
-        policy: in force; changed by `store_policy`.
-        changed: identities whose exemplars the current transaction has changed or removed.
+    `changed` are the identities whose exemplars the current transaction has changed or removed.
     """
 
     def __init__(self, store: Store, dimension: int, policy: Policy) -> None:
@@ -71,8 +155,6 @@ class Rows:
         self.policy = policy
         self.changed: set[int] = set()
         self._dimension = dimension
-
-    # ---- identities
 
     def identity(self, number: int) -> Identity:
         """Return one identity; InputError when there is none of this number."""
@@ -176,8 +258,6 @@ class Rows:
         times = self.policy.ttl_s, self.policy.enrolled_ttl_s
         self.store.run(f"{_SET_EXPIRY} WHERE number = ?", (*times, number))
 
-    # ---- exemplars
-
     def add_exemplars(self, number: int, vectors: NDArray[np.float32], sources: Sequence[Source]) -> int:
         """Insert exemplars `(M, D)` and prune to the most diverse; return how many of these are kept."""
         before = int(self.store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
@@ -194,10 +274,8 @@ class Rows:
 
     def remove_origin(self, number: int, origin: str) -> int:
         """Delete the exemplars of one origin; return how many there were."""
-        gone = self.store.run(
-            "DELETE FROM exemplar WHERE number = ? AND origin = ?", (number, origin)
-        ).rowcount
-        if gone:
+        statement = "DELETE FROM exemplar WHERE number = ? AND origin = ?"
+        if gone := self.store.run(statement, (number, origin)).rowcount:
             self._mark(number)
         return gone
 
@@ -238,12 +316,48 @@ class Rows:
         self.store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
 
 
+def new_id() -> str:
+    """Return a new opaque id: `p-` and 12 random base32 characters."""
+    return "p-" + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_CHARACTERS))
+
+
+def checked_name(name: str) -> str:
+    """Return the name without surrounding blanks.
+
+    Raises:
+        InputError: it is empty, too long, has control characters, or reads as a number or an id.
+    """
+    plain = name.strip()
+    if not plain or len(plain) > _LONGEST_NAME or not plain.isprintable():
+        raise InputError(f"{name!r} is not a usable name: give 1 to {_LONGEST_NAME} printable characters")
+    if plain.isdecimal() or _ID_FORM.fullmatch(plain):
+        raise InputError(f"{name!r} is not a usable name: it reads as a number or id; add a letter to it")
+    return plain
+
+
+def diverse_rows(vectors: NDArray[np.float32], qualities: NDArray[np.float32], most: int) -> NDArray[np.intp]:
+    """Return the rising indices of at most `most` rows that differ from each other and are of good quality.
+
+    The rows `(N, D)` of unit length are added in order, oldest first. Whenever there are more than `most`,
+    the two most similar (highest cosine) are found, and the one of lower quality, 0..1, is dropped; of two
+    equal ones, the later. So each view of a person is represented by its best picture, a new view displaces a
+    redundant one, and the result depends only on the rows and their order.
+    """
+    kept = list(range(min(most, len(vectors))))
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    for newcomer in range(most, len(vectors)):
+        kept.append(newcomer)
+        among = cosines[np.ix_(kept, kept)]
+        older, newer = sorted(divmod(int(among.argmax()), len(kept)))
+        kept.pop(older if qualities[kept[older]] < qualities[kept[newer]] else newer)
+    return np.asarray(kept, np.intp)
+
+
 def checked_vectors(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
     """Return vectors as contiguous float32 `(N, D)`.
 
-    Raises:
-        ValueError: of another shape.
-        NonFiniteEmbedding: one contains NaN or infinity.
+    ValueError when they are of another shape, NonFiniteEmbedding when one contains NaN or infinity.
     """
     rows = np.ascontiguousarray(vectors, np.float32)
     if rows.ndim != 2 or rows.shape[1] != dimension:
@@ -258,9 +372,7 @@ def checked_exemplars(
 ) -> tuple[NDArray[np.float32], list[float]]:
     """Return vectors `(N, D)`, scaled to length 1 exactly, and their qualities.
 
-    Raises:
-        ValueError: a shape is wrong, a vector is not of length 1, or a quality is not finite.
-        NonFiniteEmbedding: as in `checked_vectors`.
+    ValueError also when a vector is not of length 1, or a quality is not finite; as in `checked_vectors`.
     """
     rows = checked_vectors(vectors, dimension)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -17,8 +17,6 @@ from edge_agent.core.encryption import check_plainness
 from edge_agent.core.errors import StorageError
 from edge_agent.core.sqlite import Description, connect, database_errors, transaction
 
-__all__ = ["Store"]
-
 _APPLICATION = 0x45414731  # "EAG1": distinguishes a gallery from other SQLite files
 _LAYOUT = 2
 _BUSY_S = 10.0  # another process holds the lock for one small change; an import may take longer
@@ -85,10 +83,7 @@ class Store:
     def __init__(self, path: Path | None, *, key: bytes | None = None, check: bool = True) -> None:
         """Open or create the file, with mode 0600 (its folder with 0700); None keeps everything in memory.
 
-        Args:
-            path: of the file.
-            key: see `connect`.
-            check: search the whole file for damage.
+        With `check`, the whole file is searched for damage.
 
         Raises:
             StorageError: not a gallery, damaged, of a newer layout, of another key, or not accessible.
@@ -103,7 +98,6 @@ class Store:
             " edge-agent gallery import FILE",
         )
         self.where = self._description.name
-        """Path of the file in messages."""
         self.damage = self._description.damage
         with self._description.translated():
             if path is not None:
@@ -178,21 +172,17 @@ class Store:
     def scrub(self, *, wait: bool) -> bool:
         """Free the pages of deleted rows, and empty the write-ahead log, which contains copies of them.
 
-        `secure_delete` has zeroed the rows. VACUUM would add nothing to that, but rewrite the whole file,
-        which takes seconds at 10,000 identities and wears flash. Uses its own connection, so this store
-        stays usable. With `wait`, waits up to ten seconds for other processes that are reading the log.
-        Returns whether the log was emptied.
+        `secure_delete` has zeroed the rows; VACUUM would rewrite the file, which takes seconds at 10,000
+        identities and wears flash. Uses its own connection, so this store stays usable. With `wait`, waits up
+        to ten seconds for other processes that are reading the log. Returns whether the log was emptied.
         """
         if self.path is None:
             return True
         wait_s = _BUSY_S if wait else 0.0
         deadline = time.monotonic() + wait_s
-        with (
-            self._description.translated(),
-            contextlib.closing(
-                connect(self.path, key=self._key, timeout_s=wait_s, pragmas=_PRAGMAS)
-            ) as connection,
-        ):
+        with self._description.translated(), contextlib.ExitStack() as stack:
+            connection = connect(self.path, key=self._key, timeout_s=wait_s, pragmas=_PRAGMAS)
+            stack.callback(connection.close)
             while not _empty_log(connection):
                 # SQLite's own timeout does not cover every kind of conflict between two connections.
                 if time.monotonic() >= deadline:

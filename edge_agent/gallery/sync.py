@@ -23,8 +23,6 @@ from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.rows import Policy, Rows
 from edge_agent.gallery.store import Store
 
-__all__ = ["Space", "SyncedFile", "owner_lock"]
-
 _NAMED_CHANGES = 1000
 """Latest changes that `changes_since` can name."""
 _COUNT_CHANGE = (  # of identities and exemplars: other processes then read the revisions again
@@ -55,14 +53,9 @@ def owner_lock(gallery: Path) -> FileLock:
 
 
 class SyncedFile:
-    """An open gallery file, its lock, and its index.
+    """An open gallery file, its index, and the lock that every method holds which reads or changes.
 
-    Attributes:
-        where: path in messages.
-        space: embedding space of all vectors.
-        lock: held by every method that reads or changes.
-        index: embeddings in memory.
-        revisions: by number of each identity: changes with its exemplars.
+    `revisions` has a number for each identity, which changes with its exemplars.
     """
 
     def __init__(self, path: Path | None, space: Space, key: bytes | None) -> None:
@@ -81,15 +74,11 @@ class SyncedFile:
         self._data_version = -1
         self._exclusive = 0
 
-    # ---- opening
-
     def open(self, policy: Policy, *, owner: bool) -> None:
         """Open the file and load the index; see `Gallery.__enter__`."""
         store = Store(self._path, key=self._key)
         self._open_rows = Rows(store, self.space.dimension, policy)
         try:
-            if owner:
-                self._own()
             self._settle(self._open_rows, owner=owner)
             self._synchronise()
         except BaseException:
@@ -108,16 +97,14 @@ class SyncedFile:
             self.revisions = {}
             self._data_version = -1
 
-    def _own(self) -> None:
-        lock = self._owner_lock
+    def _settle(self, rows: Rows, *, owner: bool) -> None:
+        """Lock the file of an owner; give an empty one this space; determine whose policy applies."""
+        lock = self._owner_lock if owner else None
         if lock is not None and not lock.acquire():
             raise StorageError(
                 f"{self.where} is in use by another edge-agent (process {lock.holder()}); "
                 "stop that one, or give this one its own state folder"
             )
-
-    def _settle(self, rows: Rows, *, owner: bool) -> None:
-        """Give an empty file this space; determine whose policy applies."""
         store, policy = rows.store, rows.policy
         space, stored = Space.stored(store), Policy.stored(store)
         if (space, stored) == (self.space, policy):
@@ -158,8 +145,6 @@ class SyncedFile:
             f" with `edge-agent gallery forget --all --state {folder}`"
         )
 
-    # ---- use
-
     @contextlib.contextmanager
     def reading(self) -> Iterator[Rows]:
         """Hold the lock, with the index up to date."""
@@ -171,11 +156,7 @@ class SyncedFile:
 
     @contextlib.contextmanager
     def changing(self, *, durable: bool = True) -> Iterator[Rows]:
-        """Hold the lock for one transaction; then update the index.
-
-        Args:
-            durable: see `Store.change`.
-        """
+        """Hold the lock for one transaction, see `Store.change`; then update the index."""
         with self.lock:
             rows = self._rows
             rows.changed.clear()
@@ -192,7 +173,7 @@ class SyncedFile:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the lock for many reads, without looking for changes of other processes in between."""
+        """Hold the lock for many reads; changes by other processes are noticed afterwards."""
         with self.reading():
             self._exclusive += 1
             try:
@@ -220,8 +201,6 @@ class SyncedFile:
         if self._open_rows is None:
             raise RuntimeError("the gallery is not open: use it in a `with` block")
         return self._open_rows
-
-    # ---- following the file
 
     def _synchronise(self) -> None:
         """Read what other connections changed in the file since the last call; everything at the first."""

@@ -26,7 +26,7 @@ Vector = NDArray[np.float32]
 
 
 class KnownIdentity(Protocol):
-    """The properties of an identity that the decision uses; see `edge_agent.gallery.identity.Identity`."""
+    """The properties of an identity that the decision uses; see `edge_agent.gallery.rows.Identity`."""
 
     @property
     def number(self) -> int: ...

@@ -23,8 +23,8 @@ from edge_agent.core.errors import InputError, NonFiniteEmbedding, SpaceMismatch
 from edge_agent.core.structures import Pictures
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.archive import export_gallery, import_archive
-from edge_agent.gallery.diversity import diverse_rows
 from edge_agent.gallery.index import ExemplarIndex
+from edge_agent.gallery.rows import diverse_rows
 
 D = 16
 Vectors = NDArray[np.float32]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-import edge_agent.gallery.builder as builder_module
 import edge_agent.gallery.index as index_module
+import edge_agent.gallery.shortlist as shortlist_module
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.gallery import Gallery
@@ -302,7 +302,7 @@ def test_a_library_that_fails_leaves_search_exact(
     def failing(sample: Vectors) -> Any:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(builder_module, "Codes", failing)
+    monkeypatch.setattr(shortlist_module, "Codes", failing)
     rows = next(people(LIMIT + 5))
     numbers = enrol(opened, rows)
     with capture_logs() as logged:

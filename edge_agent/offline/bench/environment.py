@@ -27,22 +27,28 @@ def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplar
 
     The gallery's own import writes the file, so it is the same as an agent's.
     """
-    from edge_agent.gallery.archive import Archive, ArchivedIdentity, import_archive, write_archive
+    from edge_agent.gallery.archive import Archive, ArchivedIdentity, Exemplar, import_archive, write_archive
     from edge_agent.gallery.gallery import open_gallery
-    from edge_agent.gallery.identity import new_id
+    from edge_agent.gallery.rows import new_id
 
     if not identities:
         return
     random, now = np.random.default_rng(5), time.time()
-    facts = tuple((0.9, "bench", "bench", now) for _ in range(exemplars))
-    people = []
-    for _ in range(identities):
+    source = Exemplar(quality=0.9, origin="bench", camera="bench", time=now)
+    known = {"name": None, "kind": "auto", "created": now, "last_seen": now, "sightings": 1, "former_ids": ()}
+    people = tuple(
+        ArchivedIdentity.model_validate({**known, "id": new_id(), "exemplars": (source,) * exemplars})
+        for _ in range(identities)
+    )
+    vectors = np.empty((identities, exemplars, info.dimension), np.float32)
+    for rows in vectors:
         middle = random.standard_normal(info.dimension, np.float32)
-        rows = middle + 0.5 * random.standard_normal((exemplars, info.dimension), np.float32)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        people.append(ArchivedIdentity(new_id(), None, "auto", now, now, 1, None, (), facts, rows))
+        rows[:] = middle + 0.5 * random.standard_normal((exemplars, info.dimension), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     archive = settings.state_dir / "people.zip"
-    write_archive(archive, Archive(info.space, info.dimension, tuple(people), {}))
+    write_archive(
+        archive, Archive(info.space, info.dimension, people, {}, vectors.reshape(-1, info.dimension))
+    )
     with open_gallery(settings, info, owner=True) as gallery:
         import_archive(gallery, archive)
     archive.unlink()
