@@ -1,11 +1,11 @@
 """One command for every figure: `python -m benchmarks`.
 
     python -m benchmarks [--only NAME ...]        run, and write a JSON file each into benchmarks/results
-    python -m benchmarks --quick --output DIR     seconds each, to see whether all of them work
+    python -m benchmarks --quick --output DIR     seconds each, to check that all of them work
     python -m benchmarks --list
-    python -m benchmarks report                   put the results into docs/performance.md
+    python -m benchmarks report                   write the results into docs/performance.md
 
-What needs material that is not here is skipped; what fails is told at the end, and the rest goes on.
+Benchmarks whose material is missing are skipped; failures are reported at the end, and the rest continues.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from benchmarks.catalogue import REPO, Benchmark, Step, catalogue
 from edge_agent.core.errors import InputError
 
 STOP_S = 10.0
-"""Between asking a command to end and ending it."""
+"""Time between SIGTERM and SIGKILL."""
 
 
 class Failed(Exception):
-    """A command gave no result; its text says why."""
+    """A command produced no result; the text has the reason."""
 
 
 def main() -> int:
-    """Exit code: 1 when something failed."""
+    """Run the command line; return 1 if a benchmark failed."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     options.add_argument("action", nargs="?", choices=("run", "report"), default="run")
-    options.add_argument("--quick", action="store_true", help="short runs, to see whether all of them work")
-    options.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
-    options.add_argument("--list", action="store_true", help="names, and what they need")
-    options.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results when absent")
+    options.add_argument("--quick", action="store_true", help="short runs, to check that all of them work")
+    options.add_argument("--only", nargs="+", metavar="NAME", help="only these")
+    options.add_argument("--list", action="store_true", help="show the names")
+    options.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results by default")
     options.add_argument(
         "--shared", type=Path, default=Path(os.path.relpath(REPO.parent / "shared", REPO)), metavar="DIR",
-        help="real material: data/vtest.avi, models/*.onnx; ../shared when absent",
+        help="real material: data/vtest.avi, models/*.onnx; ../shared by default",
     )  # fmt: skip
     chosen = options.parse_args()
     os.chdir(REPO)
@@ -62,15 +62,15 @@ def main() -> int:
             print(f"{benchmark.name:18} {benchmark.about}")
         return 0
     if chosen.quick and chosen.output is None:
-        options.error("--quick needs --output: what it gives is no result to keep")
+        options.error("--quick needs --output: short runs must not replace results")
     folder = chosen.output or results.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return run(wanted, folder, quick=chosen.quick)
 
 
 def run(wanted: list[Benchmark], folder: Path, *, quick: bool) -> int:
-    """Run them one after the other; 1 when a command of one failed."""
-    told: dict[str, str] = {}
+    """Run the benchmarks in sequence; return 1 if a command failed."""
+    outcomes: dict[str, str] = {}
     failed = False
     for number, benchmark in enumerate(wanted, 1):
         began = time.monotonic()
@@ -78,20 +78,20 @@ def run(wanted: list[Benchmark], folder: Path, *, quick: bool) -> int:
         missing = [str(path) for path in benchmark.needs if not path.exists()]
         missing += [name for name in benchmark.modules if importlib.util.find_spec(name) is None]
         if missing:
-            told[benchmark.name] = f"skipped: {missing[0]} is not there"
+            outcomes[benchmark.name] = f"skipped: {missing[0]} is missing"
             continue
         problems = _measure(benchmark, folder, quick=quick)
         failed |= bool(problems)
         took = f"{time.monotonic() - began:.0f} s"
-        told[benchmark.name] = f"failed: {'; '.join(problems)}" if problems else f"done in {took}"
+        outcomes[benchmark.name] = f"failed: {'; '.join(problems)}" if problems else f"done in {took}"
     print()
-    for name, outcome in told.items():
+    for name, outcome in outcomes.items():
         print(f"{name:18} {outcome}")
     return int(failed)
 
 
 def _measure(benchmark: Benchmark, folder: Path, *, quick: bool) -> list[str]:
-    """Run its steps and write what they gave; says what failed. Without any result an old file stays."""
+    """Run the steps and write their results; return the failures. Without a result the old file is kept."""
     begin = results.circumstances()
     steps: list[dict[str, Any]] = []
     problems = []
@@ -112,10 +112,10 @@ def _measure(benchmark: Benchmark, folder: Path, *, quick: bool) -> list[str]:
 
 
 def _run(step: Step) -> Any:  # noqa: ANN401 - JSON
-    """The result of one command.
+    """Return the result of one command.
 
     Raises:
-        Failed: it failed, took too long, or gave no JSON.
+        Failed: it failed, exceeded its time limit, or produced no JSON.
     """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "result.json"
@@ -126,27 +126,27 @@ def _run(step: Step) -> Any:  # noqa: ANN401 - JSON
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             try:
-                printed, said = process.communicate(timeout=step.limit_s)
+                printed, errors = process.communicate(timeout=step.limit_s)
             except subprocess.TimeoutExpired:
                 raise Failed(f"{step.words[0]} took more than {step.limit_s:.0f} s") from None
             finally:
                 _end(process)
         if process.returncode:
-            last = (said.strip() or printed.strip()).splitlines()[-1:] or ["it said nothing"]
+            last = (errors.strip() or printed.strip()).splitlines()[-1:] or ["no output"]
             raise Failed(f"{step.words[0]} ended with {process.returncode}: {last[0]}")
         try:
             return json.loads(printed if step.prints else file.read_text(), parse_constant=_refuse)
         except (OSError, ValueError) as problem:
-            raise Failed(f"{step.words[0]} gave no result: {problem}") from problem
+            raise Failed(f"{step.words[0]} produced no result: {problem}") from problem
 
 
 def _refuse(word: str) -> None:
-    """JSON has neither NaN nor infinity."""
-    raise ValueError(f"{word} is no result")
+    """Refuse NaN and infinity, which are not JSON."""
+    raise ValueError(f"{word} is not a result")
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the command and whatever it started, a broker for example."""
+    """Terminate the command and its children, for example a broker."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:

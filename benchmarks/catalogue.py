@@ -1,4 +1,4 @@
-"""All benchmarks: what each runs, what it needs, and how long it may take."""
+"""All benchmarks: commands, requirements and time limits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FASTER = {"0.5": "half", "2": "x2", "4": "x4", "8": "x8"}
 """What-if engines of `benchmarks/engines/`, by their rate over the published one."""
 GROWTH_FPS = 15.0
 PLENTY_FPS = 75.0
-"""Of 8 cameras with 8 people: about as many crops as the host takes, in frames few enough to cost little."""
+"""For 8 cameras with 8 people: about the largest number of crops that the host can process."""
 START_S = 120.0
-"""Longest time of a pipeline run beside its measurement: gallery, streets, broker, warm-up, end."""
+"""Longest time of a pipeline run in addition to its measurement: gallery, streets, broker, warm-up, end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Step:
     """One command of a benchmark.
 
     Attributes:
-        point: what is different from the benchmark's other steps.
-        words: what follows `python -m`.
-        limit_s: after this it is ended, and has failed.
-        prints: whether the result is what it prints; else it is what it writes to `--output`.
+        point: differences to the benchmark's other steps.
+        words: arguments of `python -m`.
+        limit_s: time after which it is terminated and counts as failed.
+        prints: whether the result is printed; else it is written to `--output`.
     """
 
     point: Mapping[str, Any]
@@ -40,14 +40,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A few commands whose results belong together.
+    """Commands with a common result file.
 
     Attributes:
         name: of its file in `benchmarks/results/`.
         about: one line for `--list` and the report.
-        steps: in the order in which they run.
-        needs: files that must be there, else it is skipped.
-        modules: the same of Python modules.
+        steps: commands in order.
+        needs: required files; the benchmark is skipped without them.
+        modules: required Python modules.
     """
 
     name: str
@@ -58,11 +58,11 @@ class Benchmark:
 
 
 def catalogue(shared: Path, *, quick: bool) -> tuple[Benchmark, ...]:
-    """Every benchmark.
+    """Return all benchmarks.
 
     Args:
-        shared: folder with `data` and `models`: real material that the repository does not hold.
-        quick: seconds instead of minutes, for a look whether everything runs.
+        shared: folder with `data` and `models`: real material that is not in the repository.
+        quick: seconds instead of minutes, to check that everything runs.
     """
     return (*_reach(quick), *_growth(quick), *_networks(shared, quick), *_parts(shared, quick))
 

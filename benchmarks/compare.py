@@ -1,11 +1,11 @@
-"""Beside what a user would otherwise run: the same crops, the same network, one process, in turn.
+"""Comparison with alternatives: the same crops, the same network, one process, in turn.
 
     python -m benchmarks.compare [--dataset market1501/] [--model reid.onnx --preprocess imagenet]
-    pip install --group compare     # the packages themselves, beside their steps written anew
+    pip install --group compare     # the packages, in addition to reimplementations of their steps
 
-Crops per second from cut-out people to embeddings (`benchmarks/peers.py` says what each does), CPU that the
-host spends on a crop beside the network, and finding people in a full gallery (`benchmarks/matching.py`).
-Everything runs a slice at a time, one after the other, and ratios are medians over the rounds.
+Measured are crops per second from crops to embeddings (`benchmarks/peers.py` describes each alternative), the
+host's CPU per crop without the network, and the search in a full gallery (`benchmarks/matching.py`). All run
+in turn, in slices; ratios are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from benchmarks.peers import Network
 
 CROPS = {64: 128, 1: 16}
-"""By size of the batch, how many crops a slice deals with: enough batches that they can overlap."""
+"""Crops per slice, by batch size: enough batches that they can overlap."""
 
 SLOW = 16
-"""Crops of a slice of what is slow."""
+"""Crops per slice of slow alternatives."""
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument("--dataset", type=Path, help="Market-1501 layout; drawn people where it is left out")
-    options.add_argument("--model", type=Path, help="ReID ONNX; the one that ships where it is left out")
+    options.add_argument("--dataset", type=Path, help="Market-1501 layout; rendered people by default")
+    options.add_argument("--model", type=Path, help="ReID ONNX; the shipped one by default")
     options.add_argument("--preprocess", help="profile of --model")
-    options.add_argument("--threads", type=int, default=1, help="of ONNX Runtime and PyTorch, for everybody")
+    options.add_argument("--threads", type=int, default=1, help="of ONNX Runtime and PyTorch, for all")
     options.add_argument("--rounds", type=int, default=8)
     options.add_argument("--identities", type=int, default=10_000)
     options.add_argument("--exemplars", type=int, default=4)
-    options.add_argument("--output", type=Path, help="write everything as JSON")
+    options.add_argument("--output", type=Path, help="write the result as JSON")
     chosen = options.parse_args()
     if (chosen.model is None) != (chosen.preprocess is None):
         options.error("--model and --preprocess go together")
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Everything, as JSON values."""
+    """Return all results as JSON values."""
     from benchmarks.matching import decisions, open_people, searches
     from edge_agent.core.logs import configure
 
@@ -98,7 +98,7 @@ def _network(model: Path | None, preprocess: str | None, threads: int) -> Networ
 
 
 def _drawn(count: int) -> list[NDArray[np.uint8]]:
-    """Drawn people as a camera sees them, of many sizes; the same every time."""
+    """Return rendered people of many sizes; the same every time."""
     import numpy as np
 
     from edge_agent.offline.synthetic.camera import camera
@@ -112,7 +112,7 @@ def _drawn(count: int) -> list[NDArray[np.uint8]]:
 
 
 def _read(dataset: Path) -> list[NDArray[np.uint8]]:
-    """The first crops of a data set's gallery."""
+    """Return the first crops of a data set's gallery."""
     from edge_agent.core.pictures import read_picture
     from edge_agent.offline.dataset import MarketDataset, Split
 
@@ -124,7 +124,7 @@ def _read(dataset: Path) -> list[NDArray[np.uint8]]:
 def _embedding(
     network: Network, crops: list[NDArray[np.uint8]], batch: int, count: int, rounds: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows of the table of crops per second, in batches of `batch`."""
+    """Return the rows of the table of crops per second, in batches of `batch`."""
     from benchmarks.peers import open_peers
     from benchmarks.slices import in_turn
 
@@ -156,7 +156,7 @@ def _embedding(
 
 
 def _cosine(theirs: NDArray[np.float32], ours: NDArray[np.float32]) -> float | None:
-    """Median cosine of the same crop's embeddings; None where the network is another."""
+    """Median cosine between embeddings of the same crop; None for another network."""
     import numpy as np
 
     if theirs.shape != ours.shape:
@@ -169,7 +169,7 @@ def _cosine(theirs: NDArray[np.float32], ours: NDArray[np.float32]) -> float | N
 
 
 def markdown(told: dict[str, Any]) -> str:
-    """The tables, for people."""
+    """Return the tables as Markdown."""
     columns, rows = told["median_crop"]
     lines = [
         f"{told['model']} on ONNX Runtime, {_threads(told['threads'])}; {told['crops']} people, {columns} x"

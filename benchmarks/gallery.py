@@ -1,13 +1,15 @@
-"""How the gallery grows: search, change, memory, start by number of identities, beside FAISS's flat index.
+"""Growth of the gallery: search, change, memory and start by number of identities; compared with FAISS's flat
+index.
 
     OPENBLAS_NUM_THREADS=1 python -m benchmarks.gallery [--sizes 1000,...,1000000] [--exemplars 4]
         [--dimension 256] [--shape steep|flat|FILE.npz] [--output FILE.json]
 
-Prints a Markdown table, or JSON with --json. Each size is filled and measured in processes of its own.
-Times are the calling thread's CPU time, which others on the machine disturb least, and wall time. `--shape`
-says how embeddings lie: `steep` as networks make them (half of what differs lies in 24 of 256 directions),
-`flat` all directions alike, or like those of a file of `edge-agent embed`. A size whose vectors would take
-more than 2 GiB has one exemplar for each identity, and does not count for slopes. Needs the extra `index`.
+Prints a Markdown table, or JSON with --json. Each size is filled and measured in separate processes.
+Times are the calling thread's CPU time, which is least affected by other load, and wall time. `--shape`
+selects the distribution of embeddings: `steep` as those of networks (half of the variance in 24 of 256
+directions), `flat` with equal variance in all directions, or that of a file of `edge-agent embed`. A size
+whose vectors need more than 2 GiB has one exemplar per identity, and is not used for slopes. Needs the extra
+`index`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ LARGEST = 2 * 2**30  # bytes of all vectors
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """Embeddings of identities, the same every time: a centre for each, exemplars and a query around it."""
+    """Reproducible embeddings of identities: a centre for each, with exemplars and a query around it."""
 
     identities: int
     exemplars: int
@@ -55,7 +57,7 @@ class People:
     likeness: float
 
     def pieces(self) -> Iterator[tuple[NDArray[np.int64], list[Vectors], Vectors]]:
-        """Numbers `(N,)`, exemplars of `(N, D)` each, and queries `(N, D)`."""
+        """Return numbers `(N,)`, exemplars of `(N, D)` each, and queries `(N, D)`."""
         mean, spread = self._directions()
         apart = np.float32(np.tan(np.arccos(self.likeness)))
         for first in range(0, self.identities, PIECE):
@@ -76,7 +78,7 @@ class People:
             )
 
     def _directions(self) -> tuple[Vectors, Vectors]:
-        """What all embeddings share `(D,)`, and `(D, D)` that makes white noise lie as they do."""
+        """Mean of the embeddings `(D,)`, and the matrix `(D, D)` that gives white noise their covariance."""
         if self.shape == "flat":
             return np.zeros(self.dimension, np.float32), np.eye(self.dimension, dtype=np.float32)
         if self.shape == "steep":
@@ -98,7 +100,7 @@ def _unit(rows: Vectors) -> Vectors:
 
 
 def fill(path: Path, people: People) -> None:
-    """A gallery file as an agent would have written it, but in one transaction."""
+    """Write a gallery file like an agent's, in one transaction."""
     with opened(path, people, index="exact") as gallery, gallery.file.changing() as content:
         for numbers, exemplars, _ in people.pieces():
             content.store.run_many(
@@ -129,7 +131,7 @@ def opened(
 
 
 def measured(call: Callable[[int], object], most: int = 30, first: int = 1) -> dict[str, float]:
-    """p50 and p95 of CPU and wall time in ms; the first calls do not count."""
+    """Return p50 and p95 of CPU and wall time in ms, without the first calls."""
     busy, passed = [], []
     began = time.perf_counter()
     for turn in range(most + first):
@@ -149,7 +151,7 @@ def measured(call: Callable[[int], object], most: int = 30, first: int = 1) -> d
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -162,7 +164,7 @@ def searches(search: Callable[[Vectors], object], queries: Vectors) -> dict[str,
 
 
 def measure(path: Path, people: People) -> dict[str, Any]:
-    """Everything about one size."""
+    """Return all figures of one size."""
     configure("error")
     numbers, _, queries = next(people.pieces())
     numbers, asked, queries = numbers[:ASKED], queries[:ASKED], queries[:QUERIES]
@@ -185,7 +187,7 @@ def measure(path: Path, people: People) -> dict[str, Any]:
 
 
 def changes(path: Path, gallery: Gallery, people: People) -> dict[str, dict[str, float]]:
-    """What changes cost; leaves the gallery as big as it was."""
+    """Measure changes; the gallery keeps its size."""
     rows = next(people.pieces())[2][-60:]
     seen: dict[str, Any] = {"origin": "t", "camera": "c", "time": 1e9}
     made: list[int] = []
@@ -229,7 +231,7 @@ def indexed(gallery: Gallery, queries: Vectors, asked: Vectors, truth: NDArray[n
 
 
 def flat(people: People) -> Callable[[Vectors], object]:
-    """What one would otherwise take: FAISS's exact index with ids, one thread. Rows, not identities."""
+    """Measure FAISS's exact index with ids, one thread. It finds rows, not identities."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -241,7 +243,7 @@ def flat(people: People) -> Callable[[Vectors], object]:
 
 
 def slopes(results: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """Exponent of each curve: 1 when ten times as many people take ten times as long."""
+    """Return the exponent of each curve: 1 if ten times as many people take ten times as long."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for size, told in results.items():
         parts = {
@@ -263,7 +265,7 @@ def slopes(results: dict[int, dict[str, Any]]) -> dict[str, float]:
 
 
 def markdown(results: dict[int, dict[str, Any]], slope: dict[str, float]) -> str:
-    """One column for each size, slopes last."""
+    """Return a table with one column per size, slopes last."""
     sizes = list(results)
 
     def line(title: str, key: str, cell: Callable[[dict[str, Any]], str]) -> str:

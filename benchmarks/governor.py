@@ -1,8 +1,8 @@
-"""The governor on the thermal model of a board: three scenarios, as numbers and as pictures.
+"""The governor on the thermal model of a board: three scenarios, as figures and pictures.
 
     python -m benchmarks.governor [--pictures docs/images]
 
-The model is that of the tests (`tests/board.py`); nothing here was measured on a board.
+The model is that of the tests (`tests/board.py`); nothing was measured on a board.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCENARIOS: dict[str, Callable[[], Board]] = {
 }
 
 COLOURS = {"full load": "#c33", "governed": "#26a", "limit": "#999", "step x 10": "#393"}
-EVERY = 30  # looks for one point of a picture: a minute
+EVERY = 30  # governor steps per point of a picture: one minute
 
 
 def main() -> None:
@@ -36,11 +36,11 @@ def main() -> None:
     options.add_argument("--pictures", type=Path)
     options.add_argument("--json", action="store_true", help="all figures")
     chosen = options.parse_args()
-    told = {}
+    figures = {}
     for name, board in SCENARIOS.items():
         free, governed = drive(board(), HOURS, governed=False), drive(board(), HOURS)
         hours = [governed.changes(3600 * hour, 3600 * (hour + 1)) for hour in range(HOURS)]
-        told[name] = {
+        figures[name] = {
             "hottest_free_c": free.hottest(), "hottest_governed_c": governed.hottest(),
             "limit_c": LIMIT_C, "last_step": governed.step[-1], "changes_by_hour": hours,
         }  # fmt: skip
@@ -48,12 +48,12 @@ def main() -> None:
             path = chosen.pictures / f"governor-{name.replace(' ', '-')}.svg"
             write_atomic(path, picture(free, governed).encode())
     if chosen.json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(figures, indent=2))
         return
     print(
         f"{'scenario':14} {'hottest, free':>19} {'governed':>9} {'last step':>10} {'steps by the hour':>25}"
     )
-    for name, of in told.items():
+    for name, of in figures.items():
         print(
             f"{name:14} {of['hottest_free_c']:17.1f} C {of['hottest_governed_c']:7.1f} C "
             f"{of['last_step']:10} {' '.join(map(str, of['changes_by_hour'])):>25}"
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def picture(free: Trace, governed: Trace) -> str:
-    """Temperatures and steps over the hours."""
+    """Return a chart of temperatures and steps over the hours."""
     hours = [seconds / 3600 for seconds in governed.seconds][::EVERY]
     lines = {
         "full load": free.die_c[::EVERY],

@@ -3,9 +3,9 @@
     python benchmarks/identity.py --video vtest.avi --truth vtest_gt.txt \
         --detector yolox:yolox_nano.onnx --model osnet.onnx --preprocess imagenet
 
-The match threshold comes from the site's own rule unless the model has a calibrated one; nothing here is
-fitted to the video. Overhead is the wall time of the whole run over the sum of the time inside the
-detector's and the ReID network's `session.run`, in one process and one run.
+The match threshold is set by the site's own rule unless the model has a calibrated one; nothing is fitted to
+the video. Overhead is the wall time of the whole run over the total time in the detector's and the ReID
+network's `session.run`, in one process and one run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     options.add_argument("--detector", default="hog")
     options.add_argument("--model", type=Path)
     options.add_argument("--preprocess")
-    options.add_argument("--motion", action="store_true", help="with the motion gate before the detector")
+    options.add_argument("--motion", action="store_true", help="with the motion gate")
     chosen = options.parse_args()
     began = time.perf_counter()
     from edge_agent.agent.daemon import Agent, Outputs

@@ -1,12 +1,11 @@
-"""What cameras cost that see an empty scene, by part and by thread.
+"""CPU cost of cameras with an empty scene, by part and by thread.
 
     python -m benchmarks.idle [--cameras 2] [--seconds 30] [--size 1280x720] [--fps 15] [--output idle.json]
 
-The scene is a rendered street with nobody in it and with the grain of a sensor. First each part alone, as
-CPU per frame: decoding (RTSP from GStreamer's server, left out where that is missing), the motion gate, the
-detector. Then the whole agent in this process with N such cameras, for a time, after a warm-up: CPU of
-each thread as a share of a core, with frames from memory and from RTSP, without a detector, with it, and with
-the motion gate before it.
+The scene is a rendered street without people, with sensor noise. First the CPU per frame of each part alone:
+decoding (RTSP from GStreamer's server, left out where that is missing), the motion gate, the detector. Then
+the CPU of each thread of the whole agent, in cores, with N such cameras after a warm-up: frames from memory
+and from RTSP; without a detector, with it, and with the motion gate in front of it.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ from edge_agent.offline.synthetic.street import Street
 from edge_agent.source.opening import open_sources
 
 PICTURES = 30
-"""Different ones, in a loop: grain must not stand still."""
+"""Number of different frames in a loop: the noise must change."""
 
 WARM_UP_S = 12.0
-"""Until streams are open and the gates have come to rest."""
+"""Time until streams are open and the motion gates are settled."""
 
 CODECS = ("h264", "mjpeg")
 
@@ -57,7 +56,7 @@ def main() -> None:
     options.add_argument("--size", default="1280x720")
     options.add_argument("--fps", type=int, default=15)
     options.add_argument("--detector", default="hog")
-    options.add_argument("--output", type=Path, help="write everything to this file, as JSON")
+    options.add_argument("--output", type=Path, help="write the result to this file, as JSON")
     chosen = options.parse_args()
     width, height = map(int, chosen.size.split("x"))
     pictures = empty_street((width, height))
@@ -77,7 +76,7 @@ def main() -> None:
 
 
 def empty_street(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    """Pictures of one camera while nobody is there."""
+    """Return pictures of one camera without people."""
     street = Street(4, cameras=1, people=1, seconds=60.0, fps=10.0, visits=1, size=size)
     frames = (street.frame("cam-a", number) for number in range(street.frames, 0, -1))
     return [frame.image for frame in itertools.islice((f for f in frames if not f.truth), PICTURES)]
@@ -87,7 +86,7 @@ def empty_street(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
 
 
 def parts(pictures: Sequence[NDArray[np.uint8]], fps: int, detector: str) -> Iterator[tuple[str, float]]:
-    """Milliseconds of CPU for one frame, all threads of the process together."""
+    """Return the CPU milliseconds of one frame, of all threads of the process."""
     for codec in CODECS:
         yield from decoding(pictures, fps, codec)
     motion = Motion((16, 48))
@@ -103,7 +102,7 @@ def parts(pictures: Sequence[NDArray[np.uint8]], fps: int, detector: str) -> Ite
 
 
 def _named(detector: str) -> str:
-    """Without the folder of its file."""
+    """The name without the folder."""
     kind, _, path = detector.partition(":")
     return f"{kind}:{Path(path).name}" if path else kind
 
@@ -140,7 +139,7 @@ def _write(pictures: Sequence[NDArray[np.uint8]], folder: Path) -> None:
 
 @dataclass(slots=True)
 class Still:
-    """A camera in memory; see `edge_agent.source.base.Source`."""
+    """A camera in memory; an `edge_agent.source.base.Source`."""
 
     id: str
     pictures: Sequence[NDArray[np.uint8]]
@@ -151,7 +150,7 @@ class Still:
     stall_seconds: float | None = None
 
     def frames(self) -> Generator[Frame, None, None]:
-        """Frames as they are due."""
+        """Yield frames when they are due."""
         number, begin = 0, time.monotonic()
         while not self.over.is_set():
             number += 1
@@ -160,7 +159,7 @@ class Still:
 
 
 def agents(pictures: Sequence[NDArray[np.uint8]], chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every way to run it."""
+    """Return all configurations."""
     name = _named(chosen.detector)
     ways = {"no detector": None, name: False, f"{name}, motion gate": True}
     for way, gate in ways.items():
@@ -178,7 +177,7 @@ def agents(pictures: Sequence[NDArray[np.uint8]], chosen: argparse.Namespace) ->
 
 
 def configured(urls: Sequence[str], detector: str, *, gate: bool | None) -> Settings:
-    """Settings of such a run."""
+    """Return the settings of a configuration."""
     values = {
         "sources": [{"id": f"cam{n}", "url": url} for n, url in enumerate(urls)],
         "detector": {"kind": detector},
@@ -190,7 +189,7 @@ def configured(urls: Sequence[str], detector: str, *, gate: bool | None) -> Sett
 def measured(
     settings: Settings, gate: bool | None, seconds: float, sources: Sequence[Still] | None = None
 ) -> dict[str, Any]:
-    """CPU of each thread as a share of a core, and how many frames the detector saw."""
+    """Return the CPU of each thread in cores, and the number of frames that reached the detector."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         settings = settings.model_copy(update={"state_dir": Path(folder)})
         own = {f"cam{n}": source for n, source in enumerate(settings.sources)}
@@ -243,7 +242,7 @@ def _counted(looks: list[int], detect: Callable[[Frame], Detections], frame: Fra
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables for people."""
+    """Return the tables as Markdown."""
     lines = ["| one frame | CPU ms |", "|---|---|"]
     lines += [f"| {name} | {ms:.2f} |" for name, ms in result["frame_ms"].items()]
     lines += [

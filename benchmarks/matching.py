@@ -1,10 +1,10 @@
-"""Finding a person among many: the gallery and the decision, beside what a user would otherwise write.
+"""Search and decision in a large gallery, compared with alternatives.
 
 - FAISS `IndexFlatIP`, one thread: exact, the best exemplar of each query.
-- `scipy.spatial.distance.cdist`, as scripts do it after scikit-learn's and torchreid's examples.
+- `scipy.spatial.distance.cdist`, as in scikit-learn's and torchreid's examples.
 - deep-sort-realtime's `NearestNeighborDistanceMetric`: a Python loop over the identities.
 
-What a package that is not installed would show is left out, and said to be.
+Packages that are not installed are left out, with a note.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Rows = NDArray[np.float32]
 
 DIMENSION = 256
 IN_VIEW = 16
-"""People whom the decision sees in each frame."""
+"""People in each frame."""
 FRAMES, FPS = 60, 15.0
 _SIZE = (1920, 1080)
 _LEVELS = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
@@ -61,7 +61,7 @@ class People:
 
 @contextmanager
 def open_people(identities: int, exemplars: int) -> Iterator[People]:
-    """A gallery of random people in a folder of its own."""
+    """Make a gallery of random people in a temporary folder."""
     info = EngineInfo("none", "fp32", "random", "0" * 64, "random", DIMENSION, 1, "none")
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings.model_validate(
@@ -75,7 +75,7 @@ def open_people(identities: int, exemplars: int) -> Iterator[People]:
 
 
 def _queries(people: People, count: int) -> Rows:
-    """People of the gallery, seen again: `(count, D)` unit rows."""
+    """Return embeddings of people of the gallery: `(count, D)` unit rows."""
     random = np.random.default_rng(7)
     rows = people.rows[random.choice(len(people.rows), count, replace=False)]
     seen = rows + 0.03 * random.standard_normal(rows.shape, np.float32)
@@ -85,13 +85,13 @@ def _queries(people: People, count: int) -> Rows:
 # --- searches ---------------------------------------------------------------------------------
 
 Search = Callable[[Rows], NDArray[np.int64]]
-"""`(Q, D)` queries to the `(Q,)` numbers of whom they are most like."""
+"""`(Q, D)` queries -> `(Q,)` numbers of the most similar identities."""
 
 
 def searches(
     people: People, counts: tuple[int, ...], rounds: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows of the table, and what is left out, with the reason."""
+    """Return the rows of the table, and what is left out, with the reason."""
     ways: dict[str, Search] = {"edge-agent": lambda queries: people.gallery.search(queries, k=1)[0][:, 0]}
     left_out: dict[str, str] = {}
     for name, make in _WAYS.items():
@@ -151,7 +151,7 @@ _WAYS: dict[str, Callable[[People], Search]] = {
 
 
 def decisions(people: People, rounds: int) -> dict[str, Any]:
-    """CPU per person and frame of the whole decision, beside looking at everybody each time.
+    """Return the CPU per person and frame of the whole decision, and of a search for every person and frame.
 
     A street of people whom the gallery knows is followed for some seconds. *Ours*: `Identifier.update`, from
     evidence to decisions, stored exemplars included. *Plain*: for each person of each frame a product with
@@ -182,7 +182,7 @@ def decisions(people: People, rounds: int) -> dict[str, Any]:
 
 
 def _street(people: People, seed: int) -> list[TrackUpdate]:
-    """What the tracker tells of some seconds of people of the gallery, who stand beside each other."""
+    """Return tracker updates of some seconds, with people of the gallery side by side."""
     random = np.random.default_rng(seed)
     who = people.rows[random.choice(len(people.rows), IN_VIEW, replace=False)]
     tracker = Tracker("cam", people.settings.tracker, _LEVELS)

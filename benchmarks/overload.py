@@ -1,16 +1,16 @@
-"""Identity quality when crops exceed the engine: with the policy, and with plain dropping of frames.
+"""Identity quality when crops exceed the engine's rate: with the policy, and with dropped frames.
 
     python -m benchmarks.overload --video vtest.avi --truth vtest_gt.txt \
         --detector yolox:yolox_nano.onnx --model osnet.onnx --preprocess imagenet
 
-The video is a live camera. Its people are found and embedded once; then it is replayed to the agent's own
-tracker, identifier and scheduler against engines that take a fraction of its crops. The replay keeps its own
-clock, so the same material always gives the same figures. It takes frames as the pipeline does, the newest
-of each camera and two rounds in flight, and the host takes no time. Figures are means, with the lowest in
-brackets, over five engines of nearly the same speed, since a video of ten people holds few decisions.
+The video is a live camera. Its people are detected and embedded once; then it is replayed to the agent's own
+tracker, identifier and scheduler, with engines that process a fraction of its crops. The replay has a
+simulated clock, so the same material always gives the same figures. It reads frames as the pipeline does, the
+newest of each camera and two rounds in flight; the host's time is not simulated. Figures are means, with
+minima in brackets, over five engines of nearly the same speed, since a video of ten people has few decisions.
 
-The second table is two cameras: one sees the whole picture, the other, half a minute later, only a strip of
-it, and the engine is shared.
+The second table has two cameras that share the engine: one with the whole picture, the other, half a minute
+later, with a strip of it.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ __all__ = ["Material", "Outcome", "Stream", "materialise", "replay", "strip"]
 
 FACTORS = (1.5, 2.0, 3.0, 5.0)
 NEAR = (0.94, 0.97, 1.0, 1.03, 1.06)
-"""Each overload is run with engines this much faster and slower."""
+"""Each overload is repeated with engines faster and slower by these factors."""
 STRIP = (0.0, 0.3)
-"""Of the width of the picture, for the camera that sees little."""
+"""Share of the picture's width for the camera with few people."""
 OFFSET_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One frame: its number, time from the beginning, what was found in it, and all embeddings."""
+    """One frame: number, time from the start, detections, and all embeddings."""
 
     number: int
     time: float
@@ -72,7 +72,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """All that is computed once."""
+    """Values that are computed once."""
 
     frames: tuple[Seen, ...]
     size: tuple[int, int]
@@ -82,13 +82,13 @@ class Material:
 
     @property
     def crops_per_s(self) -> float:
-        """Offered to the engine, on average."""
+        """Average number offered to the engine."""
         return sum(int(seen.embedded.present.sum()) for seen in self.frames) / len(self.frames) * self.fps
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A live camera that shows this, from a moment on."""
+    """A live camera with these frames, from a given time on."""
 
     camera: str
     material: Material
@@ -97,7 +97,7 @@ class Stream:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one camera.
+    """Result of one camera.
 
     Attributes:
         frames: taken, by number.
@@ -118,7 +118,7 @@ class Outcome:
 
 
 def materialise(video: Path, detector: str, model: Path, preprocess: str) -> Material:
-    """Find and embed everybody in a video."""
+    """Detect and embed all people in a video."""
     capture = cv2.VideoCapture(str(video))
     fps, frames = capture.get(cv2.CAP_PROP_FPS) or 10.0, []
     engine = EngineSettings.model_validate({"model": model, "preprocess": preprocess})
@@ -143,7 +143,7 @@ def materialise(video: Path, detector: str, model: Path, preprocess: str) -> Mat
 
 
 def strip(material: Material, begin: float, end: float) -> Material:
-    """Only those whose middle is in this part of the picture's width."""
+    """Keep detections whose centre is in this part of the picture's width."""
     width = material.size[0]
     frames = []
     for seen in material.frames:
@@ -158,7 +158,7 @@ def strip(material: Material, begin: float, end: float) -> Material:
 
 
 def strip_of_truth(truth: Rows, width: int, begin: float, end: float) -> Rows:
-    """The same part of the ground truth."""
+    """Keep the same part of the ground truth."""
     kept = {}
     for frame, (ids, boxes) in truth.items():
         middle = boxes[:, ::2].mean(axis=1) / width
@@ -180,7 +180,7 @@ class _Round:
 
 
 class _Replay:
-    """The pipeline's loop on a clock of its own."""
+    """The pipeline's loop on a simulated clock."""
 
     def __init__(self, streams: Sequence[Stream], rate: float, settings: Settings, *, thin: bool) -> None:
         self.streams = streams
@@ -231,7 +231,7 @@ class _Replay:
         return stream.offset_s + frames[at].time if at < len(frames) else math.inf
 
     def _take(self) -> list[tuple[Stream, Seen]]:
-        """The newest frame of each camera; those before it are lost."""
+        """Return the newest frame of each camera; earlier ones are lost."""
         taken = []
         for stream in self.streams:
             newest = None
@@ -318,7 +318,7 @@ class _Replay:
 
 
 def replay(streams: Sequence[Stream], rate: float, *, thin: bool) -> dict[str, Outcome]:
-    """Run the cameras against an engine of so many crops a second; what became of each.
+    """Run the cameras with an engine of the given rate; return the result of each.
 
     Args:
         streams: the cameras.
@@ -334,7 +334,7 @@ def replay(streams: Sequence[Stream], rate: float, *, thin: bool) -> dict[str, O
 
 
 def _scored(outcomes: Sequence[Outcome], truth: Rows, people: Mapping[int, int]) -> dict[str, float]:
-    """Of one camera, over several runs: means, and the lowest."""
+    """Return means and minima of one camera over several runs."""
     online = [score(outcome.online, truth, people) for outcome in outcomes]
     final = [score(outcome.final, truth, people).idf1 for outcome in outcomes]
     taken = [
@@ -362,7 +362,7 @@ Figures = dict[str, dict[str, float]]
 def compare(
     streams: Sequence[Stream], truths: Mapping[str, Rows], people: Mapping[int, int], factors: Sequence[float]
 ) -> Figures:
-    """Every camera without overload, and for each factor with the policy and with frames dropped."""
+    """Return every camera without overload, and for each factor with the policy and with dropped frames."""
     offered = sum(stream.material.crops_per_s for stream in streams)
     runs = [("no overload", (math.inf,), True)]
     for thin, words in ((True, "policy"), (False, "frames dropped")):
@@ -401,12 +401,12 @@ def main() -> None:
     alone = compare([Stream("all", material)], {"all": truth}, people, FACTORS)
     streams = [Stream("crowded", material), Stream("sparse", strip(material, *STRIP), OFFSET_S)]
     truths = {"crowded": truth, "sparse": strip_of_truth(truth, material.size[0], *STRIP)}
-    beside = compare(streams, truths, people, (3.0,))
+    shared = compare(streams, truths, people, (3.0,))
     if chosen.json:
-        print(json.dumps({"crops_per_s": material.crops_per_s, "one": alone, "two": beside}, indent=2))
+        print(json.dumps({"crops_per_s": material.crops_per_s, "one": alone, "two": shared}, indent=2))
         return
     print(f"{material.crops_per_s:.1f} crops and {material.fps:g} frames a second are offered\n")
-    print(markdown(alone), markdown(beside), sep="\n")
+    print(markdown(alone), markdown(shared), sep="\n")
 
 
 def markdown(figures: Figures) -> str:

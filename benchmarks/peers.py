@@ -1,16 +1,16 @@
-"""Ways from cut-out people to embeddings that a user would otherwise run, on the same ONNX network.
+"""Alternatives from crops to embeddings, on the same ONNX network.
 
-Two are the steps of well-known projects, told from their public source and written here anew:
+Two reimplement the steps of well-known projects from their public source:
 
-- *torchreid*: one crop after the other to RGB, resized, to float 0..1, normalised, to planes; then stacked;
+- *torchreid*: each crop to RGB, resized, to float 0..1, normalised, to planes; then stacked;
   there by Pillow and torchvision (`FeatureExtractor.__call__` in torchreid/utils/feature_extractor.py,
   https://github.com/KaiyangZhou/deep-person-reid).
 - *BoxMOT*: each crop resized, to RGB, copied as planes into one float batch, which is normalised in place;
   there by torch (`prepare_crop_batch` in boxmot/reid/core/crops.py, https://github.com/mikel-brostrom/boxmot).
 
-Where the packages themselves are installed (dependency group `compare`), their own code runs as well, with
-its network replaced by the same ONNX Runtime session; and deep-sort-realtime's embedder, which cannot be
-separated from its own network (https://github.com/levan92/deep_sort_realtime).
+If the packages are installed (dependency group `compare`), their own code also runs, with the network
+replaced by the same ONNX Runtime session; and deep-sort-realtime's embedder, which has a network of its own
+(https://github.com/levan92/deep_sort_realtime).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The network that all run: as we prepare it, and as it was exported.
+    """The common network: prepared by the agent, and as exported.
 
     Args:
         prepared: with pre- and post-processing inside.
@@ -65,7 +65,7 @@ class Network:
         return self.prepared.input_size
 
     def exported(self) -> Callable[[Rows], Rows]:
-        """The network as exported: `(N, 3, H, W)` float32, normalised, to rows."""
+        """Run the exported network: `(N, 3, H, W)` float32, normalised, to embeddings."""
         session = open_session(self.prepared.source.read_bytes(), self.threads, self.prepared.name)
         name = session.get_inputs()[0].name
 
@@ -78,7 +78,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One way.
+    """One alternative.
 
     Attributes:
         name: for tables.
@@ -96,7 +96,7 @@ class Peer:
 
 
 def open_peers(network: Network, batch: int, stack: ExitStack) -> tuple[list[Peer], dict[str, str]]:
-    """Ours first, then what can be had in batches of `batch`; and what cannot, with the reason."""
+    """Return this agent and available alternatives in batches of `batch`; and the missing, with reasons."""
     found = [_ours(network, batch, stack), _torchreid_steps(network, batch), _boxmot_steps(network, batch)]
     left_out: dict[str, str] = {}
     for name, make in _PACKAGES.items():
@@ -133,7 +133,7 @@ def _ours(network: Network, batch: int, stack: ExitStack) -> Peer:
 
 
 class _NoNetwork:
-    """An engine that gives every crop the same row at once, so that what is left is the host's work."""
+    """An engine that returns the same row for every crop at once, to measure only the host's work."""
 
     unit_length = True
     runs = failures = 0
@@ -172,7 +172,7 @@ class _NoNetwork:
 
 
 def _statistics(network: Network) -> tuple[Rows, Rows]:
-    """Mean and standard deviation of pixels in 0..1, `(3,)` each, RGB."""
+    """Return mean and standard deviation of pixels in 0..1, `(3,)` each, RGB."""
     profile = network.prepared.profile
     assert profile is not None  # it is a ReID network
     to_unit = 255 * profile.scale
@@ -235,7 +235,7 @@ def _torch(threads: int) -> Any:  # noqa: ANN401 - a module without types
 
 
 def _declare_operators(torch: Any) -> None:  # noqa: ANN401
-    """Let torchvision be imported for its transforms alone, beside a torch that its binary does not fit.
+    """Import torchvision for its transforms only, with a torch that does not match its binary.
 
     PyPI's torchvision is compiled for torch with CUDA. Beside a torch for CPUs, importing it fails on the
     first operator that it wants to register; no transform uses one.
@@ -279,7 +279,7 @@ def _boxmot(network: Network, batch: int, stack: ExitStack) -> Peer:
     from boxmot.reid.core.crops import prepare_crop_batch
 
     class SameSession(ONNXBackend):  # type: ignore[misc]
-        """Its backend with our session options, and without its habit of installing what it misses."""
+        """Return its backend with our session options, and without automatic installation of packages."""
 
         def _ensure_onnxruntime_installed(self) -> None: ...
 
@@ -310,7 +310,7 @@ def _boxmot(network: Network, batch: int, stack: ExitStack) -> Peer:
 
 
 _DEEP_SORT_BATCH = 16
-"""Its own default; it keeps what PyTorch would need to learn, so larger ones swap."""
+"""The library's default; it records gradients, so larger batches swap."""
 
 
 def _deep_sort_realtime(network: Network, batch: int, stack: ExitStack) -> Peer:  # noqa: ARG001

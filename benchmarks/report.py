@@ -1,7 +1,7 @@
-"""Tables and pictures of `docs/performance.md`, from the committed results and nothing else.
+"""Tables and pictures of `docs/performance.md`, generated from the committed results.
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`, NAME being that of a result; what is
-between is written by `python -m benchmarks report` and held to the results by a test.
+A table is between `<!-- results: NAME -->` and `<!-- end -->`, with the NAME of a result. `python -m
+benchmarks report` writes it, and a test compares it with the results.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _BLUE, _GREY = "#26a", "#999"
 
 Result = Mapping[str, Any]
 Steps = Sequence[tuple[Mapping[str, Any], dict[str, Any]]]
-"""Point and result of each step that gave one."""
+"""Point and result of each step that has a result."""
 
 
 def write(folder: Path) -> int:
-    """Put the results of a folder into the document, and draw its pictures."""
+    """Write the results of a folder into the document, and draw its pictures."""
     found = results.read(folder)
     write_atomic(DOCUMENT, spliced(DOCUMENT.read_text(), found).encode())
     for name, drawn in pictures(found).items():
@@ -41,7 +41,7 @@ def write(folder: Path) -> int:
 
 
 def spliced(text: str, found: Mapping[str, Result]) -> str:
-    """The document with the tables of these results."""
+    """Return the document with the tables of these results."""
 
     def table(match: re.Match[str]) -> str:
         result = found.get(match["name"])
@@ -52,7 +52,7 @@ def spliced(text: str, found: Mapping[str, Result]) -> str:
 
 
 def pictures(found: Mapping[str, Result]) -> dict[str, str]:
-    """SVG text by file name, for the results that have one."""
+    """Return the pictures of the results as SVG by file name."""
     return {
         f"performance-{name}.svg": draw(_steps(found[name])) for name, draw in _DRAWN.items() if name in found
     }
@@ -72,7 +72,7 @@ def _steps(result: Result) -> Steps:
 
 
 def _taken(result: Result) -> str:
-    """What a table was measured on."""
+    """The circumstances of a measurement."""
     machine = result["machine"]
     failed = [step["failed"] for step in result["steps"] if "failed" in step]
     commit = "no commit" if result["commit"] is None else result["commit"][:8]
@@ -88,7 +88,7 @@ def _taken(result: Result) -> str:
 
 
 def _pipeline_rows(steps: Steps, key: str, unit: str = "") -> Iterator[str]:
-    """A row for each run."""
+    """One row per run."""
     yield (
         f"| {key} | offered/s | crops/s | the engine alone | ratio | engine busy | frames lost |"
         " frame to decision p50 / p95 | to event p50 / p95 / p99 | CPU per crop | cores used |"
@@ -189,7 +189,7 @@ def _growth_picture(key: str) -> Callable[[Steps], str]:
 
 
 def _lines(key: str, steps: Steps) -> list[Series]:
-    """What is offered, at most what the engine takes; and what was embedded."""
+    """Offered crops, up to the engine's limit, and embedded crops."""
     possible = [(p[key], min(told["offered_per_second"], told["engine_limit"])) for p, told in steps]
     return [
         Series("offered, up to the engine's limit", _GREY, possible),
@@ -233,7 +233,7 @@ def _overload(steps: Steps) -> Iterator[str]:
 
 
 def _own(table: Callable[[dict[str, Any]], str]) -> Callable[[Steps], Iterator[str]]:
-    """A benchmark that makes its table itself."""
+    """A benchmark with its own table function."""
     return lambda steps: (table(told) for _, told in steps)
 
 
@@ -245,13 +245,13 @@ def _compared(steps: Steps) -> Iterator[str]:
 
 
 def _figures(steps: Steps) -> Iterator[str]:
-    """Every figure, for results that have no table of their own."""
+    """All figures, for results without their own table."""
     for _, told in steps:
         yield from _any(told, "")
 
 
 def _any(value: Any, title: str) -> Iterator[str]:  # noqa: ANN401 - JSON
-    """Things that are alike as rows of one table, single figures as rows of another, the rest by itself."""
+    """Objects with equal keys as rows of one table, single figures as rows of another, others separately."""
     if alike := _alike(value):
         columns = list(alike[0][1])
         yield from ("", f"{title}:", "") if title else ()
@@ -277,7 +277,7 @@ def _nested(value: Any) -> bool:  # noqa: ANN401
 
 
 def _alike(value: Any) -> list[tuple[str, dict[str, Any]]]:  # noqa: ANN401
-    """Names and figures of things that all have the same ones, of at least two; else nothing."""
+    """Names and figures of at least two objects with the same keys; else an empty list."""
     named = [
         (str(n), item) for n, item in (value.items() if isinstance(value, dict) else enumerate(value, 1))
     ]

@@ -1,9 +1,9 @@
-"""The whole pipeline around a network of ReIdentificationNet's size, on ONNX Runtime.
+"""The whole pipeline with a network of ReIdentificationNet's size, on ONNX Runtime.
 
     python -m benchmarks.resnet50 --seconds 40
 
-The network is the TAO recipe's ResNet50 with weights at random: the published ones may not be passed on, and
-the arithmetic of a picture is the same. What it recognises is chance. Needs the extra `train` (torch).
+The network is the TAO recipe's ResNet50 with random weights: the published weights may not be redistributed,
+and the computation is the same. Its decisions are random. Needs the extra `train` (torch).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--seconds", type=float, default=40.0)
-    options.add_argument("--output", type=Path, help="write everything to this file, as JSON")
+    options.add_argument("--output", type=Path, help="write the result to this file, as JSON")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "resnet50.onnx"
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def network() -> bytes:
-    """ONNX bytes: `float32 [N, 3, 256, 128]` in, `float32 [N, 256]` out."""
+    """Return ONNX bytes: input `float32 [N, 3, 256, 128]`, output `float32 [N, 256]`."""
     import torch
 
     from edge_agent.offline.train.export import traced

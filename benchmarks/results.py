@@ -1,4 +1,4 @@
-"""Results as data: one JSON file a benchmark, with what it was measured on."""
+"""Results: one JSON file per benchmark, with the circumstances of the measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = ("numpy", "opencv-python", "onnxruntime", "scipy")
 
 
 def circumstances() -> dict[str, Any]:
-    """Machine, versions, commit, date and load, before a benchmark runs."""
+    """Return machine, versions, commit, date and load, before a benchmark runs."""
     return {
         "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
@@ -34,30 +34,30 @@ def circumstances() -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, result: Mapping[str, Any]) -> Path:
-    """Write a result; the file that it became."""
+    """Write a result; return its file."""
     path = folder / f"{name}.json"
     write_json_atomic(path, result)
     return path
 
 
 def read(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
-    """All results of a folder, by the benchmark's name.
+    """Read all results of a folder, by the benchmark's name.
 
     Raises:
-        InputError: a file is something else.
+        InputError: a file is not a result.
     """
     found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
     for name, result in found.items():
         if not isinstance(result, dict) or result.get("benchmark") != name or "steps" not in result:
             raise InputError(
-                f"{folder / name}.json is no result of `python -m benchmarks`; run it with --only {name},"
-                " or take the file away"
+                f"{folder / name}.json is not a result of `python -m benchmarks`; run it with --only {name},"
+                " or remove the file"
             )
     return found
 
 
 def _git(*words: str) -> str | None:
-    """What git says; None where this is no clone."""
+    """The output of git; None outside a clone."""
     done = subprocess.run(  # noqa: S603
         ["git", *words],  # noqa: S607
         cwd=REPO,

@@ -19,7 +19,7 @@ from edge_agent.core.structures import iou_matrix
 __all__ = ["PETS_VISITS", "Score", "people_of", "read_mot", "score", "scored_reentries"]
 
 PETS_VISITS = "19,1|13,2|11,3|12,4|9,5|10,6|15,14,18,8|7|16|17"
-"""PETS09-S2L1: the 19 visits of the ground truth, joined into 10 people (by eye)."""
+"""PETS09-S2L1: the 19 visits of the ground truth, assigned to 10 people by hand."""
 
 Rows = dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]
 """Per frame: ids `(N,)` and boxes `(N, 4)` xyxy."""
@@ -27,7 +27,7 @@ Rows = dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well identities fit people.
+    """Agreement of identities with people.
 
     Attributes:
         idf1, mota: by motmetrics, IoU 0.5.
@@ -49,7 +49,7 @@ def people_of(visits: str) -> dict[int, int]:
 
 
 def read_mot(path: Path, *, truth: bool = False) -> Rows:
-    """Read a MOTChallenge file; of ground truth only the rows that count."""
+    """Read a MOTChallenge file; of ground truth only the scored rows."""
     found: dict[int, list[tuple[int, list[float]]]] = defaultdict(list)
     for line in path.read_text().splitlines():
         values = line.split(",")
@@ -67,7 +67,7 @@ _NOBODY = (np.zeros(0, np.int64), np.zeros((0, 4), np.float32))
 
 
 def score(found: Rows, truth: Rows, people: Mapping[int, int] | None = None) -> Score:
-    """Score results against truth; `people` joins visits (None: each visit for itself)."""
+    """Score results against the truth; `people` joins visits (None: no joining)."""
     import motmetrics
 
     accumulated = motmetrics.MOTAccumulator(auto_id=True)
@@ -97,7 +97,7 @@ def score(found: Rows, truth: Rows, people: Mapping[int, int] | None = None) -> 
 def scored_reentries(
     begun: Mapping[int, int], main: Mapping[int, int], person: Mapping[int, int]
 ) -> tuple[int, int]:
-    """Number of re-entries, and of those whose main identity the person had in an earlier visit."""
+    """Return the number of re-entries, and of those with the main identity of an earlier visit."""
     earlier: dict[int, set[int]] = defaultdict(set)
     seen: Counter[int] = Counter()
     reentries = recognised = 0

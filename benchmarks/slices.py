@@ -1,7 +1,7 @@
-"""Timing of things beside each other: in turn, in small slices, so that a machine's moods strike all alike.
+"""Timing of alternatives in turn, in small slices, so that load changes of the machine affect all equally.
 
-Speeds of a shared machine differ from minute to minute by a factor of two. Ratios within one round, and the
-median of these over the rounds, do not.
+The speed of a shared machine varies by a factor of two from minute to minute. Ratios within one round, and
+their median over the rounds, do not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Taken", "in_turn"]
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What one thing took, by round, in seconds: on the clock, and of all this process's threads."""
+    """Times of one alternative by round, in seconds: wall time, and CPU time of this process."""
 
     wall_s: tuple[float, ...]
     cpu_s: tuple[float, ...]
@@ -32,16 +32,16 @@ class Taken:
         return statistics.median(self.cpu_s)
 
     def wall_over(self, other: Taken) -> float:
-        """How many times longer it took than `other`: median over the rounds."""
+        """Return the ratio of wall times to `other`: median over the rounds."""
         return statistics.median(a / b for a, b in zip(self.wall_s, other.wall_s, strict=True))
 
     def cpu_over(self, other: Taken) -> float:
-        """How many times more CPU it took than `other`: median over the rounds."""
+        """Return the ratio of CPU times to `other`: median over the rounds."""
         return statistics.median(a / b for a, b in zip(self.cpu_s, other.cpu_s, strict=True))
 
 
 def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Taken]:
-    """Call each once a round; who begins changes from round to round. A first round is not counted."""
+    """Call each once per round, in rotating order. The first round is not counted."""
     names = list(calls)
     wall: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}

@@ -1,12 +1,12 @@
-"""How long the command line and the agent take to start, on this machine.
+"""Start-up times of the command line and the agent on this machine.
 
     python -m benchmarks.startup --video vtest.avi [--runs 5] [--detector hog] [--output startup.json]
 
-First the CPU (user and system) of some short commands. Then `edge-agent run` from the moment it is executed
-until a subscriber of a real broker gets its first messages, with ONNX Runtime and the shipped network: once
-with the video as a recording, and once with it as a live RTSP camera (GStreamer's server; left out where that
-is missing). An identity needs evidence: the time from the person's first frame to the decision is what no
-start-up can save, so it is told apart.
+First the CPU (user and system) of some short commands. Then the time from the execution of `edge-agent run`
+until a subscriber of a real broker receives the first messages, with ONNX Runtime and the shipped network:
+once with the video as a recording, once as a live RTSP camera (GStreamer's server; left out where that is
+missing). An identity needs several frames of evidence, so the time from a person's first frame to the
+decision is shown separately.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edge_agent.offline.bench.environment import open_broker
 from edge_agent.offline.bench.machine import machine
 
 LONGEST_S = 60.0
-"""A start that takes longer is taken to have failed."""
+"""Longer starts count as failed."""
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
@@ -56,11 +56,13 @@ SHOWN = {
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument("--video", type=Path, help="people from its first frame on; without it only the CPU")
+    options.add_argument(
+        "--video", type=Path, help="with people in the first frame; by default only CPU is measured"
+    )
     options.add_argument("--runs", type=int, default=5)
     options.add_argument("--detector", default="hog")
     options.add_argument("--fps", type=int, default=10, help="rate of the live camera")
-    options.add_argument("--output", type=Path, help="write everything to this file, as JSON")
+    options.add_argument("--output", type=Path, help="write the result to this file, as JSON")
     chosen = options.parse_args()
     result: dict[str, Any] = {
         "machine": machine(),
@@ -82,7 +84,7 @@ def main() -> None:
 
 
 def command_cpu(words: list[str], runs: int) -> dict[str, float]:
-    """User and system seconds of one command: least and median."""
+    """Return user plus system seconds of one command: minimum and median."""
     command = [sys.executable, *words]
     spent = [
         _cpu_of(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))  # noqa: S603
@@ -102,7 +104,7 @@ def _cpu_of(run: Callable[[], object]) -> float:
 
 
 def start(source: str, detector: str) -> dict[str, Any]:
-    """One start, up to the first identity event: seconds since the agent was executed."""
+    """Start the agent once, up to the first identity event; seconds since its execution."""
     with tempfile.TemporaryDirectory() as folder, open_broker(Path(folder)) as (url, _):
         log = Path(folder) / "log"
         words = ["-m", "edge_agent", "run", "--source", source, "--detector", detector, "--broker", url]
@@ -123,7 +125,7 @@ def start(source: str, detector: str) -> dict[str, Any]:
 
 
 def watch(subscriber: Subscriber, began: float, agent: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """When what came first."""
+    """Times of first events."""
     found: dict[str, Any] = {}
     while "identity_s" not in found:
         message = subscriber.next(0.5)
@@ -153,13 +155,13 @@ def _seconds(text: str) -> float:
 
 
 def cpu_of_process(pid: int) -> float:
-    """User and system seconds of a running process so far."""
+    """Return user plus system seconds of a running process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def parts(log: Path) -> dict[str, float] | None:
-    """What the agent itself says of its start."""
+    """Return the agent's own record of its start."""
     for line in log.read_text().splitlines():
         if '"event": "started"' in line:
             return json.loads(line.partition(">")[2]).get("seconds")
@@ -170,7 +172,7 @@ def parts(log: Path) -> dict[str, float] | None:
 
 
 def cameras(video: Path, fps: int, detector: str, runs: int) -> Iterator[dict[str, Any]]:
-    """The same with the video as an RTSP camera that begins anew for each run."""
+    """Measure with the video as an RTSP camera, which restarts for each run."""
     with tempfile.TemporaryDirectory() as folder:
         write_frames(video, Path(folder), fps * 20)
         for _ in range(runs):
@@ -181,7 +183,7 @@ def cameras(video: Path, fps: int, detector: str, runs: int) -> Iterator[dict[st
 
 
 def write_frames(video: Path, folder: Path, most: int) -> None:
-    """Its first frames as JPEG files for the server."""
+    """Write the first frames as JPEG files for the server."""
     import cv2
 
     capture = cv2.VideoCapture(str(video))
@@ -195,7 +197,7 @@ def write_frames(video: Path, folder: Path, most: int) -> None:
 
 @contextmanager
 def rtsp(*arguments: str) -> Iterator[str | None]:
-    """Address of a camera that `tests/rtsp_server.py` serves; None where GStreamer's server is missing."""
+    """Address of a camera of `tests/rtsp_server.py`; None without GStreamer's RTSP server."""
     from tests.conftest import find_free_port
 
     port = find_free_port()
@@ -218,7 +220,7 @@ def rtsp(*arguments: str) -> Iterator[str | None]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables for people."""
+    """Return the tables as Markdown."""
     floor = result["cpu_s"]["python -c pass"]["median"]
     lines = ["| command | CPU s, median | more than python |", "|---|---|---|"]
     for name, spent in result["cpu_s"].items():

@@ -1,11 +1,11 @@
-"""The tracker beside `trackers`' ByteTrack, on the same detections, against the raw ids of the truth.
+"""The tracker and `trackers`' ByteTrack on the same detections, scored against the raw ids of the truth.
 
     pip install trackers
     python -m benchmarks.tracker --video vtest.avi --truth vtest_gt.txt --detector yolox:yolox_nano.onnx \
         --model osnet.onnx --preprocess imagenet
 
-Rows: ByteTrack (where `trackers` is installed), ours by overlap alone, ours with appearance. Last column:
-IDF1 over that of ByteTrack.
+Rows: ByteTrack (if `trackers` is installed), our tracker by overlap only, our tracker with appearance. Last
+column: IDF1 over that of ByteTrack.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from edge_agent.track.tracker import Tracker
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One frame: its number, time, size, and what was found in it."""
+    """One frame: number, time, size, and detections."""
 
     number: int
     time: float

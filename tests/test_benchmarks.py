@@ -96,10 +96,10 @@ def test_a_failure_is_told_and_the_rest_goes_on(
     said = dict(
         line.split(maxsplit=1) for line in capsys.readouterr().out.partition("\n\n")[2].splitlines() if line
     )
-    assert said["skips"] == "skipped: nowhere is not there"
+    assert said["skips"] == "skipped: nowhere is missing"
     assert "json.tool ended with " in said["fails"]
-    assert "gave no result" in said["writes-nothing"]
-    assert "NaN is no result" in said["nan"]
+    assert "produced no result" in said["writes-nothing"]
+    assert "NaN is not a result" in said["nan"]
     assert "timeit took more than 1 s" in said["slow"]
     assert [path.name for path in folder.iterdir()] == ["slow.json"]  # it has the good step's result
     told = json.loads((folder / "slow.json").read_bytes())
