@@ -33,7 +33,7 @@ from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.health.telemetry.reader import Telemetry
 from edge_agent.identify import Identifier
-from edge_agent.source import source_kind
+from edge_agent.source.address import source_kind
 from edge_agent.source.opening import open_sources
 
 if TYPE_CHECKING:

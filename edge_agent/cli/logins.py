@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from edge_agent.source.redact import redact_url
+from edge_agent.source.address import redact_url
 
 _ARG_START, _ARG_END = 45, 46
 """Fields 48 and 49 of /proc/PID/stat (proc(5)), counted after the name in brackets."""

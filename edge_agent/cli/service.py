@@ -57,7 +57,7 @@ def open_streams_at_once(settings: Settings) -> None:
     it opens, and the rate of some recordings (.ts) needs the analysis, so they are set only if all sources
     are streams. An existing OPENCV_FFMPEG_CAPTURE_OPTIONS is kept.
     """
-    from edge_agent.source import source_kind
+    from edge_agent.source.address import source_kind
 
     urls = [source.url for source in settings.sources if source.enabled]
     if urls and all(source_kind(url) == "stream" for url in urls):

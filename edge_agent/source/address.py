@@ -1,4 +1,4 @@
-"""Addresses of sources, as typed after `--source`, and the ids made from them.
+"""Addresses of sources, as typed after `--source`: kinds, ids, and masking of credentials.
 
 ====================================  =============================================
 address                                kind
@@ -20,15 +20,24 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from edge_agent.core.errors import SourceError
-from edge_agent.source.redact import redact_url
-
-__all__ = ["SourceKind", "device_number", "local_path", "source_id", "source_kind"]
 
 SourceKind = Literal["file", "stream", "usb", "csi", "crops"]
 
 _ID_LENGTH = 64
 _STREAM_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https"})
 _VALID = "a file, rtsp://, rtsps://, http://, https://, /dev/videoN or usb:N, csi:N, crops:FOLDER"
+# `user:password@` up to the last @ of the authority. Spaces and quotes end a URL inside a longer text.
+_USERINFO = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s\"'<>/?#]*@", re.IGNORECASE)
+# A password with an unquoted slash, `rtsp://user:pa/ss@host/`: the text after the colon is no port number.
+_SLASHED = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s\"'<>/?#@:]+:(?!\d+(?:[/?#]|$))[^\s\"'<>]*@", re.IGNORECASE
+)
+# Cameras with the login in the query: `?user=admin&password=secret`, or a token.
+_QUERY = re.compile(
+    r"(?P<key>[?&;](?:user|usr|username|login|pass|passwd|password|pwd|token|key|apikey|api_key|secret|auth)=)"
+    r"[^\s\"'<>&;#]+",
+    re.IGNORECASE,
+)
 
 
 def source_kind(address: str) -> SourceKind:
@@ -56,11 +65,7 @@ def source_kind(address: str) -> SourceKind:
 
 
 def source_id(address: str, *, taken: Collection[str] = ()) -> str:
-    """Make an id from an address, without its credentials.
-
-    Args:
-        address: as typed.
-        taken: ids in use; a number makes the new one differ.
+    """Make an id from an address, without its credentials; a number makes it differ from those in `taken`.
 
     Raises:
         SourceError: see `source_kind`.
@@ -107,3 +112,13 @@ def _host(address: str) -> str | None:
         return urlsplit(address).hostname
     except ValueError:  # e.g. a broken IPv6 address
         return None
+
+
+def redact_url(text: str) -> str:
+    """Mask the credentials of every URL in `text`: `rtsp://user:pw@host/1` becomes `rtsp://***@host/1`.
+
+    `text` is a URL or a longer message. Of a malformed URL, too much is masked rather than too little.
+    """
+    text = _SLASHED.sub(r"\g<scheme>***@", text)
+    text = _USERINFO.sub(r"\g<scheme>***@", text)
+    return _QUERY.sub(r"\g<key>***", text)

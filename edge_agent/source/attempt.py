@@ -1,20 +1,18 @@
-"""One run of a source in a worker thread."""
+"""One run of a source in a worker thread, and the buffer for its items."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, SourceError
+from edge_agent.source.address import redact_url
 from edge_agent.source.base import Item, Source
-from edge_agent.source.buffer import ItemBuffer
-from edge_agent.source.redact import redact_url
-
-__all__ = ["Attempt", "stuck_threads"]
 
 _log = structlog.get_logger(__name__)
 
@@ -29,6 +27,62 @@ def stuck_threads() -> int:
     of Python aborts the process.
     """
     return sum(thread.name.startswith(_WORKER) for thread in threading.enumerate())
+
+
+class ItemBuffer:
+    """Queue of items for the pipeline. A live source keeps only its newest item; any other waits for room.
+
+    Args:
+        changed: condition that guards the buffer, notified when a waiting writer can go on.
+        live: whether old items are dropped.
+        limit: largest number of items of a source that waits.
+    """
+
+    def __init__(self, changed: threading.Condition, *, live: bool, limit: int) -> None:
+        self._changed = changed
+        self._live = live
+        self._limit = 1 if live else limit
+        self._items: deque[Item] = deque()
+        self._polled = False
+        self.delivered = 0
+        """Items returned by `take`."""
+        self.dropped = 0
+        """Items replaced by a newer one before they were taken, from the first `take` on."""
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the source has to wait until an item is taken."""
+        return not self._live and len(self._items) >= self._limit
+
+    def put(self, item: Item, cancelled: Callable[[], bool]) -> bool:
+        """Add an item; False when cancelled while waiting for room. The caller holds the condition."""
+        self._changed.wait_for(lambda: not self.blocked or cancelled())
+        if cancelled():
+            return False
+        while len(self._items) >= self._limit:
+            self._items.popleft()
+            self.dropped += self._polled
+        self._items.append(item)
+        return True
+
+    def take(self) -> Item | None:
+        """Return the oldest item, None where there is none. Never blocks."""
+        self._polled = True
+        with self._changed:
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self.delivered += 1
+            if not self._live:  # the writer of a live source never waits
+                self._changed.notify_all()
+            return item
+
+    def clear(self) -> None:
+        """Remove all items; the caller holds the condition."""
+        self._items.clear()
 
 
 class Attempt:
@@ -72,18 +126,16 @@ class Attempt:
         self._wake = wake
 
     @property
-    def stalled(self) -> bool:
-        """Whether the source has been silent for longer than a healthy one."""
-        limit = self._source.stall_seconds
-        if limit is None or self._buffer.blocked:
-            return False
-        return time.monotonic() - self.last_item > limit
-
-    @property
     def seconds_to_stall(self) -> float | None:
         """Seconds until the source counts as stalled, unless an item comes; None where it never does."""
         limit = self._source.stall_seconds
         return None if limit is None else self.last_item + limit - time.monotonic()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the source has been silent for longer than a healthy one."""
+        left = self.seconds_to_stall
+        return left is not None and left < 0 and not self._buffer.blocked
 
     @property
     def idle(self) -> bool:

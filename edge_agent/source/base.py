@@ -7,8 +7,6 @@ from typing import Protocol
 
 from edge_agent.core.structures import CropBatch, Frame
 
-__all__ = ["Item", "Source"]
-
 Item = Frame | CropBatch
 
 
@@ -22,7 +20,7 @@ class Source(Protocol):
 
     @property
     def id(self) -> str:
-        """Id of the source, matches `[a-z0-9_-]{1,64}`."""
+        """Matches `[a-z0-9_-]{1,64}`."""
 
     @property
     def live(self) -> bool:

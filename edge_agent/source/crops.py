@@ -28,6 +28,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,6 @@ from edge_agent.source import crop_scan
 from edge_agent.source.crop_ledger import CropLedger
 from edge_agent.source.crop_metadata import Crop, CropDescriber, UnusableCrop, by_frame
 from edge_agent.source.crop_scan import CropFile, FolderScan, crop_file, identity
-from edge_agent.source.options import CropFolderOptions
-
-__all__ = ["CropFolderSource"]
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +55,18 @@ MAX_CROPS = 128
 """Crops in one batch; a frame with more comes in several."""
 _MAX_PICTURE_BYTES = 16 << 20
 _SAME_MOMENT_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class CropFolderOptions:
+    """Options of a crop folder; `fps` and `start_time` are for crops named as in Market-1501."""
+
+    poll_seconds: float = 0.5
+    settle_seconds: float = 0.5
+    once: bool = False
+    delete: bool = False
+    fps: float | None = None
+    start_time: float | None = None
 
 
 class CropFolderSource:

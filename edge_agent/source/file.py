@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from edge_agent.core.errors import SourceError
 from edge_agent.core.structures import Frame
-from edge_agent.source.options import FileOptions
 from edge_agent.source.video import built_with, open_capture
-
-__all__ = ["FileSource"]
 
 _log = structlog.get_logger(__name__)
 
@@ -22,15 +20,19 @@ _ASSUMED_FPS = 25.0
 """For files whose header has no frame rate; logged as a warning."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """Options of a video file; `core.config.SourceSettings` describes them."""
+
+    fps: float | None = None
+    realtime: bool = False
+    start_time: float | None = None
+
+
 class FileSource:
     """A video file: every frame, in order, as fast as they are taken.
 
     The n-th frame read has number n and time `start + (n - 1) / fps`.
-
-    Args:
-        id: id of the source.
-        path: the file.
-        options: rate, start time and pace.
     """
 
     stall_seconds = None  # a file waits for its consumer, and a slow disk is no outage
@@ -62,15 +64,12 @@ class FileSource:
             start = time.time() if self._options.start_time is None else self._options.start_time
             begun = time.monotonic()
             number = 0
-            while True:
-                there, image = capture.read()
-                if not there:
-                    break
+            while (found := capture.read())[0]:
                 number += 1
                 elapsed = (number - 1) / fps
                 if self.live:
                     time.sleep(max(0.0, begun + elapsed - time.monotonic()))
-                yield Frame(self.id, number, start + elapsed, image)
+                yield Frame(self.id, number, start + elapsed, found[1])
         if number == 0:
             raise SourceError(f"source {self.id}: {path} holds no frame that can be decoded")
         # OpenCV reports a damaged file as a short one; the header is right within 2 %.

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.errors import ConfigError, SourceError
 from edge_agent.source.address import device_number, local_path, source_id, source_kind
-from edge_agent.source.options import options_of
 
 if TYPE_CHECKING:
     from edge_agent.core.config import SourceSettings
     from edge_agent.source.base import Source
 
-__all__ = ["open_source", "open_sources"]
+Options = TypeVar("Options")
+
+_COMMON = {"id", "url", "enabled", "detector", "motion", "priority"}
+"""Keys of `SourceSettings` that are not for the source itself."""
 
 
 def open_sources(settings: Sequence[SourceSettings], state: Path) -> list[Source]:
     """Return the enabled sources, in their order; none is opened before it is read.
 
-    All recorded files start at the same time, so that their frames can be put in order.
-
-    Args:
-        settings: of all sources.
-        state: folder in which crop folders store which crops were read.
+    All recorded files start at the same time, so that their frames can be put in order. Crop folders store in
+    the folder `state` which crops were read.
 
     Raises:
         SourceError: an address is not understood, or an option is not for its kind.
@@ -67,28 +67,36 @@ def open_source(
     name = source_id(url, taken=taken) if settings.id is None else settings.id
     if name in taken:
         raise SourceError(f"two sources have the id {name!r}")
-    if kind == "file" and settings.start_time is None:
-        settings = settings.model_copy(update={"start_time": file_start})
-    options = options_of(kind, name, settings)
+
+    def options(of_kind: type[Options]) -> Options:
+        chosen = settings.model_dump(exclude=_COMMON, exclude_none=True)
+        valid = {field.name for field in fields(of_kind)}  # type: ignore[arg-type] # a dataclass
+        for option in (one for one in chosen if one not in valid):
+            raise SourceError(
+                f"source {name}: option {option!r} is not for this kind of source ({kind}); "
+                f"it takes {', '.join(sorted(valid))}"
+            )
+        return of_kind(**chosen)
+
+    if kind == "file":
+        from edge_agent.source.file import FileOptions, FileSource
+
+        if settings.start_time is None:
+            settings = settings.model_copy(update={"start_time": file_start})
+        return FileSource(name, local_path(url), options(FileOptions))
     if kind == "crops":
-        from edge_agent.source.crops import CropFolderSource
+        from edge_agent.source.crops import CropFolderOptions, CropFolderSource
 
         if state is None:
             raise SourceError(f"source {name}: a folder of crops needs a state folder (--state)")
-        return CropFolderSource(name, local_path(url), state / f"crops-{name}.sqlite", options)
+        return CropFolderSource(
+            name, local_path(url), state / f"crops-{name}.sqlite", options(CropFolderOptions)
+        )
+    from edge_agent.source import cameras
+
     if kind == "stream":
-        from edge_agent.source.stream import StreamSource
-
-        return StreamSource(name, url, options)
-    if kind == "usb":
-        from edge_agent.source.usb import UsbSource
-
-        device = f"/dev/video{device_number(url)}" if url.startswith("usb:") else url
-        return UsbSource(name, device, options)
+        return cameras.StreamSource(name, url, options(cameras.StreamOptions))
     if kind == "csi":
-        from edge_agent.source.csi import CsiSource
-
-        return CsiSource(name, device_number(url), options)
-    from edge_agent.source.file import FileSource
-
-    return FileSource(name, local_path(url), options)
+        return cameras.CsiSource(name, device_number(url), options(cameras.CsiOptions))
+    device = f"/dev/video{device_number(url)}" if url.startswith("usb:") else url
+    return cameras.UsbSource(name, device, options(cameras.UsbOptions))

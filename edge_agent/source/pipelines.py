@@ -13,21 +13,25 @@ until no quote, backslash or space is left; everything else is checked.
 
 from __future__ import annotations
 
+import math
 import re
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from edge_agent.core.errors import SourceError
-from edge_agent.source.options import CsiOptions, Size, StreamOptions, UsbOptions
-from edge_agent.source.redact import redact_url
+from edge_agent.source.address import redact_url
 
-__all__ = ["csi", "rtsp", "usb"]
+if TYPE_CHECKING:
+    from edge_agent.source.cameras import CsiOptions, StreamOptions, UsbOptions
+
+Size = tuple[int, int]
+"""`(width, height)`."""
 
 _SINK = "appsink drop=true max-buffers=1 sync=false"
 _NVMM = "video/x-raw(memory:NVMM)"
 # RFC 3986 reserved characters, and %, so that encoded text stays as it is.
 _URL_SAFE = ":/?#[]@!$&'()*+,;=%-._~"
 _DEVICE = re.compile(r"/dev/[A-Za-z0-9][A-Za-z0-9_./:+-]*")
-_FLIPS = range(8)  # nvvidconv flip-method
 
 
 def csi(sensor: int, options: CsiOptions) -> str:
@@ -37,9 +41,10 @@ def csi(sensor: int, options: CsiOptions) -> str:
         SourceError: a value out of range.
     """
     _positive("sensor", sensor + 1)
-    if options.flip not in _FLIPS:
+    if options.flip not in range(8):  # of nvvidconv
         raise SourceError(f"flip must be 0..7, got {options.flip}")
-    mode = f"{_NVMM},{_dimensions(options.capture)},framerate={_rate(options.fps)}/1,format=NV12"
+    rate = whole_rate(f"CSI sensor {sensor}", options.fps)
+    mode = f"{_NVMM},{_dimensions(options.capture)},framerate={rate}/1,format=NV12"
     tail = _jetson_tail(options.size, f" flip-method={options.flip}")
     return f"nvarguscamerasrc sensor-id={sensor} ! {mode} ! {tail}"
 
@@ -47,18 +52,13 @@ def csi(sensor: int, options: CsiOptions) -> str:
 def rtsp(url: str, options: StreamOptions, *, jetson: bool) -> str:
     """Return the pipeline of an RTSP stream; it fails after `read_timeout_ms` of silence.
 
-    Args:
-        url: `rtsp://` or `rtsps://`; may hold credentials.
-        options: of the stream.
-        jetson: decode in hardware.
-
     Raises:
         SourceError: a value out of range, or not an RTSP address.
     """
     if not url.lower().startswith(("rtsp://", "rtsps://")):
         raise SourceError(f"GStreamer reads rtsp:// and rtsps:// here, got {redact_url(url)}")
-    _choice("codec", options.codec, ("h264", "h265"))
-    _choice("transport", options.transport, ("tcp", "udp"))
+    check_choice("codec", options.codec, ("h264", "h265"))
+    check_choice("transport", options.transport, ("tcp", "udp"))
     _positive("latency_ms", options.latency_ms + 1)
     _positive("timeout_ms", options.read_timeout_ms)
     micros = options.read_timeout_ms * 1000
@@ -75,18 +75,13 @@ def rtsp(url: str, options: StreamOptions, *, jetson: bool) -> str:
 def usb(device: str, options: UsbOptions, *, jetson: bool) -> str:
     """Return the pipeline of a V4L2 camera.
 
-    Args:
-        device: `/dev/video0` or a link such as `/dev/v4l/by-id/...`.
-        options: of the camera.
-        jetson: decode and scale in hardware.
-
     Raises:
         SourceError: a value out of range, or not the name of a device.
     """
     if not _DEVICE.fullmatch(device) or ".." in device:
         raise SourceError(f"not the name of a video device: {device!r}; expected one like /dev/video0")
-    _choice("pixels", options.pixels, ("mjpeg", "yuyv"))
-    mode = f"{_dimensions(options.capture)},framerate={_rate(options.fps)}/1"
+    check_choice("pixels", options.pixels, ("mjpeg", "yuyv"))
+    mode = f"{_dimensions(options.capture)},framerate={whole_rate(device, options.fps)}/1"
     source = f"v4l2src device={device} io-mode=2"
     if options.pixels == "mjpeg":
         decoder = f"jpegdec ! {_software_tail(options.size)}"
@@ -117,11 +112,15 @@ def _dimensions(size: Size) -> str:
     return f"width={width},height={height}"
 
 
-def _rate(fps: float) -> int:
-    """Return a frame rate as the whole number that it must be."""
-    whole = int(fps) if float(fps).is_integer() else 0
-    _positive("fps", whole)
-    return whole
+def whole_rate(label: str, fps: float) -> int:
+    """Return a frame rate to request from a camera; settings files make `30` and `30.0` the same.
+
+    Raises:
+        SourceError: it is not a whole number from 1.
+    """
+    if not (math.isfinite(fps) and fps >= 1 and fps == int(fps)):
+        raise SourceError(f"{label}: fps must be a whole number from 1, got {fps}")
+    return int(fps)
 
 
 def _positive(name: str, value: int) -> None:
@@ -130,7 +129,8 @@ def _positive(name: str, value: int) -> None:
         raise SourceError(f"{name} is out of range or not a whole number")
 
 
-def _choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise SourceError unless `value` is one of `valid`."""
     if value not in valid:
         raise SourceError(f"{name} must be one of {', '.join(valid)}, got {value!r}")
 

@@ -12,18 +12,16 @@ import structlog
 from edge_agent.core.errors import EdgeAgentError, Retryable, SourceError, SourceLost
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceState, SourceStatus
-from edge_agent.source.attempt import Attempt
+from edge_agent.source.address import redact_url
+from edge_agent.source.attempt import Attempt, ItemBuffer
 from edge_agent.source.base import Source
-from edge_agent.source.buffer import ItemBuffer
-from edge_agent.source.connection_state import ConnectionState
-from edge_agent.source.redact import redact_url
-
-__all__ = ["BACKOFF_S", "ReadLoop"]
 
 _log = structlog.get_logger(__name__)
 
 BACKOFF_S = (1.0, 60.0)
 """First and largest limit of the random wait between attempts."""
+OFFLINE_AFTER_S = 30.0
+"""After an outage of this time the state is `offline` instead of `reconnecting`; attempts continue."""
 _STABLE_SECONDS = 5.0
 """After a connection of this duration the back-off starts again."""
 _MAX_ABANDONED = 3
@@ -32,24 +30,73 @@ _TICK_SECONDS = 1.0
 """Interval of the heartbeat while the loop waits."""
 
 
-class _Backoff:
-    """Exponential waits with full jitter, so that cameras lost together do not return together."""
+class ConnectionState:
+    """Reports each change of state once. Logs the start of an outage at WARNING, its end once.
 
-    def __init__(self, first: float, largest: float) -> None:
-        self._first, self.largest = first, largest
-        self.failures = 0
+    Args:
+        camera: id of the source.
+        on_status: called with each change of state, in order.
 
-    def next(self) -> float:
-        # The exponent is limited because 2.0 ** 2000 overflows.
-        limit = min(self.largest, self._first * 2.0 ** min(self.failures, 32))
-        self.failures += 1
-        return random.uniform(0.0, limit)  # noqa: S311 - no secret
+    Attributes:
+        state: last reported, None before the first report.
+        reason: of that state.
+    """
+
+    def __init__(self, camera: str, on_status: Callable[[SourceStatus], None]) -> None:
+        self.state: SourceState | None = None
+        self.reason = ""
+        self._camera = camera
+        self._on_status = on_status
+        self._offline_after_s = OFFLINE_AFTER_S
+        self._lost_since: float | None = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the last report was `online`."""
+        return self.state is SourceState.ONLINE
+
+    def online(self) -> None:
+        """Frames arrive."""
+        if self.is_online:
+            return
+        if self._lost_since is None:
+            _log.debug("source_online", camera=self._camera)
+            reason = "frames arrive"
+        else:
+            away = time.monotonic() - self._lost_since
+            _log.info("source_recovered", camera=self._camera, away_seconds=round(away, 1))
+            reason = f"recovered after {away:.1f} s"
+        self.report(SourceState.ONLINE, reason)
+
+    def lost(self, failure: EdgeAgentError) -> None:
+        """An attempt failed; there will be another one."""
+        now = time.monotonic()
+        reason = redact_url(str(failure))
+        if self._lost_since is None:
+            self._lost_since = now
+            _log.warning("source_lost", camera=self._camera, reason=reason)
+        else:
+            _log.debug("source_still_lost", camera=self._camera, reason=reason)
+        offline = now - self._lost_since >= self._offline_after_s
+        state = SourceState.OFFLINE if offline else SourceState.RECONNECTING
+        if state is not self.state:
+            self._set(state, reason)
+
+    def report(self, state: SourceState, reason: str) -> None:
+        """Set a state that ends an outage, or the source."""
+        self._lost_since = None
+        self._set(state, reason)
+
+    def _set(self, state: SourceState, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self._on_status(SourceStatus(self._camera, state, reason, time.time()))
 
 
 class ReadLoop:
     """Runs the attempts one after the other, on the thread that calls `run`.
 
-    A worker that is silent for longer than `stall_seconds` is abandoned, and another one is started.
+    A worker that is silent for longer than `stall_seconds` is abandoned, and another one is started. Between
+    attempts it waits with full jitter, so that cameras lost together do not return together.
 
     Args:
         source: to read.
@@ -79,7 +126,8 @@ class ReadLoop:
         self._changed = changed
         self._wake = wake
         self._on_status = on_status
-        self._backoff = _Backoff(*BACKOFF_S)
+        self._first_wait, self._longest_wait = BACKOFF_S
+        self._failures = 0
         self._attempt: Attempt | None = None
         self._abandoned: list[threading.Thread] = []
         self._stopping = False
@@ -143,12 +191,14 @@ class ReadLoop:
             while not (self._stopping or self.over):
                 if self._closed:
                     self._stay_closed()
-                elif not self._may_start():
+                    continue
+                self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
+                if len(self._abandoned) < _MAX_ABANDONED:
+                    self._evaluate(self._run_attempt())
+                else:
                     reason = f"{_MAX_ABANDONED} reads hang in the driver; waiting for one to return"
                     self.connection.lost(SourceLost(reason))
-                    self._wait(self._backoff.largest)
-                else:
-                    self._evaluate(self._run_attempt())
+                    self._wait(self._longest_wait)
         except Exception as problem:  # noqa: BLE001 - nothing else reports the end of this thread
             _log.exception("source_reader_failed", camera=self._source.id)
             self._give_up(SourceError(f"source {self._source.id}: reader failed: {problem!r}"))
@@ -167,21 +217,20 @@ class ReadLoop:
             self._give_up(failure)
             return
         if attempt.last_item - attempt.first_item >= _STABLE_SECONDS:
-            self._backoff.failures = 0
+            self._failures = 0
         self.connection.lost(failure)
-        self._wait(self._backoff.next())
+        # The exponent is limited because 2.0 ** 2000 overflows.
+        limit = min(self._longest_wait, self._first_wait * 2.0 ** min(self._failures, 32))
+        self._failures += 1
+        self._wait(random.uniform(0.0, limit))  # noqa: S311 - no secret
 
     def _stay_closed(self) -> None:
         self.connection.report(SourceState.DISABLED, self._closed)
-        self._backoff.failures = 0
+        self._failures = 0
         with self._changed:
             while self._closed and not self._stopping:
                 self._changed.wait(_TICK_SECONDS)
                 self.beat()
-
-    def _may_start(self) -> bool:
-        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
-        return len(self._abandoned) < _MAX_ABANDONED
 
     def _run_attempt(self) -> Attempt:
         """Run the source until it ends, fails, stalls, is closed, or a stop is requested."""
@@ -192,7 +241,11 @@ class ReadLoop:
         attempt.thread.start()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._needs_attention(attempt), self._next_check(attempt))
+                left = attempt.seconds_to_stall
+                self._changed.wait_for(
+                    lambda: self._needs_attention(attempt),
+                    _TICK_SECONDS if left is None else min(_TICK_SECONDS, max(0.01, left)),
+                )
                 if attempt.idle:
                     self.beat()
                 if not attempt.finished and attempt.stalled:
@@ -209,12 +262,6 @@ class ReadLoop:
     def _needs_attention(self, attempt: Attempt) -> bool:
         came_online = attempt.alive and not self.connection.is_online
         return self._stopping or attempt.cancelled or attempt.finished or came_online
-
-    @staticmethod
-    def _next_check(attempt: Attempt) -> float:
-        """Seconds until the attempt may be stalled, at most a tick."""
-        left = attempt.seconds_to_stall
-        return _TICK_SECONDS if left is None else min(_TICK_SECONDS, max(0.01, left))
 
     def _cancel(self) -> None:
         """Discard the items of the current attempt from now on; the caller holds the condition."""

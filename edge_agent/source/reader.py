@@ -11,12 +11,9 @@ import structlog
 from edge_agent.core.errors import EdgeAgentError
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceState, SourceStatus
-from edge_agent.source.attempt import stuck_threads
+from edge_agent.source.attempt import ItemBuffer
 from edge_agent.source.base import Item, Source
-from edge_agent.source.buffer import ItemBuffer
 from edge_agent.source.read_loop import ReadLoop
-
-__all__ = ["QUEUE_LIMIT", "FrameReader", "stuck_threads"]
 
 _log = structlog.get_logger(__name__)
 
@@ -29,21 +26,14 @@ _STOP_SECONDS = 1.0
 class FrameReader:
     """Reads `source` during the `with` block and delivers its items one by one.
 
-    A live source keeps only its newest item and counts the dropped ones; any other waits until its items are
-    taken. A lost source is opened again after a random wait (`read_loop.BACKOFF_S`).
-
     One thread repeats the attempts to read and reports the state (`ReadLoop`); for each attempt, a worker
-    thread runs the source (`Attempt`).
+    thread runs the source (`Attempt`). A lost source is opened again after a random wait
+    (`read_loop.BACKOFF_S`). `live` and `ends` are those of the source.
 
     Args:
         source: what to read.
         wake: set whenever an item waits, the state changes or the source is over.
         on_status: called from the reader's thread with each change of state, in order.
-
-    Attributes:
-        camera: id of the source.
-        live: whether items that the consumer does not take in time are dropped.
-        ends: whether the source has an end (a file) or not (a camera, a watched folder).
     """
 
     def __init__(

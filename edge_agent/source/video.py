@@ -11,30 +11,17 @@ import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import SourceError, SourceLost
 from edge_agent.core.structures import Frame
-from edge_agent.source.options import Size
-from edge_agent.source.rate import RateLimiter
+from edge_agent.source.pipelines import Size
 
 if TYPE_CHECKING:
     import cv2
-
-__all__ = [
-    "CAMERA_STALL_SECONDS",
-    "Camera",
-    "built_with",
-    "check_choice",
-    "has_gstreamer",
-    "is_jetson",
-    "open_capture",
-    "use_gstreamer",
-    "whole_rate",
-]
 
 CAMERA_STALL_SECONDS = 10.0
 """USB and CSI cameras have no timeout that can be set per device: after this silence they are reopened."""
@@ -70,12 +57,7 @@ def is_jetson(root: Path = Path("/")) -> bool:
 
 
 def use_gstreamer(camera: str, backend: str, *, possible: bool = True) -> bool:
-    """Decide whether to open with GStreamer.
-
-    Args:
-        camera: id of the source, for the message.
-        backend: as set by the user.
-        possible: whether there is a pipeline for this kind of source.
+    """Decide whether to open with GStreamer; `possible`: there is a pipeline for this kind of source.
 
     Raises:
         SourceError: GStreamer is requested and not available.
@@ -111,6 +93,27 @@ def open_capture(
         capture.release()
 
 
+class RateLimiter:
+    """Passes at most `rate` frames per second, evenly; None passes all. Other frames are not converted."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._next = -math.inf
+        self.lower_rate: Callable[[], float | None] = lambda: None
+        """Returns a lower rate that is sufficient at present, None for the usual one."""
+
+    def due(self) -> bool:
+        """Whether this frame is to be passed."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        # From the due time rather than from now, or 15 fps limited to 10 would give 7.5.
+        rates = [rate for rate in (self._rate, self.lower_rate()) if rate is not None]
+        interval = 1.0 / min(rates) if rates else 0.0
+        self._next = max(self._next, now - interval) + interval
+        return True
+
+
 class Camera(ABC):
     """A live source read through OpenCV. Its end is an outage: the reader opens it again.
 
@@ -118,7 +121,7 @@ class Camera(ABC):
         id: id of the source.
         label: name of the device or stream in messages.
         size: `(width, height)` to scale frames to; None keeps the camera's.
-        max_fps: frames beyond this rate are not delivered; None delivers all.
+        max_fps: limit of the frame rate; None delivers all.
         stall_seconds: see `Source`.
     """
 
@@ -171,20 +174,3 @@ class Camera(ABC):
             except cv2.error as problem:
                 raise SourceLost(f"OpenCV failed while reading: {problem}") from problem
         raise SourceLost(f"{self._label} stopped sending")
-
-
-def check_choice(camera: str, name: str, value: str, valid: tuple[str, ...]) -> None:
-    """Raise SourceError unless `value` is one of `valid`."""
-    if value not in valid:
-        raise SourceError(f"source {camera}: {name} must be one of {', '.join(valid)}, got {value!r}")
-
-
-def whole_rate(camera: str, rate: float) -> int:
-    """Return a rate to request from a camera; settings files make `30` and `30.0` the same.
-
-    Raises:
-        SourceError: it is not a whole number from 1.
-    """
-    if not (math.isfinite(rate) and rate >= 1 and rate == int(rate)):
-        raise SourceError(f"source {camera}: fps must be a whole number from 1, got {rate}")
-    return int(rate)

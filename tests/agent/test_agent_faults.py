@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from edge_agent.__main__ import main
 from edge_agent.agent import daemon
-from edge_agent.source import source_id
+from edge_agent.source.address import source_id
 from tests.agent.test_agent import PEOPLE, config, events, everybody, pictures, put, running, wait_for
 from tests.conftest import find_free_port
 from tests.source.test_source_stream import serving

@@ -20,8 +20,7 @@ from edge_agent.core.errors import SourceError, SourceLost, StorageError
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures, SourceState
 from edge_agent.source import crop_scan, crops
 from edge_agent.source.crop_ledger import CropLedger
-from edge_agent.source.crops import CropFolderSource
-from edge_agent.source.options import CropFolderOptions
+from edge_agent.source.crops import CropFolderOptions, CropFolderSource
 from tests.source.test_source_reader import Watch
 
 LONG_AGO = 1_700_000_000.0
@@ -140,7 +139,7 @@ READ_AND_DIE = """
 import os, signal, sys
 from edge_agent.source.crop_ledger import CropLedger
 from edge_agent.source.crops import CropFolderSource
-from edge_agent.source.options import CropFolderOptions
+from edge_agent.source.crops import CropFolderOptions
 source = CropFolderSource("yard", sys.argv[1], sys.argv[2], CropFolderOptions(once=True))
 for count, batch in enumerate((b for b in source.frames() if b is not None), 1):
     print(batch.number, flush=True)

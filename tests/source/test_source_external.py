@@ -20,9 +20,8 @@ from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Detections, Frame
 from edge_agent.source import external
 from edge_agent.source.boxes import BoxMessage, parse_deepstream, parse_own
-from edge_agent.source.crops import CropFolderSource
+from edge_agent.source.crops import CropFolderOptions, CropFolderSource
 from edge_agent.source.external import ExternalBoxes
-from edge_agent.source.options import CropFolderOptions
 from tests.conftest import REPO, find_free_port
 
 TIME = 1_700_000_000.25

@@ -10,8 +10,7 @@ from structlog.testing import capture_logs
 
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.errors import SourceError
-from edge_agent.source.file import FileSource
-from edge_agent.source.options import FileOptions
+from edge_agent.source.file import FileOptions, FileSource
 
 
 def write_video(path: Path, frames: int, *, fps: float = 20.0, size: tuple[int, int] = (64, 48)) -> Path:

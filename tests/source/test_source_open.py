@@ -12,15 +12,12 @@ from hypothesis import strategies as st
 
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.errors import ConfigError, SourceError
-from edge_agent.source import source_id, source_kind
+from edge_agent.source.address import redact_url, source_id, source_kind
 from edge_agent.source.base import Source
+from edge_agent.source.cameras import CsiSource, StreamSource, UsbSource
 from edge_agent.source.crops import CropFolderSource
-from edge_agent.source.csi import CsiSource
 from edge_agent.source.file import FileSource
 from edge_agent.source.opening import open_source, open_sources
-from edge_agent.source.redact import redact_url
-from edge_agent.source.stream import StreamSource
-from edge_agent.source.usb import UsbSource
 
 
 def opened(url: str, *, taken: Collection[str] = (), state: Path | None = None, **keys) -> Source:
@@ -145,6 +142,6 @@ def test_no_password_is_ever_shown(user, word):
 
 def test_the_package_is_light():
     heavy = "{'cv2', 'numpy', 'paho', 'structlog'} & set(sys.modules)"
-    code = f"import sys, edge_agent.source; sys.exit(str({heavy}) if {heavy} else 0)"
+    code = f"import sys, edge_agent.source.address; sys.exit(str({heavy}) if {heavy} else 0)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

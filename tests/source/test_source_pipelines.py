@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.core.errors import SourceError
 from edge_agent.source import pipelines
-from edge_agent.source.options import CsiOptions, StreamOptions, UsbOptions
+from edge_agent.source.cameras import CsiOptions, StreamOptions, UsbOptions
 from tests.source.test_source_stream import SYSTEM_PYTHON, needs_gstreamer, serving
 
 CHECK = Path(__file__).parents[1] / "gst_check.py"

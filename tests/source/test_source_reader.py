@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from edge_agent.core.errors import SourceError, SourceLost
 from edge_agent.core.structures import Frame, SourceState, SourceStatus
-from edge_agent.source import connection_state, read_loop, reader
-from edge_agent.source.file import FileSource
-from edge_agent.source.options import FileOptions
-from edge_agent.source.reader import FrameReader, stuck_threads
+from edge_agent.source import read_loop, reader
+from edge_agent.source.attempt import stuck_threads
+from edge_agent.source.file import FileOptions, FileSource
+from edge_agent.source.reader import FrameReader
 from tests.source.test_source_file import write_video
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
@@ -59,7 +59,7 @@ class Watch:
         self.statuses: list[SourceStatus] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(read_loop, "BACKOFF_S", (0.01, 0.05))
-            patch.setattr(connection_state, "OFFLINE_AFTER_S", offline_after)
+            patch.setattr(read_loop, "OFFLINE_AFTER_S", offline_after)
             patch.setattr(reader, "QUEUE_LIMIT", queue)
             self.reader = FrameReader(source, wake=self.wake, on_status=self.statuses.append)
 

@@ -23,10 +23,14 @@ from edge_agent.core.config import SourceSettings
 from edge_agent.core.errors import SourceError, SourceLost
 from edge_agent.core.structures import SourceState
 from edge_agent.source import video
-from edge_agent.source.csi import CsiSource
-from edge_agent.source.options import CsiOptions, StreamOptions, UsbOptions
-from edge_agent.source.stream import StreamSource
-from edge_agent.source.usb import UsbSource
+from edge_agent.source.cameras import (
+    CsiOptions,
+    CsiSource,
+    StreamOptions,
+    StreamSource,
+    UsbOptions,
+    UsbSource,
+)
 from tests.conftest import find_free_port
 from tests.source.test_source_reader import Watch
 
@@ -174,8 +178,8 @@ def test_frames_are_scaled_and_thinned_and_thinned_ones_are_counted():
 READ_THROUGH_GSTREAMER = """
 import json, sys
 import cv2
-from edge_agent.source.options import StreamOptions
-from edge_agent.source.stream import StreamSource
+from edge_agent.source.cameras import StreamOptions
+from edge_agent.source.cameras import StreamSource
 from edge_agent.source.video import has_gstreamer
 if not has_gstreamer():
     sys.exit(77)
