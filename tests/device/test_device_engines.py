@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.core.config import EngineSettings, QualitySettings
+from edge_agent.core.errors import EngineError
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine.golden import make
@@ -22,10 +24,11 @@ from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.tensorrt import cuda
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_builder, version
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
 from edge_agent.engine.tensorrt.recipe import BuildOptions, this_machine
 from edge_agent.engine.tensorrt.supply import PlanBuilder
-from tests.device.conftest import PRECISIONS, Rows, cosines, resident_bytes, run
+from tests.device.conftest import PRECISIONS, Rows, cosines, has_calibrators, resident_bytes, run
 
 pytestmark = [pytest.mark.device, pytest.mark.timeout(1800)]
 
@@ -239,6 +242,38 @@ def test_roll_back_to_the_engine_before(
     with opened_from(own_store, graph, options) as opened:
         assert opened.info.precision == "fp32"
         assert cosines(run(opened, crops), reference).min() >= BOUNDS["fp32"][0]
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+def test_ranges_that_tensorrt_found_come_back_and_can_be_told(
+    own_store: PlanStore, prepared: PreparedGraph, variant: Variants
+) -> None:
+    graph, options = variant("int8 found")
+    builder = PlanBuilder(own_store, graph, options)
+    builder.plan()
+    found = builder.scales
+    assert found is not None
+    assert found.model_sha256 == hashlib.sha256(graph.onnx).hexdigest()
+    assert len(found.amax) > 10
+    assert PlanBuilder(own_store, graph, BuildOptions("int8", scales=found)).plan().data
+
+
+@pytest.mark.parametrize("given", [0, 20])
+def test_missing_pictures_end_in_an_error_not_in_an_engine(
+    own_store: PlanStore, prepared: PreparedGraph, crops: NDArray[np.uint8], given: int
+) -> None:
+    if not has_calibrators():
+        pytest.skip("this TensorRT has no calibrators")
+
+    def some() -> Iterator[NDArray[np.uint8]]:
+        return iter(crops[:given])
+
+    options = BuildOptions("int8", scales=Calibration(Pictures(64, "some", some)))
+    with pytest.raises(EngineError, match="the calibration pictures ended"):
+        PlanBuilder(own_store, prepared, options).plan()
+    assert own_store.entries() == []
 
 
 # --- accelerator ------------------------------------------------------------------------------

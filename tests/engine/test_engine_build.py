@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine.graph import prepare_reid
@@ -15,7 +18,7 @@ from edge_agent.engine.graph.profiles import profile_named
 from edge_agent.engine.graph.stripes import write_stripe_model
 from edge_agent.engine.plans.records import Machine
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.engine.tensorrt.calibrator import header_number, range_cache
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, RangeSource, header_number
 from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for, choose_flags, order_for
 from edge_agent.engine.tensorrt.resources import available_memory, check_disk, workspace_for
 
@@ -34,7 +37,13 @@ def ranges(prepared: PreparedGraph) -> Scales:
     return Scales({"crops": 255.0}, "entropy", hashlib.sha256(prepared.onnx).hexdigest())
 
 
+def no_pictures() -> Iterator[NDArray[np.uint8]]:
+    return iter(())
+
+
 SOME = Scales({"x": 1.0}, "entropy", "a" * 64)
+ENTROPY = Calibration(Pictures(512, "d", no_pictures))
+MINMAX = replace(ENTROPY, algorithm="MinMaxCalibration")
 
 
 # --- precision --------------------------------------------------------------------------------
@@ -53,7 +62,7 @@ SOME = Scales({"x": 1.0}, "entropy", "a" * 64)
         (10, BuildOptions("fp16"), "fp32", (), ("FP16",), False),
         (10, BuildOptions("fp16"), "fp16", ("STRONGLY_TYPED",), (), False),
         (10, BuildOptions("int8"), "int8", (), ("FP16", "INT8"), False),
-        (10, BuildOptions("int8", scales=SOME), "fp32", (), ("FP16", "INT8"), True),
+        (10, BuildOptions("int8", scales=MINMAX), "fp32", (), ("FP16", "INT8"), True),
         (11, BuildOptions("fp32"), "fp32", (), (), False),
         (11, BuildOptions("fp16"), "fp16", (), (), False),
         (11, BuildOptions("int8"), "int8", (), (), False),
@@ -99,6 +108,7 @@ def test_what_no_version_can_build(major: int, options: BuildOptions, graph: str
         (7, BuildOptions("fp32"), "fp32", "too old"),
         (11, BuildOptions("fp16"), "fp32", "TensorRT 11 computes in the precision of the graph"),
         (11, BuildOptions("int8", scales=SOME), "fp32", "takes no separate INT8 ranges"),
+        (11, BuildOptions("int8", scales=ENTROPY), "fp32", "takes no separate INT8 ranges"),
     ],
 )
 def test_what_a_version_cannot_build(major: int, options: BuildOptions, graph: str, why: str) -> None:
@@ -114,6 +124,7 @@ def test_the_accelerator_takes_less() -> None:
     for options, graph, why in (
         (BuildOptions("fp32"), "fp32", "FP16 and INT8 only"),
         (BuildOptions("int8"), "int8", "takes separate INT8 ranges only"),
+        (BuildOptions("int8", scales=MINMAX), "fp32", "EntropyCalibration2 only"),
     ):
         with pytest.raises(EngineError, match=why):
             choose_flags(10, options, graph, dla=True)
@@ -142,6 +153,9 @@ def test_an_order_names_all_that_changes_the_plan(prepared: PreparedGraph) -> No
         BuildOptions("fp16", dla_core=1),
         BuildOptions("int8", scales=scales),
         BuildOptions("int8", scales=replace(scales, amax={"crops": 254.0})),
+        BuildOptions("int8", scales=ENTROPY),
+        BuildOptions("int8", scales=MINMAX),
+        BuildOptions("int8", scales=replace(ENTROPY, pictures=replace(ENTROPY.pictures, digest="e"))),
     ]
     keys = {order_for(prepared, wish, ORIN).key for wish in wishes}
     assert len(keys) == len(wishes)
@@ -210,10 +224,19 @@ def test_versions_in_the_header_of_a_cache() -> None:
 
 def test_known_ranges_are_rendered_for_the_version_that_runs(prepared: PreparedGraph) -> None:
     for release, header in (((8, 6, 1), b"TRT-8601-"), ((10, 3, 0), b"TRT-100300-")):
-        cache = range_cache(prepared, ranges(prepared), release)
+        source = RangeSource(prepared, ranges(prepared), release=release)
+        cache = source.read()
+        assert cache is not None
         assert cache.startswith(header + b"EntropyCalibration2\ncrops: ")
+        assert source.check() is None
 
 
 def test_ranges_of_another_graph_are_refused(prepared: PreparedGraph) -> None:
     with pytest.raises(ModelError, match="belong to another graph"):
-        range_cache(prepared, SOME, (10, 3, 0))
+        RangeSource(prepared, SOME, release=(10, 3, 0))
+
+
+def test_too_few_pictures_are_seen_at_once(prepared: PreparedGraph) -> None:
+    few = Calibration(Pictures(15, "d", no_pictures), batch=16)
+    with pytest.raises(EngineError, match="15 pictures do not fill a calibration batch of 16"):
+        RangeSource(prepared, few, release=(10, 3, 0))

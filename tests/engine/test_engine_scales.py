@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
 
 from edge_agent.core.errors import InputError, ModelError
-from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.precision.scales import Scales, read_cache
 
 MODEL = "ab" * 32
 
 
 def scales(**amax: float) -> Scales:
     return Scales(amax or {"layer:0": 2.54, "input_1:0": 1.0002441219985485}, "entropy", MODEL)
-
-
-def amax_of(cache: bytes) -> dict[str, float]:
-    """Ranges in a calibration cache, read as onnxruntime's `ReadDynamicRange` does."""
-    lines = (line.rpartition(": ") for line in cache.decode().splitlines()[1:])
-    return {name: struct.unpack(">f", bytes.fromhex(digits))[0] * 127 for name, _, digits in lines}
 
 
 def test_file_gives_back_the_same(tmp_path: Path) -> None:
@@ -70,17 +63,32 @@ def test_changed_file_is_found_out(tmp_path: Path) -> None:
 
 def test_cache_is_what_deepstream_ships() -> None:
     """DeepStream's cal_trt.bin: `TRT-100300-EntropyCalibration2`, `input_1:0: 3c010a14`."""
-    text = scales().cache(100300)
+    text = scales().cache(100300, "EntropyCalibration2")
     assert text.splitlines()[:2] == [b"TRT-100300-EntropyCalibration2", b"input_1:0: 3c010a14"]
     assert text.endswith(b"\n")
 
 
-def test_a_line_has_the_name_and_the_scale_as_big_endian_float32() -> None:
-    cache = scales(**{"a: b": 3.0, "c": 1e-3}).cache(8602)
-    assert cache.startswith(b"TRT-8602-EntropyCalibration2\n")
-    assert amax_of(cache) == pytest.approx({"a: b": 3.0, "c": 1e-3})
+def test_cache_is_read_back() -> None:
+    found = read_cache(scales(**{"a: b": 3.0, "c": 1e-3}).cache(8602, "MinMaxCalibration"))
+    assert (found.trt_version, found.algorithm) == (8602, "MinMaxCalibration")
+    assert found.amax == pytest.approx({"a: b": 3.0, "c": 1e-3})
 
 
 def test_cache_cannot_hold_a_line_break() -> None:
     with pytest.raises(ModelError, match="line break"):
-        scales(**{"a\nb": 1.0}).cache(8602)
+        scales(**{"a\nb": 1.0}).cache(8602, "EntropyCalibration2")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"TRT-100300-LegacyCalibration\n",
+        b"TRT-100300-EntropyCalibration2\nconv 3c010a14\n",
+        b"TRT-100300-EntropyCalibration2\nconv: 3c010a\n",
+    ],
+)
+def test_damaged_caches_are_refused(data: bytes) -> None:
+    with pytest.raises(InputError, match="calibration cache"):
+        read_cache(data)

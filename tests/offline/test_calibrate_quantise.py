@@ -21,7 +21,7 @@ from edge_agent.engine.graph.profiles import profile_named
 from edge_agent.engine.graph.topology import Block
 from edge_agent.engine.onnxruntime import run_once
 from edge_agent.engine.precision.half import kept_in_float32, to_half
-from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.precision.scales import Scales, read_cache
 from edge_agent.offline.calibrate import ranges as ranges_module
 from edge_agent.offline.calibrate import sensitivity
 from edge_agent.offline.calibrate.placement import placement
@@ -31,7 +31,6 @@ from edge_agent.offline.calibrate.sample import draw
 from edge_agent.offline.calibrate.sensitivity import Loss, blocks, choose_keep, cosines, measure
 from tests import tiny_networks
 from tests.conftest import REPO
-from tests.engine.test_engine_scales import amax_of
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +131,8 @@ def test_a_dead_tensor_has_no_range(tmp_path: Path) -> None:
 
 
 def test_ranges_make_a_calibration_cache(scales: Scales) -> None:
-    found = amax_of(scales.cache(100300))
-    assert found == pytest.approx(dict(scales.amax), rel=1e-6)
+    found = read_cache(scales.cache(100300, "EntropyCalibration2"))
+    assert found.amax == pytest.approx(dict(scales.amax), rel=1e-6)
 
 
 def test_the_cache_leaves_out_what_stays_in_higher_precision(small: PreparedGraph, scales: Scales) -> None:

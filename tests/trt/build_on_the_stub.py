@@ -1,4 +1,4 @@
-"""What TensorRT receives in a build, over the real bindings, and ranges through their C++ objects.
+"""What TensorRT receives in a build, over the real bindings, and calibration through their C++ objects.
 
 `test_trt_build.py` runs this file with pytest in a process of its own, once for each version.
 """
@@ -12,23 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 import tensorrt as trt
 from builder_stand_in import BuilderStub
 
 from edge_agent.core.config import EngineSettings
-from edge_agent.core.errors import EngineError, ModelError
+from edge_agent.core.errors import EngineError, InputError, ModelError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.store import PlanStore
-from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.precision.scales import Scales, read_cache
 from edge_agent.engine.tensorrt import builder, progress, resources
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_runtime, version
 from edge_agent.engine.tensorrt.builder import build_plan
+from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
 from edge_agent.engine.tensorrt.recipe import BuildOptions, this_machine
 from edge_agent.engine.tensorrt.supply import PlanBuilder
-from tests.engine.test_engine_scales import amax_of
 
 # The bindings of TensorRT 10 warn of what TensorRT 11 has no more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT:DeprecationWarning")
@@ -74,6 +75,15 @@ def half() -> PreparedGraph:
     return graph("fp16" if TYPED else "fp32")
 
 
+def picture(value: int) -> np.ndarray:
+    return np.full(PICTURE, value % 251, np.uint8)
+
+
+def pictures(count: int, *, there: int | None = None, batch: int = 4, **more: Any) -> Calibration:
+    made = [picture(number) for number in range(count if there is None else there)]
+    return Calibration(Pictures(count, "d", lambda: iter(made)), batch=batch, **more)
+
+
 def received(stub: BuilderStub, name: str) -> list[tuple[Any, ...]]:
     """What the method was given, call by call."""
     return [given for method, *given in stub.received if method == name]
@@ -101,6 +111,7 @@ def test_a_build_from_graph_to_plan(stub: BuilderStub) -> None:
     assert received(stub, "create_timing_cache") == [["timings"]]
     assert built.data == b"plan -1 16 8 4 3 1 16 64"
     assert built.timing == b"timings"
+    assert built.scales is None
     if MAJOR >= 10:
         assert phases == [("tactics", done, 3) for done in (0, 1, 2, 3, 3)]
 
@@ -130,6 +141,7 @@ def test_int8_by_the_graph(stub: BuilderStub) -> None:
     [
         (BuildOptions("fp16"), "give it the graph in FP16"),
         (BuildOptions("int8", scales=KNOWN), "quantise/dequantise nodes"),
+        (BuildOptions("int8", scales=pictures(16)), "quantise/dequantise nodes"),
     ],
 )
 def test_a_typed_tensorrt_says_what_it_needs_instead(
@@ -145,12 +157,14 @@ def test_a_typed_tensorrt_says_what_it_needs_instead(
 
 @calibrators
 def test_known_ranges_are_told_under_the_running_version(stub: BuilderStub) -> None:
-    build_plan(graph(), BuildOptions("int8", scales=KNOWN))
+    built = build_plan(graph(), BuildOptions("int8", scales=KNOWN))
     assert stub.read is not None
     headers = {"8.6.1": b"TRT-8601-", "10.3.0": b"TRT-100300-", "10.16.1": b"TRT-101601-"}
     header = next(value for name, value in headers.items() if trt.__version__.startswith(name))
     assert stub.read.startswith(header + b"EntropyCalibration2\n")
-    assert amax_of(stub.read) == pytest.approx({"crops": 255.0, "x:0": 1.5})
+    assert read_cache(stub.read).amax == pytest.approx({"crops": 255.0, "x:0": 1.5})
+    assert stub.seen == [], "TensorRT reads no batch"
+    assert built.scales is None
     assert received(stub, "algorithm") == [[2]]
     assert len(received(stub, "set_calibration_profile")) == 1
     assert received(stub, "set_shape")[-3:] == [["crops", which, 1, *PICTURE] for which in (MIN, OPT, MAX)]
@@ -162,6 +176,102 @@ def test_ranges_of_another_graph_end_the_build(stub: BuilderStub) -> None:
     with pytest.raises(ModelError, match="belong to another graph"):
         build_plan(graph(), BuildOptions("int8", scales=replace(KNOWN, model_sha256="0" * 64)))
     assert received(stub, "build_serialized_network") == []
+
+
+@calibrators
+@pytest.mark.parametrize(
+    ("algorithm", "number", "method"),
+    [("EntropyCalibration2", 2, "entropy"), ("MinMaxCalibration", 3, "minmax")],
+)
+def test_tensorrt_finds_ranges_with_every_full_batch(
+    stub: BuilderStub, algorithm: Any, number: int, method: str
+) -> None:
+    lines = (f"TRT-1-{algorithm}", "crops: 40000000", "zero: 00000000", "a: b: 3f800000", "")
+    stub.cache = "\n".join(lines).encode()
+    counted = pictures(np.int64(14), batch=np.int64(4), algorithm=algorithm)  # type: ignore[arg-type]
+    built = build_plan(graph(), BuildOptions("int8", scales=counted))
+    assert received(stub, "algorithm") == [[number]]
+    assert received(stub, "batch") == [[4]]
+    assert [shape for shape in received(stub, "set_shape") if shape[2] == 4] == [
+        ["crops", which, 4, *PICTURE] for which in (MIN, OPT, MAX)
+    ]
+    batches = [np.stack([picture(number) for number in range(at, at + 4)]) for at in (0, 4, 8)]
+    assert stub.seen == [batch.tobytes() for batch in batches], "the last two pictures fill no batch"
+    assert built.scales is not None
+    assert built.scales.amax == pytest.approx({"a: b": 127.0, "crops": 254.0}), "a range of zero is none"
+    assert (built.scales.method, built.scales.model_sha256) == (method, DIGEST)
+
+
+def ending(problem: BaseException) -> Calibration:
+    def some() -> Iterator[np.ndarray]:
+        yield picture(0)
+        raise problem
+
+    return Calibration(Pictures(16, "d", some), batch=4)
+
+
+def all_like(wrong: np.ndarray) -> Calibration:
+    return Calibration(Pictures(16, "d", lambda: iter([wrong] * 16)), batch=4)
+
+
+def unavailable() -> Iterator[np.ndarray]:
+    raise InputError("the pictures are gone")
+
+
+GOOD_CACHE = b"TRT-1-EntropyCalibration2\ncrops: 40000000\n"
+
+
+@calibrators
+@pytest.mark.parametrize(
+    ("given", "cache", "kind", "why"),
+    [
+        (pictures(16, there=9), GOOD_CACHE, EngineError, "the calibration pictures ended in batch 3 of 4"),
+        (pictures(16, there=0), GOOD_CACHE, EngineError, "the calibration pictures ended in batch 1 of 4"),
+        (pictures(3), GOOD_CACHE, EngineError, "3 pictures do not fill a calibration batch of 4"),
+        (pictures(16), b"", EngineError, "gave no ranges back"),
+        (pictures(16), b"TRT-1-LegacyCalibration\nx: 3f800000\n", InputError, "not a calibration cache"),
+        (pictures(16), b"TRT-1-EntropyCalibration2\nx: 00000000\n", ModelError, "no ranges"),
+        (ending(ValueError("boom")), GOOD_CACHE, ValueError, "boom"),
+        (ending(KeyboardInterrupt("enough")), GOOD_CACHE, KeyboardInterrupt, "enough"),
+        (all_like(np.zeros((8, 16, 3), np.uint8)), GOOD_CACHE, EngineError, r"got \(8, 16, 3\) uint8"),
+        (all_like(np.zeros(PICTURE, np.float32)), GOOD_CACHE, EngineError, "got .* float32"),
+        (Calibration(Pictures(16, "d", unavailable), batch=4), GOOD_CACHE, InputError, "are gone"),
+    ],
+)
+def test_what_goes_wrong_in_calibration_ends_in_an_error(
+    stub: BuilderStub,
+    capfd: pytest.CaptureFixture[str],
+    given: Calibration,
+    cache: bytes,
+    kind: type[BaseException],
+    why: str,
+) -> None:
+    """TensorRT ignores an exception of its calibrator and builds a plan."""
+    stub.cache = cache
+    with pytest.raises(kind, match=why):
+        build_plan(graph(), BuildOptions("int8", scales=given))
+    assert "Exception caught in" not in capfd.readouterr().err, "nothing was thrown into TensorRT"
+
+
+@calibrators
+def test_batches_that_tensorrt_did_not_take(stub: BuilderStub) -> None:
+    stub.cache, stub.batches = GOOD_CACHE, 2
+    with pytest.raises(EngineError, match="TensorRT calibrated with 2 of 4 batches"):
+        build_plan(graph(), BuildOptions("int8", scales=pictures(16)))
+
+
+@calibrators
+@monitor
+def test_a_failed_calibration_cancels_the_build(stub: BuilderStub) -> None:
+    stub.cache, stub.steps = GOOD_CACHE, 1000
+    phases: list[int] = []
+    with pytest.raises(ValueError, match="boom"):
+        build_plan(
+            graph(),
+            BuildOptions("int8", scales=ending(ValueError("boom"))),
+            progress=lambda phase, done, total: phases.append(done),
+        )
+    assert phases == [0, 1]
 
 
 # --- failures ---------------------------------------------------------------------------------

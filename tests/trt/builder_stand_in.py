@@ -68,7 +68,10 @@ class BuilderStub(Stub):
         takes_timing: timing caches that are accepted.
         seconds: that a build takes.
         steps: of each phase of a build.
-        read: the calibration cache that it read.
+        batches: calibration batches that it reads at most.
+        seen: contents of each calibration batch: bytes of its only input.
+        cache: calibration cache that it writes.
+        read: calibration cache that it read.
     """
 
     def __init__(self) -> None:
@@ -87,7 +90,11 @@ class BuilderStub(Stub):
         self.takes_timing = {b"", b"timings"}
         self.seconds = 0.0
         self.steps = 3
+        self.batches = 1 << 30
+        self.seen: list[bytes] = []
+        self.cache = b""
         self.read: bytes | None = None
+        self.picture_bytes = 16 * 8 * 3
         self._calibrator = self._monitor = 0
 
     # --- places -------------------------------------------------------------------------------
@@ -275,15 +282,24 @@ class BuilderStub(Stub):
         return True
 
     def _calibrate(self, it: int) -> None:
-        """As TensorRT does: the cache is asked for first, and written back."""
+        """As TensorRT does: the cache is asked for first, then batches until there are no more."""
         size = _WORD(0)
         cache = _call(it, 2, _POINTER, ctypes.byref(size))
         self.read = ctypes.string_at(cache, size.value) if cache else None
         self.received.append(("algorithm", _call(it, 4, _INT)))
-        self.received.append(("batch", _call(it, 0, _INT)))
         if self.read is not None:
-            memory = ctypes.create_string_buffer(self.read, len(self.read))
-            _call(it, 3, None, ctypes.byref(memory), _WORD(len(self.read)))
+            return
+        batch = int(_call(it, 0, _INT))
+        self.received.append(("batch", batch))
+        names = (ctypes.c_char_p * 1)(b"crops")
+        pointers = (_POINTER * 2)(None, 0xDEAD)
+        while len(self.seen) < self.batches and _call(it, 1, ctypes.c_bool, pointers, names, _INT(1)):
+            self.seen.append(ctypes.string_at(pointers[0], batch * self.picture_bytes))
+        assert pointers[1] == 0xDEAD, "more addresses were written than there are inputs"
+        if self.cache:
+            memory = ctypes.create_string_buffer(self.cache, len(self.cache))
+            _call(it, 3, None, ctypes.byref(memory), _WORD(len(self.cache)))
+            ctypes.memset(memory, 0xEE, len(self.cache))  # it is TensorRT's memory, and gone after the call
 
 
 def _call(pointer: int, method: int, result: Any, *arguments: Any) -> Any:

@@ -74,7 +74,8 @@ class Recipe:
         graph_sha256: SHA-256 of the prepared ONNX.
         precision: `fp32`, `fp16` or `int8`.
         profiles: batch of each optimisation profile.
-        scales: digest of the INT8 ranges; None where the graph contains the ranges or needs none.
+        scales: digest of the INT8 ranges, or of the pictures that TensorRT finds them with; None where the
+            graph contains the ranges or needs none.
         keep: layers in higher precision.
         dla_core: accelerator that the plan runs on; None: the GPU.
         gpu_fallback: whether layers that the accelerator does not support run on the GPU.

@@ -18,21 +18,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from edge_agent.core.errors import InputError, ModelError
 from edge_agent.core.manifest import Manifest
 
-__all__ = ["Scales"]
+__all__ = ["INT8_MAX", "Algorithm", "Cache", "Scales", "read_cache"]
 
-_INT8_MAX = 127
+INT8_MAX = 127
 """Largest step of symmetric INT8; -128 is not used."""
+
+Algorithm = Literal["EntropyCalibration2", "MinMaxCalibration"]
+"""Names of TensorRT's two calibrators in a cache."""
 
 _KIND = "scales"
 _VERSION = 1
+_HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 _SMALLEST = 2.0**-126
 """Smallest normal float32: a scale below it is zero on a GPU."""
 _LARGEST = 3.4028234663852886e38
@@ -73,7 +79,7 @@ class Scales:
     def scale(self, tensor: str) -> float | None:
         """Return the value of one INT8 step, None for a tensor without a range."""
         amax = self.amax.get(tensor)
-        return None if amax is None else amax / _INT8_MAX
+        return None if amax is None else amax / INT8_MAX
 
     def write(self, path: Path) -> None:
         """Write the ranges as a manifest; StorageError where that fails."""
@@ -97,24 +103,25 @@ class Scales:
             raise InputError(f"{path} was changed since it was written (digest differs); calibrate again")
         return found
 
-    def cache(self, trt_version: int) -> bytes:
+    def cache(self, trt_version: int, algorithm: Algorithm) -> bytes:
         """Return the ranges as TensorRT's calibration cache.
 
-        TensorRT refuses a cache whose header names another version or calibrator, so it is rendered for the
+        TensorRT refuses a cache whose header names another version or algorithm, so it is rendered for the
         running version and never stored.
 
         Args:
             trt_version: TensorRT's own number: major * 1000 + minor * 100 + patch up to version 8, major *
                 10000 + minor * 100 + patch from 10 on (8602, 100300; NvInferRuntimeBase.h).
+            algorithm: of the calibrator that will read it.
 
         Raises:
             ModelError: a tensor's name has a line break, which the format does not allow.
         """
-        lines = [f"TRT-{trt_version}-EntropyCalibration2"]
+        lines = [f"TRT-{trt_version}-{algorithm}"]
         for name, amax in self.amax.items():
             if "\n" in name or "\r" in name:
                 raise ModelError(f"tensor {name!r} has a line break in its name: rename it and export again")
-            lines.append(f"{name}: {struct.pack('>f', amax / _INT8_MAX).hex()}")
+            lines.append(f"{name}: {struct.pack('>f', amax / INT8_MAX).hex()}")
         return ("\n".join(lines) + "\n").encode()
 
     def _document(self) -> dict[str, object]:
@@ -124,5 +131,45 @@ class Scales:
 def _check(name: str, value: float) -> None:
     if not math.isfinite(value) or value <= 0:
         raise ModelError(f"tensor {name!r} has the range {value!r}, expected a finite number above zero")
-    if not _SMALLEST <= value / _INT8_MAX <= _LARGEST:
+    if not _SMALLEST <= value / INT8_MAX <= _LARGEST:
         raise ModelError(f"tensor {name!r} has the range {value!r}, whose scale does not fit float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Content of a calibration cache.
+
+    Attributes:
+        trt_version: number in its header.
+        algorithm: calibrator that wrote it.
+        amax: 127 times the scale of each line, by tensor name.
+    """
+
+    trt_version: int
+    algorithm: Algorithm
+    amax: dict[str, float]
+
+
+def read_cache(data: bytes) -> Cache:
+    """Read a calibration cache in TensorRT's text format.
+
+    Raises:
+        InputError: it is no such cache, or has a damaged line (with its number).
+    """
+    try:
+        lines = data.decode().splitlines()
+    except UnicodeDecodeError as problem:
+        raise InputError("not a calibration cache: it is not UTF-8 text") from problem
+    header = _HEADER.fullmatch(lines[0]) if lines else None
+    if header is None or header[2] not in get_args(Algorithm):
+        known = " or ".join(f"TRT-<version>-{name}" for name in get_args(Algorithm))
+        raise InputError(f"not a calibration cache that is read here: expected {known} in its first line")
+    amax = {}
+    for number, line in enumerate(lines[1:], 2):
+        name, separator, digits = line.rpartition(": ")
+        if not separator or re.fullmatch("[0-9a-f]{8}", digits) is None:
+            raise InputError(
+                f"calibration cache, line {number}: expected `tensor: 8 hex digits`, got {line!r}"
+            )
+        amax[name] = struct.unpack(">f", bytes.fromhex(digits))[0] * INT8_MAX
+    return Cache(int(header[1]), cast("Algorithm", header[2]), amax)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import structlog
 
 from edge_agent.core.errors import EngineError
 from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.precision.scales import Scales
 from edge_agent.engine.tensorrt import bindings, cuda
-from edge_agent.engine.tensorrt.calibrator import make_calibrator, range_cache
+from edge_agent.engine.tensorrt.calibrator import RangeSource, make_calibrator
 from edge_agent.engine.tensorrt.progress import Progress, ignore_progress, watched
 from edge_agent.engine.tensorrt.recipe import BuildOptions, choose_flags, profile_batches
 from edge_agent.engine.tensorrt.resources import available_memory, workspace_for
@@ -33,11 +35,13 @@ class BuiltPlan:
     Attributes:
         data: the plan.
         timing: TensorRT's timing cache after the build; empty when there is none.
+        scales: ranges that TensorRT found; None when it did not search for any.
         facts: about the build, JSON values: seconds, workspace, layers that do not run on the accelerator.
     """
 
     data: bytes
     timing: bytes
+    scales: Scales | None
     facts: Mapping[str, Any]
 
 
@@ -79,10 +83,12 @@ def _build(
 ) -> BuiltPlan:
     """Build in the current context; a function of its own, so that its objects end before the context."""
     began = time.monotonic()
-    build = _Build(prepared, options)
-    build.configure(workspace, timing)
-    data = build.run(progress)
-    return BuiltPlan(data, build.timing(), {**build.facts, "seconds": round(time.monotonic() - began, 1)})
+    with ExitStack() as stack:
+        build = _Build(prepared, options, stack)
+        build.configure(workspace, timing)
+        data = build.run(progress)
+        facts = {**build.facts, "seconds": round(time.monotonic() - began, 1)}
+        return BuiltPlan(data, build.timing(), build.scales(), facts)
 
 
 class _Build:
@@ -91,19 +97,22 @@ class _Build:
     Args:
         prepared: the network.
         options: of the build.
+        stack: frees memory of the GPU at the end.
 
     Attributes:
         facts: about the build.
     """
 
-    def __init__(self, prepared: PreparedGraph, options: BuildOptions) -> None:
+    def __init__(self, prepared: PreparedGraph, options: BuildOptions, stack: ExitStack) -> None:
         self._release = bindings.version()
         self._prepared = prepared
         self._options = options
+        self._stack = stack
         self._log = bindings.Log()
         self._builder = bindings.make_builder(self._log)
         self._dla = self._dla_core()
         self._flags = choose_flags(self._release[0], options, prepared.precision, dla=self._dla is not None)
+        self._ranges: RangeSource | None = None
         self._calibrator: object = None
         self.facts: dict[str, Any] = {}
         self._network = self._parse()
@@ -179,12 +188,14 @@ class _Build:
         return profile
 
     def _calibrate(self) -> None:
-        """Set a calibrator with the known ranges, and its calibration profile."""
+        """Set a calibrator and the calibration profile of its batch."""
         assert self._options.scales is not None  # see `BuildFlags.calibrator`
-        self._calibrator = make_calibrator(range_cache(self._prepared, self._options.scales, self._release))
+        source = RangeSource(self._prepared, self._options.scales, release=self._release)
+        self._ranges = self._stack.enter_context(source)
+        self._calibrator = make_calibrator(source)
         config: Any = self._config  # neither of the two exists from TensorRT 11 on
         config.int8_calibrator = self._calibrator
-        profile = self._profile(1, 1)
+        profile = self._profile(source.batch, source.batch)
         bindings.checked(config.set_calibration_profile(profile), "take the calibration profile", self._log)
 
     def _note_fallback(self) -> None:
@@ -203,16 +214,26 @@ class _Build:
             _log.info("timing_cache_refused", bytes=len(content), reasons=self._log.take())
 
     def run(self, progress: Progress) -> bytes:
-        """Build and return the plan; EngineError where TensorRT failed."""
+        """Build and return the plan; EngineError where TensorRT or the calibration failed."""
         what = f"build {self._prepared.name} in {self._options.precision.upper()}"
         _log.info("engine_build", model=self._prepared.name, precision=self._options.precision)
-        with watched(self._config, progress) as watch:
+        with watched(self._config, progress, self._failed) as watch:
             plan = self._builder.build_serialized_network(self._network, self._config)
         if watch.error is not None:
             raise watch.error
+        if self._ranges is not None and self._ranges.error is not None:
+            raise self._ranges.error
         return bytes(bindings.checked(plan, what, self._log))
+
+    def _failed(self) -> bool:
+        """Return whether the calibration failed, so that the result will not be used."""
+        return self._ranges is not None and self._ranges.error is not None
 
     def timing(self) -> bytes:
         """Return the timing cache after the build; empty when TensorRT has none."""
         cache = self._config.get_timing_cache()
         return bytes(cache.serialize()) if cache is not None else b""
+
+    def scales(self) -> Scales | None:
+        """Return the ranges that TensorRT found; errors as in `RangeSource.check`."""
+        return self._ranges.check() if self._ranges is not None else None

@@ -1,23 +1,77 @@
-"""Passes INT8 ranges to TensorRT 8 to 10 through a calibrator, as a calibration cache.
+"""INT8 ranges through TensorRT's calibrators, versions 8 to 10: known ranges, or ranges that TensorRT finds.
 
+TensorRT asks for batches and ignores an exception in the answer: it then calibrates on fewer pictures and
+builds a plan all the same. So exceptions are kept and raised after the build, and batches are counted.
 TensorRT 11 has no calibrators; its graphs contain the ranges.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.precision.scales import Algorithm, Scales, read_cache
 from edge_agent.engine.tensorrt import bindings
+from edge_agent.engine.tensorrt.cuda import DeviceMemory
 
-__all__ = ["header_number", "make_calibrator", "range_cache"]
+__all__ = ["Calibration", "Pictures", "RangeSource", "header_number", "make_calibrator"]
 
+_T = TypeVar("_T")
+
+_BASES: dict[Algorithm, str] = {
+    "EntropyCalibration2": "IInt8EntropyCalibrator2",
+    "MinMaxCalibration": "IInt8MinMaxCalibrator",
+}
+_METHODS: dict[Algorithm, Literal["entropy", "minmax"]] = {
+    "EntropyCalibration2": "entropy",
+    "MinMaxCalibration": "minmax",
+}
 _WIDE_NUMBERS = 10
 """From this major version on, a version is written as major * 10000 (NvInferRuntimeBase.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures to find ranges with.
+
+    Attributes:
+        count: number of pictures.
+        digest: identifies the set, e.g. the digest of a sample's manifest.
+        open: returns the pictures once, each `(H, W, 3)` uint8 BGR of the network's input size.
+    """
+
+    count: int
+    digest: str
+    open: Callable[[], Iterator[NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How TensorRT finds ranges.
+
+    Attributes:
+        pictures: to calibrate with. Those beyond the last full batch are not used.
+        algorithm: of the calibrator. The DLA accepts `EntropyCalibration2` only.
+        batch: pictures per batch.
+    """
+
+    pictures: Pictures
+    algorithm: Algorithm = "EntropyCalibration2"
+    batch: int = 16
+
+    @property
+    def digest(self) -> str:
+        """Identifies where the ranges come from; part of the key of a plan."""
+        text = f"{self.pictures.digest}|{self.pictures.count}|{self.algorithm}|{self.batch}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def header_number(release: tuple[int, ...]) -> int:
@@ -26,21 +80,129 @@ def header_number(release: tuple[int, ...]) -> int:
     return major * (10_000 if major >= _WIDE_NUMBERS else 1_000) + minor * 100 + patch
 
 
-def range_cache(prepared: PreparedGraph, scales: Scales, release: tuple[int, ...]) -> bytes:
-    """Return the ranges of a network as a calibration cache for a version of TensorRT.
+class RangeSource:
+    """The answers of a calibrator. A context manager, used on a thread with a CUDA context.
+
+    Args:
+        prepared: the network.
+        known: ranges, which TensorRT then reads instead of asking for pictures; or how to find them.
+        release: version of TensorRT.
+
+    Attributes:
+        batch: pictures per answer, also the batch of the calibration profile.
+        algorithm: of the calibrator.
+        error: of the first answer that failed; `check` raises it.
 
     Raises:
-        ModelError: the ranges belong to another graph, or a tensor's name does not fit the format.
+        ModelError: known ranges belong to another graph.
+        EngineError: fewer pictures than one batch.
     """
-    if scales.model_sha256 != hashlib.sha256(prepared.onnx).hexdigest():
-        raise ModelError(
-            f"the INT8 ranges belong to another graph than {prepared.name}; run `edge-agent calibrate` again"
-        )
-    return scales.cache(header_number(release))
+
+    def __init__(
+        self, prepared: PreparedGraph, known: Scales | Calibration, *, release: tuple[int, ...]
+    ) -> None:
+        self._graph_sha256 = hashlib.sha256(prepared.onnx).hexdigest()
+        self._shape = (*prepared.input_size, 3)
+        self._release = release
+        self._known = known if isinstance(known, Scales) else None
+        self._calibration = known if isinstance(known, Calibration) else None
+        if self._known is not None and self._known.model_sha256 != self._graph_sha256:
+            raise ModelError(
+                f"the INT8 ranges belong to another graph than {prepared.name}; "
+                "run `edge-agent calibrate` again"
+            )
+        self.algorithm: Algorithm = "EntropyCalibration2"
+        self.batch, self._batches = 1, 0
+        if self._calibration is not None:
+            self.algorithm, self.batch = self._calibration.algorithm, int(self._calibration.batch)
+            self._batches = self._calibration.pictures.count // self.batch
+            if not self._batches:
+                raise EngineError(
+                    f"{self._calibration.pictures.count} pictures do not fill a calibration batch of "
+                    f"{self.batch}; give at least that many"
+                )
+        self.error: BaseException | None = None
+        self._sent = 0
+        self._found: Scales | None = None
+        self._pictures: Iterator[NDArray[np.uint8]] = iter(())
+        self._host = np.zeros((self.batch, *self._shape), np.uint8)
+        self._memory: DeviceMemory | None = None
+
+    def __enter__(self) -> RangeSource:
+        if self._calibration is not None:
+            self._pictures = self._calibration.pictures.open()
+            self._memory = DeviceMemory(self._host.nbytes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.free()
+
+    def next_batch(self, names: Sequence[str]) -> list[int] | None:
+        """Return the address of the next batch for each of `names`; None after the last one.
+
+        Raises:
+            EngineError: TensorRT asks for other inputs than the network's, or the pictures end early.
+        """
+        if self.error is not None or self._memory is None or self._sent == self._batches:
+            return None
+        if len(names) != 1:  # TensorRT reads one address per name, unchecked
+            raise EngineError(f"a calibrator fills one input, TensorRT asks for {', '.join(names) or 'none'}")
+        for row in self._host:
+            picture = next(self._pictures, None)
+            if picture is None:
+                raise EngineError(
+                    f"the calibration pictures ended in batch {self._sent + 1} of {self._batches}"
+                )
+            if picture.shape != self._shape or picture.dtype != np.uint8:
+                raise EngineError(
+                    f"calibration picture: expected {self._shape} uint8, got {picture.shape} {picture.dtype}"
+                )
+            row[...] = picture
+        from pycuda import driver
+
+        driver.memcpy_htod(self._memory.pointer, self._host)
+        self._sent += 1
+        return [self._memory.pointer]
+
+    def read(self) -> bytes | None:
+        """Return the known ranges as a cache of the running TensorRT; None when it must find them."""
+        if self._known is None:
+            return None
+        return self._known.cache(header_number(self._release), self.algorithm)
+
+    def write(self, cache: bytes) -> None:
+        """Store the ranges that TensorRT found; InputError or ModelError where they are not readable."""
+        if self._calibration is None:
+            return  # TensorRT returns the known ranges
+        found = {
+            name: amax for name, amax in read_cache(cache).amax.items() if math.isfinite(amax) and amax > 0
+        }
+        self._found = Scales(found, _METHODS[self.algorithm], self._graph_sha256)
+
+    def check(self) -> Scales | None:
+        """Return the ranges that were found; None when they were known.
+
+        Raises:
+            BaseException: the error of an answer.
+            EngineError: TensorRT used another number of batches, or returned no ranges.
+        """
+        if self.error is not None:
+            raise self.error
+        if self._calibration is None:
+            return None
+        if self._sent != self._batches:
+            raise EngineError(
+                f"TensorRT calibrated with {self._sent} of {self._batches} batches; its ranges are not used"
+            )
+        if self._found is None:
+            raise EngineError("TensorRT built with calibration, but gave no ranges back")
+        return self._found
 
 
-def make_calibrator(cache: bytes) -> object:
-    """Return an `IInt8Calibrator` with known ranges; the caller keeps a reference until the build has ended.
+def make_calibrator(source: RangeSource) -> object:
+    """Return an `IInt8Calibrator`; the caller keeps a reference until the build has ended.
 
     Raises:
         EngineError: this TensorRT has no calibrators.
@@ -48,10 +210,11 @@ def make_calibrator(cache: bytes) -> object:
     bindings.require_bindings()
     import tensorrt as trt
 
-    base: Any = getattr(trt, "IInt8EntropyCalibrator2", None)
+    name = _BASES[source.algorithm]
+    base: Any = getattr(trt, name, None)
     if base is None:
         raise EngineError(
-            f"TensorRT {trt.__version__} has no calibrators: from version 11 on, INT8 needs a graph with "
+            f"TensorRT {trt.__version__} has no {name}: from version 11 on, INT8 needs a graph with "
             "quantise/dequantise nodes, which `edge-agent calibrate` makes"
         )
 
@@ -60,15 +223,25 @@ def make_calibrator(cache: bytes) -> object:
             base.__init__(self)  # required by pybind11
 
         def get_batch_size(self) -> int:
-            return 1
+            return source.batch
 
-        def get_batch(self, names: Sequence[str]) -> list[int] | None:  # noqa: ARG002
-            return None
+        def get_batch(self, names: Sequence[str]) -> list[int] | None:
+            return _answer(source, lambda: source.next_batch(names))
 
-        def read_calibration_cache(self) -> bytes:
-            return cache
+        def read_calibration_cache(self) -> bytes | None:
+            return _answer(source, source.read)
 
         def write_calibration_cache(self, cache: memoryview) -> None:
-            """Do nothing: TensorRT returns the ranges that it read."""
+            data = bytes(cache)  # a copy: the memory belongs to TensorRT
+            _answer(source, lambda: source.write(data))
 
     return Calibrator()
+
+
+def _answer(source: RangeSource, answer: Callable[[], _T]) -> _T | None:
+    """Return an answer, or None and keep its error, which TensorRT would ignore."""
+    try:
+        return answer()
+    except BaseException as problem:  # noqa: BLE001 - raised by `check`
+        source.error = problem
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,13 +38,15 @@ class Watch:
 
     Args:
         progress: callback.
+        failed: returns whether the build has become useless.
 
     Attributes:
         error: the first exception from the callback.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, failed: Callable[[], bool]) -> None:
         self._progress = progress
+        self._failed = failed
         self.error: BaseException | None = None
 
     def report(self, phase: str, done: int, total: int) -> bool:
@@ -54,15 +56,15 @@ class Watch:
                 self._progress(phase, done, total)
             except BaseException as problem:  # noqa: BLE001 - raised after the build
                 self.error = problem
-        return self.error is None
+        return self.error is None and not self._failed()
 
 
 @contextmanager
-def watched(config: trt.IBuilderConfig, progress: Progress) -> Iterator[Watch]:
+def watched(config: trt.IBuilderConfig, progress: Progress, failed: Callable[[], bool]) -> Iterator[Watch]:
     """Report the progress of the build that runs in the block."""
     import tensorrt as trt
 
-    watch = Watch(progress)
+    watch = Watch(progress, failed)
     base: Any = getattr(trt, "IProgressMonitor", None)  # from TensorRT 10 on
     if base is not None:
         monitor = _make_monitor(watch, base)

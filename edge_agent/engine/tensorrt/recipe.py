@@ -14,6 +14,7 @@ from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.records import Machine, Order, Recipe, memory_class_gib
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.engine.tensorrt import bindings, cuda
+from edge_agent.engine.tensorrt.calibrator import Calibration
 
 __all__ = [
     "BuildFlags",
@@ -43,14 +44,15 @@ class BuildOptions:
         batches: largest batch of each optimisation profile, ascending.
         dla_core: build for this deep-learning accelerator, where TensorRT supports it; None: for the GPU.
         workspace_mb: memory limit for tactics, in MiB; None: half of what is free.
-        scales: INT8 ranges; None where the graph has quantise/dequantise nodes, and for other precisions.
+        scales: INT8 ranges, or how TensorRT finds them; None where the graph has quantise/dequantise nodes,
+            and for other precisions.
     """
 
     precision: Literal["fp32", "fp16", "int8"] = "fp16"
     batches: tuple[int, ...] = _USUAL_BATCHES
     dla_core: int | None = None
     workspace_mb: int | None = None
-    scales: Scales | None = None
+    scales: Scales | Calibration | None = None
 
     def __post_init__(self) -> None:
         if not self.batches or list(self.batches) != sorted({*self.batches}) or self.batches[0] < 1:
@@ -142,6 +144,8 @@ def _check_dla(options: BuildOptions, graph: str, *, typed: bool) -> None:
             "before TensorRT 11, the DLA takes separate INT8 ranges only, not quantise/dequantise nodes; "
             "give the ranges, or ask for no dla_core"
         )
+    if isinstance(options.scales, Calibration) and options.scales.algorithm != "EntropyCalibration2":
+        raise EngineError("the DLA takes ranges of EntropyCalibration2 only")
 
 
 def this_machine() -> Machine:

@@ -12,6 +12,7 @@ from edge_agent.core.errors import EngineError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.records import Order, StoredPlan
 from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision.scales import Scales
 from edge_agent.engine.tensorrt.builder import build_plan
 from edge_agent.engine.tensorrt.progress import Progress, ignore_progress
 from edge_agent.engine.tensorrt.recipe import BuildOptions, order_for, this_machine
@@ -50,6 +51,9 @@ class PlanBuilder:
         options: of the build.
         progress: callback, see `build_plan`.
         conditions: called after a build; returns facts of the device to record: power mode, clocks.
+
+    Attributes:
+        scales: ranges that TensorRT found in a build of this object; None when it did not search for any.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class PlanBuilder:
         self._progress = progress
         self._conditions = conditions
         self._rebuilt = False
+        self.scales: Scales | None = None
 
     def order(self) -> Order:
         """Return the order of the plan on this machine; errors as in `this_machine` and `choose_flags`."""
@@ -111,6 +116,7 @@ class PlanBuilder:
                 timing=self._store.read_timing(order.machine),
                 progress=self._progress,
             )
+            self.scales = built.scales
             if built.timing:
                 self._store.write_timing(order.machine, built.timing)
             facts = {"model": self._prepared.name, **built.facts, **self._conditions()}
