@@ -168,22 +168,22 @@ def measure(path: Path, people: People) -> dict[str, Any]:
     configure("error")
     numbers, _, queries = next(people.pieces())
     numbers, asked, queries = numbers[:ASKED], queries[:ASKED], queries[:QUERIES]
-    told: dict[str, Any] = {"file_bytes": path.stat().st_size / people.identities}
+    result: dict[str, Any] = {"file_bytes": path.stat().st_size / people.identities}
     before, began = resident(), time.perf_counter()
     with opened(path, people, index="exact") as gallery:
-        told["open_s"] = time.perf_counter() - began
-        told["memory_bytes"] = (resident() - before) / people.identities
+        result["open_s"] = time.perf_counter() - began
+        result["memory_bytes"] = (resident() - before) / people.identities
         truth, _ = gallery.search(asked, K)
-        told["right"] = float(np.mean(truth[:, 0] == numbers))
-        told["exact"] = searches(lambda rows: gallery.search(rows, K), queries)
-        told["changes"] = changes(path, gallery, people)
+        result["right"] = float(np.mean(truth[:, 0] == numbers))
+        result["exact"] = searches(lambda rows: gallery.search(rows, K), queries)
+        result["changes"] = changes(path, gallery, people)
         truth, _ = gallery.search(asked, K)
     if people.identities >= 10_000:
         with opened(path, people, index="faiss", exact_up_to=people.identities // 2) as gallery:
-            told["index"] = indexed(gallery, queries, asked, truth)
-            told["index"]["changes"] = changes(path, gallery, people)
-    told["faiss_flat"] = searches(flat(people), queries)
-    return told
+            result["index"] = indexed(gallery, queries, asked, truth)
+            result["index"]["changes"] = changes(path, gallery, people)
+    result["faiss_flat"] = searches(flat(people), queries)
+    return result
 
 
 def changes(path: Path, gallery: Gallery, people: People) -> dict[str, dict[str, float]]:
@@ -191,7 +191,7 @@ def changes(path: Path, gallery: Gallery, people: People) -> dict[str, dict[str,
     rows = next(people.pieces())[2][-60:]
     seen: dict[str, Any] = {"origin": "t", "camera": "c", "time": 1e9}
     made: list[int] = []
-    told = {
+    result = {
         "enrol": measured(
             lambda turn: made.append(gallery.enrol(rows[[turn]], np.ones(1), **seen).number), 12
         ),
@@ -210,24 +210,24 @@ def changes(path: Path, gallery: Gallery, people: People) -> dict[str, dict[str,
             other.commit()
             gallery.present([1])
 
-        told["follow_another_process"] = measured(foreign, 4)
+        result["follow_another_process"] = measured(foreign, 4)
     other.close()
-    return told
+    return result
 
 
 def indexed(gallery: Gallery, queries: Vectors, asked: Vectors, truth: NDArray[np.int64]) -> dict[str, Any]:
     before, began = resident(), time.perf_counter()
     gallery.search(queries[:1], K)
     gallery.builder.wait()
-    told: dict[str, Any] = {"build_s": time.perf_counter() - began, "memory": resident() - before}
-    told["search"] = searches(lambda rows: gallery.search(rows, K), queries)
+    result: dict[str, Any] = {"build_s": time.perf_counter() - began, "memory": resident() - before}
+    result["search"] = searches(lambda rows: gallery.search(rows, K), queries)
     found, _ = gallery.search(asked, K)
-    told["asked"] = len(asked)
-    told["recall_at_1"] = float(np.mean(found[:, 0] == truth[:, 0]))
+    result["asked"] = len(asked)
+    result["recall_at_1"] = float(np.mean(found[:, 0] == truth[:, 0]))
     for k in (10, K):
         shared = [np.isin(truth[row, :k], found[row, :k]).mean() for row in range(len(truth))]
-        told[f"recall_at_{k}"] = float(np.mean(shared))
-    return told
+        result[f"recall_at_{k}"] = float(np.mean(shared))
+    return result
 
 
 def flat(people: People) -> Callable[[Vectors], object]:
@@ -245,17 +245,17 @@ def flat(people: People) -> Callable[[Vectors], object]:
 def slopes(results: dict[int, dict[str, Any]]) -> dict[str, float]:
     """Return the exponent of each curve: 1 if ten times as many people take ten times as long."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for size, told in results.items():
+    for size, result in results.items():
         parts = {
-            "exact": told["exact"],
-            "index": told.get("index", {}).get("search", {}),
-            "faiss_flat": told.get("faiss_flat", {}),
+            "exact": result["exact"],
+            "index": result.get("index", {}).get("search", {}),
+            "faiss_flat": result.get("faiss_flat", {}),
         }
         for name, part in parts.items():
             for queries, times in part.items():
                 curves.setdefault(f"{name}_{queries}", []).append((size, times["cpu_p50"]))
-        curves.setdefault("open", []).append((size, told["open_s"]))
-        for name, times in told["changes"].items():
+        curves.setdefault("open", []).append((size, result["open_s"]))
+        for name, times in result["changes"].items():
             curves.setdefault(name, []).append((size, times["cpu_p50"]))
     return {
         name: float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
@@ -286,44 +286,50 @@ def markdown(results: dict[int, dict[str, Any]], slope: dict[str, float]) -> str
     lines = [
         f"| identities | {' | '.join(f'{size:,}' for size in sizes)} | slope |",
         "|---" * (len(sizes) + 2) + "|",
-        line("exemplars of each", "", lambda told: str(told["exemplars"])),
+        line("exemplars of each", "", lambda result: str(result["exemplars"])),
     ]
     for q in ("q1", "q16"):
         lines += [
-            line(f"exact, {q[1:]} queries, ms", f"exact_{q}", lambda told, q=q: times(told["exact"][q])),
+            line(f"exact, {q[1:]} queries, ms", f"exact_{q}", lambda result, q=q: times(result["exact"][q])),
             line(
                 f"index, {q[1:]} queries, ms",
                 f"index_{q}",
-                lambda told, q=q: times(told["index"]["search"][q]),
+                lambda result, q=q: times(result["index"]["search"][q]),
             ),
             line(
                 f"FAISS flat, {q[1:]} queries, ms",
                 f"faiss_flat_{q}",
-                lambda told, q=q: times(told["faiss_flat"][q]),
+                lambda result, q=q: times(result["faiss_flat"][q]),
             ),
             line(
                 f"exact : FAISS flat, {q[1:]} queries",
                 "",
-                lambda told, q=q: f"{told['exact'][q]['cpu_p50'] / told['faiss_flat'][q]['cpu_p50']:.2f}",
+                lambda result, q=q: (
+                    f"{result['exact'][q]['cpu_p50'] / result['faiss_flat'][q]['cpu_p50']:.2f}"
+                ),
             ),
         ]
     lines += [
         line(
             "recall of the index at 1 / 10 / 64",
             "",
-            lambda told: " / ".join(f"{told['index'][f'recall_at_{k}']:.3f}" for k in (1, 10, K)),
+            lambda result: " / ".join(f"{result['index'][f'recall_at_{k}']:.3f}" for k in (1, 10, K)),
         ),
-        line("index built in, s", "", lambda told: f"{told['index']['build_s']:.3g}"),
-        line("opening, s", "open", lambda told: f"{told['open_s']:.3g}"),
-        line("memory of an identity, bytes", "", lambda told: f"{told['memory_bytes']:,.0f}"),
-        line("file of an identity, bytes", "", lambda told: f"{told['file_bytes']:,.0f}"),
+        line("index built in, s", "", lambda result: f"{result['index']['build_s']:.3g}"),
+        line("opening, s", "open", lambda result: f"{result['open_s']:.3g}"),
+        line("memory of an identity, bytes", "", lambda result: f"{result['memory_bytes']:,.0f}"),
+        line("file of an identity, bytes", "", lambda result: f"{result['file_bytes']:,.0f}"),
     ]
     lines += [
-        line(f"{name}, ms", name, lambda told, name=name: times(told["changes"][name]))
+        line(f"{name}, ms", name, lambda result, name=name: times(result["changes"][name]))
         for name in ("enrol", "add_exemplars", "forget", "follow_another_process")
     ]
     lines += [
-        line(f"{name} with the index, ms", "", lambda told, name=name: times(told["index"]["changes"][name]))
+        line(
+            f"{name} with the index, ms",
+            "",
+            lambda result, name=name: times(result["index"]["changes"][name]),
+        )
         for name in ("enrol", "add_exemplars", "forget")
     ]
     return "\n".join(lines)
@@ -348,9 +354,11 @@ def main() -> None:
             path = Path(folder) / "gallery.db"
             for step in (fill, measure):
                 with multiprocessing.get_context("spawn").Pool(1) as own:  # memory is that of this step alone
-                    told = own.apply(step, (path, people))
-        results[size] = {"exemplars": exemplars, **told}
-    slope = slopes({size: told for size, told in results.items() if told["exemplars"] == chosen.exemplars})
+                    result = own.apply(step, (path, people))
+        results[size] = {"exemplars": exemplars, **result}
+    slope = slopes(
+        {size: result for size, result in results.items() if result["exemplars"] == chosen.exemplars}
+    )
     report = {
         "machine": machine(),
         "settings": {
@@ -359,7 +367,7 @@ def main() -> None:
             "likeness": chosen.likeness,
             "k": K,
         },
-        "sizes": {str(size): told for size, told in results.items()},
+        "sizes": {str(size): result for size, result in results.items()},
         "slopes": slope,
     }
     if chosen.output is not None:

@@ -99,20 +99,20 @@ def searches(
             ways[name] = make(people)
         except ImportError as problem:
             left_out[name] = f"{problem}; pip install --group compare"
-    told = []
+    result = []
     for count in counts:
         queries = _queries(people, count)
         answers = {name: way(queries) for name, way in ways.items()}
         taken = in_turn({name: partial(way, queries) for name, way in ways.items()}, rounds)
         ours = taken["edge-agent"]
-        told += [
+        result += [
             {
                 "name": name, "queries": count, "cpu_ms": 1e3 * one.cpu, "cpu_over_ours": one.cpu_over(ours),
                 "same_answers": float(np.mean(answers[name] == answers["edge-agent"])),
             }
             for name, one in taken.items()
         ]  # fmt: skip
-    return told, left_out
+    return result, left_out
 
 
 def _faiss(people: People) -> Search:

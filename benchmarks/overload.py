@@ -375,11 +375,11 @@ def compare(
         found = [replay(streams, rate, thin=thin) for rate in rates]
         for stream in streams:
             outcomes = [outcome[stream.camera] for outcome in found]
-            told = _scored(outcomes, truths[stream.camera], people)
-            told["taken"] = float(
+            result = _scored(outcomes, truths[stream.camera], people)
+            result["taken"] = float(
                 np.mean([len(outcome.frames) / len(stream.material.frames) for outcome in outcomes])
             )
-            figures[name if len(streams) == 1 else f"{name}: {stream.camera}"] = told
+            figures[name if len(streams) == 1 else f"{name}: {stream.camera}"] = result
     return figures
 
 
@@ -415,12 +415,13 @@ def markdown(figures: Figures) -> str:
         " | re-entries | longest wait of the settled |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, told in figures.items():
+    for name, result in figures.items():
         lines.append(
-            f"| {name} | {100 * told['taken']:.0f} % | {100 * told['embedded']:.0f} %"
-            f" | {told['online']:.3f} ({told['online_lowest']:.3f})"
-            f" | {told['final']:.3f} ({told['final_lowest']:.3f}) | {told['online_on_frames_taken']:.3f}"
-            f" | {told['recognised']:.1f} of {told['reentries']} | {told['longest_wait_s']:.1f} s |"
+            f"| {name} | {100 * result['taken']:.0f} % | {100 * result['embedded']:.0f} %"
+            f" | {result['online']:.3f} ({result['online_lowest']:.3f})"
+            f" | {result['final']:.3f} ({result['final_lowest']:.3f})"
+            f" | {result['online_on_frames_taken']:.3f} | {result['recognised']:.1f} of {result['reentries']}"
+            f" | {result['longest_wait_s']:.1f} s |"
         )
     return "\n".join(lines) + "\n"
 

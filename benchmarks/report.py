@@ -94,13 +94,13 @@ def _pipeline_rows(steps: Steps, key: str, unit: str = "") -> Iterator[str]:
         " frame to decision p50 / p95 | to event p50 / p95 / p99 | CPU per crop | cores used |"
     )
     yield "|---" * 11 + "|"
-    for point, told in steps:
-        cpu = told["cpu"]
+    for point, result in steps:
+        cpu = result["cpu"]
         yield (
-            f"| {point[key]}{unit} | {told['offered_per_second']:.0f} | {told['images_per_second']:.0f} |"
-            f" {told['engine_limit']:.0f}/s | {told['ratio']:.3f} | {told['engine_busy']:.2f} |"
-            f" {100 * _lost(told):.1f} % | {_percentiles(told['frame_ms'], 'p50', 'p95')} |"
-            f" {_percentiles(told['latency_ms'], 'p50', 'p95', 'p99')} | {cpu['us_per_crop']:.0f} us |"
+            f"| {point[key]}{unit} | {result['offered_per_second']:.0f} | {result['images_per_second']:.0f} |"
+            f" {result['engine_limit']:.0f}/s | {result['ratio']:.3f} | {result['engine_busy']:.2f} |"
+            f" {100 * _lost(result):.1f} % | {_percentiles(result['frame_ms'], 'p50', 'p95')} |"
+            f" {_percentiles(result['latency_ms'], 'p50', 'p95', 'p99')} | {cpu['us_per_crop']:.0f} us |"
             f" {cpu['process_cores']:.2f} |"
         )
 
@@ -111,36 +111,36 @@ def _percentiles(of: Mapping[str, float | None], *names: str) -> str:
     return " / ".join(f"{of[name]:.0f}" for name in names) + " ms"
 
 
-def _lost(told: Result) -> float:
-    lost = sum(told["dropped_frames"].values())
-    return float(lost / max(1, lost + told["frames"]))
+def _lost(result: Result) -> float:
+    lost = sum(result["dropped_frames"].values())
+    return float(lost / max(1, lost + result["frames"]))
 
 
 def _reach(steps: Steps) -> Iterator[str]:
     yield from _pipeline_rows(steps, "batch")
-    told = steps[0][1]
+    result = steps[0][1]
     yield ""
     yield (
-        f"Events published {told['events_published']}, acknowledged by {told['broker']}"
-        f" {told['events_acknowledged']}, in {told['seconds']:.0f} s measured and the start; memory"
-        f" {told['memory_mb']:.0f} MB. Where the time of the driving thread goes, per crop:"
+        f"Events published {result['events_published']}, acknowledged by {result['broker']}"
+        f" {result['events_acknowledged']}, in {result['seconds']:.0f} s measured and the start; memory"
+        f" {result['memory_mb']:.0f} MB. Time of the driving thread by stage, per crop:"
     )
     yield ""
     yield "| stage | time |"
     yield "|---|---|"
-    for name, spent in told["stages"].items():
+    for name, spent in result["stages"].items():
         if spent["wall_us_per_crop"] >= 1:
             yield f"| {name} | {spent['wall_us_per_crop']:.0f} us |"
 
 
 def _faster(steps: Steps) -> Iterator[str]:
     yield from _pipeline_rows(steps, "rate", " x")
-    reached = max((told["images_per_second"], point["rate"]) for point, told in steps)
-    fed = [point["rate"] for point, told in steps if told["ratio"] >= 0.95]
+    reached = max((result["images_per_second"], point["rate"]) for point, result in steps)
+    fed = [point["rate"] for point, result in steps if result["ratio"] >= 0.95]
     yield ""
     yield (
-        f"The most that the host fed: {reached[0]:.0f} crops/s, to the engine of {reached[1]:g} times the"
-        f" published rate. Fastest engine that it keeps at .95 or more: "
+        f"Highest rate of the host: {reached[0]:.0f} crops/s, with the engine of {reached[1]:g} times the"
+        f" published rate. Fastest engine that it keeps at a ratio of .95 or more: "
         + (f"{max(fed):g} x." if fed else "none of these.")
     )
 
@@ -157,17 +157,17 @@ def _grows(key: str) -> Callable[[Steps], Iterator[str]]:
 def _broken(key: str, steps: Steps) -> float | None:
     return breaks_at(
         [
-            (point[key], told["images_per_second"] / told["offered_per_second"], _lost(told))
-            for point, told in steps
+            (point[key], result["images_per_second"] / result["offered_per_second"], _lost(result))
+            for point, result in steps
         ]
     )
 
 
 def _growth_words(key: str, steps: Steps) -> str:
     broken = _broken(key, steps)
-    held = [(p, told) for p, told in steps if broken is None or p[key] < broken]
-    rate = slope([(point[key], told["images_per_second"]) for point, told in held])
-    cost = slope([(point[key], told["cpu"]["us_per_crop"]) for point, told in held])
+    held = [(p, result) for p, result in steps if broken is None or p[key] < broken]
+    rate = slope([(point[key], result["images_per_second"]) for point, result in held])
+    cost = slope([(point[key], result["cpu"]["us_per_crop"]) for point, result in held])
     where = "It does not break" if broken is None else f"It breaks at {broken:g}"
     slopes = (
         "too few points before that for a slope"
@@ -175,8 +175,8 @@ def _growth_words(key: str, steps: Steps) -> str:
         else f"until then crops/s grow as {key} to the power of {rate:.2f}, CPU per crop as {cost:.2f}"
     )
     return (
-        f"{where} (below {KEPT:g} of the best share of what is offered, or more than {100 * LOST:g} % of the"
-        f" frames lost); {slopes}."
+        f"{where} (embedded share of the offered crops below {KEPT:g} of the best share, or more than"
+        f" {100 * LOST:g} % of the frames lost); {slopes}."
     )
 
 
@@ -190,51 +190,51 @@ def _growth_picture(key: str) -> Callable[[Steps], str]:
 
 def _lines(key: str, steps: Steps) -> list[Series]:
     """Offered crops, up to the engine's limit, and embedded crops."""
-    possible = [(p[key], min(told["offered_per_second"], told["engine_limit"])) for p, told in steps]
+    possible = [(p[key], min(result["offered_per_second"], result["engine_limit"])) for p, result in steps]
     return [
         Series("offered, up to the engine's limit", _GREY, possible),
-        Series("embedded", _BLUE, [(point[key], told["images_per_second"]) for point, told in steps]),
+        Series("embedded", _BLUE, [(point[key], result["images_per_second"]) for point, result in steps]),
     ]
 
 
 def _faster_picture(steps: Steps) -> str:
     lines = [
-        Series("the engine alone", _GREY, [(p["rate"], told["engine_limit"]) for p, told in steps]),
-        Series("embedded", _BLUE, [(p["rate"], told["images_per_second"]) for p, told in steps]),
+        Series("the engine alone", _GREY, [(p["rate"], result["engine_limit"]) for p, result in steps]),
+        Series("embedded", _BLUE, [(p["rate"], result["images_per_second"]) for p, result in steps]),
     ]
-    fed = [point["rate"] for point, told in steps if told["ratio"] < 0.95]
+    fed = [point["rate"] for point, result in steps if result["ratio"] < 0.95]
     return curve("rate of the engine over the published one", "crops/s", lines, min(fed, default=None))
 
 
 def _onnxruntime(steps: Steps) -> Iterator[str]:
     yield "| network | run | crops/s | bare session | ratio | crops in a batch | CPU of the driving thread |"
     yield "|---|---|---|---|---|---|---|"
-    for point, told in steps:
-        host = 1e6 * told["cpu"]["by_thread"].get("MainThread", 0.0) / told["images_per_second"]
+    for point, result in steps:
+        host = 1e6 * result["cpu"]["by_thread"].get("MainThread", 0.0) / result["images_per_second"]
         yield (
-            f"| {point['model']} | {point['run']} | {told['images_per_second']:.0f} |"
-            f" {told['engine_limit']:.0f}/s | {told['ratio']:.3f} | {told['mean_batch']:.1f} |"
+            f"| {point['model']} | {point['run']} | {result['images_per_second']:.0f} |"
+            f" {result['engine_limit']:.0f}/s | {result['ratio']:.3f} | {result['mean_batch']:.1f} |"
             f" {host:.0f} us per crop |"
         )
     yield ""
-    yield f"Median ratio: {statistics.median(told['ratio'] for _, told in steps):.3f}."
+    yield f"Median ratio: {statistics.median(result['ratio'] for _, result in steps):.3f}."
 
 
 def _gallery(steps: Steps) -> Iterator[str]:
-    for _, told in steps:
-        yield gallery.markdown({int(size): of for size, of in told["sizes"].items()}, told["slopes"])
+    for _, result in steps:
+        yield gallery.markdown({int(size): of for size, of in result["sizes"].items()}, result["slopes"])
 
 
 def _overload(steps: Steps) -> Iterator[str]:
-    for _, told in steps:
-        yield overload.markdown(told["one"])
+    for _, result in steps:
+        yield overload.markdown(result["one"])
         yield ""
-        yield overload.markdown(told["two"])
+        yield overload.markdown(result["two"])
 
 
 def _own(table: Callable[[dict[str, Any]], str]) -> Callable[[Steps], Iterator[str]]:
     """A benchmark with its own table function."""
-    return lambda steps: (table(told) for _, told in steps)
+    return lambda steps: (table(result) for _, result in steps)
 
 
 # --- parts ------------------------------------------------------------------------------------
@@ -246,8 +246,8 @@ def _compared(steps: Steps) -> Iterator[str]:
 
 def _figures(steps: Steps) -> Iterator[str]:
     """All figures, for results without their own table."""
-    for _, told in steps:
-        yield from _any(told, "")
+    for _, result in steps:
+        yield from _any(result, "")
 
 
 def _any(value: Any, title: str) -> Iterator[str]:  # noqa: ANN401 - JSON
@@ -268,7 +268,7 @@ def _any(value: Any, title: str) -> Iterator[str]:  # noqa: ANN401 - JSON
         yield "|---|---|"
         yield from (f"| {name} | {_said(item)} |" for name, item in single.items())
     for name, item in items.items():
-        if name not in single and name != "machine":  # which is told below every table
+        if name not in single and name != "machine":  # which is below every table
             yield from _any(item, f"{title}, {name}" if title else str(name))
 
 
