@@ -215,8 +215,8 @@ def _decision(result: dict[str, Any]) -> str:
     return (
         f"The whole decision, {result['in_view']} known people in view over {result['frames']} frames, the"
         f" gallery's bookkeeping included: {result['cpu_us_per_crop']:.0f} us of CPU per crop. A product with"
-        f" all embeddings and a loop over the identities for each crop: {result['plain_cpu_us_per_crop']:.0f} us,"
-        f" {result['plain_over_ours']:.1f} x."
+        f" all embeddings and a loop over the identities for each crop:"
+        f" {result['plain_cpu_us_per_crop']:.0f} us, {result['plain_over_ours']:.1f} x."
     )
 
 
