@@ -16,7 +16,7 @@ from benchmarks.catalogue import REPO, Benchmark, Step, catalogue
 from benchmarks.plots import breaks_at, curve, slope
 from benchmarks.slices import Taken, in_turn
 from edge_agent.cli import app
-from edge_agent.engine.latency import latency_table
+from edge_agent.engine.simulated import latency_table
 from edge_agent.offline.charts import Series
 
 MISSING = Path("nowhere")

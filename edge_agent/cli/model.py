@@ -114,8 +114,8 @@ def _folder(output: Path | None) -> Path:
 
 def _check(model: Path, preprocess: str) -> None:
     """Raise ModelError if the network does not fit, ConfigError if there is no such profile."""
-    from edge_agent.engine.graph import prepare_reid
-    from edge_agent.engine.graph.profiles import profile_named
+    from edge_agent.engine.graph.prepare import prepare_reid
+    from edge_agent.engine.graph.prepared import profile_named
 
     prepare_reid(model, profile_named(preprocess))
 

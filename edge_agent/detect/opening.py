@@ -95,7 +95,7 @@ def open_detector(kind: str, *, threads: int = 0) -> Detector:
     name, _, argument = kind.partition(":")
     if name == "yolox" and argument:
         from edge_agent.detect.yolox import YoloxDetector
-        from edge_agent.engine.graph import prepare_detector
+        from edge_agent.engine.graph.prepare import prepare_detector
         from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
         prepared = prepare_detector(Path(argument))

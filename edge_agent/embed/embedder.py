@@ -22,7 +22,7 @@ from edge_agent.embed.quality import Graded, QualityGate
 from edge_agent.embed.selftest import check_engine, faults
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden
-from edge_agent.engine.graph.profiles import PreprocessProfile
+from edge_agent.engine.graph.prepared import PreprocessProfile
 
 __all__ = ["Embedder"]
 

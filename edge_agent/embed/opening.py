@@ -15,15 +15,13 @@ from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import CropSelector
 from edge_agent.engine import PlanOptions, choose_backend, is_simulated, open_engine, open_simulated
 from edge_agent.engine.models import choose_model, prepare_model
-from edge_agent.engine.precision import in_precision
-from edge_agent.engine.precision.calibration import engines_folder
+from edge_agent.engine.precision.calibration import engines_folder, in_precision
 
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings, QualitySettings
     from edge_agent.engine import Engine
     from edge_agent.engine.golden import Golden
-    from edge_agent.engine.graph.prepared import PreparedGraph
-    from edge_agent.engine.graph.profiles import PreprocessProfile
+    from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.engine.precision.scales import Scales
     from edge_agent.engine.tensorrt.progress import Progress

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
 from edge_agent.embed.quality import sharpness
-from edge_agent.engine.graph.profiles import PreprocessProfile
+from edge_agent.engine.graph.prepared import PreprocessProfile
 
 __all__ = ["PARCEL", "InlinePacker", "Packer", "SubprocessPacker"]
 

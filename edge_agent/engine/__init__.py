@@ -67,13 +67,12 @@ def is_simulated(backend: str) -> bool:
 
 
 def open_simulated(backend: str, *, max_batch: int) -> SimulatedEngine:
-    """Open `simulated:TABLE`, a name or a file of `edge_agent.engine.latency`.
+    """Open `simulated:TABLE`, a name or a file of `edge_agent.engine.simulated`.
 
     Raises:
         ConfigError, InputError: there is no such table, or the file is not one.
     """
-    from edge_agent.engine.latency import latency_table
-    from edge_agent.engine.simulated import SimulatedEngine
+    from edge_agent.engine.simulated import SimulatedEngine, latency_table
 
     return SimulatedEngine(latency_table(backend.removeprefix(_SIMULATED)), max_batch=max_batch)
 

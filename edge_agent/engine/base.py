@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import EngineInfo
 
-__all__ = ["DEPTH", "Engine", "QueuedEngine", "Submission"]
-
 DEPTH = 2
 """Submissions in flight at most: one that runs and one that waits, so that the device never idles."""
 

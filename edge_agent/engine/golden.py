@@ -21,8 +21,6 @@ from edge_agent.core.errors import EdgeAgentError, ModelError
 from edge_agent.core.manifest import read_json, write_json_atomic
 from edge_agent.engine.graph.prepared import PreparedGraph
 
-__all__ = ["GOLDEN_CROPS", "Golden", "golden_crops", "load_or_make", "make"]
-
 GOLDEN_CROPS = 4
 """Pictures in the set. Changing a picture requires another `_VERSION`."""
 _VERSION = 1

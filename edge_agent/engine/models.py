@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.manifest import read_json
 from edge_agent.engine.golden import Golden, load_or_make
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PreparedGraph, profile_named
 from edge_agent.engine.graph.stripes import STRIPES_NAME, STRIPES_PROFILE, write_stripe_model
 
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
-
-__all__ = ["Model", "choose_model", "default_model", "prepare_model"]
 
 _FALLBACK_PROFILE = "tao"
 

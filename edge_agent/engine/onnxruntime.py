@@ -35,8 +35,6 @@ from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeEngine", "open_session", "run_once"]
-
 _ERRORS_ONLY = 3
 """ONNX Runtime's log level; the default warns of every unused weight of a PyTorch export."""
 _SLICE = 8

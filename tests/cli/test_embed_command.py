@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from edge_agent.cli.embed import command
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.prepared import profile_named
 from edge_agent.offline.evaluate.embedding import embed_paths
 from edge_agent.offline.evaluate.files import read_embeddings
 

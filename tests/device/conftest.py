@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from edge_agent.core.config import EngineSettings
 from edge_agent.engine.base import Engine
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PreparedGraph, profile_named
 from edge_agent.engine.models import choose_model
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.engine.plans.store import PlanStore

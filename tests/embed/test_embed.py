@@ -16,8 +16,8 @@ from edge_agent.core.structures import Detections
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import golden, open_simulated
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from tests import tiny_networks
 

@@ -19,7 +19,7 @@ from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.packer import PARCEL, InlinePacker, SubprocessPacker
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import open_simulated
-from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.graph.prepared import PROFILES
 
 SIZE, MOST = (64, 32), 8
 PROFILE = PROFILES["tao"]

@@ -19,8 +19,7 @@ from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.loading import load, state_folder
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
-from edge_agent.engine.precision import in_precision
-from edge_agent.engine.precision.calibration import Calibration, active_calibration
+from edge_agent.engine.precision.calibration import Calibration, active_calibration, in_precision
 from edge_agent.identify import Identifier
 from edge_agent.identify.site import SiteScores
 from edge_agent.identify.threshold import SITE_FACT

@@ -14,8 +14,8 @@ import pytest
 from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine import choose_backend, open_engine
-from edge_agent.engine.graph import prepare_detector, prepare_reid
-from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.graph.prepare import prepare_detector, prepare_reid
+from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.onnxruntime import _slices
 from tests import tiny_networks
 
@@ -239,7 +239,7 @@ def test_batch_below_one(prepared):
 
 def test_engine_package_loads_nothing_heavy():
     code = (
-        "import sys, edge_agent.engine, edge_agent.engine.graph; "
+        "import sys, edge_agent.engine, edge_agent.engine.graph.prepare; "
         "print(sorted({'onnx', 'onnxruntime', 'cv2'} & set(sys.modules)))"
     )
     found = subprocess.run(

@@ -12,15 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PreparedGraph, profile_named
 from edge_agent.engine.graph.stripes import write_stripe_model
 from edge_agent.engine.plans.records import Machine
 from edge_agent.engine.precision.scales import Scales
+from edge_agent.engine.tensorrt.builder import available_memory, check_disk, workspace_for
 from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures, RangeSource, header_number
 from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for, choose_flags, order_for
-from edge_agent.engine.tensorrt.resources import available_memory, check_disk, workspace_for
 
 MIB = 1 << 20
 ORIN = Machine("10.3.0", "12.6", "Orin", "8.7", 16, 64)

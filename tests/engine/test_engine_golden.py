@@ -11,8 +11,8 @@ import pytest
 
 from edge_agent.core.errors import ModelError
 from edge_agent.engine import golden
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.graph.stripes import STRIPES_PROFILE, write_stripe_model
 from tests import tiny_networks
 

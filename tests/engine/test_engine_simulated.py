@@ -18,8 +18,7 @@ from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EngineError, InputError
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import open_simulated
-from edge_agent.engine.latency import PUBLISHED, TABLES, LatencyTable, latency_table
-from edge_agent.engine.simulated import SimulatedEngine
+from edge_agent.engine.simulated import PUBLISHED, TABLES, LatencyTable, SimulatedEngine, latency_table
 
 SLOW = LatencyTable("slow", "a snail", "fp16", "this test", (1, 4), (0.02, 0.05))
 

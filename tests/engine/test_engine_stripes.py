@@ -12,8 +12,8 @@ from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import open_engine
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.graph.stripes import STRIPES_NAME, STRIPES_PROFILE, write_stripe_model
 
 

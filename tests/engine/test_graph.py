@@ -14,9 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edge_agent.core.errors import ConfigError, ModelError
-from edge_agent.engine.graph import prepare_detector, prepare_reid
-from edge_agent.engine.graph.prepared import embedding_space
-from edge_agent.engine.graph.profiles import PROFILES, profile_named
+from edge_agent.engine.graph.prepare import prepare_detector, prepare_reid
+from edge_agent.engine.graph.prepared import PROFILES, embedding_space, profile_named
 from tests import tiny_networks
 
 TAO = PROFILES["tao"]

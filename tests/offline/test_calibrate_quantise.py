@@ -15,10 +15,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, c
 
 from edge_agent.core.errors import ModelError, NonFiniteEmbedding
 from edge_agent.engine.golden import golden_crops
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.profiles import profile_named
-from edge_agent.engine.graph.topology import Block
+from edge_agent.engine.graph.nodes import Block
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PreparedGraph, profile_named
 from edge_agent.engine.onnxruntime import run_once
 from edge_agent.engine.precision.half import kept_in_float32, to_half
 from edge_agent.engine.precision.scales import Scales, read_cache

@@ -15,8 +15,8 @@ from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
-from edge_agent.engine.graph import prepare_reid
-from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import profile_named
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.offline.calibrate.sample import Sample, draw
 from tests import tiny_networks

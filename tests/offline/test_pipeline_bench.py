@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import app
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
-from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.offline.bench.load import packed_crops
 from edge_agent.offline.synthetic.panorama import Panorama
 from tests.conftest import mosquitto_binary

@@ -23,7 +23,7 @@ from edge_agent.core.errors import EngineError, InputError, ModelError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales, read_cache
-from edge_agent.engine.tensorrt import builder, progress, resources
+from edge_agent.engine.tensorrt import builder, progress
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_runtime, version
 from edge_agent.engine.tensorrt.builder import build_plan
 from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
@@ -444,7 +444,7 @@ def test_no_build_without_disk(
     supply: Callable[..., PlanBuilder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resources, "_DISK_FLOOR", 1 << 60)
+    monkeypatch.setattr(builder, "_DISK_FLOOR", 1 << 60)
     with pytest.raises(EngineError, match=r"make room \(edge-agent engines prune"):
         supply().plan()
     assert stub.received == []

@@ -22,8 +22,7 @@ from edge_agent.engine.golden import golden_crops
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.plans.store import PlanStore
-from edge_agent.engine.precision import in_precision
-from edge_agent.engine.precision.calibration import active_calibration, prune_calibrations
+from edge_agent.engine.precision.calibration import active_calibration, in_precision, prune_calibrations
 from edge_agent.engine.tensorrt.bindings import version
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.calibrate.request import Request, Silent

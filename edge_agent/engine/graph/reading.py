@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.graph.editing import OURS, opset
+from edge_agent.engine.graph.nodes import OURS, opset
 from edge_agent.engine.graph.prepared import BATCH_HINT
 
 if TYPE_CHECKING:
     import onnx
-
-__all__ = ["YOLOX_BOX_COLUMNS", "Layout", "Network", "shape_of", "yolox_anchors"]
 
 _MIN_OPSET = 9
 """Oldest supported default-domain opset: before it, Cast and broadcasting differ."""

@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.manifest import write_atomic
-from edge_agent.engine.graph.editing import make_node
-from edge_agent.engine.graph.profiles import PROFILES
+from edge_agent.engine.graph.nodes import make_node
+from edge_agent.engine.graph.prepared import PROFILES
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
-
-__all__ = ["STRIPES_NAME", "STRIPES_PROFILE", "write_stripe_model"]
 
 STRIPES_NAME = "colour-stripes"
 """Name of the model in settings and events; also the stem of its file."""

@@ -14,19 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = [
-    "Machine",
-    "Order",
-    "PlanEntry",
-    "Pruned",
-    "Recipe",
-    "Role",
-    "StoredPlan",
-    "Verdict",
-    "memory_class_gib",
-    "this_host",
-]
-
 Role = Literal["current", "previous"]
 """Which engine uses a plan: the active one, or the one that was active before it."""
 

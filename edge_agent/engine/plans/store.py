@@ -19,8 +19,7 @@ from typing import Any
 
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.manifest import FileRecord, Manifest, sha256_file, write_atomic
-from edge_agent.engine.plans.active import Active, ActiveEngine
-from edge_agent.engine.plans.folder import EnginesFolder
+from edge_agent.engine.plans.active import Active, ActiveEngine, EnginesFolder
 from edge_agent.engine.plans.records import (
     Machine,
     Order,
@@ -30,8 +29,6 @@ from edge_agent.engine.plans.records import (
     Verdict,
     this_host,
 )
-
-__all__ = ["PlanStore"]
 
 _KIND, _VERSION = "plan", 1
 _KEY = re.compile("[0-9a-f]{64}")

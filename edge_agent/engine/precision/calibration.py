@@ -21,26 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.errors import ConfigError, InputError, StorageError
 from edge_agent.core.manifest import Manifest
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.active import ActiveEngine
+from edge_agent.engine.precision.half import to_half
 from edge_agent.engine.precision.scales import Scales
 
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
-
-__all__ = [
-    "CALIBRATIONS",
-    "KIND",
-    "MANIFEST",
-    "VERSION",
-    "Calibration",
-    "active_calibration",
-    "current_calibration",
-    "engines_folder",
-    "prune_calibrations",
-]
 
 CALIBRATIONS = "calibrations"
 """Folder inside the engines folder."""
@@ -184,3 +173,37 @@ def prune_calibrations(engines: Path) -> tuple[tuple[str, ...], int]:
         except OSError as problem:
             raise StorageError(f"cannot remove {path}: {problem.strerror}") from problem
     return tuple(path.name for path in gone), freed
+
+
+def in_precision(
+    prepared: PreparedGraph, wanted: str, backend: str, calibration: Calibration | None
+) -> PreparedGraph:
+    """Return the network in a precision.
+
+    Args:
+        prepared: as exported.
+        wanted: `auto`, `fp32`, `fp16` or `int8`. `auto`: what the calibration chose for this backend; without
+            one FP16 on TensorRT, else FP32.
+        backend: `onnxruntime` or `tensorrt`.
+        calibration: the active one; one of another network is not used.
+
+    Raises:
+        ConfigError: INT8 is wanted, and no calibration of this network has it.
+        InputError: the calibration's graph cannot be read.
+    """
+    own = calibration if calibration is not None and calibration.fits(prepared) else None
+    if wanted == "auto" and own is not None and own.backend == backend:
+        return own.graph(prepared)
+    if wanted == "auto":
+        wanted = "fp16" if backend == "tensorrt" else "fp32"
+    if wanted == "fp32":
+        return prepared
+    if own is not None and own.precision == wanted:
+        return own.graph(prepared)
+    if wanted == "fp16":
+        return to_half(prepared)
+    raise ConfigError(
+        f"no INT8 calibration of {prepared.name} with profile {prepared.profile and prepared.profile.name} "
+        "has passed the accuracy gate here; run `edge-agent calibrate --dataset DIR`, or choose "
+        "engine.precision auto or fp16"
+    )

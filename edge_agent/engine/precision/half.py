@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.graph.editing import OURS, in_order, load_named, serialise, set_nodes
+from edge_agent.engine.graph.nodes import OURS, Topology, in_order, load_named, serialise, set_nodes
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.topology import Topology
 
 if TYPE_CHECKING:
     import onnx
-
-__all__ = ["kept_in_float32", "to_half"]
 
 _LARGEST = 65504.0
 """Largest finite float16."""

@@ -28,8 +28,6 @@ from typing import Literal, cast, get_args
 from edge_agent.core.errors import InputError, ModelError
 from edge_agent.core.manifest import Manifest
 
-__all__ = ["INT8_MAX", "Algorithm", "Cache", "Scales", "read_cache"]
-
 INT8_MAX = 127
 """Largest step of symmetric INT8; -128 is not used."""
 

@@ -21,17 +21,6 @@ from edge_agent.engine.tensorrt import cuda
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = [
-    "Log",
-    "checked",
-    "has_dla",
-    "make_builder",
-    "make_runtime",
-    "require_bindings",
-    "version",
-    "version_numbers",
-]
-
 _log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")

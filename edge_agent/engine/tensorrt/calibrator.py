@@ -22,8 +22,6 @@ from edge_agent.engine.precision.scales import Algorithm, Scales, read_cache
 from edge_agent.engine.tensorrt import bindings
 from edge_agent.engine.tensorrt.cuda import DeviceMemory
 
-__all__ = ["Calibration", "Pictures", "RangeSource", "header_number", "make_calibrator"]
-
 _T = TypeVar("_T")
 
 _BASES: dict[Algorithm, str] = {

@@ -20,8 +20,6 @@ from edge_agent.core.errors import EngineError
 if TYPE_CHECKING:
     from pycuda import driver
 
-__all__ = ["ALIGNMENT", "Buffer", "Context", "DeviceMemory", "Gpu", "Graph", "capture", "probe"]
-
 ALIGNMENT = 256
 """Alignment of tensor addresses in bytes that TensorRT demands (NvInferRuntime.h, setTensorAddress)."""
 _NON_BLOCKING = 1

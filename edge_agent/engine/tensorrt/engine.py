@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
     from edge_agent.engine.tensorrt.supply import PlanBuilder
 
-__all__ = ["TensorRTEngine"]
-
 _log = structlog.get_logger(__name__)
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import tensorrt as trt
     from pycuda import driver
 
-__all__ = ["Profile", "Replay", "Slot", "Tensors", "UnusablePlanError", "read_tensors"]
-
 
 class UnusablePlanError(Exception):
     """TensorRT does not accept a plan, or the plan does not have the expected shapes."""

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["Progress", "Watch", "ignore_progress", "watched"]
-
 _TICK_S = 5.0
 
 

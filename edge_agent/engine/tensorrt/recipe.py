@@ -16,16 +16,6 @@ from edge_agent.engine.precision.scales import Scales
 from edge_agent.engine.tensorrt import bindings, cuda
 from edge_agent.engine.tensorrt.calibrator import Calibration
 
-__all__ = [
-    "BuildFlags",
-    "BuildOptions",
-    "batches_for",
-    "choose_flags",
-    "order_for",
-    "profile_batches",
-    "this_machine",
-]
-
 _BUILDER_VERSION = 1
 """Part of a plan's key: raise it when the same options give another plan."""
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
     from edge_agent.engine.tensorrt.supply import Plan, PlanBuilder
 
-__all__ = ["Session", "release_frames"]
-
 _log = structlog.get_logger(__name__)
 
 

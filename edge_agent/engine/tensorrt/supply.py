@@ -13,12 +13,9 @@ from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.records import Order, StoredPlan
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.engine.tensorrt.builder import build_plan
+from edge_agent.engine.tensorrt.builder import build_plan, check_disk
 from edge_agent.engine.tensorrt.progress import Progress, ignore_progress
 from edge_agent.engine.tensorrt.recipe import BuildOptions, order_for, this_machine
-from edge_agent.engine.tensorrt.resources import check_disk
-
-__all__ = ["Plan", "PlanBuilder"]
 
 _log = structlog.get_logger(__name__)
 

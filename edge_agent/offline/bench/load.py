@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import Detections, Frame
-from edge_agent.engine.graph.profiles import PreprocessProfile
+from edge_agent.engine.graph.prepared import PreprocessProfile
 from edge_agent.offline.synthetic.panorama import TALLEST, Panorama
 
 __all__ = ["Plan", "TurningCamera", "given_detections", "make_cameras", "make_streets", "packed_crops"]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edge_agent.embed.embedder import Embedder
 from edge_agent.engine.base import DEPTH, Engine
-from edge_agent.engine.latency import PUBLISHED, PUBLISHED_SOURCE, Published
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
+from edge_agent.engine.simulated import PUBLISHED, PUBLISHED_SOURCE, Published
 from edge_agent.health.telemetry.reading import Reading
 from edge_agent.offline.bench.machine import machine
 

@@ -25,7 +25,7 @@ from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.detect import Detection
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
-from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.prepared import profile_named
 from edge_agent.engine.models import choose_model
 from edge_agent.offline.bench.environment import fill_gallery
 from edge_agent.offline.bench.load import Plan, given_detections, make_cameras, make_streets, packed_crops

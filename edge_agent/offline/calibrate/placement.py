@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.engine.graph.editing import OURS, load_named
-from edge_agent.engine.graph.topology import QUANTISABLE, Topology
+from edge_agent.engine.graph.nodes import OURS, QUANTISABLE, Topology, load_named
 
 if TYPE_CHECKING:
     import onnx

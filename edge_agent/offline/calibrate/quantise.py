@@ -26,9 +26,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.graph.editing import in_order, load_named, opset, serialise, set_nodes
+from edge_agent.engine.graph.nodes import (
+    QUANTISABLE,
+    Topology,
+    in_order,
+    load_named,
+    opset,
+    serialise,
+    set_nodes,
+)
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.topology import QUANTISABLE, Topology
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.offline.calibrate.placement import FUSED, dequantised, positions, skip_input
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.manifest import FileRecord, Manifest
 from edge_agent.core.pictures import read_picture
-from edge_agent.engine.graph.profiles import PreprocessProfile
+from edge_agent.engine.graph.prepared import PreprocessProfile
 from edge_agent.offline.dataset import Crop, MarketDataset, Split
 
 if TYPE_CHECKING:

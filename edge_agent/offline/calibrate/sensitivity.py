@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.graph.editing import load_named
+from edge_agent.engine.graph.nodes import Block, Topology, load_named
 from edge_agent.engine.graph.prepared import PreparedGraph
-from edge_agent.engine.graph.topology import Block, Topology
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.offline.calibrate.quantise import quantisable, quantise

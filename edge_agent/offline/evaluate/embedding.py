@@ -125,8 +125,8 @@ class RawEmbedder:
     """
 
     def __init__(self, model: Path, preprocess: str) -> None:
-        from edge_agent.engine.graph import prepare_reid
-        from edge_agent.engine.graph.profiles import profile_named
+        from edge_agent.engine.graph.prepare import prepare_reid
+        from edge_agent.engine.graph.prepared import profile_named
         from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
         self._profile = profile_named(preprocess)

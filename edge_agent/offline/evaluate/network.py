@@ -13,7 +13,7 @@ from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import choose_backend
-from edge_agent.engine.graph.profiles import profile_named
+from edge_agent.engine.graph.prepared import profile_named
 from edge_agent.engine.models import choose_model
 from edge_agent.engine.precision.calibration import current_calibration, engines_folder
 from edge_agent.offline.evaluate.embedding import CropEmbedder, RawEmbedder
