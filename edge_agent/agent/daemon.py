@@ -39,7 +39,7 @@ from edge_agent.track.tracker import Tracker
 from edge_agent.track.upstream import UpstreamTracks
 
 if TYPE_CHECKING:
-    from edge_agent.core.events import TelemetryData
+    from edge_agent.core.telemetry import TelemetryData
     from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.health.cooling import Cooling

@@ -17,11 +17,11 @@ from edge_agent.engine import is_simulated
 if TYPE_CHECKING:
     from edge_agent.agent.stages import Stages
     from edge_agent.core.config import Settings
-    from edge_agent.core.events import TelemetryData
     from edge_agent.core.structures import EngineInfo
+    from edge_agent.core.telemetry import TelemetryData
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.health.cooling import Cooling
-    from edge_agent.health.telemetry.reader import Reading
+    from edge_agent.health.telemetry import Reading
 
 __all__ = ["info_data", "log_context", "status_document"]
 

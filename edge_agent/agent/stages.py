@@ -31,7 +31,7 @@ from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.gallery.gallery import open_gallery
-from edge_agent.health.telemetry.reader import Telemetry
+from edge_agent.health.telemetry import Telemetry
 from edge_agent.identify import Identifier
 from edge_agent.source.address import source_kind
 from edge_agent.source.opening import open_sources
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.health.supervisor import Supervisor
-    from edge_agent.health.telemetry.reader import Reading
+    from edge_agent.health.telemetry import Reading
     from edge_agent.source.base import Source
 
 __all__ = ["StageOpener", "Stages", "Supply", "fitting_calibration"]

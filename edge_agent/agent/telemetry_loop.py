@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, StorageError
-from edge_agent.core.events import TelemetryData, alert_event
+from edge_agent.core.events import alert_event
 from edge_agent.core.heartbeat import Heartbeat
+from edge_agent.core.telemetry import TelemetryData
 from edge_agent.gallery import audit
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from edge_agent.core.config import Settings
     from edge_agent.health.cooling import Cooling
     from edge_agent.health.supervisor import Supervisor
-    from edge_agent.health.telemetry.reader import Reading
+    from edge_agent.health.telemetry import Reading
     from edge_agent.identify import Identifier
 
 __all__ = ["TelemetryLoop", "save_site_scores"]

@@ -21,18 +21,6 @@ from edge_agent.core.timing import rfc3339
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = [
-    "command_schema",
-    "data_schema",
-    "decode",
-    "encode",
-    "envelope",
-    "envelope_schema",
-    "from_wire",
-    "schema_urn",
-    "to_wire",
-]
-
 JSON_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

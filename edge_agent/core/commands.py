@@ -10,18 +10,6 @@ from dataclasses import dataclass
 
 from edge_agent.core.fields import Time, about, value
 
-__all__ = [
-    "COMMAND_TYPES",
-    "Command",
-    "EnrolCommand",
-    "ForgetCommand",
-    "MergeCommand",
-    "NameCommand",
-    "RecalibrateCommand",
-    "ReloadCommand",
-    "StatsCommand",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:

@@ -33,29 +33,6 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-__all__ = [
-    "RELOADABLE",
-    "DetectorSettings",
-    "EngineSettings",
-    "GallerySettings",
-    "GovernorSettings",
-    "IdentifySettings",
-    "MotionSettings",
-    "MqttSettings",
-    "OutboxSettings",
-    "QualitySettings",
-    "Settings",
-    "SourceSettings",
-    "StorageSettings",
-    "SupervisionSettings",
-    "TelemetrySettings",
-    "TrackerSettings",
-    "changes",
-    "file_values",
-    "fingerprint",
-    "shown",
-]
-
 file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={})  # noqa: B039  never changed
 """Values of the TOML file for the `Settings` under construction."""
 

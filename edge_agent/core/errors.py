@@ -24,27 +24,6 @@ A command that ends with one of these prints its message and exits 1, without a 
 The message states what is wrong, where, and how to correct it.
 """
 
-__all__ = [
-    "BrokerRefused",
-    "BrokerUnreachable",
-    "ConfigError",
-    "DatasetError",
-    "DeliveryError",
-    "DiskFull",
-    "DownloadError",
-    "DownloadInterrupted",
-    "EdgeAgentError",
-    "EngineError",
-    "InputError",
-    "ModelError",
-    "NonFiniteEmbedding",
-    "Retryable",
-    "SourceError",
-    "SourceLost",
-    "SpaceMismatch",
-    "StorageError",
-]
-
 
 class EdgeAgentError(Exception):
     """Root of all errors of this package."""

@@ -30,28 +30,6 @@ from edge_agent.core.fields import Time, about, entries, value
 from edge_agent.core.structures import Decision, EngineInfo, SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 
-__all__ = [
-    "DATA_TYPES",
-    "NUMBERED",
-    "AlertData",
-    "CameraInfo",
-    "CameraStatusData",
-    "CommandResultData",
-    "DeviceSummary",
-    "EngineData",
-    "Event",
-    "GapData",
-    "IdentityData",
-    "InfoData",
-    "NumberRange",
-    "StatusData",
-    "TelemetryData",
-    "alert_event",
-    "camera_status_event",
-    "identity_event",
-    "new_event",
-]
-
 NUMBERED = frozenset({"identity", "gap", "alert"})
 """Kinds of data that go through the outbox and have a `seq`."""
 

@@ -15,8 +15,6 @@ from edge_agent.core.timing import parse_time
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
-__all__ = ["Entity", "Metric", "Time", "UnixTime", "about", "entries", "value"]
-
 
 class UnixTime:
     """Marks Unix seconds that are RFC 3339 text in JSON."""

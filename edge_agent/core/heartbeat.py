@@ -6,8 +6,6 @@ import threading
 import time
 from dataclasses import dataclass
 
-__all__ = ["Heartbeat", "HeartbeatState"]
-
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatState:

@@ -20,8 +20,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["DEFAULT_CONFIG", "config_file", "load", "state_folder"]
-
 DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
 
 

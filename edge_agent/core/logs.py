@@ -10,8 +10,6 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-__all__ = ["configure"]
-
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
 """syslog(3) priorities, which the journal reads from `<N>` at the start of a line (sd-daemon(3))."""
 

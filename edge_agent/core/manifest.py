@@ -25,18 +25,6 @@ from typing import Any, BinaryIO
 from edge_agent import __version__
 from edge_agent.core.errors import DiskFull, InputError, StorageError
 
-__all__ = [
-    "FileRecord",
-    "Manifest",
-    "atomic_file",
-    "read_json",
-    "sha256_file",
-    "sync_folder",
-    "write_atomic",
-    "write_error",
-    "write_json_atomic",
-]
-
 _CHUNK = 1 << 20
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["PICTURE_SUFFIXES", "CropName", "list_pictures", "parse_crop_name", "read_picture"]
-
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 _NAME = re.compile(

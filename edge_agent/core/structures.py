@@ -14,26 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "LONE_TRACKS",
-    "Candidates",
-    "CropBatch",
-    "Decision",
-    "DecisionKind",
-    "Detections",
-    "Embedded",
-    "EngineInfo",
-    "Frame",
-    "Load",
-    "Pictures",
-    "ScoreLevels",
-    "SourceState",
-    "SourceStatus",
-    "TrackObservation",
-    "TrackUpdate",
-    "iou_matrix",
-]
-
 
 def _expect(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: type) -> None:
     """Raise ValueError unless `array` has this shape (None: any length) and dtype."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from edge_agent.core.fields import Entity, Metric, about, entries, value
 
-__all__ = ["TelemetryData"]
-
 
 @dataclass(frozen=True, slots=True)
 class TelemetryData:

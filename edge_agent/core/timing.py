@@ -7,8 +7,6 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-__all__ = ["Laps", "parse_time", "process_age_s", "rfc3339"]
-
 
 def rfc3339(seconds: float) -> str:
     """Unix seconds as RFC 3339 in UTC with milliseconds: `2024-05-01T10:00:00.000Z`."""

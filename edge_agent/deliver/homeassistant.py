@@ -18,8 +18,6 @@ from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.publisher import Publisher
 from edge_agent.deliver.topics import Topics
 
-__all__ = ["announce", "announcement", "discovery_topic"]
-
 EXPIRE_S = 90
 """A value older than this is shown as unavailable; telemetry messages expire after the same time."""
 

@@ -12,9 +12,10 @@ import structlog
 
 from edge_agent.core.codec import encode
 from edge_agent.core.errors import StorageError
-from edge_agent.core.events import Event, TelemetryData
+from edge_agent.core.events import Event
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceStatus
+from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.topics import Topics

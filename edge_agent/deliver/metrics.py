@@ -17,12 +17,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from edge_agent.core.errors import ConfigError
-from edge_agent.core.events import InfoData, TelemetryData
+from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Metric
+from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.publisher import Counters
-
-__all__ = ["Metrics"]
 
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADDRESS = "127.0.0.1"

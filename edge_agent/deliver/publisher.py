@@ -42,7 +42,6 @@ from edge_agent.core.events import (
     Event,
     InfoData,
     StatusData,
-    TelemetryData,
     alert_event,
     camera_status_event,
     new_event,
@@ -50,6 +49,7 @@ from edge_agent.core.events import (
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import SourceStatus
+from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import Connection, ConnectionState, WakePipe, Will
 from edge_agent.deliver.database import numbered
 from edge_agent.deliver.eventfile import EventFile

@@ -159,7 +159,7 @@ def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[Prepared
 def _conditions(disk: Path) -> dict[str, Any]:
     """Return the state of the device while a plan is built: its kernels are timed under it."""
     from edge_agent.core.config import TelemetrySettings
-    from edge_agent.health.telemetry.reader import Telemetry
+    from edge_agent.health.telemetry import Telemetry
 
     with Telemetry(TelemetrySettings(jtop=False), disk) as telemetry:
         reading = telemetry.read()

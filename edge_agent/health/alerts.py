@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from edge_agent.core.events import Event, alert_event
 from edge_agent.health.starts import Run
 
-__all__ = ["crash_alert", "crash_loop_alert", "memory_alert", "stuck_alert"]
-
 
 def crash_alert(run: Run) -> Event:
     """Alert that the previous run crashed."""

@@ -15,9 +15,7 @@ from edge_agent.core.events import Event, alert_event
 from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import Load
 from edge_agent.health.governor import CHECK_INTERVAL_S, Governor, Rung, Verdict, Zones, ladder
-from edge_agent.health.telemetry.reader import Telemetry
-
-__all__ = ["Cooling", "PausableSource", "make_cooling"]
+from edge_agent.health.telemetry import Telemetry
 
 _log = structlog.get_logger(__name__)
 

@@ -24,8 +24,6 @@ from dataclasses import dataclass, replace
 from edge_agent.core.config import GovernorSettings
 from edge_agent.core.structures import Load
 
-__all__ = ["CHECK_INTERVAL_S", "Governor", "Rung", "Verdict", "Zones", "ladder"]
-
 Zones = Mapping[str, float | None]
 """Degrees Celsius by thermal zone; None where unknown."""
 

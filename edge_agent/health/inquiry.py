@@ -17,8 +17,6 @@ from typing import Any
 
 from edge_agent.core.errors import InputError, StorageError
 
-__all__ = ["SOCKET_NAME", "StatusServer", "read_status"]
-
 SOCKET_NAME = "status.sock"
 
 _TIMEOUT_S = 5.0

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from edge_agent.core.config import SupervisionSettings
 
-__all__ = ["MemoryWatch", "control_group_limit"]
-
 BUCKET_S = 60.0
 """One sample a minute: its minimum, so that a burst of crops does not count."""
 

@@ -14,8 +14,6 @@ from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceState
 from edge_agent.health.systemd import Notifier
 
-__all__ = ["Reader", "Readiness"]
-
 _log = structlog.get_logger(__name__)
 
 _UP = (SourceState.ONLINE, SourceState.ENDED)

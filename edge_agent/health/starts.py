@@ -21,8 +21,6 @@ from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.manifest import read_json, write_json_atomic
 
-__all__ = ["STARTS_FILE", "CrashLoop", "Run", "Starts", "pause_s"]
-
 _log = structlog.get_logger(__name__)
 
 STARTS_FILE = "starts.json"

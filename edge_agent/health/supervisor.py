@@ -34,8 +34,6 @@ from edge_agent.health.starts import STARTS_FILE, CrashLoop, Starts
 from edge_agent.health.systemd import Notifier
 from edge_agent.health.watchdog import Stage, Watchdog
 
-__all__ = ["LONGEST_START_S", "EventSink", "Reader", "Supervisor"]
-
 _log = structlog.get_logger(__name__)
 
 LONGEST_START_S = 3600.0

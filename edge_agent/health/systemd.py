@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import structlog
 
-__all__ = ["Notifier", "StartProgress"]
-
 _log = structlog.get_logger(__name__)
 
 StartProgress = Callable[[str], None]

@@ -23,8 +23,6 @@ import structlog
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.health.systemd import Notifier
 
-__all__ = ["Stage", "StageState", "Watchdog"]
-
 _log = structlog.get_logger(__name__)
 
 CHECK_INTERVAL_S = 1.0

@@ -28,11 +28,11 @@ from edge_agent.core.events import (
     EngineData,
     Event,
     InfoData,
-    TelemetryData,
     identity_event,
 )
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Decision, DecisionKind, EngineInfo
+from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver import connection, pacing, pump, sender
 from edge_agent.deliver.local import Origin
 from edge_agent.deliver.outbox import Outbox

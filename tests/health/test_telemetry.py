@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import threading
@@ -17,11 +16,16 @@ from typing import Any
 import pytest
 
 from edge_agent.core.config import TelemetrySettings
-from edge_agent.core.events import TelemetryData
-from edge_agent.health.telemetry import Reading, Telemetry, nvme
+from edge_agent.core.telemetry import TelemetryData
+from edge_agent.health.telemetry import Reading, Telemetry
 from edge_agent.health.telemetry.jtop import JtopReader, reading_of
 from edge_agent.health.telemetry.reading import merged, total_power_w, zone_name
-from edge_agent.health.telemetry.sysfs import SysfsReader
+from edge_agent.health.telemetry.sysfs import (
+    SysfsReader,
+    nvme_command,
+    nvme_controller,
+    nvme_used_percent,
+)
 
 TREES = Path(__file__).parents[1] / "fixtures" / "sysfs"
 ORIN_ZONES = {"cpu", "gpu", "cv0", "cv1", "cv2", "soc0", "soc1", "soc2", "tj"}
@@ -243,21 +247,21 @@ def test_wear_of_an_nvme_disk(tmp_path: Path) -> None:
     link = tmp_path / f"sys/dev/block/{os.major(number)}:{os.minor(number)}"
     link.parent.mkdir(parents=True)
     link.symlink_to(disk / "nvme0n1p1")
-    assert nvme.whole_disk(tmp_path, number) == "nvme0"
+    assert nvme_controller(link.resolve()) == "nvme0"
     assert SysfsReader(tmp_path, tmp_path).read().disk_wear_percent is None  # there is no such device
     write(tmp_path / "dev/nvme0", "a file")
     assert SysfsReader(tmp_path, tmp_path).read().disk_wear_percent is None  # it is none
-    assert nvme.whole_disk(tmp_path, 0) is None
+    assert nvme_controller(tmp_path / "sys/devices/pci/ata1/block/sda") is None
 
 
 def test_a_smart_log() -> None:
     """Percentage Used is byte 5 of the SMART log, in the NVMe specification."""
     log = bytearray(512)
-    assert nvme.used_of_log(bytes(log)) is None  # nothing was filled in
+    assert nvme_used_percent(bytes(log)) is None  # nothing was filled in
     log[0:7] = bytes([0, 0x35, 0x01, 100, 10, 7, 0])  # warnings, 309 K, spare, its threshold, used
-    assert nvme.used_of_log(bytes(log)) == 7.0
-    assert nvme.used_of_log(bytes(log[:64])) is None
-    assert ctypes.sizeof(nvme._Command) == 72
+    assert nvme_used_percent(bytes(log)) == 7.0
+    assert nvme_used_percent(bytes(log[:64])) is None
+    assert len(nvme_command(0)) == 72
 
 
 def test_this_machine_answers_without_an_error(tmp_path: Path) -> None:

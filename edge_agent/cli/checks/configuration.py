@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from edge_agent.core.structures import EngineInfo
     from edge_agent.engine.precision.calibration import Calibration
 
-__all__ = ["broker", "gallery", "model", "settings_of", "state_folder"]
-
 LITTLE_SPACE, NO_SPACE = 2 << 30, 200 << 20  # bytes; a full outbox has 1 GiB by default
 
 

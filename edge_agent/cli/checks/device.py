@@ -12,8 +12,6 @@ from edge_agent.cli.checks.finding import Finding
 if TYPE_CHECKING:
     from edge_agent.health.telemetry import Reading
 
-__all__ = ["board", "clock", "jetpack", "jtop", "power_mode", "thermals"]
-
 WARM_C = 90.0  # an Orin throttles at 99 C
 
 _JETPACK = {"35": "5", "36": "6", "38": "7", "39": "7"}

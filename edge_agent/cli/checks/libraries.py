@@ -18,8 +18,6 @@ from typing import Any
 
 from edge_agent.cli.checks.finding import Finding, State
 
-__all__ = ["cuda", "fits", "onnxruntime", "opencv", "packages", "probe", "pycuda", "python", "tensorrt"]
-
 OLDEST_PYTHON = (3, 10)
 PROBE_TIMEOUT_S = 60.0  # the first import of TensorRT on a board with a cold disk takes many seconds
 

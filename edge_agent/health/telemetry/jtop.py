@@ -11,14 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 import structlog
 
 from edge_agent.health.telemetry.reading import Reading, celsius, total_power_w, zone_name
-
-__all__ = ["JtopReader", "reading_of"]
 
 _log = structlog.get_logger(__name__)
 
@@ -62,9 +59,7 @@ class JtopReader:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop the thread; a thread that hangs in jtop is abandoned, since it is a daemon."""
         self._stop.set()
         if self._thread is not None:
@@ -107,74 +102,59 @@ class JtopReader:
 
 def reading_of(client: Any) -> Reading:  # noqa: ANN401 - jtop has no types
     """Convert the values of a jtop client; missing values and unexpected types are None."""
-    rails = {name: _scaled(_of(entry, "power"), 1e-3) for name, entry in _entries(client, "power", "rail")}
-    gpu = next((entry for _, entry in _entries(client, "gpu")), {})
-    fan = next((entry for _, entry in _entries(client, "fan")), {})
-    ram = _of(_mapping(client, "memory"), "RAM")
-    swap = _of(_mapping(client, "memory"), "SWAP")
+    power, memory, mode, locked = (
+        getattr(client, name, None) for name in ("power", "memory", "nvpmodel", "jetson_clocks")
+    )
+    rails = {name: _scaled(entry.get("power")) for name, entry in _entries(_get(power, "rail"))}
+    total = _get(power, "tot", "name")  # the rail that measures the whole module is not among the others
+    whole = {total: _scaled(_get(power, "tot", "power"))} if isinstance(total, str) else {}
+    gpu = next((entry for _, entry in _entries(getattr(client, "gpu", None))), {})
+    fan = next((entry for _, entry in _entries(getattr(client, "fan", None))), {})
     return Reading(
         temperatures_c={
-            zone_name(name): celsius(_number(_of(entry, "temp"))) if _of(entry, "online", True) else None
-            for name, entry in _entries(client, "temperature")
+            zone_name(name): celsius(_number(entry.get("temp"))) if entry.get("online", True) else None
+            for name, entry in _entries(getattr(client, "temperature", None))
         },
         power_w=rails,
-        power_total_w=total_power_w(rails | _input_rail(_of(_mapping(client, "power"), "tot"))),
-        power_mode=_word(client, "nvpmodel"),
-        clocks_locked=_truth(client, "jetson_clocks"),
-        fan_percent=_first_number(_of(fan, "speed")),
-        fan_rpm=_first_number(_of(fan, "rpm")),
-        gpu_percent=_number(_of(_of(gpu, "status"), "load")),
-        gpu_mhz=_scaled(_of(_of(gpu, "freq"), "cur"), 1e-3),
-        gpu_max_mhz=_scaled(_of(_of(gpu, "freq"), "max"), 1e-3),
-        engines_mhz=_engines(client),
-        memory_used_bytes=_bytes(_of(ram, "used")),
-        memory_total_bytes=_bytes(_of(ram, "tot")),
-        swap_used_bytes=_bytes(_of(swap, "used")),
+        power_total_w=total_power_w(rails | whole),
+        power_mode=None if mode is None else str(mode),
+        clocks_locked=None if locked is None else bool(locked),
+        fan_percent=_first_number(fan.get("speed")),
+        fan_rpm=_first_number(fan.get("rpm")),
+        gpu_percent=_number(_get(gpu, "status", "load")),
+        gpu_mhz=_scaled(_get(gpu, "freq", "cur")),
+        gpu_max_mhz=_scaled(_get(gpu, "freq", "max")),
+        engines_mhz={
+            name: _scaled(unit.get("cur")) if unit.get("online") else None
+            for _, group in _entries(getattr(client, "engine", None))
+            for name, unit in _entries(group)
+        },
+        memory_used_bytes=_bytes(_get(memory, "RAM", "used")),
+        memory_total_bytes=_bytes(_get(memory, "RAM", "tot")),
+        swap_used_bytes=_bytes(_get(memory, "SWAP", "used")),
     )
 
 
-def _engines(client: object) -> dict[str, float | None]:
-    """Clocks of the units in MHz; None for a unit that is off."""
-    return {
-        name: _scaled(_of(unit, "cur"), 1e-3) if _of(unit, "online") else None
-        for _, group in _entries(client, "engine")
-        for name, unit in group.items()
-        if isinstance(unit, Mapping)
-    }
+def _get(found: object, *path: str) -> object:
+    """The value below these keys; None where one is missing."""
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
-def _input_rail(total: object) -> dict[str, float | None]:
-    """The rail that measures the whole module: jtop lists it apart from the other rails."""
-    name = _of(total, "name")
-    return {name: _scaled(_of(total, "power"), 1e-3)} if isinstance(name, str) else {}
-
-
-def _mapping(client: object, attribute: str) -> Mapping[str, Any]:
-    found = getattr(client, attribute, None)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _entries(client: object, *path: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Names and contents of the mappings below an attribute and keys."""
-    found: object = _mapping(client, path[0])
-    for key in path[1:]:
-        found = _of(found, key)
-    if not isinstance(found, Mapping):
-        return []
-    return [(str(name), entry) for name, entry in found.items() if isinstance(entry, Mapping)]
-
-
-def _of(entries: object, key: str, otherwise: object = None) -> object:
-    return entries.get(key, otherwise) if isinstance(entries, Mapping) else otherwise
+def _entries(found: object) -> list[tuple[str, Mapping[str, Any]]]:
+    """Names and contents of the mappings in a mapping."""
+    entries = found.items() if isinstance(found, Mapping) else ()
+    return [(str(name), entry) for name, entry in entries if isinstance(entry, Mapping)]
 
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _scaled(value: object, factor: float) -> float | None:
-    number = _number(value)
-    return None if number is None else round(number * factor, 3)
+def _scaled(thousandths: object) -> float | None:
+    number = _number(thousandths)
+    return None if number is None else round(number * 1e-3, 3)
 
 
 def _bytes(kilobytes: object) -> int | None:
@@ -184,13 +164,3 @@ def _bytes(kilobytes: object) -> int | None:
 
 def _first_number(values: object) -> float | None:
     return _number(values[0]) if isinstance(values, (list, tuple)) and values else _number(values)
-
-
-def _word(client: object, attribute: str) -> str | None:
-    found = getattr(client, attribute, None)
-    return None if found is None else str(found)
-
-
-def _truth(client: object, attribute: str) -> bool | None:
-    found = getattr(client, attribute, None)
-    return None if found is None else bool(found)

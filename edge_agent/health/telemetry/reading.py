@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from edge_agent.core.events import DeviceSummary, TelemetryData
+from edge_agent.core.events import DeviceSummary
+from edge_agent.core.telemetry import TelemetryData
 
-__all__ = ["Reading", "celsius", "merged", "total_power_w", "zone_name"]
+Values = Mapping[str, float | None]
 
 _COLDEST_C, _HOTTEST_C = -100.0, 200.0  # a sensor that is off reports -256
 
@@ -18,10 +19,6 @@ from VIN_SYS_5V0 (NVIDIA developer forum 223111), so a sum of all four would cou
 
 _INPUT_RAIL = "VDD_IN"
 """Measures the whole module on Orin NX, Orin Nano and Xavier NX."""
-
-
-def _nothing() -> dict[str, float | None]:
-    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +45,9 @@ class Reading:
         l4t: Jetson Linux release, e.g. `36.4.3`.
     """
 
-    temperatures_c: Mapping[str, float | None] = field(default_factory=_nothing)
-    limits_c: Mapping[str, float | None] = field(default_factory=_nothing)
-    power_w: Mapping[str, float | None] = field(default_factory=_nothing)
+    temperatures_c: Values = field(default_factory=dict)
+    limits_c: Values = field(default_factory=dict)
+    power_w: Values = field(default_factory=dict)
     power_total_w: float | None = None
     throttled: bool | None = None
     throttle_reasons: tuple[str, ...] = ()
@@ -64,8 +61,8 @@ class Reading:
     gpu_percent: float | None = None
     gpu_mhz: float | None = None
     gpu_max_mhz: float | None = None
-    engines_mhz: Mapping[str, float | None] = field(default_factory=_nothing)
-    engines_percent: Mapping[str, float | None] = field(default_factory=_nothing)
+    engines_mhz: Values = field(default_factory=dict)
+    engines_percent: Values = field(default_factory=dict)
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     swap_used_bytes: int | None = None
@@ -89,7 +86,7 @@ class Reading:
         return None if zone is None else self.temperatures_c[zone]
 
     def summary(self) -> DeviceSummary:
-        """The part that goes into identity events."""
+        """Return the part that goes into identity events."""
         return DeviceSummary(
             temperature_c=self.hottest_c,
             temperature_zone=self.hottest_zone,
@@ -99,15 +96,14 @@ class Reading:
         )
 
     def telemetry(self, **load: Any) -> TelemetryData:  # noqa: ANN401 - fields of `TelemetryData`
-        """Telemetry data: every field of this reading, without unknown entries, and `load` of the agent."""
-        shared = (field.name for field in fields(TelemetryData) if hasattr(self, field.name))
-        return TelemetryData(**{name: _without_unknown(getattr(self, name)) for name in shared}, **load)
-
-
-def _without_unknown(value: Any) -> Any:  # noqa: ANN401 - of any field
-    if not isinstance(value, Mapping):
-        return value
-    return {name: number for name, number in value.items() if number is not None}
+        """Return telemetry: every field of this reading, without unknown entries, and `load` of the agent."""
+        shared = {
+            one.name: getattr(self, one.name) for one in fields(TelemetryData) if hasattr(self, one.name)
+        }
+        for name, value in shared.items():
+            if isinstance(value, Mapping):
+                shared[name] = {key: number for key, number in value.items() if number is not None}
+        return TelemetryData(**shared, **load)
 
 
 def merged(first: Reading, second: Reading) -> Reading:
@@ -126,9 +122,7 @@ def merged(first: Reading, second: Reading) -> Reading:
     return Reading(**chosen)
 
 
-def _merged_entries(
-    first: Mapping[str, float | None], second: Mapping[str, float | None]
-) -> dict[str, float | None]:
+def _merged_entries(first: Values, second: Values) -> dict[str, float | None]:
     """Merge entries; names are compared case-insensitively and keep the spelling of `first`."""
     chosen = dict(first)
     spelling = {name.lower(): name for name in first}
@@ -154,7 +148,7 @@ def zone_name(raw: str) -> str:
     return name
 
 
-def total_power_w(rails: Mapping[str, float | None]) -> float | None:
+def total_power_w(rails: Values) -> float | None:
     """Return the watts of the whole module, None where it is not known how its rails add up."""
     if _INPUT_RAIL in rails:
         return rails[_INPUT_RAIL]

@@ -1,23 +1,22 @@
 """Telemetry from /sys and /proc: no service, no privileges, nothing to install.
 
-Paths are searched once and read many times. The root is an argument, so tests read folders with recorded
-files. `docs/telemetry.md` lists the sources of the paths.
+Paths are searched once and read many times; `docs/telemetry.md` lists their sources.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import os
 import re
+import struct
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-from edge_agent.health.telemetry import nvme
 from edge_agent.health.telemetry.reading import Reading, celsius, total_power_w, zone_name
-
-__all__ = ["SysfsReader"]
 
 _IGNORED_ZONES = {"pmic-die"}  # always 100 C on boards before Orin
 _HWMON_TEMPERATURES = {"k10temp": "cpu", "coretemp": "cpu", "nvme": "nvme"}  # PCs without a thermal zone
@@ -42,22 +41,18 @@ _WEAR_EVERY_S = 3600.0
 _JIFFIES_IDLE = slice(3, 5)  # idle and iowait, in the columns of /proc/stat
 _JIFFIES_ALL = slice(0, 8)  # without guest time, which user time includes
 
+_ADMIN_COMMAND = 0xC0484E41
+"""`NVME_IOCTL_ADMIN_CMD`: _IOWR('N', 0x41, struct nvme_passthru_cmd), linux/nvme_ioctl.h; 72 bytes."""
 
-@dataclass(frozen=True, slots=True)
-class _Rail:
-    """One channel of a power monitor."""
+_PASSTHRU_COMMAND = struct.Struct("=B3xI16xQ4xII20xI4x")
+"""`struct nvme_passthru_cmd`: opcode, nsid, addr, data_len, cdw10, timeout_ms; the other fields are zero."""
 
-    name: str
-    volt: Path | None
-    ampere: Path | None
-    watt: Path | None
-
-    def read_w(self) -> float | None:
-        """Return the present watts: millivolts times milliamperes, or the value of the chip in microwatts."""
-        if self.watt is not None and (power := _number(self.watt)) is not None:
-            return round(power / 1e6, 3)
-        volt, ampere = _number(self.volt), _number(self.ampere)
-        return None if volt is None or ampere is None else round(volt * ampere / 1e6, 3)
+_GET_LOG_PAGE = 0x02
+_ALL_NAMESPACES = 0xFFFFFFFF
+_SMART = 0x02
+_LOG_BYTES = 512
+_USED_AT = 5
+"""NVM Express Base Specification, SMART / Health Information log: byte 5 is Percentage Used, 255 at most."""
 
 
 class SysfsReader:
@@ -84,13 +79,16 @@ class SysfsReader:
         self._gpu_load = _find_gpu_load(root, self._gpu)
         self._clocks = _find_engines(root, "sys/class/devfreq/*", "cur_freq")
         self._active = _find_engines(root, "sys/bus/platform/devices/*", "power/runtime_active_time")
-        self._active_at: tuple[float, dict[str, float]] | None = None
+        self._active_at: tuple[float, dict[str, float | None]] | None = None
         self._policies = _glob(root, "sys/devices/system/cpu/cpufreq/policy*")
-        device = _device_number(disk)
-        self._wear = None if device is None else _find_wear(root, device)
-        self._nvme = None if device is None else nvme.whole_disk(root, device)
+        block = _block_device(root, disk)
+        self._wear = None if block is None else block / "device/life_time"
+        self._nvme = None if block is None else nvme_controller(block)
         self._nvme_wear: tuple[float, float | None] | None = None
-        self._modes = _power_modes(root)
+        modes = re.findall(
+            r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", _text(root / "etc/nvpmodel.conf") or ""
+        )
+        self._modes = {int(number): name for number, name in modes}
         self._board = _text(root / "proc/device-tree/model")
         self._l4t = _l4t(root)
         self._jiffies: tuple[float, float] | None = None
@@ -99,7 +97,7 @@ class SysfsReader:
 
     def read(self) -> Reading:
         """Return the present state. Loads and events cover the time since the last call."""
-        rails = {rail.name: rail.read_w() for rail in self._rails}
+        rails = {name: _watts(*paths) for name, paths in self._rails.items()}
         reasons = self._throttle_reasons()
         memory = _kilobytes(self._root / "proc/meminfo")
         free, total = self._disk_space()
@@ -112,14 +110,14 @@ class SysfsReader:
             throttle_reasons=reasons,
             power_mode=self._power_mode(),
             clocks_locked=self._clocks_locked(),
-            fan_percent=self._fan_percent(),
+            fan_percent=_highest(self._fans, "pwm1", 100 / 255),
             fan_rpm=_number(self._fan_rpm),
             cpu_percent=self._cpu_percent(),
             cpu_mhz=_highest(self._policies, "scaling_cur_freq", 1e-3),
             cpu_max_mhz=_highest(self._policies, "scaling_max_freq", 1e-3),
             gpu_percent=_scaled(self._gpu_load, 0.1),  # in tenths of a percent
-            gpu_mhz=_scaled(_under(self._gpu, "cur_freq"), 1e-6),
-            gpu_max_mhz=_scaled(_under(self._gpu, "max_freq"), 1e-6),
+            gpu_mhz=_scaled(self._gpu and self._gpu / "cur_freq", 1e-6),
+            gpu_max_mhz=_scaled(self._gpu and self._gpu / "max_freq", 1e-6),
             engines_mhz={name: _scaled(path, 1e-6) for name, path in self._clocks.items()},
             engines_percent=self._engines_percent(),
             memory_used_bytes=_difference(memory.get("MemTotal"), memory.get("MemAvailable")),
@@ -139,18 +137,16 @@ class SysfsReader:
 
     def _engines_percent(self) -> dict[str, float | None]:
         """Share of the time that each unit was powered since the last call."""
-        now = time.monotonic()
-        read = {name: _number(path) for name, path in self._active.items()}
-        active = {name: milliseconds for name, milliseconds in read.items() if milliseconds is not None}
+        now, active = time.monotonic(), {name: _number(path) for name, path in self._active.items()}
         before, self._active_at = self._active_at, (now, active)
         if before is None or now <= before[0]:
-            return dict.fromkeys(self._active)
+            return dict.fromkeys(active)
         span = 1e3 * (now - before[0])
         return {
             name: None
-            if name not in active or name not in before[1]
-            else round(min(100.0, max(0.0, 100 * (active[name] - before[1][name]) / span)), 1)
-            for name in self._active
+            if milliseconds is None or (earlier := before[1][name]) is None
+            else round(min(100.0, max(0.0, 100 * (milliseconds - earlier) / span)), 1)
+            for name, milliseconds in active.items()
         }
 
     def _throttle_reasons(self) -> tuple[str, ...]:
@@ -162,39 +158,27 @@ class SysfsReader:
         """Names of the counters that increased since the last call."""
         moved = []
         for name, path in self._events:
-            now = _number(path)
-            if now is None:
-                continue
-            if now > self._counts.get(path, now):
-                moved.append(name)
-            self._counts[path] = now
+            if (now := _number(path)) is not None:
+                if now > self._counts.get(path, now):
+                    moved.append(name)
+                self._counts[path] = now
         return moved
 
     def _power_mode(self) -> str | None:
         """Name of the stored nvpmodel mode, or its number where the names are unknown."""
-        status = _text(self._root / "var/lib/nvpmodel/status") or ""
-        found = re.search(r"pmode:(\d+)", status)
-        if found is None:
-            return None
-        number = int(found[1])
-        return self._modes.get(number, f"mode {number}")
+        found = re.search(r"pmode:(\d+)", _text(self._root / "var/lib/nvpmodel/status") or "")
+        return None if found is None else self._modes.get(int(found[1]), f"mode {int(found[1])}")
 
     def _clocks_locked(self) -> bool | None:
         """Whether `jetson_clocks` has raised minimum clocks to their maximum (boards only)."""
         if self._gpu is None or not self._policies:
             return None
-        pairs = [
-            (_number(path / "scaling_min_freq"), _number(path / "scaling_max_freq"))
-            for path in self._policies
-        ]
-        pairs.append((_number(self._gpu / "min_freq"), _number(self._gpu / "max_freq")))
-        if any(lowest is None or highest is None for lowest, highest in pairs):
+        pairs = [(path / "scaling_min_freq", path / "scaling_max_freq") for path in self._policies]
+        pairs.append((self._gpu / "min_freq", self._gpu / "max_freq"))
+        clocks = [(_number(lowest), _number(highest)) for lowest, highest in pairs]
+        if any(None in pair for pair in clocks):
             return None
-        return all(lowest == highest for lowest, highest in pairs)
-
-    def _fan_percent(self) -> float | None:
-        duties = [_scaled(fan / "pwm1", 100 / 255) for fan in self._fans]
-        return max((duty for duty in duties if duty is not None), default=None)
+        return all(lowest == highest for lowest, highest in clocks)
 
     def _cpu_percent(self) -> float | None:
         line = (_text(self._root / "proc/stat") or "").partition("\n")[0].split()
@@ -208,25 +192,20 @@ class SysfsReader:
         return round(100 * (1 - (now[1] - before[1]) / (now[0] - before[0])), 1)
 
     def _disk_space(self) -> tuple[int | None, int | None]:
-        try:
-            space = os.statvfs(self._disk) if self._disk is not None else None
-        except OSError:
-            space = None
-        if space is None:
-            return None, None
-        return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+        if self._disk is not None:
+            with contextlib.suppress(OSError):
+                space = os.statvfs(self._disk)
+                return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+        return None, None
 
     def _disk_wear(self) -> float | None:
         """Upper end of the step that an eMMC reports: 0x01 is 0 to 10 %, 0x0b exceeds its rated life."""
-        if self._nvme is not None:
-            return self._ask_nvme(self._nvme)
-        steps = [int(step, 16) for step in re.findall(r"0x([0-9a-fA-F]{2})", _text(self._wear) or "")]
-        return 10.0 * max(steps) if any(steps) else None
-
-    def _ask_nvme(self, controller: str) -> float | None:
+        if self._nvme is None:
+            steps = [int(step, 16) for step in re.findall(r"0x([0-9a-fA-F]{2})", _text(self._wear) or "")]
+            return 10.0 * max(steps) if any(steps) else None
         now = time.monotonic()
         if self._nvme_wear is None or now - self._nvme_wear[0] > _WEAR_EVERY_S:
-            self._nvme_wear = now, nvme.percentage_used(controller, self._root / "dev")
+            self._nvme_wear = now, _nvme_used_percent(self._root / "dev" / self._nvme)
         return self._nvme_wear[1]
 
 
@@ -267,13 +246,6 @@ def _find_engines(root: Path, pattern: str, file: str) -> dict[str, Path]:
     return _numbered((unit[1], path) for unit, path in found if unit is not None and path.exists())
 
 
-def _device_number(disk: Path | None) -> int | None:
-    try:
-        return disk.stat().st_dev if disk is not None else None
-    except OSError:
-        return None
-
-
 def _numbered(entries: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     """`a`, `a` -> `a`, `a2`."""
     unique: dict[str, Path] = {}
@@ -304,33 +276,26 @@ def _find_events(root: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _find_rails(root: Path) -> list[_Rail]:
-    """Channels with a label of INA3221 (Orin, Xavier) and INA238 (Thor) power monitors."""
-    rails: dict[str, _Rail] = {}
+def _find_rails(root: Path) -> dict[str, tuple[Path, Path, Path | None]]:
+    """Voltage, current and power of the labelled channels of INA3221 (Orin, Xavier) and INA238 (Thor)."""
+    rails: dict[str, tuple[Path, Path, Path | None]] = {}
     for chip in _glob(root, "sys/class/hwmon/hwmon*"):
         kind = _text(chip / "name")
-        if kind == "ina3221":
-            found = [_ina3221_rail(chip, channel) for channel in (1, 2, 3)]
-        elif kind == "ina238":
-            found = [_ina238_rail(chip)]
-        else:
-            continue
-        rails.update({rail.name: rail for rail in found if rail is not None})
-    return list(rails.values())
+        for channel in (1, 2, 3) if kind == "ina3221" else ():
+            name = _text(chip / f"in{channel}_label")
+            if name is not None and name.upper() != "NC" and _text(chip / f"in{channel}_enable") != "0":
+                rails[name] = chip / f"in{channel}_input", chip / f"curr{channel}_input", None
+        if kind == "ina238" and (name := _text(chip / "label")) is not None:
+            rails[name] = chip / "in1_input", chip / "curr1_input", chip / "power1_input"
+    return rails
 
 
-def _ina3221_rail(chip: Path, channel: int) -> _Rail | None:
-    name = _text(chip / f"in{channel}_label")
-    if name is None or name.upper() == "NC" or _text(chip / f"in{channel}_enable") == "0":
-        return None
-    return _Rail(name, chip / f"in{channel}_input", chip / f"curr{channel}_input", None)
-
-
-def _ina238_rail(chip: Path) -> _Rail | None:
-    name = _text(chip / "label")
-    if name is None:
-        return None
-    return _Rail(name, chip / "in1_input", chip / "curr1_input", chip / "power1_input")
+def _watts(volt: Path, ampere: Path, watt: Path | None) -> float | None:
+    """Millivolts times milliamperes, or the value of the chip in microwatts."""
+    if (power := _number(watt)) is not None:
+        return round(power / 1e6, 3)
+    millivolts, milliamperes = _number(volt), _number(ampere)
+    return None if millivolts is None or milliamperes is None else round(millivolts * milliamperes / 1e6, 3)
 
 
 def _find_gpu(root: Path) -> Path | None:
@@ -350,19 +315,45 @@ def _find_gpu_load(root: Path, gpu: Path | None) -> Path | None:
     return _first(root, places)
 
 
-def _find_wear(root: Path, number: int) -> Path | None:
-    """`life_time` of the eMMC with this device number."""
-    block = root / f"sys/dev/block/{os.major(number)}:{os.minor(number)}"
-    if (block / "partition").exists():
-        block = block.resolve().parent
-    path = block / "device/life_time"
-    return path if path.exists() else None
+def _block_device(root: Path, disk: Path | None) -> Path | None:
+    """The block device of the file system with this folder, that of the whole disk for a partition."""
+    with contextlib.suppress(OSError):
+        number = disk.stat().st_dev if disk is not None else 0
+        block = (root / f"sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True)
+        return block.parent if (block / "partition").exists() else block
+    return None
 
 
-def _power_modes(root: Path) -> dict[int, str]:
-    text = _text(root / "etc/nvpmodel.conf") or ""
-    found = re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)
-    return {int(number): name for number, name in found}
+def nvme_controller(block: Path) -> str | None:
+    """Return the NVMe controller (`nvme0`) of a block device; None for other disks."""
+    return next((part for part in block.parts if part.startswith("nvme") and part[4:].isdecimal()), None)
+
+
+def _nvme_used_percent(controller: Path) -> float | None:
+    """Used percentage of the rated life from the SMART log; None where it cannot be read (CAP_SYS_ADMIN)."""
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    try:
+        descriptor = os.open(controller, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        status = fcntl.ioctl(descriptor, _ADMIN_COMMAND, nvme_command(ctypes.addressof(log)))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return nvme_used_percent(log.raw) if status == 0 else None
+
+
+def nvme_command(address: int) -> bytearray:
+    """Return the command that copies the SMART log to this address: `struct nvme_passthru_cmd`."""
+    page = _SMART | (_LOG_BYTES // 4 - 1) << 16
+    return bytearray(_PASSTHRU_COMMAND.pack(_GET_LOG_PAGE, _ALL_NAMESPACES, address, _LOG_BYTES, page, 1000))
+
+
+def nvme_used_percent(log: bytes) -> float | None:
+    """Return Percentage Used of a SMART log of 512 bytes, may exceed 100; None for an empty log."""
+    return float(log[_USED_AT]) if len(log) == _LOG_BYTES and any(log) else None
 
 
 def _l4t(root: Path) -> str | None:
@@ -383,10 +374,6 @@ def _kilobytes(path: Path) -> dict[str, int]:
     """Bytes by name from lines such as `MemTotal:  8 kB`."""
     lines = re.findall(r"^(\w+):\s+(\d+) kB", _text(path) or "", flags=re.MULTILINE)
     return {name: int(number) * 1024 for name, number in lines}
-
-
-def _under(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
 
 
 def _scaled(path: Path | None, factor: float) -> float | None:

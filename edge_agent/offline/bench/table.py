@@ -11,7 +11,7 @@ from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.precision.calibration import current_calibration
-from edge_agent.health.telemetry.reader import Telemetry
+from edge_agent.health.telemetry import Telemetry
 from edge_agent.offline.bench import speed
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.core.manifest import atomic_file
 from edge_agent.embed.opening import make_embedder
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.health.telemetry.reader import Telemetry
+from edge_agent.health.telemetry import Telemetry
 from edge_agent.offline.bench import speed
 from edge_agent.offline.calibrate import gate as gates
 from edge_agent.offline.calibrate import threshold as thresholds
