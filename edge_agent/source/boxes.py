@@ -23,24 +23,91 @@ A confidence below zero marks a box of the tracker that the detector did not fin
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from edge_agent.core.structures import Detections, Frame
-from edge_agent.source.fields import is_number, unix_time
-
-__all__ = ["MAX_PAYLOAD_BYTES", "BoxMessage", "parse_deepstream", "parse_own"]
+from edge_agent.core.timing import parse_time
 
 MAX_PAYLOAD_BYTES = 256 << 10
 """Larger messages are refused; 1000 boxes with scores are about 60 KiB."""
 
 _MAX_BOXES = 1000
 _MAX_PIXELS = 1e6
+_MAX_NUMBER = 1e30
+"""Within float32."""
+_LATEST = 1e11
+"""Unix seconds of the year 5138; times in milliseconds are larger."""
 _UNKNOWN_SCORE = 1.0
 """For boxes without a score: an upstream without scores sends only boxes above its own threshold."""
+
+
+def unix_time(value: object) -> float | None:
+    """Return Unix seconds from a number or an RFC 3339 text with a zone; None from None.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and len(value) < 64:
+        # Python 3.10 does not parse fractions of other than 3 or 6 digits.
+        return parse_time(re.sub(r"\.(\d{1,6})\d*", lambda match: "." + match[1].ljust(6, "0"), value))
+    if type(value) not in {int, float} or not abs(value) <= _LATEST:  # type: ignore[arg-type] # a number
+        raise ValueError("neither Unix seconds nor RFC 3339")
+    return float(value)  # type: ignore[arg-type] # a number
+
+
+Number = Annotated[float, Field(strict=True, gt=-_MAX_NUMBER, lt=_MAX_NUMBER)]
+WholeNumber = Annotated[int, Field(strict=True, ge=0, lt=1 << 62)]
+Time = Annotated[float | None, BeforeValidator(unix_time)]
+Box = Annotated[list[Number], Field(min_length=4, max_length=4)]
+
+_Length = Annotated[Number, Field(gt=0, lt=_MAX_PIXELS)]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def decode(model: type[Model], payload: bytes) -> Model:
+    """Parse a JSON object; ValueError explains in one line what is wrong with it."""
+    try:
+        return model.model_validate(json.loads(payload))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        got = f", got {first['input']!r:.40}" if isinstance(first["input"], str | float | int) else ""
+        raise ValueError(f"`{where}`: {first['msg']}{got}") from None
+
+
+class _OwnMessage(BaseModel):
+    camera: str = Field(min_length=1, max_length=256)
+    frame: Annotated[WholeNumber, Field(gt=0)] | None = None
+    time: Time = None
+    size: list[Annotated[Number, Field(gt=0, lt=_MAX_PIXELS)]] | None = Field(
+        None, min_length=2, max_length=2
+    )
+    normalised: Any = False
+    boxes: list[Box] = Field(max_length=_MAX_BOXES)
+    scores: list[Number] | None = None
+
+
+def _frame_number(value: object) -> object:
+    text = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19
+    return int(value) if text else value  # type: ignore[call-overload] # a text
+
+
+class _DeepStreamMessage(BaseModel):
+    id: Annotated[WholeNumber, BeforeValidator(_frame_number)]
+    time: Time = Field(None, alias="@timestamp")
+    camera: str = Field(alias="sensorId", min_length=1, max_length=256)
+    objects: list[str] = Field(max_length=_MAX_BOXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +141,17 @@ class BoxMessage:
 
 def parse_own(payload: bytes) -> BoxMessage:
     """Parse a message of the agent's own format; ValueError explains what is wrong with it."""
-    found = _json_object(payload)
-    number, moment = found.get("frame"), unix_time(found.get("time"))
-    if number is not None and not (type(number) is int and 0 < number < 1 << 62):
-        raise ValueError(f"`frame` must be a whole number from 1, got {number!r:.40}")
-    if number is None and moment is None:
+    found = _decode_message(_OwnMessage, payload)
+    if found.frame is None and found.time is None:
         raise ValueError("neither `frame` nor `time`")
-    size = _size(found.get("size"))
-    if found.get("normalised", False):
-        size = (1.0, 1.0)
-    boxes = _boxes(found.get("boxes"))
-    scores = found.get("scores")
-    scores = [_UNKNOWN_SCORE] * len(boxes) if scores is None else scores
-    if not isinstance(scores, list) or len(scores) != len(boxes):
-        raise ValueError(f"`scores` must be a list of {len(boxes)} numbers, one for each box")
-    return BoxMessage(_camera(found.get("camera")), number, moment, size, boxes, _column(scores))
+    size = None if found.size is None else (found.size[0], found.size[1])
+    scores = [_UNKNOWN_SCORE] * len(found.boxes) if found.scores is None else found.scores
+    if len(scores) != len(found.boxes):
+        raise ValueError(f"`scores` must be a list of {len(found.boxes)} numbers, one for each box")
+    return BoxMessage(
+        found.camera, found.frame, found.time, (1.0, 1.0) if found.normalised else size,
+        *_arrays(found.boxes, scores),
+    )  # fmt: skip
 
 
 def parse_deepstream(payload: bytes) -> BoxMessage:
@@ -97,91 +160,39 @@ def parse_deepstream(payload: bytes) -> BoxMessage:
     Raises:
         ValueError: explains what is wrong with it.
     """
-    found = _json_object(payload)
-    number = found.get("id")
-    if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 19:
-        number = int(number)
-    if type(number) is not int or not 0 <= number < 1 << 62:
-        raise ValueError(f"`id` must be a frame number, got {number!r:.40}")
-    objects = found.get("objects")
-    if not isinstance(objects, list) or len(objects) > _MAX_BOXES:
-        raise ValueError(f"`objects` must be a list of at most {_MAX_BOXES}")
-    people = [person for person in map(_object, objects) if person[0].lower() == "person"]
-    return BoxMessage(
-        camera=_camera(found.get("sensorId")),
-        number=number + 1,
-        time=unix_time(found.get("@timestamp")),
-        size=None,
-        boxes=_boxes([box for _, box, _ in people]),
-        scores=_column([score for _, _, score in people]),
-    )
+    found = _decode_message(_DeepStreamMessage, payload)
+    people = [(box, score) for label, box, score in map(_object, found.objects) if label.lower() == "person"]
+    arrays = _arrays([box for box, _ in people], [score for _, score in people])
+    return BoxMessage(found.camera, found.id + 1, found.time, None, *arrays)
 
 
-def _object(text: object) -> tuple[str, list[float], float]:
-    """Return label, box and score of one `track|left|top|right|bottom|label[|#|...|confidence]`."""
-    fields = text.split("|") if isinstance(text, str) else []
-    if len(fields) < 6:
-        raise ValueError(f"object {text!r:.60} is not track|left|top|right|bottom|label")
-    box = [_number(field) for field in fields[1:5]]
-    score = _UNKNOWN_SCORE
-    if len(fields) > 7 and fields[6] == "#":
-        score = _number(fields[-1])
-    return fields[5], box, score if score >= 0 else _UNKNOWN_SCORE
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r:.40} is not a number") from None
-
-
-def _json_object(payload: bytes) -> dict[str, Any]:
+def _decode_message(model: type[Model], payload: bytes) -> Model:
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise ValueError(f"{len(payload)} bytes are more than {MAX_PAYLOAD_BYTES}")
+    return decode(model, payload)
+
+
+def _object(text: str) -> tuple[str, list[float], float]:
+    """Return label, box and score of one object."""
+    fields = text.split("|")
     try:
-        found = json.loads(payload)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004 - an error of the message
-    return found
+        box, label = [float(field) for field in fields[1:5]], fields[5]
+        score = float(fields[-1]) if len(fields) > 7 and fields[6] == "#" else _UNKNOWN_SCORE
+    except (ValueError, IndexError):
+        raise ValueError(
+            f"object {text!r:.60} is not track|left|top|right|bottom|label[|#|...|confidence]"
+        ) from None
+    return label, box, _UNKNOWN_SCORE if score < 0 else score
 
 
-def _camera(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 256:
-        raise ValueError("no camera name")
-    return value
-
-
-def _size(value: object) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    if isinstance(value, list) and len(value) == 2:
-        width, height = value
-        if (
-            is_number(width)
-            and is_number(height)
-            and 0 < min(width, height) <= max(width, height) < _MAX_PIXELS
-        ):
-            return float(width), float(height)
-    raise ValueError(f"`size` must be [width, height], got {value!r:.40}")
-
-
-def _boxes(value: object) -> NDArray[np.float32]:
-    if not isinstance(value, list) or len(value) > _MAX_BOXES:
-        raise ValueError(f"`boxes` must be a list of at most {_MAX_BOXES}")
-    if not value:
-        return np.zeros((0, 4), np.float32)
-    if not all(isinstance(box, list) and len(box) == 4 for box in value):
-        raise ValueError("each box must be [x1, y1, x2, y2]")
-    boxes = _column([side for box in value for side in box]).reshape(-1, 4)
-    if not (np.abs(boxes) < _MAX_PIXELS).all() or not (boxes[:, :2] < boxes[:, 2:]).all():
-        raise ValueError("a box is empty, upside down or out of range")
-    return boxes
-
-
-def _column(values: list[Any]) -> NDArray[np.float32]:
-    if not all(is_number(value) for value in values):
-        raise ValueError("a box or score is not a finite number")
-    return np.array(values, np.float32)
+def _arrays(boxes: list[list[float]], scores: list[float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return `(N, 4)` and `(N,)` float32."""
+    corners, graded = np.array(boxes, np.float64).reshape(-1, 4), np.array(scores, np.float64)
+    if not (np.abs(graded) < _MAX_NUMBER).all():
+        raise ValueError("a score is not a finite number")
+    if not (np.abs(corners) < _MAX_PIXELS).all():
+        raise ValueError("a box is out of range")
+    rounded = corners.astype(np.float32)
+    if not (rounded[:, :2] < rounded[:, 2:]).all():
+        raise ValueError("a box is empty or upside down")
+    return rounded, graded.astype(np.float32)

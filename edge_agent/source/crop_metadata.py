@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent.core.pictures import parse_crop_name
-from edge_agent.source.crop_scan import CropFile
-from edge_agent.source.fields import is_number, unix_time
+from pydantic import BaseModel
 
-__all__ = ["Crop", "CropDescriber", "UnusableCrop", "by_frame"]
+from edge_agent.core.pictures import parse_crop_name
+from edge_agent.source.boxes import Box, Time, WholeNumber, decode
+from edge_agent.source.crop_files import CropFile
 
 _CAMERA = re.compile(r"[a-z0-9_-]{1,64}")
 _MAX_JSON_BYTES = 64 << 10
@@ -34,6 +33,16 @@ class Crop:
     frame_key: tuple[object, ...]
 
 
+class _Metadata(BaseModel):
+    """JSON object next to a picture; `box` is xyxy in pixels of the frame."""
+
+    camera: Any = None
+    frame: WholeNumber | None = None
+    time: Time = None
+    track: WholeNumber | None = None
+    box: Box | None = None
+
+
 class UnusableCrop(Exception):
     """Why a crop cannot be read; `final` when it will not improve."""
 
@@ -45,11 +54,8 @@ class UnusableCrop(Exception):
 class CropDescriber:
     """Reads the metadata of the crops of one folder.
 
-    Args:
-        id: id of the source.
-        folder: where the crops are.
-        fps: rate that gives crops with a Market-1501 name their time; None: the modification time.
-        start_time: Unix time of frame 0 for that; None until the folder is opened.
+    `fps` and `start_time`, the Unix time of frame 0, give crops with a Market-1501 name their time; without
+    them it is the time of modification. `start_time` may be set when the folder is opened.
     """
 
     def __init__(self, id: str, folder: Path, fps: float | None, start_time: float | None) -> None:  # noqa: A002
@@ -91,19 +97,17 @@ class CropDescriber:
         if len(text) > _MAX_JSON_BYTES:
             raise UnusableCrop(f"{sidecar} is too long", final=True)
         try:
-            found = json.loads(text)
-            if not isinstance(found, dict):
-                raise UnusableCrop(f"{sidecar} is not a JSON object")
-            camera = self._id if found.get("camera") is None else self._camera(found["camera"])
-            number = _whole_number(found, "frame")
-            stated = unix_time(found.get("time"))
-            moment = file.modified_ns / 1e9 if stated is None else stated
-            # Frame numbers start again with the writer, so the time, where stated, is part of the key.
-            key = (camera, number, stated if number is not None else moment)
-            track, box = _whole_number(found, "track"), _box(found.get("box"))
-            return Crop(file, camera, number, moment, track, box, key)
-        except (ValueError, RecursionError) as problem:
+            found = decode(_Metadata, text)
+        except ValueError as problem:
             raise UnusableCrop(f"{sidecar}: {problem}") from problem
+        box = None if found.box is None else (found.box[0], found.box[1], found.box[2], found.box[3])
+        if box is not None and not (box[0] < box[2] and box[1] < box[3]):
+            raise UnusableCrop(f"{sidecar}: box {found.box} is empty")
+        camera = self._id if found.camera is None else self._camera(found.camera)
+        moment = file.modified_ns / 1e9 if found.time is None else found.time
+        # Frame numbers start again with the writer, so the time, where stated, is part of the key.
+        key = (camera, found.frame, found.time if found.frame is not None else moment)
+        return Crop(file, camera, found.frame, moment, found.track, box, key)
 
     def _camera(self, name: object) -> str:
         full = f"{self._id}-{name}"
@@ -120,22 +124,3 @@ def by_frame(crops: Iterable[Crop]) -> list[list[Crop]]:
     for crop in sorted(crops, key=lambda crop: crop.file.name):
         groups.setdefault(crop.frame_key, []).append(crop)
     return sorted(groups.values(), key=lambda group: min((crop.time, crop.number or 0) for crop in group))
-
-
-def _whole_number(found: dict[str, Any], key: str) -> int | None:
-    value = found.get(key)
-    if value is not None and not (type(value) is int and 0 <= value < 1 << 62):
-        raise ValueError(f"{key} must be a whole number from 0, got {value!r:.40}")
-    return value
-
-
-def _box(value: object) -> tuple[float, float, float, float] | None:
-    """`[x1, y1, x2, y2]` in pixels."""
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != 4 or not all(is_number(side) for side in value):
-        raise ValueError(f"box must be [x1, y1, x2, y2] in pixels, got {value!r:.60}")
-    x1, y1, x2, y2 = (float(side) for side in value)
-    if not (x1 < x2 and y1 < y2):
-        raise ValueError(f"box {value} is empty")
-    return x1, y1, x2, y2

@@ -11,8 +11,7 @@ Every key is optional; other keys are tolerated. The JSON object has precedence.
 acknowledged with `done`, and never again once `done` has returned, across restarts and kill -9: the
 acknowledgement is a committed transaction. (A power cut may undo the last ones: to wait for the disk with
 every batch would slow the agent and wear the flash.) A process that is killed between the use of a batch and
-its acknowledgement gets that batch again; that cannot be avoided without a transaction shared with its
-consumer.
+its acknowledgement gets that batch again.
 
 **Half-written files.** A crop is read when its size and time have been constant for `settle_seconds` and it
 has its end marker. Writers should write under a name that starts with a dot, and rename; the JSON object
@@ -38,10 +37,9 @@ import structlog
 from edge_agent.core.errors import InputError, SourceError, SourceLost, StorageError
 from edge_agent.core.pictures import read_picture
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
-from edge_agent.source import crop_scan
-from edge_agent.source.crop_ledger import CropLedger
+from edge_agent.source import crop_files
+from edge_agent.source.crop_files import CropFile, CropLedger, FolderScan, crop_file, identity
 from edge_agent.source.crop_metadata import Crop, CropDescriber, UnusableCrop, by_frame
-from edge_agent.source.crop_scan import CropFile, FolderScan, crop_file, identity
 
 _log = structlog.get_logger(__name__)
 
@@ -75,11 +73,8 @@ class CropFolderSource:
     The camera of a batch is the id of the source, followed by the camera of the crop's metadata (`yard-c2`,
     `yard-hall`). Polls the folder, so that it works on any file system, network shares included.
 
-    Args:
-        id: id of the source.
-        folder: where the crops are; its subfolders and names that start with a dot are ignored.
-        state_path: SQLite file that records the acknowledged crops; made when missing.
-        options: polling, deletion, times.
+    Subfolders and names that start with a dot are ignored. `state_path` is an SQLite file that records the
+    acknowledged crops; it is made when missing.
     """
 
     live = False
@@ -95,9 +90,6 @@ class CropFolderSource:
         self.id = id
         self.folder = Path(folder)
         self.ends = options.once
-        self.refused = 0
-        """Crops refused because they are broken, or their metadata make no sense."""
-        self.acknowledged = 0
         self._options = options
         self._ledger = CropLedger(Path(state_path))
         self._describer = CropDescriber(id, self.folder, options.fps, options.start_time)
@@ -146,7 +138,6 @@ class CropFolderSource:
             self._ledger.record(files, "read")
             del self._in_flight[id(batch)]
             self._files_in_flight.difference_update(files)
-            self.acknowledged += len(files)
         if self._options.delete:
             for file in files:
                 self._remove(file)
@@ -156,12 +147,9 @@ class CropFolderSource:
         return camera == self.id or camera.startswith(f"{self.id}-")
 
     def erase(self, pictures: Collection[Pictures]) -> int:
-        """Delete all crops of these tracks with their JSON files, read or not.
+        """Delete all crops of these tracks with their JSON files, read or not; return the number of pictures.
 
         May be called from any thread, also while the source is not being read.
-
-        Returns:
-            Number of pictures deleted.
 
         Raises:
             StorageError: the folder cannot be read, or one of them cannot be deleted.
@@ -212,11 +200,11 @@ class CropFolderSource:
         if scan.pruning_due():
             self._ledger.prune(self.folder)
         chosen = heapq.nsmallest(
-            crop_scan.MAX_LISTED,
+            crop_files.MAX_LISTED,
             self._ledger.unknown(self._settled(scan)),
             key=lambda file: (file.modified_ns, file.name),
         )
-        scan.unfinished |= len(chosen) == crop_scan.MAX_LISTED
+        scan.unfinished |= len(chosen) == crop_files.MAX_LISTED
         return chosen
 
     def _folder_time(self) -> int:
@@ -273,14 +261,12 @@ class CropFolderSource:
                 kept.append(crop)
         if not kept:
             return None
-        first = kept[0]
-        boxes = [
-            crop.box or (0, 0, image.shape[1], image.shape[0])
-            for crop, image in zip(kept, images, strict=True)
-        ]
+        number = kept[0].number
+        sizes = [(0, 0, image.shape[1], image.shape[0]) for image in images]
+        boxes = [crop.box or size for crop, size in zip(kept, sizes, strict=True)]
         batch = CropBatch(
-            camera=first.camera,
-            number=next(self._numbers) if first.number is None else first.number,
+            camera=kept[0].camera,
+            number=next(self._numbers) if number is None else number,
             time=min(crop.time for crop in kept),
             images=tuple(images),
             boxes=np.array(boxes, np.float32),
@@ -310,7 +296,6 @@ class CropFolderSource:
                 scan.unfinished = True
                 return
             self._ledger.record([file], f"refused: {problem}")
-            self.refused += 1
             _log.warning("crop_refused", camera=self.id, file=file.name, reason=str(problem))
 
     def _remove(self, file: CropFile) -> None:

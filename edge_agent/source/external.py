@@ -1,7 +1,7 @@
 """Boxes from an upstream detector, over MQTT, for frames that the agent reads itself.
 
 `edge_agent.source.boxes` parses the messages; this module receives them, keeps them for some seconds, and
-matches them with frames by camera and frame number, or by camera and time.
+matches them with frames by camera and frame number or time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,8 +23,6 @@ from edge_agent.source.boxes import MAX_PAYLOAD_BYTES, BoxMessage, parse_deepstr
 if TYPE_CHECKING:
     from edge_agent.core.config import DetectorSettings
 
-__all__ = ["LEVELS", "ExternalBoxes", "ExternalCounts"]
-
 _log = structlog.get_logger(__name__)
 
 LEVELS = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
@@ -36,25 +34,6 @@ WINDOW_S = 5.0
 MESSAGES_PER_CAMERA = 256
 _CONNECT_TIMEOUT_S = 2.0
 """Bounds the time that the client's thread blocks, and thereby the end of the program."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExternalCounts:
-    """Counts of messages and frames so far.
-
-    Attributes:
-        received: messages that were parsed.
-        malformed: refused messages: wrong format, too large, or retained.
-        late: messages for a frame that had already passed without them.
-        matched: frames that got their boxes.
-        missed: frames without boxes in time.
-    """
-
-    received: int = 0
-    malformed: int = 0
-    late: int = 0
-    matched: int = 0
-    missed: int = 0
 
 
 class _Recent:
@@ -79,10 +58,8 @@ class ExternalBoxes:
     must not delay the others. The connection is made, and made again, in the background; meanwhile frames
     get no boxes.
 
-    Args:
-        settings: of the detector; the keys `external_*` apply. DeepStream's boxes are matched by time by
-            default, since it counts frames from its own start; own messages by number where they have one.
-        broker: address and login.
+    Own messages are matched by number where they have one; DeepStream's by time by default, since it counts
+    frames from its own start.
 
     Raises:
         SourceError: no topic is set.
@@ -94,10 +71,10 @@ class ExternalBoxes:
         self._settings = settings
         self._broker = broker
         self._deepstream = settings.external_format == "deepstream"
-        self._by_number = settings.external_match == "frame"
-        self._by_time = settings.external_match == "time" or (
-            settings.external_match == "auto" and self._deepstream
-        )
+        match = settings.external_match
+        self._by_number = match == "frame"
+        self._by_time = match == "time" or (match == "auto" and self._deepstream)
+        self._tolerance = settings.external_tolerance_ms / 1000
         self._subscription = Subscription(
             broker,
             settings.external_topics,
@@ -112,7 +89,6 @@ class ExternalBoxes:
         self._recent: OrderedDict[str, _Recent] = OrderedDict()
         self._started = time.monotonic()
         self._reported: set[str] = set()
-        self._counts = dict.fromkeys(ExternalCounts.__slots__, 0)
         self.connected = False
         """Whether the broker has accepted the connection and the subscription."""
 
@@ -127,16 +103,8 @@ class ExternalBoxes:
     def __exit__(self, *_: object) -> None:
         self._subscription.close()
 
-    @property
-    def counts(self) -> ExternalCounts:
-        """Counts of messages and frames so far."""
-        with self._changed:
-            return ExternalCounts(**self._counts)
-
     def detect_frame(self, frame: Frame) -> Detections:
-        """Return the boxes that came with the frame, else those that match it, else none (counted as
-        missed).
-        """
+        """Return the boxes that came with the frame, else those that match it, else none."""
         if frame.external is not None:
             return frame.external
         found = self.boxes_for(frame, self._settings.external_wait_ms / 1000)
@@ -158,14 +126,12 @@ class ExternalBoxes:
                 self._changed.wait(left)
             recent.last_number = max(recent.last_number, frame.number)
             recent.last_time = max(recent.last_time, frame.time)
-            self._counts["missed" if message is None else "matched"] += 1
         return None if message is None else message.on(frame)
 
     # ---- matching; the caller holds the lock ------------------------------------------------------
 
     def _recent_of(self, camera: str) -> _Recent:
-        recent = self._recent.pop(camera, None) or _Recent()
-        self._recent[camera] = recent
+        recent = self._recent.setdefault(camera, _Recent())
         self._recent.move_to_end(camera)
         while len(self._recent) > MAX_CAMERAS:
             self._recent.popitem(last=False)
@@ -178,7 +144,6 @@ class ExternalBoxes:
     def _search(self, recent: _Recent, frame: Frame) -> tuple[BoxMessage | None, bool]:
         """Return the best message so far, and whether a better one may still come."""
         recent.drop_before(time.monotonic() - WINDOW_S)
-        tolerance = self._settings.external_tolerance_ms / 1000
         best, distance, passed = None, math.inf, False
         for _, message in recent.messages:
             if self._is_numbered(message):
@@ -188,7 +153,7 @@ class ExternalBoxes:
             elif message.time is not None:
                 passed |= message.time >= frame.time
                 apart = abs(message.time - frame.time)
-                if apart <= tolerance and apart < distance:
+                if apart <= self._tolerance and apart < distance:
                     best, distance = message, apart
         return best, not passed
 
@@ -201,8 +166,7 @@ class ExternalBoxes:
     def _is_late(self, recent: _Recent, message: BoxMessage) -> bool:
         if self._is_numbered(message):
             return message.number is not None and message.number <= recent.last_number
-        tolerance = self._settings.external_tolerance_ms / 1000
-        return message.time is not None and message.time < recent.last_time - tolerance
+        return message.time is not None and message.time < recent.last_time - self._tolerance
 
     # ---- the client's thread ----------------------------------------------------------------------
 
@@ -210,28 +174,21 @@ class ExternalBoxes:
         was_connected, self.connected = self.connected, connected
         if connected:
             self._reported.discard("unreachable")
-            topics = self._settings.external_topics
-            _log.info(
-                "external_boxes_connected", host=self._broker.host, port=self._broker.port, topics=topics
-            )
+            broker, topics = self._broker, self._settings.external_topics
+            _log.info("external_boxes_connected", host=broker.host, port=broker.port, topics=topics)
         elif was_connected:
             _log.warning("external_boxes_disconnected", host=self._broker.host, reason=reason)
 
     def _on_message(self, arrived: Incoming) -> None:
-        if arrived.retained:
-            self._refuse(arrived.topic, "it is retained, so its frame has long passed")
-            return
         try:
-            message = (parse_deepstream if self._deepstream else parse_own)(arrived.payload)
+            self.add(self._parse(arrived))
         except ValueError as problem:
-            self._refuse(arrived.topic, str(problem))
-        else:
-            self.add(message)
+            self._report(f"malformed {arrived.topic}", f"message on {arrived.topic} refused: {problem}")
 
-    def _refuse(self, topic: str, reason: str) -> None:
-        with self._changed:
-            self._counts["malformed"] += 1
-        self._report(f"malformed {topic}", f"message on {topic} refused: {reason}")
+    def _parse(self, arrived: Incoming) -> BoxMessage:
+        if arrived.retained:
+            raise ValueError("it is retained, so its frame has long passed")
+        return (parse_deepstream if self._deepstream else parse_own)(arrived.payload)
 
     def add(self, message: BoxMessage) -> None:
         """Add a message as if it had come over MQTT."""
@@ -243,9 +200,7 @@ class ExternalBoxes:
             recent = self._recent_of(self._settings.external_cameras.get(message.camera, message.camera))
             recent.last_message = now
             recent.drop_before(now - WINDOW_S)
-            self._counts["received"] += 1
             if self._is_late(recent, message):
-                self._counts["late"] += 1
                 return
             recent.messages.append((now, message))
             self._changed.notify_all()

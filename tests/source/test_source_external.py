@@ -178,8 +178,6 @@ def test_by_number_and_camera():
     assert len(listener.boxes_for(frame(7), 0)) == 1
     assert len(listener.boxes_for(frame(8), 0)) == 0  # upstream saw nobody: that is an answer
     assert listener.boxes_for(frame(9), 0) is None
-    counts = listener.counts
-    assert (counts.received, counts.matched, counts.missed, counts.late) == (2, 2, 2, 0)
 
 
 def test_by_time_the_nearest_within_the_tolerance():
@@ -225,14 +223,13 @@ def test_a_frame_does_not_wait_in_vain(monkeypatch):
     assert time.monotonic() - began < 30  # far from the 180 s it would have waited
 
 
-def test_late_messages_are_counted_and_not_kept():
+def test_late_messages_are_not_kept():
     listener = boxes()
     assert listener.boxes_for(frame(10), 0) is None
     listener.add(parse_own(own(frame=10)))
     listener.add(parse_own(own(frame=11)))
     assert listener.boxes_for(frame(10), 0) is None
     assert len(listener.boxes_for(frame(11), 0)) == 1
-    assert listener.counts.late == 1
 
 
 def test_memory_is_bounded(monkeypatch):
@@ -277,11 +274,15 @@ def test_over_mqtt_through_a_restart_of_the_broker(mosquitto, version):
     try:
         upstream.publish("up/front/boxes", own(frame=1), qos=1, retain=True).wait_for_publish(5)
         with capture_logs() as logs, listener:
-            until(lambda: listener.connected and listener.counts.malformed == 1)  # the retained one
+
+            def refused() -> int:
+                return sum("refused" in entry.get("reason", "") for entry in logs)
+
+            until(lambda: listener.connected and refused() == 1)  # the retained one
             upstream.publish("up/front/boxes", own(frame=2))
             upstream.publish("up/front/boxes", b"{")
             assert len(listener.boxes_for(frame(2), 5)) == 1
-            until(lambda: listener.counts.malformed == 2)
+            until(lambda: refused() == 2)
             mosquitto.stop(kill=True)
             until(lambda: not listener.connected)
             mosquitto.start()
