@@ -17,11 +17,12 @@ from edge_agent.offline.train.spec import ExtensionSection, ModelSection
 __all__ = ["Deployed", "ReidNetwork", "build_network", "state_of"]
 
 _RESNETS = {
-    "resnet_18": ("basic", (2, 2, 2, 2)),
-    "resnet_34": ("basic", (3, 4, 6, 3)),
-    "resnet_50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet_101": ("bottleneck", (3, 4, 23, 3)),
-    "resnet_152": ("bottleneck", (3, 8, 36, 3)),
+    # whether blocks are bottlenecks, blocks per stage
+    "resnet_18": (False, (2, 2, 2, 2)),
+    "resnet_34": (False, (3, 4, 6, 3)),
+    "resnet_50": (True, (3, 4, 6, 3)),
+    "resnet_101": (True, (3, 4, 23, 3)),
+    "resnet_152": (True, (3, 8, 36, 3)),
 }
 _MOBILENET_BLOCKS = (
     # expansion, channels, repeats, stride
@@ -35,53 +36,33 @@ _MOBILENET_BLOCKS = (
 )
 
 
-class _BasicBlock(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
-    expansion = 1
+class _ResidualBlock(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
+    """Basic block (two 3 x 3 convolutions) or bottleneck (1 x 1, 3 x 3, 1 x 1), with a shortcut."""
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
-        outputs = width * self.expansion
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        outputs = 4 * width if bottleneck else width
+        wide = [(width, 1, 1), (width, 3, stride), (outputs, 1, 1)]  # channels, kernel, stride
+        layers = wide if bottleneck else [(width, 3, stride), (width, 3, 1)]
+        channels = inputs
+        for number, (count, kernel, step) in enumerate(layers, start=1):
+            setattr(self, f"conv{number}", nn.Conv2d(channels, count, kernel, step, kernel // 2, bias=False))
+            setattr(self, f"bn{number}", nn.BatchNorm2d(count))
+            channels = count
+        self.layers = len(layers)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, width, H/stride, W/stride)`."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        """`(N, C, H, W)` -> `(N, outputs, H/stride, W/stride)`."""
+        y = x
+        for number in range(1, self.layers + 1):
+            y = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(y))
+            y = self.relu(y) if number < self.layers else y
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class _Bottleneck(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = width * self.expansion
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, 4 width, H/stride, W/stride)`."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class _ResNet(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
@@ -89,8 +70,7 @@ class _ResNet(nn.Module):  # type: ignore[misc]  # torch carries no types for my
 
     def __init__(self, name: str, last_stride: int) -> None:
         super().__init__()
-        kind, repeats = _RESNETS[name]
-        block = _BasicBlock if kind == "basic" else _Bottleneck
+        bottleneck, repeats = _RESNETS[name]
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -100,8 +80,8 @@ class _ResNet(nn.Module):  # type: ignore[misc]  # torch carries no types for my
             blocks = []
             inputs = channels[-1]
             for index in range(count):
-                blocks.append(block(inputs, width, stride if index == 0 else 1))
-                inputs = width * block.expansion
+                blocks.append(_ResidualBlock(inputs, width, stride if index == 0 else 1, bottleneck))
+                inputs = 4 * width if bottleneck else width
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
             channels.append(inputs)
             width *= 2
