@@ -52,45 +52,48 @@ def overrides(
     *,
     source: Sequence[str] | None = None,
     detector: str | None = None,
-    model: Path | None = None,
-    preprocess: str | None = None,
-    backend: str | None = None,
     broker: str | None = None,
     state: Path | None = None,
+    target_fmr: float | None = None,
+    **engine: Any,  # noqa: ANN401 - keys of the section `engine`
 ) -> dict[str, Any]:
     """Return the given options as nested settings; `None` means not given, the broker `none` no broker."""
-    values: dict[str, Any] = {}
-    if source:
-        values["sources"] = [{"url": url} for url in source]
-    if detector is not None:
-        values["detector"] = {"kind": detector}
-    engine = {"model": model, "preprocess": preprocess, "backend": backend}
-    if chosen := {key: value for key, value in engine.items() if value is not None}:
-        values["engine"] = chosen
-    if broker is not None:
-        values["mqtt"] = {"broker": None if broker == "none" else broker}
-    if state is not None:
-        values["state_dir"] = state
-    return values
+    values: dict[str, Any] = {
+        "sources": [{"url": url} for url in source or ()],
+        "detector": {"kind": detector},
+        "engine": engine,
+        "identify": {"target_fmr": target_fmr},
+        "mqtt": {"broker": broker},
+        "state_dir": state,
+    }
+    for section in ("detector", "engine", "identify", "mqtt"):
+        values[section] = {key: value for key, value in values[section].items() if value is not None}
+    if broker == "none":
+        values["mqtt"]["broker"] = None
+    return {key: value for key, value in values.items() if value}
 
 
 def load_settings(config: Path | None, **options: Any) -> Settings:  # noqa: ANN401 - as for `overrides`
-    """Return the settings of a file with `overrides` of the command line.
-
-    Raises:
-        ConfigError: they are not valid.
-    """
+    """Return the settings of a file with `overrides` of the command line; log warnings only."""
     from edge_agent.core.loading import load
+    from edge_agent.core.logs import configure
 
+    configure("warning")
     return load(config, overrides(**options))
 
 
-def require_folders(*paths: Path | None) -> None:
-    """Check before a long run that its results can be written.
+def require_torch(what: str) -> None:
+    """Raise ConfigError where PyTorch is not installed, before anything is read."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        from edge_agent.core.errors import ConfigError
 
-    Raises:
-        InputError: the folder of a path does not exist.
-    """
+        raise ConfigError(f"{what} needs PyTorch: pip install 'edge-agent[train]'") from error
+
+
+def require_folders(*paths: Path | None) -> None:
+    """Raise InputError, before a long run, when the folder of a result does not exist."""
     from edge_agent.core.errors import InputError
 
     for path in paths:

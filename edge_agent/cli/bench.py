@@ -17,6 +17,7 @@ from edge_agent.cli.arguments import (
     load_settings,
     require_folders,
 )
+from edge_agent.cli.output import print_result
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
@@ -107,9 +108,8 @@ def command(
     from edge_agent.cli.service import one_blas_thread
 
     one_blas_thread()
-    from edge_agent.core.logs import configure
+    from edge_agent.core.manifest import write_atomic, write_json_atomic
 
-    configure("warning")
     _refuse_unused(context, pipeline=pipeline)
     if unknown := [name for name in precision or () if name not in PRECISIONS]:
         raise typer.BadParameter(f"{unknown[0]!r} is no precision; choose of {', '.join(PRECISIONS)}")
@@ -124,7 +124,11 @@ def command(
         result, text = _measure_pipeline(settings, plan, broker, trace, profile)
     else:
         result, text = _measure_network(settings, precision or PRECISIONS, batch, seconds)
-    _write(result, text, output, markdown, as_json=as_json)
+    if output is not None:
+        write_json_atomic(output, result)
+    if markdown is not None:
+        write_atomic(markdown, text.encode())
+    print_result(result, text.rstrip("\n"), as_json=as_json)
 
 
 def _refuse_unused(context: typer.Context, *, pipeline: bool) -> None:
@@ -139,11 +143,8 @@ def _single_choice(settings: Settings, precisions: list[str] | None, batches: li
     """Return the settings with at most one precision and one batch of the command line."""
     if len(precisions or ()) > 1 or len(batches or ()) > 1:
         raise typer.BadParameter("--pipeline measures one --precision and one --batch at a time")
-    chosen: dict[str, Any] = {}
-    if precisions:
-        chosen["precision"] = precisions[0]
-    if batches:
-        chosen["max_batch"] = batches[0]
+    given = {"precision": precisions, "max_batch": batches}
+    chosen = {key: values[0] for key, values in given.items() if values}
     return settings.model_copy(update={"engine": settings.engine.model_copy(update=chosen)})
 
 
@@ -171,29 +172,8 @@ def _measure_network(
     from edge_agent.offline.bench import speed
     from edge_agent.offline.bench.table import SpeedTable
 
+    folder, batches = state_folder(settings.state_dir), batches or list(speed.BATCHES)
+    kinds, sizes = tuple(dict.fromkeys(precisions)), tuple(dict.fromkeys(batches))
     with Console(stderr=True).status("") as status:
-        table = SpeedTable(
-            settings,
-            state_folder(settings.state_dir),
-            tuple(dict.fromkeys(precisions)),
-            tuple(dict.fromkeys(batches or speed.BATCHES)),
-            seconds,
-            on_step=status.update,
-        )
-        result = table.measure()
+        result = SpeedTable(settings, folder, kinds, sizes, seconds, on_step=status.update).measure()
     return result, speed.markdown(result)
-
-
-def _write(
-    result: dict[str, Any], text: str, output: Path | None, markdown: Path | None, *, as_json: bool
-) -> None:
-    """Write and print the result."""
-    import json
-
-    from edge_agent.core.manifest import write_atomic, write_json_atomic
-
-    if output is not None:
-        write_json_atomic(output, result)
-    if markdown is not None:
-        write_atomic(markdown, text.encode())
-    print(json.dumps(result, indent=2) if as_json else text, end="\n" if as_json else "")

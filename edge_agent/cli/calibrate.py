@@ -4,51 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edge_agent.cli.arguments import ConfigOption, JsonOption, ModelOption, PreprocessOption, StateOption
+from edge_agent.cli.arguments import (
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    PreprocessOption,
+    StateOption,
+    load_settings,
+)
+from edge_agent.cli.output import print_result
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from edge_agent.core.config import Settings
     from edge_agent.offline.calibrate.job import Job, Result
     from edge_agent.offline.calibrate.request import Progress, Request
 
 
-class Precision(str, Enum):
-    """Precisions of the engine."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-
-class Backend(str, Enum):
-    """Backends of the network."""
-
-    AUTO = "auto"
-    TENSORRT = "tensorrt"
-    ONNXRUNTIME = "onnxruntime"
-
-
-class RangeMethod(str, Enum):
-    """Methods that find activation ranges."""
-
-    PERCENTILE = "percentile"
-    ENTROPY = "entropy"
-    MINMAX = "minmax"
-
-
 PrecisionOption = Annotated[
-    Precision | None,
+    Literal["auto", "fp32", "fp16", "int8"] | None,
     typer.Option(help="auto: INT8 if it passes the gate, else FP16.", show_default="auto"),
 ]
 BackendOption = Annotated[
-    Backend | None, typer.Option(help="auto: TensorRT where there is an NVIDIA GPU.", show_default="auto")
+    Literal["auto", "tensorrt", "onnxruntime"] | None,
+    typer.Option(help="auto: TensorRT where there is an NVIDIA GPU.", show_default="auto"),
 ]
 OutputOption = Annotated[
     Path | None,
@@ -90,8 +76,8 @@ def command(
     precision: PrecisionOption = None,
     backend: BackendOption = None,
     method: Annotated[
-        RangeMethod, typer.Option(help="Method that finds activation ranges.")
-    ] = RangeMethod.PERCENTILE,
+        Literal["percentile", "entropy", "minmax"], typer.Option(help="Method that finds activation ranges.")
+    ] = "percentile",
     size: Annotated[int, typer.Option(min=1, help="Crops in the calibration sample.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
     target_fmr: TargetFmrOption = None,
@@ -114,33 +100,28 @@ def command(
     An interrupted run continues where it stopped; a finished one is not repeated. A running agent takes the
     threshold on SIGHUP, and the engine when it is restarted.
     """
-    import json
-
-    from edge_agent.core.loading import load
-    from edge_agent.core.logs import configure
     from edge_agent.offline.calibrate.gate import Bounds
     from edge_agent.offline.calibrate.job import Job
 
-    configure("warning")
-    engine = {"model": model, "preprocess": preprocess, "folder": output}
-    engine |= {"precision": precision and precision.value, "backend": backend and backend.value}
-    values = {"engine": engine, "identify": {"target_fmr": target_fmr}, "state_dir": state}
+    settings = load_settings(
+        config, state=state, target_fmr=target_fmr, model=model, preprocess=preprocess, folder=output,
+        precision=precision, backend=backend,
+    )  # fmt: skip
     request = _request(
-        load(config, _without_none(values)), site_pairs=site_pairs, dataset=dataset, method=method.value,
-        size=size, seed=seed, bounds=Bounds(max_map_loss, max_rank1_loss, min_cosine),
-        sensitivity=sensitivity, bench_seconds=bench_seconds,
+        settings, site_pairs=site_pairs, dataset=dataset, method=method, size=size, seed=seed,
+        bounds=Bounds(max_map_loss, max_rank1_loss, min_cosine), sensitivity=sensitivity,
+        bench_seconds=bench_seconds,
     )  # fmt: skip
     if dry_run:
         _print_plan(Job(request), as_json=as_json)
         return
-    result = _run(request, again=again)
-    print(json.dumps(result.report, indent=2) if as_json else _summary(result))
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """Remove options that were not given, from sections, too."""
-    kept = {key: _without_none(value) if isinstance(value, dict) else value for key, value in values.items()}
-    return {key: value for key, value in kept.items() if value is not None}
+    with _progress() as progress:
+        try:
+            result = Job(request, progress).run(again=again)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; the same command continues where it stopped", err=True)
+            raise
+    print_result(result.report, lambda: _summary(result), as_json=as_json)
 
 
 def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request:  # noqa: ANN401 - of `Request`
@@ -168,17 +149,6 @@ def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request
     )
 
 
-def _run(request: Request, *, again: bool) -> Result:
-    from edge_agent.offline.calibrate.job import Job
-
-    with _progress() as progress:
-        try:
-            return Job(request, progress).run(again=again)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; the same command continues where it stopped", err=True)
-            raise
-
-
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Show bars on a terminal, else a line on stderr for each step."""
@@ -190,47 +160,41 @@ def _progress() -> Iterator[Progress]:
     with Bars(
         *Bars.get_default_columns(), MofNCompleteColumn(), console=console, disable=not console.is_terminal
     ) as bars:
-        yield _JobProgress(bars if console.is_terminal else None)
+        yield _JobProgress(bars)
 
 
+@dataclass(slots=True)
 class _JobProgress:
     """The progress of a job."""
 
-    def __init__(self, bars: Any) -> None:  # noqa: ANN401 - rich's Progress, imported late
-        self._bars = bars
-        self._task: Any = None
+    bars: Bars
 
     def begin(self, step: str, total: int | None) -> None:
-        """End the present bar and start another; or print a line."""
-        if self._bars is None:
+        """Complete the present bar and start another; print a line where there are no bars."""
+        if self.bars.disable:
             typer.echo(f"{step} ...", err=True)
-            return
         self.end()
-        self._task = self._bars.add_task(step, total=total)
+        self.bars.add_task(step, total=total)
 
     def advance(self, count: int) -> None:
         """Move the bar."""
-        if self._bars is not None and self._task is not None:
-            self._bars.advance(self._task, count)
+        if self.bars.tasks:
+            self.bars.advance(self.bars.tasks[-1].id, count)
 
     def end(self) -> None:
         """Complete the present bar."""
-        if self._task is not None:
-            task = self._bars.tasks[self._bars.task_ids.index(self._task)]
-            self._bars.update(self._task, total=task.total or 1, completed=task.total or 1)
+        for task in self.bars.tasks[-1:]:
+            self.bars.update(task.id, total=task.total or 1, completed=task.total or 1)
 
 
 def _print_plan(job: Job, *, as_json: bool) -> None:
-    import json
-
     steps = job.steps()
-    if as_json:
-        print(json.dumps({"folder": str(job.folder), "done": job.is_done, "steps": steps}, indent=2))
-        return
-    print(f"would write {job.folder}" + (" (already complete)" if job.is_done else ""))
+    lines = [f"would write {job.folder}" + (" (already complete)" if job.is_done else "")]
     for step in steps:
         note = "done" if step["done"] else step.get("condition", "")
-        print(f"  {step['step']}" + (f"  ({note})" if note else ""))
+        lines.append(f"  {step['step']}" + (f"  ({note})" if note else ""))
+    result = {"folder": str(job.folder), "done": job.is_done, "steps": steps}
+    print_result(result, "\n".join(lines), as_json=as_json)
 
 
 def _summary(result: Result) -> str:
@@ -250,10 +214,8 @@ def _summary(result: Result) -> str:
     lines += [f"  missing: {note}" for note in report["missing"]]
     lines += [f"  note: {note}" for note in report["notes"]]
     lines.append(f"  report: {report['report']}")
-    if result.switched:
-        lines.append("  it is the active engine now; a running agent needs a restart")
-    else:
-        lines.append("  it was already the active engine; nothing changed")
+    switched = "is the active engine now; a running agent needs a restart"
+    lines.append(f"  it {switched if result.switched else 'was already the active engine; nothing changed'}")
     return "\n".join(lines)
 
 

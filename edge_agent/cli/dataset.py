@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_agent.cli.arguments import JsonOption
+from edge_agent.cli.output import print_result, progress_bar
 from edge_agent.offline.dataset import Split
 
 if TYPE_CHECKING:
@@ -48,46 +49,32 @@ def command(
     ] = None,
 ) -> None:
     """Count the pictures of a data set in Market-1501 layout, and list files that cannot be used."""
-    import json
-
     from edge_agent.offline.dataset import MarketDataset, SyntheticList
 
     if generate is not None:
-        _generate(folder, generate, seed=seed, cameras=cameras, per_identity=per_identity, workers=workers)
+        from edge_agent.offline.synthetic.dataset import write_dataset
+
+        with progress_bar("rendering people", generate) as bar:
+            write_dataset(
+                folder,
+                identities=generate,
+                cameras=cameras,
+                per_identity=per_identity,
+                seed=seed,
+                workers=workers,
+                progress=bar.update,
+            )
     synthetic = None if synthetic_list is None else SyntheticList.read(synthetic_list)
     dataset = MarketDataset.open(folder, tuple(split or Split))
     problems = [*dataset.problems, *(_broken(dataset) if check else [])]
     document = _document(dataset, synthetic, problems, checked=check)
     if contact_sheet is not None:
         _draw(dataset, contact_sheet)
-    print(json.dumps(document, indent=2) if as_json else _table(document))
-
-
-def _generate(
-    folder: Path, people: int, *, seed: int, cameras: int, per_identity: int, workers: int | None
-) -> None:
-    from edge_agent.cli.progress import progress_bar
-    from edge_agent.offline.synthetic.dataset import write_dataset
-
-    with progress_bar("rendering people", people) as bar:
-        write_dataset(
-            folder,
-            identities=people,
-            cameras=cameras,
-            per_identity=per_identity,
-            seed=seed,
-            workers=workers,
-            progress=bar.update,
-        )
+    print_result(document, lambda: _table(document), as_json=as_json)
 
 
 def _broken(dataset: MarketDataset) -> list[Problem]:
-    """Return the pictures that cannot be decoded.
-
-    Raises:
-        DatasetError: no picture of a split can be decoded.
-    """
-    from edge_agent.cli.progress import progress_bar
+    """Return the pictures that cannot be decoded; DatasetError when these are all of a split."""
     from edge_agent.core.errors import DatasetError
 
     broken: list[Problem] = []
@@ -150,17 +137,14 @@ def _table(document: dict[str, Any]) -> str:
         parts = [counts, *((counts["real"], counts["synthetic"]) if with_origin else ())]
         cells = [str(part[key]) for part in parts for key in ("identities", "images", "cameras")]
         rows.append([split, *cells, str(counts["distractor_images"]), str(counts["junk_images"])])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, *_problem_lines(document)])
-
-
-def _problem_lines(document: dict[str, Any]) -> list[str]:
     problems = document["problems"]
-    if not problems:
-        return ["every file can be used" if document["decoded"] else "every file name can be used"]
-    lines = [f"{len(problems)} files cannot be used:"]
-    lines += [f"  {problem['path']} {problem['reason']}" for problem in problems[:_SHOWN_PROBLEMS]]
+    if problems:
+        lines.append(f"{len(problems)} files cannot be used:")
+        lines += [f"  {problem['path']} {problem['reason']}" for problem in problems[:_SHOWN_PROBLEMS]]
+    else:
+        lines.append("every file can be used" if document["decoded"] else "every file name can be used")
     if len(problems) > _SHOWN_PROBLEMS:
         lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more (--json lists all)")
-    return lines
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_agent.cli.arguments import JsonOption, PreprocessOption, overrides
+from edge_agent.cli.output import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +91,6 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _render(street: Street, folder: Path, console: Console) -> Scene:
     """Write the street's videos."""
-    from edge_agent.cli.progress import progress_bar
     from edge_agent.offline.demo.street import render
 
     cameras, people = len(street.cameras), len(street.people)

@@ -15,6 +15,7 @@ from edge_agent.cli.arguments import (
     ShippedModelOption,
     require_folders,
 )
+from edge_agent.cli.output import print_result, progress_bar
 from edge_agent.offline.dataset import Split
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Embed crops; pictures that cannot be read are left out and listed."""
-    import json
-
     from edge_agent.core.logs import configure
     from edge_agent.offline.evaluate.files import check_suffix, write_embeddings
     from edge_agent.offline.evaluate.network import Network
@@ -68,12 +67,11 @@ def command(
         "left_out": left_out,
         "model": facts,
     }
-    print(json.dumps(result, indent=2) if as_json else _summary(result))
+    print_result(result, _summary(result), as_json=as_json)
 
 
 def with_progress(embedder: CropEmbedder, paths: Sequence[Path], what: str) -> EmbeddedPaths:
     """Embed pictures with a progress bar."""
-    from edge_agent.cli.progress import progress_bar
     from edge_agent.offline.evaluate.embedding import embed_paths
 
     with progress_bar(f"embedding {what}", len(paths)) as bar:

@@ -16,6 +16,7 @@ from edge_agent.cli.arguments import (
     ShippedModelOption,
     require_folders,
 )
+from edge_agent.cli.output import print_result
 from edge_agent.offline.dataset import JunkRule
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def command(
 ) -> None:
     """Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold."""
     from edge_agent.core.logs import configure
+    from edge_agent.core.manifest import write_atomic, write_json_atomic
     from edge_agent.offline.dataset import MarketDataset, Split
     from edge_agent.offline.evaluate import ReRanking, evaluate
     from edge_agent.offline.evaluate.network import Network
@@ -80,7 +82,13 @@ def command(
         samples=_SAMPLES if report is not None else 0,
     )
     document = {**evaluation.document(), **facts, "versions": _versions()}
-    _write(evaluation, document, report, output, as_json=as_json)
+    if output is not None:
+        write_json_atomic(output, document)
+    if report is not None:
+        from edge_agent.offline.evaluate.report import html_report
+
+        write_atomic(report, html_report(evaluation, document, title=_title(document)))
+    print_result(document, lambda: _summary(evaluation, document), as_json=as_json)
 
 
 def _check_usage(
@@ -90,27 +98,6 @@ def _check_usage(
         raise typer.BadParameter("name a data set, or two files with --embeddings")
     if embeddings is not None and (model is not None or preprocess is not None):
         raise typer.BadParameter("--model and --preprocess have no effect with --embeddings")
-
-
-def _write(
-    evaluation: Evaluation,
-    document: dict[str, Any],
-    report: Path | None,
-    output: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    import json
-
-    from edge_agent.core.manifest import write_atomic, write_json_atomic
-
-    if output is not None:
-        write_json_atomic(output, document)
-    if report is not None:
-        from edge_agent.offline.evaluate.report import html_report
-
-        write_atomic(report, html_report(evaluation, document, title=_title(document)))
-    print(json.dumps(document, indent=2, allow_nan=False) if as_json else _summary(evaluation, document))
 
 
 def _from_files(

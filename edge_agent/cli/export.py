@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from edge_agent.cli.arguments import JsonOption
+from edge_agent.cli.arguments import JsonOption, require_torch
+from edge_agent.cli.output import print_result
 
 
 def command(
@@ -28,36 +29,24 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained network to ONNX and check it against PyTorch to 1e-4."""
-    import json
-
-    from edge_agent.core.errors import ConfigError
-
-    try:
-        import torch  # noqa: F401  # report its absence here
-    except ImportError as error:
-        raise ConfigError("exporting needs PyTorch: pip install 'edge-agent[train]'") from error
+    require_torch("exporting")
     from edge_agent.offline.train.export import export_onnx
 
     source, target = _named_files(checkpoint, output)
     done = export_onnx(source, target, notes=_notes(note or []), overwrite=overwrite)
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "onnx": str(done.path),
-                    "sha256": done.sha256,
-                    "bytes": done.size,
-                    "dimension": done.dimension,
-                    "difference": done.difference,
-                    "card": dict(done.card),
-                }
-            )
-        )
-    else:
-        print(
-            f"{done.path}: {done.size:,} bytes, {done.dimension} numbers an embedding, sha256 {done.sha256}"
-        )
-        print(f"largest difference to PyTorch: {done.difference:.1e}")
+    result = {
+        "onnx": str(done.path),
+        "sha256": done.sha256,
+        "bytes": done.size,
+        "dimension": done.dimension,
+        "difference": done.difference,
+        "card": dict(done.card),
+    }
+    text = (
+        f"{done.path}: {done.size:,} bytes, {done.dimension} numbers an embedding, sha256 {done.sha256}\n"
+        f"largest difference to PyTorch: {done.difference:.1e}"
+    )
+    print_result(result, text, as_json=as_json, indent=None)
 
 
 def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
@@ -78,7 +67,6 @@ def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
 
 
 def _notes(entries: list[str]) -> dict[str, str]:
-    """Return `KEY=TEXT` entries as a dict."""
     from edge_agent.core.errors import ConfigError
 
     notes = {}

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, YesOption, load_settings
+from edge_agent.cli.arguments import (
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    PreprocessOption,
+    StateOption,
+    YesOption,
+    load_settings,
+)
+from edge_agent.cli.output import confirm, moment, print_result, table
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from edge_agent.core.config import Settings
-    from edge_agent.gallery import Gallery, Identity
+    from edge_agent.gallery import Erased, Gallery, Identity
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,10 +40,7 @@ def list_people(state: StateOption = None, config: ConfigOption = None, as_json:
     """List all identities."""
     with _open(load_settings(config, state=state)) as gallery:
         people = gallery.identities()
-    if as_json:
-        typer.echo(json.dumps([asdict(person) for person in people], indent=2))
-        return
-    _print_table(people)
+    print_result([asdict(person) for person in people], lambda: _table(people), as_json=as_json)
 
 
 @app.command()
@@ -50,16 +54,11 @@ def show(
             "former_ids": gallery.former_ids(person.number),
             "embeddings": _embeddings(gallery, person.number),
         }
-    if as_json:
-        typer.echo(json.dumps(shown, indent=2))
-        return
-    for key, value in shown.items():
-        if key != "embeddings":
-            typer.echo(f"{key:<11} {_shown(key, value)}")
+    lines = [f"{key:<11} {_shown(key, value)}" for key, value in shown.items() if key != "embeddings"]
     for entry in shown["embeddings"]:
-        typer.echo(
-            f"  quality {entry['quality']:.2f}  nearest other {_number(entry['nearest'])}  {entry['origin']}"
-        )
+        nearest = "-" if entry["nearest"] is None else f"{entry['nearest']:.3f}"
+        lines.append(f"  quality {entry['quality']:.2f}  nearest other {nearest}  {entry['origin']}")
+    print_result(shown, "\n".join(lines), as_json=as_json)
 
 
 @app.command()
@@ -74,14 +73,11 @@ def name(
     """Name a person. A named identity is enrolled, and kept as long as gallery.enrolled_ttl_hours says."""
     if (new_name is None) != clear:
         raise typer.BadParameter("give either NAME or --clear")
-    settings = load_settings(config, state=state)
-    with _open(settings) as gallery:
+    with _open(load_settings(config, state=state)) as gallery:
         person = gallery.rename(gallery.get(who).number, new_name)
-        _audit(settings, "name")
-    if as_json:
-        typer.echo(json.dumps(asdict(person), indent=2))
-        return
-    typer.echo(f"{person.number} ({person.id}): {'no name' if person.name is None else person.name}")
+        _audit(gallery, "name")
+    text = f"{person.number} ({person.id}): {'no name' if person.name is None else person.name}"
+    print_result(asdict(person), text, as_json=as_json)
 
 
 @app.command()
@@ -94,18 +90,13 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Combine two identities that are one person. This cannot be undone."""
-    settings = load_settings(config, state=state)
-    with _open(settings) as gallery:
+    with _open(load_settings(config, state=state)) as gallery:
         kept, absorbed = gallery.get(keep), gallery.get(absorb)
-        _confirm(f"Merge {_called(absorbed)} into {_called(kept)}?", yes)
+        confirm(f"Merge {_called(absorbed)} into {_called(kept)}?", yes)
         person = gallery.merge(kept.number, absorbed.number)
-        _audit(settings, "merge")
-    if as_json:
-        typer.echo(json.dumps(asdict(person), indent=2))
-        return
-    typer.echo(
-        f"{_called(absorbed)} is now part of {_called(person)}, which has {person.exemplars} exemplar(s)"
-    )
+        _audit(gallery, "merge")
+    text = f"{_called(absorbed)} is now part of {_called(person)}, which has {person.exemplars} exemplar(s)"
+    print_result(asdict(person), text, as_json=as_json)
 
 
 @app.command()
@@ -126,14 +117,11 @@ def keep(
     if (hours is not None) + forever + as_others != 1:
         raise typer.BadParameter("give one of --hours, --forever and --as-others")
     ttl_s = 0.0 if forever else None if hours is None else hours * 3600
-    settings = load_settings(config, state=state)
-    with _open(settings) as gallery:
+    with _open(load_settings(config, state=state)) as gallery:
         person = gallery.retention.set_ttl(gallery.get(who).number, ttl_s)
-        _audit(settings, "keep")
-    if as_json:
-        typer.echo(json.dumps(asdict(person), indent=2))
-        return
-    typer.echo(f"{_called(person)} expires: {_shown('expires', person.expires)}")
+        _audit(gallery, "keep")
+    text = f"{_called(person)} expires: {_shown('expires', person.expires)}"
+    print_result(asdict(person), text, as_json=as_json)
 
 
 @app.command()
@@ -156,31 +144,22 @@ def forget(
     settings = load_settings(config, state=state)
     with _open(settings) as gallery:
         people = [gallery.get(key) for key in dict.fromkeys(who or ())]
-        _confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
-        numbers = dict.fromkeys(person.number for person in people)
-        erased = (
-            erasure.forget_all(gallery)
-            if everyone
-            else [erasure.forget(gallery, number) for number in numbers]
-        )
+        confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
+        if everyone:
+            erased = erasure.forget_all(gallery)
+        else:
+            erased = [erasure.forget(gallery, number) for number in {person.number: 0 for person in people}]
         for one in erased:
-            _audit(settings, "forget", exemplars=one.exemplars)
+            _audit(gallery, "forget", exemplars=one.exemplars)
         removed = erase_at_rest(settings, gallery)
-    if as_json:
-        typer.echo(json.dumps([asdict(one) for one in erased], indent=2))
-        return
-    for one in erased:
-        former = f" and {len(one.former_ids)} former id(s)" if one.former_ids else ""
-        label = "" if one.name is None else f" {one.name}"
-        typer.echo(
-            f"erased {one.number} ({one.id}){label}: {one.exemplars} exemplar(s), {one.bytes} bytes{former}"
-        )
+    lines = [_erased_line(one) for one in erased]
     if not erased:
-        typer.echo("the gallery was empty")
+        lines.append("the gallery was empty")
     elif removed is None:
-        typer.echo("the running agent removes their waiting events and pictures within a few seconds")
+        lines.append("the running agent removes their waiting events and pictures within a few seconds")
     else:
-        typer.echo(f"{removed.events} waiting event(s) and {removed.pictures} picture(s) removed")
+        lines.append(f"{removed.events} waiting event(s) and {removed.pictures} picture(s) removed")
+    print_result([asdict(one) for one in erased], "\n".join(lines), as_json=as_json)
 
 
 @app.command("export")
@@ -195,10 +174,10 @@ def export_people(
 
     with _open(load_settings(config, state=state)) as gallery:
         written = export_gallery(gallery, file)
-    if as_json:
-        typer.echo(json.dumps({"file": str(file), "identities": written, "bytes": file.stat().st_size}))
-        return
-    typer.echo(f"{file}: {written} identities, {file.stat().st_size} bytes, readable only by its owner")
+    size = file.stat().st_size
+    text = f"{file}: {written} identities, {size} bytes, readable only by its owner"
+    result = {"file": str(file), "identities": written, "bytes": size}
+    print_result(result, text, as_json=as_json, indent=None)
 
 
 @app.command("import")
@@ -223,10 +202,8 @@ def import_people(
         gallery = Gallery(path, settings.gallery, space=space, dimension=dimension, key=key)
     with gallery:
         done = import_archive(gallery, file)
-    if as_json:
-        typer.echo(json.dumps(asdict(done)))
-        return
-    typer.echo(f"{done.added} added, {done.skipped} already in the gallery")
+    text = f"{done.added} added, {done.skipped} already in the gallery"
+    print_result(asdict(done), text, as_json=as_json, indent=None)
 
 
 @app.command()
@@ -234,11 +211,8 @@ def stats(state: StateOption = None, config: ConfigOption = None, as_json: JsonO
     """Show size, capacity and embedding space."""
     with _open(load_settings(config, state=state)) as gallery:
         stats = asdict(gallery.stats())
-    if as_json:
-        typer.echo(json.dumps(stats, indent=2))
-        return
-    for key, value in stats.items():
-        typer.echo(f"{key:<13} {_shown(key, value)}")
+    text = "\n".join(f"{key:<13} {_shown(key, value)}" for key, value in stats.items())
+    print_result(stats, text, as_json=as_json)
 
 
 @app.command()
@@ -247,12 +221,8 @@ def enrol(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGES...", help="Pictures cut to this one person.")
     ],
-    model: Annotated[
-        Path | None, typer.Option(help="ReID network, ONNX; the configured one when absent.")
-    ] = None,
-    preprocess: Annotated[
-        str | None, typer.Option(help="Preprocess profile: tao, imagenet, openvino-raw or swin.")
-    ] = None,
+    model: ModelOption = None,
+    preprocess: PreprocessOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Accept pictures that the quality gate refuses.")
     ] = False,
@@ -265,15 +235,12 @@ def enrol(
     A picture that was enrolled before is replaced, so repeating the command changes nothing.
     """
     from edge_agent.core.loading import state_folder
-    from edge_agent.core.logs import configure
     from edge_agent.embed.opening import open_embedder
     from edge_agent.engine.precision.calibration import current_calibration
     from edge_agent.gallery.gallery import open_gallery
 
-    configure("warning")
     settings = load_settings(config, state=state, model=model, preprocess=preprocess)
-    pictures = [_read_picture(path) for path in images]
-    qualities = _qualities(settings, images, pictures, force=force)
+    pictures, qualities = _graded(settings, images, force=force)
     folder = state_folder(settings.state_dir)
     calibration = current_calibration(settings.engine, folder)
     with (
@@ -282,51 +249,39 @@ def enrol(
     ):
         vectors = embedder.embed_images(pictures)
         person = _enrol(gallery, person_name, images, vectors, qualities)
-        _audit(settings, "enrol", exemplars=person.exemplars)
-    if as_json:
-        graded = [
-            {"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)
-        ]
-        typer.echo(json.dumps(asdict(person) | {"pictures": graded}, indent=2))
-        return
-    typer.echo(f"{_called(person)} ({person.id}): {person.exemplars} exemplar(s)")
+        _audit(gallery, "enrol", exemplars=person.exemplars)
+    graded = [{"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)]
+    text = f"{_called(person)} ({person.id}): {person.exemplars} exemplar(s)"
+    print_result(asdict(person) | {"pictures": graded}, text, as_json=as_json)
 
 
 def _open(settings: Settings) -> Gallery:
     from edge_agent.core.encryption import database_key
-    from edge_agent.core.logs import configure
     from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
-    configure("warning")
     return Gallery.existing(settings.state_dir / GALLERY_FILE, key=database_key(settings.storage))
 
 
-def _audit(settings: Settings, action: str, **counts: int) -> None:
+def _audit(gallery: Gallery, action: str, **counts: int) -> None:
     from edge_agent.gallery import audit
 
-    audit.record(settings.state_dir, action, "command line", **counts)
+    audit.record(Path(gallery.file.where).parent, action, "command line", **counts)
 
 
-def _read_picture(path: Path) -> NDArray[np.uint8]:
+def _graded(
+    settings: Settings, paths: Sequence[Path], *, force: bool
+) -> tuple[list[NDArray[np.uint8]], list[float]]:
+    """Return the pictures, BGR, and their qualities, 0..1; refuse those that do not show one person."""
     import cv2
 
     from edge_agent.core.errors import InputError
-
-    picture: NDArray[np.uint8] | None = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if picture is None:
-        raise InputError(f"{path}: {'not a readable picture' if path.exists() else 'no such file'}")
-    return picture
-
-
-def _qualities(
-    settings: Settings, paths: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], *, force: bool
-) -> list[float]:
-    """Return the quality of each picture, 0..1; refuse those that do not show one person."""
-    from edge_agent.core.errors import InputError
     from edge_agent.embed.quality import QualityGate, grade_picture
 
-    gate, grades = QualityGate(settings.quality), []
-    for path, picture in zip(paths, pictures, strict=True):
+    gate, pictures, grades = QualityGate(settings.quality), [], []
+    for path in paths:
+        picture: Any = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+        if picture is None:
+            raise InputError(f"{path}: {'not a readable picture' if path.exists() else 'no such file'}")
         quality, reason = grade_picture(gate, picture)
         if reason and not force:
             height, width = picture.shape[:2]
@@ -334,8 +289,9 @@ def _qualities(
                 f"{path} ({width}x{height}) is not a usable picture of one person: {reason}; "
                 "crop it to the person from head to feet, or accept it with --force"
             )
+        pictures.append(picture)
         grades.append(quality)
-    return grades
+    return pictures, grades
 
 
 def _enrol(
@@ -354,16 +310,12 @@ def _enrol(
 
     number = next((one.number for one in gallery.identities() if one.name == label.strip()), None)
     for path, vector, quality in zip(paths, vectors, qualities, strict=True):
-        row, grade = vector[None], np.array([quality], np.float32)
-        seen: dict[str, Any] = {
-            "origin": f"enrol:{sha256_file(path)[:16]}",
-            "camera": "",
-            "time": time.time(),
-        }
+        row, grade, origin = vector[None], np.array([quality]), f"enrol:{sha256_file(path)[:16]}"
+        seen: dict[str, Any] = {"origin": origin, "camera": "", "time": time.time()}
         if number is None:
             number = gallery.enrol(row, grade, name=label, kind="enrolled", **seen).number
         else:
-            gallery.remove_origin(number, seen["origin"])
+            gallery.remove_origin(number, origin)
             gallery.add_exemplars(number, row, grade, **seen)
     assert number is not None  # there is at least one picture
     return gallery.rename(number, label)
@@ -371,58 +323,38 @@ def _enrol(
 
 def _embeddings(gallery: Gallery, number: int) -> list[dict[str, Any]]:
     """Return quality and origin of each exemplar, and its cosine to the nearest other one."""
+    import numpy as np
+
     vectors, qualities, origins = gallery.exemplars(number)
     cosines = vectors @ vectors.T
-    rows = range(len(origins))
+    np.fill_diagonal(cosines, -np.inf)
+    nearest = cosines.max(axis=1, initial=-np.inf).tolist() if len(origins) > 1 else [None]
     return [
-        {
-            "quality": round(float(qualities[row]), 3),
-            "origin": origins[row],
-            "nearest": round(max(float(cosines[row, other]) for other in rows if other != row), 3)
-            if len(origins) > 1
-            else None,
-        }
-        for row in rows
+        {"quality": round(quality, 3), "origin": origin, "nearest": best and round(best, 3)}
+        for quality, origin, best in zip(qualities.tolist(), origins, nearest[: len(origins)], strict=True)
     ]
 
 
-def _confirm(question: str, yes: bool) -> None:
-    if not yes:
-        typer.confirm(question, abort=True)
+def _erased_line(one: Erased) -> str:
+    former = f" and {len(one.former_ids)} former id(s)" if one.former_ids else ""
+    label = "" if one.name is None else f" {one.name}"
+    return f"erased {one.number} ({one.id}){label}: {one.exemplars} exemplar(s), {one.bytes} bytes{former}"
 
 
 def _called(person: Identity) -> str:
     return f"{person.number}" if person.name is None else f"{person.number} ({person.name})"
 
 
-def _print_table(people: Sequence[Identity]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("no.", "id", "name", "kind", "kept", "seen", "last seen (UTC)", "expires (UTC)"):
-        table.add_column(title, no_wrap=title != "name", justify="right" if title in _COUNTS else "left")
+def _table(people: Sequence[Identity]) -> str:
+    if not people:
+        return "the gallery is empty"
+    rows = []
     for one in people:
-        expires = "never" if one.expires is None else _moment(one.expires)
+        expires = "never" if one.expires is None else moment(one.expires)
         counts = str(one.exemplars), str(one.sightings)
-        table.add_row(str(one.number), one.id, one.name, one.kind, *counts, _moment(one.last_seen), expires)
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE
-    console.print(table if people else "the gallery is empty")
-
-
-_COUNTS = {"no.", "kept", "seen"}
-_WIDE = 200  # characters; output to a pipe is not wrapped
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+        rows.append((str(one.number), one.id, one.name, one.kind, *counts, moment(one.last_seen), expires))
+    titles = ("no.", "id", "name", "kind", "kept", "seen", "last seen (UTC)", "expires (UTC)")
+    return table(titles, rows, right=("no.", "kept", "seen"), wrap="name")
 
 
 _MOMENTS = {"created", "last_seen", "expires", "oldest_seen", "newest_seen"}
@@ -433,5 +365,5 @@ def _shown(key: str, value: object) -> str:
     if value is None:
         return "never" if key in {"expires", "ttl_s", "enrolled_ttl_s"} else "-"
     if key in _MOMENTS and isinstance(value, float):
-        return f"{_moment(value)} UTC"
+        return f"{moment(value)} UTC"
     return " ".join(value) or "-" if isinstance(value, tuple) else str(value)

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from edge_agent.cli.output import progress_bar
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Install a re-identification network on this device. Nothing is downloaded unasked.",
@@ -56,7 +58,6 @@ def fetch(
 
     from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 
-    from edge_agent.cli.progress import progress_bar
     from edge_agent.core.errors import InputError
     from edge_agent.offline.download import download
 

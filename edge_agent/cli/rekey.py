@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, load_settings
+from edge_agent.cli.output import print_result
 
 
 def command(
@@ -27,9 +27,7 @@ def command(
     from edge_agent.agent.databases import rekey
     from edge_agent.core.encryption import database_key, parse_key
     from edge_agent.core.errors import InputError
-    from edge_agent.core.logs import configure
 
-    configure("warning")
     settings = load_settings(config, state=state)
     try:
         old = None if old_key is None else parse_key(old_key.read_text())
@@ -37,11 +35,7 @@ def command(
         raise InputError(f"{old_key} cannot be read: {problem}") from problem
     done = rekey(settings, old)
     encrypted = database_key(settings.storage) is not None
-    if as_json:
-        typer.echo(json.dumps({"encrypted": encrypted, "written": done}))
-        return
     target = "with the key of storage.key" if encrypted else "without a key"
-    for path, written in done.items():
-        typer.echo(f"{path}: {'rewritten' if written else 'already'} {target}")
-    if not done:
-        typer.echo(f"{settings.state_dir} contains neither gallery nor outbox")
+    lines = [f"{path}: {'rewritten' if written else 'already'} {target}" for path, written in done.items()]
+    text = "\n".join(lines) or f"{settings.state_dir} contains neither gallery nor outbox"
+    print_result({"encrypted": encrypted, "written": done}, text, as_json=as_json, indent=None)

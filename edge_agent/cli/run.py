@@ -15,6 +15,7 @@ from edge_agent.cli.arguments import (
     StateOption,
     overrides,
 )
+from edge_agent.cli.output import print_result
 
 
 def command(
@@ -43,7 +44,6 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Run the agent until it is stopped, or until all recordings have been read."""
-    import json
     from dataclasses import asdict
 
     from edge_agent.cli.service import one_blas_thread, open_streams_at_once, run_until_stopped
@@ -62,13 +62,10 @@ def command(
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     summary = run_until_stopped(agent, reload=lambda: load(config, values))
-    if as_json:
-        print(json.dumps(asdict(summary)))
-        return
-    frames = sum(summary.frames.values())
-    print(
-        f"{frames} frames, {summary.crops} crops embedded, {summary.decisions} events, "
+    text = (
+        f"{sum(summary.frames.values())} frames, {summary.crops} crops embedded, {summary.decisions} events, "
         f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"
     )
     if summary.undelivered:
-        print(f"{summary.undelivered} events wait in the outbox for the broker")
+        text += f"\n{summary.undelivered} events wait in the outbox for the broker"
+    print_result(asdict(summary), text, as_json=as_json, indent=None)

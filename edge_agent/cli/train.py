@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_agent.cli.arguments import JsonOption
+from edge_agent.cli.arguments import JsonOption, require_torch
+from edge_agent.cli.output import print_result, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +30,6 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Train a re-identification network; Ctrl-C stops after the current step and saves a checkpoint."""
-    import json
-
     from rich.console import Console
 
     from edge_agent.core.errors import ConfigError
@@ -41,22 +40,15 @@ def command(
     if folder is None:
         raise ConfigError(f"{spec}: results_dir is missing; set it, or give --results-dir")
     result = _train(plan, folder / "train", resume=resume, console=Console(stderr=True))
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print(f"checkpoint: {result['checkpoint']}")
-        if result["best"] is not None:
-            print(f"best mAP {result['best']:.4f}: {folder / 'train' / 'best.pth'}")
+    text = f"checkpoint: {result['checkpoint']}"
+    if result["best"] is not None:
+        text += f"\nbest mAP {result['best']:.4f}: {folder / 'train' / 'best.pth'}"
+    print_result(result, text, as_json=as_json, indent=None)
 
 
 def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
     """Run the spec; return the result as JSON values."""
-    try:
-        import torch  # noqa: F401  # report its absence before anything is read
-    except ImportError as error:
-        from edge_agent.core.errors import ConfigError
-
-        raise ConfigError("training needs PyTorch: pip install 'edge-agent[train]'") from error
+    require_torch("training")
     from edge_agent.offline.train.loop import Trainer
     from edge_agent.offline.train.watch import RunLog
 
@@ -111,7 +103,6 @@ def _decoded(
     """Return the pictures of one of the spec's folders, at the input size of the network."""
     import os
 
-    from edge_agent.cli.progress import progress_bar
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.data import decode, read_folder
 

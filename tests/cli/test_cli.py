@@ -68,9 +68,9 @@ def test_the_list_of_commands_says_what_they_say_of_themselves() -> None:
     [
         (["--help"], ["logins"]),
         (["--version"], ["logins"]),
-        (["engines", "--help"], ["arguments", "engines", "logins"]),
-        (["gallery", "--help"], ["arguments", "gallery", "logins"]),
-        (["gallery", "forget", "--help"], ["arguments", "gallery", "logins"]),
+        (["engines", "--help"], ["arguments", "engines", "logins", "output"]),
+        (["gallery", "--help"], ["arguments", "gallery", "logins", "output"]),
+        (["gallery", "forget", "--help"], ["arguments", "gallery", "logins", "output"]),
     ],
     ids=" ".join,
 )

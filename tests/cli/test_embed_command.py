@@ -105,7 +105,7 @@ def test_raw_keeps_the_network_s_lengths(pets_market: Path, omz_onnx: Path, tmp_
 
 
 def test_what_cannot_be_embedded_is_refused(crops: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="suffix says"):
+    with pytest.raises(InputError, match="suffix determines"):
         run(crops, "-o", tmp_path / "all.txt")
     with pytest.raises(InputError, match=r"folder .* does not exist"):
         run(crops, "-o", tmp_path / "none" / "all.npz")
