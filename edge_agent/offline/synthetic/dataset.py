@@ -148,9 +148,8 @@ def write_dataset(
         for person in range(1, identities + 1)
     ]
     train = gallery = query = 0
-    for done, (job, (images, queries)) in enumerate(
-        zip(jobs, _run(jobs, workers or os.cpu_count() or 1), strict=True), 1
-    ):
+    written = _run(jobs, workers or os.cpu_count() or 1)
+    for done, (job, (images, queries)) in enumerate(zip(jobs, written, strict=True), 1):
         train, gallery = (train, gallery + images) if job.test else (train + images, gallery)
         query += queries
         if progress:
