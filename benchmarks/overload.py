@@ -40,7 +40,7 @@ from edge_agent.core.structures import (
     ScoreLevels,
     TrackUpdate,
 )
-from edge_agent.detect import open_detector
+from edge_agent.detect.opening import open_detector
 from edge_agent.embed.capacity import CropBudget
 from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.quality import QualityGate

@@ -24,7 +24,7 @@ from benchmarks.scoring import Rows, Score, read_mot, score
 from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.logs import configure
 from edge_agent.core.structures import Detections, Embedded, ScoreLevels, TrackUpdate
-from edge_agent.detect import open_detector
+from edge_agent.detect.opening import open_detector
 from edge_agent.embed.opening import open_embedder
 from edge_agent.track.tracker import Tracker
 

@@ -25,7 +25,7 @@ from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.homeassistant import announce
 from edge_agent.deliver.outbox import make_outbox
 from edge_agent.deliver.publisher import open_publisher
-from edge_agent.detect import Detection, add_motion_gate, open_detection
+from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated

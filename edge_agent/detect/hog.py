@@ -5,21 +5,17 @@ Dalal and Triggs 2005 for the features; weights of Enzweiler and Gavrila 2009 as
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections, ScoreLevels
-from edge_agent.detect.boxes import clip, suppress
-
-__all__ = ["HogDetector"]
+from edge_agent.detect.base import clip, suppress
 
 _WINDOW = (48, 96)
-_SHRINK = np.asarray([0.16, 0.08, 0.84, 0.92], np.float32)
-"""Part of a HOG window that the person fills (x1, y1, x2, y2): the training crops had a margin."""
+_SHRINK = np.asarray([[0.16, 0.08], [0.84, 0.92]], np.float32)
+"""Corners of the person as shares of a HOG window: the training crops had a margin."""
 
 _WINSTRIDE = (8, 8)
 _SCALE = 1.1
@@ -34,11 +30,7 @@ _PADDING = (8, 8)
 
 
 class HogDetector:
-    """See `edge_agent.detect.base.Detector`.
-
-    Args:
-        resize: factor for the picture before the search; above 1 finds smaller people.
-    """
+    """A `Detector`; `resize` scales the picture first, above 1 to find smaller people."""
 
     name = "hog"
     levels = ScoreLevels(low=0.65, high=0.75, new_track=0.8)
@@ -69,22 +61,11 @@ class HogDetector:
         windows, weights = self._hog.detectMultiScale(
             searched, winStride=_WINSTRIDE, padding=_PADDING, scale=_SCALE, groupThreshold=0
         )
-        found = Detections(_people(windows, self._resize), _scores(weights))
+        # OpenCV gives x, y, w, h of windows, and distances to the SVM's plane from 0: scores from 0.5 to 1.
+        window = np.asarray(windows, np.float32).reshape(-1, 1, 4) / np.float32(self._resize)
+        people = (window[..., :2] + window[..., 2:] * _SHRINK).reshape(-1, 4)
+        scores = 1 / (1 + np.exp(-np.asarray(weights, np.float32).reshape(-1)))
+        found = Detections(people, scores.astype(np.float32))
         found = found.take(found.scores >= self.levels.low)
         kept = suppress(found, _MAX_IOU, _MAX_INSIDE)
         return Detections(clip(kept.boxes, *image.shape[:2]), kept.scores)
-
-
-def _people(windows: Any, resize: float) -> NDArray[np.float32]:  # noqa: ANN401 - () or an array
-    """Convert OpenCV's `(N, 4)` x, y, w, h of windows to `(N, 4)` float32 xyxy of the people in them."""
-    window = np.asarray(windows, np.float32).reshape(-1, 4) / np.float32(resize)
-    corner, size = window[:, :2], window[:, 2:]
-    shrink = _SHRINK.reshape(2, 2)
-    return np.concatenate((corner + size * shrink[0], corner + size * shrink[1]), axis=1)
-
-
-def _scores(weights: Any) -> NDArray[np.float32]:  # noqa: ANN401 - () or an array
-    """Convert distances to the SVM's plane (from 0) to `(N,)` float32 scores in 0.5..1, in the same order."""
-    margin = np.asarray(weights, np.float32).reshape(-1)
-    scores: NDArray[np.float32] = (1 / (1 + np.exp(-margin))).astype(np.float32)
-    return scores

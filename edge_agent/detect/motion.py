@@ -12,7 +12,7 @@ The choice of this method: `docs/decisions/028-motion-before-the-detector.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,6 @@ from edge_agent.core.structures import Detections, Frame
 
 if TYPE_CHECKING:
     from edge_agent.core.config import MotionSettings
-
-__all__ = ["Motion", "MotionGate"]
 
 WIDTH = 160
 """Approximate columns of the small copy: a mixture of Gaussians costs 0.2 ms of CPU for 160 x 90 cells."""
@@ -59,8 +57,7 @@ RECENT_S = 10.0
 class Motion:
     """Detects motion in the pictures of one camera.
 
-    Args:
-        smallest: `(width, height)` in pixels of the smallest relevant person.
+    `smallest` is the `(width, height)` in pixels of the smallest relevant person.
     """
 
     def __init__(self, smallest: tuple[int, int]) -> None:
@@ -69,11 +66,9 @@ class Motion:
         self._last = -math.inf
 
     def moved(self, image: NDArray[np.uint8], time: float) -> bool:
-        """Compare the next picture with the background and add it there; the first one counts as motion.
+        """Compare the next picture, `(H, W, 3)` uint8 BGR, with the background and add it there.
 
-        Args:
-            image: `(H, W, 3)` uint8 BGR.
-            time: of its capture, Unix seconds.
+        The first one counts as motion.
         """
         begins = image.shape != self._shape or time < self._last
         if begins:
@@ -141,12 +136,8 @@ class MotionGate:
         self._detect = detect
         self._settings = settings
         self._cameras = {camera: _Camera(Motion(smallest)) for camera in cameras}
-        self._still = dict.fromkeys(sorted(cameras), 0)
-
-    @property
-    def still(self) -> Mapping[str, int]:
+        self.still = dict.fromkeys(sorted(cameras), 0)
         """By camera: frames that were not searched."""
-        return self._still
 
     def detect(self, frame: Frame) -> Detections:
         """Return the people in a frame; those of the last search where nothing has moved since."""
@@ -157,7 +148,7 @@ class MotionGate:
         if camera.motion.moved(frame.image, now):
             camera.active = now
         if not self._is_due(camera, now):
-            self._still[frame.camera] += 1
+            self.still[frame.camera] += 1
             return camera.found
         found = self._detect(frame)
         if len(found) < len(camera.found):

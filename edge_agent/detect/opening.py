@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from edge_agent.core.config import DetectorSettings, Settings, SourceSettings
     from edge_agent.core.structures import Detections, Frame, ScoreLevels
     from edge_agent.detect.base import Detector
-    from edge_agent.detect.motion import MotionGate
     from edge_agent.engine import Engine
     from edge_agent.source.base import Source
-
-__all__ = ["Detection", "add_motion_gate", "open_detection", "open_detector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +50,9 @@ class _OpenDetector:
 
 
 def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str, str | None]) -> Detection:
-    """Open one detector for each kind that is used.
+    """Open one detector for each kind that is used; `stack` closes them.
 
-    Args:
-        settings: all settings.
-        stack: closes the detectors.
-        cameras: id of each source and its own choice of detector, None for the common one.
+    `cameras` has the id of each source and its own choice of detector, None for the common one.
 
     Raises:
         ConfigError: there is no such detector, or it lacks a setting.
@@ -83,10 +77,8 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str
 def open_detector(kind: str, *, threads: int = 0) -> Detector:
     """Return the detector of this kind; nothing heavy is loaded before it is entered.
 
-    Args:
-        kind: `hog`, `hog:FACTOR` (the picture is enlarged first, for people under 80 pixels),
-            `yolox:PATH` (an ONNX file of the YOLOX family) or `none` (the whole frame).
-        threads: CPU threads for a network, 0 for one per core.
+    `kind` is `hog`, `hog:FACTOR` (the picture is enlarged first, for people under 80 pixels), `yolox:PATH`
+    (an ONNX file of the YOLOX family) or `none` (the whole frame); `threads` 0 is one CPU thread per core.
 
     Raises:
         ConfigError: there is no such detector.
@@ -103,23 +95,18 @@ def open_detector(kind: str, *, threads: int = 0) -> Detector:
     if name == "hog":
         from edge_agent.detect.hog import HogDetector
 
-        return HogDetector(_factor(kind, argument))
+        try:
+            factor = float(argument or 1)
+        except ValueError:
+            factor = 0.0
+        if not 0.25 <= factor <= 4:
+            raise ConfigError(f"detector {kind!r}: write `hog` or `hog:FACTOR` with a factor in 0.25..4")
+        return HogDetector(factor)
     if kind == "none":
-        from edge_agent.detect.none import WholeFrame
+        from edge_agent.detect.base import WholeFrame
 
         return WholeFrame()
     raise ConfigError(f"no detector {kind!r}; choose `hog`, `yolox:PATH_TO_ONNX`, `external` or `none`")
-
-
-def _factor(kind: str, text: str) -> float:
-    """Return the factor in `hog:FACTOR`, 1 without one."""
-    try:
-        factor = float(text or 1)
-    except ValueError:
-        factor = 0.0
-    if not 0.25 <= factor <= 4:
-        raise ConfigError(f"detector {kind!r}: write `hog` or `hog:FACTOR` with a factor in 0.25..4")
-    return factor
 
 
 def _open(kind: str, settings: Settings, stack: ExitStack) -> _OpenDetector:
@@ -161,46 +148,38 @@ def add_motion_gate(
 
     Cameras whose gate is closed deliver fewer frames (`motion.rest_fps`).
 
-    Args:
-        settings: all settings.
-        detection: open.
-        by_camera: settings of each source.
-        sources: the sources.
-
     Raises:
         ConfigError: a gate is set for a source in whose pictures the agent does not search for people.
     """
-
-    def searched(own: SourceSettings) -> bool:
-        kind = own.detector or settings.detector.kind
-        return kind not in {"external", "none"} and source_kind(own.url) != "crops"
-
     advice = (
         "the agent does not search for people here (detector external or none, or a crop folder): remove it"
     )
-    for camera, own in by_camera.items():
-        if own.motion and not searched(own):
-            raise ConfigError(f"source {camera}: motion is set, but {advice}")
-    if settings.motion.enabled and not any(map(searched, by_camera.values())):
-        raise ConfigError(f"motion.enabled is set, but {advice}")
-    gated = {
+    searched = {
         camera
         for camera, own in by_camera.items()
-        if (settings.motion.enabled if own.motion is None else own.motion) and searched(own)
+        if (own.detector or settings.detector.kind) not in {"external", "none"}
+        and source_kind(own.url) != "crops"
     }
+    for camera, own in by_camera.items():
+        if own.motion and camera not in searched:
+            raise ConfigError(f"source {camera}: motion is set, but {advice}")
+    pace = settings.motion
+    if pace.enabled and not searched:
+        raise ConfigError(f"motion.enabled is set, but {advice}")
+    chosen = {camera: own.motion for camera, own in by_camera.items() if camera in searched}
+    gated = {camera for camera, motion in chosen.items() if (pace.enabled if motion is None else motion)}
     if not gated:
         return detection
     from edge_agent.detect.motion import MotionGate
     from edge_agent.source.video import Camera
 
     smallest = (settings.quality.min_width, settings.quality.min_height)
-    gate = MotionGate(detection.detect, frozenset(gated), settings.motion, smallest)
+    gate = MotionGate(detection.detect, frozenset(gated), pace, smallest)
+
+    def rest_rate(camera: str) -> float | None:
+        return pace.rest_fps if gate.rests(camera) else None
+
     for source in sources:
         if source.id in gated and isinstance(source, Camera):
-            source.limiter.lower_rate = partial(_rest_rate, gate, source.id, settings.motion.rest_fps)
+            source.limiter.lower_rate = partial(rest_rate, source.id)
     return replace(detection, detect=gate.detect, still=lambda: gate.still)
-
-
-def _rest_rate(gate: MotionGate, camera: str, rest_fps: float) -> float | None:
-    """Frames per second that this camera is to deliver at present, None for all."""
-    return rest_fps if gate.rests(camera) else None

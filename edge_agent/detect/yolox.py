@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections, ScoreLevels
-from edge_agent.detect.boxes import clip, suppress
+from edge_agent.detect.base import clip, suppress
 from edge_agent.engine.base import Engine
-
-__all__ = ["YoloxDetector"]
 
 _GREY = 114
 """Value of the letterbox's empty part, as in the preprocessing of YOLOX."""
@@ -28,16 +26,12 @@ _MAX_LOG_SIZE = 10.0
 
 
 class YoloxDetector:
-    """See `edge_agent.detect.base.Detector`.
-
-    Args:
-        engine: runs a graph of `prepare_detector`; not yet entered.
-    """
+    """A `Detector`; `engine` runs a graph of `prepare_detector` and is not yet entered."""
 
     levels = ScoreLevels(low=0.1, high=0.6, new_track=0.65)
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._cells, self._strides = _grid(engine.input_size)
         self._decoded = False
         self._filled: dict[int, tuple[int, int]] = {}
@@ -45,42 +39,37 @@ class YoloxDetector:
     @property
     def name(self) -> str:
         """For events and logs."""
-        return f"yolox:{self._engine.info.model}"
-
-    @property
-    def engine(self) -> Engine:
-        """The engine, for its time and batch counters."""
-        return self._engine
+        return f"yolox:{self.engine.info.model}"
 
     def __enter__(self) -> YoloxDetector:
-        self._engine.__enter__()
+        self.engine.__enter__()
         self._filled.clear()
         try:
-            self._engine.buffer()[0] = _GREY
-            self._engine.submit(1)
-            rows = self._engine.collect()[0]
+            self.engine.buffer()[0] = _GREY
+            self.engine.submit(1)
+            rows = self.engine.collect()[0]
         except EngineError:
-            self._engine.__exit__(None, None, None)
+            self.engine.__exit__(None, None, None)
             raise
         # Exports made with --decode_in_inference give pixels: their centres cover the whole input.
-        self._decoded = bool(np.ptp(rows[:, 0]) > self._engine.input_size[1] / 2)
+        self._decoded = bool(np.ptp(rows[:, 0]) > self.engine.input_size[1] / 2)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._engine.__exit__(None, None, None)
+        self.engine.__exit__(None, None, None)
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
         """People in `(H, W, 3)` uint8 BGR, best first, from `levels.low` on."""
         ratio = self._letterbox(image)
-        self._engine.submit(1)
-        found = self._decode(self._engine.collect()[0])
+        self.engine.submit(1)
+        found = self._decode(self.engine.collect()[0])
         height, width = image.shape[:2]
         boxes = clip(found.boxes / np.float32(ratio), height, width)
         return suppress(Detections(boxes, found.scores), _MAX_IOU)
 
     def _letterbox(self, image: NDArray[np.uint8]) -> float:
         """Scale the picture into the top left of the engine's buffer, aspect kept; return the scale."""
-        target = self._engine.buffer()[0]
+        target = self.engine.buffer()[0]
         high, wide = target.shape[:2]
         height, width = image.shape[:2]
         ratio: float = min(high / height, wide / width)

@@ -31,7 +31,7 @@ from edge_agent.core.structures import (
     TrackObservation,
     TrackUpdate,
 )
-from edge_agent.detect import Detection
+from edge_agent.detect.opening import Detection
 from edge_agent.embed.capacity import LOST, CropBudget
 from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate

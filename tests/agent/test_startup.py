@@ -22,7 +22,7 @@ from edge_agent.core.errors import ModelError
 from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Frame, ScoreLevels, SourceState, SourceStatus
 from edge_agent.core.timing import Laps, process_age_s
-from edge_agent.detect import Detection
+from edge_agent.detect.opening import Detection
 from edge_agent.source.reader import FrameReader
 from tests.agent.test_agent import wait_for
 

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.core.structures import Detections, iou_matrix
-from edge_agent.detect import open_detector
-from edge_agent.detect.boxes import clip, suppress
+from edge_agent.detect.base import clip, suppress
 from edge_agent.detect.hog import HogDetector
+from edge_agent.detect.opening import open_detector
 from tests import tiny_networks
 
 # --- choosing -----------------------------------------------------------------------------------

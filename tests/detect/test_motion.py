@@ -17,8 +17,8 @@ from edge_agent.core.config import MotionSettings, Settings, TrackerSettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Embedded, Frame, ScoreLevels
-from edge_agent.detect import Detection, add_motion_gate
 from edge_agent.detect.motion import Motion, MotionGate
+from edge_agent.detect.opening import Detection, add_motion_gate
 from edge_agent.offline.synthetic.street import Street
 from edge_agent.track.tracker import Tracker
 from tests.source.test_source_stream import serving, stream

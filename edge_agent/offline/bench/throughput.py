@@ -22,7 +22,7 @@ from edge_agent.core.loading import state_folder
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import ScoreLevels
 from edge_agent.deliver.subscriber import Subscriber
-from edge_agent.detect import Detection
+from edge_agent.detect.opening import Detection
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.graph.prepared import profile_named

@@ -13,7 +13,7 @@ from edge_agent.core.config import SourceSettings
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.deliver.topics import PREFIX
-from edge_agent.detect import open_detection
+from edge_agent.detect.opening import open_detection
 from edge_agent.engine.models import choose_model
 from edge_agent.offline.demo.screen import Screen
 from edge_agent.offline.demo.street import Recorder, Scene, percentiles, score
