@@ -21,25 +21,16 @@ _log = structlog.get_logger(__name__)
 
 
 class PausableSource(Protocol):
-    """A source that can be closed for a while; see `edge_agent.source.reader.FrameReader`."""
+    """A camera that can be closed for a while; see `edge_agent.source.reader.FrameReader`."""
 
     @property
-    def camera(self) -> str:
-        """Id of the source."""
-
+    def camera(self) -> str: ...  # noqa: D102
     @property
-    def live(self) -> bool:
-        """Whether the source is live, so that frames are lost while it is closed."""
-
+    def live(self) -> bool: ...  # noqa: D102
     @property
-    def ends(self) -> bool:
-        """Whether the source has an end, e.g. a recording."""
-
-    def close(self, reason: str) -> None:
-        """Stop reading until `reopen`."""
-
-    def reopen(self) -> None:
-        """Continue to read."""
+    def ends(self) -> bool: ...  # noqa: D102
+    def close(self, reason: str) -> None: ...  # noqa: D102
+    def reopen(self) -> None: ...  # noqa: D102
 
 
 def make_cooling(
@@ -58,18 +49,13 @@ def make_cooling(
     """
     now = settings()
     enabled = [source for source in now.sources if source.enabled]
-    cameras = [
-        (reader, own.priority)
-        for reader, own in zip(readers, enabled, strict=False)
-        if reader.live and not reader.ends
-    ]
+    closable = [pair for pair in zip(readers, enabled, strict=False) if pair[0].live and not pair[0].ends]
+    cameras = [(reader.camera, own.priority) for reader, own in closable]
     return Cooling(
         settings=lambda: settings().governor,
         heat=telemetry.heat,
-        rungs=ladder(
-            [(reader.camera, priority) for reader, priority in cameras], max_batch=now.engine.max_batch
-        ),
-        cameras=[reader for reader, _ in cameras],
+        rungs=ladder(cameras, max_batch=now.engine.max_batch),
+        cameras=[reader for reader, _ in closable],
         apply=apply,
         publish=publish,
         note=note,
@@ -86,7 +72,7 @@ class Cooling:
         rungs: the steps, from full load on.
         cameras: cameras that a step may close.
         apply: makes the stages keep to a load.
-        publish: takes alerts.
+        publish: receives alerts.
         note: called with a cause of degraded work and its reason; "" when it is over.
     """
 
@@ -131,7 +117,13 @@ class Cooling:
         before, self.verdict = self.verdict, self._next_verdict()
         now = self.verdict
         if now.step != before.step:
-            self._apply(self.rungs[now.step].load)
+            load = self.rungs[now.step].load
+            self.apply(load)
+            for camera in self.cameras:
+                if camera.camera in load.closed:
+                    camera.close("closed by the governor: the board is too hot")
+                else:
+                    camera.reopen()
         if (now.state, now.step) != (before.state, before.step):
             self._report(before, now)
 
@@ -144,14 +136,6 @@ class Cooling:
             self._governor = Governor(len(self.rungs) - 1, settings)
         self._governor.settings = settings
         return self._governor.update(time.monotonic(), *self.heat())
-
-    def _apply(self, load: Load) -> None:
-        self.apply(load)
-        for camera in self.cameras:
-            if camera.camera in load.closed:
-                camera.close("closed by the governor: the board is too hot")
-            else:
-                camera.reopen()
 
     def _report(self, before: Verdict, now: Verdict) -> None:
         """Log a change; publish it if the load is or was reduced, or if a required governor is blind."""

@@ -17,6 +17,7 @@ be reverted doubles the wait before the next one, so a board at its limit does n
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,12 +67,7 @@ FALLING_C_PER_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One load step, which includes the reductions of the steps before it.
-
-    Attributes:
-        name: description of its own reduction.
-        load: load that it allows.
-    """
+    """One load step: the description of its own reduction, and its load, which includes earlier ones."""
 
     name: str
     load: Load
@@ -128,12 +124,7 @@ class Verdict:
 
 
 class Governor:
-    """Chooses the step. For one thread.
-
-    Args:
-        steps: number of steps below full load.
-        settings: replaced on reload.
-    """
+    """Chooses one of `steps` steps below full load. For one thread. `settings` is replaced on reload."""
 
     def __init__(self, steps: int, settings: GovernorSettings) -> None:
         self.steps = steps
@@ -198,31 +189,22 @@ class Governor:
             self._failures, self._failed_at = self._failures - 1, now
         wait = HURRY_S if ahead < margin / 2 else STEP_S
         if too_hot and step < self.steps and now - self._changed_at >= wait:
-            return self._lower(now, min(self.steps, step + (2 if ahead < 0 else 1)))
-        if step and self._cool_since is not None and now - self._cool_since >= self._recover_s:
-            return self._raise(now, step - 1)
+            if now - self._raised_at < TRIAL_S:
+                self._failures += 1
+                self._failed_at, self._raised_at = now, -math.inf
+            self._restart_trend(now)
+            return min(self.steps, step + (2 if ahead < 0 else 1))
+        recover_s = min(LONGEST_RECOVER_S, RECOVER_S * 2.0**self._failures)
+        if step and self._cool_since is not None and now - self._cool_since >= recover_s:
+            self._raised_at = now
+            self._restart_trend(now)
+            return step - 1
         return step
 
     def _improves(self, distance: float, trend: float) -> bool:
         """Whether the board cools down fast enough by itself; False close to the limit."""
         margin = self.settings.margin_c
         return distance > margin / 2 and trend > FALLING_C_PER_S and distance + trend * WINDOW_S > margin
-
-    @property
-    def _recover_s(self) -> float:
-        return min(LONGEST_RECOVER_S, RECOVER_S * 2.0**self._failures)
-
-    def _lower(self, now: float, step: int) -> int:
-        if now - self._raised_at < TRIAL_S:
-            self._failures += 1
-            self._failed_at, self._raised_at = now, -math.inf
-        self._restart_trend(now)
-        return step
-
-    def _raise(self, now: float, step: int) -> int:
-        self._raised_at = now
-        self._restart_trend(now)
-        return step
 
     def _restart_trend(self, now: float) -> None:
         """Discard the readings before a step: they do not predict the trend after it."""
@@ -234,8 +216,4 @@ class Governor:
         """Change of the distance in degrees per second, least squares; 0.0 with too few readings."""
         if not self._distances or self._distances[-1][0] - self._distances[0][0] < TREND_NEEDS_S:
             return 0.0
-        count = len(self._distances)
-        mean_t = sum(t for t, _ in self._distances) / count
-        mean = sum(distance for _, distance in self._distances) / count
-        spread = sum((t - mean_t) ** 2 for t, _ in self._distances)
-        return sum((t - mean_t) * (distance - mean) for t, distance in self._distances) / spread
+        return statistics.linear_regression(*zip(*self._distances, strict=True)).slope

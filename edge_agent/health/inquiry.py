@@ -26,9 +26,7 @@ _LARGEST = 4 << 20
 class StatusServer:
     """Serves the status while it is entered.
 
-    Args:
-        path: of the socket; its folder exists.
-        document: returns the status as JSON values; called on the thread of the server, and must not block.
+    `document` returns the status as JSON values; it is called on the server thread, and must not block.
     """
 
     def __init__(self, path: Path, document: Callable[[], Mapping[str, Any]]) -> None:
@@ -93,7 +91,7 @@ def read_status(path: Path) -> dict[str, Any]:
         InputError: no agent runs there, this user has no permission, or it does not answer.
     """
     try:
-        answer = _read(path)
+        found = json.loads(_read(path))
     except (FileNotFoundError, ConnectionRefusedError):
         raise InputError(
             f"no agent runs on {path.parent}; name its folder with --state or its settings with --config"
@@ -105,8 +103,6 @@ def read_status(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as problem:  # including timeouts
         raise InputError(f"the agent on {path.parent} does not answer: {problem}") from None
-    try:
-        found = json.loads(answer)
     except ValueError:
         raise InputError(f"{path} answered without valid JSON") from None
     if not isinstance(found, dict):

@@ -32,9 +32,7 @@ class MemoryWatch:
     the last is above the first by more than the allowed growth. A gallery that fills up grows too: once, by
     about 8 MB per 1000 people with 16 exemplars of 128 numbers.
 
-    Args:
-        settings: `memory_mb` and `memory_growth_mb`; called at each update.
-        group_limit: returns the limit in bytes where `memory_mb` is not set; None: no limit.
+    `group_limit` returns the limit in bytes where `memory_mb` is not set; None: no limit.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class MemoryWatch:
         group_limit: Callable[[], float | None] | None = None,
     ) -> None:
         self._settings = settings
-        self._group_limit = control_group_limit if group_limit is None else group_limit
+        self._group_limit = group_limit or control_group_limit
         self.trouble = ""
         """The problem as text; "" without one."""
         self._large = False
@@ -55,7 +53,10 @@ class MemoryWatch:
         """Add the memory at this time (monotonic seconds), and return `trouble`."""
         began, least = self._bucket or (now, float(resident_bytes))
         if now - began >= BUCKET_S:
-            self._add_sample(least)
+            if self._skipped < WARM_UP:
+                self._skipped += 1
+            else:
+                self._samples.append(least)
             began, least = now, float(resident_bytes)
         self._bucket = began, min(least, resident_bytes)
         self.trouble = self._too_large(resident_bytes) or self._growing()
@@ -69,21 +70,17 @@ class MemoryWatch:
         first, *_, last = self._quarters()
         return (last - first) / 0.75
 
-    def _add_sample(self, least: float) -> None:
-        if self._skipped < WARM_UP:
-            self._skipped += 1
-        else:
-            self._samples.append(least)
-
     def _quarters(self) -> list[float]:
         samples = list(self._samples)
         return [statistics.median(samples[at : at + _QUARTER]) for at in range(0, WINDOW, _QUARTER)]
 
     def _growing(self) -> str:
         growth = self.growth
-        if growth is None or growth <= self._settings().memory_growth_mb * 1e6:
-            return ""
-        if any(later <= earlier for earlier, later in itertools.pairwise(self._quarters())):
+        if (
+            growth is None
+            or growth <= self._settings().memory_growth_mb * 1e6
+            or any(later <= earlier for earlier, later in itertools.pairwise(self._quarters()))
+        ):
             return ""
         return f"memory grew throughout the last hour, by {growth / 1e6:.0f} MB an hour"
 
@@ -102,11 +99,8 @@ def control_group_limit(root: Path = Path("/")) -> float | None:
     """Nine tenths of the control group's memory limit (systemd: MemoryMax) in bytes; None without one."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-        path = next((line[3:] for line in lines if line.startswith("0::")), None)
-        if path is None:
-            return None
-        text = (root / "sys/fs/cgroup" / path.strip("/") / "memory.max").read_text().strip()
-        limit = int(text)  # `max` means none
-    except (OSError, ValueError):
+        path = next(line[3:].strip("/") for line in lines if line.startswith("0::"))
+        limit = int((root / "sys/fs/cgroup" / path / "memory.max").read_text())  # `max` means none
+    except (OSError, ValueError, StopIteration):
         return None
     return None if limit >= _UNLIMITED else limit * _SHARE_OF_GROUP

@@ -46,12 +46,10 @@ class Run:
     """One run of the agent.
 
     Attributes:
-        began: Unix seconds.
+        began: Unix seconds, as `ended`, which is None while it runs, or when it was killed.
         boot: boot id of the machine; "" where it has none.
         pid: of the process.
-        ended: Unix seconds; None while it runs, or when it was killed.
-        how: kind of end, see `CRASHES`; "" while it runs.
-        words: reason as text.
+        how: kind of end, see `CRASHES`; "" while it runs. `words` is the reason as text.
     """
 
     began: float

@@ -15,23 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 
 from edge_agent import __version__
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, EngineError, SpaceMismatch, StorageError
-from edge_agent.core.events import Event
+from edge_agent.core.events import Event, alert_event
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceState
-from edge_agent.health.alerts import crash_alert, crash_loop_alert, memory_alert, stuck_alert
 from edge_agent.health.inquiry import SOCKET_NAME, StatusServer
 from edge_agent.health.memory import MemoryWatch
-from edge_agent.health.readiness import Reader, Readiness
 from edge_agent.health.starts import STARTS_FILE, CrashLoop, Starts
-from edge_agent.health.systemd import Notifier
+from edge_agent.health.systemd import Notifier, Reader, Readiness
 from edge_agent.health.watchdog import Stage, Watchdog
 
 _log = structlog.get_logger(__name__)
@@ -43,14 +40,11 @@ _DISCONNECTED = (SourceState.RECONNECTING, SourceState.OFFLINE, SourceState.ENDE
 
 
 class EventSink(Protocol):
-    """Delivery of events; see `edge_agent.deliver.publisher.Publisher`."""
+    """Delivery of events at least once; see `edge_agent.deliver.publisher.Publisher`."""
 
     @property
-    def heartbeat(self) -> HeartbeatState:
-        """Its latest heartbeat."""
-
-    def publish(self, event: Event) -> int:
-        """Deliver an event at least once."""
+    def heartbeat(self) -> HeartbeatState: ...  # noqa: D102
+    def publish(self, event: Event) -> int: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -96,12 +90,10 @@ class Supervisor:
         self._watchdog.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._watchdog.__exit__(kind, error, trace)
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._watchdog.__exit__()
         if self._server is not None:
-            self._server.__exit__(kind, error, trace)
+            self._server.__exit__()
         if self._starts is not None:
             self._starts.end(*((self._end, "") if self._end else _end_by(error)))
         self._calls.put(None)
@@ -119,8 +111,7 @@ class Supervisor:
         self._starts = Starts(state / STARTS_FILE)
         self._starts.begin()
         self._crash_loop = CrashLoop(self._starts, self.settings)
-        delay = self._crash_loop.delay_s()
-        if delay:
+        if delay := self._crash_loop.delay_s():
             reason = self._crash_loop.reason
             _log.error("crash_loop", reason=reason, waits_s=delay)
             with self.opening(f"waiting {delay:.0f} s, since {reason}"):
@@ -158,10 +149,8 @@ class Supervisor:
         def limit_s() -> float:
             return self.settings().stuck_after_s
 
-        def slow_stage(
-            name: str, heartbeat: Callable[[], HeartbeatState], interval_s: Callable[[], float]
-        ) -> Stage:
-            return Stage(name, heartbeat, lambda: limit_s() + interval_s(), name, vital=False)
+        def slow_limit_s(interval_s: Callable[[], float]) -> float:
+            return limit_s() + interval_s()
 
         self._publisher = publisher
         self._readiness.open(readers)
@@ -169,7 +158,10 @@ class Supervisor:
         self._watchdog.stages = [
             Stage("pipeline", pipeline, limit_s, "inference"),
             Stage("delivery", lambda: publisher.heartbeat, limit_s, "delivery"),
-            *(slow_stage(name, *functions) for name, functions in slow.items()),
+            *(
+                Stage(name, heartbeat, partial(slow_limit_s, interval_s), name, vital=False)
+                for name, (heartbeat, interval_s) in slow.items()
+            ),
             *(_source_stage(reader, limit_s) for reader in readers),
         ]
 
@@ -177,9 +169,8 @@ class Supervisor:
         """A stop was requested: later exits are not crashes. Does not wait for the disk."""
         self._end = "stopped"
         self.notifier.stopping("stopping")
-        starts = self._starts
-        if starts is not None:
-            self._calls.put(lambda: starts.end("stopped"))
+        if self._starts is not None:
+            self._calls.put(partial(self._starts.end, "stopped"))
 
     def stopping(self) -> None:
         """No further frame is processed; from now on the stop timeout of the service manager applies."""
@@ -222,7 +213,8 @@ class Supervisor:
                 "memory", trouble=trouble or "over", resident=resident_bytes
             )
             self._note("memory", trouble)
-            self._publish(memory_alert(trouble, resident_bytes))
+            message = trouble or "memory is normal again"
+            self._alert("memory_growth", message, active=bool(trouble), resident_bytes=resident_bytes)
 
     def _check(self) -> None:
         if not self._stopping:
@@ -230,7 +222,7 @@ class Supervisor:
         running_s = self._readiness.open_s
         if self._crash_loop is not None and running_s is not None and self._crash_loop.is_over(running_s):
             self._note("crash loop", "")
-            self._publish(crash_loop_alert(""))
+            self._alert("crash_loop", "the agent is stable again", severity="critical", active=False)
 
     def _on_stuck(self, stuck: dict[str, str]) -> None:
         """Report stuck stages to every sink."""
@@ -239,11 +231,17 @@ class Supervisor:
             self.notifier.status(f"stuck: {text}")
         if self._stopping or self._publisher is None:
             return
-        starts = self._starts
-        if starts is not None:  # first of all: the next run reads it
-            self._calls.put(lambda: starts.stuck(text))
+        if self._starts is not None:  # first of all: the next run reads it
+            self._calls.put(partial(self._starts.stuck, text))
         self._note("stuck", text)
-        self._publish(stuck_alert(stuck))
+        message = f"{text}; the service manager restarts the agent unless it recovers"
+        self._alert(
+            "stage_stuck",
+            message if stuck else "no stage is stuck any more",
+            severity="critical",
+            active=bool(stuck),
+            stages=",".join(sorted(stuck)) or None,
+        )
 
     def _report_earlier_runs(self) -> None:
         """Publish alerts for the previous run, if it crashed, and for a crash loop."""
@@ -251,13 +249,26 @@ class Supervisor:
             return
         for run in self._starts.former[-1:]:
             if run.crashed:
-                self._publish(crash_alert(run))
+                message = "the previous run crashed: " + ": ".join(filter(None, (run.how, run.words)))
+                self._alert("run_crashed", message, how=run.how, words=run.words or None, began=run.began)
         if reason := self._crash_loop.reason:
-            self._publish(crash_loop_alert(reason))
+            message = f"{reason}; starts are delayed until a run is stable: see the log of the earlier runs"
+            self._alert("crash_loop", message, severity="critical")
             self._note("crash loop", reason)
 
-    def _publish(self, event: Event) -> None:
+    def _alert(
+        self,
+        kind: str,
+        message: str,
+        *,
+        severity: Literal["warning", "critical"] = "warning",
+        active: bool = True,
+        **details: str | float | None,
+    ) -> None:
         if self._publisher is not None:
+            event = alert_event(
+                kind, message, severity=severity, active=active, time=time.time(), details=details
+            )
             self._calls.put(partial(self._publisher.publish, event))
 
     def _note(self, cause: str, reason: str) -> None:
@@ -276,7 +287,8 @@ class Supervisor:
 
     def _status(self) -> dict[str, Any]:
         """Return the document that `edge-agent status` shows. Takes no lock that a stuck stage may hold."""
-        crash_loop, starts = self._crash_loop, self._starts
+        crash_loop = self._crash_loop
+        former = self._starts.former if self._starts is not None else ()
         document: dict[str, Any] = {
             "version": __version__,
             "pid": os.getpid(),
@@ -288,14 +300,11 @@ class Supervisor:
             "ready": self._readiness.ready,
             "watchdog": {"limit_s": self.notifier.watchdog_s, "fed": self._watchdog.fed},
             "stages": [asdict(state) for state in self._watchdog.states()],
-            "memory": {
-                "trouble": self._memory.trouble or None,
-                "growth_bytes_per_hour": self._memory.growth,
-            },
+            "memory": {"trouble": self._memory.trouble or None, "growth_bytes_per_hour": self._memory.growth},
             "starts": {
-                "recent_crashes": len(crash_loop.crashes) if crash_loop is not None else 0,
-                "braked": (crash_loop.reason if crash_loop is not None else "") or None,
-                "former": [asdict(run) for run in (starts.former if starts is not None else ())[-5:]],
+                "recent_crashes": 0 if crash_loop is None else len(crash_loop.crashes),
+                "braked": None if crash_loop is None else crash_loop.reason or None,
+                "former": [asdict(run) for run in former[-5:]],
             },
         }
         return document | dict(self.describe())

@@ -1,4 +1,4 @@
-"""Notify systemd (sd_notify(3)): ready, alive, reloading, stopping, and requests for more start time.
+"""Notify systemd (sd_notify(3)): ready, alive, reloading, stopping, more start time; and decide when ready.
 
 Notifications are datagrams to the socket `$NOTIFY_SOCKET`. Without that variable they do nothing, so an agent
 on a terminal runs the same code. Errors are logged and not raised.
@@ -11,9 +11,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
+
+from edge_agent.core.config import SupervisionSettings
+from edge_agent.core.heartbeat import HeartbeatState
+from edge_agent.core.structures import SourceState
 
 _log = structlog.get_logger(__name__)
 
@@ -94,32 +100,29 @@ class Notifier:
 
     @contextlib.contextmanager
     def taking_long(self, text: str, *, at_most_s: float) -> Iterator[None]:
-        """Request more time while the block runs, for a task without progress.
+        """Request more time while the block runs, for a task (`text`) without progress.
 
-        Args:
-            text: the task.
-            at_most_s: no requests after this time, so the service manager kills a start that hangs.
+        No requests after `at_most_s`, so the service manager kills a start that hangs.
         """
         if not self.listening:
             yield
             return
         done = threading.Event()
-        thread = threading.Thread(
-            target=self._request_time, args=(done, text, at_most_s), name="start-time", daemon=True
-        )
+
+        def request_time() -> None:
+            deadline = time.monotonic() + at_most_s
+            while time.monotonic() < deadline:
+                self.extend(EXTEND_BY_S, text)
+                if done.wait(EXTEND_EVERY_S):
+                    return
+
+        thread = threading.Thread(target=request_time, name="start-time", daemon=True)
         thread.start()
         try:
             yield
         finally:
             done.set()
             thread.join()
-
-    def _request_time(self, done: threading.Event, text: str, at_most_s: float) -> None:
-        deadline = time.monotonic() + at_most_s
-        while time.monotonic() < deadline:
-            self.extend(EXTEND_BY_S, text)
-            if done.wait(EXTEND_EVERY_S):
-                return
 
     def _send(self, *lines: str) -> None:
         if self._address is None:
@@ -160,3 +163,72 @@ def _watchdog_s(known: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     return microseconds / 1e6 if microseconds > 0 and meant_for == os.getpid() else None
+
+
+class Reader(Protocol):
+    """Reader of one source; see `edge_agent.source.reader.FrameReader`. `state` is the last reported one."""
+
+    @property
+    def camera(self) -> str: ...  # noqa: D102
+    @property
+    def state(self) -> SourceState | None: ...  # noqa: D102
+    @property
+    def heartbeat(self) -> HeartbeatState: ...  # noqa: D102
+
+
+@dataclass(slots=True)
+class Readiness:
+    """The agent is ready when a source is up, or `ready_after_s` after it opened.
+
+    Args:
+        settings: called at each check.
+        notifier: the service manager.
+        note: called with the reason for a start without source; "" when a source is up.
+    """
+
+    settings: Callable[[], SupervisionSettings]
+    notifier: Notifier
+    note: Callable[[str], None]
+    ready: bool = False
+    _readers: Sequence[Reader] = ()
+    _opened_at: float | None = None
+    _without_source: bool = False
+
+    def open(self, readers: Sequence[Reader]) -> None:
+        """Start to wait for the sources."""
+        self._readers = readers
+        self._opened_at = time.monotonic()
+
+    @property
+    def open_s(self) -> float | None:
+        """Seconds since `open`; None before."""
+        return None if self._opened_at is None else time.monotonic() - self._opened_at
+
+    def check(self) -> None:
+        """Report ready if it is time; must not block."""
+        waited = self.open_s
+        if waited is None or (self.ready and not self._without_source):
+            return
+        up = [one.camera for one in self._readers if one.state in (SourceState.ONLINE, SourceState.ENDED)]
+        if up and self.ready:
+            self._without_source = False
+            self.note("")
+        elif up:
+            self._become_ready(f"source {up[0]} is up")
+        elif not self.ready and waited >= self.settings().ready_after_s:
+            reason = f"no source is up after {waited:.0f} s"
+            _log.warning("ready_without_a_source", reason=reason)
+            self._without_source = True
+            self._become_ready(reason)
+            self.note(reason)
+
+    def finish(self) -> None:
+        """Report ready before the stop of a run that never was: it did not fail."""
+        if not self.ready:
+            self.ready = True
+            self.notifier.ready()
+
+    def _become_ready(self, reason: str) -> None:
+        self.ready = True
+        self.notifier.ready(reason)
+        _log.info("ready", reason=reason)

@@ -44,7 +44,7 @@ class Stage:
     Attributes:
         name: for log and status, e.g. `pipeline` or `source:gate`.
         heartbeat: returns its latest heartbeat; must not block.
-        limit_s: returns the age of a heartbeat that counts as stuck; called at each check.
+        limit_s: returns the age of a heartbeat that counts as stuck.
         group: a vital group is stuck when all its active stages are.
         vital: whether the service needs a restart when the group is stuck.
         inactive: whether the stage has ended or is disconnected, and does not count in its group.
@@ -60,15 +60,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """State of a stage at one check.
+    """State of a stage at one check: `working`, `idle` or `stuck`, and its task, or why it is idle.
 
-    Attributes:
-        name: of the stage.
-        state: `working`, `idle` or `stuck`.
-        doing: its task, or why it is idle.
-        silent_s: age of its heartbeat in seconds.
-        limit_s: age that counts as stuck.
-        vital: whether a restart follows when its group is stuck.
+    `silent_s` is the age of its heartbeat, `limit_s` the age that counts as stuck.
     """
 
     name: str
@@ -83,11 +77,10 @@ class StageState:
         """Return the state of a stage at this time (monotonic seconds)."""
         heartbeat, limit = stage.heartbeat(), stage.limit_s()
         silent = max(0.0, now - heartbeat.at)
-        state = "working" if heartbeat.idle is None else "idle"
-        task = heartbeat.task if heartbeat.idle is None else heartbeat.idle
-        return StageState(
-            stage.name, "stuck" if silent > limit else state, task, round(silent, 1), limit, stage.vital
-        )
+        state, task = ("working", heartbeat.task) if heartbeat.idle is None else ("idle", heartbeat.idle)
+        if silent > limit:
+            state = "stuck"
+        return StageState(stage.name, state, task, round(silent, 1), limit, stage.vital)
 
     @property
     def message(self) -> str:
@@ -139,9 +132,8 @@ class Watchdog:
 
     def check(self) -> None:
         """Check all stages once."""
-        stages = self.stages
         now = time.monotonic()
-        states = [(stage, StageState.of(stage, now)) for stage in stages]
+        states = [(stage, StageState.of(stage, now)) for stage in self.stages]
         self._report({state.name: state.message for _, state in states if state.state == "stuck"})
         self.fed = not _is_group_stuck(states)
         if self.fed:
