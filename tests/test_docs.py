@@ -62,3 +62,20 @@ def test_the_event_of_the_readme_has_real_fields() -> None:
     event = json.loads(re.search(r"```json\n(.*?)```", readme, re.DOTALL)[1])
     assert set(event) <= set(envelope_schema("identity")["properties"])
     assert set(event["data"]) <= set(data_schema("identity")["properties"])
+
+
+def test_the_readme_lists_every_document() -> None:
+    readme = (REPO / "README.md").read_text()
+    pages = {str(path.relative_to(REPO)) for path in (REPO / "docs").glob("*.*")}
+    assert {page for page in pages if f"({page})" not in readme} == set()
+
+
+def test_the_source_map_names_existing_files_and_every_folder() -> None:
+    text = (REPO / "docs" / "source-map.md").read_text()
+    named = set(re.findall(r"`([\w./-]+(?:\.\w+|/))`", text))
+    bases = (REPO, REPO / "edge_agent", REPO / "tests")
+    assert {name for name in named if not any((base / name).exists() for base in bases)} == set()
+    packages = {
+        path.parent.relative_to(REPO / "edge_agent") for path in REPO.glob("edge_agent/*/**/__init__.py")
+    }
+    assert {str(package) for package in packages if f"`{package}/" not in text} == set()
