@@ -1,4 +1,4 @@
-"""The interface of all inference backends, and the queue of batches that they share.
+"""The base class of all inference backends, with the queue of batches that they share.
 
 Usage::
 
@@ -16,8 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,96 +28,31 @@ DEPTH = 2
 """Submissions in flight at most: one that runs and one that waits, so that the device never idles."""
 
 
-class Engine(Protocol):
-    """A network that turns a batch of `uint8` pictures into rows of `float32`.
-
-    A context manager: the constructor is cheap, the network is loaded on entering.
-    """
-
-    @property
-    def info(self) -> EngineInfo:
-        """Which network runs, and on what. Valid before entering."""
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """`(height, width)` of the input pictures."""
-
-    @property
-    def unit_length(self) -> bool:
-        """Whether rows are embeddings of length 1 and must be checked for it."""
-
-    @property
-    def in_flight(self) -> int:
-        """Submissions whose rows have not been collected."""
-
-    @property
-    def runs(self) -> int:
-        """Batches that the network has run since the engine was made."""
-
-    @property
-    def run_seconds(self) -> float:
-        """Time inside the network alone, summed over `runs`, in seconds."""
-
-    @property
-    def failures(self) -> int:
-        """Batches that were dropped because the network failed on them."""
-
-    def __enter__(self) -> Engine: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def buffer(self) -> NDArray[np.uint8]:
-        """Return the `(max_batch, H, W, 3)` uint8 BGR buffer to fill next; one of `DEPTH` fixed arrays.
-
-        It belongs to the caller until `submit`, and to the engine from then until `collect`.
-
-        Raises:
-            EngineError: all buffers are in flight, or the engine is not entered.
-        """
-
-    def submit(self, count: int) -> None:
-        """Run the first `count` rows of the buffer; returns at once.
-
-        Raises:
-            EngineError: `count` is not in `1..max_batch`, or `DEPTH` submissions are in flight already.
-        """
-
-    def collect(self) -> NDArray[np.float32]:
-        """Wait for the oldest submission; return `(count, ...)` float32, owned by the caller.
-
-        Raises:
-            EngineError: nothing is in flight, or the network failed on this batch. The batch is then
-                dropped and counted; rows of an earlier batch are never returned.
-        """
-
-
-Slot = TypeVar("Slot")
-
-
 @dataclass(slots=True)
-class Submission(Generic[Slot]):
-    """A batch in flight: what holds its pictures, and how many there are."""
+class Submission:
+    """A batch in flight: `slot` holds its pictures; its type belongs to the backend."""
 
-    slot: Slot
+    slot: Any
     count: int
 
 
-Run = TypeVar("Run", bound="Submission[Any]")
+class Engine(ABC):
+    """A network that turns a batch of `uint8` pictures into rows of `float32`.
 
-
-class QueuedEngine(ABC, Generic[Slot, Run]):
-    """Order, checks and counters of an `Engine`. A subclass fills `_free` with `DEPTH` slots on entering.
+    A context manager: the constructor is cheap, the network is loaded on entering. A subclass fills `_free`
+    with `DEPTH` slots then.
 
     Args:
         name: of the network, for messages.
         input_size: `(height, width)` of the input pictures.
-        unit_length: whether rows have length 1.
+        unit_length: whether rows are embeddings of length 1 and must be checked for it.
         max_batch: pictures per buffer.
+
+    Attributes:
+        input_size, unit_length: as given.
+        runs: batches that the network has run since the engine was made.
+        run_seconds: time inside the network alone, summed over `runs`.
+        failures: batches that were dropped because the network failed on them.
     """
 
     def __init__(self, *, name: str, input_size: tuple[int, int], unit_length: bool, max_batch: int) -> None:
@@ -131,30 +65,56 @@ class QueuedEngine(ABC, Generic[Slot, Run]):
         self.failures = 0
         self._name = name
         self._max_batch = max_batch
-        self._free: deque[Slot] = deque()
-        self._flying: deque[Run] = deque()
+        self._free: deque[Any] = deque()
+        self._flying: deque[Any] = deque()
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo:
+        """Which network runs, and on what. Valid before entering."""
+
+    @abstractmethod
+    def __enter__(self) -> Engine: ...
+
+    @abstractmethod
+    def __exit__(self, *_exception: object) -> None: ...
 
     @property
     def in_flight(self) -> int:
-        """Submissions that were not collected, 0..2."""
+        """Submissions whose rows have not been collected, 0..2."""
         return len(self._flying)
 
     def buffer(self) -> NDArray[np.uint8]:
-        """See `Engine.buffer`."""
+        """Return the `(max_batch, H, W, 3)` uint8 BGR buffer to fill next; one of `DEPTH` fixed arrays.
+
+        It belongs to the caller until `submit`, and to the engine from then until `collect`.
+
+        Raises:
+            EngineError: all buffers are in flight, or the engine is not entered.
+        """
         if not self._free:
             why = f"{DEPTH} batches are in flight" if self._flying else "the engine is not running"
             raise EngineError(f"no buffer is free: {why}")
         return self._pixels(self._free[0])
 
     def submit(self, count: int) -> None:
-        """See `Engine.submit`."""
+        """Run the first `count` rows of the buffer; returns at once.
+
+        Raises:
+            EngineError: `count` is not in `1..max_batch`, or `DEPTH` submissions are in flight already.
+        """
         if not 1 <= count <= self._max_batch:
             raise EngineError(f"a batch holds 1 to {self._max_batch} pictures, got {count}")
         self.buffer()
         self._flying.append(self._start(self._free.popleft(), count))
 
     def collect(self) -> NDArray[np.float32]:
-        """See `Engine.collect`."""
+        """Wait for the oldest submission; return `(count, ...)` float32, owned by the caller.
+
+        Raises:
+            EngineError: nothing is in flight, or the network failed on this batch. The batch is then
+                dropped and counted; rows of an earlier batch are never returned.
+        """
         if not self._flying:
             raise EngineError("nothing was submitted, so there is nothing to collect")
         run = self._flying[0]
@@ -173,18 +133,19 @@ class QueuedEngine(ABC, Generic[Slot, Run]):
         self._flying.clear()
         self._free.clear()
 
-    @abstractmethod
-    def _pixels(self, slot: Slot) -> NDArray[np.uint8]:
-        """Return the buffer of a slot."""
+    def _pixels(self, slot: Any) -> NDArray[np.uint8]:  # noqa: ANN401 - the subclass's type
+        """Return the buffer of a slot, which is the slot itself unless a subclass has other slots."""
+        pixels: NDArray[np.uint8] = slot
+        return pixels
 
     @abstractmethod
-    def _start(self, slot: Slot, count: int) -> Run:
+    def _start(self, slot: Any, count: int) -> Submission:  # noqa: ANN401
         """Begin to compute the first `count` pictures of a slot."""
 
     @abstractmethod
-    def _wait(self, run: Run) -> None:
+    def _wait(self, run: Any) -> None:  # noqa: ANN401
         """Wait until the batch was computed or has failed; does not fail itself."""
 
     @abstractmethod
-    def _rows(self, run: Run) -> NDArray[np.float32]:
+    def _rows(self, run: Any) -> NDArray[np.float32]:  # noqa: ANN401
         """Return the rows and count the run, or raise what went wrong."""

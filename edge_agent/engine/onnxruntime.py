@@ -1,4 +1,4 @@
-"""ONNX Runtime backend: runs a prepared graph on the CPU in threads of its own.
+"""ONNX Runtime backend, in threads of its own.
 
 `session.run` releases the interpreter lock, so that crops are packed into the second buffer meanwhile.
 
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.base import DEPTH, QueuedEngine, Submission
+from edge_agent.engine.base import DEPTH, Engine, Submission
 from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
 
 if TYPE_CHECKING:
@@ -44,22 +44,24 @@ _LEAST = 2
 the self-test detects a network that mixes the pictures of a batch only where a slice has several."""
 
 
-def open_session(model: bytes, threads: int, what: str) -> onnxruntime.InferenceSession:
-    """Load a model with the options of all networks of the agent.
-
-    Args:
-        model: ONNX, serialised.
-        threads: threads that compute one batch, 0 for one per core.
-        what: name of the model in errors.
-
-    Raises:
-        ModelError: ONNX Runtime does not accept the model.
-    """
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads
+    return options
+
+
+def open_session(model: bytes, threads: int, what: str) -> onnxruntime.InferenceSession:
+    """Load a model with the options of all networks of the agent.
+
+    `threads` compute one batch, 0: one per core; `what` names the model in the ModelError where ONNX Runtime
+    does not accept it.
+    """
+    import onnxruntime
+
+    options = _session_options(threads)
     # Waiting threads that spin take the cores that decoding and packing need: with a detector and a ReID
     # network on the same two cores, spinning cost 308-369 ms of CPU per round instead of 177-202.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -70,11 +72,7 @@ def open_session(model: bytes, threads: int, what: str) -> onnxruntime.Inference
 
 
 def run_once(model: bytes, batch: NDArray[Any], what: str) -> NDArray[np.float32]:
-    """Run a network with one input and one output once, for checks; return the rows as float32.
-
-    Raises:
-        ModelError: the network cannot be loaded, or fails on this batch.
-    """
+    """Run a network once, for checks; ModelError where it cannot be loaded or fails on this batch."""
     session = open_session(model, 1, what)
     try:
         rows = session.run(None, {session.get_inputs()[0].name: batch})[0]
@@ -86,16 +84,8 @@ def run_once(model: bytes, batch: NDArray[Any], what: str) -> NDArray[np.float32
 
 
 @dataclass(slots=True)
-class _Run(Submission[NDArray[np.uint8]]):
-    """A submission, the rows of its slices, and what went wrong.
-
-    Attributes:
-        parts: rows of each slice.
-        left: slices that are not finished.
-        seconds: computing time, summed over the threads.
-        done: set when no slice is left.
-        error: of the last slice that failed.
-    """
+class _Run(Submission):
+    """Rows of each slice, slices that are not finished, computing time of all threads, and the last error."""
 
     parts: list[NDArray[np.float32] | None]
     left: int
@@ -104,18 +94,8 @@ class _Run(Submission[NDArray[np.uint8]]):
     error: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Slice:
-    """Pictures `begin` to `end` of a run; their rows are its part `index`."""
-
-    run: _Run
-    index: int
-    begin: int
-    end: int
-
-
-class OnnxRuntimeEngine(QueuedEngine[NDArray[np.uint8], _Run]):
-    """An `edge_agent.engine.base.Engine` on the CPU.
+class OnnxRuntimeEngine(Engine):
+    """Runs a prepared graph on the CPU.
 
     `run_seconds` is the mean over the threads: at full load it grows by one second per second.
 
@@ -141,7 +121,7 @@ class OnnxRuntimeEngine(QueuedEngine[NDArray[np.uint8], _Run]):
         self._options: onnxruntime.RunOptions | None = None
         self._input = ""
         self._pool: list[threading.Thread] = []
-        self._waiting: queue.SimpleQueue[_Slice | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[_Run, int, int, int] | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
 
     @property
@@ -150,18 +130,12 @@ class OnnxRuntimeEngine(QueuedEngine[NDArray[np.uint8], _Run]):
         return self._prepared.info(backend="onnxruntime", device="cpu", max_batch=self._max_batch)
 
     def bare(self) -> Callable[[NDArray[np.uint8]], object]:
-        """Return `session.run` of the same graph in a session with default options, to compare speed with.
-
-        Only the number of threads and the log level are set.
-        """
+        """Return `session.run` of the same graph to compare speed with, with default options."""
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.intra_op_num_threads = self._threads
-        session = onnxruntime.InferenceSession(
-            self._prepared.onnx, options, providers=["CPUExecutionProvider"]
-        )
+        options = _session_options(self._threads)
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(self._prepared.onnx, options, providers=providers)
         name = session.get_inputs()[0].name
         return lambda batch: session.run(None, {name: batch})
 
@@ -194,14 +168,11 @@ class OnnxRuntimeEngine(QueuedEngine[NDArray[np.uint8], _Run]):
         self._session = None
         self._clear()
 
-    def _pixels(self, slot: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return slot
-
     def _start(self, slot: NDArray[np.uint8], count: int) -> _Run:
         bounds = _slices(count, self._workers) if self._sliced else [(0, count)]
         run = _Run(slot, count, [None] * len(bounds), len(bounds))
         for index, (begin, end) in enumerate(bounds):
-            self._waiting.put(_Slice(run, index, begin, end))
+            self._waiting.put((run, index, begin, end))
         return run
 
     def _wait(self, run: _Run) -> None:
@@ -217,9 +188,9 @@ class OnnxRuntimeEngine(QueuedEngine[NDArray[np.uint8], _Run]):
     def _work(self) -> None:
         """Compute slices in order until None is queued."""
         while (task := self._waiting.get()) is not None:
-            run, start = task.run, time.perf_counter()
+            (run, index, begin, end), start = task, time.perf_counter()
             try:
-                run.parts[task.index] = self._compute(run.slot[task.begin : task.end])
+                run.parts[index] = self._compute(run.slot[begin:end])
             except Exception as problem:  # noqa: BLE001 - raised by `collect`
                 run.error = problem
             with self._counting:

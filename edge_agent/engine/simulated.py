@@ -22,9 +22,20 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.manifest import read_json
 from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.base import DEPTH, QueuedEngine, Submission
+from edge_agent.engine.base import DEPTH, Engine, Submission
 from edge_agent.engine.graph.prepared import PROFILES, embedding_space
 
+_SIZE = (256, 128)
+_DIMENSION = 256
+"""Of ReIdentificationNet, which the published latencies belong to."""
+_STEP = 16
+"""Pixels between two points of the grid: 16 x 8 points."""
+_RECIPE = f"grid {_STEP}, projection 20240607, {_DIMENSION} numbers"
+"""How rows are made; part of the embedding space."""
+_PRECISIONS = ("fp32", "fp16", "int8")
+
+PROFILE = PROFILES["tao"]
+"""How crops are resized for this engine."""
 PUBLISHED_SOURCE = (
     "Published rows: NVIDIA's model card of ReIdentificationNet (ResNet50, 256 x 128), by trtexec, "
     "the network alone."
@@ -52,20 +63,15 @@ PUBLISHED = tuple(
     for batch, latency, rate in rows
 )
 
-_PRECISIONS = ("fp32", "fp16", "int8")
-
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """Latency of a batch by its size.
+    """Latency in `seconds` of batches of known sizes, ascending; `name` is the TABLE in `simulated:TABLE`.
 
-    Attributes:
-        name: the TABLE in `simulated:TABLE`.
-        device: that was measured.
-        precision: `fp32`, `fp16` or `int8`.
-        source: where the times come from.
-        batches: known sizes, ascending.
-        seconds: latency of each.
+    A what-if file has it for a device or precision without published figures::
+
+        {"device": "Jetson AGX Orin", "precision": "int8", "source": "guess: 1.6 x FP16",
+         "latency_ms": {"1": 0.7, "16": 4.0, "64": 14.4}}
     """
 
     name: str
@@ -92,14 +98,10 @@ class LatencyTable:
 def _published(name: str, device: str, precision: str) -> LatencyTable:
     """Make a table from the published rates, which have more digits than the published latencies."""
     rows = [row for row in PUBLISHED if row.device == device]
-    return LatencyTable(
-        name,
-        device,
-        precision,
-        f"{PUBLISHED_SOURCE} {rows[0].precision}",
-        tuple(row.batch for row in rows),
-        tuple(row.batch / row.images_per_second for row in rows),
-    )
+    source = f"{PUBLISHED_SOURCE} {rows[0].precision}"
+    batches = tuple(row.batch for row in rows)
+    seconds = tuple(row.batch / row.images_per_second for row in rows)
+    return LatencyTable(name, device, precision, source, batches, seconds)
 
 
 TABLES = {
@@ -113,12 +115,7 @@ TABLES = {
 
 
 def latency_table(wanted: str) -> LatencyTable:
-    """Return a published table by name, or read a what-if file by path.
-
-    Raises:
-        ConfigError: there is neither.
-        InputError: the file is not a table.
-    """
+    """Return a published table by name, or read a what-if file; ConfigError or InputError for others."""
     if wanted in TABLES:
         return TABLES[wanted]
     path = Path(wanted)
@@ -127,10 +124,6 @@ def latency_table(wanted: str) -> LatencyTable:
             f"no latency table {wanted!r}: choose {', '.join(TABLES)}, or name a JSON file such as"
             ' {"device": "...", "precision": "int8", "source": "...", "latency_ms": {"1": 0.7, "64": 14.4}}'
         )
-    return _read(path)
-
-
-def _read(path: Path) -> LatencyTable:
     found = read_json(path)
     missing = {"device", "precision", "source", "latency_ms"} - found.keys()
     if missing:
@@ -149,45 +142,17 @@ def _read(path: Path) -> LatencyTable:
     )
 
 
-_SIZE = (256, 128)
-_DIMENSION = 256
-"""Of ReIdentificationNet, which the published latencies belong to."""
-
-_STEP = 16
-"""Pixels between two points of the grid: 16 x 8 points."""
-
-_RECIPE = f"grid {_STEP}, projection 20240607, {_DIMENSION} numbers"
-"""How rows are made; part of the embedding space."""
-
-
-PROFILE = PROFILES["tao"]
-"""How crops are resized for this engine."""
-
-
 @dataclass(slots=True)
-class _Run(Submission[NDArray[np.uint8]]):
-    """A submission.
-
-    Attributes:
-        seconds: that the device takes.
-        done_at: when the device is done, monotonic seconds.
-    """
+class _Run(Submission):
+    """The seconds that the device takes, and when it is done (monotonic)."""
 
     seconds: float
     done_at: float
     rows: NDArray[np.float32] | None = None
 
 
-class SimulatedEngine(QueuedEngine[NDArray[np.uint8], _Run]):
-    """An `edge_agent.engine.base.Engine`; it never fails.
-
-    Args:
-        table: latencies by batch size.
-        max_batch: crops per buffer.
-
-    Attributes:
-        table: latencies by batch size.
-    """
+class SimulatedEngine(Engine):
+    """Takes the latencies of `table`; never fails."""
 
     def __init__(self, table: LatencyTable, *, max_batch: int) -> None:
         super().__init__(name=table.name, input_size=_SIZE, unit_length=True, max_batch=max_batch)
@@ -220,9 +185,6 @@ class SimulatedEngine(QueuedEngine[NDArray[np.uint8], _Run]):
 
     def __exit__(self, *_exception: object) -> None:
         self._clear()
-
-    def _pixels(self, slot: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return slot
 
     def _start(self, slot: NDArray[np.uint8], count: int) -> _Run:
         seconds = self.table.of(count)

@@ -33,11 +33,7 @@ _QUARANTINED = 4
 
 
 class EnginesFolder:
-    """The folder of plans and calibrations; the constructor does not touch the disk.
-
-    Args:
-        path: made with mode 0700 when the first file is written.
-    """
+    """The folder of plans and calibrations, made with mode 0700 when the first file is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -56,8 +52,7 @@ class EnginesFolder:
     def building(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold the lock for builds: concurrent builds would disturb each other's kernel timings.
 
-        Args:
-            on_wait: called once before waiting for another build.
+        `on_wait` is called once before waiting for another build.
         """
         with self._lock(".build.lock").held(on_wait):
             yield

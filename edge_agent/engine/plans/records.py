@@ -27,13 +27,8 @@ changed files."""
 class Machine:
     """What a plan runs on. A plan does not run, or is not tuned, on a machine that differs.
 
-    Attributes:
-        tensorrt: full version.
-        driver: CUDA version of the driver, e.g. `12.6`.
-        gpu: name that CUDA reports.
-        compute_capability: e.g. `8.7`.
-        multiprocessors: number of active ones; power modes of a Jetson can switch some off.
-        memory_gib: memory class, from `memory_class_gib`.
+    `driver` is its CUDA version, e.g. `12.6`; `compute_capability` e.g. `8.7`; power modes of a Jetson can
+    switch `multiprocessors` off; `memory_gib` is from `memory_class_gib`.
     """
 
     tensorrt: str
@@ -58,8 +53,7 @@ class Recipe:
     """What a plan is made from, apart from the machine.
 
     Attributes:
-        graph_sha256: SHA-256 of the prepared ONNX.
-        precision: `fp32`, `fp16` or `int8`.
+        graph_sha256: of the prepared ONNX.
         profiles: batch of each optimisation profile.
         scales: digest of the INT8 ranges, or of the pictures that TensorRT finds them with; None where the
             graph contains the ranges or needs none.
@@ -103,13 +97,22 @@ class StoredPlan:
 
     Attributes:
         key: of its order.
+        batches: largest batch of each optimisation profile, ascending, e.g. `(1, 16, 64)`.
+        precision: `fp32`, `fp16` or `int8`.
         data: what TensorRT serialised.
         facts: recorded when it was built.
     """
 
     key: str
+    batches: tuple[int, ...]
+    precision: str
     data: bytes
     facts: Mapping[str, Any]
+
+    @staticmethod
+    def of(order: Order, data: bytes, facts: Mapping[str, Any]) -> StoredPlan:
+        """Make the plan of an order."""
+        return StoredPlan(order.key, order.recipe.profiles, order.recipe.precision, data, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +120,11 @@ class PlanEntry:
     """A plan in the store, for reports.
 
     Attributes:
-        key: file name without suffix.
         bytes: size of the plan; None when the file is missing.
         created: build time, UTC; None where the manifest cannot be read.
         used: time of the last build or load, seconds since the epoch.
-        model: name of the network.
-        precision: `fp32`, `fp16` or `int8`.
         profiles: batch of each optimisation profile.
         machine: facts of the `Machine` that it was built for.
-        role: `current` or `previous` when the active engine or the one before it uses this plan.
-        verdict: whether it may be loaded.
         problem: why it may not be loaded, or "".
     """
 
@@ -166,10 +164,7 @@ def memory_class_gib(total_bytes: int) -> int:
 
 
 def this_host(root: Path = Path("/")) -> str | None:
-    """Return 16 hex digits that identify this device; None without a serial number and a machine id.
-
-    A digest of the serial number, else of the machine id, since people send these files around.
-    """
+    """Return a digest of the serial number, else of the machine id: 16 hex digits; None without both."""
     for name in ("proc/device-tree/serial-number", "etc/machine-id"):
         with contextlib.suppress(OSError):
             if text := (root / name).read_bytes().strip(b"\0 \n"):

@@ -1,7 +1,7 @@
 """The store of TensorRT plans: finds only plans that are whole and were built on this device.
 
 `<key>.json` next to `<key>.plan` is its manifest, with the order in plain text and the digest of the plan.
-Damaged and foreign plans go to the quarantine (`plans.folder`) and are built again. Nothing here needs a
+Damaged and foreign plans go to the quarantine (`plans.active`) and are built again. Nothing here needs a
 GPU. Several processes may use one folder.
 """
 
@@ -35,15 +35,9 @@ _KEY = re.compile("[0-9a-f]{64}")
 
 
 class PlanStore:
-    """Plans in a folder; the constructor does not touch the disk.
+    """Plans in a folder of the device `host`, by default `this_host()`; making it does not touch the disk.
 
-    Args:
-        folder: made with mode 0700 when the first plan is written.
-        host: identifies the device, see `this_host`.
-
-    Attributes:
-        folder: the folder.
-        building: see `EnginesFolder.building`.
+    The folder is made with mode 0700 when the first plan is written. `building` is `EnginesFolder.building`.
     """
 
     def __init__(self, folder: Path, *, host: str | None = None) -> None:
@@ -54,12 +48,9 @@ class PlanStore:
         self.building = self._own.building
 
     def find(self, order: Order) -> StoredPlan | None:
-        """Return the plan for an order, or None where there is no usable one.
+        """Return the plan for an order, or None where there is no usable one; StorageError for the folder.
 
         A damaged or foreign plan goes to the quarantine.
-
-        Raises:
-            StorageError: the folder cannot be used.
         """
         key = order.key
         if not self._manifest(key).exists():
@@ -75,19 +66,13 @@ class PlanStore:
                 self._quarantine(key, why)
                 return None
             os.utime(self._manifest(key))  # time of the last use, for `prune`
-        return StoredPlan(key, data, manifest.data["facts"])
+        return StoredPlan.of(order, data, manifest.data["facts"])
 
     def put(self, order: Order, data: bytes, facts: Mapping[str, Any]) -> StoredPlan:
-        """Store a new plan; replaces a plan with the same key.
-
-        Args:
-            order: what it was built from.
-            data: what TensorRT serialised.
-            facts: about the build, JSON values: `model`, seconds, power mode.
+        """Store a new plan; replaces a plan with the same key. `facts`: JSON values, with `model`.
 
         Raises:
-            DiskFull: no space is left.
-            StorageError: the folder cannot be written.
+            DiskFull, StorageError: no space is left, or the folder cannot be written.
         """
         key = order.key
         record = FileRecord(hashlib.sha256(data).hexdigest(), len(data))
@@ -104,7 +89,7 @@ class PlanStore:
             write_atomic(self._plan(key), data, mode=0o600)
             manifest = Manifest(_KIND, _VERSION, {f"{key}.plan": record}, noted)
             manifest.write(self._manifest(key))
-        return StoredPlan(key, data, noted["facts"])
+        return StoredPlan.of(order, data, noted["facts"])
 
     def quarantine(self, key: str, why: str) -> None:
         """Move a plan and its manifest to the quarantine; StorageError where the folder cannot be written."""
@@ -148,11 +133,8 @@ class PlanStore:
     def prune(self, *, unused_s: float = 0.0) -> Pruned:
         """Remove plans that are not needed, the quarantine, and files of interrupted writes.
 
-        Plans of the active engine and of the one before it stay, also those for another TensorRT or driver,
-        which may come back.
-
-        Args:
-            unused_s: plans that were built or loaded within the last `unused_s` seconds stay.
+        Plans of the last `unused_s` seconds (built or loaded) stay, and those of the active engine and
+        of the one before it, also for another TensorRT or driver, which may come back.
 
         Raises:
             InputError: `active.json` is damaged. Nothing is removed, since it is unknown what is in use.
@@ -218,7 +200,9 @@ class PlanStore:
     ) -> tuple[Manifest | None, Verdict, str]:
         try:
             manifest = self._read_manifest(key)
-            _check_plan(self._plan(key), manifest.files[f"{key}.plan"], digests=digests)
+            _check_plan(plan := self._plan(key))
+            if digests:
+                _check_digest(plan, sha256_file(plan), manifest.files[plan.name])
         except InputError as problem:
             return None, "damaged", str(problem)
         if why := self._foreign(manifest):
@@ -259,28 +243,20 @@ def _stale(manifest: Manifest, machine: Machine) -> str:
 
 def _read_plan(path: Path, record: FileRecord) -> bytes:
     """Return the bytes of a plan; InputError where they are not those that the manifest describes."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as problem:
-        raise _missing(path) from problem
-    if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise _differs(path)
+    _check_plan(path)
+    data = path.read_bytes()
+    _check_digest(path, hashlib.sha256(data).hexdigest(), record)
     return data
 
 
-def _check_plan(path: Path, record: FileRecord, *, digests: bool) -> None:
+def _check_plan(path: Path) -> None:
     if not path.is_file():
-        raise _missing(path)
-    if digests and sha256_file(path) != record.sha256:
-        raise _differs(path)
+        raise InputError(f"{path} is missing, though its manifest exists")
 
 
-def _missing(path: Path) -> InputError:
-    return InputError(f"{path} is missing, though its manifest exists")
-
-
-def _differs(path: Path) -> InputError:
-    return InputError(f"{path} is not the plan that was written: its sha256 differs from the manifest's")
+def _check_digest(path: Path, found: str, record: FileRecord) -> None:
+    if found != record.sha256:
+        raise InputError(f"{path} is not the plan that was written: its sha256 differs from the manifest's")
 
 
 def _remove(path: Path) -> int:

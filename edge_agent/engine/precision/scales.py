@@ -44,17 +44,13 @@ _LARGEST = 3.4028234663852886e38
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Ranges of a network's tensors.
+    """Ranges of a network's tensors; ModelError where there are none, or one has no scale in float32.
 
     Attributes:
         amax: largest absolute value by tensor name, sorted by name. Nodes that read a tensor without a range
             stay in higher precision.
         method: how they were found: `entropy`, `minmax` or `percentile`.
         model_sha256: SHA-256 of the prepared graph (`PreparedGraph.onnx`) whose tensors these are.
-
-    Raises:
-        ModelError: there is no range, or one that is not finite, not above zero, or has a scale beyond
-            float32.
     """
 
     amax: Mapping[str, float]
@@ -102,18 +98,10 @@ class Scales:
         return found
 
     def cache(self, trt_version: int, algorithm: Algorithm) -> bytes:
-        """Return the ranges as TensorRT's calibration cache.
+        """Return the ranges as TensorRT's calibration cache; ModelError where a name has a line break.
 
         TensorRT refuses a cache whose header names another version or algorithm, so it is rendered for the
-        running version and never stored.
-
-        Args:
-            trt_version: TensorRT's own number: major * 1000 + minor * 100 + patch up to version 8, major *
-                10000 + minor * 100 + patch from 10 on (8602, 100300; NvInferRuntimeBase.h).
-            algorithm: of the calibrator that will read it.
-
-        Raises:
-            ModelError: a tensor's name has a line break, which the format does not allow.
+        running version (a number such as 8602 or 100300, see `calibrator.header_number`) and never stored.
         """
         lines = [f"TRT-{trt_version}-{algorithm}"]
         for name, amax in self.amax.items():
@@ -135,13 +123,7 @@ def _check(name: str, value: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Content of a calibration cache.
-
-    Attributes:
-        trt_version: number in its header.
-        algorithm: calibrator that wrote it.
-        amax: 127 times the scale of each line, by tensor name.
-    """
+    """Version and algorithm in the header of a calibration cache, and 127 times each scale by tensor name."""
 
     trt_version: int
     algorithm: Algorithm
@@ -149,11 +131,7 @@ class Cache:
 
 
 def read_cache(data: bytes) -> Cache:
-    """Read a calibration cache in TensorRT's text format.
-
-    Raises:
-        InputError: it is no such cache, or has a damaged line (with its number).
-    """
+    """Read a calibration cache; InputError where it is none, or has a damaged line (with its number)."""
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as problem:

@@ -32,11 +32,7 @@ _FIRST_DLA_OF_11 = (11, 4, 1)
 
 
 def require_bindings() -> None:
-    """Import TensorRT's Python module; later imports of it then succeed.
-
-    Raises:
-        EngineError: it is not installed or cannot be loaded; the message explains the fix.
-    """
+    """Import TensorRT's Python module; EngineError where it is not installed or cannot be loaded."""
     try:
         import tensorrt  # noqa: F401
     except ImportError as problem:
@@ -69,14 +65,8 @@ class Log:
     """The last errors and warnings that TensorRT logged.
 
     TensorRT has one logger per process: it uses the first one and warns of others, so a builder that is made
-    while an engine is open logs to the engine's logger. Hence there is one logger, and every `Log` gets all
+    while an engine is open logs to the engine's logger. Hence there is one `logger`, and every `Log` gets all
     lines.
-
-    Attributes:
-        logger: the `ILogger` of the process.
-
-    Raises:
-        EngineError: as in `require_bindings`.
     """
 
     def __init__(self) -> None:
@@ -135,13 +125,8 @@ def _the_logger() -> trt.ILogger:
 def checked(result: _T | None, what: str, log: Log) -> _T:
     """Return the result of a call that returns None or False on failure.
 
-    Args:
-        result: of the call.
-        what: completes "TensorRT could not <what>".
-        log: where TensorRT logged the reason.
-
     Raises:
-        EngineError: the call failed; contains the lines that TensorRT logged.
+        EngineError: "TensorRT could not <what>", with the lines that TensorRT logged.
     """
     if result is None or result is False:
         raise EngineError(f"TensorRT could not {what}: {_reason(log)}")

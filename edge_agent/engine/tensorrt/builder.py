@@ -38,11 +38,7 @@ _SMALLEST_WORKSPACE = 16 * _MIB
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return MemAvailable of /proc/meminfo in bytes.
-
-    Raises:
-        EngineError: /proc/meminfo has no such value.
-    """
+    """Return MemAvailable of /proc/meminfo in bytes; EngineError where it has no such value."""
     path = root / "proc/meminfo"
     try:
         for line in path.read_text().splitlines():
@@ -57,13 +53,8 @@ def available_memory(root: Path = Path("/")) -> int:
 def workspace_for(graph_bytes: int, free: int, wanted_mb: int | None) -> int:
     """Return the bytes that TensorRT may use for tactics, at most what the rest of the build leaves free.
 
-    Args:
-        graph_bytes: size of the prepared ONNX.
-        free: bytes of free memory: of the system on a Jetson, else of the GPU.
-        wanted_mb: limit in MiB; None for half of what is free.
-
-    Raises:
-        EngineError: too little is free to begin.
+    `graph_bytes` is the size of the prepared ONNX; `wanted_mb` None means half of `free`, the bytes of free
+    memory. EngineError where too little is free to begin.
     """
     needed = _MEMORY_FLOOR + _MEMORY_PER_GRAPH_BYTE * graph_bytes
     spare = free - needed
@@ -93,10 +84,9 @@ def check_disk(folder: Path, graph_bytes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BuiltPlan:
-    """Result of a build.
+    """A serialised plan, and what came with it.
 
     Attributes:
-        data: the plan.
         timing: TensorRT's timing cache after the build; empty when there is none.
         scales: ranges that TensorRT found; None when it did not search for any.
         facts: about the build, JSON values: seconds, workspace, layers that do not run on the accelerator.
@@ -117,12 +107,8 @@ def build_plan(
 ) -> BuiltPlan:
     """Build a plan on the calling thread; takes minutes.
 
-    Args:
-        prepared: the network.
-        options: of the build.
-        timing: a timing cache of this TensorRT and GPU, which makes the build faster, or b"". One that does
-            not fit is not used.
-        progress: callback.
+    `timing` is a timing cache of this TensorRT and GPU, which makes the build faster, or b""; one that does
+    not fit is not used.
 
     Raises:
         EngineError: the plan cannot be built; contains what TensorRT logged.
@@ -155,16 +141,7 @@ def _build(
 
 
 class _Build:
-    """One build: call `configure`, then `run`, then read the results.
-
-    Args:
-        prepared: the network.
-        options: of the build.
-        stack: frees memory of the GPU at the end.
-
-    Attributes:
-        facts: about the build.
-    """
+    """One build: call `configure`, then `run`, then read the results. `stack` frees GPU memory at the end."""
 
     def __init__(self, prepared: PreparedGraph, options: BuildOptions, stack: ExitStack) -> None:
         self._release = bindings.version()
@@ -215,12 +192,7 @@ class _Build:
         return network
 
     def configure(self, workspace: int, timing: bytes) -> None:
-        """Set everything but the progress callback.
-
-        Args:
-            workspace: bytes.
-            timing: as in `build_plan`.
-        """
+        """Set everything but the progress callback; `workspace` in bytes."""
         import tensorrt as trt
 
         config = self._config
@@ -280,17 +252,14 @@ class _Build:
         """Build and return the plan; EngineError where TensorRT or the calibration failed."""
         what = f"build {self._prepared.name} in {self._options.precision.upper()}"
         _log.info("engine_build", model=self._prepared.name, precision=self._options.precision)
-        with watched(self._config, progress, self._failed) as watch:
+        with watched(self._config, progress, lambda: self._calibration_error() is not None) as watch:
             plan = self._builder.build_serialized_network(self._network, self._config)
-        if watch.error is not None:
-            raise watch.error
-        if self._ranges is not None and self._ranges.error is not None:
-            raise self._ranges.error
+        if (error := watch.error or self._calibration_error()) is not None:
+            raise error
         return bytes(bindings.checked(plan, what, self._log))
 
-    def _failed(self) -> bool:
-        """Return whether the calibration failed, so that the result will not be used."""
-        return self._ranges is not None and self._ranges.error is not None
+    def _calibration_error(self) -> BaseException | None:
+        return None if self._ranges is None else self._ranges.error
 
     def timing(self) -> bytes:
         """Return the timing cache after the build; empty when TensorRT has none."""

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,26 +24,21 @@ from edge_agent.engine.tensorrt.cuda import DeviceMemory
 
 _T = TypeVar("_T")
 
-_BASES: dict[Algorithm, str] = {
-    "EntropyCalibration2": "IInt8EntropyCalibrator2",
-    "MinMaxCalibration": "IInt8MinMaxCalibrator",
+_ALGORITHMS: dict[Algorithm, tuple[str, str]] = {
+    "EntropyCalibration2": ("IInt8EntropyCalibrator2", "entropy"),
+    "MinMaxCalibration": ("IInt8MinMaxCalibrator", "minmax"),
 }
-_METHODS: dict[Algorithm, Literal["entropy", "minmax"]] = {
-    "EntropyCalibration2": "entropy",
-    "MinMaxCalibration": "minmax",
-}
+"""TensorRT's class and the method of its ranges, see `Scales.method`."""
 _WIDE_NUMBERS = 10
 """From this major version on, a version is written as major * 10000 (NvInferRuntimeBase.h)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Pictures to find ranges with.
+    """Pictures to find ranges with, e.g. a sample of Market-1501.
 
-    Attributes:
-        count: number of pictures.
-        digest: identifies the set, e.g. the digest of a sample's manifest.
-        open: returns the pictures once, each `(H, W, 3)` uint8 BGR of the network's input size.
+    `digest` identifies the set; `open` returns `count` pictures, each `(H, W, 3)` uint8 BGR of the network's
+    input size.
     """
 
     count: int
@@ -53,12 +48,9 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How TensorRT finds ranges.
+    """How TensorRT finds ranges; pictures beyond the last full batch are not used.
 
-    Attributes:
-        pictures: to calibrate with. Those beyond the last full batch are not used.
-        algorithm: of the calibrator. The DLA accepts `EntropyCalibration2` only.
-        batch: pictures per batch.
+    The DLA accepts the algorithm `EntropyCalibration2` only.
     """
 
     pictures: Pictures
@@ -81,14 +73,10 @@ def header_number(release: tuple[int, ...]) -> int:
 class RangeSource:
     """The answers of a calibrator. A context manager, used on a thread with a CUDA context.
 
-    Args:
-        prepared: the network.
-        known: ranges, which TensorRT then reads instead of asking for pictures; or how to find them.
-        release: version of TensorRT.
+    `known` are ranges, which TensorRT then reads instead of asking for pictures, or how to find them.
 
     Attributes:
         batch: pictures per answer, also the batch of the calibration profile.
-        algorithm: of the calibrator.
         error: of the first answer that failed; `check` raises it.
 
     Raises:
@@ -138,11 +126,7 @@ class RangeSource:
             memory.free()
 
     def next_batch(self, names: Sequence[str]) -> list[int] | None:
-        """Return the address of the next batch for each of `names`; None after the last one.
-
-        Raises:
-            EngineError: TensorRT asks for other inputs than the network's, or the pictures end early.
-        """
+        """Return the address of the next batch for each of `names`; None after the last one."""
         if self.error is not None or self._memory is None or self._sent == self._batches:
             return None
         if len(names) != 1:  # TensorRT reads one address per name, unchecked
@@ -150,9 +134,8 @@ class RangeSource:
         for row in self._host:
             picture = next(self._pictures, None)
             if picture is None:
-                raise EngineError(
-                    f"the calibration pictures ended in batch {self._sent + 1} of {self._batches}"
-                )
+                at = f"batch {self._sent + 1} of {self._batches}"
+                raise EngineError(f"the calibration pictures ended in {at}")
             if picture.shape != self._shape or picture.dtype != np.uint8:
                 raise EngineError(
                     f"calibration picture: expected {self._shape} uint8, got {picture.shape} {picture.dtype}"
@@ -174,16 +157,14 @@ class RangeSource:
         """Store the ranges that TensorRT found; InputError or ModelError where they are not readable."""
         if self._calibration is None:
             return  # TensorRT returns the known ranges
-        found = {
-            name: amax for name, amax in read_cache(cache).amax.items() if math.isfinite(amax) and amax > 0
-        }
-        self._found = Scales(found, _METHODS[self.algorithm], self._graph_sha256)
+        amax = read_cache(cache).amax
+        found = {name: value for name, value in amax.items() if math.isfinite(value) and value > 0}
+        self._found = Scales(found, _ALGORITHMS[self.algorithm][1], self._graph_sha256)
 
     def check(self) -> Scales | None:
-        """Return the ranges that were found; None when they were known.
+        """Return the ranges that were found, None when they were known; or raise the error of an answer.
 
         Raises:
-            BaseException: the error of an answer.
             EngineError: TensorRT used another number of batches, or returned no ranges.
         """
         if self.error is not None:
@@ -200,15 +181,11 @@ class RangeSource:
 
 
 def make_calibrator(source: RangeSource) -> object:
-    """Return an `IInt8Calibrator`; the caller keeps a reference until the build has ended.
-
-    Raises:
-        EngineError: this TensorRT has no calibrators.
-    """
+    """Return an `IInt8Calibrator`, which the caller keeps during the build; EngineError where none exists."""
     bindings.require_bindings()
     import tensorrt as trt
 
-    name = _BASES[source.algorithm]
+    name = _ALGORITHMS[source.algorithm][0]
     base: Any = getattr(trt, name, None)
     if base is None:
         raise EngineError(

@@ -52,16 +52,13 @@ def probe() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """Properties of the GPU.
+    """Properties of the GPU; memory in bytes.
 
     Attributes:
-        name: as the driver reports it.
         compute_capability: e.g. `(8, 7)` for Orin.
         multiprocessors: number of active ones; a Jetson's power mode may change it.
         integrated: whether it shares the memory of the CPU, as a Jetson's does.
         maps_host_memory: whether it can access pinned memory of the host.
-        total_memory: bytes.
-        free_memory: bytes free at the time of the call.
         driver_version: newest CUDA that the driver supports, e.g. 12060 for 12.6.
     """
 
@@ -78,8 +75,7 @@ class Gpu:
 class Context:
     """The primary context of the first GPU, current on the thread that entered it until it leaves.
 
-    Raises:
-        EngineError: on entering, as in `probe`, or when the context cannot be made.
+    Entering raises EngineError as `probe` does, or when the context cannot be made.
     """
 
     def __init__(self) -> None:
@@ -143,14 +139,7 @@ class Context:
 
 
 class DeviceMemory:
-    """GPU memory for one tensor.
-
-    Args:
-        size: bytes.
-
-    Attributes:
-        pointer: address on the device, a multiple of `ALIGNMENT`.
-    """
+    """GPU memory of `size` bytes; `pointer` is its address on the device, a multiple of `ALIGNMENT`."""
 
     def __init__(self, size: int) -> None:
         from pycuda import driver
@@ -184,15 +173,9 @@ class DeviceMemory:
 
 
 class Buffer:
-    """A tensor of host and GPU: in shared memory without copies, or in two memories with copies.
+    """A tensor of host and GPU, rows first: `mapped` in shared memory, else in two memories with copies.
 
-    Args:
-        shape: of the tensor, rows first.
-        dtype: of the tensor.
-        mapped: whether the GPU uses the host's memory.
-
-    Attributes:
-        pointer: address for the GPU, a multiple of `ALIGNMENT`.
+    `pointer` is its address for the GPU, a multiple of `ALIGNMENT`.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool) -> None:
@@ -236,8 +219,7 @@ class Buffer:
     def free(self) -> None:
         """Free the memory, on the thread of the context.
 
-        Host memory that is still referenced by an array is freed with that array: reading freed memory would
-        end the process.
+        Host memory is freed with the last array that uses it: reading freed memory would end the process.
         """
         if self._device is not None:
             self._device.free()
@@ -258,11 +240,7 @@ def _aligned(pointer: int) -> int:
 
 
 class Graph:
-    """Captured work of a stream, launched as a whole.
-
-    Args:
-        handle: an executable graph of `cuda.bindings.driver`.
-    """
+    """Captured work of a stream, launched as a whole: an executable graph of `cuda.bindings.driver`."""
 
     def __init__(self, handle: Any) -> None:  # noqa: ANN401 - its type exists only with the package
         self._handle = handle
@@ -282,10 +260,6 @@ class Graph:
 
 def capture(work: Callable[[], None], stream: driver.Stream) -> Graph:
     """Capture what `work` puts on the stream. It must have run once before, outside of a capture.
-
-    Args:
-        work: enqueues work and returns; may raise.
-        stream: that `work` uses.
 
     Raises:
         EngineError: the package `cuda-bindings` is missing, or the work cannot be captured. The stream
@@ -310,11 +284,7 @@ def capture(work: Callable[[], None], stream: driver.Stream) -> Graph:
 
 
 def _succeed(result: tuple[Any, ...], what: str) -> Any:  # noqa: ANN401 - as the package returns it
-    """Return the value in a result of `cuda.bindings.driver`: a status, then an optional value.
-
-    Raises:
-        EngineError: the status is an error.
-    """
+    """Return the value of a `cuda.bindings.driver` result (status, value or nothing), or raise its error."""
     status, *value = result
     if int(status) != 0:
         raise EngineError(f"CUDA could not {what}: {status.name}")

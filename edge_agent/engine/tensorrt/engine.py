@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, EngineError
 from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.base import DEPTH, QueuedEngine, Submission
+from edge_agent.engine.base import DEPTH, Engine, Submission
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.tensorrt.session import Session, release_frames
 
@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Run(Submission[int]):
+class _Run(Submission):
     """A submission by the number of its slot: frames of an error must not hold CUDA's objects.
 
     `launched` is set once it is on the stream, or `error` has the reason why it is not.
@@ -42,17 +42,11 @@ class _Run(Submission[int]):
     error: Exception | None = None
 
 
-class TensorRTEngine(QueuedEngine[int, _Run]):
-    """An `edge_agent.engine.base.Engine` on the GPU.
+class TensorRTEngine(Engine):
+    """Runs the plan that `plans` supplies on entering, in batches of `max_batch` or the network's own.
 
     `run_seconds` is measured by the clock of the GPU, without copies. `info` states the precision of the
     graph and no device before the engine is entered.
-
-    Args:
-        prepared: the network.
-        plans: supplies its plan on entering.
-        settings: `zero_copy`, `cuda_graphs` and `dla_core`.
-        max_batch: pictures per buffer; a network with a fixed batch lowers it.
     """
 
     def __init__(

@@ -22,15 +22,7 @@ class UnusablePlanError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """Input and output of a plan.
-
-    Attributes:
-        pixels: name of the input.
-        rows: name of the output.
-        picture: shape of one picture.
-        row: shape of one row.
-        batches: smallest and largest batch of each profile.
-    """
+    """Names of input and output, shapes of a picture and a row, least and largest batch of each profile."""
 
     pixels: str
     rows: str
@@ -40,11 +32,7 @@ class Tensors:
 
 
 def read_tensors(engine: trt.ICudaEngine) -> Tensors:
-    """Return input and output of a loaded plan.
-
-    Raises:
-        UnusablePlanError: it does not have one `uint8` input and one `float32` output, batch axis first.
-    """
+    """Read a loaded plan; UnusablePlanError unless it has one `uint8` input and one `float32` output."""
     import tensorrt as trt
 
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -73,17 +61,8 @@ def _batches(engine: trt.ICudaEngine, name: str, batch: int) -> tuple[tuple[int,
 class Slot:
     """Tensors of one submission, and the events that mark its progress.
 
-    Args:
-        context: the CUDA context, current.
-        tensors: of the plan.
-        batch: pictures.
-        mapped: whether host and GPU share memory.
-
-    Attributes:
-        pixels: input.
-        rows: output.
-        started, ended: around the network, on the clock of the GPU.
-        done: after the rows are in host memory; for waiting.
+    `started` and `ended` are around the network, on the clock of the GPU; `done`, for waiting, comes when the
+    rows are in host memory. `mapped`: host and GPU share memory.
     """
 
     def __init__(self, context: cuda.Context, tensors: Tensors, batch: int, *, mapped: bool) -> None:
@@ -102,14 +81,7 @@ class Slot:
 class Profile:
     """An optimisation profile with an execution context of its own, so that no context is ever switched.
 
-    Args:
-        context: used by this profile only.
-        tensors: of the plan.
-        index: of the profile.
-        log: TensorRT's.
-
-    Attributes:
-        batch: largest batch.
+    `batch` is its largest batch.
     """
 
     def __init__(self, context: trt.IExecutionContext, tensors: Tensors, index: int, log: Log) -> None:
@@ -122,14 +94,7 @@ class Profile:
     def enqueue(self, count: int, pixels: int, rows: int, stream: driver.Stream) -> None:
         """Put one batch on the stream; one below the smallest batch is filled up.
 
-        Args:
-            count: pictures.
-            pixels: address of the input.
-            rows: address of the output.
-            stream: CUDA stream.
-
-        Raises:
-            EngineError: TensorRT refused.
+        `pixels` and `rows` are addresses. EngineError where TensorRT refuses.
         """
         names, size = self._tensors, max(count, self._least)
         if self._shaped != size:
@@ -155,13 +120,8 @@ class Profile:
 class Replay:
     """Runs single pictures by a captured graph, in memory of its own: a captured address cannot be changed.
 
-    Args:
-        profile: of batch 1; used for nothing else from then on.
-        slot: any slot, for the sizes.
-        stream: CUDA stream to capture.
-
-    Raises:
-        EngineError: the work cannot be captured.
+    `profile` is that of batch 1, used for nothing else from then on; any `slot` gives the sizes. EngineError
+    where the work cannot be captured.
     """
 
     def __init__(self, profile: Profile, slot: Slot, stream: driver.Stream) -> None:

@@ -15,16 +15,10 @@ _TICK_S = 5.0
 
 
 class Progress(Protocol):
-    """Callback for the progress of a build. An exception from it ends the build and leaves `build_plan`."""
+    """Callback for the progress of a build, called from several threads; its exception ends the build."""
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """Called from several threads.
-
-        Args:
-            phase: what TensorRT does.
-            done: steps; seconds where TensorRT does not count steps (before version 10).
-            total: number of steps; 0 when unknown.
-        """
+        """`done` of `total` steps of a phase; `total` 0: seconds (before TensorRT 10), or unknown."""
 
 
 def ignore_progress(phase: str, done: int, total: int) -> None:
@@ -32,15 +26,7 @@ def ignore_progress(phase: str, done: int, total: int) -> None:
 
 
 class Watch:
-    """Forwards progress and decides whether the build continues.
-
-    Args:
-        progress: callback.
-        failed: returns whether the build has become useless.
-
-    Attributes:
-        error: the first exception from the callback.
-    """
+    """Forwards progress; the build ends after the first `error` of the callback, or when `failed()`."""
 
     def __init__(self, progress: Progress, failed: Callable[[], bool]) -> None:
         self._progress = progress

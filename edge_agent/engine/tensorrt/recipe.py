@@ -30,7 +30,6 @@ class BuildOptions:
     """Options of a build.
 
     Attributes:
-        precision: of the plan.
         batches: largest batch of each optimisation profile, ascending.
         dla_core: build for this deep-learning accelerator, where TensorRT supports it; None: for the GPU.
         workspace_mb: memory limit for tactics, in MiB; None: half of what is free.
@@ -53,11 +52,8 @@ class BuildOptions:
 class BuildFlags:
     """What a version of TensorRT needs for a precision.
 
-    Attributes:
-        network: names in `NetworkDefinitionCreationFlag`.
-        builder: names in `BuilderFlag` to set.
-        cleared: names in `BuilderFlag` to clear.
-        calibrator: whether a calibrator gives the ranges.
+    Names in `NetworkDefinitionCreationFlag`, names in `BuilderFlag` to set and to clear, and whether a
+    calibrator gives the ranges.
     """
 
     network: tuple[str, ...]
@@ -67,13 +63,7 @@ class BuildFlags:
 
 
 def choose_flags(major: int, options: BuildOptions, graph: str, *, dla: bool = False) -> BuildFlags:
-    """Return TensorRT's flags for a build.
-
-    Args:
-        major: TensorRT's major version, at least 8.
-        options: of the build.
-        graph: precision of the prepared graph, see `PreparedGraph.precision`.
-        dla: whether the plan is for an accelerator.
+    """Return the flags for a build with TensorRT `major`, from a graph in the precision `graph`.
 
     Raises:
         EngineError: this combination cannot be built; the message names one that can.
@@ -139,11 +129,7 @@ def _check_dla(options: BuildOptions, graph: str, *, typed: bool) -> None:
 
 
 def this_machine() -> Machine:
-    """Return what plans that are built on this device run on.
-
-    Raises:
-        EngineError: TensorRT, CUDA or a GPU is missing.
-    """
+    """Return what plans of this device run on; EngineError where TensorRT, CUDA or a GPU is missing."""
     bindings.require_bindings()
     import tensorrt as trt
 

@@ -27,19 +27,14 @@ if TYPE_CHECKING:
     from pycuda import driver
 
     from edge_agent.core.config import EngineSettings
-    from edge_agent.engine.tensorrt.supply import Plan, PlanBuilder
+    from edge_agent.engine.plans.records import StoredPlan
+    from edge_agent.engine.tensorrt.supply import PlanBuilder
 
 _log = structlog.get_logger(__name__)
 
 
 class Session:
     """Context, plan, buffers and stream: made, used and freed on one thread. A context manager.
-
-    Args:
-        prepared: the network.
-        plans: supplies its plan.
-        settings: `zero_copy`, `cuda_graphs` and `dla_core`.
-        max_batch: pictures per buffer.
 
     Attributes:
         context: the CUDA context.
@@ -69,10 +64,8 @@ class Session:
         self._log = Log()
         with contextlib.ExitStack() as closing:
             closing.enter_context(self.context)
-            closing.callback(self._free_memory)
-            closing.callback(self._free_tensorrt)
-            closing.callback(self._free_replay)
-            closing.callback(self._finish)
+            for step in (self._free_memory, self._free_tensorrt, self._free_replay, self._finish):
+                closing.callback(step)  # called in reverse order
             try:
                 self._open()
             except BaseException as problem:
@@ -87,8 +80,7 @@ class Session:
     def launch(self, slot: Slot, count: int) -> None:
         """Put the first `count` pictures of a slot on the stream; `slot.done` is recorded after its rows.
 
-        Raises:
-            EngineError: TensorRT or CUDA refused. No work of this batch is on the stream any more.
+        After an error, no work of this batch is on the stream.
         """
         stream = self._stream
         assert stream is not None  # the thread ends with the session
@@ -119,15 +111,8 @@ class Session:
         self._stream.synchronize()
         if self._settings.cuda_graphs == "auto" and core is None and self._profiles[0].batch == 1:
             self._capture()
-        _log.info(
-            "tensorrt_started",
-            plan=plan.key,
-            device=self.device,
-            precision=plan.precision,
-            batches=plan.batches,
-            zero_copy=mapped,
-            cuda_graph=self._replay is not None,
-        )
+        facts = {"plan": plan.key, "precision": plan.precision, "batches": plan.batches, "zero_copy": mapped}
+        _log.info("tensorrt_started", device=self.device, cuda_graph=self._replay is not None, **facts)
 
     def _choose_dla(self, runtime: trt.Runtime) -> int | None:
         """Return the accelerator to run on; None for the GPU. Must be set before a plan is loaded."""
@@ -146,11 +131,7 @@ class Session:
         return None
 
     def _choose_mapped(self, gpu: cuda.Gpu) -> bool:
-        """Return whether host and GPU share memory for pictures and rows.
-
-        Raises:
-            EngineError: the settings demand it and the GPU does not support it.
-        """
+        """Return whether host and GPU share memory for pictures and rows."""
         zero_copy = self._settings.zero_copy
         if zero_copy == "auto":
             return gpu.integrated and gpu.maps_host_memory
@@ -158,13 +139,8 @@ class Session:
             raise EngineError(f'{gpu.name} cannot work in host memory; set zero_copy to "auto" or "off"')
         return zero_copy == "on"
 
-    def _load(self) -> tuple[Plan, Tensors]:
-        """Deserialise the plan; if it cannot be used, once the one that replaces it.
-
-        Raises:
-            EngineError: neither can be used.
-            EdgeAgentError: there is no plan.
-        """
+    def _load(self) -> tuple[StoredPlan, Tensors]:
+        """Deserialise the plan; if it cannot be used, once the one that replaces it."""
         plan = self._plans.plan()
         try:
             return plan, self._deserialise(plan)
@@ -179,13 +155,12 @@ class Session:
                 f"plan {plan.key} of {self._prepared.name} cannot be used, though it was just made: {problem}"
             ) from None
 
-    def _deserialise(self, plan: Plan) -> Tensors:
+    def _deserialise(self, plan: StoredPlan) -> Tensors:
         """Load a plan and check its shapes; UnusablePlanError where it cannot be used."""
         assert self._runtime is not None  # made before a plan is loaded
         try:
-            engine = checked(
-                self._runtime.deserialize_cuda_engine(plan.data), f"load plan {plan.key}", self._log
-            )
+            loaded = self._runtime.deserialize_cuda_engine(plan.data)
+            engine = checked(loaded, f"load plan {plan.key}", self._log)
         except EngineError as problem:
             raise UnusablePlanError(str(problem)) from problem
         tensors = read_tensors(engine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -20,34 +19,10 @@ from edge_agent.engine.tensorrt.recipe import BuildOptions, order_for, this_mach
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A serialised engine that was built on this device.
-
-    Attributes:
-        data: what TensorRT deserialises.
-        batches: largest batch of each optimisation profile, ascending, e.g. `(1, 16, 64)`.
-        precision: `fp32`, `fp16` or `int8`.
-        key: its name in the store, for messages.
-        facts: recorded when it was built.
-    """
-
-    data: bytes
-    batches: tuple[int, ...]
-    precision: str
-    key: str
-    facts: Mapping[str, Any]
-
-
 class PlanBuilder:
     """Finds or builds the plan of a network. Used on the thread of the GPU, with its context current.
 
-    Args:
-        store: where plans are kept.
-        prepared: the network.
-        options: of the build.
-        progress: callback, see `build_plan`.
-        conditions: called after a build; returns facts of the device to record: power mode, clocks.
+    `conditions` is called after a build; it returns facts of the device to record: power mode, clocks.
 
     Attributes:
         scales: ranges that TensorRT found in a build of this object; None when it did not search for any.
@@ -74,7 +49,7 @@ class PlanBuilder:
         """Return the order of the plan on this machine; errors as in `this_machine` and `choose_flags`."""
         return order_for(self._prepared, self._options, this_machine())
 
-    def plan(self) -> Plan:
+    def plan(self) -> StoredPlan:
         """Return the stored plan, else build one, which takes minutes.
 
         Raises:
@@ -83,16 +58,10 @@ class PlanBuilder:
             StorageError: it cannot be stored.
         """
         order = self.order()
-        stored = self._store.find(order) or self._build(order)
-        recipe = order.recipe
-        return Plan(stored.data, recipe.profiles, recipe.precision, stored.key, stored.facts)
+        return self._store.find(order) or self._build(order)
 
-    def rejected(self, plan: Plan, why: str) -> Plan:
-        """Move an unusable plan to the quarantine and return a new one.
-
-        Raises:
-            EngineError: the plan was rebuilt already; or as in `plan`.
-        """
+    def rejected(self, plan: StoredPlan, why: str) -> StoredPlan:
+        """Move an unusable plan to the quarantine and return a new one; EngineError the second time."""
         self._store.quarantine(plan.key, why)
         if self._rebuilt:
             raise EngineError(
@@ -107,12 +76,8 @@ class PlanBuilder:
         with self._store.building(lambda: self._progress("waiting for another build", 0, 0)):
             if (found := self._store.find(order)) is not None:
                 return found  # another process built it meanwhile
-            built = build_plan(
-                self._prepared,
-                self._options,
-                timing=self._store.read_timing(order.machine),
-                progress=self._progress,
-            )
+            timing = self._store.read_timing(order.machine)
+            built = build_plan(self._prepared, self._options, timing=timing, progress=self._progress)
             self.scales = built.scales
             if built.timing:
                 self._store.write_timing(order.machine, built.timing)
