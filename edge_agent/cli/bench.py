@@ -110,7 +110,10 @@ def command(
     one_blas_thread()
     from edge_agent.core.manifest import write_atomic, write_json_atomic
 
-    _refuse_unused(context, pipeline=pipeline)
+    for name in () if pipeline else PIPELINE_ONLY:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name} needs --pipeline")
     if unknown := [name for name in precision or () if name not in PRECISIONS]:
         raise typer.BadParameter(f"{unknown[0]!r} is no precision; choose of {', '.join(PRECISIONS)}")
     require_folders(markdown, output, trace, profile)
@@ -129,14 +132,6 @@ def command(
     if markdown is not None:
         write_atomic(markdown, text.encode())
     print_result(result, text.rstrip("\n"), as_json=as_json)
-
-
-def _refuse_unused(context: typer.Context, *, pipeline: bool) -> None:
-    """Refuse options that have no effect."""
-    for name in () if pipeline else PIPELINE_ONLY:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"--{name} needs --pipeline")
 
 
 def _single_choice(settings: Settings, precisions: list[str] | None, batches: list[int] | None) -> Settings:

@@ -77,7 +77,7 @@ def command(
 
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """Give the named folder, else one that is removed at the end."""
+    """Yield the named folder, else one that is removed at the end."""
     from tempfile import TemporaryDirectory
 
     from edge_agent.core.loading import state_folder
@@ -90,7 +90,6 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _render(street: Street, folder: Path, console: Console) -> Scene:
-    """Write the street's videos."""
     from edge_agent.offline.demo.street import render
 
     cameras, people = len(street.cameras), len(street.people)
@@ -138,7 +137,6 @@ _ROWS = (
 
 
 def _print_result(result: dict[str, Any], console: Console) -> None:
-    """Print the table of the result."""
     from rich import box
     from rich.table import Table
 

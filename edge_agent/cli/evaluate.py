@@ -20,11 +20,8 @@ from edge_agent.cli.output import print_result
 from edge_agent.offline.dataset import JunkRule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edge_agent.offline.dataset import Crop, MarketDataset, Problem
+    from edge_agent.offline.dataset import MarketDataset
     from edge_agent.offline.evaluate import EmbeddedCrops, Evaluation
-    from edge_agent.offline.evaluate.embedding import CropEmbedder
     from edge_agent.offline.evaluate.network import Network
 
 _SAMPLES = 8
@@ -66,14 +63,16 @@ def command(
     from edge_agent.offline.evaluate.network import Network
 
     configure("warning")
-    _check_usage(dataset, model, preprocess, embeddings)
+    if embeddings is not None and (model is not None or preprocess is not None):
+        raise typer.BadParameter("--model and --preprocess have no effect with --embeddings")
     require_folders(report, output)
     opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
     if embeddings is not None:
         query, gallery, facts = _from_files(embeddings, opened)
-    else:
-        assert opened is not None  # checked by `_check_usage`
+    elif opened is not None:
         query, gallery, facts = _from_model(opened, Network(model, preprocess, backend, precision))
+    else:
+        raise typer.BadParameter("name a data set, or two files with --embeddings")
     evaluation = evaluate(
         query,
         gallery,
@@ -81,7 +80,8 @@ def command(
         reranking=ReRanking() if rerank else None,
         samples=_SAMPLES if report is not None else 0,
     )
-    document = {**evaluation.document(), **facts, "versions": _versions()}
+    about = None if opened is None else {"root": str(opened.root), "left_out": len(opened.problems)}
+    document = {**evaluation.document(), "dataset": about, **facts, "versions": _versions()}
     if output is not None:
         write_json_atomic(output, document)
     if report is not None:
@@ -89,15 +89,6 @@ def command(
 
         write_atomic(report, html_report(evaluation, document, title=_title(document)))
     print_result(document, lambda: _summary(evaluation, document), as_json=as_json)
-
-
-def _check_usage(
-    dataset: Path | None, model: Path | None, preprocess: str | None, embeddings: tuple[Path, Path] | None
-) -> None:
-    if dataset is None and embeddings is None:
-        raise typer.BadParameter("name a data set, or two files with --embeddings")
-    if embeddings is not None and (model is not None or preprocess is not None):
-        raise typer.BadParameter("--model and --preprocess have no effect with --embeddings")
 
 
 def _from_files(
@@ -113,12 +104,7 @@ def _from_files(
 
     query, gallery = (read_embeddings(path) for path in paths)
     require_one_space([query, gallery])
-    facts = {
-        "dataset": _dataset_facts(dataset),
-        "model": query.about or None,
-        "embeddings": [str(path) for path in paths],
-        "unreadable": [],
-    }
+    facts = {"model": query.about or None, "embeddings": [str(path) for path in paths], "unreadable": []}
     if dataset is None:
         return labelled_by_name(query, Split.QUERY), labelled_by_name(gallery, Split.GALLERY), facts
     return labelled_by_dataset(query, dataset.query), labelled_by_dataset(gallery, dataset.gallery), facts
@@ -127,35 +113,16 @@ def _from_files(
 def _from_model(
     dataset: MarketDataset, network: Network
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
-    with network.open() as (embedder, description):
-        query, query_problems = _embed(embedder, dataset.query, "queries")
-        gallery, gallery_problems = _embed(embedder, dataset.gallery, "gallery")
-    facts = {
-        "dataset": _dataset_facts(dataset),
-        "model": description,
-        "embeddings": None,
-        "unreadable": [
-            {"path": str(problem.path), "reason": problem.reason}
-            for problem in (*query_problems, *gallery_problems)
-        ],
-    }
-    return query, gallery, facts
-
-
-def _embed(
-    embedder: CropEmbedder, crops: Sequence[Crop], what: str
-) -> tuple[EmbeddedCrops, tuple[Problem, ...]]:
     from edge_agent.cli.embed import with_progress
     from edge_agent.offline.evaluate.embedding import labelled
 
-    done = with_progress(embedder, [crop.path for crop in crops], what)
-    return labelled(done, crops), done.problems
-
-
-def _dataset_facts(dataset: MarketDataset | None) -> dict[str, Any] | None:
-    if dataset is None:
-        return None
-    return {"root": str(dataset.root), "left_out": len(dataset.problems)}
+    with network.open() as (embedder, description):
+        sides = {"queries": dataset.query, "gallery": dataset.gallery}
+        done = [with_progress(embedder, [one.path for one in crops], name) for name, crops in sides.items()]
+    query, gallery = (labelled(side, crops) for side, crops in zip(done, sides.values(), strict=True))
+    problems = [problem for side in done for problem in side.problems]
+    unreadable = [{"path": str(problem.path), "reason": problem.reason} for problem in problems]
+    return query, gallery, {"model": description, "embeddings": None, "unreadable": unreadable}
 
 
 def _versions() -> dict[str, str]:
@@ -165,15 +132,11 @@ def _versions() -> dict[str, str]:
     import numpy as np
     import onnxruntime
 
-    from edge_agent import __version__
+    import edge_agent
 
-    return {
-        "edge-agent": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
+    modules = {"edge-agent": edge_agent, "numpy": np, "opencv": cv2, "onnxruntime": onnxruntime}
+    versions = {name: str(module.__version__) for name, module in modules.items()}
+    return {"python": platform.python_version(), **versions}
 
 
 def _title(document: dict[str, Any]) -> str:
@@ -186,9 +149,8 @@ def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
     """Return the figures as text."""
     from edge_agent.offline.evaluate import OperatingPoint
 
-    shares = "  ".join(
-        f"{key} {100 * document[key]:.1f} %" for key in ("rank1", "rank5", "rank10", "mAP", "mINP")
-    )
+    keys = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    shares = "  ".join(f"{key} {100 * document[key]:.1f} %" for key in keys)
     lines = [
         _title(document),
         f"  {document['queries_evaluated']} of {document['queries']} queries ranked against "

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -128,15 +129,9 @@ def _register(model: Path, preprocess: str, *, source: str, use: Path | None) ->
 
     _check(model, preprocess)
     record = FileRecord.of(model)
-    manifest = {
-        "kind": "model",
-        "version": 1,
-        "preprocess": preprocess,
-        "agent": __version__,
-        "files": {model.name: {"sha256": record.sha256, "bytes": record.bytes}},
-        "data": {"source": source},
-    }
-    write_json_atomic(model.with_suffix(".json"), manifest)
+    manifest = {"kind": "model", "version": 1, "preprocess": preprocess, "agent": __version__}
+    described = {"files": {model.name: asdict(record)}, "data": {"source": source}}
+    write_json_atomic(model.with_suffix(".json"), manifest | described)
     for path in (model, model.with_suffix(".json")):
         path.chmod(0o644)  # readable for the service, with any umask
     typer.echo(f"{model}: sha256 {record.sha256}, profile {preprocess}")
@@ -159,7 +154,7 @@ def name_in_settings(config: Path, model: Path) -> None:
     from edge_agent.core.loading import load
     from edge_agent.core.manifest import atomic_file
 
-    before = load(config)  # raises if it is not valid
+    before = load(config)
     text = _with_model(config.read_text(), model)
     with TemporaryDirectory() as folder:
         candidate = Path(folder) / config.name

@@ -72,7 +72,6 @@ def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[
 
 
 def _warn_of_unused(plan: Spec, console: Console) -> None:
-    """Warn of settings of TAO's other commands, which have no effect here."""
     if plan.encryption_key is not None:
         console.print("encryption_key has no effect: files are never encrypted here", style="yellow")
     given = [name for name in ("inference", "evaluate") if name in plan.model_fields_set]

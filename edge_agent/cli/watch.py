@@ -55,7 +55,7 @@ def command(
         MqttSettings(
             broker=broker,
             username=username,
-            password=_password(password_file),
+            password=password_file and _password(password_file),
             ca_file=ca_file,
             cert_file=cert_file,
             key_file=key_file,
@@ -72,9 +72,7 @@ def command(
             return
 
 
-def _password(path: Path | None) -> str | None:
-    if path is None:
-        return None
+def _password(path: Path) -> str:
     try:
         return path.read_text().rstrip("\r\n")
     except OSError as problem:
@@ -105,14 +103,15 @@ def _show(subscriber: Subscriber, settings: BrokerSettings, count: int | None) -
             live.update(view.render())
 
 
-@dataclass(slots=True)
-class DeviceView:
-    """The latest messages of one device."""
-
-    status: Any = None
-    info: Any = None
-    telemetry: Any = None
-    cameras: dict[str, Any] = field(default_factory=dict)
+_FIGURES = {
+    "hottest": ("hottest_c", " °C"),
+    "throttled": ("throttled", ""),
+    "power": ("power_total_w", " W"),
+    "crops/s": ("crops_per_s", ""),
+    "outbox": ("outbox_rows", ""),
+    "people": ("people_present", ""),
+}
+"""Column of the table of devices -> field of the telemetry, unit."""
 
 
 @dataclass(slots=True)
@@ -121,7 +120,8 @@ class View:
 
     broker: str
     connected: bool = True
-    devices: dict[str, DeviceView] = field(default_factory=dict)
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Device -> `status`, `info`, `telemetry` or `camera NAME` -> data of the latest message."""
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
     unread: int = 0
     """Messages that are not events, e.g. commands."""
@@ -135,16 +135,11 @@ class View:
         except InputError:
             self.unread += 1
             return
-        name = "/".join(topic.split("/")[2:4])
-        device = self.devices.setdefault(name, DeviceView())
-        if event.kind == "status":
-            device.status = event.data
-        elif event.kind == "info":
-            device.info = event.data
-        elif event.kind == "telemetry":
-            device.telemetry = event.data
+        latest = self.devices.setdefault("/".join(topic.split("/")[2:4]), {})
+        if event.kind in {"status", "info", "telemetry"}:
+            latest[event.kind] = event.data
         elif event.kind == "camera":
-            device.cameras[event.data.camera] = event.data
+            latest[f"camera {event.data.camera}"] = event.data
         else:
             self.recent.append(event)
 
@@ -158,42 +153,35 @@ class View:
         from rich.table import Table
 
         title = f"{self.broker}{'' if self.connected else '  (connection lost, trying again)'}"
-        columns = ("device", "state", "model", "hottest", "throttled", "power", "crops/s", "outbox", "people")
-        table = Table(*columns, title=title, expand=True)
-        for name, device in sorted(self.devices.items()):
-            status, now = device.status, device.telemetry
+        table = Table("device", "state", "model", *_FIGURES, title=title, expand=True)
+        for name, latest in sorted(self.devices.items()):
+            status, info, now = (latest.get(kind) for kind in ("status", "info", "telemetry"))
             state = "" if status is None else f"{status.state} {status.reason}".strip()
-            model = "" if device.info is None else f"{device.info.model.name} {device.info.model.precision}"
-            table.add_row(
-                _plain(name),
-                _plain(state),
-                _plain(model),
-                _number(now and now.hottest_c, "°C"),
-                "" if now is None or now.throttled is None else ("yes" if now.throttled else "no"),
-                _number(now and now.power_total_w, "W"),
-                _number(now and now.crops_per_s, ""),
-                "" if now is None or now.outbox_rows is None else str(now.outbox_rows),
-                "" if now is None or now.people_present is None else str(now.people_present),
-            )
+            model = "" if info is None else f"{info.model.name} {info.model.precision}"
+            figures = [_figure(getattr(now, key, None), unit) for key, unit in _FIGURES.values()]
+            table.add_row(*map(_plain, (name, state, model, *figures)))
         return table
 
     def _cameras(self) -> Table:
         from rich.table import Table
 
         table = Table("camera", "state", "reason", "frames/s", expand=True)
-        for name, device in sorted(self.devices.items()):
-            rates = device.telemetry.frames_per_s if device.telemetry else {}
-            for camera, status in sorted(device.cameras.items()):
-                rate = _number(rates.get(camera), "")
-                table.add_row(*map(_plain, (f"{name} {camera}", status.state, status.reason, rate)))
+        for name, latest in sorted(self.devices.items()):
+            rates = latest["telemetry"].frames_per_s if "telemetry" in latest else {}
+            for key, status in sorted(latest.items()):
+                if key.startswith("camera "):
+                    rate = _figure(rates.get(status.camera))
+                    cells = (f"{name} {status.camera}", status.state, status.reason, rate)
+                    table.add_row(*map(_plain, cells))
+                        *map(_plain, (f"{name} {status.camera}", status.state, status.reason, rate))
+                    )
         return table
 
     def _events(self) -> Table:
         from rich.table import Table
 
-        table = Table(
-            "time", "seq", "device", "event", "camera", "who", "score", "threshold", "why", expand=True
-        )
+        columns = ("time", "seq", "device", "event", "camera", "who", "score", "threshold", "why")
+        table = Table(*columns, expand=True)
         for event in self.recent:
             table.add_row(*map(_plain, _cells(event)))
         return table
@@ -204,14 +192,10 @@ def _cells(event: Event) -> tuple[str, ...]:
     from edge_agent.core.timing import rfc3339
 
     data = event.data
-    start = (
-        rfc3339(event.time)[11:23],
-        "" if event.seq is None else str(event.seq),
-        event.source.removeprefix("edge/v1/"),
-    )
+    start = (rfc3339(event.time)[11:23], _figure(event.seq), event.source.removeprefix("edge/v1/"))
     if event.kind == "identity":
         who = data.name or data.identity_id or "unknown"
-        scores = (_number(data.score, ""), _number(data.threshold, ""))
+        scores = (_figure(data.score), _figure(data.threshold))
         return (*start, data.kind, f"{data.camera} #{data.track_id}", who, *scores, data.reason or data.rule)
     if event.kind == "alert":
         return (*start, f"alert {data.kind}", "", "", "", "", data.message)
@@ -228,5 +212,7 @@ def _plain(text: str) -> str:
     return escape("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
-def _number(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:.3g}{' ' if unit else ''}{unit}"
+def _figure(value: float | None, unit: str = "") -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    return f"{value:.3g}{unit}" if isinstance(value, float) else str(value)
