@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,39 +13,37 @@ if TYPE_CHECKING:
     from edge_agent.core.config import Settings
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Settings file; /etc/edge-agent/config.toml if it exists.")
+    Path | None, Option("--config", help="Settings file; /etc/edge-agent/config.toml if it exists.")
 ]
-StateOption = Annotated[
-    Path | None, typer.Option("--state", help="State folder; the configured one by default.")
-]
+StateOption = Annotated[Path | None, Option("--state", help="State folder; the configured one by default.")]
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", metavar="ONNX", help="ReID network; the configured or shipped one by default."),
+    Option("--model", metavar="ONNX", help="ReID network; the configured or shipped one by default."),
 ]
 ShippedModelOption = Annotated[
-    Path | None, typer.Option("--model", metavar="ONNX", help="ReID network; the shipped one by default.")
+    Path | None, Option("--model", metavar="ONNX", help="ReID network; the shipped one by default.")
 ]
 PreprocessOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--preprocess",
         metavar="PROFILE",
         help="Preprocess profile: tao, imagenet, openvino-raw or swin; by default that of the model.",
     ),
 ]
-BackendOption = Annotated[str, typer.Option("--backend", help="Backend that runs the network.")]
+BackendOption = Annotated[str, Option("--backend", help="Backend that runs the network.")]
 PrecisionOption = Annotated[
     str,
-    typer.Option(
+    Option(
         "--precision",
         help="fp32, fp16, or int8 of the active calibration; auto: FP16 on TensorRT, else FP32.",
     ),
 ]
 ResultFileOption = Annotated[
-    Path | None, typer.Option("--output", metavar="FILE.json", help="Write what --json prints.")
+    Path | None, Option("--output", metavar="FILE.json", help="Write what --json prints.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+YesOption = Annotated[bool, Option("--yes", "-y", help="Do not ask.")]
 
 
 def overrides(

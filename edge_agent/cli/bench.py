@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from edge_agent.cli.arguments import (
     ConfigOption,
@@ -31,7 +32,7 @@ PIPELINE_ONLY = (
 
 BackendOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--backend",
         "--engine",
         help="auto, tensorrt, onnxruntime; --pipeline: also simulated:orin-fp16 or simulated:FILE.json.",
@@ -39,36 +40,32 @@ BackendOption = Annotated[
     ),
 ]
 PrecisionsOption = Annotated[
-    list[str] | None, typer.Option(help="fp32, fp16 or int8; may be repeated; by default all available.")
+    list[str] | None, Option(help="fp32, fp16 or int8; may be repeated; by default all available.")
 ]
 BatchesOption = Annotated[
-    list[int] | None,
-    typer.Option(min=1, max=1024, help="Batch size; may be repeated; by default 1, 16 and 64."),
+    list[int] | None, Option(min=1, max=1024, help="Batch size; may be repeated; by default 1, 16 and 64.")
 ]
-CamerasOption = Annotated[int, typer.Option(min=1, max=64, help="--pipeline: number of cameras.")]
-PeopleOption = Annotated[int, typer.Option(min=1, max=128, help="--pipeline: people in view of each camera.")]
+CamerasOption = Annotated[int, Option(min=1, max=64, help="--pipeline: number of cameras.")]
+PeopleOption = Annotated[int, Option(min=1, max=128, help="--pipeline: people in view of each camera.")]
 TallestOption = Annotated[
-    float,
-    typer.Option(min=0.05, max=1, help="--pipeline: tallest person, as a share of the frame's height."),
+    float, Option(min=0.05, max=1, help="--pipeline: tallest person, as a share of the frame's height.")
 ]
-IdentitiesOption = Annotated[int, typer.Option(min=0, help="--pipeline: people in the gallery.")]
-ExemplarsOption = Annotated[int, typer.Option(min=1, max=64, help="--pipeline: embeddings of each person.")]
+IdentitiesOption = Annotated[int, Option(min=0, help="--pipeline: people in the gallery.")]
+ExemplarsOption = Annotated[int, Option(min=1, max=64, help="--pipeline: embeddings of each person.")]
 LoadOption = Annotated[
-    float, typer.Option(min=0.01, help="--pipeline: offered crops, as a share of the engine's rate.")
+    float, Option(min=0.01, help="--pipeline: offered crops, as a share of the engine's rate.")
 ]
 FpsOption = Annotated[
-    float | None, typer.Option(min=0.1, help="--pipeline: frame rate of each camera, instead of --load.")
+    float | None, Option(min=0.1, help="--pipeline: frame rate of each camera, instead of --load.")
 ]
 BrokerOption = Annotated[
-    str | None, typer.Option(metavar="URL", help="--pipeline: use this broker; by default start one.")
+    str | None, Option(metavar="URL", help="--pipeline: use this broker; by default start one.")
 ]
 TraceOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.json", help="--pipeline: trace of the threads for Perfetto, and a picture."),
+    Option(metavar="FILE.json", help="--pipeline: trace of the threads for Perfetto, and a picture."),
 ]
-ProfileOption = Annotated[
-    Path | None, typer.Option(metavar="FILE.svg", help="--pipeline: flame graph, by py-spy.")
-]
+ProfileOption = Annotated[Path | None, Option(metavar="FILE.svg", help="--pipeline: flame graph, by py-spy.")]
 
 
 def command(
@@ -78,14 +75,12 @@ def command(
     backend: BackendOption = None,
     precision: PrecisionsOption = None,
     batch: BatchesOption = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each measurement.")] = 5.0,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE.md", help="Write the table as Markdown.")
-    ] = None,
+    seconds: Annotated[float, Option(min=0.1, help="Seconds of each measurement.")] = 5.0,
+    markdown: Annotated[Path | None, Option(metavar="FILE.md", help="Write the table as Markdown.")] = None,
     output: ResultFileOption = None,
     state: StateOption = None,
     pipeline: Annotated[
-        bool, typer.Option("--pipeline", help="Measure the whole agent, from frames in memory to the broker.")
+        bool, Option("--pipeline", help="Measure the whole agent, from frames in memory to the broker.")
     ] = False,
     cameras: CamerasOption = 8,
     people: PeopleOption = 8,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Option
 
 from edge_agent.cli.arguments import (
     ConfigOption,
@@ -30,45 +31,38 @@ if TYPE_CHECKING:
 
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "fp16", "int8"] | None,
-    typer.Option(help="auto: INT8 if it passes the gate, else FP16.", show_default="auto"),
+    Option(help="auto: INT8 if it passes the gate, else FP16.", show_default="auto"),
 ]
 BackendOption = Annotated[
     Literal["auto", "tensorrt", "onnxruntime"] | None,
-    typer.Option(help="auto: TensorRT where there is an NVIDIA GPU.", show_default="auto"),
+    Option(help="auto: TensorRT where there is an NVIDIA GPU.", show_default="auto"),
 ]
 OutputOption = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", help="Folder of calibrations and plans; by default `engines` in the state folder."
-    ),
+    Option(metavar="DIR", help="Folder of calibrations and plans; by default `engines` in the state folder."),
 ]
 TargetFmrOption = Annotated[
-    float | None,
-    typer.Option(help="False-match rate of the threshold; by default identify.target_fmr."),
+    float | None, Option(help="False-match rate of the threshold; by default identify.target_fmr.")
 ]
-MapLossOption = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Gate: largest loss of mAP, as a fraction.")
-]
+MapLossOption = Annotated[float, Option(min=0.0, max=1.0, help="Gate: largest loss of mAP, as a fraction.")]
 Rank1LossOption = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Gate: largest loss of rank-1, as a fraction.")
+    float, Option(min=0.0, max=1.0, help="Gate: largest loss of rank-1, as a fraction.")
 ]
-CosineOption = Annotated[float, typer.Option(min=-1.0, max=1.0, help="Gate: smallest median cosine to FP32.")]
+CosineOption = Annotated[float, Option(min=-1.0, max=1.0, help="Gate: smallest median cosine to FP32.")]
 SensitivityOption = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--sensitivity", help="Measure each block's effect; keep the worst in FP16 until the gate passes."
     ),
 ]
 SitePairsOption = Annotated[
-    bool,
-    typer.Option("--site-pairs", help="Let the site's scores in this agent's gallery raise the threshold."),
+    bool, Option("--site-pairs", help="Let the site's scores in this agent's gallery raise the threshold.")
 ]
 
 
 def command(
     dataset: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Market-1501 layout; without it: FP16 and no threshold."),
+        Path | None, Option(metavar="DIR", help="Market-1501 layout; without it: FP16 and no threshold.")
     ] = None,
     model: ModelOption = None,
     preprocess: PreprocessOption = None,
@@ -76,10 +70,10 @@ def command(
     precision: PrecisionOption = None,
     backend: BackendOption = None,
     method: Annotated[
-        Literal["percentile", "entropy", "minmax"], typer.Option(help="Method that finds activation ranges.")
+        Literal["percentile", "entropy", "minmax"], Option(help="Method that finds activation ranges.")
     ] = "percentile",
-    size: Annotated[int, typer.Option(min=1, help="Crops in the calibration sample.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
+    size: Annotated[int, Option(min=1, help="Crops in the calibration sample.")] = 512,
+    seed: Annotated[int, Option(help="Seed of that sample.")] = 0,
     target_fmr: TargetFmrOption = None,
     max_map_loss: MapLossOption = 0.005,
     max_rank1_loss: Rank1LossOption = 0.005,
@@ -87,10 +81,10 @@ def command(
     sensitivity: SensitivityOption = False,
     site_pairs: SitePairsOption = False,
     bench_seconds: Annotated[
-        float, typer.Option(min=0.0, help="Seconds of each figure of the speed table; 0: no table.")
+        float, Option(min=0.0, help="Seconds of each figure of the speed table; 0: no table.")
     ] = 1.0,
-    again: Annotated[bool, typer.Option("--again", help="Discard the results of earlier runs.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps without running them.")] = False,
+    again: Annotated[bool, Option("--again", help="Discard the results of earlier runs.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show the steps without running them.")] = False,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

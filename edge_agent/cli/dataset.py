@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from edge_agent.cli.arguments import JsonOption
 from edge_agent.cli.output import print_result, progress_bar
@@ -19,33 +19,27 @@ _SHOWN_PROBLEMS = 20
 
 def command(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Holds bounding_box_train, bounding_box_test and query."),
+        Path, Argument(metavar="DIR", help="Holds bounding_box_train, bounding_box_test and query.")
     ],
     *,
     as_json: JsonOption = False,
     contact_sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw a sample of each split.")
+        Path | None, Option(metavar="FILE.png", help="Draw a sample of each split.")
     ] = None,
     synthetic_list: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Rendered people and cameras: `0760`, `c14` or `760-907` per line.",
-        ),
+        Option(metavar="FILE", help="Rendered people and cameras: `0760`, `c14` or `760-907` per line."),
     ] = None,
-    check: Annotated[bool, typer.Option(help="Decode every picture.")] = True,
-    split: Annotated[list[Split] | None, typer.Option(help="Check only this split; may be repeated.")] = None,
+    check: Annotated[bool, Option(help="Decode every picture.")] = True,
+    split: Annotated[list[Split] | None, Option(help="Check only this split; may be repeated.")] = None,
     generate: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=2, help="First render a set of N people into DIR."),
+        int | None, Option(metavar="N", min=2, help="First render a set of N people into DIR.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --generate: random seed.")] = 0,
-    cameras: Annotated[int, typer.Option(min=2, help="With --generate: number of cameras.")] = 12,
-    per_identity: Annotated[int, typer.Option(min=4, help="With --generate: crops of each person.")] = 20,
+    seed: Annotated[int, Option(help="With --generate: random seed.")] = 0,
+    cameras: Annotated[int, Option(min=2, help="With --generate: number of cameras.")] = 12,
+    per_identity: Annotated[int, Option(min=4, help="With --generate: crops of each person.")] = 20,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --generate: processes; by default one per processor."),
+        int | None, Option(min=1, help="With --generate: processes; by default one per processor.")
     ] = None,
 ) -> None:
     """Count the pictures of a data set in Market-1501 layout, and list files that cannot be used."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from edge_agent.cli.arguments import JsonOption, PreprocessOption, overrides
 from edge_agent.cli.output import progress_bar
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 def command(
     video: Annotated[
         list[str] | None,
-        typer.Option(help="Video file or stream address; may be repeated. By default a street is rendered."),
+        Option(help="Video file or stream address; may be repeated. By default a street is rendered."),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="ReID network, ONNX; by default the shipped one, or colour-stripes without it."),
+        Option(help="ReID network, ONNX; by default the shipped one, or colour-stripes without it."),
     ] = None,
     preprocess: PreprocessOption = None,
-    detector: Annotated[str | None, typer.Option(help="hog or yolox:FILE.onnx; hog by default.")] = None,
+    detector: Annotated[str | None, Option(help="hog or yolox:FILE.onnx; hog by default.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=5, max=3600, help="Length of the rendered street; 60 by default.")
+        float | None, Option(min=5, max=3600, help="Length of the rendered street; 60 by default.")
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Keep videos, ground truth, gallery and events in this folder."),
+        Option(metavar="FOLDER", help="Keep videos, ground truth, gallery and events in this folder."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

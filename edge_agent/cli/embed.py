@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from edge_agent.cli.arguments import (
     BackendOption,
@@ -25,23 +25,20 @@ if TYPE_CHECKING:
 
 
 def command(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A picture, a folder of crops, or a data set.")
-    ],
+    source: Annotated[Path, Argument(metavar="INPUT", help="A picture, a folder of crops, or a data set.")],
     *,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="FILE.npy, FILE.npz or FILE.json (TAO).")
+        Path, Option("-o", "--output", metavar="OUT", help="FILE.npy, FILE.npz or FILE.json (TAO).")
     ],
     model: ShippedModelOption = None,
     preprocess: PreprocessOption = None,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     raw: Annotated[
-        bool,
-        typer.Option("--raw", help="Keep the vector lengths of the network, as TAO does (ONNX Runtime)."),
+        bool, Option("--raw", help="Keep the vector lengths of the network, as TAO does (ONNX Runtime).")
     ] = False,
     split: Annotated[
-        list[Split] | None, typer.Option(help="Only this split of a data set; may be repeated.")
+        list[Split] | None, Option(help="Only this split of a data set; may be repeated.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, YesOption, load_settings
 from edge_agent.cli.output import confirm, moment, print_result, table
@@ -59,7 +60,7 @@ def verify(state: StateOption = None, config: ConfigOption = None, as_json: Json
 @app.command()
 def prune(
     unused_days: Annotated[
-        float, typer.Option(min=0.0, help="Keep plans that were built or loaded in the last days.")
+        float, Option(min=0.0, help="Keep plans that were built or loaded in the last days.")
     ] = 30.0,
     state: StateOption = None,
     config: ConfigOption = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from edge_agent.cli.arguments import (
     BackendOption,
@@ -30,7 +31,7 @@ _SAMPLES = 8
 def command(
     dataset: Annotated[
         Path | None,
-        typer.Argument(
+        Argument(
             metavar="DATASET",
             help="Data set in Market-1501 layout; not needed with --embeddings.",
             show_default=False,
@@ -43,15 +44,15 @@ def command(
     precision: PrecisionOption = "auto",
     embeddings: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
+        Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
     ] = None,
     junk: Annotated[
-        JunkRule, typer.Option(help="Handling of person -1: left out, or read as 1 as TAO does.")
+        JunkRule, Option(help="Handling of person -1: left out, or read as 1 as TAO does.")
     ] = JunkRule.STRICT,
-    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by k-reciprocals, 20/6/0.3.")] = False,
+    rerank: Annotated[bool, Option("--rerank", help="Re-rank by k-reciprocals, 20/6/0.3.")] = False,
     as_json: JsonOption = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write a report with curves and pictures.")
+        Path | None, Option(metavar="FILE.html", help="Write a report with curves and pictures.")
     ] = None,
     output: ResultFileOption = None,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from edge_agent.cli.arguments import JsonOption, require_torch
 from edge_agent.cli.output import print_result
@@ -14,18 +14,18 @@ from edge_agent.cli.output import print_result
 def command(
     checkpoint: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="CHECKPOINT",
             help="Checkpoint of `edge-agent train`, or a spec whose export section names one.",
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="MODEL.onnx", help="ONNX file to write.")
+        Path | None, Option("-o", "--output", metavar="MODEL.onnx", help="ONNX file to write.")
     ] = None,
     note: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=TEXT", help="Entry of the model card; may be repeated.")
+        list[str] | None, Option(metavar="KEY=TEXT", help="Entry of the model card; may be repeated.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the file if it exists.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained network to ONNX and check it against PyTorch to 1e-4."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from edge_agent.cli.arguments import (
     ConfigOption,
@@ -32,7 +33,7 @@ app = typer.Typer(
     help="Show and change the people in the gallery, also while the agent runs. WHO is a number, id or name.",
 )
 
-Who = Annotated[str, typer.Argument(metavar="WHO", help="Number, id or name.")]
+Who = Annotated[str, Argument(metavar="WHO", help="Number, id or name.")]
 
 
 @app.command("list")
@@ -64,8 +65,8 @@ def show(
 @app.command()
 def name(
     who: Who,
-    new_name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="What to call the person.")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove the name.")] = False,
+    new_name: Annotated[str | None, Argument(metavar="[NAME]", help="What to call the person.")] = None,
+    clear: Annotated[bool, Option("--clear", help="Remove the name.")] = False,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -82,8 +83,8 @@ def name(
 
 @app.command()
 def merge(
-    keep: Annotated[str, typer.Argument(metavar="KEEP", help="Who stays: number, id or name.")],
-    absorb: Annotated[str, typer.Argument(metavar="ABSORB", help="Who is merged into KEEP.")],
+    keep: Annotated[str, Argument(metavar="KEEP", help="Who stays: number, id or name.")],
+    absorb: Annotated[str, Argument(metavar="ABSORB", help="Who is merged into KEEP.")],
     state: StateOption = None,
     config: ConfigOption = None,
     yes: YesOption = False,
@@ -103,11 +104,11 @@ def merge(
 def keep(
     who: Who,
     hours: Annotated[
-        float | None, typer.Option(min=0.001, help="Erase this many hours after the person was last seen.")
+        float | None, Option(min=0.001, help="Erase this many hours after the person was last seen.")
     ] = None,
-    forever: Annotated[bool, typer.Option("--forever", help="Never erase automatically.")] = False,
+    forever: Annotated[bool, Option("--forever", help="Never erase automatically.")] = False,
     as_others: Annotated[
-        bool, typer.Option("--as-others", help="As others: gallery.ttl_hours or gallery.enrolled_ttl_hours.")
+        bool, Option("--as-others", help="As others: gallery.ttl_hours or gallery.enrolled_ttl_hours.")
     ] = False,
     state: StateOption = None,
     config: ConfigOption = None,
@@ -126,9 +127,9 @@ def keep(
 
 @app.command()
 def forget(
-    who: Annotated[list[str] | None, typer.Argument(metavar="WHO...", help="Numbers, ids or names.")] = None,
+    who: Annotated[list[str] | None, Argument(metavar="WHO...", help="Numbers, ids or names.")] = None,
     everyone: Annotated[
-        bool, typer.Option("--all", help="All identities; the gallery then accepts any model.")
+        bool, Option("--all", help="All identities; the gallery then accepts any model.")
     ] = False,
     state: StateOption = None,
     config: ConfigOption = None,
@@ -164,7 +165,7 @@ def forget(
 
 @app.command("export")
 def export_people(
-    file: Annotated[Path, typer.Argument(help="Archive to write, e.g. people.zip.")],
+    file: Annotated[Path, Argument(help="Archive to write, e.g. people.zip.")],
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -182,7 +183,7 @@ def export_people(
 
 @app.command("import")
 def import_people(
-    file: Annotated[Path, typer.Argument(help="Archive that `export` wrote.")],
+    file: Annotated[Path, Argument(help="Archive that `export` wrote.")],
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -217,15 +218,11 @@ def stats(state: StateOption = None, config: ConfigOption = None, as_json: JsonO
 
 @app.command()
 def enrol(
-    person_name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the person.")],
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Pictures cut to this one person.")
-    ],
+    person_name: Annotated[str, Argument(metavar="NAME", help="What to call the person.")],
+    images: Annotated[list[Path], Argument(metavar="IMAGES...", help="Pictures cut to this one person.")],
     model: ModelOption = None,
     preprocess: PreprocessOption = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept pictures that the quality gate refuses.")
-    ] = False,
+    force: Annotated[bool, Option("--force", help="Accept pictures that the quality gate refuses.")] = False,
     state: StateOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

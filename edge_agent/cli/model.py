@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from edge_agent.cli.output import progress_bar
 
@@ -32,13 +33,12 @@ SYSTEM_FOLDER = Path("/etc/edge-agent/models")
 
 OutputOption = Annotated[
     Path | None,
-    typer.Option(
-        help=f"Folder for the network; by default {SYSTEM_FOLDER}, or `models` in the state folder "
-        "for users who may not write there."
+    Option(
+        help=f"Folder for the network; by default {SYSTEM_FOLDER}, or `models` in the state folder for users who may not write there."
     ),
 ]
 UseOption = Annotated[
-    Path | None, typer.Option("--use", help="Settings file whose engine.model is set to the network.")
+    Path | None, Option("--use", help="Settings file whose engine.model is set to the network.")
 ]
 
 
@@ -46,9 +46,9 @@ UseOption = Annotated[
 def fetch(
     output: OutputOption = None,
     use: UseOption = None,
-    preprocess: Annotated[str, typer.Option(help="Preprocess profile of the training.")] = "tao",
-    url: Annotated[str, typer.Option(help="Address; by default NVIDIA's ReIdentificationNet.")] = NGC_URL,
-    sha256: Annotated[str | None, typer.Option(help="Digest of the file; required with --url.")] = None,
+    preprocess: Annotated[str, Option(help="Preprocess profile of the training.")] = "tao",
+    url: Annotated[str, Option(help="Address; by default NVIDIA's ReIdentificationNet.")] = NGC_URL,
+    sha256: Annotated[str | None, Option(help="Digest of the file; required with --url.")] = None,
 ) -> None:
     """Download NVIDIA's ReIdentificationNet (96 MB) from NGC, or the file of --url.
 
@@ -78,14 +78,12 @@ def fetch(
 
 @app.command()
 def add(
-    file: Annotated[Path, typer.Argument(help="ReID network, ONNX.")],
+    file: Annotated[Path, Argument(help="ReID network, ONNX.")],
     output: OutputOption = None,
     use: UseOption = None,
     preprocess: Annotated[
         str | None,
-        typer.Option(
-            help="Preprocess profile of the training; by default that of FILE's manifest, else tao."
-        ),
+        Option(help="Preprocess profile of the training; by default that of FILE's manifest, else tao."),
     ] = None,
 ) -> None:
     """Install a network from a file: check it, copy it, and write its manifest."""

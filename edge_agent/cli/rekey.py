@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, load_settings
 from edge_agent.cli.output import print_result
@@ -13,8 +13,7 @@ from edge_agent.cli.output import print_result
 
 def command(
     old_key: Annotated[
-        Path | None,
-        typer.Option(help="File with their present key; omit it where they are not encrypted."),
+        Path | None, Option(help="File with their present key; omit it where they are not encrypted.")
     ] = None,
     state: StateOption = None,
     config: ConfigOption = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from edge_agent.cli.arguments import (
     ConfigOption,
@@ -21,24 +21,21 @@ from edge_agent.cli.output import print_result
 def command(
     source: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Video file, rtsp:// or http(s):// address, /dev/videoN, usb:N, csi:N or crops:FOLDER; "
-            "may be repeated."
+        Option(
+            help="Video file, rtsp:// or http(s):// address, /dev/videoN, usb:N, csi:N or crops:FOLDER; may be repeated."
         ),
     ] = None,
-    detector: Annotated[str | None, typer.Option(help="hog, yolox:FILE.onnx, external or none.")] = None,
+    detector: Annotated[str | None, Option(help="hog, yolox:FILE.onnx, external or none.")] = None,
     model: ModelOption = None,
     preprocess: PreprocessOption = None,
-    broker: Annotated[str | None, typer.Option(help="mqtt://HOST:PORT, mqtts://HOST:PORT or none.")] = None,
+    broker: Annotated[str | None, Option(help="mqtt://HOST:PORT, mqtts://HOST:PORT or none.")] = None,
     state: StateOption = None,
-    events: Annotated[
-        Path | None, typer.Option(help="Write every event to this file, as JSON lines.")
-    ] = None,
+    events: Annotated[Path | None, Option(help="Write every event to this file, as JSON lines.")] = None,
     mot: Annotated[
-        Path | None, typer.Option(help="Write MOTChallenge rows with identities as known at each frame.")
+        Path | None, Option(help="Write MOTChallenge rows with identities as known at each frame.")
     ] = None,
     mot_final: Annotated[
-        Path | None, typer.Option(help="Write MOTChallenge rows with the last identity of each track.")
+        Path | None, Option(help="Write MOTChallenge rows with the last identity of each track.")
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

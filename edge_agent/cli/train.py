@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from edge_agent.cli.arguments import JsonOption, require_torch
 from edge_agent.cli.output import print_result, progress_bar
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="TAO experiment spec.")],
+    spec: Annotated[Path, Argument(metavar="SPEC.yaml", help="TAO experiment spec.")],
     results_dir: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints and logs, instead of the spec's results_dir.")
+        Path | None, Option(help="Folder for checkpoints and logs, instead of the spec's results_dir.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the results folder.")
+        bool, Option("--resume", help="Continue from the newest checkpoint in the results folder.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

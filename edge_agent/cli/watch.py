@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from edge_agent.core.errors import InputError
 
@@ -24,24 +25,22 @@ RECENT = 15
 
 
 def command(
-    broker: Annotated[
-        str, typer.Option(help="mqtt://HOST:PORT or mqtts://HOST:PORT.")
-    ] = "mqtt://127.0.0.1:1883",
-    site: Annotated[str, typer.Option(help="Site to watch; + for all.")] = "+",
-    device: Annotated[str, typer.Option(help="Device to watch; + for all.")] = "+",
+    broker: Annotated[str, Option(help="mqtt://HOST:PORT or mqtts://HOST:PORT.")] = "mqtt://127.0.0.1:1883",
+    site: Annotated[str, Option(help="Site to watch; + for all.")] = "+",
+    device: Annotated[str, Option(help="Device to watch; + for all.")] = "+",
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each message as one line of JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print each message as one line of JSON.")] = False,
     count: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="End after N messages; for scripts.")
+        int | None, Option(min=1, metavar="N", help="End after N messages; for scripts.")
     ] = None,
-    username: Annotated[str | None, typer.Option(help="User name on the broker.")] = None,
+    username: Annotated[str | None, Option(help="User name on the broker.")] = None,
     password_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File that holds the password.")
+        Path | None, Option(metavar="FILE", help="File that holds the password.")
     ] = None,
-    ca_file: Annotated[Path | None, typer.Option(metavar="FILE", help="CA certificates, PEM.")] = None,
-    cert_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Client certificate, PEM.")] = None,
-    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, PEM.")] = None,
-    mqtt_version: Annotated[str, typer.Option(metavar="5|3.1.1", help="MQTT version.")] = "5",
+    ca_file: Annotated[Path | None, Option(metavar="FILE", help="CA certificates, PEM.")] = None,
+    cert_file: Annotated[Path | None, Option(metavar="FILE", help="Client certificate, PEM.")] = None,
+    key_file: Annotated[Path | None, Option(metavar="FILE", help="Its key, PEM.")] = None,
+    mqtt_version: Annotated[str, Option(metavar="5|3.1.1", help="MQTT version.")] = "5",
 ) -> None:
     """Show identity events and device health from a broker, until Ctrl-C."""
     from edge_agent.core.config import MqttSettings
@@ -173,8 +172,6 @@ class View:
                     rate = _figure(rates.get(status.camera))
                     cells = (f"{name} {status.camera}", status.state, status.reason, rate)
                     table.add_row(*map(_plain, cells))
-                        *map(_plain, (f"{name} {status.camera}", status.state, status.reason, rate))
-                    )
         return table
 
     def _events(self) -> Table:
