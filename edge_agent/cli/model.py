@@ -33,9 +33,7 @@ SYSTEM_FOLDER = Path("/etc/edge-agent/models")
 
 OutputOption = Annotated[
     Path | None,
-    Option(
-        help=f"Folder for the network; by default {SYSTEM_FOLDER}, or `models` in the state folder for users who may not write there."
-    ),
+    Option(help=f"Folder; by default {SYSTEM_FOLDER}, or, if not writable, `models` in the state folder."),
 ]
 UseOption = Annotated[
     Path | None, Option("--use", help="Settings file whose engine.model is set to the network.")

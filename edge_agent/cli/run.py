@@ -22,7 +22,8 @@ def command(
     source: Annotated[
         list[str] | None,
         Option(
-            help="Video file, rtsp:// or http(s):// address, /dev/videoN, usb:N, csi:N or crops:FOLDER; may be repeated."
+            help="Video file, rtsp:// or http(s):// address, /dev/videoN, usb:N, csi:N or crops:FOLDER; "
+            "may be repeated."
         ),
     ] = None,
     detector: Annotated[str | None, Option(help="hog, yolox:FILE.onnx, external or none.")] = None,
