@@ -28,9 +28,6 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 T = TypeVar("T")
 
 
-# --- encode -----------------------------------------------------------------------------------------------
-
-
 def encode(event: Event) -> bytes:
     """Encode an event as one line of UTF-8 JSON; `seq` is last, and absent where it is not known.
 
@@ -80,9 +77,6 @@ def _writers(data_type: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:  #
     return tuple((f.name, rfc3339 if hints[f.name] == Time else to_wire) for f in fields(data_type))
 
 
-# --- decode -----------------------------------------------------------------------------------------------
-
-
 def decode(payload: bytes | str) -> Event:
     """Decode one message; unknown keys are ignored.
 
@@ -129,9 +123,6 @@ def _adapter(data_type: type) -> TypeAdapter[Any]:
     return TypeAdapter(data_type)
 
 
-# --- JSON Schema ------------------------------------------------------------------------------------------
-
-
 def schema_urn(kind: str) -> str:
     """Name of the schema of a kind of data, as `dataschema` and as `$id`."""
     return f"urn:edge-agent:schema:{kind}:1"
@@ -139,24 +130,16 @@ def schema_urn(kind: str) -> str:
 
 def data_schema(kind: str) -> dict[str, Any]:
     """JSON Schema (2020-12) of the data of one kind."""
-    return {
-        "$schema": JSON_SCHEMA_DIALECT,
-        "$id": schema_urn(kind),
-        "title": DATA_TYPES[kind].__name__,
-        **_class_schema(DATA_TYPES[kind]),
-    }
+    return _schema(kind, DATA_TYPES[kind])
 
 
 def envelope_schema(kind: str) -> dict[str, Any]:
     """JSON Schema of a whole message of one kind: the envelope and its data."""
     text = {"type": "string"}
+    unique = "Globally unique; drop a message whose id you have already received."
     properties: dict[str, Any] = {
         "specversion": {"const": "1.0", "description": "Version of CloudEvents."},
-        "id": text
-        | {
-            "minLength": 1,
-            "description": "Globally unique; drop a message whose id you have already received.",
-        },
+        "id": text | {"minLength": 1, "description": unique},
         "source": text | {"pattern": r"^edge/v1/[a-z0-9_-]{1,64}/[a-z0-9_-]{1,64}$"},
         "type": text | {"pattern": rf"^edge\.{kind}(\.[a-z0-9_]+)?\.v1$"},
         "time": text | {"format": "date-time", "description": "When it happened, UTC."},
@@ -167,16 +150,12 @@ def envelope_schema(kind: str) -> dict[str, Any]:
     }
     required = list(properties)
     if kind in NUMBERED:
-        properties["seq"] = {
-            "type": "integer",
-            "minimum": 1,
-            "description": "Counts the numbered events of the device over all sessions, without holes.",
-        }
         required.append("seq")
-        properties["traceparent"] = {
-            "type": "string",
-            "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-01$",
-            "description": "W3C Trace Context: events of one frame share a trace; each has its own span.",
+        number = "Counts the numbered events of the device over all sessions, without holes."
+        trace = "W3C Trace Context: events of one frame share a trace; each has its own span."
+        properties |= {
+            "seq": {"type": "integer", "minimum": 1, "description": number},
+            "traceparent": text | {"pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-01$", "description": trace},
         }
     return {
         "$schema": JSON_SCHEMA_DIALECT,
@@ -190,13 +169,12 @@ def envelope_schema(kind: str) -> dict[str, Any]:
 
 def command_schema(verb: str) -> dict[str, Any]:
     """JSON Schema of the payload of one command. Unlike in events, unknown keys are refused."""
-    return {
-        "$schema": JSON_SCHEMA_DIALECT,
-        "$id": schema_urn(f"command-{verb}"),
-        "title": COMMAND_TYPES[verb].__name__,
-        **_class_schema(COMMAND_TYPES[verb]),
-        "additionalProperties": False,
-    }
+    return _schema(f"command-{verb}", COMMAND_TYPES[verb]) | {"additionalProperties": False}
+
+
+def _schema(name: str, data_type: type) -> dict[str, Any]:
+    own = {"$schema": JSON_SCHEMA_DIALECT, "$id": schema_urn(name), "title": data_type.__name__}
+    return own | _class_schema(data_type)
 
 
 def _class_schema(data_type: type) -> dict[str, Any]:

@@ -1,25 +1,6 @@
 """Errors of this package.
 
-::
-
-    EdgeAgentError
-    ├── ConfigError            a setting is wrong: file, environment or option
-    ├── InputError             a named file or folder cannot be used
-    │   └── DatasetError       ... it is not a usable data set
-    ├── ModelError             an ONNX file or checkpoint does not fit what it is used for
-    ├── EngineError            an inference backend could not be built or failed to run
-    │   └── NonFiniteEmbedding the network returned NaN or infinity
-    ├── SourceError            a camera, file or folder cannot be read, and retries are useless
-    │   └── SourceLost         ... temporarily (Retryable)
-    ├── StorageError           a local database or disk cannot be read or written
-    │   ├── DiskFull           ... because no space is left (Retryable)
-    │   └── SpaceMismatch      ... because it has embeddings of another model
-    ├── DownloadError          a server refused a file, or sent a wrong one
-    │   └── DownloadInterrupted ... the connection was lost; received data is kept (Retryable)
-    └── DeliveryError          the broker refused, or its settings are invalid
-        ├── BrokerRefused      ... it does not accept the login, certificate or protocol
-        └── BrokerUnreachable  ... it does not answer now (Retryable)
-
+Each has the base class of its kind; `Retryable` marks those after which the same call may succeed later.
 A command that ends with one of these prints its message and exits 1, without a traceback.
 The message states what is wrong, where, and how to correct it.
 """

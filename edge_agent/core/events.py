@@ -243,7 +243,7 @@ class Event:
         id: globally unique; a repeated delivery has the same id.
         type: `edge.<kind>.v1` or `edge.<kind>.<detail>.v1`, e.g. `edge.identity.matched.v1`.
         time: when the event happened, Unix seconds.
-        data: one of the data classes of this module.
+        data: of the class in `DATA_TYPES`.
         source: `edge/v1/<site>/<device>`; "" until it is published.
         session: id of the run of the agent; "" until it is published.
         seq: number of the event, None for kinds that have none or until it is published.
@@ -281,26 +281,17 @@ def new_event(
     event_id: str | None = None,
     trace: str | None = None,
 ) -> Event:
-    """Make an event.
+    """Make an event of the type `edge.<kind>[.<detail>].v1`; new ids replace those that are None.
 
-    Args:
-        kind: second part of its type.
-        detail: third part of its type, None for none.
-        data: of the class of that kind.
-        time: when it happened, Unix seconds.
-        event_id: a new one when None.
-        trace: id of its trace, 32 hex digits; a new one when None.
+    `trace` is the id of its W3C trace, 32 hex digits; the event is a span of it, marked as sampled.
     """
     name = f"edge.{kind}.{detail}.v1" if detail else f"edge.{kind}.v1"
     chosen = event_id or str(uuid.uuid4())
-    traceparent = _traceparent(chosen, trace) if kind in NUMBERED else ""
+    traceparent = ""
+    if kind in NUMBERED:
+        digest = hashlib.blake2b(chosen.encode(), digest_size=24).hexdigest()
+        traceparent = f"00-{trace or digest[:32]}-{digest[32:]}-01"
     return Event(id=chosen, type=name, time=time, data=data, traceparent=traceparent)
-
-
-def _traceparent(event_id: str, trace: str | None) -> str:
-    """W3C Trace Context, sampled: the event is a span of the trace. Both ids derive from the event id."""
-    digest = hashlib.blake2b(event_id.encode(), digest_size=24).hexdigest()
-    return f"00-{trace or digest[:32]}-{digest[32:]}-01"
 
 
 def identity_event(
@@ -312,16 +303,7 @@ def identity_event(
     detector: str | None = None,
     trace: str | None = None,
 ) -> Event:
-    """Make the event of a decision, with the id of the decision.
-
-    Args:
-        decision: the decision.
-        engine: the network that made the embeddings.
-        device: current state of the device.
-        latency_ms: milliseconds per stage.
-        detector: name of the detector.
-        trace: id of the frame's trace, 32 hex digits.
-    """
+    """Make the event of a decision, with the id of the decision; `trace` as for `new_event`."""
     margin = (
         None if decision.score is None or decision.runner_up is None else decision.score - decision.runner_up
     )

@@ -42,17 +42,14 @@ Time = Annotated[float, UnixTime]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Prometheus metric of a field; its help text is the description of the field.
-
-    Attributes:
-        name: of the metric, without the prefix `edge_agent_`.
-        label: label for the keys of a mapping (or the entries of a tuple, each with the value 1).
-        counter: a counter, whose samples get the suffix `_total`; else a gauge.
-    """
+    """Prometheus metric of a field; its help text is the description of the field."""
 
     name: str
+    """Without the prefix `edge_agent_`."""
     label: str | None = None
+    """Label for the keys of a mapping (or the entries of a tuple, each with the value 1)."""
     counter: bool = False
+    """A counter, whose samples get the suffix `_total`; else a gauge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +82,9 @@ def about(
     entity: Entity | None = None,
     **schema: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
-    """Declare a dataclass field.
+    """Declare a dataclass field with its default, or a function that makes the default.
 
-    Args:
-        description: of the JSON Schema.
-        unit: of the value.
-        default: its default, or a function that makes it.
-        min_length: least length of a text; decoding refuses a shorter one.
-        max_length: greatest length of a text; decoding refuses a longer one.
-        metric: the Prometheus metric that shows it.
-        entity: the Home Assistant entity that shows it.
-        schema: further keywords of the JSON Schema, which decoding does not enforce.
+    Decoding enforces the lengths of a text, and none of the further keywords of the JSON Schema (`schema`).
     """
     metadata = {
         "description": description,
@@ -105,9 +94,8 @@ def about(
         "metric": metric,
         "entity": entity,
     }
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    made = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**made, metadata=metadata)
 
 
 value = partial(about, default=None)

@@ -17,13 +17,7 @@ _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "ex
 def configure(
     level: str = "info", stream: TextIO | None = None, *, always: Mapping[str, str] | None = None
 ) -> None:
-    """Send logs to `stream`, standard error when None.
-
-    Args:
-        level: lowest level that is written: debug, info, warning or error.
-        stream: destination.
-        always: fields of every line.
-    """
+    """Send logs from `level` on to `stream`, standard error when None; `always` are fields of every line."""
     facts = dict(always or {})
     out = stream if stream is not None else sys.stderr
     terminal = out.isatty()

@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -33,11 +33,8 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` as a whole when the block ends without error.
 
     The bytes go to a hidden file in the same folder, which is synchronised and renamed to `path`, or removed
-    after an error. The folder is synchronised too, so the new file survives a power loss.
-
-    Args:
-        path: the file to create or replace; its folder must exist.
-        mode: permissions before the umask; 0o600 for private files.
+    after an error. The folder is synchronised too, so the new file survives a power loss. `mode` holds the
+    permissions before the umask: 0o600 for private files.
 
     Raises:
         DiskFull: no space is left. An old file is unchanged.
@@ -144,21 +141,14 @@ class FileRecord:
     @staticmethod
     def of(path: Path) -> FileRecord:
         """Read digest and size of a file; InputError where it cannot be read."""
-        digest = sha256_file(path)
-        return FileRecord(digest, Path(path).stat().st_size)
+        return FileRecord(sha256_file(path), Path(path).stat().st_size)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Description of an artefact and its origin.
+    """Description of an artefact of one kind (e.g. `engine`, `calibration`, `embeddings`) and its origin.
 
-    Attributes:
-        kind: of artefact, e.g. `engine`, `calibration`, `embeddings`.
-        version: of the layout of `data`; readers refuse unknown versions.
-        files: by name relative to the manifest's folder.
-        data: JSON values of this kind.
-        created: UTC, ISO 8601 with `Z`.
-        agent: version of the package that wrote it.
+    `version` is that of the layout of `data`, and `agent` that of the package that wrote the manifest.
     """
 
     kind: str
@@ -170,17 +160,9 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it atomically; errors as in `write_json_atomic`."""
-        write_json_atomic(
-            path,
-            {
-                "kind": self.kind,
-                "version": self.version,
-                "created": self.created,
-                "agent": self.agent,
-                "files": {name: {"sha256": f.sha256, "bytes": f.bytes} for name, f in self.files.items()},
-                "data": self.data,
-            },
-        )
+        found = asdict(self)
+        order = ("kind", "version", "created", "agent", "files", "data")
+        write_json_atomic(path, {name: found[name] for name in order})
 
     @staticmethod
     def read(path: Path, *, kind: str, version: int) -> Manifest:
@@ -203,7 +185,13 @@ class Manifest:
                 f"{path} has layout version {found.get('version')!r}, this program reads {version}; "
                 "create the artefact again with this program"
             )
-        return _parse(path, found)
+        try:
+            data = _object(found["data"])
+            files = {_plain_name(name): _record(entry) for name, entry in found["files"].items()}
+            return Manifest(kind, version, files, data, str(found["created"]), str(found["agent"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            what = f"key {problem} is missing" if isinstance(problem, KeyError) else str(problem)
+            raise InputError(f"{path} is a damaged manifest: {what}") from problem
 
     def verify(self, folder: Path) -> None:
         """Check that every file exists with the size and digest in the manifest.
@@ -221,22 +209,6 @@ class Manifest:
                 raise InputError(
                     f"{path} is not the file that its manifest describes (size or sha256 differ)"
                 )
-
-
-def _parse(path: Path, found: dict[str, Any]) -> Manifest:
-    """Build a manifest from a JSON object of the right kind and version."""
-    try:
-        return Manifest(
-            kind=str(found["kind"]),
-            version=int(found["version"]),
-            files={_plain_name(name): _record(entry) for name, entry in found["files"].items()},
-            data=_object(found["data"]),
-            created=str(found["created"]),
-            agent=str(found["agent"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        what = f"key {problem} is missing" if isinstance(problem, KeyError) else str(problem)
-        raise InputError(f"{path} is a damaged manifest: {what}") from problem
 
 
 def _object(found: object) -> dict[str, Any]:

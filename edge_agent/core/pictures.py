@@ -40,13 +40,8 @@ def parse_crop_name(name: str) -> CropName | None:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    sequence = match["sequence"]
-    return CropName(
-        pid=int(match["pid"]),
-        camid=int(match["camid"]),
-        sequence=None if sequence is None else int(sequence),
-        frame=int(match["frame"]),
-    )
+    sequence = None if match["sequence"] is None else int(match["sequence"])
+    return CropName(int(match["pid"]), int(match["camid"]), sequence, int(match["frame"]))
 
 
 def list_pictures(folder: Path) -> tuple[Path, ...]:

@@ -32,9 +32,9 @@ class Frame:
     """One frame of one camera.
 
     Attributes:
-        camera: id of the source, matches `[a-z0-9_-]{1,64}`.
+        camera: id of the source, matches `[a-z0-9_-]{1,64}`; in the other classes too.
         number: counts delivered and dropped frames of the source, from 1.
-        time: moment of capture, Unix seconds.
+        time: moment of capture.
         image: `(H, W, 3)` uint8 BGR; read only.
         external: boxes of an upstream detector for this frame, if any.
     """
@@ -51,11 +51,9 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """People found in one frame.
+    """People in one frame: boxes `(N, 4)`, which may extend beyond the image, and scores `(N,)` float32.
 
-    Attributes:
-        boxes: `(N, 4)` float32 xyxy pixels; may extend beyond the image.
-        scores: `(N,)` float32, comparable only within one detector.
+    Scores are comparable only within one detector.
     """
 
     boxes: NDArray[np.float32]
@@ -101,9 +99,9 @@ class CropBatch:
     Attributes:
         camera: id of the source.
         number: frame number of the upstream, or a running number.
-        time: moment of capture, Unix seconds.
+        time: moment of capture.
         images: N pictures `(h, w, 3)` uint8 BGR.
-        boxes: `(N, 4)` float32 xyxy pixels of the full frame; the extent of the crop where unknown.
+        boxes: `(N, 4)`; the extent of the crop where the full frame is unknown.
         track_ids: upstream track id of each crop, None without one.
     """
 
@@ -151,37 +149,25 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class TrackObservation:
-    """One track in one frame.
-
-    Attributes:
-        camera: id of the source.
-        track_id: number of the track within its camera, from 1, unique in a run.
-        frame: frame number.
-        time: Unix seconds.
-        box: `(4,)` float32 xyxy pixels, as detected.
-        score: of the detector.
-        vector: `(D,)` float32 of unit length, or None where the crop was refused.
-        quality: 0..1, see `Embedded.quality`.
-    """
+    """One track in one frame."""
 
     camera: str
     track_id: int
+    """Number of the track within its camera, from 1, unique in a run."""
     frame: int
     time: float
     box: NDArray[np.float32]
+    """`(4,)`, as detected."""
     score: float
     vector: NDArray[np.float32] | None
+    """`(D,)` float32 of unit length, or None where the crop was refused."""
     quality: float
+    """0..1, see `Embedded`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrackUpdate:
-    """Changes to the tracks of one camera by one frame.
-
-    Attributes:
-        seen: confirmed tracks with a detection in this frame.
-        ended: ids of tracks that have ended for good.
-    """
+    """Tracks of one camera after one frame: `seen` (confirmed, with a detection), and those that `ended`."""
 
     camera: str
     frame: int
@@ -198,19 +184,15 @@ LONE_TRACKS = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Pictures of one person in a crop folder: those of one track of one camera, from a time on.
-
-    Attributes:
-        camera: id of the camera.
-        track: number of the track; from `LONE_TRACKS` on, one picture without a track.
-        since: time of its first picture, Unix seconds.
-        until: when another track of the camera got the number; infinity if none did.
-    """
+    """Pictures of one person in a crop folder: those of one track of one camera, from a time on."""
 
     camera: str
     track: int
+    """From `LONE_TRACKS` on, one picture without a track."""
     since: float
+    """Time of its first picture."""
     until: float
+    """When another track of the camera got the number; infinity if none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +202,10 @@ class EngineInfo:
     Attributes:
         backend: `onnxruntime`, `tensorrt` or `simulated:<name>`.
         precision: `fp32`, `fp16` or `int8`.
-        model: display name, from the manifest.
-        model_sha256: of the configured ONNX file.
+        model: display name, from the manifest; `model_sha256` is that of the configured ONNX file.
         space: id of the embedding space; "" for a network without embeddings.
         dimension: length of an embedding; 0 for other networks.
         max_batch: largest batch for `submit`.
-        device: display name of the device.
     """
 
     backend: str
@@ -240,19 +220,15 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Crops of one frame that can be embedded.
+    """Crops of one frame that can be embedded, with their boxes `(N, 4)`.
 
     Attributes:
-        camera: id of the source.
-        time: of the frame, Unix seconds.
-        boxes: `(N, 4)` float32 xyxy pixels.
         track_ids: of an upstream tracker; None where boxes must be associated.
         scores: `(N,)` float32, the detector's; None for crops of an upstream detector.
         grades: `(N,)` float32 in 0..1, how well each shows its person by its box, 0 for a crop that the
             quality gate refuses; None: all alike.
         live: whether frames of the source are dropped when they are not processed in time.
         lost: dropped frames since the start.
-        detect_s: duration of detection in seconds.
     """
 
     camera: str
@@ -281,7 +257,6 @@ class Load:
         settled_interval_s: seconds between two embeddings of a track with a settled identity.
         max_crops: crops embedded in one round over all cameras; None for all.
         every_nth: people are detected in every n-th frame of a live camera.
-        closed: ids of closed cameras.
         stretch: factor by which recordings and crop folders are slowed down.
     """
 
@@ -333,9 +308,6 @@ class Decision:
 
     Attributes:
         id: globally unique; becomes the id of the event.
-        kind: of the decision.
-        camera: id of the source.
-        track_id: number of the track within its camera.
         identity: opaque id of the person, None when unknown.
         number: the person's number in the local gallery (for MOT files), None when unknown.
         name: given by the operator, if any.
@@ -345,14 +317,10 @@ class Decision:
         rule: origin of the threshold: `calibrated`, `site`, `warm-up`, `configured`, `watchlist`.
         evidence: number of crops pooled.
         quality: mean quality of those crops, 0..1.
-        box: `(4,)` float32 xyxy pixels, last position of the track.
+        box: `(4,)`, last position of the track.
         size: `(width, height)` of the frame in pixels.
-        frame: number of the frame of the decision.
-        time: capture time of that frame, Unix seconds.
-        first_seen: first time of this track, Unix seconds.
-        last_seen: last time of this track, Unix seconds.
-        corrects: id of the overturned decision, for `corrected`.
-        previous: identity of the overturned decision.
+        frame: number of the frame of the decision, whose capture time is `time`.
+        corrects: id of the overturned decision, for `corrected`; `previous` is its identity.
         reason: short reason, e.g. `contested`, `fused`, `re-entry`, `expired`.
     """
 
