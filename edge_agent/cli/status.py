@@ -8,11 +8,7 @@ from typing import Any
 from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption
 
 
-def command(
-    state: StateOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def command(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the state of the running agent."""
     import json
 

@@ -16,15 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -332,11 +324,7 @@ class Settings(BaseSettings):
     """All settings."""
 
     model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix="EDGE_AGENT__",
-        env_nested_delimiter="__",
-        allow_inf_nan=False,
+        extra="forbid", frozen=True, env_prefix="EDGE_AGENT__", env_nested_delimiter="__", allow_inf_nan=False
     )
 
     state_dir: Path = Field(

@@ -39,27 +39,24 @@ def announce(
     publisher.set_retained(discovery_topic(topics), message)
 
 
-def discovery_topic(topics: Topics, prefix: str = "homeassistant") -> str:
+def discovery_topic(topics: Topics) -> str:
     """Topic of the announcement."""
-    return f"{prefix}/device/{_object_id(topics)}/config"
+    return f"homeassistant/device/{_object_id(topics)}/config"
 
 
 def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails: Sequence[str] = ()) -> bytes:
     """Return the announcement: the device and its entities.
 
-    Args:
-        topics: of this device.
-        info: versions and model.
-        zones: names of the temperature sensors, as in the telemetry.
-        rails: names of the power rails, as in the telemetry.
+    `zones` and `rails` are the names of the temperature sensors and power rails in the telemetry.
     """
     device_id = _object_id(topics)
     entries = {"temperatures_c": zones, "power_w": rails}
     components = {"state": _state(topics, device_id)}
     for field in fields(TelemetryData):
-        entity: Entity | None = field.metadata["entity"]
-        if entity is not None:
+        if (entity := field.metadata["entity"]) is not None:
             components |= _components(device_id, field, entity, entries.get(field.name))
+    # Values are still published in the states `degraded` and `stopping`.
+    available = "{{ 'offline' if value_json.data.state == 'offline' else 'online' }}"
     document = {
         "device": {
             "identifiers": [device_id],
@@ -69,13 +66,7 @@ def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails:
             "sw_version": info.version,
         },
         "origin": {"name": "edge-agent", "sw_version": info.version},
-        "availability": [
-            {
-                "topic": topics.status,
-                # Values are still published in the states `degraded` and `stopping`.
-                "value_template": "{{ 'offline' if value_json.data.state == 'offline' else 'online' }}",
-            }
-        ],
+        "availability": [{"topic": topics.status, "value_template": available}],
         "state_topic": topics.telemetry,
         "qos": 0,
         "components": components,
@@ -87,10 +78,6 @@ def _object_id(topics: Topics) -> str:
     return f"edge_{topics.site}_{topics.device}"
 
 
-def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
-
-
 def _components(
     device_id: str, field: Field[Any], entity: Entity, entries: Sequence[str] | None
 ) -> dict[str, dict[str, Any]]:
@@ -98,47 +85,36 @@ def _components(
     value = f"value_json.data.{field.name}"
     unique_id = f"{device_id}_{field.name}"
     if entity.problem:
-        is_list = field.default_factory is tuple
-        return {entity.component: _problem(unique_id, entity, f"{value} | length > 0" if is_list else value)}
+        if field.default_factory is tuple:
+            value += " | length > 0"
+        found = _entity("binary_sensor", unique_id, entity.name, value)
+        switch = {"payload_on": "True", "payload_off": "False", "device_class": "problem"}
+        return {entity.component: found | switch | {"entity_category": "diagnostic"}}
     unit = field.metadata["json_schema_extra"].get("unit")
-    if entries is None:
-        return {entity.component: _sensor(unique_id, entity.name, value, unit, entity)}
-    return {
-        f"{entity.component}_{_plain(entry)}": _sensor(
-            f"{unique_id}_{_plain(entry)}", entry, f"{value}.get({json.dumps(entry)})", unit, entity
-        )
-        for entry in entries
-    }
-
-
-def _sensor(unique_id: str, name: str, value: str, unit: str | None, entity: Entity) -> dict[str, Any]:
-    """A sensor. Its template renders an unknown value as `None`, which Home Assistant shows as unknown."""
     optional = {
-        "unit_of_measurement": _UNITS.get(unit or "", unit),
-        "device_class": _DEVICE_CLASSES.get(unit or ""),
+        "unit_of_measurement": _UNITS.get(unit, unit),
+        "device_class": _DEVICE_CLASSES.get(unit),
         "icon": entity.icon,
         "entity_category": "diagnostic" if entity.diagnostic else None,
     }
+    more = {"state_class": "measurement"} | {key: text for key, text in optional.items() if text is not None}
+    if entries is None:
+        return {entity.component: _entity("sensor", unique_id, entity.name, value) | more}
+    components = {}
+    for entry in entries:
+        plain = "".join(letter if letter.isalnum() else "_" for letter in entry.lower())
+        own = _entity("sensor", f"{unique_id}_{plain}", entry, f"{value}.get({json.dumps(entry)})")
+        components[f"{entity.component}_{plain}"] = own | more
+    return components
+
+
+def _entity(platform: str, unique_id: str, name: str, value: str) -> dict[str, Any]:
+    """An entity. Its template renders an unknown value as `None`, which Home Assistant shows as unknown."""
     return {
-        "platform": "sensor",
+        "platform": platform,
         "name": name,
         "unique_id": unique_id,
         "value_template": f"{{{{ {value} }}}}",
-        "state_class": "measurement",
-        "expire_after": EXPIRE_S,
-    } | {key: chosen for key, chosen in optional.items() if chosen is not None}
-
-
-def _problem(unique_id: str, entity: Entity, value: str) -> dict[str, Any]:
-    return {
-        "platform": "binary_sensor",
-        "name": entity.name,
-        "unique_id": unique_id,
-        "value_template": f"{{{{ {value} }}}}",
-        "payload_on": "True",
-        "payload_off": "False",
-        "device_class": "problem",
-        "entity_category": "diagnostic",
         "expire_after": EXPIRE_S,
     }
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from types import TracebackType
+from dataclasses import asdict, fields
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
@@ -30,25 +29,16 @@ WAITING = ("in_flight", "outbox_rows", "outbox_bytes", "outbox_parked")
 
 
 class Delivery(Protocol):
-    """Publisher whose state is shown."""
+    """Publisher whose counters and connection are shown."""
 
     @property
-    def counters(self) -> Counters:
-        """What was delivered."""
-
+    def counters(self) -> Counters: ...  # noqa: D102
     @property
-    def state(self) -> ConnectionState:
-        """State of the connection to the broker."""
+    def state(self) -> ConnectionState: ...  # noqa: D102
 
 
 class Metrics(Collector):
-    """Serves metrics while it is entered, without a password.
-
-    Args:
-        port: TCP port; 0 for any free port, then `port` is the chosen one.
-        delivery: read at each scrape.
-        info: versions and model.
-    """
+    """Serves metrics while it is entered, without a password; port 0: `port` becomes a free one."""
 
     def __init__(self, *, port: int, delivery: Delivery, info: InfoData) -> None:
         self.port = port
@@ -83,9 +73,7 @@ class Metrics(Collector):
         self.port = self._server.server_port
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -101,39 +89,27 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Any]:
         """All families except the histograms; called by the Prometheus library at each scrape."""
-        yield self._info_family()
-        yield from self._delivery_families()
-        if self._telemetry is not None:
-            yield from _telemetry_families(self._telemetry)
-
-    def _info_family(self) -> InfoMetricFamily:
-        model = self._info.model
+        info, model = self._info, self._info.model
         labels = {
-            "version": self._info.version,
+            "version": info.version,
             "model": model.name,
             "backend": model.backend,
             "precision": model.precision,
-            "detector": self._info.detector or "",
+            "detector": info.detector or "",
         }
-        return InfoMetricFamily("edge_agent", "Versions and model of the agent.", labels)
-
-    def _delivery_families(self) -> Iterator[Any]:
-        now = self._delivery.state
-        states = GaugeMetricFamily(
-            "edge_agent_broker", "1 for the state of the connection.", labels=["state"]
-        )
+        yield InfoMetricFamily("edge_agent", "Versions and model of the agent.", labels)
+        now, text = self._delivery.state, "1 for the state of the connection."
+        states = GaugeMetricFamily("edge_agent_broker", text, labels=["state"])
         for state in ConnectionState:
             states.add_metric([state.value], float(state is now))
         yield states
-        counters = self._delivery.counters
-        for entry in fields(counters):
-            value = getattr(counters, entry.name)
-            if entry.name in WAITING:
-                yield GaugeMetricFamily(f"edge_agent_delivery_{entry.name}", "Current value.", value=value)
+        for name, value in asdict(self._delivery.counters).items():
+            if name in WAITING:
+                yield GaugeMetricFamily(f"edge_agent_delivery_{name}", "Current value.", value=value)
             else:
-                yield CounterMetricFamily(
-                    f"edge_agent_delivery_{entry.name}", "Since the start.", value=value
-                )
+                yield CounterMetricFamily(f"edge_agent_delivery_{name}", "Since the start.", value=value)
+        if self._telemetry is not None:
+            yield from _telemetry_families(self._telemetry)
 
 
 def _telemetry_families(telemetry: TelemetryData) -> Iterator[Any]:

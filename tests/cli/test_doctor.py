@@ -14,7 +14,8 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from edge_agent.cli import doctor
-from edge_agent.cli.checks import Finding, configuration, device, examine, libraries
+from edge_agent.cli.checks import Finding, configuration, device, libraries
+from edge_agent.cli.doctor import examine
 from edge_agent.core.config import GallerySettings, Settings
 from edge_agent.core.loading import load
 from edge_agent.core.structures import EngineInfo

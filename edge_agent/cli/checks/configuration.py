@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edge_agent.cli.checks.finding import Finding
+from edge_agent.cli.checks import Finding
 from edge_agent.core.errors import EdgeAgentError
 
 if TYPE_CHECKING:

@@ -7,23 +7,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.cli.checks.finding import Finding
+from edge_agent.cli.checks import Finding
 
 if TYPE_CHECKING:
     from edge_agent.health.telemetry import Reading
 
 WARM_C = 90.0  # an Orin throttles at 99 C
+_TIME_ERROR = 5  # from sys/timex.h
 
 _JETPACK = {"35": "5", "36": "6", "38": "7", "39": "7"}
 """JetPack by L4T major version."""
 
 
 def board(root: Path) -> list[Finding]:
-    """Check board, temperatures and power mode.
-
-    Args:
-        root: folder with `sys`, `proc` and `etc`.
-    """
+    """Check board, temperatures and power mode; `root` has the folders `sys`, `proc` and `etc`."""
     from edge_agent.health.telemetry.sysfs import SysfsReader
 
     reading = SysfsReader(root).read()
@@ -59,11 +56,10 @@ def thermals(reading: Reading) -> list[Finding]:
 
 def power_mode(reading: Reading) -> Finding:
     """Check the power mode."""
-    if reading.power_mode is None:
-        return Finding("power mode", "note", "not known")
-    if not reading.power_mode.startswith("MAXN"):
-        return Finding("power mode", "note", reading.power_mode, "for full speed: sudo nvpmodel -m 0")
-    return Finding("power mode", "ok", reading.power_mode)
+    mode = reading.power_mode
+    if mode is None or mode.startswith("MAXN"):
+        return Finding("power mode", "ok" if mode else "note", mode or "not known")
+    return Finding("power mode", "note", mode, "for full speed: sudo nvpmodel -m 0")
 
 
 def jtop(root: Path, *, on_board: bool) -> list[Finding]:
@@ -89,6 +85,3 @@ def clock() -> list[Finding]:
         advice = "timedatectl set-ntp true; times of events and expiry follow this clock"
         return [Finding("clock", "warning", "not synchronised", advice)]
     return [Finding("clock", "ok", "synchronised")]
-
-
-_TIME_ERROR = 5  # from sys/timex.h

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -16,13 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edge_agent.cli.checks.finding import Finding, State
+from edge_agent.cli.checks import Finding, State
 
 OLDEST_PYTHON = (3, 10)
 PROBE_TIMEOUT_S = 60.0  # the first import of TensorRT on a board with a cold disk takes many seconds
-
-_MODULES = {"opencv-python": "cv2"}
-"""Distributions that boards have as Debian packages, with their modules."""
 
 _TELL = "import json\ndef tell(**answer): print('\\n' + json.dumps(answer))\n"
 
@@ -60,8 +58,7 @@ def onnxruntime() -> list[Finding]:
 
 def python() -> list[Finding]:
     """Check the version of Python."""
-    version = ".".join(map(str, sys.version_info[:3]))
-    where = f"{version} at {sys.executable}"
+    where = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info[:2] < OLDEST_PYTHON:
         advice = "3.10 or newer is needed: JetPack 6 or 7, or Ubuntu 22.04"
         return [Finding("python", "missing", where, advice)]
@@ -84,26 +81,23 @@ def packages() -> list[Finding]:
 
 def _package(name: str, wanted: str) -> Finding:
     title = f"package {name}"
+    advice = f'pip install "{name}{wanted}"'
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        if name in _MODULES:
+        if name == "opencv-python":  # boards have it as a Debian package
             return Finding(title, "note", "not from pip; see opencv for the system's")
-        return Finding(title, "missing", "not installed", f'pip install "{name}{wanted}"')
+        return Finding(title, "missing", "not installed", advice)
     if not fits(version, wanted):
-        return Finding(title, "missing", f"{version}, wanted {wanted}", f'pip install "{name}{wanted}"')
+        return Finding(title, "missing", f"{version}, wanted {wanted}", advice)
     return Finding(title, "ok", version)
 
 
 def fits(version: str, wanted: str) -> bool:
     """Return whether a version is within bounds such as `<5,>=4.5`."""
     have = _release(version)
-    for sign, bound in re.findall(r"(<|>=)\s*([\d.]+)", wanted):
-        if sign == "<" and have >= _release(bound):
-            return False
-        if sign == ">=" and have < _release(bound):
-            return False
-    return True
+    bounds = re.findall(r"(<|>=)\s*([\d.]+)", wanted)
+    return all((have < _release(bound)) == (sign == "<") for sign, bound in bounds)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -171,19 +165,14 @@ def cuda(root: Path, *, on_board: bool) -> list[Finding]:
 
 
 def _cuda_advice(root: Path, code: int, *, on_board: bool) -> str:
-    """The usual cause of an error of `cuInit`."""
+    """The usual cause of an error of `cuInit`: on boards 999 without nvmap, 801 without the render nodes."""
     if not on_board:
         return "a GPU is not needed" if code == 100 else "check the driver with nvidia-smi"
-    closed = [str(path) for path in _gpu_nodes(root) if not os.access(path, os.R_OK | os.W_OK)]
+    nodes = (root / "dev/nvmap", *sorted((root / "dev/dri").glob("renderD*")))
+    closed = [str(path) for path in nodes if path.exists() and not os.access(path, os.R_OK | os.W_OK)]
     if closed:
         return f"no access to {', '.join(closed)}: usermod -aG video,render USER, then log in again"
     return "restart the board; if it stays, install nvidia-jetpack again"
-
-
-def _gpu_nodes(root: Path) -> list[Path]:
-    """Device files that CUDA needs: error 999 without nvmap, 801 without the render nodes."""
-    nodes = (root / "dev/nvmap", *sorted((root / "dev/dri").glob("renderD*")))
-    return [path for path in nodes if path.exists()]
 
 
 def tensorrt(*, on_board: bool) -> list[Finding]:
