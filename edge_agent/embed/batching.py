@@ -220,7 +220,7 @@ class Batcher:
             job.error = problem
             return
         job.quality[rows] *= factors
-        if blurred.any():
+        if np.count_nonzero(blurred):
             for row in [row for row, refused in zip(rows, blurred.tolist(), strict=True) if refused]:
                 job.present[row], job.reasons[row] = False, BLURRED
             rows = [row for row in rows if job.present[row]]

@@ -156,7 +156,7 @@ class Embedder:
             [box for of in graded for box in of.inside.tolist()],
             np.zeros((len(reasons), self._dimension), np.float32),
             np.array([not reason for reason in reasons], np.bool_),
-            np.concatenate([*(of.quality for of in graded), np.zeros(0, np.float32)]),
+            np.concatenate([of.quality for of in graded]) if graded else np.zeros(0, np.float32),
             reasons,
         )
 

@@ -195,9 +195,7 @@ class SubprocessPacker:
         """Whether an answer, or the end of the process, can be read."""
         if not self._begun or self._process is None:
             return bool(self._begun)
-        answers = select.poll()
-        answers.register(self._answers, select.POLLIN)
-        return bool(answers.poll(0))
+        return bool(self._poll.poll(0))
 
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
         """See `InlinePacker.finish`."""
@@ -223,6 +221,8 @@ class SubprocessPacker:
             pass_fds=[requests, answers, *(handle for pair in handles for handle in pair)],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
+        self._poll = select.poll()
+        self._poll.register(self._answers, select.POLLIN)
         self._generation += 1
         os.close(requests)
         os.close(answers)

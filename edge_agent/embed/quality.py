@@ -6,7 +6,9 @@ a track and weight them; they are not probabilities and are not comparable betwe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -18,12 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BLURRED", "Graded", "QualityGate", "grade_picture", "sharpness"]
 
-_FULL_HEIGHT = 256.0
-"""Pixels; a crop of this height or more loses nothing to enlargement in a 256 x 128 network."""
 _ANALYSIS_HEIGHT = 96
 """Pixels; larger crops are reduced to this before sharpness is measured, so that the measure and its cost do
 not depend on the distance of the person."""
-_FULL_SHARPNESS = 0.5
+_FULL_SHARPNESS = np.full(1, 0.5, np.float32)
 """Sharpness from which on the grade of a crop is not reduced."""
 _NOISE = 5.0
 """Grey levels added to the contrast: below it, detail is rounding and sensor noise."""
@@ -31,16 +31,22 @@ _BORDER = 2.0
 """Pixels; a box that ends this near to the image border counts as cut by it."""
 _FRAME = 8
 """Pixels around a whole picture that is graded."""
+_OUTWARD = np.array([[-1], [-1], [1], [1]], np.float32)
+"""Directions in which x1, y1, x2 and y2 leave a picture."""
 _CUT_GRADE = 0.7
 """Grade of a box that touches the border: what lies beyond is not visible."""
-_NO_AREA = np.float32(1e-6)
+_ZERO, _HALF, _ONE = (np.full(1, value, np.float32) for value in (0.0, 0.5, 1.0))
+_TINY = float(np.finfo(np.float32).tiny)
+_NO_AREA = np.full(1, 1e-6, np.float32)
 """Square pixels; smallest divisor for an area."""
+_HEIGHT_GRADES = np.sqrt(np.arange(257) / 256)
+"""By height in pixels; a crop of 256 or more loses nothing to enlargement in a 256 x 128 network."""
 
 BLURRED = "blurred"
 """Reason for the refusal of a crop that is not sharp."""
 
-_REASONS = ("invalid", "off-image", "truncated", "small", "aspect", "covered")
-"""Reasons that follow from boxes alone; the first that applies is reported."""
+_REASONS = ("", *["invalid"] * 2, *["off-image"] * 2, "truncated", *["small"] * 2, *["aspect"] * 2, "covered")
+"""None, and the reason for each measure of `QualityGate._grade` that is too small; the first is reported."""
 
 
 class Graded(NamedTuple):
@@ -76,6 +82,11 @@ class QualityGate:
 
     def __init__(self, settings: QualitySettings) -> None:
         self.settings = settings
+        smallest = (settings.min_width, settings.min_height)
+        shape = (settings.min_aspect, -settings.max_aspect, -settings.max_overlap)
+        least = (_TINY, _TINY, 1, 1, 1 - settings.max_truncation, *smallest, *shape)
+        self._least = np.array(least, np.float32)[:, None]
+        """`(10, 1)`: least values of the measures of `_grade`, in the order of `_REASONS`."""
 
     def grade(self, pictures: Sequence[Boxes]) -> list[Graded]:
         """Grade the boxes of several pictures, as if every crop were sharp.
@@ -84,90 +95,92 @@ class QualityGate:
         other's: weak boxes are often not people.
         """
         counts = [len(boxes) for boxes, _, _ in pictures]
-        if not sum(counts):
-            nothing = Graded(np.zeros(0, np.float32), (), np.zeros((0, 4), np.int32))
-            return [nothing] * len(pictures)
-        inside, grades, refused = self._grade(*_padded(pictures, max(counts)))
         if len(pictures) == 1:
-            return [Graded(grades, _first_reasons(refused[:, None], counts)[0], inside.T)]
+            ((boxes, scores, size),) = pictures
+            quality, reasons, inside = self._grade(boxes.T, scores, _limits(size))
+            return [Graded(quality, _named(reasons), inside.T)]
+        if not pictures:
+            return []
+        there = np.arange(max(counts)) < np.array(counts)[:, None]
+        padded, scores = np.zeros((*there.shape, 4), np.float32), np.zeros(there.shape, np.float32)
+        padded[there] = np.concatenate([boxes for boxes, _, _ in pictures])
+        scores[there] = np.concatenate([sure for _, sure, _ in pictures])
+        limits = np.stack([_limits(size) for _, _, size in pictures], axis=2)
+        quality, reasons, inside = self._grade(padded.transpose(2, 0, 1), scores, limits)
         return [
-            Graded(grade[:count], reasons, box[:count])
-            for count, box, grade, reasons in zip(
-                counts, inside.transpose(1, 2, 0), grades, _first_reasons(refused, counts), strict=True
-            )
+            Graded(quality[at, :count], _named(reasons[at, :count]), box[:count])
+            for at, (count, box) in enumerate(zip(counts, inside.transpose(1, 2, 0), strict=True))
         ]
 
     def sharp(self, sharp: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the factors of N sharpnesses `(N,)` float32, and `(N,)` bool, which crops are refused."""
         blurred: NDArray[np.bool_] = sharp < self.settings.min_sharpness
-        factors: NDArray[np.float32] = np.minimum(sharp / _FULL_SHARPNESS, 1.0)
-        factors *= ~blurred
+        factors: NDArray[np.float32] = np.minimum(sharp / _FULL_SHARPNESS, _ONE)
+        factors[blurred] = 0.0
         return factors, blurred
 
     def _grade(
-        self, boxes: NDArray[np.float32], scores: NDArray[np.float32], border: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.bool_]]:
-        """Grade padded boxes.
+        self, boxes: NDArray[np.float32], scores: NDArray[np.float32], limits: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.int32]]:
+        """Grade padded boxes with few calls of NumPy: for a few boxes the calls are the whole cost.
 
         Args:
             boxes: `(4, F, N)`: x1, y1, x2 and y2 of N boxes of each of F pictures. For one picture, F is left
                 out everywhere.
             scores: `(F, N)`.
-            border: `(4, F, 1)`: width, height, width and height of each picture.
+            limits: `(2, 4, F, 1)`, see `_limits`.
 
         Returns:
-            `(4, F, N)` int32, see `Graded.inside`; `(F, N)` float32, see `Graded.quality`, as if every crop
-            were sharp; and `(6, F, N)` bool, which of `_REASONS` apply.
+            `(F, N)` float32, see `Graded.quality`, as if every crop were sharp; `(F, N)` places in
+            `_REASONS`; and `(4, F, N)` int32, see `Graded.inside`.
         """
-        limits = self.settings
-        finite = np.isfinite(boxes)
-        known = boxes if finite.all() else np.where(finite.all(axis=0), boxes, np.float32(0))
-        clipped = np.minimum(np.maximum(known, 0), border)
+        parts = np.empty((2, *boxes.shape), np.float32)
+        known, clipped = parts  # of each box all, and what lies inside the picture
+        known[...] = boxes
+        if not math.isfinite(np.vdot(known, known)):
+            known[:, ~np.isfinite(known).all(axis=0)] = 0.0
+        border, edges = limits
+        np.minimum(np.maximum(known, _ZERO, out=clipped), border, out=clipped)
         inside = np.rint(clipped).astype(np.int32)
-        area = np.maximum(_areas(known), _NO_AREA)
-        visible = _areas(clipped) / area
-        covered = _covered_part(known, area, scores)
-        sides = inside[2:] - inside[:2]
-        wide, high = sides[0], sides[1]
-        cut = (known[:2] <= _BORDER) | (known[2:] >= border[2:] - _BORDER)
-        grade = np.sqrt(np.minimum(np.maximum(high, 0) / _FULL_HEIGHT, 1.0)) * visible * (1.0 - covered)
-        grade *= np.where(cut[0] | cut[1], _CUT_GRADE, 1.0)
-        aspect = high / np.maximum(wide, 1)
-        none, out = known[2:] <= known[:2], sides < 1
-        refused = np.empty((len(_REASONS), *scores.shape), np.bool_)
-        np.logical_or(none[0], none[1], out=refused[0])
-        np.logical_or(out[0], out[1], out=refused[1])
-        np.less(visible, 1.0 - limits.max_truncation, out=refused[2])
-        np.logical_or(high < limits.min_height, wide < limits.min_width, out=refused[3])
-        np.logical_or(aspect < limits.min_aspect, aspect > limits.max_aspect, out=refused[4])
-        np.greater(covered, limits.max_overlap, out=refused[5])
-        grade *= ~refused.any(axis=0)
-        return inside, grade.astype(np.float32), refused
+        size = inside[2:] - inside[:2]
+        sides = parts[:, 2:] - parts[:, :2]
+        measures = np.empty((len(_REASONS) - 1, *scores.shape), np.float32)
+        measures[:2] = sides[0]
+        measures[2:4] = measures[5:7] = size
+        np.maximum(sides, _ZERO, out=sides)
+        areas = sides[:, 0] * sides[:, 1]
+        np.maximum(areas[0], _NO_AREA, out=areas[0])
+        visible = np.divide(areas[1], areas[0], out=measures[4])
+        np.divide(measures[3], np.maximum(measures[2], _ONE), out=measures[7])
+        np.negative(measures[7], out=measures[8])
+        grade = _HEIGHT_GRADES.take(size[1], mode="clip") * visible
+        if scores.shape[-1] > 1:
+            covered = _covered_part(known, areas[0], scores)
+            np.negative(covered, out=measures[9])
+            grade *= _ONE - covered
+        else:
+            measures[9] = 0.0
+        cut = (known * _OUTWARD if scores.ndim == 1 else known * _OUTWARD[..., None]) >= edges
+        if np.count_nonzero(cut):
+            grade[cut.any(axis=0)] *= _CUT_GRADE
+        failed = measures < (self._least if scores.ndim == 1 else self._least[..., None])
+        if not np.count_nonzero(failed):
+            return grade.astype(np.float32), np.zeros(scores.shape, np.intp), inside
+        refused = failed.any(axis=0)
+        grade[refused] = 0.0
+        return grade.astype(np.float32), np.where(refused, failed.argmax(axis=0) + 1, 0), inside
 
 
-def _padded(
-    pictures: Sequence[Boxes], most: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return boxes and scores, padded with zeros, and sizes: the arguments of `QualityGate._grade`."""
-    if len(pictures) == 1:
-        ((of, sure, size),) = pictures
-        return np.ascontiguousarray(of.T), sure, np.array(size * 2, np.float32)[:, None]
-    boxes = np.zeros((4, len(pictures), most), np.float32)
-    scores = np.zeros((len(pictures), most), np.float32)
-    for at, (of, sure, _) in enumerate(pictures):
-        boxes[:, at, : len(of)], scores[at, : len(of)] = of.T, sure
-    return boxes, scores, np.array([size * 2 for _, _, size in pictures], np.float32).T[..., None]
+@lru_cache
+def _limits(size: tuple[int, int]) -> NDArray[np.float32]:
+    """`(2, 4, 1)`: largest x1, y1, x2, y2 inside a picture; least ones times `_OUTWARD` of a cut box."""
+    width, height = size
+    cut = (-_BORDER, -_BORDER, width - _BORDER, height - _BORDER)
+    return np.array([(width, height, width, height), cut], np.float32)[..., None]
 
 
-def _first_reasons(refused: NDArray[np.bool_], counts: Sequence[int]) -> list[tuple[str, ...]]:
-    """Return the first reason of each box, or "", from `(6, F, N)`; `counts`: boxes of each picture."""
-    if not refused.any():
-        return [("",) * count for count in counts]
-    words = [[""] * count for count in counts]
-    for reason, at, row in zip(*map(np.ndarray.tolist, np.nonzero(refused)), strict=True):
-        if row < counts[at] and not words[at][row]:
-            words[at][row] = _REASONS[reason]
-    return list(map(tuple, words))
+def _named(reasons: NDArray[np.intp]) -> tuple[str, ...]:
+    return tuple([_REASONS[reason] for reason in reasons.tolist()])
 
 
 def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float, str]:
@@ -181,13 +194,6 @@ def grade_picture(gate: QualityGate, picture: NDArray[np.uint8]) -> tuple[float,
     return float(graded.quality[0] * factors[0]), reason
 
 
-def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(4, ...)` x1, y1, x2, y2 -> `(...)` square pixels; 0 for invalid boxes."""
-    sides = np.maximum(boxes[2:] - boxes[:2], 0)
-    area: NDArray[np.float32] = sides[0] * sides[1]
-    return area
-
-
 def _covered_part(
     boxes: NDArray[np.float32], area: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> NDArray[np.float32]:
@@ -195,16 +201,17 @@ def _covered_part(
 
     On a floor seen from above, the person whose feet are lower in the picture is the nearer one.
     """
-    if boxes.shape[-1] < 2:
-        return np.zeros(boxes.shape[1:], np.float32)
     own, others = boxes[..., :, None], boxes[..., None, :]
     sides = np.minimum(own[2:], others[2:])
     sides -= np.maximum(own[:2], others[:2])
-    np.maximum(sides, 0, out=sides)
-    nearer = (others[3] > own[3]) & (scores[..., None, :] >= 0.5 * scores[..., :, None])
-    shared = (sides[0] * sides[1] * nearer).max(axis=-1)
-    part: NDArray[np.float32] = np.minimum(shared / area, 1.0)
-    return part
+    np.maximum(sides, _ZERO, out=sides)
+    shared = sides[0] * sides[1]
+    nearer = others[3] > own[3]
+    nearer &= scores[..., None, :] >= (_HALF * scores)[..., None]
+    shared *= nearer
+    part: NDArray[np.float32] = np.maximum.reduce(shared, axis=-1)
+    part /= area
+    return np.minimum(part, _ONE, out=part)
 
 
 def sharpness(crop: NDArray[np.uint8]) -> float:

@@ -14,7 +14,8 @@ __all__ = ["check_engine", "faults"]
 
 _log = structlog.get_logger(__name__)
 
-_UNIT_TOLERANCE = 0.02
+_ONE = np.ones(1, np.float32)
+_UNIT_TOLERANCE = np.full(1, 0.02, np.float32)
 """Largest deviation of the squared length of a vector from 1; FP16 engines round to about 1e-3."""
 _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 """Least cosine of a golden crop to its reference, by precision."""
@@ -22,10 +23,9 @@ _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 
 def faults(rows: NDArray[np.float32], *, unit_length: bool) -> list[str]:
     """Return for each row of `(N, D)`: `non-finite`, `degenerate` (not of length 1), or "" for a good one."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        squares = np.einsum("nd,nd->n", rows, rows)
-        proper = np.abs(squares - 1.0) <= _UNIT_TOLERANCE if unit_length else np.isfinite(squares)
-    if proper.all():
+    squares = np.einsum("nd,nd->n", rows, rows)
+    proper = np.abs(squares - _ONE) <= _UNIT_TOLERANCE if unit_length else np.isfinite(squares)
+    if np.count_nonzero(proper) == len(rows):
         return [""] * len(rows)
     words = np.where(np.isfinite(squares), np.where(proper, "", "degenerate"), "non-finite")
     return [str(word) for word in words]
