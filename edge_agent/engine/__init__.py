@@ -42,11 +42,7 @@ _SIMULATED = "simulated:"
 
 
 def choose_backend(wanted: str) -> str:
-    """Resolve `auto`; return `onnxruntime` or `tensorrt`.
-
-    Raises:
-        ConfigError: there is no such backend.
-    """
+    """Resolve `auto`; return `onnxruntime` or `tensorrt`; ConfigError where there is no such backend."""
     if wanted not in BACKENDS:
         raise ConfigError(f"no inference backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
     if wanted != "auto":
@@ -67,11 +63,7 @@ def is_simulated(backend: str) -> bool:
 
 
 def open_simulated(backend: str, *, max_batch: int) -> SimulatedEngine:
-    """Open `simulated:TABLE`, a name or a file of `edge_agent.engine.simulated`.
-
-    Raises:
-        ConfigError, InputError: there is no such table, or the file is not one.
-    """
+    """Open `simulated:TABLE`; errors as in `latency_table`."""
     from edge_agent.engine.simulated import SimulatedEngine, latency_table
 
     return SimulatedEngine(latency_table(backend.removeprefix(_SIMULATED)), max_batch=max_batch)
@@ -104,12 +96,8 @@ def open_engine(
 ) -> Engine:
     """Open a network on the configured backend; nothing is loaded or built before the engine is entered.
 
-    Args:
-        prepared: from `edge_agent.engine.graph`; its `precision` is what the engine computes in.
-        settings: backend and its options.
-        plans: for TensorRT.
-        max_batch: pictures per batch, at most `settings.max_batch`, which is the default. Plans are built for
-            `settings.max_batch`.
+    The engine computes in `prepared.precision`. `max_batch` is at most `settings.max_batch`, its default, for
+    which plans are built.
 
     Raises:
         ConfigError: there is no such backend, or TensorRT has no folder for its plans.
@@ -146,13 +134,9 @@ def _open_tensorrt(
         workspace_mb=settings.workspace_mb,
         scales=scales,
     )
-    builder = PlanBuilder(
-        PlanStore(plans.folder),
-        graph,
-        options,
-        progress=plans.progress or ignore_progress,
-        conditions=plans.conditions,
-    )
+    progress = plans.progress or ignore_progress
+    store = PlanStore(plans.folder)
+    builder = PlanBuilder(store, graph, options, progress=progress, conditions=plans.conditions)
     return TensorRTEngine(prepared, builder, settings, max_batch=max_batch)
 
 

@@ -11,6 +11,7 @@ and kept in the state folder.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,7 @@ _SHIPPED = Path(__file__).parent / "references"
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """Reference embeddings of the golden crops for one embedding space.
-
-    Attributes:
-        space: id of the embedding space.
-        vectors: `(4, D)` float32 of unit length.
-        origin: for messages.
-    """
+    """Reference embeddings of the golden crops, `(4, D)` float32 of unit length, for one embedding space."""
 
     space: str
     vectors: NDArray[np.float32]
@@ -80,11 +75,7 @@ def _figure(y: NDArray[np.int64], x: NDArray[np.int64], kind: int) -> NDArray[np
 
 
 def make(prepared: PreparedGraph) -> Golden:
-    """Compute reference embeddings without the prepared graph.
-
-    Raises:
-        ModelError: the network fails on the crops, or its embeddings are not finite or have length 0.
-    """
+    """Compute reference embeddings without the prepared graph; ModelError where they are not usable."""
     from edge_agent.engine.onnxruntime import run_once
 
     profile = prepared.profile
@@ -104,16 +95,7 @@ def make(prepared: PreparedGraph) -> Golden:
 
 
 def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
-    """Return the shipped reference, else the stored one, else a new one, stored in `state`.
-
-    Args:
-        prepared: the network.
-        state: folder that the agent may write to, or None to store nothing.
-
-    Raises:
-        ModelError: as in `make`.
-        StorageError: the new reference cannot be written.
-    """
+    """Return the shipped reference, else the stored one, else a new one, kept in `state` unless None."""
     name = f"{prepared.space}.json"
     for folder in (_SHIPPED, state and state / "golden"):
         if folder and (found := _read(folder / name, prepared)):
@@ -126,7 +108,6 @@ def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
 
 
 def _write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
-    """Store a reference as JSON, numbers in units of 1e-4."""
     assert prepared.profile is not None
     document = {
         "kind": "golden",
@@ -142,16 +123,11 @@ def _write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
 
 
 def _read(path: Path, prepared: PreparedGraph) -> Golden | None:
-    """Read a stored reference; None when there is none, or it is of another version or damaged."""
-    if not path.is_file():
-        return None
-    try:
+    """Read a stored reference; None, so that it is computed, where there is none that fits and is whole."""
+    with contextlib.suppress(EdgeAgentError, KeyError, TypeError, ValueError, AttributeError):
         found = read_json(path)
-        if found["version"] != _VERSION or found["space"] != prepared.space:
-            return None
         rows = np.asarray([[int(v) for v in row.split()] for row in found["vectors"]], np.float32)
-        if rows.shape != (GOLDEN_CROPS, prepared.dimension):
-            return None
-        return Golden(prepared.space, rows / 10 ** found["decimals"], str(path))
-    except (EdgeAgentError, KeyError, TypeError, ValueError, AttributeError):
-        return None  # it is computed again
+        fits = rows.shape == (GOLDEN_CROPS, prepared.dimension) and found["version"] == _VERSION
+        if fits and found["space"] == prepared.space:
+            return Golden(prepared.space, rows / 10 ** found["decimals"], str(path))
+    return None

@@ -17,8 +17,6 @@ from edge_agent.engine.graph.stripes import STRIPES_NAME, STRIPES_PROFILE, write
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
 
-_FALLBACK_PROFILE = "tao"
-
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -40,10 +38,7 @@ def choose_model(settings: EngineSettings, state: Path) -> Model:
     """Return the configured model, else the shipped one. The built-in one is written to `state`.
 
     The profile is the configured one, else that of the model's own manifest (`MODEL.json`), else `tao`.
-
-    Raises:
-        ConfigError: no model is configured and none ships.
-        InputError: the configured file does not exist.
+    ConfigError where no model is configured and none ships, InputError where the file does not exist.
     """
     if settings.model is not None and str(settings.model) == STRIPES_NAME:
         path = write_stripe_model(state / f"{STRIPES_NAME}.onnx")
@@ -56,23 +51,13 @@ def choose_model(settings: EngineSettings, state: Path) -> Model:
         )
     if not model.is_file():
         raise InputError(f"{model}: no such model file")
-    return Model(model, settings.preprocess or _profile_of(model))
-
-
-def _profile_of(model: Path) -> str:
     manifest = model.with_suffix(".json")
-    if not manifest.is_file():
-        return _FALLBACK_PROFILE
-    return str(read_json(manifest).get("preprocess", _FALLBACK_PROFILE))
+    stated = read_json(manifest) if not settings.preprocess and manifest.is_file() else {}
+    return Model(model, settings.preprocess or str(stated.get("preprocess", "tao")))
 
 
 def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[PreparedGraph, Golden]:
-    """Return the prepared network and the reference embeddings of its self-test.
-
-    Args:
-        model: ReID ONNX.
-        preprocess: name of the profile.
-        state: folder where the reference embeddings are kept, None to keep nothing.
+    """Return the prepared network and the reference embeddings of its self-test, which are kept in `state`.
 
     Raises:
         ModelError: the file does not fit; the message explains the fix.

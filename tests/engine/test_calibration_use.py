@@ -19,7 +19,7 @@ from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.loading import load, state_folder
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
-from edge_agent.engine.precision.calibration import Calibration, active_calibration, in_precision
+from edge_agent.engine.precision.calibration import Calibration, current_calibration, in_precision
 from edge_agent.identify import Identifier
 from edge_agent.identify.site import SiteScores
 from edge_agent.identify.threshold import SITE_FACT
@@ -240,12 +240,12 @@ def test_rollback_makes_the_one_before_active_again(
 ) -> None:
     state = tmp_path / "state"
     second = Job(request(network, state, people, precision="fp16")).run().calibration
-    assert active_calibration(state / "engines").precision == "fp16"
+    assert current_calibration(EngineSettings(), state).precision == "fp16"
     done = CliRunner().invoke(
         app, ["engines", "rollback", "--yes", "--state", str(state)], catch_exceptions=False
     )
     assert done.exit_code == 0, done.output
-    assert active_calibration(state / "engines").name == calibrated.name
+    assert current_calibration(EngineSettings(), state).name == calibrated.name
     assert ActiveEngine(state / "engines").read().previous["name"] == second.name
 
 

@@ -1,7 +1,7 @@
 """`edge-agent calibrate` on TensorRT, over the real bindings: plans of every candidate, gate, switch.
 
 What the stub computes has nothing to do with the network, so the gate compares equals; everything else is as
-on a device: the graphs, what TensorRT is received, where plans lie, what is built again. `test_trt_build.py`
+on a device: the graphs, what TensorRT receives, where plans lie, what is built again. `test_trt_build.py`
 runs it.
 """
 
@@ -22,7 +22,12 @@ from edge_agent.engine.golden import golden_crops
 from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.plans.store import PlanStore
-from edge_agent.engine.precision.calibration import active_calibration, in_precision, prune_calibrations
+from edge_agent.engine.precision.calibration import (
+    Calibration,
+    current_calibration,
+    in_precision,
+    prune_calibrations,
+)
 from edge_agent.engine.tensorrt.bindings import version
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.calibrate.request import Request, Silent
@@ -53,6 +58,10 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("people")
     write_dataset(root, identities=12, cameras=3, per_identity=6, seed=6, test_share=0.7, workers=1)
     return root
+
+
+def active(engines: Path) -> Calibration | None:
+    return current_calibration(EngineSettings(folder=engines), engines.parent)
 
 
 def rows(batch: np.ndarray) -> np.ndarray:
@@ -99,7 +108,7 @@ def test_from_network_to_active_engine(stub: BuilderStub, request_: Request, tmp
     assert set(entries) == {"fp32", "int8"}
     assert entries["int8"].role == "current"
     assert entries["int8"].profiles == (1, 16, 64)
-    calibration = active_calibration(request_.engines)
+    calibration = active(request_.engines)
     graph = calibration.graph(request_.prepared)
     assert hashlib.sha256(graph.onnx).hexdigest() in ActiveEngine(request_.engines).read().current["graphs"]
 
@@ -111,7 +120,7 @@ def test_from_network_to_active_engine(stub: BuilderStub, request_: Request, tmp
 def test_run_loads_the_plan_that_calibrate_built(stub: BuilderStub, request_: Request) -> None:
     Job(replace(request_, bench_seconds=0.0)).run()
     stub.received.clear()
-    calibration = active_calibration(request_.engines)
+    calibration = active(request_.engines)
     graph = in_precision(request_.prepared, "auto", "tensorrt", calibration)
     embedder = make_embedder(
         graph, request_.golden, engine=TENSORRT, quality=QualitySettings(), plans=request_.engines
@@ -158,4 +167,4 @@ def test_prune_keeps_plans_of_what_is_active_and_of_what_was_before(
     assert prune_calibrations(request_.engines) == ((), 0)
     assert {entry.precision for entry in store.entries()} == {"fp32", "fp16", "int8"}
     ActiveEngine(store.folder).rollback()
-    assert active_calibration(request_.engines).precision == "fp16"
+    assert active(request_.engines).precision == "fp16"

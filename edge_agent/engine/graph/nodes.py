@@ -79,12 +79,8 @@ def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
 def serialise(model: onnx.ModelProto, what: str) -> bytes:
     """Check and serialise an edited model, without intermediate shapes, which may contradict the edits.
 
-    Args:
-        model: edited; changed.
-        what: completes "<what> is not valid ONNX".
-
     Raises:
-        ModelError: the model breaks a rule of ONNX.
+        ModelError: "<what> is not valid ONNX".
     """
     import onnx
 
@@ -105,9 +101,7 @@ QUANTISABLE = frozenset({"Conv", "Gemm", "MatMul"})
 class Block:
     """A part of the network between two tensors that all data passes through.
 
-    Attributes:
-        name: the common part of its nodes' names, or the name of its only node.
-        nodes: names of its quantisable nodes, in order.
+    Its name is the common part of its nodes' names; `nodes` are the names of the quantisable ones, in order.
     """
 
     name: str

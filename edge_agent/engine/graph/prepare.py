@@ -29,12 +29,7 @@ _MIN_NORM = 1e-3
 
 
 class Rewriter:
-    """Rewrites a network in place: an input stage, an output stage, then `finish`.
-
-    Args:
-        network: one that uses none of the names that are added.
-        layout: of its input.
-    """
+    """Rewrites a network, which uses none of the added names, in place: input, output, then `finish`."""
 
     def __init__(self, network: Network, layout: Layout) -> None:
         self._network = network
@@ -172,7 +167,7 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
     Args:
         onnx_path: the network as exported, with a dynamic batch axis: one floating point input
             `[N, 3, H, W]` or `[N, H, W, 3]`, one output `[N, D]` (or `[N, D, 1, 1]`).
-        profile: preprocessing that the network was trained with.
+        profile: that the network was trained with.
         normalise: False keeps the network's own vector lengths, as TAO's inference files have them.
 
     Raises:

@@ -24,11 +24,8 @@ class PreprocessProfile:
     """`y[c] = (x[c] * scale - mean[c]) / std[c]`, with `x` in 0..255 and `c` in the network's order.
 
     Attributes:
-        name: in settings and options.
         order: channel order of the network, `rgb` or `bgr`. Frames are always BGR.
-        scale: factor for raw pixel values.
-        mean: per channel in `order`, in units of the scaled pixel.
-        std: per channel in `order`, in units of the scaled pixel.
+        mean, std: per channel in `order`, in units of the scaled pixel.
         resize: interpolation to the network's input size; the aspect ratio is not kept. `linear` is OpenCV's
             INTER_LINEAR.
     """
@@ -119,9 +116,7 @@ class PreparedGraph:
 
     Attributes:
         onnx: the rewritten model, serialised.
-        source: the original file.
-        source_sha256: SHA-256 of the original file.
-        name: of the model, in reports.
+        source, source_sha256: the original file.
         input_size: `(height, width)` of the pictures.
         batch: the fixed batch of the network; None when its batch axis is free.
         profile: preprocess profile inside the graph; None for a detector.

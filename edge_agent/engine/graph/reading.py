@@ -37,15 +37,7 @@ class Layout:
 
 
 class Network:
-    """An ONNX file, read and checked as far as every network needs it.
-
-    Args:
-        path: the file.
-
-    Attributes:
-        path: the file.
-        model: its content.
-        sha256: SHA-256 of the file.
+    """An ONNX file: its path, SHA-256 and model.
 
     Raises:
         ModelError: the file is missing, is not ONNX, is too old, or has unusable weights.
@@ -139,11 +131,7 @@ class Network:
         return Layout((height, width), shape[0] or None, channels_last, half)
 
     def embedding_size(self) -> int:
-        """Return the numbers per embedding, inferred or measured where the output does not declare them.
-
-        Raises:
-            ModelError: the output is not one vector per crop, or its batch axis is fixed.
-        """
+        """Return the numbers per embedding, inferred or measured where the output does not declare them."""
         value = self.output
         if self._is_half(value) is None:
             raise self._unexpected_type("output", value, "FLOAT or FLOAT16 embeddings")

@@ -47,9 +47,6 @@ def write_stripe_model(path: Path) -> Path:
     """Write the model as ONNX, `[N, 3, 256, 128]` (profile `tao`) -> `[N, 468]`; return `path`.
 
     The file is the same on every machine, so the embedding space is too.
-
-    Raises:
-        StorageError: the file cannot be written.
     """
     import onnx
     from onnx import TensorProto, helper

@@ -113,11 +113,7 @@ class ActiveEngine:
         self._path = self._folder.path / "active.json"
 
     def read(self) -> Active:
-        """Return the active engine and the previous one.
-
-        Raises:
-            InputError: `active.json` is damaged; the message explains the fix.
-        """
+        """Return the active engine and the previous one; InputError where `active.json` is damaged."""
         if not self._path.exists():
             return Active(None, None)
         found = read_json(self._path)
@@ -131,11 +127,8 @@ class ActiveEngine:
     def switch(self, record: Mapping[str, Any]) -> Active:
         """Make an engine the active one and keep the one before it; the same record changes nothing.
 
-        A damaged `active.json` goes to the quarantine; there is then no previous engine.
-
-        Raises:
-            InputError: the record is incomplete, or names a file that does not exist.
-            StorageError: the folder cannot be written.
+        A damaged `active.json` goes to the quarantine; there is then no previous engine. InputError where the
+        record is incomplete, or names a file that does not exist.
         """
         try:
             wanted = _record(dict(record))
@@ -154,26 +147,21 @@ class ActiveEngine:
             return self._write(Active(wanted, before.current))
 
     def rollback(self) -> Active:
-        """Swap the active engine and the previous one.
-
-        Raises:
-            InputError: there is no previous engine, or one of its files is missing.
-            StorageError: the folder cannot be written.
-        """
-        if self.read().previous is None:
-            raise self._no_previous()
+        """Swap the active engine and the previous one; InputError where it or one of its files is missing."""
+        self._previous(self.read())  # before the lock makes a folder
         with self._folder.locked():
             before = self.read()
-            if before.previous is None:
-                raise self._no_previous()
-            self._check_files(before.previous)
-            return self._write(Active(before.previous, before.current))
+            previous = self._previous(before)
+            self._check_files(previous)
+            return self._write(Active(previous, before.current))
 
-    def _no_previous(self) -> InputError:
-        return InputError(
-            f"{self._folder.path} has no engine from before the active one; "
-            "`edge-agent calibrate` makes engines"
-        )
+    def _previous(self, active: Active) -> dict[str, Any]:
+        if active.previous is None:
+            raise InputError(
+                f"{self._folder.path} has no engine from before the active one; "
+                "`edge-agent calibrate` makes engines"
+            )
+        return active.previous
 
     def _check_files(self, record: Mapping[str, Any]) -> None:
         for name in record["files"]:

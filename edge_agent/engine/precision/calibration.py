@@ -42,13 +42,7 @@ _AGAIN = "run `edge-agent calibrate` again"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A finished calibration.
-
-    Attributes:
-        folder: of its files.
-        data: of its manifest.
-        files: names of its files.
-    """
+    """A finished calibration: the folder, the data of its manifest, and the names of its files."""
 
     folder: Path
     data: Mapping[str, Any]
@@ -56,11 +50,7 @@ class Calibration:
 
     @staticmethod
     def read(folder: Path) -> Calibration:
-        """Read a calibration and check the digests of all its files.
-
-        Raises:
-            InputError: it is missing, damaged, or of another layout; the message explains the fix.
-        """
+        """Read a calibration and check the digests of all files; InputError where it is not whole."""
         try:
             manifest = Manifest.read(folder / MANIFEST, kind=KIND, version=VERSION)
             manifest.verify(folder)
@@ -105,11 +95,7 @@ class Calibration:
         return dataclasses.replace(prepared, onnx=onnx, precision=self.precision)
 
     def scales(self) -> Scales:
-        """Return the INT8 ranges for engines without quantise/dequantise nodes.
-
-        Raises:
-            InputError: there are none, since INT8 was not chosen.
-        """
+        """Return the INT8 ranges for engines without quantise/dequantise nodes; InputError without INT8."""
         name = self.data["scales"]
         if name is None:
             raise InputError(f"{self.folder} has no INT8 ranges, since INT8 was not chosen; {_AGAIN}")
@@ -136,16 +122,8 @@ def engines_folder(settings: EngineSettings, state: Path) -> Path:
 
 
 def current_calibration(settings: EngineSettings, state: Path) -> Calibration | None:
-    """Return the active calibration, of any network; errors as in `active_calibration`."""
-    return active_calibration(engines_folder(settings, state))
-
-
-def active_calibration(engines: Path) -> Calibration | None:
-    """Return the active calibration of an engines folder, None where there is none.
-
-    Raises:
-        InputError: it is damaged; the message explains the fix.
-    """
+    """Return the active calibration, of any network, or None; InputError where it is damaged."""
+    engines = engines_folder(settings, state)
     active = ActiveEngine(engines).read()
     if active.current is None or "calibration" not in active.current:
         return None
@@ -155,11 +133,8 @@ def active_calibration(engines: Path) -> Calibration | None:
 def prune_calibrations(engines: Path) -> tuple[tuple[str, ...], int]:
     """Remove calibrations that are neither active nor the previous one; return their names and total bytes.
 
-    An interrupted one is removed too: `edge-agent calibrate` would start over.
-
-    Raises:
-        InputError: `active.json` is damaged; nothing is removed.
-        StorageError: one cannot be removed.
+    An interrupted one is removed too: `edge-agent calibrate` would start over. Where `active.json` is damaged
+    (InputError), nothing is removed.
     """
     folder = engines / CALIBRATIONS
     active = ActiveEngine(engines).read()
@@ -178,14 +153,10 @@ def prune_calibrations(engines: Path) -> tuple[tuple[str, ...], int]:
 def in_precision(
     prepared: PreparedGraph, wanted: str, backend: str, calibration: Calibration | None
 ) -> PreparedGraph:
-    """Return the network in a precision.
+    """Return a network, prepared as exported, in the precision `wanted`: `auto`, `fp32`, `fp16` or `int8`.
 
-    Args:
-        prepared: as exported.
-        wanted: `auto`, `fp32`, `fp16` or `int8`. `auto`: what the calibration chose for this backend; without
-            one FP16 on TensorRT, else FP32.
-        backend: `onnxruntime` or `tensorrt`.
-        calibration: the active one; one of another network is not used.
+    `auto`: what the active calibration chose for this backend; without one FP16 on TensorRT, else FP32. A
+    calibration of another network is not used.
 
     Raises:
         ConfigError: INT8 is wanted, and no calibration of this network has it.

@@ -24,13 +24,7 @@ _LARGEST = 65504.0
 
 
 def to_half(prepared: PreparedGraph) -> PreparedGraph:
-    """Convert a prepared FP32 graph to typed FP16.
-
-    Nodes with a weight that float16 cannot represent stay in float32, see `kept_in_float32`.
-
-    Raises:
-        ModelError: the graph is not in FP32, or the converted one is not valid.
-    """
+    """Convert a prepared FP32 graph to typed FP16, but for the nodes of `kept_in_float32`; ModelError."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     if prepared.precision != "fp32":
