@@ -38,6 +38,8 @@ def connect(
     """Open or create a database, with mode 0600; SQLite gives its side files the same mode.
 
     Connections of SQLCipher have the interface of sqlite3, but other error classes, see `database_errors`.
+    ConfigError when it is needed and not installed; OSError, or one of `database_errors()`, when the file
+    cannot be opened.
 
     Args:
         path: in an existing folder; None: in memory.
@@ -45,10 +47,6 @@ def connect(
         timeout_s: how long a statement waits for a lock of another connection.
         pragmas: set in this order.
         cipher: use SQLCipher without a key too, which can attach encrypted databases.
-
-    Raises:
-        ConfigError: SQLCipher is needed and not installed.
-        OSError, or one of `database_errors()`: the file cannot be opened.
     """
     if path is not None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -100,8 +98,8 @@ def transaction(
 ) -> Iterator[None]:
     """Run the block in one transaction: commit at the end, roll back on an exception.
 
-    `IMMEDIATE` takes the write lock at the start, `EXCLUSIVE` also keeps readers out. `DEFERRED` is for a
-    block that only reads: all its queries read the same state of the database.
+    `IMMEDIATE` takes the write lock at the start, `EXCLUSIVE` also keeps readers out. With `DEFERRED`, all
+    queries of a block that only reads have the same state of the database.
     """
     connection.execute(f"BEGIN {mode}")
     try:

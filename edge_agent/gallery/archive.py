@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter
 
 from edge_agent.core.errors import InputError, SpaceMismatch
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file
 from edge_agent.gallery.gallery import Gallery
+from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.rows import Imported, Kind, checked_exemplars
 from edge_agent.gallery.sync import Space
 
@@ -70,7 +70,7 @@ class Archive:
     dimension: int
     people: tuple[ArchivedIdentity, ...]
     facts: Mapping[str, Any]
-    vectors: NDArray[np.float32]
+    vectors: Vectors
 
 
 def export_gallery(gallery: Gallery, path: Path) -> int:
@@ -163,11 +163,7 @@ def write_archive(path: Path, archive: Archive) -> None:
 
 
 def read_archive(path: Path) -> Archive:
-    """Read and check an archive.
-
-    Raises:
-        InputError: missing, not an archive, of another version, or damaged.
-    """
+    """Read an archive; InputError when it is missing, not an archive, of another version, or damaged."""
     try:
         with zipfile.ZipFile(path) as bundle:
             found = json.loads(_bounded(bundle, _MANIFEST))

@@ -8,6 +8,7 @@ running agent only delays it.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +17,61 @@ from typing import Protocol
 from edge_agent.core.structures import Decision, DecisionKind, Pictures
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.rows import Erased
+from edge_agent.gallery.sync import SyncedFile
 
 _EVENTS_FACT = "events_to_erase"
 
 
 class PictureFolder(Protocol):
-    """A crop folder; see `edge_agent.source.crops.CropFolderSource`."""
+    """The crop folder `edge_agent.source.crops.CropFolderSource`."""
 
     def owns(self, camera: str) -> bool:
         """Return whether the crops of this camera are in it."""
 
     def erase(self, pictures: Collection[Pictures]) -> int:
         """Delete the pictures of these tracks; return how many."""
+
+
+class PictureNotes:
+    """Which pictures in crop folders show which identity, so that they can be deleted with it."""
+
+    def __init__(self, file: SyncedFile) -> None:
+        self._file = file
+
+    def note(self, number: int, camera: str, track: int, since: float) -> bool:
+        """Note that the pictures of a track since a time show this identity, instead of one noted before.
+
+        Returns False where nothing was noted: there is no such identity, or pictures noted for this track are
+        still to be deleted.
+        """
+        with self._file.changing(durable=False) as rows:
+            done = rows.store.run(
+                "INSERT INTO pictures SELECT ?, ?, ?, number FROM identity WHERE number = ?"
+                " ON CONFLICT DO UPDATE SET number = excluded.number WHERE pictures.number IS NOT NULL",
+                (camera, track, since, number),
+            )
+            return done.rowcount > 0
+
+    def orphaned(self) -> list[Pictures]:
+        """Return the pictures of identities that were erased, until `removed` is called for them."""
+        with self._file.reading() as rows:
+            found = rows.store.rows(
+                "SELECT camera, track, since, (SELECT min(later.since) FROM pictures AS later WHERE"
+                " later.camera = pictures.camera AND later.track = pictures.track"
+                " AND later.since > pictures.since) FROM pictures WHERE number IS NULL"
+            )
+        return [
+            Pictures(camera, track, since, math.inf if until is None else until)
+            for camera, track, since, until in found
+        ]
+
+    def removed(self, gone: Iterable[Pictures]) -> None:
+        """Delete the notes of pictures that were deleted."""
+        with self._file.changing() as rows:
+            rows.store.run_many(
+                "DELETE FROM pictures WHERE camera = ? AND track = ? AND since = ? AND number IS NULL",
+                [(one.camera, one.track, one.since) for one in gone],
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +113,19 @@ class Erasure:
     gallery: Gallery
     events: Callable[[str], int]
     folders: Sequence[PictureFolder] = ()
+    _pictures: PictureNotes = field(init=False)
     _noted: dict[tuple[str, int], int] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self._pictures = PictureNotes(self.gallery.file)
 
     def note(self, decision: Decision) -> None:
         """Note whom the pictures of a track show, where they are in a crop folder."""
         key = decision.camera, decision.track_id
         if decision.number is None or not any(folder.owns(decision.camera) for folder in self.folders):
             return
-        if self._noted.get(key) != decision.number and self.gallery.pictures.note(
+        if self._noted.get(key) != decision.number and self._pictures.note(
             decision.number, *key, decision.first_seen
         ):
             self._noted[key] = decision.number
@@ -108,10 +156,10 @@ class Erasure:
         return erased
 
     def _erase_pictures(self) -> int:
-        gone = self.gallery.pictures.orphaned()
+        gone = self._pictures.orphaned()
         removed = 0
         for folder in self.folders if gone else ():
             if own := [one for one in gone if folder.owns(one.camera)]:
                 removed += folder.erase(own)
-                self.gallery.pictures.removed(own)
+                self._pictures.removed(own)
         return removed

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.sqlite import MEMORY
-from edge_agent.gallery.notes import Facts, PictureNotes
+from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.retention import Retention
 from edge_agent.gallery.rows import (
     Erased,
@@ -31,7 +31,7 @@ from edge_agent.gallery.rows import (
 )
 from edge_agent.gallery.shortlist import IndexBuilder
 from edge_agent.gallery.store import Store
-from edge_agent.gallery.sync import Space, SyncedFile
+from edge_agent.gallery.sync import Facts, Space, SyncedFile
 
 if TYPE_CHECKING:
     from edge_agent.core.config import GallerySettings, Settings
@@ -62,17 +62,12 @@ class Gallery:
         key: bytes | None = None,
         clock: Callable[[], float] = clock_module.time,
     ) -> None:
-        """Describe the gallery; nothing is opened yet.
+        """Describe the gallery of an embedding space of D = `dimension` numbers; nothing is opened yet.
 
-        Args:
-            path: the file, created with mode 0600 if missing (its folder with 0700), or `:memory:`.
-            settings: of the section `gallery`.
-            space: id of the embedding space of all vectors.
-            dimension: D, numbers in an embedding.
-            owner: open it as the one live system that uses it; a second owner is refused. The owner's sizes
-                and times to live are stored, and apply to all who open the file without owning it.
-            key: encrypts the file, see `edge_agent.core.encryption`; None: it is plain.
-            clock: Unix seconds; imports use it to erase expired identities. All else uses the times of calls.
+        The file is created with mode 0600 if missing, its folder with 0700; `:memory:` is none. `key`
+        encrypts it, see `edge_agent.core.encryption`. Only one live system may be its `owner`, whose sizes
+        and times to live are stored, and apply to all who open the file without owning it. `clock` gives Unix
+        seconds, for imports to erase expired identities; all else uses the times of calls.
         """
         if dimension < 1:
             raise ValueError("dimension must be positive")
@@ -82,7 +77,6 @@ class Gallery:
         self.retention = Retention(self.file, clock)
         self.builder = IndexBuilder(settings, self.file)
         self.facts = Facts(self.file)
-        self.pictures = PictureNotes(self.file)
         self._policy = Policy.of(settings)
         self._owner = owner
 
@@ -109,9 +103,8 @@ class Gallery:
     def __enter__(self) -> Gallery:
         """Open the file and load the index.
 
-        Raises:
-            SpaceMismatch: the file contains identities of another embedding space.
-            StorageError: damaged, inaccessible, or owned by another running agent.
+        SpaceMismatch when it contains identities of another embedding space; StorageError when it is damaged,
+        inaccessible, or owned by another running agent.
         """
         self.file.open(self._policy, owner=self._owner)
         return self
@@ -130,9 +123,7 @@ class Gallery:
         """Hold the lock for many calls; changes by other processes are noticed afterwards."""
         return self.file.exclusive()
 
-    def search(
-        self, vectors: NDArray[np.float32], k: int = 2
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, vectors: Vectors, k: int = 2) -> tuple[NDArray[np.int64], Vectors]:
         """Return the `k` best identities of each query `(Q, D)`, best first.
 
         Of equal ones, the lower number comes first. Beyond `exact_up_to` identities one may be missing, see
@@ -147,7 +138,7 @@ class Gallery:
             self.builder.update()
             return self.file.index.search(queries, k)
 
-    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
         """Return exemplars of some identities from memory: `(N,)` int64 numbers and `(N, D)` float32.
 
         The rows of one identity are adjacent; one without exemplars, or that does not exist, has none.
@@ -170,8 +161,8 @@ class Gallery:
 
     def enrol(
         self,
-        vectors: NDArray[np.float32],
-        qualities: NDArray[np.float32],
+        vectors: Vectors,
+        qualities: Vectors,
         *,
         name: str | None = None,
         kind: Kind = "auto",
@@ -181,14 +172,9 @@ class Gallery:
     ) -> Identity:
         """Add a new identity. A full gallery erases `auto` identities first: expired, then longest unseen.
 
-        Args:
-            vectors: `(M, D)` float32 exemplars, M at least 1; kept as in `add_exemplars`.
-            qualities: `(M,)` 0..1, how well each shows the person.
-            name: see `Identity`.
-            kind: see `Identity`.
-            origin: track or file that contributed the exemplars, for `remove_origin`.
-            camera: id of the source.
-            time: when the person was seen.
+        Of the exemplars `(M, D)`, M at least 1, those are kept that `add_exemplars` keeps. `qualities` `(M,)`
+        in 0..1 are how well each shows the person; `origin` is the track or file that contributed them, for
+        `remove_origin`; `camera` and `time` are where and when the person was seen.
 
         Raises:
             ValueError, NonFiniteEmbedding: see `checked_exemplars`.
@@ -209,14 +195,7 @@ class Gallery:
             return content.identity(number)
 
     def add_exemplars(
-        self,
-        number: int,
-        vectors: NDArray[np.float32],
-        qualities: NDArray[np.float32],
-        *,
-        origin: str,
-        camera: str,
-        time: float,
+        self, number: int, vectors: Vectors, qualities: Vectors, *, origin: str, camera: str, time: float
     ) -> int:
         """Offer more exemplars `(M, D)` of an identity; return how many of them are kept.
 
@@ -272,9 +251,9 @@ class Gallery:
     def forget(self, number: int) -> Erased:
         """Erase a person from the file, its write-ahead log and memory.
 
-        When this returns, the rows are zeroed, their pages are free and the log is empty. Copies of old
-        blocks in the file system or a flash controller are out of reach: encrypt the disk where that matters.
-        StorageError may also mean: erased, but another process keeps copies in the log.
+        When this returns, the rows are zeroed, their pages are free and the log is empty; copies of old
+        blocks in the file system or a flash controller are out of reach. StorageError may also mean: erased,
+        but another process keeps copies in the log.
         """
         with self.file.changing() as content:
             erased = content.erase(content.identity(number))
@@ -311,7 +290,7 @@ class Gallery:
         with self.file.reading() as content:
             return {number for (number,) in content.store.rows(statement, [*numbers])}
 
-    def exemplars(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
+    def exemplars(self, number: int) -> tuple[Vectors, Vectors, tuple[str, ...]]:
         """Return `(M, D)` float32 vectors, `(M,)` float32 qualities and M origins, oldest first."""
         with self.file.reading() as content:
             content.identity(number)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
+from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ class Rows:
         times = self.policy.ttl_s, self.policy.enrolled_ttl_s
         self.store.run(f"{_SET_EXPIRY} WHERE number = ?", (*times, number))
 
-    def add_exemplars(self, number: int, vectors: NDArray[np.float32], sources: Sequence[Source]) -> int:
+    def add_exemplars(self, number: int, vectors: Vectors, sources: Sequence[Source]) -> int:
         """Insert exemplars `(M, D)` and prune to the most diverse; return how many of these are kept."""
         before = int(self.store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
         self.store.run_many(
@@ -279,18 +280,18 @@ class Rows:
             self._mark(number)
         return gone
 
-    def vectors(self, number: int) -> NDArray[np.float32]:
+    def vectors(self, number: int) -> Vectors:
         """Return the exemplars of an identity in order of insertion: `(M, D)` float32."""
         rows = self.store.rows("SELECT vector FROM exemplar WHERE number = ? ORDER BY row", (number,))
         return self.unpacked([row[0] for row in rows])
 
-    def vector_batches(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def vector_batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
         """Yield all exemplars in order of insertion: `(N,)` identities and `(N, D)` vectors."""
         for rows in self.store.batches("SELECT number, vector FROM exemplar ORDER BY row", _BATCH):
             owners, blobs = zip(*rows, strict=True)
             yield np.array(owners, np.int64), self.unpacked(blobs)
 
-    def unpacked(self, blobs: Sequence[bytes]) -> NDArray[np.float32]:
+    def unpacked(self, blobs: Sequence[bytes]) -> Vectors:
         """Return `(N, D)` float32 from stored vectors."""
         if any(len(blob) != 4 * self._dimension for blob in blobs):
             raise self.store.damage(f"an embedding does not have {self._dimension} numbers")
@@ -324,8 +325,7 @@ def new_id() -> str:
 def checked_name(name: str) -> str:
     """Return the name without surrounding blanks.
 
-    Raises:
-        InputError: it is empty, too long, has control characters, or reads as a number or an id.
+    InputError when it is empty, too long, has control characters, or reads as a number or an id.
     """
     plain = name.strip()
     if not plain or len(plain) > _LONGEST_NAME or not plain.isprintable():
@@ -335,7 +335,7 @@ def checked_name(name: str) -> str:
     return plain
 
 
-def diverse_rows(vectors: NDArray[np.float32], qualities: NDArray[np.float32], most: int) -> NDArray[np.intp]:
+def diverse_rows(vectors: Vectors, qualities: Vectors, most: int) -> NDArray[np.intp]:
     """Return the rising indices of at most `most` rows that differ from each other and are of good quality.
 
     The rows `(N, D)` of unit length are added in order, oldest first. Whenever there are more than `most`,
@@ -354,7 +354,7 @@ def diverse_rows(vectors: NDArray[np.float32], qualities: NDArray[np.float32], m
     return np.asarray(kept, np.intp)
 
 
-def checked_vectors(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+def checked_vectors(vectors: Vectors, dimension: int) -> Vectors:
     """Return vectors as contiguous float32 `(N, D)`.
 
     ValueError when they are of another shape, NonFiniteEmbedding when one contains NaN or infinity.
@@ -367,9 +367,7 @@ def checked_vectors(vectors: NDArray[np.float32], dimension: int) -> NDArray[np.
     return rows
 
 
-def checked_exemplars(
-    vectors: NDArray[np.float32], qualities: NDArray[np.float32], dimension: int
-) -> tuple[NDArray[np.float32], list[float]]:
+def checked_exemplars(vectors: Vectors, qualities: Vectors, dimension: int) -> tuple[Vectors, list[float]]:
     """Return vectors `(N, D)`, scaled to length 1 exactly, and their qualities.
 
     ValueError also when a vector is not of length 1, or a quality is not finite; as in `checked_vectors`.

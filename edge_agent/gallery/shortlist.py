@@ -25,6 +25,7 @@ from edge_agent.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_agent.core.config import GallerySettings
+    from edge_agent.gallery.index import Vectors
     from edge_agent.gallery.sync import SyncedFile
 
 _log = structlog.get_logger(__name__)
@@ -119,13 +120,13 @@ class IndexBuilder:
 class Codes:
     """The codes of an `ExemplarIndex`, at the same slots and places. Not for several threads at once."""
 
-    def __init__(self, sample: NDArray[np.float32]) -> None:
+    def __init__(self, sample: Vectors) -> None:
         """Learn the values of the code from typical rows `(N, D)`; takes about two seconds."""
         faiss = _library()
         dimension = sample.shape[1]
         even = dimension + dimension % 2
         square = np.random.default_rng(0).standard_normal((even, even))
-        rotation: NDArray[np.float32] = np.linalg.qr(square)[0][:dimension].astype(np.float32)
+        rotation: Vectors = np.linalg.qr(square)[0][:dimension].astype(np.float32)
         self._rotation = rotation
         self._pattern: Any = faiss.IndexPQFastScan(even, even // 2, 4, faiss.METRIC_INNER_PRODUCT)
         self._pattern.train(self._rotated(sample))
@@ -141,7 +142,7 @@ class Codes:
         """Return how many rows of a slot, from the first, have a code."""
         return int(self._slots[slot].ntotal) if slot < len(self._slots) else 0
 
-    def put(self, slot: int, place: int, vectors: NDArray[np.float32]) -> None:
+    def put(self, slot: int, place: int, vectors: Vectors) -> None:
         """Encode rows `(N, D)` from `place` on, which is at most `filled(slot)`."""
         faiss = _library()
         while len(self._slots) <= slot:
@@ -160,7 +161,7 @@ class Codes:
             self._write(slot, rows, np.zeros((surplus, self._packer.code_size), np.uint8))
             self._slots[slot].ntotal = rows
 
-    def places(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    def places(self, queries: Vectors, count: int) -> NDArray[np.int64]:
         """Return places of about the `count` best rows of each query: `(Q, C)` int64, padded with -1."""
         _library()
         rotated = self._rotated(queries)
@@ -171,8 +172,8 @@ class Codes:
             return places
         return np.take_along_axis(places, np.argpartition(scores, -count, axis=1)[:, -count:], axis=1)
 
-    def _rotated(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        rotated: NDArray[np.float32] = np.ascontiguousarray(vectors @ self._rotation, np.float32)
+    def _rotated(self, vectors: Vectors) -> Vectors:
+        rotated: Vectors = np.ascontiguousarray(vectors @ self._rotation, np.float32)
         return rotated
 
     def _write(self, slot: int, place: int, codes: NDArray[np.uint8]) -> None:

@@ -83,11 +83,8 @@ class Store:
     def __init__(self, path: Path | None, *, key: bytes | None = None, check: bool = True) -> None:
         """Open or create the file, with mode 0600 (its folder with 0700); None keeps everything in memory.
 
-        With `check`, the whole file is searched for damage.
-
-        Raises:
-            StorageError: not a gallery, damaged, of a newer layout, of another key, or not accessible.
-            ConfigError: there is a key, and SQLCipher is not installed.
+        With `check`, the whole file is searched for damage. StorageError when it is not a gallery, damaged,
+        of a newer layout, of another key, or not accessible; ConfigError when SQLCipher is missing for a key.
         """
         self.path = path
         self._key = key

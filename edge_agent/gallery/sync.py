@@ -8,11 +8,13 @@ line) that changes the file.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -241,3 +243,33 @@ class SyncedFile:
             self.revisions[number] = revision
         self._changes.append(number)
         self._change_count += 1
+
+
+class Facts:
+    """JSON values by key, e.g. the score statistics of the site.
+
+    They belong to the embedding space: `Gallery.forget_all` removes them.
+    """
+
+    def __init__(self, file: SyncedFile) -> None:
+        self._file = file
+
+    def get(self, key: str) -> Any:  # noqa: ANN401 - any JSON value
+        """Return the value; None when there is none."""
+        with self._file.reading() as rows:
+            text = rows.store.value("SELECT value FROM fact WHERE key = ?", (key,))
+        return None if text is None else json.loads(text)
+
+    def set(self, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Store a value; None removes it. A power cut may undo this. ValueError: not JSON, or not finite."""
+        self.change(key, lambda _: value, durable=False)
+
+    def change(self, key: str, change: Callable[[Any], Any], *, durable: bool = True) -> None:
+        """Replace a value by `change(value)` in one transaction; None stands for no value."""
+        with self._file.changing(durable=durable) as rows:
+            value = change(self.get(key))
+            if value is None:
+                rows.store.run("DELETE FROM fact WHERE key = ?", (key,))
+            else:
+                text = json.dumps(value, allow_nan=False)
+                rows.store.run("INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, text))

@@ -23,6 +23,7 @@ from edge_agent.core.errors import InputError, NonFiniteEmbedding, SpaceMismatch
 from edge_agent.core.structures import Pictures
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.archive import export_gallery, import_archive
+from edge_agent.gallery.erasure import PictureNotes
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.rows import diverse_rows
 
@@ -427,25 +428,27 @@ def test_an_own_time_to_live_is_exported_and_prevents_eviction(tmp_path: Path) -
 def test_pictures_of_erased_identities_stay_noted_until_removed(path: Path) -> None:
     with open_gallery(path, ttl_s=10) as gallery:
         anna, berta, carla = (enrol(gallery, unit(1, seed)) for seed in range(3))
-        gallery.pictures.note(anna.number, "hall", 7, 100.0)
-        gallery.pictures.note(berta.number, "hall", 7, 200.0)
-        gallery.pictures.note(carla.number, "hall", 8, 100.0)
-        gallery.pictures.note(berta.number, "hall", 8, 100.0)  # corrected to Berta
-        assert not gallery.pictures.note(99, "hall", 9, 100.0)  # no such identity
+        pictures = PictureNotes(gallery.file)
+        pictures.note(anna.number, "hall", 7, 100.0)
+        pictures.note(berta.number, "hall", 7, 200.0)
+        pictures.note(carla.number, "hall", 8, 100.0)
+        pictures.note(berta.number, "hall", 8, 100.0)  # corrected to Berta
+        assert not pictures.note(99, "hall", 9, 100.0)  # no such identity
         gallery.merge(carla.number, berta.number)
-        assert gallery.pictures.orphaned() == []
+        assert pictures.orphaned() == []
         gallery.forget(anna.number)
     with open_gallery(path) as gallery:
-        gone = gallery.pictures.orphaned()
+        pictures = PictureNotes(gallery.file)
+        gone = pictures.orphaned()
         assert gone == [Pictures("hall", 7, 100.0, 200.0)]
         # Another identity in this track does not prevent the deletion.
-        assert not gallery.pictures.note(carla.number, "hall", 7, 100.0)
-        assert gallery.pictures.orphaned() == gone
-        gallery.pictures.removed(gone)
-        assert gallery.pictures.orphaned() == []
+        assert not pictures.note(carla.number, "hall", 7, 100.0)
+        assert pictures.orphaned() == gone
+        pictures.removed(gone)
+        assert pictures.orphaned() == []
         gallery.retention.apply(section(ttl_s=10))
         gallery.retention.expire(1000.0)
-        assert {(one.track, one.until) for one in gallery.pictures.orphaned()} == {
+        assert {(one.track, one.until) for one in pictures.orphaned()} == {
             (7, math.inf),
             (8, math.inf),
         }
@@ -631,7 +634,7 @@ def test_a_file_of_the_first_layout_is_migrated(path: Path) -> None:
     with Gallery.existing(path) as gallery:
         assert gallery.get("Ada").ttl_s is None
         assert gallery.retention.set_ttl(1, 5.0).expires == 105
-        gallery.pictures.note(1, "hall", 1, 100.0)
+        PictureNotes(gallery.file).note(1, "hall", 1, 100.0)
 
 
 def test_damage_inside_the_file_is_noticed_on_opening(path: Path) -> None:
