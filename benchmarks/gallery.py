@@ -34,7 +34,7 @@ from edge_agent.core.logs import configure
 from edge_agent.core.manifest import write_atomic
 from edge_agent.gallery import Gallery
 from edge_agent.gallery.rows import new_id
-from edge_agent.offline.bench.machine import machine
+from edge_agent.offline.bench.environment import machine
 
 Vectors = NDArray[np.float32]
 

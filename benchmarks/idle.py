@@ -35,7 +35,7 @@ from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
 from edge_agent.detect.motion import Motion
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
-from edge_agent.offline.bench.machine import machine
+from edge_agent.offline.bench.environment import machine
 from edge_agent.offline.bench.stagetimes import cpu_of_threads
 from edge_agent.offline.synthetic.street import Street
 from edge_agent.source.opening import open_sources

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.catalogue import REPO
 from edge_agent.core.errors import InputError
 from edge_agent.core.manifest import read_json, write_json_atomic
-from edge_agent.offline.bench.machine import machine
+from edge_agent.offline.bench.environment import machine
 
 __all__ = ["FOLDER", "circumstances", "read", "write"]
 

@@ -30,8 +30,7 @@ from edge_agent.core.config import MqttSettings
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
-from edge_agent.offline.bench.environment import open_broker
-from edge_agent.offline.bench.machine import machine
+from edge_agent.offline.bench.environment import machine, open_broker
 
 LONGEST_S = 60.0
 """Longer starts count as failed."""

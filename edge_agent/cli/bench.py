@@ -144,13 +144,13 @@ def _measure_pipeline(
     from rich.console import Console
 
     from edge_agent.core.loading import state_folder
-    from edge_agent.offline.bench import pipeline_report, pipeline_run
+    from edge_agent.offline.bench import pipeline
     from edge_agent.offline.bench.load import Plan
 
     state_folder(settings.state_dir)
     with Console(stderr=True).status("measuring the pipeline"):
-        result = pipeline_run.measure(Plan(**plan), settings, broker=broker, trace=trace, profile=profile)
-    return result, pipeline_report.markdown(result)
+        result = pipeline.measure(Plan(**plan), settings, broker=broker, trace=trace, profile=profile)
+    return result, pipeline.markdown(result)
 
 
 def _measure_network(
@@ -160,10 +160,11 @@ def _measure_network(
 
     from edge_agent.core.loading import state_folder
     from edge_agent.offline.bench import speed
-    from edge_agent.offline.bench.table import SpeedTable
 
     folder, batches = state_folder(settings.state_dir), batches or list(speed.BATCHES)
     kinds, sizes = tuple(dict.fromkeys(precisions)), tuple(dict.fromkeys(batches))
     with Console(stderr=True).status("") as status:
-        result = SpeedTable(settings, folder, kinds, sizes, seconds, on_step=status.update).measure()
+        result = speed.speed_table(
+            settings, folder, precisions=kinds, batches=sizes, seconds=seconds, on_step=status.update
+        )
     return result, speed.markdown(result)

@@ -123,8 +123,8 @@ def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request
     from edge_agent.core.loading import state_folder
     from edge_agent.engine.models import choose_model, prepare_model
     from edge_agent.engine.precision.calibration import engines_folder
+    from edge_agent.offline.calibrate.gate import site_scores
     from edge_agent.offline.calibrate.request import Request
-    from edge_agent.offline.calibrate.site import site_scores
 
     folder = state_folder(settings.state_dir)
     chosen = choose_model(settings.engine, folder)

@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Embed crops; pictures that cannot be read are left out and listed."""
     from edge_agent.core.logs import configure
+    from edge_agent.offline.evaluate.embedding import Network
     from edge_agent.offline.evaluate.files import check_suffix, write_embeddings
-    from edge_agent.offline.evaluate.network import Network
 
     configure("warning")
     check_suffix(output)

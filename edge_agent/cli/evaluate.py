@@ -22,8 +22,9 @@ from edge_agent.offline.dataset import JunkRule
 
 if TYPE_CHECKING:
     from edge_agent.offline.dataset import MarketDataset
-    from edge_agent.offline.evaluate import EmbeddedCrops, Evaluation
-    from edge_agent.offline.evaluate.network import Network
+    from edge_agent.offline.evaluate.embedding import Network
+    from edge_agent.offline.evaluate.labels import EmbeddedCrops
+    from edge_agent.offline.evaluate.protocol import Evaluation
 
 _SAMPLES = 8
 
@@ -60,8 +61,9 @@ def command(
     from edge_agent.core.logs import configure
     from edge_agent.core.manifest import write_atomic, write_json_atomic
     from edge_agent.offline.dataset import MarketDataset, Split
-    from edge_agent.offline.evaluate import ReRanking, evaluate
-    from edge_agent.offline.evaluate.network import Network
+    from edge_agent.offline.evaluate.embedding import Network
+    from edge_agent.offline.evaluate.protocol import evaluate
+    from edge_agent.offline.evaluate.rerank import ReRanking
 
     configure("warning")
     if embeddings is not None and (model is not None or preprocess is not None):
@@ -148,7 +150,7 @@ def _title(document: dict[str, Any]) -> str:
 
 def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
     """Return the figures as text."""
-    from edge_agent.offline.evaluate import OperatingPoint
+    from edge_agent.offline.evaluate.openset import OperatingPoint
 
     keys = ("rank1", "rank5", "rank10", "mAP", "mINP")
     shares = "  ".join(f"{key} {100 * document[key]:.1f} %" for key in keys)

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Axis", "Marker", "Series", "linear", "logarithmic", "svg_chart"]
-
 _WIDTH, _HEIGHT = 520, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 12, 46
 # Attributes instead of a style sheet: a chart that is copied out of the page keeps its look.

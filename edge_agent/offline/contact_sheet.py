@@ -12,8 +12,6 @@ from edge_agent.core.errors import InputError
 from edge_agent.core.pictures import read_picture
 from edge_agent.offline.dataset import DISTRACTOR, JUNK, Crop, MarketDataset, Split, SplitStatistics
 
-__all__ = ["contact_sheet"]
-
 PEOPLE, PICTURES = 8, 12
 """Rows per split, without distractors and junk, and pictures per row."""
 

@@ -27,18 +27,6 @@ from pathlib import Path
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import PICTURE_SUFFIXES, CropName, parse_crop_name, read_picture
 
-__all__ = [
-    "DISTRACTOR",
-    "JUNK",
-    "Crop",
-    "JunkRule",
-    "MarketDataset",
-    "Problem",
-    "Split",
-    "SplitStatistics",
-    "SyntheticList",
-]
-
 JUNK = -1
 """Person number of a bad box; ignored in all figures."""
 

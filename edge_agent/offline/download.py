@@ -17,8 +17,6 @@ from edge_agent import __version__
 from edge_agent.core.errors import DownloadError, DownloadInterrupted, InputError, StorageError
 from edge_agent.core.manifest import atomic_file, sha256_file
 
-__all__ = ["download"]
-
 TIMEOUT_S = 30.0
 """Longest time without data from the server."""
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from edge_agent.offline.charts import Marker, Series, linear, svg_chart
 
-__all__ = ["GENUINE", "facts", "figure", "page", "score_chart", "table", "tiles"]
-
 GENUINE, _IMPOSTOR = "#1565a8", "#d1731b"
 """Colours of pairs of one person and of two; colour-blind people can tell them apart."""
 

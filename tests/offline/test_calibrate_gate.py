@@ -10,9 +10,16 @@ import pytest
 
 from edge_agent.core.errors import InputError
 from edge_agent.identify.site import SiteScores
-from edge_agent.offline.calibrate.gate import Bounds, Embeddings, compare, failed
-from edge_agent.offline.calibrate.threshold import choose, without_data
-from edge_agent.offline.evaluate import EmbeddedCrops, evaluate
+from edge_agent.offline.calibrate.gate import (
+    Bounds,
+    Embeddings,
+    Gate,
+    compare,
+    match_threshold,
+    threshold_without_data,
+)
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
+from edge_agent.offline.evaluate.protocol import evaluate
 
 PEOPLE, CAMERAS, DIMENSION = 60, 3, 64
 
@@ -101,7 +108,7 @@ def test_other_crops_are_refused() -> None:
 
 
 def test_what_could_not_be_measured_is_none_not_a_number() -> None:
-    document = failed("int8", "NaN", Bounds()).document()
+    document = Gate("int8", False, ("NaN",), Bounds()).document()
     assert document["passed"] is False
     assert document["reasons"] == ["NaN"]
     assert document["mAP_candidate"] is None
@@ -116,7 +123,7 @@ def evaluation(target: float, people: int = PEOPLE):
 
 
 def test_the_threshold_keeps_the_rate_that_was_asked_for() -> None:
-    threshold = choose(evaluation(1e-2), 1e-2)
+    threshold = match_threshold(evaluation(1e-2), 1e-2)
     assert threshold.source == "evaluation"
     assert threshold.fmr <= 1e-2
     low, high = threshold.fmr_ci
@@ -126,7 +133,7 @@ def test_the_threshold_keeps_the_rate_that_was_asked_for() -> None:
 
 
 def test_a_rate_that_the_pairs_cannot_show_is_refused_with_the_count() -> None:
-    threshold = choose(evaluation(1e-5), 1e-5)
+    threshold = match_threshold(evaluation(1e-5), 1e-5)
     assert threshold.value is None
     assert threshold.source == "none"
     assert "cannot support FMR 1e-05" in threshold.reason
@@ -141,8 +148,8 @@ def site(values: list[float]) -> dict:
 
 
 def test_a_harder_site_raises_the_threshold_and_is_named() -> None:
-    alone = choose(evaluation(1e-2), 1e-2)
-    with_site = choose(evaluation(1e-2), 1e-2, site([0.7, 0.72, 0.75, 0.69, 0.74]))
+    alone = match_threshold(evaluation(1e-2), 1e-2)
+    with_site = match_threshold(evaluation(1e-2), 1e-2, site([0.7, 0.72, 0.75, 0.69, 0.74]))
     assert with_site.value > alone.value
     assert with_site.source == "site"
     assert with_site.site_pairs == 5
@@ -152,18 +159,18 @@ def test_a_harder_site_raises_the_threshold_and_is_named() -> None:
 
 
 def test_an_easier_site_changes_nothing() -> None:
-    alone = choose(evaluation(1e-2), 1e-2)
-    with_site = choose(evaluation(1e-2), 1e-2, site([0.01, 0.0, 0.02, -0.01, 0.01]))
+    alone = match_threshold(evaluation(1e-2), 1e-2)
+    with_site = match_threshold(evaluation(1e-2), 1e-2, site([0.01, 0.0, 0.02, -0.01, 0.01]))
     assert with_site == dataclasses.replace(alone, site_pairs=5)
 
 
 def test_without_data_there_is_a_policy_instead_of_a_number() -> None:
-    threshold = without_data(1e-3)
+    threshold = threshold_without_data(1e-3)
     assert threshold.value is None
     assert "site" in threshold.reason
-    assert without_data(1e-3, site([0.5, 0.52, 0.55, 0.49])).value > 0.55
+    assert threshold_without_data(1e-3, site([0.5, 0.52, 0.55, 0.49])).value > 0.55
 
 
 def test_an_evaluation_for_another_rate_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="no operating point"):
-        choose(evaluation(1e-2), 1e-3)
+        match_threshold(evaluation(1e-2), 1e-3)

@@ -23,8 +23,7 @@ from edge_agent.engine.precision.half import kept_in_float32, to_half
 from edge_agent.engine.precision.scales import Scales, read_cache
 from edge_agent.offline.calibrate import ranges as ranges_module
 from edge_agent.offline.calibrate import sensitivity
-from edge_agent.offline.calibrate.placement import placement
-from edge_agent.offline.calibrate.quantise import implicit_scales, quantisable, quantise
+from edge_agent.offline.calibrate.quantise import implicit_scales, placement, quantisable, quantise
 from edge_agent.offline.calibrate.ranges import observe, ranges
 from edge_agent.offline.calibrate.sample import draw
 from edge_agent.offline.calibrate.sensitivity import Loss, blocks, choose_keep, cosines, measure

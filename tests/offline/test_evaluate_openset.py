@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.offline.evaluate import (
-    EmbeddedCrops,
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
+from edge_agent.offline.evaluate.openset import (
     OperatingPoint,
     PairScores,
     Unsupported,
+    choose_threshold,
     equal_error_point,
     operating_points,
+    pairs_needed,
     threshold_at_fmr,
 )
-from edge_agent.offline.evaluate.openset import choose_threshold, pairs_needed
 
 GRID = 2.0**-19
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import DatasetError, InputError, NonFiniteEmbedding
-from edge_agent.offline.evaluate import EmbeddedCrops, JunkRule, Ranking, apply_junk_rule, evaluate, rank
-from edge_agent.offline.evaluate.metrics import RankingTally
+from edge_agent.offline.dataset import JunkRule
+from edge_agent.offline.evaluate.labels import EmbeddedCrops, apply_junk_rule
+from edge_agent.offline.evaluate.metrics import Ranking, RankingTally, rank
+from edge_agent.offline.evaluate.protocol import evaluate
 
 
 def crops(vectors: NDArray[np.float64], pids: list[int], camids: list[int]) -> EmbeddedCrops:

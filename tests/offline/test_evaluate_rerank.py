@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_agent.offline.evaluate import EmbeddedCrops, ReRanking, evaluate
-from edge_agent.offline.evaluate.labels import unit_rows
-from edge_agent.offline.evaluate.rerank import ReRankedScores
+from edge_agent.offline.evaluate.labels import EmbeddedCrops, unit_rows
+from edge_agent.offline.evaluate.protocol import evaluate
+from edge_agent.offline.evaluate.rerank import ReRankedScores, ReRanking
 
 
 def dense(

@@ -11,7 +11,9 @@ import pytest
 PROGRAM = """
 import json, resource, sys
 import numpy as np
-from edge_agent.offline.evaluate import EmbeddedCrops, ReRanking, evaluate
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
+from edge_agent.offline.evaluate.protocol import evaluate
+from edge_agent.offline.evaluate.rerank import ReRanking
 
 random = np.random.default_rng(0)
 people, count = 751, 20_000

@@ -1,7 +1,9 @@
-"""The environment of a whole-agent benchmark: a filled gallery and a broker."""
+"""The environment of a benchmark: the machine, a filled gallery and a broker."""
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -9,24 +11,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_agent.core.config import Settings
+from edge_agent import __version__
 from edge_agent.core.errors import DeliveryError
+from edge_agent.health.telemetry.reading import Reading
 
 if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
     from edge_agent.core.structures import EngineInfo
-
-__all__ = ["fill_gallery", "open_broker"]
 
 
 def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplars: int) -> None:
-    """Fill the gallery of the state folder with people of random embeddings, far from each other.
-
-    The gallery's own import writes the file, so it is the same as an agent's.
-    """
+    """Fill the gallery of the state folder, by its own import, with random embeddings far from each other."""
     from edge_agent.gallery.archive import Archive, ArchivedIdentity, Exemplar, import_archive, write_archive
     from edge_agent.gallery.gallery import open_gallery
     from edge_agent.gallery.rows import new_id
@@ -45,10 +44,8 @@ def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplar
         middle = random.standard_normal(info.dimension, np.float32)
         rows[:] = middle + 0.5 * random.standard_normal((exemplars, info.dimension), np.float32)
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    archive = settings.state_dir / "people.zip"
-    write_archive(
-        archive, Archive(info.space, info.dimension, people, {}, vectors.reshape(-1, info.dimension))
-    )
+    archive, flat = settings.state_dir / "people.zip", vectors.reshape(-1, info.dimension)
+    write_archive(archive, Archive(info.space, info.dimension, people, {}, flat))
     with open_gallery(settings, info, owner=True) as gallery:
         import_archive(gallery, archive)
     archive.unlink()
@@ -56,9 +53,7 @@ def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplar
 
 @contextmanager
 def open_broker(folder: Path) -> Iterator[tuple[str, str]]:
-    """Run a broker on 127.0.0.1; yield its address and its name.
-
-    mosquitto where it is installed, else the Python package `iotcore`.
+    """Run a broker on 127.0.0.1, mosquitto or else the package `iotcore`; yield its address and its name.
 
     Raises:
         ConfigError: neither is installed.
@@ -97,3 +92,31 @@ def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise DeliveryError(f"mosquitto does not start on port {port}; name a broker with --broker")
+
+
+_READ = (
+    "board", "l4t", "power_mode", "clocks_locked", "cpu_mhz", "cpu_max_mhz", "gpu_mhz", "gpu_max_mhz",
+    "hottest_c", "throttled",
+)  # fmt: skip
+
+
+def machine(reading: Reading | None = None) -> dict[str, Any]:
+    """Return facts about this machine: hardware, clocks, power mode, temperature, versions."""
+    reading = reading or Reading()
+    return {
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        **{name: getattr(reading, name) for name in _READ},
+        "python": platform.python_version(),
+        "edge_agent": __version__,
+    }
+
+
+def _cpu_name() -> str | None:
+    """Name from the kernel; None on boards whose kernel has none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

@@ -15,8 +15,6 @@ from edge_agent.core.structures import Detections, Frame
 from edge_agent.engine.graph.prepared import PreprocessProfile
 from edge_agent.offline.synthetic.panorama import TALLEST, Panorama
 
-__all__ = ["Plan", "TurningCamera", "given_detections", "make_cameras", "make_streets", "packed_crops"]
-
 VISIT_S = 10.0
 """Time for which the turning camera keeps a person in view."""
 
@@ -55,14 +53,13 @@ class Plan:
 
 @dataclass(slots=True)
 class TurningCamera:
-    """A live camera that turns over a street; an `edge_agent.source.base.Source`."""
+    """A live camera that turns over a street at `speed` pixels/s; an `edge_agent.source.base.Source`."""
 
     id: str
     street: Panorama
     fps: float
     phase: float
     speed: float
-    """Pixels per second."""
     over: threading.Event
     live: bool = True
     ends: bool = True
@@ -78,9 +75,8 @@ class TurningCamera:
                 time.sleep(left)
             elif left < -1 / self.fps:
                 number += int(-left * self.fps)
-            image, found = self.street.frame(
-                self.phase * 997 + self.speed * (time.monotonic() - begin), number
-            )
+            turned = self.speed * (time.monotonic() - begin)
+            image, found = self.street.frame(self.phase * 997 + turned, number)
             yield Frame(self.id, number, time.time(), image, found)
 
 
@@ -101,15 +97,9 @@ def make_cameras(
     plan: Plan, streets: list[Panorama], fps: float, over: threading.Event
 ) -> list[TurningCamera]:
     """Return the cameras; they stop when `over` is set."""
+    speed = plan.size[0] / VISIT_S
     return [
-        TurningCamera(
-            f"cam{number + 1}",
-            streets[number % SCENES],
-            fps,
-            number / plan.cameras,
-            plan.size[0] / VISIT_S,
-            over,
-        )
+        TurningCamera(f"cam{number + 1}", streets[number % SCENES], fps, number / plan.cameras, speed, over)
         for number in range(plan.cameras)
     ]
 

@@ -11,30 +11,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.embed.embedder import Embedder
+from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.base import DEPTH, Engine
+from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
+from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.engine.simulated import PUBLISHED, PUBLISHED_SOURCE, Published
+from edge_agent.health.telemetry import Telemetry
 from edge_agent.health.telemetry.reading import Reading
-from edge_agent.offline.bench.machine import machine
+from edge_agent.offline.bench.environment import machine
 
-__all__ = [
-    "BATCHES",
-    "PUBLISHED",
-    "Latency",
-    "Measurement",
-    "Published",
-    "document",
-    "markdown",
-    "measure",
-    "published",
-    "rate_alone",
-]
+if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
 
 BATCHES = (1, 16, 64)
 """Batches of the model card."""
@@ -67,17 +63,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One row of the table.
-
-    Attributes:
-        backend, precision, device: as in `EngineInfo`.
-        batch: crops in a batch.
-        alone: latency of the network alone.
-        images_per_second: of the network alone, two batches in flight.
-        end_to_end: latency from crops to embeddings.
-        end_to_end_per_second: crops per second, packed while the network runs.
-        to_published: `images_per_second` over the published figure of an AGX Orin in FP16; None elsewhere.
-    """
+    """One row of the table; `to_published` is the rate over the published one, None without such a figure."""
 
     backend: str
     precision: str
@@ -91,10 +77,10 @@ class Measurement:
 
 
 def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> Measurement:
-    """Measure an open embedder with batches of its largest size.
+    """Measure an open embedder, with nothing in flight, with batches of its largest size.
 
     Args:
-        embedder: open, with nothing in flight.
+        embedder: what to measure.
         seconds: duration of each of the four measurements.
         board: name in the device tree; on an AGX Orin the result is compared to the published figure.
     """
@@ -102,7 +88,7 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
     batch = info.max_batch
     _fill_buffers(engine, np.random.default_rng(0).integers(0, 256, engine.buffer().shape, np.uint8))
     people = _people(batch)
-    alone = _latency(lambda: _run_alone(engine, batch), seconds)
+    alone = _latency(lambda: _run_overlapped(engine, batch, 1), seconds)
     row = max(DEPTH, min(_OVERLAPPED, int(seconds * 1e3 / alone.p50)))
     rate = _rate(lambda: _run_overlapped(engine, batch, row), batch * row, seconds)
     whole = _latency(lambda: embedder.embed_images(people), seconds)
@@ -126,11 +112,7 @@ def rate_alone(embedder: Embedder, crops: NDArray[np.uint8], *, seconds: float) 
     """Return the images per second of an embedder's network alone, the limit for the whole agent.
 
     With ONNX Runtime, consecutive calls of a plain `session.run`; else the engine with two batches in flight.
-
-    Args:
-        embedder: not entered.
-        crops: a full input batch, `(max_batch, H, W, 3)` uint8 BGR.
-        seconds: duration of the measurement.
+    The embedder is not entered; `crops` are a full input batch, `(max_batch, H, W, 3)` uint8 BGR.
     """
     engine = embedder.engine
     if isinstance(engine, OnnxRuntimeEngine):
@@ -149,11 +131,6 @@ def _fill_buffers(engine: Engine, crops: NDArray[np.uint8]) -> None:
         engine.submit(len(crops))
     while engine.in_flight:
         engine.collect()
-
-
-def _run_alone(engine: Engine, batch: int) -> None:
-    engine.submit(batch)
-    engine.collect()
 
 
 def _latency(run: Callable[[], object], seconds: float) -> Latency:
@@ -209,14 +186,7 @@ def published(board: str | None, precision: str, batch: int) -> Published | None
 def document(
     rows: Sequence[Measurement], left_out: Mapping[str, str], model: Mapping[str, Any], reading: Reading
 ) -> dict[str, Any]:
-    """Return the table as JSON values.
-
-    Args:
-        rows: measurements.
-        left_out: precisions that were not measured, with the reason.
-        model: facts about the network.
-        reading: telemetry at the end of the measurement.
-    """
+    """Return the table as JSON values; `left_out` are precisions that were not measured, with the reason."""
     return {
         "model": dict(model),
         "machine": machine(reading),
@@ -256,3 +226,48 @@ def _markdown_row(row: Mapping[str, Any]) -> str:
         f"{alone['p95']:.2f} / {alone['p99']:.2f} | {row['images_per_second']:.2f} | {whole['p50']:.2f} | "
         f"{row['end_to_end_per_second']:.2f} | {ratio} |\n"
     )
+
+
+def speed_table(
+    settings: Settings,
+    folder: Path,
+    *,
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    seconds: float,
+    on_step: Callable[[str], object],
+) -> dict[str, Any]:
+    """Measure the configured network for every precision and batch; return the table as JSON values.
+
+    Args:
+        settings: all settings.
+        folder: the state folder, with calibrations and plans.
+        precisions: `fp32`, `fp16`, `int8`; one that is not available is listed with the reason.
+        batches: batch sizes.
+        seconds: length of each measurement.
+        on_step: called with the description of each step.
+
+    Raises:
+        EngineError, ModelError, ConfigError: the network does not run in FP32.
+    """
+    rows: list[Measurement] = []
+    left_out: dict[str, str] = {}
+    calibration = current_calibration(settings.engine, folder)
+    largest = max(settings.engine.max_batch, *batches)  # one plan for all batches
+    with Telemetry(settings.telemetry, folder) as telemetry:
+        board = telemetry.read().board
+        for precision in precisions:
+            engine = settings.engine.model_copy(update={"precision": precision, "max_batch": largest})
+            try:
+                for size in batches:
+                    on_step(f"measuring {precision}, batch {size}")
+                    opened = open_embedder(engine, settings.quality, folder, calibration, max_batch=size)
+                    with opened as embedder:
+                        rows.append(measure(embedder, seconds=seconds, board=board))
+            except (EngineError, ModelError, ConfigError) as error:
+                if precision == "fp32":
+                    raise
+                left_out[precision] = str(error)
+        model = choose_model(settings.engine, folder)
+        prepared, _ = prepare_model(model.path, model.preprocess, folder)
+        return document(rows, left_out, prepared.facts(), telemetry.read())

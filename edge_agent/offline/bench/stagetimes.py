@@ -1,4 +1,4 @@
-"""Cost of the stages of a run: time by stage, CPU time by thread, and working times of each.
+"""Measurement of a run: time by stage, CPU time by thread, delay of events, and working times of each stage.
 
 `StageClock` replaces the pipeline's `Heartbeat`, so the pipeline is measured unchanged.
 """
@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edge_agent.core.heartbeat import Heartbeat
+from edge_agent.core.structures import DecisionKind
+from edge_agent.core.timing import parse_time
+from edge_agent.engine.base import DEPTH
 
-__all__ = [
-    "Span",
-    "StageClock",
-    "cpu_of_cores",
-    "cpu_of_threads",
-    "timeline_svg",
-    "trace_events",
-]
+if TYPE_CHECKING:
+    from edge_agent.agent.daemon import Agent, Tally
+    from edge_agent.agent.pipeline import FrameOutcome
+    from edge_agent.deliver.subscriber import Subscriber
+    from edge_agent.offline.bench.load import Plan
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -36,10 +39,7 @@ class Span(NamedTuple):
 
 
 class StageClock(Heartbeat):
-    """Sums the time of the driving thread by stage; with `spans`, also records each working time.
-
-    One stage costs about 2 microseconds.
-    """
+    """Sums the time of the driving thread by stage (2 us each); with `spans`, also records working times."""
 
     __slots__ = ("_at", "_name", "spans", "wall_s")
 
@@ -69,12 +69,7 @@ class StageClock(Heartbeat):
 
 
 def cpu_of_threads() -> dict[str, float]:
-    """Return the CPU seconds of the threads of this process so far, summed by thread name.
-
-    Names are those of Python's threads; other threads are `other`.
-    """
-    import threading
-
+    """Return the CPU seconds of this process so far by Python thread name; other threads are `other`."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     found: defaultdict[str, float] = defaultdict(float)
     for task in Path("/proc/self/task").iterdir():
@@ -106,18 +101,15 @@ def trace_events(spans: list[Span]) -> str:
     first = min((span.begin for span in spans), default=0.0)
     events = [
         {
-            "ph": "X",
-            "pid": 1,
-            "tid": lanes[span.lane],
-            "name": span.name,
-            "ts": round(1e6 * (span.begin - first), 1),
-            "dur": round(1e6 * (span.end - span.begin), 1),
+            "ph": "X", "pid": 1, "tid": lanes[span.lane], "name": span.name,
+            "ts": round(1e6 * (span.begin - first), 1), "dur": round(1e6 * (span.end - span.begin), 1),
         }
         for span in spans
-    ]
+    ]  # fmt: skip
     return json.dumps({"displayTimeUnit": "ms", "traceEvents": [*names, *events]})
 
 
+# of timeline_svg
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#997755")
 _LANE, _LEFT, _WIDE = 34, 90, 1000
 
@@ -153,3 +145,114 @@ def timeline_svg(spans: list[Span], seconds: float = 0.2) -> str:
     )
     size = f'viewBox="0 0 {_LEFT + _WIDE + 10} {low + 10}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(drawn + labels)}</svg>\n'
+
+
+WARM_UP_S = 3.0
+"""Not measured: all tracks are new at once and all are identified."""
+
+_FRESH = (DecisionKind.MATCHED, DecisionKind.ENROLLED)
+"""Decisions made on the frame whose time they name."""
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Receives events on a thread; records their delay after the frame."""
+
+    subscriber: Subscriber
+    latency_s: list[float] = field(default_factory=list)
+    received: int = 0
+    since: float = float("inf")
+    """Events of earlier frames are not counted, Unix seconds."""
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Arrivals:
+        self._thread = threading.Thread(target=self._run, name="subscriber", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            message = self.subscriber.next(0.2)
+            if message is None:
+                continue
+            now = time.time()
+            self.received += 1
+            if not message.topic.endswith(tuple(f"/identity/{kind.value}" for kind in _FRESH)):
+                continue
+            at = parse_time(json.loads(message.payload)["data"]["frame_time"])
+            if at >= self.since:
+                self.latency_s.append(now - at)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """All counters at one time, in seconds."""
+
+    at: float
+    tally: Tally
+    wall_s: dict[str, float]
+    """Time of the driving thread by stage."""
+    threads_s: dict[str, float]
+    process_s: float
+    """CPU time."""
+    cores: list[tuple[float, float]]
+    """Busy and total time of each core."""
+
+
+@dataclass(slots=True)
+class Window:
+    """The measured part of a run: from the end of the warm-up, where `began` is called; stops the cameras."""
+
+    plan: Plan
+    clock: StageClock
+    over: threading.Event
+    arrivals: Arrivals
+    began: Callable[[], None]
+    agent: Agent | None = None
+    begin: Counters | None = None
+    end: Counters | None = None
+    frame_s: list[float] = field(default_factory=list)
+    batch_spans: list[Span] = field(default_factory=list)
+    _first: float | None = None
+
+    def __call__(self, outcome: FrameOutcome) -> None:
+        """Count a frame; begin and end the measurement. The agent's `observe`."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        if self.end is not None or now < self._first + WARM_UP_S:
+            return
+        begin = self.begin or self._begin()
+        if outcome.latency_ms:  # empty at the end of a source
+            self.frame_s.append(time.time() - outcome.update.time)
+        if now >= begin.at + self.plan.seconds:
+            self.end = self._now()
+            self.over.set()
+
+    def _begin(self) -> Counters:
+        self.arrivals.since = time.time()
+        self.began()
+        if self.plan.trace and self.agent is not None and self.agent.stages is not None:
+            self.clock.spans = []
+            self.agent.stages.embedder.batcher.on_batch = self._note_batch
+        self.begin = self._now()
+        return self.begin
+
+    def _note_batch(self, count: int, submitted: float, there: float) -> None:
+        lane = f"engine {len(self.batch_spans) % DEPTH + 1}"
+        self.batch_spans.append(Span(lane, f"{count} crops", submitted, there))
+
+    def _now(self) -> Counters:
+        assert self.agent is not None
+        tally = self.agent.tally()
+        assert tally is not None  # the agent runs
+        wall_s = dict(self.clock.wall_s)
+        return Counters(
+            time.monotonic(), tally, wall_s, cpu_of_threads(), time.process_time(), cpu_of_cores()
+        )

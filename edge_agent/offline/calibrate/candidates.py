@@ -13,12 +13,10 @@ from edge_agent.core.errors import ModelError
 from edge_agent.core.manifest import write_atomic
 from edge_agent.engine.precision.half import to_half
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.offline.calibrate.placement import placement
-from edge_agent.offline.calibrate.quantise import implicit_scales, quantise
+from edge_agent.offline.calibrate.quantise import implicit_scales, placement, quantise
 from edge_agent.offline.calibrate.ranges import ranges
-from edge_agent.offline.calibrate.request import Work
+from edge_agent.offline.calibrate.request import Make, StepResult, Work
 from edge_agent.offline.calibrate.sample import Sample, draw
-from edge_agent.offline.calibrate.steps import Make, StepResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
     from edge_agent.engine.graph.prepared import PreparedGraph
 
-__all__ = ["SAMPLE_FILE", "SCALES_FILE", "Candidate", "Candidates", "keep_digest"]
 
 SAMPLE_FILE, SCALES_FILE = "sample-files.json", "scales.json"
 
@@ -50,12 +47,10 @@ class Candidates:
         """Return the calibration sample; draw it first if needed."""
 
         def make(folder: Path) -> StepResult:
-            request = self._request
-            self._progress.begin("drawing the calibration sample", request.size)
-            assert request.dataset is not None  # INT8 is not tried without
-            drawn = draw(
-                request.dataset, size=request.size, seed=request.seed, advance=self._progress.advance
-            )
+            root, size = self._request.dataset, self._request.size
+            self._progress.begin("drawing the calibration sample", size)
+            assert root is not None  # INT8 is not tried without
+            drawn = draw(root, size=size, seed=self._request.seed, advance=self._progress.advance)
             drawn.write(folder / SAMPLE_FILE)
             return {"crops": len(drawn), "digest": drawn.digest}, (SAMPLE_FILE,)
 
@@ -86,12 +81,7 @@ class Candidates:
         return Scales.read(self._steps.folder / SCALES_FILE)
 
     def make(self, precision: str, name: str, keep: Sequence[str] = ()) -> dict[str, Any]:
-        """Make the graph of a precision under the step name `name`.
-
-        Args:
-            precision: `int8`, `fp16` or `fp32`. FP32 is the network itself and needs no file.
-            name: of the step.
-            keep: nodes that INT8 leaves in higher precision.
+        """Make the graph of a precision in the step `name`; INT8 leaves the nodes `keep` in higher precision.
 
         Returns:
             `graph` (file name; None for FP32 and for a graph that cannot be made), `problem` (why it cannot

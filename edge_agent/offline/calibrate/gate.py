@@ -1,33 +1,38 @@
-"""The accuracy gate: whether an engine of lower precision may replace the FP32 network.
+"""The accuracy gate (may an engine of lower precision replace the FP32 network?) and the match threshold.
 
-Both embed the same query and gallery crops, which calibration does not use. The gate compares the two
+Both engines embed the same query and gallery crops, which calibration does not use. The gate compares the two
 embeddings of each crop (cosine), and the results of the same evaluation protocol. A candidate that passes
 shares the embedding space of the FP32 network: galleries are kept when the engine is switched.
+
+The threshold for a target false-match rate is computed from cross-camera pairs of the evaluation split
+(`evaluate.openset`). Scores of a site may only raise it: a site can be harder than the data set, and the data
+set cannot prove that it is easier.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_agent.core.errors import InputError
-from edge_agent.offline.evaluate import EmbeddedCrops, Evaluation, OperatingPoint, evaluate
-from edge_agent.offline.evaluate.pairs import PairScores
+from edge_agent.gallery.gallery import GALLERY_FILE, open_gallery
+from edge_agent.identify.site import SiteScores
+from edge_agent.identify.threshold import SITE_FACT
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
+from edge_agent.offline.evaluate.openset import INTERVAL_METHOD, OperatingPoint
+from edge_agent.offline.evaluate.protocol import Evaluation, evaluate
 
-__all__ = ["Bounds", "Embeddings", "Gate", "compare", "failed"]
+if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
+    from edge_agent.engine.graph.prepared import PreparedGraph
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Largest allowed loss of a candidate against FP32.
-
-    Attributes:
-        max_map_loss: largest loss of mAP, as a fraction (0.005 is half a point).
-        max_rank1_loss: largest loss of rank-1, as a fraction.
-        min_median_cosine: lowest median cosine between a crop's two embeddings.
-    """
+    """Largest allowed loss against FP32, as fractions (0.005 is half a point), and lowest median cosine."""
 
     max_map_loss: float = 0.005
     max_rank1_loss: float = 0.005
@@ -82,11 +87,6 @@ class Gate:
         return {**asdict(self), "reasons": list(self.reasons)}
 
 
-def failed(candidate: str, reason: str, bounds: Bounds) -> Gate:
-    """Return the gate of a candidate that cannot be measured: it does not build, or outputs NaN."""
-    return Gate(candidate, passed=False, reasons=(reason,), bounds=bounds)
-
-
 def compare(
     reference: Embeddings, candidate: Embeddings, *, name: str, bounds: Bounds, target_fmr: float
 ) -> tuple[Gate, Evaluation]:
@@ -108,7 +108,10 @@ def compare(
     )
     before = evaluate(reference.query, reference.gallery, targets=(target_fmr,))
     after = evaluate(candidate.query, candidate.gallery, targets=(target_fmr,))
-    old, new = _threshold(before), _threshold(after)
+    old, new = (
+        point.threshold if isinstance(point, OperatingPoint) else None
+        for point in (before.points[0], after.points[0])
+    )
     figures = {
         "mAP_fp32": before.ranking.mean_average_precision,
         "mAP_candidate": after.ranking.mean_average_precision,
@@ -129,7 +132,9 @@ def compare(
         threshold_fp32=old,
         threshold_candidate=new,
         threshold_drift=None if old is None or new is None else new - old,
-        fmr_at_fp32_threshold=None if old is None else _fmr(after.scores, old),
+        fmr_at_fp32_threshold=None
+        if old is None
+        else after.scores.false_matches(old) / after.scores.impostor_pairs,
     )
     return gate, after
 
@@ -142,15 +147,6 @@ def _cosines(one: EmbeddedCrops, other: EmbeddedCrops) -> np.ndarray[Any, np.dty
         )
     cosines: np.ndarray[Any, np.dtype[np.float32]] = np.einsum("nd,nd->n", one.vectors, other.vectors)
     return cosines
-
-
-def _threshold(evaluation: Evaluation) -> float | None:
-    point = evaluation.points[0]
-    return point.threshold if isinstance(point, OperatingPoint) else None
-
-
-def _fmr(scores: PairScores, threshold: float) -> float:
-    return scores.false_matches(threshold) / scores.impostor_pairs
 
 
 def _reasons(figures: dict[str, float], bounds: Bounds) -> list[str]:
@@ -172,3 +168,116 @@ def _reasons(figures: dict[str, float], bounds: Bounds) -> list[str]:
             f"{bounds.min_median_cosine:g} is required"
         )
     return reasons
+
+
+@dataclass(frozen=True, slots=True)
+class MatchThreshold:
+    """The threshold that `run` uses.
+
+    Attributes:
+        value: lowest cosine of a match, None when the data cannot support one.
+        target_fmr: requested false-match rate, per comparison of two crops.
+        fmr: measured at `value`.
+        fmr_ci: 95 % interval of `fmr`.
+        fnmr: share of genuine pairs below `value`.
+        pairs: cross-camera impostor pairs it is based on.
+        genuine_pairs: cross-camera pairs of one person.
+        source: `evaluation`, `site` when the site's scores set or raised it, or `none`.
+        site_pairs: pairs of people of the site that were used.
+        reason: readable reason why there is none, or what raised it.
+        method: how the interval was computed.
+    """
+
+    value: float | None
+    target_fmr: float
+    fmr: float | None = None
+    fmr_ci: tuple[float, float] | None = None
+    fnmr: float | None = None
+    pairs: int = 0
+    genuine_pairs: int = 0
+    source: str = "none"
+    site_pairs: int = 0
+    reason: str = ""
+    method: str = INTERVAL_METHOD
+
+    def document(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+
+def threshold_without_data(target_fmr: float, site: Mapping[str, Any] | None = None) -> MatchThreshold:
+    """Return the site's threshold if it has one, else no threshold; for use without an evaluation split."""
+    value, pairs = None, 0
+    if site is not None:
+        scores = SiteScores(target_fmr)
+        scores.load(site)
+        value, pairs = scores.threshold().value, len(scores)
+    if value is not None:
+        reason = "from the site's own pairs of people alone"
+        return MatchThreshold(value, target_fmr, source="site", site_pairs=pairs, reason=reason)
+    reason = (
+        "no calibrated threshold: the site's own rule sets it once four pairs of people have been seen "
+        "together (docs/identity.md); until then no one is matched"
+    )
+    return MatchThreshold(None, target_fmr, site_pairs=pairs, reason=reason)
+
+
+def match_threshold(
+    evaluation: Evaluation, target_fmr: float, site: Mapping[str, Any] | None = None
+) -> MatchThreshold:
+    """Return the threshold for `target_fmr`.
+
+    Args:
+        evaluation: of the engine that will run, with `target_fmr` among its targets.
+        target_fmr: false-match rate.
+        site: from `identify.site.SiteScores.to_json`, of a gallery of the same embedding space.
+
+    Raises:
+        ValueError: the evaluation was not made for this target.
+    """
+    point = next((p for p in evaluation.points if p.target_fmr == target_fmr), None)
+    if point is None:
+        raise ValueError(f"the evaluation has no operating point for FMR {target_fmr:g}")
+    local, scores = threshold_without_data(target_fmr, site), evaluation.scores
+    if not isinstance(point, OperatingPoint):
+        impostors, genuine = scores.impostor_pairs, scores.genuine_pairs
+        return replace(local, pairs=impostors, genuine_pairs=genuine, reason=point.reason)
+    if local.value is not None and local.value > point.threshold:
+        value, source, reason = local.value, "site", f"the site's pairs raised it from {point.threshold:.4f}"
+        fmr, interval = scores.false_matches(value) / scores.impostor_pairs, None
+    else:
+        value, source, reason = point.threshold, "evaluation", ""
+        fmr, interval = point.fmr, point.fmr_ci
+    return MatchThreshold(
+        value,
+        target_fmr,
+        fmr=fmr,
+        fmr_ci=interval,
+        fnmr=scores.false_non_matches(value) / scores.genuine_pairs if scores.genuine_pairs else None,
+        pairs=point.impostor_pairs,
+        genuine_pairs=point.genuine_pairs,
+        source=source,
+        site_pairs=local.site_pairs,
+        reason=reason,
+    )
+
+
+def site_scores(settings: Settings, prepared: PreparedGraph) -> dict[str, Any]:
+    """Return the scores that the agent has collected with this network, from the gallery of the state folder.
+
+    Raises:
+        InputError: there is no gallery, or it has no such scores.
+        SpaceMismatch: the gallery is of another network.
+    """
+    path = settings.state_dir / GALLERY_FILE
+    found = None
+    if path.is_file():
+        info = prepared.info(backend="onnxruntime", device="cpu", max_batch=1)
+        with open_gallery(settings, info) as gallery:
+            found = gallery.facts.get(SITE_FACT)
+    if not isinstance(found, dict) or not found.get("pairs"):
+        raise InputError(
+            f"{path} has no scores of this site yet: the agent collects them from people who are seen at the "
+            "same time; let it run for a while, or leave --site-pairs out"
+        )
+    return found

@@ -20,8 +20,6 @@ from edge_agent.core.errors import ModelError, NonFiniteEmbedding
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.precision.scales import Scales
 
-__all__ = ["BATCH", "DEFAULT_METHOD", "PERCENTILE", "Method", "observe", "ranges"]
-
 Method = Literal["percentile", "entropy", "minmax"]
 DEFAULT_METHOD: Method = "percentile"
 PERCENTILE = 99.99

@@ -12,8 +12,6 @@ from typing import Any
 from edge_agent.offline.charts import Marker
 from edge_agent.offline.page import facts, figure, page, score_chart, table, tiles
 
-__all__ = ["html_report"]
-
 _GATE_ROWS = (
     ("mAP, FP32", "mAP_fp32", "share"),
     ("mAP, candidate", "mAP_candidate", "share"),

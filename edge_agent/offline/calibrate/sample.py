@@ -7,11 +7,12 @@ an engine on its own calibration data.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_SIZE", "Replaced", "Sample", "draw"]
 
 DEFAULT_SIZE = 512
 """Crops in a sample; NVIDIA's guides recommend 500 to 1,000."""
@@ -36,13 +36,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A drawn picture that cannot be read.
-
-    Attributes:
-        name: path relative to the data set's folder.
-        reason: why it cannot be used.
-        by: replacement, of the same person; None if that person had no other picture left.
-    """
+    """An unreadable picture; `by`: its replacement, None if the person had no other picture left."""
 
     name: str
     reason: str
@@ -53,14 +47,8 @@ class Replaced:
 class Sample:
     """Crops to calibrate with, in the order of the draw.
 
-    Attributes:
-        dataset: name of the data set's folder.
-        seed: of the draw.
-        asked: crops requested; `files` has fewer where the split has fewer.
-        files: size and SHA-256 by name relative to the data set's folder, all in `bounding_box_train`.
-        identities: people among them.
-        cameras: cameras among them.
-        replaced: pictures that could not be read.
+    `asked` crops were requested; `files` has fewer where the split has fewer: size and SHA-256 by name
+    relative to the data set's folder, all in `bounding_box_train`.
     """
 
     dataset: str
@@ -94,7 +82,7 @@ class Sample:
             "size": len(self),
             "identities": self.identities,
             "cameras": self.cameras,
-            "replaced": [{"name": r.name, "reason": r.reason, "by": r.by} for r in self.replaced],
+            "replaced": [asdict(replaced) for replaced in self.replaced],
             "digest": self.digest,
         }
 
@@ -112,25 +100,17 @@ class Sample:
             raise InputError(f"{path} is not a calibration sample: {what}; draw it again")
         data = manifest.data
         try:
-            return Sample(
-                str(data["dataset"]),
-                int(data["seed"]),
-                int(data["asked"]),
-                manifest.files,
-                int(data["identities"]),
-                int(data["cameras"]),
-                tuple(Replaced(entry["name"], entry["reason"], entry["by"]) for entry in data["replaced"]),
+            seed, asked, identities, cameras = (
+                int(data[key]) for key in ("seed", "asked", "identities", "cameras")
             )
+            replaced = tuple(Replaced(**entry) for entry in data["replaced"])
+            return Sample(str(data["dataset"]), seed, asked, manifest.files, identities, cameras, replaced)
         except (KeyError, TypeError, ValueError) as problem:
             what = f"key {problem} is missing" if isinstance(problem, KeyError) else str(problem)
             raise InputError(f"{path} is a damaged sample: {what}; draw it again") from problem
 
     def verify(self, root: Path) -> None:
-        """Check that every crop in the data set `root` is unchanged since the draw.
-
-        Raises:
-            InputError: a file is missing or differs (names the first).
-        """
+        """Check that every crop in the data set `root` is unchanged since the draw; InputError otherwise."""
         for name, expected in self.files.items():
             path = Path(root) / name
             if not path.is_file():
@@ -139,15 +119,9 @@ class Sample:
                 raise InputError(f"{path} changed since the calibration sample was drawn; draw it again")
 
     def pixels(self, root: Path, profile: PreprocessProfile, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return the crops as network input: `(N, H, W, 3)` uint8 BGR, resized as at run time.
+        """Return the crops as network input: `(N, H, W, 3)` uint8 BGR, resized to `size` as at run time.
 
-        Args:
-            root: the data set's folder.
-            profile: preprocess profile of the network; its resize rule is used.
-            size: `(H, W)` of the network. 512 crops of 256 x 128 take 50 MB.
-
-        Raises:
-            InputError: a crop cannot be read.
+        512 crops of 256 x 128 take 50 MB. InputError where a crop cannot be read.
         """
         import numpy as np
 
@@ -164,13 +138,8 @@ def draw(
 
     Crops are drawn from the people in turn, in an order that the seed sets, and from each person's cameras in
     turn. The same files and seed give the same sample on every machine. Junk (`-1`) is never drawn. Every
-    drawn picture is decoded; an unreadable one is replaced by the person's next one.
-
-    Args:
-        root: the data set's folder.
-        size: crops to draw; all readable ones where there are fewer.
-        seed: of the draw.
-        advance: called with the number of newly drawn crops.
+    drawn picture is decoded; an unreadable one is replaced by the person's next one. Fewer than `size` are
+    drawn where there are fewer. `advance` is called with the number of newly drawn crops.
 
     Raises:
         DatasetError: no training split, or no readable crop in it.
@@ -181,14 +150,13 @@ def draw(
     root = Path(root)
     crops = [crop for crop in MarketDataset.open(root, (Split.TRAIN,)).train if not crop.is_junk]
     turns = _turns(crops, random.Random(seed))  # noqa: S311 - a draw to be repeated, not a secret
-    taken: dict[Path, FileRecord] = {}
-    by_path = {crop.path: crop for crop in crops}
+    taken: dict[Crop, FileRecord] = {}
     replaced: list[Replaced] = []
     while turns and len(taken) < size:
         waiting = turns.popleft()
         found = _next_readable(waiting, root, replaced)
         if found is not None:
-            taken[found.path] = FileRecord.of(found.path)
+            taken[found] = FileRecord.of(found.path)
             if advance is not None:
                 advance(1)
         if waiting:
@@ -199,35 +167,36 @@ def draw(
         dataset=root.resolve().name,
         seed=seed,
         asked=size,
-        files={_name(root, path): record for path, record in taken.items()},
-        identities=len({by_path[path].pid for path in taken}),
-        cameras=len({by_path[path].camid for path in taken}),
+        files={_name(root, crop.path): record for crop, record in taken.items()},
+        identities=len({crop.pid for crop in taken}),
+        cameras=len({crop.camid for crop in taken}),
         replaced=tuple(replaced),
     )
 
 
 def _turns(crops: Sequence[Crop], dice: random.Random) -> deque[deque[Crop]]:
     """Each person's crops in the order of drawing; people in the order of their turns."""
-    people: dict[int, list[Crop]] = {}
-    for crop in crops:
-        people.setdefault(crop.pid, []).append(crop)
-    order = sorted(people)
-    dice.shuffle(order)
-    return deque(_camera_by_camera(people[pid], dice) for pid in order)
+    people = _shuffled_groups(crops, lambda crop: crop.pid, dice)
+    return deque(_camera_by_camera(person, dice) for person in people)
 
 
 def _camera_by_camera(crops: list[Crop], dice: random.Random) -> deque[Crop]:
-    cameras: dict[int, list[Crop]] = {}
+    cameras = _shuffled_groups(crops, lambda crop: crop.camid, dice)
+    for camera in cameras:
+        dice.shuffle(camera)
+    turns = itertools.zip_longest(*cameras)
+    return deque(crop for turn in turns for crop in turn if crop is not None)
+
+
+def _shuffled_groups(
+    crops: Sequence[Crop], key: Callable[[Crop], int], dice: random.Random
+) -> list[list[Crop]]:
+    groups: defaultdict[int, list[Crop]] = defaultdict(list)
     for crop in crops:
-        cameras.setdefault(crop.camid, []).append(crop)
-    order = sorted(cameras)
+        groups[key(crop)].append(crop)
+    order = sorted(groups)
     dice.shuffle(order)
-    for camid in order:
-        dice.shuffle(cameras[camid])
-    longest = max(map(len, cameras.values()))
-    return deque(
-        cameras[camid][turn] for turn in range(longest) for camid in order if turn < len(cameras[camid])
-    )
+    return [groups[number] for number in order]
 
 
 def _next_readable(waiting: deque[Crop], root: Path, replaced: list[Replaced]) -> Crop | None:

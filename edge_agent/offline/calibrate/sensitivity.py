@@ -16,20 +16,12 @@ from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.offline.calibrate.quantise import quantisable, quantise
 
-__all__ = ["Choice", "Loss", "blocks", "choose_keep", "cosines", "measure"]
-
 _BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Loss when one block alone is quantised.
-
-    Attributes:
-        block: the block.
-        mean: 1 - mean cosine between embeddings with this block in INT8 and those of FP32.
-        worst: 1 - lowest cosine.
-    """
+    """Loss with one block alone in INT8: 1 - mean, and 1 - lowest cosine of embeddings to those of FP32."""
 
     block: Block
     mean: float
@@ -38,14 +30,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Result of `choose_keep`.
-
-    Attributes:
-        keep: nodes to leave in higher precision, for `quantise`.
-        blocks: names of their blocks, worst first.
-        passed: whether the gate passed with them.
-        tries: number of gates that were run.
-    """
+    """Nodes to keep in higher precision, their blocks, worst first; if a gate passed; gates that were run."""
 
     keep: tuple[str, ...]
     blocks: tuple[str, ...]
@@ -62,7 +47,10 @@ def cosines(
     prepared: PreparedGraph, crops: NDArray[np.uint8], reference: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """`(N,)` cosine of each crop's embedding to its row of `reference` `(N, D)`, under ONNX Runtime."""
-    return _row_cosines(_embed(prepared, crops), reference)
+    a, b = _embed(prepared, crops).astype(np.float64), reference.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    found: NDArray[np.float64] = np.einsum("nd,nd->n", a, b) / lengths
+    return found
 
 
 def measure(
@@ -73,7 +61,7 @@ def measure(
     cache: MutableMapping[str, list[float]] | None = None,
     advance: Callable[[str], None] | None = None,
 ) -> tuple[Loss, ...]:
-    """Quantise each block alone and compare the embeddings to FP32.
+    """Quantise each block alone and compare the embeddings to FP32; return the losses, worst block first.
 
     Args:
         prepared: the FP32 graph.
@@ -82,9 +70,6 @@ def measure(
         cache: results by block, read and extended after each block, so that a caller that stores it can
             continue after an interruption. Its keys cover the graph, the ranges and the crops.
         advance: called with the name of each finished block.
-
-    Returns:
-        The losses, worst block first.
 
     Raises:
         ModelError: as `quantise`, no block can be quantised, or ONNX Runtime refuses a graph.
@@ -115,41 +100,30 @@ def choose_keep(losses: Sequence[Loss], passes: Callable[[tuple[str, ...]], bool
 
     None, 1, 2, 4, ... of the worst are tried until the gate passes, then the number between the last two:
     a gate embeds a whole evaluation split, so it is asked about 2 log2(blocks) times, not once per block.
-    At least one block is always quantised.
-
-    Args:
-        losses: worst first, of `measure`.
-        passes: whether the gate passes when these nodes are kept.
+    At least one block is always quantised. `losses` are worst first; `passes` tells for nodes to keep.
     """
     asked: dict[int, bool] = {}
 
+    def nodes(count: int) -> tuple[str, ...]:
+        return tuple(name for loss in losses[:count] for name in loss.block.nodes)
+
     def ask(count: int) -> bool:
         if count not in asked:
-            asked[count] = passes(_nodes(losses[:count]))
+            asked[count] = passes(nodes(count))
         return asked[count]
 
     most = max(0, len(losses) - 1)
     failed, count = -1, 0
-    while not ask(count):
-        failed = count
-        if count == most:
-            return Choice(_nodes(losses[:count]), _names(losses[:count]), passed=False, tries=len(asked))
-        count = min(most, max(1, 2 * count))
-    while count - failed > 1:
+    while not ask(count) and count < most:
+        failed, count = count, min(most, max(1, 2 * count))
+    while asked[count] and count - failed > 1:
         middle = (failed + count) // 2
         if ask(middle):
             count = middle
         else:
             failed = middle
-    return Choice(_nodes(losses[:count]), _names(losses[:count]), passed=True, tries=len(asked))
-
-
-def _nodes(losses: Sequence[Loss]) -> tuple[str, ...]:
-    return tuple(name for loss in losses for name in loss.block.nodes)
-
-
-def _names(losses: Sequence[Loss]) -> tuple[str, ...]:
-    return tuple(loss.block.name for loss in losses)
+    names = tuple(loss.block.name for loss in losses[:count])
+    return Choice(nodes(count), names, passed=asked[count], tries=len(asked))
 
 
 def _only(
@@ -175,10 +149,3 @@ def _embed(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> NDArray[np.floa
             engine.submit(len(chunk))
             parts.append(engine.collect())
     return np.concatenate(parts)
-
-
-def _row_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
-    found: NDArray[np.float64] = np.einsum("nd,nd->n", wide_a, wide_b) / lengths
-    return found

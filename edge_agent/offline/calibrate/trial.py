@@ -1,4 +1,4 @@
-"""Trials of candidates: accuracy gate, match threshold and speed on this machine."""
+"""Trials of candidates on this machine, and the search for the lowest precision that passes the gate."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ import numpy as np
 
 from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.errors import EngineError, ModelError
-from edge_agent.core.manifest import atomic_file
+from edge_agent.core.manifest import atomic_file, read_json, write_json_atomic
 from edge_agent.embed.opening import make_embedder
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.health.telemetry import Telemetry
 from edge_agent.offline.bench import speed
-from edge_agent.offline.calibrate import gate as gates
-from edge_agent.offline.calibrate import threshold as thresholds
-from edge_agent.offline.calibrate.candidates import Candidate, Candidates
-from edge_agent.offline.calibrate.gate import Embeddings, Gate
-from edge_agent.offline.calibrate.request import NO_DATA, Work
-from edge_agent.offline.calibrate.steps import StepResult
+from edge_agent.offline.calibrate.candidates import Candidate, Candidates, keep_digest
+from edge_agent.offline.calibrate.gate import (
+    Embeddings,
+    Gate,
+    compare,
+    match_threshold,
+    threshold_without_data,
+)
+from edge_agent.offline.calibrate.request import NO_DATA, StepResult, Work
+from edge_agent.offline.calibrate.sensitivity import Loss, blocks, choose_keep, measure
 from edge_agent.offline.dataset import Crop
-from edge_agent.offline.evaluate import EmbeddedCrops
 from edge_agent.offline.evaluate.embedding import embed_paths, labelled
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
 
 if TYPE_CHECKING:
     from edge_agent.embed.embedder import Embedder
 
-__all__ = ["Trials"]
-
 _REFERENCE = "reference.npz"
+
+_SENSITIVITY_CROPS = 64
+"""Crops of the sample on which blocks are compared: enough to rank them."""
 
 
 class Trials:
-    """Runs candidates on this machine and compares them to FP32, as steps of the work."""
+    """Makes candidates and compares them to FP32, as steps of the work."""
 
     def __init__(self, work: Work, candidates: Candidates) -> None:
         self._request, self._steps, self._progress = work.request, work.steps, work.progress
@@ -43,31 +48,27 @@ class Trials:
         self._engine = work.request.engine.model_copy(update={"backend": work.backend})
         self._fp32 = Candidate(work.request.prepared)
 
-    def gate(self, precision: str, name: str, made: Mapping[str, Any]) -> dict[str, Any]:
-        """Compare a candidate to FP32.
-
-        Args:
-            precision: of the candidate.
-            name: of the step that made it.
-            made: result of that step, from `Candidates.make`.
+    def search(self) -> dict[str, dict[str, Any]]:
+        """Try the candidates in order until one passes, or cannot be measured without a data set.
 
         Returns:
-            JSON values: `gate`, `threshold` and `evaluation` (None where nothing was measured).
+            By precision, the chosen one last, JSON values: those of `Candidates.make`, `gate`, `threshold`,
+            `evaluation` (None where nothing was measured); for INT8 also `sensitivity` if it was measured.
+
+        Raises:
+            EngineError: even FP32 fails.
         """
-
-        def make(_folder: Path) -> StepResult:
-            bounds = self._request.bounds
-            if made["problem"]:
-                return self._not_measured(gates.failed(name, made["problem"], bounds)), ()
-            candidate = self._candidates.open(precision, made)
-            try:
-                return (self._self_test if self._dataset is None else self._compare)(name, candidate), ()
-            except (EngineError, ModelError) as problem:
-                if precision == "fp32":
-                    raise  # the network itself does not run; there is no further candidate
-                return self._not_measured(gates.failed(name, str(problem), bounds)), ()
-
-        return self._steps.run(f"gate-{name}", make)
+        tried: dict[str, dict[str, Any]] = {}
+        for precision in self._request.candidates:
+            found = self._try(precision, precision)
+            if precision == "int8" and self._request.sensitivity and found["graph"] is not None:
+                found = self._keep_worst(found)
+            tried[precision] = found
+            if found["gate"]["passed"] is not False:
+                return tried
+        reasons = "; ".join(reason for found in tried.values() for reason in found["gate"]["reasons"])
+        backend, name = self._engine.backend, self._request.prepared.name
+        raise EngineError(f"no engine of {name} on {backend} agrees with its reference: {reasons}")
 
     def bench(self, tried: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
         """Measure the speed of FP32 and of each precision in `tried` that could be made."""
@@ -85,6 +86,66 @@ class Trials:
             return self._speeds(candidates, left_out), ()
 
         return self._steps.run("bench", make)
+
+    def _keep_worst(self, whole: dict[str, Any]) -> dict[str, Any]:
+        """Measure the loss of each block; keep the worst in higher precision until the gate passes."""
+        losses = self._losses()
+        found: dict[tuple[str, ...], dict[str, Any]] = {(): whole}
+
+        def passes(keep: tuple[str, ...]) -> bool:
+            if keep not in found:
+                found[keep] = self._try("int8", f"int8-{keep_digest(keep)}", keep)
+            return bool(found[keep]["gate"]["passed"])
+
+        choice = choose_keep(losses, passes)
+        table = {
+            "blocks": [
+                {
+                    "block": loss.block.name,
+                    "nodes": list(loss.block.nodes),
+                    "loss": loss.mean,
+                    "worst": loss.worst,
+                    "kept": loss.block.name in choice.blocks,
+                }
+                for loss in losses
+            ],
+            "kept": list(choice.blocks),
+            "passed": choice.passed,
+            "gates_tried": choice.tries,
+        }
+        return {**found[choice.keep], "sensitivity": table}
+
+    def _losses(self) -> tuple[Loss, ...]:
+        """Measure the loss of each block; every result is stored at once, for a run that is interrupted."""
+        prepared = self._request.prepared
+        scales, sample = self._candidates.scales(), self._candidates.sample()
+        path = self._steps.folder / "sensitivity-blocks.json"
+        known: dict[str, list[float]] = read_json(path) if path.is_file() else {}
+        self._progress.begin("measuring what each block costs", len(blocks(prepared)))
+
+        def advance(_block: str) -> None:
+            write_json_atomic(path, known)
+            self._progress.advance(1)
+
+        crops = self._candidates.crops(sample)[:_SENSITIVITY_CROPS]
+        return measure(prepared, scales, crops, cache=known, advance=advance)
+
+    def _try(self, precision: str, name: str, keep: Sequence[str] = ()) -> dict[str, Any]:
+        """Make a candidate in the step `name`, the nodes `keep` in higher precision; compare it to FP32."""
+        made = self._candidates.make(precision, name, keep)
+
+        def make(_folder: Path) -> StepResult:
+            if made["problem"]:
+                return self._failed(name, made["problem"]), ()
+            candidate = self._candidates.open(precision, made)
+            try:
+                return (self._self_test if self._dataset is None else self._compare)(name, candidate), ()
+            except (EngineError, ModelError) as problem:
+                if precision == "fp32":
+                    raise  # the network itself does not run; there is no further candidate
+                return self._failed(name, str(problem)), ()
+
+        return {**made, **self._steps.run(f"gate-{name}", make)}
 
     def _open(self, candidate: Candidate, *, max_batch: int | None = None) -> Embedder:
         scales = candidate.scales
@@ -137,10 +198,10 @@ class Trials:
         request = self._request
         reference = self._reference()
         found = reference if candidate.graph.precision == "fp32" else self._embed(candidate)[0]
-        gate, evaluation = gates.compare(
+        gate, evaluation = compare(
             reference, found, name=name, bounds=request.bounds, target_fmr=request.target_fmr
         )
-        threshold = thresholds.choose(evaluation, request.target_fmr, request.site)
+        threshold = match_threshold(evaluation, request.target_fmr, request.site)
         return {
             "gate": gate.document(),
             "threshold": threshold.document(),
@@ -152,10 +213,14 @@ class Trials:
         self._progress.begin(f"testing {candidate.graph.precision.upper()}", None)
         with self._open(candidate):
             pass
-        return self._not_measured(Gate(name, passed=None, reasons=(NO_DATA,), bounds=self._request.bounds))
+        return self._not_measured(Gate(name, None, (NO_DATA,), self._request.bounds))
+
+    def _failed(self, name: str, reason: str) -> dict[str, Any]:
+        """The result of a candidate that does not build, or outputs NaN."""
+        return self._not_measured(Gate(name, False, (reason,), self._request.bounds))
 
     def _not_measured(self, gate: Gate) -> dict[str, Any]:
-        threshold = thresholds.without_data(self._request.target_fmr, self._request.site)
+        threshold = threshold_without_data(self._request.target_fmr, self._request.site)
         return {"gate": gate.document(), "threshold": threshold.document(), "evaluation": None}
 
     def _speeds(self, candidates: Mapping[str, Candidate], left_out: dict[str, str]) -> dict[str, Any]:
@@ -166,15 +231,13 @@ class Trials:
             for precision, candidate in candidates.items():
                 try:
                     for batch in speed.BATCHES:
-                        rows.append(self._speed(candidate, batch, board))
+                        with self._open(candidate, max_batch=batch) as embedder:
+                            seconds = self._request.bench_seconds
+                            rows.append(speed.measure(embedder, seconds=seconds, board=board))
                         self._progress.advance(1)
                 except (EngineError, ModelError) as problem:
                     left_out[precision] = str(problem)
             return speed.document(rows, left_out, self._request.prepared.facts(), telemetry.read())
-
-    def _speed(self, candidate: Candidate, batch: int, board: str | None) -> speed.Measurement:
-        with self._open(candidate, max_batch=batch) as embedder:
-            return speed.measure(embedder, seconds=self._request.bench_seconds, board=board)
 
 
 def _store(path: Path, found: Embeddings) -> None:
@@ -184,8 +247,8 @@ def _store(path: Path, found: Embeddings) -> None:
             f"{side}_vectors": crops.vectors,
             f"{side}_pids": crops.pids,
             f"{side}_camids": crops.camids,
-            f"{side}_names": np.array(crops.names),
         }
+        arrays[f"{side}_names"] = np.array(crops.names)
     with atomic_file(path, mode=0o600) as handle:
         np.savez(handle, **arrays)  # type: ignore[arg-type]  # numpy's stubs take a keyword for `allow_pickle`
 
@@ -197,7 +260,7 @@ def _load(path: Path) -> Embeddings:
                 stored[f"{side}_vectors"],
                 stored[f"{side}_pids"],
                 stored[f"{side}_camids"],
-                tuple(str(name) for name in stored[f"{side}_names"]),
+                tuple(stored[f"{side}_names"].tolist()),
             )
             for side in ("query", "gallery")
         )

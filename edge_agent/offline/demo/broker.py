@@ -17,8 +17,6 @@ from typing import Any
 
 from edge_agent.core.errors import ConfigError, DeliveryError
 
-__all__ = ["DemoBroker"]
-
 _CONFIG = """
 id = 0
 

@@ -22,8 +22,6 @@ from edge_agent.core.structures import DecisionKind, iou_matrix
 from edge_agent.offline.synthetic.street import Street, Visit
 from edge_agent.offline.synthetic.videos import StreetVideo, write_videos
 
-__all__ = ["Recorder", "Scene", "Score", "default_street", "percentiles", "render", "score"]
-
 SECONDS = 60.0
 """Length of the street; in the first third the agent learns the scores of strangers (the threshold)."""
 PEOPLE = 6

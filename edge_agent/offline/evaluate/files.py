@@ -32,16 +32,6 @@ from edge_agent.core.pictures import CropName, parse_crop_name
 from edge_agent.offline.dataset import Crop, Split
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 
-__all__ = [
-    "EMBEDDING_SUFFIXES",
-    "EmbeddingFile",
-    "labelled_by_dataset",
-    "labelled_by_name",
-    "read_embeddings",
-    "require_one_space",
-    "write_embeddings",
-]
-
 EMBEDDING_SUFFIXES = (".npy", ".npz", ".json")
 
 _KIND, _VERSION = "embeddings", 1

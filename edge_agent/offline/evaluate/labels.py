@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
 from edge_agent.offline.dataset import DISTRACTOR, JUNK, JunkRule
 
-__all__ = ["EmbeddedCrops", "Sides", "apply_junk_rule", "unit_rows"]
-
 _TAO_JUNK_READS_AS = 1
 
 

@@ -25,15 +25,6 @@ from numpy.typing import NDArray
 
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 
-__all__ = [
-    "CosineScores",
-    "Ranking",
-    "RankingTally",
-    "best_matches",
-    "rank",
-    "similarity_blocks",
-]
-
 _BLOCK_ELEMENTS = 1 << 23
 """Elements of one block: 64 MiB in float64, and about a quarter of a GiB with all temporaries."""
 

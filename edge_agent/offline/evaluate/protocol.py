@@ -16,14 +16,12 @@ from edge_agent.offline.evaluate.openset import (
     INTERVAL_METHOD,
     EqualErrorPoint,
     OperatingPoint,
+    PairScores,
     Unsupported,
     equal_error_point,
     operating_points,
 )
-from edge_agent.offline.evaluate.pairs import PairScores
 from edge_agent.offline.evaluate.rerank import ReRankedScores, ReRanking
-
-__all__ = ["Evaluation", "SampledQuery", "evaluate", "rate_key"]
 
 PROTOCOL = (
     "single query; unit rows, ascending squared Euclidean distance; gallery crops of the query's person and "

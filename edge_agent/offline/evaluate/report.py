@@ -20,8 +20,6 @@ from edge_agent.offline.evaluate.openset import OperatingPoint, Unsupported
 from edge_agent.offline.evaluate.protocol import Evaluation, SampledQuery
 from edge_agent.offline.page import GENUINE, facts, figure, page, score_chart, tiles
 
-__all__ = ["html_report"]
-
 _TILE = (64, 128)
 _CMC_SHOWN = 20
 

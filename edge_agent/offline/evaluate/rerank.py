@@ -31,8 +31,6 @@ from edge_agent.offline.evaluate.metrics import CosineScores, similarity_blocks
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-__all__ = ["ReRankedScores", "ReRanking"]
-
 
 @dataclass(frozen=True, slots=True)
 class ReRanking:

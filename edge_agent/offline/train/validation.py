@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import DatasetError
-from edge_agent.offline.evaluate import EmbeddedCrops, JunkRule, ReRanking, apply_junk_rule, rank
-from edge_agent.offline.evaluate.metrics import RankingTally
-from edge_agent.offline.evaluate.rerank import ReRankedScores
+from edge_agent.offline.dataset import JunkRule
+from edge_agent.offline.evaluate.labels import EmbeddedCrops, apply_junk_rule
+from edge_agent.offline.evaluate.metrics import RankingTally, rank
+from edge_agent.offline.evaluate.rerank import ReRankedScores, ReRanking
 
 if TYPE_CHECKING:
     from edge_agent.offline.train.data import Pictures
