@@ -47,8 +47,8 @@ from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import CropSelector
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
-from edge_agent.track.appearance import Similarity
 from edge_agent.track.tracker import Tracker
+from edge_agent.track.tracks import Similarity
 
 __all__ = ["Material", "Outcome", "Stream", "materialise", "replay", "strip"]
 

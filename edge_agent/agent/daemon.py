@@ -34,9 +34,8 @@ from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.health.cooling import make_cooling
 from edge_agent.health.governor import CHECK_INTERVAL_S
 from edge_agent.health.supervisor import Supervisor
-from edge_agent.track.appearance import Similarity
-from edge_agent.track.tracker import Tracker
-from edge_agent.track.upstream import UpstreamTracks
+from edge_agent.track.tracker import Tracker, UpstreamTracks
+from edge_agent.track.tracks import Similarity
 
 if TYPE_CHECKING:
     from edge_agent.core.telemetry import TelemetryData

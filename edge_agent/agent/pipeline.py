@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from edge_agent.embed.selection import CropSelector
     from edge_agent.identify import Identifier
     from edge_agent.source.reader import FrameReader
-    from edge_agent.track.tracker import Tracker
-    from edge_agent.track.upstream import UpstreamTracks
+    from edge_agent.track.tracker import Tracker, UpstreamTracks
 
 __all__ = ["Counters", "FrameOutcome", "Pipeline"]
 

@@ -10,8 +10,7 @@ from edge_agent.track.tracker import TrackInput, update_tracks
 
 if TYPE_CHECKING:
     from edge_agent.agent.rounds import PendingItem
-    from edge_agent.track.tracker import Tracker
-    from edge_agent.track.upstream import UpstreamTracks
+    from edge_agent.track.tracker import Tracker, UpstreamTracks
 
 __all__ = ["CameraTracking"]
 

@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 
 from edge_agent.core.structures import Detections, Embedded, ScoreLevels, iou_matrix
 from edge_agent.track import kalman
-from edge_agent.track.appearance import Similarity, mixed
-from edge_agent.track.tracks import TrackTable
+from edge_agent.track.tracks import Similarity, TrackTable, mixed
 
 if TYPE_CHECKING:
     from edge_agent.core.config import TrackerSettings
-
-__all__ = ["CameraFrame", "JointUpdate", "Pairs", "associate"]
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
 _LOW_ROUND_COST = 0.5
 """Limit of the second round, as in ByteTrack."""
+_ONE, _ZERO_32, _ONE_32 = np.array(1.0), np.array(0.0, np.float32), np.array(1.0, np.float32)
+"""Arrays, since NumPy is faster with them than with numbers; `_ONE` makes costs float64."""
 
 Pairs = tuple[list[int], list[int]]
 """Rows of the tracks and rows of the detections of one frame that belong together."""
@@ -38,9 +37,7 @@ Pairs = tuple[list[int], list[int]]
 def associate(cost: NDArray[np.float64], limit: float) -> Pairs:
     """Return rows and columns of the cheapest assignment in which no pair costs more than `limit`.
 
-    Args:
-        cost: `(N, M)`; infinite where a pair is forbidden.
-        limit: largest cost of a pair.
+    `cost` is `(N, M)`, infinite where a pair is forbidden.
     """
     allowed = cost <= limit
     if allowed.size == 1:
@@ -58,22 +55,15 @@ def associate(cost: NDArray[np.float64], limit: float) -> Pairs:
 
 @dataclass(slots=True)
 class CameraFrame:
-    """The tracks of a camera and the detections of its next frame.
-
-    Attributes:
-        tracks: of the camera, as of the last frame.
-        dt: seconds since the last frame.
-        live: for each track, whether it was seen in the last frame.
-        high: for each detection, whether it takes part in the first round.
-        levels: meaning of the scores.
-        detections: N boxes with scores.
-        embedded: the N embeddings, where present.
-    """
+    """The tracks of a camera and the detections of its next frame."""
 
     tracks: TrackTable
     dt: float
+    """Seconds since the last frame."""
     live: list[bool]
+    """For each track, whether it was seen in the last frame."""
     high: list[bool]
+    """For each detection, whether it takes part in the first round."""
     levels: ScoreLevels
     detections: Detections
     embedded: Embedded
@@ -82,12 +72,8 @@ class CameraFrame:
 class JointUpdate:
     """Association and correction of the tracks of several cameras, in joined arrays.
 
-    The result is the same as camera by camera; NumPy's overhead per call is paid once.
-
-    Args:
-        frames: at least one, of different cameras.
-        settings: the same for all cameras.
-        similarity: of the scene.
+    The result is the same as camera by camera; NumPy's overhead per call is paid once. `frames` are at least
+    one, of different cameras.
     """
 
     def __init__(
@@ -96,10 +82,13 @@ class JointUpdate:
         self._frames = frames
         self._settings = settings
         self._similarity = similarity
-        self._track_rows = _spans([len(frame.tracks) for frame in frames])
+        counts = [len(frame.tracks) for frame in frames]
+        self._track_rows = _spans(counts)
         self._found_rows = _spans([len(frame.detections) for frame in frames])
         self._states = _join([frame.tracks.states for frame in frames], axis=1)
-        self._expected = kalman.predict(self._states, self._time_steps())
+        dt = [frame.dt for frame in frames]
+        steps = dt[0] if len(dt) == 1 else np.repeat(dt, counts)[:, None]
+        self._expected = kalman.predict(self._states, steps)
         self._boxes = _join([frame.detections.boxes for frame in frames])
         self._vectors = _join([frame.embedded.vectors for frame in frames])
         self._present = [there for frame in frames for there in frame.embedded.present.tolist()]
@@ -107,12 +96,6 @@ class JointUpdate:
         # A failed engine gives vectors of width 0.
         self._known = [track.has_appearance and width > 0 for of in frames for track in of.tracks.records]
         self._appearance = _join([_appearance(frame.tracks, width) for frame in frames])
-
-    def _time_steps(self) -> float | NDArray[np.float64]:
-        if len(self._frames) == 1:
-            return self._frames[0].dt
-        counts = [len(frame.tracks) for frame in self._frames]
-        return np.repeat([frame.dt for frame in self._frames], counts)[:, None]
 
     def match(self) -> list[Pairs]:
         """Return the pairs of each frame."""
@@ -130,8 +113,7 @@ class JointUpdate:
 
     def _cost(self) -> NDArray[np.float64]:
         """Cost of the first round for every pair: 1 - IoU, blended with the appearance."""
-        cost = iou_matrix(self._expected, self._boxes).astype(np.float64)
-        np.subtract(1.0, cost, out=cost)
+        cost: NDArray[np.float64] = np.subtract(_ONE, iou_matrix(self._expected, self._boxes))
         if self._similarity.ready:
             self._blend(cost)
         high = [high for frame in self._frames for high in frame.high]
@@ -149,9 +131,9 @@ class JointUpdate:
             for live in frame.live
         ]
         beyond = distance > np.array(gates)[:, None]
-        term = np.minimum(np.maximum(distance, 0.0), 1.0)
+        term = np.minimum(np.maximum(distance, _ZERO_32), _ONE_32)
         term *= weight
-        overlapping = cost < 1.0  # the others are above every limit already
+        overlapping = cost < _ONE  # the others are above every limit already
         if not (all(self._known) and all(self._present)):
             both = np.array(self._known)[:, None] & self._present
             overlapping &= both

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["correct", "initial_states", "predict"]
-
 Boxes = NDArray[np.float32]
 States = NDArray[np.float64]
 

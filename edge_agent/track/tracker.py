@@ -1,4 +1,4 @@
-"""Tracks of one camera, from the boxes of single frames.
+"""Tracks of one camera, from the boxes of single frames or from crops that an upstream tracker has numbered.
 
 The association is in `edge_agent.track.association`, the Kalman filter in `edge_agent.track.kalman`. The
 clock is the time of the frames, so that nothing depends on the frame rate. The scale of similarities is
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import (
+    LONE_TRACKS,
+    CropBatch,
     Detections,
     Embedded,
     ScoreLevels,
@@ -23,14 +25,11 @@ from edge_agent.core.structures import (
     TrackUpdate,
     iou_matrix,
 )
-from edge_agent.track.appearance import Similarity
 from edge_agent.track.association import CameraFrame, JointUpdate, Pairs
-from edge_agent.track.tracks import TrackTable
+from edge_agent.track.tracks import Similarity, TrackTable
 
 if TYPE_CHECKING:
     from edge_agent.core.config import TrackerSettings
-
-__all__ = ["TrackInput", "Tracker", "update_tracks"]
 
 _CLEAR_OVERLAP = 0.05
 """Overlap with another person below which a crop shows one person."""
@@ -43,14 +42,10 @@ MAX_JOINT_TRACKS = 128
 
 
 class Tracker:
-    """Tracks of one camera. Not for use from two threads.
+    """Tracks of one camera, with numbers of its own. Not for use from two threads.
 
-    Args:
-        camera: id of the source; every camera has a tracker with track numbers of its own.
-        settings: limits of association and lifecycle.
-        levels: meaning of the detector's scores.
-        similarity: statistics of the scene. Their scale depends on the network more than on the camera, so
-            that cameras that share one learn sooner.
+    The scale of similarities depends on the network more than on the camera, so that cameras that share one
+    `similarity` learn sooner.
     """
 
     def __init__(
@@ -74,17 +69,10 @@ class Tracker:
     def update(
         self, frame: int, time: float, size: tuple[int, int], detections: Detections, embedded: Embedded
     ) -> TrackUpdate:
-        """Process one frame.
+        """Process one frame: return confirmed tracks with a detection in it, and the tracks that ended.
 
-        Args:
-            frame: number of the frame.
-            time: Unix seconds; must not go back (if it does, the time of the last frame is used).
-            size: `(width, height)` in pixels.
-            detections: N boxes with scores.
-            embedded: the N embeddings, where present.
-
-        Returns:
-            Confirmed tracks with a detection in this frame, and the tracks that ended.
+        `time` is in Unix seconds; if it goes back, the time of the last frame is used. `size` is
+        `(width, height)` in pixels. `embedded` has the embeddings of the N detections, where present.
         """
         return update_tracks([TrackInput(self, frame, time, size, detections, embedded)])[0]
 
@@ -236,3 +224,47 @@ def _isolated(boxes: NDArray[np.float32]) -> list[bool]:
     np.fill_diagonal(overlap, 0.0)
     isolated: list[bool] = (overlap.max(axis=1) < _CLEAR_OVERLAP).tolist()
     return isolated
+
+
+class UpstreamTracks:
+    """Follow the crops of one camera by the track ids that they came with.
+
+    A crop without a track id is a track of its own that ends at once.
+    """
+
+    def __init__(self, camera: str, settings: TrackerSettings) -> None:
+        self.camera = camera
+        self._settings = settings
+        self._last_seen: dict[int, float] = {}
+        self._last_lone = LONE_TRACKS
+
+    def update(self, crops: CropBatch, embedded: Sequence[Embedded]) -> TrackUpdate:
+        """Process the N crops of one frame, and N results of one row each."""
+        seen, ended = [], []
+        for row, upstream_id in enumerate(crops.track_ids):
+            if upstream_id is None:
+                self._last_lone += 1
+                ended.append(self._last_lone)
+            else:
+                self._last_seen[upstream_id] = crops.time
+            track_id = self._last_lone if upstream_id is None else upstream_id
+            result = embedded[row]
+            seen.append(
+                TrackObservation(
+                    self.camera, track_id, crops.number, crops.time, crops.boxes[row], 1.0,
+                    result.vectors[0] if result.present[0] else None, float(result.quality[0]),
+                )
+            )  # fmt: skip
+        lost_s = self._settings.lost_s
+        silent = [t for t, last in self._last_seen.items() if crops.time - last > lost_s]
+        for track_id in silent:
+            del self._last_seen[track_id]
+        right, bottom = crops.boxes[:, 2:].max(axis=0) if len(crops.boxes) else (1.0, 1.0)
+        size = (max(int(right), 1), max(int(bottom), 1))
+        return TrackUpdate(self.camera, crops.number, crops.time, size, tuple(seen), (*ended, *silent))
+
+    def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
+        """End every track, at the end of the source."""
+        ended = tuple(self._last_seen)
+        self._last_seen.clear()
+        return TrackUpdate(self.camera, frame, time, size, (), ended)

@@ -21,8 +21,7 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.embed.quality import Graded
-from edge_agent.track.tracker import Tracker
-from edge_agent.track.upstream import UpstreamTracks
+from edge_agent.track.tracker import Tracker, UpstreamTracks
 
 D = 4
 LEVELS = ScoreLevels(low=0.1, high=0.6, new_track=0.6)

@@ -26,8 +26,7 @@ from edge_agent.core.structures import (
 from edge_agent.embed.quality import Graded
 from edge_agent.embed.selection import CropSelector
 from edge_agent.identify.tracks import TrackTable
-from edge_agent.track.tracker import Tracker
-from edge_agent.track.upstream import UpstreamTracks
+from edge_agent.track.tracker import Tracker, UpstreamTracks
 from tests.agent.test_pipeline import LEVELS, D, Embeds, Live, Recorded, frame, one_person
 
 

@@ -18,10 +18,9 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.track import tracker as module
-from edge_agent.track.appearance import Similarity
 from edge_agent.track.association import associate
-from edge_agent.track.tracker import Tracker, TrackInput, update_tracks
-from edge_agent.track.upstream import UpstreamTracks
+from edge_agent.track.tracker import Tracker, TrackInput, UpstreamTracks, update_tracks
+from edge_agent.track.tracks import Similarity
 
 SIZE = (640, 480)
 D = 8
