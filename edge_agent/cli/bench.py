@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from edge_agent.cli.arguments import (
-    ConfigOption,
-    JsonOption,
-    ModelOption,
-    PreprocessOption,
-    ResultFileOption,
-    StateOption,
-    load_settings,
-    require_folders,
-)
+from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -70,15 +61,15 @@ ProfileOption = Annotated[Path | None, Option(metavar="FILE.svg", help="--pipeli
 
 def command(
     context: typer.Context,
-    model: ModelOption = None,
-    preprocess: PreprocessOption = None,
+    model: arguments.ModelOption = None,
+    preprocess: arguments.PreprocessOption = None,
     backend: BackendOption = None,
     precision: PrecisionsOption = None,
     batch: BatchesOption = None,
     seconds: Annotated[float, Option(min=0.1, help="Seconds of each measurement.")] = 5.0,
     markdown: Annotated[Path | None, Option(metavar="FILE.md", help="Write the table as Markdown.")] = None,
-    output: ResultFileOption = None,
-    state: StateOption = None,
+    output: arguments.ResultFileOption = None,
+    state: arguments.StateOption = None,
     pipeline: Annotated[
         bool, Option("--pipeline", help="Measure the whole agent, from frames in memory to the broker.")
     ] = False,
@@ -92,8 +83,8 @@ def command(
     broker: BrokerOption = None,
     trace: TraceOption = None,
     profile: ProfileOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
+    config: arguments.ConfigOption = None,
+    as_json: arguments.JsonOption = False,
 ) -> None:
     """Measure latency and rate by batch and precision, of the network alone and end to end.
 
@@ -111,8 +102,10 @@ def command(
             raise typer.BadParameter(f"--{name} needs --pipeline")
     if unknown := [name for name in precision or () if name not in PRECISIONS]:
         raise typer.BadParameter(f"{unknown[0]!r} is no precision; choose of {', '.join(PRECISIONS)}")
-    require_folders(markdown, output, trace, profile)
-    settings = load_settings(config, model=model, preprocess=preprocess, backend=backend, state=state)
+    arguments.require_folders(markdown, output, trace, profile)
+    settings = arguments.load_settings(
+        config, model=model, preprocess=preprocess, backend=backend, state=state
+    )
     if pipeline:
         plan = {
             "cameras": cameras, "people": people, "identities": identities, "exemplars": exemplars,

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Option
 
-from edge_agent.cli.arguments import (
-    ConfigOption,
-    JsonOption,
-    ModelOption,
-    PreprocessOption,
-    StateOption,
-    load_settings,
-)
+from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result
 
 if TYPE_CHECKING:
@@ -64,8 +57,8 @@ def command(
     dataset: Annotated[
         Path | None, Option(metavar="DIR", help="Market-1501 layout; without it: FP16 and no threshold.")
     ] = None,
-    model: ModelOption = None,
-    preprocess: PreprocessOption = None,
+    model: arguments.ModelOption = None,
+    preprocess: arguments.PreprocessOption = None,
     output: OutputOption = None,
     precision: PrecisionOption = None,
     backend: BackendOption = None,
@@ -85,9 +78,9 @@ def command(
     ] = 1.0,
     again: Annotated[bool, Option("--again", help="Discard the results of earlier runs.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Show the steps without running them.")] = False,
-    state: StateOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
+    state: arguments.StateOption = None,
+    config: arguments.ConfigOption = None,
+    as_json: arguments.JsonOption = False,
 ) -> None:
     """Choose a precision that keeps the accuracy, and the match threshold; make both active.
 
@@ -97,7 +90,7 @@ def command(
     from edge_agent.offline.calibrate.gate import Bounds
     from edge_agent.offline.calibrate.job import Job
 
-    settings = load_settings(
+    settings = arguments.load_settings(
         config, state=state, target_fmr=target_fmr, model=model, preprocess=preprocess, folder=output,
         precision=precision, backend=backend,
     )  # fmt: skip

@@ -122,9 +122,7 @@ def _table(document: dict[str, Any]) -> str:
     head = ["split", "identities", "images", "cameras"]
     with_origin = any("real" in counts for counts in document["splits"].values())
     if with_origin:
-        head += [
-            f"{origin} {what}" for origin in ("real", "synthetic") for what in ("ids", "images", "cameras")
-        ]
+        head += [f"{kind} {what}" for kind in ("real", "synthetic") for what in ("ids", "images", "cameras")]
     head += ["distractors", "junk"]
     rows = [head]
     for split, counts in document["splits"].items():

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from edge_agent.cli.arguments import (
-    BackendOption,
-    JsonOption,
-    PrecisionOption,
-    PreprocessOption,
-    ShippedModelOption,
-    require_folders,
-)
+from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result, progress_bar
 from edge_agent.offline.dataset import Split
 
@@ -30,17 +23,17 @@ def command(
     output: Annotated[
         Path, Option("-o", "--output", metavar="OUT", help="FILE.npy, FILE.npz or FILE.json (TAO).")
     ],
-    model: ShippedModelOption = None,
-    preprocess: PreprocessOption = None,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
+    model: arguments.ShippedModelOption = None,
+    preprocess: arguments.PreprocessOption = None,
+    backend: arguments.BackendOption = "auto",
+    precision: arguments.PrecisionOption = "auto",
     raw: Annotated[
         bool, Option("--raw", help="Keep the vector lengths of the network, as TAO does (ONNX Runtime).")
     ] = False,
     split: Annotated[
         list[Split] | None, Option(help="Only this split of a data set; may be repeated.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: arguments.JsonOption = False,
 ) -> None:
     """Embed crops; pictures that cannot be read are left out and listed."""
     from edge_agent.core.logs import configure
@@ -49,7 +42,7 @@ def command(
 
     configure("warning")
     check_suffix(output)
-    require_folders(output)
+    arguments.require_folders(output)
     paths = _pictures(source, tuple(split or ()))
     with Network(model, preprocess, backend, precision, raw).open() as (embedder, description):
         done = with_progress(embedder, paths, "crops")

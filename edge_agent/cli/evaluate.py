@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from edge_agent.cli.arguments import (
-    BackendOption,
-    JsonOption,
-    PrecisionOption,
-    PreprocessOption,
-    ResultFileOption,
-    ShippedModelOption,
-    require_folders,
-)
+from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result
 from edge_agent.offline.dataset import JunkRule
 
@@ -39,10 +31,10 @@ def command(
         ),
     ] = None,
     *,
-    model: ShippedModelOption = None,
-    preprocess: PreprocessOption = None,
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = "auto",
+    model: arguments.ShippedModelOption = None,
+    preprocess: arguments.PreprocessOption = None,
+    backend: arguments.BackendOption = "auto",
+    precision: arguments.PrecisionOption = "auto",
     embeddings: Annotated[
         tuple[Path, Path] | None,
         Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
@@ -51,11 +43,11 @@ def command(
         JunkRule, Option(help="Handling of person -1: left out, or read as 1 as TAO does.")
     ] = JunkRule.STRICT,
     rerank: Annotated[bool, Option("--rerank", help="Re-rank by k-reciprocals, 20/6/0.3.")] = False,
-    as_json: JsonOption = False,
+    as_json: arguments.JsonOption = False,
     report: Annotated[
         Path | None, Option(metavar="FILE.html", help="Write a report with curves and pictures.")
     ] = None,
-    output: ResultFileOption = None,
+    output: arguments.ResultFileOption = None,
 ) -> None:
     """Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold."""
     from edge_agent.core.logs import configure
@@ -68,7 +60,7 @@ def command(
     configure("warning")
     if embeddings is not None and (model is not None or preprocess is not None):
         raise typer.BadParameter("--model and --preprocess have no effect with --embeddings")
-    require_folders(report, output)
+    arguments.require_folders(report, output)
     opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
     if embeddings is not None:
         query, gallery, facts = _from_files(embeddings, opened)

@@ -15,8 +15,7 @@ _ARG_START, _ARG_END = 45, 46
 def hide_logins() -> None:
     """Overwrite the logins of addresses among this process's arguments, on Linux; elsewhere do nothing.
 
-    Python keeps its own copy of the arguments. Logins are visible until this runs, some tenths of a second,
-    and may stay in the shell's history.
+    Python keeps its own copy. Logins are visible until this runs, some tenths of a second.
     """
     try:
         shown = Path("/proc/self/cmdline").read_bytes()

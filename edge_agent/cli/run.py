@@ -7,14 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from edge_agent.cli.arguments import (
-    ConfigOption,
-    JsonOption,
-    ModelOption,
-    PreprocessOption,
-    StateOption,
-    overrides,
-)
+from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result
 
 
@@ -27,10 +20,10 @@ def command(
         ),
     ] = None,
     detector: Annotated[str | None, Option(help="hog, yolox:FILE.onnx, external or none.")] = None,
-    model: ModelOption = None,
-    preprocess: PreprocessOption = None,
+    model: arguments.ModelOption = None,
+    preprocess: arguments.PreprocessOption = None,
     broker: Annotated[str | None, Option(help="mqtt://HOST:PORT, mqtts://HOST:PORT or none.")] = None,
-    state: StateOption = None,
+    state: arguments.StateOption = None,
     events: Annotated[Path | None, Option(help="Write every event to this file, as JSON lines.")] = None,
     mot: Annotated[
         Path | None, Option(help="Write MOTChallenge rows with identities as known at each frame.")
@@ -38,8 +31,8 @@ def command(
     mot_final: Annotated[
         Path | None, Option(help="Write MOTChallenge rows with the last identity of each track.")
     ] = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
+    config: arguments.ConfigOption = None,
+    as_json: arguments.JsonOption = False,
 ) -> None:
     """Run the agent until it is stopped, or until all recordings have been read."""
     from dataclasses import asdict
@@ -52,7 +45,7 @@ def command(
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
-    values = overrides(
+    values = arguments.overrides(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state
     )
     settings = load(config, values)
