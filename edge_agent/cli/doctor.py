@@ -63,12 +63,9 @@ def _print_table(findings: Sequence[Finding]) -> None:
 def examine(
     config: Path | None, *, root: Path = Path("/"), step: Callable[[str], None] | None = None
 ) -> list[Finding]:
-    """Run all checks.
+    """Run all checks; `step` is called with the name of each before it runs.
 
-    Args:
-        config: the TOML file, as for `edge_agent.core.loading.load`.
-        root: folder with `sys`, `proc`, `etc`, `dev` and `run`.
-        step: called with the name of each check before it runs.
+    `root` has the folders `sys`, `proc`, `etc`, `dev` and `run`.
     """
     findings: list[Finding] = []
     for name, check in _Checks(config, root).all():

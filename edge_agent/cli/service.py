@@ -25,15 +25,13 @@ _log = structlog.get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-START_GRACE_S = 1.5
-"""Wait of a stop for the end of the start, of the 3 s that a stop may take."""
+START_GRACE_S = 1.5  # wait of a stop for the end of the start, of the 3 s that a stop may take
 
 
 def one_blas_thread() -> None:
     """Run numpy's matrix products on the calling thread; call it before numpy is imported.
 
-    Otherwise OpenBLAS runs one spinning thread per core for products of microseconds, which takes cores
-    from decoding and packing: 286 instead of 17 microseconds of CPU per crop, and 1,221 instead of 2,699
+    Otherwise OpenBLAS runs one spinning thread per core for products of microseconds: 1,221 instead of 2,699
     crops a second, with a 64 x 384 x 256 product a batch on two busy cores. An existing OPENBLAS_NUM_THREADS
     is kept.
     """
@@ -78,7 +76,10 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
 
     def act(number: int) -> None:
         if number == signal.SIGHUP:
-            _reload(agent)
+            try:
+                agent.reload_now()
+            except EdgeAgentError as problem:
+                _log.error("reload_refused", error=str(problem))
         elif not stop.is_set():
             _log.info("stopping", signal=signal.Signals(number).name)
             agent.asked_to_stop()
@@ -90,13 +91,6 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
 
     with _signals(act):
         return agent.run(stop)
-
-
-def _reload(agent: Agent) -> None:
-    try:
-        agent.reload_now()
-    except EdgeAgentError as problem:
-        _log.error("reload_refused", error=str(problem))
 
 
 @contextmanager

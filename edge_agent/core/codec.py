@@ -31,8 +31,7 @@ T = TypeVar("T")
 def encode(event: Event) -> bytes:
     """Encode an event as one line of UTF-8 JSON; `seq` is last, and absent where it is not known.
 
-    Raises:
-        ValueError: the data contains a number that is not finite, which JSON cannot represent.
+    ValueError: the data contains a number that is not finite, which JSON cannot represent.
     """
     return _ENCODER.encode(envelope(event)).encode()
 
@@ -80,8 +79,7 @@ def _writers(data_type: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:  #
 def decode(payload: bytes | str) -> Event:
     """Decode one message; unknown keys are ignored.
 
-    Raises:
-        InputError: not JSON, not an event of this package, or a key is missing or has the wrong type.
+    InputError: not JSON, not an event of this package, or a key is missing or has the wrong type.
     """
     try:
         found = json.loads(payload)
@@ -99,8 +97,7 @@ def decode(payload: bytes | str) -> Event:
 def from_wire(data_type: type[T], found: object) -> T:
     """Build a data class from a JSON object; unknown keys are ignored.
 
-    Raises:
-        InputError: not an object, a key without default is missing, or a value has the wrong type.
+    InputError: not an object, a key without default is missing, or a value has the wrong type.
     """
     from pydantic import ValidationError
 

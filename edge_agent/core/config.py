@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
@@ -44,6 +44,15 @@ Positive = Annotated[float, Field(gt=0)]
 Simulated = Annotated[str, Field(pattern="^simulated:.+")]
 
 
+T = TypeVar("T")
+
+
+def about(default: T, description: str, **limits: Any) -> T:  # noqa: ANN401 - as `pydantic.Field`
+    """Declare a key with its default, description and limits."""
+    field: T = Field(default, description=description, **limits)
+    return field
+
+
 class _Section(BaseModel):
     """Frozen model without unknown keys (nested models do not inherit this in pydantic)."""
 
@@ -53,92 +62,86 @@ class _Section(BaseModel):
 class SourceSettings(_Section):
     """One camera, stream, file or crop folder. An option that does not apply to its kind is an error."""
 
-    id: Id | None = Field(None, description="id in topics and events; derived from the url when absent")
+    id: Id | None = about(None, "id in topics and events; derived from the url when absent")
     url: str = Field(description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER")
-    enabled: bool = Field(True, description="a disabled source is published but not opened")
-    fps: Positive | None = Field(
-        None, description="file, crops: frames per second, replaces the header's; usb, csi: requested rate"
+    enabled: bool = about(True, "a disabled source is published but not opened")
+    fps: Positive | None = about(
+        None, "file, crops: frames per second, replaces the header's; usb, csi: requested rate"
     )
-    realtime: bool | None = Field(None, description="file: read at its own frame rate, like a camera")
-    start_time: float | None = Field(None, description="file, crops: Unix time of the first frame")
-    backend: Literal["auto", "ffmpeg", "gstreamer", "v4l2"] | None = Field(
-        None, description="stream, usb: decoder"
+    realtime: bool | None = about(None, "file: read at its own frame rate, like a camera")
+    start_time: float | None = about(None, "file, crops: Unix time of the first frame")
+    backend: Literal["auto", "ffmpeg", "gstreamer", "v4l2"] | None = about(None, "stream, usb: decoder")
+    transport: Literal["tcp", "udp"] | None = about(None, "stream: RTSP transport")
+    codec: Literal["h264", "h265"] | None = about(None, "stream: codec (GStreamer only)")
+    pixels: Literal["mjpeg", "yuyv"] | None = about(None, "usb: pixel format of the camera")
+    flip: int | None = about(None, "csi: nvvidconv flip-method, 2: by 180 degrees", ge=0, le=7)
+    capture: tuple[int, int] | None = about(None, "usb, csi: requested width and height")
+    size: tuple[int, int] | None = about(None, "stream, usb, csi: scaled width and height")
+    max_fps: Positive | None = about(None, "stream, usb, csi: skip frames above this rate")
+    open_timeout_ms: int | None = about(None, "stream: timeout to open", gt=0)
+    read_timeout_ms: int | None = about(None, "stream: timeout for a packet", gt=0)
+    latency_ms: int | None = about(None, "stream: jitter buffer of GStreamer", ge=0)
+    decode_threads: int | None = about(
+        None, "stream: FFmpeg threads; each after the first adds a delay of one frame", ge=1
     )
-    transport: Literal["tcp", "udp"] | None = Field(None, description="stream: RTSP transport")
-    codec: Literal["h264", "h265"] | None = Field(None, description="stream: codec (GStreamer only)")
-    pixels: Literal["mjpeg", "yuyv"] | None = Field(None, description="usb: pixel format of the camera")
-    flip: int | None = Field(None, ge=0, le=7, description="csi: nvvidconv flip-method, 2: by 180 degrees")
-    capture: tuple[int, int] | None = Field(None, description="usb, csi: requested width and height")
-    size: tuple[int, int] | None = Field(None, description="stream, usb, csi: scaled width and height")
-    max_fps: Positive | None = Field(None, description="stream, usb, csi: skip frames above this rate")
-    open_timeout_ms: int | None = Field(None, gt=0, description="stream: timeout to open")
-    read_timeout_ms: int | None = Field(None, gt=0, description="stream: timeout for a packet")
-    latency_ms: int | None = Field(None, ge=0, description="stream: jitter buffer of GStreamer")
-    decode_threads: int | None = Field(
-        None, ge=1, description="stream: FFmpeg threads; each after the first adds a delay of one frame"
-    )
-    poll_seconds: Positive | None = Field(None, description="crops: interval of folder scans")
-    settle_seconds: Seconds | None = Field(
-        None, description="crops: time without change until a file is complete"
-    )
-    once: bool | None = Field(None, description="crops: end when all present files have been read")
-    delete: bool | None = Field(None, description="crops: delete processed files")
-    detector: str | None = Field(None, description="detector of this source, see detector.kind")
-    motion: bool | None = Field(None, description="motion gate of this source, see motion.enabled")
-    priority: int = Field(0, description="the lowest is closed first when the board is too hot")
+    poll_seconds: Positive | None = about(None, "crops: interval of folder scans")
+    settle_seconds: Seconds | None = about(None, "crops: time without change until a file is complete")
+    once: bool | None = about(None, "crops: end when all present files have been read")
+    delete: bool | None = about(None, "crops: delete processed files")
+    detector: str | None = about(None, "detector of this source, see detector.kind")
+    motion: bool | None = about(None, "motion gate of this source, see motion.enabled")
+    priority: int = about(0, "the lowest is closed first when the board is too hot")
 
 
 class DetectorSettings(_Section):
     """Detection of people."""
 
-    kind: str = Field(
-        "hog", description="hog, hog:FACTOR, yolox:FILE.onnx, external (boxes over MQTT) or none"
+    kind: str = about("hog", "hog, hog:FACTOR, yolox:FILE.onnx, external (boxes over MQTT) or none")
+    high: float | None = about(None, "score of a reliable detection; null: as the detector")
+    low: float | None = about(None, "lower scores are ignored; null: as the detector")
+    new_track: float | None = about(None, "least score of a new track; null: as the detector")
+    external_topics: tuple[str, ...] = about((), "MQTT topics with boxes, for kind external")
+    external_format: Literal["edge-agent", "deepstream"] = about("edge-agent", "message format")
+    external_match: Literal["auto", "frame", "time"] = about("auto", "match of boxes to frames")
+    external_cameras: dict[str, str] = about({}, "camera name in these messages: source id")
+    external_size: tuple[int, int] | None = about(
+        None, "deepstream: width and height of its coordinates; null: those of the frame"
     )
-    high: float | None = Field(None, description="score of a reliable detection; null: as the detector")
-    low: float | None = Field(None, description="lower scores are ignored; null: as the detector")
-    new_track: float | None = Field(None, description="least score of a new track; null: as the detector")
-    external_topics: tuple[str, ...] = Field((), description="MQTT topics with boxes, for kind external")
-    external_format: Literal["edge-agent", "deepstream"] = Field("edge-agent", description="message format")
-    external_match: Literal["auto", "frame", "time"] = Field("auto", description="match of boxes to frames")
-    external_cameras: dict[str, str] = Field({}, description="camera name in these messages: source id")
-    external_size: tuple[int, int] | None = Field(
-        None, description="deepstream: width and height of its coordinates; null: those of the frame"
-    )
-    external_tolerance_ms: int = Field(50, ge=0, description="greatest time difference of boxes and frame")
-    external_wait_ms: int = Field(200, ge=0, description="timeout of a frame for its boxes")
+    external_tolerance_ms: int = about(50, "greatest time difference of boxes and frame", ge=0)
+    external_wait_ms: int = about(200, "timeout of a frame for its boxes", ge=0)
 
 
 class MotionSettings(_Section):
     """Pause the detector while nothing moves. See `docs/operations.md`."""
 
-    enabled: bool = Field(False, description="for every source with the detector hog or yolox")
-    hold_s: Seconds = Field(2.0, description="the detector runs for this time after the last movement")
-    refresh_s: Positive = Field(1.0, description="detection interval while a person stands still")
-    look_s: Positive = Field(30.0, description="detection interval while nobody is present")
-    rest_fps: Positive = Field(5.0, description="frame rate limit of the camera while the detector is paused")
+    enabled: bool = about(False, "for every source with the detector hog or yolox")
+    hold_s: Seconds = about(2.0, "the detector runs for this time after the last movement")
+    refresh_s: Positive = about(1.0, "detection interval while a person stands still")
+    look_s: Positive = about(30.0, "detection interval while nobody is present")
+    rest_fps: Positive = about(5.0, "frame rate limit of the camera while the detector is paused")
 
 
 class TrackerSettings(_Section):
     """Association of boxes to tracks."""
 
-    max_cost: Positive = Field(0.9, description="cost limit of the first round; higher matches more")
-    lost_s: Positive = Field(3.0, description="time without detection until a track ends")
-    confirm_hits: int = Field(2, ge=1, description="detections before a track is reported")
-    live_gate: Positive = Field(0.8, description="appearance limit of live tracks: 0 genuine, 1 impostor")
-    lost_gate: Positive = Field(0.6, description="appearance limit of lost tracks")
-    appearance_weight: Share = Field(0.3, description="weight of appearance in the cost; 0: overlap only")
+    max_cost: Positive = about(0.9, "cost limit of the first round; higher matches more")
+    lost_s: Positive = about(3.0, "time without detection until a track ends")
+    confirm_hits: int = about(2, "detections before a track is reported", ge=1)
+    live_gate: Positive = about(0.8, "appearance limit of live tracks: 0 genuine, 1 impostor")
+    lost_gate: Positive = about(0.6, "appearance limit of lost tracks")
+    appearance_weight: Share = about(0.3, "weight of appearance in the cost; 0: overlap only")
 
 
 class QualitySettings(_Section):
     """Quality that a crop needs to be embedded."""
 
-    min_height: int = Field(48, gt=0, description="pixels; smaller people are tracked, not identified")
-    min_width: int = Field(16, gt=0, description="pixels")
-    min_aspect: Positive = Field(1.2, description="height over width; a box below this shows no whole person")
-    max_aspect: Positive = Field(5.0, description="height over width")
-    min_sharpness: float = Field(0.05, ge=0, description="see docs/models.md; 0 accepts every crop")
-    max_truncation: Share = Field(0.25, description="greatest share of the box outside the image")
-    max_overlap: Share = Field(0.6, description="greatest share of the box behind a nearer person")
+    min_height: int = about(48, "pixels; smaller people are tracked, not identified", gt=0)
+    min_width: int = about(16, "pixels", gt=0)
+    min_aspect: Positive = about(1.2, "height over width; a box below this shows no whole person")
+    max_aspect: Positive = about(5.0, "height over width")
+    min_sharpness: float = about(0.05, "see docs/models.md; 0 accepts every crop", ge=0)
+    max_truncation: Share = about(0.25, "greatest share of the box outside the image")
+    max_overlap: Share = about(0.6, "greatest share of the box behind a nearer person")
 
     @model_validator(mode="after")
     def _ordered(self) -> QualitySettings:
@@ -150,125 +153,119 @@ class QualitySettings(_Section):
 class EngineSettings(_Section):
     """Network for embeddings, and the device that runs it."""
 
-    model: Path | None = Field(None, description="ReID ONNX; the shipped default model when absent")
-    preprocess: Literal["tao", "imagenet", "openvino-raw", "swin"] | None = Field(
-        None, description="preprocess profile; the model's own manifest, else tao, when absent"
+    model: Path | None = about(None, "ReID ONNX; the shipped default model when absent")
+    preprocess: Literal["tao", "imagenet", "openvino-raw", "swin"] | None = about(
+        None, "preprocess profile; the model's own manifest, else tao, when absent"
     )
-    backend: Literal["auto", "onnxruntime", "tensorrt"] | Simulated = Field(
+    backend: Literal["auto", "onnxruntime", "tensorrt"] | Simulated = about(
         "auto",
-        description="inference backend; auto: TensorRT with an NVIDIA GPU, else ONNX Runtime;"
+        "inference backend; auto: TensorRT with an NVIDIA GPU, else ONNX Runtime;"
         " simulated:TABLE only simulates the run time (docs/performance.md)",
     )
-    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        "auto", description="auto: as calibrated; without calibration FP16 on TensorRT, else FP32"
+    precision: Literal["auto", "fp32", "fp16", "int8"] = about(
+        "auto", "auto: as calibrated; without calibration FP16 on TensorRT, else FP32"
     )
-    max_batch: int = Field(64, ge=1, le=1024, description="largest batch, over all cameras")
-    max_delay_ms: int = Field(20, ge=0, description="longest wait to fill a batch")
-    packing: Literal["auto", "here", "beside"] = Field(
+    max_batch: int = about(64, "largest batch, over all cameras", ge=1, le=1024)
+    max_delay_ms: int = about(20, "longest wait to fill a batch", ge=0)
+    packing: Literal["auto", "here", "beside"] = about(
         "auto",
-        description="process that resizes crops; here: this one; beside: another; auto: another,"
+        "process that resizes crops; here: this one; beside: another; auto: another,"
         " unless the engine runs on the CPU",
     )
-    overload: Literal["thin", "drop"] = Field(
+    overload: Literal["thin", "drop"] = about(
         "thin",
-        description="when the engine cannot keep up with live cameras; thin: embed the most useful crops"
+        "when the engine cannot keep up with live cameras; thin: embed the most useful crops"
         " (docs/overload.md); drop: embed all crops and drop frames",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of ONNX Runtime; 0: its default")
-    folder: Path | None = Field(
-        None, description="calibrations and TensorRT plans; `engines` in the state folder when absent"
+    threads: int = about(0, "CPU threads of ONNX Runtime; 0: its default", ge=0)
+    folder: Path | None = about(
+        None, "calibrations and TensorRT plans; `engines` in the state folder when absent"
     )
-    zero_copy: Literal["auto", "on", "off"] = Field(
-        "auto", description="TensorRT: input and output in mapped memory; auto: where the GPU shares the RAM"
+    zero_copy: Literal["auto", "on", "off"] = about(
+        "auto", "TensorRT: input and output in mapped memory; auto: where the GPU shares the RAM"
     )
-    cuda_graphs: Literal["auto", "off"] = Field(
-        "auto", description="TensorRT: replay a captured graph; auto: where cuda-bindings is installed"
+    cuda_graphs: Literal["auto", "off"] = about(
+        "auto", "TensorRT: replay a captured graph; auto: where cuda-bindings is installed"
     )
-    dla_core: int | None = Field(
-        None, ge=0, le=1, description="TensorRT: run on this deep-learning accelerator; null: GPU"
+    dla_core: int | None = about(
+        None, "TensorRT: run on this deep-learning accelerator; null: GPU", ge=0, le=1
     )
-    workspace_mb: int | None = Field(
-        None, ge=16, description="TensorRT: workspace limit of a build; null: half of the free memory"
+    workspace_mb: int | None = about(
+        None, "TensorRT: workspace limit of a build; null: half of the free memory", ge=16
     )
 
 
 class GallerySettings(_Section):
     """Storage of known people."""
 
-    capacity: int = Field(
-        10_000, ge=1, description="limit of identities; the longest unseen is removed first"
+    capacity: int = about(10_000, "limit of identities; the longest unseen is removed first", ge=1)
+    max_exemplars: int = about(16, "embeddings kept for one identity", ge=1)
+    ttl_hours: Positive | None = about(
+        72.0, "unnamed identities are erased this time after they were last seen; null: never"
     )
-    max_exemplars: int = Field(16, ge=1, description="embeddings kept for one identity")
-    ttl_hours: Positive | None = Field(
-        72.0, description="unnamed identities are erased this time after they were last seen; null: never"
-    )
-    enrolled_ttl_hours: Positive | None = Field(
-        None, description="the same for named or enrolled people; null: never"
-    )
-    index: Literal["auto", "exact", "faiss"] = Field(
+    enrolled_ttl_hours: Positive | None = about(None, "the same for named or enrolled people; null: never")
+    index: Literal["auto", "exact", "faiss"] = about(
         "auto",
-        description="search beyond exact_up_to; exact; faiss: approximate, may miss a person; "
+        "search beyond exact_up_to; exact; faiss: approximate, may miss a person; "
         "auto: faiss where it is installed",
     )
-    exact_up_to: int = Field(100_000, ge=1000, description="limit of identities for exact search")
+    exact_up_to: int = about(100_000, "limit of identities for exact search", ge=1000)
 
 
 class IdentifySettings(_Section):
     """Decision whether two tracks show the same person. `docs/identity.md` explains each value."""
 
-    enrolment: Literal["auto", "watchlist"] = Field(
-        "auto", description="auto: unknown people become identities; watchlist: only enrolled ones match"
+    enrolment: Literal["auto", "watchlist"] = about(
+        "auto", "auto: unknown people become identities; watchlist: only enrolled ones match"
     )
-    threshold: float | None = Field(None, ge=-1, le=1, description="fixed cosine threshold; null: by rules")
-    target_fmr: float = Field(1e-3, gt=0, lt=0.5, description="target false-match rate of thresholds")
-    decide_crops: int = Field(6, ge=1, description="crops needed to match a track")
-    enrol_crops: int = Field(8, ge=1, description="crops needed to enrol an unknown person")
-    crop_interval_s: Seconds = Field(0.08, description="crops of a track within this time count as one")
-    pool_crops: int = Field(30, ge=1, description="crops pooled for one track")
-    fuse_crops: int = Field(15, ge=1, description="crops needed to fuse two identities")
-    margin: float = Field(0.02, ge=0, description="least lead of the best identity over the second")
-    covisible_frames: int = Field(5, ge=1, description="shared frames that prove two people")
-    publish_unknown: bool = Field(False, description="publish identity/unknown events")
+    threshold: float | None = about(None, "fixed cosine threshold; null: by rules", ge=-1, le=1)
+    target_fmr: float = about(1e-3, "target false-match rate of thresholds", gt=0, lt=0.5)
+    decide_crops: int = about(6, "crops needed to match a track", ge=1)
+    enrol_crops: int = about(8, "crops needed to enrol an unknown person", ge=1)
+    crop_interval_s: Seconds = about(0.08, "crops of a track within this time count as one")
+    pool_crops: int = about(30, "crops pooled for one track", ge=1)
+    fuse_crops: int = about(15, "crops needed to fuse two identities", ge=1)
+    margin: float = about(0.02, "least lead of the best identity over the second", ge=0)
+    covisible_frames: int = about(5, "shared frames that prove two people", ge=1)
+    publish_unknown: bool = about(False, "publish identity/unknown events")
 
 
 class MqttSettings(_Section):
     """MQTT broker, and the names of this device on it."""
 
-    broker: str | None = Field(
-        None, repr=False, description="mqtt://HOST:PORT or mqtts://HOST:PORT; null: no broker"
-    )
-    site: Id = Field("site", description="first id in every topic")
-    device: Id = Field("device", description="second id in every topic")
-    version: Literal["5", "3.1.1"] = Field("5", description="MQTT protocol version")
-    username: str | None = Field(None, description="user name on the broker")
-    password: SecretStr | None = Field(None, description="prefer the credential file mqtt__password")
-    ca_file: Path | None = Field(None, description="CA certificates, PEM; the system's when absent")
-    cert_file: Path | None = Field(None, description="client certificate, PEM, for mutual TLS")
-    key_file: Path | None = Field(None, description="key of the client certificate, PEM")
-    keepalive_s: int = Field(15, ge=5, le=3600, description="a dead broker is detected after twice this time")
-    commands: tuple[str, ...] = Field((), description="command verbs accepted over MQTT")
-    home_assistant: bool | Literal["remove"] = Field(
-        False, description="true: announce the device to Home Assistant; remove: withdraw the announcement"
+    broker: str | None = about(None, "mqtt://HOST:PORT or mqtts://HOST:PORT; null: no broker", repr=False)
+    site: Id = about("site", "first id in every topic")
+    device: Id = about("device", "second id in every topic")
+    version: Literal["5", "3.1.1"] = about("5", "MQTT protocol version")
+    username: str | None = about(None, "user name on the broker")
+    password: SecretStr | None = about(None, "prefer the credential file mqtt__password")
+    ca_file: Path | None = about(None, "CA certificates, PEM; the system's when absent")
+    cert_file: Path | None = about(None, "client certificate, PEM, for mutual TLS")
+    key_file: Path | None = about(None, "key of the client certificate, PEM")
+    keepalive_s: int = about(15, "a dead broker is detected after twice this time", ge=5, le=3600)
+    commands: tuple[str, ...] = about((), "command verbs accepted over MQTT")
+    home_assistant: bool | Literal["remove"] = about(
+        False, "true: announce the device to Home Assistant; remove: withdraw the announcement"
     )
 
 
 class OutboxSettings(_Section):
     """Storage of events that the broker has not acknowledged."""
 
-    synchronous: Literal["NORMAL", "FULL"] = Field(
-        "NORMAL", description="FULL survives a power loss, at the cost of one fsync per event"
+    synchronous: Literal["NORMAL", "FULL"] = about(
+        "NORMAL", "FULL survives a power loss, at the cost of one fsync per event"
     )
-    max_rows: int = Field(1_000_000, ge=100, description="limit of events; the oldest are dropped first")
-    max_megabytes: int = Field(1024, ge=1, description="limit of their size")
-    max_age_hours: Positive = Field(168.0, description="limit of their age")
+    max_rows: int = about(1_000_000, "limit of events; the oldest are dropped first", ge=100)
+    max_megabytes: int = about(1024, "limit of their size", ge=1)
+    max_age_hours: Positive = about(168.0, "limit of their age")
 
 
 class StorageSettings(_Section):
     """Encryption of gallery and outbox on the disk."""
 
-    key: SecretStr | None = Field(
+    key: SecretStr | None = about(
         None,
-        description="key of gallery and outbox (SQLCipher), 64 hexadecimal digits, as credential file"
+        "key of gallery and outbox (SQLCipher), 64 hexadecimal digits, as credential file"
         " storage__key; null: not encrypted",
     )
 
@@ -276,30 +273,28 @@ class StorageSettings(_Section):
 class TelemetrySettings(_Section):
     """Temperatures, power and load."""
 
-    interval_s: Positive = Field(10.0, description="seconds between telemetry messages")
-    jtop: bool = Field(True, description="use jetson-stats where its service runs")
-    metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Prometheus port on loopback; null: off"
-    )
+    interval_s: Positive = about(10.0, "seconds between telemetry messages")
+    jtop: bool = about(True, "use jetson-stats where its service runs")
+    metrics_port: int | None = about(None, "Prometheus port on loopback; null: off", ge=1, le=65535)
 
 
 class SupervisionSettings(_Section):
     """Limits of the watchdog, of memory and of crash loops. See `docs/supervision.md`."""
 
-    stuck_after_s: Positive = Field(
-        60.0, description="a stage without heartbeat for this time is stuck: no more watchdog signals"
+    stuck_after_s: Positive = about(
+        60.0, "a stage without heartbeat for this time is stuck: no more watchdog signals"
     )
-    ready_after_s: Seconds = Field(
-        30.0, description="after this time the agent reports READY to systemd even without a source"
+    ready_after_s: Seconds = about(
+        30.0, "after this time the agent reports READY to systemd even without a source"
     )
-    memory_mb: Positive | None = Field(
-        None, description="alert above this; null: nine tenths of systemd's MemoryMax, if set"
+    memory_mb: Positive | None = about(
+        None, "alert above this; null: nine tenths of systemd's MemoryMax, if set"
     )
-    memory_growth_mb: Positive = Field(
-        64.0, description="alert when memory grows faster than this per hour throughout an hour"
+    memory_growth_mb: Positive = about(
+        64.0, "alert when memory grows faster than this per hour throughout an hour"
     )
-    crashes: int = Field(5, ge=1, description="crashes within crash_window_min that delay a start")
-    crash_window_min: Positive = Field(10.0, description="minutes; also time until a delayed run is stable")
+    crashes: int = about(5, "crashes within crash_window_min that delay a start", ge=1)
+    crash_window_min: Positive = about(10.0, "minutes; also time until a delayed run is stable")
 
     @property
     def crash_window_s(self) -> float:
@@ -310,14 +305,14 @@ class SupervisionSettings(_Section):
 class GovernorSettings(_Section):
     """Reduce the load before the board throttles. `docs/telemetry.md` lists the steps."""
 
-    enabled: Literal["auto", "on", "off"] = Field(
-        "auto", description="auto: where a thermal zone has a known limit; on: also alert where none has"
+    enabled: Literal["auto", "on", "off"] = about(
+        "auto", "auto: where a thermal zone has a known limit; on: also alert where none has"
     )
-    limit_c: float | None = Field(
-        None, gt=0, description="limit of every zone in degrees Celsius; null: trip point of each zone"
+    limit_c: float | None = about(
+        None, "limit of every zone in degrees Celsius; null: trip point of each zone", gt=0
     )
-    margin_c: Positive = Field(5.0, description="the load is reduced at this distance below the limit")
-    hysteresis_c: Positive = Field(4.0, description="the load is raised again this much below that")
+    margin_c: Positive = about(5.0, "the load is reduced at this distance below the limit")
+    hysteresis_c: Positive = about(4.0, "the load is raised again this much below that")
 
 
 class Settings(BaseSettings):
@@ -327,10 +322,10 @@ class Settings(BaseSettings):
         extra="forbid", frozen=True, env_prefix="EDGE_AGENT__", env_nested_delimiter="__", allow_inf_nan=False
     )
 
-    state_dir: Path = Field(
-        Path("~/.local/state/edge-agent"), description="gallery, outbox and engines; created when absent"
+    state_dir: Path = about(
+        Path("~/.local/state/edge-agent"), "gallery, outbox and engines; created when absent"
     )
-    sources: tuple[SourceSettings, ...] = Field((), description="cameras, streams, files and crop folders")
+    sources: tuple[SourceSettings, ...] = about((), "cameras, streams, files and crop folders")
     detector: DetectorSettings = DetectorSettings()
     motion: MotionSettings = MotionSettings()
     tracker: TrackerSettings = TrackerSettings()
@@ -344,7 +339,7 @@ class Settings(BaseSettings):
     telemetry: TelemetrySettings = TelemetrySettings()
     supervision: SupervisionSettings = SupervisionSettings()
     governor: GovernorSettings = GovernorSettings()
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = about("info", "lowest level logged")
 
     @field_validator("state_dir")
     @classmethod

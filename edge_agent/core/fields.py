@@ -54,14 +54,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Home Assistant entity of a field. A mapping has one entity for each of its entries.
+    """Home Assistant entity of a field. A mapping has one entity for each of its entries, named by the entry.
 
-    Attributes:
-        component: key of the entity in the discovery message; prefix of that key for a mapping.
-        name: shown to people; a mapping uses the names of its entries.
-        icon: of Material Design.
-        diagnostic: whether Home Assistant lists it among the diagnostics.
-        problem: a binary sensor: true, or a list with entries, is a problem.
+    `component` is its key in the discovery message (for a mapping, the prefix of the keys). A `problem` is a
+    binary sensor: true, or a list with entries, is a problem. `icon` is one of Material Design.
     """
 
     component: str

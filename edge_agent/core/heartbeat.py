@@ -9,14 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatState:
-    """The latest heartbeat of a stage.
+    """Latest heartbeat of a stage: what it began then, at `time.monotonic()`; "" if it does not report tasks.
 
-    Attributes:
-        at: `time.monotonic()` of the heartbeat.
-        task: what the stage began then; "" where it does not report its tasks.
-        idle: why the stage has nothing to do; None while it works. An idle stage must repeat its heartbeat:
-            a stage whose heartbeat is too old counts as stuck, idle or not.
-        thread: identifier of its thread, None where it is not known.
+    `idle` is why it has nothing to do, None while it works. An idle stage must repeat its heartbeat: a stage
+    whose heartbeat is too old counts as stuck, idle or not.
     """
 
     at: float

@@ -24,14 +24,10 @@ DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
 
 
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Load the settings.
+    """Load the settings; without `config`, `DEFAULT_CONFIG` is read where it exists.
 
-    Args:
-        config: TOML file; None: `DEFAULT_CONFIG` where it exists.
-        overrides: nested values of the command line, which take precedence over everything else.
-
-    Raises:
-        ConfigError: the file cannot be read, or a key or value is invalid; names file and key.
+    `overrides` are nested values of the command line. ConfigError: the file cannot be read, or a key or value
+    is invalid; names file and key.
     """
     path = config_file(config)
     values = _read_toml(path) if path is not None else {}
@@ -48,10 +44,9 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
 
 
 def state_folder(path: Path) -> Path:
-    """Create the folder for everything that the agent keeps, with mode 0700, if it does not exist; return it.
+    """Create the folder for everything that the agent keeps, with mode 0700, and return it.
 
-    Raises:
-        ConfigError: it cannot be created.
+    ConfigError: it does not exist and cannot be created.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,8 +60,7 @@ def state_folder(path: Path) -> Path:
 def config_file(config: Path | None) -> Path | None:
     """Return the TOML file that `load` reads; None without one.
 
-    Raises:
-        ConfigError: this user may not read the file of the service; without it another agent would be meant.
+    ConfigError: this user may not read the file of the service; without it another agent would be meant.
     """
     if config is not None:
         return config
@@ -92,11 +86,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_sections() -> None:
-    """Check variables and credential files for unknown sections, which pydantic ignores.
-
-    Raises:
-        ConfigError: a name with our prefix begins with no section.
-    """
+    """Raise ConfigError for variables and credential files of unknown sections, which pydantic ignores."""
     prefix = "EDGE_AGENT__"
     names = {name: name[len(prefix) :] for name in os.environ if name.upper().startswith(prefix)}
     folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""))
@@ -121,8 +111,7 @@ def _explain(error: ValidationError, origin: str) -> str:
     """One line for each error: file, key, problem, and the nearest valid key."""
     lines = []
     for fault in error.errors(include_url=False, include_input=False):
-        location = fault["loc"]
-        key = ".".join(str(part) for part in location)
+        location, key = fault["loc"], ".".join(map(str, fault["loc"]))
         if fault["type"] == "extra_forbidden":
             hint = _suggestion(str(location[-1]), _known_keys(location))
             lines.append(f"{origin}: unknown key {key!r}; {hint}")
@@ -135,12 +124,9 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """Valid keys of the section with the last part of `location`."""
     model: Any = Settings
     for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        if field is None:
-            return []
-        model = SourceSettings if part == "sources" else field.annotation
-        if not hasattr(model, "model_fields"):
-            return []
+        if not isinstance(part, int):
+            field = model.model_fields.get(part)
+            model = SourceSettings if part == "sources" else getattr(field, "annotation", None)
+            if not hasattr(model, "model_fields"):
+                return []
     return list(model.model_fields)

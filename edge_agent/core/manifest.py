@@ -25,8 +25,6 @@ from typing import Any, BinaryIO
 from edge_agent import __version__
 from edge_agent.core.errors import DiskFull, InputError, StorageError
 
-_CHUNK = 1 << 20
-
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
@@ -36,9 +34,8 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     after an error. The folder is synchronised too, so the new file survives a power loss. `mode` holds the
     permissions before the umask: 0o600 for private files.
 
-    Raises:
-        DiskFull: no space is left. An old file is unchanged.
-        StorageError: the folder is missing or not writable, or `path` is a folder or a device.
+    DiskFull: no space is left; an old file is unchanged. StorageError: the folder is missing or not writable,
+    or `path` is a folder or a device.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -87,22 +84,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def write_json_atomic(path: Path, document: Mapping[str, Any] | Sequence[Any], *, mode: int = 0o666) -> None:
-    """Write a document atomically as indented UTF-8 JSON.
+    """Write a document atomically as indented UTF-8 JSON; errors as in `atomic_file`.
 
-    Raises:
-        ValueError: the document contains NaN or infinity, which JSON cannot represent.
-        StorageError: as in `atomic_file`.
+    ValueError: it contains NaN or infinity, which JSON cannot represent.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(path, text.encode(), mode=mode)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types; callers check
-    """Read a UTF-8 JSON file.
-
-    Raises:
-        InputError: it is missing, unreadable or not JSON (with line and column).
-    """
+    """Read a UTF-8 JSON file; InputError: it is missing, unreadable or not JSON (with line and column)."""
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as problem:
@@ -116,15 +107,11 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types; ca
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
+    """Return the SHA-256 of a file as 64 hex digits; InputError: the file cannot be read."""
     digest = hashlib.sha256()
     try:
         with Path(path).open("rb") as handle:
-            while chunk := handle.read(_CHUNK):
+            while chunk := handle.read(1 << 20):
                 digest.update(chunk)
     except OSError as problem:
         raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
@@ -168,8 +155,7 @@ class Manifest:
     def read(path: Path, *, kind: str, version: int) -> Manifest:
         """Read and check a manifest; unknown top-level keys are ignored.
 
-        Raises:
-            InputError: missing, not JSON, of another kind or version, or malformed.
+        InputError: missing, not JSON, of another kind or version, or malformed.
         """
         return Manifest.parse(path, read_json(path), kind=kind, version=version)
 
@@ -194,11 +180,7 @@ class Manifest:
             raise InputError(f"{path} is a damaged manifest: {what}") from problem
 
     def verify(self, folder: Path) -> None:
-        """Check that every file exists with the size and digest in the manifest.
-
-        Raises:
-            InputError: names the first file that is missing or differs.
-        """
+        """Raise InputError for the first file that is missing, or differs in size or digest."""
         for name, expected in self.files.items():
             path = Path(folder) / name
             if not path.is_file():

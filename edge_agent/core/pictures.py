@@ -45,11 +45,7 @@ def parse_crop_name(name: str) -> CropName | None:
 
 
 def list_pictures(folder: Path) -> tuple[Path, ...]:
-    """Return the pictures directly inside `folder`, sorted by name.
-
-    Raises:
-        InputError: not a folder, or without pictures.
-    """
+    """Return the pictures directly inside `folder`, sorted by name; InputError: there is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
@@ -66,10 +62,8 @@ def list_pictures(folder: Path) -> tuple[Path, ...]:
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Decode one picture to `(H, W, 3)` uint8 BGR.
 
-    OpenCV decodes a truncated JPEG and fills the missing part with grey, so the end marker is checked first.
-
-    Raises:
-        InputError: missing, unreadable, cut off, or not a picture.
+    InputError: missing, unreadable, not a picture, or cut off: OpenCV decodes a truncated JPEG and fills the
+    missing part with grey, so the end marker is checked first.
     """
     import cv2
     import numpy as np

@@ -178,8 +178,7 @@ class TrackUpdate:
     ended: tuple[int, ...]
 
 
-LONE_TRACKS = 1 << 40
-"""First number of crops without a track, far above the numbers of any tracker."""
+LONE_TRACKS = 1 << 40  # first number of crops without a track, far above the numbers of any tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +256,7 @@ class Load:
         settled_interval_s: seconds between two embeddings of a track with a settled identity.
         max_crops: crops embedded in one round over all cameras; None for all.
         every_nth: people are detected in every n-th frame of a live camera.
+        closed: ids of closed cameras.
         stretch: factor by which recordings and crop folders are slowed down.
     """
 
@@ -290,16 +290,11 @@ class SourceStatus:
 class DecisionKind(Enum):
     """Kind of a decision about a track; the last part of the topic `identity/<kind>`."""
 
-    MATCHED = "matched"
-    """The track is a person in the gallery."""
-    ENROLLED = "enrolled"
-    """The track is a new person, added to the gallery."""
-    CORRECTED = "corrected"
-    """Later evidence overturned an earlier decision about this track."""
-    DEPARTED = "departed"
-    """A track with an identity has ended."""
-    UNKNOWN = "unknown"
-    """The track has ended, or continues, without an identity."""
+    MATCHED = "matched"  # the track is a person in the gallery
+    ENROLLED = "enrolled"  # the track is a new person, added to the gallery
+    CORRECTED = "corrected"  # later evidence overturned an earlier decision about this track
+    DEPARTED = "departed"  # a track with an identity has ended
+    UNKNOWN = "unknown"  # the track has ended, or continues, without an identity
 
 
 @dataclass(frozen=True, slots=True)

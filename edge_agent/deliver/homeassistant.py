@@ -21,9 +21,7 @@ from edge_agent.deliver.topics import Topics
 EXPIRE_S = 90
 """A value older than this is shown as unavailable; telemetry messages expire after the same time."""
 
-_UNITS = {"degC": "°C"}
-"""Units that Home Assistant writes differently."""
-
+_UNITS = {"degC": "°C"}  # units that Home Assistant writes differently
 _DEVICE_CLASSES = {"degC": "temperature", "W": "power"}
 
 

@@ -58,11 +58,7 @@ class Metrics(Collector):
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Metrics:
-        """Start to listen.
-
-        Raises:
-            ConfigError: the port is not available.
-        """
+        """Start to listen; ConfigError: the port is not available."""
         try:
             self._server, self._thread = start_http_server(self.port, ADDRESS, self._registry)
         except OSError as problem:

@@ -70,8 +70,8 @@ class Cooling:
         settings: called at each check.
         heat: returns temperature and limit of every zone, in degrees Celsius.
         rungs: the steps, from full load on.
-        cameras: cameras that a step may close.
-        apply: makes the stages keep to a load.
+        cameras: those that a step may close.
+        apply: limits the stages to a load.
         publish: receives alerts.
         note: called with a cause of degraded work and its reason; "" when it is over.
     """

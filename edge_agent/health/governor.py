@@ -1,17 +1,9 @@
 """Reduce the load before the board throttles: choose the load step by the temperatures of the board.
 
 The kernel throttles when a zone reaches its passive trip point: clocks drop, and all cameras stutter. The
-governor keeps a margin below it, and gives up first what costs least, in this order:
-
-1. people with a settled identity are embedded less often,
-2. the crops of a batch are limited (people without settled identity have priority),
-3. people are detected in fewer frames,
-4. cameras are closed one by one, lowest priority first; one always stays open.
-
-Recordings and crop folders lose nothing: each step only slows them down.
-
-The governor extrapolates the trend of the last minute, steps down fast and up slowly. A step up that has to
-be reverted doubles the wait before the next one, so a board at its limit does not oscillate.
+governor keeps a margin below it. It extrapolates the trend of the last minute, steps down fast and up slowly.
+A step up that has to be reverted doubles the wait before the next one, so a board at its limit does not
+oscillate. `docs/telemetry.md` lists the steps; they only slow down recordings and crop folders.
 """
 
 from __future__ import annotations
@@ -31,38 +23,19 @@ Zones = Mapping[str, float | None]
 CHECK_INTERVAL_S = 2.0
 """Interval of temperature checks: dies heat up within seconds, heat sinks within minutes."""
 
-WINDOW_S = 60.0
-"""Length of the trend."""
-
-TREND_NEEDS_S = 20.0
-"""Least length of a trend; a shorter one is noise."""
-
-AHEAD_S = 30.0
-"""Extrapolation of the trend."""
-
-STEP_S = 30.0
-"""Least time between two steps down: the time constant of the die, not of the heat sink."""
-
-HURRY_S = 8.0
-"""The same when the limit would be exceeded soon."""
-
-RECOVER_S = 120.0
-"""Time with low temperatures before a step is reverted."""
-
-LONGEST_RECOVER_S = 3840.0
-"""Limit of that time after steps up that failed."""
-
+WINDOW_S = 60.0  # length of the trend
+TREND_NEEDS_S = 20.0  # least length of a trend; a shorter one is noise
+AHEAD_S = 30.0  # extrapolation of the trend
+STEP_S = 30.0  # least time between two steps down: the time constant of the die, not of the heat sink
+HURRY_S = 8.0  # the same when the limit would be exceeded soon
+RECOVER_S = 120.0  # time with low temperatures before a step is reverted
+LONGEST_RECOVER_S = 3840.0  # limit of that time after steps up that failed
 TRIAL_S = 1200.0
 """A step down within this time after a step up means that the step up failed, since heat sinks settle."""
 
-FORGIVEN_S = 3600.0
-"""A failure is forgotten after this time without another one."""
-
-BLIND_S = 30.0
-"""The governor is blind after this time without a reading."""
-
-FALLING_C_PER_S = 0.01
-"""Trends below this (0.6 degrees a minute) count as level."""
+FORGIVEN_S = 3600.0  # a failure is forgotten after this time without another one
+BLIND_S = 30.0  # the governor is blind after this time without a reading
+FALLING_C_PER_S = 0.01  # trends below this (0.6 degrees a minute) count as level
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +49,8 @@ class Rung:
 def ladder(cameras: Sequence[tuple[str, int]], *, max_batch: int) -> tuple[Rung, ...]:
     """Return all steps, from full load on.
 
-    Args:
-        cameras: id and priority of the cameras that can be closed, in the order of the settings. Of equal
-            priorities the last camera is closed first.
-        max_batch: largest batch of the engine.
+    `cameras` are the id and priority of those that can be closed, in the order of the settings. Of equal
+    priorities the last camera is closed first; one always stays open.
     """
     rungs = [Rung("full load", Load())]
 
@@ -103,16 +74,10 @@ def ladder(cameras: Sequence[tuple[str, int]], *, max_batch: int) -> tuple[Rung,
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Result of one check.
+    """Result of one check: the step (index in the ladder, 0 is full load), and the zone closest to its limit.
 
-    Attributes:
-        state: `watching`, `limiting`, `exhausted` (last step, and still too hot), `blind` (no zone has a
-            known temperature and limit), or `off`.
-        step: index in the ladder, 0 is full load.
-        zone: the zone closest to its limit.
-        celsius: its temperature.
-        limit_c: its limit.
-        reason: as text.
+    `state` is `watching`, `limiting`, `exhausted` (last step, and still too hot), `blind` (no zone has a
+    known temperature and limit), or `off`.
     """
 
     state: str

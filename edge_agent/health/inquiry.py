@@ -37,11 +37,7 @@ class StatusServer:
         self._stop = threading.Event()
 
     def __enter__(self) -> StatusServer:
-        """Start to listen.
-
-        Raises:
-            StorageError: another agent listens there, or the socket cannot be created.
-        """
+        """Start to listen; StorageError: another agent listens there, or the socket cannot be created."""
         if (owner := _present_owner(self._path)) is not None:
             raise StorageError(
                 f"{self._path.parent} is in use by another edge-agent ({owner}); "
@@ -87,8 +83,7 @@ class StatusServer:
 def read_status(path: Path) -> dict[str, Any]:
     """Return the status of the agent behind a socket.
 
-    Raises:
-        InputError: no agent runs there, this user has no permission, or it does not answer.
+    InputError: no agent runs there, this user has no permission, or it does not answer.
     """
     try:
         found = json.loads(_read(path))

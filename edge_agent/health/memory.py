@@ -10,15 +10,9 @@ from pathlib import Path
 
 from edge_agent.core.config import SupervisionSettings
 
-BUCKET_S = 60.0
-"""One sample a minute: its minimum, so that a burst of crops does not count."""
-
-WINDOW = 60
-"""Samples for the growth: one hour."""
-
-WARM_UP = 15
-"""Samples after the start that do not count, while models, allocators and galleries fill up."""
-
+BUCKET_S = 60.0  # one sample a minute: its minimum, so that a burst of crops does not count
+WINDOW = 60  # samples for the growth: one hour
+WARM_UP = 15  # samples after the start that do not count, while models, allocators and galleries fill up
 _QUARTER = WINDOW // 4
 _RELEASED = 0.95  # the alert ends below this share of the limit
 _SHARE_OF_GROUP = 0.9  # alert before the kernel kills the process

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from edge_agent.core.codec import from_wire
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.manifest import read_json, write_json_atomic
@@ -25,15 +26,9 @@ _log = structlog.get_logger(__name__)
 
 STARTS_FILE = "starts.json"
 
-KEPT = 20
-"""Recorded runs."""
-
-FIRST_PAUSE_S = 15.0
-"""First delay of a start; it doubles with each further crash."""
-
-LONGEST_PAUSE_S = 300.0
-"""Longest delay, since the cause may have been corrected meanwhile."""
-
+KEPT = 20  # recorded runs
+FIRST_PAUSE_S = 15.0  # first delay of a start; it doubles with each further crash
+LONGEST_PAUSE_S = 300.0  # longest delay, since the cause may have been corrected meanwhile
 CRASHES = frozenset({"killed", "stuck", "failed"})
 """Ends that count as crashes. The others: `clean`, `stopped` (on request), `refused` (wrong setting, missing
 file, gallery of another model), `machine` (shut down or crashed)."""
@@ -45,11 +40,8 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 class Run:
     """One run of the agent.
 
-    Attributes:
-        began: Unix seconds, as `ended`, which is None while it runs, or when it was killed.
-        boot: boot id of the machine; "" where it has none.
-        pid: of the process.
-        how: kind of end, see `CRASHES`; "" while it runs. `words` is the reason as text.
+    `ended` (Unix seconds, as `began`) is None while it runs, or when it was killed. `how` is the kind of end,
+    see `CRASHES`, or "" while it runs; `words` is the reason. `boot` is the boot id, "" on a machine without.
     """
 
     began: float
@@ -69,12 +61,7 @@ class Run:
 
 
 class Starts:
-    """The file of runs, for the one agent that uses the state folder. A damaged file counts as empty.
-
-    Args:
-        path: of the file.
-        boot: id of this boot; that of the machine when None.
-    """
+    """The file of runs, for the one agent that uses the state folder. A damaged file counts as empty."""
 
     def __init__(self, path: Path, *, boot: str | None = None) -> None:
         self._path = path
@@ -129,7 +116,7 @@ class Starts:
         if not self._path.exists():
             return []
         try:
-            return [_run(entry) for entry in read_json(self._path)["runs"]]
+            return [from_wire(Run, entry) for entry in read_json(self._path)["runs"]]
         except (InputError, KeyError, TypeError, ValueError) as problem:
             _log.warning("starts_forgotten", path=str(self._path), error=str(problem))
             return []
@@ -142,12 +129,7 @@ class Starts:
 
 
 class CrashLoop:
-    """Detects repeated crashes at the start, until this run has been stable for as long as the window.
-
-    Args:
-        starts: the recorded runs.
-        settings: called at each check.
-    """
+    """Detects repeated crashes at the start, until this run has been stable for as long as the window."""
 
     def __init__(self, starts: Starts, settings: Callable[[], SupervisionSettings]) -> None:
         self._starts = starts
@@ -182,18 +164,6 @@ def pause_s(crashes: int, allowed: int) -> float:
     if crashes < allowed:
         return 0.0
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(crashes - allowed, 32))
-
-
-def _run(entry: Any) -> Run:  # noqa: ANN401  JSON
-    ended = entry["ended"]
-    return Run(
-        float(entry["began"]),
-        str(entry["boot"]),
-        int(entry["pid"]),
-        None if ended is None else float(ended),
-        str(entry["how"]),
-        str(entry["words"]),
-    )
 
 
 def _boot_id() -> str:

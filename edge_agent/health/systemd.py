@@ -26,12 +26,8 @@ _log = structlog.get_logger(__name__)
 StartProgress = Callable[[str], None]
 """Called repeatedly by a long task of the start, with its progress as one line of text."""
 
-EXTEND_EVERY_S = 10.0
-"""Interval of requests for more time during a long start."""
-
-EXTEND_BY_S = 60.0
-"""Time of each request; a start that makes no more requests is killed after it."""
-
+EXTEND_EVERY_S = 10.0  # interval of requests for more time during a long start
+EXTEND_BY_S = 60.0  # time of each request; a start that makes no more requests is killed after it
 _SEND_TIMEOUT_S = 1.0
 _LONGEST_STATUS = 300  # characters; `systemctl status` shows one line
 
@@ -39,9 +35,8 @@ _LONGEST_STATUS = 300  # characters; `systemctl status` shows one line
 class Notifier:
     """Notifies the service manager, from any thread.
 
-    Args:
-        address: path of the socket; an abstract one begins with `@`. None: no service manager.
-        watchdog_s: the service is killed after this time without a signal; None: no watchdog.
+    Its socket has the path `address`, or an abstract one that begins with `@`; None: no service manager. The
+    service is killed after `watchdog_s` without a signal; None: no watchdog.
     """
 
     def __init__(self, address: str | None = None, watchdog_s: float | None = None) -> None:
@@ -180,10 +175,7 @@ class Reader(Protocol):
 class Readiness:
     """The agent is ready when a source is up, or `ready_after_s` after it opened.
 
-    Args:
-        settings: called at each check.
-        notifier: the service manager.
-        note: called with the reason for a start without source; "" when a source is up.
+    `note` is called with the reason for a start without source, and with "" when a source is up.
     """
 
     settings: Callable[[], SupervisionSettings]

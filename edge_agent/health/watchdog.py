@@ -1,11 +1,8 @@
 """Feed systemd's watchdog while no vital stage is stuck, and report the stages that are.
 
 A stage whose heartbeat is older than its limit is stuck. When a vital group is stuck, the watchdog is no
-longer fed, and systemd restarts the service after its own timeout. Before that, the stuck stage is reported
-in the log (with the stack of its thread), in the status and, while delivery works, in an alert.
-
-A thread that holds Python's interpreter lock inside a library blocks the watchdog thread too. systemd's
-watchdog is not fed then either, and `faulthandler` writes the stacks of all threads to standard error.
+longer fed, and systemd restarts the service after its own timeout. A thread that holds Python's interpreter
+lock inside a library blocks the watchdog thread too; then `faulthandler` writes the stacks of all threads.
 """
 
 from __future__ import annotations
@@ -25,15 +22,9 @@ from edge_agent.health.systemd import Notifier
 
 _log = structlog.get_logger(__name__)
 
-CHECK_INTERVAL_S = 1.0
-"""Interval of the checks, unless systemd's watchdog needs a shorter one."""
-
-FEEDS_PER_LIMIT = 3
-"""Watchdog signals within its limit; sd_watchdog_enabled(3) recommends at least two."""
-
-BLOCKED_S = 20.0
-"""The stacks of all threads are written when the watchdog thread has not run for this time."""
-
+CHECK_INTERVAL_S = 1.0  # interval of the checks, unless systemd's watchdog needs a shorter one
+FEEDS_PER_LIMIT = 3  # watchdog signals within its limit; sd_watchdog_enabled(3) recommends at least two
+BLOCKED_S = 20.0  # the stacks of all threads are written when the watchdog thread has not run for this time
 _STACK_DEPTH = 3  # innermost calls of a stuck thread that are logged
 
 
@@ -41,13 +32,9 @@ _STACK_DEPTH = 3  # innermost calls of a stuck thread that are logged
 class Stage:
     """A stage under supervision.
 
-    Attributes:
-        name: for log and status, e.g. `pipeline` or `source:gate`.
-        heartbeat: returns its latest heartbeat; must not block.
-        limit_s: returns the age of a heartbeat that counts as stuck.
-        group: a vital group is stuck when all its active stages are.
-        vital: whether the service needs a restart when the group is stuck.
-        inactive: whether the stage has ended or is disconnected, and does not count in its group.
+    A group is stuck when all its active stages are; `inactive` returns whether this one has ended or is
+    disconnected. If the group is `vital`, the service then needs a restart. `heartbeat` must not block;
+    `limit_s` returns the age of a heartbeat that counts as stuck.
     """
 
     name: str
@@ -93,10 +80,8 @@ class StageState:
 class Watchdog:
     """Thread that checks the stages; lifetime is a `with`.
 
-    Args:
-        notifier: sends the watchdog signals.
-        on_change: called with the stuck stages (name and message) when they change.
-        on_check: called at each check. Both run on the watchdog thread, and must not block.
+    Both functions run on the watchdog thread, and must not block: `on_change` with the stuck stages (name and
+    message) when they change, `on_check` at each check.
     """
 
     notifier: Notifier

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 WARM_C = 90.0  # an Orin throttles at 99 C
 _TIME_ERROR = 5  # from sys/timex.h
 
-_JETPACK = {"35": "5", "36": "6", "38": "7", "39": "7"}
-"""JetPack by L4T major version."""
+_JETPACK = {"35": "5", "36": "6", "38": "7", "39": "7"}  # JetPack by L4T major version
 
 
 def board(root: Path) -> list[Finding]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 from edge_agent.core.config import TelemetrySettings
 from edge_agent.health.telemetry.jtop import JtopReader
@@ -16,10 +15,7 @@ __all__ = ["Reading", "Telemetry"]
 class Telemetry:
     """Reads this device; lifetime is a `with`. For one thread at a time.
 
-    Args:
-        settings: `jtop`: whether to use jetson-stats where its service runs.
-        disk: a folder on the disk whose space is reported.
-        root: folder with `sys`, `proc` and `etc`.
+    `disk` is a folder on the disk whose space is reported; `root` has the folders `sys`, `proc` and `etc`.
     """
 
     def __init__(
@@ -36,11 +32,9 @@ class Telemetry:
             self._jtop.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._jtop is not None:
-            self._jtop.__exit__(kind, error, trace)
+            self._jtop.__exit__()
         self._sysfs = None
 
     def read(self) -> Reading:

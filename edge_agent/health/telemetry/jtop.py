@@ -33,10 +33,8 @@ def _connect(interval_s: float) -> AbstractContextManager[Any]:
 class JtopReader:
     """Reads from the jtop service; lifetime is a `with`.
 
-    Args:
-        interval_s: interval of readings.
-        connect: returns a client, a context manager with `ok()` and jtop's attributes.
-        first_wait_s: back-off after the first failure; it doubles with each further one up to five minutes.
+    `connect` returns a client, a context manager with `ok()` and jtop's attributes. The back-off doubles with
+    each further failure, from `first_wait_s` up to five minutes.
     """
 
     def __init__(

@@ -17,8 +17,7 @@ _AGX_ORIN_RAILS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
 """Rails that add up to the power of an AGX Orin module: none measures its input, and `VDDQ_VDD2_1V8AO` is fed
 from VIN_SYS_5V0 (NVIDIA developer forum 223111), so a sum of all four would count it twice."""
 
-_INPUT_RAIL = "VDD_IN"
-"""Measures the whole module on Orin NX, Orin Nano and Xavier NX."""
+_INPUT_RAIL = "VDD_IN"  # measures the whole module on Orin NX, Orin Nano and Xavier NX
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +28,13 @@ class Reading:
 
     Attributes:
         temperatures_c: degrees Celsius by sensor: `cpu`, `gpu`, `cv0`.., `soc0`.., `tj` on an Orin. A sensor
-            that is off (its unit sleeps) is None.
+            that is off (its unit sleeps) is None, as is a unit in `engines_mhz`.
         limits_c: by sensor, its lowest passive trip point, else its hot one, else ten degrees below its
             critical one.
         power_total_w: None where it is not known how the rails add up.
         throttled: whether clocks are reduced, or were since the last reading.
         throttle_reasons: e.g. `gpu-throttle-alert` or `over-current`.
-        cpu_percent: since the last reading.
-        engines_mhz: None for a unit that is off.
-        engines_percent: since the last reading; the only measure of load without privileges.
-        memory_total_bytes: shared by CPU and GPU on a Jetson.
+        engines_percent: since the last reading, as `cpu_percent`; the only load known without privileges.
         disk_free_bytes: for unprivileged users.
         disk_wear_percent: upper end of a step of ten (eMMC), or the value of the disk (NVMe), if readable.
         board: name in the device tree.

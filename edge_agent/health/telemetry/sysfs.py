@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edge_agent.health.telemetry.reading import Reading, celsius, total_power_w, zone_name
 
+_HWMON = "sys/class/hwmon/hwmon*"
 _IGNORED_ZONES = {"pmic-die"}  # always 100 C on boards before Orin
 _HWMON_TEMPERATURES = {"k10temp": "cpu", "coretemp": "cpu", "nvme": "nvme"}  # PCs without a thermal zone
 _GPU_NODES = {"ga10b", "gv11b", "gp10b", "gpu"}  # names of the integrated GPU in device trees
@@ -35,9 +36,7 @@ _LOWEST_LIMIT_C = 50.0  # firmware of PCs has unused trip points of 0 and -274
 _BELOW_CRITICAL_C = 10.0
 """Distance of the limit of a zone that only has a critical trip point, at which the machine shuts down."""
 
-_WEAR_EVERY_S = 3600.0
-"""Interval of reading the wear of an NVMe disk, which changes over months."""
-
+_WEAR_EVERY_S = 3600.0  # interval of reading the wear of an NVMe disk, which changes over months
 _JIFFIES_IDLE = slice(3, 5)  # idle and iowait, in the columns of /proc/stat
 _JIFFIES_ALL = slice(0, 8)  # without guest time, which user time includes
 
@@ -56,12 +55,7 @@ _USED_AT = 5
 
 
 class SysfsReader:
-    """Reads one device.
-
-    Args:
-        root: folder with `sys`, `proc` and `etc`.
-        disk: a folder on the disk whose space and wear are reported.
-    """
+    """Reads one device, with the space and wear of the disk that holds the folder `disk`."""
 
     def __init__(self, root: Path = Path("/"), disk: Path | None = None) -> None:
         self._root = root
@@ -90,7 +84,10 @@ class SysfsReader:
         )
         self._modes = {int(number): name for number, name in modes}
         self._board = _text(root / "proc/device-tree/model")
-        self._l4t = _l4t(root)
+        release = re.search(
+            r"#\s*R(\d+)\s.*?REVISION:\s*([\d.]+)", _text(root / "etc/nv_tegra_release") or ""
+        )
+        self._l4t = f"{release[1]}.{release[2]}" if release else None
         self._jiffies: tuple[float, float] | None = None
         self._counts: dict[Path, float] = {}
         self._count_events()
@@ -217,7 +214,7 @@ def _find_zones(root: Path) -> dict[str, Path]:
         if name and name not in _IGNORED_ZONES:
             found.append((name, zone / "temp"))
     known = {name for name, _ in found}
-    for chip in _glob(root, "sys/class/hwmon/hwmon*"):
+    for chip in _glob(root, _HWMON):
         sensor = _HWMON_TEMPERATURES.get(_text(chip / "name") or "")
         if sensor is not None and sensor not in known and (chip / "temp1_input").exists():
             found.append((sensor, chip / "temp1_input"))
@@ -225,19 +222,14 @@ def _find_zones(root: Path) -> dict[str, Path]:
 
 
 def _limit(zone: Path) -> float | None:
-    """Temperature at which the kernel begins to throttle a zone, from its trip points.
-
-    `active` trip points only turn on a fan.
-    """
+    """Temperature at which the kernel begins to throttle a zone; `active` trip points only turn on a fan."""
     trips: dict[str, list[float]] = {}
-    for kind in _glob(zone, "trip_point_*_type"):
-        degrees = celsius(_scaled(kind.with_name(kind.name.replace("_type", "_temp")), 1e-3))
+    for path in _glob(zone, "trip_point_*_type"):
+        degrees = celsius(_scaled(path.with_name(path.name.replace("_type", "_temp")), 1e-3))
         if degrees is not None and degrees >= _LOWEST_LIMIT_C:
-            trips.setdefault(_text(kind) or "", []).append(degrees)
-    for kind_of, below in (("passive", 0.0), ("hot", 0.0), ("critical", _BELOW_CRITICAL_C)):
-        if kind_of in trips:
-            return round(min(trips[kind_of]) - below, 3)
-    return None
+            trips.setdefault(_text(path) or "", []).append(degrees)
+    below = {"passive": 0.0, "hot": 0.0, "critical": _BELOW_CRITICAL_C}
+    return next((round(min(trips[kind]) - less, 3) for kind, less in below.items() if kind in trips), None)
 
 
 def _find_engines(root: Path, pattern: str, file: str) -> dict[str, Path]:
@@ -257,29 +249,25 @@ def _numbered(entries: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 def _find_caps(root: Path) -> list[tuple[str, Path]]:
     """Cooling devices that are active only while clocks are reduced."""
-    found = []
-    for device in _glob(root, "sys/class/thermal/cooling_device*"):
-        name = (_text(device / "type") or "").lower()
-        if name.endswith("throttle-alert") or name.startswith(_CAPS):
-            found.append((name, device / "cur_state"))
-    return found
+    devices = _glob(root, "sys/class/thermal/cooling_device*")
+    named = [((_text(device / "type") or "").lower(), device / "cur_state") for device in devices]
+    return [(name, path) for name, path in named if name.endswith("throttle-alert") or name.startswith(_CAPS)]
 
 
 def _find_events(root: Path) -> list[tuple[str, Path]]:
     """Counters of throttling by the hardware, which reacts faster than the kernel."""
-    found = []
-    for chip in _glob(root, "sys/class/hwmon/hwmon*"):
-        if _text(chip / "name") == "soctherm_oc":
-            found += [(name, chip / f"oc{number}_event_cnt") for number, name in _OVERCURRENT.items()]
-    for path in _glob(root, "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count"):
-        found.append(("cpu-package", path))
-    return found
+    chips = [chip for chip in _glob(root, _HWMON) if _text(chip / "name") == "soctherm_oc"]
+    found = [
+        (name, chip / f"oc{number}_event_cnt") for chip in chips for number, name in _OVERCURRENT.items()
+    ]
+    package = root / "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count"
+    return [*found, ("cpu-package", package)] if package.exists() else found
 
 
 def _find_rails(root: Path) -> dict[str, tuple[Path, Path, Path | None]]:
     """Voltage, current and power of the labelled channels of INA3221 (Orin, Xavier) and INA238 (Thor)."""
     rails: dict[str, tuple[Path, Path, Path | None]] = {}
-    for chip in _glob(root, "sys/class/hwmon/hwmon*"):
+    for chip in _glob(root, _HWMON):
         kind = _text(chip / "name")
         for channel in (1, 2, 3) if kind == "ina3221" else ():
             name = _text(chip / f"in{channel}_label")
@@ -300,11 +288,9 @@ def _watts(volt: Path, ampere: Path, watt: Path | None) -> float | None:
 
 def _find_gpu(root: Path) -> Path | None:
     """The devfreq folder of the integrated GPU."""
-    for folder in _glob(root, "sys/class/devfreq/*"):
-        node = _text(folder / "device/of_node/name") or folder.name.partition(".")[2]
-        if node in _GPU_NODES:
-            return folder
-    return None
+    folders = _glob(root, "sys/class/devfreq/*")
+    nodes = [_text(folder / "device/of_node/name") or folder.name.partition(".")[2] for folder in folders]
+    return next((folder for folder, node in zip(folders, nodes, strict=True) if node in _GPU_NODES), None)
 
 
 def _find_gpu_load(root: Path, gpu: Path | None) -> Path | None:
@@ -354,11 +340,6 @@ def nvme_command(address: int) -> bytearray:
 def nvme_used_percent(log: bytes) -> float | None:
     """Return Percentage Used of a SMART log of 512 bytes, may exceed 100; None for an empty log."""
     return float(log[_USED_AT]) if len(log) == _LOG_BYTES and any(log) else None
-
-
-def _l4t(root: Path) -> str | None:
-    found = re.search(r"#\s*R(\d+)\s.*?REVISION:\s*([\d.]+)", _text(root / "etc/nv_tegra_release") or "")
-    return None if found is None else f"{found[1]}.{found[2]}"
 
 
 def _highest(folders: Iterable[Path], name: str, factor: float) -> float | None:
