@@ -46,7 +46,7 @@ def command(
     from edge_agent.offline.dataset import MarketDataset, SyntheticList
 
     if generate is not None:
-        from edge_agent.offline.synthetic.dataset import write_dataset
+        from edge_agent.offline.synthetic.crops import write_dataset
 
         with progress_bar("rendering people", generate) as bar:
             write_dataset(

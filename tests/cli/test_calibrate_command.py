@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from edge_agent.cli import app
 from edge_agent.core.errors import EdgeAgentError
 from edge_agent.engine.plans.active import ActiveEngine
-from edge_agent.offline.synthetic.dataset import write_dataset
+from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 
 FAST = ("--size", "24", "--target-fmr", "0.02", "--bench-seconds", "0", "--backend", "onnxruntime")

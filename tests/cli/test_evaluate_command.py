@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from edge_agent.cli.embed import command as embed_command
 from edge_agent.cli.evaluate import command as evaluate_command
 from edge_agent.core.errors import ConfigError, DatasetError, InputError, SpaceMismatch
-from edge_agent.offline.synthetic.dataset import write_dataset
+from edge_agent.offline.synthetic.crops import write_dataset
 
 app = typer.Typer()
 app.command("evaluate")(evaluate_command)

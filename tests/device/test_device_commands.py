@@ -26,7 +26,7 @@ def edge_agent(*arguments: str) -> Any:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered people in Market-1501 layout."""
-    from edge_agent.offline.synthetic.dataset import write_dataset
+    from edge_agent.offline.synthetic.crops import write_dataset
 
     folder = tmp_path_factory.mktemp("market")
     write_dataset(folder, identities=60, cameras=6, per_identity=12, test_share=0.5, size=(256, 128))

@@ -26,7 +26,7 @@ from edge_agent.identify.threshold import SITE_FACT
 from edge_agent.offline.calibrate.gate import Bounds
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.calibrate.request import Request
-from edge_agent.offline.synthetic.dataset import write_dataset
+from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 from tests.agent.test_agent import pictures, put  # noqa: F401  `pictures` is a fixture
 

@@ -19,8 +19,7 @@ from edge_agent.agent.pipeline import FrameOutcome
 from edge_agent.cli import app
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.offline.demo.street import SECONDS, Recorder, Scene, Sighting, percentiles, render, score
-from edge_agent.offline.synthetic.street import Street, Visit
-from edge_agent.offline.synthetic.videos import StreetVideo
+from edge_agent.offline.synthetic.street import Street, StreetVideo, Visit
 
 BOX = np.array([100, 100, 150, 220], np.float32)
 AWAY = np.array([400, 100, 450, 220], np.float32)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent.core.errors import InputError
-from edge_agent.offline.synthetic.crops import GENERATOR_VERSION
-from edge_agent.offline.synthetic.dataset import DatasetCounts, write_dataset
+from edge_agent.offline.synthetic.crops import GENERATOR_VERSION, DatasetCounts, write_dataset
 
 NAME = re.compile(r"(\d{4})_c(\d+)s(\d+)_(\d{6})_(\d{2})\.jpg")
 

@@ -15,8 +15,7 @@ import pytest
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.structures import iou_matrix
-from edge_agent.offline.synthetic.street import Street, StreetFrame
-from edge_agent.offline.synthetic.videos import write_videos
+from edge_agent.offline.synthetic.street import Street, StreetFrame, write_videos
 
 SHORT = {"people": 3, "seconds": 16.0, "fps": 5.0, "size": (320, 240)}
 DIGEST = """

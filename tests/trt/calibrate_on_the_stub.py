@@ -31,7 +31,7 @@ from edge_agent.engine.precision.calibration import (
 from edge_agent.engine.tensorrt.bindings import version
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.calibrate.request import Request, Silent
-from edge_agent.offline.synthetic.dataset import write_dataset
+from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT:DeprecationWarning")

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from edge_agent.agent.pipeline import FrameOutcome
 from edge_agent.core.structures import DecisionKind, iou_matrix
-from edge_agent.offline.synthetic.street import Street, Visit
-from edge_agent.offline.synthetic.videos import StreetVideo, write_videos
+from edge_agent.offline.synthetic.street import Street, StreetVideo, Visit, write_videos
 
 SECONDS = 60.0
 """Length of the street; in the first third the agent learns the scores of strangers (the threshold)."""

@@ -14,59 +14,35 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.offline.synthetic.person import Light
 from edge_agent.offline.synthetic.surfaces import GROUNDS, WALLS, ground, noise, wall
-
-__all__ = ["Camera", "Daylight", "backdrop", "camera", "daylight", "expose", "transmit"]
+from edge_agent.offline.synthetic.tubes import Light
 
 _SHEET = (480, 640)  # rows and columns of a camera's textures of ground and wall
 
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """One camera and its place.
-
-    Attributes:
-        seed: the seed it was drawn from.
-        gain: white balance and exposure, factors for blue, green, red.
-        gamma: exponent of the tone curve; above 1 darkens the middle tones.
-        saturation: factor; 1 keeps colours.
-        lift: added to all values, for haze and raised blacks.
-        contrast: steepness of the S-shaped tone curve, 0 for none.
-        elevation: downward angle of the view, radians.
-        headings: usual walking directions, radians (see `Pose.turn`).
-        heights: smallest and largest height of a person in pixels.
-        blur: spread of the lens and focus blur, pixels of the sensor.
-        sharpen: strength of the camera's own edge sharpening.
-        noise: spread of the sensor noise, grey levels.
-        quality: lowest and highest JPEG quality of its stream.
-        sun: azimuth of the sun at noon relative to the line of sight, radians.
-        ambient: share of diffuse light at noon.
-        indoor: whether the light stays the same all day.
-        ground: kind of ground.
-        wall: kind of background.
-        skyline: height at which wall and ground meet, in person heights above the feet (mean).
-    """
+    """One camera and its place."""
 
     seed: int
-    gain: tuple[float, float, float]
-    gamma: float
-    saturation: float
-    lift: float
-    contrast: float
-    elevation: float
-    headings: tuple[float, ...]
-    heights: tuple[float, float]
-    blur: float
-    sharpen: float
-    noise: float
-    quality: tuple[int, int]
-    sun: float
-    ambient: float
-    indoor: bool
+    gain: tuple[float, float, float]  # white balance and exposure, factors for blue, green, red
+    gamma: float  # exponent of the tone curve; above 1 darkens the middle tones
+    saturation: float  # factor; 1 keeps colours
+    lift: float  # added to all values, for haze and raised blacks
+    contrast: float  # steepness of the S-shaped tone curve, 0 for none
+    elevation: float  # downward angle of the view, radians
+    headings: tuple[float, ...]  # usual walking directions, radians (see `Pose.turn`)
+    heights: tuple[float, float]  # smallest and largest height of a person in pixels
+    blur: float  # spread of the lens and focus blur, pixels of the sensor
+    sharpen: float  # strength of the camera's own edge sharpening
+    noise: float  # spread of the sensor noise, grey levels
+    quality: tuple[int, int]  # lowest and highest JPEG quality of its stream
+    sun: float  # azimuth of the sun at noon relative to the line of sight, radians
+    ambient: float  # share of diffuse light at noon
+    indoor: bool  # whether the light stays the same all day
     ground: str
     wall: str
-    skyline: float
+    skyline: float  # height at which wall and ground meet, in person heights above the feet (mean)
 
 
 @dataclass(frozen=True, slots=True)

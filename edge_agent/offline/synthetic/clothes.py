@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from edge_agent.offline.synthetic.identity import Bottom, Colour, Identity, Top
 
-__all__ = ["Clothes", "clothes"]
-
 Texture = NDArray[np.uint8]
 _Paint = NDArray[np.float32]
 

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Bag", "Body", "Bottom", "Colour", "Footwear", "Head", "Identity", "Top", "identity"]
-
 Colour = tuple[float, float, float]
 
 # fmt: off
@@ -65,124 +63,70 @@ _SKIN: dict[Colour, float] = {
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Shape of the body. Factors are 1 for an average adult.
+    """Shape of the body. Factors are 1 for an average adult."""
 
-    Attributes:
-        stature: metres.
-        shoulders: factor of the shoulder width.
-        hips: factor of the hip width.
-        girth: factor of trunk and limb thickness.
-        belly: size of the belly, 0..1.
-        head: factor of the head size (larger for small people).
-        stoop: forward lean of the trunk, radians.
-        stride: factor of the step length.
-        skin: colour of the skin.
-    """
-
-    stature: float
-    shoulders: float
-    hips: float
-    girth: float
-    belly: float
-    head: float
-    stoop: float
-    stride: float
+    stature: float  # metres
+    shoulders: float  # factor of the shoulder width
+    hips: float  # factor of the hip width
+    girth: float  # factor of trunk and limb thickness
+    belly: float  # size of the belly, 0..1
+    head: float  # factor of the head size (larger for small people)
+    stoop: float  # forward lean of the trunk, radians
+    stride: float  # factor of the step length
     skin: Colour
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Hair, headwear, face.
+    """Hair, headwear, face."""
 
-    Attributes:
-        hair: `bald`, `cropped`, `short`, `bob`, `long`, `ponytail`, `bun` or `curly`.
-        hair_colour: colour of the hair.
-        hat: `none`, `cap`, `beanie`, `brim`, `hood` or `scarf`.
-        hat_colour: colour of the headwear.
-        beard: whether a beard darkens the lower face.
-        glasses: whether the person wears dark glasses.
-    """
-
-    hair: str
+    hair: str  # `bald`, `cropped`, `short`, `bob`, `long`, `ponytail`, `bun` or `curly`
     hair_colour: Colour
-    hat: str
+    hat: str  # `none`, `cap`, `beanie`, `brim`, `hood` or `scarf`
     hat_colour: Colour
-    beard: bool
-    glasses: bool
+    beard: bool  # whether a beard darkens the lower face
+    glasses: bool  # whether the person wears dark glasses
 
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """Clothes of the trunk and arms.
+    """Clothes of the trunk and arms."""
 
-    Attributes:
-        kind: `tshirt`, `shirt`, `sweater`, `hoodie`, `jacket`, `puffer`, `blazer`, `coat`, `gilet`, `dress`.
-        colour: main colour.
-        second: colour of pattern, panels or sleeves.
-        third: colour of the print, zip or trim.
-        pattern: `plain`, `bands`, `stripes`, `check`, `blotch`, `yoke`, `half`, `chest`, `sides` or
-            `pinstripe`.
-        period: length of one repeat of the pattern.
-        sleeves: 0 none, about .5 short, 1 long.
-        sleeve_colour: colour of the sleeves (differs for raglans and gilets).
-        hem: height of the hem above the ground.
-        loose: thickness added around the trunk.
-        open: half angle in radians of the opening of an open front, 0 for closed.
-        inner: colour of the layer below.
-        logo: `none`, `chest`, `left`, `back` or `both`.
-        logo_size: `(half angle, share of the trunk's length)`.
-        scarf: colour of a scarf, or None.
-        gloss: gloss of the cloth, 0..1, above 0 for leather and coated jackets.
-    """
-
+    # `tshirt`, `shirt`, `sweater`, `hoodie`, `jacket`, `puffer`, `blazer`, `coat`, `gilet`, `dress`
     kind: str
     colour: Colour
-    second: Colour
-    third: Colour
+    second: Colour  # colour of pattern, panels or sleeves
+    third: Colour  # colour of the print, zip or trim
+    # `plain`, `bands`, `stripes`, `check`, `blotch`, `yoke`, `half`, `chest`, `sides` or `pinstripe`
     pattern: str
-    period: float
-    sleeves: float
-    sleeve_colour: Colour
-    hem: float
-    loose: float
-    open: float
-    inner: Colour
-    logo: str
-    logo_size: tuple[float, float]
+    period: float  # length of one repeat of the pattern
+    sleeves: float  # 0 none, about .5 short, 1 long
+    sleeve_colour: Colour  # colour of the sleeves (differs for raglans and gilets)
+    hem: float  # height of the hem above the ground
+    loose: float  # thickness added around the trunk
+    open: float  # half angle in radians of the opening of an open front, 0 for closed
+    inner: Colour  # colour of the layer below
+    logo: str  # `none`, `chest`, `left`, `back` or `both`
+    logo_size: tuple[float, float]  # `(half angle, share of the trunk's length)`
     scarf: Colour | None
-    gloss: float
+    gloss: float  # gloss of the cloth, 0..1, above 0 for leather and coated jackets
 
 
 @dataclass(frozen=True, slots=True)
 class Bottom:
-    """Clothes of the legs.
+    """Clothes of the legs."""
 
-    Attributes:
-        kind: `jeans`, `trousers`, `leggings`, `joggers`, `shorts`, `skirt` or `none` (below a dress).
-        colour: main colour.
-        second: colour of a pattern.
-        pattern: `plain`, `check`, `blotch` or `stripes`.
-        period: length of one repeat of the pattern.
-        width: factor of the leg's thickness.
-        flare: thickness added at the ankle (or at a skirt's hem).
-        hem: height of the hem above the ground.
-        stripe: colour of a stripe down the outer side, or None.
-        fade: how much lighter worn denim is on the thighs, 0..1.
-        legs: colour of the legs below a short hem: skin or tights.
-        belt: colour of a belt, or None.
-    """
-
-    kind: str
+    kind: str  # `jeans`, `trousers`, `leggings`, `joggers`, `shorts`, `skirt` or `none` (below a dress)
     colour: Colour
     second: Colour
-    pattern: str
-    period: float
-    width: float
-    flare: float
-    hem: float
-    stripe: Colour | None
-    fade: float
-    legs: Colour
+    pattern: str  # `plain`, `check`, `blotch` or `stripes`
+    period: float  # length of one repeat of the pattern
+    width: float  # factor of the leg's thickness
+    flare: float  # thickness added at the ankle (or at a skirt's hem)
+    hem: float  # height of the hem above the ground
+    stripe: Colour | None  # colour of a stripe down the outer side, or None
+    fade: float  # how much lighter worn denim is on the thighs, 0..1
+    legs: Colour  # colour of the legs below a short hem: skin or tights
     belt: Colour | None
 
 
@@ -197,21 +141,13 @@ class Footwear:
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """The bag: `none`, `backpack`, `crossbody`, `shoulder`, `handbag`, `carrier` or `suitcase`.
-
-    Attributes:
-        kind: see above.
-        colour: colour of the bag.
-        second: colour of its pocket or print.
-        size: factor of the size.
-        side: 1 for the person's left, -1 for the right.
-    """
+    """The bag: `none`, `backpack`, `crossbody`, `shoulder`, `handbag`, `carrier` or `suitcase`."""
 
     kind: str
     colour: Colour
-    second: Colour
-    size: float
-    side: int
+    second: Colour  # colour of its pocket or print
+    size: float  # factor of the size
+    side: int  # 1 for the person's left, -1 for the right
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,6 @@ from edge_agent.offline.synthetic.camera import camera
 from edge_agent.offline.synthetic.crops import render_crop
 from edge_agent.offline.synthetic.identity import identity
 
-__all__ = ["TALLEST", "Panorama"]
-
 TALLEST = 0.25
 """Height of the tallest person, share of the frame's height. In PETS09-S2L1, by its ground truth: 0.10, 0.14
 and 0.25 (2nd, 50th and 98th percentile). Heights here are distributed evenly, so larger on average."""

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from edge_agent.offline.synthetic.identity import Body, Colour
 
-__all__ = ["Pose", "Skeleton", "project", "random_pose", "skeleton"]
-
 Point = NDArray[np.float64]
 
 _ANKLE, _KNEE, _HIP, _SHOULDER, _CHIN = 0.039, 0.285, 0.53, 0.818, 0.87
@@ -28,27 +26,16 @@ GESTURES = ("walk", "pockets", "phone", "carry", "folded")
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Pose of a person relative to a camera.
+    """Pose of a person relative to a camera."""
 
-    Attributes:
-        turn: heading relative to the camera in radians: 0 walks towards it, pi away, pi/2 to the right.
-        phase: point of the gait cycle, radians; at 0 the left heel strikes.
-        stride: swing of the hips in radians, 0 for standing, about .45 for brisk walking.
-        elevation: downward angle of the camera, radians.
-        gesture: position of the arms: `walk`, `pockets`, `phone`, `carry` or `folded`.
-        nod: forward tilt of the head, radians.
-        glance: turn of the head relative to the trunk, radians.
-        held: colour of a sheet of paper or a phone in the right hand, or None.
-    """
-
-    turn: float
-    phase: float
-    stride: float = 0.42
-    elevation: float = 0.2
-    gesture: str = "walk"
-    nod: float = 0.05
-    glance: float = 0.0
-    held: Colour | None = None
+    turn: float  # heading relative to the camera in radians: 0 walks towards it, pi away, pi/2 to the right
+    phase: float  # point of the gait cycle, radians; at 0 the left heel strikes
+    stride: float = 0.42  # swing of the hips in radians, 0 for standing, about .45 for brisk walking
+    elevation: float = 0.2  # downward angle of the camera, radians
+    gesture: str = "walk"  # position of the arms: `walk`, `pockets`, `phone`, `carry` or `folded`
+    nod: float = 0.05  # forward tilt of the head, radians
+    glance: float = 0.0  # turn of the head relative to the trunk, radians
+    held: Colour | None = None  # colour of a sheet of paper or a phone in the right hand, or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
-"""What one camera of a street sees without people: perspective, ground, wall, obstacles, light and noise."""
+"""The constant part of a street camera's pictures: perspective, ground, wall, obstacles, light, noise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import atan2
 
 import cv2
@@ -11,22 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.offline.synthetic.camera import Camera, camera, daylight, expose
-from edge_agent.offline.synthetic.painting import overlap
-from edge_agent.offline.synthetic.person import Light
 from edge_agent.offline.synthetic.surfaces import ground, wall
-
-__all__ = [
-    "FAR",
-    "NEAR",
-    "Image",
-    "Lens",
-    "Point",
-    "Scene",
-    "blend",
-    "make_scene",
-    "shade_ground",
-    "street_rng",
-]
+from edge_agent.offline.synthetic.tubes import Light
 
 Image = NDArray[np.uint8]
 Point = tuple[float, float]
@@ -36,6 +21,7 @@ FAR, NEAR = 0.52, 0.95
 
 _HORIZON, _WALL = 0.12, 0.41  # shares of the picture's height
 _FAR_HEIGHT = 0.215  # height of a person on the far lane, share of the picture's height: 103 pixels of 480
+_PER_ROW = _FAR_HEIGHT / (FAR - _HORIZON)  # growth of a person in pixels per row that the feet are lower
 _GROUND_LEVEL = 116.0  # mean grey level of the ground after automatic exposure
 _TEXTURE = 170.0  # texture pixels of the ground in one stature
 
@@ -58,18 +44,13 @@ class Lens:
         return _HORIZON * self.height
 
     @property
-    def _per_row(self) -> float:
-        """Growth of a person in pixels per row that the feet are lower."""
-        return _FAR_HEIGHT / (FAR - _HORIZON)
-
-    @property
     def focal(self) -> float:
         """Focal length in pixels."""
         return 1.1 * self.width
 
     def scale(self, row: float) -> float:
         """Height in pixels of a person whose feet are on this row."""
-        return self._per_row * (row - self.horizon)
+        return _PER_ROW * (row - self.horizon)
 
     def depth(self, row: float) -> float:
         """Distance in statures of the ground on this row."""
@@ -78,12 +59,12 @@ class Lens:
     def pixel(self, point: Point) -> tuple[float, float, float]:
         """Column, row and person height in pixels of a ground point."""
         scale = self.focal / point[1]
-        return self.width / 2 + point[0] * scale, self.horizon + scale / self._per_row, scale
+        return self.width / 2 + point[0] * scale, self.horizon + scale / _PER_ROW, scale
 
     @property
     def elevation(self) -> float:
         """Downward angle of the view at the middle lane, radians."""
-        return atan2(1 / self._per_row, self.depth((FAR + NEAR) / 2 * self.height))
+        return atan2(1 / _PER_ROW, self.depth((FAR + NEAR) / 2 * self.height))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,29 +78,20 @@ class Prop:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The constant part of one camera's pictures.
-
-    Attributes:
-        view: the camera.
-        light: light on people.
-        tint: colour of the light, factors for blue, green, red.
-        level: exposure factor.
-        background: `(H, W, 3)` uint8 BGR without people and obstacles.
-        props: obstacles.
-        noise: sensor noise, `(H + 61, W + 67, 3)`, of which each frame takes another part.
-    """
+    """The constant part of one camera's pictures."""
 
     view: Camera
-    light: Light
-    tint: tuple[float, float, float]
-    level: float
-    background: Image
-    props: tuple[Prop, ...]
-    noise: NDArray[np.int16]
+    light: Light  # light on people
+    tint: tuple[float, float, float]  # colour of the light, factors for blue, green, red
+    level: float  # exposure factor
+    background: Image  # `(H, W, 3)` uint8 BGR without people and obstacles
+    props: tuple[Prop, ...]  # obstacles
+    noise: NDArray[np.int16]  # sensor noise, `(H + 61, W + 67, 3)`, of which each frame takes another part
 
     def coloured(self, picture: Image) -> Image:
         """Return a BGRA picture in the colours of this camera."""
-        return _coloured(picture, self.view, self.tint, self.level)
+        seen = expose(picture[..., :3].astype(np.float32), self.view, self.tint, self.level)
+        return np.dstack([np.clip(seen, 0, 255).astype(np.uint8), picture[..., 3]])
 
     def noisy(self, image: Image, number: int) -> Image:
         """Return a picture with the sensor noise of frame `number`."""
@@ -141,13 +113,11 @@ def make_scene(seed: int, index: int, lens: Lens) -> Scene:
     empty = expose(place, view, now.tint, level)
     if view.blur > 0.25:
         empty = cv2.GaussianBlur(empty, (0, 0), view.blur)
-    props = tuple(
-        replace(prop, image=_coloured(prop.image, view, now.tint, level))
-        for prop in (_post(lens, rng), _planter(lens, rng))
-    )
+    props = (_post(lens, rng), _planter(lens, rng))
     grain = rng.standard_normal((lens.height + 61, lens.width + 67, 3), dtype=np.float32) * view.noise
     background = np.clip(empty, 0, 255).astype(np.uint8)
-    return Scene(view, now.light, now.tint, level, background, props, grain.round().astype(np.int16))
+    scene = Scene(view, now.light, now.tint, level, background, props, grain.round().astype(np.int16))
+    return replace(scene, props=tuple(replace(prop, image=scene.coloured(prop.image)) for prop in props))
 
 
 def _view(seed: int, index: int) -> Camera:
@@ -210,35 +180,3 @@ def _planter(lens: Lens, rng: np.random.Generator) -> Prop:
     green = cv2.resize(leaves, (wide, high // 2), interpolation=cv2.INTER_LINEAR)
     image[: high // 2] = np.dstack([green // 2, green, green * 3 // 4, np.full_like(green, 255)])
     return Prop(image, int(rng.uniform(0.05, 0.8) * lens.width), foot)
-
-
-def _coloured(picture: Image, view: Camera, tint: tuple[float, float, float], level: float) -> Image:
-    seen = expose(picture[..., :3].astype(np.float32), view, tint, level)
-    return np.dstack([np.clip(seen, 0, 255).astype(np.uint8), picture[..., 3]])
-
-
-@lru_cache(maxsize=1)
-def _shade() -> NDArray[np.float32]:
-    """A soft dark spot, 1 outside: the shade around a person's feet."""
-    spot = np.ones((24, 64), np.float32)
-    cv2.ellipse(spot, (32, 12), (20, 6), 0, 0, 360, 0.45, -1)
-    smooth: NDArray[np.float32] = cv2.GaussianBlur(spot, (0, 0), 3)
-    return smooth
-
-
-def shade_ground(image: Image, foot: Point, person: float) -> None:
-    """Darken the ground around `foot`, for a person of `person` pixels."""
-    wide, high = max(4, round(0.5 * person)), max(3, round(0.14 * person))
-    corner = round(foot[0] - wide / 2), round(foot[1] - high / 2)
-    if (parts := overlap(image.shape, corner, (high, wide))) is not None:
-        spot = cv2.resize(_shade(), (wide, high))[parts.piece]
-        image[parts.canvas] = (image[parts.canvas] * spot[..., None]).astype(np.uint8)
-
-
-def blend(image: Image, owner: Image, picture: Image, corner: tuple[int, int], number: int) -> None:
-    """Draw a BGRA `picture` at `corner` (left, top); mark the pixels it covers with `number` in `owner`."""
-    if (parts := overlap(image.shape, corner, picture.shape)) is not None:
-        piece, area = picture[parts.piece], image[parts.canvas]
-        alpha = piece[..., 3:].astype(np.uint16)
-        area[:] = (area * (255 - alpha) + piece[..., :3] * alpha) // 255
-        owner[parts.canvas][piece[..., 3] > 127] = number

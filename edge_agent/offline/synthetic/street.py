@@ -7,33 +7,27 @@ ground, light, colour and noise. The same arguments give the same pictures, fram
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import atan2, hypot, pi
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_agent.core.errors import InputError
+from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.manifest import write_atomic
 from edge_agent.offline.synthetic.identity import Identity, identity
-from edge_agent.offline.synthetic.person import render_person
+from edge_agent.offline.synthetic.person import overlap, render_person
 from edge_agent.offline.synthetic.pose import Pose
-from edge_agent.offline.synthetic.scene import (
-    FAR,
-    NEAR,
-    Image,
-    Lens,
-    Point,
-    Scene,
-    blend,
-    make_scene,
-    shade_ground,
-    street_rng,
-)
+from edge_agent.offline.synthetic.scene import FAR, NEAR, Image, Lens, Point, Scene, make_scene, street_rng
 
-__all__ = ["Street", "StreetFrame", "Truth", "Visit"]
+MIN_VISIBLE = 0.3
+"""Truth rows below this share of visible pixels have confidence 0: they are not scored."""
 
 _FIRST_SEED = 2_000_000_000  # people of streets; data sets use lower seeds, so no model was trained on them
 _PACE = 0.76  # statures per second: 1.3 m/s, the usual walking speed
@@ -44,53 +38,33 @@ _PROP = 255  # marks pixels of an obstacle
 
 
 class Truth(NamedTuple):
-    """One person in one frame.
+    """One person in one frame."""
 
-    Attributes:
-        person: number of the person, from 1, the same on all cameras.
-        box: x1, y1, x2, y2 of the whole person in pixels, also where hidden or outside the picture.
-        visible: share of the person's pixels that can be seen, 0..1.
-    """
-
-    person: int
+    person: int  # number of the person, from 1, the same on all cameras
+    # x1, y1, x2, y2 of the whole person in pixels, also where hidden or outside the picture
     box: tuple[float, float, float, float]
-    visible: float
+    visible: float  # share of the person's pixels that can be seen, 0..1
 
 
 class StreetFrame(NamedTuple):
-    """One picture of one camera.
+    """One picture of one camera."""
 
-    Attributes:
-        camera: id, such as `cam-a`.
-        number: frame number, from 1.
-        time: seconds since the street began.
-        image: `(H, W, 3)` uint8 BGR.
-        truth: every person with a part inside the picture.
-    """
-
-    camera: str
-    number: int
-    time: float
-    image: Image
-    truth: tuple[Truth, ...]
+    camera: str  # id, such as `cam-a`
+    number: int  # frame number, from 1
+    time: float  # seconds since the street began
+    image: Image  # `(H, W, 3)` uint8 BGR
+    truth: tuple[Truth, ...]  # every person with a part inside the picture
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One passage of one person through one camera's view.
+    """One passage of one person through one camera's view."""
 
-    Attributes:
-        person: number of the person, from 1.
-        camera: id of the camera.
-        start: seconds at which the person enters from beyond the picture's border.
-        end: seconds at which the person is beyond the border again.
-        path: start and end on the ground, `(to the right, away from the camera)` in statures.
-    """
-
-    person: int
-    camera: str
-    start: float
-    end: float
+    person: int  # number of the person, from 1
+    camera: str  # id of the camera
+    start: float  # seconds at which the person enters from beyond the picture's border
+    end: float  # seconds at which the person is beyond the border again
+    # start and end on the ground, `(to the right, away from the camera)` in statures
     path: tuple[Point, Point]
 
 
@@ -116,6 +90,32 @@ def _route(lens: Lens, rng: np.random.Generator) -> tuple[Point, Point]:
         edge = (lens.width / 2) / lens.scale(row * lens.height) + 0.35
         ends.append((where * edge, depth))
     return ends[0], ends[1]
+
+
+@lru_cache(maxsize=1)
+def _shade() -> NDArray[np.float32]:
+    """A soft dark spot, 1 outside: the shade around a person's feet."""
+    spot = np.ones((24, 64), np.float32)
+    cv2.ellipse(spot, (32, 12), (20, 6), 0, 0, 360, 0.45, -1)
+    return np.asarray(cv2.GaussianBlur(spot, (0, 0), 3), np.float32)
+
+
+def _shade_ground(image: Image, foot: Point, person: float) -> None:
+    """Darken the ground around `foot`, for a person of `person` pixels."""
+    wide, high = max(4, round(0.5 * person)), max(3, round(0.14 * person))
+    corner = round(foot[0] - wide / 2), round(foot[1] - high / 2)
+    if (parts := overlap(image.shape, corner, (high, wide))) is not None:
+        area, piece = parts
+        image[area] = (image[area] * cv2.resize(_shade(), (wide, high))[piece][..., None]).astype(np.uint8)
+
+
+def _blend(image: Image, owner: Image, picture: Image, corner: tuple[int, int], number: int) -> None:
+    """Draw a BGRA `picture` at `corner` (left, top); mark the pixels it covers with `number` in `owner`."""
+    if (parts := overlap(image.shape, corner, picture.shape)) is not None:
+        area, piece = parts[0], picture[parts[1]]
+        alpha = piece[..., 3:].astype(np.uint16)
+        image[area] = (image[area] * (255 - alpha) + piece[..., :3] * alpha) // 255
+        owner[area][piece[..., 3] > 127] = number
 
 
 class Street:
@@ -233,10 +233,10 @@ class Street:
         for foot, number, picture, left, top in sorted(layers, key=lambda layer: layer[:2]):
             high, wide = picture.shape[:2]
             if number != _PROP:
-                shade_ground(image, (left + wide / 2, foot), high)
+                _shade_ground(image, (left + wide / 2, foot), high)
                 box = (float(left), float(top), float(left + wide), float(top + high))
                 whole[number] = Truth(number, box, 0.0), int(np.count_nonzero(picture[..., 3] > 127))
-            blend(image, owner, picture, (left, top), number)
+            _blend(image, owner, picture, (left, top), number)
         return tuple(self._seen(whole, owner))
 
     def _seen(self, whole: dict[int, tuple[Truth, int]], owner: Image) -> Iterator[Truth]:
@@ -280,3 +280,72 @@ class Street:
         )
         sprite = render_person(who, pose, _DRAWN * self.size[1], scene.light)
         return scene.coloured(sprite.image), sprite.foot
+
+
+@dataclass(frozen=True, slots=True)
+class StreetVideo:
+    """Files of one camera: the video and its truth in MOTChallenge rows."""
+
+    camera: str
+    video: Path
+    truth: Path
+
+
+def write_videos(
+    street: Street, folder: Path, progress: Callable[[int, int], None] | None = None
+) -> tuple[StreetVideo, ...]:
+    """Write each camera as Motion JPEG in AVI, its truth, and `street.json` with the script.
+
+    Truth rows are `frame,person,left,top,width,height,conf,class,visibility`, as in the `gt.txt` of the
+    MOTChallenge; `person` is the same on all cameras, conf is 0 below `MIN_VISIBLE`.
+
+    Args:
+        street: what to write.
+        folder: created if missing.
+        progress: called with `(frames done, frames in all)`, counted over all cameras.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    videos = []
+    for index, name in enumerate(street.cameras):
+        video = StreetVideo(name, folder / f"{name}.avi", folder / f"{name}.txt")
+        rows = _write_video(street, video, index * street.frames, progress)
+        write_atomic(video.truth, "".join(rows).encode())
+        videos.append(video)
+    script = {"seed": street.seed, "fps": street.fps, "size": street.size, "frames": street.frames}
+    people = {str(number): person.seed for number, person in enumerate(street.people, 1)}
+    visits = [asdict(visit) for visit in street.visits]
+    document = json.dumps({**script, "people": people, "visits": visits}, indent=1)
+    write_atomic(folder / "street.json", document.encode())
+    return tuple(videos)
+
+
+def _write_video(
+    street: Street, video: StreetVideo, done: int, progress: Callable[[int, int], None] | None
+) -> list[str]:
+    """Write one video; return its rows of truth."""
+    part = video.video.with_name(f"{video.camera}.part.avi")
+    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"MJPG"), street.fps, street.size)
+    if not writer.isOpened():
+        raise StorageError(f"{part}: cannot be opened for writing; check free space and permissions")
+    rows = []
+    try:
+        for number in range(1, street.frames + 1):
+            frame = street.frame(video.camera, number)
+            writer.write(frame.image)
+            rows += [_mot_row(number, truth) for truth in frame.truth]
+            if progress:
+                progress(done + number, street.frames * len(street.cameras))
+    finally:
+        writer.release()
+    part.replace(video.video)
+    return rows
+
+
+def _mot_row(number: int, truth: Truth) -> str:
+    x1, y1, x2, y2 = truth.box
+    scored = int(truth.visible >= MIN_VISIBLE)
+    box = f"{x1:.1f},{y1:.1f},{x2 - x1:.1f},{y2 - y1:.1f}"
+    return f"{number},{truth.person},{box},{scored},1,{truth.visible:.3f}\n"

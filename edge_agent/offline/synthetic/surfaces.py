@@ -6,8 +6,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GROUNDS", "WALLS", "ground", "noise", "wall"]
-
 GROUNDS = ("asphalt", "pavement", "cobbles", "grass", "gravel", "tiles", "carpet")
 WALLS = ("plaster", "brick", "glass", "hedge", "shutter", "panels", "shelves")
 

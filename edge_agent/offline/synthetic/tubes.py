@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from edge_agent.offline.synthetic.clothes import Texture
 from edge_agent.offline.synthetic.pose import Point
 
-__all__ = ["Canvas", "Light", "Profile", "Tube", "draw_tube", "profile"]
-
 Canvas = NDArray[np.float32]
 """`(4, H, W)`: planes of blue, green, red, each multiplied by the fourth plane, the coverage 0..1."""
 Profile = NDArray[np.float64]
@@ -30,46 +28,29 @@ _SHINE = 80.0  # grey levels of a highlight on the glossiest cloth in hard light
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """Direction of the light, in camera coordinates.
+    """Direction of the light, in camera coordinates."""
 
-    Attributes:
-        right, up, near: direction towards the light, of any length; near is towards the camera.
-        ambient: share of diffuse light, 0..1.
-    """
-
-    right: float = -0.4
+    right: float = -0.4  # right, up, near: towards the light, of any length; near is towards the camera
     up: float = 0.7
     near: float = 0.6
-    ambient: float = 0.6
+    ambient: float = 0.6  # share of diffuse light, 0..1
 
 
 @dataclass(frozen=True, slots=True)
 class Tube:
-    """One part of a figure.
+    """One part of a figure."""
 
-    Attributes:
-        start, end: ends of its axis in the body frame.
-        across, along: radii to the person's side and to the front; the cross-section is an ellipse.
-        texture: unwrapped surface, see `clothes`.
-        rows: position of the two ends on the texture's rows, as shares.
-        caps: whether the ends are round.
-        layer: drawing order, the highest last.
-        dim: factor of the incoming light.
-        gloss: gloss of the surface, 0..1.
-        spin: turn of the texture around the axis, radians.
-    """
-
-    start: Point
+    start: Point  # start and end of its axis in the body frame
     end: Point
-    across: Profile
-    along: Profile
-    texture: Texture
-    rows: tuple[float, float] = (0.0, 1.0)
-    caps: tuple[bool, bool] = (False, False)
-    layer: float = 0.0
-    dim: float = 1.0
-    gloss: float = 0.0
-    spin: float = 0.0
+    across: Profile  # radius to the person's side; the cross-section is an ellipse
+    along: Profile  # radius to the front
+    texture: Texture  # unwrapped surface, see `clothes`
+    rows: tuple[float, float] = (0.0, 1.0)  # position of the two ends on the texture's rows, as shares
+    caps: tuple[bool, bool] = (False, False)  # whether the ends are round
+    layer: float = 0.0  # drawing order, the highest last
+    dim: float = 1.0  # factor of the incoming light
+    gloss: float = 0.0  # gloss of the surface, 0..1
+    spin: float = 0.0  # turn of the texture around the axis, radians
 
 
 def profile(*radii: float) -> Profile:

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from edge_agent.offline.train.spec import DatasetSection, ExtensionSection
 
-__all__ = ["Augmentation"]
-
 Image = NDArray[np.uint8]
 _LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601, BGR order
 

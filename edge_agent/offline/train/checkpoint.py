@@ -19,44 +19,28 @@ from edge_agent.core.manifest import write_atomic
 from edge_agent.offline.train.network import ReidNetwork, build_network
 from edge_agent.offline.train.spec import Spec, parse_spec
 
-__all__ = ["Checkpoint", "load_pretrained", "network_of", "read_weights"]
-
 _FORMAT = "edge-agent checkpoint"
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """State of a training run.
+    """State of a training run."""
 
-    Attributes:
-        spec: the run's spec as plain values.
-        epoch: current epoch, from 0.
-        step: finished steps of that epoch.
-        people: person number of each class of the classifier.
-        network: weights being trained.
-        averaged: their running mean, or None without `ema_decay`.
-        optimizer: state of the optimiser.
-        center: state of the centre loss and its optimiser, or None.
-        scaler: state of the loss scaler of mixed precision, or None on a CPU.
-        random: states of torch's generators, by device. Batches and augmentation have no state: they are
-            drawn from the seed and their position in the run.
-        history: results so far, one dict per evaluation.
-        best: highest mAP of an evaluation, or None.
-    """
-
-    spec: dict[str, Any]
-    epoch: int
-    step: int
-    people: list[int]
-    network: dict[str, Tensor]
-    averaged: dict[str, Tensor] | None
-    optimizer: dict[str, Any]
-    center: dict[str, Any] | None
-    scaler: dict[str, Any] | None
+    spec: dict[str, Any]  # the run's spec as plain values
+    epoch: int  # current epoch, from 0
+    step: int  # finished steps of that epoch
+    people: list[int]  # person number of each class of the classifier
+    network: dict[str, Tensor]  # weights being trained
+    averaged: dict[str, Tensor] | None  # their running mean, or None without `ema_decay`
+    optimizer: dict[str, Any]  # state of the optimiser
+    center: dict[str, Any] | None  # state of the centre loss and its optimiser, or None
+    scaler: dict[str, Any] | None  # state of the loss scaler of mixed precision, or None on a CPU
+    # states of torch's generators, by device. Batches and augmentation have no state: they are drawn from
+    # the seed and their position in the run
     random: dict[str, Tensor]
-    history: list[dict[str, float]]
-    best: float | None
+    history: list[dict[str, float]]  # results so far, one dict per evaluation
+    best: float | None  # highest mAP of an evaluation, or None
 
     def write(self, path: Path) -> None:
         """Write atomically; StorageError if that fails."""

@@ -27,22 +27,14 @@ from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.sampler import identity_batches, shuffled_batches
 from edge_agent.offline.train.spec import Spec
 
-__all__ = ["Batch", "PictureSet", "Pictures", "TrainingBatches", "decode", "normalise", "read_folder"]
-
 
 @dataclass(frozen=True, slots=True)
 class PictureSet:
-    """Files of one split.
+    """Files of one split."""
 
-    Attributes:
-        paths: N picture files.
-        identities: `(N,)` int64 person numbers of the file names.
-        cameras: `(N,)` int64 camera numbers.
-    """
-
-    paths: tuple[Path, ...]
-    identities: NDArray[np.int64]
-    cameras: NDArray[np.int64]
+    paths: tuple[Path, ...]  # N picture files
+    identities: NDArray[np.int64]  # `(N,)` int64 person numbers of the file names
+    cameras: NDArray[np.int64]  # `(N,)` int64 camera numbers
 
     def __post_init__(self) -> None:
         if not len(self.paths) == len(self.identities) == len(self.cameras):
@@ -51,19 +43,12 @@ class PictureSet:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """A decoded split.
+    """A decoded split."""
 
-    Attributes:
-        images: `(N, h, w, 3)` uint8 BGR, mapped from a file.
-        labels: `(N,)` int64 in `0..classes-1`, in ascending order of the person numbers.
-        cameras: `(N,)` int64.
-        people: person number of each label.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    cameras: NDArray[np.int64]
-    people: NDArray[np.int64]
+    images: NDArray[np.uint8]  # `(N, h, w, 3)` uint8 BGR, mapped from a file
+    labels: NDArray[np.int64]  # `(N,)` int64 in `0..classes-1`, in ascending order of the person numbers
+    cameras: NDArray[np.int64]  # `(N,)` int64
+    people: NDArray[np.int64]  # person number of each label
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,6 @@ from edge_agent.offline.train.checkpoint import Checkpoint, network_of
 from edge_agent.offline.train.network import Deployed
 from edge_agent.offline.train.spec import Spec
 
-__all__ = ["TOLERANCE", "Exported", "export_onnx"]
-
 TOLERANCE = 1e-4
 """Largest allowed difference of an embedding element between PyTorch and ONNX Runtime."""
 
@@ -38,23 +36,14 @@ _BATCHES = (1, 3, 8)  # several sizes, to detect a wrong dynamic axis
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An exported file.
+    """An exported file."""
 
-    Attributes:
-        path: the ONNX file.
-        sha256: of its bytes.
-        size: bytes.
-        dimension: elements of an embedding.
-        difference: largest difference to PyTorch.
-        card: the model card in the file's metadata.
-    """
-
-    path: Path
-    sha256: str
-    size: int
-    dimension: int
-    difference: float
-    card: Mapping[str, str]
+    path: Path  # the ONNX file
+    sha256: str  # of its bytes
+    size: int  # bytes
+    dimension: int  # elements of an embedding
+    difference: float  # largest difference to PyTorch
+    card: Mapping[str, str]  # the model card in the file's metadata
 
 
 def export_onnx(

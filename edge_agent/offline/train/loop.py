@@ -26,8 +26,6 @@ from edge_agent.offline.train.network import ReidNetwork, build_network, state_o
 from edge_agent.offline.train.optim import build_optimizer, rate_factor, set_rates
 from edge_agent.offline.train.spec import Spec
 
-__all__ = ["Evaluation", "Step", "Trainer", "Watcher", "embed_pictures"]
-
 Evaluation = Callable[[Callable[[NDArray[np.uint8]], NDArray[np.float32]]], Mapping[str, float]]
 """Called with a function that embeds `(N, h, w, 3)` uint8 BGR pictures (any number); returns figures by name.
 `mAP` must be among them; it selects the best checkpoint."""
@@ -37,27 +35,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Result of one training step.
+    """Result of one training step."""
 
-    Attributes:
-        epoch: from 0.
-        step: from 1, within the epoch.
-        steps: number of steps of this epoch.
-        total: number of the step in the whole run, from 1.
-        losses: by name (`identity`, `triplet`, `center`, `total`).
-        accuracy: share of the batch that is classified correctly.
-        rate: learning rate of the first group.
-        seconds: duration of the step.
-    """
-
-    epoch: int
-    step: int
-    steps: int
-    total: int
-    losses: Mapping[str, float]
-    accuracy: float
-    rate: float
-    seconds: float
+    epoch: int  # from 0
+    step: int  # from 1, within the epoch
+    steps: int  # number of steps of this epoch
+    total: int  # number of the step in the whole run, from 1
+    losses: Mapping[str, float]  # by name (`identity`, `triplet`, `center`, `total`)
+    accuracy: float  # share of the batch that is classified correctly
+    rate: float  # learning rate of the first group
+    seconds: float  # duration of the step
 
 
 class Watcher(Protocol):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LABEL_SMOOTHING", "CenterLoss", "batch_hard_triplet", "identity_loss"]
-
 LABEL_SMOOTHING = 0.1
 """epsilon of Szegedy et al. 2016, the value of TAO's `label_smooth: True`."""
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from edge_agent.offline.train.spec import ExtensionSection, ModelSection
 
-__all__ = ["Deployed", "ReidNetwork", "build_network", "state_of"]
-
 _RESNETS = {
     # whether blocks are bottlenecks, blocks per stage
     "resnet_18": (False, (2, 2, 2, 2)),

@@ -9,8 +9,6 @@ import torch
 from edge_agent.offline.train.network import ReidNetwork
 from edge_agent.offline.train.spec import Spec
 
-__all__ = ["build_optimizer", "rate_factor", "set_rates"]
-
 _COSINE_FLOOR = 0.002
 """Final learning rate of the cosine schedule, share of `base_lr`: the value of TransReID and TAO."""
 

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["identity_batches", "shuffled_batches"]
-
 
 def identity_batches(
     labels: NDArray[np.int64], *, batch_size: int, instances: int, seed: int, epoch: int

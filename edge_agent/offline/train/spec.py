@@ -24,18 +24,6 @@ from pydantic import (
 
 from edge_agent.core.errors import ConfigError
 
-__all__ = [
-    "BACKBONES",
-    "DatasetSection",
-    "ExtensionSection",
-    "ModelSection",
-    "OptimSection",
-    "Spec",
-    "TrainSection",
-    "load_spec",
-    "parse_spec",
-]
-
 BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101", "resnet_152", "mobilenet_v2")
 
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from edge_agent.offline.train.data import Pictures
     from edge_agent.offline.train.spec import ReRankingSection
 
-__all__ = ["Validation"]
-
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 

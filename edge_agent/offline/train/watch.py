@@ -15,8 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edge_agent.offline.train.loop import Step
 
-__all__ = ["RunLog"]
-
 _LINE_EVERY = 30.0  # seconds between lines without a terminal
 _log = structlog.get_logger(__name__)
 
