@@ -29,7 +29,7 @@ from edge_agent.gallery.erasure import Erasure, forget
 
 if TYPE_CHECKING:
     from edge_agent.agent.tasks import TaskQueue
-    from edge_agent.deliver.publisher import Counters as DeliveryCounters
+    from edge_agent.deliver.local import Counters as DeliveryCounters
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.gallery.rows import Identity
     from edge_agent.identify import Identifier

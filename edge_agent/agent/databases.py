@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core.encryption import database_key, rewrite
 from edge_agent.core.errors import StorageError
-from edge_agent.deliver import recovery
+from edge_agent.deliver import storage
 from edge_agent.deliver.outbox import OUTBOX_FILE, make_outbox
 from edge_agent.gallery.erasure import Erasure, Removed
 from edge_agent.gallery.gallery import GALLERY_FILE
@@ -86,7 +86,7 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     try:
         return {
             str(path): rewrite_file(path, old, new)
-            for path, rewrite_file in ((gallery, rewrite), (events, recovery.rekey))
+            for path, rewrite_file in ((gallery, rewrite), (events, storage.rekey))
             if path.exists()
         }
     finally:

@@ -11,7 +11,8 @@ from edge_agent.core.events import alert_event
 from edge_agent.core.structures import SourceState, SourceStatus
 
 if TYPE_CHECKING:
-    from edge_agent.deliver.publisher import AnyPublisher, State
+    from edge_agent.deliver.local import State
+    from edge_agent.deliver.publisher import AnyPublisher
 
 __all__ = ["HealthState"]
 

@@ -34,14 +34,12 @@ from edge_agent.core.commands import COMMAND_TYPES, Command
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.events import CommandResultData, Event, new_event
 from edge_agent.core.mqtt import Incoming
-from edge_agent.deliver.database import CLOCK_SET
 from edge_agent.deliver.pacing import TokenBucket
+from edge_agent.deliver.storage import CLOCK_SET
 from edge_agent.deliver.topics import PREFIX, Topics
 
 if TYPE_CHECKING:
     from edge_agent.core.config import MqttSettings
-
-__all__ = ["CommandDesk", "Operation", "Reply", "open_commands"]
 
 log = structlog.get_logger(__name__)
 

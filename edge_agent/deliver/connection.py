@@ -9,6 +9,7 @@ connection disappears with its client. The callbacks only collect what happened;
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import select
 import socket
@@ -32,13 +33,14 @@ from edge_agent.core.mqtt import (
     silence_problem,
     tls_reason,
 )
-from edge_agent.deliver.packing import CLOUDEVENTS_JSON, MessageOptions, PropertyPacker
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
-__all__ = ["Connection", "ConnectionState", "Happened", "WakePipe", "Will"]
+    from edge_agent.deliver.storage import Row
 
+WINDOW = 20
+"""Messages without PUBACK: mosquitto's default limit, and the fastest for paho."""
 RECEIVE_MAXIMUM = 20
 """Commands that the broker may send before it has our acknowledgement."""
 MAXIMUM_PACKET = 1 << 20
@@ -47,7 +49,10 @@ SESSION_EXPIRY_S = 3600
 """How long the broker keeps the command subscription of an agent that is away."""
 WILL_DELAY_S = 5
 """How long the broker waits before it publishes the will."""
-_NO_OPTIONS = MessageOptions()
+CLOUDEVENTS_JSON = "application/cloudevents+json"
+_TRACEPARENT = b"\x26\x00\x0btraceparent\x00\x37"
+"""User property `traceparent` (MQTT 5, section 2.2.2) up to its value, which has 55 characters."""
+_TRACEPARENT_LENGTH = 55
 
 
 class ConnectionState(Enum):
@@ -68,19 +73,43 @@ class ConnectionState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Will:
-    """The retained message that the broker publishes when the connection ends without a DISCONNECT."""
+class MessageOptions:
+    """Properties of a message in MQTT 5; 3.1.1 has none."""
+
+    schema: str = ""
+    """User property `schema`, "" for none."""
+    expiry_s: int | None = None
+    """The broker drops the message after this time; None for never."""
+    correlation: bytes | None = None
+    """Correlation data of the command that the message answers."""
+    content_type: str = CLOUDEVENTS_JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result of a command: a message that is sent once and not kept on disk."""
 
     topic: str
     payload: bytes
+    options: MessageOptions
+
+
+@dataclass(slots=True)  # not frozen: creating one for each message would take three times as long
+class Sent:
+    """A message without PUBACK, and when it was sent (monotonic seconds)."""
+
+    at: float
+    topic: str
+    row: Row | None = None
+    answer: Answer | None = None
 
 
 @dataclass(slots=True)
 class Happened:
     """Results of the callbacks since the last `turn`."""
 
-    acks: list[tuple[int, int]] = field(default_factory=list)
-    """Message number and reason code of each PUBACK; 0 for MQTT 3.1.1, which has no codes."""
+    acks: list[tuple[Sent, int]] = field(default_factory=list)
+    """Messages with the reason code of their PUBACK; 0 for MQTT 3.1.1, which has no codes."""
     messages: list[Incoming] = field(default_factory=list)
     subscribed: list[int] = field(default_factory=list)
     """Reason codes of SUBACK."""
@@ -119,12 +148,15 @@ class Connection:
 
     Args:
         broker: address and login.
-        client_id: identifies the client to the broker; two clients with one id disconnect each other.
-        will: published by the broker when the connection breaks.
+        client_id: two clients with one id disconnect each other.
+        will: topic and payload of the retained message that the broker publishes when the connection ends
+            without a DISCONNECT.
         wake: ends the wait inside `turn`.
     """
 
-    def __init__(self, broker: BrokerSettings, *, client_id: str, will: Will, wake: WakePipe) -> None:
+    def __init__(
+        self, broker: BrokerSettings, *, client_id: str, will: tuple[str, bytes], wake: WakePipe
+    ) -> None:
         self._broker = broker
         self._client_id = client_id
         self._will = will
@@ -134,9 +166,9 @@ class Connection:
         self._connack: Any = None
         self._lost: str | None = None
         self._trouble = ""
-        self._packer = PropertyPacker()
-        self.receive_maximum = RECEIVE_MAXIMUM
-        """Messages that the broker takes without a PUBACK."""
+        self._window = WINDOW
+        self.unsettled: dict[int, Sent] = {}
+        """Messages without PUBACK by number, the oldest first; the owner clears it after a loss."""
         self.maximum_packet: int | None = None
         """Largest packet in bytes that the broker takes; None for no limit."""
 
@@ -167,18 +199,14 @@ class Connection:
         connected: Any = client.socket()
         with contextlib.suppress(OSError, AttributeError):  # small packets must not wait for an ACK
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._await_connack()
-
-    def _await_connack(self) -> None:
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while self._connack is None and self._lost is None and time.monotonic() < deadline:
             self._exchange(deadline - time.monotonic(), watch_wake=False)
-        if self._client is not None and self._connack is not None and not self._connack.is_failure:
-            self._client.on_log = None  # needed for the handshake only; it costs time at every message
-            return
-        problem = self._refusal()
-        self.close()
-        raise problem
+        if self._connack is None or self._connack.is_failure:
+            refusal = self._refusal()
+            self.close()
+            raise refusal
+        client.on_log = None  # needed for the handshake only; it costs time at every message
 
     def _refusal(self) -> DeliveryError:
         """Explain why there is no connection; the type of the error decides how long to wait."""
@@ -187,8 +215,9 @@ class Connection:
         if "ALERT" in self._trouble.upper():
             return BrokerRefused(f"broker {self._broker.url}: TLS failed: {self._trouble}")
         if self._lost is not None:
-            reason = self._trouble or self._lost
-            return BrokerUnreachable(f"broker {self._broker.url}: connection lost before CONNACK: {reason}")
+            return BrokerUnreachable(
+                f"broker {self._broker.url}: connection lost before CONNACK: {self.loss}"
+            )
         return silence_problem(self._broker)
 
     def close(self, *, goodbye: bool = False) -> None:
@@ -219,17 +248,22 @@ class Connection:
         """Why the connection was lost, for people."""
         return self._trouble or self._lost or ""
 
+    @property
+    def room(self) -> int:
+        """How many more messages may be sent with QoS 1 now."""
+        return self._window - len(self.unsettled)
+
     def publish(
         self,
-        topic: str,
+        sent: Sent,
         payload: bytes,
+        options: MessageOptions,
         *,
-        qos: int,
+        qos: int = 1,
         retain: bool = False,
-        options: MessageOptions = _NO_OPTIONS,
         traceparent: str = "",
     ) -> int:
-        """Send one message; return the number with which its PUBACK comes.
+        """Send one message and return its number; with QoS 1 its PUBACK appears in `Happened.acks`.
 
         `traceparent`, of W3C Trace Context, is added as a user property.
 
@@ -238,11 +272,13 @@ class Connection:
         """
         if self._client is None:
             raise BrokerUnreachable(f"broker {self._broker.url}: not connected")
-        packed: Any = self._packer.pack(options, traceparent) if self._broker.version == "5" else None
-        info = self._client.publish(topic, payload, qos, retain, packed)
+        packed: Any = _PackedProperties(options, traceparent) if self._broker.version == "5" else None
+        info = self._client.publish(sent.topic, payload, qos, retain, packed)
         if info.rc != 0:
             self._lost = self._lost or "write failed"
             raise BrokerUnreachable(f"broker {self._broker.url}: connection lost while writing")
+        if qos:
+            self.unsettled[info.mid] = sent
         return info.mid
 
     def subscribe(self, topic: str) -> None:
@@ -277,7 +313,7 @@ class Connection:
 
     def _new_client(self) -> Client:
         client = new_client(self._broker, self._client_id)
-        client.max_inflight_messages_set(0)  # the owner keeps to `receive_maximum`
+        client.max_inflight_messages_set(0)  # the owner keeps to `room`
         will_properties = None
         if self._broker.version == "5":
             will_properties = properties(
@@ -286,20 +322,21 @@ class Connection:
                 ContentType=CLOUDEVENTS_JSON,
                 PayloadFormatIndicator=1,
             )
-        client.will_set(self._will.topic, self._will.payload, qos=1, retain=True, properties=will_properties)
+        client.will_set(*self._will, qos=1, retain=True, properties=will_properties)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
-        client.on_message = self._on_message
-        client.on_subscribe = self._on_subscribe
+        client.on_message = lambda _client, _data, message: self._happened.messages.append(incoming(message))
+        client.on_subscribe = lambda _client, _data, _mid, reasons, _properties: (
+            self._happened.subscribed.extend(reason.value for reason in reasons)
+        )
         client.on_log = self._on_log
         client.on_socket_close = self._on_socket_close
         return client
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
         self._connack = reason
-        limit = getattr(properties, "ReceiveMaximum", None)
-        self.receive_maximum = min(RECEIVE_MAXIMUM, limit) if limit else RECEIVE_MAXIMUM
+        self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", None) or WINDOW)
         self.maximum_packet = getattr(properties, "MaximumPacketSize", None)
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
@@ -307,13 +344,9 @@ class Connection:
         self._lost = "the connection broke" if reason.value == 128 else str(reason)
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        self._happened.acks.append((mid, int(reason.value)))
-
-    def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
-        self._happened.subscribed.extend(int(reason.value) for reason in reasons)
-
-    def _on_message(self, _client: Any, _data: Any, message: Any) -> None:  # noqa: ANN401
-        self._happened.messages.append(incoming(message))
+        sent = self.unsettled.pop(mid, None)
+        if sent is not None:
+            self._happened.acks.append((sent, int(reason.value)))
 
     def _on_socket_close(self, _client: Any, _data: Any, closing: Any) -> None:  # noqa: ANN401
         """Read the TLS alert: a refused certificate may first appear as a failed write, the alert unread."""
@@ -331,3 +364,38 @@ class Connection:
         if "failed to receive on socket" in text or "failed to send" in text:
             named = re.search(r"\[SSL: (\w+)\]", text)  # else it has the position in the source
             self._trouble = named[1] if named else text.partition(": ")[2]
+
+
+class _PackedProperties:
+    """Packed properties of a PUBLISH; paho calls only `pack`."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, options: MessageOptions, traceparent: str) -> None:
+        packed = _packed(options, traced=bool(traceparent))
+        self._body = packed + traceparent.encode() if traceparent else packed
+
+    def pack(self) -> bytes:
+        """Return the properties as they appear in the packet."""
+        return self._body
+
+
+@functools.lru_cache(maxsize=64)  # packing with paho takes longer than sending
+def _packed(options: MessageOptions, *, traced: bool) -> bytes:
+    """Properties of a PUBLISH with their length; where `traced`, only the value of `traceparent` lacks."""
+    from paho.mqtt.properties import VariableByteIntegers
+
+    made = properties("PUBLISH", ContentType=options.content_type, PayloadFormatIndicator=1)
+    if options.schema:
+        made.UserProperty = ("schema", options.schema)
+    if options.expiry_s is not None:
+        made.MessageExpiryInterval = options.expiry_s
+    if options.correlation is not None:
+        made.CorrelationData = options.correlation
+    whole: bytes = made.pack()
+    length, skip = VariableByteIntegers.decode(whole)  # type: ignore[no-untyped-call]
+    if not traced:
+        return whole
+    length += len(_TRACEPARENT) + _TRACEPARENT_LENGTH
+    head: bytes = VariableByteIntegers.encode(length)  # type: ignore[no-untyped-call]
+    return head + whole[skip:] + _TRACEPARENT

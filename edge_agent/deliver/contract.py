@@ -18,10 +18,8 @@ from edge_agent.core.codec import command_schema, data_schema, envelope_schema
 from edge_agent.core.commands import COMMAND_TYPES
 from edge_agent.core.events import DATA_TYPES
 from edge_agent.core.manifest import write_atomic
-from edge_agent.deliver.packing import CLOUDEVENTS_JSON
+from edge_agent.deliver.connection import CLOUDEVENTS_JSON
 from edge_agent.deliver.topics import PREFIX
-
-__all__ = ["asyncapi", "schemas", "to_yaml", "write"]
 
 VERSION = "1.0.0"
 """Of the contract: the first number is in every topic, the second counts additions."""

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias
 
 import structlog
 
+from edge_agent import __version__
 from edge_agent.core.codec import encode
-from edge_agent.core.errors import StorageError
-from edge_agent.core.events import Event
+from edge_agent.core.errors import DiskFull, StorageError
+from edge_agent.core.events import Event, StatusData, new_event
 from edge_agent.core.heartbeat import HeartbeatState
+from edge_agent.core.manifest import write_error
 from edge_agent.core.structures import SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
-from edge_agent.deliver.eventfile import EventFile
 from edge_agent.deliver.topics import Topics
-
-__all__ = ["Counters", "LocalPublisher", "Origin", "State"]
 
 log = structlog.get_logger(__name__)
 
 State: TypeAlias = Literal["online", "degraded", "stopping", "offline"]
+_ROLE = "the events file"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counters:
     """What delivery has done since the start, and what it holds now."""
 
@@ -46,14 +48,50 @@ class Counters:
     outbox_parked: int = 0
 
 
-class Origin:
-    """Adds source and session to events, and copies messages to the events file.
+class EventFile:
+    """Events as JSON lines in a file that is replaced when this is entered; its folder must exist."""
 
-    Args:
-        topics: of this device.
-        session: id of this run.
-        event_file: gets every numbered event; None for no file.
-    """
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._file: int | None = None
+
+    def __enter__(self) -> EventFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND | os.O_TRUNC
+        try:
+            self._file = os.open(self.path, flags, 0o644)
+        except OSError as problem:
+            raise write_error(self.path, problem, role=_ROLE) from problem
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def write(self, message: bytes) -> None:
+        """Add one line in one system call, so that a kill leaves no partial line.
+
+        Raises:
+            DiskFull, StorageError: it could not be written.
+        """
+        line = message + b"\n"
+        with self._lock:
+            if self._file is None:
+                raise StorageError(f"{_ROLE} {self.path} is not open")
+            try:
+                written = os.write(self._file, line)
+            except OSError as problem:
+                raise write_error(self.path, problem, role=_ROLE) from problem
+            if written < len(line):
+                raise DiskFull(f"cannot write {_ROLE} {self.path}: no space is left on its disk")
+
+
+class Origin:
+    """Adds source and session to events, and copies numbered ones to the events file, if there is one."""
 
     def __init__(self, topics: Topics, session: str, event_file: EventFile | None) -> None:
         self.topics = topics
@@ -65,8 +103,16 @@ class Origin:
         """Return the event with source and session."""
         return replace(event, source=self.topics.root, session=self._session)
 
+    def message(self, kind: str, data: object) -> bytes:
+        """Return the message of a new event without number."""
+        return encode(self.stamp(new_event(kind, data, time=time.time())))
+
+    def status(self, state: State, reason: str, since: float | None = None) -> bytes:
+        """Return a status message; `since` is now by default."""
+        return self.message("status", StatusData(state, since or time.time(), reason, __version__))
+
     def copy_to_file(self, message: bytes) -> None:
-        """Write a message to the events file, if there is one; log the first of several failures."""
+        """Write a message to the events file; log the first of several failures."""
         if self._event_file is None:
             return
         try:
@@ -81,11 +127,12 @@ class Origin:
 class LocalPublisher:
     """Replaces `Publisher` when no broker is configured: numbers events and writes them to the file."""
 
+    state = ConnectionState.DISABLED
+
     def __init__(self, origin: Origin) -> None:
+        self.counters = Counters()
         self._origin = origin
         self._lock = threading.Lock()
-        self._published = 0
-        self.state = ConnectionState.DISABLED
 
     def __enter__(self) -> LocalPublisher:
         return self
@@ -98,9 +145,10 @@ class LocalPublisher:
     def publish(self, event: Event) -> int:
         """Number an event, from 1 in each run, and write it to the file."""
         with self._lock:
-            self._published += 1
-            self._origin.copy_to_file(encode(replace(self._origin.stamp(event), seq=self._published)))
-            return self._published
+            self.counters.published += 1
+            seq = self.counters.published
+            self._origin.copy_to_file(encode(replace(self._origin.stamp(event), seq=seq)))
+            return seq
 
     def set_status(self, state: State, reason: str = "") -> None:
         """Has no effect."""
@@ -119,8 +167,3 @@ class LocalPublisher:
     def heartbeat(self) -> HeartbeatState:
         """Always now: there is no thread that could hang."""
         return HeartbeatState(time.monotonic(), idle="no broker is set")
-
-    @property
-    def counters(self) -> Counters:
-        """The number of events."""
-        return Counters(published=self._published)

@@ -1,11 +1,4 @@
-"""Files next to the outbox that let it survive a full disk, damage and power cuts.
-
-`Marks` are the few numbers that are needed when the database cannot supply them. Their file has a fixed
-size and is written in place, in two alternating slots with a checksum each: this works on a full disk, and
-an incomplete write leaves the other slot intact. `Reserve` is disk space that is released when no other is
-left, since even a deletion needs space in SQLite's log. `Numbers` gives out the numbers of events and
-reserves them in the marks.
-"""
+"""Files next to the outbox that let it survive a full disk, damage and power cuts."""
 
 from __future__ import annotations
 
@@ -16,8 +9,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-
-__all__ = ["Marks", "Numbers", "Reserve", "boot_check"]
 
 RESERVED_NUMBERS = 1024
 """Numbers that one write of the marks reserves. After damage, at most this many unused ones are reported
@@ -35,17 +26,21 @@ def boot_check() -> int:
 
 
 class Marks:
-    """Numbers that are kept outside of the database.
+    """Numbers that are needed when the database cannot supply them.
+
+    The file has a fixed size and is written in place, in two alternating slots with a checksum each: this
+    works on a full disk, and an incomplete write leaves the other slot intact.
 
     Attributes:
+        generation: counts the writes; the database holds the generation whose range it has recorded.
         reserved: no number above this one was ever given out.
         floor: every number up to this one was settled: acknowledged, parked or dropped.
         first, last: range of numbers that could not be written and is not in the database yet; 0, 0 for none.
         key_check: identifies the key of the database; 0 for none.
         boot: identifies the boot of the last write.
-        generation: counts the writes; the database holds the generation whose range it has recorded.
     """
 
+    _FIELDS = ("generation", "reserved", "floor", "first", "last", "key_check", "boot")
     _FORMAT = struct.Struct("<8sQQQQQQQ")
     _MAGIC = b"edgemrk1"
     _SLOT = 512
@@ -53,10 +48,13 @@ class Marks:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.generation = self.reserved = self.floor = self.first = self.last = self.key_check = self.boot = 0
+        self._reserve_from = 0
+        self._unsynced = False
         self._file = -1
 
     def open(self) -> None:
         """Read the newer valid slot; create the file where there is none."""
+        self._reserve_from = 0
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.fstat(self._file).st_size < 2 * self._SLOT:
             os.pwrite(self._file, bytes(2 * self._SLOT), 0)
@@ -67,22 +65,13 @@ class Marks:
             if zlib.crc32(body).to_bytes(4, "little") == check and body.startswith(self._MAGIC):
                 values = self._FORMAT.unpack(body)[1:]
                 if values[0] >= self.generation:
-                    self.generation, self.reserved, self.floor, *others = values
-                    self.first, self.last, self.key_check, self.boot = others
+                    for name, value in zip(self._FIELDS, values, strict=True):
+                        setattr(self, name, value)
 
     def write(self) -> None:
         """Write the other slot; `sync` waits for the disk."""
         self.generation += 1
-        values = (
-            self.generation,
-            self.reserved,
-            self.floor,
-            self.first,
-            self.last,
-            self.key_check,
-            self.boot,
-        )
-        body = self._FORMAT.pack(self._MAGIC, *values)
+        body = self._FORMAT.pack(self._MAGIC, *(getattr(self, name) for name in self._FIELDS))
         check = zlib.crc32(body).to_bytes(4, "little")
         os.pwrite(self._file, body + check, self.generation % 2 * self._SLOT)
 
@@ -91,6 +80,34 @@ class Marks:
         if self._file >= 0:
             os.fdatasync(self._file)
 
+    def reserve(self, seq: int) -> None:
+        """Reserve this number; so early that `sync_reserved` comes before its use."""
+        if seq > self._reserve_from:
+            self.reserved = seq + RESERVED_NUMBERS
+            self.write()
+            self._reserve_from = seq + RESERVED_NUMBERS // 2
+            self._unsynced = True
+
+    def sync_reserved(self) -> None:
+        """Write the reservation to the disk, for the case of a power cut. Blocks the calling thread only."""
+        if self._unsynced:
+            self._unsynced = False
+            with contextlib.suppress(OSError):
+                self.sync()
+
+    def release(self, last: int) -> None:
+        """Give up the reservation of numbers above `last`, at the end."""
+        self.reserved = last
+        with contextlib.suppress(OSError):
+            self.write()
+            self.sync()
+
+    def note_unwritten(self, seq: int) -> None:
+        """Record that an event could not be written."""
+        self.first = self.first or seq
+        self.last = seq
+        self.write()
+
     def close(self) -> None:
         """Close the file; a second call has no effect."""
         if self._file >= 0:
@@ -98,54 +115,15 @@ class Marks:
             self._file = -1
 
 
-class Numbers:
-    """Gives out the numbers of events, none of them twice."""
-
-    def __init__(self, marks: Marks) -> None:
-        self._marks = marks
-        self._reserve_from = 0
-        self._unsynced = False
-        self.next = 1
-        """The next number."""
-
-    @property
-    def last(self) -> int:
-        """The highest number given out."""
-        return self.next - 1
-
-    def take(self) -> int:
-        """Return the next number. Numbers are reserved so early that `sync` comes before their use."""
-        seq = self.next
-        if seq > self._reserve_from:
-            self._marks.reserved = seq + RESERVED_NUMBERS
-            self._marks.write()
-            self._reserve_from = seq + RESERVED_NUMBERS // 2
-            self._unsynced = True
-        self.next = seq + 1
-        return seq
-
-    def sync(self) -> None:
-        """Write the reservation to the disk, for the case of a power cut. Blocks the calling thread only."""
-        if self._unsynced:
-            self._unsynced = False
-            with contextlib.suppress(OSError):
-                self._marks.sync()
-
-    def release(self) -> None:
-        """Give up the reservation, at the end."""
-        self._marks.reserved = self.last
-        with contextlib.suppress(OSError):
-            self._marks.write()
-            self._marks.sync()
-
-
 class Reserve:
-    """Disk space that is kept allocated until it is needed."""
+    """Disk space that is kept allocated until no other is left: even a deletion needs space in SQLite's log.
+
+    `size` is in bytes; less where the disk had less than eight times as much free when it was opened.
+    """
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = size
-        """Bytes; less where the disk had less than eight times as much free when it was opened."""
         self._file = -1
 
     def open(self) -> None:

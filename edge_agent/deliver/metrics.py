@@ -20,7 +20,7 @@ from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Metric
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
-from edge_agent.deliver.publisher import Counters
+from edge_agent.deliver.local import Counters
 
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADDRESS = "127.0.0.1"

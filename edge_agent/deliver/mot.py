@@ -17,8 +17,6 @@ from edge_agent.core.errors import InputError
 from edge_agent.core.manifest import write_atomic, write_error
 from edge_agent.core.structures import TrackObservation, TrackUpdate
 
-__all__ = ["MotFinal", "MotWriter"]
-
 Number = Callable[[str, int], int | None]
 """Returns the present identity number of a camera's track."""
 
@@ -35,11 +33,15 @@ def _path_of(path: Path, camera: str, cameras: int) -> Path:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Translate system errors to ours, with the path."""
     try:
         yield
     except OSError as problem:
         raise write_error(path, problem) from problem
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
 
 
 class MotWriter:
@@ -56,8 +58,7 @@ class MotWriter:
         self._files: dict[str, TextIO] = {}
 
     def __enter__(self) -> MotWriter:
-        if not self._path.parent.is_dir():
-            raise InputError(f"{self._path}: the folder {self._path.parent} does not exist")
+        _check_folder(self._path)
         if self._cameras == 1:
             self._open("", self._path)
         return self
@@ -109,8 +110,7 @@ class MotFinal:
         self._path = path
         self._cameras = cameras
         self._seen: dict[str, list[TrackObservation]] = {}
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist")
+        _check_folder(path)
         if path.exists() and not path.is_file():  # report it now, not at the end of the run
             raise InputError(f"{path}: cannot be written: it is not a regular file")
 

@@ -6,16 +6,8 @@ An event has its number and is on disk before `append` returns. It leaves when t
 
 Two facts must survive the loss of the database: the numbers that could not be written to a full disk, and
 the next free number when the file is damaged, or shorter than before a power cut. Both are in `marks`, a
-small file of fixed size that is written in place and therefore needs no free space.
-
-============  ================================================================
-`storage`     all files as one unit: open, append, delete, replace after damage
-`database`    the SQLite file: schema, transactions, counters
-`waiting`     the queue, its bounds, and the events that the broker refused
-`gaps`        dropped numbers, and gap events
-`marks`       numbers and disk space outside of the database
-`recovery`    damaged files
-============  ================================================================
+small file of fixed size that is written in place and therefore needs no free space. `storage` opens, replaces
+and changes the files.
 """
 
 from __future__ import annotations
@@ -28,20 +20,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import structlog
+
+from edge_agent.core.codec import encode
 from edge_agent.core.encryption import database_key
-from edge_agent.core.events import Event
-from edge_agent.deliver import recovery
-from edge_agent.deliver.database import Row
-from edge_agent.deliver.storage import Storage
-from edge_agent.deliver.waiting import Size
+from edge_agent.core.events import Event, GapData, NumberRange, new_event
+from edge_agent.core.sqlite import database_errors
+from edge_agent.deliver.storage import CLOCK_SET, Row, Size, Storage, indicates_damage, joined, remove_damaged
 
 if TYPE_CHECKING:
     from edge_agent.core.config import OutboxSettings, Settings
 
-__all__ = ["OUTBOX_FILE", "Depth", "Outbox", "make_outbox"]
+log = structlog.get_logger(__name__)
 
 OUTBOX_FILE = "outbox.db"
 """Inside the state folder."""
+MAX_RANGES = 500
+"""Number ranges in one gap event, which keeps it below 30 kB."""
+MAX_PARKED = 1000
+"""Refused events that are kept; the oldest are deleted. A gap event named them when they were parked."""
+EXPIRY_INTERVAL_S = 1.0
+"""How often rows are checked for their age."""
+EXPIRY_BATCH = 10_000
+"""Most rows that one check drops, so that none takes long."""
+ACK_BATCH = 200
+"""Acknowledged rows that are deleted in one transaction, which saves flash writes and time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,7 @@ class Depth:
 
 
 def make_outbox(settings: Settings) -> Outbox:
-    """Return the outbox of the state folder; not open yet.
-
-    Raises:
-        ConfigError: `storage.key` is not a key.
-    """
+    """Return the outbox of the state folder, not open yet. ConfigError: `storage.key` is not a key."""
     return Outbox(settings.state_dir / OUTBOX_FILE, settings.outbox, key=database_key(settings.storage))
 
 
@@ -83,12 +82,15 @@ class Outbox:
         key: bytes | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.path = Path(path)
         offset = time.time() - time.monotonic()
         self.now = clock or (lambda: offset + time.monotonic())
         """Returns Unix seconds by the clock that ages the events."""
-        self._storage = Storage(self.path, settings, key)
+        self._max_rows = settings.max_rows
+        self._max_bytes = int(settings.max_megabytes * (1 << 20))
+        self._max_age_s = settings.max_age_hours * 3600
+        self._storage = Storage(Path(path), settings, key)
         self._lock = self._storage.lock
+        self._failing = False
 
     def __enter__(self) -> Outbox:
         """Open it; set a damaged file aside.
@@ -110,34 +112,102 @@ class Outbox:
     def close(self) -> None:
         """Delete the acknowledged rows and close the files."""
         with self._lock:
+            if self._storage.is_connected:
+                self.flush()
+                self._storage.marks.release(self.last_number)
             self._storage.close()
 
     # --- in -----------------------------------------------------------------------------------------------
 
     def append(self, body: bytes, topic: str) -> int:
-        """Number a message, a JSON object without `seq`, and write it durably.
-
-        Returns:
-            Its number.
+        """Number a message, a JSON object without `seq`, write it durably, and return its number.
 
         Raises:
             DiskFull: it could not be written; its number counts as dropped, and a gap event will name it.
             StorageError: the same, for another reason than a full disk.
         """
+        storage = self._storage
         with self._lock:
-            return self._storage.append(body, topic, self.now())
+            state = storage.state
+            row = Row(state.next, topic, body, self.now())
+            storage.marks.reserve(row.seq)
+            state.next += 1
+            try:
+                if (
+                    row.created < state.next_expiry
+                    and state.rows < self._max_rows
+                    and state.bytes + len(body) <= self._max_bytes
+                ):
+                    storage.store(row)
+                else:
+                    self._append_with_upkeep(row)
+            except database_errors() as problem:
+                self._handle_unwritten(row, problem)
+            return row.seq
+
+    def _append_with_upkeep(self, row: Row) -> None:
+        """Add a row; drop old events, and the oldest ones until it fits."""
+        storage = self._storage
+        storage.require_open(last=row.seq - 1)
+        storage.state.next = row.seq + 1  # a new database does not know this number
+        with storage.transaction():
+            self._drop_expired(row.created)
+            excess = storage.state.rows + 1 - self._max_rows
+            if excess > 0:
+                storage.drop(storage.droppable(excess), "rows")
+            while storage.state.bytes + len(row.body) > self._max_bytes and (rows := storage.droppable(1)):
+                storage.drop(rows, "bytes")
+            storage.store(row)
+        if self._failing:
+            self._failing = False
+            log.info("outbox can be written again", path=str(storage.path))
+
+    def _handle_unwritten(self, row: Row, problem: Exception) -> None:
+        """Append to a new file if the old one is damaged, else record the number in the marks and raise."""
+        storage = self._storage
+        if indicates_damage(problem):
+            try:
+                storage.start_over(problem, last=row.seq - 1)
+                self._append_with_upkeep(row)
+                return
+            except database_errors(OSError) as again:
+                problem = again
+        storage.state.next = row.seq + 1
+        storage.state.next_expiry = 0.0
+        storage.marks.note_unwritten(row.seq)
+        if not self._failing:
+            self._failing = True
+            log.warning(
+                "outbox cannot be written: events are dropped", path=str(storage.path), error=str(problem)
+            )
+        raise storage.description.error(problem) from problem
 
     def expire(self) -> None:
         """Drop events that are too old; call it regularly while no events come in."""
+        with self._storage.locked():
+            if self.now() >= self._storage.state.next_expiry:
+                with self._storage.transaction():
+                    self._drop_expired(self.now())
+
+    def _drop_expired(self, now: float) -> None:
         storage = self._storage
-        with storage.locked():
-            if self.now() >= storage.bounds.next_expiry:
-                with storage.database.transaction() as change:
-                    storage.gaps.move_marks(change)
-                    storage.bounds.expire(change, self.now())
+        if now < storage.state.next_expiry:
+            return
+        oldest = now - self._max_age_s
+        head = storage.value(
+            "SELECT created FROM event WHERE gap = 0 AND created > ? ORDER BY seq LIMIT 1", CLOCK_SET
+        )
+        if head is not None and head < oldest:
+            rows = storage.droppable(EXPIRY_BATCH)
+            storage.drop([row for row in rows if CLOCK_SET < row[2] < oldest], "age")
+        if storage.state.parked:
+            storage.state.parked -= storage.connection.execute(
+                "DELETE FROM parked WHERE created < ? AND created > ?", (oldest, CLOCK_SET)
+            ).rowcount
+        storage.state.next_expiry = now + EXPIRY_INTERVAL_S
 
     def report_gaps(self, stamp: Callable[[Event], Event], topic: str) -> list[Row]:
-        """Append gap events for the dropped numbers, one per reason.
+        """Append gap events for the dropped numbers, one per reason, and return their rows.
 
         While older gap events still wait, none are made: the next ones include what is dropped meanwhile.
 
@@ -145,24 +215,30 @@ class Outbox:
             stamp: adds source and session to an event.
             topic: of gap events.
 
-        Returns:
-            The new rows.
-
         Raises:
             DiskFull, StorageError: they could not be written; the numbers stay recorded.
         """
-        storage = self._storage
+        storage, made = self._storage, []
         with storage.locked():
-            if storage.gaps.waiting or not storage.gaps.unreported:
+            if storage.state.gaps or not self.unreported:
                 return []
-            before = storage.numbers.next
-            try:
-                with storage.database.transaction() as change:
-                    storage.gaps.move_marks(change)
-                    return storage.gaps.report(change, stamp, topic, self.now())
-            except BaseException:
-                storage.numbers.next = before  # these numbers were not used
-                raise
+            now = self.now()
+            with storage.transaction() as execute:
+                query = "SELECT first, last, reason FROM dropped ORDER BY first LIMIT ?"
+                found: dict[str, list[tuple[int, int]]] = {}
+                for first, last, reason in execute(query, (MAX_RANGES,)).fetchall():
+                    execute("DELETE FROM dropped WHERE first = ?", (first,))
+                    storage.state.ranges -= 1
+                    found.setdefault(reason, []).append((first, last))
+                for reason, ranges in found.items():
+                    numbers = tuple(NumberRange(*one) for one in joined(ranges))
+                    data = GapData(reason, numbers, sum(last - first + 1 for first, last in ranges))
+                    event = stamp(new_event("gap", data, time=now))
+                    made.append(Row(storage.state.next, topic, encode(event), now))
+                    storage.state.next += 1
+                    storage.store(made[-1], gap=True)
+            storage.state.gaps.update(row.seq for row in made)
+            return made
 
     # --- out ----------------------------------------------------------------------------------------------
 
@@ -173,56 +249,130 @@ class Outbox:
             limit: most rows.
             without: topics to skip.
         """
+        query = (
+            "SELECT seq, topic, body, created FROM event WHERE seq > ? AND topic NOT IN"  # noqa: S608
+            f" ({', '.join('?' * len(without))}) ORDER BY seq LIMIT ?"
+        )
+        rows: list[Row] = []
         with self._storage.locked():
-            return self._storage.waiting.pending(limit, without)
+            state, execute = self._storage.state, self._storage.connection.execute
+            while (wanted := limit - len(rows)) > 0:
+                found = execute(query, (state.cursor, *without, wanted)).fetchall()
+                state.cursor = found[-1][0] if found else state.cursor
+                rows += [Row(*values) for values in found if state.is_free(values[0])]
+                if len(found) < wanted:
+                    break
+            state.sending.update((row.seq, len(row.body)) for row in rows)
+        return rows
 
     def first_of(self, topic: str) -> Row | None:
         """Return the oldest row of one topic that is not being sent; it counts as being sent from now on."""
         with self._storage.locked():
-            return self._storage.waiting.first_of(topic)
+            state = self._storage.state
+            found = self._storage.connection.execute(
+                "SELECT seq, topic, body, created FROM event WHERE topic = ? ORDER BY seq LIMIT ?",
+                (topic, 1 + state.held),
+            )
+            row = next((Row(*values) for values in found if state.is_free(values[0])), None)
+            if row is not None:
+                state.sending[row.seq] = len(row.body)
+            return row
 
     def release(self, seqs: Iterable[int] | None = None) -> None:
         """End the sending of these rows, of all by default: `pending` returns them again."""
         with self._lock:
-            self._storage.waiting.release(seqs)
+            state = self._storage.state
+            for seq in list(state.sending if seqs is None else seqs):
+                state.sending.pop(seq, None)
+            state.cursor = 0
 
     def acknowledge(self, seqs: Iterable[int]) -> None:
         """Record that the broker has these rows: they are deleted in batches (see `flush`)."""
         with self._lock:
-            self._storage.acknowledge(seqs)
+            state = self._storage.state
+            for seq in seqs:
+                size = state.sending.pop(seq, None)
+                if size is not None:
+                    state.acknowledged.add(seq)
+                    state.gaps.discard(seq)
+                    state.rows -= 1
+                    state.bytes -= size
+            if len(state.acknowledged) >= ACK_BATCH:
+                self.flush()
 
     def flush(self) -> None:
         """Delete the acknowledged rows now. When that fails, they wait for the next call."""
+        storage = self._storage
         with self._lock:
-            self._storage.flush()
+            if not storage.state.acknowledged or not storage.is_connected:
+                return
+            try:
+                storage.delete_acknowledged()
+            except database_errors() as problem:
+                try:  # on a full disk the reserve holds the log while it is merged into the database
+                    with storage.reserve.released():
+                        storage.delete_acknowledged()
+                        storage.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                except database_errors(OSError):
+                    log.debug("acknowledged events stay for now", path=str(storage.path), error=str(problem))
+                    return
+            storage.state.acknowledged.clear()
+            lowest = storage.value("SELECT min(seq) FROM event")
+            storage.marks.floor = (lowest or storage.state.next) - 1
+            storage.marks.write()
 
     def sync_marks(self) -> None:
         """Write the reserved numbers to the disk, for the case of a power cut; call it regularly.
 
         It does not take the lock, so that no other call waits for the disk.
         """
-        self._storage.numbers.sync()
+        self._storage.marks.sync_reserved()
 
     def park(self, seq: int, reason: str) -> None:
         """Set aside an event that the broker refuses, and record its number for a gap event."""
-        with self._storage.changed() as change:
-            self._storage.parked.park(change, seq, reason)
+        storage = self._storage
+        with storage.locked():
+            with storage.transaction() as execute:
+                execute(
+                    "INSERT OR REPLACE INTO parked"
+                    " SELECT seq, topic, body, created, ? FROM event WHERE seq = ?",
+                    (reason, seq),
+                )
+                rows = execute(
+                    "SELECT seq, length(body), created FROM event WHERE seq = ?", (seq,)
+                ).fetchall()
+                storage.drop(rows, "rejected")
+                execute(
+                    "DELETE FROM parked WHERE seq IN"
+                    " (SELECT seq FROM parked ORDER BY seq DESC LIMIT -1 OFFSET ?)",
+                    (MAX_PARKED,),
+                )
+                storage.state.parked = storage.value("SELECT count(*) FROM parked")
+            storage.state.sending.pop(seq, None)
+            storage.state.gaps.discard(seq)
 
     def requeue_parked(self) -> int:
         """Move parked events back into the queue, with their numbers; return how many."""
-        storage = self._storage
-        if not storage.parked.count:
+        if not self._storage.state.parked:
             return 0  # without a write, which fails on a full disk
-        with storage.changed() as change:
-            return storage.parked.requeue(change)
+        with self._storage.changed() as execute:
+            state = self._storage.state
+            count, size = execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM parked").fetchone()
+            execute("INSERT INTO event SELECT seq, topic, body, created, 0 FROM parked")
+            execute("DELETE FROM parked")
+            state.rows += count
+            state.bytes += size
+            state.parked = state.cursor = 0
+            return int(count)
 
-    def drop_older(self, topic: str, before: float, reason: str) -> int:
-        """Drop the rows of a topic that are older and not being sent; return how many."""
-        storage = self._storage
-        with storage.changed() as change:
-            rows = storage.waiting.older(topic, before)
-            storage.waiting.drop(change, rows, reason)
-            return len(rows)
+    def drop_older(self, topic: str, before: float, reason: str) -> None:
+        """Drop the rows of a topic that are older and not being sent."""
+        with self._storage.changed() as execute:
+            found = execute(
+                "SELECT seq, length(body), created FROM event WHERE topic = ? AND created < ? AND gap = 0",
+                (topic, before),
+            ).fetchall()
+            self._storage.drop([size for size in found if self._storage.state.is_free(size[0])], reason)
 
     def erase(self, word: str) -> int:
         """Erase every message that contains this word (the opaque id of a person) from the disk.
@@ -239,28 +389,24 @@ class Outbox:
         """
         storage = self._storage
         with storage.locked():
-            storage.flush()
-            with storage.database.transaction() as change:
-                parked = self._containing(word, "parked")
-                storage.parked.delete(change, parked)
-                rows = self._containing(word, "event")
-                acknowledged = storage.waiting.acknowledged
-                storage.waiting.drop(change, [r for r in rows if r[0] not in acknowledged], "erased")
-                done = [(r[0],) for r in rows if r[0] in acknowledged]
-                storage.database.connection.executemany("DELETE FROM event WHERE seq = ?", done)
-            storage.database.connection.execute("VACUUM")
-            storage.database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            recovery.remove_damaged(self.path)
+            self.flush()
+            acknowledged = storage.state.acknowledged
+            with storage.transaction() as execute:
+                parked = _containing(execute, word, "parked")
+                for seq, _, _ in parked:
+                    execute("DELETE FROM parked WHERE seq = ?", (seq,))
+                storage.state.parked -= len(parked)
+                rows = _containing(execute, word, "event")
+                storage.drop([row for row in rows if row[0] not in acknowledged], "erased")
+                for seq in acknowledged & {row[0] for row in rows}:
+                    execute("DELETE FROM event WHERE seq = ?", (seq,))
+            for seq, _, _ in rows:
+                storage.state.sending.pop(seq, None)
+                storage.state.gaps.discard(seq)
+            storage.connection.execute("VACUUM")
+            storage.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            remove_damaged(storage.path)
             return len(rows) + len(parked)
-
-    def _containing(self, word: str, table: str) -> list[Size]:
-        """Rows whose message contains the word, and not only as a part of another."""
-        whole = re.compile(rb"(?<![\w-])" + re.escape(word.encode()) + rb"(?![\w-])")
-        found = self._storage.database.connection.execute(
-            f"SELECT seq, length(body), created, body FROM {table} WHERE instr(body, ?) > 0",  # noqa: S608
-            (word.encode(),),
-        )
-        return [row[:3] for row in found if whole.search(row[3])]
 
     # --- state --------------------------------------------------------------------------------------------
 
@@ -272,21 +418,30 @@ class Outbox:
     @property
     def last_number(self) -> int:
         """The highest number given out."""
-        return self._storage.numbers.last
+        return self._storage.state.next - 1
 
     @property
     def is_empty(self) -> bool:
         """Whether every event is acknowledged; does not take the lock."""
-        return self._storage.database.rows == 0
+        return self._storage.state.rows == 0
 
     @property
     def unreported(self) -> bool:
         """Whether numbers were dropped that no gap event names yet."""
-        return self._storage.gaps.unreported
+        return self._storage.state.ranges > 0 or self._storage.marks.last > 0
 
     @property
     def depth(self) -> Depth:
         """The fill level now."""
-        storage = self._storage
         with self._lock:
-            return Depth(storage.database.rows, storage.database.bytes, storage.parked.count)
+            state = self._storage.state
+            return Depth(state.rows, state.bytes, state.parked)
+
+
+def _containing(
+    execute: Callable[..., Iterable[tuple[int, int, float, bytes]]], word: str, table: str
+) -> list[Size]:
+    """Rows whose message contains the word, and not only as a part of another."""
+    whole = re.compile(rb"(?<![\w-])" + re.escape(word.encode()) + rb"(?![\w-])")
+    query = f"SELECT seq, length(body), created, body FROM {table} WHERE instr(body, ?) > 0"  # noqa: S608
+    return [row[:3] for row in execute(query, (word.encode(),)) if whole.search(row[3])]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import time
 
-__all__ = ["Backoff", "TokenBucket"]
-
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 REFUSED_WAIT_S = 300.0

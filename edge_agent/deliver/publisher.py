@@ -14,12 +14,8 @@ no PUBACK    after `pump.ACK_TIMEOUT_S` the connection is closed, and all unackn
 Retained messages (info, camera states, status) are kept in memory and published again at every connect, in
 that order, so that `online` is the last message of a birth.
 
-=============  ===============================================================
-`pump`         the thread: connect, send, settle, reconnect
-`sender`       events of the outbox
-`window`       messages without PUBACK, without number, and refusals
-`local`        source and session of events, the events file, no broker
-=============  ===============================================================
+`pump` is the thread, `sender` handles the events of the outbox, `local` the events file and runs without a
+broker.
 """
 
 from __future__ import annotations
@@ -35,35 +31,23 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
-from edge_agent import __version__
 from edge_agent.core.codec import encode
 from edge_agent.core.errors import StorageError
-from edge_agent.core.events import (
-    Event,
-    InfoData,
-    StatusData,
-    alert_event,
-    camera_status_event,
-    new_event,
-)
+from edge_agent.core.events import Event, InfoData, alert_event, camera_status_event
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import SourceStatus
 from edge_agent.core.telemetry import TelemetryData
-from edge_agent.deliver.connection import Connection, ConnectionState, WakePipe, Will
-from edge_agent.deliver.database import numbered
-from edge_agent.deliver.eventfile import EventFile
-from edge_agent.deliver.local import Counters, LocalPublisher, Origin, State
+from edge_agent.deliver.connection import ConnectionState
+from edge_agent.deliver.local import Counters, EventFile, LocalPublisher, Origin, State
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pump import Pump
+from edge_agent.deliver.storage import numbered
 from edge_agent.deliver.topics import Topics
-from edge_agent.deliver.window import UnnumberedMessages
 
 if TYPE_CHECKING:
     from edge_agent.core.config import MqttSettings
     from edge_agent.deliver.commands import CommandDesk
-
-__all__ = ["AnyPublisher", "Counters", "LocalPublisher", "Publisher", "State", "open_publisher"]
 
 log = structlog.get_logger(__name__)
 
@@ -127,29 +111,11 @@ class Publisher:
         self._topics = origin.topics
         self._broker = BrokerSettings.of(settings)
         self._outbox = outbox
-        self._info = info
         self._lock = threading.Lock()
         self._status: tuple[State, str, float] | None = None
-        self._published = self._unwritten = 0
-        self._unnumbered = UnnumberedMessages()
-        self._wake = WakePipe()
-        self._connection = Connection(
-            self._broker,
-            client_id=f"edge-agent-{settings.site}-{settings.device}",
-            will=Will(self._topics.status, self._status_message("offline", "connection lost")),
-            wake=self._wake,
-        )
+        client_id = f"edge-agent-{settings.site}-{settings.device}"
         self._pump = Pump(
-            self._broker,
-            self._connection,
-            self._wake,
-            origin=origin,
-            outbox=outbox,
-            unnumbered=self._unnumbered,
-            commands=commands,
-            info=self._info_message,
-            offline=lambda: self._status_message("offline", "stopped"),
-            publish=self.publish,
+            self._broker, client_id, origin, outbox, commands=commands, info=info, publish=self.publish
         )
 
     def __enter__(self) -> Publisher:
@@ -183,14 +149,14 @@ class Publisher:
         topic = self._topics.of(stamped)
         message = encode(replace(stamped, seq=None))
         with self._lock:  # the events file has the events in the order of their numbers, too
-            self._published += 1
+            self._pump.counters.published += 1
             try:
                 seq = self._outbox.append(message, topic)
             except StorageError:  # the outbox has logged it, once
-                self._unwritten += 1
+                self._pump.counters.unwritten += 1
                 seq = self._outbox.last_number
             self._origin.copy_to_file(numbered(message, seq))
-        self._wake.signal()
+        self._pump.wake.signal()
         return seq
 
     def set_status(self, state: State, reason: str = "") -> None:
@@ -201,7 +167,7 @@ class Publisher:
                 return
             since = before[2] if before is not None and before[0] == state else time.time()
             self._status = (state, reason, since)
-        self.set_retained(self._topics.status, self._status_message(state, reason, since))
+        self.set_retained(self._topics.status, self._origin.status(state, reason, since))
 
     def set_camera_status(self, status: SourceStatus) -> None:
         """Publish the state of a camera, retained."""
@@ -210,14 +176,14 @@ class Publisher:
 
     def set_retained(self, topic: str, payload: bytes) -> None:
         """Publish any retained message, e.g. for discovery; an empty payload removes it."""
-        self._unnumbered.retain(topic, payload)
-        self._wake.signal()
+        self._pump.unnumbered.retain(topic, payload)
+        self._pump.wake.signal()
 
     def send_telemetry(self, data: TelemetryData) -> None:
         """Send telemetry once, if there is a connection; it replaces telemetry that still waits."""
-        message = encode(self._origin.stamp(new_event("telemetry", data, time=time.time())))
-        self._unnumbered.set_telemetry(message, connected=self._connection.is_open)
-        self._wake.signal()
+        message = self._origin.message("telemetry", data)
+        self._pump.unnumbered.set_telemetry(message, connected=self._pump.connection.is_open)
+        self._pump.wake.signal()
 
     def drain(self, timeout: float) -> bool:
         """Wait until the broker has every event.
@@ -260,29 +226,14 @@ class Publisher:
     @property
     def counters(self) -> Counters:
         """What was delivered, and what waits."""
-        depth, events = self._outbox.depth, self._pump.events
-        return Counters(
-            published=self._published,
-            acknowledged=events.acknowledged,
-            unwritten=self._unwritten,
-            refused=events.refused,
-            no_subscriber=events.no_subscriber,
-            connects=self._pump.connects,
-            telemetry_lost=self._unnumbered.telemetry_lost,
-            answers_lost=self._unnumbered.answers_lost,
-            in_flight=self._pump.in_flight,
+        depth = self._outbox.depth
+        return replace(
+            self._pump.counters,
+            in_flight=len(self._pump.connection.unsettled),
             outbox_rows=depth.rows,
             outbox_bytes=depth.bytes,
             outbox_parked=depth.parked,
         )
-
-    def _status_message(self, state: State, reason: str, since: float | None = None) -> bytes:
-        now = time.time()
-        data = StatusData(state=state, since=since or now, reason=reason, version=__version__)
-        return encode(self._origin.stamp(new_event("status", data, time=now)))
-
-    def _info_message(self) -> bytes:
-        return encode(self._origin.stamp(new_event("info", self._info(), time=time.time())))
 
 
 AnyPublisher: TypeAlias = Publisher | LocalPublisher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,21 +18,24 @@ from edge_agent.core.errors import (
     EdgeAgentError,
     StorageError,
 )
-from edge_agent.core.events import Event
+from edge_agent.core.events import Event, InfoData
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings
-from edge_agent.deliver.connection import Connection, ConnectionState, WakePipe
-from edge_agent.deliver.local import Origin
+from edge_agent.deliver.connection import (
+    Answer,
+    Connection,
+    ConnectionState,
+    MessageOptions,
+    Sent,
+    WakePipe,
+)
+from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pacing import Backoff
-from edge_agent.deliver.packing import MessageOptions
-from edge_agent.deliver.sender import IDLE_S, EventSender
-from edge_agent.deliver.window import REFUSED, Answer, Refusals, Sent, UnnumberedMessages, Window
+from edge_agent.deliver.sender import IDLE_S, REFUSED, EventSender, Refusals
 
 if TYPE_CHECKING:
     from edge_agent.deliver.commands import CommandDesk
-
-__all__ = ["Pump"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,55 +50,123 @@ STOP_S = 1.8
 STABLE_S = 10.0
 """A connection that lasted this long resets the back-off. Two agents with one name lose theirs at once."""
 TELEMETRY_EXPIRY_S = 90
+MAX_QUEUED_ANSWERS = 1000
 _TELEMETRY_OPTIONS = MessageOptions(schema=schema_urn("telemetry"), expiry_s=TELEMETRY_EXPIRY_S)
 _PLAIN_JSON = MessageOptions(content_type="application/json")
 _RETAINED_OPTIONS = {kind: MessageOptions(schema=schema_urn(kind)) for kind in ("status", "info", "camera")}
 
 
+class UnnumberedMessages:
+    """Messages that are not in the outbox: retained ones, answers, telemetry. Thread-safe.
+
+    Retained messages are kept in memory and sent again after each connect.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._lock = threading.Lock()
+        self._retained: OrderedDict[str, bytes] = OrderedDict()
+        self._unsent: OrderedDict[str, None] = OrderedDict()
+        self._answers: deque[Answer] = deque()
+        self._telemetry: bytes | None = None
+
+    def retain(self, topic: str, payload: bytes) -> None:
+        """Set the retained message of a topic."""
+        with self._lock:
+            self._retained[topic] = payload
+            self._unsent[topic] = None
+
+    def resend_retained(self, *, first: str, last: str) -> None:
+        """Queue all retained messages again, with these topics at the beginning and at the end."""
+        with self._lock:
+            for topic, at_end in ((first, False), (last, True)):
+                if topic in self._retained:
+                    self._retained.move_to_end(topic, last=at_end)
+            self._unsent = OrderedDict.fromkeys(self._retained)
+
+    @property
+    def has_retained(self) -> bool:
+        """Whether retained messages wait to be sent."""
+        return bool(self._unsent)
+
+    def next_retained(self) -> tuple[str, bytes] | None:
+        """Take the next topic and its message; None where there is none."""
+        with self._lock:
+            if not self._unsent:
+                return None
+            topic, _ = self._unsent.popitem(last=False)
+            return topic, self._retained[topic]
+
+    def add_answer(self, answer: Answer) -> None:
+        """Queue an answer; the oldest is dropped when there are too many."""
+        with self._lock:
+            if len(self._answers) >= MAX_QUEUED_ANSWERS:
+                self._answers.popleft()
+                self._counters.answers_lost += 1
+            self._answers.append(answer)
+
+    def next_answer(self) -> Answer | None:
+        """Take the next answer; None where there is none."""
+        with self._lock:
+            return self._answers.popleft() if self._answers else None
+
+    def set_telemetry(self, message: bytes, *, connected: bool) -> None:
+        """Replace the telemetry that waits; without a connection it is dropped."""
+        with self._lock:
+            if self._telemetry is not None or not connected:
+                self._counters.telemetry_lost += 1
+            self._telemetry = message if connected else None
+
+    def take_telemetry(self) -> bytes | None:
+        """Take the telemetry that waits."""
+        with self._lock:
+            message, self._telemetry = self._telemetry, None
+            return message
+
+    def return_unsent(self, lost: list[Sent]) -> None:
+        """Queue the answers among these messages again, after a lost connection, and drop the telemetry."""
+        with self._lock:
+            self._answers.extendleft(sent.answer for sent in reversed(lost) if sent.answer is not None)
+            self._telemetry = None
+
+
 class Pump:
-    """Connects to the broker and sends what waits, on a thread of its own, until `stop`.
+    """Connects to the broker and sends what waits, on a thread of its own, from `start` to `stop`.
 
     Args:
         broker: address and login.
-        connection: to the broker; owned by this thread.
-        wake: ends a wait of the connection.
+        client_id: of the connection.
         origin: of the events.
         outbox: open.
-        unnumbered: messages that are not in the outbox.
         commands: takes commands; None: no command topic is subscribed.
-        info: makes the info message; called at every connect.
-        offline: makes the last status message.
+        info: what runs on this device; called at every connect.
         publish: takes alerts about refused events.
     """
 
     def __init__(
         self,
         broker: BrokerSettings,
-        connection: Connection,
-        wake: WakePipe,
-        *,
+        client_id: str,
         origin: Origin,
         outbox: Outbox,
-        unnumbered: UnnumberedMessages,
+        *,
         commands: CommandDesk | None,
-        info: Callable[[], bytes],
-        offline: Callable[[], bytes],
+        info: Callable[[], InfoData],
         publish: Callable[[Event], int],
     ) -> None:
         self._broker = broker
-        self._connection = connection
-        self._wake = wake
         self._origin = origin
-        self._topics = origin.topics
+        self._topics = topics = origin.topics
         self._outbox = outbox
-        self._unnumbered = unnumbered
         self._commands = commands
         self._info = info
-        self._offline = offline
-        self._window = Window(connection)
+        self.wake = WakePipe()
+        self.counters = Counters()
+        self.unnumbered = UnnumberedMessages(self.counters)
+        will = (topics.status, origin.status("offline", "connection lost"))
+        self.connection = Connection(broker, client_id=client_id, will=will, wake=self.wake)
         self._refusals = Refusals()
-        self.events = EventSender(connection, self._window, outbox, self._refusals, origin.topics, publish)
-        """Counters of events, and whether they wait for subscribers."""
+        self.events = EventSender(self.connection, outbox, self._refusals, self.counters, topics, publish)
         self._backoff = Backoff()
         self._next_attempt = self._next_upkeep = self._next_gaps = 0.0
         self._connected_at = 0.0
@@ -104,23 +176,19 @@ class Pump:
         self._problem: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self.start = self._thread.start
         self.state = ConnectionState.CONNECTING
-        self.connects = 0
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self, timeout: float = STOP_S) -> None:
+    def stop(self) -> None:
         """Publish `offline` and end the thread."""
         self._stopping.set()
-        self._wake.signal()
+        self.wake.signal()
         if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._thread.join(STOP_S)
         if self._thread.is_alive():  # it waits for a name server or a handshake, and ends after that
             log.warning("publisher still connects; it is left behind", broker=self._broker.url)
             return
-        self._wake.close()
+        self.wake.close()
 
     @property
     def problem(self) -> str | None:
@@ -135,11 +203,6 @@ class Pump:
         """The time of the last turn, and the problem if there is one. A connect may take 15 s."""
         return HeartbeatState(self._last_turn, self.state.value, self.problem, self._thread.ident)
 
-    @property
-    def in_flight(self) -> int:
-        """Messages without PUBACK."""
-        return len(self._window)
-
     # --- connection ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -147,12 +210,12 @@ class Pump:
         while not self._stopping.is_set():
             self._last_turn = time.monotonic()
             try:
-                if self._connection.is_open:
+                if self.connection.is_open:
                     self._serve()
                 else:
                     self._reconnect()
                 storage_failed = False
-            except BrokerUnreachable as problem:
+            except (BrokerRefused, BrokerUnreachable) as problem:
                 self._handle_loss(problem)
             except StorageError as problem:
                 if not storage_failed:
@@ -166,7 +229,7 @@ class Pump:
         self._finish()
 
     def _reconnect(self) -> None:
-        """Wait for the next attempt, then connect."""
+        """Wait for the next attempt, then connect, and queue all retained messages, the status last."""
         self._do_upkeep()
         left = self._next_attempt - time.monotonic()
         if left > 0:
@@ -174,32 +237,25 @@ class Pump:
             return
         if self.state is not ConnectionState.REFUSED:
             self.state = ConnectionState.CONNECTING
-        try:
-            self._connection.open()
-        except BrokerRefused as problem:
-            self._handle_loss(problem)
-        else:
-            self._begin()
-
-    def _begin(self) -> None:
-        """Queue all retained messages on a new connection, the info first and the status last."""
+        self.connection.open()
         self.state = ConnectionState.CONNECTED
         self._problem = None
         self._connected_at = time.monotonic()
-        self.connects += 1
-        if self._outage_logged or self.connects == 1:
+        self.counters.connects += 1
+        first = self.counters.connects == 1
+        if self._outage_logged or first:
             log.info("connected to the broker", broker=self._broker.url)
         self._outage_logged = False
         if self._commands is not None:
-            self._connection.subscribe(self._topics.commands)
-        self._unnumbered.retain(self._topics.info, self._info())
-        self._unnumbered.resend_retained(first=self._topics.info, last=self._topics.status)
-        self.events.begin(first=self.connects == 1)
+            self.connection.subscribe(self._topics.commands)
+        self.unnumbered.retain(self._topics.info, self._origin.message("info", self._info()))
+        self.unnumbered.resend_retained(first=self._topics.info, last=self._topics.status)
+        self.events.begin(first=first)
 
     def _handle_loss(self, problem: EdgeAgentError) -> None:
         """Plan the next attempt; what is not settled is sent again after it."""
         refused = isinstance(problem, BrokerRefused)
-        self._connection.close()
+        self.connection.close()
         self._reset()
         if self.state is ConnectionState.CONNECTED and time.monotonic() - self._connected_at > STABLE_S:
             self._backoff.reset()
@@ -212,37 +268,40 @@ class Pump:
         write("no broker: events wait in the outbox", error=str(problem), next_attempt_s=round(wait, 1))
 
     def _reset(self) -> None:
-        self._unnumbered.return_unsent(self._window.clear())
+        self.unnumbered.return_unsent(list(self.connection.unsettled.values()))
+        self.connection.unsettled.clear()
         self.events.reset()
 
     # --- one turn -----------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         """Receive, settle, then send what is due."""
-        happened = self._connection.turn(self._wait)
+        connection = self.connection
+        happened = connection.turn(self._wait)
         self._settle(happened.acks)
         for message in happened.messages:
             if self._commands is not None:
                 self._commands.accept(message, self.answer)
         if any(code >= REFUSED for code in happened.subscribed):
             log.warning("the broker refuses our subscription to commands", topic=self._topics.commands)
-        if not self._connection.is_open:
-            raise BrokerUnreachable(f"broker {self._broker.url}: connection lost: {self._connection.loss}")
-        if self._window.age() > ACK_TIMEOUT_S:
+        if not connection.is_open:
+            raise BrokerUnreachable(f"broker {self._broker.url}: connection lost: {connection.loss}")
+        oldest = next(iter(connection.unsettled.values()), None)
+        if oldest is not None and time.monotonic() - oldest.at > ACK_TIMEOUT_S:
             raise BrokerUnreachable(
                 f"broker {self._broker.url}: no PUBACK for {ACK_TIMEOUT_S:g} s; it hangs or is cut off"
             )
         self._send_unnumbered()
-        if not self._unnumbered.has_retained:
+        if not self.unnumbered.has_retained:
             idle = self.events.send()
         else:
-            idle = 0.0 if self._window.room > 0 else IDLE_S
+            idle = 0.0 if connection.room > 0 else IDLE_S
         self.events.delete_acknowledged()
         self.events.read_ahead()
         self._wait = min(idle, self._do_upkeep())
 
-    def _settle(self, acks: list[tuple[int, int]]) -> None:
-        for sent, code in self._window.settle(acks):
+    def _settle(self, acks: list[tuple[Sent, int]]) -> None:
+        for sent, code in acks:
             if sent.row is None:
                 self._refusals.note(sent.topic, code)
             else:
@@ -251,21 +310,21 @@ class Pump:
     def answer(self, topic: str, event: Event, *, correlation: bytes | None = None) -> None:
         """Send the result of a command, once; it is not kept on disk. Thread-safe."""
         options = MessageOptions(schema=schema_urn(event.kind), correlation=correlation)
-        self._unnumbered.add_answer(Answer(topic, encode(self._origin.stamp(event)), options))
-        self._wake.signal()
+        self.unnumbered.add_answer(Answer(topic, encode(self._origin.stamp(event)), options))
+        self.wake.signal()
 
     def _send_unnumbered(self) -> None:
-        while self._window.room > 0 and (retained := self._unnumbered.next_retained()) is not None:
+        connection, now = self.connection, time.monotonic()
+        while connection.room > 0 and (retained := self.unnumbered.next_retained()) is not None:
             topic, message = retained
             if not self._refusals.forbids(topic):
                 options = _RETAINED_OPTIONS.get(self._topics.kind_of(topic), _PLAIN_JSON)
-                self._window.send(Sent(time.monotonic(), topic), message, options, retain=True)
-        while self._window.room > 0 and (answer := self._unnumbered.next_answer()) is not None:
-            sent = Sent(time.monotonic(), answer.topic, answer=answer)
-            self._window.send(sent, answer.payload, answer.options)
-        telemetry = self._unnumbered.take_telemetry()
+                connection.publish(Sent(now, topic), message, options, retain=True)
+        while connection.room > 0 and (answer := self.unnumbered.next_answer()) is not None:
+            connection.publish(Sent(now, answer.topic, answer=answer), answer.payload, answer.options)
+        telemetry = self.unnumbered.take_telemetry()
         if telemetry is not None:
-            self._connection.publish(self._topics.telemetry, telemetry, qos=0, options=_TELEMETRY_OPTIONS)
+            connection.publish(Sent(now, self._topics.telemetry), telemetry, _TELEMETRY_OPTIONS, qos=0)
 
     def _do_upkeep(self) -> float:
         """Delete acknowledged events, drop old ones, make gap events; return the seconds until it is due."""
@@ -275,20 +334,17 @@ class Pump:
         self._next_upkeep = now + FLUSH_AFTER_S
         self._outbox.flush()
         self._outbox.sync_marks()
+        topic = self._topics.gap
         try:
             self._outbox.expire()
-            self._report_gaps(now)
+            if self.connection.is_open and now >= self._next_gaps and not self._refusals.forbids(topic):
+                self._next_gaps = now + GAP_INTERVAL_S
+                for row in self._outbox.report_gaps(self._origin.stamp, topic):
+                    self._origin.copy_to_file(row.message)
         except StorageError as problem:
             # A full disk must not prevent delivery, which frees space.
             log.debug("outbox cannot be tidied now", error=str(problem))
         return IDLE_S
-
-    def _report_gaps(self, now: float) -> None:
-        topic = self._topics.gap
-        if self._connection.is_open and now >= self._next_gaps and not self._refusals.forbids(topic):
-            self._next_gaps = now + GAP_INTERVAL_S
-            for row in self._outbox.report_gaps(self._origin.stamp, topic):
-                self._origin.copy_to_file(row.message)
 
     # --- the end ------------------------------------------------------------------------------------------
 
@@ -296,7 +352,7 @@ class Pump:
         """Deliver a little longer, then publish `offline`: after a DISCONNECT the broker does not."""
         deadline = time.monotonic() + STOP_S * 0.8
         try:
-            if self._connection.is_open:
+            if self.connection.is_open:
                 while (
                     self._outbox.depth.rows
                     and self.events.stalled_since is None
@@ -305,16 +361,17 @@ class Pump:
                     self._serve()
                     self._wait = min(self._wait, 0.05)
                 self._publish_offline(deadline)
-                self._connection.close(goodbye=True)
+                self.connection.close(goodbye=True)
         except EdgeAgentError as problem:
             log.warning("could not disconnect from the broker properly", error=str(problem))
-            self._connection.close()
+            self.connection.close()
         self._reset()
         self._outbox.flush()
         self.state = ConnectionState.STOPPED
 
     def _publish_offline(self, deadline: float) -> None:
-        sent = Sent(time.monotonic(), self._topics.status)
-        number = self._window.send(sent, self._offline(), _RETAINED_OPTIONS["status"], retain=True)
-        while self._window.is_open(number) and self._connection.is_open and time.monotonic() < deadline:
-            self._settle(self._connection.turn(0.05).acks)
+        connection, sent = self.connection, Sent(time.monotonic(), self._topics.status)
+        message = self._origin.status("offline", "stopped")
+        number = connection.publish(sent, message, _RETAINED_OPTIONS["status"], retain=True)
+        while number in connection.unsettled and connection.is_open and time.monotonic() < deadline:
+            self._settle(connection.turn(0.05).acks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
@@ -12,15 +13,12 @@ import structlog
 
 from edge_agent.core.codec import schema_urn
 from edge_agent.core.events import Event, alert_event
-from edge_agent.deliver.connection import Connection
-from edge_agent.deliver.database import Row
+from edge_agent.deliver.connection import WINDOW, Connection, MessageOptions, Sent
+from edge_agent.deliver.local import Counters
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pacing import TokenBucket
-from edge_agent.deliver.packing import MessageOptions
+from edge_agent.deliver.storage import Row
 from edge_agent.deliver.topics import Topics
-from edge_agent.deliver.window import NOT_AUTHORISED, REFUSED, WINDOW, Refusals, Sent, Window, reason_text
-
-__all__ = ["EventSender"]
 
 log = structlog.get_logger(__name__)
 
@@ -40,38 +38,92 @@ LOOK_AHEAD = 200
 """Rows read from the outbox at once."""
 PACKET_OVERHEAD = 512
 """Upper bound for header and properties of a message (bytes)."""
+FORBIDDEN_S = 600.0
+"""How long nothing is sent to a topic that the broker does not allow; its events are parked meanwhile.
+mosquitto 2.0.11 drops a TLS connection at each such message.
+"""
 NO_SUBSCRIBER = 16
+REFUSED = 128
+"""The lowest reason code of a PUBACK that refuses the message."""
+NOT_AUTHORISED = 135
 PACKET_TOO_LARGE = 149
+_REASONS = {
+    128: "unspecified error",
+    131: "implementation specific error",
+    135: "not authorised",
+    144: "topic name invalid",
+    145: "packet identifier in use",
+    149: "packet too large",
+    151: "quota exceeded",
+    153: "payload format invalid",
+}
+
+
+def reason_text(code: int) -> str:
+    """Return the name of a reason code of PUBACK (MQTT 5, section 3.4.2.1)."""
+    return _REASONS.get(code, f"reason code {code}")
+
+
+@functools.lru_cache
+def _options(kind: str) -> MessageOptions:
+    return MessageOptions(schema=schema_urn(kind), expiry_s=EVENT_EXPIRY_S)
+
+
+class Refusals:
+    """Topics that the broker does not allow, and the refusals that were reported. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        self._reported: set[tuple[str, int]] = set()
+
+    def forbids(self, topic: str) -> bool:
+        """Whether nothing may be sent to a topic now."""
+        return bool(self._until) and self._until.get(topic, 0.0) > time.monotonic()
+
+    @property
+    def topics(self) -> str:
+        """All topics that were refused, for people; "" for none."""
+        return ", ".join(sorted(self._until))
+
+    def forbid(self, topic: str) -> None:
+        """Send nothing to a topic for `FORBIDDEN_S`."""
+        self._until[topic] = time.monotonic() + FORBIDDEN_S
+
+    def is_new(self, topic: str, code: int) -> bool:
+        """Return True once for each topic and reason code."""
+        before = len(self._reported)
+        self._reported.add((topic, code))
+        return len(self._reported) > before
+
+    def note(self, topic: str, code: int) -> None:
+        """Handle the PUBACK of a message that is not parked."""
+        if code == NOT_AUTHORISED:
+            self.forbid(topic)
+        if code >= REFUSED and self.is_new(topic, code):
+            log.warning("the broker refuses a message", topic=topic, reason=reason_text(code))
 
 
 class EventSender:
-    """Keeps the window filled with events, oldest first. Used by the pump thread only.
+    """Keeps the connection filled with events, oldest first. Used by the pump thread only.
 
-    Args:
-        connection: to the broker.
-        window: of this connection.
-        outbox: source of the events.
-        refusals: topics to avoid.
-        topics: of this device.
-        publish: takes alerts.
+    `publish` takes alerts.
     """
 
     def __init__(
         self,
         connection: Connection,
-        window: Window,
         outbox: Outbox,
         refusals: Refusals,
+        counters: Counters,
         topics: Topics,
         publish: Callable[[Event], int],
     ) -> None:
         self._connection = connection
-        self._window = window
         self._outbox = outbox
         self._refusals = refusals
+        self._counters = counters
         self._topics = topics
         self._publish = publish
-        self._options: dict[str, MessageOptions] = {}
         self._ready: deque[Row] = deque()
         self._done: list[int] = []
         self._quiet: dict[str, float] = {}
@@ -82,7 +134,6 @@ class EventSender:
         """Since when only events without subscriber are left (monotonic seconds); None otherwise."""
         self.drained = threading.Condition()
         """Notified when the outbox becomes empty."""
-        self.acknowledged = self.no_subscriber = self.refused = 0
 
     def begin(self, *, first: bool) -> None:
         """Start on a new connection with one message at a time; limit the rate where many events wait."""
@@ -103,9 +154,11 @@ class EventSender:
     # --- sending ------------------------------------------------------------------------------------------
 
     def send(self) -> float:
-        """Fill the window; return the seconds until there may be more to send."""
+        """Send as much as there is room for; return the seconds until there may be more to send."""
         idle = self._probe_quiet_topics()
-        room = min(self._window.room, 1 - len(self._window)) if self._probing else self._window.room
+        room = self._connection.room
+        if self._probing:
+            room = min(room, 1 - len(self._connection.unsettled))
         now = time.monotonic()
         while room > 0:
             row = self._next_row()
@@ -120,7 +173,7 @@ class EventSender:
 
     def read_ahead(self) -> None:
         """Read rows for the next turns while the broker handles those that were sent."""
-        if len(self._ready) < WINDOW and len(self._window) == WINDOW:
+        if len(self._ready) < WINDOW and len(self._connection.unsettled) == WINDOW:
             self._read_rows()
 
     def _read_rows(self) -> None:
@@ -133,38 +186,33 @@ class EventSender:
         if self._ready:
             return self._ready.popleft()
         self._rate = None  # all events that waited during the outage are sent
-        if self._quiet and not self._window and self.stalled_since is None:
+        if self._quiet and not self._connection.unsettled and self.stalled_since is None:
             self.stalled_since = time.monotonic()
         return None
 
     def _send_row(self, row: Row, now: float) -> int:
-        """Send one event; return how much of the window it used."""
+        """Send or park one event; return how many were sent."""
+        limit = self._connection.maximum_packet
         if self._refusals.forbids(row.topic):
             self._park(row, NOT_AUTHORISED, reason_text(NOT_AUTHORISED))
-            return 0
-        limit = self._connection.maximum_packet
-        if limit is not None and len(row.body) + len(row.topic) + PACKET_OVERHEAD > limit:
+        elif limit is not None and len(row.body) + len(row.topic) + PACKET_OVERHEAD > limit:
             self._park(row, PACKET_TOO_LARGE, f"larger than the {limit} bytes that the broker takes")
-            return 0
-        options = self._options.get(row.topic) or self._options_of(row.topic)
-        self._window.send(Sent(now, row.topic, row), row.message, options, traceparent=row.traceparent)
-        return 1
-
-    def _options_of(self, topic: str) -> MessageOptions:
-        made = MessageOptions(schema=schema_urn(self._topics.kind_of(topic)), expiry_s=EVENT_EXPIRY_S)
-        self._options[topic] = made
-        return made
+        else:
+            options, sent = _options(self._topics.kind_of(row.topic)), Sent(now, row.topic, row)
+            self._connection.publish(sent, row.message, options, traceparent=row.traceparent)
+            return 1
+        return 0
 
     def _probe_quiet_topics(self) -> float:
-        """Try the oldest event of each topic without subscriber when it is due; return when the next one
-        is.
-        """
+        """Try the oldest event of each topic without subscriber that is due; return the time to the next."""
         now = time.monotonic()
         idle = IDLE_S
         for topic, due in list(self._quiet.items()):
             if due > now:
                 idle = min(idle, due - now)
-            elif self._window.room > 0 and not self._window.has_topic(topic):
+            elif self._connection.room > 0 and all(
+                sent.topic != topic for sent in self._connection.unsettled.values()
+            ):
                 self._quiet[topic] = now + QUIET_RETRY_S
                 row = self._outbox.first_of(topic)
                 if row is None:
@@ -179,8 +227,16 @@ class EventSender:
         """Handle the PUBACK of an event."""
         if code == NO_SUBSCRIBER:
             self._handle_no_subscriber(row)
+        elif code >= REFUSED and row.topic == self._topics.gap:
+            # A gap event about a refused gap event would be refused as well, so it waits.
+            self._refusals.forbid(row.topic)
+            self._outbox.release([row.seq])
+            self._return_ready()
+            self._refusals.note(row.topic, code)
         elif code >= REFUSED:
-            self._handle_refusal(row, code)
+            if code == NOT_AUTHORISED:
+                self._refusals.forbid(row.topic)
+            self._park(row, code, reason_text(code))
         else:
             self._done.append(row.seq)
             self._probing = False
@@ -190,20 +246,18 @@ class EventSender:
                 self._return_ready()  # events of this topic that were skipped come before newer ones
 
     def delete_acknowledged(self) -> None:
-        """Delete acknowledged events from the outbox; call it after sending, so that the broker need not
-        wait.
-        """
+        """Delete acknowledged events from the outbox; after sending, so that the broker need not wait."""
         if self._done:
             done, self._done = self._done, []
             self._outbox.acknowledge(done)
-            self.acknowledged += len(done)
+            self._counters.acknowledged += len(done)
             if self._outbox.is_empty:  # a notification for every batch would cost more than sending does
                 with self.drained:
                     self.drained.notify_all()
 
     def _handle_no_subscriber(self, row: Row) -> None:
         """Keep the event, and let the other topics pass it."""
-        self.no_subscriber += 1
+        self._counters.no_subscriber += 1
         self._quiet.setdefault(row.topic, time.monotonic() + QUIET_RETRY_S)
         self._outbox.release([row.seq])
         self._return_ready()
@@ -217,21 +271,9 @@ class EventSender:
         self._outbox.release([row.seq for row in self._ready])
         self._ready.clear()
 
-    def _handle_refusal(self, row: Row, code: int) -> None:
-        if row.topic == self._topics.gap:
-            # A gap event about a refused gap event would be refused as well, so it waits.
-            self._refusals.forbid(row.topic)
-            self._outbox.release([row.seq])
-            self._return_ready()
-            self._refusals.note(row.topic, code)
-            return
-        if code == NOT_AUTHORISED:
-            self._refusals.forbid(row.topic)
-        self._park(row, code, reason_text(code))
-
     def _park(self, row: Row, code: int, reason: str) -> None:
         self._outbox.park(row.seq, f"{code}: {reason}")
-        self.refused += 1
+        self._counters.refused += 1
         if not self._refusals.is_new(row.topic, code):
             return
         log.warning("the broker refuses an event: it is parked", topic=row.topic, seq=row.seq, reason=reason)

@@ -1,115 +1,189 @@
-"""The files of the outbox as one unit: opening, appending, deleting, and replacing a damaged database."""
+"""The files of the outbox: database, marks and reserve, opened as one unit, and replaced after damage."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
-from edge_agent.core.encryption import key_check
+from edge_agent.core import sqlite
+from edge_agent.core.encryption import key_check, rewrite
 from edge_agent.core.errors import StorageError
-from edge_agent.core.sqlite import Description, database_errors
-from edge_agent.deliver import recovery
-from edge_agent.deliver.database import Change, Damaged, OutboxDatabase, Row
-from edge_agent.deliver.gaps import Gaps, runs
-from edge_agent.deliver.marks import Marks, Numbers, Reserve, boot_check
-from edge_agent.deliver.waiting import Bounds, ParkedEvents, WaitingEvents
+from edge_agent.core.sqlite import SIDE_FILES, Description, database_errors, is_damage, remove_database
+from edge_agent.deliver.marks import Marks, Reserve, boot_check
 
 if TYPE_CHECKING:
     from edge_agent.core.config import OutboxSettings
 
-__all__ = ["Storage"]
-
 log = structlog.get_logger(__name__)
 
+CLOCK_SET = 1_704_067_200.0
+"""2024-01-01. A clock that shows less was never set; an older row has no meaningful age."""
+LAYOUT = 1
+"""`user_version` of the database."""
+LOCK_TIMEOUT_S = 0.5
 PAGE_BYTES = 4096
 RESERVE_BYTES = 10 << 20
 """Space that is kept so that rows can be deleted on a full disk: 2.5 SQLite logs of 1000 pages."""
+KEPT_DAMAGED = 3
+"""Damaged files that are kept for inspection; the oldest are deleted."""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS event (
+    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, created REAL NOT NULL,
+    gap INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS parked (
+    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, created REAL NOT NULL,
+    reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS dropped (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+_TRACEPARENT = b'"traceparent":"'
+"""Precedes all text from outside, which could contain it too; see `events.envelope`."""
+_TRACEPARENT_LENGTH = 55
+
+Size: TypeAlias = tuple[int, int, float]
+"""Of a row: `(seq, bytes, created)`."""
+
+
+class Damaged(sqlite3.DatabaseError):
+    """A check of the database found damage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One event in the outbox; `body` is the message without its number, `created` is in Unix seconds."""
+
+    seq: int
+    topic: str
+    body: bytes
+    created: float
+
+    @property
+    def message(self) -> bytes:
+        """The message as it is sent, with its number."""
+        return numbered(self.body, self.seq)
+
+    @property
+    def traceparent(self) -> str:
+        """W3C Trace Context of the message; "" where it has none."""
+        at = self.body.find(_TRACEPARENT)
+        if at < 0:
+            return ""
+        begin = at + len(_TRACEPARENT)
+        return self.body[begin : begin + _TRACEPARENT_LENGTH].decode("ascii", "replace")
+
+
+def numbered(body: bytes, seq: int) -> bytes:
+    """Add the number to a message, a JSON object without `seq`."""
+    return b'%b,"seq":%d}' % (body[:-1], seq)
+
+
+@dataclass(slots=True)
+class State:
+    """What is known about the open database. A failed transaction restores all but the collections."""
+
+    next: int = 1
+    """The next number to give out."""
+    rows: int = 0
+    bytes: int = 0
+    """Events that are not acknowledged, and the bytes of their messages."""
+    parked: int = 0
+    ranges: int = 0
+    """Rows of the table `dropped`: numbers that no gap event names yet."""
+    next_expiry: float = 0.0
+    """When the age of events is checked next; 0: at the next event, which also moves the marks."""
+    cursor: int = 0
+    """`pending` continues after this number."""
+    sending: dict[int, int] = field(default_factory=dict)
+    """Numbers of the events that are being sent, with their bytes."""
+    acknowledged: set[int] = field(default_factory=set)
+    """Numbers of acknowledged events whose rows are not deleted yet."""
+    gaps: set[int] = field(default_factory=set)
+    """Numbers of the gap events that are not acknowledged yet."""
+
+    def is_free(self, seq: int) -> bool:
+        """Whether a row is neither being sent nor acknowledged."""
+        return seq not in self.sending and seq not in self.acknowledged
+
+    @property
+    def held(self) -> int:
+        """Number of rows that are not free."""
+        return len(self.sending) + len(self.acknowledged)
 
 
 class Storage:
-    """The database, the marks and the reserve of one outbox. Callers hold `lock`, alone or by `locked`.
-
-    Args:
-        path: the database.
-        settings: of the outbox.
-        key: 32 bytes, or None for a plain file.
-    """
+    """The database, the marks and the reserve of one outbox. Callers hold `lock`, alone or by `locked`."""
 
     def __init__(self, path: Path, settings: OutboxSettings, key: bytes | None) -> None:
         self.path = path
         self.set_aside: Path | None = None
-        """New path of a damaged file, if there was one."""
         self.lock = threading.RLock()
-        self._survives_power_cut = settings.synchronous == "FULL"
-        self._key_check = key_check(key)
-        self._description = Description(
+        self.state = State()
+        self.marks = Marks(_marks_path(path))
+        self.reserve = Reserve(path.with_name(path.name + ".reserve"), RESERVE_BYTES)
+        self.description = Description(
             path,
             damaged="it is set aside at the next attempt",
             locked="stop that agent, or give this one a state folder of its own",
             role="the outbox",
             keyed=key is not None,
         )
-        self._marks = Marks(recovery.marks_path(path))
-        self._reserve = Reserve(path.with_name(path.name + ".reserve"), RESERVE_BYTES)
-        self.numbers = Numbers(self._marks)
-        self.database = OutboxDatabase(path, synchronous=settings.synchronous, key=key)
-        self.gaps = Gaps(self.database, self._marks, self.numbers)
-        self.waiting = WaitingEvents(self.database, self.gaps)
-        self.parked = ParkedEvents(self.database, self.waiting)
-        self.bounds = Bounds(settings, self.database, self.waiting, self.parked)
-        self._failing = False
+        self._synchronous = settings.synchronous
+        self._key = key
+        self._connection: sqlite3.Connection | None = None
         self._is_open = False
 
-    def open(self) -> None:
-        """Open the files; set a damaged database aside.
+    # --- lifetime -----------------------------------------------------------------------------------------
 
-        Raises:
-            StorageError, DiskFull, ConfigError: see `Outbox.__enter__`.
-        """
+    def open(self) -> None:
+        """Open the files; set a damaged database aside. Errors: see `Outbox.__enter__`."""
         with contextlib.ExitStack() as undo:
-            undo.callback(self.close_files)
-            with self._description.translated():
-                self._marks.open()
-                self._reserve.open()
+            undo.callback(self.close)
+            with self.description.translated():
+                self.marks.open()
+                self.reserve.open()
                 self._check_key()
                 try:
                     self._open_checked()
                 except database_errors() as problem:
-                    if not recovery.indicates_damage(problem):
+                    if not indicates_damage(problem):
                         raise
-                    self._start_over(problem, last=self._marks.reserved)
+                    self.start_over(problem, last=self.marks.reserved)
             self._is_open = True
             undo.pop_all()
 
     def close(self) -> None:
-        """Delete the acknowledged rows and close the files."""
-        if self.database.is_open:
-            self.flush()
-            self.numbers.release()
-        self.close_files()
-        self.bounds.next_expiry = 0.0
+        """Close the files as they are, as a kill of the process does."""
+        self._disconnect()
+        self.marks.close()
+        self.reserve.close()
+        self.state.next_expiry = 0.0
         self._is_open = False
 
-    def close_files(self) -> None:
-        """Close the files as they are."""
-        self.database.close()
-        self._marks.close()
-        self._reserve.close()
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(*database_errors()):
+                self._connection.close()
+        self._connection = None
 
     def _check_key(self) -> None:
         """Refuse a wrong key, which would otherwise look like a damaged file."""
-        if self.path.exists() and self._marks.generation and self._marks.key_check != self._key_check:
+        check = key_check(self._key)
+        if self.path.exists() and self.marks.generation and self.marks.key_check != check:
             raise StorageError(
-                f"{self.path} was written with {'another key' if self._marks.key_check else 'no key'}"
-                f"{'' if self._key_check else ', and none is given'}; put the right key into the credential"
+                f"{self.path} was written with {'another key' if self.marks.key_check else 'no key'}"
+                f"{'' if check else ', and none is given'}; put the right key into the credential"
                 f" file storage__key, or change it with `edge-agent rekey --state {self.path.parent}`"
             )
-        self._marks.key_check = self._key_check
+        self.marks.key_check = check
 
     def _open_checked(self) -> None:
         """Open the database, and check that it contains all numbers.
@@ -117,30 +191,63 @@ class Storage:
         Raises:
             Damaged: it is missing, or lacks numbers although there was no power cut.
         """
-        if self._marks.reserved and not self.path.exists():
+        marks = self.marks
+        if marks.reserved and not self.path.exists():
             raise Damaged("the file is missing")
         self._open_database()
         boot = boot_check()
-        power_cut = not self._survives_power_cut and boot != self._marks.boot
-        last = self.numbers.last
-        if power_cut and last < self._marks.reserved:
-            with self.database.transaction() as change:
-                self.numbers.next = self._marks.reserved + 1
-                self.gaps.note(change, last + 1, self._marks.reserved, "power-loss")
-        elif last < self._marks.floor:
-            raise Damaged(f"it ends at number {last}, although {self._marks.floor} was given out before")
-        self._marks.boot = boot
+        power_cut = self._synchronous != "FULL" and boot != marks.boot
+        last = self.state.next - 1
+        if power_cut and last < marks.reserved:
+            with self.transaction():
+                self.state.next = marks.reserved + 1
+                self.note(last + 1, marks.reserved, "power-loss")
+        elif last < marks.floor:
+            raise Damaged(f"it ends at number {last}, although {marks.floor} was given out before")
+        marks.boot = boot
 
     def _open_database(self) -> None:
-        # A checkpoint needs as much space as the log has; the reserve holds two and a half logs.
-        self.database.open(max(16, min(1000, self._reserve.size * 2 // 5 // PAGE_BYTES)))
-        used = (self.waiting.load(), self.parked.load(), self.gaps.load(), self.database.meta("next") - 1)
-        self.numbers.next = max(0, *used) + 1
-        self._marks.generation = max(self._marks.generation, self.database.meta("marks"))
-        with contextlib.suppress(*database_errors()), self.database.transaction() as change:
-            self.gaps.move_marks(change)  # on a full disk the next event does it
+        """Open and check the file, create the tables of a new one, and load the state."""
+        pragmas: dict[str, str | int] = {
+            # Exclusive: two agents on one outbox would give out the same numbers; and no -shm file is needed.
+            "locking_mode": "EXCLUSIVE",
+            "journal_mode": "WAL",
+            "synchronous": self._synchronous,
+            # A checkpoint needs as much space as the log has; the reserve holds two and a half logs.
+            "wal_autocheckpoint": max(16, min(1000, self.reserve.size * 2 // 5 // PAGE_BYTES)),
+        }
+        self._connection = connection = sqlite.connect(
+            self.path, key=self._key, timeout_s=LOCK_TIMEOUT_S, pragmas=pragmas
+        )
+        found = self.value("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise Damaged(found)
+        version = self.value("PRAGMA user_version")
+        if version == 0:
+            with sqlite.transaction(connection):
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {LAYOUT}")
+        elif version != LAYOUT:
+            raise StorageError(
+                f"{self.path} was written by another version of this program (layout {version}, this one"
+                f" reads {LAYOUT}); use that version until it is empty, or move the file away"
+            )
+        state = self.state = State()
+        state.rows, state.bytes, last_event = connection.execute(
+            "SELECT count(*), coalesce(sum(length(body)), 0), max(seq) FROM event"
+        ).fetchone()
+        state.parked, last_parked = connection.execute("SELECT count(*), max(seq) FROM parked").fetchone()
+        state.ranges, last_dropped = connection.execute("SELECT count(*), max(last) FROM dropped").fetchone()
+        state.gaps = {row[0] for row in connection.execute("SELECT seq FROM event WHERE gap = 1")}
+        used = (last_event, last_parked, last_dropped, self.marks.last, self.meta("next") - 1)
+        state.next = max(number or 0 for number in used) + 1
+        self.marks.generation = max(self.marks.generation, self.meta("marks"))
+        if self.marks.last:  # on a full disk the next event moves them
+            with contextlib.suppress(*database_errors()), self.transaction():
+                pass
 
-    def _start_over(self, problem: Exception, *, last: int) -> None:
+    def start_over(self, problem: Exception, *, last: int) -> None:
         """Set a damaged file aside, create a new one, and copy the rows that can still be read.
 
         A kill in between is repaired at the next start: the new file lacks numbers until all rows are copied,
@@ -150,12 +257,16 @@ class Storage:
             problem: the error that showed the damage.
             last: no number above this one was given out.
         """
-        self.bounds.next_expiry = 0.0
-        self.database.close()
-        acknowledged = set(self.waiting.acknowledged)
-        aside = recovery.move_aside(self.path)
-        floor = self._marks.floor
-        saved = [row for row in recovery.salvage(self.database) if floor < row.seq <= last]
+        marks, acknowledged = self.marks, self.state.acknowledged
+        self.state.next_expiry = 0.0
+        self._disconnect()
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+        for suffix in ("", *SIDE_FILES):
+            with contextlib.suppress(FileNotFoundError):
+                self.path.with_name(self.path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        for old in _damaged_files(self.path)[:-KEPT_DAMAGED]:
+            remove_database(old)
+        saved = [row for row in self._salvage() if marks.floor < row.seq <= last]
         self.set_aside = aside
         log.error(
             "outbox was damaged: set aside and replaced",
@@ -164,125 +275,218 @@ class Storage:
             saved=len(saved),
             error=str(problem),
         )
-        missing = set(range(floor + 1, last + 1)) - {row.seq for row in saved}
-        if self._marks.last:  # these become a gap of their own
-            missing -= set(range(self._marks.first, self._marks.last + 1))
+        missing = set(range(marks.floor + 1, last + 1)) - {row.seq for row in saved}
+        if marks.last:  # these become a gap of their own
+            missing -= set(range(marks.first, marks.last + 1))
         self._open_database()
-        self.numbers.next = max(last + 1, self.numbers.next)
-        with self.database.transaction() as change:
-            for row in saved:
-                if row.seq not in acknowledged:
-                    self.waiting.store(change, row, gap=row.topic.endswith("/gap"))
-            for first, end in runs(missing):
-                self.gaps.note(change, first, end, "corrupt")
-            self.database.set_meta("next", self.numbers.next)
-            change.after.append(self.gaps.load)
+        self.state.next = max(last + 1, self.state.next)
+        kept = [row for row in saved if row.seq not in acknowledged]
+        gaps = {row.seq for row in kept if row.topic.endswith("/gap")}
+        with self.transaction():
+            for row in kept:
+                self.store(row, gap=row.seq in gaps)
+            for first, end in joined((number, number) for number in sorted(missing)):
+                self.note(first, end, "corrupt")
+            self.set_meta("next", self.state.next)
+        self.state.gaps.update(gaps)
+
+    def _salvage(self) -> list[Row]:
+        """Return the complete rows of all files that were set aside, in ascending order.
+
+        Each file is read from both ends up to the damage.
+        """
+        saved: dict[int, Row] = {}
+        for damaged in _damaged_files(self.path):
+            for order in ("ASC", "DESC"):
+                with (
+                    contextlib.suppress(*database_errors()),
+                    contextlib.closing(
+                        sqlite.connect(damaged, key=self._key, timeout_s=LOCK_TIMEOUT_S)
+                    ) as connection,
+                ):
+                    query = f"SELECT seq, topic, body, created FROM event ORDER BY seq {order}"  # noqa: S608
+                    rows = (Row(*values) for values in connection.execute(query))
+                    saved.update((row.seq, row) for row in rows if _is_complete(row))
+        return [row for _, row in sorted(saved.items())]
+
+    def require_open(self, *, last: int | None = None) -> None:
+        """Create the database if a damaged one could not be replaced before; see `start_over`.
+
+        Raises:
+            StorageError: the outbox is closed.
+        """
+        if not self._is_open:
+            raise StorageError(f"the outbox {self.path} is closed")
+        if self._connection is None:
+            problem = Damaged("it could not be replaced before")
+            self.start_over(problem, last=self.state.next - 1 if last is None else last)
+
+    # --- access -------------------------------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the database is open."""
+        return self._connection is not None
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The open database.
+
+        Raises:
+            Damaged: the file was damaged, and a new one could not be created yet.
+        """
+        if self._connection is None:
+            raise Damaged("it could not be created again before")
+        return self._connection
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock, translate errors, and replace a damaged file.
-
-        Raises:
-            StorageError: also when the outbox is closed.
-        """
-        with self.lock, self._description.translated():
+        """Hold the lock, translate errors, and replace a damaged file."""
+        with self.lock, self.description.translated():
             try:
-                self._require_open()
+                self.require_open()
                 yield
             except database_errors() as problem:
-                if recovery.indicates_damage(problem):
+                if indicates_damage(problem):
                     with contextlib.suppress(*database_errors(OSError)):  # the next call tries again
-                        self._start_over(problem, last=self.numbers.last)
+                        self.start_over(problem, last=self.state.next - 1)
                 raise
 
     @contextlib.contextmanager
-    def changed(self) -> Iterator[Change]:
-        """Run the block in a transaction, `locked`."""
-        with self.locked(), self.database.transaction() as change:
-            yield change
+    def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """Run the block in a transaction, which also moves unwritten numbers from the marks to the database.
 
-    def _require_open(self) -> None:
-        """Create the database if a damaged one could not be replaced before."""
-        if not self._is_open:
-            raise StorageError(f"the outbox {self.path} is closed")
-        if not self.database.is_open:
-            self._start_over(Damaged("it could not be replaced before"), last=self.numbers.last)
-
-    def append(self, body: bytes, topic: str, now: float) -> int:
-        """Number a message and write it; see `Outbox.append`."""
-        seq = self.numbers.take()
+        Yields `execute`. If the transaction fails, the state is restored.
+        """
+        before, marks = replace(self.state), self.marks
         try:
-            if self.bounds.allow(now, len(body)):
-                self.waiting.insert(seq, topic, body, now)
-            else:
-                self._append_with_upkeep(Row(seq, topic, body, now))
-        except database_errors() as problem:
-            self._handle_unwritten(Row(seq, topic, body, now), problem)
-        return seq
+            with sqlite.transaction(self.connection):
+                if marks.last and self.meta("marks") < marks.generation:
+                    self.note(marks.first, marks.last, "disk-full")
+                    self.set_meta("marks", marks.generation)
+                yield self.connection.execute
+        except BaseException:
+            self.state = before
+            raise
+        if marks.last:
+            marks.first = marks.last = 0
+            marks.write()
 
-    def _append_with_upkeep(self, row: Row) -> None:
-        """Add a row, and do what is due: make room, drop old events, record unwritten numbers."""
-        self._require_open()
-        with self.database.transaction() as change:
-            self.gaps.move_marks(change)
-            self.bounds.expire(change, row.created)
-            self.bounds.make_room(change, len(row.body))
-            self.waiting.store(change, row)
-        if self._failing:
-            self._failing = False
-            log.info("outbox can be written again", path=str(self.path))
+    @contextlib.contextmanager
+    def changed(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """Run the block in a `transaction`, `locked`."""
+        with self.locked(), self.transaction() as execute:
+            yield execute
 
-    def _handle_unwritten(self, row: Row, problem: Exception) -> None:
-        """Append to a new file if the old one is damaged, else record the number in the marks and raise."""
-        if recovery.indicates_damage(problem):
-            try:
-                self._start_over(problem, last=row.seq - 1)
-                self.numbers.next = row.seq + 1
-                self._append_with_upkeep(row)
-                return
-            except database_errors(OSError) as again:
-                problem = again
-                self.numbers.next = row.seq + 1
-        self.gaps.note_unwritten(row.seq)
-        self.bounds.next_expiry = 0.0
-        if not self._failing:
-            self._failing = True
-            log.warning(
-                "outbox cannot be written: events are dropped", path=str(self.path), error=str(problem)
-            )
-        raise self._description.error(problem) from problem
+    def value(self, query: str, *values: object) -> Any:  # noqa: ANN401 - any SQL value
+        """Return the first column of the first row; None without a row."""
+        row = self.connection.execute(query, values).fetchone()
+        return row[0] if row else None
 
-    def acknowledge(self, seqs: Iterable[int]) -> None:
-        """Mark rows as acknowledged; delete them when there are enough."""
-        if self.waiting.acknowledge(seqs):
-            self.flush()
+    def meta(self, key: str) -> int:
+        """Return a number of the table `meta`; 0 where it is missing."""
+        return int(self.value("SELECT value FROM meta WHERE key = ?", key) or 0)
 
-    def flush(self) -> None:
-        """Delete the acknowledged rows now. When that fails, they wait for the next call."""
-        if not self.waiting.acknowledged or not self.database.is_open:
-            return
-        try:
-            self._delete_acknowledged()
-        except database_errors() as problem:
-            if not self._delete_with_reserve():
-                log.debug("acknowledged events stay for now", path=str(self.path), error=str(problem))
-                return
-        self.waiting.acknowledged.clear()
-        lowest = self.database.value("SELECT min(seq) FROM event")
-        self._marks.floor = (lowest or self.numbers.next) - 1
-        self._marks.write()
+    def set_meta(self, key: str, value: int) -> None:
+        """Store a number in the table `meta`."""
+        self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def _delete_acknowledged(self) -> None:
-        with self.database.transaction():
-            self.waiting.delete_acknowledged()
-            self.database.set_meta("next", self.numbers.next)
+    def store(self, row: Row, *, gap: bool = False) -> None:
+        """Add an event."""
+        values = (row.seq, row.topic, row.body, row.created, gap)
+        self.connection.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?)", values)
+        self.state.rows += 1
+        self.state.bytes += len(row.body)
 
-    def _delete_with_reserve(self) -> bool:
-        """Delete on a full disk: the released reserve holds the log while it is merged into the database."""
-        try:
-            with self._reserve.released():
-                self._delete_acknowledged()
-                self.database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except database_errors(OSError):
-            return False
-        return True
+    def delete_acknowledged(self) -> None:
+        """Delete the acknowledged rows; the counters did not include them any more."""
+        ranges = joined((number, number) for number in sorted(self.state.acknowledged))
+        with self.transaction():
+            self.connection.executemany("DELETE FROM event WHERE seq BETWEEN ? AND ?", ranges)
+            self.set_meta("next", self.state.next)
+
+    def droppable(self, count: int) -> list[Size]:
+        """Return the oldest free rows that are not gap events."""
+        found = self.connection.execute(
+            "SELECT seq, length(body), created FROM event WHERE gap = 0 ORDER BY seq LIMIT ?",
+            (count + self.state.held,),
+        )
+        return [size for size in found if self.state.is_free(size[0])][:count]
+
+    def drop(self, rows: Sequence[Size], reason: str) -> None:
+        """Delete events that will not be sent, and record their numbers for a gap event."""
+        for seq, size, _ in rows:
+            self.connection.execute("DELETE FROM event WHERE seq = ?", (seq,))
+            self.note(seq, seq, reason)
+            self.state.rows -= 1
+            self.state.bytes -= size
+
+    def note(self, first: int, last: int, reason: str) -> None:
+        """Record a range of numbers for a gap event; extend the range before it if there is one."""
+        execute = self.connection.execute
+        extended = execute(
+            "UPDATE dropped SET last = ? WHERE last = ? AND reason = ?", (last, first - 1, reason)
+        )
+        if extended.rowcount == 0:
+            execute("INSERT OR REPLACE INTO dropped VALUES (?, ?, ?)", (first, last, reason))
+            self.state.ranges += 1
+        self.set_meta("next", self.state.next)
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ranges `(first, last)`, in ascending order, where one begins right after another."""
+    found: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if found and found[-1][1] == first - 1:
+            found[-1] = (found[-1][0], last)
+        else:
+            found.append((first, last))
+    return found
+
+
+def indicates_damage(problem: Exception) -> bool:
+    """Return whether an error means that the file is damaged."""
+    return isinstance(problem, Damaged) or is_damage(problem)
+
+
+def _is_complete(row: Row) -> bool:
+    """Whether the body of a row from a damaged file is a JSON object."""
+    try:
+        return isinstance(json.loads(row.body), dict)
+    except (ValueError, TypeError):
+        return False
+
+
+def _marks_path(path: Path) -> Path:
+    return path.with_name(path.name + ".marks")
+
+
+def _damaged_files(path: Path) -> list[Path]:
+    """Files of the outbox of this path that were set aside, the oldest first."""
+    found = path.parent.glob(f"{path.name}.damaged-*")
+    return sorted(one for one in found if not one.name.endswith(SIDE_FILES))
+
+
+def remove_damaged(path: Path) -> None:
+    """Delete all files of an outbox that were set aside."""
+    for damaged in _damaged_files(path):
+        remove_database(damaged)
+
+
+def rekey(path: Path, old: bytes | None, new: bytes | None) -> bool:
+    """Rewrite the outbox of a stopped agent under another key (None: plain); see `encryption.rewrite`.
+
+    Damaged files that were set aside are deleted, since they have the old key. Returns False where the file
+    had the new key already. Errors are those of `rewrite`; the file is then unchanged.
+    """
+    done = rewrite(path, old, new)
+    marks = Marks(_marks_path(path))
+    marks.open()
+    try:
+        marks.key_check = key_check(new)
+        marks.write()
+        marks.sync()
+    finally:
+        marks.close()
+    remove_damaged(path)
+    return done

@@ -8,8 +8,6 @@ from types import TracebackType
 
 from edge_agent.core.mqtt import BrokerSettings, Incoming, Subscription
 
-__all__ = ["Subscriber"]
-
 
 class Subscriber:
     """The messages of some topics, in the order of their arrival. Enter it to connect.

@@ -16,12 +16,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import Event
-
-__all__ = ["PREFIX", "Topics"]
 
 PREFIX = "edge/v1"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
@@ -37,6 +35,14 @@ class Topics:
 
     site: str
     device: str
+    root: str = field(init=False)
+    """`edge/v1/<site>/<device>`: the source of every event, and the beginning of every topic."""
+    status: str = field(init=False)
+    info: str = field(init=False)
+    telemetry: str = field(init=False)
+    gap: str = field(init=False)
+    commands: str = field(init=False)
+    """Filter for the commands to this device, without their results."""
 
     def __post_init__(self) -> None:
         for what, name in (("site", self.site), ("device", self.device)):
@@ -44,36 +50,10 @@ class Topics:
                 raise ConfigError(
                     f"{what} {name!r} cannot be part of a topic: use 1 to 64 of a-z, 0-9, _ and -"
                 )
-
-    @property
-    def root(self) -> str:
-        """`edge/v1/<site>/<device>`: the source of every event, and the beginning of every topic."""
-        return f"{PREFIX}/{self.site}/{self.device}"
-
-    @property
-    def status(self) -> str:
-        """State of the agent."""
-        return f"{self.root}/status"
-
-    @property
-    def info(self) -> str:
-        """Versions, model and cameras of the device."""
-        return f"{self.root}/info"
-
-    @property
-    def telemetry(self) -> str:
-        """Health and load."""
-        return f"{self.root}/telemetry"
-
-    @property
-    def commands(self) -> str:
-        """Filter for the commands to this device, without their results."""
-        return f"{self.root}/cmd/+"
-
-    @property
-    def gap(self) -> str:
-        """Numbers of events that will not come."""
-        return f"{self.root}/gap"
+        object.__setattr__(self, "root", f"{PREFIX}/{self.site}/{self.device}")
+        object.__setattr__(self, "commands", f"{self.root}/cmd/+")
+        for name in ("status", "info", "telemetry", "gap"):
+            object.__setattr__(self, name, f"{self.root}/{name}")
 
     def alert(self, kind: str) -> str:
         """Alerts of one kind."""

@@ -30,8 +30,7 @@ from edge_agent.core.events import DeviceSummary, alert_event, identity_event
 from edge_agent.core.mqtt import silence_problem
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.deliver.connection import ConnectionState
-from edge_agent.deliver.eventfile import EventFile
-from edge_agent.deliver.local import LocalPublisher, Origin
+from edge_agent.deliver.local import EventFile, LocalPublisher, Origin
 from edge_agent.deliver.pacing import Backoff
 from edge_agent.deliver.topics import Topics
 from edge_agent.offline.demo.broker import DemoBroker

@@ -20,8 +20,8 @@ from edge_agent.core.events import new_event
 from edge_agent.core.loading import load
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.homeassistant import announce, announcement, discovery_topic
+from edge_agent.deliver.local import Counters
 from edge_agent.deliver.metrics import Metrics
-from edge_agent.deliver.publisher import Counters
 from edge_agent.deliver.topics import Topics
 from tests.conftest import REPO, Mosquitto
 from tests.deliver.deliver_fixtures import INFO, Listener, identity, outbox_at, publishing, telemetry, until

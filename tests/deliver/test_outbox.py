@@ -25,7 +25,7 @@ from edge_agent.core.errors import ConfigError, DiskFull, StorageError
 from edge_agent.core.events import Event
 from edge_agent.deliver import storage as storage_module
 from edge_agent.deliver.outbox import Depth, Outbox
-from edge_agent.deliver.waiting import WaitingEvents
+from edge_agent.deliver.storage import Storage
 from tests.deliver.deliver_fixtures import identity, outbox_at
 
 BODY = b'{"data":{"who":"p-1"}}'
@@ -314,8 +314,8 @@ def test_a_file_that_vanished_is_told(tmp_path: Path) -> None:
 def test_damage_found_while_running_does_not_stop_it(tmp_path: Path) -> None:
     with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 5)
-        outbox._storage.database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        outbox._storage.database.connection.execute("PRAGMA cache_size = 0")
+        outbox._storage.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        outbox._storage.connection.execute("PRAGMA cache_size = 0")
         size = (tmp_path / "o.db").stat().st_size
         with (tmp_path / "o.db").open("r+b") as file:
             file.seek(4096)
@@ -337,8 +337,7 @@ def test_unwritten_numbers_are_told_once_when_the_file_is_damaged_too(
     with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 3)
         with monkeypatch.context() as patched:
-            patched.setattr(WaitingEvents, "insert", full)
-            patched.setattr(WaitingEvents, "store", full)
+            patched.setattr(Storage, "store", full)
             for _ in range(2):
                 with pytest.raises(DiskFull):
                     fill(outbox, 1)
@@ -414,7 +413,7 @@ def test_a_full_disk_is_told_after_a_restart(small_disk: Path) -> None:
             except DiskFull:
                 lost += 1
         last = outbox.last_number
-        outbox._storage.close_files()  # as a kill does: nothing is put in order
+        outbox._storage.close()  # as a kill does: nothing is put in order
     ballast.unlink()
     with outbox_at(small_disk / "o.db") as outbox:
         assert fill(outbox, 1) == [last + 1]
@@ -546,7 +545,10 @@ def test_key_from_a_credential() -> None:
 
 def test_encryption_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sqlcipher3", None)
-    with pytest.raises(ConfigError, match="extra `encrypt`"), outbox_at(tmp_path / "o.db", key=b"k" * 32):
+    with (
+        pytest.raises(ConfigError, match=r"SQLCipher: pip install .edge-agent\[encrypt\]"),
+        outbox_at(tmp_path / "o.db", key=b"k" * 32),
+    ):
         pass
 
 
@@ -585,7 +587,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 9))
     def append(self, count: int) -> None:
         fill(self.outbox, count)
-        exempt = len(self.outbox._storage.waiting._sending) + len(self.outbox._storage.gaps.waiting)
+        exempt = len(self.outbox._storage.state.sending) + len(self.outbox._storage.state.gaps)
         assert self.outbox.depth.rows <= 12 + exempt
 
     @rule(target=rows, count=st.integers(1, 6))
@@ -594,13 +596,13 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(row=consumes(rows))
     def acknowledge(self, row: Any) -> None:
-        if row.seq in self.outbox._storage.waiting._sending:
+        if row.seq in self.outbox._storage.state.sending:
             self.outbox.acknowledge([row.seq])
             self.take(row)
 
     @rule(row=consumes(rows))
     def park(self, row: Any) -> None:
-        if row.seq in self.outbox._storage.waiting._sending and row.topic != GAP:
+        if row.seq in self.outbox._storage.state.sending and row.topic != GAP:
             self.outbox.park(row.seq, "refused")
 
     @rule()
@@ -624,14 +626,14 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """Without a farewell: acknowledged rows that were not flushed come again."""
-        self.doubtful |= self.outbox._storage.waiting.acknowledged
-        self.outbox._storage.close_files()
+        self.doubtful |= self.outbox._storage.state.acknowledged
+        self.outbox._storage.close()
         self.open()
 
     @invariant()
     def counters_are_right(self) -> None:
-        found = self.outbox._storage.database.connection.execute("SELECT count(*) FROM event").fetchone()[0]
-        assert self.outbox.depth.rows == found - len(self.outbox._storage.waiting.acknowledged)
+        found = self.outbox._storage.connection.execute("SELECT count(*) FROM event").fetchone()[0]
+        assert self.outbox.depth.rows == found - len(self.outbox._storage.state.acknowledged)
 
     def take(self, row: Any) -> None:
         message = json.loads(row.message)

@@ -163,6 +163,6 @@ def ours_drain(folder: Path, name: str, url: str, body: bytes) -> float:
         for _ in range(ROWS):
             outbox.append(body, TOPIC)
         begin = time.perf_counter()
-        publisher._wake.signal()
+        publisher._pump.wake.signal()
         assert publisher.drain(60)
         return ROWS / (time.perf_counter() - begin)
