@@ -155,11 +155,7 @@ def parse_own(payload: bytes) -> BoxMessage:
 
 
 def parse_deepstream(payload: bytes) -> BoxMessage:
-    """Parse a message of DeepStream's minimal format, without objects that are no person.
-
-    Raises:
-        ValueError: explains what is wrong with it.
-    """
+    """Parse a message of DeepStream's minimal format, without objects that are no person; as `parse_own`."""
     found = _decode_message(_DeepStreamMessage, payload)
     people = [(box, score) for label, box, score in map(_object, found.objects) if label.lower() == "person"]
     arrays = _arrays([box for box, _ in people], [score for _, score in people])

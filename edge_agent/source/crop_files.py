@@ -54,21 +54,12 @@ def crop_file(entry: os.DirEntry[str]) -> CropFile | None:
     return CropFile(status.st_mtime_ns, entry.name, status.st_size)
 
 
-def identity(path: Path) -> tuple[int, int]:
-    """Return size and modification time in ns, which identify the content of a name."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
 class FolderScan:
-    """State between two scans of a folder.
-
-    Attributes:
-        unfinished: whether crops were left for the next scan.
-    """
+    """State between two scans of a folder."""
 
     def __init__(self) -> None:
         self.unfinished = True
+        """Whether crops were left for the next scan."""
         self._modified_ns = -1
         self._scanned = self._pruned = -math.inf
         self._young: dict[str, tuple[int, int, float]] = {}
@@ -128,9 +119,7 @@ class CropLedger:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Keep one connection for all calls inside the block; create the table if needed.
-
-        Calls after it open a connection of their own, which is slower; there are few of them.
+        """Keep a connection for calls inside the block (others open their own); create a missing table.
 
         Raises:
             StorageError: the file cannot be used.

@@ -38,7 +38,7 @@ from edge_agent.core.errors import InputError, SourceError, SourceLost, StorageE
 from edge_agent.core.pictures import read_picture
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
 from edge_agent.source import crop_files
-from edge_agent.source.crop_files import CropFile, CropLedger, FolderScan, crop_file, identity
+from edge_agent.source.crop_files import CropFile, CropLedger, FolderScan, crop_file
 from edge_agent.source.crop_metadata import Crop, CropDescriber, UnusableCrop, by_frame
 
 _log = structlog.get_logger(__name__)
@@ -156,8 +156,7 @@ class CropFolderSource:
         """
         wanted: dict[tuple[str, int | None], list[Pictures]] = {}
         for one in pictures:
-            track = None if one.track >= LONE_TRACKS else one.track
-            wanted.setdefault((one.camera, track), []).append(one)
+            wanted.setdefault((one.camera, one.track if one.track < LONE_TRACKS else None), []).append(one)
         gone: list[CropFile] = []
         try:
             with os.scandir(self.folder) as entries:
@@ -188,8 +187,6 @@ class CropFolderSource:
             if timeless or one.since - _SAME_MOMENT_S <= crop.time < until:
                 return True
         return False
-
-    # ---- scan -----------------------------------------------------------------------------------
 
     def _new_files(self, scan: FolderScan) -> list[CropFile]:
         """Return the oldest crops that are complete and new, at most `MAX_LISTED`."""
@@ -232,8 +229,6 @@ class CropFolderSource:
                         scan.unfinished = True
         except OSError as problem:
             raise SourceLost(f"source {self.id}: cannot list {self.folder}: {problem.strerror}") from problem
-
-    # ---- batches --------------------------------------------------------------------------------
 
     def _batches(
         self, files: Iterable[CropFile], scan: FolderScan
@@ -302,7 +297,8 @@ class CropFolderSource:
         """Delete an acknowledged picture and its JSON file; what cannot be deleted stays in the record."""
         path = self.folder / file.name
         try:
-            if identity(path) == (file.size, file.modified_ns):  # not overwritten meanwhile
+            status = path.stat()
+            if (status.st_size, status.st_mtime_ns) == (file.size, file.modified_ns):  # not overwritten
                 path.with_suffix(".json").unlink(missing_ok=True)
                 path.unlink()
         except FileNotFoundError:  # erased meanwhile

@@ -121,14 +121,14 @@ class ExternalBoxes:
             while True:
                 message, may_come = self._search(recent, frame)
                 left = deadline - time.monotonic()
-                if not may_come or left <= 0 or not self._is_alive(recent):
+                # A camera is alive if it had a message lately, or has had no time for one since the start.
+                alive = time.monotonic() - max(recent.last_message, self._started) < WINDOW_S
+                if not may_come or left <= 0 or not alive:
                     break
                 self._changed.wait(left)
             recent.last_number = max(recent.last_number, frame.number)
             recent.last_time = max(recent.last_time, frame.time)
         return None if message is None else message.on(frame)
-
-    # ---- matching; the caller holds the lock ------------------------------------------------------
 
     def _recent_of(self, camera: str) -> _Recent:
         recent = self._recent.setdefault(camera, _Recent())
@@ -136,10 +136,6 @@ class ExternalBoxes:
         while len(self._recent) > MAX_CAMERAS:
             self._recent.popitem(last=False)
         return recent
-
-    def _is_alive(self, recent: _Recent) -> bool:
-        """Whether the camera had a message lately, or has had no time for one since the start."""
-        return time.monotonic() - max(recent.last_message, self._started) < WINDOW_S
 
     def _search(self, recent: _Recent, frame: Frame) -> tuple[BoxMessage | None, bool]:
         """Return the best message so far, and whether a better one may still come."""
@@ -167,8 +163,6 @@ class ExternalBoxes:
         if self._is_numbered(message):
             return message.number is not None and message.number <= recent.last_number
         return message.time is not None and message.time < recent.last_time - self._tolerance
-
-    # ---- the client's thread ----------------------------------------------------------------------
 
     def _on_change(self, connected: bool, reason: str) -> None:
         was_connected, self.connected = self.connected, connected

@@ -31,15 +31,9 @@ _TICK_SECONDS = 1.0
 
 
 class ConnectionState:
-    """Reports each change of state once. Logs the start of an outage at WARNING, its end once.
+    """Reports each change of state once, in order. Logs the start of an outage at WARNING, its end once.
 
-    Args:
-        camera: id of the source.
-        on_status: called with each change of state, in order.
-
-    Attributes:
-        state: last reported, None before the first report.
-        reason: of that state.
+    `state` and `reason` are the last reported ones; `state` is None before the first report.
     """
 
     def __init__(self, camera: str, on_status: Callable[[SourceStatus], None]) -> None:
