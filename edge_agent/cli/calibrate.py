@@ -185,7 +185,6 @@ def _print_plan(job: Job, *, as_json: bool) -> None:
 
 
 def _summary(result: Result) -> str:
-    """Return the result as text."""
     report = result.report
     threshold = report["threshold"]
     lines = [f"{report['model']['name']} on {report['backend']}: {report['precision'].upper()}"]

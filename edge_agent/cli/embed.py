@@ -69,7 +69,6 @@ def with_progress(embedder: CropEmbedder, paths: Sequence[Path], what: str) -> E
 
 
 def _pictures(source: Path, splits: tuple[Split, ...]) -> list[Path]:
-    """Return the pictures of INPUT, in a fixed order."""
     from edge_agent.core.errors import InputError
     from edge_agent.core.pictures import list_pictures
     from edge_agent.offline.dataset import MarketDataset

@@ -141,7 +141,6 @@ def _title(document: dict[str, Any]) -> str:
 
 
 def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
-    """Return the figures as text."""
     from edge_agent.offline.evaluate.openset import OperatingPoint
 
     keys = ("rank1", "rank5", "rank10", "mAP", "mINP")

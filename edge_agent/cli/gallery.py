@@ -358,7 +358,6 @@ _MOMENTS = {"created", "last_seen", "expires", "oldest_seen", "newest_seen"}
 
 
 def _shown(key: str, value: object) -> str:
-    """Format a value for display."""
     if value is None:
         return "never" if key in {"expires", "ttl_s", "enrolled_ttl_s"} else "-"
     if key in _MOMENTS and isinstance(value, float):

@@ -166,7 +166,6 @@ def name_in_settings(config: Path, model: Path) -> None:
 
 
 def _with_model(text: str, model: Path) -> str:
-    """Return the TOML text with `model` in its section `engine`."""
     lines = text.splitlines()
     header = re.compile(r"\s*\[engine\]\s*(#.*)?")
     start = next((at for at, line in enumerate(lines) if header.fullmatch(line)), None)

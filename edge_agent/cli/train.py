@@ -47,7 +47,6 @@ def command(
 
 
 def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
-    """Run the spec; return the result as JSON values."""
     require_torch("training")
     from edge_agent.offline.train.loop import Trainer
     from edge_agent.offline.train.watch import RunLog

@@ -185,7 +185,6 @@ class View:
 
 
 def _cells(event: Event) -> tuple[str, ...]:
-    """Return one row of the table of events."""
     from edge_agent.core.timing import rfc3339
 
     data = event.data

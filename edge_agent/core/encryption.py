@@ -139,7 +139,6 @@ def _copy(path: Path, old: bytes | None, target: Path, new: bytes | None) -> Non
 
 
 def _overwrite(descriptor: int) -> None:
-    """Write zeros over an open file."""
     left = os.fstat(descriptor).st_size
     while left > 0:
         left -= os.write(descriptor, bytes(min(left, _OVERWRITE_BYTES)))

@@ -21,7 +21,6 @@ from edge_agent.core.errors import ConfigError, DiskFull, StorageError
 MEMORY = ":memory:"
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite keeps next to a database."""
-
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MINIMUM_SPACE = 64 << 10
 """With less free space (bytes), an I/O error is reported as a full disk."""

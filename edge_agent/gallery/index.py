@@ -274,7 +274,6 @@ class ExemplarIndex:
 
 
 def _multiply(queries: Vectors, rows: Vectors, products: Vectors) -> None:
-    """Multiply `(Q, D)` and `(N, D)` into `(Q, N)`."""
     if len(queries) == 1:  # limited by memory bandwidth; OpenBLAS takes a fifth longer
         np.einsum("nd,d->n", rows, queries[0], out=products[0])
     else:

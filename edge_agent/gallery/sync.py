@@ -233,7 +233,6 @@ class SyncedFile:
         self.index.load(owners, each, rows.vector_batches())
 
     def _reload(self, number: int) -> None:
-        """Read one identity from the file into the index."""
         rows = self._rows
         revision = rows.store.value("SELECT revision FROM identity WHERE number = ?", (number,))
         self.index.put(number, rows.vectors(number))
