@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edge_agent.core.config import DetectorSettings, Settings, SourceSettings
     from edge_agent.core.structures import Detections, Frame, ScoreLevels
     from edge_agent.detect.base import Detector
-    from edge_agent.engine import Engine
+    from edge_agent.engine.base import Engine
     from edge_agent.source.base import Source
 
 

@@ -19,12 +19,12 @@ from edge_agent.engine.precision.calibration import engines_folder, in_precision
 
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings, QualitySettings
-    from edge_agent.engine import Engine
+    from edge_agent.engine.base import Engine
     from edge_agent.engine.golden import Golden
     from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.engine.precision.scales import Scales
-    from edge_agent.engine.tensorrt.progress import Progress
+    from edge_agent.engine.tensorrt.builder import Progress
     from edge_agent.identify.tracks import TrackTable
 
 __all__ = ["make_crop_selector", "make_embedder", "open_embedder"]

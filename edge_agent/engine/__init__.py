@@ -19,18 +19,7 @@ from edge_agent.engine.precision.scales import Scales
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
     from edge_agent.engine.simulated import SimulatedEngine
-    from edge_agent.engine.tensorrt.progress import Progress
-
-__all__ = [
-    "BACKENDS",
-    "Engine",
-    "PlanOptions",
-    "PreparedGraph",
-    "choose_backend",
-    "is_simulated",
-    "open_engine",
-    "open_simulated",
-]
+    from edge_agent.engine.tensorrt.builder import Progress
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
 """Backends that run a network. `auto`: TensorRT where TensorRT and a GPU are usable, else ONNX Runtime.
@@ -71,10 +60,9 @@ def open_simulated(backend: str, *, max_batch: int) -> SimulatedEngine:
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """Where TensorRT's plans are kept, and what their builds need beyond the settings.
+    """The engines folder, and what builds of plans need beyond the settings.
 
     Attributes:
-        folder: engines folder.
         ranges: returns the exported FP32 graph and its INT8 ranges, for TensorRT versions whose accelerator
             takes no quantise/dequantise nodes; None where there are no ranges.
         progress: called during a build: phase, steps done, steps in total.
@@ -118,8 +106,8 @@ def _open_tensorrt(
     prepared: PreparedGraph, settings: EngineSettings, plans: PlanOptions, max_batch: int
 ) -> Engine:
     from edge_agent.engine.plans.store import PlanStore
+    from edge_agent.engine.tensorrt.builder import ignore_progress
     from edge_agent.engine.tensorrt.engine import TensorRTEngine
-    from edge_agent.engine.tensorrt.progress import ignore_progress
     from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for
     from edge_agent.engine.tensorrt.supply import PlanBuilder
 

@@ -41,8 +41,8 @@ class Golden:
 def golden_crops(height: int, width: int) -> NDArray[np.uint8]:
     """Return `(4, height, width, 3)` uint8 BGR, the same on every machine: integer arithmetic only.
 
-    Clothed figures on plain ground: coloured blocks for head, torso and legs, with a fine pattern, so that
-    the input resembles the training data. Channels differ strongly, so that swapped channels are detected.
+    Clothed figures with a fine pattern resemble the training data. Channels differ strongly, so that swapped
+    channels are detected.
     """
     y, x = np.mgrid[0:height, 0:width].astype(np.int64)
     pictures = [_figure(y * 256 // height, x * 128 // width, kind) for kind in range(GOLDEN_CROPS)]

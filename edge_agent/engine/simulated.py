@@ -105,12 +105,9 @@ def _published(name: str, device: str, precision: str) -> LatencyTable:
 
 
 TABLES = {
-    table.name: table
-    for table in (
-        _published("orin-fp16", "Jetson AGX Orin", "fp16"),
-        _published("a10-mixed", "A10", "fp16"),
-        _published("a30-mixed", "A30", "fp16"),
-    )
+    "orin-fp16": _published("orin-fp16", "Jetson AGX Orin", "fp16"),
+    "a10-mixed": _published("a10-mixed", "A10", "fp16"),
+    "a30-mixed": _published("a30-mixed", "A30", "fp16"),
 }
 
 

@@ -23,7 +23,7 @@ from edge_agent.core.errors import EngineError, InputError, ModelError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales, read_cache
-from edge_agent.engine.tensorrt import builder, progress
+from edge_agent.engine.tensorrt import builder
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_runtime, version
 from edge_agent.engine.tensorrt.builder import build_plan
 from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
@@ -321,7 +321,7 @@ def test_an_exception_in_progress_ends_the_build(stub: BuilderStub) -> None:
 def test_progress_by_seconds_where_tensorrt_counts_no_steps(
     stub: BuilderStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_TICK_S", 0.05)
+    monkeypatch.setattr(builder, "_TICK_S", 0.05)
     stub.seconds = 0.4
     phases: list[tuple[str, int]] = []
     build_plan(graph(), BuildOptions("fp32"), progress=lambda phase, _, total: phases.append((phase, total)))

@@ -77,11 +77,7 @@ def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def serialise(model: onnx.ModelProto, what: str) -> bytes:
-    """Check and serialise an edited model, without intermediate shapes, which may contradict the edits.
-
-    Raises:
-        ModelError: "<what> is not valid ONNX".
-    """
+    """Check and serialise an edited model, without shapes that may contradict the edits; ModelError."""
     import onnx
 
     del model.graph.value_info[:]

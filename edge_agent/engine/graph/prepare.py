@@ -8,6 +8,7 @@ The prepared ReID graph takes `crops`, `uint8 [N, H, W, 3]` BGR, and gives `embe
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,14 +52,14 @@ class Rewriter:
         planes = self._pixels(name)
         if profile.order == "rgb":
             reverse = self._constant("reverse", np.asarray([2, 1, 0], np.int64))
-            planes = self._before("Gather", [planes, reverse], "ordered", axis=3 if last else 1)
+            planes = self._add(self._head, "Gather", [planes, reverse], "ordered", axis=3 if last else 1)
         wide = (1, 1, 1, 3) if last else (1, 3, 1, 1)
         if profile.offsets.any():
             offsets = self._constant("offsets", profile.offsets.reshape(wide))
-            planes = self._before("Sub", [planes, offsets], "centred")
+            planes = self._add(self._head, "Sub", [planes, offsets], "centred")
         if (profile.factors != 1).any():
             factors = self._constant("factors", profile.factors.reshape(wide))
-            planes = self._before("Mul", [planes, factors], "scaled")
+            planes = self._add(self._head, "Mul", [planes, factors], "scaled")
         self._connect(planes)
 
     def float32_rows(self) -> str:
@@ -66,7 +67,7 @@ class Rewriter:
         rows = self._target.name
         shape = shape_of(self._target)
         if shape is None or len(shape) != 2:
-            rows = self._after("Flatten", [rows], "flat", axis=1)
+            rows = self._add(self._tail, "Flatten", [rows], "flat", axis=1)
         return self._to_float32(rows)
 
     def first_columns(self, count: int) -> str:
@@ -77,8 +78,10 @@ class Rewriter:
                 self._constant(f"column_{what}", np.asarray([value], np.int64))
                 for what, value in (("start", 0), ("end", count), ("axis", 2))
             ]
-            return self._to_float32(self._after("Slice", [rows, *limits], "columns"))
-        return self._to_float32(self._after("Slice", [rows], "columns", starts=[0], ends=[count], axes=[2]))
+            return self._to_float32(self._add(self._tail, "Slice", [rows, *limits], "columns"))
+        return self._to_float32(
+            self._add(self._tail, "Slice", [rows], "columns", starts=[0], ends=[count], axes=[2])
+        )
 
     def unit_length(self, rows: str) -> str:
         """Return rows divided by their length, in two steps so that squares cannot overflow in float16.
@@ -88,11 +91,15 @@ class Rewriter:
         """
         tiny = self._constant("tiny", np.asarray([[_TINY]], np.float32))
         least = self._constant("least", np.asarray([[_MIN_NORM]], np.float32))
-        size = self._after("Abs", [rows], "size")
-        largest = self._after("Max", [self._reduce("ReduceMax", size, "largest"), tiny], "largest_safe")
-        level = self._after("Div", [rows, largest], "levelled")
-        length = self._after("Max", [self._reduce("ReduceL2", level, "length"), least], "length_safe")
-        return self._after("Div", [level, length], "unit")
+        size = self._add(self._tail, "Abs", [rows], "size")
+        largest = self._add(
+            self._tail, "Max", [self._reduce("ReduceMax", size, "largest"), tiny], "largest_safe"
+        )
+        level = self._add(self._tail, "Div", [rows, largest], "levelled")
+        length = self._add(
+            self._tail, "Max", [self._reduce("ReduceL2", level, "length"), least], "length_safe"
+        )
+        return self._add(self._tail, "Div", [level, length], "unit")
 
     def finish(self, name: str, rows: str, shape: Iterable[int | None]) -> bytes:
         """Make `rows` the only output, with this name and shape (None: the batch); return the model."""
@@ -118,10 +125,10 @@ class Rewriter:
         kept = [value for value in graph.input if value.name != self._source.name]
         del graph.input[:]
         graph.input.extend([fresh, *kept])
-        pixels = self._before("Cast", [name], "pixels", to=onnx.TensorProto.FLOAT)
+        pixels = self._add(self._head, "Cast", [name], "pixels", to=onnx.TensorProto.FLOAT)
         if layout.channels_last:
-            return self._before("Identity", [pixels], "planes")
-        return self._before("Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
+            return self._add(self._head, "Identity", [pixels], "planes")
+        return self._add(self._head, "Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
 
     def _connect(self, planes: str) -> None:
         """Pass the pixels to the network under the name and type of its own input."""
@@ -133,32 +140,31 @@ class Rewriter:
 
         if self._target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
             return rows
-        return self._after("Cast", [rows], "rows32", to=onnx.TensorProto.FLOAT)
+        return self._add(self._tail, "Cast", [rows], "rows32", to=onnx.TensorProto.FLOAT)
 
     def _reduce(self, kind: str, rows: str, output: str) -> str:
         if self._opset >= _REDUCE_AXES_AS_INPUT:
             axes = self._constant(f"axes_{kind}", np.asarray([1], np.int64))
-            return self._after(kind, [rows, axes], output, keepdims=1)
-        return self._after(kind, [rows], output, axes=[1], keepdims=1)
+            return self._add(self._tail, kind, [rows, axes], output, keepdims=1)
+        return self._add(self._tail, kind, [rows], output, axes=[1], keepdims=1)
 
-    def _before(self, kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
-        return _append(self._head, kind, inputs, OURS + output, **attributes)
-
-    def _after(self, kind: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
-        return _append(self._tail, kind, inputs, OURS + output, **attributes)
+    def _add(
+        self,
+        nodes: list[onnx.NodeProto],
+        kind: str,
+        inputs: list[str],
+        output: str,
+        **attributes: int | list[int],
+    ) -> str:
+        output = OURS + output
+        nodes.append(make_node(kind, inputs, output, f"{OURS}{kind}_{output}", **attributes))
+        return output
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> str:
         from onnx import numpy_helper
 
         self._model.graph.initializer.append(numpy_helper.from_array(value, OURS + name))
         return OURS + name
-
-
-def _append(
-    nodes: list[onnx.NodeProto], kind: str, inputs: list[str], output: str, **attributes: int | list[int]
-) -> str:
-    nodes.append(make_node(kind, inputs, output, f"{OURS}{kind}_{output}", **attributes))
-    return output
 
 
 def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool = True) -> PreparedGraph:
@@ -182,20 +188,9 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
     graph.add_normalised_input("crops", profile)
     rows = graph.float32_rows()
     onnx = graph.finish("embedding", graph.unit_length(rows) if normalise else rows, [None, dimension])
-    return PreparedGraph(
-        onnx=onnx,
-        source=network.path,
-        source_sha256=network.sha256,
-        name=network.path.stem,
-        input_size=layout.size,
-        batch=None,
-        profile=profile,
-        dimension=dimension,
-        space=embedding_space(network.sha256, profile, dimension, normalised=normalise),
-        normalised=normalise,
-        channels_last=layout.channels_last,
-        half=layout.half,
-    )
+    space = embedding_space(network.sha256, profile, dimension, normalised=normalise)
+    prepared = _prepared(network, layout, onnx)
+    return replace(prepared, profile=profile, dimension=dimension, space=space, normalised=normalise)
 
 
 def prepare_detector(onnx_path: Path) -> PreparedGraph:
@@ -221,8 +216,13 @@ def prepare_detector(onnx_path: Path) -> PreparedGraph:
     graph.add_raw_input("frames")
     rows = graph.first_columns(YOLOX_BOX_COLUMNS + 1)
     shape = [layout.batch, yolox_anchors(layout.size), YOLOX_BOX_COLUMNS + 1]
+    return _prepared(network, layout, graph.finish("rows", rows, shape))
+
+
+def _prepared(network: Network, layout: Layout, onnx: bytes) -> PreparedGraph:
+    """Return the rewritten network, without the facts of embeddings."""
     return PreparedGraph(
-        onnx=graph.finish("rows", rows, shape),
+        onnx=onnx,
         source=network.path,
         source_sha256=network.sha256,
         name=network.path.stem,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -155,12 +156,8 @@ def memory_class_gib(total_bytes: int) -> int:
 
     The total that the driver reports varies by a few hundred megabytes, depending on what firmware reserves.
     """
-    size = 1
-    while True:
-        for step in (size, size * 3 // 2):
-            if step << 30 >= total_bytes:
-                return step
-        size *= 2
+    sizes = (size for power in itertools.count() for size in (1 << power, (3 << power) // 2))
+    return next(size for size in sizes if size << 30 >= total_bytes)
 
 
 def this_host(root: Path = Path("/")) -> str | None:

@@ -92,7 +92,7 @@ class PlanStore:
         return StoredPlan.of(order, data, noted["facts"])
 
     def quarantine(self, key: str, why: str) -> None:
-        """Move a plan and its manifest to the quarantine; StorageError where the folder cannot be written."""
+        """Move a plan and its manifest to the quarantine."""
         with self._own.locked():
             self._quarantine(key, why)
 
@@ -113,15 +113,9 @@ class PlanStore:
             write_atomic(path, data, mode=0o600)
 
     def entries(self, machine: Machine | None = None, *, digests: bool = False) -> list[PlanEntry]:
-        """Return all plans, the last used first.
+        """Return all plans, the last used first; InputError where `active.json` is damaged.
 
-        Args:
-            machine: to compare them with; None where there is no GPU.
-            digests: whether to read every plan and compare its digest.
-
-        Raises:
-            InputError: `active.json` is damaged.
-            StorageError: the folder cannot be used.
+        They are compared with `machine`, unless there is no GPU; `digests`: every plan is read and checked.
         """
         if not self.folder.is_dir():
             return []

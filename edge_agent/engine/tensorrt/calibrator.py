@@ -101,12 +101,11 @@ class RangeSource:
         self.batch, self._batches = 1, 0
         if self._calibration is not None:
             self.algorithm, self.batch = self._calibration.algorithm, int(self._calibration.batch)
-            self._batches = self._calibration.pictures.count // self.batch
+            count = self._calibration.pictures.count
+            self._batches = count // self.batch
             if not self._batches:
-                raise EngineError(
-                    f"{self._calibration.pictures.count} pictures do not fill a calibration batch of "
-                    f"{self.batch}; give at least that many"
-                )
+                what = f"{count} pictures do not fill a calibration batch of {self.batch}"
+                raise EngineError(f"{what}; give at least that many")
         self.error: BaseException | None = None
         self._sent = 0
         self._found: Scales | None = None
@@ -137,9 +136,8 @@ class RangeSource:
                 at = f"batch {self._sent + 1} of {self._batches}"
                 raise EngineError(f"the calibration pictures ended in {at}")
             if picture.shape != self._shape or picture.dtype != np.uint8:
-                raise EngineError(
-                    f"calibration picture: expected {self._shape} uint8, got {picture.shape} {picture.dtype}"
-                )
+                found = f"{picture.shape} {picture.dtype}"
+                raise EngineError(f"calibration picture: expected {self._shape} uint8, got {found}")
             row[...] = picture
         from pycuda import driver
 

@@ -120,11 +120,7 @@ class TensorRTEngine(Engine):
         run.launched.wait()
 
     def _rows(self, run: _Run) -> NDArray[np.float32]:
-        """Wait for the GPU and copy its rows.
-
-        Raises:
-            Exception: the batch failed, on the GPU or when it was put on the stream.
-        """
+        """Wait for the GPU and copy its rows, or raise why the batch failed."""
         if run.error is not None:
             raise run.error
         slot = self._session.slots[run.slot]

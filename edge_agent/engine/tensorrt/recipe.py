@@ -70,9 +70,7 @@ def choose_flags(major: int, options: BuildOptions, graph: str, *, dla: bool = F
     """
     if major < _OLDEST:
         raise EngineError(f"TensorRT {major} is too old: 8.5 or newer is needed (JetPack 5.1 or newer)")
-    _check(major, options, graph)
-    if dla:
-        _check_dla(options, graph, typed=major >= _TYPED_ONLY)
+    _check(major, options, graph, dla=dla)
     flags: tuple[str, ...] = ("GPU_FALLBACK",) if dla else ()
     # TF32 rounds to a mantissa of ten bits, which is not FP32.
     cleared = ("TF32",) if options.precision == "fp32" else ()
@@ -86,7 +84,7 @@ def choose_flags(major: int, options: BuildOptions, graph: str, *, dla: bool = F
     return BuildFlags(network, flags, cleared, calibrator=options.scales is not None)
 
 
-def _check(major: int, options: BuildOptions, graph: str) -> None:
+def _check(major: int, options: BuildOptions, graph: str, *, dla: bool) -> None:
     """Refuse combinations that cannot be built, or that would give another precision than the wanted one."""
     wanted, typed, ranges = options.precision, major >= _TYPED_ONLY, options.scales is not None
     if ranges and wanted != "int8":
@@ -114,17 +112,14 @@ def _check(major: int, options: BuildOptions, graph: str) -> None:
             f"TensorRT {major} computes in the precision of the graph, which is FP32; give it the graph in "
             "FP16, which `edge-agent calibrate` makes"
         )
-
-
-def _check_dla(options: BuildOptions, graph: str, *, typed: bool) -> None:
-    if options.precision == "fp32":
+    if dla and wanted == "fp32":
         raise EngineError("the DLA computes in FP16 and INT8 only; ask for one of them, or for no dla_core")
-    if graph == "int8" and not typed:
+    if dla and graph == "int8" and not typed:
         raise EngineError(
             "before TensorRT 11, the DLA takes separate INT8 ranges only, not quantise/dequantise nodes; "
             "give the ranges, or ask for no dla_core"
         )
-    if isinstance(options.scales, Calibration) and options.scales.algorithm != "EntropyCalibration2":
+    if dla and isinstance(options.scales, Calibration) and options.scales.algorithm != "EntropyCalibration2":
         raise EngineError("the DLA takes ranges of EntropyCalibration2 only")
 
 

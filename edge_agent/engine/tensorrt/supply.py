@@ -12,8 +12,7 @@ from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.records import Order, StoredPlan
 from edge_agent.engine.plans.store import PlanStore
 from edge_agent.engine.precision.scales import Scales
-from edge_agent.engine.tensorrt.builder import build_plan, check_disk
-from edge_agent.engine.tensorrt.progress import Progress, ignore_progress
+from edge_agent.engine.tensorrt.builder import Progress, build_plan, check_disk, ignore_progress
 from edge_agent.engine.tensorrt.recipe import BuildOptions, order_for, this_machine
 
 _log = structlog.get_logger(__name__)
@@ -50,13 +49,7 @@ class PlanBuilder:
         return order_for(self._prepared, self._options, this_machine())
 
     def plan(self) -> StoredPlan:
-        """Return the stored plan, else build one, which takes minutes.
-
-        Raises:
-            EngineError: it cannot be built.
-            ModelError: the INT8 ranges belong to another graph.
-            StorageError: it cannot be stored.
-        """
+        """Return the stored plan, else build one, which takes minutes; errors as in `build_plan`."""
         order = self.order()
         return self._store.find(order) or self._build(order)
 
