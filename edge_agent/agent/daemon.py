@@ -167,7 +167,7 @@ class Agent:
         """Read the settings again and reload them; if they are wrong, the present ones stay."""
         if self.reread is None:
             raise ConfigError("this run has no settings that could be read again")
-        self._supervisor.reloading()
+        self._supervisor.notifier.reloading()
         try:
             return self.reload(self.reread())
         finally:

@@ -70,24 +70,27 @@ class Entity:
 def about(
     description: str,
     unit: str | None = None,
+    metric: str | None = None,
     *,
+    label: str | None = None,
+    counter: bool = False,
     default: Any = MISSING,  # noqa: ANN401 - as `dataclasses.field`
     min_length: int | None = None,
     max_length: int | None = None,
-    metric: Metric | None = None,
     entity: Entity | None = None,
     **schema: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
     """Declare a dataclass field with its default, or a function that makes the default.
 
-    Decoding enforces the lengths of a text, and none of the further keywords of the JSON Schema (`schema`).
+    `metric`, `label` and `counter` declare its Prometheus metric, see `Metric`. Decoding enforces the lengths
+    of a text, and none of the further keywords of the JSON Schema (`schema`).
     """
     metadata = {
         "description": description,
         "min_length": min_length,
         "max_length": max_length,
         "json_schema_extra": schema if unit is None else {"unit": unit, **schema},
-        "metric": metric,
+        "metric": None if metric is None else Metric(metric, label, counter),
         "entity": entity,
     }
     made = {"default_factory": default} if callable(default) else {"default": default}

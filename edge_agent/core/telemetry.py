@@ -6,19 +6,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_agent.core.fields import Entity, Metric, about, entries, value
+from edge_agent.core.fields import Entity, about, entries, value
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetryData:
     """Health of the device and load of the agent, every few seconds; a lost message is not sent again."""
 
-    uptime_s: float = about(
-        "Time since the agent started.", unit="s", metric=Metric("uptime_seconds"), minimum=0
-    )
+    uptime_s: float = about("Time since the agent started.", "s", "uptime_seconds", minimum=0)
     state: str = about("State as on the status topic.")
     temperatures_c: dict[str, float] = entries(
-        "Temperatures by sensor.", "degC", metric=Metric("temperature_celsius", "zone"), entity=Entity("zone")
+        "Temperatures by sensor.", "degC", "temperature_celsius", label="zone", entity=Entity("zone")
     )
     hottest_c: float | None = value(
         "Temperature of the hottest sensor.", "degC", entity=Entity("hottest", "Hottest sensor")
@@ -26,7 +24,7 @@ class TelemetryData:
     hottest_zone: str | None = value("Name of the hottest sensor.")
     throttled: bool | None = value(
         "Whether clocks are reduced because of heat or current.",
-        metric=Metric("throttled"),
+        metric="throttled",
         entity=Entity("throttled", "Throttled", problem=True),
     )
     throttle_reasons: tuple[str, ...] = about(
@@ -35,93 +33,89 @@ class TelemetryData:
     limits_c: dict[str, float] = entries(
         "Temperature by sensor at which the kernel begins to throttle.",
         "degC",
-        metric=Metric("temperature_limit_celsius", "zone"),
+        "temperature_limit_celsius",
+        label="zone",
     )
     power_mode: str | None = value("Name of the power mode (nvpmodel).")
     power_w: dict[str, float] = entries(
-        "Power by rail.", "W", metric=Metric("power_watts", "rail"), entity=Entity("rail")
+        "Power by rail.", "W", "power_watts", label="rail", entity=Entity("rail")
     )
     power_total_w: float | None = value(
-        "Power of the whole module.", "W", metric=Metric("power_total_watts"), entity=Entity("power", "Power")
+        "Power of the whole module.", "W", "power_total_watts", entity=Entity("power", "Power")
     )
-    fan_percent: float | None = value("Fan duty cycle.", "%", metric=Metric("fan_percent"))
-    fan_rpm: float | None = value("Fan speed in revolutions per minute.", "1/min", metric=Metric("fan_rpm"))
+    fan_percent: float | None = value("Fan duty cycle.", "%", "fan_percent")
+    fan_rpm: float | None = value("Fan speed in revolutions per minute.", "1/min", "fan_rpm")
     clocks_locked: bool | None = value("Whether clocks are locked to their maximum (jetson_clocks).")
-    cpu_percent: float | None = value("CPU load over all cores.", "%", metric=Metric("cpu_percent"))
-    cpu_mhz: float | None = value("Clock of the fastest CPU core.", "MHz", metric=Metric("cpu_megahertz"))
+    cpu_percent: float | None = value("CPU load over all cores.", "%", "cpu_percent")
+    cpu_mhz: float | None = value("Clock of the fastest CPU core.", "MHz", "cpu_megahertz")
     cpu_max_mhz: float | None = value(
-        "Highest CPU clock that the power mode allows.", "MHz", metric=Metric("cpu_max_megahertz")
+        "Highest CPU clock that the power mode allows.", "MHz", "cpu_max_megahertz"
     )
-    gpu_percent: float | None = value("GPU load.", "%", metric=Metric("gpu_percent"))
-    gpu_mhz: float | None = value("GPU clock.", "MHz", metric=Metric("gpu_megahertz"))
+    gpu_percent: float | None = value("GPU load.", "%", "gpu_percent")
+    gpu_mhz: float | None = value("GPU clock.", "MHz", "gpu_megahertz")
     gpu_max_mhz: float | None = value(
-        "Highest GPU clock that the power mode allows.", "MHz", metric=Metric("gpu_max_megahertz")
+        "Highest GPU clock that the power mode allows.", "MHz", "gpu_max_megahertz"
     )
     engines_mhz: dict[str, float] = entries(
         "Clocks of DLA, NVDEC, VIC and other units; a unit that is off has no entry.",
         "MHz",
-        metric=Metric("engine_megahertz", "engine"),
+        "engine_megahertz",
+        label="engine",
     )
     engines_percent: dict[str, float] = entries(
-        "Share of the time that such a unit was powered.",
-        "%",
-        metric=Metric("engine_active_percent", "engine"),
+        "Share of the time that such a unit was powered.", "%", "engine_active_percent", label="engine"
     )
     memory_used_bytes: int | None = value(
-        "Used memory of the machine, without reclaimable memory.", "B", metric=Metric("memory_used_bytes")
+        "Used memory of the machine, without reclaimable memory.", "B", "memory_used_bytes"
     )
-    memory_total_bytes: int | None = value("Memory of the machine.", "B", metric=Metric("memory_total_bytes"))
+    memory_total_bytes: int | None = value("Memory of the machine.", "B", "memory_total_bytes")
     swap_used_bytes: int | None = value("Used swap space of the machine.", "B")
-    process_memory_bytes: int | None = value(
-        "Resident memory of the agent.", "B", metric=Metric("process_memory_bytes")
-    )
+    process_memory_bytes: int | None = value("Resident memory of the agent.", "B", "process_memory_bytes")
     disk_free_bytes: int | None = value(
-        "Free space on the disk with the agent's state.", "B", metric=Metric("disk_free_bytes")
+        "Free space on the disk with the agent's state.", "B", "disk_free_bytes"
     )
-    disk_total_bytes: int | None = value("Size of that disk.", "B", metric=Metric("disk_total_bytes"))
-    disk_wear_percent: float | None = value(
-        "Used share of that disk's rated life.", "%", metric=Metric("disk_wear_percent")
-    )
+    disk_total_bytes: int | None = value("Size of that disk.", "B", "disk_total_bytes")
+    disk_wear_percent: float | None = value("Used share of that disk's rated life.", "%", "disk_wear_percent")
     governor_state: str | None = value(
         "watching; limiting: load reduced because of heat; exhausted: at the lowest step, still too hot;"
         " blind: no sensor can be read; off."
     )
     governor_step: int | None = value(
         "0: full load; each further step reduces it.",
-        metric=Metric("governor_step"),
+        metric="governor_step",
         entity=Entity("governor", "Load lowered (step)"),
         minimum=0,
     )
     stuck: tuple[str, ...] = about(
         "Stages that are stuck.",
         default=tuple,
-        metric=Metric("stage_stuck", "stage"),
+        metric="stage_stuck",
+        label="stage",
         entity=Entity("stuck", "Stuck", problem=True),
     )
     frames_per_s: dict[str, float] = entries(
-        "Processed frames per second, by camera.", "1/s", metric=Metric("frames_per_second", "camera")
+        "Processed frames per second, by camera.", "1/s", "frames_per_second", label="camera"
     )
     crops_per_s: float | None = value(
-        "Embedded crops per second.",
-        "1/s",
-        metric=Metric("crops_per_second"),
-        entity=Entity("crops", "Crops"),
+        "Embedded crops per second.", "1/s", "crops_per_second", entity=Entity("crops", "Crops")
     )
     latency_ms: dict[str, float] = entries("Median latency of each stage over the interval.", "ms")
-    queues: dict[str, int] = entries("Waiting entries, by queue.", metric=Metric("queue_entries", "queue"))
+    queues: dict[str, int] = entries("Waiting entries, by queue.", metric="queue_entries", label="queue")
     dropped: dict[str, int] = entries(
-        "Dropped since the start, by item and cause.", metric=Metric("dropped", "what", counter=True)
+        "Dropped since the start, by item and cause.", metric="dropped", label="what", counter=True
     )
     still_frames: dict[str, int] = entries(
         "Frames since the start that a motion gate did not pass to the detector, by camera with a gate.",
-        metric=Metric("still_frames", "camera", counter=True),
+        metric="still_frames",
+        label="camera",
+        counter=True,
     )
     people_present: int | None = value(
         "Present tracks with an identity.",
-        metric=Metric("people_present"),
+        metric="people_present",
         entity=Entity("people", "People present", icon="mdi:account-group", diagnostic=False),
     )
-    identities: int | None = value("People in the gallery.", metric=Metric("identities"))
+    identities: int | None = value("People in the gallery.", metric="identities")
     connection: str | None = value(
         "Connection to the broker: connecting, connected, waiting, refused, stopped or disabled."
     )

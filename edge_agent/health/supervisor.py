@@ -51,12 +51,8 @@ class EventSink(Protocol):
 class Supervisor:
     """Lifetime is a `with` around the whole run.
 
-    Args:
-        settings: called at each check, since they may change.
-        note: called with a cause of degraded work and its reason; "" when it is over.
-        notifier: the service manager.
-        session: id of the run.
-        describe: returns further parts of the status; must not block.
+    `note` is called with a cause of degraded work and its reason, "" when it is over. `describe` returns
+    further parts of the status, and must not block.
     """
 
     settings: Callable[[], SupervisionSettings]
@@ -99,13 +95,10 @@ class Supervisor:
         self._calls.put(None)
         self.notifier.close()
 
-    # --- start and stop -----------------------------------------------------------------------
-
     def begin(self, state: Path, stop: threading.Event) -> None:
         """Open the status socket, read how earlier runs ended, and delay the start in a crash loop.
 
-        Raises:
-            StorageError: another agent uses this state folder.
+        StorageError: another agent uses this state folder.
         """
         self._server = StatusServer(state / SOCKET_NAME, self._status).__enter__()
         self._starts = Starts(state / STARTS_FILE)
@@ -138,12 +131,9 @@ class Supervisor:
     ) -> None:
         """Start to supervise the stages, which are all open.
 
-        Args:
-            pipeline: heartbeat of the driving thread: detection, inference, decisions, delivery.
-            slow: heartbeats of the threads that read sensors, by name, and the interval of each in seconds.
-                A sensor bus that hangs is reported, and does not cause a restart.
-            readers: of the sources.
-            publisher: delivery.
+        `pipeline` is the heartbeat of the driving thread: detection, inference, decisions, delivery. `slow`
+        are those of the threads that read sensors, by name, with their intervals in seconds: a sensor bus
+        that hangs is reported, and does not cause a restart.
         """
 
         def limit_s() -> float:
@@ -180,12 +170,6 @@ class Supervisor:
         if not self._end:
             self._readiness.finish()
             self.notifier.stopping("stopping")
-
-    # --- while the agent runs -----------------------------------------------------------------
-
-    def reloading(self) -> None:
-        """The settings are being read again."""
-        self.notifier.reloading()
 
     def reloaded(self) -> None:
         """The new settings are applied, or refused."""
@@ -282,8 +266,6 @@ class Supervisor:
                 _log.warning("oversight_not_heard", error=str(problem))
             except Exception:  # noqa: BLE001  later calls must run nevertheless
                 _log.exception("oversight_failed")
-
-    # --- the status ---------------------------------------------------------------------------
 
     def _status(self) -> dict[str, Any]:
         """Return the document that `edge-agent status` shows. Takes no lock that a stuck stage may hold."""

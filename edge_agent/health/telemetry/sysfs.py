@@ -66,9 +66,9 @@ class SysfsReader:
         self._caps = _find_caps(root)
         self._events = _find_events(root)
         self._rails = _find_rails(root)
-        fans = (path.parent for path in _glob(root, "sys/class/hwmon/hwmon*/pwm1"))
+        fans = (path.parent for path in _glob(root, f"{_HWMON}/pwm1"))
         self._fans = [chip for chip in fans if _text(chip / "name") in _JETSON_FANS]
-        self._fan_rpm = _first(root, ("sys/class/hwmon/hwmon*/rpm", "sys/class/hwmon/hwmon*/fan1_input"))
+        self._fan_rpm = _first(root, (f"{_HWMON}/rpm", f"{_HWMON}/fan1_input"))
         self._gpu = _find_gpu(root)
         self._gpu_load = _find_gpu_load(root, self._gpu)
         self._clocks = _find_engines(root, "sys/class/devfreq/*", "cur_freq")
@@ -83,7 +83,7 @@ class SysfsReader:
             r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", _text(root / "etc/nvpmodel.conf") or ""
         )
         self._modes = {int(number): name for number, name in modes}
-        self._board = _text(root / "proc/device-tree/model")
+        self._board = _text(root / "proc/device-tree/model") or None
         release = re.search(
             r"#\s*R(\d+)\s.*?REVISION:\s*([\d.]+)", _text(root / "etc/nv_tegra_release") or ""
         )
@@ -163,7 +163,7 @@ class SysfsReader:
 
     def _power_mode(self) -> str | None:
         """Name of the stored nvpmodel mode, or its number where the names are unknown."""
-        found = re.search(r"pmode:(\d+)", _text(self._root / "var/lib/nvpmodel/status") or "")
+        found = re.search(r"pmode:(\d+)", _text(self._root / "var/lib/nvpmodel/status"))
         return None if found is None else self._modes.get(int(found[1]), f"mode {int(found[1])}")
 
     def _clocks_locked(self) -> bool | None:
@@ -178,7 +178,7 @@ class SysfsReader:
         return all(lowest == highest for lowest, highest in clocks)
 
     def _cpu_percent(self) -> float | None:
-        line = (_text(self._root / "proc/stat") or "").partition("\n")[0].split()
+        line = _text(self._root / "proc/stat").partition("\n")[0].split()
         if len(line) < _JIFFIES_ALL.stop + 1 or line[0] != "cpu":
             return None
         jiffies = [float(value) for value in line[1:]]
@@ -198,7 +198,7 @@ class SysfsReader:
     def _disk_wear(self) -> float | None:
         """Upper end of the step that an eMMC reports: 0x01 is 0 to 10 %, 0x0b exceeds its rated life."""
         if self._nvme is None:
-            steps = [int(step, 16) for step in re.findall(r"0x([0-9a-fA-F]{2})", _text(self._wear) or "")]
+            steps = [int(step, 16) for step in re.findall(r"0x([0-9a-fA-F]{2})", _text(self._wear))]
             return 10.0 * max(steps) if any(steps) else None
         now = time.monotonic()
         if self._nvme_wear is None or now - self._nvme_wear[0] > _WEAR_EVERY_S:
@@ -210,12 +210,12 @@ def _find_zones(root: Path) -> dict[str, Path]:
     """Path of the temperature of each zone in millidegrees; equal names are numbered."""
     found: list[tuple[str, Path]] = []
     for zone in _glob(root, "sys/class/thermal/thermal_zone*"):
-        name = zone_name(_text(zone / "type") or "")
+        name = zone_name(_text(zone / "type"))
         if name and name not in _IGNORED_ZONES:
             found.append((name, zone / "temp"))
     known = {name for name, _ in found}
     for chip in _glob(root, _HWMON):
-        sensor = _HWMON_TEMPERATURES.get(_text(chip / "name") or "")
+        sensor = _HWMON_TEMPERATURES.get(_text(chip / "name"))
         if sensor is not None and sensor not in known and (chip / "temp1_input").exists():
             found.append((sensor, chip / "temp1_input"))
     return _numbered(found)
@@ -250,7 +250,7 @@ def _numbered(entries: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 def _find_caps(root: Path) -> list[tuple[str, Path]]:
     """Cooling devices that are active only while clocks are reduced."""
     devices = _glob(root, "sys/class/thermal/cooling_device*")
-    named = [((_text(device / "type") or "").lower(), device / "cur_state") for device in devices]
+    named = [(_text(device / "type").lower(), device / "cur_state") for device in devices]
     return [(name, path) for name, path in named if name.endswith("throttle-alert") or name.startswith(_CAPS)]
 
 
@@ -271,9 +271,9 @@ def _find_rails(root: Path) -> dict[str, tuple[Path, Path, Path | None]]:
         kind = _text(chip / "name")
         for channel in (1, 2, 3) if kind == "ina3221" else ():
             name = _text(chip / f"in{channel}_label")
-            if name is not None and name.upper() != "NC" and _text(chip / f"in{channel}_enable") != "0":
+            if name and name.upper() != "NC" and _text(chip / f"in{channel}_enable") != "0":
                 rails[name] = chip / f"in{channel}_input", chip / f"curr{channel}_input", None
-        if kind == "ina238" and (name := _text(chip / "label")) is not None:
+        if kind == "ina238" and (name := _text(chip / "label")):
             rails[name] = chip / "in1_input", chip / "curr1_input", chip / "power1_input"
     return rails
 
@@ -370,12 +370,12 @@ def _number(path: Path | None) -> float | None:
         return None
 
 
-def _text(path: Path | None) -> str | None:
-    """The text in a file without surrounding blanks and NUL; None without one."""
+def _text(path: Path | None) -> str:
+    """The text in a file without surrounding blanks and NUL; "" without one."""
     try:
-        return (path.read_text(errors="replace").strip(" \t\r\n\0") or None) if path is not None else None
+        return path.read_text(errors="replace").strip(" \t\r\n\0") if path is not None else ""
     except OSError:
-        return None
+        return ""
 
 
 def _glob(root: Path, pattern: str) -> list[Path]:
