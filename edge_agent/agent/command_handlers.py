@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.commands import (
+from edge_agent.core.errors import InputError
+from edge_agent.core.events import (
     EnrolCommand,
     ForgetCommand,
     MergeCommand,
@@ -22,7 +23,6 @@ from edge_agent.core.commands import (
     ReloadCommand,
     StatsCommand,
 )
-from edge_agent.core.errors import InputError
 from edge_agent.embed.quality import QualityGate, grade_picture
 from edge_agent.gallery import audit
 from edge_agent.gallery.erasure import Erasure, forget

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption
-from edge_agent.cli.checks import Finding, configuration, device, libraries
+from edge_agent.cli.checks import Finding, configuration, machine
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
@@ -92,16 +92,16 @@ class _Checks:
     def all(self) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
         """Name and function of each check, in the order of their dependencies."""
         root, on_board = self._root, (self._root / "etc/nv_tegra_release").exists()
-        yield "python", libraries.python
-        yield "packages", libraries.packages
-        yield "opencv", lambda: libraries.opencv(on_board=on_board)
+        yield "python", machine.python
+        yield "packages", machine.packages
+        yield "opencv", lambda: machine.opencv(on_board=on_board)
         yield "onnxruntime", self._onnxruntime
-        yield "board", lambda: device.board(root)
-        yield "cuda", lambda: libraries.cuda(root, on_board=on_board)
-        yield "tensorrt", lambda: libraries.tensorrt(on_board=on_board)
-        yield "pycuda", lambda: libraries.pycuda(on_board=on_board)
-        yield "jtop", lambda: device.jtop(root, on_board=on_board)
-        yield "clock", device.clock
+        yield "board", lambda: machine.board(root)
+        yield "cuda", lambda: machine.cuda(root, on_board=on_board)
+        yield "tensorrt", lambda: machine.tensorrt(on_board=on_board)
+        yield "pycuda", lambda: machine.pycuda(on_board=on_board)
+        yield "jtop", lambda: machine.jtop(root, on_board=on_board)
+        yield "clock", machine.clock
         yield "configuration", self._configuration
         if (settings := self._settings) is None:
             return
@@ -112,7 +112,7 @@ class _Checks:
         yield "broker", lambda: configuration.broker(settings)
 
     def _onnxruntime(self) -> list[Finding]:
-        findings = libraries.onnxruntime()
+        findings = machine.onnxruntime()
         self._has_onnxruntime = findings[0].state == "ok"
         return findings
 

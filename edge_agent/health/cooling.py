@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol
 
 import structlog
@@ -150,6 +150,7 @@ class Cooling:
 
     def _alert(self, now: Verdict, severity: Literal["info", "warning", "critical"]) -> Event:
         steps = len(self.rungs) - 1
+        details = {name: value for name, value in asdict(now).items() if name != "reason"} | {"steps": steps}
         if now.state == "blind":
             message = f"the governor cannot read the temperatures: {now.reason}"
         elif now.step:
@@ -162,14 +163,7 @@ class Cooling:
             severity=severity,
             active=bool(now.step) or now.state == "blind",
             time=time.time(),
-            details={
-                "state": now.state,
-                "step": now.step,
-                "steps": steps,
-                "zone": now.zone,
-                "celsius": now.celsius,
-                "limit_c": now.limit_c,
-            },
+            details=details,
         )
 
 

@@ -14,7 +14,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from edge_agent.cli import doctor
-from edge_agent.cli.checks import Finding, configuration, device, libraries
+from edge_agent.cli.checks import Finding, configuration, machine
 from edge_agent.cli.doctor import examine
 from edge_agent.core.config import GallerySettings, Settings
 from edge_agent.core.loading import load
@@ -56,7 +56,7 @@ def test_all_of_it_on_this_machine(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_makes_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "probe", lambda program: "crashes (SIGSEGV)")
+    monkeypatch.setattr(machine, "probe", lambda program: "crashes (SIGSEGV)")
     file = tmp_path / "config.toml"
     file.write_text("[gallery]\ncapcity = 3\n")
     code, output = run("--config", file)
@@ -72,8 +72,8 @@ def test_a_question_that_fails_does_not_silence_the_others(
     def broken() -> list[Finding]:
         raise OSError("no /proc today")
 
-    monkeypatch.setattr(device, "clock", broken)
-    monkeypatch.setattr(libraries, "probe", lambda program: "not asked")
+    monkeypatch.setattr(machine, "clock", broken)
+    monkeypatch.setattr(machine, "probe", lambda program: "not asked")
     steps: list[str] = []
     findings = examine(configure(tmp_path), root=tmp_path, step=steps.append)
     clock = next(finding for finding in findings if finding.name == "clock")
@@ -96,12 +96,12 @@ def test_a_question_that_fails_does_not_silence_the_others(
     ],
 )
 def test_a_library_may_crash_without_harm(program: str, found: object) -> None:
-    assert libraries.probe(program) == found
+    assert machine.probe(program) == found
 
 
 def test_a_library_may_hang_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "PROBE_TIMEOUT_S", 0.5)
-    assert libraries.probe("import time; time.sleep(60)") == "no answer in 0 s"
+    monkeypatch.setattr(machine, "PROBE_TIMEOUT_S", 0.5)
+    assert machine.probe("import time; time.sleep(60)") == "no answer in 0 s"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_library_may_hang_without_harm(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_version_bounds(version: str, wanted: str, fits: bool) -> None:
-    assert libraries.fits(version, wanted) is fits
+    assert machine.fits(version, wanted) is fits
 
 
 def test_packages_that_are_absent_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_packages_that_are_absent_or_too_old(monkeypatch: pytest.MonkeyPatch) ->
     ]
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
-    found = {finding.name: (finding.state, finding.advice) for finding in libraries.packages()}
+    found = {finding.name: (finding.state, finding.advice) for finding in machine.packages()}
     assert found == {
         "package numpy": ("missing", 'pip install "numpy>=1.21"'),
         "package scipy": ("ok", ""),
@@ -147,8 +147,8 @@ def test_packages_that_are_absent_or_too_old(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def opencv(monkeypatch: pytest.MonkeyPatch, answer: Any, **where: bool) -> dict[str, str]:
-    monkeypatch.setattr(libraries, "probe", lambda program: answer)
-    return {finding.name: finding.state + " " + finding.advice for finding in libraries.opencv(**where)}
+    monkeypatch.setattr(machine, "probe", lambda program: answer)
+    return {finding.name: finding.state + " " + finding.advice for finding in machine.opencv(**where)}
 
 
 def test_opencv_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,19 +168,17 @@ def test_cuda_says_why_it_does_not_start(tmp_path: Path, monkeypatch: pytest.Mon
     nvmap.parent.mkdir()
     nvmap.touch()
     answer = {"code": 999, "devices": 0, "version": 12060, "name": ""}
-    monkeypatch.setattr(libraries, "probe", lambda program: answer)
+    monkeypatch.setattr(machine, "probe", lambda program: answer)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    (finding,) = libraries.cuda(tmp_path, on_board=True)
+    (finding,) = machine.cuda(tmp_path, on_board=True)
     assert finding.state == "missing"
     assert f"no access to {nvmap}" in finding.advice
     monkeypatch.undo()
 
-    monkeypatch.setattr(
-        libraries, "probe", lambda program: answer | {"code": 0, "devices": 1, "name": "Orin"}
-    )
-    assert libraries.cuda(tmp_path, on_board=True) == [Finding("cuda", "ok", "Orin, driver for CUDA 12.6")]
-    monkeypatch.setattr(libraries, "probe", lambda program: answer | {"code": 100})
-    (finding,) = libraries.cuda(tmp_path, on_board=False)
+    monkeypatch.setattr(machine, "probe", lambda program: answer | {"code": 0, "devices": 1, "name": "Orin"})
+    assert machine.cuda(tmp_path, on_board=True) == [Finding("cuda", "ok", "Orin, driver for CUDA 12.6")]
+    monkeypatch.setattr(machine, "probe", lambda program: answer | {"code": 100})
+    (finding,) = machine.cuda(tmp_path, on_board=False)
     assert (finding.state, finding.advice) == ("note", "a GPU is not needed")
 
 
@@ -196,25 +194,25 @@ def test_cuda_says_why_it_does_not_start(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_boards(tree: str, state: str, found: str, tmp_path: Path) -> None:
-    finding = device.jetpack(SysfsReader(plant(tree, tmp_path)).read())
+    finding = machine.jetpack(SysfsReader(plant(tree, tmp_path)).read())
     assert finding.state == state
     assert found in finding.found
 
 
 def test_thermals_and_power_mode(tmp_path: Path) -> None:
     hot = SysfsReader(plant("agx-orin-jetpack6", tmp_path / "hot")).read()
-    (finding,) = device.thermals(hot)
+    (finding,) = machine.thermals(hot)
     assert finding.state == "warning"
     assert "gpu-throttle-alert" in finding.found
-    assert "nvpmodel" in device.power_mode(hot).advice
+    assert "nvpmodel" in machine.power_mode(hot).advice
 
     cool = SysfsReader(plant("agx-orin-jetpack5", tmp_path / "cool")).read()
-    assert device.thermals(cool) == [Finding("thermals", "ok", "cpu 48.6 C")]
-    assert device.power_mode(cool).state == "ok"
+    assert machine.thermals(cool) == [Finding("thermals", "ok", "cpu 48.6 C")]
+    assert machine.power_mode(cool).state == "ok"
 
 
 def test_a_jetson_lacks_what_a_pc_need_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "probe", lambda program: "ModuleNotFoundError")
+    monkeypatch.setattr(machine, "probe", lambda program: "ModuleNotFoundError")
     root = plant("agx-orin-jetpack6", tmp_path / "root")
     states = {finding.name: finding.state for finding in examine(configure(tmp_path), root=root)}
     assert states["cuda"] == "missing"
@@ -225,11 +223,11 @@ def test_a_jetson_lacks_what_a_pc_need_not_have(tmp_path: Path, monkeypatch: pyt
 def test_jtop_by_its_socket(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/jtop.sock").touch()
-    assert device.jtop(tmp_path, on_board=True) == [Finding("jtop", "ok", "its service runs")]
+    assert machine.jtop(tmp_path, on_board=True) == [Finding("jtop", "ok", "its service runs")]
 
 
 def test_the_clock_can_be_asked() -> None:
-    (finding,) = device.clock()
+    (finding,) = machine.clock()
     assert finding.found in {"synchronised", "not synchronised"}
 
 
