@@ -1,21 +1,90 @@
-"""How well tracks fit the identities that they may have."""
+"""The state that the parts of the decision share, and how well tracks fit identities."""
+
+# ruff: noqa: D102  the methods are documented in `edge_agent.gallery.Gallery`
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.identify.known import Shared
-from edge_agent.identify.near import NEAREST, Near, Neighbours
-from edge_agent.identify.tracks import Track
+from edge_agent.core.errors import InputError
+from edge_agent.identify.near import NEAREST, Near, Neighbours, Searchable
+from edge_agent.identify.site import FactStore, ThresholdPolicy
+from edge_agent.identify.tracks import Covisibility, Track, TrackTable
 
-__all__ = ["Fit", "Fitting", "assign", "best_two"]
+if TYPE_CHECKING:
+    from edge_agent.core.config import IdentifySettings
 
 Vector = NDArray[np.float32]
+
+
+class KnownIdentity(Protocol):
+    """The properties of an identity that the decision uses; see `edge_agent.gallery.rows.Identity`."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def kind(self) -> str: ...
+
+
+class KnownIdentities(Searchable, Protocol):
+    """The methods of `edge_agent.gallery.Gallery` that the decision uses."""
+
+    def enrol(
+        self, vectors: Vector, qualities: Vector, *, origin: str, camera: str, time: float
+    ) -> KnownIdentity: ...
+    def add_exemplars(
+        self, number: int, vectors: Vector, qualities: Vector, *, origin: str, camera: str, time: float
+    ) -> int: ...
+    def remove_origin(self, number: int, origin: str) -> int: ...
+    def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]: ...
+    def exclusive(self) -> AbstractContextManager[None]: ...
+    def present(self, numbers: set[int]) -> set[int]: ...
+    def enrolled(self, numbers: list[int]) -> set[int]: ...
+    def touch(self, number: int, time: float) -> None: ...
+    def merge(self, keep: int, absorb: int) -> KnownIdentity: ...
+    def rename(self, number: int, name: str | None) -> KnownIdentity: ...
+    def get(self, key: int | str) -> KnownIdentity: ...
+    @property
+    def facts(self) -> FactStore: ...
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the parts of the decision work on; a reload replaces the settings."""
+
+    gallery: KnownIdentities
+    settings: IdentifySettings
+    tracks: TrackTable
+    links: Covisibility
+    thresholds: ThresholdPolicy
+
+    def reload(self, settings: IdentifySettings) -> None:
+        """Replace the settings of all parts."""
+        self.settings = self.tracks.settings = settings
+        self.links.needed = settings.covisible_frames
+        self.thresholds.reload(settings)
+
+    def known(self, number: int | None) -> KnownIdentity | None:
+        """Return an identity; None where it is unknown or was erased meanwhile."""
+        with suppress(InputError):
+            return None if number is None else self.gallery.get(number)
+        return None
+
+    def seen_with(self, number: int) -> set[int]:
+        """Return the identities that were ever seen together with this one."""
+        keys = {rival for key in self.tracks.holders(number) for rival in self.links.rivals(key)}
+        return self.tracks.numbers(keys)
 
 
 @dataclass(slots=True)
@@ -83,9 +152,7 @@ class Fitting:
         """Score a track against an identity, its own exemplars left out; None: there are no others."""
         vectors, _, origins = self._shared.gallery.exemplars(number)
         others = [row for row, origin in enumerate(origins) if origin != track.origin]
-        if not others:
-            return None
-        return float((vectors[others] @ track.pooled()).max())
+        return float((vectors[others] @ track.pooled()).max()) if others else None
 
     def _forbidden(self, track: Track, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """`(I,)`: identities of tracks that were seen together with this one, or not on the watchlist."""

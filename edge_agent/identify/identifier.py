@@ -22,20 +22,14 @@ import structlog
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
-from edge_agent.identify.fit import Fitting, assign
-from edge_agent.identify.fuse import Fuser
-from edge_agent.identify.known import KnownIdentities, Shared
-from edge_agent.identify.links import Covisibility
+from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
-from edge_agent.identify.review import Reviewer
-from edge_agent.identify.settle import Settler
-from edge_agent.identify.threshold import ThresholdPolicy
-from edge_agent.identify.tracks import REVIEW_CROPS, Track, TrackTable
+from edge_agent.identify.settle import Fuser, Reviewer, Settler
+from edge_agent.identify.site import ThresholdPolicy
+from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Track, TrackTable
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
-
-__all__ = ["Identifier"]
 
 _log = structlog.get_logger(__name__)
 
@@ -43,11 +37,8 @@ _log = structlog.get_logger(__name__)
 class Identifier:
     """Decides for all cameras of one agent. Not safe for use from two threads.
 
-    Args:
-        gallery: the identities, open.
-        session: unique for this run; part of the origin of every exemplar.
-        settings: limits of the decision.
-        calibrated: threshold of a calibration; the site's own can only raise it.
+    `session` is unique for this run: it is part of the origin of every exemplar. The site's own threshold can
+    only raise the `calibrated` one.
     """
 
     def __init__(
@@ -64,7 +55,8 @@ class Identifier:
         neighbours = Neighbours(gallery)
         self._fitting = Fitting(self._shared, neighbours)
         self._settler = Settler(self._shared)
-        self._fuser = Fuser(self._shared, self._settler, Lookalikes(gallery, neighbours))
+        self._lookalikes = Lookalikes(gallery, neighbours)
+        self._fuser = Fuser(self._shared, self._settler, self._lookalikes)
         self._reviewer = Reviewer(self._shared, self._fitting, self._settler, self._fuser)
         self._had_threshold = False
 
@@ -155,7 +147,7 @@ class Identifier:
         gone = held - self._shared.gallery.present(held)
         for number in gone:
             self.tracks.drop(number, tracks)
-        self._fuser.forget(gone)
+        self._lookalikes.forget(gone)
 
     def _learn_site(self, seen: Sequence[Track]) -> None:
         """Learn the scores of people in one picture: they are impostors of each other."""
@@ -234,7 +226,7 @@ class Identifier:
         track.evidence.close()
         forgotten, unheld = self.tracks.forget_old()
         self._shared.links.forget(forgotten)
-        self._fuser.forget(unheld)
+        self._lookalikes.forget(unheld)
         if track.number is not None:
             decisions = self._fuser.fuse([track.number])
             return [*decisions, self._settler.decision(track, DecisionKind.DEPARTED, "left")]

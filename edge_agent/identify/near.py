@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = ["NEAREST", "Lookalikes", "Near", "Neighbours", "Search", "Searchable", "best_pairs"]
 
 Vector = NDArray[np.float32]
 Numbers = NDArray[np.int64]
@@ -34,28 +32,18 @@ _FIRST = np.zeros(1, np.intp)
 
 
 class Searchable(Protocol):
-    """The search methods of `edge_agent.gallery.Gallery`."""
+    """The search methods of `edge_agent.gallery.Gallery`, documented there."""
 
-    def search(self, vectors: Vector, k: int) -> tuple[Numbers, Vector]:
-        """Return the `k` best identities of each query."""
-
-    def vectors(self, numbers: Collection[int]) -> tuple[Numbers, Vector]:
-        """Return the identity of each exemplar of some identities, and the exemplars."""
-
-    def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
-        """Return the present mark, and the identities whose exemplars changed; None when unknown."""
+    def search(self, vectors: Vector, k: int) -> tuple[Numbers, Vector]: ...  # noqa: D102
+    def vectors(self, numbers: Collection[int]) -> tuple[Numbers, Vector]: ...  # noqa: D102
+    def changes_since(self, mark: int) -> tuple[int, set[int] | None]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Result of a search of the whole gallery.
+    """Result of a search of the whole gallery at `mark`: the nearest identities, best first.
 
-    Attributes:
-        mark: state of the gallery for which it holds.
-        query: `(D,)` float32 of length 1.
-        numbers: the nearest identities, best first.
-        scores: their scores, falling.
-        rest: upper bound of the scores of all other identities.
+    `query` is `(D,)` float32 of length 1; `rest` is the upper bound of the scores of all other identities.
     """
 
     mark: int
@@ -67,13 +55,9 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """Identities near a vector.
+    """Identities near a vector: `(L,)` int64 numbers and `(L,)` float32 scores, best-exemplar cosines.
 
-    Attributes:
-        numbers: `(L,)` int64.
-        scores: `(L,)` float32, best-exemplar cosines.
-        reach: upper bound of the scores of all other identities.
-        search: starting point for the next query.
+    `reach` is the upper bound of the scores of all other identities; `search` starts the next query.
     """
 
     numbers: Numbers
@@ -83,14 +67,10 @@ class Near:
 
 
 def best_pairs(owners: Numbers, products: Vector) -> tuple[Numbers, Vector]:
-    """Return the best score of each identity's exemplars.
+    """Return the best score of each identity's exemplars: `(L,)` identities and `(L, Q)` maxima.
 
-    Args:
-        owners: `(N,)` identities of the exemplars, those of one identity together.
-        products: `(N, Q)` cosines.
-
-    Returns:
-        `(L,)` identities and `(L, Q)` maxima.
+    `owners` are the `(N,)` identities of the exemplars, those of one identity together; `products` are their
+    `(N, Q)` cosines.
     """
     if not len(owners):
         return owners[:0], products[:0]
@@ -99,12 +79,7 @@ def best_pairs(owners: Numbers, products: Vector) -> tuple[Numbers, Vector]:
 
 
 class Neighbours:
-    """Finds near identities, from an earlier search where that is exact.
-
-    Args:
-        gallery: where the identities are.
-        nearest: identities remembered of a search.
-    """
+    """Finds near identities, from an earlier search where that is exact; remembers `nearest` of a search."""
 
     def __init__(self, gallery: Searchable, nearest: int = NEAREST) -> None:
         self._gallery = gallery
@@ -119,11 +94,8 @@ class Neighbours:
     ) -> list[Near]:
         """Return for each query all identities that score at least `floor`, and some more.
 
-        Args:
-            queries: Q of `(D,)`, of length 1.
-            floor: least score of interest.
-            known: for each query an earlier search with a similar one.
-            also: for each query an identity that is returned whatever its score.
+        For each query, `(D,)` of length 1, `known` is an earlier search with a similar one, and `also` an
+        identity that is returned whatever its score.
         """
         extra = also if also is not None else [None] * len(queries)
         found = [
@@ -234,13 +206,9 @@ def _turned(score: float, cosine: float) -> float:
 
 @dataclass(slots=True)
 class _Compared:
-    """Earlier comparison of an identity with the others.
+    """Comparison of an identity's exemplars, `(M, D)` rows, with all others at `mark`.
 
-    Attributes:
-        mark: state of the gallery for which it holds.
-        rows: its exemplars then, `(M, D)`.
-        floor: `others` holds all identities with an exemplar that scores at least this with one of them.
-        others: numbers of identities.
+    `others` holds all identities with an exemplar that scores at least `floor` with one of them.
     """
 
     mark: int
@@ -257,17 +225,15 @@ class Lookalikes:
         self._neighbours = neighbours
         self._compared: dict[int, _Compared] = {}
 
-    def forget(self, number: int) -> None:
-        """Drop the comparison of an identity."""
-        self._compared.pop(number, None)
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Drop the comparisons of identities."""
+        for number in numbers:
+            self._compared.pop(number, None)
 
     def of(self, number: int, floor: float, hint: Search | None) -> set[int]:
         """Return all other identities with an exemplar that scores at least `floor` with one of this one's.
 
-        Args:
-            number: the identity.
-            floor: least score of interest.
-            hint: a search with a query like its newest exemplar.
+        `hint` is a search with a query like its newest exemplar.
         """
         _, rows = self._gallery.vectors([number])
         last = self._compared.get(number)
@@ -276,7 +242,8 @@ class Lookalikes:
             last = _Compared(mark, rows[:0], floor - SLACK, set())
             changed = set()
         others = (last.others - changed) | self._alike(changed, rows, last.floor)
-        for near in self._near(_without(rows, last.rows), last.floor, hint):
+        new = list(_without(rows, last.rows))
+        for near in self._neighbours.near(new, last.floor, [hint] * len(new)):
             others.update(near.numbers[near.scores >= last.floor].tolist())
         others.discard(number)
         self._compared[number] = _Compared(mark, rows, last.floor, others)
@@ -288,11 +255,6 @@ class Lookalikes:
         owners, theirs = self._gallery.vectors(numbers)
         found, scores = best_pairs(owners, theirs @ rows.T)
         return set(found[scores.max(axis=1, initial=-1.0) >= floor].tolist())
-
-    def _near(self, rows: Vector, floor: float, hint: Search | None) -> list[Near]:
-        if not len(rows):
-            return []
-        return self._neighbours.near(list(rows), floor, [hint] * len(rows))
 
 
 def _without(rows: Vector, known: Vector) -> Vector:

@@ -1,16 +1,18 @@
-"""Give identities to tracks: gallery entries, exemplars, and the decisions that report them."""
+"""Give identities to tracks, join identities that are one person, and correct earlier decisions."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.core.structures import Decision, DecisionKind
-from edge_agent.identify.known import Shared
-from edge_agent.identify.tracks import Track
-
-__all__ = ["Settler"]
+from edge_agent.identify.fit import Fitting, Shared, best_two
+from edge_agent.identify.near import Lookalikes, best_pairs
+from edge_agent.identify.tracks import CLEAR_LEAD, Track
 
 
 class Settler:
@@ -102,3 +104,168 @@ class Settler:
         if kind is not DecisionKind.DEPARTED:
             track.decide(decision)
         return decision
+
+
+class Fuser:
+    """Finds identities that are one person, and joins them."""
+
+    def __init__(self, shared: Shared, settler: Settler, lookalikes: Lookalikes) -> None:
+        self._shared = shared
+        self._settler = settler
+        self._lookalikes = lookalikes
+
+    def fuse(self, numbers: Iterable[int]) -> list[Decision]:
+        """Join each identity with the one that is the same person, if any; the older number stays."""
+        threshold = self._shared.thresholds.in_force.value
+        decisions: list[Decision] = []
+        if threshold is None:
+            return decisions
+        for number in numbers:
+            other = self._twin(number, threshold)
+            if other is not None:
+                decisions += self.join(min(number, other), max(number, other))
+        return decisions
+
+    def join(self, keep: int, absorb: int) -> list[Decision]:
+        """Make two identities one; of an automatic and an enrolled one the enrolled one stays."""
+        kept, absorbed = self._shared.known(keep), self._shared.known(absorb)
+        if absorbed is not None and absorbed.kind != "auto" and kept is not None and kept.kind == "auto":
+            keep, absorb, absorbed = absorb, keep, kept
+        self._shared.gallery.merge(keep, absorb)
+        self._lookalikes.forget([absorb])
+        self._shared.thresholds.site.rename(f"#{absorb}", f"#{keep}")
+        decisions = []
+        for track in self._shared.tracks.merge(keep, absorb):
+            decision = self._settler.decision(track, DecisionKind.CORRECTED, "fused")
+            if absorbed is not None and decision.previous is None:
+                decision = replace(decision, previous=absorbed.id)
+            decisions.append(decision)
+        return decisions
+
+    def _twin(self, number: int, threshold: float) -> int | None:
+        """Return the identity that is certainly the same person as `number`, if there is one."""
+        tracks, margin = self._shared.tracks, self._shared.settings.margin
+        crops = sum(track.evidence.count for track in tracks.records(tracks.holders(number)))
+        if crops < self._shared.settings.fuse_crops:
+            return None
+        numbers, mean = self._likeness(number, threshold - margin)
+        order = best_two(mean)
+        if not order or mean[order[0]] < threshold:
+            return None
+        other = int(numbers[order[0]])
+        if len(order) > 1 and mean[order[0]] - mean[order[1]] < margin:
+            return None
+        identity, twin = self._shared.known(number), self._shared.known(other)
+        if identity is None or twin is None or (identity.kind != "auto" and twin.kind != "auto"):
+            return None  # two people who were enrolled by hand are never joined by a guess
+        return other
+
+    def _likeness(self, number: int, floor: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return how much other identities are like this one: mean best-exemplar score, both ways.
+
+        One way alone would favour identities with many exemplars. Left out are identities that were seen
+        together with it, and those certainly below `floor`: a mean of best pairs is at most the best pair.
+        """
+        tracks = self._shared.tracks
+        searches = (track.search for track in tracks.records(tracks.holders(number)))
+        newest = max(filter(None, searches), key=lambda search: search.mark, default=None)
+        others = self._lookalikes.of(number, floor, newest)
+        owners, theirs = self._shared.gallery.vectors(others - self._shared.seen_with(number))
+        _, own = self._shared.gallery.vectors([number])
+        if not len(theirs) or not len(own):
+            return owners[:0], theirs[:0, 0]
+        products = theirs @ own.T
+        numbers, forth = best_pairs(owners, products)
+        back = products.max(axis=1)
+        return numbers, np.array(
+            [(forth[row].mean() + back[owners == one].mean()) / 2 for row, one in enumerate(numbers)],
+            np.float32,
+        )
+
+
+class Reviewer:
+    """Corrects earlier decisions where new evidence contradicts them."""
+
+    def __init__(self, shared: Shared, fitting: Fitting, settler: Settler, fuser: Fuser) -> None:
+        self._shared = shared
+        self._fitting = fitting
+        self._settler = settler
+        self._fuser = fuser
+
+    def contest(self, tracks: Sequence[Track], threshold: float) -> list[Decision]:
+        """Give an identity to a track that fits it clearly better than the tracks that hold it."""
+        decisions: list[Decision] = []
+        for track in tracks:
+            near = self._fitting.near([track], threshold)[0]
+            for column in best_two(near.scores):
+                number, score = int(near.numbers[column]), float(near.scores[column])
+                if score < threshold:
+                    break
+                losers = self._losers(track, number, score)
+                if losers:
+                    decisions += self._take_back(track, number, score, losers)
+                    break
+        return decisions
+
+    def _losers(self, track: Track, number: int, score: float) -> list[Track]:
+        """Return the tracks that must give `number` up to `track`; none when it may not have it."""
+        tracks = self._shared.tracks
+        holders = tracks.records(self._shared.links.rivals(track.key) & tracks.holders(number))
+        for holder in holders:
+            own = self._fitting.without_own(holder, number)
+            if own is None or score < own + CLEAR_LEAD:
+                return []
+        return holders
+
+    def _take_back(self, track: Track, number: int, score: float, losers: Sequence[Track]) -> list[Decision]:
+        for loser in losers:
+            self._settler.release(loser)
+        track.score = score
+        decisions = [self._settler.settle(track, number, DecisionKind.MATCHED, "contested")]
+        return decisions + [self._reassign(loser, "contested") for loser in losers]
+
+    def _reassign(self, track: Track, reason: str) -> Decision:
+        """Find another identity for a track that lost its own, or make one."""
+        threshold = self._shared.thresholds.in_force.value
+        if threshold is not None:
+            number, score, track.runner_up = self._fitting.fit([track], threshold).best(0)
+            track.score = score if number is not None else None
+            if number is not None and score >= threshold:
+                return self._settler.settle(track, number, DecisionKind.CORRECTED, reason)
+        if self._shared.settings.enrolment == "auto":
+            return self._settler.enrol(track, DecisionKind.CORRECTED, reason)
+        return self._settler.decision(track, DecisionKind.CORRECTED, reason)
+
+    def review(self, track: Track, threshold: float) -> list[Decision]:
+        """Compare a decided track again with new evidence: fuse identities, or move the track."""
+        if track.number is None or track.evidence.count < self._shared.settings.fuse_crops:
+            return []
+        if track.founder:
+            return self._join_founder(track, track.number, threshold) or self._fuser.fuse([track.number])
+        number, score, second = self._fitting.fit([track], threshold).best(0)
+        held = self._fitting.without_own(track, track.number)
+        if (
+            number is None
+            or number == track.number
+            or held is None
+            or score < max(threshold, held + CLEAR_LEAD)
+            or self._is_ambiguous(score, second)
+        ):
+            track.score = held if held is not None else track.score
+            return []
+        self._settler.release(track)
+        track.score, track.runner_up = score, held
+        return [self._settler.settle(track, number, DecisionKind.CORRECTED, "switched")]
+
+    def _join_founder(self, track: Track, own: int, threshold: float) -> list[Decision]:
+        """Join an identity that was enrolled as new with the known one that its pool fits now."""
+        fit = self._fitting.fit([track], threshold)
+        fit.scores[0, np.isin(fit.numbers, [own, *self._shared.seen_with(own)])] = -np.inf
+        number, score, second = fit.best(0)
+        if number is None or score < threshold or self._is_ambiguous(score, second):
+            return []
+        track.score, track.runner_up = score, second
+        return self._fuser.join(min(own, number), max(own, number))
+
+    def _is_ambiguous(self, score: float, second: float | None) -> bool:
+        return second is not None and score < second + self._shared.settings.margin

@@ -13,11 +13,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-__all__ = ["SiteScores", "Threshold"]
+if TYPE_CHECKING:
+    from edge_agent.core.config import IdentifySettings
 
 MIN_PAIRS = 4
 """Least number of pairs for a threshold."""
@@ -31,12 +32,9 @@ MAX_PAIRS = 400
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A match threshold and its origin.
+    """Least cosine of a match (None: nothing is matched), and its rule.
 
-    Attributes:
-        value: least cosine of a match; None: nothing is matched.
-        rule: `configured`, `calibrated`, `site` or `warm-up`.
-        pairs: number of impostor pairs behind it, 0 where it is not the site's.
+    The rule is `configured`, `calibrated`, `site` or `warm-up`; `pairs` counts the site's impostor pairs.
     """
 
     value: float | None
@@ -47,8 +45,7 @@ class Threshold:
 class SiteScores:
     """Impostor scores of one site, one value for each pair of people.
 
-    Args:
-        target_fmr: probability with which a pair of different people may reach the threshold.
+    A pair of different people may reach the threshold with the probability `target_fmr`.
     """
 
     def __init__(self, target_fmr: float) -> None:
@@ -119,3 +116,57 @@ class SiteScores:
         limit = float(values.mean()) + quantile * spread * math.sqrt(1 + 1 / count)
         self._held = Threshold(math.tanh(limit), "site", count)
         return self._held
+
+
+SITE_FACT = "site_scores"
+"""Name under which the site's scores are kept in the gallery file."""
+
+
+class FactStore(Protocol):
+    """JSON values by key, stored with the identities."""
+
+    def get(self, key: str) -> Any: ...  # noqa: ANN401, D102  any JSON value
+    def set(self, key: str, value: Any) -> None: ...  # noqa: ANN401, D102
+
+
+class ThresholdPolicy:
+    """Chooses the match threshold: the configured, the calibrated or the site's own."""
+
+    def __init__(self, facts: FactStore, settings: IdentifySettings, calibrated: float | None) -> None:
+        self.calibrated = calibrated
+        self.site = SiteScores(settings.target_fmr)
+        self._facts = facts
+        self._settings = settings
+        stored = facts.get(SITE_FACT)
+        if stored:
+            self.site.load(stored)
+        self.in_force = self.current()
+        """Threshold of the decisions on this frame; joined identities may change the current one."""
+
+    def current(self) -> Threshold:
+        """Return the threshold and its rule."""
+        if self._settings.threshold is not None:
+            return Threshold(self._settings.threshold, "configured")
+        site = self.site.threshold()
+        if self.calibrated is not None and (site.value is None or site.value <= self.calibrated):
+            return Threshold(self.calibrated, "calibrated")
+        return site  # higher where people of this place are more alike than those of the calibration
+
+    def refresh(self) -> Threshold:
+        """Put the current threshold in force."""
+        self.in_force = self.current()
+        return self.in_force
+
+    def reload(self, settings: IdentifySettings) -> None:
+        """Replace the settings."""
+        self._settings = settings
+        self.site.aim(settings.target_fmr)
+
+    def save(self) -> None:
+        """Keep the site's scores for the next run."""
+        self._facts.set(SITE_FACT, self.site.to_json())
+
+    def forget(self) -> None:
+        """Forget the site's scores, also in the gallery file."""
+        self.site = SiteScores(self._settings.target_fmr)
+        self.save()

@@ -6,6 +6,7 @@ The identifier keeps the records; crop selection reads them. Both run on the thr
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,22 +14,79 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.identify.evidence import Evidence
-from edge_agent.identify.links import TrackKey
-
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
     from edge_agent.core.structures import Decision, TrackObservation, TrackUpdate
     from edge_agent.identify.near import Search
 
-__all__ = ["CLEAR_LEAD", "REVIEW_CROPS", "Track", "TrackTable"]
-
+TrackKey = tuple[str, int]
+"""Camera and track number."""
 REVIEW_CROPS = 10
 """Further good crops after which the decision on a track is reviewed."""
 CLEAR_LEAD = 0.05
 """Lead in cosine that makes one fit clearly better than another. A decision with less is narrow."""
 REMEMBERED_TRACKS = 5000
 """Ended tracks whose decisions can still be corrected."""
+_SAME_BODY = 0.5
+"""Two boxes that share this much of the smaller one may be two detections of one person."""
+
+_NOBODY: frozenset[TrackKey] = frozenset()
+
+
+class Evidence:
+    """Pool of the `limit` most recent good crops of one track.
+
+    Recent rather than best, so that a track that slips from one person to another shows it.
+    """
+
+    __slots__ = ("_centroid", "_limit", "_vectors", "_weights", "count")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._vectors: NDArray[np.float32] | None = None
+        """`(limit, D)`, the oldest overwritten first."""
+        self._weights = np.zeros(limit, np.float32)
+        self._centroid: NDArray[np.float32] | None = None
+        self.count = 0
+
+    def add(self, vector: NDArray[np.float32], quality: float) -> None:
+        """Add one crop: a `(D,)` unit vector and its quality, above 0."""
+        if self._vectors is None:
+            self._vectors = np.zeros((self._limit, len(vector)), np.float32)
+        place = self.count % self._limit
+        self._vectors[place] = vector
+        self._weights[place] = quality
+        self._centroid = None
+        self.count += 1
+
+    @property
+    def pooled(self) -> int:
+        """Number of crops in the pool."""
+        return min(self.count, self._limit)
+
+    @property
+    def quality(self) -> float:
+        """Mean quality of the pool, 0..1; 0 when empty."""
+        return float(self._weights.sum()) / self.pooled if self.count else 0.0
+
+    def centroid(self) -> NDArray[np.float32]:
+        """Return the quality-weighted mean of the pool, a `(D,)` float32 unit vector.
+
+        Raises:
+            ValueError: the pool is empty.
+        """
+        if self._centroid is None:
+            if self._vectors is None:
+                raise ValueError("a track without a good crop has no centroid")
+            mean = self._weights @ self._vectors
+            self._centroid = mean / np.float32(max(float(mean @ mean) ** 0.5, 1e-6))
+        return self._centroid
+
+    def close(self) -> None:
+        """Keep only the centroid."""
+        if self._vectors is not None:
+            self.centroid()
+            self._vectors = None
 
 
 @dataclass(slots=True, eq=False)
@@ -36,10 +94,7 @@ class Track:
     """State of one track.
 
     Attributes:
-        key: camera and number.
         origin: names the track in the gallery, unique over all runs.
-        evidence: pool of its good crops.
-        first, last: its first and latest observation.
         size: `(width, height)` of the frame in pixels.
         crop_time: of the latest crop in the evidence.
         embedded_at: time of its latest embedding, Unix seconds.
@@ -47,10 +102,8 @@ class Track:
         number: its identity, None while unknown.
         founder: whether that identity was enrolled from this track.
         decision: the latest one, departures aside.
-        decided_at: evidence count at the latest attempt to decide.
-        stored_at: evidence count when its exemplar was last stored.
+        decided_at, stored_at: evidence count at the latest attempt to decide, and at the latest exemplar.
         review_until: evidence count up to which a narrow decision needs further crops soon.
-        ended: whether it will not be seen again.
         score, runner_up: of the best and the second-best identity at the latest comparison.
         search: the latest gallery search for it.
     """
@@ -100,12 +153,7 @@ def _is_narrow(decision: Decision) -> bool:
 
 
 class TrackTable:
-    """The tracks of all cameras, and which of them hold an identity.
-
-    Args:
-        session: unique for this run.
-        settings: how crops become evidence; may be replaced.
-    """
+    """The tracks of all cameras, and which of them hold an identity."""
 
     def __init__(self, session: str, settings: IdentifySettings) -> None:
         self.settings = settings
@@ -221,3 +269,65 @@ class TrackTable:
                     self._holders.pop(number, None)
                     unheld.append(number)
         return gone, unheld
+
+
+class Covisibility:
+    """Cannot-link: two tracks that were together in `needed` frames of a camera are different people."""
+
+    def __init__(self, frames: int) -> None:
+        self.needed = frames
+        self._together: dict[tuple[TrackKey, TrackKey], int] = {}
+        """Frames of pairs that may still be one person."""
+        self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
+
+    def observe(self, seen: Sequence[TrackObservation]) -> None:
+        """Count the tracks of one frame of one camera."""
+        keys = [(one.camera, one.track_id) for one in seen]
+        undecided = [
+            (i, j)
+            for i, key in enumerate(keys[:-1])
+            for rivals in (self._rivals.get(key, _NOBODY),)
+            if not rivals.issuperset(keys[i + 1 :])
+            for j in range(i + 1, len(keys))
+            if keys[j] not in rivals
+        ]
+        if not undecided:
+            return
+        shared = _share_body(np.stack([one.box for one in seen]))
+        for i, j in undecided:
+            if not shared[i, j]:
+                self._count(keys[i], keys[j])
+
+    def rivals(self, track: TrackKey) -> set[TrackKey]:
+        """Return the tracks that are certainly other people than this one."""
+        return self._rivals.get(track, set())
+
+    def forget(self, tracks: Iterable[TrackKey]) -> None:
+        """Drop tracks that ended long ago."""
+        gone = set(tracks)
+        if not gone:
+            return
+        self._together = {pair: n for pair, n in self._together.items() if not gone.intersection(pair)}
+        for track in gone:
+            for rival in self._rivals.pop(track, set()):
+                self._rivals[rival].discard(track)
+
+    def _count(self, a: TrackKey, b: TrackKey) -> None:
+        pair = (a, b) if a < b else (b, a)
+        frames = self._together.pop(pair, 0) + 1
+        if frames < self.needed:
+            self._together[pair] = frames
+        else:
+            self._rivals[a].add(b)
+            self._rivals[b].add(a)
+
+
+def _share_body(boxes: np.ndarray) -> np.ndarray:
+    """`(N, N)` bool: whether the smaller of two boxes lies mostly in the other."""
+    corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    opposite = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    sides = np.clip(opposite - corner, 0, None)
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    smaller = np.minimum(area[:, None], area[None, :])
+    shared: np.ndarray = sides[..., 0] * sides[..., 1] >= _SAME_BODY * np.maximum(smaller, 1.0)
+    return shared

@@ -11,9 +11,7 @@ from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
-from edge_agent.identify.evidence import Evidence
-from edge_agent.identify.links import Covisibility
-from edge_agent.identify.tracks import REVIEW_CROPS
+from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence
 
 D = 64
 SIZE = (640, 480)
