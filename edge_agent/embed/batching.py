@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress, pairwise
 
 import numpy as np
 import structlog
@@ -15,10 +16,7 @@ from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Embedded
 from edge_agent.embed.packer import PARCEL, Packer
 from edge_agent.embed.quality import BLURRED, QualityGate
-from edge_agent.embed.selftest import faults
 from edge_agent.engine.base import DEPTH, Engine
-
-__all__ = ["Batcher", "EmbedCounters", "Job"]
 
 _log = structlog.get_logger(__name__)
 
@@ -28,18 +26,19 @@ the interval of camera frames, since the pipeline reads no frames while it waits
 _PACKING_S = 0.001
 """Interval at which the packer is polled."""
 
+_ONE = np.ones(1, np.float32)
+_UNIT_TOLERANCE = np.full(1, 0.02, np.float32)
+"""Largest deviation of the squared length of a vector from 1; FP16 engines round to about 1e-3."""
+
 
 @dataclass(slots=True)
 class Job:
-    """One submission. The rows of its frames follow one another.
+    """One submission, fields as in `Embedded`. The rows of its frames follow one another.
 
     Attributes:
         ends: for each frame, the row after its last.
         inside: xyxy of each crop in its frame, pixels.
         waiting: crops whose rows have not arrived.
-        error: why it failed.
-
-    The others are as in `Embedded`.
     """
 
     ends: list[int]
@@ -62,13 +61,8 @@ class Job:
     def results(self) -> list[Embedded]:
         """Return the result of each frame."""
         return [
-            Embedded(
-                self.vectors[start:end],
-                self.present[start:end],
-                self.quality[start:end],
-                tuple(self.reasons[start:end]),
-            )
-            for start, end in zip([0, *self.ends], self.ends, strict=False)
+            Embedded(self.vectors[a:b], self.present[a:b], self.quality[a:b], tuple(self.reasons[a:b]))
+            for a, b in pairwise([0, *self.ends])
         ]
 
 
@@ -87,13 +81,7 @@ class _Batch:
 
 @dataclass(slots=True)
 class EmbedCounters:
-    """Counts since the start.
-
-    Attributes:
-        embedded: crops that became vectors.
-        batches: engine batches.
-        refused: crops that did not become vectors, by reason.
-    """
+    """Counts since the start: crops that became vectors, engine batches, and refused crops by reason."""
 
     embedded: int = 0
     batches: int = 0
@@ -103,30 +91,21 @@ class EmbedCounters:
 class Batcher:
     """Moves crops from the packer to the engine, and rows back to their jobs.
 
-    Args:
-        engine: entered before the first crop.
-        packer: likewise.
-        gate: refuses crops that are not sharp.
+    Engine and packer are entered before the first crop; the gate refuses crops that are not sharp.
     """
 
     def __init__(self, engine: Engine, packer: Packer, gate: QualityGate) -> None:
         self.counters = EmbedCounters()
         self.on_batch: Callable[[int, float, float], None] | None = None
-        """Callback for each batch: crops, time of submission and time of its rows (monotonic seconds)."""
+        """Callback for each batch: crops, times of submission and of its rows (monotonic seconds)."""
         self.fastest = 0.0
         """Least seconds for one crop in any batch; 0 before the first."""
-        self._engine = engine
-        self._packer = packer
-        self._gate = gate
+        self._engine, self._packer, self._gate = engine, packer, gate
         self._most = engine.info.max_batch
-        self._packing: deque[Part] = deque()
-        """With the packer."""
-        self._filled: list[Part] = []
-        """In the engine's next buffer."""
-        self._batches: deque[_Batch] = deque()
-        """With the engine."""
-        self._done_at = 0.0
-        """Earliest end of the last batch that was sent, monotonic seconds."""
+        self._packing: deque[Part] = deque()  # with the packer
+        self._filled: list[Part] = []  # in the engine's next buffer
+        self._batches: deque[_Batch] = deque()  # with the engine
+        self._done_at = 0.0  # earliest end of the last batch that was sent, monotonic seconds
 
     @property
     def busy(self) -> bool:
@@ -207,7 +186,6 @@ class Batcher:
 
     @property
     def _count(self) -> int:
-        """Crops in the next batch."""
         return sum(len(rows) for _, rows in self._filled)
 
     def _fill(self) -> None:
@@ -221,10 +199,10 @@ class Batcher:
             return
         job.quality[rows] *= factors
         if np.count_nonzero(blurred):
-            for row in [row for row, refused in zip(rows, blurred.tolist(), strict=True) if refused]:
+            for row in compress(rows, blurred.tolist()):
                 job.present[row], job.reasons[row] = False, BLURRED
+                job.waiting -= 1
             rows = [row for row in rows if job.present[row]]
-            job.waiting -= int(np.count_nonzero(blurred))
         if rows:
             self._filled.append((job, rows))
 
@@ -260,6 +238,15 @@ class Batcher:
         refused = [fault for fault in found if fault]
         self.counters.embedded += len(found) - len(refused)
         if refused:
-            _log.error(
-                "embeddings_refused", refused=len(refused), batch=len(found), reasons=sorted(set(refused))
-            )
+            reasons = sorted(set(refused))
+            _log.error("embeddings_refused", refused=len(refused), batch=len(found), reasons=reasons)
+
+
+def faults(rows: NDArray[np.float32], *, unit_length: bool) -> list[str]:
+    """Return for each row of `(N, D)`: `non-finite`, `degenerate` (not of length 1), or "" for a good one."""
+    squares = np.einsum("nd,nd->n", rows, rows)
+    proper = np.abs(squares - _ONE) <= _UNIT_TOLERANCE if unit_length else np.isfinite(squares)
+    if np.count_nonzero(proper) == len(rows):
+        return [""] * len(rows)
+    words = np.where(np.isfinite(squares), np.where(proper, "", "degenerate"), "non-finite")
+    return [str(word) for word in words]

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 
 from edge_agent.core.structures import Candidates
 
-__all__ = ["CropBudget"]
-
 MEMORY_S = 1.0
 """Half-life of the speed measurement, in seconds of engine work."""
 TRUSTED_S = 0.1
@@ -67,13 +65,9 @@ class _Camera:
 
 @dataclass(slots=True)
 class _Window:
-    """Events since the last review.
+    """Events since the last review: delivered and lost frames, whether crops were spared (`short`).
 
-    Attributes:
-        since: its begin.
-        seconds: engine work before it.
-        frames, lost: delivered frames, and those of them that were lost.
-        short: whether crops were spared.
+    `seconds` is the engine's work before it.
     """
 
     since: float
@@ -86,9 +80,8 @@ class _Window:
 class CropBudget:
     """Converts engine time into crops. For one thread.
 
-    Args:
-        worked: returns the crops that the engine has embedded, and its seconds of work, since the start.
-        clock: seconds; the frames' own times are only compared within one camera.
+    `worked` returns the crops that the engine has embedded, and its seconds of work, since the start. The
+    frames' own times are compared within one camera only, others with `clock`.
     """
 
     def __init__(
@@ -107,17 +100,13 @@ class CropBudget:
     @property
     def rate(self) -> float | None:
         """Recent crops per second of engine work; None while unknown."""
-        if self._seconds < TRUSTED_S:
-            return None
-        return max(SLOWEST, self._crops / self._seconds)
+        return None if self._seconds < TRUSTED_S else max(SLOWEST, self._crops / self._seconds)
 
     def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
         """Return how many crops of these frames may be embedded; None for all. `spend` must follow.
 
-        Args:
-            frames: of live cameras, one round.
-            wanted: number of their crops.
-            every_nth: every n-th frame of a camera is offered; the others are skipped on purpose.
+        The frames are those of live cameras in one round, with `wanted` crops. Every n-th frame of a camera
+        is offered; the others are skipped on purpose.
         """
         now = self._clock()
         self._measure()
@@ -128,7 +117,11 @@ class CropBudget:
         rate = self.rate
         if rate is None or not frames or len(known) < len(frames):
             return None
-        active = self._active(now)
+        active = [
+            camera
+            for camera in self._cameras.values()
+            if now - camera.seen <= max(ACTIVE_S, 2.0 * (camera.interval_s or 0.0))
+        ]
         own = [every_nth * camera.interval_s for camera in active if camera.interval_s is not None]
         brought_s = max(sum(known) / len(active), sum(frame.detect_s for frame in frames))
         saved = min(self._available, max(1.0, rate * min(SAVED_S, max(own))))
@@ -166,13 +159,6 @@ class CropBudget:
             camera.frames.clear()
         camera.frames.append((frame.time, camera.delivered))
         return every_nth + lost
-
-    def _active(self, now: float) -> list[_Camera]:
-        return [
-            camera
-            for camera in self._cameras.values()
-            if now - camera.seen <= max(ACTIVE_S, 2.0 * (camera.interval_s or 0.0))
-        ]
 
     def _review(self, now: float) -> None:
         """Correct what the engine's speed does not show: refused crops, batches that come late."""

@@ -12,27 +12,27 @@ from contextlib import ExitStack, suppress
 from itertools import accumulate
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import EngineError, NonFiniteEmbedding
+from edge_agent.core.errors import EngineError, ModelError, NonFiniteEmbedding
 from edge_agent.core.structures import Detections, Embedded, EngineInfo
-from edge_agent.embed.batching import Batcher, Job
+from edge_agent.embed.batching import Batcher, Job, faults
 from edge_agent.embed.packer import InlinePacker, Packer
 from edge_agent.embed.quality import Graded, QualityGate
-from edge_agent.embed.selftest import check_engine, faults
 from edge_agent.engine.base import DEPTH, Engine
-from edge_agent.engine.golden import Golden
+from edge_agent.engine.golden import Golden, golden_crops
 from edge_agent.engine.graph.prepared import PreprocessProfile
 
-__all__ = ["Embedder"]
+_log = structlog.get_logger(__name__)
 
+_MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
+"""Least cosine of a golden crop to its reference, by precision."""
 Pair = tuple[NDArray[np.uint8], Detections]
 
 
 class Embedder:
-    """Turns detections into embeddings. A context manager, which enters the engine and tests it.
-
-    One thread owns an embedder.
+    """Turns detections into embeddings, for one thread. A context manager, which enters and tests the engine.
 
     Args:
         engine: runs a graph of `prepare_reid`; not yet entered.
@@ -52,17 +52,13 @@ class Embedder:
         packer: Packer | None = None,
     ) -> None:
         self.engine = engine
-        """For its time and batch counters."""
-        self._profile = profile
-        self._gate = gate
-        self._golden = golden
+        self._profile, self._gate, self._golden = profile, gate, golden
         self._packer: Packer = packer or InlinePacker(profile, gate.settings.min_sharpness)
         self.batcher = Batcher(engine, self._packer, gate)
         self.counters = self.batcher.counters
         self._jobs: deque[Job] = deque()
         self._closing = ExitStack()
-        self._dimension = 0
-        """Numbers in an embedding; set on entering, since `info` takes a while."""
+        self._dimension = 0  # set on entering, since `info` takes a while
 
     @property
     def info(self) -> EngineInfo:
@@ -101,10 +97,7 @@ class Embedder:
     # --- frames -------------------------------------------------------------------------------
 
     def grade(self, pairs: Sequence[Pair]) -> list[Graded]:
-        """Grade the detections of several frames by their boxes, for `submit`.
-
-        Args:
-            pairs: `(H, W, 3)` uint8 BGR picture and its detections, of any cameras.
+        """Grade the detections of several frames, `(H, W, 3)` uint8 BGR, by their boxes, for `submit`.
 
         Raises:
             ValueError: a picture is empty or not `(h, w, 3)` uint8.
@@ -124,18 +117,13 @@ class Embedder:
         """Start to embed the detections of several frames; returns when the packer has the last crop.
 
         May be called again before `collect`: batches then overlap. It waits only while the engine has
-        `DEPTH` batches in flight.
-
-        Args:
-            pairs: as in `grade`.
-            graded: the result of `grade` for these pairs; computed here when None.
-            spared: `(N,)` for each pair: detections that shall not be embedded.
+        `DEPTH` batches in flight. `graded` is the result of `grade` for these pairs; `spared` are `(N,)` for
+        each pair: detections that shall not be embedded.
         """
         job = self._open_job(self.grade(pairs) if graded is None else graded)
-        if spared is not None:
-            left_out = job.present & np.concatenate([*spared, np.zeros(0, np.bool_)])
-            job.present[left_out] = False
-            job.quality[left_out] = 0.0
+        if spared:
+            left_out = job.present & np.concatenate(spared)
+            job.present[left_out], job.quality[left_out] = False, 0.0
         self._jobs.append(job)
         crops, rows = [], []
         wanted, start = job.present.tolist(), 0
@@ -168,9 +156,8 @@ class Embedder:
         """Wait for the oldest `submit`; return one `Embedded` per pair, in order.
 
         Raises:
-            EngineError: nothing was submitted, or the engine failed on a batch of it. The submission is then
-                dropped, as is everything that shared the batch, with the same error; the embedder stays
-                usable.
+            EngineError: nothing was submitted, or the engine failed on a batch of it. Everything that shared
+                the batch is then dropped, with the same error; the embedder stays usable.
         """
         if not self._jobs:
             raise EngineError("nothing was submitted to the embedder, so there is nothing to collect")
@@ -188,10 +175,7 @@ class Embedder:
     def embed_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Embed whole pictures, each one crop: `(N, D)` float32, rows of unit length.
 
-        The quality gate is not applied: the caller chose these pictures. Batches overlap.
-
-        Args:
-            images: N pictures `(h, w, 3)` uint8 BGR of any size, at least one pixel.
+        The quality gate is not applied: the caller chose these pictures, `(h, w, 3)` uint8 BGR of any size.
 
         Raises:
             NonFiniteEmbedding: the network gave NaN, infinity or a vector without length.
@@ -240,3 +224,56 @@ def _check_picture(image: NDArray[np.uint8]) -> None:
     """Refuse pictures that OpenCV would resize into another array, leaving an old crop in the buffer."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"picture: expected (h, w, 3) uint8, got {image.shape} {image.dtype.name}")
+
+
+def check_engine(engine: Engine, golden: Golden | None) -> None:
+    """Compare an entered engine's embeddings of the golden crops with the reference, singly and in a batch.
+
+    Raises:
+        NonFiniteEmbedding: a golden crop has no usable embedding.
+        ModelError: embeddings differ from the reference, or between a batch and single crops.
+    """
+    info, crops = engine.info, golden_crops(*engine.input_size)
+    batch = _embed(engine, crops)
+    for row, fault in enumerate(faults(batch, unit_length=engine.unit_length)):
+        if fault:
+            raise NonFiniteEmbedding(
+                f"self-test: {info.model} gave a {fault} embedding for golden crop {row} on "
+                f"{info.backend} ({info.precision}); use another export or precision"
+            )
+    least = _MIN_COSINE[info.precision]
+    single = np.concatenate([_embed(engine, crop[None]) for crop in crops])
+    if (worst := _worst_cosine(batch, single)) < least:
+        raise ModelError(
+            f"self-test: {info.model} gives other embeddings in a batch than for single crops "
+            f"(cosine {worst:.4f}, at least {least} expected); its batch axis is not truly free: "
+            "export it again with a dynamic batch axis"
+        )
+    if golden is None:
+        return
+    if golden.space != info.space:
+        raise ModelError("self-test: the reference embeddings belong to another model or profile")
+    if (worst := _worst_cosine(batch, golden.vectors)) < least:
+        raise ModelError(
+            f"self-test: {info.model} on {info.backend} ({info.precision}) differs from "
+            f"its reference (cosine {worst:.4f}, at least {least} expected): channel order, scale, "
+            "normalisation or precision is wrong in one of the two; rebuild the engine. "
+            f"The reference came from {golden.origin}"
+        )
+    _log.info("self_test_passed", model=info.model, cosine=round(worst, 6), reference=golden.origin)
+
+
+def _embed(engine: Engine, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    parts = []
+    for start in range(0, len(crops), engine.info.max_batch):
+        chunk = crops[start : start + engine.info.max_batch]
+        engine.buffer()[: len(chunk)] = chunk
+        engine.submit(len(chunk))
+        parts.append(engine.collect())
+    return np.concatenate(parts)
+
+
+def _worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Least cosine of corresponding rows of two `(N, D)`."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float((np.einsum("nd,nd->n", a, b) / lengths).min())

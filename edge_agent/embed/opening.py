@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from edge_agent.engine.tensorrt.builder import Progress
     from edge_agent.identify.tracks import TrackTable
 
-__all__ = ["make_crop_selector", "make_embedder", "open_embedder"]
-
 
 def open_embedder(
     engine: EngineSettings,
@@ -41,13 +39,8 @@ def open_embedder(
 ) -> Embedder:
     """Return the embedder that the settings name; not yet entered.
 
-    Args:
-        engine: model, backend, precision and their options.
-        quality: limits of the quality gate.
-        state: folder for the self-test's references, and for plans where `engine` names no other.
-        calibration: the active one, None to go without.
-        max_batch: largest batch; that of `engine` when None.
-        building: callback for the build of a plan: phase, steps done, steps in all.
+    `state` is the folder for the self-test's references, and for plans where `engine` names no other.
+    `building` is called during the build of a plan: phase, steps done, steps in all.
 
     Raises:
         ModelError: the model file does not fit; the message says how to mend it.
@@ -59,7 +52,7 @@ def open_embedder(
     prepared, golden = prepare_model(model.path, model.preprocess, state)
     ranges = None
     if calibration is not None and calibration.fits(prepared):
-        ranges = partial(_ranges, prepared, calibration)
+        ranges = partial(lambda known: (prepared, known.scales()), calibration)
     return make_embedder(
         in_precision(prepared, engine.precision, choose_backend(engine.backend), calibration),
         golden,
@@ -83,17 +76,10 @@ def make_embedder(
     max_batch: int | None = None,
     building: Progress | None = None,
 ) -> Embedder:
-    """Return an embedder for exactly this graph; not yet entered.
+    """Return an embedder for exactly this graph, in the precision that shall run; not yet entered.
 
-    Args:
-        graph: in the precision that shall run.
-        golden: reference embeddings for the self-test.
-        engine: backend and its options.
-        quality: limits of the quality gate.
-        plans: folder of TensorRT's plans, None to keep none.
-        ranges: returns the FP32 graph and its INT8 ranges, for INT8 engines that take these instead.
-        max_batch: as for `open_embedder`.
-        building: as for `open_embedder`.
+    `plans` is the folder of TensorRT's plans, None to keep none. `ranges` returns the FP32 graph and its INT8
+    ranges, for INT8 engines that take these instead.
     """
     profile = graph.profile
     assert profile is not None  # only detectors have none
@@ -107,14 +93,7 @@ def make_embedder(
 def make_crop_selector(
     engine: EngineSettings, embedder: Embedder, tracks: TrackTable, new_track: Callable[[str], float]
 ) -> CropSelector:
-    """Return the crop selection of a run.
-
-    Args:
-        engine: with the behaviour on overload.
-        embedder: entered.
-        tracks: records of the identifier.
-        new_track: returns the score of a camera's detector from which a box starts a track.
-    """
+    """Return the crop selection of a run, for an entered embedder; `new_track` as in `CropSelector`."""
     budget = None
     if engine.overload == "thin":
         budget = CropBudget(lambda: (embedder.counters.embedded, embedder.engine.run_seconds))
@@ -152,10 +131,6 @@ def _assemble(
     return Embedder(opened, profile=profile, gate=gate, golden=golden, packer=packer)
 
 
-def _ranges(prepared: PreparedGraph, calibration: Calibration) -> tuple[PreparedGraph, Scales]:
-    return prepared, calibration.scales()
-
-
 def _conditions(disk: Path) -> dict[str, Any]:
     """Return the state of the device while a plan is built: its kernels are timed under it."""
     from edge_agent.core.config import TelemetrySettings
@@ -163,9 +138,4 @@ def _conditions(disk: Path) -> dict[str, Any]:
 
     with Telemetry(TelemetrySettings(jtop=False), disk) as telemetry:
         reading = telemetry.read()
-    return {
-        "power_mode": reading.power_mode,
-        "clocks_locked": reading.clocks_locked,
-        "gpu_mhz": reading.gpu_mhz,
-        "gpu_max_mhz": reading.gpu_max_mhz,
-    }
+    return {key: getattr(reading, key) for key in ("power_mode", "clocks_locked", "gpu_mhz", "gpu_max_mhz")}

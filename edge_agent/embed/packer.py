@@ -29,8 +29,6 @@ from edge_agent.core.errors import EngineError
 from edge_agent.embed.quality import sharpness
 from edge_agent.engine.graph.prepared import PreprocessProfile
 
-__all__ = ["PARCEL", "InlinePacker", "Packer", "SubprocessPacker"]
-
 Pixels = NDArray[np.uint8]
 
 PARCEL = 16
@@ -57,9 +55,7 @@ def _pack(
 class InlinePacker:
     """Packs on the caller's thread, in the order of `begin`. A context manager.
 
-    Args:
-        profile: how crops are resized.
-        least: crops that are less sharp get no picture.
+    Crops with less than the `least` sharpness get no picture.
     """
 
     room = 0
@@ -132,13 +128,8 @@ class _Slot:
 class SubprocessPacker:
     """Packs in a process of its own, which starts with the first crops, and again after it has died.
 
-    The methods are those of `InlinePacker`.
-
-    Args:
-        profile: how crops are resized.
-        least: crops that are less sharp get no picture.
-        size: `(height, width)` of a picture in pixels.
-        batch: crops of an engine's batch. Two batches may wait.
+    The methods are those of `InlinePacker`. `size` is `(height, width)` of a picture in pixels; two engine
+    batches may wait.
     """
 
     def __init__(self, profile: PreprocessProfile, least: float, size: tuple[int, int], batch: int) -> None:
@@ -147,31 +138,27 @@ class SubprocessPacker:
         self._slots: list[_Slot] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._requests = self._answers = -1
-        self._begun: deque[tuple[int, int, int]] = deque()
-        """Slot, number of crops, and generation of the process of each unfinished `begin`."""
+        self._begun: deque[tuple[int, int, int]] = deque()  # slot, crops, and generation of the process
         self._next_slot = self._generation = 0
 
     def __enter__(self) -> SubprocessPacker:
+        names = ("edge-agent crops", "edge-agent pictures")
         self._slots = [
-            _Slot(
-                _SharedMemory(os.memfd_create("edge-agent crops")),
-                _SharedMemory(os.memfd_create("edge-agent pictures")),
-            )
-            for _ in range(self.room + 1)
+            _Slot(*(_SharedMemory(os.memfd_create(name)) for name in names)) for _ in range(self.room + 1)
         ]
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end()
-        for slot in self._slots:
+        while self._slots:
+            slot = self._slots.pop()
             slot.crops.close()
             slot.packed.close()
-        self._slots = []
 
     @property
     def pid(self) -> int | None:
         """Of the process, while there is one."""
-        return self._process.pid if self._process is not None else None
+        return None if self._process is None else self._process.pid
 
     def begin(self, crops: Sequence[Pixels]) -> None:
         """See `InlinePacker.begin`; copies the crops."""

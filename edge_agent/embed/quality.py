@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from edge_agent.core.config import QualitySettings
 
-__all__ = ["BLURRED", "Graded", "QualityGate", "grade_picture", "sharpness"]
-
 _ANALYSIS_HEIGHT = 96
 """Pixels; larger crops are reduced to this before sharpness is measured, so that the measure and its cost do
 not depend on the distance of the person."""
@@ -54,10 +52,9 @@ class Graded(NamedTuple):
 
     Attributes:
         quality: `(N,)` float32 grades in 0..1, 0 where refused.
-        reasons: N words, why a crop was refused: `invalid` (not a box), `off-image`, `small`, `aspect`,
-            `truncated`, `covered`, `blurred`, or "".
-        inside: `(N, 4)` int32 xyxy, whole pixels inside the picture: rounded to the nearest pixel border,
-            empty where a box lies outside or is invalid.
+        reasons: why each crop was refused: `invalid` (not a box), `off-image`, `small`, `aspect`,
+            `truncated`, `covered`, or "".
+        inside: `(N, 4)` int32 xyxy, rounded to whole pixels inside the picture; empty for a box outside.
     """
 
     quality: NDArray[np.float32]
@@ -75,9 +72,6 @@ class QualityGate:
     The grade is a product of five factors in 0..1: visible height (square root of height / 256), sharpness
     (/ 0.5), the part of the box inside the picture, the part that no nearer person covers, and 0.7 where the
     box touches the border.
-
-    Args:
-        settings: limits below which a crop is refused.
     """
 
     def __init__(self, settings: QualitySettings) -> None:
@@ -124,15 +118,9 @@ class QualityGate:
     ) -> tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.int32]]:
         """Grade padded boxes with few calls of NumPy: for a few boxes the calls are the whole cost.
 
-        Args:
-            boxes: `(4, F, N)`: x1, y1, x2 and y2 of N boxes of each of F pictures. For one picture, F is left
-                out everywhere.
-            scores: `(F, N)`.
-            limits: `(2, 4, F, 1)`, see `_limits`.
-
-        Returns:
-            `(F, N)` float32, see `Graded.quality`, as if every crop were sharp; `(F, N)` places in
-            `_REASONS`; and `(4, F, N)` int32, see `Graded.inside`.
+        Takes x1, y1, x2, y2 `(4, F, N)` of N boxes of each of F pictures, scores `(F, N)`, and `_limits`
+        `(2, 4, F, 1)`; F is left out for one picture. Returns `(F, N)` float32 `Graded.quality`, `(F, N)`
+        places in `_REASONS`, and `(4, F, N)` int32 `Graded.inside`.
         """
         parts = np.empty((2, *boxes.shape), np.float32)
         known, clipped = parts  # of each box all, and what lies inside the picture

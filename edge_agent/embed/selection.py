@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from edge_agent.embed.capacity import CropBudget
     from edge_agent.identify.tracks import Track, TrackTable
 
-__all__ = ["LONGEST_S", "CropSelector"]
-
 SAME_BOX = float(np.float32(0.5))
 """Least overlap (IoU) of a crop with its track: an ordinary match of trackers. Rounded as overlaps are."""
 OTHER_BOX = float(np.float32(0.2))
@@ -44,12 +42,10 @@ class _Crop:
     """One crop of a round.
 
     Attributes:
-        frame, row: its position.
         track: the nearest track; None where no track is near.
         certain: whether the crop belongs to it without doubt.
-        grade: how well it shows its person, by its box; 0 for a crop that the quality gate refuses.
-        tier: position in the list of docs/overload.md.
-        urgency: order within a tier.
+        grade: of its box; 0 for a crop that the quality gate refuses.
+        tier: position in the list of docs/overload.md; `urgency` is the order within it.
         turn: position among the crops of its camera.
     """
 
@@ -63,16 +59,15 @@ class _Crop:
     turn: int = 0
 
 
+Crops = Sequence[_Crop]
 Masks = Sequence[NDArray[np.bool_]]
 
 
 class CropSelector:
     """Chooses crops of all cameras. Runs on the thread that identifies.
 
-    Args:
-        tracks: records of the identifier.
-        budget: what the engine embeds in time; None: no crop is spared for that, and frames are lost instead.
-        new_track: score of a camera's detector from which on a box starts a track.
+    Without a `budget` no crop is spared for overload, and frames are lost instead. `new_track` returns the
+    score of a camera's detector from which on a box starts a track.
     """
 
     def __init__(
@@ -95,13 +90,9 @@ class CropSelector:
         return self.for_load.copy() + self.for_overload.copy()  # other threads read it
 
     def spared(self, load: Load, frames: Sequence[Candidates]) -> list[NDArray[np.bool_]]:
-        """Return for each frame the crops that shall not be embedded: `(N,)` bool.
+        """Return for each frame of one round the crops that shall not be embedded: `(N,)` bool.
 
         Crops that the quality gate refuses cost the engine nothing; they are neither spared nor counted.
-
-        Args:
-            load: what is allowed.
-            frames: the frames of one round, of any cameras.
         """
         masks = [np.zeros(len(frame.boxes), np.bool_) for frame in frames]
         crops = None
@@ -124,12 +115,7 @@ class CropSelector:
             self._choose(load.max_crops, frames, masks, crops)
 
     def _keep_up(
-        self,
-        budget: CropBudget,
-        load: Load,
-        frames: Sequence[Candidates],
-        masks: Masks,
-        crops: Sequence[_Crop] | None,
+        self, budget: CropBudget, load: Load, frames: Sequence[Candidates], masks: Masks, crops: Crops | None
     ) -> None:
         """Spare crops of live cameras that exceed the budget; `crops` are those of all frames, if known."""
         live = [frame for frame in frames if frame.live]
@@ -142,10 +128,9 @@ class CropSelector:
         if most is None:
             budget.spend(wanted, 0)
             return
-        if crops is None:
-            crops = self._crops(frames)
         before = [mask.copy() for mask in masks]
-        chosen = self._choose(most, frames, masks, [crop for crop in crops if frames[crop.frame].live])
+        candidates = [crop for crop in crops or self._crops(frames) if frames[crop.frame].live]
+        chosen = self._choose(most, frames, masks, candidates)
         spared = [mask & ~was for mask, was in zip(masks, before, strict=True)]
         budget.spend(chosen, sum(int(np.count_nonzero(mask)) for mask in spared))
         _count(self.for_overload, frames, spared)
@@ -200,11 +185,9 @@ class CropSelector:
             grades = [1.0] * len(frame.boxes) if frame.grades is None else frame.grades.tolist()
             owners = near.get(at)
             if owners is None:
-                owners = [
-                    (track, track is not None)
-                    for number in frame.track_ids or ()
-                    for track in (None if number is None else self._tracks.find(frame.camera, number),)
-                ]
+                numbers = frame.track_ids or ()
+                found = [None if n is None else self._tracks.find(frame.camera, n) for n in numbers]
+                owners = [(track, track is not None) for track in found]
             crops += [
                 _Crop(at, row, track, certain, grade)
                 for row, ((track, certain), grade) in enumerate(zip(owners, grades, strict=True))
@@ -216,12 +199,8 @@ class CropSelector:
         if not frames:
             return []
         tracks = [
-            [
-                track
-                for track in self._tracks.present(frame.camera)
-                if abs(frame.time - track.last.time) <= FRESH_S
-            ]
-            for frame in frames
+            [one for one in self._tracks.present(of.camera) if abs(of.time - one.last.time) <= FRESH_S]
+            for of in frames
         ]
         return list(map(_assigned, tracks, _overlaps(frames, tracks)))
 
@@ -255,13 +234,9 @@ def _assigned(
 
 
 def _by_turns(crops: Sequence[_Crop], cameras: Sequence[str]) -> list[_Crop]:
-    """Return crops in the order in which cameras take turns, most important first.
+    """Return crops in the order in which cameras (of each frame) take turns, most important first.
 
     Crops of the last tier come after all others.
-
-    Args:
-        crops: in order.
-        cameras: of each frame.
     """
     turns: Counter[str] = Counter()
     for crop in sorted(crops, key=lambda one: (one.tier, -one.urgency)):
