@@ -116,7 +116,7 @@ def _read(dataset: Path) -> list[NDArray[np.uint8]]:
     from edge_agent.core.pictures import read_picture
     from edge_agent.offline.dataset import MarketDataset, Split
 
-    crops = MarketDataset.open(dataset, (Split.GALLERY,)).gallery
+    crops = MarketDataset.open(dataset, (Split.GALLERY,)).split(Split.GALLERY)
     few = [read_picture(crop.path) for crop in crops[: max(CROPS.values())]]
     return (few * max(CROPS.values()))[: max(CROPS.values())]
 

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result
-from edge_agent.offline.dataset import JunkRule
+from edge_agent.offline.dataset import JunkRule, Split
 
 if TYPE_CHECKING:
     from edge_agent.offline.dataset import MarketDataset
@@ -52,7 +52,7 @@ def command(
     """Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold."""
     from edge_agent.core.logs import configure
     from edge_agent.core.manifest import write_atomic, write_json_atomic
-    from edge_agent.offline.dataset import MarketDataset, Split
+    from edge_agent.offline.dataset import MarketDataset
     from edge_agent.offline.evaluate.embedding import Network
     from edge_agent.offline.evaluate.protocol import evaluate
     from edge_agent.offline.evaluate.rerank import ReRanking
@@ -68,13 +68,8 @@ def command(
         query, gallery, facts = _from_model(opened, Network(model, preprocess, backend, precision))
     else:
         raise typer.BadParameter("name a data set, or two files with --embeddings")
-    evaluation = evaluate(
-        query,
-        gallery,
-        junk_rule=junk,
-        reranking=ReRanking() if rerank else None,
-        samples=_SAMPLES if report is not None else 0,
-    )
+    ranking, samples = ReRanking() if rerank else None, _SAMPLES if report is not None else 0
+    evaluation = evaluate(query, gallery, junk_rule=junk, reranking=ranking, samples=samples)
     about = None if opened is None else {"root": str(opened.root), "left_out": len(opened.problems)}
     document = {**evaluation.document(), "dataset": about, **facts, "versions": _versions()}
     if output is not None:
@@ -89,7 +84,6 @@ def command(
 def _from_files(
     paths: tuple[Path, Path], dataset: MarketDataset | None
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
-    from edge_agent.offline.dataset import Split
     from edge_agent.offline.evaluate.files import (
         labelled_by_dataset,
         labelled_by_name,
@@ -102,7 +96,8 @@ def _from_files(
     facts = {"model": query.about or None, "embeddings": [str(path) for path in paths], "unreadable": []}
     if dataset is None:
         return labelled_by_name(query, Split.QUERY), labelled_by_name(gallery, Split.GALLERY), facts
-    return labelled_by_dataset(query, dataset.query), labelled_by_dataset(gallery, dataset.gallery), facts
+    crops = dataset.split(Split.QUERY), dataset.split(Split.GALLERY)
+    return labelled_by_dataset(query, crops[0]), labelled_by_dataset(gallery, crops[1]), facts
 
 
 def _from_model(
@@ -112,7 +107,7 @@ def _from_model(
     from edge_agent.offline.evaluate.embedding import labelled
 
     with network.open() as (embedder, description):
-        sides = {"queries": dataset.query, "gallery": dataset.gallery}
+        sides = {"queries": dataset.split(Split.QUERY), "gallery": dataset.split(Split.GALLERY)}
         done = [with_progress(embedder, [one.path for one in crops], name) for name, crops in sides.items()]
     query, gallery = (labelled(side, crops) for side, crops in zip(done, sides.values(), strict=True))
     problems = [problem for side in done for problem in side.problems]

@@ -26,14 +26,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line.
-
-    Attributes:
-        name: for the legend.
-        colour: CSS colour.
-        points: `(x, y)`; points outside the axes are moved to their border.
-        filled: whether the area below is tinted.
-    """
+    """One line of `(x, y)`; points outside the axes are moved to their border; `filled`: tinted below."""
 
     name: str
     colour: str
@@ -133,11 +126,8 @@ def _marker(x: Axis, marker: Marker, row: int) -> str:
 def _legend(series: Sequence[Series]) -> list[str]:
     if len(series) < 2:
         return []
-    parts = []
-    for row, line in enumerate(series):
-        y = _TOP + 12 + 16 * row
-        parts.append(
-            f'<rect x="{_LEFT + 8}" y="{y - 8}" width="14" height="4" fill="{line.colour}"/>'
-            + _text(_LEFT + 28, y - 2, line.name, "start")
-        )
-    return parts
+    return [
+        f'<rect x="{_LEFT + 8}" y="{_TOP + 4 + 16 * row}" width="14" height="4" fill="{line.colour}"/>'
+        + _text(_LEFT + 28, _TOP + 10 + 16 * row, line.name, "start")
+        for row, line in enumerate(series)
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ from edge_agent.offline.dataset import DISTRACTOR, JUNK, Crop, MarketDataset, Sp
 
 PEOPLE, PICTURES = 8, 12
 """Rows per split, without distractors and junk, and pictures per row."""
+
+_Item = TypeVar("_Item")
 
 _TILE_WIDTH, _TILE_HEIGHT, _GAP = 64, 128, 4
 _LABEL_WIDTH, _HEADER_HEIGHT = 92, 28
@@ -32,17 +35,13 @@ def contact_sheet(dataset: MarketDataset) -> NDArray[np.uint8]:
 
 
 def _draw_split(split: Split, crops: Sequence[Crop]) -> NDArray[np.uint8]:
-    by_person: dict[int, list[Crop]] = {}
-    for crop in crops:
-        by_person.setdefault(crop.pid, []).append(crop)
+    by_person = _grouped(crops, lambda crop: crop.pid)
     named = [pid for pid in sorted(by_person) if pid not in {JUNK, DISTRACTOR}]
     shown = _even_steps(named, PEOPLE) + [pid for pid in (DISTRACTOR, JUNK) if pid in by_person]
     width = _LABEL_WIDTH + PICTURES * (_TILE_WIDTH + _GAP)
     band = np.full((_HEADER_HEIGHT + len(shown) * (_TILE_HEIGHT + _GAP), width, 3), 255, np.uint8)
-    counts = SplitStatistics.of(crops)
-    header = (
-        f"{split.folder}: {counts.identities} identities, {counts.images} images, {counts.cameras} cameras"
-    )
+    of = SplitStatistics.of(crops)
+    header = f"{split.folder}: {of.identities} identities, {of.images} images, {of.cameras} cameras"
     _write(band, header, (6, 19), 0.5)
     for row, pid in enumerate(shown):
         top = _HEADER_HEIGHT + row * (_TILE_HEIGHT + _GAP)
@@ -71,7 +70,14 @@ def _draw_row(band: NDArray[np.uint8], top: int, crops: Sequence[Crop]) -> None:
             cv2.putText(band, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.33, colour, thickness)
 
 
-def _even_steps(items: list[int], count: int) -> list[int]:
+def _grouped(crops: Sequence[Crop], key: Callable[[Crop], int]) -> dict[int, list[Crop]]:
+    groups: dict[int, list[Crop]] = {}
+    for crop in crops:
+        groups.setdefault(key(crop), []).append(crop)
+    return groups
+
+
+def _even_steps(items: list[_Item], count: int) -> list[_Item]:
     """At most `count` items at even steps, including first and last."""
     if len(items) <= count:
         return items
@@ -81,14 +87,9 @@ def _even_steps(items: list[int], count: int) -> list[int]:
 
 def _spread_over_cameras(crops: Sequence[Crop], count: int) -> list[Crop]:
     """At most `count` crops, from the cameras in turn, each camera's at even steps of time."""
-    by_camera: dict[int, list[Crop]] = {}
-    for crop in crops:
-        by_camera.setdefault(crop.camid, []).append(crop)
+    by_camera = _grouped(crops, lambda crop: crop.camid)
     quota = -(-count // len(by_camera))
-    chosen = [
-        [group[index] for index in _even_steps(list(range(len(group))), quota)]
-        for _, group in sorted(by_camera.items())
-    ]
+    chosen = [_even_steps(group, quota) for _, group in sorted(by_camera.items())]
     # the first of each camera, then the second of each, ... up to `count`; then sorted by camera
     ranked = [crop for turn in range(quota) for group in chosen for crop in group[turn : turn + 1]]
     return sorted(ranked[:count], key=lambda crop: (crop.camid, crop.path.name))

@@ -70,16 +70,7 @@ class JunkRule(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """One picture of one person.
-
-    Attributes:
-        path: the file.
-        pid: person number, `JUNK` (-1) or `DISTRACTOR` (0).
-        camid: camera number.
-        sequence: recording of that camera, or None.
-        frame: frame number within the recording.
-        split: split it belongs to.
-    """
+    """One picture of a person: `pid`, `JUNK` (-1) or `DISTRACTOR` (0); `frame` counts in its `sequence`."""
 
     path: Path
     pid: int
@@ -87,16 +78,6 @@ class Crop:
     sequence: int | None
     frame: int
     split: Split
-
-    @property
-    def is_junk(self) -> bool:
-        """Whether it is a bad box."""
-        return self.pid == JUNK
-
-    @property
-    def is_distractor(self) -> bool:
-        """Whether it shows a person who matches no query."""
-        return self.pid == DISTRACTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +90,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticList:
-    """Rendered people and cameras of a data set.
-
-    A crop is synthetic if its person or its camera is listed.
-    """
+    """Rendered people and cameras of a data set: a crop of a listed person or camera is synthetic."""
 
     identities: frozenset[int] = frozenset()
     cameras: frozenset[int] = frozenset()
@@ -155,13 +133,7 @@ class SyntheticList:
 class SplitStatistics:
     """Counts of one split, or of its real or synthetic part.
 
-    Attributes:
-        identities: people, without junk and distractors.
-        images: pictures with a valid name, including junk and distractors.
-        cameras: distinct camera numbers.
-        sequences: distinct pairs of camera and sequence.
-        distractor_images: pictures of person `0000`.
-        junk_images: pictures of person `-1`.
+    `identities` exclude, `images` include junk and distractors; `sequences` are pairs of camera and sequence.
     """
 
     identities: int
@@ -179,20 +151,14 @@ class SplitStatistics:
             images=len(crops),
             cameras=len({crop.camid for crop in crops}),
             sequences=len({(crop.camid, crop.sequence) for crop in crops if crop.sequence is not None}),
-            distractor_images=sum(crop.is_distractor for crop in crops),
-            junk_images=sum(crop.is_junk for crop in crops),
+            distractor_images=sum(crop.pid == DISTRACTOR for crop in crops),
+            junk_images=sum(crop.pid == JUNK for crop in crops),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class MarketDataset:
-    """A data set in Market-1501 layout with some or all of its splits.
-
-    Attributes:
-        root: folder.
-        splits: crops of each opened split, sorted by file name.
-        problems: files left out, sorted by path.
-    """
+    """A data set in Market-1501 layout: crops of each opened split by file name, and files left out."""
 
     root: Path
     splits: Mapping[Split, tuple[Crop, ...]]
@@ -224,21 +190,6 @@ class MarketDataset:
         return self.splits[split]
 
     @property
-    def train(self) -> tuple[Crop, ...]:
-        """Training crops."""
-        return self.split(Split.TRAIN)
-
-    @property
-    def gallery(self) -> tuple[Crop, ...]:
-        """Gallery crops."""
-        return self.split(Split.GALLERY)
-
-    @property
-    def query(self) -> tuple[Crop, ...]:
-        """Query crops."""
-        return self.split(Split.QUERY)
-
-    @property
     def crops(self) -> Iterator[Crop]:
         """All crops, split by split."""
         return (crop for crops in self.splits.values() for crop in crops)
@@ -251,13 +202,11 @@ class MarketDataset:
         self, synthetic: SyntheticList
     ) -> dict[Split, tuple[SplitStatistics, SplitStatistics]]:
         """Return the counts of the real and the synthetic part of each split, as in the model card."""
-        return {
-            split: (
-                SplitStatistics.of([crop for crop in crops if not synthetic.covers(crop)]),
-                SplitStatistics.of([crop for crop in crops if synthetic.covers(crop)]),
-            )
-            for split, crops in self.splits.items()
-        }
+        parts = {}
+        for split, crops in self.splits.items():
+            real, rendered = ([c for c in crops if synthetic.covers(c) is kind] for kind in (False, True))
+            parts[split] = (SplitStatistics.of(real), SplitStatistics.of(rendered))
+        return parts
 
     def check_pictures(self) -> Iterator[Problem | None]:
         """Decode every crop; yield None for a good one and a Problem for a broken one."""
@@ -272,10 +221,10 @@ class MarketDataset:
 
 def _require_layout(root: Path) -> None:
     """Raise DatasetError unless `root` has a split folder; suggest the right folder if possible."""
-    listed = ", ".join(_FOLDERS.values())
+    folders = list(_FOLDERS.values())
+    listed = ", ".join(folders)
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder; name the folder that contains {listed}")
-    folders = set(_FOLDERS.values())
     if any((root / folder).is_dir() for folder in folders):
         return
     if root.name in folders:
@@ -291,9 +240,8 @@ def _list_split(root: Path, split: Split) -> tuple[list[Crop], list[Problem]]:
     crops: list[Crop] = []
     problems: list[Problem] = []
     folder = root / split.folder
-    if not folder.is_dir():
-        return crops, problems
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+    paths = folder.iterdir() if folder.is_dir() else ()
+    for path in sorted(paths, key=lambda path: path.name):
         if path.name.startswith(".") or path.name.lower() in _IGNORED:
             continue
         reason, name = _check(path)

@@ -31,13 +31,8 @@ def download(url: str, target: Path, *, sha256: str, progress: _Progress | None 
 
     The bytes go to `.NAME.part` in the same folder, which is kept when the connection is lost: the next call
     requests only the rest. The complete file is moved to `target` if its digest is right. Proxies are taken
-    from the environment (`https_proxy`, `no_proxy`).
-
-    Args:
-        url: http:// or https://.
-        target: the file; its folder must exist.
-        sha256: of the whole file, 64 hex digits.
-        progress: called with bytes so far and in all, None where the server does not state the size.
+    from the environment (`https_proxy`, `no_proxy`). `progress` is called with bytes so far and in all, None
+    where the server does not state the size.
 
     Raises:
         InputError: neither http nor https, or no digest.

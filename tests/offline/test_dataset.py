@@ -64,14 +64,12 @@ def test_names(name: str, expected: CropName | None) -> None:
 
 def test_open_lists_what_cannot_be_used_and_reads_the_rest(small: Path) -> None:
     dataset = MarketDataset.open(small)
-    assert [crop.path.name for crop in dataset.train] == [
+    assert [crop.path.name for crop in dataset.split(Split.TRAIN)] == [
         "0007_c1s1_000001_00.jpg",
         "0007_c2s3_000009_00.png",
     ]
-    assert [crop.pid for crop in dataset.gallery] == [-1, 0, 1]
-    assert dataset.gallery[0].is_junk
-    assert dataset.gallery[1].is_distractor
-    (query,) = dataset.query
+    assert [crop.pid for crop in dataset.split(Split.GALLERY)] == [-1, 0, 1]
+    (query,) = dataset.split(Split.QUERY)
     assert query == Crop(small / "query" / "0001_c1s1_000001_00.jpeg", 1, 1, 1, 1, Split.QUERY)
     assert {problem.path.name: problem.reason.split(":")[0] for problem in dataset.problems} == {
         "0002_c1s1_000001_00.jpg": "is empty (0 bytes)",
@@ -141,9 +139,9 @@ def test_an_empty_split_is_fatal_only_when_it_is_needed(
     with pytest.raises(DatasetError, match=message):
         MarketDataset.open(small)
     only_train = MarketDataset.open(small, [Split.TRAIN])
-    assert len(only_train.train) == 2
+    assert len(only_train.split(Split.TRAIN)) == 2
     with pytest.raises(DatasetError, match="opened without"):
-        only_train.query  # noqa: B018 - the access raises
+        only_train.split(Split.QUERY)
 
 
 def test_a_wrong_folder_is_explained(small: Path, tmp_path: Path) -> None:

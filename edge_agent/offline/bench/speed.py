@@ -77,7 +77,7 @@ class Measurement:
 
 
 def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> Measurement:
-    """Measure an open embedder, with nothing in flight, with batches of its largest size.
+    """Open an embedder, measure it with batches of its largest size, and close it.
 
     Args:
         embedder: what to measure.
@@ -86,14 +86,15 @@ def measure(embedder: Embedder, *, seconds: float, board: str | None = None) -> 
     """
     info, engine = embedder.info, embedder.engine
     batch = info.max_batch
-    _fill_buffers(engine, np.random.default_rng(0).integers(0, 256, engine.buffer().shape, np.uint8))
     people = _people(batch)
-    alone = _latency(lambda: _run_overlapped(engine, batch, 1), seconds)
-    row = max(DEPTH, min(_OVERLAPPED, int(seconds * 1e3 / alone.p50)))
-    rate = _rate(lambda: _run_overlapped(engine, batch, row), batch * row, seconds)
-    whole = _latency(lambda: embedder.embed_images(people), seconds)
-    crowd = people * row
-    whole_rate = _rate(lambda: embedder.embed_images(crowd), len(crowd), seconds)
+    with embedder:
+        _fill_buffers(engine, np.random.default_rng(0).integers(0, 256, engine.buffer().shape, np.uint8))
+        alone = _latency(lambda: _run_overlapped(engine, batch, 1), seconds)
+        row = max(DEPTH, min(_OVERLAPPED, int(seconds * 1e3 / alone.p50)))
+        rate = _rate(lambda: _run_overlapped(engine, batch, row), batch * row, seconds)
+        whole = _latency(lambda: embedder.embed_images(people), seconds)
+        crowd = people * row
+        whole_rate = _rate(lambda: embedder.embed_images(crowd), len(crowd), seconds)
     card = published(board, info.precision, batch)
     return Measurement(
         backend=info.backend,
@@ -261,9 +262,8 @@ def speed_table(
             try:
                 for size in batches:
                     on_step(f"measuring {precision}, batch {size}")
-                    opened = open_embedder(engine, settings.quality, folder, calibration, max_batch=size)
-                    with opened as embedder:
-                        rows.append(measure(embedder, seconds=seconds, board=board))
+                    embedder = open_embedder(engine, settings.quality, folder, calibration, max_batch=size)
+                    rows.append(measure(embedder, seconds=seconds, board=board))
             except (EngineError, ModelError, ConfigError) as error:
                 if precision == "fp32":
                     raise

@@ -20,7 +20,7 @@ from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.manifest import FileRecord, Manifest
 from edge_agent.core.pictures import read_picture
 from edge_agent.engine.graph.prepared import PreprocessProfile
-from edge_agent.offline.dataset import Crop, MarketDataset, Split
+from edge_agent.offline.dataset import JUNK, Crop, MarketDataset, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +148,7 @@ def draw(
     if size < 1:
         raise ValueError(f"a sample has at least 1 crop, got {size}")
     root = Path(root)
-    crops = [crop for crop in MarketDataset.open(root, (Split.TRAIN,)).train if not crop.is_junk]
+    crops = [crop for crop in MarketDataset.open(root, (Split.TRAIN,)).split(Split.TRAIN) if crop.pid != JUNK]
     turns = _turns(crops, random.Random(seed))  # noqa: S311 - a draw to be repeated, not a secret
     taken: dict[Crop, FileRecord] = {}
     replaced: list[Replaced] = []

@@ -25,7 +25,7 @@ from edge_agent.offline.calibrate.gate import (
 )
 from edge_agent.offline.calibrate.request import NO_DATA, StepResult, Work
 from edge_agent.offline.calibrate.sensitivity import Loss, blocks, choose_keep, measure
-from edge_agent.offline.dataset import Crop
+from edge_agent.offline.dataset import Crop, Split
 from edge_agent.offline.evaluate.embedding import embed_paths, labelled
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 
@@ -181,7 +181,7 @@ class Trials:
     def _embed(self, candidate: Candidate) -> tuple[Embeddings, list[str]]:
         """Embed query and gallery; also the paths of unreadable crops."""
         assert self._dataset is not None
-        queries, gallery = self._dataset.query, self._dataset.gallery
+        queries, gallery = self._dataset.split(Split.QUERY), self._dataset.split(Split.GALLERY)
         precision = candidate.graph.precision.upper()
         self._progress.begin(f"embedding in {precision}", len(queries) + len(gallery))
         unreadable: list[str] = []
@@ -231,9 +231,8 @@ class Trials:
             for precision, candidate in candidates.items():
                 try:
                     for batch in speed.BATCHES:
-                        with self._open(candidate, max_batch=batch) as embedder:
-                            seconds = self._request.bench_seconds
-                            rows.append(speed.measure(embedder, seconds=seconds, board=board))
+                        embedder = self._open(candidate, max_batch=batch)
+                        rows.append(speed.measure(embedder, seconds=self._request.bench_seconds, board=board))
                         self._progress.advance(1)
                 except (EngineError, ModelError) as problem:
                     left_out[precision] = str(problem)

@@ -12,40 +12,17 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from string import Template
 from types import TracebackType
 from typing import Any
 
 from edge_agent.core.errors import ConfigError, DeliveryError
 
-_CONFIG = """
-id = 0
-
-[router]
-id = 0
-max_connections = 100
-max_outgoing_packet_count = 200
-max_segment_size = 104857600
-max_segment_count = 10
-
-[v5.1]
-name = "demo"
-listen = "127.0.0.1:{port}"
-next_connection_delay_ms = 1
-
-[v5.1.connections]
-connection_timeout_ms = 60000
-max_payload_size = 1048576
-max_inflight_count = 100
-dynamic_filters = true
-"""
+_CONFIG = Path(__file__).parent / "rumqttd.toml"
 
 
 class DemoBroker:
-    """A broker that runs while it is entered.
-
-    Args:
-        port: TCP port on 127.0.0.1; 0 for any free one, see `port` once entered.
-    """
+    """A broker that runs while it is entered, on the given TCP port of 127.0.0.1, or any free one (0)."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
@@ -74,7 +51,7 @@ class DemoBroker:
         self.port = self.port or _free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="edge-agent-broker-")
         config = Path(self._folder.name) / "rumqttd.toml"
-        config.write_text(_CONFIG.format(port=self.port))
+        config.write_text(Template(_CONFIG.read_text(encoding="utf-8")).substitute(port=self.port))
         try:
             with _interrupt_blocked():
                 self._broker = Broker(config_path=str(config)).start()

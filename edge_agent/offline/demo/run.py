@@ -36,11 +36,7 @@ DEVICE = "demo"
 
 
 def check(settings: Settings, folder: Path) -> None:
-    """Check the settings before anything is rendered.
-
-    Raises:
-        EdgeAgentError: the model or the detector cannot be used.
-    """
+    """Check the settings before anything is rendered; EdgeAgentError if model or detector cannot be used."""
     choose_model(settings.engine, folder)
     with ExitStack() as stack:
         open_detection(settings, stack, cameras={DEVICE: None})
@@ -119,14 +115,7 @@ LAST_EVENTS_S = 5.0
 
 @dataclass(slots=True)
 class Screen:
-    """Shows received events on a thread, while it is entered.
-
-    Args:
-        subscriber: connected.
-        recorder: counts the frames.
-        console: where to.
-        total: frames in all; None where not known.
-    """
+    """Shows received events on a thread, while it is entered; `total` is the number of frames, if known."""
 
     subscriber: Subscriber
     recorder: Recorder

@@ -41,12 +41,7 @@ MIN_VISIT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A rendered street.
-
-    Attributes:
-        street: the street and its visits.
-        videos: files of each camera.
-    """
+    """A rendered street and its files."""
 
     street: Street
     videos: tuple[StreetVideo, ...]
@@ -63,16 +58,7 @@ def default_street(seconds: float = SECONDS) -> Street:
 
 
 def render(street: Street, folder: Path, progress: Callable[[int, int], None] | None = None) -> Scene:
-    """Write the videos and their truth.
-
-    Args:
-        street: the street.
-        folder: created if missing.
-        progress: called with `(pictures done, pictures in all)`.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
+    """Write the videos and their truth; `progress` is called with `(pictures done, pictures in all)`."""
     return Scene(street, write_videos(street, folder, progress))
 
 
@@ -88,11 +74,7 @@ class Sighting(NamedTuple):
 
 @dataclass(slots=True)
 class Recorder:
-    """Records the outcome of every frame; the agent's `observe`.
-
-    Args:
-        boxes: record every sighting, for `score`; memory grows with the length of the run.
-    """
+    """Records the outcome of every frame (the agent's `observe`); with `boxes` all sightings, for `score`."""
 
     boxes: bool = True
     frames: int = 0
@@ -160,18 +142,17 @@ def score(scene: Scene, recorder: Recorder) -> Score:
     fps = scene.street.fps
     known, final, seen = _evidence(scene, recorder)
     visits = [v for v in scene.street.visits if seen[v] >= MIN_VISIT_S * fps]  # sorted by start
-    recognised, at_once = _recognised(visits, final), _recognised(visits, known)
     owners: dict[int, set[int]] = defaultdict(set)
     for visit in visits:
         if (number := _dominant(final[visit])) is not None:
             owners[number].add(visit.person)
-    people = {visit.person for visit in visits}
+    people = len({visit.person for visit in visits})
     return Score(
-        people=len(people),
+        people=people,
         visits=len(visits),
-        reentries=len(visits) - len(people),
-        recognised=recognised,
-        at_once=at_once,
+        reentries=len(visits) - people,
+        recognised=_recognised(visits, final),
+        at_once=_recognised(visits, known),
         missed=sum(_dominant(final[visit]) is None for visit in visits),
         confused=sum(len(persons) > 1 for persons in owners.values()),
         identities=len(recorder.tracks_of()),
@@ -234,8 +215,7 @@ def _pairs(
 
 def _dominant(votes: Counter[int | None]) -> int | None:
     """The identity of most boxes; None if no box has one."""
-    ranked = [number for number, _ in votes.most_common() if number is not None]
-    return ranked[0] if ranked else None
+    return next((number for number, _ in votes.most_common() if number is not None), None)
 
 
 def _recognised(visits: Sequence[Visit], votes: _Votes) -> int:
@@ -254,5 +234,5 @@ def percentiles(values: Sequence[float]) -> tuple[float, float] | None:
     """Return median and 95th percentile; None without values."""
     if not values:
         return None
-    middle, high = np.percentile(values, [50, 95])
-    return float(middle), float(high)
+    middle, high = np.percentile(values, [50, 95]).tolist()
+    return middle, high

@@ -47,13 +47,7 @@ class CropEmbedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPaths:
-    """Embeddings of the readable pictures.
-
-    Attributes:
-        rows: `(N,)` index of each among the given paths.
-        vectors: `(N, D)` float32.
-        problems: pictures left out.
-    """
+    """`(N, D)` float32 of the readable pictures, their rows `(N,)` among the paths, and pictures left out."""
 
     rows: NDArray[np.intp]
     vectors: NDArray[np.float32]
@@ -63,12 +57,7 @@ class EmbeddedPaths:
 def embed_paths(
     embedder: CropEmbedder, paths: Sequence[Path], *, advance: Callable[[int], None] | None = None
 ) -> EmbeddedPaths:
-    """Embed every readable picture, in order.
-
-    Args:
-        embedder: an open embedder.
-        paths: picture files.
-        advance: called with the number of newly processed paths.
+    """Embed every readable picture, in order; `advance` is called with the number of newly processed paths.
 
     Raises:
         InputError: none of the pictures can be read.
@@ -93,13 +82,7 @@ def embed_paths(
 
 def labelled(done: EmbeddedPaths, crops: Sequence[Crop]) -> EmbeddedCrops:
     """Return the embeddings with the labels of their crops."""
-    kept = [crops[row] for row in done.rows]
-    return EmbeddedCrops.of(
-        done.vectors,
-        [crop.pid for crop in kept],
-        [crop.camid for crop in kept],
-        [str(crop.path) for crop in kept],
-    )
+    return EmbeddedCrops.of_crops(done.vectors, [crops[row] for row in done.rows])
 
 
 def _decoded(paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | Problem]:
@@ -124,10 +107,6 @@ class RawEmbedder:
 
     Runs the network on ONNX Runtime without the normalisation that is otherwise part of the graph; engines of
     other backends always include it. A context manager.
-
-    Args:
-        model: ReID network in ONNX.
-        preprocess: name of the preprocess profile.
     """
 
     def __init__(self, model: Path, preprocess: str) -> None:
@@ -224,13 +203,6 @@ class Network:
 
 def _description(embedder: CropEmbedder, profile: str) -> dict[str, Any]:
     info = embedder.info
-    return {
-        "name": info.model,
-        "sha256": info.model_sha256,
-        "preprocess": profile,
-        "space": info.space,
-        "dimension": info.dimension,
-        "backend": info.backend,
-        "precision": info.precision,
-        "device": info.device,
-    }
+    keys = ("space", "dimension", "backend", "precision", "device")
+    known = {"name": info.model, "sha256": info.model_sha256, "preprocess": profile}
+    return known | {key: getattr(info, key) for key in keys}

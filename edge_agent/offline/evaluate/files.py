@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import DatasetError, InputError, SpaceMismatch
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, read_json, write_atomic
-from edge_agent.core.pictures import CropName, parse_crop_name
+from edge_agent.core.pictures import parse_crop_name
 from edge_agent.offline.dataset import Crop, Split
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 
@@ -42,14 +42,7 @@ _SPLIT_FOLDERS = frozenset(split.folder for split in Split)
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFile:
-    """Content of an embedding file.
-
-    Attributes:
-        path: the file.
-        names: N names or paths of crops.
-        vectors: `(N, D)` float32, of any length.
-        about: facts of the manifest (`model`, `model_sha256`, `space`, ...); empty without one.
-    """
+    """Names of N crops, embeddings `(N, D)` float32 of any length, and facts of the manifest, if any."""
 
     path: Path
     names: tuple[str, ...]
@@ -74,9 +67,8 @@ def write_embeddings(
         raise InputError("a crop's file name contains a line break; rename it")
     made = [path]
     if path.suffix.lower() == ".npy":
-        names_path = _sibling(path, _NAMES_SUFFIX)
-        write_atomic(names_path, "".join(f"{name}\n" for name in names).encode())
-        made.append(names_path)
+        made.append(_sibling(path, _NAMES_SUFFIX))
+        write_atomic(made[-1], "".join(f"{name}\n" for name in names).encode())
     with atomic_file(path) as handle:
         _WRITERS[path.suffix.lower()](handle, names, np.ascontiguousarray(vectors, np.float32))
     facts = {**about, "rows": len(names), "dimension": int(vectors.shape[1])}
@@ -146,14 +138,12 @@ def read_embeddings(path: Path) -> EmbeddingFile:
 
 
 def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
-    names_path = _sibling(path, _NAMES_SUFFIX)
-    if not names_path.is_file():
+    listed = _sibling(path, _NAMES_SUFFIX)
+    if not listed.is_file():
         raise InputError(
-            f"{path} has no names: {names_path.name} must list the crops, one per line, in the order of the "
-            "rows"
+            f"{path} has no names: {listed.name} must list the crops, one per line, in the order of the rows"
         )
-    names = tuple(names_path.read_text(encoding="utf-8").splitlines())
-    return names, _load(path)
+    return tuple(listed.read_text(encoding="utf-8").splitlines()), _load(path)
 
 
 def _read_npz(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
@@ -220,17 +210,16 @@ def labelled_by_name(file: EmbeddingFile, split: Split) -> EmbeddedCrops:
     inside = [row for row, name in enumerate(file.names) if _split_folder(name) == split.folder]
     rows = inside or range(len(file.names))
     names = [file.names[row] for row in rows]
-    labels: list[CropName] = []
+    pids, camids = [], []
     for name in names:
         label = parse_crop_name(PurePosixPath(name).name)
         if label is None:
             raise DatasetError(
                 f"{file.path}: {name!r} is not named like 0002_c1s1_000451_03.jpg, so the person is unknown"
             )
-        labels.append(label)
-    return EmbeddedCrops.of(
-        file.vectors[list(rows)], [label.pid for label in labels], [label.camid for label in labels], names
-    )
+        pids.append(label.pid)
+        camids.append(label.camid)
+    return EmbeddedCrops.of(file.vectors[list(rows)], pids, camids, names)
 
 
 def _split_folder(name: str) -> str:
@@ -260,9 +249,4 @@ def labelled_by_dataset(file: EmbeddingFile, crops: Sequence[Crop]) -> EmbeddedC
             f"{first.split.folder}, the first of them {first.path.name} "
             "(TAO's own inference writes only its last batch; `edge-agent embed` writes all)"
         )
-    return EmbeddedCrops.of(
-        file.vectors[rows],
-        [crop.pid for crop in crops],
-        [crop.camid for crop in crops],
-        [str(crop.path) for crop in crops],
-    )
+    return EmbeddedCrops.of_crops(file.vectors[rows], crops)

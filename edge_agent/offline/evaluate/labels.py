@@ -7,14 +7,14 @@ each is a different stranger.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
-from edge_agent.offline.dataset import DISTRACTOR, JUNK, JunkRule
+from edge_agent.offline.dataset import DISTRACTOR, JUNK, Crop, JunkRule
 
 _TAO_JUNK_READS_AS = 1
 
@@ -55,15 +55,17 @@ class EmbeddedCrops:
             unit_rows(vectors, names), np.asarray(pids, np.int64), np.asarray(camids, np.int64), tuple(names)
         )
 
+    @staticmethod
+    def of_crops(vectors: NDArray[Any], crops: Sequence[Crop]) -> EmbeddedCrops:
+        """Normalise `vectors` and attach the labels and paths of their crops; errors as in `unit_rows`."""
+        pids, camids = [crop.pid for crop in crops], [crop.camid for crop in crops]
+        return EmbeddedCrops.of(vectors, pids, camids, [str(crop.path) for crop in crops])
+
     def take(self, rows: NDArray[Any]) -> EmbeddedCrops:
         """Return the given rows (indices or a mask)."""
         picked = np.arange(len(self))[rows]
-        return EmbeddedCrops(
-            self.vectors[picked],
-            self.pids[picked],
-            self.camids[picked],
-            tuple(self.names[row] for row in picked),
-        )
+        names = tuple(self.names[row] for row in picked)
+        return EmbeddedCrops(self.vectors[picked], self.pids[picked], self.camids[picked], names)
 
 
 def unit_rows(vectors: NDArray[Any], names: Sequence[str]) -> NDArray[np.float32]:
@@ -89,14 +91,7 @@ def unit_rows(vectors: NDArray[Any], names: Sequence[str]) -> NDArray[np.float32
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Query and gallery after the junk rule; equal `pids` mean the same person, different `pids` do not.
-
-    Attributes:
-        query: query crops.
-        gallery: gallery crops.
-        dropped_queries: junk and distractors removed from the query side.
-        dropped_gallery: junk removed from the gallery side.
-    """
+    """Query and gallery after the junk rule, with crops dropped; equal `pids` mean the same person."""
 
     query: EmbeddedCrops
     gallery: EmbeddedCrops
@@ -118,11 +113,9 @@ def apply_junk_rule(query: EmbeddedCrops, gallery: EmbeddedCrops, rule: JunkRule
     if rule is JunkRule.TAO_COMPAT:
         sides = Sides(_junk_as_person(query), _junk_as_person(gallery), 0, 0)
     else:
-        kept_query = query.take(query.pids > DISTRACTOR)
-        kept_gallery = _strangers_apart(gallery.take(gallery.pids != JUNK))
-        sides = Sides(
-            kept_query, kept_gallery, len(query) - len(kept_query), len(gallery) - len(kept_gallery)
-        )
+        named = query.take(query.pids > DISTRACTOR)
+        kept = _strangers_apart(gallery.take(gallery.pids != JUNK))
+        sides = Sides(named, kept, len(query) - len(named), len(gallery) - len(kept))
     for side, name in ((sides.query, "query"), (sides.gallery, "gallery")):
         if not len(side):
             raise InputError(f"the {name} side contains no usable crop: all are junk or distractors")
@@ -130,12 +123,10 @@ def apply_junk_rule(query: EmbeddedCrops, gallery: EmbeddedCrops, rule: JunkRule
 
 
 def _junk_as_person(crops: EmbeddedCrops) -> EmbeddedCrops:
-    pids = np.where(crops.pids == JUNK, _TAO_JUNK_READS_AS, crops.pids)
-    return EmbeddedCrops(crops.vectors, pids, crops.camids, crops.names)
+    return replace(crops, pids=np.where(crops.pids == JUNK, _TAO_JUNK_READS_AS, crops.pids))
 
 
 def _strangers_apart(crops: EmbeddedCrops) -> EmbeddedCrops:
     """Give each distractor a label of its own: -2, -3, ..."""
     own = -2 - np.arange(len(crops), dtype=np.int64)
-    pids = np.where(crops.pids == DISTRACTOR, own, crops.pids)
-    return EmbeddedCrops(crops.vectors, pids, crops.camids, crops.names)
+    return replace(crops, pids=np.where(crops.pids == DISTRACTOR, own, crops.pids))

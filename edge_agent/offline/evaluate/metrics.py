@@ -32,15 +32,10 @@ _BLOCK_ELEMENTS = 1 << 23
 def similarity_blocks(
     rows: NDArray[np.float32], columns: NDArray[np.float32], *, height: int | None = None
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield the cosines of all rows with all columns, in blocks of rows.
+    """Yield the cosines of `(Q, D)` unit rows with `(G, D)` unit columns, in blocks of rows.
 
-    Args:
-        rows: `(Q, D)` unit rows.
-        columns: `(G, D)` unit rows.
-        height: rows of one block; does not change the numbers.
-
-    Yields:
-        the first row's index and `(<=height, G)` float32 cosines, which the caller may overwrite.
+    A block is the first row's index and `(<=height, G)` float32 cosines, which the caller may overwrite;
+    `height` does not change the numbers.
     """
     height = height or max(1, _BLOCK_ELEMENTS // max(1, len(columns)))
     wide = np.ascontiguousarray(columns.T, np.float64)
@@ -51,12 +46,7 @@ def similarity_blocks(
 
 @dataclass(frozen=True, slots=True)
 class CosineScores:
-    """Scores of queries against a gallery, larger is nearer: the cosines.
-
-    Attributes:
-        query: `(Q, D)` unit rows.
-        gallery: `(G, D)` unit rows.
-    """
+    """Scores of queries `(Q, D)` against a gallery `(G, D)` of unit rows, larger is nearer: the cosines."""
 
     query: NDArray[np.float32]
     gallery: NDArray[np.float32]
@@ -112,12 +102,7 @@ class Ranking:
 
 @dataclass(slots=True)
 class RankingTally:
-    """Computes a Ranking from blocks of scores (larger is nearer) in any order.
-
-    Attributes:
-        query: query crops.
-        gallery: gallery crops; columns of each block.
-    """
+    """Computes a Ranking from blocks of scores (larger is nearer; a column per gallery crop) in any order."""
 
     query: EmbeddedCrops
     gallery: EmbeddedCrops

@@ -29,7 +29,7 @@ from edge_agent.offline.evaluate.labels import EmbeddedCrops
 from edge_agent.offline.evaluate.metrics import similarity_blocks
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+    pass
 
 DEFAULT_TARGETS = (1e-2, 1e-3, 1e-4)
 
@@ -46,12 +46,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class EqualErrorPoint:
-    """Point at which FMR and FNMR are equal.
-
-    Attributes:
-        rate: the common value, 0..1.
-        threshold: its score.
-    """
+    """The common value of FMR and FNMR, 0..1, and its score."""
 
     rate: float
     threshold: float
@@ -83,14 +78,10 @@ class OperatingPoint:
     Attributes:
         target_fmr: requested rate.
         threshold: lowest threshold on the grid whose FMR is at most the target; scores at it are accepted.
-        fmr: measured share of impostor pairs accepted.
-        fmr_ci: interval of `fmr`, see the module.
-        false_matches: impostor pairs accepted.
-        impostor_pairs: impostor pairs in all.
-        fnmr: measured share of genuine pairs refused, or None without genuine pairs.
-        fnmr_ci: interval of `fnmr`, or None.
-        false_non_matches: genuine pairs refused.
-        genuine_pairs: genuine pairs in all.
+        fmr, fmr_ci: `false_matches` / `impostor_pairs`, and its interval, see the module.
+        false_matches, impostor_pairs: impostor pairs accepted, and in all.
+        fnmr, fnmr_ci: the same for genuine pairs refused; None without genuine pairs.
+        false_non_matches, genuine_pairs: genuine pairs refused, and in all.
     """
 
     target_fmr: float
@@ -152,17 +143,13 @@ def operating_points(
     query: EmbeddedCrops, gallery: EmbeddedCrops, scores: PairScores, targets: Iterable[float]
 ) -> tuple[OperatingPoint | Unsupported, ...]:
     """Return the thresholds for several targets, with intervals; needs one more pass over the pairs."""
-    targets = tuple(targets)
-    choices = [choose_threshold(scores, target) for target in targets]
-    thresholds = [choice for choice in choices if isinstance(choice, float)]
+    choices = {target: choose_threshold(scores, target) for target in targets}
+    thresholds = [choice for choice in choices.values() if isinstance(choice, float)]
     bootstrap = PersonBootstrap(query, gallery, thresholds)
-    points: list[OperatingPoint | Unsupported] = []
-    for target, choice in zip(targets, choices, strict=True):
-        if isinstance(choice, Unsupported):
-            points.append(choice)
-        else:
-            points.append(_point(scores, target, choice, bootstrap))
-    return tuple(points)
+    return tuple(
+        choice if isinstance(choice, Unsupported) else _point(scores, target, choice, bootstrap)
+        for target, choice in choices.items()
+    )
 
 
 def _point(scores: PairScores, target: float, threshold: float, bootstrap: PersonBootstrap) -> OperatingPoint:
@@ -313,29 +300,23 @@ class PersonBootstrap:
     """
 
     def __init__(self, query: EmbeddedCrops, gallery: EmbeddedCrops, thresholds: Sequence[float]) -> None:
+        from scipy.sparse import csr_matrix
+
         people, codes = np.unique(np.concatenate([query.pids, gallery.pids]), return_inverse=True)
         self._people = len(people)
         self._query, self._gallery = codes[: len(query)], codes[len(query) :]
         cameras, camera_codes = np.unique(np.concatenate([query.camids, gallery.camids]), return_inverse=True)
-        self._query_counts = self._crops(self._query, camera_codes[: len(query)], len(cameras))
-        self._gallery_counts = self._crops(self._gallery, camera_codes[len(query) :], len(cameras))
+        places = np.stack([codes, camera_codes])
+        self._query_counts, self._gallery_counts = (  # crops of each person in each camera
+            csr_matrix((np.ones(side.shape[1]), tuple(side)), shape=(len(people), len(cameras)))
+            for side in (places[:, : len(query)], places[:, len(query) :])
+        )
         self._edges = [edge_of(threshold) for threshold in thresholds]
-        self._accepted = [self._empty() for _ in thresholds]
+        self._accepted: list[csr_matrix] = [csr_matrix((self._people, self._people)) for _ in thresholds]
         self._refused = np.zeros((len(thresholds), self._people))
         if thresholds:
             for start, block in similarity_blocks(query.vectors, gallery.vectors):
                 self._count(query, gallery, start, block)
-
-    def _empty(self) -> csr_matrix:
-        from scipy.sparse import csr_matrix
-
-        return csr_matrix((self._people, self._people))
-
-    def _crops(self, people: NDArray[np.intp], cameras: NDArray[np.intp], width: int) -> csr_matrix:
-        """Number of crops of each person in each camera."""
-        from scipy.sparse import csr_matrix
-
-        return csr_matrix((np.ones(len(people)), (people, cameras)), shape=(self._people, width))
 
     def _count(
         self, query: EmbeddedCrops, gallery: EmbeddedCrops, start: int, block: NDArray[np.float32]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,19 +34,14 @@ _TOP = 10
 
 @dataclass(frozen=True, slots=True)
 class SampledQuery:
-    """One query with its nearest gallery crops, for the report.
-
-    Attributes:
-        query: row of the query side.
-        first: rank of its best match.
-        average_precision: its AP.
-        nearest: gallery rows, nearest first, each with whether it is the same person.
-    """
+    """One query (its row) with its nearest gallery crops, for the report."""
 
     query: int
     first: int
+    """Rank of its best match."""
     average_precision: float
     nearest: tuple[tuple[int, bool], ...]
+    """Gallery rows, nearest first, each with whether it is the same person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +76,7 @@ class Evaluation:
         return {
             "mAP": ranking.mean_average_precision,
             "mINP": ranking.mean_inverse_penalty,
-            "rank1": ranking.rank(1),
-            "rank5": ranking.rank(5),
-            "rank10": ranking.rank(10),
+            **{f"rank{k}": ranking.rank(k) for k in (1, 5, 10)},
             "queries": len(self.sides.query),
             "gallery": len(self.sides.gallery),
             "queries_evaluated": len(ranking.rows),
@@ -128,18 +121,9 @@ def rate_key(rate: float) -> str:
 def _point_document(point: OperatingPoint | Unsupported) -> dict[str, Any]:
     if isinstance(point, Unsupported):
         return {"threshold": None, "reason": point.reason}
-    return {
-        "threshold": point.threshold,
-        "fmr": point.fmr,
-        "fmr_ci": point.fmr_ci,
-        "false_matches": point.false_matches,
-        "impostor_pairs": point.impostor_pairs,
-        "fnmr": point.fnmr,
-        "fnmr_ci": point.fnmr_ci,
-        "false_non_matches": point.false_non_matches,
-        "genuine_pairs": point.genuine_pairs,
-        "reason": None if point.fnmr is not None else "there is no genuine pair across cameras",
-    }
+    values = asdict(point)
+    del values["target_fmr"]
+    return values | {"reason": None if point.fnmr is not None else "there is no genuine pair across cameras"}
 
 
 def evaluate(
@@ -155,7 +139,7 @@ def evaluate(
 
     Args:
         query: query crops, labels as in the file names.
-        gallery: gallery crops.
+        gallery: gallery crops, too.
         junk_rule: treatment of junk and distractors.
         reranking: parameters of k-reciprocal re-ranking, None for the plain distance.
         targets: false-match rates for which thresholds are computed.
@@ -183,7 +167,9 @@ def evaluate(
             f"none of the {len(query)} queries has a picture of its person in another camera in the gallery, "
             "so there is nothing to rank; check the person and camera numbers in the file names"
         )
-    hardest, sampled = _choose_samples(ranking, samples)
+    by_difficulty = np.argsort(ranking.average_precision, kind="stable")
+    rest = by_difficulty[samples:]
+    drawn = np.random.default_rng(0).choice(rest, size=min(samples, len(rest)), replace=False)
     return Evaluation(
         sides=sides,
         ranking=ranking,
@@ -192,24 +178,14 @@ def evaluate(
         points=operating_points(query, gallery, scores, targets),
         junk_rule=junk_rule,
         reranking=reranking,
-        hardest=tuple(_sample(index, ranking, sides, scorer) for index in hardest),
-        sampled=tuple(_sample(index, ranking, sides, scorer) for index in sampled),
+        hardest=tuple(_sample(index, ranking, sides, scorer) for index in by_difficulty[:samples]),
+        sampled=tuple(_sample(index, ranking, sides, scorer) for index in np.sort(drawn)),
     )
-
-
-def _choose_samples(ranking: Ranking, count: int) -> tuple[list[int], list[int]]:
-    """Positions in `ranking`: the `count` of lowest AP, and `count` random others, sorted."""
-    by_difficulty = np.argsort(ranking.average_precision, kind="stable")
-    rest = by_difficulty[count:]
-    drawn = np.random.default_rng(0).choice(rest, size=min(count, len(rest)), replace=False)
-    return by_difficulty[:count].tolist(), sorted(drawn.tolist())
 
 
 def _sample(
     index: int, ranking: Ranking, sides: Sides, scorer: CosineScores | ReRankedScores
 ) -> SampledQuery:
     row = int(ranking.rows[index])
-    nearest = best_matches(scorer.row(row), sides.query, row, sides.gallery, _TOP)
-    return SampledQuery(
-        row, int(ranking.first[index]), float(ranking.average_precision[index]), tuple(nearest)
-    )
+    nearest = tuple(best_matches(scorer.row(row), sides.query, row, sides.gallery, _TOP))
+    return SampledQuery(row, int(ranking.first[index]), float(ranking.average_precision[index]), nearest)

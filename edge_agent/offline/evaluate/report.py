@@ -15,7 +15,7 @@ from typing import Any
 from edge_agent.core.errors import InputError
 from edge_agent.core.pictures import read_picture
 from edge_agent.offline.charts import Marker, Series, linear, logarithmic, svg_chart
-from edge_agent.offline.evaluate.labels import EmbeddedCrops
+from edge_agent.offline.evaluate.labels import EmbeddedCrops, Sides
 from edge_agent.offline.evaluate.openset import OperatingPoint, Unsupported
 from edge_agent.offline.evaluate.protocol import Evaluation, SampledQuery
 from edge_agent.offline.page import GENUINE, facts, figure, page, score_chart, tiles
@@ -25,13 +25,7 @@ _CMC_SHOWN = 20
 
 
 def html_report(evaluation: Evaluation, document: dict[str, Any], *, title: str) -> bytes:
-    """Render the report as UTF-8 HTML.
-
-    Args:
-        evaluation: figures and samples; the names of its sides are paths of the pictures.
-        document: the output of `--json`; `model`, `dataset` and `versions` are shown.
-        title: heading.
-    """
+    """Render the report as UTF-8 HTML; names in `evaluation` are paths, `document` is the JSON output."""
     charts = [
         figure("Cumulative match characteristic", _cmc(evaluation)),
         figure("Scores of pairs across cameras", _histogram(evaluation)),
@@ -122,15 +116,11 @@ def _point_row(point: OperatingPoint | Unsupported) -> str:
         target, reason = f"{point.target_fmr:g}", html.escape(point.reason)
         return f'<tr><td class="n">{target}</td><td colspan="7">{reason}</td></tr>'
     cells = [
-        f"{point.target_fmr:g}",
-        f"{point.threshold:.4f}",
-        _percent(point.fmr, 3),
-        _between(point.fmr_ci, 3),
-        f"{point.false_matches} of {point.impostor_pairs}",
-        _percent(point.fnmr),
-        _between(point.fnmr_ci, 1),
+        f"{point.target_fmr:g}", f"{point.threshold:.4f}",
+        _percent(point.fmr, 3), _between(point.fmr_ci, 3), f"{point.false_matches} of {point.impostor_pairs}",
+        _percent(point.fnmr), _between(point.fnmr_ci, 1),
         f"{point.false_non_matches} of {point.genuine_pairs}",
-    ]
+    ]  # fmt: skip
     return "<tr>" + "".join(f'<td class="n">{cell}</td>' for cell in cells) + "</tr>"
 
 
@@ -143,22 +133,19 @@ def _between(interval: tuple[float, float] | None, digits: int) -> str:
 def _samples(title: str, evaluation: Evaluation, samples: Sequence[SampledQuery]) -> str:
     if not samples:
         return ""
-    rows = "".join(_sample_row(evaluation, sample) for sample in samples)
+    rows = "".join(_sample_row(evaluation.sides, sample) for sample in samples)
     return f"<h2>{html.escape(title)}</h2>{rows}"
 
 
-def _sample_row(evaluation: Evaluation, sample: SampledQuery) -> str:
-    sides = evaluation.sides
+def _sample_row(sides: Sides, sample: SampledQuery) -> str:
     summary = f"first match at rank {sample.first}<br>AP {sample.average_precision:.3f}"
     tiles = [
         f'<div class="summary">{summary}</div>',
         _crop(sides.query, sample.query, "", "query"),
         '<div class="gap"></div>',
     ]
-    for row, right in sample.nearest:
-        tiles.append(
-            _crop(sides.gallery, row, "right" if right else "wrong", "&#10003;" if right else "&#10007;")
-        )
+    marks = {True: ("right", "&#10003;"), False: ("wrong", "&#10007;")}
+    tiles += [_crop(sides.gallery, row, *marks[right]) for row, right in sample.nearest]
     return f'<div class="matches">{"".join(tiles)}</div>'
 
 
@@ -166,24 +153,20 @@ def _crop(crops: EmbeddedCrops, row: int, kind: str, mark: str) -> str:
     name = crops.names[row]
     person = f"{crops.pids[row]:04d}" if crops.pids[row] > 0 else "other"
     caption = f"{mark} {person} c{crops.camids[row]}"
-    source = _jpeg(Path(name))
-    picture = (
-        f'<div class="crop {kind}"></div>'
-        if source is None
-        else f'<img class="crop {kind}" alt="" src="data:image/jpeg;base64,{source}">'
-    )
+    shown = _picture(Path(name), kind)
     return (
-        f'<figure title="{html.escape(Path(name).name)}">{picture}<figcaption>{caption}</figcaption></figure>'
+        f'<figure title="{html.escape(Path(name).name)}">{shown}<figcaption>{caption}</figcaption></figure>'
     )
 
 
-def _jpeg(path: Path) -> str | None:
-    """The picture at tile size as base64, or None where it cannot be read."""
+def _picture(path: Path, kind: str) -> str:
+    """The picture at tile size; an empty box where it cannot be read."""
     import cv2
 
     try:
         picture = read_picture(path)
     except InputError:
-        return None
+        return f'<div class="crop {kind}"></div>'
     _, encoded = cv2.imencode(".jpg", cv2.resize(picture, _TILE), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return base64.b64encode(encoded.tobytes()).decode("ascii")
+    data = base64.b64encode(encoded.tobytes()).decode("ascii")
+    return f'<img class="crop {kind}" alt="" src="data:image/jpeg;base64,{data}">'

@@ -55,13 +55,7 @@ class ReRanking:
 
 
 class ReRankedScores:
-    """Negative re-ranked distances, in the form of `CosineScores`.
-
-    Args:
-        query: `(Q, D)` unit rows.
-        gallery: `(G, D)` unit rows.
-        settings: parameters.
-    """
+    """Negative re-ranked distances, in the form of `CosineScores`."""
 
     def __init__(self, query: NDArray[np.float32], gallery: NDArray[np.float32], settings: ReRanking) -> None:
         everything = np.concatenate([query, gallery])
