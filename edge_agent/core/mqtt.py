@@ -9,9 +9,7 @@ import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError
@@ -21,22 +19,6 @@ if TYPE_CHECKING:
 
     from edge_agent.core.config import MqttSettings
 
-__all__ = [
-    "CONNECT_TIMEOUT_S",
-    "BrokerSettings",
-    "Incoming",
-    "Subscription",
-    "broker_settings",
-    "connack_problem",
-    "connect_options",
-    "connect_problem",
-    "incoming",
-    "new_client",
-    "properties",
-    "silence_problem",
-    "tls_reason",
-]
-
 CONNECT_TIMEOUT_S = 5.0
 """For TCP and TLS together, and again for the broker's CONNACK."""
 RECONNECT_S = (1, 30)
@@ -45,27 +27,14 @@ RECONNECT_S = (1, 30)
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """The broker's address, the login and the protocol, as checked from the section `mqtt`.
-
-    Attributes:
-        host, port: TCP address.
-        tls: encrypt, with the certificates of `ca_file` or of the system.
-        username, password: None for none; `password` is never shown.
-        ca_file, cert_file, key_file: PEM files; the last two for mutual TLS.
-        version: MQTT version. 3.1.1 has no reason codes: refused messages then look delivered.
-        keepalive_s: an idle connection to a dead broker is noticed after about twice this time.
-    """
+    """The broker's address and login, as checked from the section `mqtt`; `settings` is that section."""
 
     host: str
     port: int
     tls: bool
     username: str | None
     password: str | None = field(repr=False)
-    ca_file: Path | None
-    cert_file: Path | None
-    key_file: Path | None
-    version: Literal["5", "3.1.1"]
-    keepalive_s: int
+    settings: MqttSettings = field(repr=False)
 
     @staticmethod
     def of(settings: MqttSettings) -> BrokerSettings:
@@ -91,29 +60,18 @@ class BrokerSettings:
         if parts.path not in {"", "/"} or parts.query:
             raise ConfigError("broker: remove the path after mqtt://HOST:PORT; MQTT has no paths")
         tls = parts.scheme == "mqtts"
-        password = settings.password.get_secret_value() if settings.password else None
-        return BrokerSettings(
-            host=parts.hostname,
-            port=port or (8883 if tls else 1883),
-            tls=tls,
-            username=_first(settings.username, parts.username),
-            password=_first(password, parts.password),
-            ca_file=settings.ca_file,
-            cert_file=settings.cert_file,
-            key_file=settings.key_file,
-            version=settings.version,
-            keepalive_s=settings.keepalive_s,
-        )
-
-    def __post_init__(self) -> None:
-        files = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
-        named = [name for name, path in files.items() if path is not None]
-        if named and not self.tls:
-            raise ConfigError(f"{named[0]} is set, but mqtt:// is not encrypted: write mqtts://{self.host}")
-        if (self.cert_file is None) != (self.key_file is None):
+        named = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name) is not None]
+        if named and not tls:
+            wanted = f"mqtts://{parts.hostname}"
+            raise ConfigError(f"{named[0]} is set, but mqtt:// is not encrypted: write {wanted}")
+        if ("cert_file" in named) != ("key_file" in named):
             raise ConfigError("cert_file and key_file go together: set both or neither")
-        if self.password is not None and self.username is None:
+        password = settings.password.get_secret_value() if settings.password else None
+        username, password = _first(settings.username, parts.username), _first(password, parts.password)
+        if password is not None and username is None:
             raise ConfigError("a broker password is set without a username")
+        port = port or (8883 if tls else 1883)
+        return BrokerSettings(parts.hostname, port, tls, username, password, settings)
 
     @property
     def is_loopback(self) -> bool:
@@ -130,32 +88,20 @@ def _first(own: str | None, in_address: str | None) -> str | None:
     return own if own is not None else unquote(in_address) if in_address else None
 
 
-def broker_settings(settings: MqttSettings) -> BrokerSettings | None:
-    """Return the broker of the section `mqtt`, None where none is set.
-
-    Raises:
-        ConfigError: see `BrokerSettings.of`.
-    """
-    return None if settings.broker is None else BrokerSettings.of(settings)
-
-
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A received message.
-
-    Attributes:
-        topic, payload: as published.
-        retained: the broker had stored it before the subscription.
-        response_topic, correlation: where the sender wants the answer, and the data to send with it; or None.
-        expiry_s: seconds until the message expires; None for never.
-    """
+    """A received message."""
 
     topic: str
     payload: bytes
     retained: bool
+    """The broker had stored it before the subscription."""
     response_topic: str | None = None
+    """Where the sender wants the answer."""
     correlation: bytes | None = None
+    """Data to send with the answer."""
     expiry_s: int | None = None
+    """Seconds until the message expires; None for never."""
 
 
 def incoming(message: Any) -> Incoming:  # noqa: ANN401 - paho's MQTTMessage, imported late
@@ -172,15 +118,11 @@ def incoming(message: Any) -> Incoming:  # noqa: ANN401 - paho's MQTTMessage, im
 
 
 def new_client(broker: BrokerSettings, client_id: str = "", *, reconnect: bool = False) -> Client:
-    """Return a client of paho with login and certificates, not yet connected.
-
-    Raises:
-        BrokerRefused: one of the PEM files cannot be used.
-    """
+    """Return a client of paho, not yet connected. BrokerRefused: one of the PEM files cannot be used."""
     from paho.mqtt import client as mqtt
     from paho.mqtt.enums import CallbackAPIVersion
 
-    five = broker.version == "5"
+    five = broker.settings.version == "5"
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
@@ -198,16 +140,16 @@ def new_client(broker: BrokerSettings, client_id: str = "", *, reconnect: bool =
 
 def _tls_context(broker: BrokerSettings) -> ssl.SSLContext:
     """TLS 1.2 or newer, with checks of the broker's certificate and host name."""
+    chosen = broker.settings
     try:
-        context = ssl.create_default_context(cafile=broker.ca_file)
+        context = ssl.create_default_context(cafile=chosen.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if broker.cert_file is not None:
-            context.load_cert_chain(broker.cert_file, broker.key_file)
+        if chosen.cert_file is not None:
+            context.load_cert_chain(chosen.cert_file, chosen.key_file)
     except OSError as problem:  # SSLError is one
-        files = ", ".join(str(f) for f in (broker.ca_file, broker.cert_file, broker.key_file) if f)
-        raise BrokerRefused(
-            f"broker {broker.url}: cannot use the TLS certificates {files}: {problem}"
-        ) from problem
+        files = ", ".join(str(f) for f in (chosen.ca_file, chosen.cert_file, chosen.key_file) if f)
+        text = f"broker {broker.url}: cannot use the TLS certificates {files}: {problem}"
+        raise BrokerRefused(text) from problem
     return context
 
 
@@ -224,7 +166,7 @@ def properties(packet: str, **values: Any) -> Any:  # noqa: ANN401 - paho's Prop
 
 def connect_options(broker: BrokerSettings, *, clean_start: bool, **values: int) -> dict[str, Any]:
     """Return what MQTT 5 adds to `Client.connect`; nothing for 3.1.1. `values` are properties of CONNECT."""
-    if broker.version != "5":
+    if broker.settings.version != "5":
         return {}
     return {"clean_start": clean_start, "properties": properties("CONNECT", **values)}
 
@@ -266,13 +208,11 @@ def tls_reason(problem: ssl.SSLError) -> str:
 _REFUSALS = frozenset({132, 133, 134, 135, 138, 140, 144})
 """CONNACK codes after which a retry does not help: protocol version, client id, user or password, not
 authorised, banned, authentication method, will topic."""
-_ADVICE = MappingProxyType(
-    {
-        132: "; set mqtt.version to the one that it supports",
-        134: "; check username and password",
-        135: "; check username, password, and the broker's access list",
-    }
-)
+_ADVICE = {
+    132: "; set mqtt.version to the one that it supports",
+    134: "; check username and password",
+    135: "; check username, password, and the broker's access list",
+}
 
 
 class Subscription:
@@ -280,16 +220,10 @@ class Subscription:
 
     Messages that are published during an interruption are not received.
 
-    Args:
-        broker: address and login.
-        topics: topic filters.
-        on_message: called with each message. All callbacks run on the client's thread.
-        on_change: called with True when the broker has accepted a topic, and with False and the reason when
-            the connection is lost.
-        on_problem: called with a short key and a text after each failed attempt to connect or subscribe.
-        qos: quality of service of the subscription.
-        max_packet: largest packet in bytes that the broker may send (MQTT 5); None for no limit.
-        connect_timeout_s: longest wait for TCP and TLS, None for `CONNECT_TIMEOUT_S`. `close` waits as long.
+    The callbacks run on the client's thread: `on_change` with True when the broker has accepted a topic, and
+    with False and the reason when the connection is lost; `on_problem` with a short key and a text after each
+    failed attempt to connect or subscribe. `max_packet` limits the packets of the broker (bytes, MQTT 5).
+    `connect_timeout_s` is for TCP and TLS; `close` waits as long.
     """
 
     def __init__(
@@ -302,15 +236,17 @@ class Subscription:
         on_problem: Callable[[str, str], None] = lambda *_: None,
         qos: int = 1,
         max_packet: int | None = None,
-        connect_timeout_s: float | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._broker = broker
+        self._address = broker.host, broker.port, broker.settings.keepalive_s
         self._topics = tuple(topics)
         self._on_change = on_change
         self._on_problem = on_problem
         self._receive = on_message
         self._qos = qos
-        self._options = {} if max_packet is None else {"MaximumPacketSize": max_packet}
+        limit = {} if max_packet is None else {"MaximumPacketSize": max_packet}
+        self._options = connect_options(broker, clean_start=True, **limit)
         self._connect_timeout_s = connect_timeout_s
         self._client: Client | None = None
         self._answered = threading.Event()
@@ -327,10 +263,10 @@ class Subscription:
         """
         client = self._new_client()
         try:
-            client.connect(*self._address, **self._connect_options)
+            client.connect(*self._address, **self._options)
         except OSError as problem:
             raise connect_problem(self._broker, problem) from problem
-        self._start(client)
+        client.loop_start()
         if not self._answered.wait(CONNECT_TIMEOUT_S):
             self._refusal = silence_problem(self._broker)
         if self._refusal is not None:
@@ -338,14 +274,10 @@ class Subscription:
             raise self._refusal
 
     def open_in_background(self) -> None:
-        """Connect on the client's thread; problems go to `on_problem`.
-
-        Raises:
-            BrokerRefused: one of the PEM files cannot be used.
-        """
+        """Connect on the client's thread; problems go to `on_problem`, except those of `new_client`."""
         client = self._new_client()
-        client.connect_async(*self._address, **self._connect_options)
-        self._start(client)
+        client.connect_async(*self._address, **self._options)
+        client.loop_start()
 
     def close(self) -> None:
         """Disconnect; a second call has no effect."""
@@ -354,29 +286,16 @@ class Subscription:
             client.disconnect()
             client.loop_stop()
 
-    @property
-    def _address(self) -> tuple[str, int, int]:
-        return self._broker.host, self._broker.port, self._broker.keepalive_s
-
-    @property
-    def _connect_options(self) -> dict[str, Any]:
-        return connect_options(self._broker, clean_start=True, **self._options)
-
     def _new_client(self) -> Client:
-        client = new_client(self._broker, reconnect=True)
+        self._client = client = new_client(self._broker, reconnect=True)
         client.reconnect_delay_set(*RECONNECT_S)
-        if self._connect_timeout_s is not None:
-            client.connect_timeout = self._connect_timeout_s
+        client.connect_timeout = self._connect_timeout_s
         client.on_connect = self._on_connect
         client.on_connect_fail = lambda *_: self._on_problem("unreachable", "the broker does not answer")
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_message = lambda _client, _data, message: self._receive(incoming(message))
         return client
-
-    def _start(self, client: Client) -> None:
-        self._client = client
-        client.loop_start()
 
     def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         if reason.is_failure:

@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
@@ -47,6 +47,9 @@ Operation: TypeAlias = Callable[[Any], Mapping[str, Any] | None]
 
 An EdgeAgentError that it raises becomes the `error` of the answer."""
 
+Reply: TypeAlias = Callable[[str, Event, bytes | None], None]
+"""Sends an event to a topic, with correlation data, as `Pump.answer` does."""
+
 MAX_BYTES = 512 << 10
 """Largest payload."""
 COMMANDS_PER_S = 5.0
@@ -59,13 +62,6 @@ BURST = 20
 REFUSALS_PER_S = 5.0
 """Answers to refused commands: a flood of bad commands must not cause a flood of answers."""
 LONGEST_RESPONSE_TOPIC = 512
-
-
-class Reply(Protocol):
-    """Sends an answer, as `Pump.answer` does."""
-
-    def __call__(self, topic: str, event: Event, *, correlation: bytes | None = None) -> None:
-        """Send `event` to `topic`."""
 
 
 class _Refused(Exception):
@@ -86,12 +82,7 @@ def open_commands(
 
 
 class CommandDesk:
-    """Takes commands from the publisher, which calls `accept`, while it is entered.
-
-    Args:
-        settings: site and device, and the verbs that are allowed.
-        operations: runs each verb.
-        clock: Unix seconds.
+    """Takes commands from the publisher, which calls `accept`, while it is entered. `clock`: Unix seconds.
 
     Raises:
         ConfigError: an allowed verb is unknown, or has no operation.
@@ -185,11 +176,8 @@ class CommandDesk:
         if topic is None:
             return True
         wild = any(mark in topic for mark in "+#\0")
-        return (
-            not wild
-            and 0 < len(topic) <= LONGEST_RESPONSE_TOPIC
-            and not topic.startswith((f"{PREFIX}/", "$"))
-        )
+        fits = 0 < len(topic) <= LONGEST_RESPONSE_TOPIC
+        return fits and not wild and not topic.startswith((f"{PREFIX}/", "$"))
 
     def _read(self, verb: str, found: dict[str, Any]) -> Command:
         wanted = COMMAND_TYPES[verb]
@@ -229,27 +217,25 @@ class CommandDesk:
 
     def _run_command(self, verb: str, command: Command, message: Incoming, reply: Reply) -> None:
         self.accepted += 1
+        transaction = command.transaction
         try:
             found = self._operations[verb](command)
-            data = CommandResultData(
-                verb, command.transaction, "ok", data=None if found is None else dict(found)
-            )
-            log.info("command done", verb=verb, transaction=command.transaction)
+            data = CommandResultData(verb, transaction, "ok", data=None if found is None else dict(found))
+            log.info("command done", verb=verb, transaction=transaction)
         except EdgeAgentError as problem:
-            data = CommandResultData(verb, command.transaction, "error", "failed", str(problem))
-            log.warning("command failed", verb=verb, transaction=command.transaction)
+            data = CommandResultData(verb, transaction, "error", "failed", str(problem))
+            log.warning("command failed", verb=verb, transaction=transaction)
         except Exception:  # a bug in one command must not end the thread that runs all of them
-            data = CommandResultData(
-                verb, command.transaction, "error", "failed", "internal error; see the agent's log"
-            )
-            log.exception("command failed unexpectedly", verb=verb, transaction=command.transaction)
+            text = "internal error; see the agent's log"
+            data = CommandResultData(verb, transaction, "error", "failed", text)
+            log.exception("command failed unexpectedly", verb=verb, transaction=transaction)
         self._answer(data, message, reply)
 
     def _answer(self, data: CommandResultData, message: Incoming, reply: Reply) -> None:
         own = self._topics.result(data.verb)
         topic = message.response_topic if self._is_usable(message.response_topic) else None
         event = new_event("command-result", data, detail=None, time=self._clock())
-        reply(topic or own, event, correlation=message.correlation)
+        reply(topic or own, event, message.correlation)
 
 
 def _json_object(payload: bytes) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class Connection:
             MaximumPacketSize=MAXIMUM_PACKET,
         )
         try:
-            client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s, **options)
+            client.connect(self._broker.host, self._broker.port, self._broker.settings.keepalive_s, **options)
         except OSError as problem:
             raise connect_problem(self._broker, problem) from problem
         self._client = client
@@ -272,7 +272,9 @@ class Connection:
         """
         if self._client is None:
             raise BrokerUnreachable(f"broker {self._broker.url}: not connected")
-        packed: Any = _PackedProperties(options, traceparent) if self._broker.version == "5" else None
+        packed: Any = (
+            _PackedProperties(options, traceparent) if self._broker.settings.version == "5" else None
+        )
         info = self._client.publish(sent.topic, payload, qos, retain, packed)
         if info.rc != 0:
             self._lost = self._lost or "write failed"
@@ -315,7 +317,7 @@ class Connection:
         client = new_client(self._broker, self._client_id)
         client.max_inflight_messages_set(0)  # the owner keeps to `room`
         will_properties = None
-        if self._broker.version == "5":
+        if self._broker.settings.version == "5":
             will_properties = properties(
                 "WILLMESSAGE",
                 WillDelayInterval=WILL_DELAY_S,

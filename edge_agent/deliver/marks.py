@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RESERVED_NUMBERS = 1024
-"""Numbers that one write of the marks reserves. After damage, at most this many unused ones are reported
-lost.
-"""
+"""Reserved by one write of the marks. After damage, at most this many unused numbers are reported lost."""
 
 
 def boot_check() -> int:

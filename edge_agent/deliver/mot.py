@@ -8,7 +8,7 @@ row.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -21,9 +21,14 @@ Number = Callable[[str, int], int | None]
 """Returns the present identity number of a camera's track."""
 
 
-def _row(seen: TrackObservation, number: int) -> str:
-    x1, y1, x2, y2 = (float(v) for v in seen.box)
-    return f"{seen.frame},{number},{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f},{seen.score:.4f},-1,-1,-1\n"
+def _rows(seen: Iterable[TrackObservation], number: Number) -> list[str]:
+    rows = []
+    for one in seen:
+        if (known := number(one.camera, one.track_id)) is not None:
+            x1, y1, x2, y2 = (float(v) for v in one.box)
+            box = f"{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f}"
+            rows.append(f"{one.frame},{known},{box},{one.score:.4f},-1,-1,-1\n")
+    return rows
 
 
 def _path_of(path: Path, camera: str, cameras: int) -> Path:
@@ -45,12 +50,7 @@ def _check_folder(path: Path) -> None:
 
 
 class MotWriter:
-    """Writes each frame with the identities known at that frame.
-
-    Args:
-        path: the file; with several cameras, one each, with its id before the suffix.
-        cameras: number of sources.
-    """
+    """Writes each frame with the identities known at that frame; with several cameras, to a file for each."""
 
     def __init__(self, path: Path, cameras: int) -> None:
         self._path = path
@@ -78,12 +78,7 @@ class MotWriter:
         Raises:
             DiskFull, StorageError: they could not be written.
         """
-        rows = [
-            _row(seen, known)
-            for seen in update.seen
-            if (known := number(seen.camera, seen.track_id)) is not None
-        ]
-        if rows:
+        if rows := _rows(update.seen, number):
             file = self._file(update.camera)
             with _writing(Path(file.name)):
                 file.writelines(rows)
@@ -121,5 +116,5 @@ class MotFinal:
     def finish(self, number: Number) -> None:
         """Write the files, each completely or not at all."""
         for camera, seen in self._seen.items():
-            rows = [_row(s, n) for s in seen if (n := number(s.camera, s.track_id)) is not None]
-            write_atomic(_path_of(self._path, camera, self._cameras), "".join(rows).encode("ascii"))
+            text = "".join(_rows(seen, number))
+            write_atomic(_path_of(self._path, camera, self._cameras), text.encode("ascii"))

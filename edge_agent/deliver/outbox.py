@@ -210,10 +210,7 @@ class Outbox:
         """Append gap events for the dropped numbers, one per reason, and return their rows.
 
         While older gap events still wait, none are made: the next ones include what is dropped meanwhile.
-
-        Args:
-            stamp: adds source and session to an event.
-            topic: of gap events.
+        `stamp` adds source and session to an event.
 
         Raises:
             DiskFull, StorageError: they could not be written; the numbers stay recorded.
@@ -243,11 +240,9 @@ class Outbox:
     # --- out ----------------------------------------------------------------------------------------------
 
     def pending(self, limit: int, *, without: Collection[str] = ()) -> list[Row]:
-        """Return the next rows to send, lowest number first; they count as being sent until they are settled.
+        """Return the next rows to send, lowest number first, except of the topics `without`.
 
-        Args:
-            limit: most rows.
-            without: topics to skip.
+        They count as being sent until they are settled.
         """
         query = (
             "SELECT seq, topic, body, created FROM event WHERE seq > ? AND topic NOT IN"  # noqa: S608
@@ -381,8 +376,7 @@ class Outbox:
         free page keeps the text, and damaged files that were set aside are deleted, since they may contain
         it.
 
-        Returns:
-            How many messages were erased.
+        Returns how many messages were erased.
 
         Raises:
             DiskFull, StorageError: the disk failed. Call it again.

@@ -12,10 +12,9 @@ REFUSED_WAIT_S = 300.0
 
 
 class Backoff:
-    """Waits between attempts: doubling with jitter, and a long one after a refusal.
+    """Waits between attempts: doubling, and a long one after a refusal.
 
-    Jitter spreads the load of a fleet on a broker that returns: each wait is between half and all of its
-    bound.
+    Each is between half and all of its bound, which spreads the load of a fleet on a broker that returns.
     """
 
     def __init__(self) -> None:
@@ -36,10 +35,7 @@ class Backoff:
 class TokenBucket:
     """Limits a rate to `per_s` on average and `burst` at once.
 
-    Args:
-        per_s: tokens per second.
-        burst: most tokens that are saved up.
-        hold_s: start empty, and fill only after this time; None to start full.
+    With `hold_s`, it starts empty and is filled only after this time (seconds).
     """
 
     def __init__(self, per_s: float, burst: float, *, hold_s: float | None = None) -> None:

@@ -67,14 +67,8 @@ def open_publisher(
 ) -> AnyPublisher:
     """Start delivery to the broker, if one is set, and to the events file.
 
-    Args:
-        settings: broker, site and device.
-        session: id of this run.
-        info: returns what runs on this device.
-        events: file for every event as a JSON line.
-        outbox: open; None without a broker.
-        commands: takes commands.
-        stack: closes the publisher, then the events file.
+    The arguments are those of `Publisher`; `events` is the path of the events file, `session` the id of this
+    run. `stack` closes the publisher, then the events file.
     """
     file = stack.enter_context(EventFile(events)) if events is not None else None
     origin = Origin(Topics(settings.site, settings.device), session, file)
@@ -87,12 +81,8 @@ def open_publisher(
 class Publisher:
     """Delivers events to a broker. Enter it to start the pump, leave it to stop.
 
-    Args:
-        settings: broker, site and device.
-        origin: adds source and session to events.
-        outbox: an open outbox; its owner closes it after the publisher.
-        info: returns what runs on this device; called on the pump thread at every connect.
-        commands: takes commands; without it no command topic is subscribed.
+    `outbox` is open; its owner closes it after the publisher. `info` returns what runs on this device; it is
+    called on the pump thread at every connect. Without `commands`, no command topic is subscribed.
 
     Raises:
         ConfigError: the address of the broker is wrong.
@@ -141,9 +131,7 @@ class Publisher:
         """Take an event: numbered and on disk when this returns. Never waits for the network.
 
         Where the disk fails, the event is lost, but its number is recorded, and a gap event will name it.
-
-        Returns:
-            The event's number.
+        Returns the event's number.
         """
         stamped = self._origin.stamp(event)
         topic = self._topics.of(stamped)
@@ -188,9 +176,8 @@ class Publisher:
     def drain(self, timeout: float) -> bool:
         """Wait until the broker has every event.
 
-        Returns:
-            False when some are left after `timeout` seconds, or when for `PATIENCE_S` only events without
-            subscriber were left.
+        Returns False when some are left after `timeout` seconds, or when for `PATIENCE_S` only events without
+        subscriber were left.
         """
         events = self._pump.events
         deadline = time.monotonic() + timeout

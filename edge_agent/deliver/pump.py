@@ -21,14 +21,7 @@ from edge_agent.core.errors import (
 from edge_agent.core.events import Event, InfoData
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings
-from edge_agent.deliver.connection import (
-    Answer,
-    Connection,
-    ConnectionState,
-    MessageOptions,
-    Sent,
-    WakePipe,
-)
+from edge_agent.deliver.connection import Answer, Connection, ConnectionState, MessageOptions, Sent, WakePipe
 from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pacing import Backoff
@@ -133,14 +126,7 @@ class UnnumberedMessages:
 class Pump:
     """Connects to the broker and sends what waits, on a thread of its own, from `start` to `stop`.
 
-    Args:
-        broker: address and login.
-        client_id: of the connection.
-        origin: of the events.
-        outbox: open.
-        commands: takes commands; None: no command topic is subscribed.
-        info: what runs on this device; called at every connect.
-        publish: takes alerts about refused events.
+    See `Publisher` for the arguments; `publish` takes alerts about refused events.
     """
 
     def __init__(
@@ -307,7 +293,7 @@ class Pump:
             else:
                 self.events.settle(sent.row, code)
 
-    def answer(self, topic: str, event: Event, *, correlation: bytes | None = None) -> None:
+    def answer(self, topic: str, event: Event, correlation: bytes | None) -> None:
         """Send the result of a command, once; it is not kept on disk. Thread-safe."""
         options = MessageOptions(schema=schema_urn(event.kind), correlation=correlation)
         self.unnumbered.add_answer(Answer(topic, encode(self._origin.stamp(event)), options))

@@ -104,10 +104,7 @@ class Refusals:
 
 
 class EventSender:
-    """Keeps the connection filled with events, oldest first. Used by the pump thread only.
-
-    `publish` takes alerts.
-    """
+    """Keeps the connection filled with events, oldest first; not thread-safe. `publish` takes alerts."""
 
     def __init__(
         self,

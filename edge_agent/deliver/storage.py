@@ -251,11 +251,7 @@ class Storage:
         """Set a damaged file aside, create a new one, and copy the rows that can still be read.
 
         A kill in between is repaired at the next start: the new file lacks numbers until all rows are copied,
-        and is then found damaged itself.
-
-        Args:
-            problem: the error that showed the damage.
-            last: no number above this one was given out.
+        and is then found damaged itself. No number above `last` was given out.
         """
         marks, acknowledged = self.marks, self.state.acknowledged
         self.state.next_expiry = 0.0

@@ -9,43 +9,26 @@ from types import TracebackType
 from edge_agent.core.mqtt import BrokerSettings, Incoming, Subscription
 
 
-class Subscriber:
+class Subscriber(Subscription):
     """The messages of some topics, in the order of their arrival. Enter it to connect.
 
-    A lost connection is made again; messages that are published meanwhile are not received.
-
-    Args:
-        broker: address and login.
-        topics: topic filters, subscribed with QoS 1.
-        limit: messages that may wait for the reader; the oldest are dropped.
+    If more than `limit` messages wait for the reader, the oldest are dropped.
     """
 
     def __init__(self, broker: BrokerSettings, topics: tuple[str, ...], *, limit: int = 10_000) -> None:
+        super().__init__(broker, topics, self._add)
         self._limit = limit
         self._messages: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
-        self._subscription = Subscription(broker, topics, self._on_message)
-        self.dropped = 0
-        """Messages dropped because the reader was too slow."""
 
     def __enter__(self) -> Subscriber:
-        """Connect and subscribe.
-
-        Raises:
-            BrokerUnreachable: no answer.
-            DeliveryError: the broker refuses the connection.
-        """
-        self._subscription.open()
+        """Connect and subscribe; errors: see `open`."""
+        self.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._subscription.close()
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection now."""
-        return self._subscription.connected
+        self.close()
 
     def next(self, timeout: float) -> Incoming | None:
         """Return the next message, or None when none comes within `timeout` seconds."""
@@ -61,8 +44,7 @@ class Subscriber:
             if message is not None:
                 yield message
 
-    def _on_message(self, message: Incoming) -> None:
+    def _add(self, message: Incoming) -> None:
         if self._messages.qsize() >= self._limit:
-            self.dropped += 1
             self._messages.get()
         self._messages.put(message)

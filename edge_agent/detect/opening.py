@@ -119,16 +119,15 @@ def _open(kind: str, settings: Settings, stack: ExitStack) -> _OpenDetector:
 
 
 def _open_external(settings: Settings, stack: ExitStack) -> _OpenDetector:
-    from edge_agent.core.mqtt import broker_settings
+    from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.source.external import LEVELS, ExternalBoxes
 
     chosen = settings.detector
     if not chosen.external_topics:
         raise ConfigError("detector.kind is external, but detector.external_topics names no MQTT topic")
-    broker = broker_settings(settings.mqtt)
-    if broker is None:
+    if settings.mqtt.broker is None:
         raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
-    boxes = stack.enter_context(ExternalBoxes(chosen, broker))
+    boxes = stack.enter_context(ExternalBoxes(chosen, BrokerSettings.of(settings.mqtt)))
     return _OpenDetector(boxes.detect_frame, _levels(chosen, LEVELS), f"external:{chosen.external_format}")
 
 

@@ -59,7 +59,7 @@ class Answers:
     def __init__(self) -> None:
         self.sent: list[tuple[str, Event, bytes | None]] = []
 
-    def __call__(self, topic: str, event: Event, *, correlation: bytes | None = None) -> None:
+    def __call__(self, topic: str, event: Event, correlation: bytes | None) -> None:
         self.sent.append((topic, event, correlation))
 
 

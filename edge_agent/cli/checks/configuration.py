@@ -121,13 +121,13 @@ def gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
 
 def broker(settings: Settings) -> list[Finding]:
     """Connect to the broker as the agent does."""
-    from edge_agent.core.mqtt import broker_settings
+    from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
 
+    if settings.mqtt.broker is None:
+        return [Finding("broker", "note", "none is configured", "set mqtt.broker")]
     try:
-        chosen = broker_settings(settings.mqtt)
-        if chosen is None:
-            return [Finding("broker", "note", "none is configured", "set mqtt.broker")]
+        chosen = BrokerSettings.of(settings.mqtt)
         topic = f"edge/v1/{settings.mqtt.site}/{settings.mqtt.device}/status"
         with Subscriber(chosen, (topic,)):
             return [Finding("broker", "ok", f"{chosen.url} accepts the connection")]
