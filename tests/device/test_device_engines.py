@@ -247,7 +247,7 @@ def test_roll_back_to_the_engine_before(
 # --- calibration ------------------------------------------------------------------------------
 
 
-def test_ranges_that_tensorrt_found_come_back_and_can_be_told(
+def test_ranges_that_tensorrt_found_come_back_and_can_be_used(
     own_store: PlanStore, prepared: PreparedGraph, variant: Variants
 ) -> None:
     graph, options = variant("int8 found")
@@ -281,7 +281,7 @@ def test_missing_pictures_end_in_an_error_not_in_an_engine(
 
 def test_runs_on_the_accelerator(engine: Engines, crops: NDArray[np.uint8], reference: Rows) -> None:
     if not has_dla(version()):
-        pytest.skip(f"TensorRT {'.'.join(map(str, version()))} knows no DLA")
+        pytest.skip(f"TensorRT {'.'.join(map(str, version()))} has no DLA support")
     with cuda.Context():
         log = Log()
         cores = make_builder(log).num_DLA_cores

@@ -156,7 +156,7 @@ def test_a_typed_tensorrt_says_what_it_needs_instead(
 
 
 @calibrators
-def test_known_ranges_are_told_under_the_running_version(stub: BuilderStub) -> None:
+def test_known_ranges_are_given_under_the_running_version(stub: BuilderStub) -> None:
     built = build_plan(graph(), BuildOptions("int8", scales=KNOWN))
     assert stub.read is not None
     headers = {"8.6.1": b"TRT-8601-", "10.3.0": b"TRT-100300-", "10.16.1": b"TRT-101601-"}

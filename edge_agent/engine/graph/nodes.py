@@ -77,7 +77,7 @@ def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def serialise(model: onnx.ModelProto, what: str) -> bytes:
-    """Check and serialise an edited model, without shapes that may contradict the edits; ModelError."""
+    """Serialise an edited model, without shapes that may contradict it; ModelError if it is invalid ONNX."""
     import onnx
 
     del model.graph.value_info[:]

@@ -157,10 +157,8 @@ class ActiveEngine:
 
     def _previous(self, active: Active) -> dict[str, Any]:
         if active.previous is None:
-            raise InputError(
-                f"{self._folder.path} has no engine from before the active one; "
-                "`edge-agent calibrate` makes engines"
-            )
+            hint = "`edge-agent calibrate` makes engines"
+            raise InputError(f"{self._folder.path} has no engine from before the active one; {hint}")
         return active.previous
 
     def _check_files(self, record: Mapping[str, Any]) -> None:

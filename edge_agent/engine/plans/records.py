@@ -19,9 +19,8 @@ Role = Literal["current", "previous"]
 """Which engine uses a plan: the active one, or the one that was active before it."""
 
 Verdict = Literal["ok", "unchecked", "stale", "foreign", "damaged"]
-"""Whether a plan may be loaded. `unchecked`: there is no GPU to compare it with; `stale`: built on this
-device for another TensorRT, driver or GPU; `foreign`: built on another device; `damaged`: incomplete or
-changed files."""
+"""Whether a plan may be loaded. `unchecked`: without a GPU to compare with; `stale`: built on this device for
+another TensorRT, driver or GPU; `foreign`: built on another device; `damaged`: incomplete or changed."""
 
 
 @dataclass(frozen=True, slots=True)

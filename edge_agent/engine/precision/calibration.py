@@ -14,10 +14,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +91,7 @@ class Calibration:
             onnx = (self.folder / name).read_bytes()
         except OSError as problem:
             raise InputError(f"cannot read {self.folder / name}: {problem.strerror}; {_AGAIN}") from problem
-        return dataclasses.replace(prepared, onnx=onnx, precision=self.precision)
+        return replace(prepared, onnx=onnx, precision=self.precision)
 
     def scales(self) -> Scales:
         """Return the INT8 ranges for engines without quantise/dequantise nodes; InputError without INT8."""

@@ -24,7 +24,7 @@ _LARGEST = 65504.0
 
 
 def to_half(prepared: PreparedGraph) -> PreparedGraph:
-    """Convert a prepared FP32 graph to typed FP16, but for the nodes of `kept_in_float32`; ModelError."""
+    """Return a graph in typed FP16, but for nodes of `kept_in_float32`; ModelError unless it is in FP32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     if prepared.precision != "fp32":

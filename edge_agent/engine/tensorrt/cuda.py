@@ -217,10 +217,7 @@ class Buffer:
         return bool((ends == _POISON).all(axis=1).any())
 
     def free(self) -> None:
-        """Free the memory, on the thread of the context.
-
-        Host memory is freed with the last array that uses it: reading freed memory would end the process.
-        """
+        """Free the memory, on the thread of the context; host memory only once no array uses it any more."""
         if self._device is not None:
             self._device.free()
         if self._host is None:

@@ -57,9 +57,9 @@ class PlanBuilder:
         """Move an unusable plan to the quarantine and return a new one; EngineError the second time."""
         self._store.quarantine(plan.key, why)
         if self._rebuilt:
+            where = self._store.folder / "quarantine"
             raise EngineError(
-                f"the engine was built again and cannot be used either: {why}. The plan is in "
-                f"{self._store.folder / 'quarantine'}"
+                f"the engine was built again and cannot be used either: {why}. The plan is in {where}"
             )
         self._rebuilt = True
         return self.plan()
