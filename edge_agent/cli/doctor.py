@@ -44,16 +44,15 @@ def command(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def _print_table(findings: Sequence[Finding]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("what", "state", "found", "to do"):
-        table.add_column(title, overflow="fold")
+    table = Table("what", "state", "found", "to do", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
     for finding in findings:
-        colour = _COLOURS[finding.state]
-        state = f"[{colour}]{finding.state}[/{colour}]"
-        table.add_row(finding.name, state, escape(finding.found), escape(finding.advice))
+        state = Text(finding.state, _COLOURS[finding.state])
+        table.add_row(finding.name, state, Text(finding.found), Text(finding.advice))
     console = Console()
     if not console.is_terminal:
         console.width = _NARROW

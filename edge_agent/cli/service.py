@@ -50,8 +50,8 @@ HTTP does without these options."""
 def open_streams_at_once(settings: Settings) -> None:
     """Stop FFmpeg from reading twenty frames of a stream to measure its frame rate, which is not used.
 
-    A camera with 15 frames a second opens in 0.7 s instead of 2.1 s, and does not deliver the analysed frames
-    in one burst with wrong capture times. OpenCV reads these options only from the environment, for all that
+    A camera with 15 frames a second opens in 0.7 s instead of 2.1 s, without a first burst of frames with
+    wrong capture times. OpenCV reads these options only from the environment, for all that
     it opens, and the rate of some recordings (.ts) needs the analysis, so they are set only if all sources
     are streams. An existing OPENCV_FFMPEG_CAPTURE_OPTIONS is kept.
     """

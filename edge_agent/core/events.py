@@ -60,15 +60,8 @@ class EngineData:
     @staticmethod
     def of(engine: EngineInfo) -> EngineData:
         """Return the published part of an engine's description."""
-        return EngineData(
-            name=engine.model,
-            sha256=engine.model_sha256,
-            backend=engine.backend,
-            precision=engine.precision,
-            space=engine.space,
-            dimension=engine.dimension,
-            device=engine.device,
-        )
+        e = engine
+        return EngineData(e.model, e.model_sha256, e.backend, e.precision, e.space, e.dimension, e.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,9 +297,9 @@ def identity_event(
     trace: str | None = None,
 ) -> Event:
     """Make the event of a decision, with the id of the decision; `trace` as for `new_event`."""
-    margin = (
-        None if decision.score is None or decision.runner_up is None else decision.score - decision.runner_up
-    )
+    margin = None
+    if decision.score is not None and decision.runner_up is not None:
+        margin = decision.score - decision.runner_up
     width, height = decision.size
     x1, y1, x2, y2 = (float(value) for value in decision.box)
     data = IdentityData(
@@ -357,17 +350,13 @@ def alert_event(
     details: Mapping[str, str | float | bool | None] | None = None,
 ) -> Event:
     """Make an alert; `kind` becomes the last part of its topic."""
-    data = AlertData(
-        kind=kind, severity=severity, message=message, active=active, details=dict(details or {})
-    )
+    data = AlertData(kind, severity, message, active, dict(details or {}))
     return new_event("alert", data, detail=kind, time=time)
 
 
 def camera_status_event(status: SourceStatus) -> Event:
     """Make the retained message with the state of a camera."""
-    data = CameraStatusData(
-        camera=status.camera, state=status.state.value, since=status.time, reason=status.reason
-    )
+    data = CameraStatusData(status.camera, status.state.value, status.time, status.reason)
     return new_event("camera", data, detail="status", time=status.time)
 
 

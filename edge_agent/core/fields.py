@@ -23,18 +23,11 @@ class UnixTime:
     def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> CoreSchema:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_after_validator_function(_parse_time, core_schema.str_schema())
+        return core_schema.no_info_after_validator_function(parse_time, core_schema.str_schema())
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _schema: object, _handler: object) -> dict[str, Any]:
         return {"type": "string", "format": "date-time"}
-
-
-def _parse_time(text: str) -> float:
-    try:
-        return parse_time(text)
-    except OverflowError as problem:
-        raise ValueError(str(problem)) from problem
 
 
 Time = Annotated[float, UnixTime]

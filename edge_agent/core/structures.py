@@ -21,10 +21,9 @@ def _expect(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype
         want is None or want == have for want, have in zip(shape, array.shape, strict=True)
     )
     if not fits or array.dtype != dtype:
-        wanted = ", ".join("N" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"{name}: expected ({wanted}) {np.dtype(dtype).name}, got {array.shape} {array.dtype.name}"
-        )
+        sizes = ", ".join("N" if size is None else str(size) for size in shape)
+        wanted = f"({sizes}) {np.dtype(dtype).name}"
+        raise ValueError(f"{name}: expected {wanted}, got {array.shape} {array.dtype.name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,6 @@ class Frame:
     Attributes:
         camera: id of the source, matches `[a-z0-9_-]{1,64}`; in the other classes too.
         number: counts delivered and dropped frames of the source, from 1.
-        time: moment of capture.
         image: `(H, W, 3)` uint8 BGR; read only.
         external: boxes of an upstream detector for this frame, if any.
     """
@@ -97,9 +95,7 @@ class CropBatch:
     """Crops cut by an upstream detector, of one camera at one time.
 
     Attributes:
-        camera: id of the source.
         number: frame number of the upstream, or a running number.
-        time: moment of capture.
         images: N pictures `(h, w, 3)` uint8 BGR.
         boxes: `(N, 4)`; the extent of the crop where the full frame is unknown.
         track_ids: upstream track id of each crop, None without one.
@@ -117,9 +113,8 @@ class CropBatch:
             _expect("crop", image, (None, None, 3), np.uint8)
         _expect("crops.boxes", self.boxes, (len(self.images), 4), np.float32)
         if len(self.track_ids) != len(self.images):
-            raise ValueError(
-                f"crops.track_ids: expected {len(self.images)} entries, got {len(self.track_ids)}"
-            )
+            have, want = len(self.track_ids), len(self.images)
+            raise ValueError(f"crops.track_ids: expected {want} entries, got {have}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,8 +305,7 @@ class Decision:
         runner_up: the same for the second-best identity, None when there is none.
         threshold: for the score, None without a comparison.
         rule: origin of the threshold: `calibrated`, `site`, `warm-up`, `configured`, `watchlist`.
-        evidence: number of crops pooled.
-        quality: mean quality of those crops, 0..1.
+        evidence: number of crops pooled; `quality` is their mean quality, 0..1.
         box: `(4,)`, last position of the track.
         size: `(width, height)` of the frame in pixels.
         frame: number of the frame of the decision, whose capture time is `time`.

@@ -20,15 +20,17 @@ def parse_time(text: str) -> float:
     moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in {"Z", "z"} else text)
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no offset from UTC")
-    return moment.timestamp()
+    try:
+        return moment.timestamp()
+    except OverflowError as problem:
+        raise ValueError(str(problem)) from problem
 
 
 def process_age_s() -> float | None:
     """Seconds since this process was executed, to a hundredth (proc(5), field 22); None off Linux."""
     try:
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf(
-            "SC_CLK_TCK"
-        )
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        started = ticks / os.sysconf("SC_CLK_TCK")
         return round(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 2)
     except (OSError, AttributeError):
         return None

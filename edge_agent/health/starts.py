@@ -145,8 +145,7 @@ class CrashLoop:
     def delay_s(self) -> float:
         """Return the delay of this start, and set the reason."""
         settings, crashes = self._settings(), self.crashes
-        delay = pause_s(len(crashes), settings.crashes)
-        if delay:
+        if delay := pause_s(len(crashes), settings.crashes):
             ends = ", ".join(dict.fromkeys(str(run) for run in crashes))
             self.reason = f"{len(crashes)} runs within {settings.crash_window_min:g} min crashed: {ends}"
         return delay

@@ -99,7 +99,7 @@ class Notifier:
 
         No requests after `at_most_s`, so the service manager kills a start that hangs.
         """
-        if not self.listening:
+        if self._address is None:
             yield
             return
         done = threading.Event()
