@@ -22,9 +22,8 @@ from edge_agent.core.errors import ConfigError, ModelError
 from edge_agent.offline.train import export
 from edge_agent.offline.train.checkpoint import Checkpoint, network_of
 from edge_agent.offline.train.export import TOLERANCE, export_onnx
-from edge_agent.offline.train.losses import batch_hard_triplet, identity_loss
 from edge_agent.offline.train.network import Deployed, build_network, state_of
-from edge_agent.offline.train.optim import build_optimizer
+from edge_agent.offline.train.optim import batch_hard_triplet, build_optimizer, identity_loss
 from edge_agent.offline.train.spec import Spec, parse_spec
 
 

@@ -15,10 +15,16 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 from edge_agent.core.errors import DatasetError, ModelError
 from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.checkpoint import load_pretrained
-from edge_agent.offline.train.losses import CenterLoss, batch_hard_triplet, identity_loss, pairwise_distances
+from edge_agent.offline.train.data import identity_batches, shuffled_batches
 from edge_agent.offline.train.network import Deployed, build_network
-from edge_agent.offline.train.optim import build_optimizer, rate_factor
-from edge_agent.offline.train.sampler import identity_batches, shuffled_batches
+from edge_agent.offline.train.optim import (
+    CenterLoss,
+    batch_hard_triplet,
+    build_optimizer,
+    identity_loss,
+    pairwise_distances,
+    rate_factor,
+)
 from edge_agent.offline.train.spec import ModelSection, Spec, load_spec, parse_spec
 
 

@@ -27,8 +27,9 @@ from edge_agent.cli import train as train_command
 from edge_agent.core.errors import ConfigError, InputError, ModelError
 from edge_agent.offline.train.checkpoint import Checkpoint, network_of
 from edge_agent.offline.train.data import PictureSet, TrainingBatches, decode, normalise, read_folder
-from edge_agent.offline.train.loop import Step, Trainer, embed_pictures
+from edge_agent.offline.train.loop import Trainer, embed_pictures
 from edge_agent.offline.train.spec import Spec, parse_spec
+from edge_agent.offline.train.watch import Step
 
 HEIGHT, WIDTH = 64, 32
 

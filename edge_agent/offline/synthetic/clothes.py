@@ -43,9 +43,12 @@ class Clothes:
 
 
 def _fill(rows: int, columns: int, colour: Colour) -> _Paint:
-    paint = np.empty((rows, columns, 3), np.float32)
-    paint[:] = colour
-    return paint
+    return np.full((rows, columns, 3), colour, np.float32)
+
+
+def _darker(colour: Colour, share: float) -> Colour:
+    blue, green, red = colour
+    return share * blue, share * green, share * red
 
 
 def _column(angle: float, columns: int = _COLUMNS) -> int:
@@ -80,16 +83,16 @@ def _pattern_mask(
     around = np.linspace(0, _AROUND, columns, dtype=np.float32)[None]
     full = np.zeros((rows, columns), np.float32)
     if cloth.pattern == "bands":
-        return full + ((along / cloth.period) % 1 < 0.45)
-    if cloth.pattern == "stripes":
-        return full + ((around / (cloth.period * 0.6)) % 1 < 0.4)
-    if cloth.pattern == "pinstripe":
-        return full + 0.5 * ((around / 0.02) % 1 < 0.25)
-    if cloth.pattern == "check":
-        return 0.5 * ((along / cloth.period) % 1 < 0.4) + 0.5 * ((around / cloth.period) % 1 < 0.4) + full
-    if cloth.pattern == "blotch":
+        full += (along / cloth.period) % 1 < 0.45
+    elif cloth.pattern == "stripes":
+        full += (around / (cloth.period * 0.6)) % 1 < 0.4
+    elif cloth.pattern == "pinstripe":
+        full += 0.5 * ((around / 0.02) % 1 < 0.25)
+    elif cloth.pattern == "check":
+        full += 0.5 * ((along / cloth.period) % 1 < 0.4) + 0.5 * ((around / cloth.period) % 1 < 0.4)
+    elif cloth.pattern == "blotch":
         cell = max(2, int(rows * cloth.period / length * 0.7))
-        return (_noise(rng, rows, columns, (cell, cell)) > 0.35).astype(np.float32)
+        full += _noise(rng, rows, columns, (cell, cell)) > 0.35
     return full
 
 
@@ -120,30 +123,19 @@ def _front(paint: _Paint, top: Top) -> None:
     rows, columns = paint.shape[:2]
     middle = columns // 2
     if top.open:
-        opening = np.array(
-            [
-                [_column(-top.open * 0.9), 0],
-                [_column(top.open * 0.9), 0],
-                [_column(top.open * 0.7), int(rows * 0.45)],
-                [_column(top.open), rows],
-                [_column(-top.open), rows],
-                [_column(-top.open * 0.7), int(rows * 0.45)],
-            ],
-            np.int32,
-        )
+        edge = ((0.9, 0), (0.7, int(rows * 0.45)), (1, rows))
+        left, right = ([[_column(side * top.open * x), y] for x, y in edge] for side in (-1, 1))
+        opening = np.array([left[0], *right, *left[:0:-1]], np.int32)
         cv2.fillPoly(paint, [opening], top.inner)
-        edge = tuple(0.6 * channel for channel in top.colour)
-        cv2.polylines(paint, [opening], isClosed=True, color=edge, thickness=2)
+        cv2.polylines(paint, [opening], isClosed=True, color=_darker(top.colour, 0.6), thickness=2)
     elif top.kind in {"jacket", "puffer", "coat", "blazer", "gilet"}:
-        cv2.line(paint, (middle, 0), (middle, rows), tuple(0.7 * channel for channel in top.colour), 2)
+        cv2.line(paint, (middle, 0), (middle, rows), _darker(top.colour, 0.7), 2)
     if top.kind in {"blazer", "coat"} or (top.kind == "shirt" and top.third[0] > 120):
         depth = 0.34 if top.kind != "shirt" else 0.1
         wedge = np.array([[middle - 13, 0], [middle + 13, 0], [middle, int(rows * depth)]], np.int32)
         cv2.fillPoly(paint, [wedge], top.inner)
     if top.kind in {"tshirt", "dress", "sweater"}:
-        cv2.ellipse(
-            paint, (middle, 0), (15, 7), 0, 0, 360, tuple(0.75 * channel for channel in top.colour), 2
-        )
+        cv2.ellipse(paint, (middle, 0), (15, 7), 0, 0, 360, _darker(top.colour, 0.75), 2)
 
 
 def _print(paint: _Paint, top: Top, rng: np.random.Generator) -> None:
@@ -172,7 +164,7 @@ def _print(paint: _Paint, top: Top, rng: np.random.Generator) -> None:
 def _trim(paint: _Paint, top: Top) -> None:
     """Quilting, hood, hem band, reflective strips, pockets."""
     rows, columns = paint.shape[:2]
-    darker = tuple(0.68 * channel for channel in top.colour)
+    darker = _darker(top.colour, 0.68)
     if top.kind in {"puffer", "gilet"}:
         step = int(rows * (0.07 + top.period))
         for line in range(step, rows, step):
@@ -276,9 +268,7 @@ def _seat(person: Identity, rng: np.random.Generator) -> Texture:
     if bottom.kind in {"jeans", "trousers", "shorts"}:
         for side in (-1, 1):
             x = _column(np.pi + side * 0.5, 96) % 96
-            cv2.rectangle(
-                paint, (x - 5, 12), (x + 5, 24), tuple(0.8 * channel for channel in bottom.colour), 1
-            )
+            cv2.rectangle(paint, (x - 5, 12), (x + 5, 24), _darker(bottom.colour, 0.8), 1)
     return _fabric(paint, rng, 0.06)
 
 
@@ -292,13 +282,13 @@ def _skirt(person: Identity, rng: np.random.Generator) -> Texture:
 def _face(paint: _Paint, person: Identity) -> None:
     """Eyes, nose, mouth, beard on an unwrapped head of 48 x 64."""
     head, skin = person.head, person.body.skin
-    dark = tuple(0.45 * channel for channel in skin)
+    dark = _darker(skin, 0.45)
     for side in (-1, 1):
         x = _column(side * 0.36, 64)
         cv2.rectangle(paint, (x - 2, 21), (x + 2, 23), (25, 25, 28) if head.glasses else dark, -1)
     if head.glasses:
         cv2.line(paint, (_column(-1.4, 64), 21), (_column(1.4, 64), 21), (25, 25, 28), 1)
-    cv2.line(paint, (32, 24), (32, 30), tuple(0.8 * channel for channel in skin), 2)
+    cv2.line(paint, (32, 24), (32, 30), _darker(skin, 0.8), 2)
     cv2.line(paint, (30, 35), (34, 35), (70, 60, 0.75 * skin[2]), 1)
     if head.beard:
         paint[31:44, 17:47] = 0.55 * np.array(head.hair_colour) + 0.25 * np.array(skin)
@@ -344,7 +334,7 @@ def _bag_texture(person: Identity, rng: np.random.Generator) -> Texture:
     if bag.kind in {"backpack", "carrier", "handbag"}:
         for middle in (32, 0, 64):
             cv2.rectangle(paint, (middle - 9, 24), (middle + 9, 42), bag.second, -1 if bag.size > 1 else 2)
-        cv2.line(paint, (0, 14), (64, 14), tuple(0.7 * channel for channel in bag.colour), 2)
+        cv2.line(paint, (0, 14), (64, 14), _darker(bag.colour, 0.7), 2)
     return _fabric(paint, rng, 0.08)
 
 

@@ -28,8 +28,7 @@ from edge_agent.offline.synthetic.tubes import Light
 GENERATOR_VERSION = "4"
 """Raised whenever the same seed gives other pictures."""
 
-FIRST_PASSER_BY = 1_000_000_000
-"""First seed of people who only hide others; data sets use lower seeds."""
+_FIRST_PASSER_BY = 1_000_000_000  # first seed of people who only hide others; data sets use lower seeds
 
 _Scene = NDArray[np.float32]
 _Box = tuple[float, float, float, float]
@@ -67,13 +66,11 @@ def _shadow(scene: _Scene, light: Light, foot: tuple[float, float], person: floa
     scene *= 1 - cv2.blur(mask, (size, size))[..., None]
 
 
-@lru_cache(maxsize=400)
-def _stranger(number: int) -> Identity:
-    return identity(FIRST_PASSER_BY + number)
+_stranger = lru_cache(maxsize=400)(identity)
 
 
 def _passer_by(view: Camera, light: Light, rng: np.random.Generator, height: float) -> Sprite:
-    person = _stranger(int(rng.integers(400)))
+    person = _stranger(_FIRST_PASSER_BY + int(rng.integers(400)))
     return render_person(person, random_pose(rng, _turn(view, rng), view.elevation), height, light)
 
 
@@ -178,17 +175,10 @@ def render_crop(
     size: tuple[int, int] | None = (256, 128),
     hour: float | None = None,
 ) -> NDArray[np.uint8]:
-    """Return one crop of `person` from camera `view`.
+    """Return one crop of `person` from camera `view`, `(rows, columns, 3)` uint8 BGR.
 
-    Args:
-        person: the person to draw.
-        view: the camera.
-        rng: determines pose, box, occlusion and all other differences between crops.
-        size: `(rows, columns)` of the result; None keeps the resolution of the camera.
-        hour: time of day, 8..18; drawn from `rng` when None.
-
-    Returns:
-        `(rows, columns, 3)` uint8 BGR.
+    `rng` determines pose, box, occlusion and all other differences between crops, and the `hour` (8..18) when
+    that is None. `size` is `(rows, columns)`; None keeps the resolution of the camera.
     """
     light = daylight(view, float(rng.uniform(8, 18)) if hour is None else hour)
     seen = float(np.exp(rng.uniform(np.log(view.heights[0]), np.log(view.heights[1]))))
@@ -202,8 +192,7 @@ def render_crop(
     crop = transmit(picture, view, rng)
     if size is None:
         return crop
-    resized: NDArray[np.uint8] = cv2.resize(crop, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return resized
+    return np.asarray(cv2.resize(crop, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,22 +219,11 @@ class _Job:
     size: tuple[int, int] | None
 
 
-def _rng(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng([seed, *key])
-
-
-def _camera_seed(seed: int, number: int) -> int:
-    return int(_rng(seed, 0xCA3E, number).integers(2**31))
-
-
-def _person_seed(seed: int, number: int) -> int:
-    return int(_rng(seed, 0x9E50, number).integers(FIRST_PASSER_BY))
-
-
 def _render_identity(job: _Job) -> tuple[int, int]:
     """Write all crops of one identity; return the numbers of images in its main split and in `query`."""
-    rng = _rng(job.seed, 0x10B, job.person)
-    person = identity(_person_seed(job.seed, job.person))
+    rng = np.random.default_rng([job.seed, 0x10B, job.person])
+    person_rng = np.random.default_rng([job.seed, 0x9E50, job.person])
+    person = identity(int(person_rng.integers(_FIRST_PASSER_BY)))
     count = min(job.cameras, max(2, int(rng.integers(2, 7))), job.crops)
     places = sorted(int(place) + 1 for place in rng.choice(job.cameras, count, replace=False))
     hours = {place: float(rng.uniform(8, 18)) for place in places}
@@ -255,7 +233,8 @@ def _render_identity(job: _Job) -> tuple[int, int]:
     seen: set[int] = set()
     for number in range(job.crops):
         place = places[number % count]
-        crop = render_crop(person, camera(_camera_seed(job.seed, place)), rng, job.size, hours[place])
+        view = camera(int(np.random.default_rng([job.seed, 0xCA3E, place]).integers(2**31)))
+        crop = render_crop(person, view, rng, job.size, hours[place])
         frame = first[place] + 5 * (number // count)
         query = job.test and count > 1 and place not in seen and job.crops >= 2 * count
         seen.add(place)
@@ -307,18 +286,10 @@ def write_dataset(
     """Write a data set of rendered people in Market-1501 layout.
 
     Identities 1.. are for training, the last `test_share` of them for the gallery; one crop of every test
-    identity and camera goes to `query`. The same arguments give the same files, for any number of workers.
-
-    Args:
-        folder: receives `bounding_box_train`, `bounding_box_test`, `query` and `manifest.json`.
-        identities: number of people.
-        cameras: number of cameras; each person passes 2 to 6 of them.
-        per_identity: crops of each person.
-        seed: determines everything.
-        test_share: share of the people for the test splits; at least one person on either side.
-        size: `(rows, columns)` of the crops; None keeps the resolution of the camera.
-        workers: processes; one per processor when None.
-        progress: called with `(people done, people in all)`.
+    identity and camera goes to `query`; `manifest.json` holds the arguments and counts. Each person passes 2
+    to 6 of the cameras. The same arguments give the same files, for any number of workers (processes; one per
+    processor when None). `size` is `(rows, columns)` of the crops; None keeps the resolution of the camera.
+    `progress` is called with `(people done, people in all)`.
 
     Raises:
         InputError: a number is too small, or the folder contains a data set already.

@@ -20,26 +20,19 @@ from edge_agent.offline.synthetic.identity import identity
 TALLEST = 0.25
 """Height of the tallest person, share of the frame's height. In PETS09-S2L1, by its ground truth: 0.10, 0.14
 and 0.25 (2nd, 50th and 98th percentile). Heights here are distributed evenly, so larger on average."""
-_SMALLEST = 0.4
-"""Height of the smallest person, share of the tallest."""
-_WIDE = 0.42
-"""Width of a person's box over its height."""
-_VISIBLE = 0.6
-"""Smallest visible share of a person that a detector still reports."""
-_JITTER = 0.015
-"""Standard deviation of a detector's box edge, in heights."""
-_DRAWS = 64
-"""Sets of box errors, used in turn."""
+_SMALLEST = 0.4  # height of the smallest person, share of the tallest
+_WIDE = 0.42  # width of a person's box over its height
+_VISIBLE = 0.6  # smallest visible share of a person that a detector still reports
+_JITTER = 0.015  # standard deviation of a detector's box edge, in heights
+_DRAWS = 64  # sets of box errors, used in turn
 
 
 class Panorama:
     """The ring of one camera; rendering takes about 25 ms per person.
 
-    Args:
-        seed: determines everything; no two seeds below 10,000 share a person.
-        people: average number in view, at least 1.
-        size: `(width, height)` of a frame.
-        tallest: height of the tallest person, share of the frame's height; less where people do not fit.
+    No two seeds below 10,000 share a person. `people`, at least 1, is the average number in view, `size` the
+    `(width, height)` of a frame, `tallest` the height of the tallest person as a share of the frame's; it is
+    less where people do not fit.
     """
 
     def __init__(
@@ -73,14 +66,10 @@ class Panorama:
         return len(self._boxes)
 
     def frame(self, turned: float, draw: int) -> tuple[NDArray[np.uint8], Detections]:
-        """Return the picture and the detections in it.
+        """Return the picture, `(H, W, 3)` uint8 BGR, a view into the ring, and the detections in it.
 
-        Args:
-            turned: pixels that the camera has turned since the start.
-            draw: number of the set of box errors.
-
-        Returns:
-            `(H, W, 3)` uint8 BGR, a view into the ring, and boxes; people at the border have boxes beyond it.
+        `turned` counts the pixels that the camera has turned since the start; `draw` is the number of the set
+        of box errors. People at the border have boxes beyond it.
         """
         width = self._size[0]
         offset = int(turned) % self._length

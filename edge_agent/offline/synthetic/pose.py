@@ -21,6 +21,7 @@ Point = NDArray[np.float64]
 _ANKLE, _KNEE, _HIP, _SHOULDER, _CHIN = 0.039, 0.285, 0.53, 0.818, 0.87
 _UPPER_ARM, _FOREARM = 0.172, 0.14
 _SHOULDER_HALF, _HIP_HALF = 0.104, 0.05
+_PHONE, _PAPER = (30.0, 30.0, 30.0), (225.0, 225.0, 222.0)
 GESTURES = ("walk", "pockets", "phone", "carry", "folded")
 
 
@@ -66,11 +67,7 @@ def random_pose(rng: np.random.Generator, turn: float, elevation: float) -> Pose
         gesture=gesture,
         nod=float(rng.normal(0.1, 0.12)),
         glance=float(rng.normal(0, 0.3)),
-        held=(30.0, 30.0, 30.0)
-        if gesture == "phone"
-        else (225.0, 225.0, 222.0)
-        if rng.random() < 0.06
-        else None,
+        held=_PHONE if gesture == "phone" else _PAPER if rng.random() < 0.06 else None,
     )
 
 
@@ -88,15 +85,13 @@ def _leg(hip: Point, phase: float, stride: float, side: int) -> tuple[Point, Poi
     """Knee, ankle and toe of the leg whose heel strikes at phase 0."""
     swing = 0.04 + stride * cos(phase)
     moving = min(stride / 0.4, 1.2)
-    flexion = 0.06 + moving * (
-        0.2 * _bump(phase, 0.3 * pi, 0.25 * pi) + 1.0 * _bump(phase, 1.42 * pi, 0.26 * pi)
-    )
+    loading, swinging = _bump(phase, 0.3 * pi, 0.25 * pi), _bump(phase, 1.42 * pi, 0.26 * pi)
+    flexion = 0.06 + moving * (0.2 * loading + 1.0 * swinging)
     shin = swing - flexion
     knee = hip + _down(_HIP - _KNEE, swing, side * 0.02)
     ankle = knee + _down(_KNEE - _ANKLE, shin, side * 0.01)
-    pointing = -0.75 * moving * _bump(phase, 1.2 * pi, 0.25 * pi) + 0.25 * moving * _bump(
-        phase, 0.0, 0.2 * pi
-    )
+    heel_off, heel_strike = _bump(phase, 1.2 * pi, 0.25 * pi), _bump(phase, 0.0, 0.2 * pi)
+    pointing = -0.75 * moving * heel_off + 0.25 * moving * heel_strike
     splay = side * 0.14
     toe = ankle + np.array([0.115 * sin(splay), 0.115 * cos(pointing), 0.115 * sin(pointing) - 0.022])
     return knee, ankle, toe

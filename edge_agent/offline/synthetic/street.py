@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.manifest import write_atomic
-from edge_agent.offline.synthetic.identity import Identity, identity
+from edge_agent.offline.synthetic.identity import identity
 from edge_agent.offline.synthetic.person import overlap, render_person
 from edge_agent.offline.synthetic.pose import Pose
 from edge_agent.offline.synthetic.scene import FAR, NEAR, Image, Lens, Point, Scene, make_scene, street_rng
@@ -121,17 +121,8 @@ def _blend(image: Image, owner: Image, picture: Image, corner: tuple[int, int], 
 class Street:
     """A synthetic street: an iterable of `StreetFrame`, the frames of all cameras at one time in sequence.
 
-    Args:
-        seed: determines everything.
-        cameras: number of cameras, ids `cam-a`, `cam-b`, ...
-        people: number of people.
-        seconds: length.
-        fps: frames per second of every camera.
-        size: `(width, height)` of the pictures in pixels.
-        visits: largest number of visits per person; every person with enough time comes at least twice.
-
-    Raises:
-        InputError: an argument is out of range.
+    Cameras have the ids `cam-a`, `cam-b`, ...; `size` is `(width, height)` of their pictures. A person makes
+    at most `visits` visits, and at least two where the time suffices. InputError if a value is out of range.
     """
 
     def __init__(
@@ -156,9 +147,7 @@ class Street:
         self.frames = max(1, round(seconds * fps))
         self._lens = Lens(*size)
         first = int(street_rng(seed, 3).integers(1_000_000_000))
-        self.people: tuple[Identity, ...] = tuple(
-            identity(_FIRST_SEED + first + number) for number in range(people)
-        )
+        self.people = tuple(identity(_FIRST_SEED + first + number) for number in range(people))
         self.visits = self._script(seconds, visits)
         self._scenes: dict[str, Scene] = {}
         self._sprite = lru_cache(maxsize=2048)(self._draw_sprite)
@@ -190,15 +179,9 @@ class Street:
     @property
     def reentries(self) -> tuple[Visit, ...]:
         """Visits, within the street's length, of people who were seen before."""
-        seen: set[int] = set()
-        again = []
-        for visit in self.visits:
-            if visit.start >= self.frames / self.fps:
-                continue
-            if visit.person in seen:
-                again.append(visit)
-            seen.add(visit.person)
-        return tuple(again)
+        shown = [visit for visit in self.visits if visit.start < self.frames / self.fps]
+        seen = [visit.person for visit in shown]
+        return tuple(visit for place, visit in enumerate(shown) if visit.person in seen[:place])
 
     def __iter__(self) -> Iterator[StreetFrame]:
         for number in range(1, self.frames + 1):
@@ -297,15 +280,9 @@ def write_videos(
     """Write each camera as Motion JPEG in AVI, its truth, and `street.json` with the script.
 
     Truth rows are `frame,person,left,top,width,height,conf,class,visibility`, as in the `gt.txt` of the
-    MOTChallenge; `person` is the same on all cameras, conf is 0 below `MIN_VISIBLE`.
-
-    Args:
-        street: what to write.
-        folder: created if missing.
-        progress: called with `(frames done, frames in all)`, counted over all cameras.
-
-    Raises:
-        StorageError: a file cannot be written.
+    MOTChallenge; `person` is the same on all cameras, conf is 0 below `MIN_VISIBLE`. The folder is created if
+    missing. `progress` is called with `(frames done, frames in all)`, counted over all cameras. StorageError
+    if a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     videos = []

@@ -134,16 +134,10 @@ def _window(axis: _Axis, widest: float, canvas: Canvas) -> tuple[slice, slice]:
 def draw_tube(
     canvas: Canvas, tube: Tube, *, start: _Pixel, end: _Pixel, turn: float, scale: float, light: Light
 ) -> None:
-    """Blend one tube over the canvas.
+    """Blend one tube over the canvas, in place.
 
-    Args:
-        canvas: changed in place.
-        tube: the tube.
-        start: pixel `(x, y)` of the upper end.
-        end: pixel of the lower end.
-        turn: heading of the body relative to the camera, radians.
-        scale: pixels in one stature.
-        light: direction of the light.
+    `start` and `end` are the pixels `(x, y)` of the upper and the lower end, `turn` is the heading of the
+    body relative to the camera in radians, `scale` the number of pixels in one stature.
     """
     half = scale * np.sqrt((tube.across * cos(turn)) ** 2 + (tube.along * sin(turn)) ** 2)
     caps = float(half[0]) if tube.caps[0] else 0.0, float(half[-1]) if tube.caps[1] else 0.0
@@ -178,11 +172,16 @@ def draw_tube(
     facing *= np.float32(0.2)
     facing += np.float32(0.8)  # the rim of a round surface receives less ambient light
     shade *= facing
-    _blend(canvas[:, rows, columns], colour, shade, cover)
+    area = canvas[:, rows, columns]
+    area *= 1 - cover
+    area[3] += cover
+    shade *= cover
+    for channel in range(3):
+        area[channel] += colour[channel] * shade
     if tube.gloss:
         shine = np.square(np.square(lit))
         shine *= cover
-        canvas[:3, rows, columns] += shine * np.float32(_SHINE * tube.gloss * (1 - light.ambient))
+        area[:3] += shine * np.float32(_SHINE * tube.gloss * (1 - light.ambient))
 
 
 def _towards(light: Light) -> tuple[float, float, float]:
@@ -197,11 +196,3 @@ def _coordinates(axis: _Axis, rows: slice, columns: slice) -> tuple[_Plane, _Pla
     xs = np.arange(columns.start, columns.stop, dtype=np.float32)[None] - np.float32(axis.start[0])
     ys = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(axis.start[1])
     return xs * np.float32(ux) + ys * np.float32(uy), xs * np.float32(px) + ys * np.float32(py)
-
-
-def _blend(area: Canvas, colour: list[NDArray[np.uint8]], shade: _Plane, cover: _Plane) -> None:
-    area *= 1 - cover
-    area[3] += cover
-    shade *= cover
-    for channel in range(3):
-        area[channel] += colour[channel] * shade

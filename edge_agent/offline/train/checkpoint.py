@@ -51,18 +51,13 @@ class Checkpoint:
 
     @staticmethod
     def read(path: Path) -> Checkpoint:
-        """Read a checkpoint of this trainer.
-
-        Raises:
-            ModelError: missing, damaged, of another program or of another version.
-        """
+        """Read a checkpoint; ModelError if missing, damaged, or of another program or version."""
         content = _load(path)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ModelError(f"{path} is not a checkpoint of `edge-agent train`")
         if content.get("version") != _VERSION:
-            raise ModelError(
-                f"{path} has layout version {content.get('version')}, this program reads {_VERSION}"
-            )
+            version = content.get("version")
+            raise ModelError(f"{path} has layout version {version}, this program reads {_VERSION}")
         try:
             return Checkpoint(**{name: content[name] for name in Checkpoint.__slots__})
         except KeyError as error:
@@ -97,11 +92,7 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; caller
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors by name from a `.pth` file: a state dict, or one under `state_dict`.
-
-    Raises:
-        ModelError: the file has another content.
-    """
+    """Read tensors by name from a `.pth` file: a state dict, or one under `state_dict`; else ModelError."""
     content = _load(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -111,16 +102,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_pretrained(network: ReidNetwork, path: Path, *, choice: str) -> None:
-    """Load pretrained weights into the network.
+    """Load pretrained weights into the network; ModelError if one is missing, unknown or of another shape.
 
-    Args:
-        network: changed in place.
-        path: torchvision-format weights of the backbone (`imagenet`), or a checkpoint (`finetune`).
-        choice: `model.pretrain_choice`.
-
-    Raises:
-        ModelError: a weight is missing, unknown or of another shape; for `imagenet` the weights of the
-            ImageNet classifier (`fc.*`, `classifier.*`) are ignored.
+    `choice` is `model.pretrain_choice`: `imagenet` reads torchvision's weights of the backbone and ignores
+    those of the ImageNet classifier (`fc.*`, `classifier.*`), `finetune` reads a checkpoint.
     """
     if choice == "finetune":
         checkpoint = Checkpoint.read(path)
@@ -129,11 +114,8 @@ def load_pretrained(network: ReidNetwork, path: Path, *, choice: str) -> None:
         _fill(network, weights, path)
         return
     heads = ("fc.", "classifier.")
-    _fill(
-        network.backbone,
-        {name: value for name, value in read_weights(path).items() if not name.startswith(heads)},
-        path,
-    )
+    weights = {name: value for name, value in read_weights(path).items() if not name.startswith(heads)}
+    _fill(network.backbone, weights, path)
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import list_pictures, parse_crop_name, read_picture
 from edge_agent.offline.dataset import DISTRACTOR, JUNK
 from edge_agent.offline.train.augment import Augmentation
-from edge_agent.offline.train.sampler import identity_batches, shuffled_batches
 from edge_agent.offline.train.spec import Spec
 
 
@@ -35,10 +34,6 @@ class PictureSet:
     paths: tuple[Path, ...]  # N picture files
     identities: NDArray[np.int64]  # `(N,)` int64 person numbers of the file names
     cameras: NDArray[np.int64]  # `(N,)` int64 camera numbers
-
-    def __post_init__(self) -> None:
-        if not len(self.paths) == len(self.identities) == len(self.cameras):
-            raise ValueError("paths, identities and cameras differ in length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +55,10 @@ class Batch:
 
 
 def read_folder(folder: Path, *, people_only: bool) -> PictureSet:
-    """List the pictures of one split folder; its name and place do not matter.
+    """List the pictures of one split folder, named like `PPPP_cCsS_FFFFFF_NN.jpg`.
 
-    Args:
-        folder: contains pictures named like `PPPP_cCsS_FFFFFF_NN.jpg`.
-        people_only: leave out junk (`-1`) and distractors (`0000`), which are no classes.
-
-    Raises:
-        DatasetError: the folder is missing or contains no usable picture.
+    `people_only` leaves out junk (`-1`) and distractors (`0000`), which are no classes. DatasetError if the
+    folder is missing or contains no usable picture.
     """
     try:
         named = [(path, parse_crop_name(path.name)) for path in list_pictures(folder)]
@@ -96,17 +87,8 @@ def decode(
 
     The name of the cache file contains a hash of the names, sizes and times of the files, so a changed data
     set is decoded again. Pictures are scaled as in TAO's loader: bilinear, and by area where they shrink,
-    which corresponds to PIL's antialiasing.
-
-    Args:
-        pictures: the files.
-        size: `(height, width)` to store.
-        cache: folder for the array, created if missing.
-        threads: number of decoding threads, at least 1.
-        progress: called with (done, total).
-
-    Raises:
-        InputError: a file cannot be decoded (named).
+    which corresponds to PIL's antialiasing. `size` is `(height, width)`; the folder `cache` is created if
+    missing; `progress` is called with (done, total). InputError names a file that cannot be decoded.
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"pictures-{_fingerprint(pictures, size)}.npy"
@@ -149,10 +131,52 @@ def _scaled_picture(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """One file as `(height, width, 3)` uint8 BGR; InputError where it is no picture."""
     image = read_picture(path)
     shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
-    scaled: NDArray[np.uint8] = cv2.resize(
-        image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
-    return scaled
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=method), np.uint8)
+
+
+def identity_batches(
+    labels: NDArray[np.int64], *, batch_size: int, instances: int, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
+    """Return `(batch_size,)` int64 picture numbers of batches with `instances` pictures of each identity.
+
+    Each identity's pictures are shuffled and divided into groups of `instances` (an identity with fewer
+    pictures repeats some). Each batch takes a group of random different identities, with probabilities in
+    proportion to their remaining groups, until too few identities have groups left. In an epoch a picture
+    appears at most once, except for the repeats. `labels` is the `(N,)` identity of every picture,
+    `batch_size` a multiple of `instances`. Seed and epoch determine all: a resumed run has the same batches.
+    """
+    rng = np.random.default_rng((seed, 1, epoch))
+    groups = {
+        int(label): _dealt(np.flatnonzero(labels == label), instances, rng) for label in np.unique(labels)
+    }
+    people = batch_size // instances
+    batches = []
+    while len(groups) >= people:
+        names = np.array(sorted(groups))
+        left = np.array([len(groups[name]) for name in names], float)
+        chosen = rng.choice(names, people, replace=False, p=left / left.sum())
+        batches.append(np.concatenate([groups[int(name)].pop() for name in chosen]))
+        for name in chosen:
+            if not groups[int(name)]:
+                del groups[int(name)]
+    return batches
+
+
+def _dealt(pictures: NDArray[np.int64], instances: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """An identity's pictures in groups; an incomplete group is dropped, too few pictures are repeated."""
+    if len(pictures) < instances:
+        pictures = np.concatenate([pictures, rng.choice(pictures, instances - len(pictures))])
+    shuffled = rng.permutation(pictures)
+    whole = len(shuffled) // instances * instances
+    return list(shuffled[:whole].reshape(-1, instances))
+
+
+def shuffled_batches(count: int, *, batch_size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """Yield all pictures in random order; a short last batch is dropped, for batch normalisation."""
+    order = np.random.default_rng((seed, 1, epoch)).permutation(count)
+    for start in range(0, count - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
 
 
 class TrainingBatches:
@@ -224,8 +248,3 @@ def normalise(images: NDArray[np.uint8], spec: Spec, device: torch.device) -> Te
     mean = torch.tensor(spec.dataset.pixel_mean, device=device).view(1, 3, 1, 1) * 255
     scale = torch.tensor(spec.dataset.pixel_std, device=device).view(1, 3, 1, 1) * 255
     return ((batch - mean) / scale).contiguous(memory_format=torch.channels_last)
-
-
-def chunks(count: int, size: int) -> Sequence[slice]:
-    """Return slices of at most `size` that cover `count` rows."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edge_agent import __version__
 from edge_agent.core.errors import ModelError
@@ -27,9 +26,7 @@ from edge_agent.offline.train.checkpoint import Checkpoint, network_of
 from edge_agent.offline.train.network import Deployed
 from edge_agent.offline.train.spec import Spec
 
-TOLERANCE = 1e-4
-"""Largest allowed difference of an embedding element between PyTorch and ONNX Runtime."""
-
+TOLERANCE = 1e-4  # largest allowed difference of an embedding element between PyTorch and ONNX Runtime
 _OPSET = 17
 _BATCHES = (1, 3, 8)  # several sizes, to detect a wrong dynamic axis
 
@@ -51,11 +48,8 @@ def export_onnx(
 ) -> Exported:
     """Write the network of a checkpoint as ONNX.
 
-    Args:
-        checkpoint: file of `edge-agent train`.
-        target: ONNX file to write; its folder must exist.
-        notes: further entries of the model card (training data, licence, ...).
-        overwrite: replace `target` if it exists; refused by default, as in TAO.
+    The folder of `target` must exist; an existing file is refused by default, as in TAO. `notes` are further
+    entries of the model card (training data, licence, ...).
 
     Raises:
         ModelError: not a checkpoint; `target` exists; PyTorch and ONNX Runtime differ by more than 1e-4.
@@ -109,11 +103,13 @@ def traced(deployed: Deployed, spec: Spec) -> bytes:
 
 def _card(saved: Checkpoint, spec: Spec, checkpoint: Path) -> dict[str, str]:
     """Model card from the checkpoint."""
+    shape = f"[N,3,{spec.model.input_height},{spec.model.input_width}]"
+    mean, deviation = list(spec.dataset.pixel_mean), list(spec.dataset.pixel_std)
     card = {
         "producer": f"edge-agent {__version__}",
         "backbone": spec.model.backbone,
         "dimension": str(spec.model.feat_dim),
-        "input": _describe_input(spec),
+        "input": f"FP32 {shape} RGB, (x/255 - mean)/std, mean {mean}, std {deviation}",
         "preprocess_profile": _profile(spec),
         "output": "FP32 [N,D], not of unit length: normalise before comparing",
         "trained_identities": str(len(saved.people)),
@@ -125,13 +121,6 @@ def _card(saved: Checkpoint, spec: Spec, checkpoint: Path) -> dict[str, str]:
     if saved.history:
         card["held_back_figures"] = json.dumps(saved.history[-1], sort_keys=True)
     return card
-
-
-def _describe_input(spec: Spec) -> str:
-    model, data = spec.model, spec.dataset
-    shape = f"[N,3,{model.input_height},{model.input_width}]"
-    mean, deviation = list(data.pixel_mean), list(data.pixel_std)
-    return f"FP32 {shape} RGB, (x/255 - mean)/std, mean {mean}, std {deviation}"
 
 
 def _profile(spec: Spec) -> str:
@@ -176,14 +165,9 @@ def _largest_difference(deployed: Deployed, content: bytes, spec: Spec) -> float
         shape = (count, 3, spec.model.input_height, spec.model.input_width)
         pictures = rng.standard_normal(shape, np.float32)
         (found,) = session.run(["fc_pred"], {"input": pictures})
-        expected = _reference(deployed, pictures)
+        with torch.inference_mode():
+            expected = deployed(torch.from_numpy(pictures)).numpy()
         if found.shape != expected.shape or not np.isfinite(found).all():
             return float("inf")
         worst = max(worst, float(np.abs(found - expected).max()))
     return worst
-
-
-def _reference(deployed: Deployed, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        embedded: NDArray[np.float32] = deployed(torch.from_numpy(pictures)).numpy()
-    return embedded

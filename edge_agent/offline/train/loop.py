@@ -1,6 +1,6 @@
 """The training loop: steps, checkpoints, evaluation between epochs, stop on request.
 
-Display and logging (`Watcher`) and the evaluation are passed in, so this module depends on neither.
+The display (`RunLog`) and the evaluation are passed in.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import structlog
@@ -20,11 +19,18 @@ from torch import Tensor
 
 from edge_agent.core.errors import ConfigError, ModelError
 from edge_agent.offline.train.checkpoint import Checkpoint, load_pretrained
-from edge_agent.offline.train.data import Pictures, TrainingBatches, chunks, normalise
-from edge_agent.offline.train.losses import CenterLoss, batch_hard_triplet, identity_loss
+from edge_agent.offline.train.data import Pictures, TrainingBatches, normalise
 from edge_agent.offline.train.network import ReidNetwork, build_network, state_of
-from edge_agent.offline.train.optim import build_optimizer, rate_factor, set_rates
+from edge_agent.offline.train.optim import (
+    CenterLoss,
+    batch_hard_triplet,
+    build_optimizer,
+    identity_loss,
+    rate_factor,
+    set_rates,
+)
 from edge_agent.offline.train.spec import Spec
+from edge_agent.offline.train.watch import RunLog, Step
 
 Evaluation = Callable[[Callable[[NDArray[np.uint8]], NDArray[np.float32]]], Mapping[str, float]]
 """Called with a function that embeds `(N, h, w, 3)` uint8 BGR pictures (any number); returns figures by name.
@@ -33,40 +39,11 @@ Evaluation = Callable[[Callable[[NDArray[np.uint8]], NDArray[np.float32]]], Mapp
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Result of one training step."""
-
-    epoch: int  # from 0
-    step: int  # from 1, within the epoch
-    steps: int  # number of steps of this epoch
-    total: int  # number of the step in the whole run, from 1
-    losses: Mapping[str, float]  # by name (`identity`, `triplet`, `center`, `total`)
-    accuracy: float  # share of the batch that is classified correctly
-    rate: float  # learning rate of the first group
-    seconds: float  # duration of the step
-
-
-class Watcher(Protocol):
-    """Receives the progress of a run."""
-
-    def on_step(self, step: Step) -> None:
-        """Called after every step."""
-
-    def on_evaluation(self, epoch: int, total: int, figures: Mapping[str, float]) -> None:
-        """Called after an evaluation; `epoch` counts finished epochs."""
-
-
 class Trainer:
     """One training run.
 
-    Args:
-        spec: the experiment.
-        pictures: the training split, decoded at the resolution of the network.
-        folder: folder of the checkpoints, created if missing.
-        evaluation: computes figures between epochs, or None.
-        watcher: receives every step.
-        resume: checkpoint to resume from.
+    `pictures` is the training split at the resolution of the network. Checkpoints go to `folder`, which is
+    created if missing. `evaluation` computes figures between epochs; `watcher` receives every step.
 
     Raises:
         ConfigError: the data set does not match the spec.
@@ -80,7 +57,7 @@ class Trainer:
         *,
         folder: Path,
         evaluation: Evaluation | None,
-        watcher: Watcher,
+        watcher: RunLog,
         resume: Checkpoint | None = None,
     ) -> None:
         self._spec = spec
@@ -118,16 +95,11 @@ class Trainer:
         return list(self._history)
 
     def run(self) -> Path:
-        """Train to the end, or until `stop`.
-
-        Returns:
-            The latest checkpoint, `latest.pth`.
-        """
+        """Train to the end, or until `stop`; return the latest checkpoint, `latest.pth`."""
         self._folder.mkdir(parents=True, exist_ok=True)
         latest = self._folder / "latest.pth"
         while self._epoch < self._spec.train.num_epochs and not self._stopping:
-            finished = self._run_epoch()
-            if not finished:
+            if not self._run_epoch():
                 break
             self._epoch, self._step = self._epoch + 1, 0
             self._between_epochs()
@@ -331,11 +303,10 @@ def _check_classes(spec: Spec, people: int) -> None:
 def embed_pictures(network: ReidNetwork, images: NDArray[np.uint8], spec: Spec) -> NDArray[np.float32]:
     """Embed `(N, h, w, 3)` uint8 BGR at the resolution of the network: `(N, D)` float32, any length."""
     device: Any = next(network.parameters()).device
-    rows = []
+    embedded = np.zeros((len(images), spec.model.feat_dim), np.float32)
+    size = spec.dataset.val_batch_size
     with torch.inference_mode():
-        for part in chunks(len(images), spec.dataset.val_batch_size):
-            rows.append(network(normalise(np.asarray(images[part]), spec, device)).float().cpu().numpy())
-    if not rows:
-        return np.zeros((0, spec.model.feat_dim), np.float32)
-    embedded: NDArray[np.float32] = np.concatenate(rows)
+        for start in range(0, len(images), size):
+            part = np.asarray(images[start : start + size])
+            embedded[start : start + size] = network(normalise(part, spec, device)).float().cpu().numpy()
     return embedded

@@ -42,27 +42,27 @@ class ModelSection(_Section):
     """`model`: the network, its losses and pretrained weights."""
 
     backbone: Literal[BACKBONES] = "resnet_50"  # type: ignore[valid-type]  # one list serves messages too
+    # stride of the backbone's last stage: 1 keeps a 16 x 8 map for a 256 x 128 picture
     last_stride: Literal[1, 2] = 1
-    """Stride of the backbone's last stage: 1 keeps a 16 x 8 map for a 256 x 128 picture."""
+    # `imagenet`: `pretrained_model_path` holds backbone weights; `finetune`: a checkpoint from here
     pretrain_choice: Literal["imagenet", "finetune", "none"] = "imagenet"
-    """`imagenet`: `pretrained_model_path` holds backbone weights; `finetune`: a checkpoint from here."""
     pretrained_model_path: Path | None = None
     input_channels: Literal[3] = 3
     input_width: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
     input_height: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 256
     neck: Literal["bnneck"] = "bnneck"
     feat_dim: Annotated[int, Field(ge=64, le=2048)] = 256
+    # take the embedding before or after the batch normalisation
     neck_feat: Literal["before", "after"] = "after"
-    """Take the embedding before or after the batch normalisation."""
     metric_loss_type: Literal["triplet", "center", "triplet_center"] = "triplet"
     with_center_loss: bool = False
+    # sum the embeddings of the picture and its mirror image (twice the computation at run time)
     with_flip_feature: bool = False
-    """Sum the embeddings of the picture and its mirror image (twice the computation at run time)."""
     label_smooth: bool = True
     pretrain_hw_ratio: Literal[2] = 2
     id_loss_type: Literal["softmax"] = "softmax"
+    # insert a linear layer before the neck even if `feat_dim` equals the backbone's width
     reduce_feat_dim: bool = False
-    """Insert a linear layer before the neck even if `feat_dim` equals the backbone's width."""
     drop_path: Literal[0.1] = 0.1  # type: ignore[valid-type]  # Swin's; only the default is accepted
     stride_size: tuple[Literal[16], Literal[16]] = (16, 16)
     gem_pooling: bool = False
@@ -88,16 +88,14 @@ class DatasetSection(_Section):
     num_classes: Count = 751
     batch_size: Count = 64
     val_batch_size: Count = 128
+    # threads that decode and augment pictures; 0 for none, between two steps
     num_workers: Annotated[int, Field(ge=0)] = 8
-    """Threads that decode and augment pictures; 0 for none, between two steps."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     pixel_std: tuple[Positive, Positive, Positive] = (0.226, 0.226, 0.226)
+    # black border in pixels of the network's input, before a random crop of the original size
     padding: Annotated[int, Field(ge=0)] = 10
-    """Black border in pixels of the network's input, before a random crop of the original size."""
-    prob: Probability = 0.5
-    """Probability of a mirror image."""
-    re_prob: Probability = 0.5
-    """Probability of random erasing."""
+    prob: Probability = 0.5  # probability of a mirror image
+    re_prob: Probability = 0.5  # probability of random erasing
     sampler: Literal["softmax", "triplet", "softmax_triplet"] = "softmax_triplet"
     num_instances: Annotated[int, Field(ge=2)] = 4
 
@@ -124,19 +122,17 @@ class OptimSection(_Section):
     weight_decay: NotNegative = 5e-4
     weight_decay_bias: NotNegative = 5e-4
     warmup_factor: Probability = 0.01
+    # epochs of warm-up before the multi-step schedule (TAO steps it once per epoch, despite the name)
     warmup_iters: NotNegative = 10
-    """Epochs of warm-up before the multi-step schedule (TAO steps it once per epoch, despite the name)."""
-    warmup_epochs: NotNegative = 20
-    """Epochs of warm-up before the cosine schedule."""
+    warmup_epochs: NotNegative = 20  # epochs of warm-up before the cosine schedule
+    # `linear` and `constant` start a multi-step schedule; `cosine` is a schedule of its own, as in TAO
     warmup_method: Literal["linear", "constant", "cosine"] = "linear"
-    """`linear` and `constant` start a multi-step schedule; `cosine` is a schedule of its own, as in TAO."""
     base_lr: Positive = 3.5e-4
     momentum: Probability = 0.9
     center_loss_weight: NotNegative = 5e-4
     center_lr: Positive = 0.5
     triplet_loss_margin: NotNegative = 0.3
-    large_fc_lr: bool = False
-    """Twice the learning rate for the classifier."""
+    large_fc_lr: bool = False  # twice the learning rate for the classifier
 
 
 class TrainSection(_Section):
@@ -146,8 +142,7 @@ class TrainSection(_Section):
     num_epochs: Count = 120
     checkpoint_interval: Count = 10
     validation_interval: Count = 10
-    grad_clip: NotNegative = 0.0
-    """Largest norm of the gradient; 0 for no clipping."""
+    grad_clip: NotNegative = 0.0  # largest norm of the gradient; 0 for no clipping
     seed: Annotated[int, Field(ge=0)] = 1234
     resume_training_checkpoint_path: Path | None = None
     results_dir: Path | None = None
@@ -193,49 +188,44 @@ class ExportSection(_Section):
 class ExtensionSection(_Section):
     """`edge_agent`: additions to TAO. The defaults leave TAO's recipe unchanged."""
 
+    # the network averages n x n pixels first and computes on the smaller picture
     input_pool: Literal[1, 2, 4] = 1
-    """The network averages n x n pixels first and computes on the smaller picture."""
+    # horizontal stripes whose averages are appended to the global one before the embedding layer
     part_stripes: Annotated[int, Field(ge=0, le=8)] = 0
-    """Horizontal stripes whose averages are appended to the global one before the embedding layer."""
+    # numbers of the backbone stages whose outputs are averaged in stripes; empty for the last one
     part_levels: tuple[Annotated[int, Field(ge=1, le=18)], ...] = ()
-    """Numbers of the backbone stages whose outputs are averaged in stripes; empty for the last one."""
+    # the first n backbone stages keep their pretrained weights and batch statistics
     frozen_stages: Annotated[int, Field(ge=0, le=18)] = 0
-    """The first n backbone stages keep their pretrained weights and batch statistics."""
     backbone_lr_factor: Positive = 1.0
+    # decay per step of the running mean of the weights, which is evaluated and exported; 0 for none
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of the running mean of the weights, which is evaluated and exported; 0 for none."""
+    # probability per step of mixing channel statistics between pictures in early stages (MixStyle)
     mixstyle_prob: Probability = 0.0
-    """Probability per step of mixing channel statistics between pictures in early stages (MixStyle)."""
     brightness: NotNegative = 0.0
     contrast: NotNegative = 0.0
     saturation: NotNegative = 0.0
     gamma: NotNegative = 0.0
-    colour_cast: NotNegative = 0.0
-    """Largest relative change of one channel's gain."""
+    colour_cast: NotNegative = 0.0  # largest relative change of one channel's gain
     grey_prob: Probability = 0.0
-    lighting_prob: Probability = 0.0
-    """Probability of a brightness slope across the picture."""
+    lighting_prob: Probability = 0.0  # probability of a brightness slope across the picture
     blur_prob: Probability = 0.0
     noise_prob: Probability = 0.0
     jpeg_prob: Probability = 0.0
-    lowres_prob: Probability = 0.0
-    """Probability of scaling down (by up to four) and up again."""
+    lowres_prob: Probability = 0.0  # probability of scaling down (by up to four) and up again
+    # probability that a piece of another picture of the batch covers this one
     occlusion_prob: Probability = 0.0
-    """Probability that a piece of another picture of the batch covers this one."""
+    # largest share of width and height by which a side is cut or extended
     zoom: Annotated[float, Field(ge=0, le=0.4)] = 0.0
-    """Largest share of width and height by which a side is cut or extended."""
-    cache_dir: Path | None = None
-    """Folder of decoded pictures; `results_dir` by default."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of the computation on a CPU; 0 for PyTorch's default."""
+    cache_dir: Path | None = None  # folder of decoded pictures; `results_dir` by default
+    threads: Annotated[int, Field(ge=0)] = 0  # threads of the computation on a CPU; 0 for PyTorch's default
 
 
 class Spec(_Section):
     """A whole experiment spec."""
 
     results_dir: Path | None = None
+    # accepted for TAO's specs, with a warning: this trainer writes no encrypted files
     encryption_key: str | None = Field(default=None, repr=False)
-    """Accepted for TAO's specs, with a warning: this trainer writes no encrypted files."""
     model: ModelSection = ModelSection()
     dataset: DatasetSection = DatasetSection()
     re_ranking: ReRankingSection = ReRankingSection()
@@ -271,11 +261,7 @@ class Spec(_Section):
 
 
 def load_spec(path: Path) -> Spec:
-    """Read a spec file.
-
-    Raises:
-        ConfigError: not readable, not YAML, or an invalid field; names the file and the field.
-    """
+    """Read a spec file; ConfigError, with file and field, if it is unreadable, not YAML or invalid."""
     try:
         import yaml
     except ImportError as error:
@@ -286,21 +272,13 @@ def load_spec(path: Path) -> Spec:
         raise ConfigError(f"cannot read the spec {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, Mapping):
-        raise ConfigError(
-            f"{path}: expected sections such as model: and dataset:, got {type(content).__name__}"
-        )
-    return parse_spec(content, name=str(path))
+    if isinstance(content, Mapping | None):
+        return parse_spec(content or {}, name=str(path))
+    raise ConfigError(f"{path}: expected sections such as model: and dataset:, got {type(content).__name__}")
 
 
 def parse_spec(content: Mapping[str, Any], *, name: str = "spec") -> Spec:
-    """Validate the content of a spec file.
-
-    Raises:
-        ConfigError: every error with its field and, for an unknown name, the nearest known one.
-    """
+    """Validate a spec; ConfigError with every bad field and, for an unknown name, the nearest known one."""
     try:
         return Spec.model_validate(dict(content))
     except ValidationError as error:
@@ -309,7 +287,6 @@ def parse_spec(content: Mapping[str, Any], *, name: str = "spec") -> Spec:
 
 
 def _describe(fault: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails; not imported for one annotation
-    """Describe one error of pydantic."""
     where = [str(part) for part in fault["loc"]]
     field = ".".join(where)
     if fault["type"] == "extra_forbidden":
@@ -321,7 +298,6 @@ def _describe(fault: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails; no
 
 
 def _known_names(section: list[str]) -> list[str]:
-    """Field names of the section at this path."""
     model: Any = Spec
     for part in section:
         model = model.model_fields[part].annotation

@@ -5,30 +5,38 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import structlog
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from edge_agent.offline.train.loop import Step
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 _LINE_EVERY = 30.0  # seconds between lines without a terminal
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Result of one training step."""
+
+    epoch: int  # from 0
+    step: int  # from 1, within the epoch
+    steps: int  # number of steps of this epoch
+    total: int  # number of the step in the whole run, from 1
+    losses: Mapping[str, float]  # by name (`identity`, `triplet`, `center`, `total`)
+    accuracy: float  # share of the batch that is classified correctly
+    rate: float  # learning rate of the first group
+    seconds: float  # duration of the step
+
+
 class RunLog:
     """Displays and records a run; a context manager.
 
-    Writes `training.jsonl` (means of every 20 steps, and every evaluation) and TensorBoard events.
-
-    Args:
-        folder: of the run.
-        epochs: of the whole run.
-        console: shows progress: a bar on a terminal, else a line every 30 s.
-        resumed: append to the file of the previous run.
+    Writes `training.jsonl` (means of every 20 steps, and every evaluation; appended to if `resumed`) and
+    TensorBoard events. The console shows a bar on a terminal, else a line every 30 s.
     """
 
     def __init__(self, folder: Path, *, epochs: int, console: Console, resumed: bool) -> None:
@@ -47,13 +55,8 @@ class RunLog:
         self._file = (self._folder / "training.jsonl").open(self._mode, encoding="utf-8")
         self._scalars = _tensorboard(self._folder)
         if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=None)
         return self
