@@ -35,10 +35,8 @@ _UNIT_TOLERANCE = np.full(1, 0.02, np.float32)
 class Job:
     """One submission, fields as in `Embedded`. The rows of its frames follow one another.
 
-    Attributes:
-        ends: for each frame, the row after its last.
-        inside: xyxy of each crop in its frame, pixels.
-        waiting: crops whose rows have not arrived.
+    `ends` has for each frame the row after its last, `inside` the xyxy pixels of each crop in its frame;
+    `waiting` counts crops whose rows have not arrived.
     """
 
     ends: list[int]
@@ -66,8 +64,7 @@ class Job:
         ]
 
 
-Part = tuple[Job, list[int]]
-"""Some rows of a job."""
+Part = tuple[Job, list[int]]  # some rows of a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +95,7 @@ class Batcher:
         self.counters = EmbedCounters()
         self.on_batch: Callable[[int, float, float], None] | None = None
         """Callback for each batch: crops, times of submission and of its rows (monotonic seconds)."""
-        self.fastest = 0.0
-        """Least seconds for one crop in any batch; 0 before the first."""
+        self.fastest = 0.0  # least seconds for one crop in any batch; 0 before the first
         self._engine, self._packer, self._gate = engine, packer, gate
         self._most = engine.info.max_batch
         self._packing: deque[Part] = deque()  # with the packer

@@ -1,11 +1,9 @@
 """How many crops the engine can embed before the cameras' next frames.
 
-Live cameras do not wait: when more crops are embedded than the engine takes in time, whole frames are lost,
-of whichever camera. So each frame brings engine time along: the time since the last processed frame of its
-camera, divided by the number of active cameras. The engine's measured speed converts it into crops. Time that
-one camera does not use is available to others.
-
-Nothing here depends on the wall clock, so that a recording can be replayed to the same result.
+Live cameras do not wait: with more crops than the engine takes in time, whole frames of any camera are lost.
+So each frame brings engine time along: the time since the last processed frame of its camera, divided by the
+number of active cameras. The engine's measured speed converts it into crops. Time that one camera does not
+use is available to others. Nothing depends on the wall clock: a replayed recording gives the same result.
 """
 
 from __future__ import annotations
@@ -65,10 +63,7 @@ class _Camera:
 
 @dataclass(slots=True)
 class _Window:
-    """Events since the last review: delivered and lost frames, whether crops were spared (`short`).
-
-    `seconds` is the engine's work before it.
-    """
+    """Since the last review: frames delivered and lost, crops spared; `seconds`: engine work before it."""
 
     since: float
     seconds: float
@@ -87,14 +82,10 @@ class CropBudget:
     def __init__(
         self, worked: Callable[[], tuple[int, float]], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._worked = worked
-        self._clock = clock
-        self._known = worked()
+        self._worked, self._clock, self._known = worked, clock, worked()
         self._crops = self._seconds = 0.0
         self._cameras: dict[str, _Camera] = {}
-        self._available = 0.0
-        self._fraction = 0.0
-        self._pace = 1.0
+        self._available, self._fraction, self._pace = 0.0, 0.0, 1.0
         self._window: _Window | None = None
 
     @property
@@ -171,10 +162,7 @@ class CropBudget:
 
 
 def _next_pace(pace: float, window: _Window, busy: float) -> float:
-    """Slow down where a busy engine loses frames, speed up where it idles while crops are spared.
-
-    Frames that are lost while the engine idles have another cause; no pace would save them.
-    """
+    """Slow down where a busy engine loses frames, speed up where it idles while crops are spared."""
     lost = window.lost / max(1, window.frames)
     if lost > LOST and busy > BUSY:
         return max(LEAST_PACE, pace - min(lost - LOST, 2 * PACE_STEP))

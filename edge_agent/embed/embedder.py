@@ -34,12 +34,8 @@ Pair = tuple[NDArray[np.uint8], Detections]
 class Embedder:
     """Turns detections into embeddings, for one thread. A context manager, which enters and tests the engine.
 
-    Args:
-        engine: runs a graph of `prepare_reid`; not yet entered.
-        profile: the graph's preprocess profile; only its resize rule is used here.
-        gate: refuses and grades crops.
-        golden: reference embeddings for the self-test; None tests only what needs no reference.
-        packer: resizes crops, by the same profile and gate; on the caller's thread when None.
+    The engine runs a graph of `prepare_reid`, of whose profile only the resize rule is used here. Without
+    `golden` the self-test needs no reference; without a `packer` crops are resized on the caller's thread.
     """
 
     def __init__(
@@ -67,10 +63,7 @@ class Embedder:
 
     @property
     def full(self) -> bool:
-        """Whether `collect` is better than another `submit`.
-
-        That is so when results wait, and when the engine has enough to do until they are used.
-        """
+        """Whether `collect` is better than `submit`: results wait, or the engine has enough to do."""
         waiting = [job.waiting for job in self._jobs if job.waiting]
         ahead = self.batcher.joined if self._packer.room else 0
         return bool(self._jobs) and (not self._jobs[0].waiting or (len(waiting) > 1 and sum(waiting) > ahead))
@@ -93,8 +86,6 @@ class Embedder:
         self._jobs.clear()
         self.batcher.clear()
         self._closing.close()
-
-    # --- frames -------------------------------------------------------------------------------
 
     def grade(self, pairs: Sequence[Pair]) -> list[Graded]:
         """Grade the detections of several frames, `(H, W, 3)` uint8 BGR, by their boxes, for `submit`.
@@ -169,8 +160,6 @@ class Embedder:
             raise job.error
         self.counters.refused.update(filter(None, job.reasons))
         return job.results()
-
-    # --- whole pictures -----------------------------------------------------------------------
 
     def embed_images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Embed whole pictures, each one crop: `(N, D)` float32, rows of unit length.

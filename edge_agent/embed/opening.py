@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.core.errors import ConfigError
 from edge_agent.embed.capacity import CropBudget
 from edge_agent.embed.embedder import Embedder
-from edge_agent.embed.packer import InlinePacker, Packer, SubprocessPacker
+from edge_agent.embed.packer import Packer, SubprocessPacker
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import CropSelector
 from edge_agent.engine import PlanOptions, choose_backend, is_simulated, open_engine, open_simulated
@@ -87,7 +87,7 @@ def make_embedder(
     if plans is not None:
         options = PlanOptions(plans, ranges, progress=building, conditions=lambda: _conditions(plans))
     opened = open_engine(graph, engine, options, max_batch=max_batch)
-    return _assemble(opened, profile, engine, quality, golden)
+    return _assemble(opened, profile, engine.packing, quality, golden)
 
 
 def make_crop_selector(
@@ -103,32 +103,23 @@ def make_crop_selector(
 def _open_simulated(engine: EngineSettings, quality: QualitySettings, max_batch: int | None) -> Embedder:
     from edge_agent.engine.simulated import PROFILE
 
-    named = [key for key in ("model", "preprocess") if getattr(engine, key) is not None]
-    named += ["precision"] if engine.precision != "auto" else []
-    if named:
+    keys = ("model", "preprocess", "precision")
+    if named := [key for key in keys if getattr(engine, key) not in (None, "auto")]:
         raise ConfigError(
             f"engine.backend {engine.backend} runs no network, so engine.{named[0]} has no meaning: leave it"
             " out, or choose another backend"
         )
     opened = open_simulated(engine.backend, max_batch=max_batch or engine.max_batch)
-    return _assemble(opened, PROFILE, engine, quality, None)
+    return _assemble(opened, PROFILE, engine.packing, quality, None)
 
 
 def _assemble(
-    opened: Engine,
-    profile: PreprocessProfile,
-    settings: EngineSettings,
-    quality: QualitySettings,
-    golden: Golden | None,
+    opened: Engine, profile: PreprocessProfile, packing: str, quality: QualitySettings, golden: Golden | None
 ) -> Embedder:
-    gate = QualityGate(quality)
-    on_cpu = opened.info.backend == "onnxruntime"
-    packer: Packer
-    if settings.packing == "here" or (settings.packing == "auto" and on_cpu):
-        packer = InlinePacker(profile, quality.min_sharpness)
-    else:
+    packer: Packer | None = None
+    if packing == "beside" or (packing == "auto" and opened.info.backend != "onnxruntime"):
         packer = SubprocessPacker(profile, quality.min_sharpness, opened.input_size, opened.info.max_batch)
-    return Embedder(opened, profile=profile, gate=gate, golden=golden, packer=packer)
+    return Embedder(opened, profile=profile, gate=QualityGate(quality), golden=golden, packer=packer)
 
 
 def _conditions(disk: Path) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Packing: the sharpness of crops of any size, and their resized copies for the network.
 
-`InlinePacker` works on the caller's thread, `SubprocessPacker` in a process of its own: pixels are half of
-the host's work for an engine that is not on the CPU, and a second thread would gain nothing, for OpenCV
-releases and takes Python's interpreter lock with every call. Crops and pictures are handed over in shared
-memory that has no name in any file system. The pipes carry only sizes.
+Pixels are half of the host's work for an engine that is not on the CPU, and a second thread would gain
+nothing: OpenCV releases and takes Python's interpreter lock with every call. So `SubprocessPacker` has its
+own process. Crops and pictures are in shared memory without a name in any file system, sizes in pipes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -30,6 +29,7 @@ from edge_agent.embed.quality import sharpness
 from edge_agent.engine.graph.prepared import PreprocessProfile
 
 Pixels = NDArray[np.uint8]
+Two = tuple[int, int]
 
 PARCEL = 16
 """Crops of one `begin` at most. They are packed while the next ones are copied, stay in the cache of the
@@ -53,10 +53,7 @@ def _pack(
 
 
 class InlinePacker:
-    """Packs on the caller's thread, in the order of `begin`. A context manager.
-
-    Crops with less than the `least` sharpness get no picture.
-    """
+    """Packs on the caller's thread, in order; crops below the `least` sharpness get no picture."""
 
     room = 0
     """How many calls of `begin` may wait for their `finish` while the next is made."""
@@ -82,8 +79,7 @@ class InlinePacker:
     def finish(self, targets: Pixels) -> NDArray[np.float32]:
         """Pack the oldest crops: return their sharpness `(N,)` float32, see `quality.sharpness`.
 
-        Pictures of those that are sharp enough are written to `targets`, `(M, H, W, 3)` uint8, one after
-        another.
+        Writes pictures of the sharp ones to `targets`, `(M, H, W, 3)` uint8, one after another.
 
         Raises:
             EngineError: the packer has failed; these crops are lost, the next are not.
@@ -118,7 +114,7 @@ class _Slot:
     crops: _SharedMemory
     packed: _SharedMemory
 
-    def results(self, size: tuple[int, int]) -> tuple[NDArray[np.float32], Pixels]:
+    def results(self, size: Two) -> tuple[NDArray[np.float32], Pixels]:
         """Return `(PARCEL,)` float32 sharpness, and `(PARCEL, H, W, 3)` uint8 pictures."""
         begin, end = 4 * PARCEL, 4 * PARCEL + PARCEL * size[0] * size[1] * 3
         memory = self.packed.bytes(end)
@@ -189,8 +185,8 @@ class SubprocessPacker:
         slot, count, generation = self._begun.popleft()
         if self._process is None or generation != self._generation:
             raise EngineError("the process that packed these crops has ended")
-        answer = _read(self._answers, _DONE.size)
-        if answer is None:
+        answer = os.read(self._answers, _DONE.size)  # pipes move so few bytes in one piece
+        if not answer:
             code = self._end()
             raise EngineError(f"the process that packs crops has ended with {code}; another is started")
         _, pictures = _DONE.unpack(answer)
@@ -202,9 +198,9 @@ class SubprocessPacker:
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         handles = [(slot.crops.handle, slot.packed.handle) for slot in self._slots]
-        task = _Task(requests, answers, handles, self._size, self._least, asdict(self._profile))
+        task = (asdict(self._profile), self._least, self._size, (requests, answers), handles)
         self._process = subprocess.Popen(  # noqa: S603 - this module, by the interpreter that runs it
-            [sys.executable, "-m", "edge_agent.embed.packer", json.dumps(asdict(task))],
+            [sys.executable, "-m", "edge_agent.embed.packer", json.dumps(task)],
             pass_fds=[requests, answers, *(handle for pair in handles for handle in pair)],
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
@@ -220,55 +216,18 @@ class SubprocessPacker:
             return None
         os.close(self._requests)
         os.close(self._answers)
+        process, self._process = self._process, None
         try:
-            code = self._process.wait(_END_S)
+            return process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        self._process = None
-        return code
+            process.kill()
+            return process.wait()
 
 
 Packer = InlinePacker | SubprocessPacker
 
 
-# --- in the other process ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """Argument of the process: pipes, memory of each slot, size of a picture, sharpness limit, profile."""
-
-    requests: int
-    answers: int
-    slots: list[tuple[int, int]]
-    size: tuple[int, int]
-    least: float
-    profile: dict[str, object]
-
-
-def _read(handle: int, count: int) -> bytes | None:
-    """Read exactly `count` bytes of a pipe; None where it has ended."""
-    parts = b""
-    while len(parts) < count:
-        part = os.read(handle, count - len(parts))
-        if not part:
-            return None
-        parts += part
-    return parts
-
-
-def _requests(handle: int) -> Iterator[tuple[int, int, NDArray[np.uint32]]]:
-    """Yield slot, bytes of its memory, and `(N, 2)` heights and widths, until the pipe is closed."""
-    while (head := _read(handle, _HEAD.size)) is not None:
-        slot, count, size = _HEAD.unpack(head)
-        sizes = _read(handle, 8 * count)
-        if sizes is None:
-            return
-        yield slot, size, np.frombuffer(sizes, np.uint32).reshape(count, 2)
-
-
-def _serve(task: _Task) -> None:
+def _serve(profile: PreprocessProfile, least: float, size: Two, pipes: Two, memory: Sequence[Two]) -> None:
     # Ctrl-C and a service manager's signal go to the whole group: the last frames are packed all the same,
     # and the process ends with the pipe.
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -276,19 +235,22 @@ def _serve(task: _Task) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    profile = PreprocessProfile(**task.profile)  # type: ignore[arg-type]  # `asdict`, with lists for tuples
-    slots = [_Slot(_SharedMemory(crops), _SharedMemory(packed)) for crops, packed in task.slots]
-    for slot, size, sizes in _requests(task.requests):
-        memory, at, crops = slots[slot].crops.bytes(size), 0, []
-        for height, width in sizes.tolist():
-            crops.append(memory[at : at + height * width * 3].reshape(height, width, 3))
-            at += height * width * 3
-        sharp, pictures = slots[slot].results((task.size[0], task.size[1]))
-        found = _pack(crops, pictures, profile, task.least)
-        sharp[: len(found)] = found
-        with contextlib.suppress(BrokenPipeError):
-            os.write(task.answers, _DONE.pack(slot, int(np.count_nonzero(found >= task.least))))
+    slots = [_Slot(*map(_SharedMemory, handles)) for handles in memory]
+    with os.fdopen(pipes[0], "rb") as requests:
+        while head := requests.read(_HEAD.size):
+            slot, count, length = _HEAD.unpack(head)
+            sizes = np.frombuffer(requests.read(8 * count), np.uint32).reshape(count, 2)
+            pixels, at, crops = slots[slot].crops.bytes(length), 0, []
+            for height, width in sizes.tolist():
+                crops.append(pixels[at : at + height * width * 3].reshape(height, width, 3))
+                at += height * width * 3
+            sharp, pictures = slots[slot].results(size)
+            found = _pack(crops, pictures, profile, least)
+            sharp[: len(found)] = found
+            with contextlib.suppress(BrokenPipeError):
+                os.write(pipes[1], _DONE.pack(slot, int(np.count_nonzero(found >= least))))
 
 
 if __name__ == "__main__":
-    _serve(_Task(**json.loads(sys.argv[1])))
+    profile, *arguments = json.loads(sys.argv[1])  # `asdict`, with lists for tuples
+    _serve(PreprocessProfile(**profile), *arguments)

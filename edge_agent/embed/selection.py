@@ -8,6 +8,7 @@ other crop overlaps that box.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,11 +138,10 @@ class CropSelector:
 
     def _choose(self, most: int, frames: Sequence[Candidates], masks: Masks, crops: Sequence[_Crop]) -> int:
         """Spare all but the `most` crops that matter most; return the number that will be embedded."""
-        weak = [self._weak(frame) for frame in frames]
         spared = [mask.tolist() for mask in masks]
         wanted = [crop for crop in crops if crop.grade > 0 and not spared[crop.frame][crop.row]]
         for crop in wanted:
-            self._prioritise(crop, frames[crop.frame].time, weak=weak[crop.frame][crop.row])
+            self._prioritise(crop, frames[crop.frame])
         order = _by_turns(wanted, [frame.camera for frame in frames])
         for crop in order[:most]:
             if crop.track is not None:
@@ -150,20 +150,15 @@ class CropSelector:
             masks[crop.frame][crop.row] = True
         return min(most, len(order))
 
-    def _weak(self, frame: Candidates) -> list[bool]:
-        """Return for each box whether it is too weak to start a track."""
-        if self._new_track is None or frame.scores is None:
-            return [False] * len(frame.boxes)
-        weak: list[bool] = (frame.scores < self._new_track(frame.camera)).tolist()
-        return weak
-
-    def _prioritise(self, crop: _Crop, time: float, *, weak: bool) -> None:
+    def _prioritise(self, crop: _Crop, frame: Candidates) -> None:
         """Set the tier and the urgency of a crop."""
         track, wait = crop.track, STRETCHED_S
         if track is None:
+            score = math.inf if frame.scores is None else frame.scores[crop.row]
+            weak = self._new_track is not None and score < np.float32(self._new_track(frame.camera))
             crop.tier = _REST if weak else _NEW
         else:
-            wait = min(max(time - max(track.embedded_at, track.requested_at), 0.0), LONGEST_S)
+            wait = min(max(frame.time - max(track.embedded_at, track.requested_at), 0.0), LONGEST_S)
             settled = crop.certain and track.number is not None
             needed = self._tracks.crops_wanted(track) > 0
             if wait >= LONGEST_S or (crop.certain and not settled and needed):
@@ -173,8 +168,6 @@ class CropSelector:
             else:
                 crop.tier = _SETTLED if wait >= STRETCHED_S else _REST
         crop.urgency = wait * crop.grade
-
-    # --- which track a crop belongs to --------------------------------------------------------
 
     def _crops(self, frames: Sequence[Candidates]) -> list[_Crop]:
         """Return all crops, in order."""

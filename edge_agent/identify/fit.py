@@ -98,10 +98,8 @@ class Fit:
         """Return the best number, its score, and the runner-up's score."""
         scores = self.scores[row]
         order = best_two(scores)
-        if not order:
-            return None, -1.0, None
-        second = float(scores[order[1]]) if len(order) > 1 else None
-        return int(self.numbers[order[0]]), float(scores[order[0]]), second
+        best, second = (*(float(scores[column]) for column in order), None, None)[:2]
+        return (None, -1.0, None) if best is None else (int(self.numbers[order[0]]), best, second)
 
 
 class Fitting:

@@ -1,7 +1,6 @@
 """The open-set decision: known, new, or wait.
 
 The good crops of each track are pooled. Their centroid is compared with the best exemplar of every identity:
-
 - *matched* when an identity reaches the threshold with a margin over the next, and no track that was seen
   together with this one has it. All undecided tracks of a camera are assigned jointly.
 - *enrolled* when none does and there are enough good crops.
@@ -60,8 +59,6 @@ class Identifier:
         self._reviewer = Reviewer(self._shared, self._fitting, self._settler, self._fuser)
         self._had_threshold = False
 
-    # -- what the pipeline calls ---------------------------------------------------------------
-
     def update(self, update: TrackUpdate) -> list[Decision]:
         """Process one frame of one camera; return decisions in the order in which they were made."""
         seen = self.tracks.observe(update)
@@ -85,8 +82,6 @@ class Identifier:
     def reload(self, settings: IdentifySettings) -> None:
         """Replace the settings of a running identifier."""
         self._shared.reload(settings)
-
-    # -- what an operator asks for -------------------------------------------------------------
 
     def enrol_track(self, camera: str, track_id: int, name: str | None) -> int:
         """Enrol the person of a track; return the identity's number.
@@ -118,8 +113,6 @@ class Identifier:
         """Forget the site's scores; the threshold starts with a warm-up again."""
         self.thresholds.forget()
         self._had_threshold = False
-
-    # -- decisions on a frame ------------------------------------------------------------------
 
     def _is_due(self, track: Track) -> bool:
         fresh = track.evidence.count - track.decided_at
@@ -230,6 +223,5 @@ class Identifier:
         if track.number is not None:
             decisions = self._fuser.fuse([track.number])
             return [*decisions, self._settler.decision(track, DecisionKind.DEPARTED, "left")]
-        if self._shared.settings.publish_unknown and track.decision is None:
-            return [self._settler.decision(track, DecisionKind.UNKNOWN, "seen too little")]
-        return []
+        unknown = self._shared.settings.publish_unknown and track.decision is None
+        return [self._settler.decision(track, DecisionKind.UNKNOWN, "seen too little")] if unknown else []

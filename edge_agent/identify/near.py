@@ -1,9 +1,9 @@
 """Nearest identities, exact but mostly without a search of the whole gallery.
 
-A search reads the whole gallery, and nothing else in a decision costs as much. So each search is remembered
-with its query: the nearest identities, and a score that no other identity reached. When the query has turned
-by some angle since, no other identity can have come nearer by more than that angle (triangle inequality on
-the sphere). Identities whose exemplars changed are compared again.
+A search reads the whole gallery, the most expensive step of a decision. So each is remembered with its query:
+the nearest identities, and a score that no other one reached. When the query has turned by some angle since,
+no other identity can have come nearer by more than that angle (triangle inequality on the sphere).
+Identities whose exemplars changed are compared again.
 """
 
 from __future__ import annotations

@@ -82,8 +82,7 @@ class SiteScores:
 
     def threshold(self) -> Threshold:
         """Return the site's threshold; without a value during the warm-up."""
-        if self._cached is None:
-            self._cached = self._compute()
+        self._cached = self._cached or self._compute()
         return self._cached
 
     def drift(self) -> float | None:
@@ -118,8 +117,7 @@ class SiteScores:
         return self._held
 
 
-SITE_FACT = "site_scores"
-"""Name under which the site's scores are kept in the gallery file."""
+SITE_FACT = "site_scores"  # name of the site's scores in the gallery file
 
 
 class FactStore(Protocol):
@@ -140,8 +138,7 @@ class ThresholdPolicy:
         stored = facts.get(SITE_FACT)
         if stored:
             self.site.load(stored)
-        self.in_force = self.current()
-        """Threshold of the decisions on this frame; joined identities may change the current one."""
+        self.in_force = self.current()  # for this frame; joined identities may change the current one
 
     def current(self) -> Threshold:
         """Return the threshold and its rule."""

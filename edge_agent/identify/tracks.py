@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from edge_agent.core.structures import Decision, TrackObservation, TrackUpdate
     from edge_agent.identify.near import Search
 
-TrackKey = tuple[str, int]
-"""Camera and track number."""
+TrackKey = tuple[str, int]  # camera and track number
 REVIEW_CROPS = 10
 """Further good crops after which the decision on a track is reviewed."""
 CLEAR_LEAD = 0.05
@@ -43,8 +42,7 @@ class Evidence:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._vectors: NDArray[np.float32] | None = None
-        """`(limit, D)`, the oldest overwritten first."""
+        self._vectors: NDArray[np.float32] | None = None  # `(limit, D)`, the oldest overwritten first
         self._weights = np.zeros(limit, np.float32)
         self._centroid: NDArray[np.float32] | None = None
         self.count = 0
@@ -208,8 +206,6 @@ class TrackTable:
         """Number of tracks with an identity that have not ended; any thread may read it."""
         return sum(not track.ended and track.number is not None for track in list(self._tracks.values()))
 
-    # -- holders of identities -----------------------------------------------------------------
-
     @property
     def identities(self) -> list[int]:
         """Numbers of the identities that tracks hold or held, in order."""
@@ -276,8 +272,7 @@ class Covisibility:
 
     def __init__(self, frames: int) -> None:
         self.needed = frames
-        self._together: dict[tuple[TrackKey, TrackKey], int] = {}
-        """Frames of pairs that may still be one person."""
+        self._together: dict[tuple[TrackKey, TrackKey], int] = {}  # frames of pairs, maybe one person
         self._rivals: dict[TrackKey, set[TrackKey]] = defaultdict(set)
 
     def observe(self, seen: Sequence[TrackObservation]) -> None:
@@ -304,8 +299,7 @@ class Covisibility:
 
     def forget(self, tracks: Iterable[TrackKey]) -> None:
         """Drop tracks that ended long ago."""
-        gone = set(tracks)
-        if not gone:
+        if not (gone := set(tracks)):
             return
         self._together = {pair: n for pair, n in self._together.items() if not gone.intersection(pair)}
         for track in gone:
