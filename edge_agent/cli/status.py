@@ -32,10 +32,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield "  the watchdog is not fed: the service manager will restart the agent"
     yield from _table("stages", (_stage(one) for one in found.get("stages", ())))
     yield from _table("sources", (_source(one) for one in found.get("sources", ())))
-    delivery = found.get("delivery")
-    if delivery:
+    if delivery := found.get("delivery"):
         yield _plain(f"delivery: {delivery['connection']}" + _because(delivery["problem"]))
-    yield from _governor(found.get("governor"))
+    if (governor := found.get("governor")) is not None:
+        step = f"step {governor['step']} of {governor['steps']}" if governor.get("steps") else ""
+        yield _plain(f"governor: {governor['state']} {step}".rstrip() + _because(governor.get("reason")))
     yield from _device(found.get("telemetry"))
     if (trouble := found.get("memory", {}).get("trouble")) is not None:
         yield _plain(f"memory: {trouble}")
@@ -66,12 +67,6 @@ def _source(one: Mapping[str, Any]) -> tuple[str, str, str]:
     over = f", {one['overload']} crops skipped for overload" if one.get("overload") else ""
     text = f"{one['delivered']} delivered{dropped}{still}{over}; {one['reason']}"
     return one["camera"], one["state"], text
-
-
-def _governor(found: Mapping[str, Any] | None) -> Iterator[str]:
-    if found is not None:
-        step = f"step {found['step']} of {found['steps']}" if found.get("steps") else ""
-        yield _plain(f"governor: {found['state']} {step}".rstrip() + _because(found.get("reason")))
 
 
 def _device(telemetry: Mapping[str, Any] | None) -> Iterator[str]:

@@ -37,12 +37,10 @@ Time = Annotated[float, UnixTime]
 class Metric:
     """Prometheus metric of a field; its help text is the description of the field."""
 
-    name: str
-    """Without the prefix `edge_agent_`."""
+    name: str  # without the prefix `edge_agent_`
     label: str | None = None
     """Label for the keys of a mapping (or the entries of a tuple, each with the value 1)."""
-    counter: bool = False
-    """A counter, whose samples get the suffix `_total`; else a gauge."""
+    counter: bool = False  # a counter, whose samples get the suffix `_total`; else a gauge
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,17 +147,13 @@ class TrackObservation:
     """One track in one frame."""
 
     camera: str
-    track_id: int
-    """Number of the track within its camera, from 1, unique in a run."""
+    track_id: int  # number of the track within its camera, from 1, unique in a run
     frame: int
     time: float
-    box: NDArray[np.float32]
-    """`(4,)`, as detected."""
+    box: NDArray[np.float32]  # `(4,)`, as detected
     score: float
-    vector: NDArray[np.float32] | None
-    """`(D,)` float32 of unit length, or None where the crop was refused."""
-    quality: float
-    """0..1, see `Embedded`."""
+    vector: NDArray[np.float32] | None  # `(D,)` float32 of unit length, or None where the crop was refused
+    quality: float  # 0..1, see `Embedded`
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +163,7 @@ class TrackUpdate:
     camera: str
     frame: int
     time: float
-    size: tuple[int, int]
-    """`(width, height)` of the frame in pixels."""
+    size: tuple[int, int]  # `(width, height)` of the frame in pixels
     seen: tuple[TrackObservation, ...]
     ended: tuple[int, ...]
 
@@ -181,12 +176,9 @@ class Pictures:
     """Pictures of one person in a crop folder: those of one track of one camera, from a time on."""
 
     camera: str
-    track: int
-    """From `LONE_TRACKS` on, one picture without a track."""
-    since: float
-    """Time of its first picture."""
-    until: float
-    """When another track of the camera got the number; infinity if none did."""
+    track: int  # from `LONE_TRACKS` on, one picture without a track
+    since: float  # time of its first picture
+    until: float  # when another track of the camera got the number; infinity if none did
 
 
 @dataclass(frozen=True, slots=True)

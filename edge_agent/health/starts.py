@@ -67,8 +67,7 @@ class Starts:
         self._path = path
         self._boot = _boot_id() if boot is None else boot
         self._lock = threading.Lock()
-        self.runs: list[Run] = []
-        """Oldest first, this run last."""
+        self.runs: list[Run] = []  # oldest first, this run last
 
     @property
     def former(self) -> Sequence[Run]:

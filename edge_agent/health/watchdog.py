@@ -87,10 +87,8 @@ class Watchdog:
     notifier: Notifier
     on_change: Callable[[dict[str, str]], None]
     on_check: Callable[[], None]
-    stages: Sequence[Stage] = ()
-    """Stages to check; replaced as a whole."""
-    fed: bool = True
-    """Whether the last check sent a watchdog signal."""
+    stages: Sequence[Stage] = ()  # stages to check; replaced as a whole
+    fed: bool = True  # whether the last check sent a watchdog signal
     _stuck: dict[str, str] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -166,9 +164,7 @@ def _is_group_stuck(states: Sequence[tuple[Stage, StageState]]) -> bool:
 def _stack(thread: int | None) -> list[str]:
     """The innermost calls of a thread, outermost first; files and lines, no values."""
     frame = sys._current_frames().get(thread) if thread is not None else None
-    if frame is None:
-        return []
-    calls = traceback.extract_stack(frame)[-_STACK_DEPTH:]
+    calls = traceback.extract_stack(frame)[-_STACK_DEPTH:] if frame is not None else ()
     return [f"{call.filename}:{call.lineno} {call.name}" for call in calls]
 
 
