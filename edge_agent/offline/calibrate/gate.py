@@ -56,11 +56,9 @@ class Gate:
         reasons: readable reasons for failure; empty when it passed.
         bounds: the limits.
         mAP_fp32, mAP_candidate, rank1_fp32, rank1_candidate: fractions, by the protocol of `evaluate`.
-        cosine_min, cosine_p1, cosine_median: minimum, first percentile and median over the crops of the
-            cosine between a crop's two embeddings.
+        cosine_min, cosine_p1, cosine_median: over the `crops`, of the cosine of a crop's two embeddings.
         crops: number of crops compared.
-        threshold_fp32, threshold_candidate: match thresholds at the target false-match rate.
-        threshold_drift: `threshold_candidate - threshold_fp32`.
+        threshold_fp32, threshold_candidate, threshold_drift: match thresholds, and their difference.
         fmr_at_fp32_threshold: false-match rate of the candidate at the threshold of FP32.
     """
 
@@ -89,28 +87,18 @@ class Gate:
 def compare(
     reference: Embeddings, candidate: Embeddings, *, name: str, bounds: Bounds, target_fmr: float
 ) -> tuple[Gate, Evaluation]:
-    """Compare a candidate to FP32; also return the candidate's evaluation.
-
-    Args:
-        reference: embeddings of the FP32 network.
-        candidate: embeddings of the same crops, in the same order.
-        name: of the candidate in reports.
-        bounds: the limits.
-        target_fmr: false-match rate at which thresholds are compared.
+    """Compare a candidate to FP32 by embeddings of the same crops; also return the candidate's evaluation.
 
     Raises:
         InputError: the two did not embed the same crops.
         DatasetError: no query has a match in another camera.
     """
-    cosines = np.concatenate(
-        [_cosines(reference.query, candidate.query), _cosines(reference.gallery, candidate.gallery)]
-    )
+    sides = ((reference.query, candidate.query), (reference.gallery, candidate.gallery))
+    cosines = np.concatenate([_cosines(one, other) for one, other in sides])
     before = evaluate(reference.query, reference.gallery, targets=(target_fmr,))
     after = evaluate(candidate.query, candidate.gallery, targets=(target_fmr,))
-    old, new = (
-        point.threshold if isinstance(point, OperatingPoint) else None
-        for point in (before.points[0], after.points[0])
-    )
+    points = (before.points[0], after.points[0])
+    old, new = (point.threshold if isinstance(point, OperatingPoint) else None for point in points)
     figures = {
         "mAP_fp32": before.ranking.mean_average_precision,
         "mAP_candidate": after.ranking.mean_average_precision,
@@ -131,9 +119,7 @@ def compare(
         threshold_fp32=old,
         threshold_candidate=new,
         threshold_drift=None if old is None or new is None else new - old,
-        fmr_at_fp32_threshold=None
-        if old is None
-        else after.scores.false_matches(old) / after.scores.impostor_pairs,
+        fmr_at_fp32_threshold=None if old is None else after.scores.fmr(old),
     )
     return gate, after
 
@@ -151,10 +137,8 @@ def _cosines(one: EmbeddedCrops, other: EmbeddedCrops) -> np.ndarray[Any, np.dty
 def _reasons(figures: dict[str, float], bounds: Bounds) -> list[str]:
     """Reasons for failure. A loss is rounded to 1e-9, so that a loss equal to its bound passes."""
     reasons = []
-    for what, key, most in (
-        ("mAP", "mAP", bounds.max_map_loss),
-        ("rank-1", "rank1", bounds.max_rank1_loss),
-    ):
+    limits = (("mAP", "mAP", bounds.max_map_loss), ("rank-1", "rank1", bounds.max_rank1_loss))
+    for what, key, most in limits:
         before, after = figures[f"{key}_fp32"], figures[f"{key}_candidate"]
         if round(before - after, 9) > most:
             reasons.append(
@@ -176,15 +160,12 @@ class MatchThreshold:
     Attributes:
         value: lowest cosine of a match, None when the data cannot support one.
         target_fmr: requested false-match rate, per comparison of two crops.
-        fmr: measured at `value`.
-        fmr_ci: 95 % interval of `fmr`.
+        fmr, fmr_ci: measured at `value`, and the 95 % interval, computed by `method`.
         fnmr: share of genuine pairs below `value`.
-        pairs: cross-camera impostor pairs it is based on.
-        genuine_pairs: cross-camera pairs of one person.
+        pairs, genuine_pairs: cross-camera pairs of two people and of one that it is based on.
         source: `evaluation`, `site` when the site's scores set or raised it, or `none`.
         site_pairs: pairs of people of the site that were used.
-        reason: readable reason why there is none, or what raised it.
-        method: how the interval was computed.
+        reason: why there is none, or what raised it.
     """
 
     value: float | None
@@ -224,12 +205,9 @@ def threshold_without_data(target_fmr: float, site: Mapping[str, Any] | None = N
 def match_threshold(
     evaluation: Evaluation, target_fmr: float, site: Mapping[str, Any] | None = None
 ) -> MatchThreshold:
-    """Return the threshold for `target_fmr`.
+    """Return the threshold for `target_fmr` from an evaluation, with this target, of the engine to run.
 
-    Args:
-        evaluation: of the engine that will run, with `target_fmr` among its targets.
-        target_fmr: false-match rate.
-        site: from `identify.site.SiteScores.to_json`, of a gallery of the same embedding space.
+    `site` is from `identify.site.SiteScores.to_json`, of a gallery of the same embedding space.
 
     Raises:
         ValueError: the evaluation was not made for this target.
@@ -243,7 +221,7 @@ def match_threshold(
         return replace(local, pairs=impostors, genuine_pairs=genuine, reason=point.reason)
     if local.value is not None and local.value > point.threshold:
         value, source, reason = local.value, "site", f"the site's pairs raised it from {point.threshold:.4f}"
-        fmr, interval = scores.false_matches(value) / scores.impostor_pairs, None
+        fmr, interval = scores.fmr(value), None
     else:
         value, source, reason = point.threshold, "evaluation", ""
         fmr, interval = point.fmr, point.fmr_ci

@@ -189,13 +189,8 @@ def _write_result(
     put("report.json", json.dumps(document, indent=2, allow_nan=False).encode())
     put("report.html", html_report(document, chosen["evaluation"]))
     copied = ("precision", "backend", "gate", "threshold", "model", "created", "keep")
-    data = {key: document[key] for key in copied} | {
-        "gate": chosen["gate"],
-        "space": work.request.prepared.space,
-        "graph": graph,
-        "scales": scales,
-        "sample": sample,
-    }
+    own = {"gate": chosen["gate"], "graph": graph, "scales": scales, "sample": sample}
+    data = {key: document[key] for key in copied} | own | {"space": work.request.prepared.space}
     Manifest(KIND, VERSION, files, data).write(new / MANIFEST)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -48,10 +48,7 @@ _OPSET = 13
 
 
 def quantisable(prepared: PreparedGraph) -> tuple[str, ...]:
-    """Return the names of the nodes that compute in INT8 unless they are kept.
-
-    Excluded are gates, the head, depthwise convolutions, and readers of a convolution without an activation.
-    """
+    """Return the names of the nodes that compute in INT8 unless they are kept, see the module."""
     topology = Topology(load_named(prepared.onnx))
     pooled = topology.pooled()
     return tuple(
@@ -67,15 +64,7 @@ def implicit_scales(prepared: PreparedGraph, scales: Scales, *, keep: Collection
     """Return the ranges without tensors that only nodes in higher precision read.
 
     TensorRT's calibration cache lists tensors, not nodes: TensorRT computes a layer in INT8 only if its
-    input has a range there.
-
-    Args:
-        prepared: the graph that the ranges were taken from.
-        scales: its ranges.
-        keep: as for `quantise`.
-
-    Raises:
-        ModelError: no range is left.
+    input has a range there. ModelError where no range is left; `keep` as for `quantise`.
     """
     chosen = set(quantisable(prepared)) - set(keep)
     nodes = Topology(load_named(prepared.onnx)).quantisable()
@@ -102,12 +91,9 @@ def _is_linear(topology: Topology, name: str) -> bool:
 
 
 def quantise(prepared: PreparedGraph, scales: Scales, *, keep: Collection[str] = ()) -> PreparedGraph:
-    """Return the graph in INT8, with Q/DQ nodes.
+    """Return the FP32 graph that the ranges were taken from in INT8, with Q/DQ nodes.
 
-    Args:
-        prepared: the graph in FP32 that the ranges were taken from.
-        scales: its ranges.
-        keep: names of nodes (of `quantisable`) that stay in higher precision.
+    `keep` are names of nodes (of `quantisable`) that stay in higher precision.
 
     Raises:
         ModelError: the ranges belong to another graph, the network was exported in float16, a name in `keep`
@@ -168,10 +154,8 @@ def _quantised(model: onnx.ModelProto, scales: Scales, chosen: list[str]) -> onn
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-    limits = {
-        name: TensorData(lowest=np.float32(-amax), highest=np.float32(amax))
-        for name, amax in scales.amax.items()
-    }
+    amax = {name: np.float32(value) for name, value in scales.amax.items()}
+    limits = {name: TensorData(lowest=-value, highest=value) for name, value in amax.items()}
     quantiser = QDQQuantizer(
         onnx.shape_inference.infer_shapes(model),
         per_channel=True,
@@ -199,7 +183,7 @@ def _quantise_skips(model: onnx.ModelProto, scales: Scales, chosen: set[str]) ->
     from onnx import helper, numpy_helper
 
     topology = Topology(model)
-    place = positions(topology)
+    place = _positions(topology)
     added: dict[str, str] = {}
     for node in topology.nodes:
         skip = skip_input(topology, node, place, chosen)
@@ -233,19 +217,17 @@ class Placement:
     """Where the Q/DQ nodes of a graph are.
 
     Attributes:
-        quantise: QuantizeLinear nodes.
-        dequantise: DequantizeLinear nodes.
-        computing: convolutions and products in the network.
-        in_int8: of these, whose input and weight are both dequantised.
+        quantise, dequantise: QuantizeLinear and DequantizeLinear nodes.
+        computing, in_int8: convolutions and products; of these, whose input and weight are both dequantised.
         outputs_quantised: convolutions whose own output is quantised: skip paths that are a convolution, and
             convolutions without an activation in front of another one.
         split: activations that read a convolution through Q/DQ, and sums of two dequantised inputs; both
             prevent TensorRT from fusing a convolution with the node after it.
-        residuals: additions that add a skip path to the output of an INT8 convolution.
-        residuals_quantised: of these, with a dequantised skip path.
+        residuals, residuals_quantised: additions of a skip path to the output of an INT8 convolution; of
+            these, with a dequantised skip path.
         symmetric: whether every zero point is 0.
-        weights: quantised weights.
-        weights_per_channel: of these, with one scale per output channel: axis 0 of a convolution's weight.
+        weights, weights_per_channel: quantised weights; of these, with one scale per output channel (axis 0
+            of a convolution's weight).
     """
 
     quantise: int
@@ -263,13 +245,8 @@ class Placement:
     @property
     def fits_tensorrt(self) -> bool:
         """Whether TensorRT can fuse every quantised layer."""
-        return (
-            self.in_int8 > 0
-            and self.split == 0
-            and self.residuals_quantised == self.residuals
-            and self.symmetric
-            and self.weights_per_channel == self.weights
-        )
+        complete = self.residuals_quantised == self.residuals and self.weights_per_channel == self.weights
+        return self.in_int8 > 0 and self.split == 0 and self.symmetric and complete
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields and `fits_tensorrt`."""
@@ -289,7 +266,7 @@ def placement(data: bytes) -> Placement:
         node for node in topology.nodes if node.op_type in QUANTISABLE and not node.name.startswith(OURS)
     ]
     int8 = {n.name for n in computing if all(_origin(topology, name) is not None for name in n.input[:2])}
-    place = positions(topology)
+    place = _positions(topology)
     skips = [skip_input(topology, node, place, int8) for node in topology.nodes]
     residuals = [skip for skip in skips if skip is not None]
     weights = [node for node in starts if node.input[0] in topology.constants]
@@ -308,8 +285,7 @@ def placement(data: bytes) -> Placement:
     )
 
 
-def positions(topology: Topology) -> dict[str, int]:
-    """Return the position in the file of each node, by name."""
+def _positions(topology: Topology) -> dict[str, int]:
     return {node.name: number for number, node in enumerate(topology.nodes)}
 
 

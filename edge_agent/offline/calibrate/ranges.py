@@ -52,11 +52,8 @@ def ranges(
     (Kullback-Leibler divergence), as TensorRT's own calibrator does. A tensor that is zero for every crop
     has no range; its readers stay in higher precision.
 
-    Args:
-        prepared: the graph, in FP32.
-        crops: `(N, H, W, 3)` uint8 BGR, from `Sample.pixels`.
-        method: as above.
-        advance: called with the number of newly observed crops: N in all for `minmax`, else 2 N.
+    `crops` are `(N, H, W, 3)` uint8 BGR, from `Sample.pixels`. `advance` is called with the number of newly
+    observed crops: N in all for `minmax`, else 2 N.
 
     Raises:
         ModelError: the graph does not run, or it is not in FP32.
@@ -77,11 +74,7 @@ def ranges(
 
 
 def observe(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield every float tensor that depends on the picture, batch by batch, as float32 of its own shape.
-
-    Raises:
-        ModelError: the graph does not run.
-    """
+    """Yield every float tensor that depends on the picture, as float32 of its own shape, batch by batch."""
     import onnx
     import onnxruntime
 

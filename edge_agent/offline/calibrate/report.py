@@ -1,12 +1,9 @@
-"""The report of a calibration as one HTML file, made from its JSON document.
-
-It refers to nothing outside itself and shows no people.
-"""
+"""The report of a calibration as one HTML file, made from its JSON document; it shows no people."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from edge_agent.offline.charts import Marker
@@ -17,24 +14,19 @@ _GATE_ROWS = (
     ("mAP, candidate", "mAP_candidate", "share"),
     ("rank-1, FP32", "rank1_fp32", "share"),
     ("rank-1, candidate", "rank1_candidate", "share"),
-    ("cosine to FP32, median", "cosine_median", "number"),
-    ("cosine to FP32, 1st percentile", "cosine_p1", "number"),
-    ("cosine to FP32, minimum", "cosine_min", "number"),
-    ("crops compared", "crops", "count"),
-    ("threshold, FP32", "threshold_fp32", "number"),
-    ("threshold, candidate", "threshold_candidate", "number"),
-    ("threshold drift", "threshold_drift", "number"),
-    ("FMR of the candidate at FP32's threshold", "fmr_at_fp32_threshold", "rate"),
+    ("cosine to FP32, median", "cosine_median", ".4f"),
+    ("cosine to FP32, 1st percentile", "cosine_p1", ".4f"),
+    ("cosine to FP32, minimum", "cosine_min", ".4f"),
+    ("crops compared", "crops", "d"),
+    ("threshold, FP32", "threshold_fp32", ".4f"),
+    ("threshold, candidate", "threshold_candidate", ".4f"),
+    ("threshold drift", "threshold_drift", ".4f"),
+    ("FMR of the candidate at FP32's threshold", "fmr_at_fp32_threshold", ".2e"),
 )
 
 
 def html_report(document: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> bytes:
-    """Render the report as UTF-8 HTML.
-
-    Args:
-        document: the calibration's JSON report.
-        evaluation: `Evaluation.document()` of the chosen engine; None without a data set.
-    """
+    """Render the JSON report, and the chosen engine's `Evaluation.document()`, if any, as UTF-8 HTML."""
     parts = [
         _facts(document),
         _verdict(document),
@@ -99,11 +91,7 @@ def _gates(gates: Mapping[str, Mapping[str, Any]]) -> str:
 def _cell(value: float | None, kind: str) -> str:
     if value is None:
         return "&ndash;"
-    if kind == "share":
-        return f"{100 * value:.2f} %"
-    if kind == "rate":
-        return f"{value:.2e}"
-    return f"{value:d}" if kind == "count" else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if kind == "share" else format(value, kind)
 
 
 def _threshold(threshold: Mapping[str, Any]) -> str:
@@ -112,9 +100,8 @@ def _threshold(threshold: Mapping[str, Any]) -> str:
     interval = threshold["fmr_ci"]
     between = "" if interval is None else f", 95 % interval {interval[0]:.2e} to {interval[1]:.2e}"
     measured = "" if threshold["fmr"] is None else f"; measured {threshold['fmr']:.2e}{between}"
-    missed = (
-        "" if threshold["fnmr"] is None else f" {100 * threshold['fnmr']:.1f} % of genuine pairs lie below."
-    )
+    fnmr = threshold["fnmr"]
+    missed = "" if fnmr is None else f" {100 * fnmr:.1f} % of genuine pairs lie below."
     text = (
         f"{threshold['value']:.4f} for a false-match rate of {threshold['target_fmr']:g}{measured}, from "
         f"{threshold['pairs']} pairs of different people across cameras.{missed} {threshold['reason']}"
@@ -141,7 +128,9 @@ def _sample(document: Mapping[str, Any]) -> str:
         f"{document['method']}. Digest {sample['digest']}."
     )
     replaced = [f"{entry['name']}: {entry['reason']}" for entry in sample["replaced"]]
-    lost = _list("Pictures that could not be read, and were replaced:", replaced)
+    lost = "".join(f"<li>{html.escape(entry)}</li>" for entry in replaced)
+    if replaced:
+        lost = f"<p>Pictures that could not be read, and were replaced:</p><ul>{lost}</ul>"
     return f"<h2>Calibration sample</h2><p>{html.escape(text)}</p>{lost}"
 
 
@@ -149,7 +138,7 @@ def _placement(placement: Mapping[str, Any] | None) -> str:
     if placement is None:
         return ""
     return "<h2>Q/DQ placement of the INT8 graph</h2>" + table(
-        ("nodes", "count"), [(name.replace("_", " "), str(value)) for name, value in placement.items()]
+        ("nodes", "d"), [(name.replace("_", " "), str(value)) for name, value in placement.items()]
     )
 
 
@@ -167,23 +156,12 @@ def _sensitivity(sensitivity: Mapping[str, Any] | None) -> str:
 def _speed(bench: Mapping[str, Any] | None) -> str:
     if bench is None:
         return ""
-    rows = [
-        (
-            row["precision"],
-            str(row["batch"]),
-            f"{row['alone']['p50']:.2f} / {row['alone']['p95']:.2f} / {row['alone']['p99']:.2f}",
-            f"{row['images_per_second']:.1f}",
-            f"{row['end_to_end_per_second']:.1f}",
-        )
-        for row in bench["rows"]
-    ]
+    rows = []
+    for row in bench["rows"]:
+        latency = " / ".join(f"{row['alone'][key]:.2f}" for key in ("p50", "p95", "p99"))
+        rates = (f"{row[key]:.1f}" for key in ("images_per_second", "end_to_end_per_second"))
+        rows.append((row["precision"], str(row["batch"]), latency, *rates))
     head = ("precision", "batch", "latency p50 / p95 / p99 (ms)", "images/s", "crops/s end to end")
     machine = bench["machine"]
     host = f"{machine['cpu'] or machine['platform']}, {machine['cores']} cores"
     return f"<h2>Speed</h2>{table(head, rows)}" + facts([f"{host}, {machine['board'] or 'no board'}"])
-
-
-def _list(title: str, entries: Sequence[str]) -> str:
-    if not entries:
-        return ""
-    return f"<p>{title}</p><ul>{''.join(f'<li>{html.escape(entry)}</li>' for entry in entries)}</ul>"

@@ -250,6 +250,10 @@ class PairScores:
         """Return the impostor pairs with score >= threshold; exact for thresholds on a bin's edge."""
         return int(self.impostor[edge_of(threshold) :].sum())
 
+    def fmr(self, threshold: float) -> float:
+        """Return the share of impostor pairs with score >= threshold; there must be some."""
+        return self.false_matches(threshold) / self.impostor_pairs
+
     def false_non_matches(self, threshold: float) -> int:
         """Return the genuine pairs with score < threshold; exact for thresholds on a bin's edge."""
         return int(self.genuine[: edge_of(threshold)].sum())
