@@ -115,15 +115,9 @@ class Candidates:
             except ModelError as problem:
                 return {"graph": None, "keep": list(keep), "problem": str(problem)}, ()
             write_atomic(folder / name, graph.onnx)
-            return {
-                "graph": name,
-                "scales": ranges_name,
-                "keep": list(keep),
-                "bytes": len(graph.onnx),
-                "bytes_fp32": len(self._prepared.onnx),
-                "placement": placement(graph.onnx).as_json(),
-                "problem": "",
-            }, (name, ranges_name)
+            made = {"graph": name, "scales": ranges_name, "keep": list(keep), "problem": ""}
+            sizes = {"bytes": len(graph.onnx), "bytes_fp32": len(self._prepared.onnx)}
+            return {**made, **sizes, "placement": placement(graph.onnx).as_json()}, (name, ranges_name)
 
         return make
 

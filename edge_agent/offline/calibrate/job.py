@@ -45,6 +45,9 @@ from edge_agent.offline.dataset import MarketDataset
 
 _log = structlog.get_logger(__name__)
 
+_CLEARLY_SLOWER = 0.9
+"""Share of FP32's rate below which a precision counts as slower; a smaller difference may be noise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -149,10 +152,6 @@ class Job:
         trials = Trials(self._work, candidates)
         tried = trials.search()
         return _write_result(self.folder, self._work, candidates, tried, trials.bench(tried))
-
-
-_CLEARLY_SLOWER = 0.9
-"""Share of FP32's rate below which a precision counts as slower; a smaller difference may be noise."""
 
 
 def _write_result(

@@ -47,6 +47,12 @@ _OPSET = 13
 """Lowest opset whose QuantizeLinear takes a scale per channel."""
 
 
+FUSED = frozenset({"BatchNormalization", "Identity"})
+"""Operators that TensorRT fuses with the convolution in front of them."""
+
+_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid"})
+
+
 def quantisable(prepared: PreparedGraph) -> tuple[str, ...]:
     """Return the names of the nodes that compute in INT8 unless they are kept, see the module."""
     topology = Topology(load_named(prepared.onnx))
@@ -204,12 +210,6 @@ def _quantise_skips(model: onnx.ModelProto, scales: Scales, chosen: set[str]) ->
         for index, name in enumerate(node.input):
             if name == skip:
                 node.input[index] = known
-
-
-FUSED = frozenset({"BatchNormalization", "Identity"})
-"""Operators that TensorRT fuses with the convolution in front of them."""
-
-_ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,12 +58,9 @@ def _facts(document: Mapping[str, Any]) -> str:
 def _verdict(document: Mapping[str, Any]) -> str:
     sizes = {name: f"{size / 1e6:.1f} MB" for name, size in document["bytes"].items() if size}
     threshold = document["threshold"]["value"]
-    values = [
-        ("chosen", document["precision"].upper()),
-        ("asked for", document["asked"]),
-        ("threshold", "none" if threshold is None else f"{threshold:.4f}"),
-        *((f"graph in {name.upper()}", size) for name, size in sizes.items()),
-    ]
+    values = [("chosen", document["precision"].upper()), ("asked for", document["asked"])]
+    values.append(("threshold", "none" if threshold is None else f"{threshold:.4f}"))
+    values += [(f"graph in {name.upper()}", size) for name, size in sizes.items()]
     notes = [*document["missing"], *document["notes"]]
     for name, gate in document["gates"].items():
         if gate["passed"] is False:

@@ -29,6 +29,16 @@ if TYPE_CHECKING:
     from edge_agent.engine.golden import Golden
     from edge_agent.engine.graph.prepared import PreparedGraph
 
+_log = structlog.get_logger(__name__)
+
+_KIND, _VERSION = "calibration-step", 1
+
+StepResult = tuple[dict[str, Any], tuple[str, ...]]
+"""Result of a step as JSON values, and the names of the files that it wrote."""
+
+Make = Callable[[Path], StepResult]
+"""Runs a step. Takes the folder into which the step writes its files."""
+
 _WORK = 1
 """Raised when a change of this code invalidates stored steps."""
 
@@ -68,17 +78,14 @@ class Request:
     """What to calibrate, and how.
 
     Attributes:
-        prepared: the ReID network, from `engine.models.prepare_model`.
-        golden: its reference embeddings.
+        prepared, golden: the ReID network, from `engine.models.prepare_model`, and its reference embeddings.
         engines: folder of calibrations and plans.
         disk: a folder on the disk whose state telemetry reports.
         dataset: Market-1501 layout; None to calibrate without data.
         precision: `auto`, `fp32`, `fp16` or `int8`.
-        engine: backend and its options.
-        quality: limits of the crop quality gate, passed to the embedder.
+        engine, quality: backend and its options; limits of the crop quality gate, passed to the embedder.
         method, size, seed: how ranges are found; crops in the calibration sample, and its seed.
-        target_fmr: false-match rate of the threshold.
-        bounds: limits of the accuracy gate.
+        target_fmr, bounds: false-match rate of the threshold; limits of the accuracy gate.
         sensitivity: measure each block's effect, and keep the worst in FP16 until the gate passes.
         site: a site's scores, from `gate.site_scores`.
         bench_seconds: duration of each measurement of the speed table; 0 leaves the table out.
@@ -153,17 +160,6 @@ def runs_on(backend: str) -> dict[str, str]:
     from edge_agent.engine.tensorrt.recipe import this_machine
 
     return {name: str(value) for name, value in asdict(this_machine()).items()}
-
-
-_log = structlog.get_logger(__name__)
-
-_KIND, _VERSION = "calibration-step", 1
-
-StepResult = tuple[dict[str, Any], tuple[str, ...]]
-"""Result of a step as JSON values, and the names of the files that it wrote."""
-
-Make = Callable[[Path], StepResult]
-"""Runs a step. Takes the folder into which the step writes its files."""
 
 
 class Steps:

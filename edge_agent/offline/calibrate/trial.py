@@ -202,11 +202,8 @@ class Trials:
             reference, found, name=name, bounds=request.bounds, target_fmr=request.target_fmr
         )
         threshold = match_threshold(evaluation, request.target_fmr, request.site)
-        return {
-            "gate": gate.document(),
-            "threshold": threshold.document(),
-            "evaluation": evaluation.document(),
-        }
+        measured = evaluation.document()
+        return {"gate": gate.document(), "threshold": threshold.document(), "evaluation": measured}
 
     def _self_test(self, name: str, candidate: Candidate) -> dict[str, Any]:
         """Without a data set, check only that the engine reproduces the golden embeddings."""

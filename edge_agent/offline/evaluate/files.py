@@ -121,12 +121,10 @@ def read_embeddings(path: Path) -> EmbeddingFile:
     check_suffix(path)
     if not path.is_file():
         raise InputError(f"no embedding file {path}")
-    manifest_path = _sibling(path, _MANIFEST_SUFFIX)
-    about: dict[str, Any] = {}
+    manifest_path, manifest = _sibling(path, _MANIFEST_SUFFIX), None
     if manifest_path.is_file():
         manifest = Manifest.read(manifest_path, kind=_KIND, version=_VERSION)
         manifest.verify(path.parent)
-        about = manifest.data
     names, vectors = _READERS[path.suffix.lower()](path)
     if vectors.ndim != 2 or len(vectors) != len(names) or not vectors.size:
         raise InputError(
@@ -134,7 +132,7 @@ def read_embeddings(path: Path) -> EmbeddingFile:
         )
     if not np.issubdtype(vectors.dtype, np.floating):
         raise InputError(f"{path}: expected floating point numbers, got {vectors.dtype}")
-    return EmbeddingFile(path, names, vectors.astype(np.float32), about)
+    return EmbeddingFile(path, names, vectors.astype(np.float32), manifest.data if manifest else {})
 
 
 def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
@@ -148,8 +146,7 @@ def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
 
 def _read_npz(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
     with _load(path) as archive:
-        missing = {"embeddings", "names"} - set(archive.files)
-        if missing:
+        if missing := {"embeddings", "names"} - set(archive.files):
             raise InputError(
                 f"{path} has no array {', '.join(sorted(missing))}; it contains {', '.join(archive.files)}"
             )
@@ -183,11 +180,7 @@ _READERS = {".npy": _read_npy, ".npz": _read_npz, ".json": _read_tao}
 
 
 def require_one_space(files: Sequence[EmbeddingFile]) -> None:
-    """Refuse files whose manifests name different embedding spaces; files without a manifest pass.
-
-    Raises:
-        SpaceMismatch: the spaces differ.
-    """
+    """Raise SpaceMismatch if manifests name different embedding spaces; files without a manifest pass."""
     spaces = {file.about["space"]: file.path for file in files if file.about.get("space")}
     if len(spaces) > 1:
         listed = ", ".join(f"{path} ({space})" for space, path in spaces.items())
@@ -203,9 +196,7 @@ def labelled_by_name(file: EmbeddingFile, split: Split) -> EmbeddedCrops:
     If the names contain the folders of a data set, only crops of `split` are taken, so one file with all
     crops can be used for both sides.
 
-    Raises:
-        DatasetError: a name has another form.
-        NonFiniteEmbedding, InputError: see `unit_rows`.
+    Raises DatasetError where a name has another form, and as `unit_rows`.
     """
     inside = [row for row, name in enumerate(file.names) if _split_folder(name) == split.folder]
     rows = inside or range(len(file.names))
@@ -231,11 +222,8 @@ def _split_folder(name: str) -> str:
 def labelled_by_dataset(file: EmbeddingFile, crops: Sequence[Crop]) -> EmbeddedCrops:
     """Return the embeddings of the given crops, matched by split folder and file name.
 
-    A file may contain further crops, so one file with all crops can be used for both sides.
-
-    Raises:
-        DatasetError: a crop has no embedding.
-        NonFiniteEmbedding, InputError: see `unit_rows`.
+    A file may contain further crops, so one file with all crops can be used for both sides. Raises
+    DatasetError where a crop has no embedding, and as `unit_rows`.
     """
     by_key = {(_split_folder(name), PurePosixPath(name).name): row for row, name in enumerate(file.names)}
     found = [

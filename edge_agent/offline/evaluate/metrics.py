@@ -63,14 +63,9 @@ class CosineScores:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Per-query results of the queries that have a match.
+    """`(V,)` results of the queries that have a match: indices, rank of the first match from 1, AP, INP.
 
-    Attributes:
-        rows: `(V,)` index of each evaluated query.
-        first: `(V,)` rank of its best match, from 1.
-        average_precision: `(V,)` AP.
-        inverse_penalty: `(V,)` INP.
-        skipped: queries without a match in another camera.
+    `skipped` is the number of queries without a match in another camera.
     """
 
     rows: NDArray[np.int64]

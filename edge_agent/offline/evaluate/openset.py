@@ -20,16 +20,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 from edge_agent.offline.evaluate.metrics import similarity_blocks
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_TARGETS = (1e-2, 1e-3, 1e-4)
 

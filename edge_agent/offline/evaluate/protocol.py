@@ -48,16 +48,8 @@ class SampledQuery:
 class Evaluation:
     """All figures of one evaluation.
 
-    Attributes:
-        sides: the compared embeddings, after the junk rule.
-        ranking: per-query results.
-        scores: score counts of cross-camera pairs (always plain cosine, also with re-ranking).
-        equal_error: EER, or None without both kinds of pair.
-        points: thresholds for the target false-match rates, or the reasons why there is none.
-        junk_rule: treatment of junk and distractors.
-        reranking: parameters, or None for ranking by plain distance.
-        hardest: queries of lowest AP.
-        sampled: queries drawn at random (seed 0).
+    `sides` are after the junk rule; `scores` are plain cosines also with re-ranking; `equal_error` is None
+    without both kinds of pair; `hardest`: queries of lowest AP, `sampled`: others drawn at random (seed 0).
     """
 
     sides: Sides
@@ -135,15 +127,10 @@ def evaluate(
     targets: tuple[float, ...] = DEFAULT_TARGETS,
     samples: int = 0,
 ) -> Evaluation:
-    """Compute all figures, in blocks.
+    """Compute all figures, in blocks; labels are as in the file names.
 
-    Args:
-        query: query crops, labels as in the file names.
-        gallery: gallery crops, too.
-        junk_rule: treatment of junk and distractors.
-        reranking: parameters of k-reciprocal re-ranking, None for the plain distance.
-        targets: false-match rates for which thresholds are computed.
-        samples: number of hardest queries and of random queries to keep.
+    `targets` are false-match rates for which thresholds are computed; without `reranking`, crops are ranked
+    by plain distance; `samples` hardest and random queries are kept.
 
     Raises:
         DatasetError: no query has a match in another camera.

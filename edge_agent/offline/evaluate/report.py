@@ -1,7 +1,6 @@
 """The evaluation as one HTML file: figures, curves as SVG, sampled matches as embedded JPEG.
 
-The file refers to nothing outside itself, so it can be mailed or stored with a model. It shows people:
-protect it as the data set is protected.
+It shows people: protect it as the data set is protected.
 """
 
 from __future__ import annotations
@@ -70,12 +69,9 @@ def _percent(share: float | None, digits: int = 1) -> str:
 def _cmc(evaluation: Evaluation) -> str:
     shares = evaluation.ranking.cmc(min(_CMC_SHOWN, len(evaluation.sides.gallery))).tolist()
     floor = max(0.0, min(shares) - 0.1)
-    points = list(enumerate(shares, 1))
-    return svg_chart(
-        linear("rank", 1, max(2, len(shares)), steps=10),
-        linear("queries matched", round(floor, 1), 1.0, percent=True),
-        [Series("CMC", GENUINE, points)],
-    )
+    ranks = linear("rank", 1, max(2, len(shares)), steps=10)
+    matched = linear("queries matched", round(floor, 1), 1.0, percent=True)
+    return svg_chart(ranks, matched, [Series("CMC", GENUINE, list(enumerate(shares, 1)))])
 
 
 def _histogram(evaluation: Evaluation) -> str:
@@ -95,11 +91,9 @@ def _det(evaluation: Evaluation) -> str:
     curve = scores.det()
     if not curve:
         return "<p>There are no pairs of both kinds across cameras.</p>"
-    return svg_chart(
-        logarithmic("false match rate", 1 / scores.impostor_pairs),
-        logarithmic("false non-match rate", max(1e-4, 1 / scores.genuine_pairs)),
-        [Series("DET", GENUINE, curve)],
-    )
+    fmr = logarithmic("false match rate", 1 / scores.impostor_pairs)
+    fnmr = logarithmic("false non-match rate", max(1e-4, 1 / scores.genuine_pairs))
+    return svg_chart(fmr, fnmr, [Series("DET", GENUINE, curve)])
 
 
 def _points(points: Sequence[OperatingPoint | Unsupported], method: str) -> str:
