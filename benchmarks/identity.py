@@ -32,7 +32,8 @@ def main() -> None:
     options.add_argument("--motion", action="store_true", help="with the motion gate")
     chosen = options.parse_args()
     began = time.perf_counter()
-    from edge_agent.agent.daemon import Agent, Outputs
+    from edge_agent.agent.daemon import Agent
+    from edge_agent.agent.outputs import Outputs
     from edge_agent.cli.arguments import overrides
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure

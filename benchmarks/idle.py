@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.startup import rtsp
-from edge_agent.agent.daemon import Agent, Supply
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.stages import Supply
 from edge_agent.core.config import Settings
 from edge_agent.core.loading import load
 from edge_agent.core.manifest import write_json_atomic

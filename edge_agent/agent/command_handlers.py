@@ -28,13 +28,11 @@ from edge_agent.gallery import audit
 from edge_agent.gallery.erasure import Erasure, forget
 
 if TYPE_CHECKING:
-    from edge_agent.agent.tasks import TaskQueue
+    from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.deliver.local import Counters as DeliveryCounters
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.gallery.rows import Identity
     from edge_agent.identify import Identifier
-
-__all__ = ["CommandHandlers"]
 
 MAX_CROP_PIXELS = 4_000_000
 """Limit of the decoded picture of a command."""
@@ -45,29 +43,21 @@ _REQUESTER = "mqtt"
 
 @dataclass(frozen=True, slots=True)
 class CommandHandlers:
-    """One method per command; it takes the command and returns JSON values for the answer.
-
-    Args:
-        gallery: open.
-        identifier: the running decision stage.
-        embed: embeds N pictures: `(N, D)` float32; called on the driving thread.
-        gate: grades pictures.
-        tasks: runs changes of the gallery on the driving thread.
-        erasure: removes events and pictures of erased people.
-        reload: reloads the settings; returns the keys that need a restart.
-        delivery: returns the counters of delivery.
-        state: folder of the audit file.
-    """
+    """One method per command; it takes the command and returns JSON values for the answer."""
 
     gallery: Gallery
     identifier: Identifier
     embed: Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]]
+    """Embeds N pictures: `(N, D)` float32; called on the driving thread."""
     gate: QualityGate
     tasks: TaskQueue
+    """Runs changes of the gallery on the driving thread."""
     erasure: Erasure
     reload: Callable[[], list[str]]
+    """Reloads the settings; returns the keys that need a restart."""
     delivery: Callable[[], DeliveryCounters]
     state: Path
+    """Folder of the audit file."""
 
     def table(self) -> dict[str, Callable[[Any], Mapping[str, Any] | None]]:
         """Return the handler of each command."""

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from edge_agent.agent.description import log_context, status_document
 from edge_agent.agent.outputs import Outputs
-from edge_agent.agent.pipeline import FrameOutcome, Pipeline
-from edge_agent.agent.results import Summary, Tally
+from edge_agent.agent.pipeline import Pipeline, TaskQueue
+from edge_agent.agent.results import FrameOutcome, Summary, Tally
 from edge_agent.agent.stages import (
     StageOpener,
     Stages,
@@ -23,12 +22,11 @@ from edge_agent.agent.stages import (
     fitting_calibration,
     import_scipy_in_background,
 )
-from edge_agent.agent.tasks import TaskQueue
+from edge_agent.agent.status import log_context, status_document
 from edge_agent.agent.telemetry_loop import TelemetryLoop, save_site_scores
 from edge_agent.core.config import Settings, changes
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
-from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.logs import configure
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.health.cooling import make_cooling
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.health.cooling import Cooling
 
-__all__ = ["Agent", "Outputs", "Summary", "Supply", "Tally"]
-
 _log = structlog.get_logger(__name__)
 
 DRAIN_S = 10.0
@@ -55,44 +51,29 @@ DRAIN_STEP_S = 0.2
 
 
 @dataclass(slots=True)
-class _Threads:
-    """The pipeline and the threads that run with it."""
-
-    pipeline: Pipeline
-    cooling: Cooling
-    telemetry: TelemetryLoop
-
-
-@dataclass(slots=True)
 class Agent:
-    """One run of the agent.
-
-    Args:
-        settings: all settings.
-        outputs: files to write.
-        observe: called with every outcome, on the driving thread; must not block.
-        session: id of this run.
-        supply: other sources than those of the settings.
-        heartbeat: of the driving thread.
-        reread: reads the settings again, for `reload_now`.
-    """
+    """One run of the agent."""
 
     settings: Settings
     outputs: Outputs = field(default_factory=Outputs)
     observe: Callable[[FrameOutcome], None] | None = None
+    """Called with every outcome, on the driving thread; must not block."""
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     supply: Supply | None = None
-    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     reread: Callable[[], Settings] | None = None
+    """Reads the settings again, for `reload_now`."""
     opened: threading.Event = field(default_factory=threading.Event)
     """Set when everything is open, or could not be opened."""
     stages: Stages | None = None
     """All stages, once they are open."""
+    pipeline: Pipeline | None = None
+    """From the opening of the stages on."""
     _started: float = field(default_factory=time.monotonic)
     _initial_settings: Settings = field(init=False)
     _supervisor: Supervisor = field(init=False)
     _tasks: TaskQueue = field(default_factory=TaskQueue)
-    _threads: _Threads | None = None
+    _cooling: Cooling | None = None
+    _telemetry: TelemetryLoop | None = None
     _stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -124,19 +105,19 @@ class Agent:
     @property
     def telemetry(self) -> TelemetryData | None:
         """The telemetry published last."""
-        return None if self._threads is None else self._threads.telemetry.latest
+        return None if self._telemetry is None else self._telemetry.latest
 
     def tally(self) -> Tally | None:
         """Return the counts so far; None before the first frame."""
-        stages, threads = self.stages, self._threads
-        if stages is None or threads is None:
+        stages, pipeline = self.stages, self.pipeline
+        if stages is None or pipeline is None:
             return None
-        counters, delivered = threads.pipeline.counters, stages.publisher.counters
+        delivered = stages.publisher.counters
         return Tally(
             crops=stages.embedder.counters.embedded,
             batches=stages.embedder.counters.batches,
             engine_seconds=stages.embedder.engine.run_seconds,
-            frames=dict(counters.frames),
+            frames=dict(pipeline.counters.frames),
             dropped={reader.camera: reader.dropped for reader in stages.sources.readers},
             spared=dict(stages.selector.counts),
             overload=stages.selector.for_overload.copy(),
@@ -148,8 +129,7 @@ class Agent:
         """Return the agent's part of the status document; empty before the start and while stopping."""
         if self.stages is None or self._stopping:
             return {}
-        cooling = None if self._threads is None else self._threads.cooling
-        return status_document(self.stages, cooling, self.telemetry)
+        return status_document(self.stages, self._cooling, self.telemetry)
 
     def asked_to_stop(self) -> None:
         """Note a stop request; call it before `stop` is set."""
@@ -194,8 +174,8 @@ class Agent:
         return stages
 
     def _drive(self, stages: Stages, stop: threading.Event) -> Summary:
-        pipeline = self._pipeline(stages)
-        cooling = make_cooling(
+        pipeline = self.pipeline = self._pipeline(stages)
+        cooling = self._cooling = make_cooling(
             lambda: self.settings,
             stages.telemetry,
             stages.sources.readers,
@@ -203,13 +183,23 @@ class Agent:
             publish=stages.publisher.publish,
             note=stages.health.note,
         )
-        telemetry = TelemetryLoop(
+        telemetry = self._telemetry = TelemetryLoop(
             lambda: self.settings, stages, pipeline, cooling, self._supervisor, self._started
         )
-        self._threads = _Threads(pipeline, cooling, telemetry)
         began = time.perf_counter()
         with telemetry, cooling:
-            self._watch(stages, self._threads)
+            self._supervisor.watch(
+                lambda: pipeline.heartbeat.latest,
+                {
+                    "telemetry": (
+                        lambda: telemetry.heartbeat.latest,
+                        lambda: self.settings.telemetry.interval_s,
+                    ),
+                    "governor": (lambda: cooling.heartbeat.latest, lambda: CHECK_INTERVAL_S),
+                },
+                stages.sources.readers,
+                stages.publisher,
+            )
             try:
                 pipeline.run(stop)
             finally:
@@ -248,22 +238,6 @@ class Agent:
             tasks=self._tasks,
             selector=stages.selector,
             max_delay_s=settings.engine.max_delay_ms / 1000,
-            heartbeat=self.heartbeat,
-        )
-
-    def _watch(self, stages: Stages, threads: _Threads) -> None:
-        """Hand the heartbeats of all stages to supervision."""
-        self._supervisor.watch(
-            lambda: threads.pipeline.heartbeat.latest,
-            {
-                "telemetry": (
-                    lambda: threads.telemetry.heartbeat.latest,
-                    lambda: self.settings.telemetry.interval_s,
-                ),
-                "governor": (lambda: threads.cooling.heartbeat.latest, lambda: CHECK_INTERVAL_S),
-            },
-            stages.sources.readers,
-            stages.publisher,
         )
 
     def _wind_up(self, stages: Stages) -> None:
@@ -311,14 +285,8 @@ def _alert_stale_calibration(calibration: Calibration, publisher: AnyPublisher) 
         f"{model['preprocess']}, which does not run here; run `edge-agent calibrate` for the present model"
     )
     _log.warning("calibration_stale", calibration=calibration.name, model=model["name"])
-    publisher.publish(
-        alert_event(
-            "calibration_stale",
-            message,
-            time=time.time(),
-            details={"calibration": calibration.name},
-        )
-    )
+    details = {"calibration": calibration.name}
+    publisher.publish(alert_event("calibration_stale", message, time=time.time(), details=details))
 
 
 def drain(publisher: AnyPublisher, stop: threading.Event) -> None:

@@ -21,19 +21,13 @@ if TYPE_CHECKING:
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.source.base import Source
 
-__all__ = ["erase_at_rest", "make_erasure", "rekey"]
-
 
 def make_erasure(
     settings: Settings, gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]
 ) -> Erasure:
     """Return what erases the events and pictures of erased people.
 
-    Args:
-        settings: all settings.
-        gallery: open.
-        outbox: open; None without a broker: the outbox of an earlier run is opened when it is needed.
-        sources: all sources that are read.
+    Without an open `outbox`, that of an earlier run is opened when needed. `sources` are all that are read.
     """
 
     def erase_events(word: str) -> int:
@@ -67,12 +61,8 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
     """Rewrite gallery and outbox with the configured key, or without one; the agent must not run.
 
-    Args:
-        settings: with the new key, or none.
-        old: the present key; None where they are not encrypted.
-
-    Returns:
-        by path of each existing file: True if it was rewritten, False if it already had the new key.
+    `old` is the present key, None where they are not encrypted. Returns by path of each existing file: True
+    if it was rewritten, False if it already had the new key.
 
     Raises:
         ConfigError: the configured key is not valid, or SQLCipher is not installed.

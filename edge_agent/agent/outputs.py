@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,12 @@ from edge_agent.core.timing import process_age_s
 from edge_agent.deliver.mot import MotFinal, MotWriter
 
 if TYPE_CHECKING:
-    from edge_agent.agent.outcome import FrameOutcome
+    from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.identify import Identifier
-
-__all__ = ["Latencies", "OutcomeWriter", "Outputs"]
 
 _log = structlog.get_logger(__name__)
 
@@ -34,17 +32,14 @@ LATENCY_FRAMES = 5000
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Files that a run writes.
-
-    Attributes:
-        events: every event as a JSON line.
-        mot: MOTChallenge rows with identities as known at each frame.
-        mot_final: the same with the last identity of each track.
-    """
+    """Files that a run writes."""
 
     events: Path | None = None
+    """Every event as a JSON line."""
     mot: Path | None = None
+    """MOTChallenge rows with identities as known at each frame."""
     mot_final: Path | None = None
+    """The same with the last identity of each track."""
 
 
 @dataclass(slots=True)
@@ -64,50 +59,36 @@ class Latencies:
         return {stage: round(statistics.median(list(values)), 2) for stage, values in taken.items()}
 
 
+@dataclass(slots=True, kw_only=True)
 class OutcomeWriter:
-    """Publishes the decisions of each outcome and writes the MOT files.
+    """Publishes the decisions of each outcome and writes the MOT files, which `stack` closes."""
 
-    Args:
-        outputs: the MOT files.
-        cameras: number of sources.
-        stack: closes the files.
-        publisher: takes the events.
-        erasure: notes the decisions.
-        identifier: gives the identities of tracks.
-        engine: of the embeddings, for the events.
-        detector: name of the detectors, for the events.
-        metrics: takes the latencies; None without a metrics port.
-        observe: called with every outcome.
-    """
+    outputs: InitVar[Outputs]
+    cameras: InitVar[int]
+    """Number of sources."""
+    stack: InitVar[ExitStack]
+    publisher: AnyPublisher
+    erasure: Erasure
+    """Notes the decisions."""
+    identifier: Identifier
+    engine: EngineInfo
+    detector: str
+    """Name of the detectors, for the events."""
+    metrics: Metrics | None
+    observe: Callable[[FrameOutcome], None] | None
+    device: DeviceSummary
+    """State of the device as last read, for the events."""
+    latencies: Latencies = field(default_factory=Latencies)
+    _mot: MotWriter | None = None
+    _mot_final: MotFinal | None = None
+    _not_yet: set[str] = field(default_factory=lambda: {"frame", "event"})
+    """What is logged at its first occurrence."""
 
-    def __init__(
-        self,
-        outputs: Outputs,
-        cameras: int,
-        stack: ExitStack,
-        *,
-        publisher: AnyPublisher,
-        erasure: Erasure,
-        identifier: Identifier,
-        engine: EngineInfo,
-        detector: str,
-        metrics: Metrics | None,
-        observe: Callable[[FrameOutcome], None] | None,
-    ) -> None:
-        self.device = DeviceSummary()
-        """State of the device as last read, for the events."""
-        self.latencies = Latencies()
-        self._publisher = publisher
-        self._erasure = erasure
-        self._identifier = identifier
-        self._engine = engine
-        self._detector = detector
-        self._metrics = metrics
-        self._observe = observe
-        self._mot = stack.enter_context(MotWriter(outputs.mot, cameras)) if outputs.mot else None
-        self._mot_final = MotFinal(outputs.mot_final, cameras) if outputs.mot_final else None
-        self._not_yet = {"frame", "event"}
-        """What is logged at its first occurrence."""
+    def __post_init__(self, outputs: Outputs, cameras: int, stack: ExitStack) -> None:
+        if outputs.mot:
+            self._mot = stack.enter_context(MotWriter(outputs.mot, cameras))
+        if outputs.mot_final:
+            self._mot_final = MotFinal(outputs.mot_final, cameras)
 
     def write(self, outcome: FrameOutcome) -> None:
         """Publish and write one outcome."""
@@ -115,30 +96,30 @@ class OutcomeWriter:
         for decision in outcome.decisions:
             event = identity_event(
                 decision,
-                engine=self._engine,
+                engine=self.engine,
                 device=self.device,
                 latency_ms=outcome.latency_ms,
-                detector=self._detector,
+                detector=self.detector,
                 trace=outcome.trace,
             )
-            self._publisher.publish(event)
-            self._erasure.note(decision)
+            self.publisher.publish(event)
+            self.erasure.note(decision)
             self._log_first("event", decision.camera)
         self.latencies.add(outcome.latency_ms)
-        if self._metrics is not None:
+        if self.metrics is not None:
             for stage, latency in outcome.latency_ms.items():
-                self._metrics.observe(stage, latency / 1000)
+                self.metrics.observe(stage, latency / 1000)
         if self._mot is not None:
-            self._mot.write(outcome.update, self._identifier.number)
+            self._mot.write(outcome.update, self.identifier.number)
         if self._mot_final is not None:
             self._mot_final.write(outcome.update)
-        if self._observe is not None:
-            self._observe(outcome)
+        if self.observe is not None:
+            self.observe(outcome)
 
     def finish(self) -> None:
         """Write the file of final identities, once all outcomes are written."""
         if self._mot_final is not None:
-            self._mot_final.finish(self._identifier.number)
+            self._mot_final.finish(self.identifier.number)
 
     def _log_first(self, what: str, camera: str) -> None:
         if what in self._not_yet:

@@ -14,20 +14,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.agent.outcome import Counters, FrameOutcome
-from edge_agent.agent.polling import Polled, SourcePoller
-from edge_agent.agent.rounds import EmbeddedRound, PendingItem, Round, whole_image
-from edge_agent.agent.tasks import TaskQueue
-from edge_agent.agent.tracking import CameraTracking
+from edge_agent.agent.results import Counters, FrameOutcome
+from edge_agent.agent.rounds import CameraTracking, EmbeddedRound, PendingItem, Round, whole_image
+from edge_agent.agent.sources import Polled, SourcePoller
 from edge_agent.core.errors import EngineError
 from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import CropBatch, Decision, Detections, Embedded, Frame, Load, TrackUpdate
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from edge_agent.source.reader import FrameReader
     from edge_agent.track.tracker import Tracker, UpstreamTracks
 
-__all__ = ["Counters", "FrameOutcome", "Pipeline"]
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -53,38 +53,74 @@ LONGEST_REST_S = 5.0
 MAX_ENGINE_FAILURES = 5
 """Failed batches in a row after which the engine counts as broken and the run ends."""
 
+CALL_TIMEOUT_S = 10.0
+"""How long `TaskQueue.call` waits for the driving thread."""
+
+
+@dataclass(slots=True)
+class TaskQueue:
+    """Functions of other threads; the driving thread runs them between two rounds."""
+
+    _tasks: deque[Callable[[], object]] = field(default_factory=deque)
+    _closed: bool = False
+
+    def put(self, task: Callable[[], object]) -> None:
+        """Queue `task`; its result is not used."""
+        self._tasks.append(task)
+
+    def take(self) -> Callable[[], object] | None:
+        """Remove the oldest task; None if there is none."""
+        return self._tasks.popleft() if self._tasks else None
+
+    def call(self, task: Callable[[], T]) -> T:
+        """Run `task` on the driving thread; return its result or raise its error.
+
+        Raises:
+            EngineError: the agent is stopping, or it did not run the task within `CALL_TIMEOUT_S`.
+        """
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(task())
+            except BaseException as error:  # noqa: BLE001  raised in the calling thread
+                done.set_exception(error)
+
+        self._tasks.append(run)
+        if self._closed:
+            raise EngineError("the agent is stopping")
+        try:
+            return done.result(CALL_TIMEOUT_S)
+        except FutureTimeout:
+            raise EngineError(f"the agent was too busy for {CALL_TIMEOUT_S:.0f} s; try again") from None
+
+    def close(self) -> None:
+        """Run the tasks that are queued, and refuse further calls."""
+        self._closed = True
+        while (task := self.take()) is not None:
+            task()
+
 
 @dataclass(slots=True)
 class Pipeline:
-    """Drives the stages until the sources end or `stop` is set.
-
-    Args:
-        readers: sources that are being read; entered and left by the caller.
-        wake: set by the readers when they have an item.
-        detect: finds people in a frame.
-        embedder: the embedding stage, entered.
-        make_tracker: makes the tracker of a camera, at its first frame.
-        make_upstream_tracker: makes the tracker of an upstream camera, at its first crops.
-        identifier: the decision stage.
-        on_outcome: called with every outcome, in order; must not block.
-        max_delay_s: longest wait of one camera's crops for another's, live sources only.
-        tasks: functions of other threads; run between two rounds.
-        selector: chooses the crops that are not embedded, to lower the load or to keep up; None: embed all.
-        load: how much work is allowed; see `set_load`.
-        heartbeat: of the driving thread.
-    """
+    """Drives the stages until the sources end or `stop` is set."""
 
     readers: Sequence[FrameReader]
+    """Entered and left by the caller."""
     wake: threading.Event
+    """Set by the readers when they have an item."""
     detect: Callable[[Frame], Detections]
     embedder: Embedder
     make_tracker: Callable[[str], Tracker]
     make_upstream_tracker: Callable[[str], UpstreamTracks]
     identifier: Identifier
     on_outcome: Callable[[FrameOutcome], None]
+    """Called with every outcome, in order; must not block."""
     max_delay_s: float = 0.02
+    """Longest wait of one camera's crops for another's, live sources only."""
     tasks: TaskQueue = field(default_factory=TaskQueue)
     selector: CropSelector | None = None
+    """Chooses the crops that are not embedded, to lower the load or to keep up; None: embed all."""
     load: Load = field(default_factory=Load)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     counters: Counters = field(default_factory=Counters)

@@ -1,61 +1,85 @@
-"""Figures of a run: the summary at its end, and the tally while it runs."""
+"""Results: the outcome of each frame, counters, and the figures of a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-__all__ = ["Summary", "Tally"]
+from edge_agent.core.structures import Decision, TrackUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class FrameOutcome:
+    """The result of one frame."""
+
+    update: TrackUpdate
+    decisions: tuple[Decision, ...]
+    latency_ms: Mapping[str, float]
+    """By stage (`detect`, `embed`, `decide`) and, for live sources, `total` from capture to decision. Empty
+    for the end of a source."""
+    trace: str
+    """Id of the frame's trace, 32 hex digits; the frame's events carry it."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counts since the start of the run."""
+
+    frames: dict[str, int] = field(default_factory=dict)
+    """Processed frames by camera."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Frames left out to lower the load, by camera."""
+    failed_batches: int = 0
+    decisions: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time of the driving thread by stage."""
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Add to the time of a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The result of a run.
-
-    Attributes:
-        frames: processed frames, by camera.
-        crops: embedded crops.
-        decisions: identity decisions.
-        identities: in the gallery at the end.
-        seconds: wall time from the first frame to the last decision.
-        engine_seconds: time inside the ReID network.
-        detector_seconds: time inside the detectors' networks.
-        stage_seconds: time of the driving thread by stage.
-        undelivered: events that the broker has not acknowledged.
-    """
+    """The result of a run."""
 
     frames: dict[str, int]
+    """Processed frames, by camera."""
     crops: int
+    """Embedded crops."""
     decisions: int
     identities: int
+    """In the gallery at the end."""
     seconds: float
+    """Wall time from the first frame to the last decision."""
     engine_seconds: float
+    """Time inside the ReID network."""
     detector_seconds: float
+    """Time inside the detectors' networks."""
     stage_seconds: dict[str, float]
+    """Time of the driving thread by stage."""
     undelivered: int
+    """Events that the broker has not acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts and losses of a run so far.
-
-    Attributes:
-        crops: embedded crops.
-        batches: batches that the engine ran.
-        engine_seconds: time inside the ReID network.
-        frames: processed frames, by camera.
-        dropped: frames that a newer one replaced before they were processed, by camera.
-        spared: crops that were not embedded, to lower the load or to keep up, by camera.
-        overload: those of them that the engine had no time for, by camera.
-        published: events that the outbox accepted.
-        acknowledged: events that the broker acknowledged.
-    """
+    """Counts and losses of a run so far; dictionaries are by camera."""
 
     crops: int
+    """Embedded crops."""
     batches: int
     engine_seconds: float
+    """Time inside the ReID network."""
     frames: dict[str, int]
+    """Processed frames."""
     dropped: dict[str, int]
+    """Frames that a newer one replaced before they were processed."""
     spared: dict[str, int]
+    """Crops that were not embedded, to lower the load or to keep up."""
     overload: dict[str, int]
+    """Those of them that the engine had no time for."""
     published: int
+    """Events that the outbox accepted."""
     acknowledged: int
+    """Events that the broker acknowledged."""

@@ -1,40 +1,33 @@
-"""A round: items of any cameras whose crops are embedded in one submission."""
+"""A round: items of any cameras whose crops are embedded in one submission; and the tracks it updates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.structures import Candidates, CropBatch, Detections, Embedded, Frame
+from edge_agent.core.structures import Candidates, CropBatch, Detections, Embedded, Frame, TrackUpdate
+from edge_agent.track.tracker import TrackInput, update_tracks
 
 if TYPE_CHECKING:
     from edge_agent.embed.quality import Graded
     from edge_agent.source.reader import FrameReader
-
-__all__ = ["EmbeddedRound", "PendingItem", "Round", "whole_image"]
+    from edge_agent.track.tracker import Tracker, UpstreamTracks
 
 
 @dataclass(slots=True)
 class PendingItem:
-    """One item whose crops are with the engine.
-
-    Attributes:
-        reader: where it comes from.
-        item: a frame, or the crops of an upstream.
-        detections: those of a frame; None for crops.
-        pairs: number of its pairs of image and detections in the submission.
-        detect_s: seconds of detection.
-        trace: id of its trace.
-    """
+    """One item whose crops are with the engine."""
 
     reader: FrameReader
     item: Frame | CropBatch
     detections: Detections | None
+    """Those of a frame; None for crops of an upstream."""
     pairs: int
+    """Number of its pairs of image and detections in the submission."""
     detect_s: float
     trace: str
 
@@ -75,7 +68,16 @@ class Round:
 
     def without_embeddings(self) -> list[Embedded]:
         """Return the results of a failed batch, one per pair: no crop has an embedding."""
-        return [_not_embedded(crops) for pending in self.items for crops in pending.crops_per_pair]
+        return [
+            Embedded(
+                np.zeros((n, 0), np.float32),
+                np.zeros(n, np.bool_),
+                np.zeros(n, np.float32),
+                ("engine failed",) * n,
+            )
+            for pending in self.items
+            for n in pending.crops_per_pair
+        ]
 
 
 @dataclass(slots=True)
@@ -93,10 +95,68 @@ def whole_image(image: NDArray[np.uint8]) -> Detections:
     return Detections(np.array([[0, 0, width, height]], np.float32), np.ones(1, np.float32))
 
 
-def _not_embedded(crops: int) -> Embedded:
-    return Embedded(
-        np.zeros((crops, 0), np.float32),
-        np.zeros(crops, np.bool_),
-        np.zeros(crops, np.float32),
-        ("engine failed",) * crops,
-    )
+@dataclass(slots=True)
+class CameraTracking:
+    """The trackers of all cameras: frames get tracks, crops of an upstream keep the tracks that they have.
+
+    A tracker is made at the first frame or crops of its camera.
+    """
+
+    make_tracker: Callable[[str], Tracker]
+    make_upstream_tracker: Callable[[str], UpstreamTracks]
+    _trackers: dict[str, Tracker] = field(default_factory=dict)
+    _upstream: dict[str, UpstreamTracks] = field(default_factory=dict)
+    _latest: dict[str, TrackUpdate] = field(default_factory=dict)
+
+    @property
+    def cameras(self) -> list[str]:
+        """Cameras that have a tracker."""
+        return [*self._trackers, *self._upstream]
+
+    def update(self, items: Sequence[PendingItem], results: Sequence[list[Embedded]]) -> list[TrackUpdate]:
+        """Return the track update of each item, in order; frames of different cameras are updated at once."""
+        updates: dict[int, TrackUpdate] = {}
+        frames: dict[str, tuple[int, TrackInput]] = {}
+        for at, (pending, embedded) in enumerate(zip(items, results, strict=True)):
+            item = pending.item
+            if isinstance(item, CropBatch):
+                if item.camera not in self._upstream:
+                    self._upstream[item.camera] = self.make_upstream_tracker(item.camera)
+                updates[at] = self._upstream[item.camera].update(item, embedded)
+                continue
+            if item.camera in frames:
+                updates.update(_update_frames(frames))
+                frames = {}
+            if item.camera not in self._trackers:
+                self._trackers[item.camera] = self.make_tracker(item.camera)
+            height, width = item.image.shape[:2]
+            assert pending.detections is not None  # set for every frame
+            frames[item.camera] = at, TrackInput(
+                self._trackers[item.camera], item.number, item.time, (width, height),
+                pending.detections, embedded[0],
+            )  # fmt: skip
+        updates.update(_update_frames(frames))
+        for update in (ordered := [updates[at] for at in range(len(items))]):
+            self._latest[update.camera] = update
+        return ordered
+
+    def end_tracks(self, camera: str) -> TrackUpdate | None:
+        """End the tracks of a camera that continues later; None where it has had no frame."""
+        return _finish(self._trackers.get(camera), self._latest.get(camera))
+
+    def end(self, camera: str) -> TrackUpdate | None:
+        """End the tracks of a camera for good and remove its tracker; None where there is nothing to end."""
+        # A tracker without tracks is false.
+        tracker = self._trackers.pop(camera, None) or self._upstream.pop(camera, None)
+        return _finish(tracker, self._latest.pop(camera, None))
+
+
+def _finish(tracker: Tracker | UpstreamTracks | None, latest: TrackUpdate | None) -> TrackUpdate | None:
+    if tracker is None or latest is None:
+        return None
+    return tracker.finish(latest.frame, latest.time, latest.size)
+
+
+def _update_frames(frames: Mapping[str, tuple[int, TrackInput]]) -> Iterator[tuple[int, TrackUpdate]]:
+    updates = update_tracks([frame for _, frame in frames.values()])
+    return zip((at for at, _ in frames.values()), updates, strict=True)

@@ -14,10 +14,9 @@ import structlog
 
 from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.databases import make_erasure
-from edge_agent.agent.description import info_data
-from edge_agent.agent.health_state import HealthState
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
-from edge_agent.agent.source_readers import SourceReaders
+from edge_agent.agent.sources import SourceReaders
+from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.loading import state_folder
 from edge_agent.core.timing import Laps, process_age_s
@@ -39,8 +38,8 @@ from edge_agent.source.opening import open_sources
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_agent.agent.outcome import FrameOutcome
-    from edge_agent.agent.tasks import TaskQueue
+    from edge_agent.agent.pipeline import TaskQueue
+    from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.config import Settings
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
@@ -54,31 +53,22 @@ if TYPE_CHECKING:
     from edge_agent.health.telemetry import Reading
     from edge_agent.source.base import Source
 
-__all__ = ["StageOpener", "Stages", "Supply", "fitting_calibration"]
-
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """Sources and detection that replace those of the settings.
-
-    Attributes:
-        sources: one for each enabled source of the settings, in their order.
-        detection: finds people in their frames; None: the detection of the settings.
-    """
+    """Sources and detection that replace those of the settings."""
 
     sources: Sequence[Source]
+    """One for each enabled source of the settings, in their order."""
     detection: Detection | None = None
+    """None: the detection of the settings."""
 
 
 @dataclass(slots=True)
 class Stages:
-    """Everything that is open during a run.
-
-    Attributes:
-        stale_calibration: the active calibration where it is of another network, else None.
-    """
+    """Everything that is open during a run."""
 
     sources: SourceReaders
     embedder: Embedder
@@ -93,23 +83,12 @@ class Stages:
     writer: OutcomeWriter
     health: HealthState
     stale_calibration: Calibration | None
+    """The active calibration where it is of another network, else None."""
 
 
 @dataclass(slots=True)
 class StageOpener:
-    """Opens the stages; live cameras connect meanwhile.
-
-    Args:
-        settings: all settings.
-        outputs: files to write.
-        observe: called with every outcome.
-        session: id of the run.
-        supply: other sources than those of the settings.
-        supervisor: gets the progress of the start.
-        tasks: runs gallery changes on the driving thread.
-        reload: reloads the settings; returns the keys that need a restart.
-        stack: closes the stages.
-    """
+    """Opens the stages, which `stack` closes; live cameras connect meanwhile."""
 
     settings: Settings
     outputs: Outputs
@@ -117,8 +96,10 @@ class StageOpener:
     session: str
     supply: Supply | None
     supervisor: Supervisor
+    """Gets the progress of the start."""
     tasks: TaskQueue
     reload: Callable[[], list[str]]
+    """Reloads the settings; returns the keys that need a restart."""
     stack: ExitStack
     _laps: Laps = field(default_factory=Laps)
 
@@ -150,10 +131,10 @@ class StageOpener:
         publisher, erasure = self._delivery(state, info, gallery, identifier, embedder, sources)
         metrics = self._metrics(publisher, info)
         writer = OutcomeWriter(
-            self.outputs, len(sources), stack, publisher=publisher, erasure=erasure, identifier=identifier,
-            engine=embedder.info, detector=detection.name, metrics=metrics, observe=self.observe,
+            outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
+            identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
+            observe=self.observe, device=reading.summary(),
         )  # fmt: skip
-        writer.device = reading.summary()
         self._laps.lap("delivery")
         stages = Stages(
             sources=readers,

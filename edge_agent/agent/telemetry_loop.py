@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from edge_agent.health.telemetry import Reading
     from edge_agent.identify import Identifier
 
-__all__ = ["TelemetryLoop", "save_site_scores"]
-
 _log = structlog.get_logger(__name__)
 
 SAVE_INTERVAL_S = 60.0
@@ -43,21 +41,14 @@ class _Previous(NamedTuple):
 
 @dataclass(slots=True)
 class TelemetryLoop:
-    """Runs while it is entered; once more at the end, since a run may be shorter than an interval.
-
-    Args:
-        settings: gives the present settings.
-        stages: all stages, open.
-        pipeline: gives counts.
-        cooling: the governor.
-        supervisor: gets the memory of the process, gives the stuck stages.
-    """
+    """Runs while it is entered; once more at the end, since a run may be shorter than an interval."""
 
     settings: Callable[[], Settings]
     stages: Stages
     pipeline: Pipeline
     cooling: Cooling
     supervisor: Supervisor
+    """Gets the memory of the process, gives the stuck stages."""
     started: float
     """Start of the agent, `time.monotonic`."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -119,11 +110,10 @@ class TelemetryLoop:
             return
         self._throttled = throttled
         reasons = ", ".join(reading.throttle_reasons)
+        message = f"limits its clocks ({reasons})" if throttled else "no longer limits its clocks"
         alert = alert_event(
             "thermal_throttle",
-            f"the board limits its clocks ({reasons})"
-            if throttled
-            else "the board no longer limits its clocks",
+            f"the board {message}",
             active=throttled,
             time=time.time(),
             details={"reasons": reasons or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c},

@@ -40,8 +40,9 @@ def command(
     from edge_agent.cli.service import one_blas_thread, open_streams_at_once, run_until_stopped
 
     one_blas_thread()
-    from edge_agent.agent.daemon import Agent, Outputs
-    from edge_agent.agent.description import log_context
+    from edge_agent.agent.daemon import Agent
+    from edge_agent.agent.outputs import Outputs
+    from edge_agent.agent.status import log_context
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 

@@ -18,7 +18,8 @@ from edge_agent.core.errors import EdgeAgentError
 if TYPE_CHECKING:
     from types import FrameType
 
-    from edge_agent.agent.daemon import Agent, Summary
+    from edge_agent.agent.daemon import Agent
+    from edge_agent.agent.results import Summary
     from edge_agent.core.config import Settings
 
 _log = structlog.get_logger(__name__)

@@ -285,7 +285,7 @@ def test_a_full_disk_under_the_events_file_costs_events_and_nothing_else(
     assert code == 0
     assert f'"identities": {PEOPLE}' in out
     assert told.count("events file cannot be written") == 1
-    assert "No space left on device" in told
+    assert "cannot write the events file /dev/full: no space is left on its disk; free some" in told
 
 
 @contextmanager

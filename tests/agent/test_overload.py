@@ -17,7 +17,8 @@ import pytest
 
 from benchmarks.overload import Outcome, Stream, materialise, replay
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score
-from edge_agent.agent.daemon import Agent, Supply
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.stages import Supply
 from edge_agent.core.config import GallerySettings, IdentifySettings, QualitySettings, Settings
 from edge_agent.core.loading import load
 from edge_agent.core.structures import (

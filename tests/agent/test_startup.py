@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent.agent.daemon import Agent, Outputs, Supply
-from edge_agent.agent.source_readers import SourceReaders
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.outputs import Outputs
+from edge_agent.agent.sources import SourceReaders
+from edge_agent.agent.stages import Supply
 from edge_agent.cli.service import RTSP_OPTIONS, STREAM_OPTIONS, open_streams_at_once
 from edge_agent.core.errors import ModelError
 from edge_agent.core.loading import load

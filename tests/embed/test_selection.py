@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.agent.pipeline import FrameOutcome, Pipeline
+from edge_agent.agent.pipeline import Pipeline
+from edge_agent.agent.results import FrameOutcome
 from edge_agent.core.config import IdentifySettings, TrackerSettings
 from edge_agent.core.structures import (
     Candidates,

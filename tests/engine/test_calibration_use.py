@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.agent.daemon import Agent, Outputs
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.outputs import Outputs
 from edge_agent.cli import app
 from edge_agent.core.config import EngineSettings, IdentifySettings, Settings
 from edge_agent.core.errors import ConfigError, InputError

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.agent.daemon import Agent, Outputs
-from edge_agent.agent.description import log_context
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.outputs import Outputs
+from edge_agent.agent.status import log_context
 from edge_agent.core import logs
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EngineError, InputError

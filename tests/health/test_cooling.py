@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from edge_agent.agent.daemon import Agent, Outputs
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.outputs import Outputs
 from edge_agent.core.config import GovernorSettings, Settings, TelemetrySettings
 from edge_agent.core.events import Event
 from edge_agent.core.loading import load

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.agent.pipeline import FrameOutcome
+from edge_agent.agent.results import FrameOutcome
 from edge_agent.cli import app
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.offline.demo.street import SECONDS, Recorder, Scene, Sighting, percentiles, render, score

@@ -22,7 +22,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.agent.daemon import Agent, Supply
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.stages import Supply
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EngineError
 from edge_agent.core.loading import state_folder
@@ -43,7 +44,6 @@ from edge_agent.offline.bench.stagetimes import (
     Arrivals,
     Counters,
     Span,
-    StageClock,
     Window,
     timeline_svg,
     trace_events,
@@ -149,8 +149,8 @@ def _run(plan: Plan, own: Settings, began: Callable[[], None]) -> tuple[dict[str
         Subscriber(connection, ("edge/v1/#",), limit=100_000) as subscriber,
         Arrivals(subscriber) as arrivals,
     ):
-        window = Window(plan, StageClock(), over, arrivals, began)
-        agent = window.agent = Agent(own, observe=window, heartbeat=window.clock)
+        window = Window(plan, over, arrivals, began)
+        agent = window.agent = Agent(own, observe=window)
         agent.supply = Supply(
             make_cameras(plan, streets, fps, over),
             Detection(given_detections, lambda _: _LEVELS, "given", lambda: 0.0),

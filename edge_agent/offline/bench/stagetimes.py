@@ -1,6 +1,6 @@
 """Measurement of a run: time by stage, CPU time by thread, delay of events, and working times of each stage.
 
-`StageClock` replaces the pipeline's `Heartbeat`, so the pipeline is measured unchanged.
+`StageClock` replaces the pipeline's `Heartbeat` then, so the pipeline is measured unchanged.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from edge_agent.core.timing import parse_time
 from edge_agent.engine.base import DEPTH
 
 if TYPE_CHECKING:
-    from edge_agent.agent.daemon import Agent, Tally
-    from edge_agent.agent.pipeline import FrameOutcome
+    from edge_agent.agent.daemon import Agent
+    from edge_agent.agent.results import FrameOutcome, Tally
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.offline.bench.load import Plan
 
@@ -47,7 +47,7 @@ class StageClock(Heartbeat):
         super().__init__()
         self.wall_s: defaultdict[str, float] = defaultdict(float)
         self.spans: list[Span] | None = None
-        self._name = "start"
+        self._name = "hand over"  # it replaces the pipeline's heartbeat at an outcome
         self._at = time.monotonic()
 
     def working(self, task: str) -> None:
@@ -210,11 +210,11 @@ class Window:
     """The measured part of a run: from the end of the warm-up, where `began` is called; stops the cameras."""
 
     plan: Plan
-    clock: StageClock
     over: threading.Event
     arrivals: Arrivals
     began: Callable[[], None]
     agent: Agent | None = None
+    clock: StageClock = field(default_factory=StageClock)
     begin: Counters | None = None
     end: Counters | None = None
     frame_s: list[float] = field(default_factory=list)
@@ -238,9 +238,12 @@ class Window:
     def _begin(self) -> Counters:
         self.arrivals.since = time.time()
         self.began()
-        if self.plan.trace and self.agent is not None and self.agent.stages is not None:
+        assert self.agent is not None
+        assert self.agent.pipeline is not None  # it called this
+        self.clock = self.agent.pipeline.heartbeat = StageClock()
+        if self.plan.trace:
             self.clock.spans = []
-            self.agent.stages.embedder.batcher.on_batch = self._note_batch
+            self.agent.pipeline.embedder.batcher.on_batch = self._note_batch
         self.begin = self._now()
         return self.begin
 

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from edge_agent.agent.daemon import Agent, Outputs, Summary
+from edge_agent.agent.daemon import Agent
+from edge_agent.agent.outputs import Outputs
+from edge_agent.agent.results import Summary
 from edge_agent.core.codec import decode
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.events import Event, InfoData

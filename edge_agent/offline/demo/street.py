@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.agent.pipeline import FrameOutcome
+from edge_agent.agent.results import FrameOutcome
 from edge_agent.core.structures import DecisionKind, iou_matrix
 from edge_agent.offline.synthetic.street import Street, StreetVideo, Visit, write_videos
 
