@@ -61,15 +61,12 @@ def measure(
     cache: MutableMapping[str, list[float]] | None = None,
     advance: Callable[[str], None] | None = None,
 ) -> tuple[Loss, ...]:
-    """Quantise each block alone and compare the embeddings to FP32; return the losses, worst block first.
+    """Quantise each block of the FP32 graph alone; return the losses against FP32, worst block first.
 
-    Args:
-        prepared: the FP32 graph.
-        scales: its ranges.
-        crops: `(N, H, W, 3)` uint8 BGR; 32 to 64 crops are enough to rank the blocks.
-        cache: results by block, read and extended after each block, so that a caller that stores it can
-            continue after an interruption. Its keys cover the graph, the ranges and the crops.
-        advance: called with the name of each finished block.
+    32 to 64 crops, `(N, H, W, 3)` uint8 BGR, are enough to rank the blocks. `cache` has results by block,
+    read and extended after each block, so that a caller that stores it can continue after an
+    interruption; its keys cover graph, ranges and crops. `advance` is called with the name of each
+    finished block.
 
     Raises:
         ModelError: as `quantise`, no block can be quantised, or ONNX Runtime refuses a graph.

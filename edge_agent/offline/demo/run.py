@@ -53,15 +53,8 @@ def run(
 ) -> dict[str, Any]:
     """Run the agent with a subscriber at its broker until the videos end or it is stopped.
 
-    Args:
-        settings: with a broker.
-        scene: the rendered street, which is scored; None: the sources of the settings.
-        folder: for the events.
-        console: shows the events.
-        run_agent: runs the agent on the main thread.
-
-    Returns:
-        The result as JSON values.
+    The rendered street `scene` is scored; without it, the sources of the settings are used. `run_agent` runs
+    the agent on the main thread. Return the result as JSON values.
     """
     if scene is not None:
         fps = scene.street.fps
