@@ -54,16 +54,14 @@ def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.spec import load_spec
 
-    source: Path | None = checkpoint
     if checkpoint.suffix in (".yaml", ".yml"):
         section = load_spec(checkpoint).export
-        source, output = section.checkpoint, output or section.onnx_file
-        if source is None:
+        if section.checkpoint is None:
             raise ConfigError(f"{checkpoint}: export.checkpoint is missing")
+        checkpoint, output = section.checkpoint, output or section.onnx_file
     if output is None:
         raise ConfigError("name the ONNX file to write: -o MODEL.onnx")
-    assert source is not None  # the argument, or the section's
-    return source, output
+    return checkpoint, output
 
 
 def _notes(entries: list[str]) -> dict[str, str]:

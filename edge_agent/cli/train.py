@@ -53,9 +53,7 @@ def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[
 
     _warn_of_unused(plan, console)
     start = _checkpoint_to_resume(plan, folder, resume=resume)
-    pictures = _decoded(
-        plan, plan.dataset.train_dataset_dir, "train_dataset_dir", folder, console, people=True
-    )
+    pictures = _decoded(plan, "train_dataset_dir", folder, console, people=True)
     evaluation = _evaluation(plan, folder, console)
     with RunLog(folder, epochs=plan.train.num_epochs, console=console, resumed=start is not None) as log:
         trainer = Trainer(plan, pictures, folder=folder, evaluation=evaluation, watcher=log, resume=start)
@@ -95,15 +93,14 @@ def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoi
     return None
 
 
-def _decoded(
-    plan: Spec, source: Path | None, field: str, folder: Path, console: Console, *, people: bool
-) -> Pictures:
+def _decoded(plan: Spec, field: str, folder: Path, console: Console, *, people: bool) -> Pictures:
     """Return the pictures of one of the spec's folders, at the input size of the network."""
     import os
 
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.data import decode, read_folder
 
+    source: Path | None = getattr(plan.dataset, field)
     if source is None:
         raise ConfigError(f"dataset.{field} is missing: name a folder of crops in Market-1501 layout")
     found = read_folder(source, people_only=people)
@@ -128,8 +125,8 @@ def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None
         return None
     if data.query_dataset_dir is None or data.test_dataset_dir is None:
         raise ConfigError("evaluation needs both dataset.query_dataset_dir and dataset.test_dataset_dir")
-    query = _decoded(plan, data.query_dataset_dir, "query_dataset_dir", folder, console, people=False)
-    gallery = _decoded(plan, data.test_dataset_dir, "test_dataset_dir", folder, console, people=False)
+    query = _decoded(plan, "query_dataset_dir", folder, console, people=False)
+    gallery = _decoded(plan, "test_dataset_dir", folder, console, people=False)
     return Validation(query, gallery, plan.re_ranking).figures
 
 
@@ -137,10 +134,8 @@ def _run_until_signal(trainer: Trainer) -> Path:
     """Train; SIGINT and SIGTERM stop after the current step with a checkpoint."""
     import signal
 
-    def stop(*_: object) -> None:
-        trainer.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: trainer.stop()) for number in stopping}
     try:
         return trainer.run()
     finally:

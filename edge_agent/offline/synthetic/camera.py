@@ -113,10 +113,8 @@ def _patch(
     """A random piece of `sheet`, `(rows, columns, 3)`, magnified by `zoom`."""
     high, wide = min(_SHEET[0], max(2, int(rows / zoom))), min(_SHEET[1], max(2, int(columns / zoom)))
     y, x = int(rng.integers(0, _SHEET[0] - high + 1)), int(rng.integers(0, _SHEET[1] - wide + 1))
-    piece: NDArray[np.uint8] = cv2.resize(
-        sheet[y : y + high, x : x + wide], (columns, rows), interpolation=cv2.INTER_AREA
-    )
-    return piece
+    piece = sheet[y : y + high, x : x + wide]
+    return np.asarray(cv2.resize(piece, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def backdrop(
@@ -172,14 +170,12 @@ def transmit(picture: NDArray[np.float32], view: Camera, rng: np.random.Generato
     if blur > 0.25:
         picture = cv2.GaussianBlur(picture, (0, 0), blur)
     if rng.random() < 0.12:
-        length = int(rng.integers(2, 5))
-        picture = cv2.blur(picture, (length, 1))
+        picture = cv2.blur(picture, (int(rng.integers(2, 5)), 1))
     if view.noise > 0.3:
         spread = view.noise * float(rng.uniform(0.7, 1.3))
         picture = picture + spread * rng.standard_normal(picture.shape, dtype=np.float32)
     if view.sharpen:
         picture = picture + np.float32(view.sharpen) * (picture - cv2.GaussianBlur(picture, (0, 0), 1.0))
     clipped = np.clip(picture, 0, 255).astype(np.uint8)
-    quality = int(rng.integers(*view.quality))
-    _, packed = cv2.imencode(".jpg", clipped, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    _, packed = cv2.imencode(".jpg", clipped, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*view.quality))])
     return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)

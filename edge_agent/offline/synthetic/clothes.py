@@ -60,8 +60,7 @@ def _noise(rng: np.random.Generator, rows: int, columns: int, cell: tuple[int, i
     """Smooth noise of unit spread; `cell` is the size of a blob as (rows, columns). Left and right match."""
     small = rng.standard_normal((max(2, rows // cell[0]), max(2, columns // cell[1]))).astype(np.float32)
     small[:, -1] = small[:, 0]
-    smooth: NDArray[np.float32] = cv2.resize(small, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    return smooth
+    return np.asarray(cv2.resize(small, (columns, rows), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _fabric(paint: _Paint, rng: np.random.Generator, folds: float) -> Texture:
@@ -324,8 +323,8 @@ def _head_texture(person: Identity, rng: np.random.Generator) -> Texture:
     return _fabric(paint, rng, 0.05)
 
 
-def _plain(colour: Colour, rng: np.random.Generator, folds: float, rows: int = 24) -> Texture:
-    return _fabric(_fill(rows, 48, colour), rng, folds)
+def _plain(colour: Colour, rng: np.random.Generator, folds: float) -> Texture:
+    return _fabric(_fill(24, 48, colour), rng, folds)
 
 
 def _bag_texture(person: Identity, rng: np.random.Generator) -> Texture:

@@ -84,12 +84,11 @@ def _route(lens: Lens, rng: np.random.Generator) -> tuple[Point, Point]:
     drift = float(rng.normal(0, 0.04) if rng.random() < 0.65 else rng.normal(0, 0.25))
     last = float(np.clip(first + drift, FAR, NEAR))
     side = 1 if rng.random() < 0.5 else -1
-    ends = []
-    for row, where in ((first, -side), (last, side)):
-        depth = lens.depth(row * lens.height)
-        edge = (lens.width / 2) / lens.scale(row * lens.height) + 0.35
-        ends.append((where * edge, depth))
-    return ends[0], ends[1]
+    start, end = (
+        (where * ((lens.width / 2) / lens.scale(row * lens.height) + 0.35), lens.depth(row * lens.height))
+        for row, where in ((first, -side), (last, side))
+    )
+    return start, end
 
 
 @lru_cache(maxsize=1)
@@ -209,9 +208,8 @@ class Street:
             _Layer(float(prop.foot), _PROP, prop.image, prop.left, prop.foot - len(prop.image))
             for prop in scene.props
         ]
-        for visit in self.visits:
-            if visit.camera == name and visit.start <= time < visit.end:
-                layers.append(self._place(visit, time))
+        present = (visit for visit in self.visits if visit.camera == name and visit.start <= time < visit.end)
+        layers += [self._place(visit, time) for visit in present]
         whole: dict[int, tuple[Truth, int]] = {}
         for foot, number, picture, left, top in sorted(layers, key=lambda layer: layer[:2]):
             high, wide = picture.shape[:2]

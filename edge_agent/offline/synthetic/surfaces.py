@@ -34,8 +34,7 @@ def noise(rng: np.random.Generator, rows: int, columns: int, cell: float) -> NDA
     """Return smooth noise `(rows, columns)` float32 of about unit spread with blobs of `cell` pixels."""
     shape = (max(2, int(rows / cell) + 1), max(2, int(columns / cell) + 1))
     small = rng.standard_normal(shape).astype(np.float32)
-    smooth: NDArray[np.float32] = cv2.resize(small, (columns, rows), interpolation=cv2.INTER_CUBIC)
-    return smooth
+    return np.asarray(cv2.resize(small, (columns, rows), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _tone(rng: np.random.Generator, low: float, high: float, tint: float = 8.0) -> NDArray[np.float32]:

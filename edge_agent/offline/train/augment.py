@@ -56,8 +56,7 @@ class Augmentation:
         # one 3 x 3 matrix and one table for everything but the slope
         mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * np.tile(_LUMA, (3, 1))
         matrix = (np.diag(gain * cast * contrast) @ mix).astype(np.float32)
-        level = np.float32(image.mean()) * gain
-        offset = np.full((3, 1), level * (1 - contrast), np.float32)
+        offset = np.full((3, 1), np.float32(image.mean()) * gain * (1 - contrast), np.float32)
         image = cv2.transform(image, np.hstack([matrix, offset]))
         if gamma != 1:
             table = (255 * (np.arange(256) / 255) ** gamma + 0.5).astype(np.uint8)
@@ -81,8 +80,8 @@ class Augmentation:
             noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 14))
             image = np.clip(image + noise, 0, 255).astype(np.uint8)
         if rng.random() < own.jpeg_prob:
-            quality = int(rng.integers(25, 95))
-            coded = cv2.imencode(".jpg", np.ascontiguousarray(image), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+            quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))]
+            coded = cv2.imencode(".jpg", np.ascontiguousarray(image), quality)[1]
             image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
         return image
 
@@ -93,10 +92,8 @@ def _zoomed(image: Image, zoom: float, rng: np.random.Generator) -> Image:
     left, right, top, bottom = rng.uniform(-zoom, zoom, 4) * rng.random() * (width, width, height, height)
     across, down = width / (width - left - right), height / (height - top - bottom)
     move = np.array([[across, 0, -left * across], [0, down, -top * down]], np.float32)
-    moved: Image = cv2.warpAffine(
-        image, move, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return moved
+    size, method, border = (width, height), cv2.INTER_LINEAR, cv2.BORDER_REPLICATE
+    return np.asarray(cv2.warpAffine(image, move, size, flags=method, borderMode=border), np.uint8)
 
 
 def _occluded(image: Image, other: Image, rng: np.random.Generator) -> Image:
@@ -126,8 +123,7 @@ def _sloped(image: Image, rng: np.random.Generator) -> Image:
     if rng.random() < 0.4:
         along = np.tanh((along - np.float32(rng.uniform(-0.6, 0.6))) * np.float32(rng.uniform(3, 15)))
     slope = 1 + np.float32(rng.uniform(0.1, 0.5)) * along
-    shaded: Image = np.clip(image * slope[..., None], 0, 255).astype(np.uint8)
-    return shaded
+    return np.asarray(np.clip(image * slope[..., None], 0, 255), np.uint8)
 
 
 def _padded_crop(image: Image, padding: int, rng: np.random.Generator) -> Image:

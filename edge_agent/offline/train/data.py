@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -46,8 +47,7 @@ class Pictures:
     people: NDArray[np.int64]  # person number of each label
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Augmented pictures `(B, h, w, 3)` uint8 BGR and their labels `(B,)` int64."""
 
     images: NDArray[np.uint8]

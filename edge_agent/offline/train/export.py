@@ -69,14 +69,8 @@ def export_onnx(
             "written. This is an error of the exporter; try other versions of torch and onnxruntime"
         )
     write_atomic(target, content)
-    return Exported(
-        path=target,
-        sha256=hashlib.sha256(content).hexdigest(),
-        size=len(content),
-        dimension=spec.model.feat_dim,
-        difference=difference,
-        card=card,
-    )
+    digest = hashlib.sha256(content).hexdigest()
+    return Exported(target, digest, len(content), spec.model.feat_dim, difference, card)
 
 
 def traced(deployed: Deployed, spec: Spec) -> bytes:
@@ -150,8 +144,7 @@ def _with_card(content: bytes, card: Mapping[str, str]) -> bytes:
     model.producer_version = __version__
     onnx.helper.set_model_props(model, dict(card))
     onnx.checker.check_model(model)
-    with_card: bytes = model.SerializeToString()
-    return with_card
+    return bytes(model.SerializeToString())
 
 
 def _largest_difference(deployed: Deployed, content: bytes, spec: Spec) -> float:

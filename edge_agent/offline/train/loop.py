@@ -75,7 +75,11 @@ class Trainer:
             state_of(self._network) if spec.edge_agent.ema_decay else None
         )
         self._optimizer = build_optimizer(self._network, spec)
-        self._center, self._center_optimizer = self._center_loss()
+        self._center: CenterLoss | None = None
+        if spec.model.uses_center:
+            self._center = CenterLoss(len(self._people), spec.model.feat_dim).to(self._device)
+            centers = self._center.parameters()
+            self._center_optimizer = torch.optim.SGD(centers, lr=spec.train.optim.center_lr)
         self._scaler = torch.amp.GradScaler("cuda", enabled=self._device.type == "cuda")
         self._batches = TrainingBatches(pictures, spec)
         self._history: list[dict[str, float]] = []
@@ -110,30 +114,20 @@ class Trainer:
 
     def _run_epoch(self) -> bool:
         """Run the rest of the current epoch; return False if it was stopped early."""
-        count = len(self._batches.of_epoch(self._epoch))
-        if count == 0:
+        if not (count := len(self._batches.of_epoch(self._epoch))):
             raise ConfigError(
                 "the training split gives no full batch: it has too few identities or pictures "
                 f"for dataset.batch_size {self._spec.dataset.batch_size}"
             )
         started = time.monotonic()
-        for batch in self._batches.iterate(self._epoch, first=self._step):
+        for images, labels in self._batches.iterate(self._epoch, first=self._step):
             set_rates(self._optimizer, rate_factor(self._spec, self._epoch + self._step / count))
-            losses, accuracy = self._train_on(batch.images, batch.labels)
+            losses, accuracy = self._train_on(images, labels)
             self._step += 1
             now = time.monotonic()
-            self._watcher.on_step(
-                Step(
-                    epoch=self._epoch,
-                    step=self._step,
-                    steps=count,
-                    total=self._epoch * count + self._step,
-                    losses=losses,
-                    accuracy=accuracy,
-                    rate=self._optimizer.param_groups[0]["lr"],
-                    seconds=now - started,
-                )
-            )
+            total, rate = self._epoch * count + self._step, self._optimizer.param_groups[0]["lr"]
+            step = Step(self._epoch, self._step, count, total, losses, accuracy, rate, now - started)
+            self._watcher.on_step(step)
             started = now
             if self._stopping and self._step < count:
                 return False
@@ -173,14 +167,14 @@ class Trainer:
 
     def _update(self, total: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        if self._center_optimizer is not None:
+        if self._center is not None:
             self._center_optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(total).backward()
         if self._spec.train.grad_clip:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._spec.train.grad_clip)
         self._scaler.step(self._optimizer)
-        if self._center is not None and self._center_optimizer is not None:
+        if self._center is not None:
             # the centres are updated on the unweighted loss: remove the weight from their gradient
             weight = self._spec.train.optim.center_loss_weight
             if weight:
@@ -235,15 +229,9 @@ class Trainer:
         network.to(self._device, memory_format=torch.channels_last)
         return network
 
-    def _center_loss(self) -> tuple[CenterLoss | None, torch.optim.Optimizer | None]:
-        if not self._spec.model.uses_center:
-            return None, None
-        loss = CenterLoss(len(self._people), self._spec.model.feat_dim).to(self._device)
-        return loss, torch.optim.SGD(loss.parameters(), lr=self._spec.train.optim.center_lr)
-
     def _snapshot(self) -> Checkpoint:
         center = None
-        if self._center is not None and self._center_optimizer is not None:
+        if self._center is not None:
             center = {"loss": self._center.state_dict(), "optimizer": self._center_optimizer.state_dict()}
         random = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
@@ -277,7 +265,7 @@ class Trainer:
             raise ModelError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
         if self._averaged is not None and saved.averaged is not None:
             self._averaged = dict(saved.averaged)
-        if self._center is not None and self._center_optimizer is not None and saved.center is not None:
+        if self._center is not None and saved.center is not None:
             self._center.load_state_dict(saved.center["loss"])
             self._center_optimizer.load_state_dict(saved.center["optimizer"])
         if saved.scaler is not None and self._device.type == "cuda":

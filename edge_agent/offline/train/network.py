@@ -131,10 +131,8 @@ class _MobileNetV2(nn.Module):  # type: ignore[misc]  # torch carries no types f
                     _InvertedResidual(channels[-1], outputs, stride if index == 0 else 1, expansion)
                 )
                 channels.append(outputs)
-        layers.append(_conv_bn(channels[-1], 1280, 1))
-        channels.append(1280)
-        self.features = nn.Sequential(*layers)
-        self.channels = tuple(channels)
+        self.features = nn.Sequential(*layers, _conv_bn(channels[-1], 1280, 1))
+        self.channels = (*channels, 1280)
 
     def stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """Return the nineteen stages in order; each takes the output of the previous one."""

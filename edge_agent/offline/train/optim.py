@@ -20,9 +20,8 @@ _COSINE_FLOOR = 0.002  # final rate of the cosine schedule, share of `base_lr`: 
 
 def identity_loss(logits: Tensor, identities: Tensor, *, smooth: bool) -> Tensor:
     """Return the cross entropy over the training identities, with label smoothing 0.1 if `smooth`."""
-    return nn.functional.cross_entropy(
-        logits, identities, label_smoothing=_LABEL_SMOOTHING if smooth else 0.0
-    )
+    smoothing = _LABEL_SMOOTHING if smooth else 0.0
+    return nn.functional.cross_entropy(logits, identities, label_smoothing=smoothing)
 
 
 def batch_hard_triplet(embeddings: Tensor, identities: Tensor, *, margin: float) -> Tensor:
@@ -76,8 +75,7 @@ def build_optimizer(network: ReidNetwork, spec: Spec) -> torch.optim.Optimizer:
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = optim.base_lr
-        decay = optim.weight_decay
+        rate, decay = optim.base_lr, optim.weight_decay
         if name.endswith("bias"):
             rate *= optim.bias_lr_factor
             decay = optim.weight_decay_bias

@@ -31,11 +31,7 @@ class Validation:
     re_ranking: ReRankingSection
 
     def figures(self, embed: Embed) -> Mapping[str, float]:
-        """Return mAP and rank-k of the embeddings that `embed` makes.
-
-        Raises:
-            DatasetError: no query has a match in another camera.
-        """
+        """Return mAP and rank-k of `embed`; DatasetError if no query has a match in another camera."""
         sides = apply_junk_rule(_labelled(embed, self.query), _labelled(embed, self.gallery), JunkRule.STRICT)
         chosen = self.re_ranking
         if chosen.re_ranking:
