@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Set up edge-agent on this machine.
 #
-#   ./install.sh --demo    make .venv, install, and watch people be recognised on a rendered street
+#   ./install.sh --demo    make .venv, install, and run the demo on a rendered street
 #   ./install.sh --test    install what the tests need as well, and run them
 #   sudo ./install.sh      install it as a service: docs/install-jetson.md
 #
-# Safe to run again: what is there is kept, and a second run of the first two needs no network. --demo and --test
-# touch nothing outside this folder but for Debian packages, where the machine lets us install them (root, or sudo
-# without a password). What the service touches stands in docs/operations.md, and --dry-run shows it.
+# It can be run again: completed steps are kept, and a second run of the first two needs no network. --demo and --test
+# change nothing outside this folder except Debian packages, if they may be installed (root, or sudo without a
+# password). docs/operations.md lists the changes of the service, and --dry-run shows them.
 set -Eeuo pipefail
 
 readonly called_from=$PWD
@@ -26,8 +26,8 @@ purge=
 given=()
 step='reading the options'
 
-# What the tests run for real: a broker and its clients, an RTSP server, an OpenCV with GStreamer as on a
-# Jetson, the check of this script, and that of the service (systemd-analyze).
+# Programs that the tests run: a broker and its clients, an RTSP server, an OpenCV with GStreamer as on a
+# Jetson, shellcheck, and systemd-analyze for the unit.
 readonly test_packages=(
   mosquitto mosquitto-clients jq openssl shellcheck systemd
   gstreamer1.0-rtsp gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
@@ -43,23 +43,23 @@ usage: ./install.sh --demo | --test [options] [-- ARGUMENTS]
 
 in this folder:
   --demo           install, and run `edge-agent demo` with ARGUMENTS
-  --test           install what tests need as well, and run pytest with ARGUMENTS
-  --with-train     with --test: install PyTorch too, so that the tests of training run (a large download)
-  --venv DIR       where to install; .venv if absent
+  --test           install the packages of the tests as well, and run pytest with ARGUMENTS
+  --with-train     with --test: install PyTorch too, for the tests of training (a large download)
+  --venv DIR       where to install; default .venv
 
 as a service of this machine:
-  --system         install it, or bring what is installed to this source; what root does when nothing is named
-  --upgrade        with --system: only where there is an installation; the former release stays for the way back
-  --prefix DIR     where programs go; /opt/edge-agent if absent
-  --wheels DIR     use no network: everything from the wheels in this folder (docs/install-jetson.md)
+  --system         install it, or update the installation to this source; default for root
+  --upgrade        with --system: only if there is an installation; the former release is kept for a rollback
+  --prefix DIR     folder of the programs; default /opt/edge-agent
+  --wheels DIR     use no network: install from the wheels in this folder (docs/install-jetson.md)
   --model FILE     add this re-identification network (ONNX) and use it
   --uninstall      remove the programs and the service; settings, gallery and outbox stay
   --purge          with --uninstall: remove settings, secrets, gallery, outbox and the user as well
-  --dry-run        say what would be done, and do nothing
+  --dry-run        show what would be done, and change nothing
 
 everywhere:
-  --python PATH    the Python to use, 3.10 to 3.13; if absent, python3, else the newest on PATH, and
-                   /usr/bin/python3 for the service
+  --python PATH    the Python to use, 3.10 to 3.13; default python3, else the newest on PATH;
+                   for the service /usr/bin/python3
   --help           show this text
 TEXT
 }
@@ -70,7 +70,7 @@ fail() {
 }
 
 on_error() {
-  printf 'install.sh: failed while %s (see above); mend that and run the same command again\n' "$step" >&2
+  printf 'install.sh: failed while %s (see above); fix that and run the same command again\n' "$step" >&2
 }
 trap on_error ERR
 
@@ -89,18 +89,18 @@ missing_packages() {
   done
 }
 
-# Install those that are missing, where we may; else name them and go on.
+# Install the missing packages if permitted; otherwise print their names and continue.
 debian_packages() {
   local missing=() runner=()
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-    printf 'install.sh: no Debian system; what depends on these is left out: %s\n' "$*" >&2
+    printf 'install.sh: not a Debian system; features that need these packages are skipped: %s\n' "$*" >&2
     return 0
   fi
   mapfile -t missing < <(missing_packages "$@")
   ((${#missing[@]})) || return 0
   if ((EUID != 0)); then
     if ! sudo -n true 2>/dev/null; then
-      printf 'install.sh: neither root nor sudo; what depends on these is left out: %s\n' "${missing[*]}" >&2
+      printf 'install.sh: neither root nor sudo; features that need these packages are skipped: %s\n' "${missing[*]}" >&2
       return 0
     fi
     runner=(sudo -n)
@@ -144,7 +144,7 @@ choose_python() {
   fail 'no Python 3.10 to 3.13 found; install one (Debian: apt-get install python3 python3-venv), or name it with --python'
 }
 
-# Debian keeps the module in a package of its own; install that, or say which.
+# Debian has the module in a separate package: install it, or print its name.
 no_venv() {
   local package
   package="python$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
@@ -153,7 +153,7 @@ no_venv() {
   python=$1
 }
 
-# An environment of another Python than the one that was named, or of one that is gone, is made anew.
+# Create the environment again if its Python is not the requested one or no longer exists.
 make_venv() {
   if fits "$venv/bin/python"; then
     if [[ -z $asked_python || $(version_of "$venv/bin/python") == "$(version_of "$python")" ]]; then
@@ -165,10 +165,10 @@ make_venv() {
 }
 
 pip() {
-  "$venv/bin/python" -m pip -qq --disable-pip-version-check "$@" # errors alone
+  "$venv/bin/python" -m pip -qq --disable-pip-version-check "$@" # errors only
 }
 
-# install_packages WHAT...: as for pip; done once for each version of pyproject.toml and place.
+# install_packages ARGUMENTS...: as for pip; done once for each pyproject.toml and location.
 install_packages() {
   local stamp="$venv/.installed-for-$action" wanted
   wanted="$(sha256sum <pyproject.toml) $PWD $*"
@@ -178,14 +178,14 @@ install_packages() {
     pip install --upgrade 'pip>=25.1' # the first that knows --group
   fi
   if [[ -n $with_train ]]; then
-    # One version, since newer ones may bring gigabytes of CUDA; the tests need the CPU alone.
+    # A fixed version, because newer ones may install gigabytes of CUDA; the tests need the CPU only.
     pip install 'torch==2.13.0'
   fi
   pip install "$@"
   printf '%s\n' "$wanted" >"$stamp"
 }
 
-# The OpenCV wheel needs libGL and GLib, which a bare machine has not.
+# The OpenCV wheel needs libGL and GLib, which a minimal system lacks.
 check_opencv() {
   ! "$venv/bin/python" -c 'import cv2' 2>/dev/null || return 0
   debian_packages libgl1 libglib2.0-0
@@ -193,7 +193,7 @@ check_opencv() {
   "$venv/bin/python" -c 'import cv2' || fail 'OpenCV cannot be loaded; on Debian: apt-get install libgl1 libglib2.0-0'
 }
 
-# ---- what was asked for
+# ---- actions
 
 demo() {
   install_packages --editable '.[demo]'
@@ -210,7 +210,7 @@ tests() {
   install_packages --editable ".[$extras]" --group test --group lint
   check_opencv
   say 'running the tests'
-  # Background jobs of a shell start with SIGINT ignored, and so would the programs that tests end by Ctrl-C.
+  # Background jobs of a shell ignore SIGINT, and so would the programs that tests stop with Ctrl-C.
   env --default-signal=INT "$venv/bin/python" -m pytest "$@"
 }
 
@@ -219,7 +219,7 @@ wrong_usage() {
   fail "$1" 2
 }
 
-# accept OPTION...: of those that were given, these belong to the action.
+# accept OPTION...: refuse given options that the action does not have.
 accept() {
   local option
   for option in "${given[@]}"; do
@@ -228,7 +228,7 @@ accept() {
 }
 
 choose_action() {
-  [[ -z $action ]] || wrong_usage "--$action and $1: one of them"
+  [[ -z $action ]] || wrong_usage "--$action and $1 exclude each other"
   action=${1#--}
 }
 
@@ -265,12 +265,12 @@ case $action in
   demo) accept --venv; choose_python; make_venv; demo "$@" ;;
   test) accept --venv --with-train; choose_python; make_venv; tests "$@" ;;
   system)
-    (($# == 0)) || wrong_usage "what is $1?"
+    (($# == 0)) || wrong_usage "unexpected argument $1"
     accept --dry-run --upgrade --prefix --wheels --model
     install_system
     ;;
   uninstall)
-    (($# == 0)) || wrong_usage "what is $1?"
+    (($# == 0)) || wrong_usage "unexpected argument $1"
     accept --dry-run --purge --prefix
     uninstall
     ;;

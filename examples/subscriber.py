@@ -5,7 +5,7 @@ Needs only paho-mqtt (`pip install "paho-mqtt>=2"`). Prints one line per event. 
 the program is away (persistent session), repeated deliveries are dropped, and missing numbers are reported
 with the reason.
 """
-# ruff: noqa: T201, D103, ANN401 - it prints, and its functions are named for the callbacks of paho
+# ruff: noqa: T201, D103, ANN401 - prints; function names are those of paho's callbacks
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-CLIENT_ID = "example-subscriber"  # one per subscriber: the broker keeps its undelivered messages
-AWAY_S = 24 * 3600  # how long the broker keeps it
+CLIENT_ID = "example-subscriber"  # unique per subscriber: the broker keeps undelivered messages for it
+AWAY_S = 24 * 3600  # how long the broker keeps the session
 REMEMBERED = 100_000  # ids; more than any device repeats after an outage
 
 
@@ -42,13 +42,13 @@ class Device:
             self.seen.popitem(last=False)
         seq = event["seq"]
         if self.highest is not None and seq > self.highest + 1:
-            self.missing.update(range(self.highest + 1, seq))  # a gap event or a late one will explain them
+            self.missing.update(range(self.highest + 1, seq))  # a gap event or a late event explains them
         self.missing.discard(seq)
         self.highest = max(seq, self.highest or 0)
         return True
 
     def explain(self, gap: dict[str, Any]) -> int:
-        """Take numbers that will not come off the list; returns how many of them were missed."""
+        """Remove the lost numbers of a gap from the missing ones; return how many were missing."""
         gone = {n for r in gap["ranges"] for n in range(r["first"], r["last"] + 1)}
         explained = len(self.missing & gone)
         self.missing -= gone

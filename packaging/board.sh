@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What machine this is. Sourced by install.sh. Every function takes the root of the file system ("" for this
-# machine's own) or a Python, prints what it found, and prints nothing where there is nothing.
+# Detection of the machine. Sourced by install.sh. Every function takes the root of the file system ("" for this
+# machine's own) or a Python, prints what it found, and prints nothing if it found nothing.
 
 # L4T, the board's Linux, as NVIDIA numbers it: 36.4.3. First line of the file:
 #   # R36 (release), REVISION: 4.3, GCID: ..., BOARD: generic, EABI: aarch64, DATE: ...
@@ -18,7 +18,7 @@ l4t_release() {
     sed -n 's/^\([0-9.]*\).*/\1/p'
 }
 
-# jetpack_of L4T: the JetPack that this L4T is part of; of an unknown one, nothing.
+# jetpack_of L4T: the JetPack that contains this L4T; nothing if it is unknown.
 jetpack_of() {
   case $1 in
     32.*) echo 4 ;;
@@ -38,7 +38,7 @@ board_model() {
   [[ ! -r $file ]] || tr -d '\0' <"$file"
 }
 
-# The folder of the CUDA toolkit whose compiler is there.
+# The folder of a CUDA toolkit that has a compiler.
 cuda_root() {
   local folder
   for folder in "$1/usr/local/cuda" "$1"/usr/local/cuda-*; do
@@ -54,24 +54,24 @@ cuda_version() {
   "$1/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'
 }
 
-# The group of jetson-stats' service, where that is installed: members may ask it.
+# The group of jetson-stats' service, if installed: members may query it.
 jtop_group() {
   sed -n 's/^\(jtop\):.*/\1/p' "$1/etc/group"
 }
 
-# ---- asking a Python. -s: not what somebody installed for himself alone.
+# ---- queries of a Python. -s: without packages of the user's own site folder.
 
 tensorrt_version() {
   "$1" -s -c 'import tensorrt; print(tensorrt.__version__)' 2>/dev/null || true
 }
 
-# Version and major.minor of jetson-stats, as its service must have them.
+# Version of jetson-stats; its service must have the same.
 jtop_version() {
   "$1" -s -c 'import jtop; print(jtop.__version__)' 2>/dev/null || true
 }
 
 # OpenCV: version, GStreamer or -, pip or system, and the file; separated by |.
-# "pip": a distribution of pip's owns the file; JetPack's and Debian's packages leave no such record of OpenCV.
+# "pip": a package of pip owns the file; JetPack's and Debian's packages have no such record of OpenCV.
 opencv_facts() {
   "$1" -s - 2>/dev/null <<'PYTHON' || true
 import importlib.metadata, re
@@ -83,7 +83,7 @@ print(cv2.__version__, "GStreamer" if gstreamer else "-", "pip" if pip else "sys
 PYTHON
 }
 
-# The numpy beside that OpenCV: its major version is the ABI that OpenCV was built for.
+# The numpy that this OpenCV uses: its major version is the ABI that OpenCV was built for.
 numpy_major() {
   "$1" -s -c 'import numpy; print(numpy.__version__.split(".")[0])' 2>/dev/null || true
 }

@@ -1,20 +1,20 @@
 # shellcheck shell=bash
-# The appliance: edge-agent as a service of this machine. Sourced by install.sh, which has say, fail, debian_packages,
+# Installation of edge-agent as a service. Sourced by install.sh, which defines say, fail, debian_packages,
 # python and the options.
 #
 # A release is a folder PREFIX/releases/VERSION-DIGEST with a Python environment and the service's files. It is made
-# beside the one that runs and takes its place when all of it is there: `PREFIX/current` is a link, renamed over.
-# DIGEST covers this source tree and what it is built against here (Python, L4T, CUDA), so that a new JetPack makes
-# a new release, and a second run finds everything done.
+# next to the running one and activated when it is complete: `PREFIX/current` is a link, replaced by a rename.
+# DIGEST covers this source tree and what it is built against (Python, L4T, CUDA), so that a new JetPack makes
+# a new release, and a second run has nothing to do.
 
 readonly config_folder=/etc/edge-agent state_folder=/var/lib/edge-agent cache_folder=/var/cache/edge-agent
 readonly unit_folder=/usr/local/lib/systemd/system link=/usr/local/bin/edge-agent
 readonly default_prefix=/opt/edge-agent
-readonly needed_megabytes=2048 # a release takes 0.7 GB on a plain machine, and pip as much in between
+readonly needed_megabytes=2048 # a release takes 0.7 GB on a machine without a GPU, and pip as much temporarily
 
 l4t='' jetpack='' cuda='' cuda_release='' release='' sources='' files_changed='' restarted=''
 
-# run COMMAND...: do it, or say that it would be done.
+# run COMMAND...: run it; in a dry run, print it.
 run() {
   if [[ -n $dry_run ]]; then
     printf '   would run:' >&2
@@ -29,16 +29,16 @@ note() {
   printf '   %s\n' "$1" >&2
 }
 
-# put_file SOURCE TARGET: unless it is there as it is.
+# put_file SOURCE TARGET: copy, unless the target is equal.
 put_file() {
   ! cmp --quiet "$1" "$2" || return 0
   run install -D --mode 644 "$1" "$2"
   files_changed=yes
 }
 
-# ---- where it is
+# ---- location
 
-# Of the installation that is here, if one is; --prefix must not make a second.
+# Use the prefix of an existing installation; --prefix must not make a second one.
 choose_prefix() {
   local present=''
   if [[ -L $link ]]; then
@@ -46,12 +46,12 @@ choose_prefix() {
     present=${present%/current/bin/edge-agent}
   fi
   if [[ -n $prefix && -n $present && $prefix != "$present" ]]; then
-    fail "edge-agent is installed in $present; take that away first: ./install.sh --uninstall"
+    fail "edge-agent is installed in $present; remove that first: ./install.sh --uninstall"
   fi
   prefix=${prefix:-${present:-$default_prefix}}
   [[ $prefix == /?* && $prefix != */ && $prefix != *[[:space:]]* ]] || fail '--prefix must be a folder such as /opt/edge-agent' 2
   case $prefix/ in
-    /home/* | /root/* | /tmp/* | /run/*) fail "the service cannot see $prefix: it is shut out of /home, /root, /tmp and /run" 2 ;;
+    /home/* | /root/* | /tmp/* | /run/*) fail "the service cannot see $prefix: it has no access to /home, /root, /tmp and /run" 2 ;;
   esac
 }
 
@@ -63,23 +63,23 @@ current_release() {
 
 need_root() {
   [[ -n $dry_run ]] || ((EUID == 0)) || fail 'this changes the system: run it as root (sudo ./install.sh)'
-  command -v systemctl >/dev/null || fail 'there is no systemd on this machine; ./install.sh --demo needs none'
-  [[ -n $dry_run || -d /run/systemd/system ]] || fail 'systemd does not run this machine (a container?); ./install.sh --demo needs none'
+  command -v systemctl >/dev/null || fail 'this machine has no systemd; ./install.sh --demo works without it'
+  [[ -n $dry_run || -d /run/systemd/system ]] || fail 'systemd is not running here (a container?); ./install.sh --demo works without it'
 }
 
-# One at a time; the lock is let go when this process ends.
+# One run at a time; the lock is released when this process ends.
 lock() {
   [[ -z $dry_run ]] || return 0
   mkdir -p "$prefix"
   exec 9>>"$prefix/.lock"
-  flock --nonblock 9 || fail "another install.sh is at work on $prefix"
+  flock --nonblock 9 || fail "another install.sh is running on $prefix"
 }
 
-# ---- what is here
+# ---- the machine
 
 recognise() {
   local model_name
-  say 'looking at this machine'
+  say 'examining this machine'
   [[ -n $python ]] || python=/usr/bin/python3
   [[ -x $python ]] || fail "there is no $python; on Debian: apt-get install python3 python3-venv"
   l4t=$(l4t_release '')
@@ -94,7 +94,7 @@ recognise() {
   note "Python $(version_of "$python") at $python"
   fits "$python" || fail "$python is not a Python of 3.10 to 3.13; Ubuntu 22.04 and Debian 12 have one"
   case $(readlink -f "$python") in
-    /home/* | /root/*) fail "$python lies in somebody's home, where the service cannot read it; use /usr/bin/python3" ;;
+    /home/* | /root/*) fail "$python is in a home folder, where the service cannot read it; use /usr/bin/python3" ;;
   esac
   has_python_venv
   [[ -z $l4t ]] || recognise_jetpack_libraries
@@ -104,10 +104,10 @@ recognise() {
 refuse_old_jetpack() {
   case $jetpack in
     4 | 5.*)
-      fail "JetPack $jetpack (L4T $l4t) has Python 3.8 and older, and its TensorRT is for that Python alone; edge-agent needs 3.10. Flash JetPack 6.2, or 7.2; nothing was changed"
+      fail "JetPack $jetpack (L4T $l4t) has Python 3.8 or older, and its TensorRT is for that Python only; edge-agent needs 3.10. Flash JetPack 6.2, or 7.2; nothing was changed"
       ;;
-    7.0 | 7.1) note "JetPack $jetpack is not for the AGX Orin; 6.2 and 7.2 are" ;;
-    '') note 'this L4T is not known here: 36.x (JetPack 6) and 39.2 (JetPack 7.2) are' ;;
+    7.0 | 7.1) note "JetPack $jetpack does not support the AGX Orin; 6.2 and 7.2 do" ;;
+    '') note 'this L4T is unknown; supported: 36.x (JetPack 6) and 39.2 (JetPack 7.2)' ;;
   esac
 }
 
@@ -119,7 +119,7 @@ has_python_venv() {
   no_venv "$python"
 }
 
-# What JetPack brings, and pip does not: it is used from the system, or there is no point in a Jetson.
+# Libraries that JetPack has and pip does not; they are used from the system and required on a Jetson.
 recognise_jetpack_libraries() {
   local tensorrt opencv version gstreamer origin file
   cuda=$(cuda_root '')
@@ -147,7 +147,7 @@ enough_room() {
 
 # ---- a release
 
-# Name of the release that this tree makes on this machine.
+# Set `release` to the folder of the release for this source tree and machine.
 name_release() {
   local version digest
   version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' edge_agent/__init__.py)
@@ -163,7 +163,7 @@ name_release() {
 
 make_release() {
   if [[ -e $release/.complete ]]; then
-    note "release ${release##*/} is there"
+    note "release ${release##*/} is complete"
     return
   fi
   make_environment
@@ -175,7 +175,7 @@ make_release() {
   run touch "$release/.complete"
 }
 
-# On a Jetson it sees the system's packages, TensorRT and OpenCV among them.
+# On a Jetson the environment sees the system's packages, including TensorRT and OpenCV.
 make_environment() {
   local seen=()
   [[ ! -e $release/.environment ]] || return 0
@@ -186,7 +186,7 @@ make_environment() {
   run touch "$release/.environment"
 }
 
-# pip of the release; from the folder of wheels and no network where one was given.
+# pip of the release; with --wheels from that folder and without a network.
 release_pip() {
   local command=$1 offline=()
   shift
@@ -194,12 +194,12 @@ release_pip() {
   "$release/bin/python" -s -m pip -qq --disable-pip-version-check "$command" "${offline[@]}" "$@"
 }
 
-# The project from a copy, since a build leaves files behind and this tree may be read-only; then what it requires.
+# Install the project from a copy, because a build leaves files and this tree may be read-only; then its requirements.
 install_project() {
   local scratch
   say "installing edge-agent${wheels:+ from the wheels in $wheels}"
   if [[ -n $dry_run ]]; then
-    note "would run: pip install . and what it requires${l4t:+, but for OpenCV, with numpy held to $(constraints)}"
+    note "would run: pip install . and its requirements${l4t:+, except OpenCV, with $(constraints)}"
     return
   fi
   scratch=$(mktemp -d)
@@ -208,12 +208,12 @@ install_project() {
   release_pip install --no-deps --force-reinstall "$scratch/source"
   requirements >"$scratch/requirements"
   constraints >"$scratch/constraints"
-  # All of it into the release, whatever the system has: a Jetson's own packages are old, and change with apt.
+  # Everything goes into the release, also what the system has: a Jetson's packages are old, and change with apt.
   release_pip install --ignore-installed --requirement "$scratch/requirements" --constraint "$scratch/constraints"
   rm -r "$scratch"
 }
 
-# What the project requires, and what encrypts a gallery; on a Jetson not pip's OpenCV, which would hide JetPack's.
+# Requirements of the project and of the extra `encrypt`; on a Jetson without OpenCV, which would hide JetPack's.
 requirements() {
   ON_JETSON=$l4t "$release/bin/python" -s - <<'PYTHON'
 import importlib.metadata, os
@@ -243,15 +243,15 @@ install_for_jetson() {
   run build_pycuda
   running=$(jtop_version "$python")
   if [[ -z $(jtop_group '') ]]; then
-    note 'jetson-stats is not installed here: sysfs tells the rest'
+    note 'jetson-stats is not installed: telemetry comes from sysfs'
   elif [[ -z $running ]]; then
-    note 'jetson-stats runs, but this Python has no module jtop: sysfs tells the rest (pip3 install jetson-stats)'
+    note 'jetson-stats runs, but this Python has no module jtop: telemetry comes from sysfs (pip3 install jetson-stats)'
   else
     note "jetson-stats $running of the system is used"
   fi
 }
 
-# Never from pip's cache, nor what the system has: these may have been built for another CUDA.
+# Not from pip's cache or the system: those may be built for another CUDA.
 build_pycuda() {
   PATH=$cuda/bin:$PATH CUDA_HOME=$cuda CUDA_ROOT=$cuda \
     release_pip install --no-cache-dir --ignore-installed "$(pycuda_requirement)"
@@ -261,7 +261,7 @@ pycuda_requirement() {
   sed -n 's/^jetson = \["\(pycuda[^"]*\)".*/\1/p' pyproject.toml
 }
 
-# Import what will be used, as it will be used.
+# Import the libraries as the service will.
 check_environment() {
   local version gstreamer origin file
   say 'checking the environment'
@@ -280,7 +280,7 @@ check_environment() {
   "$release/bin/edge-agent" --version >/dev/null
 }
 
-# The service's files, with this prefix; kept in the release, so that a step back takes back these too.
+# Write the service's files for this prefix into the release, so that a rollback restores them too.
 render_service() {
   local folder=$release/service file
   mkdir -p "$folder/edge-agent@.service.d"
@@ -302,19 +302,19 @@ make_user_and_folders() {
   group=$(jtop_group '')
   if [[ -n $group && " $(id -nG edge-agent 2>/dev/null) " != *" $group "* ]]; then
     run usermod --append --groups "$group" edge-agent
-    restarted=yes # groups are those of the start
+    restarted=yes # a process gets its groups at its start
   fi
   make_settings
   run systemd-tmpfiles --create /etc/tmpfiles.d/edge-agent.conf
 }
 
-# Settings to begin with; those that are there are nobody's business but the owner's.
+# Write initial settings; existing ones are never changed.
 make_settings() {
   [[ ! -e $config_folder/config.toml ]] || return 0
   run install -D --mode 640 packaging/config.toml "$config_folder/config.toml"
 }
 
-# As the service would be: its user and groups, none of root's environment, a folder that it may read.
+# Run a command as the service does: its user and groups, a clean environment, a folder that it can read.
 as_service() {
   setpriv --reuid edge-agent --regid edge-agent --init-groups --inh-caps=-all -- \
     env --ignore-environment --chdir=/ PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME="$state_folder" \
@@ -327,7 +327,7 @@ add_model() {
   run "$release/bin/edge-agent" model add "$model" --output "$config_folder/models" --use "$config_folder/config.toml"
 }
 
-# Before anything is switched: an agent that does not read its settings would not start.
+# Check the settings before the switch: an agent with wrong settings does not start.
 check_settings() {
   local shown
   say 'reading the settings'
@@ -341,15 +341,15 @@ check_settings() {
 
 calibrate() {
   local precision=()
-  say 'calibrating: engines for this device, and what they may be trusted with'
-  # A CPU computes FP16 by way of FP32, which takes longer.
+  say 'calibrating: engines for this device and their accuracy'
+  # On a CPU FP16 is slower than FP32.
   [[ -n $l4t ]] || precision=(--precision fp32)
   run as_service "$release/bin/edge-agent" calibrate "${precision[@]}" --config "$config_folder/config.toml"
 }
 
 # ---- the switch
 
-# install_units RELEASE: the units of a release, made known to systemd where one of them changed.
+# install_units RELEASE: install its units, and reload systemd if one of them changed.
 install_units() {
   local file
   files_changed=
@@ -359,7 +359,7 @@ install_units() {
   [[ -z $files_changed ]] || systemctl daemon-reload
 }
 
-# point_to RELEASE: from now on this is what runs. A link cannot be half written.
+# point_to RELEASE: make it the current release. Replacing a link is atomic.
 point_to() {
   ln -s --no-dereference --force "$1" "$prefix/.next"
   mv --no-target-directory "$prefix/.next" "$prefix/current"
@@ -382,7 +382,8 @@ switch_release() {
   prune "$former"
 }
 
-# Where nothing changed and it runs, it is left alone. Instances that run are restarted. `systemctl start` returns when the agent says that it is ready.
+# Leave a running service alone if nothing changed. Running instances are restarted. `systemctl start` returns when
+# the agent is ready.
 start_service() {
   local verb=start
   [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service'
@@ -396,24 +397,24 @@ start_service() {
     return 0
   fi
   say 'starting the service'
-  systemctl reset-failed edge-agent.service 2>/dev/null || true # of earlier attempts; there may have been none
+  systemctl reset-failed edge-agent.service 2>/dev/null || true # of earlier attempts, if any
   systemctl "$verb" edge-agent.service
 }
 
-# step_back FORMER: the new release does not start; what ran before runs again.
+# step_back FORMER: the new release does not start; restore the former one.
 step_back() {
   journalctl --unit edge-agent.service --lines 20 --no-pager --output cat >&2 || true
   if [[ -z $1 || $1 == "$release" ]]; then
-    fail 'the service does not start (its last words are above): mend that, then: systemctl start edge-agent'
+    fail 'the service does not start (its last messages are above); fix that, then: systemctl start edge-agent'
   fi
   point_to "$1"
   install_units "$1"
   systemctl reset-failed edge-agent.service 2>/dev/null || true
   systemctl restart edge-agent.service || fail "neither the new release starts nor the former one, ${1##*/}; see journalctl -u edge-agent"
-  fail "the new release does not start (its last words are above); ${1##*/} runs again"
+  fail "the new release does not start (its last messages are above); ${1##*/} runs again"
 }
 
-# Keep what runs and what ran before; a broken-off release too goes here, once another is complete.
+# Delete all releases except the current and the former one, also incomplete ones.
 prune() {
   local folder
   [[ -z $1 || $1 == "$release" ]] || ln -s --no-dereference --force "$1" "$prefix/former"
@@ -427,11 +428,11 @@ prune() {
 }
 
 doctor() {
-  say 'asking edge-agent doctor'
+  say 'running edge-agent doctor'
   run as_service "$release/bin/edge-agent" doctor --config "$config_folder/config.toml" >&2
 }
 
-# What ran before still does, whatever ended this run.
+# Report what is installed if this run failed; the former release still runs.
 on_exit() {
   local code=$? running
   trap - EXIT
@@ -443,7 +444,7 @@ on_exit() {
     else
       printf 'install.sh: nothing is installed yet\n' >&2
     fi
-    printf 'install.sh: mend that and run the same command again; it goes on where it stopped\n' >&2
+    printf 'install.sh: fix that and run the same command again; it continues where it stopped\n' >&2
   fi
   exit "$code"
 }
@@ -455,7 +456,7 @@ install_system() {
   trap - ERR
   trap on_exit EXIT
   umask 022
-  # Nothing of root's own, and no traces of looking; pip compiles what it installs all the same.
+  # Ignore root's own packages, and write no bytecode while checking; pip compiles what it installs regardless.
   export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1
   recognise
   lock
@@ -471,7 +472,7 @@ install_system() {
   printf '== edge-agent is installed in %s; settings: %s/config.toml; logs: journalctl -u edge-agent\n' "$prefix" "$config_folder" >&2
 }
 
-# ---- and away again
+# ---- removal
 
 uninstall() {
   local units unit
@@ -517,5 +518,5 @@ purge_all() {
   if id edge-agent >/dev/null 2>&1; then
     run userdel edge-agent
   fi
-  note 'with settings, secrets, gallery, outbox and the user'
+  note 'settings, secrets, gallery, outbox and the user were removed too'
 }

@@ -324,7 +324,7 @@ def test_a_second_run_changes_nothing(appliance: Container) -> None:
     form = "%p %i %C@ %M %U %G"
     before, pid = files(appliance, WATCHED, form=form), shown(appliance, "MainPID")
     told = appliance.run(INSTALL, 600)
-    assert "is there" in told
+    assert "is complete" in told
     assert "the service runs" in told
     assert files(appliance, WATCHED, form=form) == before
     assert shown(appliance, "MainPID") == pid

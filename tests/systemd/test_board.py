@@ -92,7 +92,7 @@ def test_jetpacks_libraries_are_used(board: Container) -> None:
     done = board.attempt(INSTALL, 600)
     assert "TensorRT 10.3.0, CUDA 12.6 at /usr/local/cuda-12.6" in done.stdout
     assert "building pycuda for CUDA 12.6" in done.stdout
-    assert "failed while asking edge-agent doctor" in done.stdout
+    assert "failed while running edge-agent doctor" in done.stdout
     assert "1 thing(s) missing" in done.stdout
     assert done.returncode == 1
     told = board.run(
