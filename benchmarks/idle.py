@@ -213,7 +213,7 @@ def measured(
         before, seen, began = cpu_of_threads(), looks[0], time.monotonic()
         time.sleep(seconds)
         after, span = cpu_of_threads(), time.monotonic() - began
-        tally, seen = agent.tally(), looks[0] - seen
+        seen = looks[0] - seen
         stop.set()
         run.join()
     spent = {name: after[name] - before.get(name, 0.0) for name in after}
@@ -226,7 +226,7 @@ def measured(
             if s > 0
         },
         "looks_per_s_and_camera": round(seen / span / cameras, 2),
-        "taken_in": None if tally is None else tally.frames,
+        "taken_in": None if agent.pipeline is None else agent.pipeline.counters.frames,
     }
 
 

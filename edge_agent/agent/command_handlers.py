@@ -20,7 +20,6 @@ from edge_agent.core.events import (
     MergeCommand,
     NameCommand,
     RecalibrateCommand,
-    ReloadCommand,
     StatsCommand,
 )
 from edge_agent.embed.quality import QualityGate, grade_picture
@@ -66,7 +65,7 @@ class CommandHandlers:
             "name": self.name,
             "merge": self.merge,
             "forget": self.forget,
-            "reload": self.reload_settings,
+            "reload": lambda _: {"restart_required": self.reload()},
             "stats": self.counters,
             "recalibrate": self.recalibrate,
         }
@@ -111,10 +110,6 @@ class CommandHandlers:
         counts = {"exemplars": erased.exemplars, **asdict(removed)}
         audit.record(self.state, "forget", _REQUESTER, **counts)
         return counts
-
-    def reload_settings(self, _command: ReloadCommand) -> Mapping[str, Any]:
-        """Reload the settings that may change while running."""
-        return {"restart_required": self.reload()}
 
     def counters(self, _command: StatsCommand) -> Mapping[str, Any]:
         """Return the statistics of gallery, threshold, drift and delivery."""
@@ -163,5 +158,4 @@ def _decode(text: str) -> NDArray[np.uint8]:
         raise InputError("crop is not a JPEG or PNG picture")
     if found.shape[0] * found.shape[1] > MAX_CROP_PIXELS:
         raise InputError(f"crop is larger than {MAX_CROP_PIXELS} pixels; crop it to the person")
-    picture: NDArray[np.uint8] = found.astype(np.uint8, copy=False)
-    return picture
+    return np.asarray(found, np.uint8)

@@ -14,7 +14,7 @@ import structlog
 
 from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.pipeline import Pipeline, TaskQueue
-from edge_agent.agent.results import FrameOutcome, Summary, Tally
+from edge_agent.agent.results import FrameOutcome, Summary
 from edge_agent.agent.stages import (
     StageOpener,
     Stages,
@@ -28,8 +28,8 @@ from edge_agent.core.config import Settings, changes
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
 from edge_agent.core.logs import configure
-from edge_agent.engine.precision.calibration import current_calibration
-from edge_agent.health.cooling import make_cooling
+from edge_agent.engine.precision.calibration import Calibration, current_calibration
+from edge_agent.health.cooling import Cooling, make_cooling
 from edge_agent.health.governor import CHECK_INTERVAL_S
 from edge_agent.health.supervisor import Supervisor
 from edge_agent.track.tracker import Tracker, UpstreamTracks
@@ -38,8 +38,6 @@ from edge_agent.track.tracks import Similarity
 if TYPE_CHECKING:
     from edge_agent.core.telemetry import TelemetryData
     from edge_agent.deliver.publisher import AnyPublisher
-    from edge_agent.engine.precision.calibration import Calibration
-    from edge_agent.health.cooling import Cooling
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +65,7 @@ class Agent:
     stages: Stages | None = None
     """All stages, once they are open."""
     pipeline: Pipeline | None = None
-    """From the opening of the stages on."""
+    """None until the stages are open."""
     _started: float = field(default_factory=time.monotonic)
     _initial_settings: Settings = field(init=False)
     _supervisor: Supervisor = field(init=False)
@@ -79,10 +77,7 @@ class Agent:
     def __post_init__(self) -> None:
         self._initial_settings = self.settings
         self._supervisor = Supervisor(
-            settings=lambda: self.settings.supervision,
-            note=self._note,
-            session=self.session,
-            describe=self.describe,
+            lambda: self.settings.supervision, note=self._note, session=self.session, describe=self.describe
         )
 
     def run(self, stop: threading.Event) -> Summary:
@@ -106,24 +101,6 @@ class Agent:
     def telemetry(self) -> TelemetryData | None:
         """The telemetry published last."""
         return None if self._telemetry is None else self._telemetry.latest
-
-    def tally(self) -> Tally | None:
-        """Return the counts so far; None before the first frame."""
-        stages, pipeline = self.stages, self.pipeline
-        if stages is None or pipeline is None:
-            return None
-        delivered = stages.publisher.counters
-        return Tally(
-            crops=stages.embedder.counters.embedded,
-            batches=stages.embedder.counters.batches,
-            engine_seconds=stages.embedder.engine.run_seconds,
-            frames=dict(pipeline.counters.frames),
-            dropped={reader.camera: reader.dropped for reader in stages.sources.readers},
-            spared=dict(stages.selector.counts),
-            overload=stages.selector.for_overload.copy(),
-            published=delivered.published,
-            acknowledged=delivered.acknowledged,
-        )
 
     def describe(self) -> dict[str, Any]:
         """Return the agent's part of the status document; empty before the start and while stopping."""

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 from edge_agent.core.encryption import database_key, rewrite
 from edge_agent.core.errors import StorageError
 from edge_agent.deliver import storage
-from edge_agent.deliver.outbox import OUTBOX_FILE, make_outbox
+from edge_agent.deliver.outbox import OUTBOX_FILE, Outbox, make_outbox
 from edge_agent.gallery.erasure import Erasure, Removed
-from edge_agent.gallery.gallery import GALLERY_FILE
+from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 from edge_agent.gallery.sync import owner_lock
 from edge_agent.source.crops import CropFolderSource
 from edge_agent.source.opening import open_sources
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
-    from edge_agent.deliver.outbox import Outbox
-    from edge_agent.gallery.gallery import Gallery
     from edge_agent.source.base import Source
 
 

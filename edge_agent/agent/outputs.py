@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -42,23 +42,6 @@ class Outputs:
     """The same with the last identity of each track."""
 
 
-@dataclass(slots=True)
-class Latencies:
-    """Milliseconds per stage of the newest frames since the last `take`."""
-
-    _latencies: dict[str, deque[float]] = field(default_factory=dict)
-
-    def add(self, latency_ms: Mapping[str, float]) -> None:
-        """Add those of one frame."""
-        for stage, latency in latency_ms.items():
-            self._latencies.setdefault(stage, deque(maxlen=LATENCY_FRAMES)).append(latency)
-
-    def take(self) -> dict[str, float]:
-        """Return the median per stage, and start over."""
-        taken, self._latencies = self._latencies, {}
-        return {stage: round(statistics.median(list(values)), 2) for stage, values in taken.items()}
-
-
 @dataclass(slots=True, kw_only=True)
 class OutcomeWriter:
     """Publishes the decisions of each outcome and writes the MOT files, which `stack` closes."""
@@ -78,7 +61,8 @@ class OutcomeWriter:
     observe: Callable[[FrameOutcome], None] | None
     device: DeviceSummary
     """State of the device as last read, for the events."""
-    latencies: Latencies = field(default_factory=Latencies)
+    _latencies: dict[str, deque[float]] = field(default_factory=dict)
+    """Milliseconds per stage of the newest frames since the last `take_latencies`."""
     _mot: MotWriter | None = None
     _mot_final: MotFinal | None = None
     _not_yet: set[str] = field(default_factory=lambda: {"frame", "event"})
@@ -105,9 +89,9 @@ class OutcomeWriter:
             self.publisher.publish(event)
             self.erasure.note(decision)
             self._log_first("event", decision.camera)
-        self.latencies.add(outcome.latency_ms)
-        if self.metrics is not None:
-            for stage, latency in outcome.latency_ms.items():
+        for stage, latency in outcome.latency_ms.items():
+            self._latencies.setdefault(stage, deque(maxlen=LATENCY_FRAMES)).append(latency)
+            if self.metrics is not None:
                 self.metrics.observe(stage, latency / 1000)
         if self._mot is not None:
             self._mot.write(outcome.update, self.identifier.number)
@@ -115,6 +99,11 @@ class OutcomeWriter:
             self._mot_final.write(outcome.update)
         if self.observe is not None:
             self.observe(outcome)
+
+    def take_latencies(self) -> dict[str, float]:
+        """Return the median milliseconds per stage, and start over."""
+        taken, self._latencies = self._latencies, {}
+        return {stage: round(statistics.median(list(values)), 2) for stage, values in taken.items()}
 
     def finish(self) -> None:
         """Write the file of final identities, once all outcomes are written."""

@@ -26,11 +26,11 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.agent.results import Counters, FrameOutcome
-from edge_agent.agent.rounds import CameraTracking, EmbeddedRound, PendingItem, Round, whole_image
+from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, whole_image
 from edge_agent.agent.sources import Polled, SourcePoller
 from edge_agent.core.errors import EngineError
 from edge_agent.core.heartbeat import Heartbeat
-from edge_agent.core.structures import CropBatch, Decision, Detections, Embedded, Frame, Load, TrackUpdate
+from edge_agent.core.structures import CropBatch, Decision, Detections, Frame, Load, TrackUpdate
 
 if TYPE_CHECKING:
     from edge_agent.embed.embedder import Embedder
@@ -127,7 +127,7 @@ class Pipeline:
     _poller: SourcePoller = field(init=False)
     _tracking: CameraTracking = field(init=False)
     _rounds: deque[Round] = field(default_factory=deque)
-    _collected: EmbeddedRound | None = None
+    _collected: Round | None = None
     """The round that is decided next."""
     _turn: dict[str, int] = field(default_factory=dict)
     """Position of each camera's newest frame in its cycle of `load.every_nth` frames."""
@@ -274,18 +274,13 @@ class Pipeline:
         self.counters.spend("wait", time.perf_counter() - began)
         return True
 
-    def _collect(self, round_: Round) -> EmbeddedRound:
+    def _collect(self, round_: Round) -> Round:
         """Wait for the embeddings of a round."""
         began = time.perf_counter()
         self.heartbeat.working("wait for the engine")
-        embedded = self._embeddings(round_)
-        ended = time.perf_counter()
-        self.counters.spend("wait", ended - began)
-        return EmbeddedRound(round_.items, embedded, ended - round_.submitted)
-
-    def _embeddings(self, round_: Round) -> list[Embedded]:
         try:
-            embedded = self.embedder.collect()
+            round_.embedded = self.embedder.collect()
+            self._failures = 0
         except EngineError as error:
             if error is not self._latest_error:  # rounds that shared a batch share its failure
                 self._latest_error = error
@@ -294,9 +289,11 @@ class Pipeline:
             _log.warning("batch_dropped", error=str(error), in_a_row=self._failures)
             if self._failures >= MAX_ENGINE_FAILURES:
                 raise
-            return round_.without_embeddings()
-        self._failures = 0
-        return embedded
+            round_.embedded = round_.without_embeddings()
+        ended = time.perf_counter()
+        self.counters.spend("wait", ended - began)
+        round_.embed_s = ended - round_.submitted
+        return round_
 
     # -- track and decide ----------------------------------------------------------------------
 

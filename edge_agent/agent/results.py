@@ -60,26 +60,3 @@ class Summary:
     """Time of the driving thread by stage."""
     undelivered: int
     """Events that the broker has not acknowledged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Counts and losses of a run so far; dictionaries are by camera."""
-
-    crops: int
-    """Embedded crops."""
-    batches: int
-    engine_seconds: float
-    """Time inside the ReID network."""
-    frames: dict[str, int]
-    """Processed frames."""
-    dropped: dict[str, int]
-    """Frames that a newer one replaced before they were processed."""
-    spared: dict[str, int]
-    """Crops that were not embedded, to lower the load or to keep up."""
-    overload: dict[str, int]
-    """Those of them that the engine had no time for."""
-    published: int
-    """Events that the outbox accepted."""
-    acknowledged: int
-    """Events that the broker acknowledged."""

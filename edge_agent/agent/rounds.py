@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import Candidates, CropBatch, Detections, Embedded, Frame, TrackUpdate
-from edge_agent.track.tracker import TrackInput, update_tracks
+from edge_agent.track.tracker import Tracker, TrackInput, UpstreamTracks, update_tracks
 
 if TYPE_CHECKING:
     from edge_agent.embed.quality import Graded
     from edge_agent.source.reader import FrameReader
-    from edge_agent.track.tracker import Tracker, UpstreamTracks
 
 
 @dataclass(slots=True)
@@ -61,10 +60,15 @@ class PendingItem:
 
 @dataclass(slots=True)
 class Round:
-    """A submission: its items, and when it was made (`time.perf_counter`)."""
+    """A submission, and its result once it is collected."""
 
     items: list[PendingItem]
     submitted: float
+    """`time.perf_counter`"""
+    embedded: list[Embedded] = field(default_factory=list)
+    """One per pair."""
+    embed_s: float = 0.0
+    """From submission to collection."""
 
     def without_embeddings(self) -> list[Embedded]:
         """Return the results of a failed batch, one per pair: no crop has an embedding."""
@@ -78,15 +82,6 @@ class Round:
             for pending in self.items
             for n in pending.crops_per_pair
         ]
-
-
-@dataclass(slots=True)
-class EmbeddedRound:
-    """A round with its embeddings, one `Embedded` per pair, and the seconds since its submission."""
-
-    items: list[PendingItem]
-    embedded: list[Embedded]
-    embed_s: float
 
 
 def whole_image(image: NDArray[np.uint8]) -> Detections:

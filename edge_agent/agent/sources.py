@@ -13,11 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edge_agent.core.structures import CropBatch, Frame
+from edge_agent.core.structures import CropBatch, Frame, SourceStatus
 from edge_agent.source.reader import FrameReader
 
 if TYPE_CHECKING:
-    from edge_agent.core.structures import SourceStatus
     from edge_agent.source.base import Source
 
 FILE_BURST = 4
@@ -59,7 +58,8 @@ class SourceReaders:
 
     def request_stop(self) -> None:
         """Ask all readers to end, without waiting for them."""
-        _request_stop(self.readers)
+        for reader in self.readers:
+            reader.request_stop()
 
     def stop(self) -> None:
         """Stop all readers and wait for their last status changes."""
@@ -76,7 +76,7 @@ class SourceReaders:
         if not self._stop.is_set():
             for reader in readers:
                 self._stack.enter_context(reader)
-            self._stack.callback(_request_stop, readers)
+            self._stack.callback(self.request_stop)  # before they are left one by one: they end in parallel
 
     def _on_status(self, status: SourceStatus) -> None:
         with self._lock:
@@ -84,12 +84,6 @@ class SourceReaders:
                 self._kept.append(status)
                 return
         self._callback(status)
-
-
-def _request_stop(readers: Sequence[FrameReader]) -> None:
-    """Ask before leaving one by one, so that they end in parallel."""
-    for reader in readers:
-        reader.request_stop()
 
 
 @dataclass(slots=True)
@@ -110,7 +104,8 @@ class SourcePoller:
 
         If there is one, `wait_for_others` waits up to `max_delay_s` for live cameras that have none yet.
         """
-        items = self._poll_live() + self._poll_files()
+        found = [(reader, reader.poll()) for reader in self.readers if reader.live]
+        items = [(reader, item) for reader, item in found if item is not None] + self._poll_files()
         if wait_for_others and items and self.max_delay_s:
             polled = {id(reader) for reader, _ in items}
             missing = [r for r in self.readers if r.live and not r.ended and id(r) not in polled]
@@ -142,10 +137,6 @@ class SourcePoller:
                 if item is not None:
                     items.append((reader, item))
                     missing.remove(reader)
-
-    def _poll_live(self) -> list[Polled]:
-        found = [(reader, reader.poll()) for reader in self.readers if reader.live]
-        return [(reader, item) for reader, item in found if item is not None]
 
     def _poll_files(self) -> list[Polled]:
         """Up to `FILE_BURST` items of the recorded sources, in the order of their times."""

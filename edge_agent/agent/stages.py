@@ -23,14 +23,14 @@ from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.homeassistant import announce
 from edge_agent.deliver.outbox import make_outbox
-from edge_agent.deliver.publisher import open_publisher
+from edge_agent.deliver.publisher import AnyPublisher, open_publisher
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
-from edge_agent.engine.precision.calibration import current_calibration
-from edge_agent.gallery.gallery import open_gallery
-from edge_agent.health.telemetry import Telemetry
+from edge_agent.engine.precision.calibration import Calibration, current_calibration
+from edge_agent.gallery.gallery import Gallery, open_gallery
+from edge_agent.health.telemetry import Reading, Telemetry
 from edge_agent.identify import Identifier
 from edge_agent.source.address import source_kind
 from edge_agent.source.opening import open_sources
@@ -40,17 +40,13 @@ if TYPE_CHECKING:
 
     from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.agent.results import FrameOutcome
-    from edge_agent.core.config import Settings
+    from edge_agent.core.config import Settings, SourceSettings
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
-    from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.selection import CropSelector
-    from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.gallery.erasure import Erasure
-    from edge_agent.gallery.gallery import Gallery
     from edge_agent.health.supervisor import Supervisor
-    from edge_agent.health.telemetry import Reading
     from edge_agent.source.base import Source
 
 _log = structlog.get_logger(__name__)
@@ -96,7 +92,6 @@ class StageOpener:
     session: str
     supply: Supply | None
     supervisor: Supervisor
-    """Gets the progress of the start."""
     tasks: TaskQueue
     reload: Callable[[], list[str]]
     """Reloads the settings; returns the keys that need a restart."""
@@ -108,7 +103,9 @@ class StageOpener:
         settings, stack = self.settings, self.stack
         state = state_folder(settings.state_dir)
         self.supervisor.begin(state, stop)
-        sources = self._sources(state)
+        sources = open_sources(settings.sources, state) if self.supply is None else self.supply.sources
+        enabled = [source for source in settings.sources if source.enabled]
+        by_camera = {source.id: own for source, own in zip(sources, enabled, strict=True)}
         readers = SourceReaders(sources, stack, stop)
         readers.start_cameras()
         self._laps.lap("sources")
@@ -116,7 +113,7 @@ class StageOpener:
         embedder = self._embedder(state, active)
         self._laps.lap("network")
         calibration = fitting_calibration(active, embedder.info)
-        detection = self._detection(sources)
+        detection = self._detection(sources, by_camera)
         self._laps.lap("detector")
         gallery = stack.enter_context(open_gallery(settings, embedder.info, owner=True))
         self._laps.lap("gallery")
@@ -125,9 +122,11 @@ class StageOpener:
         self._laps.lap("sensors")
         threshold = None if calibration is None else calibration.threshold
         identifier = Identifier(gallery, self.session, settings.identify, threshold)
-        info = info_data(
-            settings, embedder.info, detection.name, self._cameras(sources), reading, calibration
-        )
+        cameras = [
+            CameraInfo(camera, source_kind(own.url) if self.supply is None else "memory")
+            for camera, own in by_camera.items()
+        ]
+        info = info_data(settings, embedder.info, detection.name, cameras, reading, calibration)
         publisher, erasure = self._delivery(state, info, gallery, identifier, embedder, sources)
         metrics = self._metrics(publisher, info)
         writer = OutcomeWriter(
@@ -159,18 +158,6 @@ class StageOpener:
         self._announce(stages, info, reading)
         return stages
 
-    def _sources(self, state: Path) -> list[Source]:
-        if self.supply is not None:
-            return list(self.supply.sources)
-        return open_sources(self.settings.sources, state)
-
-    def _cameras(self, sources: Sequence[Source]) -> list[CameraInfo]:
-        enabled = [source for source in self.settings.sources if source.enabled]
-        return [
-            CameraInfo(source.id, source_kind(own.url) if self.supply is None else "memory")
-            for source, own in zip(sources, enabled, strict=True)
-        ]
-
     def _embedder(self, state: Path, calibration: Calibration | None) -> Embedder:
         with self.supervisor.opening("the network"):
             embedder = open_embedder(
@@ -181,17 +168,13 @@ class StageOpener:
             return self.stack.enter_context(embedder)
 
     def _report_build(self, phase: str, done: int, total: int) -> None:
-        """Report the progress of building a plan, which takes minutes."""
         self.supervisor.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
-    def _detection(self, sources: Sequence[Source]) -> Detection:
+    def _detection(self, sources: Sequence[Source], by_camera: dict[str, SourceSettings]) -> Detection:
         if self.supply is not None and self.supply.detection is not None:
             return self.supply.detection
-        enabled = [source for source in self.settings.sources if source.enabled]
-        by_camera = {source.id: own for source, own in zip(sources, enabled, strict=True)}
-        detection = open_detection(
-            self.settings, self.stack, cameras={camera: own.detector for camera, own in by_camera.items()}
-        )
+        detectors = {camera: own.detector for camera, own in by_camera.items()}
+        detection = open_detection(self.settings, self.stack, cameras=detectors)
         return add_motion_gate(self.settings, detection, by_camera, sources)
 
     def _delivery(
@@ -270,9 +253,9 @@ def import_scipy_in_background() -> None:
 
     scipy holds the interpreter for a quarter of a second, so importing it earlier would delay the start.
     """
-    threading.Thread(target=_import_scipy, name="imports", daemon=True).start()
 
+    def run() -> None:
+        with contextlib.suppress(ImportError):  # reported where it is used
+            importlib.import_module("scipy.optimize")
 
-def _import_scipy() -> None:
-    with contextlib.suppress(ImportError):  # reported where it is used
-        importlib.import_module("scipy.optimize")
+    threading.Thread(target=run, name="imports", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import threading
@@ -84,10 +85,7 @@ def status_document(
             }
             for reader in stages.sources.readers
         ],
-        "delivery": {
-            "connection": stages.publisher.state.value,
-            "problem": stages.publisher.heartbeat.idle,
-        },
+        "delivery": {"connection": stages.publisher.state.value, "problem": stages.publisher.heartbeat.idle},
         "governor": None
         if cooling is None
         else {**asdict(cooling.verdict), "steps": len(cooling.rungs) - 1, "does": cooling.doing},
@@ -98,10 +96,8 @@ def status_document(
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -156,11 +152,7 @@ class HealthState:
         if was_lost == is_lost or (was_lost and status.state is SourceState.RECONNECTING):
             return
         change = f"is offline: {status.reason}" if is_lost else "is back"
-        alert = alert_event(
-            "camera_lost",
-            f"camera {status.camera} {change}",
-            active=is_lost,
-            time=status.time,
-            details={"camera": status.camera},
+        message, details = f"camera {status.camera} {change}", {"camera": status.camera}
+        self.publisher.publish(
+            alert_event("camera_lost", message, active=is_lost, time=status.time, details=details)
         )
-        self.publisher.publish(alert)

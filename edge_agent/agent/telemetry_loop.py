@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -31,14 +31,6 @@ SAVE_INTERVAL_S = 60.0
 """Interval of saving the site's scores and of erasing expired identities."""
 
 
-class _Previous(NamedTuple):
-    """Counts at the previous telemetry, for the rates."""
-
-    at: float
-    crops: int
-    frames: dict[str, int]
-
-
 @dataclass(slots=True)
 class TelemetryLoop:
     """Runs while it is entered; once more at the end, since a run may be shorter than an interval."""
@@ -48,7 +40,6 @@ class TelemetryLoop:
     pipeline: Pipeline
     cooling: Cooling
     supervisor: Supervisor
-    """Gets the memory of the process, gives the stuck stages."""
     started: float
     """Start of the agent, `time.monotonic`."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -56,7 +47,8 @@ class TelemetryLoop:
     """The telemetry published last."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
-    _previous: _Previous | None = None
+    _previous: tuple[float, int, dict[str, int]] | None = None
+    """Time, crops and frames by camera at the previous telemetry, for the rates."""
     _saved: float = field(default_factory=time.monotonic)
     _throttled: bool = False
 
@@ -110,13 +102,10 @@ class TelemetryLoop:
             return
         self._throttled = throttled
         reasons = ", ".join(reading.throttle_reasons)
-        message = f"limits its clocks ({reasons})" if throttled else "no longer limits its clocks"
+        change = f"limits its clocks ({reasons})" if throttled else "no longer limits its clocks"
+        details = {"reasons": reasons or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c}
         alert = alert_event(
-            "thermal_throttle",
-            f"the board {message}",
-            active=throttled,
-            time=time.time(),
-            details={"reasons": reasons or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c},
+            "thermal_throttle", f"the board {change}", active=throttled, time=time.time(), details=details
         )
         self.stages.publisher.publish(alert)
 
@@ -124,9 +113,9 @@ class TelemetryLoop:
         stages = self.stages
         now, crops = time.monotonic(), stages.embedder.counters.embedded
         frames = dict(self.pipeline.counters.frames)
-        before = self._previous or _Previous(self.started, 0, {})
-        self._previous = _Previous(now, crops, frames)
-        span = max(now - before.at, 1e-3)
+        at, crops_before, frames_before = self._previous or (self.started, 0, {})
+        self._previous = now, crops, frames
+        span = max(now - at, 1e-3)
         delivered = stages.publisher.counters
         return reading.telemetry(
             uptime_s=round(now - self.started, 1),
@@ -135,16 +124,15 @@ class TelemetryLoop:
             governor_step=self.cooling.verdict.step,
             stuck=self.supervisor.stuck,
             frames_per_s={
-                camera: round((count - before.frames.get(camera, 0)) / span, 2)
-                for camera, count in frames.items()
+                camera: round((n - frames_before.get(camera, 0)) / span, 2) for camera, n in frames.items()
             },
-            crops_per_s=round((crops - before.crops) / span, 2),
+            crops_per_s=round((crops - crops_before) / span, 2),
             queues={reader.camera: reader.waiting for reader in stages.sources.readers},
             dropped=self._dropped(),
             still_frames=dict(stages.detection.still()),
             people_present=stages.identifier.tracks.identified,
             identities=len(stages.gallery),
-            latency_ms=stages.writer.latencies.take(),
+            latency_ms=stages.writer.take_latencies(),
             connection=stages.publisher.state.value,
             connects=delivered.connects,
             outbox_rows=delivered.outbox_rows,
@@ -160,12 +148,11 @@ class TelemetryLoop:
         by_kind = {
             "frames": {r.camera: r.dropped for r in stages.sources.readers if r.dropped},
             "skipped": self.pipeline.counters.skipped.copy(),
-            "crops": {"spared": spared} if spared else {},
+            "crops": {**counters.refused.copy(), **({"spared": spared} if spared else {})},
             "spared": selector.for_load.copy(),
             "overload": selector.for_overload.copy(),
         }
-        dropped = {f"{kind}:{key}": n for kind, counts in by_kind.items() for key, n in counts.items()}
-        return dropped | {f"crops:{reason}": n for reason, n in counters.refused.copy().items()}
+        return {f"{kind}:{key}": n for kind, counts in by_kind.items() for key, n in counts.items()}
 
 
 def save_site_scores(identifier: Identifier) -> None:

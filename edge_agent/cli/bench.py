@@ -97,8 +97,7 @@ def command(
     from edge_agent.core.manifest import write_atomic, write_json_atomic
 
     for name in () if pipeline else PIPELINE_ONLY:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":
             raise typer.BadParameter(f"--{name} needs --pipeline")
     if unknown := [name for name in precision or () if name not in PRECISIONS]:
         raise typer.BadParameter(f"{unknown[0]!r} is no precision; choose of {', '.join(PRECISIONS)}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,8 +17,7 @@ if TYPE_CHECKING:
 
     from edge_agent.core.config import Settings
     from edge_agent.offline.calibrate.job import Job, Result
-    from edge_agent.offline.calibrate.request import Progress, Request
-
+    from edge_agent.offline.calibrate.request import Request
 
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "fp16", "int8"] | None,
@@ -102,9 +99,9 @@ def command(
     if dry_run:
         _print_plan(Job(request), as_json=as_json)
         return
-    with _progress() as progress:
+    with _bars() as bars:
         try:
-            result = Job(request, progress).run(again=again)
+            result = Job(request, _JobProgress(bars)).run(again=again)
         except KeyboardInterrupt:
             typer.echo("interrupted; the same command continues where it stopped", err=True)
             raise
@@ -136,28 +133,23 @@ def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request
     )
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show bars on a terminal, else a line on stderr for each step."""
+def _bars() -> Bars:
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import MofNCompleteColumn, Progress
 
     console = Console(stderr=True)
-    with Bars(
-        *Bars.get_default_columns(), MofNCompleteColumn(), console=console, disable=not console.is_terminal
-    ) as bars:
-        yield _JobProgress(bars)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 @dataclass(slots=True)
 class _JobProgress:
-    """The progress of a job."""
+    """Bars on a terminal, else a line on stderr for each step."""
 
     bars: Bars
 
     def begin(self, step: str, total: int | None) -> None:
-        """Complete the present bar and start another; print a line where there are no bars."""
+        """Complete the present bar and start another."""
         if self.bars.disable:
             typer.echo(f"{step} ...", err=True)
         self.end()

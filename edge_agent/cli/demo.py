@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,12 +45,14 @@ def command(
     With --json, everything but the result goes to standard error.
     """
     import json
+    from tempfile import TemporaryDirectory
 
     from rich.console import Console
 
     from edge_agent.cli.service import one_blas_thread, run_until_stopped
 
     one_blas_thread()
+    from edge_agent.core.loading import state_folder
     from edge_agent.core.logs import configure
     from edge_agent.offline.demo import run
     from edge_agent.offline.demo.broker import DemoBroker
@@ -61,7 +62,9 @@ def command(
         raise typer.BadParameter("is the length of the rendered street; a --video has its own")
     configure("warning")
     console = Console(stderr=as_json)
-    with _folder(keep) as folder, DemoBroker() as broker:
+    scratch = nullcontext(state_folder(keep)) if keep else TemporaryDirectory(prefix="edge-agent-demo-")
+    with scratch as name, DemoBroker() as broker:
+        folder = Path(name)
         settings = _settings(
             folder, source=video, model=model, preprocess=preprocess, detector=detector, broker=broker.url
         )
@@ -74,20 +77,6 @@ def command(
     _print_result(result, console)
     if keep is not None:
         console.print(f"kept in {keep}")
-
-
-@contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    """Yield the named folder, else one that is removed at the end."""
-    from tempfile import TemporaryDirectory
-
-    from edge_agent.core.loading import state_folder
-
-    if keep is not None:
-        yield state_folder(keep)
-        return
-    with TemporaryDirectory(prefix="edge-agent-demo-") as scratch:
-        yield Path(scratch)
 
 
 def _render(street: Street, folder: Path, console: Console) -> Scene:

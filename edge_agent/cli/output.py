@@ -39,6 +39,11 @@ def confirm(question: str, yes: bool) -> None:
         typer.confirm(question, abort=True)
 
 
+def plain(text: str) -> str:
+    """Replace control characters, which could move the cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def moment(seconds: float) -> str:
     """Return Unix seconds as UTC, to the minute."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")

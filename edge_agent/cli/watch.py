@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from edge_agent.cli.output import plain
 from edge_agent.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _plain(text: str) -> str:
     """Received text without control characters and markup."""
     from rich.markup import escape
 
-    return escape("".join(letter if letter.isprintable() else "?" for letter in text))
+    return escape(plain(text))
 
 
 def _figure(value: float | None, unit: str = "") -> str:

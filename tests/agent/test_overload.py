@@ -40,6 +40,7 @@ from edge_agent.embed.selection import LONGEST_S, CropSelector
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.identify.tracks import REVIEW_CROPS, TrackTable
+from edge_agent.offline.bench.stagetimes import Tally
 from tests.agent.test_agent import Listener, listener, wait_for
 from tests.conftest import Mosquitto
 from tests.embed.test_selection import Taught
@@ -548,18 +549,15 @@ def test_no_frame_is_lost_while_crops_are_spared_and_the_counts_are_published(
     thread = threading.Thread(target=agent.run, args=(threading.Event(),))
     thread.start()
     try:
-        wait_for("crops that are too many", lambda: (t := agent.tally()) is not None and t.overload)
+        wait_for("crops that are too many", lambda: agent.pipeline is not None and Tally.of(agent).overload)
         time.sleep(2.0)  # what piled up before the engine's speed was known is gone
-        before = agent.tally()
+        before = Tally.of(agent)
         time.sleep(6.0)
-        after = agent.tally()
+        after = Tally.of(agent)
     finally:
         over.set()
         thread.join(60)
-    final = agent.tally()
-    assert before is not None
-    assert after is not None
-    assert final is not None
+    final = Tally.of(agent)
     assert after.overload["crowded"] > before.overload["crowded"] + 50
     for camera in ("crowded", "sparse"):
         taken = after.frames[camera] - before.frames[camera]

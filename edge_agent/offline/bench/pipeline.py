@@ -44,6 +44,7 @@ from edge_agent.offline.bench.stagetimes import (
     Arrivals,
     Counters,
     Span,
+    Tally,
     Window,
     timeline_svg,
     trace_events,
@@ -156,11 +157,11 @@ def _run(plan: Plan, own: Settings, began: Callable[[], None]) -> tuple[dict[str
             Detection(given_detections, lambda _: _LEVELS, "given", lambda: 0.0),
         )
         agent.run(threading.Event())
-        final = agent.tally()
+        final = Tally.of(agent)
         deadline = time.monotonic() + ACKNOWLEDGE_S
-        while final and arrivals.received < final.acknowledged and time.monotonic() < deadline:
+        while arrivals.received < final.acknowledged and time.monotonic() < deadline:
             time.sleep(0.05)
-    if window.begin is None or window.end is None or final is None:
+    if window.begin is None or window.end is None:
         raise EngineError("the run ended before the measurement did; the log says why")
     if not is_simulated(own.engine.backend):
         limits.append(_engine_limit(own, embedder, streets))

@@ -22,7 +22,7 @@ from edge_agent.engine.base import DEPTH
 
 if TYPE_CHECKING:
     from edge_agent.agent.daemon import Agent
-    from edge_agent.agent.results import FrameOutcome, Tally
+    from edge_agent.agent.results import FrameOutcome
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.offline.bench.load import Plan
 
@@ -191,6 +191,48 @@ class Arrivals:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts and losses of a run so far; dictionaries are by camera."""
+
+    crops: int
+    """Embedded crops."""
+    batches: int
+    engine_seconds: float
+    """Time inside the ReID network."""
+    frames: dict[str, int]
+    """Processed frames."""
+    dropped: dict[str, int]
+    """Frames that a newer one replaced before they were processed."""
+    spared: dict[str, int]
+    """Crops that were not embedded, to lower the load or to keep up."""
+    overload: dict[str, int]
+    """Those of them that the engine had no time for."""
+    published: int
+    """Events that the outbox accepted."""
+    acknowledged: int
+    """Events that the broker acknowledged."""
+
+    @classmethod
+    def of(cls, agent: Agent) -> Tally:
+        """Return the counts of an agent whose pipeline runs or has ended."""
+        stages, pipeline = agent.stages, agent.pipeline
+        assert stages is not None
+        assert pipeline is not None
+        delivered = stages.publisher.counters
+        return cls(
+            crops=stages.embedder.counters.embedded,
+            batches=stages.embedder.counters.batches,
+            engine_seconds=stages.embedder.engine.run_seconds,
+            frames=dict(pipeline.counters.frames),
+            dropped={reader.camera: reader.dropped for reader in stages.sources.readers},
+            spared=dict(stages.selector.counts),
+            overload=stages.selector.for_overload.copy(),
+            published=delivered.published,
+            acknowledged=delivered.acknowledged,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """All counters at one time, in seconds."""
 
@@ -253,9 +295,7 @@ class Window:
 
     def _now(self) -> Counters:
         assert self.agent is not None
-        tally = self.agent.tally()
-        assert tally is not None  # the agent runs
-        wall_s = dict(self.clock.wall_s)
+        tally, wall_s = Tally.of(self.agent), dict(self.clock.wall_s)
         return Counters(
             time.monotonic(), tally, wall_s, cpu_of_threads(), time.process_time(), cpu_of_cores()
         )
