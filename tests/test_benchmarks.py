@@ -76,7 +76,7 @@ def test_the_commands_exist(quick: bool) -> None:
                 assert latency_table(str(REPO / engine.partition(":")[2])).rate(64) > 0
 
 
-def test_a_failure_is_told_and_the_rest_goes_on(
+def test_a_failure_is_reported_and_the_rest_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "good.json").write_text('{"figure": 1}')

@@ -171,7 +171,7 @@ def test_a_failed_step_is_named_and_a_second_run_goes_on(machine: Machine):
     assert machine.calls("python -m venv") == [], "what was made is kept"
 
 
-def test_another_python_makes_the_environment_anew(machine: Machine):
+def test_another_python_recreates_the_environment(machine: Machine):
     assert machine.install("--demo").returncode == 0
     (machine.folder / "version").write_text("3.11.4")
     assert machine.install("--demo").returncode == 0
@@ -227,7 +227,7 @@ def test_a_dry_run_shows_the_steps_and_takes_none(machine: Machine):
     steps = re.findall(r"^== (\S+ \S+)", done.stderr, re.MULTILINE)
     assert steps == [
         "examining this", "making the", "installing edge-agent", "checking the", "writing the", "making the",
-        "reading the", "calibrating: engines", "switching to", "asking edge-agent",
+        "reading the", "calibrating: engines", "switching to", "running edge-agent",
     ]  # fmt: skip
     assert f"from the wheels in {machine.folder}/wheels" in done.stderr
     assert "/opt/not-there/releases/" in done.stderr
@@ -317,7 +317,7 @@ def test_cuda_is_found_by_its_compiler(tmp_path: Path):
     assert board("cuda_version", tmp_path / "usr/local/cuda-12.6") == "12.6"
 
 
-def test_opencv_is_told_apart():
+def test_the_origin_of_opencv_is_detected():
     """The one of this environment, which is pip's, and the system's, where it has one."""
     version, gstreamer, origin, file = board("opencv_facts", sys.executable).split("|")
     assert (gstreamer, origin) == ("-", "pip")

@@ -137,7 +137,7 @@ def test_a_camera_frozen_killed_and_restarted_while_another_goes_on(
     assert b"operator" not in everything
 
 
-def test_killed_the_broker_says_so_and_birth_is_retained(
+def test_after_a_kill_the_broker_publishes_the_will_and_birth_is_retained(
     tmp_path: Path, mosquitto: Mosquitto, listener: Listener
 ) -> None:
     crops = tmp_path / "crops"
@@ -270,7 +270,7 @@ def gallery(*arguments: object) -> Any:
 
 
 @pytest.mark.slow
-def test_a_watchlist_names_those_on_it_and_the_gallery_is_kept_beside_the_agent(
+def test_a_watchlist_names_its_people_and_the_gallery_can_be_changed_during_the_run(
     tmp_path: Path, pictures: dict[int, list[bytes]]
 ) -> None:
     crops, told, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"

@@ -298,7 +298,7 @@ def test_status_while_it_runs_and_when_it_does_not(
 
 
 @pytest.mark.slow
-def test_a_crash_loop_is_braked_and_told(
+def test_a_crash_loop_is_slowed_and_reported(
     tmp_path: Path, pictures: dict[int, list[bytes]], manager: Manager
 ) -> None:
     crops, told, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"

@@ -134,7 +134,7 @@ def embeds(selector: CropSelector, *frames: Candidates, load: Load | None = None
 # ---- whom
 
 
-def test_with_room_for_everybody_everybody_is_embedded() -> None:
+def test_with_enough_capacity_all_people_are_embedded() -> None:
     selector, boxes = settled(None, 3, "a")
     assert embeds(selector, candidates("a", boxes, 10.1)) == [[0, 1, 2]]
     selector.budget = Fixed(3)
@@ -196,7 +196,7 @@ def test_of_two_strangers_the_one_who_can_be_seen_better() -> None:
     assert embeds(selector, candidates("a", near_and_far, 1.0, GATE)) == [[1]]
 
 
-def test_whom_the_gate_refuses_takes_no_room_and_is_not_counted() -> None:
+def test_a_crop_refused_by_the_gate_uses_no_capacity_and_is_not_counted() -> None:
     selector = Taught(Fixed(1))
     tiny = np.array([[100, 100, 110, 120]], np.float32)
     boxes = np.concatenate([tiny, places(2)])
@@ -244,7 +244,7 @@ def run_rounds(
     return told
 
 
-def test_nobody_waits_for_ever() -> None:
+def test_every_wait_ends() -> None:
     """A crowd of people who never settle, and one who is settled."""
     selector, boxes = settled(2, 1, "a")
     crowd = np.concatenate([boxes, places(40)[10:]])

@@ -140,7 +140,7 @@ def test_a_start_that_fails_leaves_no_reader_behind(tmp_path: Path) -> None:
         (["film.ts"], None, None),
     ],
 )
-def test_ffmpeg_is_told_not_to_watch_streams_first(tmp_path, monkeypatch, urls, before, after) -> None:
+def test_ffmpeg_does_not_probe_streams_first(tmp_path, monkeypatch, urls, before, after) -> None:
     monkeypatch.setenv(OPTIONS, "")  # so that it is put back
     monkeypatch.delenv(OPTIONS)
     if before is not None:

@@ -115,7 +115,7 @@ def test_the_result_is_active_and_nothing_half_done_is_left(calibrated: tuple[di
     }  # fmt: skip
 
 
-def test_the_html_report_says_the_same(calibrated: tuple[dict[str, Any], Path]) -> None:
+def test_the_html_report_has_the_same_content(calibrated: tuple[dict[str, Any], Path]) -> None:
     report, _ = calibrated
     page = Path(report["report"]).read_text()
     assert f"{report['threshold']['value']:.4f}" in page
@@ -134,7 +134,7 @@ def test_doing_it_again_changes_nothing(
     assert told(*arguments) == report
 
 
-def test_a_dry_run_tells_the_steps_and_writes_nothing(people: Path, network: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_steps_and_writes_nothing(people: Path, network: Path, tmp_path: Path) -> None:
     plan = told(
         "--dataset", people, "--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST,
         "--dry-run",
@@ -154,7 +154,7 @@ def halfway(report: dict[str, Any]) -> str:
     return str(1 - (1 - report["gate"]["cosine_median"]) / 2)
 
 
-def test_fp16_is_chosen_and_the_report_says_why_when_int8_fails(
+def test_fp16_is_chosen_and_the_report_gives_the_reason_when_int8_fails(
     calibrated: tuple[dict[str, Any], Path], people: Path, network: Path, tmp_path: Path
 ) -> None:
     report = told(
@@ -233,7 +233,7 @@ def test_killed_in_a_step_the_same_command_finishes_with_the_same_result(
         assert report[key] == whole[key], key
 
 
-def test_ctrl_c_says_how_to_go_on_and_finished_steps_are_kept(
+def test_ctrl_c_prints_how_to_continue_and_keeps_finished_steps(
     people: Path, network: Path, tmp_path: Path
 ) -> None:
     arguments = ("--dataset", people, "--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST)

@@ -53,7 +53,7 @@ def test_every_command_explains_its_options_and_refuses_others(path: tuple[str, 
     assert run_here(app, [*path, "--no-such-option"]).exit_code == 2
 
 
-def test_the_list_of_commands_says_what_they_say_of_themselves() -> None:
+def test_the_list_of_commands_has_the_first_sentence_of_each() -> None:
     command: Any = get_command(app)
     assert list(command.commands) == [*COMMANDS, *GROUPS]
     for name, said in COMMANDS.items():
@@ -89,7 +89,7 @@ def test_help_imports_no_other_command_and_nothing_heavy(arguments: list[str], m
     assert done.stdout.splitlines()[-1] == f"loaded [] {sorted(modules)}"
 
 
-def test_an_unknown_command_is_told_the_nearest_one() -> None:
+def test_an_unknown_command_suggests_the_nearest_one() -> None:
     assert "run" in run_here(app, ["rnu"]).output
 
 
@@ -114,7 +114,7 @@ def test_an_error_is_one_message_and_exit_1(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_run_without_a_source_says_so(tmp_path: Path) -> None:
+def test_run_without_a_source_prints_an_error(tmp_path: Path) -> None:
     done = run("run", "--state", tmp_path / "s")
     assert done.returncode == 1
     assert "--source" in done.stderr

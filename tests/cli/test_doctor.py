@@ -163,7 +163,7 @@ def test_opencv_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "numpy<2" in opencv(monkeypatch, clash, on_board=True)["opencv"]
 
 
-def test_cuda_says_why_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_cuda_start_gives_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvmap = tmp_path / "dev/nvmap"
     nvmap.parent.mkdir()
     nvmap.touch()

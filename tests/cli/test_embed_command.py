@@ -60,7 +60,7 @@ def test_every_batch_is_written_in_order(crops: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(one.vectors[0], file.vectors[number], atol=1e-5)
 
 
-def test_the_manifest_says_what_made_them(crops: Path, tmp_path: Path) -> None:
+def test_the_manifest_names_the_inputs(crops: Path, tmp_path: Path) -> None:
     run(crops, "-o", tmp_path / "all.npz")
     about = read_embeddings(tmp_path / "all.npz").about
     assert about["rows"] == 150

@@ -62,7 +62,7 @@ def test_list_and_verify(tmp_path: Path, store: PlanStore) -> None:
     assert not (store.folder / "quarantine").exists(), "looking changes nothing"
 
 
-def test_plans_of_another_device_are_told_apart(tmp_path: Path, store: PlanStore) -> None:
+def test_plans_of_another_device_are_distinguished(tmp_path: Path, store: PlanStore) -> None:
     put(PlanStore(store.folder, host="f" * 16 if this_host() != "f" * 16 else "e" * 16))
     assert "another device" in run(tmp_path, "verify", fails=True)
 

@@ -88,7 +88,7 @@ def test_the_output_file_is_what_json_prints(osnet: tuple[dict, Path]) -> None:
     assert {"edge-agent", "numpy", "opencv", "onnxruntime"} <= set(document["versions"])
 
 
-def test_the_report_stands_alone_and_shows_crops(osnet: tuple[dict, Path]) -> None:
+def test_the_report_is_self_contained_and_shows_crops(osnet: tuple[dict, Path]) -> None:
     document, folder = osnet
     page = (folder / "report.html").read_text()
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
@@ -176,7 +176,7 @@ def test_wrong_usage_exits_2(rendered: Path, tmp_path: Path) -> None:
         assert CliRunner().invoke(app, ["evaluate", *arguments]).exit_code == 2
 
 
-def test_errors_say_what_is_wrong(rendered: Path, tmp_path: Path) -> None:
+def test_errors_describe_the_fault(rendered: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not a folder"):
         run("evaluate", tmp_path / "none", *STRIPES)
     with pytest.raises(InputError, match=r"folder .* does not exist"):

@@ -136,7 +136,7 @@ def test_another_file_is_not_kept(server: Server, tmp_path: Path) -> None:
     assert target.read_bytes() == BODY
 
 
-def test_refusals_say_why(server: Server, tmp_path: Path, free_port: int) -> None:
+def test_refusals_have_a_reason(server: Server, tmp_path: Path, free_port: int) -> None:
     target = tmp_path / "net.onnx"
     server.status = 403
     with pytest.raises(DownloadError, match="the server responds 403"):
@@ -207,7 +207,7 @@ def test_fetch_then_use(server: Server, network: Path, settings: Path, tmp_path:
     assert settings.stat().st_mode & 0o777 == 0o640
 
 
-def test_add_takes_the_profile_from_the_manifest_beside(network: Path, tmp_path: Path) -> None:
+def test_add_reads_the_profile_from_the_manifest_next_to_the_file(network: Path, tmp_path: Path) -> None:
     network.with_suffix(".json").write_text('{"preprocess": "imagenet"}')
     for _ in range(2):
         code, output = run("model", "add", network, "--output", tmp_path / "models")

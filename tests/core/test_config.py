@@ -38,7 +38,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path, text: str, key: str, n
     assert f"did you mean {near!r}" in str(caught.value)
 
 
-def test_several_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_several_faults_are_reported_together(tmp_path: Path) -> None:
     path = write(tmp_path, "[gallery]\ncapacity = 0\n[mqtt]\nsite = 'Not An Id'\nnosuch = 1\n")
     with pytest.raises(ConfigError) as caught:
         load(path)
@@ -127,7 +127,7 @@ def test_the_fingerprint_changes_with_the_settings(tmp_path: Path) -> None:
     assert fingerprint(one) == fingerprint(load(None, {"gallery": {"capacity": 5}}))
 
 
-def test_changes_tell_what_needs_a_restart(tmp_path: Path) -> None:
+def test_changes_list_the_settings_that_need_a_restart(tmp_path: Path) -> None:
     old = load(write(tmp_path, ""))
     new = load(write(tmp_path, "log_level = 'debug'\n[identify]\nmargin = 0.1\n[gallery]\ncapacity = 7\n"))
     assert changes(old, new) == (["identify.margin", "log_level"], ["gallery.capacity"])
@@ -143,7 +143,7 @@ def test_the_example_is_right() -> None:
     assert [source.id for source in settings.sources] == ["entrance", "yard"]
 
 
-def test_the_reference_is_what_the_code_says() -> None:
+def test_the_reference_matches_the_code() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "edge_agent", "config", "reference"],
         capture_output=True,

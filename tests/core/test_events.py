@@ -91,7 +91,7 @@ def test_schemas_are_schemas_and_describe_every_key(kind: str) -> None:
     assert all("description" in entry for entry in schema["properties"].values())
 
 
-def test_identity_event_says_what_was_decided() -> None:
+def test_identity_event_contains_the_decision() -> None:
     made = decision(score=0.81234567, runner_up=0.41)
     event = identity(3, id=made.id, score=0.81234567, runner_up=0.41)
     data = event.data

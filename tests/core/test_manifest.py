@@ -94,7 +94,7 @@ def test_json_round_trip_and_refusal_of_nan(tmp_path: Path) -> None:
     ("content", "message"),
     [(b'{"a": }', "line 1, column 7"), (b"\xff\xfe\xfa", "not UTF-8"), (None, "No such file")],
 )
-def test_read_json_says_what_is_wrong(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_read_json_describes_the_fault(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)

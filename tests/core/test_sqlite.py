@@ -84,7 +84,7 @@ def test_an_io_error_without_space_is_a_full_disk(tmp_path: Path, monkeypatch: p
     assert type(error) is DiskFull
 
 
-def test_another_key_is_told_from_damage(tmp_path: Path) -> None:
+def test_another_key_is_distinguished_from_damage(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     path.write_bytes(b"no database" * 100)
     with pytest.raises(sqlite3.DatabaseError) as caught:

@@ -80,7 +80,7 @@ def test_birth_events_telemetry_and_farewell(mosquitto: Mosquitto, tmp_path: Pat
         assert outbox.depth.rows == 0
 
 
-def test_what_mqtt5_carries_beside_the_message(mosquitto: Mosquitto, tmp_path: Path) -> None:
+def test_mqtt5_properties_of_a_message(mosquitto: Mosquitto, tmp_path: Path) -> None:
     with Listener(mosquitto.port) as listener, outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, mosquitto.url) as publisher:
             publisher.publish(identity())
@@ -136,7 +136,7 @@ def test_retained_state_greets_a_late_subscriber(mosquitto: Mosquitto, tmp_path:
             assert retained == {f"{ROOT}/status", f"{ROOT}/info", f"{ROOT}/camera/cam1/status"}
 
 
-def test_status_is_told_once_and_keeps_its_beginning(mosquitto: Mosquitto, tmp_path: Path) -> None:
+def test_status_is_sent_once_and_keeps_its_start(mosquitto: Mosquitto, tmp_path: Path) -> None:
     with Listener(mosquitto.port, f"{ROOT}/status") as listener, outbox_at(tmp_path / "o.db") as outbox:
         with publishing(outbox, mosquitto.url) as publisher:
             publisher.set_status("online")
@@ -273,7 +273,9 @@ def test_a_topic_without_subscriber_does_not_hold_up_the_others(mosquitto: Mosqu
         until(lambda: outbox.depth.rows == 1)
 
 
-def test_without_subscriber_for_too_long_the_numbers_are_told(mosquitto: Mosquitto, tmp_path: Path) -> None:
+def test_without_subscriber_for_too_long_the_lost_numbers_are_published(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
     now = [1.8e9]
     with (
         outbox_at(tmp_path / "o.db", clock=lambda: now[0]) as outbox,
@@ -310,7 +312,7 @@ acl_file {folder}/acl
 """
 
 
-def test_refused_topic_is_parked_told_and_delivered_once_it_is_allowed(tmp_path: Path) -> None:
+def test_refused_topic_is_parked_reported_and_delivered_once_it_is_allowed(tmp_path: Path) -> None:
     folder = tmp_path / "broker"
     folder.mkdir()
     allowed = f"topic readwrite {ROOT}/status\ntopic readwrite {ROOT}/gap\ntopic readwrite {ROOT}/alert/#\n"
@@ -398,7 +400,7 @@ def test_wrong_password_is_said_and_the_wait_is_long(tmp_path: Path) -> None:
             until(lambda: publisher.state is ConnectionState.CONNECTED)
 
 
-def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_agent.deliver.connection.CONNECT_TIMEOUT_S", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -445,7 +447,7 @@ def test_broker_addresses_that_cannot_work(url: str, settings: dict[str, Any], s
     assert "secret" not in str(caught.value)
 
 
-def test_backoff_grows_jitters_and_begins_anew() -> None:
+def test_backoff_grows_jitters_and_resets() -> None:
     waits = Backoff()
     bounds = [waits.next_wait(refused=False) for _ in range(12)]
     assert 0.5 <= bounds[0] <= 1
@@ -515,7 +517,7 @@ def test_demo_broker_from_a_wheel(tmp_path: Path) -> None:
             pass
 
 
-def test_unreachable_watch_says_so() -> None:
+def test_watch_with_an_unreachable_broker_prints_an_error() -> None:
     from edge_agent.deliver.subscriber import Subscriber
 
     settings = broker_at(f"mqtt://127.0.0.1:{find_free_port()}")

@@ -36,7 +36,7 @@ def test_documents_are_up_to_date(tmp_path: Path) -> None:
     assert names == set(contract.schemas())
 
 
-def test_yaml_says_what_the_document_says() -> None:
+def test_yaml_matches_the_document() -> None:
     assert yaml.safe_load((DOCS / "asyncapi.yaml").read_text()) == contract.asyncapi()
 
 

@@ -158,7 +158,7 @@ def test_watch_prints_messages_and_ends_cleanly(mosquitto: Mosquitto, tmp_path: 
         assert {json.loads(line)["source"] for line in lines} == {"edge/v1/lab/jx01"}
 
 
-def test_watch_without_broker_says_so(free_port: int) -> None:
+def test_watch_without_broker_prints_an_error(free_port: int) -> None:
     words = [*WATCH, "--broker", f"mqtt://127.0.0.1:{free_port}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

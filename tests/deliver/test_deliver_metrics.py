@@ -67,7 +67,7 @@ def scrape(metrics: Metrics) -> dict[tuple[str, str], float]:
     }
 
 
-def test_metrics_say_what_was_told() -> None:
+def test_metrics_equal_the_telemetry() -> None:
     with served() as metrics:
         before = scrape(metrics)
         assert before["edge_agent_delivery_published_total", ""] == 5
@@ -94,7 +94,7 @@ def test_metrics_say_what_was_told() -> None:
         assert scrape(metrics)["edge_agent_still_frames_total", "gate"] == 41
 
 
-def test_metrics_listen_on_loopback_only_and_say_when_the_port_is_taken() -> None:
+def test_metrics_listen_on_loopback_only_and_report_a_port_in_use() -> None:
     with served() as metrics:
         assert metrics._server.server_address[0] == "127.0.0.1"
         second = served()

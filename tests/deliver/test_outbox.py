@@ -107,7 +107,7 @@ def test_topics_can_be_passed_over_and_probed(tmp_path: Path) -> None:
         assert outbox.first_of("t/0") is None
 
 
-def test_rows_bound_drops_the_oldest_and_tells_which(tmp_path: Path) -> None:
+def test_the_row_limit_drops_the_oldest_and_reports_them(tmp_path: Path) -> None:
     with outbox_at(tmp_path / "o.db", max_rows=10) as outbox:
         fill(outbox, 25)
         assert outbox.depth.rows == 10
@@ -181,7 +181,7 @@ def test_a_gap_is_never_dropped_itself(tmp_path: Path) -> None:
         assert "edge.gap.v1" in [m.get("type") for m in take_all(outbox)]
 
 
-def test_parked_rows_are_told_kept_and_can_be_queued_again(tmp_path: Path) -> None:
+def test_parked_rows_are_reported_kept_and_can_be_queued_again(tmp_path: Path) -> None:
     with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 3)
         outbox.pending(3)
@@ -222,7 +222,7 @@ def test_erase_takes_whole_words_only(tmp_path: Path) -> None:
         assert [m["who"] for m in take_all(outbox)] == ["p-11", "xp-1", "p-1-2"]
 
 
-def test_a_closed_outbox_says_so(tmp_path: Path) -> None:
+def test_a_closed_outbox_raises(tmp_path: Path) -> None:
     with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 1)
     for call in (lambda: fill(outbox, 1), lambda: outbox.pending(1), outbox.expire):
@@ -302,7 +302,7 @@ def test_what_can_be_read_of_a_damaged_file_is_saved(tmp_path: Path) -> None:
         assert len(gone) < 20
 
 
-def test_a_file_that_vanished_is_told(tmp_path: Path) -> None:
+def test_a_vanished_file_is_reported(tmp_path: Path) -> None:
     with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 5)
     (tmp_path / "o.db").unlink()
@@ -328,7 +328,7 @@ def test_damage_found_while_running_does_not_stop_it(tmp_path: Path) -> None:
         assert sorted(told + [m["seq"] for m in messages]) == list(range(1, 10))
 
 
-def test_unwritten_numbers_are_told_once_when_the_file_is_damaged_too(
+def test_unwritten_numbers_are_reported_once_when_the_file_is_damaged_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -383,7 +383,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount)], check=True)
 
 
-def test_a_full_disk_drops_and_tells_exactly(small_disk: Path) -> None:
+def test_a_full_disk_drops_events_and_reports_them_exactly(small_disk: Path) -> None:
     body = b'{"pad":"' + b"x" * 2000 + b'"}'
     lost = []
     with outbox_at(small_disk / "o.db") as outbox:
@@ -401,7 +401,7 @@ def test_a_full_disk_drops_and_tells_exactly(small_disk: Path) -> None:
         assert sorted(lost + [m["seq"] for m in seen]) == list(range(1, outbox.last_number + 1))
 
 
-def test_a_full_disk_is_told_after_a_restart(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_after_a_restart(small_disk: Path) -> None:
     with outbox_at(small_disk / "o.db") as outbox:
         fill(outbox, 3)
         ballast = small_disk / "ballast"
@@ -421,7 +421,7 @@ def test_a_full_disk_is_told_after_a_restart(small_disk: Path) -> None:
         assert len(gaps(take_all(outbox))["disk-full"]) == lost
 
 
-def test_room_that_comes_and_goes_is_told_exactly(small_disk: Path) -> None:
+def test_changing_disk_space_is_reported_exactly(small_disk: Path) -> None:
     """Numbers that were written between two that were not are not told as gone."""
     body = b'{"pad":"' + b"x" * 20_000 + b'"}'
     ballast = small_disk / "ballast"

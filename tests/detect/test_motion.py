@@ -166,7 +166,7 @@ def test_movement_opens_it_for_as_long_as_it_lasts_and_a_little_longer() -> None
     assert max(after) == pytest.approx(13.8 + 2.0)  # what is left is the room as it was
 
 
-def test_who_stands_still_stays_where_they_are_and_is_looked_at_each_second() -> None:
+def test_a_standing_person_keeps_their_box_and_is_detected_each_second() -> None:
     gate, looked = watched(lambda _: boxes((100, 60)))
     given = [gate.detect(frame) for frame in frames(20)]
     assert all(len(found) == 1 for found in given)
@@ -174,7 +174,7 @@ def test_who_stands_still_stays_where_they_are_and_is_looked_at_each_second() ->
     assert np.diff(resting) == pytest.approx(1.0)
 
 
-def test_somebody_who_is_no_longer_found_is_looked_for_in_every_frame() -> None:
+def test_a_person_no_longer_found_is_searched_in_every_frame() -> None:
     gate, looked = watched(lambda frame: boxes() if 10 <= frame.time < 11 else boxes((100, 60)))
     given = {frame.time: gate.detect(frame) for frame in frames(20)}
     lost = min(time for time, found in given.items() if not len(found))
@@ -196,7 +196,7 @@ def test_a_track_outlives_a_minute_without_movement() -> None:
     assert len(looked) < 0.3 * 60 * FPS
 
 
-def test_another_picture_size_and_a_clock_that_went_back_begin_anew() -> None:
+def test_another_picture_size_or_a_clock_set_back_starts_again() -> None:
     motion = Motion(SMALLEST)
     room = np.full((240, 320, 3), 90, np.uint8)
     assert [motion.moved(room, t) for t in (10.0, 10.2, 10.4)] == [True, False, False]
@@ -283,7 +283,7 @@ def test_the_agent_counts_what_its_detector_did_not_see(tmp_path: Path) -> None:
     assert agent.telemetry.still_frames == {"room": 49}
 
 
-def test_the_gate_tells_when_it_rests() -> None:
+def test_the_gate_reports_when_it_is_closed() -> None:
     gate, _ = watched(lambda frame: boxes() if 10 <= frame.time < 11 else boxes((100, 60)))
     resting = {}
     for frame in frames(16):

@@ -102,7 +102,7 @@ def test_pictures_may_be_embedded_between_submit_and_collect(prepared):
         np.testing.assert_allclose(rows, stage.embed_images([picture(2)] * 5), atol=1e-6)
 
 
-def test_whoever_is_spared_is_not_embedded_and_changes_nothing_for_the_others(prepared):
+def test_spared_people_are_not_embedded_and_do_not_affect_the_others(prepared):
     found = detections(5, 3)
     pairs = [(picture(1), found), (picture(2), detections(2, 4))]
     left_out = [np.array([True, False, False, True, False]), np.zeros(2, bool)]
@@ -283,7 +283,7 @@ def test_enough_is_on_its_way_when_one_round_works_and_one_waits(tmp_path):
         assert stage.full, "there is nothing to wait for"
 
 
-def test_it_tells_for_how_long_the_engine_cannot_be_done(tmp_path):
+def test_it_gives_the_time_during_which_the_engine_cannot_be_done(tmp_path):
     with simulated(tmp_path, seconds_a_crop=0.02) as stage:
         assert stage.due_s == 0
         stage.submit([(picture(1), detections(2))])

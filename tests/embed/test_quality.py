@@ -81,7 +81,7 @@ def test_the_nearer_person_covers_the_farther_one():
     assert assess(far, near)[1] == ("covered", "")
 
 
-def test_a_weak_box_covers_nobody():
+def test_a_weak_box_covers_no_person():
     near, far = (100, 120, 160, 300), (104, 100, 164, 260)
     assert assess(near, far, scores=[0.2, 0.9])[1] == ("", "")
 

@@ -104,7 +104,7 @@ def test_run_uses_precision_and_threshold_and_every_event_names_the_rule(
         assert data["model"]["precision"] == "int8"
 
 
-def test_info_tells_subscribers_what_the_threshold_rests_on(calibrated: Calibration) -> None:
+def test_info_publishes_the_rule_of_the_threshold(calibrated: Calibration) -> None:
     summary = calibrated.summary()
     assert summary["precision"] == "int8"
     assert summary["pairs"] > 0
@@ -130,7 +130,7 @@ def test_precisions_that_are_asked_for_are_had_or_refused(
         precision("int8", None)
 
 
-def test_a_calibration_of_another_network_is_told_and_not_used(
+def test_a_calibration_of_another_network_is_reported_and_not_used(
     calibrated: Calibration,
     tmp_path: Path,
     pictures: dict[int, list[bytes]],  # noqa: F811
@@ -183,7 +183,7 @@ def test_a_reload_takes_the_new_threshold_over(
         thread.join(30)
 
 
-def test_doctor_tells_whether_the_calibration_is_of_the_network_that_runs(
+def test_doctor_shows_whether_the_calibration_fits_the_running_network(
     calibrated: Calibration, network: Path, tmp_path: Path
 ) -> None:
     other = tiny_networks.convolutional(tmp_path / "other.onnx", seed=1)

@@ -207,7 +207,7 @@ def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
     assert engine.in_flight == 0
 
 
-def test_leaving_does_not_wait_for_what_nobody_will_collect(osnet_onnx):
+def test_closing_does_not_wait_for_uncollected_batches(osnet_onnx):
     with opened(prepare_reid(osnet_onnx, PROFILES["imagenet"]), max_batch=64, threads=1) as engine:
         engine.submit(64)
         engine.submit(64)

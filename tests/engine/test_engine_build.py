@@ -68,7 +68,7 @@ MINMAX = replace(ENTROPY, algorithm="MinMaxCalibration")
         (12, BuildOptions("fp16"), "fp16", (), (), False),
     ],
 )
-def test_each_version_is_told_what_it_understands(
+def test_each_version_gets_flags_that_it_supports(
     major: int,
     options: BuildOptions,
     graph: str,
@@ -163,7 +163,7 @@ def test_an_order_names_all_that_changes_the_plan(prepared: PreparedGraph) -> No
     assert recipe.graph_sha256 == hashlib.sha256(prepared.onnx).hexdigest()
 
 
-def test_where_tensorrt_knows_no_accelerator_the_plan_is_one_for_the_gpu(prepared: PreparedGraph) -> None:
+def test_without_a_known_accelerator_the_plan_is_for_the_gpu(prepared: PreparedGraph) -> None:
     wish = BuildOptions("fp16", dla_core=0)
     recipes = {
         release: order_for(prepared, wish, replace(ORIN, tensorrt=release)).recipe
@@ -192,7 +192,7 @@ def test_workspace_is_bounded_by_what_is_free() -> None:
         workspace_for(graph, 1100 * MIB, None)
 
 
-def test_free_memory_is_what_the_system_says(tmp_path: Path) -> None:
+def test_free_memory_is_the_value_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot tell how much memory is free"):
         available_memory(tmp_path)
     (tmp_path / "proc").mkdir()

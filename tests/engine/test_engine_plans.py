@@ -401,7 +401,7 @@ def test_pruning_takes_orphans(store: PlanStore, tmp_path: Path) -> None:
     assert gone.bytes == 8
 
 
-def test_entries_tell_what_may_be_loaded(store: PlanStore) -> None:
+def test_entries_show_what_may_be_loaded(store: PlanStore) -> None:
     assert store.entries() == []
     good, old = put(store), put(store, machine=replace(ORIN, tensorrt="8.6.1"))
     other, bad, half = (put(store, replace(FP16, profiles=(number,))) for number in (1, 2, 3))

@@ -157,7 +157,7 @@ def test_its_space_is_its_own_and_the_same_for_every_table() -> None:
 
 
 @pytest.mark.parametrize("named", [{"model": "reid.onnx"}, {"preprocess": "tao"}, {"precision": "int8"}])
-def test_a_network_beside_it_is_refused(named: dict[str, str], tmp_path: Path) -> None:
+def test_a_second_network_in_the_folder_is_refused(named: dict[str, str], tmp_path: Path) -> None:
     settings = Settings.model_validate({"engine": {"backend": "simulated:orin-fp16", **named}})
     with pytest.raises(ConfigError, match="runs no network"):
         open_embedder(settings.engine, settings.quality, tmp_path)

@@ -109,7 +109,7 @@ def test_embedding_with_spatial_axes_of_one_is_flattened(tmp_path):
     assert run(prepared.onnx, crops(2)).shape == (2, 8)
 
 
-def test_open_axis_that_only_running_tells(tmp_path):
+def test_open_axis_known_only_after_a_run(tmp_path):
     nodes = [
         helper.make_node("Shape", ["mixed"], ["shape"]),
         helper.make_node("Reshape", ["mixed", "shape"], ["fc_pred"]),

@@ -778,7 +778,7 @@ def test_an_archive_brings_everything_to_another_gallery_once(tmp_path: Path, ga
         assert_exact(other, unit(3))
 
 
-def test_the_archive_is_what_its_description_says(tmp_path: Path, gallery: Gallery) -> None:
+def test_the_archive_matches_its_description(tmp_path: Path, gallery: Gallery) -> None:
     fill(gallery)
     export_gallery(gallery, tmp_path / "people.zip")
     with zipfile.ZipFile(tmp_path / "people.zip") as bundle:

@@ -129,7 +129,7 @@ def test_a_hot_board_is_worked_less_and_later_as_before(tmp_path: Path, board: B
     assert "critical" in {alert["severity"] for alert in alerts}
 
 
-def test_a_governor_that_is_off_or_blind_says_so(tmp_path: Path, board: Board) -> None:
+def test_a_governor_that_is_off_or_without_sensors_reports_it(tmp_path: Path, board: Board) -> None:
     board.set(None)
     video, told = write_video(tmp_path / "clip.avi", 300), tmp_path / "events.jsonl"
     sources = f'[[sources]]\nurl = "{video}"\nrealtime = true\n'

@@ -179,7 +179,7 @@ def test_a_configured_limit_holds_where_it_is_lower_or_the_only_one() -> None:
         ({"cpu": 50.0}, "governor.limit_c"),
     ],
 )
-def test_without_sensors_it_is_off_and_says_so(temperatures: dict[str, float | None], words: str) -> None:
+def test_without_sensors_it_is_off_and_reports_it(temperatures: dict[str, float | None], words: str) -> None:
     verdict = governor().update(0, temperatures, {"cpu": None})
     assert (verdict.state, verdict.step) == ("blind", 0)
     assert words in verdict.reason

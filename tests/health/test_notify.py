@@ -91,7 +91,7 @@ def test_an_abstract_socket() -> None:
         manager.close()
 
 
-def test_systemds_own_tool_says_the_same(manager: Manager) -> None:
+def test_systemds_own_tool_agrees(manager: Manager) -> None:
     """`systemd-notify` is the reference for the format."""
     try:
         subprocess.run(
@@ -109,7 +109,7 @@ def test_systemds_own_tool_says_the_same(manager: Manager) -> None:
     assert {key: theirs[key] for key in ours} == ours
 
 
-def test_nobody_listens() -> None:
+def test_status_without_a_listener() -> None:
     notifier = Notifier.from_environment({})
     notifier.ready()
     notifier.alive()
@@ -118,7 +118,7 @@ def test_nobody_listens() -> None:
     assert (notifier.listening, notifier.watchdog_s) == (False, None)
 
 
-def test_a_manager_that_is_gone_is_told_of_once(tmp_path: Path) -> None:
+def test_a_missing_manager_is_reported_once(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
         notifier = Notifier(str(tmp_path / "nobody"))
         notifier.alive()

@@ -86,7 +86,7 @@ def test_groups(stages: list[Stage], fed: bool) -> None:
     assert look(*stages)[0] is fed
 
 
-def test_a_stage_that_says_it_is_idle_must_say_so_again() -> None:
+def test_an_idle_stage_must_report_again() -> None:
     heartbeat = Heartbeat()
     heartbeat.idle("nothing to do")
     idle = Stage("a", lambda: heartbeat.latest, lambda: 0.05, "a")
@@ -294,7 +294,7 @@ def test_asking(deep: Path) -> None:
         read_status(deep)
 
 
-def test_whoever_asks_and_does_not_listen_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_delays_no_other(tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     with StatusServer(path, lambda: {"pid": 7}), socket.socket(socket.AF_UNIX) as rude:
         rude.connect(str(path))

@@ -46,7 +46,7 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["agx-orin-jetpack5", "agx-orin-jetpack6", "agx-orin-jetpack7"])
-def test_agx_orin_says_the_same_on_every_jetpack(name: str, tmp_path: Path) -> None:
+def test_agx_orin_gives_the_same_on_every_jetpack(name: str, tmp_path: Path) -> None:
     reading = SysfsReader(plant(name, tmp_path)).read()
 
     assert set(reading.temperatures_c) == ORIN_ZONES
@@ -77,7 +77,7 @@ def test_jetpack5_values(tmp_path: Path) -> None:
     assert (reading.board, reading.l4t) == ("NVIDIA Orin Jetson-Small Developer Kit", "35.4.1")
 
 
-def test_a_hot_board_is_throttled_and_says_by_what(tmp_path: Path) -> None:
+def test_a_hot_board_is_throttled_and_reports_the_cause(tmp_path: Path) -> None:
     root = plant("agx-orin-jetpack6", tmp_path)
     reader = SysfsReader(root)
 
@@ -217,7 +217,7 @@ def test_trip_points_that_are_none(tmp_path: Path) -> None:
     assert SysfsReader(tmp_path).read().limits_c["acpitz2"] == 80.0
 
 
-def test_heat_is_read_beside_the_rest(tmp_path: Path) -> None:
+def test_heat_is_read_with_the_other_sensors(tmp_path: Path) -> None:
     root = plant("agx-orin-jetpack6", tmp_path)
     with Telemetry(TelemetrySettings(jtop=False), root=root) as telemetry:
         temperatures, limits = telemetry.heat()
@@ -361,7 +361,7 @@ def test_jtop_sum_of_all_rails_is_not_taken_for_the_total() -> None:
         jtop_dump(temperature={"cpu": 3}, power={"rail": None, "tot": None}, gpu={"gpu": {"status": None}}),
     ],
 )
-def test_jtop_of_another_shape_says_nothing_rather_than_failing(client: SimpleNamespace) -> None:
+def test_jtop_with_unknown_fields_gives_nulls_and_no_error(client: SimpleNamespace) -> None:
     reading = reading_of(client)
     assert reading.gpu_percent is None
     assert reading.power_total_w is None

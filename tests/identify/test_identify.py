@@ -216,7 +216,7 @@ def test_unknown_people_are_enrolled_and_recognised_when_they_come_back(gallery:
     assert len(gallery) == 7
 
 
-def test_a_decision_says_what_it_rests_on(gallery: Gallery) -> None:
+def test_a_decision_contains_its_evidence(gallery: Gallery) -> None:
     people = People(7)
     scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people)
@@ -288,7 +288,7 @@ def test_a_better_fit_takes_the_identity_back(gallery: Gallery) -> None:
     assert corrected[0].previous == matched.identity
 
 
-def test_a_track_that_slips_to_somebody_else_is_moved(gallery: Gallery) -> None:
+def test_a_track_that_moves_to_another_person_is_reassigned(gallery: Gallery) -> None:
     people = People(8, noise=0.1)
     scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people)

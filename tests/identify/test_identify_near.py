@@ -66,7 +66,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield made
 
 
-def test_nobody_above_the_floor_is_missing(site: Site) -> None:
+def test_no_person_above_the_floor_is_missing(site: Site) -> None:
     """A question that turns a little each time, while people come, change and go."""
     neighbours, search, remembered = Neighbours(site.gallery, nearest=5), None, 0
     query = site.vector()
@@ -91,7 +91,7 @@ def test_nobody_above_the_floor_is_missing(site: Site) -> None:
     assert remembered > 20
 
 
-def test_its_own_is_told_however_far(site: Site) -> None:
+def test_its_own_identity_is_given_at_any_distance(site: Site) -> None:
     neighbours = Neighbours(site.gallery, nearest=2)
     query = site.vector()
     far = min(site.everybody(query, -2.0).items(), key=lambda item: item[1])[0]
@@ -102,7 +102,7 @@ def test_its_own_is_told_however_far(site: Site) -> None:
         assert far in near.numbers
 
 
-def test_whoever_looks_alike_is_found(site: Site) -> None:
+def test_similar_people_are_found(site: Site) -> None:
     """Against every pair of exemplars, while both sides change and the threshold moves."""
     lookalikes = Lookalikes(site.gallery, Neighbours(site.gallery, nearest=5))
     for step in range(60):
@@ -116,7 +116,7 @@ def test_whoever_looks_alike_is_found(site: Site) -> None:
             assert number not in others
 
 
-def test_an_empty_gallery_has_nobody() -> None:
+def test_an_empty_gallery_has_no_identities() -> None:
     with Gallery(":memory:", GallerySettings(), space="test", dimension=D) as gallery:
         near = Neighbours(gallery).near([unit(np.ones(D))], 0.5, [None])[0]
         assert not len(near.numbers)

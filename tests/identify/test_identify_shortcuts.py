@@ -60,7 +60,7 @@ def _rounded(score: float | None) -> float | None:
 
 @pytest.mark.parametrize("seed", range(7))
 @pytest.mark.parametrize("configured", [None, 0.6, 0.85])
-def test_the_same_is_decided_as_by_looking_at_everybody(seed: int, configured: float | None) -> None:
+def test_decisions_equal_those_of_a_full_search(seed: int, configured: float | None) -> None:
     """A crowd that comes and goes: look-alikes, swaps inside a track, people erased and named meanwhile."""
     dice = random.Random(seed)
     count = dice.randint(4, 12)

@@ -92,7 +92,7 @@ def test_percentiles_are_those_of_the_runs() -> None:
     assert latency.runs == 100
 
 
-def test_clocks_and_power_mode_are_told() -> None:
+def test_clocks_and_power_mode_are_reported() -> None:
     reading = Reading(power_mode="MAXN", clocks_locked=True, gpu_mhz=1300.5, board="Orin", throttled=False)
     machine = bench.document([], {}, {"name": "net"}, reading)["machine"]
     assert (machine["power_mode"], machine["clocks_locked"], machine["gpu_mhz"]) == ("MAXN", True, 1300.5)
@@ -109,7 +109,7 @@ def test_a_network_that_does_not_run_is_an_error_not_an_empty_table(
 
 
 @pytest.mark.parametrize(("backend", "ours"), [("onnxruntime", False), ("simulated:orin-fp16", True)])
-def test_the_rate_alone_is_of_a_bare_session_or_of_an_engine_beside_the_cpu(
+def test_the_separate_rate_is_of_a_session_or_of_an_engine_off_the_cpu(
     network: Path, tmp_path: Path, backend: str, ours: bool
 ) -> None:
     model = {} if ours else {"model": network, "preprocess": "tao"}

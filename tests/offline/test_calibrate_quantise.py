@@ -93,7 +93,7 @@ def test_every_tensor_has_a_range_no_larger_than_its_largest_value(
         assert all(0 < found[name] <= largest[name] * (1 + 1e-6) for name in found)
 
 
-def test_percentile_leaves_out_what_it_says(
+def test_percentile_leaves_out_the_stated_share(
     small: PreparedGraph, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranges_module, "PERCENTILE", 90.0)
@@ -158,7 +158,7 @@ def test_what_is_left_in_higher_precision(small: PreparedGraph) -> None:
     assert not [name for name in names if "gate" in name or "fc" in name or "dw" in name]
 
 
-def test_placement_is_as_tensorrt_wants_it(
+def test_placement_is_as_tensorrt_requires(
     small: PreparedGraph, scales: Scales, crops: NDArray[np.uint8]
 ) -> None:
     int8 = quantise(small, scales)
@@ -227,7 +227,7 @@ def test_kept_nodes_and_nodes_without_a_range_stay(small: PreparedGraph, scales:
     assert placement(quantise(small, dataclasses.replace(scales, amax=fewer)).onnx).in_int8 == 11
 
 
-def test_refusals_say_what_is_wrong(small: PreparedGraph, scales: Scales) -> None:
+def test_refusals_describe_the_fault(small: PreparedGraph, scales: Scales) -> None:
     with pytest.raises(ModelError, match="no quantisable node 'nonsense'"):
         quantise(small, scales, keep=["nonsense"])
     with pytest.raises(ModelError, match="nothing"):

@@ -157,7 +157,7 @@ def test_a_wrong_folder_is_explained(small: Path, tmp_path: Path) -> None:
         MarketDataset.open(bare)
 
 
-def test_pictures_that_are_broken_are_told_from_good_ones(small: Path) -> None:
+def test_broken_pictures_are_distinguished_from_good_ones(small: Path) -> None:
     good = small / "bounding_box_test" / "0001_c2s1_000010_01.jpg"
     whole = good.read_bytes()
     (small / "bounding_box_test" / "0003_c1s1_000001_00.jpg").write_bytes(whole[: len(whole) // 2])

@@ -61,7 +61,7 @@ def recorded(*sightings: list[Sighting], final: dict[tuple[str, int], int | None
 TWICE = [(1, "cam-a", 0, 5), (2, "cam-b", 0, 5), (1, "cam-b", 10, 15), (2, "cam-a", 10, 15)]
 
 
-def test_everybody_recognised(tmp_path: Path):
+def test_all_people_recognised(tmp_path: Path):
     recorder = recorded(
         seen("cam-a", 0, 5, 1, 7), seen("cam-b", 0, 5, 1, 8),
         seen("cam-b", 10, 15, 2, 7), seen("cam-a", 10, 15, 2, 8),
@@ -91,7 +91,7 @@ def test_a_correction_recognises_in_the_end_but_not_at_once(tmp_path: Path):
     assert (told.reentries, told.recognised, told.at_once, told.identities) == (1, 1, 0, 1)
 
 
-def test_boxes_elsewhere_are_nobody_and_a_visit_without_identity_is_missed(tmp_path: Path):
+def test_boxes_elsewhere_match_no_person_and_a_visit_without_identity_is_missed(tmp_path: Path):
     recorder = recorded(
         seen("cam-a", 0, 5, 1, 7), seen("cam-b", 10, 15, 2, 7, AWAY),
         final={("cam-a", 1): 7, ("cam-b", 2): 7},
@@ -125,7 +125,7 @@ def decision(kind: DecisionKind, number: int | None) -> Decision:
     )  # fmt: skip
 
 
-def test_the_recorder_knows_an_identity_from_its_decision_on():
+def test_the_recorder_writes_an_identity_from_its_decision_on():
     observed = TrackObservation("cam-a", 1, 1, 0.0, BOX, 0.9, None, 0.0)
     update = TrackUpdate("cam-a", 1, 0.0, (640, 480), (observed,), ())
     times = {"detect": 1.0, "embed": 2.0, "decide": 3.0, "total": 50.0}
@@ -232,7 +232,7 @@ def test_ctrl_c_ends_it_with_what_was_seen_so_far(quiet_video: Path, tmp_path: P
         (["--seconds", "1"], 2, "--seconds"),
     ],
 )
-def test_wrong_options_are_told_before_anything_is_rendered(
+def test_wrong_options_are_reported_before_rendering(
     arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ):
     from edge_agent.core.errors import EdgeAgentError
@@ -246,7 +246,7 @@ def test_wrong_options_are_told_before_anything_is_rendered(
     assert "Rendering" not in result.output
 
 
-def test_without_the_extra_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_extra_the_demo_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "iotcore", None)
     result = CliRunner().invoke(app, ["demo"])
     assert "extra `demo`" in str(result.exception)

@@ -138,7 +138,7 @@ def test_labels_from_names_take_the_wanted_split(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(query.vectors, axis=1), 1, atol=1e-6)
 
 
-def test_a_name_that_says_nothing_is_refused(tmp_path: Path) -> None:
+def test_an_empty_name_is_refused(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "a.npz", ("holiday.jpg",), VECTORS[:1], {})
     with pytest.raises(DatasetError, match=r"holiday\.jpg"):
         labelled_by_name(read_embeddings(tmp_path / "a.npz"), Split.QUERY)

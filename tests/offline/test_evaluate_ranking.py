@@ -170,7 +170,7 @@ def test_a_person_of_one_camera_only_is_skipped() -> None:
     assert found.rows.tolist() == [1]
 
 
-def test_a_network_that_gives_everybody_one_vector_earns_nothing() -> None:
+def test_a_network_with_one_vector_for_all_scores_zero() -> None:
     query = crops(line(45, 45), [1, 2], [1, 1])
     gallery = crops(line(45, 45, 45, 45), [1, 2, 3, 4], [2, 2, 2, 2])
     found = rank(query, gallery)
@@ -220,7 +220,7 @@ def test_tao_compat_reads_junk_as_person_one() -> None:
     assert found.mean_average_precision == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_distractors_match_nobody_under_strict_and_each_other_under_tao_compat() -> None:
+def test_distractors_have_no_match_under_strict_and_each_other_under_tao_compat() -> None:
     query = crops(line(0, 50), [0, 1], [1, 1])
     gallery = crops(line(1, 51), [0, 1], [2, 2])
     strict = apply_junk_rule(query, gallery, JunkRule.STRICT)

@@ -98,7 +98,7 @@ def test_equal_to_torch_and_not_of_unit_length(light: Path, tmp_path: Path):
     assert not np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-2)
 
 
-def test_the_model_card_tells_what_it_is_but_not_where_it_was_made(light: Path, tmp_path: Path):
+def test_the_model_card_describes_the_model_without_local_paths(light: Path, tmp_path: Path):
     export_onnx(light, tmp_path / "m.onnx", notes={"licence": "Apache-2.0"})
     model = onnx.load(tmp_path / "m.onnx")
     card = {entry.key: entry.value for entry in model.metadata_props}

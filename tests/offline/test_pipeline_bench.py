@@ -50,7 +50,7 @@ def test_the_figures_belong_together(told: tuple[dict[str, Any], Path]) -> None:
     assert 0 <= figures["engine_busy"] <= 1
 
 
-def test_everything_says_that_it_is_simulated(told: tuple[dict[str, Any], Path]) -> None:
+def test_every_result_states_that_it_is_simulated(told: tuple[dict[str, Any], Path]) -> None:
     figures, folder = told
     assert figures["simulated"] is True
     assert figures["engine"]["backend"] == "simulated:orin-fp16"

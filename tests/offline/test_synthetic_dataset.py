@@ -46,7 +46,7 @@ def test_the_counts_are_those_of_the_files(dataset: tuple[Path, DatasetCounts]):
     assert counts.gallery_images + counts.query_images == 16
 
 
-def test_nobody_is_in_training_and_test(dataset: tuple[Path, DatasetCounts]):
+def test_no_person_is_in_training_and_test(dataset: tuple[Path, DatasetCounts]):
     folder, counts = dataset
     train = {row[0] for row in parsed(folder / "bounding_box_train")}
     test = {row[0] for row in parsed(folder / "bounding_box_test")}
@@ -66,7 +66,7 @@ def test_each_query_is_alone_for_its_person_and_camera_and_has_a_match_on_anothe
         assert any(other == person and where != place for other, where in gallery)
 
 
-def test_the_manifest_says_what_was_made(dataset: tuple[Path, DatasetCounts]):
+def test_the_manifest_describes_the_output(dataset: tuple[Path, DatasetCounts]):
     folder, counts = dataset
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["generator_version"] == GENERATOR_VERSION

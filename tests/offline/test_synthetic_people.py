@@ -53,7 +53,7 @@ def test_crops_are_the_same_bytes_in_every_process():
 
 @pytest.mark.parametrize("turn", [0.0, pi / 2, pi, -pi / 2])
 @pytest.mark.parametrize("height", [40, 230])
-def test_a_sprite_is_as_high_as_asked_and_stands_on_its_foot_point(turn: float, height: int):
+def test_a_sprite_has_the_requested_height_and_its_foot_point(turn: float, height: int):
     sprite = render_person(identity(3), Pose(turn, 0.0, elevation=0.0), height)
     rows, columns = sprite.image.shape[:2]
     assert 0.9 * height <= rows <= 1.15 * height
@@ -100,7 +100,7 @@ def test_one_foot_is_always_on_the_ground():
         assert bones.head[2] > bones.neck[2] > bones.pelvis[2] > max(knee[2] for knee in bones.knees) - 0.05
 
 
-def test_somebody_who_faces_the_camera_shows_the_left_hand_on_the_right():
+def test_a_person_facing_the_camera_shows_the_left_hand_on_the_right():
     bones = skeleton(identity(1).body, Pose(0.0, 0.0))
     assert project(bones.shoulders[0], 0.0, 0.2)[0] > 0 > project(bones.shoulders[1], 0.0, 0.2)[0]
     assert project(np.array([0.0, 1.0, 0.0]), pi / 2, 0.0)[0] == pytest.approx(1.0)
@@ -136,7 +136,7 @@ def test_without_a_size_crops_keep_the_resolution_of_their_camera():
     assert all(12 <= height <= 400 for height in heights)
 
 
-def test_clothes_tell_people_apart_better_than_chance():
+def test_clothes_distinguish_people_better_than_chance():
     """A colour descriptor finds the same person nearer than another one, most of the time, on one camera."""
     rng, view = np.random.default_rng(1), _clear(camera(2))
     people = [

@@ -82,7 +82,7 @@ def test_who_is_in_the_truth_is_on_a_visit(street: Street, frames: list[StreetFr
         assert all(0 <= truth.visible <= 1 for truth in frame.truth)
 
 
-def test_nobody_is_in_two_places_at_once_and_people_come_back():
+def test_no_person_is_in_two_places_at_once_and_people_return():
     street = Street(11, people=6, seconds=60.0)
     assert len(street.reentries) >= 6
     assert {visit.person for visit in street.reentries} <= set(range(1, 7))

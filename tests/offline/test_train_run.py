@@ -221,7 +221,7 @@ def test_other_people_cannot_be_resumed(market: Path, tmp_path: Path):
         trained(changed, tmp_path / "b", resume=first)
 
 
-def test_a_wrong_number_of_classes_is_told(market: Path, tmp_path: Path):
+def test_a_wrong_number_of_classes_is_reported(market: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"num_classes is 751.*has 8 identities"):
         trained(parse_spec(small_spec(market, dataset={"num_classes": 751})), tmp_path)
 
@@ -249,7 +249,7 @@ class TestPictures:
         assert pictures.people.tolist() == list(range(1, 9))
         assert np.unique(pictures.labels).tolist() == list(range(8))
 
-    def test_the_cache_is_used_and_a_changed_file_is_decoded_anew(self, market: Path, tmp_path: Path):
+    def test_the_cache_is_used_and_a_changed_file_is_decoded_again(self, market: Path, tmp_path: Path):
         folder = tmp_path / "pictures"
         paint(folder, range(1, 3), 2)
 

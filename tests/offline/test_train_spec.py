@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_named(content: dict[str, object], said: str):
     assert said in str(caught.value)
 
 
-def test_several_faults_are_told_at_once():
+def test_several_faults_are_reported_together():
     with pytest.raises(ConfigError, match=r"model\.backbon.*dataset\.paddin"):
         parse_spec({"model": {"backbon": "x"}, "dataset": {"paddin": 1}})
 

@@ -65,7 +65,7 @@ def read(source: CropFolderSource, *, acknowledge: bool = True) -> list[CropBatc
     return batches
 
 
-def test_names_say_camera_frame_and_track(folder):
+def test_names_contain_camera_frame_and_track(folder):
     put(folder, "0007_c2s1_000451_01.jpg", encoded(10), at=LONG_AGO + 2)
     put(folder, "0008_c2s1_000451_02.png", encoded(20, ".png"), at=LONG_AGO + 2.01)
     put(folder, "0000_c1s1_000009_01.jpg", encoded(30), at=LONG_AGO + 1)
@@ -80,7 +80,7 @@ def test_names_say_camera_frame_and_track(folder):
     assert (third.camera, third.track_ids) == ("yard-c2", (2_000_007,))
 
 
-def test_a_json_object_says_more(folder):
+def test_a_json_object_has_more_fields(folder):
     stamp = "2023-11-14T22:13:20.250Z"
     put(
         folder,
@@ -220,7 +220,7 @@ BROKEN = {
 }
 
 
-def test_what_is_broken_is_told_once_and_stops_nothing(folder):
+def test_a_broken_sensor_is_reported_once_and_stops_nothing(folder):
     for name, (data, sidecar) in BROKEN.items():
         put(folder, name, data, sidecar=sidecar)
     put(folder, "0009_c1s1_000009_01.jpg")
@@ -298,7 +298,7 @@ def test_a_consumer_that_acknowledges_nothing_is_not_flooded(folder, monkeypatch
     items.close()
 
 
-def test_large_frames_come_in_several_batches_and_large_folders_in_several_looks(folder, monkeypatch):
+def test_large_frames_take_several_batches_and_large_folders_several_scans(folder, monkeypatch):
     monkeypatch.setattr(crops, "MAX_CROPS", 4)
     monkeypatch.setattr(crop_files, "MAX_LISTED", 6)
     for count in range(20):
@@ -403,7 +403,7 @@ def test_times_that_count_from_the_opening_are_no_condition(folder):
     assert left(folder) == ["0008_c2s1_000451_02.jpg"]
 
 
-def test_a_folder_that_is_gone_says_so(folder):
+def test_a_missing_folder_is_reported(folder):
     reader = source(folder)
     shutil.rmtree(folder)
     with pytest.raises(StorageError, match="cannot be deleted"):

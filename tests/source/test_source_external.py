@@ -188,7 +188,7 @@ def test_by_time_the_nearest_within_the_tolerance():
     assert listener.boxes_for(frame(2, at=TIME + 0.12), 0) is None
 
 
-def test_deepstream_by_time_unless_told_otherwise():
+def test_deepstream_by_time_by_default():
     message = parse_deepstream(deepstream("7|1|2|3|4|Person", id=0))
     for match, other_time, other_number in (("auto", None, 1), ("time", None, 1), ("frame", 1, None)):
         listener = boxes(format="deepstream", match=match)

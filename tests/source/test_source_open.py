@@ -59,7 +59,7 @@ def test_a_path_is_a_path(tmp_path):
 @pytest.mark.parametrize(
     "spec", ["", "ftp://host/x", "rtps://me:secret@host/x", "rtsp:/x", "crops:", "usb:x"]
 )
-def test_what_is_unknown_is_told_what_is_known(spec):
+def test_an_unknown_name_is_answered_with_the_known_ones(spec):
     with pytest.raises(SourceError, match=r"rtsp://.*crops:FOLDER") as caught:
         opened(spec)
     assert "secret" not in str(caught.value)

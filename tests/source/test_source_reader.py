@@ -110,7 +110,7 @@ def test_a_live_source_keeps_only_the_newest():
         assert (reader.delivered, reader.dropped) == (1, 49)
 
 
-def test_an_outage_is_not_the_end_and_recovery_is_told_once():
+def test_an_outage_does_not_end_the_run_and_recovery_is_logged_once():
     source = Scripted(
         give(2), give(0, then=SourceLost("refused")), give(0, then=SourceLost("refused")), give(500, 0.01)
     )
@@ -239,7 +239,7 @@ def test_a_silent_folder_is_online_and_alive_and_can_be_stopped():
     assert source.released == 1
 
 
-def test_progress_stands_still_only_while_frames_are_due():
+def test_progress_stops_only_while_frames_are_due():
     release = threading.Event()
 
     def slow():
@@ -306,7 +306,7 @@ def test_a_camera_that_hangs_can_be_closed_too():
         release.set()
 
 
-def test_what_a_reader_does_is_told(tmp_path):
+def test_the_state_of_a_reader_is_reported(tmp_path):
     watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30), FileOptions()), queue=2)
     with watch.reader as reader:
         watch.until(lambda: reader.waiting == 2)

@@ -262,7 +262,7 @@ def test_a_backend_that_is_missing_is_named(monkeypatch):
         next(StreamSource("cam", "http://127.0.0.1/x", gstreamer).frames())
 
 
-def test_gstreamer_is_told_by_the_build_and_not_by_the_registry(monkeypatch):
+def test_gstreamer_is_detected_by_the_build_and_not_by_the_registry(monkeypatch):
     for answer in ("YES (1.20.3)", "NO"):
         text = (
             f"  Video I/O:\n    FFMPEG:                      YES\n    GStreamer:                   {answer}\n"
@@ -274,7 +274,7 @@ def test_gstreamer_is_told_by_the_build_and_not_by_the_registry(monkeypatch):
     video.built_with.cache_clear()
 
 
-def test_a_jetson_is_told_by_its_device_tree(tmp_path):
+def test_a_jetson_is_recognised_by_its_device_tree(tmp_path):
     assert not video.is_jetson(tmp_path)
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/compatible").write_bytes(b"nvidia,p3737-0000\0nvidia,tegra234\0")

@@ -282,7 +282,7 @@ def test_reload_takes_over_what_may_change(appliance: Container, broker: Mosquit
     assert shown(appliance, "MainPID") == pid
 
 
-def test_killed_it_comes_back_and_knows_everybody(
+def test_after_a_kill_it_restarts_and_recognises_all_people(
     appliance: Container, listener: Listener, pictures: dict[int, list[bytes]]
 ) -> None:
     known, before = identities(appliance), shown(appliance, "MainPID", "NRestarts")
@@ -377,7 +377,7 @@ def test_a_release_that_does_not_start_gives_way_to_the_former_one(appliance: Co
     assert "StartLimitBurst=15" in appliance.run("cat /usr/local/lib/systemd/system/edge-agent.service")
 
 
-def test_an_interrupted_install_disturbs_nobody_and_is_continued(appliance: Container) -> None:
+def test_an_interrupted_install_affects_nothing_running_and_is_continued(appliance: Container) -> None:
     place = "/usr/src/again"
     change(
         copy_source(appliance, place) / "edge_agent" / "__init__.py",
@@ -405,7 +405,7 @@ def test_an_interrupted_install_disturbs_nobody_and_is_continued(appliance: Cont
     assert active(appliance)
 
 
-def test_backup_and_restore_as_the_document_says(appliance: Container) -> None:
+def test_backup_and_restore_as_documented(appliance: Container) -> None:
     known = identities(appliance)
     text = (REPO / "docs" / "operations.md").read_text()
     section = text.partition("## Backup and restore")[2].partition("\n## ")[0]
@@ -419,7 +419,7 @@ def test_backup_and_restore_as_the_document_says(appliance: Container) -> None:
     assert active(appliance)
 
 
-def test_another_instance_beside_it(appliance: Container, broker: Mosquitto, listener: Listener) -> None:
+def test_a_second_instance(appliance: Container, broker: Mosquitto, listener: Listener) -> None:
     other = settings(broker).replace('device = "dev1"', 'device = "dev2"').replace(CROPS, "/srv/other")
     (appliance.root / "srv" / "other").mkdir()
     appliance.write("/etc/edge-agent/yard.toml", other, 0o640)
@@ -431,7 +431,7 @@ def test_another_instance_beside_it(appliance: Container, broker: Mosquitto, lis
     assert appliance.run("systemctl is-active edge-agent@yard").strip() == "active"
 
 
-def test_uninstall_leaves_what_it_says_and_purge_nothing(appliance: Container) -> None:
+def test_uninstall_keeps_what_it_prints_and_purge_nothing(appliance: Container) -> None:
     before = set((appliance.root / "srv" / "before").read_text().splitlines())
     pid = shown(appliance, "MainPID")["MainPID"]
     told = appliance.run(f"{SOURCE}/install.sh --uninstall", 120)

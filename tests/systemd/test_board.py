@@ -71,7 +71,7 @@ def test_jetpack_5_is_refused_with_a_word_about_its_python(board: Container) -> 
     assert "Flash JetPack 6.2" in told
 
 
-def test_without_jetpacks_libraries_it_says_which(board: Container) -> None:
+def test_missing_jetpack_libraries_are_named(board: Container) -> None:
     told = refused(board)
     assert "L4T 36.4.3 (JetPack 6.2)" in told
     assert "these are missing: TensorRT for /usr/bin/python3. Install them" in told

@@ -144,7 +144,7 @@ def sort_by_x(update: TrackUpdate) -> TrackUpdate:
     )  # fmt: skip
 
 
-def test_somebody_else_in_the_same_place_is_a_new_track() -> None:
+def test_another_person_in_the_same_place_is_a_new_track() -> None:
     t = tracker(ready())
     for n in range(1, 8):
         t.update(n, n / 10, SIZE, detections((100, 50)), embedded(unit(0)))

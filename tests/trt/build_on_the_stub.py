@@ -144,7 +144,7 @@ def test_int8_by_the_graph(stub: BuilderStub) -> None:
         (BuildOptions("int8", scales=pictures(16)), "quantise/dequantise nodes"),
     ],
 )
-def test_a_typed_tensorrt_says_what_it_needs_instead(
+def test_a_typed_tensorrt_names_what_it_needs_instead(
     stub: BuilderStub, options: BuildOptions, why: str
 ) -> None:
     with pytest.raises(EngineError, match=why):
@@ -284,13 +284,13 @@ def test_a_graph_that_cannot_be_parsed(stub: BuilderStub) -> None:
     assert str(caught.value).count("no importer for operator Foo") == 2
 
 
-def test_a_build_that_fails_says_why(stub: BuilderStub) -> None:
+def test_a_failing_build_gives_the_reason(stub: BuilderStub) -> None:
     stub.plan = None
     with pytest.raises(EngineError, match="could not build reid in FP32: stub: no tactic was found"):
         build_plan(graph(), BuildOptions("fp32"))
 
 
-def test_a_build_while_an_engine_is_open_says_why_too(stub: BuilderStub) -> None:
+def test_a_failing_build_with_an_open_engine_gives_the_reason(stub: BuilderStub) -> None:
     """TensorRT has one logger: the first that it was given, here the engine's."""
     log = Log()
     runtime = make_runtime(log)
@@ -328,7 +328,7 @@ def test_progress_by_seconds_where_tensorrt_counts_no_steps(
     assert set(phases) == {("building", 0)}
 
 
-def test_a_timing_cache_that_does_not_fit_is_begun_anew(stub: BuilderStub) -> None:
+def test_a_timing_cache_that_does_not_fit_is_replaced(stub: BuilderStub) -> None:
     built = build_plan(graph(), BuildOptions("fp32"), timing=b"of another GPU")
     assert received(stub, "create_timing_cache") == [["of another GPU"], [""]]
     assert built.timing == b"timings"
@@ -358,7 +358,7 @@ def test_for_the_accelerator(stub: BuilderStub) -> None:
 
 
 @pytest.mark.skipif(has_dla(version()), reason="this TensorRT knows the DLA")
-def test_where_tensorrt_knows_no_accelerator_the_gpu_is_taken_and_said(stub: BuilderStub) -> None:
+def test_without_a_known_accelerator_the_gpu_is_used_and_reported(stub: BuilderStub) -> None:
     with structlog.testing.capture_logs() as logs:
         build_plan(half(), BuildOptions("fp16", dla_core=0))
     assert received(stub, "default_device_type") == []

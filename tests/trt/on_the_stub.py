@@ -223,7 +223,7 @@ def test_two_buffers_and_rows_of_the_caller():
     assert len(seen) == 2
 
 
-def test_a_buffer_that_somebody_still_holds_stays_readable(stub):
+def test_a_buffer_in_use_stays_readable(stub):
     with make(cuda_graphs="off") as engine:
         buffer = engine.buffer()
         buffer[:] = 7
@@ -314,7 +314,7 @@ def test_leaving_with_batches_in_flight():
 
 
 @pytest.mark.parametrize("function", ["cuStreamSynchronize", "cuGraphExecDestroy"])
-def test_a_device_that_fails_at_the_end_is_told_of(stub, function):
+def test_a_device_that_fails_at_the_end_is_reported(stub, function):
     with structlog.testing.capture_logs() as logs, make() as engine:
         embed(engine, crops(1))
         stub.fail(function, 700)

@@ -22,7 +22,7 @@ def test_without_bindings(monkeypatch):
     ("release", "dla"),
     [((8, 5, 2), 1), ((10, 3, 0), 1), ((10, 7, 0), 1), ((10, 16, 2), 0), ((11, 4, 0), 0), ((11, 4, 1), 1)],
 )
-def test_which_release_knows_the_dla(release, dla):
+def test_which_release_supports_the_dla(release, dla):
     assert trt.has_dla(release) == bool(dla)
 
 
