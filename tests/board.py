@@ -58,13 +58,13 @@ class Board:
         )
 
     def read_c(self) -> float:
-        """What the sensor says: in steps of 1/32 C, with some noise that is the same every time."""
+        """The sensor reading: in steps of 1/32 C, with noise that is the same every time."""
         self._seed = (1103515245 * self._seed + 12345) % (1 << 31)
         return round(32 * (self.die_c + self.noise_c * (self._seed / (1 << 30) - 1))) / 32
 
 
 def work_of(load: Load, cameras: int = len(CAMERAS)) -> float:
-    """Share of the full load: decoding, detection and embedding of so many cameras, most people settled."""
+    """Share of the full load: decoding, detection and embedding of cameras, most people settled."""
     open_cameras = (cameras - len(load.closed)) / cameras
     decode = 0.15 * open_cameras
     detect = 0.45 * open_cameras / load.every_nth

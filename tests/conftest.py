@@ -76,7 +76,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listened on a moment ago."""
+    """A free TCP port on 127.0.0.1."""
     return find_free_port()
 
 

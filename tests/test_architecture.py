@@ -204,7 +204,7 @@ def test_light_imports(statement: str) -> None:
 
 
 LATE = ("scipy", "onnx", "onnxruntime", "paho", "prometheus_client", "torch", "tensorrt", "jtop")
-"""What the agent imports only once it is open: scipy beside the first frame, the others when asked for."""
+"""Modules that the agent imports after its start: scipy during the first frame, the others on demand."""
 
 
 def test_the_agent_imports_late_what_it_can() -> None:

@@ -39,7 +39,7 @@ def test_every_benchmark_has_a_place_in_the_document() -> None:
 
 
 def test_a_result_without_a_table_of_its_own_shows_every_figure() -> None:
-    told = {
+    reported = {
         "machine": {"cores": 2},
         "runs": [{"name": "a", "ms": {"p50": 1.23456}}, {"name": "b", "ms": {"p50": 2.0}}],
         "sizes": {"10": {"ms": 1}, "20": {"us": 5}},
@@ -48,7 +48,7 @@ def test_a_result_without_a_table_of_its_own_shows_every_figure() -> None:
     result = {
         "taken": "2026-01-09T07:30:00+00:00", "commit": None, "changed_since": False, "load_average": [0.5],
         "machine": {"cores": 2, "cpu": None, "platform": "Linux"},
-        "steps": [{"point": {}, "result": told}, {"point": {}, "failed": "it broke"}],
+        "steps": [{"point": {}, "result": reported}, {"point": {}, "failed": "it broke"}],
     }  # fmt: skip
     text = report.spliced("<!-- results: other -->\nold\n<!-- end -->\n", {"other": result})
     assert "runs:\n\n| | name | ms p50 |\n|---|---|---|\n| 1 | a | 1.235 |\n| 2 | b | 2 |" in text
@@ -102,10 +102,10 @@ def test_a_failure_is_reported_and_the_rest_continues(
     assert "NaN is not a result" in said["nan"]
     assert "timeit took more than 1 s" in said["slow"]
     assert [path.name for path in folder.iterdir()] == ["slow.json"]  # it has the good step's result
-    told = json.loads((folder / "slow.json").read_bytes())
-    assert [step.get("result") for step in told["steps"]] == [None, {"figure": 1}]
-    assert told["machine"]["cores"] >= 1
-    assert told["libraries"]["numpy"]
+    reported = json.loads((folder / "slow.json").read_bytes())
+    assert [step.get("result") for step in reported["steps"]] == [None, {"figure": 1}]
+    assert reported["machine"]["cores"] >= 1
+    assert reported["libraries"]["numpy"]
 
 
 # --- ratios and curves --------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_picture_is_a_file_of_its_own() -> None:
     assert "breaks at 8" in drawn
 
 
-# --- beside others ------------------------------------------------------------------------------
+# --- comparison ------------------------------------------------------------------------------
 
 
 def test_their_steps_give_our_embeddings(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_all_searches_find_the_same_people() -> None:
     with open_people(60, 3) as people:
         assert people.rows.shape == (180, 256)
         found, _ = searches(people, (1, 16), 1)
-        told = decisions(people, 1)
+        reported = decisions(people, 1)
     assert {row["same_answers"] for row in found} == {1.0}
     assert {row["name"] for row in found} >= {"edge-agent", "scipy cdist"}
-    assert told["matched"] >= 1
-    assert told["plain_over_ours"] > 0
+    assert reported["matched"] >= 1
+    assert reported["plain_over_ours"] > 0

@@ -1,4 +1,4 @@
-"""The documents tell the truth: links resolve, commands and options exist, the example event is right."""
+"""The documents match the code: links resolve, commands and options exist, the example event is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""install.sh: its options, its messages, and that a second run does not do again what is done.
+"""install.sh: its options, its messages, and a second run that repeats no completed step.
 
 The interpreter and apt are stand-ins that write down how they were called; `.ci/run` does the real thing on
 every Python of the machine.
@@ -236,7 +236,7 @@ def test_a_dry_run_shows_the_steps_and_takes_none(machine: Machine):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (
             ["--upgrade", "--system", "--prefix", "/opt/not-there"],
@@ -248,12 +248,12 @@ def test_a_dry_run_shows_the_steps_and_takes_none(machine: Machine):
         (["--system", "--", "more"], "unexpected argument more"),
     ],
 )
-def test_what_cannot_be_is_refused(machine: Machine, arguments: list[str], says: str):
+def test_what_cannot_be_is_refused(machine: Machine, arguments: list[str], message: str):
     if Path("/usr/local/bin/edge-agent").is_symlink():
         pytest.skip("this machine has an installation of its own")
     done = machine.show_system(*arguments)
     assert done.returncode in {1, 2}
-    assert says in done.stderr
+    assert message in done.stderr
     assert machine.calls("python -m venv") == []
 
 

@@ -240,7 +240,7 @@ def yolox(
 ) -> Path:
     """A network with the outer shape of a YOLOX: pictures in, one constant row per anchor out.
 
-    The constant is stored in the file's weight `rows`, so a test can say what is "found".
+    The constant is stored in the file's weight `rows`, so a test can choose what is "found".
     """
     anchors = sum((size // s) ** 2 for s in (8, 16, 32))
     found = np.zeros((1, rows or anchors, columns), np.float32)

@@ -141,7 +141,7 @@ def listener(mosquitto: Mosquitto) -> Iterator[Listener]:
     found.close()
 
 
-def everybody(folder: Path, pictures: dict[int, list[bytes]], start: float = 1000.0) -> None:
+def put_all(folder: Path, pictures: dict[int, list[bytes]], start: float = 1000.0) -> None:
     put(folder, pictures, start, {1 + p: p for p in range(PEOPLE)})
 
 
@@ -149,7 +149,7 @@ def test_people_are_recognised_when_they_come_back(
     tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto, listener: Listener
 ) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     put(crops, pictures, 2000.0, {21: 1, 22: 3})
     mot, final, file = tmp_path / "mot.txt", tmp_path / "final.txt", tmp_path / "events.jsonl"
     done = run(
@@ -193,7 +193,7 @@ def test_people_are_recognised_when_they_come_back(
 
 def test_kill_in_the_middle_and_start_again(tmp_path: Path, pictures: dict[int, list[bytes]]) -> None:
     crops, file = tmp_path / "crops", tmp_path / "events.jsonl"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False)
     log = tmp_path / "log"
     with running("run", "--config", path, "--events", file, log=log) as agent:
@@ -222,7 +222,7 @@ def test_a_broker_that_comes_late_gets_everything(
 ) -> None:
     mosquitto.stop()
     crops, file = tmp_path / "crops", tmp_path / "events.jsonl"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False, broker=mosquitto.url)
     with running("run", "--config", path, "--events", file, log=tmp_path / "log") as agent:
         wait_for("people to be enrolled", lambda: len(events(file, "enrolled")) >= PEOPLE)
@@ -239,7 +239,7 @@ def test_a_broker_that_comes_late_gets_everything(
 
 def test_a_gallery_of_another_model_is_refused(tmp_path: Path, pictures: dict[int, list[bytes]]) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops)
     assert run("run", "--config", path).returncode == 0
     done = run("run", "--config", path, "--preprocess", "imagenet")
@@ -251,7 +251,7 @@ def test_a_gallery_of_another_model_is_refused(tmp_path: Path, pictures: dict[in
 @pytest.mark.slow
 def test_a_crop_folder_with_broken_pictures(tmp_path: Path, pictures: dict[int, list[bytes]]) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     (crops / "00000.5-000-001.png").write_bytes(b"no picture")
     (crops / "00000.6-000-001.png").write_bytes(pictures[0][0][:200])
     os.utime(crops / "00000.6-000-001.png", (1.0, 1.0))
@@ -296,7 +296,7 @@ def test_commands_over_mqtt(
     tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto, listener: Listener
 ) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False, broker=mosquitto.url)
     port = find_free_port()
     extra = 'commands = ["name", "merge", "forget", "stats", "enrol", "reload"]\nhome_assistant = true\n'
@@ -355,14 +355,14 @@ def test_what_is_kept_is_encrypted_and_goes_with_the_person(
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials" / "storage__key").write_text("0f" * 32)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
-    crops, state, told = tmp_path / "crops", tmp_path / "state", tmp_path / "events.jsonl"
-    everybody(crops, pictures)
+    crops, state, reported = tmp_path / "crops", tmp_path / "state", tmp_path / "events.jsonl"
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False, broker=f"mqtt://127.0.0.1:{find_free_port()}")
-    with running("run", "--config", path, "--events", told, log=tmp_path / "log") as agent:
-        wait_for("people to be enrolled", lambda: len(events(told, "enrolled")) >= PEOPLE)
+    with running("run", "--config", path, "--events", reported, log=tmp_path / "log") as agent:
+        wait_for("people to be enrolled", lambda: len(events(reported, "enrolled")) >= PEOPLE)
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(20) == 0
-    enrolled = {e["data"]["identity_id"]: e["data"]["track_id"] for e in events(told, "enrolled")}
+    enrolled = {e["data"]["identity_id"]: e["data"]["track_id"] for e in events(reported, "enrolled")}
     kept = b"".join(file.read_bytes() for file in state.glob("*.db*"))
     assert not any(opaque.encode() in kept for opaque in enrolled)
 

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from edge_agent.__main__ import main
 from edge_agent.agent import daemon
 from edge_agent.source.address import source_id
-from tests.agent.test_agent import PEOPLE, config, events, everybody, pictures, put, running, wait_for
+from tests.agent.test_agent import PEOPLE, config, events, pictures, put, put_all, running, wait_for
 from tests.conftest import find_free_port
 from tests.source.test_source_stream import serving
 
@@ -41,9 +41,9 @@ def agent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(sys, "argv", ["edge-agent", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return int(end.value.code or 0), told.out, told.err
+        reported = capsys.readouterr()
+        assert "Traceback" not in reported.err
+        return int(end.value.code or 0), reported.out, reported.err
 
     yield run
     structlog.reset_defaults()  # the stream that logs went to is gone
@@ -83,9 +83,9 @@ def network(path: Path, shape: list[int | str], dtype: int = TensorProto.FLOAT) 
     return path
 
 
-def one_message(told: str) -> str:
+def one_message(reported: str) -> str:
     """The message that a failing command ends with."""
-    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in reported.splitlines() if line.startswith("error: ")]
     return line
 
 
@@ -106,20 +106,20 @@ def test_sources_that_cannot_be_read(
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    code, _, told = agent("run", "--source", path, *plain(tmp_path / "state"))
+    code, _, reported = agent("run", "--source", path, *plain(tmp_path / "state"))
     assert code == 1
-    assert words in one_message(told)
-    assert str(path) in one_message(told)
+    assert words in one_message(reported)
+    assert str(path) in one_message(reported)
 
 
 def test_one_of_two_files_is_missing(agent: Run, tmp_path: Path, video: Path) -> None:
     missing = tmp_path / "missing.avi"
     final = tmp_path / "final.txt"
-    code, _, told = agent(
+    code, _, reported = agent(
         "run", "--source", video, "--source", missing, *plain(tmp_path / "state"), "--mot-final", final
     )
     assert code == 1
-    assert str(missing) in one_message(told)
+    assert str(missing) in one_message(reported)
     assert (tmp_path / "final-clip.txt").exists()  # the other was read to its end
 
 
@@ -142,10 +142,10 @@ def test_networks_that_do_not_fit(
     agent: Run, tmp_path: Path, video: Path, shape: list[int | str], words: str
 ) -> None:
     model = network(tmp_path / "net.onnx", shape)
-    code, _, told = agent("run", "--source", video, *plain(tmp_path / "state"), "--model", model)
+    code, _, reported = agent("run", "--source", video, *plain(tmp_path / "state"), "--model", model)
     assert code == 1
-    assert words in one_message(told)
-    assert str(model) in one_message(told)
+    assert words in one_message(reported)
+    assert str(model) in one_message(reported)
 
 
 def test_other_models_that_do_not_fit(agent: Run, tmp_path: Path, video: Path) -> None:
@@ -157,23 +157,25 @@ def test_other_models_that_do_not_fit(agent: Run, tmp_path: Path, video: Path) -
         (text, "not an ONNX file"),
         (whole, "INT64"),
     ):
-        code, _, told = agent("run", "--source", video, *plain(tmp_path / "state"), "--model", model)
-        assert (code, words in one_message(told)) == (1, True), told
+        code, _, reported = agent("run", "--source", video, *plain(tmp_path / "state"), "--model", model)
+        assert (code, words in one_message(reported)) == (1, True), reported
     for detector, words in (
         ("circus", "no detector 'circus'"),
         (f"yolox:{tmp_path / 'missing.onnx'}", "missing.onnx"),
         (f"yolox:{whole}", "int.onnx"),
         ("external", "external_topics"),
     ):
-        code, _, told = agent("run", "--source", video, *plain(tmp_path / "state"), "--detector", detector)
-        assert (code, words in one_message(told)) == (1, True), told
+        code, _, reported = agent(
+            "run", "--source", video, *plain(tmp_path / "state"), "--detector", detector
+        )
+        assert (code, words in one_message(reported)) == (1, True), reported
 
 
 def test_a_reid_network_as_detector(agent: Run, tmp_path: Path, video: Path, osnet_onnx: Path) -> None:
     options = (*plain(tmp_path / "state"), "--detector", f"yolox:{osnet_onnx}")
-    code, _, told = agent("run", "--source", video, *options)
+    code, _, reported = agent("run", "--source", video, *options)
     assert code == 1
-    assert "YOLOX" in one_message(told)
+    assert "YOLOX" in one_message(reported)
 
 
 @pytest.mark.parametrize(
@@ -193,19 +195,23 @@ def test_a_reid_network_as_detector(agent: Run, tmp_path: Path, video: Path, osn
 def test_settings_that_are_wrong(agent: Run, tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f"state_dir = '{tmp_path / 'state'}'\n{text}\n" if "[mqtt\n" not in text else text)
-    code, _, told = agent("run", "--config", path)
+    code, _, reported = agent("run", "--config", path)
     assert code == 1
-    assert words in told
-    assert told.startswith("error: ")
+    assert words in reported
+    assert reported.startswith("error: ")
 
 
 def test_addresses_that_are_wrong_show_no_password(agent: Run, tmp_path: Path, video: Path) -> None:
     for broker in ("http://me:secret@host", "mqtt://me:secret@host:99999", "mqtt://me:secret@"):
         options = (*plain(tmp_path / "state"), "--broker", broker)
-        code, _, told = agent("run", "--source", video, *options)
-        assert (code, "mqtt://HOST:PORT" in one_message(told), "secret" in told) == (1, True, False), told
-    code, _, told = agent("run", "--source", "ftp://me:secret@host/x", *plain(tmp_path / "state"))
-    assert (code, "secret" in told) == (1, False)
+        code, _, reported = agent("run", "--source", video, *options)
+        assert (code, "mqtt://HOST:PORT" in one_message(reported), "secret" in reported) == (
+            1,
+            True,
+            False,
+        ), reported
+    code, _, reported = agent("run", "--source", "ftp://me:secret@host/x", *plain(tmp_path / "state"))
+    assert (code, "secret" in reported) == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -230,17 +236,17 @@ def test_folders_and_files_that_cannot_be_written(agent: Run, tmp_path: Path, vi
         ((*plain(state), "--mot-final", nowhere), nowhere),
         ((*plain(state), "--mot-final", tmp_path), tmp_path),
     ):
-        code, out, told = agent("run", "--source", video, *options)
-        assert (code, out, str(path) in one_message(told)) == (1, "", True), told
+        code, out, reported = agent("run", "--source", video, *options)
+        assert (code, out, str(path) in one_message(reported)) == (1, "", True), reported
 
 
 def test_a_gallery_that_is_damaged(agent: Run, tmp_path: Path, video: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     (state / "gallery.db").write_bytes(os.urandom(8192))
-    code, _, told = agent("run", "--source", video, *plain(state))
+    code, _, reported = agent("run", "--source", video, *plain(state))
     assert code == 1
-    assert str(state / "gallery.db") in one_message(told)
+    assert str(state / "gallery.db") in one_message(reported)
 
 
 def damage_outbox(state: Path) -> Path:
@@ -251,16 +257,18 @@ def damage_outbox(state: Path) -> Path:
 
 def test_an_outbox_that_is_damaged_is_set_aside(agent: Run, tmp_path: Path, video: Path) -> None:
     state = damage_outbox(tmp_path / "state")
-    told = tmp_path / "events.jsonl"
+    reported = tmp_path / "events.jsonl"
     broker = f"mqtt://127.0.0.1:{find_free_port()}"
     daemon_drain, daemon.DRAIN_S = daemon.DRAIN_S, 0.1
     try:
-        code, out, err = agent("run", "--source", video, *plain(state), "--broker", broker, "--events", told)
+        code, out, err = agent(
+            "run", "--source", video, *plain(state), "--broker", broker, "--events", reported
+        )
     finally:
         daemon.DRAIN_S = daemon_drain
     assert code == 0, err
     assert "wait in the outbox" in out
-    (alert,) = events(told, "outbox_damaged")
+    (alert,) = events(reported, "outbox_damaged")
     assert "damaged" in alert["data"]["message"]  # type: ignore[index]
     assert len(list(state.glob("outbox.db*"))) >= 2
 
@@ -269,23 +277,23 @@ def test_a_full_disk_under_the_result_files(
     agent: Run, tmp_path: Path, pictures: dict[int, list[bytes]]
 ) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops)
-    code, _, told = agent("run", "--config", path, "--mot", "/dev/full")
+    code, _, reported = agent("run", "--config", path, "--mot", "/dev/full")
     assert code == 1
-    assert "cannot write /dev/full: no space is left" in one_message(told)
+    assert "cannot write /dev/full: no space is left" in one_message(reported)
 
 
 def test_a_full_disk_under_the_events_file_costs_events_and_nothing_else(
     agent: Run, tmp_path: Path, pictures: dict[int, list[bytes]]
 ) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
-    code, out, told = agent("run", "--config", config(tmp_path, crops), "--events", "/dev/full", "--json")
+    put_all(crops, pictures)
+    code, out, reported = agent("run", "--config", config(tmp_path, crops), "--events", "/dev/full", "--json")
     assert code == 0
     assert f'"identities": {PEOPLE}' in out
-    assert told.count("events file cannot be written") == 1
-    assert "cannot write the events file /dev/full: no space is left on its disk; free some" in told
+    assert reported.count("events file cannot be written") == 1
+    assert "cannot write the events file /dev/full: no space is left on its disk; free some" in reported
 
 
 @contextmanager
@@ -314,20 +322,20 @@ def fill(folder: Path) -> None:
 def test_a_disk_that_is_full_at_the_start(agent: Run, tmp_path: Path, video: Path) -> None:
     with small_disk(tmp_path / "disk", "400k") as disk:
         fill(disk)
-        code, _, told = agent("run", "--source", video, *plain(disk / "state"))
+        code, _, reported = agent("run", "--source", video, *plain(disk / "state"))
         assert code == 1
-        assert "no space is left" in one_message(told).lower()
+        assert "no space is left" in one_message(reported).lower()
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_while_people_come(tmp_path: Path, pictures: dict[int, list[bytes]]) -> None:
     """The agent ends with a clear word, the gallery stays whole, and with room all goes on."""
-    crops, told, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
-    everybody(crops, pictures)
+    crops, reported, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
+    put_all(crops, pictures)
     with small_disk(tmp_path / "state", "2m") as state:
         path = config(tmp_path, crops, once=False)
-        with running("run", "--config", path, "--events", told, log=log) as process:
-            wait_for("people to be enrolled", lambda: len(events(told, "enrolled")) >= PEOPLE)
+        with running("run", "--config", path, "--events", reported, log=log) as process:
+            wait_for("people to be enrolled", lambda: len(events(reported, "enrolled")) >= PEOPLE)
             fill(state)
             put(crops, pictures, 2000.0, {21: 1, 22: 3})
             assert process.wait(60) == 1
@@ -343,7 +351,7 @@ def test_a_disk_that_fills_while_people_come(tmp_path: Path, pictures: dict[int,
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         kept = {row[0] for row in database.execute("SELECT id FROM identity")}
         database.close()
-    assert kept >= {event["data"]["identity_id"] for event in events(told, "enrolled")}  # type: ignore[index]
+    assert kept >= {event["data"]["identity_id"] for event in events(reported, "enrolled")}  # type: ignore[index]
 
 
 def test_two_agents_on_one_state_folder(agent: Run, tmp_path: Path) -> None:
@@ -352,9 +360,9 @@ def test_two_agents_on_one_state_folder(agent: Run, tmp_path: Path) -> None:
     path = config(tmp_path, crops, once=False)
     with running("run", "--config", path, log=tmp_path / "log") as first:
         wait_for("the first", lambda: "started" in (tmp_path / "log").read_text())
-        code, _, told = agent("run", "--config", path)
+        code, _, reported = agent("run", "--config", path)
         assert code == 1
-        assert str(tmp_path / "state") in one_message(told)
+        assert str(tmp_path / "state") in one_message(reported)
         first.send_signal(signal.SIGTERM)
         assert first.wait(20) == 0
 
@@ -378,9 +386,9 @@ def test_hangup_reloads_what_may_change_and_names_the_rest(tmp_path: Path) -> No
             return [line for line in log.read_text().splitlines() if answer in line][-1]
 
         changed = before.replace("threads = 1", "threads = 2") + '[identify]\nenrolment = "watchlist"\n'
-        told = hang_up(changed + "[gallery]\nttl_hours = 1.0\n", "settings_reloaded")
-        assert '"applied": ["gallery.ttl_hours", "identify.enrolment"]' in told
-        assert '"restart_required": ["engine.threads"]' in told
+        reported = hang_up(changed + "[gallery]\nttl_hours = 1.0\n", "settings_reloaded")
+        assert '"applied": ["gallery.ttl_hours", "identify.enrolment"]' in reported
+        assert '"restart_required": ["engine.threads"]' in reported
         wait_for("the gallery", lambda: expiry(tmp_path / "state") == 3600.0)
         # What needs a restart is named again for as long as there was none.
         assert "engine.threads" in hang_up(changed + "[gallery]\nttl_hours = 2.0\n", "settings_reloaded")
@@ -405,7 +413,7 @@ def expiry(state: Path) -> float | None:
 
 @contextmanager
 def deaf_broker() -> Iterator[str]:
-    """Accepts TCP connections and never says a word."""
+    """Accepts TCP connections and never sends a byte."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"mqtt://127.0.0.1:{server.getsockname()[1]}"
 

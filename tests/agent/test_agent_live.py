@@ -24,10 +24,10 @@ from tests.agent.test_agent import (
     command,
     config,
     events,
-    everybody,
     listener,
     pictures,
     put,
+    put_all,
     running,
     wait_for,
 )
@@ -145,25 +145,25 @@ def test_after_a_kill_the_broker_publishes_the_will_and_birth_is_retained(
     path = config(tmp_path, crops, once=False, broker=mosquitto.url)
     with running("run", "--config", path, log=tmp_path / "log") as process:
         wait_for("telemetry", lambda: len(telemetry(listener)) >= 3)
-        later = Listener(mosquitto.port)  # whoever comes later gets what is retained
+        later = Listener(mosquitto.port)  # a later subscriber gets the retained messages
         try:
             wait_for("info", lambda: later.of("/info") and agent_states(later) == ["online"])
         finally:
             later.close()
         process.kill()
         wait_for("the will", lambda: agent_states(listener)[-1] == "offline")
-    told = [json.loads(p) for t, p in listener.messages if t == "edge/v1/lab/dev1/status"]
-    assert len({message["session"] for message in told}) == 1
-    assert told[-1]["data"]["reason"] == "connection lost"
+    reported = [json.loads(p) for t, p in listener.messages if t == "edge/v1/lab/dev1/status"]
+    assert len({message["session"] for message in reported}) == 1
+    assert reported[-1]["data"]["reason"] == "connection lost"
     (info,) = {json.dumps(message["data"], sort_keys=True) for message in listener.of("/info")}
     assert json.loads(info)["cameras"] == [{"camera": "yard", "kind": "crops", "name": None}]
     check_telemetry(telemetry(listener))
 
 
-def check_telemetry(told: list[dict[str, Any]]) -> None:
-    for before, after in itertools.pairwise(told):
+def check_telemetry(reported: list[dict[str, Any]]) -> None:
+    for before, after in itertools.pairwise(reported):
         assert before["uptime_s"] < after["uptime_s"]
-    for reading in told:
+    for reading in reported:
         assert reading["state"] == "online"
         assert 10e6 < reading["process_memory_bytes"] < 4e9
         assert 0 < reading["memory_used_bytes"] <= reading["memory_total_bytes"]
@@ -181,7 +181,7 @@ BEGIN = 1_700_000_000.0
 
 
 def person_video(path: Path, frames: int, crops: list[bytes]) -> Path:
-    """Somebody stands in front of a grey wall."""
+    """A person stands in front of a grey wall."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (320, 240))
     shown = [cv2.imdecode(np.frombuffer(crop, np.uint8), cv2.IMREAD_COLOR) for crop in crops]
     x1, y1, x2, y2 = BOX
@@ -273,7 +273,7 @@ def gallery(*arguments: object) -> Any:
 def test_a_watchlist_names_its_people_and_the_gallery_can_be_changed_during_the_run(
     tmp_path: Path, pictures: dict[int, list[bytes]]
 ) -> None:
-    crops, told, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
+    crops, reported, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
     path = config(tmp_path, crops, once=False)
     with path.open("a") as more:
         more.write('[identify]\nenrolment = "watchlist"\nthreshold = 0.9\n')
@@ -284,35 +284,35 @@ def test_a_watchlist_names_its_people_and_the_gallery_can_be_changed_during_the_
     enrolled = gallery("enrol", "Ada", *shots, "--config", path)
     assert (enrolled["name"], enrolled["exemplars"]) == ("Ada", 4)
 
-    everybody(crops, pictures)
-    with running("run", "--config", path, "--events", told, log=log) as process:
-        wait_for("Ada", lambda: events(told, "matched"))
-        assert {e["data"]["name"] for e in events(told, "matched")} == {"Ada"}  # type: ignore[index]
-        assert not events(told, "enrolled")
+    put_all(crops, pictures)
+    with running("run", "--config", path, "--events", reported, log=log) as process:
+        wait_for("Ada", lambda: events(reported, "matched"))
+        assert {e["data"]["name"] for e in events(reported, "matched")} == {"Ada"}  # type: ignore[index]
+        assert not events(reported, "enrolled")
 
-        # While the agent runs: somebody else joins, is renamed, becomes one with Ada, and is forgotten.
+        # While the agent runs: another person joins, is renamed, merged with Ada, and forgotten.
         bob = tmp_path / "bob.png"
         bob.write_bytes(pictures[3][0])
         gallery("enrol", "Bob", bob, "--config", path)
         assert sorted(one["name"] for one in gallery("list", "--config", path)) == ["Ada", "Bob"]
         put(crops, pictures, 2000.0, {23: 3})
-        wait_for("Bob", lambda: any(e["data"]["name"] == "Bob" for e in events(told, "matched")))  # type: ignore[index]
+        wait_for("Bob", lambda: any(e["data"]["name"] == "Bob" for e in events(reported, "matched")))  # type: ignore[index]
         gallery("name", "Bob", "Robert", "--config", path)
         assert gallery("show", "Robert", "--config", path)["exemplars"] >= 1
         put(crops, pictures, 3000.0, {33: 3})
         wait_for(
             "Robert",
-            lambda: any(e["data"]["name"] == "Robert" for e in events(told, "matched")),  # type: ignore[index]
+            lambda: any(e["data"]["name"] == "Robert" for e in events(reported, "matched")),  # type: ignore[index]
         )
         gallery("merge", "Ada", "Robert", "--yes", "--config", path)
         assert [one["name"] for one in gallery("list", "--config", path)] == ["Ada"]
         gallery("forget", "Ada", "--yes", "--config", path)
         assert gallery("list", "--config", path) == []
-        count = len(events(told, "matched"))
+        count = len(events(reported, "matched"))
         put(crops, pictures, 4000.0, {41: 1})
         put(crops, pictures, 4100.0, {42: 0})
         wait_for("the crops to be read", lambda: crops_read(tmp_path) == len(list(crops.glob("*.png"))))
-        assert len(events(told, "matched")) == count
+        assert len(events(reported, "matched")) == count
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert "Traceback" not in log.read_text()

@@ -22,10 +22,10 @@ from tests.agent.test_agent import (
     command,
     config,
     events,
-    everybody,
     listener,
     pictures,
     put,
+    put_all,
     run,
     running,
     wait_for,
@@ -80,11 +80,11 @@ def test_ready_alive_reloaded_and_stopped(
     tmp_path: Path, pictures: dict[int, list[bytes]], manager: Manager
 ) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False)
     path.write_text(path.read_text() + "[supervision]\nmemory_mb = 20\n")
-    told, log = tmp_path / "events.jsonl", tmp_path / "log"
-    with service(manager, "run", "--config", path, "--events", told, log=log) as process:
+    reported, log = tmp_path / "events.jsonl", tmp_path / "log"
+    with service(manager, "run", "--config", path, "--events", reported, log=log) as process:
         begun = manager.until("EXTEND_TIMEOUT_USEC")
         assert "network" in begun["STATUS"]
         manager.until("READY")
@@ -93,7 +93,7 @@ def test_ready_alive_reloaded_and_stopped(
         process.send_signal(signal.SIGHUP)
         manager.until("RELOADING")
         manager.until("READY")
-        wait_for("the alert", lambda: manager.listen() and events(told, "memory_growth"))
+        wait_for("the alert", lambda: manager.listen() and events(reported, "memory_growth"))
         path.write_text("nonsense")
         process.send_signal(signal.SIGHUP)
         manager.until("RELOADING")
@@ -106,7 +106,7 @@ def test_ready_alive_reloaded_and_stopped(
     ]
     assert words == ["READY", "RELOADING", "READY", "RELOADING", "READY", "STOPPING"]
     assert not logged(log, "stage_stuck")
-    (alert,) = events(told, "memory_growth")
+    (alert,) = events(reported, "memory_growth")
     assert "more than 20 MB" in alert["data"]["message"]  # type: ignore[index]
 
 
@@ -115,7 +115,7 @@ def test_a_short_run_that_ends_by_itself_was_ready(
     tmp_path: Path, pictures: dict[int, list[bytes]], manager: Manager
 ) -> None:
     crops = tmp_path / "crops"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     with service(manager, "run", "--config", config(tmp_path, crops), log=tmp_path / "log") as process:
         assert process.wait(60) == 0
     words = [word for message in manager.listen() for word in message if word in {"READY", "STOPPING"}]
@@ -124,21 +124,21 @@ def test_a_short_run_that_ends_by_itself_was_ready(
 
 @pytest.mark.slow
 def test_a_source_that_hangs_is_named_and_the_watchdog_starves(tmp_path: Path, manager: Manager) -> None:
-    fifo, told, log = tmp_path / "clip.avi", tmp_path / "events.jsonl", tmp_path / "log"
-    os.mkfifo(fifo)  # opening it for reading hangs until somebody opens it for writing
-    options = (*plain(tmp_path / "state"), "--events", told)
+    fifo, reported, log = tmp_path / "clip.avi", tmp_path / "events.jsonl", tmp_path / "log"
+    os.mkfifo(fifo)  # opening it for reading blocks until another process opens it for writing
+    options = (*plain(tmp_path / "state"), "--events", reported)
     with service(manager, "run", "--source", fifo, *options, log=log, stuck_after_s=STUCK_S) as process:
         ready = manager.until("READY")
         assert "no source is up" in ready["STATUS"]
-        wait_for("the alert", lambda: manager.listen() and events(told, "stage_stuck"))
+        wait_for("the alert", lambda: manager.listen() and events(reported, "stage_stuck"))
         assert starved(manager)
         assert process.poll() is None
     (line,) = logged(log, "stage_stuck")
     assert line["stage"] == "source:clip"
     assert any("source/file.py" in place for place in line["where"])  # type: ignore[attr-defined]
-    (alert,) = events(told, "stage_stuck")
+    (alert,) = events(reported, "stage_stuck")
     assert alert["data"]["details"] == {"stages": "source:clip"}  # type: ignore[index]
-    fifo.unlink()  # it was killed while a source was stuck, and the next run tells so
+    fifo.unlink()  # it was killed while a source was stuck, and the next run reports it
     options = (*plain(tmp_path / "state"), "--events", tmp_path / "later.jsonl")
     with service(manager, "run", "--source", write_video(fifo, 20), *options, log=log) as process:
         assert process.wait(60) == 0
@@ -151,25 +151,25 @@ def test_a_source_that_hangs_is_named_and_the_watchdog_starves(tmp_path: Path, m
 def test_one_hanging_source_among_others_is_named_and_the_rest_goes_on(
     tmp_path: Path, pictures: dict[int, list[bytes]], manager: Manager
 ) -> None:
-    fifo, told, log = tmp_path / "clip.avi", tmp_path / "events.jsonl", tmp_path / "log"
+    fifo, reported, log = tmp_path / "clip.avi", tmp_path / "events.jsonl", tmp_path / "log"
     os.mkfifo(fifo)
     crops = tmp_path / "crops"
     crops.mkdir()
     path = config(tmp_path, crops, once=False)
     path.write_text(path.read_text() + f'[[sources]]\nurl = "{fifo}"\nrealtime = true\n')
-    options = ("--config", path, "--events", told)
+    options = ("--config", path, "--events", reported)
     with service(manager, "run", *options, log=log, stuck_after_s=STUCK_S) as process:
-        wait_for("the alert", lambda: manager.listen() and events(told, "stage_stuck"))
-        everybody(crops, pictures)
-        wait_for("people to be enrolled", lambda: len(events(told, "enrolled")) >= 3)
+        wait_for("the alert", lambda: manager.listen() and events(reported, "stage_stuck"))
+        put_all(crops, pictures)
+        wait_for("people to be enrolled", lambda: len(events(reported, "enrolled")) >= 3)
         assert not starved(manager)
         write_video(tmp_path / "short.avi", 5)
         fifo_writer = os.open(fifo, os.O_WRONLY)  # what hung comes back, with an end that is no video
         os.close(fifo_writer)
-        wait_for("its end", lambda: len(events(told, "stage_stuck")) >= 2)
+        wait_for("its end", lambda: len(events(reported, "stage_stuck")) >= 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    assert [event["data"]["active"] for event in events(told, "stage_stuck")] == [True, False]  # type: ignore[index]
+    assert [event["data"]["active"] for event in events(reported, "stage_stuck")] == [True, False]  # type: ignore[index]
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_driving_thread_that_hangs_starves_the_watchdog(
     mosquitto: Mosquitto,
     listener: Listener,
 ) -> None:
-    """Whoever reads the rows stops reading: the pipe fills, and the write hangs."""
+    """The reader of the rows stops: the pipe fills, and the write blocks."""
     rows, log = tmp_path / "rows.txt", tmp_path / "log"
     video = write_video(tmp_path / "long.avi", 400)
     os.mkfifo(rows)
@@ -224,7 +224,7 @@ def test_a_broker_that_hangs_is_a_stated_reason(
     tmp_path: Path, pictures: dict[int, list[bytes]], manager: Manager, mosquitto: Mosquitto
 ) -> None:
     crops, log = tmp_path / "crops", tmp_path / "log"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False, broker=mosquitto.url)
     with service(manager, "run", "--config", path, log=log) as process:
         manager.until("READY")
@@ -264,7 +264,7 @@ def test_status_while_it_runs_and_when_it_does_not(
     tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto
 ) -> None:
     crops, state = tmp_path / "crops", tmp_path / "state"
-    everybody(crops, pictures)
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False, broker=mosquitto.url)
     with running("run", "--config", path, log=tmp_path / "log") as process:
 
@@ -301,14 +301,14 @@ def test_status_while_it_runs_and_when_it_does_not(
 def test_a_crash_loop_is_slowed_and_reported(
     tmp_path: Path, pictures: dict[int, list[bytes]], manager: Manager
 ) -> None:
-    crops, told, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
-    everybody(crops, pictures)
+    crops, reported, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
+    put_all(crops, pictures)
     path = config(tmp_path, crops, once=False)
     path.write_text(path.read_text() + "[supervision]\ncrashes = 1\ncrash_window_min = 5\n")
     with service(manager, "run", "--config", path, log=log) as process:
         manager.until("READY")
         process.kill()
-    with service(manager, "run", "--config", path, "--events", told, log=log) as process:
+    with service(manager, "run", "--config", path, "--events", reported, log=log) as process:
         wait_for("the brake", lambda: "crash loop" in asked(tmp_path / "state").stdout)
         assert "1 runs within 5 min crashed: killed" in asked(tmp_path / "state").stdout
         waits = manager.until("EXTEND_TIMEOUT_USEC")
@@ -318,10 +318,10 @@ def test_a_crash_loop_is_slowed_and_reported(
     starts = json.loads((tmp_path / "state" / "starts.json").read_text())["runs"]
     assert [run["how"] for run in starts] == ["killed", "stopped"]
     put(crops, pictures, 2000.0, {10 + p: p for p in range(5)})
-    with service(manager, "run", "--config", path, "--events", told, log=log) as process:
-        wait_for("people", lambda: manager.listen() and len(events(told, "matched")) >= 1)
+    with service(manager, "run", "--config", path, "--events", reported, log=log) as process:
+        wait_for("people", lambda: manager.listen() and len(events(reported, "matched")) >= 1)
         assert "degraded: 1 runs within 5 min" in asked(tmp_path / "state").stdout
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    assert len(events(told, "crash_loop")) == 1
-    assert not events(told, "run_crashed")  # the run before was stopped
+    assert len(events(reported, "crash_loop")) == 1
+    assert not events(reported, "run_crashed")  # the run before was stopped

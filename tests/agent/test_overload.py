@@ -69,7 +69,7 @@ def candidates(
 
 
 class Fixed:
-    """Room for so many crops a round."""
+    """Capacity for a number of crops per round."""
 
     def __init__(self, room: int | None) -> None:
         self.room = room
@@ -131,7 +131,7 @@ def embeds(selector: CropSelector, *frames: Candidates, load: Load | None = None
     return [np.flatnonzero(~mask).tolist() for mask in selector.spared(load or Load(), frames)]
 
 
-# ---- whom
+# ---- selection
 
 
 def test_with_enough_capacity_all_people_are_embedded() -> None:
@@ -233,51 +233,51 @@ def test_upstream_tracks_take_part() -> None:
 def run_rounds(
     selector: Taught, cameras: dict[str, np.ndarray], rounds: int, dt: float = 0.1
 ) -> dict[str, list[list[int]]]:
-    """Everybody stays; what is embedded in each round, by camera."""
-    told: dict[str, list[list[int]]] = {camera: [] for camera in cameras}
+    """The embedded rows of each round, by camera; all people stay."""
+    reported: dict[str, list[list[int]]] = {camera: [] for camera in cameras}
     for n in range(rounds):
         at = 10.0 + (n + 1) * dt
         frames = [candidates(camera, boxes, at) for camera, boxes in cameras.items()]
         for (camera, boxes), rows in zip(cameras.items(), embeds(selector, *frames), strict=True):
-            told[camera].append(rows)
+            reported[camera].append(rows)
             show(selector, camera, boxes, at, [row in rows for row in range(len(boxes))])
-    return told
+    return reported
 
 
 def test_every_wait_ends() -> None:
     """A crowd of people who never settle, and one who is settled."""
     selector, boxes = settled(2, 1, "a")
     crowd = np.concatenate([boxes, places(40)[10:]])
-    told = run_rounds(selector, {"a": crowd}, 300)
-    turns = [n for n, rows in enumerate(told["a"]) if 0 in rows]
+    reported = run_rounds(selector, {"a": crowd}, 300)
+    turns = [n for n, rows in enumerate(reported["a"]) if 0 in rows]
     waits = np.diff([0, *turns])
     assert len(turns) >= 3
     assert waits.max() <= 10 * LONGEST_S + 20
-    asked = {row for rows in told["a"] for row in rows}
+    asked = {row for rows in reported["a"] for row in rows}
     assert asked == set(range(len(crowd)))
 
 
 def test_a_crowd_leaves_the_other_camera_what_it_needs() -> None:
     selector = Taught(Fixed(6))
-    told = run_rounds(selector, {"crowded": places(40), "sparse": places(2)}, 8)
-    assert all(rows == [0, 1] for rows in told["sparse"])
-    assert all(len(rows) == 4 for rows in told["crowded"])
+    reported = run_rounds(selector, {"crowded": places(40), "sparse": places(2)}, 8)
+    assert all(rows == [0, 1] for rows in reported["sparse"])
+    assert all(len(rows) == 4 for rows in reported["crowded"])
     assert selector.for_overload == {"crowded": 8 * 36}
 
 
 def test_equal_cameras_get_equal_shares() -> None:
     selector = Taught(Fixed(7))
-    told = run_rounds(selector, {name: places(10) for name in "abc"}, 60)
-    shares = [sum(map(len, rows)) for rows in told.values()]
+    reported = run_rounds(selector, {name: places(10) for name in "abc"}, 60)
+    shares = [sum(map(len, rows)) for rows in reported.values()]
     assert sum(shares) == 7 * 60
     assert max(shares) - min(shares) <= 60
 
 
 def test_what_a_settled_camera_does_not_need_goes_to_new_people() -> None:
     selector, boxes = settled(6, 4, "calm")
-    told = run_rounds(selector, {"calm": boxes, "busy": places(20)}, 5)
-    assert all(len(rows) == 6 for rows in told["busy"])
-    assert all(rows == [] for rows in told["calm"])  # they were seen half a second ago
+    reported = run_rounds(selector, {"calm": boxes, "busy": places(20)}, 5)
+    assert all(len(rows) == 6 for rows in reported["busy"])
+    assert all(rows == [] for rows in reported["calm"])  # they were seen half a second ago
 
 
 def test_counts_add_up() -> None:
@@ -303,9 +303,9 @@ def test_only_live_cameras_are_thinned() -> None:
     selector = Taught(Fixed(1))
     boxes = places(4)
     recorded = Candidates("file", 1.0, boxes, scores=np.ones(4, np.float32))
-    told = embeds(selector, recorded, candidates("cam", boxes, 1.0))
-    assert told[0] == [0, 1, 2, 3]
-    assert len(told[1]) == 1
+    reported = embeds(selector, recorded, candidates("cam", boxes, 1.0))
+    assert reported[0] == [0, 1, 2, 3]
+    assert len(reported[1]) == 1
     assert set(selector.for_overload) == {"cam"}
     assert embeds(selector, recorded) == [[0, 1, 2, 3]]
 
@@ -391,25 +391,25 @@ def test_frames_keep_coming_and_the_engine_is_used(factor: float, fps: float) ->
     made, budget = machine(rate)
     made.run(budget, cameras, 3.0)  # until its speed is known, and what piled up before is gone
     before = made.seconds
-    told = made.run(budget, cameras, 23.0)
+    reported = made.run(budget, cameras, 23.0)
     # What fits the engine is not left out, even where it lasts longer than a frame of the fastest.
     accident = LOST if fps == 10.0 or factor > 1.5 else 0.2
-    assert sum(told["lost"].values()) <= accident * sum(told["frames"].values())
+    assert sum(reported["lost"].values()) <= accident * sum(reported["frames"].values())
     assert made.seconds - before > 0.92 * 20
     assert budget.rate == pytest.approx(rate)
 
 
 def test_without_a_budget_the_same_cameras_lose_frames() -> None:
     made, _ = machine(280 / 3)
-    told = made.run(None, {"a": (10.0, 12), "b": (10.0, 6), "c": (25.0, 4)}, 20.0)
-    assert sum(told["lost"].values()) > sum(told["frames"].values())
+    reported = made.run(None, {"a": (10.0, 12), "b": (10.0, 6), "c": (25.0, 4)}, 20.0)
+    assert sum(reported["lost"].values()) > sum(reported["frames"].values())
 
 
 def test_an_engine_with_time_to_spare_embeds_all() -> None:
     made, budget = machine(400)
-    told = made.run(budget, {"a": (10.0, 12), "b": (10.0, 6), "c": (25.0, 4)}, 20.0)
-    assert told["chosen"] == {
-        camera: n * told["frames"][camera] for camera, n in (("a", 12), ("b", 6), ("c", 4))
+    reported = made.run(budget, {"a": (10.0, 12), "b": (10.0, 6), "c": (25.0, 4)}, 20.0)
+    assert reported["chosen"] == {
+        camera: n * reported["frames"][camera] for camera, n in (("a", 12), ("b", 6), ("c", 4))
     }
 
 
@@ -564,11 +564,11 @@ def test_no_frame_is_lost_while_crops_are_spared_and_the_counts_are_published(
         assert (
             after.dropped[camera] - before.dropped[camera] <= 0.2 * taken
         )  # the machine has others to serve
-    told: Any = [message["data"] for message in listener.of("/telemetry")][-1]  # type: ignore[index]
-    counted = {key: n for key, n in told["dropped"].items() if key.startswith("overload:")}
+    reported: Any = [message["data"] for message in listener.of("/telemetry")][-1]  # type: ignore[index]
+    counted = {key: n for key, n in reported["dropped"].items() if key.startswith("overload:")}
     assert counted == {f"overload:{camera}": n for camera, n in final.overload.items()}
     assert final.overload == final.spared
-    assert {key for key in told["dropped"] if key.startswith("spared:")} == set()
+    assert {key for key in reported["dropped"] if key.startswith("spared:")} == set()
 
 
 # ---- real people

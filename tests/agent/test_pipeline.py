@@ -69,7 +69,7 @@ def one_person(_: Frame) -> Detections:
 
 
 class Embeds:
-    """Gives every detection the same vector, and fails when told to."""
+    """Gives every detection the same vector; fails on request."""
 
     def __init__(self, *, fail: range = range(0)) -> None:
         self.sizes: list[int] = []

@@ -51,16 +51,16 @@ class Camera:
 
 def test_cameras_start_at_once_and_recordings_with_the_callback() -> None:
     camera, recording = Camera("gate"), Camera("film", live=False, ends=True, most=2)
-    told: list[SourceStatus] = []
+    reported: list[SourceStatus] = []
     with ExitStack() as stack:
         readers = SourceReaders([recording, camera], stack, threading.Event())
         readers.start_cameras()
         wait_for("the camera", lambda: readers.readers[1].state is SourceState.ONLINE)
         assert not recording.began.is_set()
-        readers.start_others(told.append)
+        readers.start_others(reported.append)
         wait_for("the recording", recording.began.is_set)
-        wait_for("both", lambda: {status.camera for status in told} == {"gate", "film"})
-        assert (told[0].camera, told[0].state) == ("gate", SourceState.ONLINE)
+        wait_for("both", lambda: {status.camera for status in reported} == {"gate", "film"})
+        assert (reported[0].camera, reported[0].state) == ("gate", SourceState.ONLINE)
     assert [reader.camera for reader in readers.readers] == ["film", "gate"]
 
 

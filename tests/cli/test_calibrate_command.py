@@ -47,7 +47,7 @@ def run(*arguments: str | Path) -> Any:
     return done
 
 
-def told(*arguments: str | Path) -> dict[str, Any]:
+def reported(*arguments: str | Path) -> dict[str, Any]:
     return json.loads(run(*arguments, "--json").stdout)
 
 
@@ -61,7 +61,9 @@ def calibrated(
 ) -> tuple[dict[str, Any], Path]:
     """One whole calibration, and its folder."""
     folder = tmp_path_factory.mktemp("calibrated")
-    report = told("--dataset", people, "--model", network, "--preprocess", "imagenet", *where(folder), *FAST)
+    report = reported(
+        "--dataset", people, "--model", network, "--preprocess", "imagenet", *where(folder), *FAST
+    )
     return report, folder
 
 
@@ -131,11 +133,11 @@ def test_doing_it_again_changes_nothing(
     done = run(*arguments)
     assert "nothing changed" in done.stdout
     assert "embedding" not in done.stderr
-    assert told(*arguments) == report
+    assert reported(*arguments) == report
 
 
 def test_a_dry_run_prints_the_steps_and_writes_nothing(people: Path, network: Path, tmp_path: Path) -> None:
-    plan = told(
+    plan = reported(
         "--dataset", people, "--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST,
         "--dry-run",
     )  # fmt: skip
@@ -157,7 +159,7 @@ def halfway(report: dict[str, Any]) -> str:
 def test_fp16_is_chosen_and_the_report_gives_the_reason_when_int8_fails(
     calibrated: tuple[dict[str, Any], Path], people: Path, network: Path, tmp_path: Path
 ) -> None:
-    report = told(
+    report = reported(
         "--dataset", people, "--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST,
         "--min-cosine", halfway(calibrated[0]),
     )  # fmt: skip
@@ -169,7 +171,7 @@ def test_fp16_is_chosen_and_the_report_gives_the_reason_when_int8_fails(
 
 
 def test_without_a_data_set_there_is_fp16_and_a_policy(network: Path, tmp_path: Path) -> None:
-    report = told("--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST)
+    report = reported("--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST)
     assert report["precision"] == "fp16"
     assert report["gate"]["passed"] is None
     assert report["threshold"]["value"] is None
@@ -180,7 +182,7 @@ def test_without_a_data_set_there_is_fp16_and_a_policy(network: Path, tmp_path: 
 def test_a_rate_that_the_pairs_cannot_support_gives_no_threshold(
     people: Path, network: Path, tmp_path: Path
 ) -> None:
-    report = told(
+    report = reported(
         "--dataset", people, "--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST,
         "--target-fmr", "1e-6",
     )  # fmt: skip
@@ -191,7 +193,7 @@ def test_a_rate_that_the_pairs_cannot_support_gives_no_threshold(
 def test_sensitivity_keeps_the_worst_blocks_until_the_gate_passes(
     calibrated: tuple[dict[str, Any], Path], people: Path, network: Path, tmp_path: Path
 ) -> None:
-    report = told(
+    report = reported(
         "--dataset", people, "--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST,
         *LENIENT, "--min-cosine", halfway(calibrated[0]), "--sensitivity",
     )  # fmt: skip
@@ -228,7 +230,7 @@ def test_killed_in_a_step_the_same_command_finishes_with_the_same_result(
     process.stderr.close()
     assert process.wait(30) == -signal.SIGKILL
     assert ActiveEngine(tmp_path / "engines").read().current is None
-    report = told(*arguments)
+    report = reported(*arguments)
     for key in ("precision", "gate", "threshold", "placement", "sample", "model"):
         assert report[key] == whole[key], key
 
@@ -263,7 +265,7 @@ def test_a_damaged_result_is_made_again(
     shutil.copytree(folder, tmp_path / "copy")
     graph = next((tmp_path / "copy").rglob("int8.onnx"))
     graph.write_bytes(graph.read_bytes()[:-1])
-    report = told(
+    report = reported(
         "--dataset", people, "--model", network, "--preprocess", "imagenet", *where(tmp_path / "copy"), *FAST
     )
     assert report["gate"] == whole["gate"]
@@ -317,7 +319,7 @@ def test_a_broken_picture_is_replaced_and_reported(people: Path, network: Path, 
     shutil.copytree(people, broken)
     victims = sorted((broken / "bounding_box_train").iterdir())
     victims[0].write_bytes(b"not a picture")
-    report = told(
+    report = reported(
         "--dataset", broken, "--model", network, "--preprocess", "imagenet", *where(tmp_path), *FAST,
         "--size", str(len(victims)), *LENIENT,
     )  # fmt: skip

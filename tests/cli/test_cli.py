@@ -132,7 +132,7 @@ def test_config_check_and_show(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("config check --config {tmp}/none.toml", "{tmp}/none.toml: no such configuration file"),
         ("dataset {tmp}/none", "{tmp}/none is not a folder"),
@@ -153,7 +153,11 @@ def test_config_check_and_show(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_message_and_exit_1(
-    line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from edge_agent.__main__ import main
 
@@ -161,11 +165,11 @@ def test_bad_input_is_one_message_and_exit_1(
     monkeypatch.setattr(sys, "argv", ["edge-agent", *line.format(tmp=tmp_path).split()])
     with pytest.raises(SystemExit) as stopped:
         main()
-    told = capsys.readouterr().err
-    assert stopped.value.code == 1, told
-    assert told.count("error: ") == 1
-    assert says.format(tmp=tmp_path) in told.partition("error: ")[2]
-    assert "Traceback" not in told
+    reported = capsys.readouterr().err
+    assert stopped.value.code == 1, reported
+    assert reported.count("error: ") == 1
+    assert message.format(tmp=tmp_path) in reported.partition("error: ")[2]
+    assert "Traceback" not in reported
 
 
 def test_logins_do_not_stay_in_the_process_list(tmp_path: Path, free_port: int) -> None:

@@ -44,15 +44,15 @@ def run(*words: object) -> tuple[int, str]:
 
 def test_all_of_it_on_this_machine(tmp_path: Path) -> None:
     code, output = run("--config", configure(tmp_path), "--json")
-    told = json.loads(output)
-    states = {finding["name"]: finding["state"] for finding in told["findings"]}
-    assert told["ok"] is True
+    reported = json.loads(output)
+    states = {finding["name"]: finding["state"] for finding in reported["findings"]}
+    assert reported["ok"] is True
     assert code == 0
     for name in ("python", "package numpy", "opencv", "onnxruntime", "disk", "model"):
         assert states[name] == "ok", name
     assert states["state folder"] == states["gallery"] == states["broker"] == states["board"] == "note"
     assert not (tmp_path / "state").exists()  # looking changes nothing
-    assert all(set(finding) == {"name", "state", "found", "advice"} for finding in told["findings"])
+    assert all(set(finding) == {"name", "state", "found", "advice"} for finding in reported["findings"])
 
 
 def test_what_is_missing_makes_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

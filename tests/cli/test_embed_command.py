@@ -142,9 +142,9 @@ def test_batches_are_full_and_progress_adds_up(crops: Path) -> None:
     (crops / "0003.png").unlink()
     (crops / "0070.png").write_bytes(b"broken")
     paths = [*sorted(crops.iterdir()), crops / "missing.png"]
-    embedder, told = _Means(), []
-    done = embed_paths(embedder, paths, advance=told.append)
-    assert sum(told) == len(paths) == 150
+    embedder, reported = _Means(), []
+    done = embed_paths(embedder, paths, advance=reported.append)
+    assert sum(reported) == len(paths) == 150
     assert embedder.batches == [64, 63, 21]
     assert [problem.path.name for problem in done.problems] == ["0070.png", "missing.png"]
     for row, vector in zip(done.rows, done.vectors, strict=True):

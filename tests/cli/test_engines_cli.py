@@ -29,8 +29,8 @@ def run(tmp_path: Path, *arguments: str, fails: bool = False) -> str:
 
 
 def run_json(tmp_path: Path, *arguments: str, fails: bool = False) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(run(tmp_path, *arguments, "--json", fails=fails))
-    return told
+    reported: dict[str, Any] = json.loads(run(tmp_path, *arguments, "--json", fails=fails))
+    return reported
 
 
 def test_nothing_is_there_and_nothing_is_made(tmp_path: Path) -> None:
@@ -47,12 +47,12 @@ def test_list_and_verify(tmp_path: Path, store: PlanStore) -> None:
     assert "active: reid fp16 (tensorrt, fp16)" in shown
     assert good.key[:12] in shown
     assert "current" in shown
-    told = run_json(tmp_path, "list")
-    assert told["active"]["current"]["name"] == "reid fp16"
-    assert {plan["key"] for plan in told["plans"]} == {good.key, bad.key}
-    # Without a GPU nobody can tell whether they fit; with one, these were built for an Orin.
-    verdict = "unchecked" if told["not_compared"] else "stale"
-    assert {plan["verdict"] for plan in told["plans"]} == {verdict}
+    reported = run_json(tmp_path, "list")
+    assert reported["active"]["current"]["name"] == "reid fp16"
+    assert {plan["key"] for plan in reported["plans"]} == {good.key, bad.key}
+    # Without a GPU they cannot be checked; with one, these were built for an Orin.
+    verdict = "unchecked" if reported["not_compared"] else "stale"
+    assert {plan["verdict"] for plan in reported["plans"]} == {verdict}
     assert f"2 {verdict}" in run(tmp_path, "verify")
 
     (store.folder / f"{bad.key}.plan").write_bytes(b"plaN")
@@ -71,8 +71,8 @@ def test_rollback_and_prune(tmp_path: Path, store: PlanStore) -> None:
     old, new = put(store), put(store, INT8)
     ActiveEngine(store.folder).switch(record("old", f"{old.key}.plan"))
     ActiveEngine(store.folder).switch(record("new", f"{new.key}.plan"))
-    told = run_json(tmp_path, "rollback", "--yes")
-    assert (told["current"]["name"], told["previous"]["name"]) == ("old", "new")
+    reported = run_json(tmp_path, "rollback", "--yes")
+    assert (reported["current"]["name"], reported["previous"]["name"]) == ("old", "new")
     assert "active: new" in run(tmp_path, "rollback", "--yes")
     gone = run_json(tmp_path, "prune", "--yes", "--unused-days", "0")
     assert gone == {"plans": [], "calibrations": [], "others": 0, "bytes": 0}

@@ -44,7 +44,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# --- against the figures measured beside the data ------------------------------------------------
+# --- against the figures measured with the data ------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_files_give_the_same_figures_as_the_model(rendered: Path, tmp_path: Path
     direct = figures(rendered, *STRIPES)
     path = tmp_path / f"all{suffix}"
     run("embed", rendered, "-o", path, *STRIPES)
-    for arguments in ([rendered], []):  # with and without the data set beside
+    for arguments in ([rendered], []):  # with and without the data set next to it
         again = figures(*arguments, "--embeddings", path, path)
         for key in ("mAP", "mINP", "rank1", "queries", "gallery", "eer", "fnmr", "cmc"):
             assert again[key] == direct[key], key
@@ -162,9 +162,9 @@ def test_broken_crops_are_left_out_and_listed(rendered: Path, tmp_path: Path) ->
 
 
 def test_the_summary_names_what_matters(rendered: Path) -> None:
-    told = run("evaluate", rendered, *STRIPES)
+    reported = run("evaluate", rendered, *STRIPES)
     for word in ("rank1", "mAP", "EER", "FMR 0.01", "cannot support", "colour-stripes"):
-        assert word in told, word
+        assert word in reported, word
 
 
 def test_wrong_usage_exits_2(rendered: Path, tmp_path: Path) -> None:

@@ -63,22 +63,22 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    told = Server()
+    reported = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             with contextlib.suppress(ConnectionError):
-                told.answer(self)
+                reported.answer(self)
 
         def log_message(self, *_: Any) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-        told.port = web.server_address[1]
+        reported.port = web.server_address[1]
         thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield told
+            yield reported
         finally:
             web.shutdown()
             thread.join()
@@ -90,7 +90,7 @@ def names(folder: Path) -> list[str]:
 
 def test_an_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "net.onnx"
-    told: list[tuple[int, int | None]] = []
+    reported: list[tuple[int, int | None]] = []
     server.break_after = 700_000
     for kept in (700_000, 1_400_000):
         with pytest.raises(DownloadInterrupted, match=f"{kept:,} bytes are kept") as lost:
@@ -100,12 +100,12 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_pa
         assert names(tmp_path) == [".net.onnx.part"]
     server.break_after = None
     download(
-        server.url, target, sha256=DIGEST.upper(), progress=lambda have, total: told.append((have, total))
+        server.url, target, sha256=DIGEST.upper(), progress=lambda have, total: reported.append((have, total))
     )
     assert [wanted for _, wanted in server.asked] == [None, "bytes=700000-", "bytes=1400000-"]
     assert target.read_bytes() == BODY
     assert names(tmp_path) == ["net.onnx"]
-    assert told[-1] == (len(BODY), len(BODY))
+    assert reported[-1] == (len(BODY), len(BODY))
 
 
 def test_a_server_without_ranges_gives_all_of_it_again(server: Server, tmp_path: Path) -> None:

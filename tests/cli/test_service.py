@@ -56,9 +56,9 @@ def test_systemd_has_nothing_against_the_examples(units: Path, example: Path) ->
     folder = units / "edge-agent.service.d"
     folder.mkdir()
     shutil.copy(example, folder)
-    told = verify(units / "edge-agent.service").splitlines()
+    reported = verify(units / "edge-agent.service").splitlines()
     # what an example waits for may not be on this machine
-    assert [line for line in told if "nvargus-daemon.service" not in line] == []
+    assert [line for line in reported if "nvargus-daemon.service" not in line] == []
 
 
 def test_a_typo_would_be_noticed(units: Path) -> None:
@@ -103,7 +103,7 @@ def test_credentials_of_unit_and_documents_are_the_same() -> None:
 
 
 def test_a_credential_that_is_not_there_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd 249 hands over an empty line for a file that does not exist; settings say more than that."""
+    """systemd 249 passes an empty line for a missing file; settings have precedence over it."""
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials" / "mqtt__password").write_text("\n")
     (tmp_path / "credentials" / "mqtt_client.key").write_text("\n")

@@ -191,5 +191,5 @@ def test_importing_events_loads_nothing_heavy() -> None:
         "import sys, edge_agent.core.events; "
         "print([m for m in ('pydantic', 'paho', 'cv2', 'structlog', 'scipy') if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert reported.stdout.strip() == "[]"

@@ -38,7 +38,7 @@ ROOT = "edge/v1/lab/jx01"
 
 
 class Gallery:
-    """Remembers what it was told to do."""
+    """Records the commands."""
 
     def __init__(self) -> None:
         self.done: list[Any] = []

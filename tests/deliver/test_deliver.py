@@ -1,4 +1,4 @@
-"""From `publish` to a subscriber, over a real broker that is killed, frozen, restarted, and says no."""
+"""From `publish` to a subscriber, over a real broker that is killed, frozen, restarted, and refuses."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_trace_is_the_same_at_every_delivery_and_one_for_a_frame(
         identity_event(decision(n), engine=ENGINE, device=DeviceSummary(), latency_ms={}, trace=trace)
         for n in (1, 2)
     ]
-    told = []
+    reported = []
     with outbox_at(tmp_path / "o.db") as outbox:
         for _ in range(2):
             with Listener(mosquitto.port) as listener, publishing(outbox, mosquitto.url) as publisher:
@@ -116,12 +116,14 @@ def test_a_trace_is_the_same_at_every_delivery_and_one_for_a_frame(
                 assert publisher.drain(20)
                 until(lambda: len(listener.numbered()) == 3)
                 sent = [h.properties for h in listener.heard if "seq" in h.message]
-                told.append([dict(properties.UserProperty)["traceparent"].split("-") for properties in sent])
-    for first, second, alert in told:
+                reported.append(
+                    [dict(properties.UserProperty)["traceparent"].split("-") for properties in sent]
+                )
+    for first, second, alert in reported:
         assert first[1] == second[1] == trace
         assert first[2] != second[2]
         assert alert[1] != trace
-    assert told[0][:2] == told[1][:2]
+    assert reported[0][:2] == reported[1][:2]
 
 
 def test_retained_state_greets_a_late_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
@@ -145,9 +147,9 @@ def test_status_is_sent_once_and_keeps_its_start(mosquitto: Mosquitto, tmp_path:
             publisher.set_status("degraded", "one camera is away")
             publisher.set_status("degraded", "two cameras are away")
             until(lambda: listener.heard[-1].message["data"]["reason"] == "two cameras are away")
-        told = [(m["data"]["state"], m["data"]["since"]) for m in listener.of("status")]
-        assert told[0][0] == "online"
-        assert len({since for state, since in told if state == "degraded"}) == 1
+        reported = [(m["data"]["state"], m["data"]["since"]) for m in listener.of("status")]
+        assert reported[0][0] == "online"
+        assert len({since for state, since in reported if state == "degraded"}) == 1
 
 
 def test_broker_that_is_not_there_yet(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_without_subscriber_for_too_long_the_lost_numbers_are_published(
 
 
 def test_after_a_long_outage_subscribers_get_their_time(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    """What is old when the broker comes back is not given up at the first word that nobody listens."""
+    """Old events are not dropped at the first answer without subscribers when the broker returns."""
     now = [1.8e9]
     with outbox_at(tmp_path / "o.db", clock=lambda: now[0]) as outbox:
         for n in range(1, 4):

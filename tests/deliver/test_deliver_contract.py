@@ -22,7 +22,7 @@ from tests.conftest import REPO
 
 DOCS = REPO / "docs"
 RELEASED = Path(__file__).parent / "contract" / "v1"
-"""The schemas as last released: written anew (`python -m edge_agent.deliver.contract`) with each release."""
+"""The schemas as last released: written again (`python -m edge_agent.deliver.contract`) with each release."""
 SPECS = "@asyncapi/specs@6.11.1"
 
 

@@ -1,4 +1,4 @@
-"""The examples do what they say: both subscribers, the access list, and `edge-agent watch`."""
+"""The examples work as documented: both subscribers, the access list, and `edge-agent watch`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def running(words: list[str], **options: Any) -> Iterator[list[str]]:
 
 
 def wait_for_subscriber(publisher: Publisher) -> None:
-    """Until somebody listens: the broker says so with reason code 0 instead of 16."""
+    """Wait for a subscriber: the broker then answers with reason code 0 instead of 16."""
     publisher.publish(identity(1))
     assert publisher.drain(30)
 

@@ -140,9 +140,9 @@ def test_announcement_has_what_home_assistant_demands(announced: Any) -> None:
 
 
 def test_templates_read_our_messages(announced: Any) -> None:
-    told = encode(new_event("telemetry", FULL, time=1.7e9))
+    reported = encode(new_event("telemetry", FULL, time=1.7e9))
     values = {
-        name: rendered(entity["value_template"], told)
+        name: rendered(entity["value_template"], reported)
         for name, entity in announced["components"].items()
         if "state_topic" not in entity
     }

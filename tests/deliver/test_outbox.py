@@ -1,4 +1,4 @@
-"""The outbox: numbers without holes, bounds with gaps told exactly, and nothing lost by a kill."""
+"""The outbox: numbers without holes, limits with exact gaps, and no loss by a kill."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def take_all(outbox: Outbox) -> list[Any]:
 
 
 def gaps(messages: list[Any]) -> dict[str, list[int]]:
-    """Numbers told as gone, by reason."""
-    told: dict[str, list[int]] = {}
+    """Numbers reported as lost, by reason."""
+    reported: dict[str, list[int]] = {}
     for message in messages:
         if message.get("type") == "edge.gap.v1":
             numbers = [n for r in message["data"]["ranges"] for n in range(r["first"], r["last"] + 1)]
             assert message["data"]["count"] == len(numbers)
-            told.setdefault(message["data"]["reason"], []).extend(numbers)
-    return told
+            reported.setdefault(message["data"]["reason"], []).extend(numbers)
+    return reported
 
 
 def test_events_come_out_in_order_with_their_numbers(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_erase_removes_a_person_from_the_disk(tmp_path: Path) -> None:
         outbox.report_gaps(stamp, GAP)
         left = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         assert b"person-secret-7" not in left
-        told = gaps(take_all(outbox))
-        assert told["erased"] == [*range(56, 60), *range(61, 101)]
-        assert told["rejected"] == [60]
+        reported = gaps(take_all(outbox))
+        assert reported["erased"] == [*range(56, 60), *range(61, 101)]
+        assert reported["rejected"] == [60]
 
 
 def test_erase_takes_whole_words_only(tmp_path: Path) -> None:
@@ -324,8 +324,8 @@ def test_damage_found_while_running_does_not_stop_it(tmp_path: Path) -> None:
         assert outbox.set_aside is not None
         outbox.report_gaps(stamp, GAP)
         messages = take_all(outbox)
-        told = gaps(messages).get("corrupt", [])
-        assert sorted(told + [m["seq"] for m in messages]) == list(range(1, 10))
+        reported = gaps(messages).get("corrupt", [])
+        assert sorted(reported + [m["seq"] for m in messages]) == list(range(1, 10))
 
 
 def test_unwritten_numbers_are_reported_once_when_the_file_is_damaged_too(
@@ -422,7 +422,7 @@ def test_a_full_disk_is_reported_after_a_restart(small_disk: Path) -> None:
 
 
 def test_changing_disk_space_is_reported_exactly(small_disk: Path) -> None:
-    """Numbers that were written between two that were not are not told as gone."""
+    """Numbers written between two unwritten ones are not reported as lost."""
     body = b'{"pad":"' + b"x" * 20_000 + b'"}'
     ballast = small_disk / "ballast"
     lost = []
@@ -556,7 +556,7 @@ def test_encryption_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: p
 
 
 class OutboxMachine(RuleBasedStateMachine):
-    """Any sequence of calls: every number is delivered, waits, is parked or is told, exactly once."""
+    """Any sequence of calls: every number is delivered, waits, is parked or is reported, exactly once."""
 
     rows = Bundle("rows")
 
@@ -569,7 +569,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.delivered: set[int] = set()
         self.doubtful: set[int] = set()
         self.gap_ids: set[str] = set()
-        self.told: set[int] = set()
+        self.reported: set[int] = set()
         self.open()
 
     def open(self) -> None:
@@ -643,8 +643,8 @@ class OutboxMachine(RuleBasedStateMachine):
         if "id" in message:
             self.gap_ids.add(message["id"])
         for numbers in gaps([message]).values():
-            assert not self.told & set(numbers)
-            self.told.update(numbers)
+            assert not self.reported & set(numbers)
+            self.reported.update(numbers)
 
     def settle_all(self) -> None:
         self.outbox.release()
@@ -655,9 +655,9 @@ class OutboxMachine(RuleBasedStateMachine):
                 for row in rows:
                     self.take(row)
         everything = set(range(1, self.outbox.last_number + 1))
-        assert self.delivered | self.told == everything
-        # What was acknowledged just before a crash may be dropped and told after it: at least once.
-        assert self.delivered & self.told <= self.doubtful
+        assert self.delivered | self.reported == everything
+        # An event acknowledged just before a crash may be dropped and reported after it: at least once.
+        assert self.delivered & self.reported <= self.doubtful
 
 
 OutboxMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

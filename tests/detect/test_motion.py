@@ -1,4 +1,4 @@
-"""The motion gate: who wakes it, what does not, and that nobody is lost while it is closed."""
+"""The motion gate: what opens it, what does not, and no person is lost while it is closed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Picture = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def empty() -> NDArray[np.int16]:
-    """A street of 1920 x 1080 with nobody in it."""
+    """An empty street of 1920 x 1080."""
     street = Street(4, cameras=1, people=1, seconds=30.0, fps=1.0, visits=1, size=(640, 360))
     image = next(f.image for f in (street.frame("cam-a", n) for n in range(30, 0, -1)) if not f.truth)
     return cv2.resize(image, (1920, 1080)).astype(np.int16)
@@ -140,7 +140,7 @@ def watched(
 
 
 def frames(seconds: float, *, begin: float = 0.0, moving: bool = False) -> Iterator[Frame]:
-    """A grey room; with `moving`, somebody walks through it."""
+    """A grey room; with `moving`, a person walks through it."""
     for n in range(round(seconds * FPS)):
         image = np.full((240, 320, 3), 90, np.uint8)
         if moving:
@@ -271,14 +271,14 @@ def test_the_agent_counts_what_its_detector_did_not_see(tmp_path: Path) -> None:
     for _ in range(60):
         writer.write(np.full((120, 160, 3), 90, np.uint8))
     writer.release()
-    told: list[Any] = []
+    reported: list[Any] = []
     agent = Agent(
         configured(tmp_path, "enabled = true\nhold_s = 1.0"),
-        observe=lambda _: told.append(agent.describe()["sources"][0]["still"]),
+        observe=lambda _: reported.append(agent.describe()["sources"][0]["still"]),
     )
     summary = agent.run(threading.Event())
     assert summary.frames == {"room": 60}
-    assert told[-1] == 60 - 11  # a second, and the first frame after it
+    assert reported[-1] == 60 - 11  # a second, and the first frame after it
     assert agent.telemetry is not None
     assert agent.telemetry.still_frames == {"room": 49}
 

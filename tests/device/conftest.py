@@ -1,4 +1,4 @@
-"""What the tests on a real NVIDIA machine share. Without a usable GPU all of them skip, and say why.
+"""Fixtures of the tests on a real NVIDIA machine. Without a usable GPU they skip with the reason.
 
 Run them with `python -m pytest -m device tests/device`. They build about ten engines, minutes each.
 """
@@ -33,9 +33,9 @@ from tests.conftest import REPO
 
 CROPS = 96
 MAX_BATCH = 64
-PRECISIONS = ("fp32", "fp16", "fp16 flag", "int8", "int8 told", "int8 found")
+PRECISIONS = ("fp32", "fp16", "fp16 flag", "int8", "int8 given", "int8 found")
 """As the agent builds them, from a graph in that precision. `flag`: FP16 that TensorRT chooses itself;
-`told`: INT8 ranges from ONNX Runtime by a calibration cache; `found`: by TensorRT's own calibrator."""
+`given`: INT8 ranges from ONNX Runtime by a calibration cache; `found`: by TensorRT's own calibrator."""
 
 Rows = NDArray[np.float32]
 
@@ -81,7 +81,7 @@ def scales(prepared: PreparedGraph, crops: NDArray[np.uint8]) -> Scales:
 
 
 def other_people() -> NDArray[np.uint8]:
-    """`(64, 256, 128, 3)`: nobody of `crops`, on other cameras."""
+    """`(64, 256, 128, 3)`: other people than `crops`, on other cameras."""
     return rendered(64, people=64, seed=7)
 
 
@@ -117,7 +117,7 @@ def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[Pr
         if name.startswith("int8"):
             if not has_calibrators():
                 pytest.skip("this TensorRT has no calibrators: INT8 comes from the graph alone")
-            return prepared, BuildOptions("int8", scales=scales if name == "int8 told" else calibration())
+            return prepared, BuildOptions("int8", scales=scales if name == "int8 given" else calibration())
         if name == "fp16":
             return to_half(prepared), BuildOptions("fp16")
         if name == "fp16 flag" and version()[0] >= 11:

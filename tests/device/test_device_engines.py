@@ -172,10 +172,10 @@ def test_a_plan_is_built_once(own_store: PlanStore, variant: Variants) -> None:
     phases: list[str] = []
     first = PlanBuilder(own_store, graph, options, progress=lambda phase, *_: phases.append(phase)).plan()
     assert own_store.read_timing(this_machine())
-    told = len(phases)
+    reported = len(phases)
     again = PlanBuilder(own_store, graph, options, progress=lambda phase, *_: phases.append(phase)).plan()
     assert again.data == first.data
-    assert len(phases) == told, "nothing was built the second time"
+    assert len(phases) == reported, "nothing was built the second time"
     entry = own_store.entries(this_machine(), digests=True)[0]
     assert (entry.verdict, entry.profiles) == ("ok", (1, 16, 64))
     assert first.facts["seconds"] > 0

@@ -28,7 +28,7 @@ FLAT = np.full((90, 40, 3), 120, np.uint8)
 
 
 @pytest.fixture
-def beside() -> Iterator[SubprocessPacker]:
+def subprocess_packer() -> Iterator[SubprocessPacker]:
     with SubprocessPacker(PROFILE, 0.05, SIZE, MOST) as packer:
         yield packer
 
@@ -56,61 +56,61 @@ def is_there(pid: int) -> bool:
     return True
 
 
-def test_both_give_the_same(beside: SubprocessPacker) -> None:
+def test_both_give_the_same(subprocess_packer: SubprocessPacker) -> None:
     here = InlinePacker(PROFILE, 0.05)
     for seed in range(6):
         given = crops(seed, count=1 + seed)
         given[0] = FLAT  # refused: it leaves no hole
         mine, theirs = room(), room()
         here.begin(given)
-        beside.begin(given)
+        subprocess_packer.begin(given)
         sharp = here.finish(mine)
-        np.testing.assert_array_equal(beside.finish(theirs), sharp)
+        np.testing.assert_array_equal(subprocess_packer.finish(theirs), sharp)
         assert sharp[0] < 0.05
         np.testing.assert_array_equal(mine, theirs)
         for row, crop in enumerate(given[1:]):
             np.testing.assert_array_equal(theirs[row], cv2.resize(crop, SIZE[::-1]))
 
 
-def test_results_come_in_the_order_of_the_crops(beside: SubprocessPacker) -> None:
+def test_results_come_in_the_order_of_the_crops(subprocess_packer: SubprocessPacker) -> None:
     batches = [crops(seed) for seed in range(9)]
-    beside.begin(batches[0])
+    subprocess_packer.begin(batches[0])
     for now, coming in zip(batches, [*batches[1:], None], strict=True):
         if coming is not None:
-            beside.begin(coming)
+            subprocess_packer.begin(coming)
         target = room()
-        beside.finish(target)
+        subprocess_packer.finish(target)
         np.testing.assert_array_equal(target[0], cv2.resize(now[0], SIZE[::-1]))
 
 
-def test_memory_grows_with_the_crops(beside: SubprocessPacker) -> None:
+def test_memory_grows_with_the_crops(subprocess_packer: SubprocessPacker) -> None:
     for side in (50, 500, 3000):
         large = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
         for _ in range(3):  # every slot
             target = room()
-            beside.begin([large, large])
-            beside.finish(target)
+            subprocess_packer.begin([large, large])
+            subprocess_packer.finish(target)
             np.testing.assert_array_equal(target[1], cv2.resize(large, SIZE[::-1]))
 
 
-def test_a_dead_process_loses_its_crops_and_no_others(beside: SubprocessPacker) -> None:
-    beside.begin(crops(1))
-    beside.finish(room())
-    first = beside.pid
+def test_a_dead_process_loses_its_crops_and_no_others(subprocess_packer: SubprocessPacker) -> None:
+    subprocess_packer.begin(crops(1))
+    subprocess_packer.finish(room())
+    first = subprocess_packer.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
     while Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)
-    beside.begin(crops(2))
-    beside.begin(crops(3))
+    subprocess_packer.begin(crops(2))
+    subprocess_packer.begin(crops(3))
     for _ in range(2):
         with pytest.raises(EngineError, match="ended"):
-            beside.finish(room())
+            subprocess_packer.finish(room())
     target = room()
-    beside.begin(crops(4))
-    beside.finish(target)
+    subprocess_packer.begin(crops(4))
+    subprocess_packer.finish(target)
     np.testing.assert_array_equal(target[0], cv2.resize(crops(4)[0], SIZE[::-1]))
-    assert beside.pid != first
+    assert subprocess_packer.pid != first
 
 
 def test_signals_to_the_group_do_not_end_it_and_the_end_does() -> None:
@@ -127,9 +127,9 @@ def test_signals_to_the_group_do_not_end_it_and_the_end_does() -> None:
     assert not is_there(pid)
 
 
-def test_nothing_of_the_crops_has_a_name(beside: SubprocessPacker) -> None:
-    beside.begin(crops(1))
-    beside.finish(room())
+def test_nothing_of_the_crops_has_a_name(subprocess_packer: SubprocessPacker) -> None:
+    subprocess_packer.begin(crops(1))
+    subprocess_packer.finish(room())
     held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
     memory = [name for name in held if "edge-agent crops" in name]
     assert memory
@@ -151,11 +151,11 @@ def frame(seed: int) -> tuple[np.ndarray, Detections]:
 def test_an_embedder_gives_the_same_by_either() -> None:
     """Several frames at once, more than a batch, with refused crops, and the next ones begun meanwhile."""
     gate, given = QualityGate(QualitySettings()), {}
-    for name in ("here", "beside"):
+    for name in ("here", "subprocess_packer"):
         engine = open_simulated("simulated:a30-mixed", max_batch=4)
         made = {
             "here": InlinePacker(PROFILE, gate.settings.min_sharpness),
-            "beside": SubprocessPacker(PROFILE, gate.settings.min_sharpness, engine.input_size, 4),
+            "subprocess_packer": SubprocessPacker(PROFILE, gate.settings.min_sharpness, engine.input_size, 4),
         }[name]
         with Embedder(engine, profile=PROFILE, gate=gate, packer=made) as embedder:
             found = []
@@ -166,7 +166,7 @@ def test_an_embedder_gives_the_same_by_either() -> None:
             found += embedder.collect()
         given[name] = found
         assert embedder.counters.refused["blurred"] == 10
-    for one, other in zip(given["here"], given["beside"], strict=True):
+    for one, other in zip(given["here"], given["subprocess_packer"], strict=True):
         assert one.reasons == other.reasons
         assert one.reasons[0] == "blurred"
         np.testing.assert_array_equal(one.vectors, other.vectors)

@@ -266,7 +266,7 @@ def test_prune_keeps_what_is_active_and_what_was_before(
 
 
 class Known:
-    """A gallery that knows nobody, and the site's scores."""
+    """An empty gallery, and the site's scores."""
 
     def __init__(self, scores: list[float]) -> None:
         site = SiteScores(1e-3)

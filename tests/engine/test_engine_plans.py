@@ -264,21 +264,21 @@ def test_writers_and_readers_side_by_side_see_whole_plans(store: PlanStore) -> N
 
 
 def test_one_build_at_a_time(store: PlanStore) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         with store.building():
 
             def second() -> None:
-                with PlanStore(store.folder, host=HOST).building(lambda: told.append("waits")):
-                    told.append("builds")
+                with PlanStore(store.folder, host=HOST).building(lambda: reported.append("waits")):
+                    reported.append("builds")
 
             job = pool.submit(second)
-            while not told:
+            while not reported:
                 time.sleep(0.005)
             time.sleep(0.05)
-            assert told == ["waits"]
+            assert reported == ["waits"]
         job.result(10)
-    assert told == ["waits", "builds"]
+    assert reported == ["waits", "builds"]
 
 
 # --- timing caches ----------------------------------------------------------------------------

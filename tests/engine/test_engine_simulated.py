@@ -1,4 +1,4 @@
-"""The simulated engine: keeps the contract, the times of its table, and says what it is wherever it is."""
+"""The simulated engine: its contract, the times of its table, and its label in every output."""
 
 from __future__ import annotations
 
@@ -59,8 +59,13 @@ def test_times_between_and_beyond_the_known_batches() -> None:
 
 def test_what_if_file(tmp_path: Path) -> None:
     file = tmp_path / "orin-int8.json"
-    told = {"device": "Orin", "precision": "int8", "source": "a guess", "latency_ms": {"64": 14.4, "1": 0.7}}
-    file.write_text(json.dumps(told))
+    reported = {
+        "device": "Orin",
+        "precision": "int8",
+        "source": "a guess",
+        "latency_ms": {"64": 14.4, "1": 0.7},
+    }
+    file.write_text(json.dumps(reported))
     table = latency_table(str(file))
     assert (table.name, table.precision, table.batches) == ("orin-int8", "int8", (1, 64))
     assert table.of(64) == pytest.approx(0.0144)
@@ -79,9 +84,15 @@ def test_what_if_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_table(change: dict[str, object], words: str, tmp_path: Path) -> None:
-    told = {"device": "Orin", "precision": "int8", "source": "a guess", "latency_ms": {"1": 0.7}, **change}
+    reported = {
+        "device": "Orin",
+        "precision": "int8",
+        "source": "a guess",
+        "latency_ms": {"1": 0.7},
+        **change,
+    }
     file = tmp_path / "table.json"
-    file.write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    file.write_text(json.dumps({key: value for key, value in reported.items() if value is not None}))
     with pytest.raises(InputError, match=words):
         latency_table(str(file))
 
@@ -180,9 +191,9 @@ def test_every_event_and_log_line_names_it(tmp_path: Path, vtest_video: Path) ->
     )
     agent.run(stop)
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
-    told = [event["data"] for event in events if "identity" in event["type"]]
-    assert told
-    assert all(data["simulated"] and data["model"]["backend"] == "simulated:orin-fp16" for data in told)
+    reported = [event["data"] for event in events if "identity" in event["type"]]
+    assert reported
+    assert all(data["simulated"] and data["model"]["backend"] == "simulated:orin-fp16" for data in reported)
     lines = [json.loads(line.partition(">")[2]) for line in said.getvalue().splitlines()]
     assert lines
     assert all(line["engine"] == "simulated:orin-fp16" for line in lines)

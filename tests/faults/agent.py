@@ -1,4 +1,4 @@
-"""The delivery side of an agent as a process of its own, to be killed: makes events at a rate and says so.
+"""Delivery of an agent as a separate process that tests can kill: makes events at a rate and logs them.
 
 Each event leaves lines in the log: `begin ID` before it is published, then `done ID SEQ` once it is on disk,
 or `drop ID SEQ` when the disk did not take it. After a kill in between, an event may or may not arrive.

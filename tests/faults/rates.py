@@ -1,4 +1,4 @@
-"""How fast the outbox takes and gives, beside what it stands on: raw sqlite3 and raw paho, taking turns.
+"""Rates of append and delivery compared with plain sqlite3 and plain paho, in turn.
 
 Raw paho publishes twice: the same messages with the same MQTT 5 properties (content type, expiry, `schema`,
 `traceparent`; made once), which is what the publisher is held against, and bare, without properties.
@@ -106,7 +106,7 @@ def ours_append(folder: Path, name: str, body: bytes) -> float:
 
 
 def listen(port: int) -> subprocess.Popen[bytes]:
-    """Somebody has to subscribe, or the broker says so with reason code 16."""
+    """Subscribe, because without a subscriber the broker answers with reason code 16."""
     words = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-t", "edge/v1/+/+/identity/#"]
     listener = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     time.sleep(1.0)

@@ -39,7 +39,7 @@ Result = dict[str, Any]
 DRAIN_S = 180.0
 """Patience with a loaded machine: what has to arrive may take so long."""
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
-ZERO = ("lost", "out of order", "number differs", "holes not told", "never made")
+ZERO = ("lost", "out of order", "number differs", "holes not reported", "never made")
 
 
 def storm(folder: Path, seconds: float, seed: int) -> Result:
@@ -51,7 +51,7 @@ def storm(folder: Path, seconds: float, seed: int) -> Result:
 
 
 def disk(folder: Path, seconds: float, seed: int) -> Result:
-    """The same, and twice the disk that holds the outbox is full: what was dropped is told, exactly."""
+    """The same, with the outbox's disk full twice: dropped events are reported exactly."""
     state = folder / "state"
     state.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(state)]
@@ -64,17 +64,17 @@ def disk(folder: Path, seconds: float, seed: int) -> Result:
     finally:
         subprocess.run(["umount", str(state)], check=True)
     found = account(log, subscriber.seen)
-    told = set(gaps(subscriber.seen).get("disk-full", []))
-    # A kill may come between the loss of an event and the line in the log that says so.
-    unclear = told - set(log.dropped)
-    exact = set(log.dropped) <= told and len(unclear) <= len(log.cut_off)
+    reported = set(gaps(subscriber.seen).get("disk-full", []))
+    # A kill may come between the loss of an event and its log line.
+    unclear = reported - set(log.dropped)
+    exact = set(log.dropped) <= reported and len(unclear) <= len(log.cut_off)
     counts = {
         "dropped": len(log.dropped),
-        "told as disk-full": len(told),
+        "reported as disk-full": len(reported),
         "cut off by a kill": len(log.cut_off),
-        "told = dropped": exact,
+        "reported = dropped": exact,
     }
-    fine = exact and bool(told) and said["drained"] and all(found[k] == 0 for k in ZERO)
+    fine = exact and bool(reported) and said["drained"] and all(found[k] == 0 for k in ZERO)
     return found | counts | said | {"ok": fine}
 
 
@@ -143,7 +143,7 @@ def do_to_broker(server: Any, what: str) -> None:
 
 
 def mtls(folder: Path, seconds: float, seed: int) -> Result:
-    """Foreign certificate, expired certificate, a topic that is not allowed: refused, told, nothing lost."""
+    """Foreign certificate, expired certificate, a forbidden topic: refused, reported, nothing lost."""
     made = certificates.make(folder / "certificates")
     acl = folder / "broker" / "acl"
     acl.parent.mkdir()
@@ -175,13 +175,13 @@ def mtls(folder: Path, seconds: float, seed: int) -> Result:
                 said[name] = out.partition("problem ")[2].strip()[-90:]
             wait_for(log, subscriber, DRAIN_S)
             found = account(log, subscriber.seen)
-            told = gaps(subscriber.seen)
-    # What was refused for its topic comes late, under its old number: told before, and not lost.
+            reported = gaps(subscriber.seen)
+    # Events refused for their topic come late, under their old numbers: reported before, and not lost.
     order = found.pop("out of order")
-    more = {"late": order, "told as rejected": len(told.get("rejected", [])), "said": said}
+    more = {"late": order, "reported as rejected": len(reported.get("rejected", [])), "said": said}
     refused = "ALERT" in said["foreign"].upper() and "ALERT" in said["expired"].upper()
-    kept = ("lost", "number differs", "holes not told", "never made")
-    told_all = more["told as rejected"] >= 50
+    kept = ("lost", "number differs", "holes not reported", "never made")
+    told_all = more["reported as rejected"] >= 50
     return found | more | {"ok": refused and told_all and all(found[k] == 0 for k in kept)}
 
 
@@ -236,7 +236,7 @@ def commands(folder: Path, seconds: float, seed: int) -> Result:
 
 
 def measured_rates(folder: Path, seconds: float, seed: int) -> Result:
-    """Append and drain beside raw sqlite3 and raw paho, taking turns in one run."""
+    """Append and drain compared with plain sqlite3 and plain paho, in turn in one run."""
     with broker(folder / "broker", rates.BROKER) as server:
         return rates.measure(folder, server.url, server.port, seconds)
 

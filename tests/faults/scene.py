@@ -112,7 +112,7 @@ class Log:
 
     @property
     def cut_off(self) -> set[str]:
-        """Begun, and neither on disk nor dropped as far as the log says: the agent was killed just then."""
+        """Events that were begun and are neither on disk nor dropped in the log: killed in between."""
         return self.begun - self.done.keys() - {line[1] for line in self.words("drop") if len(line) == 3}
 
     @property
@@ -132,11 +132,11 @@ def numbers(ranges: list[dict[str, int]]) -> list[int]:
 
 
 def gaps(seen: list[dict[str, Any]]) -> dict[str, list[int]]:
-    """Numbers that gap events told, by reason; a repeated delivery counts once."""
-    told: dict[str, list[int]] = {}
+    """Numbers in gap events, by reason; a repeated delivery counts once."""
+    reported: dict[str, list[int]] = {}
     for message in {m["id"]: m for m in seen if m["type"] == "edge.gap.v1"}.values():
-        told.setdefault(message["data"]["reason"], []).extend(numbers(message["data"]["ranges"]))
-    return told
+        reported.setdefault(message["data"]["reason"], []).extend(numbers(message["data"]["ranges"]))
+    return reported
 
 
 def account(log: Log, seen: list[dict[str, Any]]) -> dict[str, Any]:
@@ -147,8 +147,8 @@ def account(log: Log, seen: list[dict[str, Any]]) -> dict[str, Any]:
     done = log.done
     order = list(first.values())
     received = {event: seq for event, seq in first.items() if event in done}
-    told = {n for reason in gaps(seen).values() for n in reason}
-    holes = set(range(1, max(order, default=0) + 1)) - set(order) - told
+    reported = {n for reason in gaps(seen).values() for n in reason}
+    holes = set(range(1, max(order, default=0) + 1)) - set(order) - reported
     return {
         "produced": len(done),
         "received": len(received),
@@ -156,8 +156,8 @@ def account(log: Log, seen: list[dict[str, Any]]) -> dict[str, Any]:
         "duplicates": len(seen) - len(first),
         "out of order": sum(b < a for a, b in itertools.pairwise(order)),
         "number differs": sum(done[event] != seq for event, seq in received.items()),
-        "numbers in gaps": len(told),
-        "holes not told": len(holes),
+        "numbers in gaps": len(reported),
+        "holes not reported": len(holes),
         "never made": len({m["id"] for m in seen if m["type"].startswith("edge.identity")} - log.begun),
     }
 

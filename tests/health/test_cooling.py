@@ -65,13 +65,13 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurried: None) -> Boa
 
 
 @contextlib.contextmanager
-def agent(settings: Settings, told: Path) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A running agent; gives what its status says."""
+def agent(settings: Settings, reported: Path) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A running agent; gives its status."""
     stop, faults = threading.Event(), []
 
     def run() -> None:
         try:
-            Agent(settings, Outputs(told)).run(stop)
+            Agent(settings, Outputs(reported)).run(stop)
         except Exception as problem:
             faults.append(problem)
 
@@ -101,9 +101,9 @@ def governed(status: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_a_hot_board_is_worked_less_and_later_as_before(tmp_path: Path, board: Board) -> None:
-    video, told = write_video(tmp_path / "clip.avi", 900), tmp_path / "events.jsonl"
+    video, reported = write_video(tmp_path / "clip.avi", 900), tmp_path / "events.jsonl"
     settings = configured(tmp_path, f'[[sources]]\nurl = "{video}"\nrealtime = true\n')
-    with agent(settings, told) as status:
+    with agent(settings, reported) as status:
         wait_for("the first look", lambda: governed(status).get("state") == "watching")
         assert governed(status)["limit_c"] == 99.0
         board.set(98.5)
@@ -119,8 +119,8 @@ def test_a_hot_board_is_worked_less_and_later_as_before(tmp_path: Path, board: B
         board.set(60.0)
         wait_for("the full load", lambda: governed(status)["step"] == 0)
         wait_for("the end of it", lambda: status()["state"] == "online")
-    assert events(told, "thermal_throttle")[0]["data"]["details"]["reasons"].startswith("devfreq")  # type: ignore[index]
-    alerts: list[Any] = [event["data"] for event in events(told, "governor")]
+    assert events(reported, "thermal_throttle")[0]["data"]["details"]["reasons"].startswith("devfreq")  # type: ignore[index]
+    alerts: list[Any] = [event["data"] for event in events(reported, "governor")]
     steps = [alert["details"]["step"] for alert in alerts]
     assert steps[0] in {1, 2}
     assert steps[-1] == 0
@@ -131,16 +131,16 @@ def test_a_hot_board_is_worked_less_and_later_as_before(tmp_path: Path, board: B
 
 def test_a_governor_that_is_off_or_without_sensors_reports_it(tmp_path: Path, board: Board) -> None:
     board.set(None)
-    video, told = write_video(tmp_path / "clip.avi", 300), tmp_path / "events.jsonl"
+    video, reported = write_video(tmp_path / "clip.avi", 300), tmp_path / "events.jsonl"
     sources = f'[[sources]]\nurl = "{video}"\nrealtime = true\n'
-    with agent(configured(tmp_path, sources), told) as status:
+    with agent(configured(tmp_path, sources), reported) as status:
         wait_for("the first look", lambda: governed(status).get("state") == "blind")
         assert governed(status)["reason"] == "no thermal zone has a known temperature"
         assert status()["state"] == "online"
-    assert events(told, "governor") == []  # auto: nobody was promised one
-    with agent(configured(tmp_path, f'{sources}[governor]\nenabled = "on"\n'), told) as status:
-        wait_for("the alert", lambda: events(told, "governor"))
-    with agent(configured(tmp_path, f'{sources}[governor]\nenabled = "off"\n'), told) as status:
+    assert events(reported, "governor") == []  # auto: nobody was promised one
+    with agent(configured(tmp_path, f'{sources}[governor]\nenabled = "on"\n'), reported) as status:
+        wait_for("the alert", lambda: events(reported, "governor"))
+    with agent(configured(tmp_path, f'{sources}[governor]\nenabled = "off"\n'), reported) as status:
         board.set(99.0)
         wait_for("the first look", lambda: governed(status).get("state") == "off")
         assert governed(status)["step"] == 0
@@ -187,7 +187,7 @@ def test_switching_it_off_opens_everything_again(hurried: None) -> None:
 
 @pytest.mark.slow
 def test_cameras_are_closed_by_priority_and_opened_again(tmp_path: Path, board: Board) -> None:
-    told = tmp_path / "events.jsonl"
+    reported = tmp_path / "events.jsonl"
     with serving(
         "--mount", "/a", "--mount", "/b", "--width", "64", "--height", "160", "--fps", "5"
     ) as server:
@@ -195,7 +195,7 @@ def test_cameras_are_closed_by_priority_and_opened_again(tmp_path: Path, board: 
             f'[[sources]]\nid = "{name}"\nurl = "{server.url("/" + name)}"\npriority = {priority}\n'
             for name, priority in (("a", 3), ("b", 0))
         )
-        with agent(configured(tmp_path, cameras), told) as status:
+        with agent(configured(tmp_path, cameras), reported) as status:
 
             def states() -> dict[str, str]:
                 return {source["camera"]: source["state"] for source in status().get("sources", ())}
@@ -214,4 +214,4 @@ def test_cameras_are_closed_by_priority_and_opened_again(tmp_path: Path, board: 
             board.set(60.0)
             wait_for("both", lambda: states() == {"a": "online", "b": "online"})
             wait_for("frames of b", lambda: status()["telemetry"]["frames_per_s"]["b"] > 0)
-    assert json.loads(told.read_text().splitlines()[-1])["type"].startswith("edge.")
+    assert json.loads(reported.read_text().splitlines()[-1])["type"].startswith("edge.")

@@ -17,7 +17,7 @@ from edge_agent.health.systemd import Notifier
 
 
 class Manager:
-    """Hears what a service says, as systemd does."""
+    """Receives the messages of a service, as systemd does."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -151,14 +151,14 @@ def test_a_long_start_asks_for_time_again_and_again(
     with notifier.taking_long("builds an engine", at_most_s=30):
         while manager.count("EXTEND_TIMEOUT_USEC") < 3:
             time.sleep(0.01)
-    told = len(manager.listen(0.1))
+    reported = len(manager.listen(0.1))
     time.sleep(0.05)
-    assert len(manager.listen(0.1)) == told
+    assert len(manager.listen(0.1)) == reported
     assert manager.heard[0] == {"EXTEND_TIMEOUT_USEC": "60000000", "STATUS": "builds an engine"}
     with notifier.taking_long("hangs", at_most_s=0.0):
         time.sleep(0.05)
-    assert len(manager.listen(0.1)) == told  # what hangs for ever gets no more time
+    assert len(manager.listen(0.1)) == reported  # what hangs for ever gets no more time
     notifier.progress("10 %")
     notifier.progress("11 %")
     notifier.close()
-    assert [message["STATUS"] for message in manager.listen(0.1)[told:]] == ["10 %"]
+    assert [message["STATUS"] for message in manager.listen(0.1)[reported:]] == ["10 %"]

@@ -1,4 +1,4 @@
-"""Stuck stages, crash loops, memory, and the socket that tells of them."""
+"""Stuck stages, crash loops, memory, and the socket that reports them."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def stage(name: str, age: float, group: str = "", *, vital: bool = True, inactiv
 
 
 def look(*stages: Stage) -> tuple[bool, dict[str, str]]:
-    """Whether the watchdog is fed, and what is told to be stuck."""
-    told: list[dict[str, str]] = [{}]
-    watchdog = Watchdog(Notifier(), told.append, lambda: None, stages)
+    """Whether the watchdog is fed, and which stages are reported as stuck."""
+    reported: list[dict[str, str]] = [{}]
+    watchdog = Watchdog(Notifier(), reported.append, lambda: None, stages)
     with structlog.testing.capture_logs():
         watchdog.check()
-    return watchdog.fed, told[-1]
+    return watchdog.fed, reported[-1]
 
 
 def test_everything_gets_on() -> None:
@@ -237,23 +237,23 @@ HOUR = WARM_UP + WINDOW + 2
     ],
 )
 def test_growth(curve: list[float], alarm: bool) -> None:
-    told = feed(memory_watch(memory_growth_mb=64), curve)
-    assert any(told) is alarm
+    reported = feed(memory_watch(memory_growth_mb=64), curve)
+    assert any(reported) is alarm
     if alarm:
-        assert "by 120 MB an hour" in told[-1]
+        assert "by 120 MB an hour" in reported[-1]
 
 
 def test_growth_that_ends_is_over() -> None:
     watch = memory_watch(memory_growth_mb=64)
-    told = feed(watch, [500.0 + 2 * min(n, HOUR) for n in range(3 * HOUR)])
-    assert any(told)
-    assert told[-1] == ""
+    reported = feed(watch, [500.0 + 2 * min(n, HOUR) for n in range(3 * HOUR)])
+    assert any(reported)
+    assert reported[-1] == ""
     assert watch.growth == 0
 
 
 def test_a_bound_with_a_margin() -> None:
     watch = memory_watch(memory_mb=1000, memory_growth_mb=1e6)
-    assert [bool(told) for told in feed(watch, [900, 1001, 970, 960, 949, 970])] == [
+    assert [bool(reported) for reported in feed(watch, [900, 1001, 970, 960, 949, 970])] == [
         False, True, True, True, False, False,
     ]  # fmt: skip
 
@@ -338,7 +338,7 @@ def reply(listening: socket.socket, text: bytes) -> None:
         asking.sendall(text)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_another_user_may_not_ask(tmp_path: Path) -> None:
     code = "import os, sys\nfrom pathlib import Path\nfrom edge_agent.health.inquiry import read_status\n"
     code += "os.setgid(65534); os.setuid(65534)\nread_status(Path(sys.argv[1]))"
@@ -371,8 +371,8 @@ def test_how_far_a_long_start_is_can_be_seen(tmp_path: Path, manager: Manager) -
             supervisor.progress("builds an engine: 40 %")
             found = read_status(tmp_path / "status.sock")
     assert (found["state"], found["reason"], found["ready"]) == ("starting", "builds an engine: 40 %", False)
-    told = [message["STATUS"] for message in manager.listen(0.1) if "EXTEND_TIMEOUT_USEC" in message]
-    assert told == ["starting: the engine", "builds an engine: 40 %"]
+    reported = [message["STATUS"] for message in manager.listen(0.1) if "EXTEND_TIMEOUT_USEC" in message]
+    assert reported == ["starting: the engine", "builds an engine: 40 %"]
     assert [run["how"] for run in json.loads((tmp_path / "starts.json").read_text())["runs"]] == ["clean"]
 
 

@@ -299,7 +299,7 @@ def test_total_power_is_none_unless_it_is_known_how_rails_add_up() -> None:
 
 
 def jtop_dump(**changes: Any) -> SimpleNamespace:
-    """What jtop says on an Orin Nano, by its documentation (MHz there are kHz, watts mW)."""
+    """Values of jtop on an Orin Nano, by its documentation (MHz there are kHz, watts mW)."""
     content: dict[str, Any] = {
         "temperature": {
             "cpu": {"temp": 46.062, "online": True},
@@ -383,7 +383,7 @@ def test_sysfs_comes_first_and_jtop_fills() -> None:
 
 
 class FlakyJtop:
-    """Connects, gives data, loses the connection, refuses: as told by the script."""
+    """Connects, gives data, loses the connection, refuses: as in the script."""
 
     def __init__(self, script: list[list[str]]) -> None:
         self.script = script
@@ -422,7 +422,7 @@ def test_jtop_gets_a_new_client_after_each_error() -> None:
     with JtopReader(0.2, connect=flaky, first_wait_s=0.01) as reader:
         wait_for(lambda: flaky.clients == 3 and flaky.closed == 3)
         assert reader.read().power_mode == "15W"
-        wait_for(lambda: reader.read() == Reading())  # what is older than three intervals is not told
+        wait_for(lambda: reader.read() == Reading())  # values older than three intervals are dropped
     assert not any(thread.name == "jtop" for thread in threading.enumerate())
 
 

@@ -233,7 +233,7 @@ def test_a_decision_contains_its_evidence(gallery: Gallery) -> None:
 
 
 def test_nothing_is_merged_during_warm_up(gallery: Gallery) -> None:
-    """Alone on the picture, nobody can say what strangers look like: everybody is new."""
+    """With one person per picture there are no impostor pairs: every person is new."""
     people = People(3)
     scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     for track in (1, 2, 3):
@@ -268,7 +268,7 @@ def test_two_people_on_one_picture_are_never_one_identity(gallery: Gallery) -> N
 
 
 def test_a_better_fit_takes_the_identity_back(gallery: Gallery) -> None:
-    """A look-alike came first and was matched; then the person appears beside it."""
+    """A similar person came first and was matched; then the right person appears in the same frame."""
     people = People(7, noise=0.1)
     look_alike = People._unit(0.88 * people.centres[2] + 0.48 * people.centres[6])
     scene = Scene(Identifier(gallery, "s", IdentifySettings(threshold=0.7)))

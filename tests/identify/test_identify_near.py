@@ -1,4 +1,4 @@
-"""Remembered searches say what a search over everybody says, while the gallery and the question change."""
+"""Cached searches equal full searches while the gallery and the query change."""
 
 from __future__ import annotations
 

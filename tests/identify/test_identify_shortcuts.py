@@ -1,4 +1,4 @@
-"""The decision looks at the whole gallery only where somebody can have come near: it must decide the same."""
+"""Whole-gallery searches that are skipped do not change any decision."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Everybody(Lookalikes):
 def cameras(
     neighbours: Callable[..., Neighbours], lookalikes: type[Lookalikes], **options: object
 ) -> Iterator[tuple[list[Scene], Gallery]]:
-    """Two that see the same people at the same time, so that one enrols whom the other has looked for."""
+    """Two cameras that see the same people at the same time; one enrols people the other searched for."""
     with (
         pytest.MonkeyPatch.context() as patch,
         Gallery(":memory:", GallerySettings(), space="test", dimension=D) as gallery,
@@ -45,10 +45,10 @@ def cameras(
         yield [Scene(identifier, "east"), Scene(identifier, "west")], gallery
 
 
-def told(decisions: list[Decision]) -> list[tuple[object, ...]]:
+def reported(decisions: list[Decision]) -> list[tuple[object, ...]]:
     return [
         (d.kind, d.track_id, d.number, d.reason, d.frame, d.rule)
-        # A score that decided nothing is told exactly where the decision is that nobody is like this.
+        # A score without influence is exact where the decision is that no identity is similar.
         + ((_rounded(d.score), _rounded(d.runner_up)) if d.kind is DecisionKind.ENROLLED else ())
         for d in decisions
     ]
@@ -84,15 +84,17 @@ def test_decisions_equal_those_of_a_full_search(seed: int, configured: float | N
                         swapped = dice.sample(list(group.values()), len(group))
                         group.update(zip(group, swapped, strict=True))
                     vectors = {number: crops.crop(person) for number, person in group.items()}
-                    assert told(one.show(vectors)) == told(other.show(vectors))
+                    assert reported(one.show(vectors)) == reported(other.show(vectors))
             for group, one, other in zip(groups, fast, slow, strict=True):
-                assert told(one.show({}, ended=tuple(group))) == told(other.show({}, ended=tuple(group)))
+                assert reported(one.show({}, ended=tuple(group))) == reported(
+                    other.show({}, ended=tuple(group))
+                )
             _meddle(dice, quick, full)
         assert [i.number for i in quick.identities()] == [i.number for i in full.identities()]
 
 
 def _meddle(dice: random.Random, *galleries: Gallery) -> None:
-    """Sometimes an operator erases, names or enrols somebody, in both galleries alike."""
+    """Sometimes erase, name or enrol a person, in both galleries."""
     numbers = [identity.number for identity in galleries[0].identities()]
     what, vector = dice.random(), np.random.default_rng(dice.randrange(1000)).normal(size=(1, D))
     unit = (vector / np.linalg.norm(vector)).astype(np.float32)

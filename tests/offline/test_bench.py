@@ -1,4 +1,4 @@
-"""The speed table: its figures are consistent, and it says what it was measured on."""
+"""The speed table: its figures are consistent, and it names machine and versions."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_every_batch_and_precision_that_can_be_had_is_measured(network: Path, tmp_path: Path) -> None:
-    told = json.loads(
-        run("--model", network, *FAST, "--state", tmp_path, "--json", "--output", tmp_path / "told.json")
+    reported = json.loads(
+        run("--model", network, *FAST, "--state", tmp_path, "--json", "--output", tmp_path / "report.json")
     )
-    assert json.loads((tmp_path / "told.json").read_bytes()) == told
-    rows = {(row["precision"], row["batch"]): row for row in told["rows"]}
+    assert json.loads((tmp_path / "report.json").read_bytes()) == reported
+    rows = {(row["precision"], row["batch"]): row for row in reported["rows"]}
     assert set(rows) == {(p, b) for p in ("fp32", "fp16") for b in (1, 16, 64)}
-    assert "edge-agent calibrate" in told["left_out"]["int8"]
+    assert "edge-agent calibrate" in reported["left_out"]["int8"]
     for row in rows.values():
         for figure in (row["alone"], row["end_to_end"]):
             assert 0 < figure["p50"] <= figure["p95"] <= figure["p99"]
@@ -47,9 +47,9 @@ def test_every_batch_and_precision_that_can_be_had_is_measured(network: Path, tm
         assert row["images_per_second"] > 0
         assert row["end_to_end_per_second"] > 0
         assert row["to_published"] is None  # this is no AGX Orin
-    assert told["machine"]["cores"] >= 1
-    assert told["model"]["name"] == "tiny"
-    assert {row["device"] for row in told["published"]} == {"A10", "A30", "Jetson AGX Orin"}
+    assert reported["machine"]["cores"] >= 1
+    assert reported["model"]["name"] == "tiny"
+    assert {row["device"] for row in reported["published"]} == {"A10", "A30", "Jetson AGX Orin"}
 
 
 def test_the_markdown_has_our_rows_and_the_published_ones(network: Path, tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_the_separate_rate_is_of_a_session_or_of_an_engine_off_the_cpu(
 
 
 def test_int8_is_not_measured_silently_as_something_else(network: Path, tmp_path: Path) -> None:
-    told = json.loads(
+    reported = json.loads(
         run("--model", network, *FAST, "--state", tmp_path, "--precision", "int8", "--batch", "1", "--json")
     )
-    assert told["rows"] == []
-    assert "no INT8 calibration of tiny" in told["left_out"]["int8"]
+    assert reported["rows"] == []
+    assert "no INT8 calibration of tiny" in reported["left_out"]["int8"]

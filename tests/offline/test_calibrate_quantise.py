@@ -76,10 +76,10 @@ def test_minmax_is_what_onnx_runtimes_calibrator_finds(
     )
     reference.collect_data(Reader(crops))
     expected = {name: float(np.max(found.range_value[1])) for name, found in reference.compute_data().items()}
-    told: list[int] = []
-    found = ranges(small, crops, method="minmax", advance=told.append)
+    reported: list[int] = []
+    found = ranges(small, crops, method="minmax", advance=reported.append)
     assert dict(found.amax) == pytest.approx(expected, rel=1e-5)
-    assert sum(told) == len(crops)
+    assert sum(reported) == len(crops)
     assert {"input", "edge_agent/scaled", "/conv1/Conv_output_0", "embedding"} <= found.amax.keys()
 
 

@@ -26,7 +26,7 @@ AWAY = np.array([400, 100, 450, 220], np.float32)
 
 
 class Passages(Street):
-    """Visits as a test says, one frame a second; nothing is rendered."""
+    """Visits given by a test, one frame a second; nothing is rendered."""
 
     def __init__(self, visits: list[tuple[int, str, int, int]]) -> None:
         self.fps, self.frames = 1.0, max(end for *_, end in visits)
@@ -35,7 +35,7 @@ class Passages(Street):
 
 
 def scene(tmp_path: Path, visits: list[tuple[int, str, int, int]]) -> Scene:
-    """A scene in which everybody stands at `BOX` from the first to the last second of a visit."""
+    """A scene in which all people stand at `BOX` from the first to the last second of a visit."""
     videos = []
     for camera in ("cam-a", "cam-b"):
         rows = [
@@ -67,9 +67,15 @@ def test_all_people_recognised(tmp_path: Path):
         seen("cam-b", 10, 15, 2, 7), seen("cam-a", 10, 15, 2, 8),
         final={("cam-a", 1): 7, ("cam-b", 1): 8, ("cam-b", 2): 7, ("cam-a", 2): 8},
     )  # fmt: skip
-    told = score(scene(tmp_path, TWICE), recorder)
-    assert (told.people, told.visits, told.reentries) == (2, 4, 2)
-    assert (told.recognised, told.at_once, told.confused, told.missed, told.identities) == (2, 2, 0, 0, 2)
+    reported = score(scene(tmp_path, TWICE), recorder)
+    assert (reported.people, reported.visits, reported.reentries) == (2, 4, 2)
+    assert (
+        reported.recognised,
+        reported.at_once,
+        reported.confused,
+        reported.missed,
+        reported.identities,
+    ) == (2, 2, 0, 0, 2)
 
 
 def test_two_people_with_one_identity_are_confused_and_not_recognised(tmp_path: Path):
@@ -78,8 +84,8 @@ def test_two_people_with_one_identity_are_confused_and_not_recognised(tmp_path: 
         seen("cam-b", 10, 15, 2, 8), seen("cam-a", 10, 15, 2, 7),
         final={("cam-a", 1): 7, ("cam-b", 1): 8, ("cam-b", 2): 8, ("cam-a", 2): 7},
     )  # fmt: skip
-    told = score(scene(tmp_path, TWICE), recorder)
-    assert (told.recognised, told.at_once, told.confused) == (0, 0, 2)
+    reported = score(scene(tmp_path, TWICE), recorder)
+    assert (reported.recognised, reported.at_once, reported.confused) == (0, 0, 2)
 
 
 def test_a_correction_recognises_in_the_end_but_not_at_once(tmp_path: Path):
@@ -87,8 +93,8 @@ def test_a_correction_recognises_in_the_end_but_not_at_once(tmp_path: Path):
         seen("cam-a", 0, 5, 1, 7), seen("cam-b", 10, 15, 2, 9),
         final={("cam-a", 1): 7, ("cam-b", 2): 7},
     )  # fmt: skip
-    told = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
-    assert (told.reentries, told.recognised, told.at_once, told.identities) == (1, 1, 0, 1)
+    reported = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
+    assert (reported.reentries, reported.recognised, reported.at_once, reported.identities) == (1, 1, 0, 1)
 
 
 def test_boxes_elsewhere_match_no_person_and_a_visit_without_identity_is_missed(tmp_path: Path):
@@ -96,8 +102,8 @@ def test_boxes_elsewhere_match_no_person_and_a_visit_without_identity_is_missed(
         seen("cam-a", 0, 5, 1, 7), seen("cam-b", 10, 15, 2, 7, AWAY),
         final={("cam-a", 1): 7, ("cam-b", 2): 7},
     )  # fmt: skip
-    told = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
-    assert (told.reentries, told.recognised, told.missed) == (1, 0, 1)
+    reported = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
+    assert (reported.reentries, reported.recognised, reported.missed) == (1, 0, 1)
 
 
 def test_the_identity_of_most_boxes_counts(tmp_path: Path):
@@ -105,16 +111,16 @@ def test_the_identity_of_most_boxes_counts(tmp_path: Path):
         seen("cam-a", 0, 5, 1, 7), seen("cam-b", 10, 12, 2, 9), seen("cam-b", 12, 15, 3, 7),
         final={("cam-a", 1): 7, ("cam-b", 2): 9, ("cam-b", 3): 7},
     )  # fmt: skip
-    told = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
-    assert (told.recognised, told.at_once) == (1, 1)
+    reported = score(scene(tmp_path, [TWICE[0], TWICE[2]]), recorder)
+    assert (reported.recognised, reported.at_once) == (1, 1)
 
 
 def test_who_cannot_be_seen_does_not_count(tmp_path: Path):
     both = scene(tmp_path, [TWICE[0], TWICE[2]])
     hidden = both.videos[1].truth
     hidden.write_text(hidden.read_text().replace(",120.0,1,", ",120.0,0,"))
-    told = score(both, recorded(final={}))
-    assert (told.visits, told.reentries, told.missed) == (1, 0, 1)
+    reported = score(both, recorded(final={}))
+    assert (reported.visits, reported.reentries, reported.missed) == (1, 0, 1)
 
 
 def decision(kind: DecisionKind, number: int | None) -> Decision:
@@ -155,10 +161,10 @@ def test_truth_as_the_generator_writes_it_is_read(tmp_path: Path):
         for t in rendered.street.frame(video.camera, number).truth
     ]
     perfect = Recorder(sightings=truth, holders={(s.camera, s.track_id): s.number for s in truth})
-    told = score(rendered, perfect)
+    reported = score(rendered, perfect)
     assert rendered.frames == 48
-    assert told.people >= 1
-    assert (told.recognised, told.missed, told.confused) == (told.reentries, 0, 0)
+    assert reported.people >= 1
+    assert (reported.recognised, reported.missed, reported.confused) == (reported.reentries, 0, 0)
 
 
 # ---- the command
@@ -174,14 +180,14 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_whole_demo_on_a_short_street(tmp_path: Path):
     done = run("--seconds", 5, "--model", "colour-stripes", "--keep", tmp_path / "kept", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["complete"] is True
-    assert (told["model"], told["trained"], told["detector"]) == ("colour-stripes", False, "hog")
-    assert told["frames"] == 50
-    assert told["crops"] > 0
-    assert told["events_received"] == sum(told["decisions"].values())
-    assert told["latency_ms"]["p50"] > 0
-    assert {"people", "reentries", "recognised", "confused", "crops_per_s"} <= told.keys()
+    reported = json.loads(done.stdout)
+    assert reported["complete"] is True
+    assert (reported["model"], reported["trained"], reported["detector"]) == ("colour-stripes", False, "hog")
+    assert reported["frames"] == 50
+    assert reported["crops"] > 0
+    assert reported["events_received"] == sum(reported["decisions"].values())
+    assert reported["latency_ms"]["p50"] > 0
+    assert {"people", "reentries", "recognised", "confused", "crops_per_s"} <= reported.keys()
     kept = {path.name for path in (tmp_path / "kept").iterdir()}
     assert {"cam-a.avi", "cam-b.txt", "street.json", "events.jsonl", "gallery.db"} <= kept
 
@@ -217,9 +223,9 @@ def test_ctrl_c_ends_it_with_what_was_seen_so_far(quiet_video: Path, tmp_path: P
         process.wait()
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    told = json.loads(out)
-    assert told["frames"] < 20_000
-    assert "people" not in told, "a video comes without truth"
+    reported = json.loads(out)
+    assert reported["frames"] < 20_000
+    assert "people" not in reported, "a video comes without truth"
 
 
 @pytest.mark.parametrize(

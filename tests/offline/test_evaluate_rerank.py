@@ -76,7 +76,7 @@ def test_equals_the_dense_implementation(seed: int, settings: ReRanking) -> None
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 15))
 def test_small_sets_too(seed: int, queries: int, gallery: int) -> None:
-    """Fewer crops than k1: every crop is everybody's neighbour."""
+    """Fewer crops than k1: all crops are neighbours."""
     one, other = random_rows(seed, queries, gallery)
     np.testing.assert_allclose(-scores(one, other, ReRanking()), dense(one, other, ReRanking()), atol=1e-5)
 

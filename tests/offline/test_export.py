@@ -188,10 +188,10 @@ class TestCommand:
     def test_json(self, light: Path, tmp_path: Path):
         arguments = [str(light), "-o", str(tmp_path / "m.onnx"), "--note", "licence=Apache-2.0", "--json"]
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-        told = json.loads(result.stdout)
-        assert told["dimension"] == 128
-        assert told["card"]["licence"] == "Apache-2.0"
-        assert len(told["sha256"]) == 64
+        reported = json.loads(result.stdout)
+        assert reported["dimension"] == 128
+        assert reported["card"]["licence"] == "Apache-2.0"
+        assert len(reported["sha256"]) == 64
 
     def test_a_spec_names_both_files(self, light: Path, tmp_path: Path):
         spec = tmp_path / "s.yaml"

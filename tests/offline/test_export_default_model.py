@@ -1,4 +1,4 @@
-"""The network that ships: what its manifest says is true, and it finds real people again."""
+"""The shipped network: its manifest is correct, and it recognises real people."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_it_finds_real_people_that_it_never_saw(pets_market: Path):
     app.command()(evaluate.command)
     arguments = [str(pets_market), "--model", str(MODEL), "--backend", "onnxruntime", "--json"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    told = json.loads(result.stdout)
+    reported = json.loads(result.stdout)
     stated = Manifest.read(ENGINES / "default.json", kind="model", version=1).data
     figures = stated["figures"]["pets_market_visits"]["result"]
-    assert told["rank1"] == pytest.approx(figures["rank1"], abs=0.03)
-    assert told["mAP"] == pytest.approx(figures["mAP"], abs=0.01)
-    assert told["rank1"] >= 0.90
-    assert told["mAP"] >= 0.70
+    assert reported["rank1"] == pytest.approx(figures["rank1"], abs=0.03)
+    assert reported["mAP"] == pytest.approx(figures["mAP"], abs=0.01)
+    assert reported["rank1"] >= 0.90
+    assert reported["mAP"] >= 0.70

@@ -24,7 +24,7 @@ def run(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     mosquitto_binary()
     folder = tmp_path_factory.mktemp("bench")
     printed = run(
@@ -35,8 +35,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
     return json.loads(printed), folder
 
 
-def test_the_figures_belong_together(told: tuple[dict[str, Any], Path]) -> None:
-    figures, _ = told
+def test_the_figures_belong_together(reported: tuple[dict[str, Any], Path]) -> None:
+    figures, _ = reported
     assert figures["engine_limit"] == pytest.approx(2492.26)
     assert figures["ratio"] == pytest.approx(figures["images_per_second"] / figures["engine_limit"])
     assert figures["crops"] == pytest.approx(figures["images_per_second"] * figures["seconds"], rel=0.01)
@@ -50,15 +50,15 @@ def test_the_figures_belong_together(told: tuple[dict[str, Any], Path]) -> None:
     assert 0 <= figures["engine_busy"] <= 1
 
 
-def test_every_result_states_that_it_is_simulated(told: tuple[dict[str, Any], Path]) -> None:
-    figures, folder = told
+def test_every_result_states_that_it_is_simulated(reported: tuple[dict[str, Any], Path]) -> None:
+    figures, folder = reported
     assert figures["simulated"] is True
     assert figures["engine"]["backend"] == "simulated:orin-fp16"
     assert "SIMULATED" in (folder / "table.md").read_text()
 
 
-def test_the_trace_is_one_that_trace_viewers_read(told: tuple[dict[str, Any], Path]) -> None:
-    _, folder = told
+def test_the_trace_is_one_that_trace_viewers_read(reported: tuple[dict[str, Any], Path]) -> None:
+    _, folder = reported
     events = json.loads((folder / "trace.json").read_bytes())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     assert spans

@@ -149,7 +149,7 @@ def test_an_impossible_street_is_refused():
 
 
 def test_the_hog_detector_finds_the_people():
-    """Daimler's detector at IoU 0.5 on people of whom nearly all shows, 90 pixels high or more."""
+    """Daimler's detector at IoU 0.5 on people who are nearly fully visible, 90 pixels high or more."""
     hog = cv2.HOGDescriptor((48, 96), (16, 16), (8, 8), (8, 8), 9)
     hog.setSVMDetector(cv2.HOGDescriptor.getDaimlerPeopleDetector())
     street = Street(1, people=8, seconds=24.0, fps=10.0)

@@ -1,4 +1,4 @@
-"""Without the extra `train`, its commands say what to install."""
+"""Without the extra `train`, its commands name the package to install."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ HEIGHT, WIDTH = 64, 32
 
 
 def paint(folder: Path, people: range, per_person: int, cameras: int = 2) -> None:
-    """Crops of two-coloured figures: everybody has colours of their own."""
+    """Crops of two-coloured figures: each person has their own colours."""
     folder.mkdir(parents=True, exist_ok=True)
     for person in people:
         colours = np.random.default_rng(person).integers(30, 220, (2, 3))
@@ -301,10 +301,10 @@ class TestCommand:
         )
         result = CliRunner().invoke(app, [str(spec), "--json"], catch_exceptions=False)
         assert result.exit_code == 0
-        told = json.loads(result.stdout)
-        assert told["identities"] == 8
-        assert [row["epoch"] for row in told["history"]] == [1, 2]
-        assert {"mAP", "rank1", "rank5", "rank10"} <= told["history"][0].keys()
+        reported = json.loads(result.stdout)
+        assert reported["identities"] == 8
+        assert [row["epoch"] for row in reported["history"]] == [1, 2]
+        assert {"mAP", "rank1", "rank5", "rank10"} <= reported["history"][0].keys()
         folder = tmp_path / "results" / "train"
         assert {"latest.pth", "best.pth", "epoch_001.pth", "epoch_002.pth"} <= {
             p.name for p in folder.iterdir()
@@ -331,9 +331,9 @@ class TestCommand:
         checkpoint = str(tmp_path / "train" / "latest.pth")
         CliRunner().invoke(rest, ["export", checkpoint, "-o", model], catch_exceptions=False)
         arguments = ["evaluate", str(market), "--model", model, "--preprocess", "tao", "--json"]
-        told = json.loads(CliRunner().invoke(rest, arguments, catch_exceptions=False).stdout)
-        assert told["queries"] == 8
-        assert 0 < told["mAP"] <= 1
+        reported = json.loads(CliRunner().invoke(rest, arguments, catch_exceptions=False).stdout)
+        assert reported["queries"] == 8
+        assert 0 < reported["mAP"] <= 1
 
     def test_scalars_for_tensorboard(self, market: Path, tmp_path: Path):
         pytest.importorskip("tensorboard", reason="tensorboard is not installed")

@@ -164,7 +164,7 @@ def test_killed_in_the_middle_and_started_again(folder):
         )
         assert run.returncode in {0, -signal.SIGKILL}, run.stderr
         seen += [int(number) for number in run.stdout.split()]
-    # 4 was in somebody's hands when that somebody died: it alone comes again
+    # 4 was in use when the process died: only it comes again
     assert seen == [1, 2, 3, 4, *range(4, 21)]
 
 

@@ -31,7 +31,7 @@ def rtsp(url: str, *, jetson: bool = True, **options) -> str:
 
 
 def ask(*cases: tuple[str, int]) -> list[dict]:
-    """What GStreamer says of each `(pipeline, frames to run)`."""
+    """The output of GStreamer for each `(pipeline, frames to run)`."""
     needs_gstreamer()
     text = json.dumps([{"pipeline": pipeline, "frames": frames} for pipeline, frames in cases])
     done = subprocess.run(

@@ -1,6 +1,6 @@
 """A Debian 12 with systemd as its first process, in systemd-nspawn; and what is needed to boot it.
 
-    python tests/systemd/container.py    makes what is missing, and says where it is, or why that cannot be
+    python tests/systemd/container.py    makes the container and prints its place, or why it is impossible
 
 The tree and the wheels are kept in `$XDG_CACHE_HOME/edge-agent-tests` (`~/.cache/edge-agent-tests`). A
 container writes to a layer of its own above the tree, and sees the network of this machine: what listens on
@@ -155,8 +155,8 @@ class Container:
                 if self.run("systemctl is-system-running || true").strip() in {"running", "degraded"}:
                     return
             time.sleep(0.2)
-        told = (self.folder / "console").read_text(errors="replace")[-2000:]
-        raise CannotMake(f"systemd does not come up in a container: {told}")
+        reported = (self.folder / "console").read_text(errors="replace")[-2000:]
+        raise CannotMake(f"systemd does not come up in a container: {reported}")
 
     def stop(self) -> None:
         """As a machine is switched off."""
@@ -193,11 +193,11 @@ class Container:
         """Run a shell command inside, as root; its exit code, output and error output together."""
         with self.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             try:
-                told, _ = process.communicate(timeout=seconds)
+                reported, _ = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
-        return subprocess.CompletedProcess(command, process.returncode, told)
+        return subprocess.CompletedProcess(command, process.returncode, reported)
 
     def run(self, command: str, seconds: float = 120.0) -> str:
         """The same, for one that must succeed; what it printed."""

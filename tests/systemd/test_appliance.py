@@ -120,9 +120,9 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> It
     """A machine on which the agent was installed, given settings, and started."""
     with machine(tmp_path_factory.mktemp("appliance")) as found:
         found.write("/srv/before", files(found, "/"))
-        told = found.run(INSTALL, 600)
-        assert "no camera yet" in told
-        assert "nothing is missing" in told
+        reported = found.run(INSTALL, 600)
+        assert "no camera yet" in reported
+        assert "nothing is missing" in reported
         found.run("systemctl start edge-agent")  # as a boot would: without a camera that is no failure
         assert shown(found, "ActiveState") == {"ActiveState": "inactive"}
         (found.root / CROPS.lstrip("/")).mkdir(parents=True)
@@ -194,8 +194,8 @@ def listener(broker: Mosquitto) -> Iterator[Listener]:
 
 
 def identities(machine: Container) -> list[str]:
-    told = machine.run("sudo -u edge-agent edge-agent gallery list --json")
-    return sorted(person["id"] for person in json.loads(told))
+    reported = machine.run("sudo -u edge-agent edge-agent gallery list --json")
+    return sorted(person["id"] for person in json.loads(reported))
 
 
 def waiting_events(machine: Container) -> int:
@@ -323,9 +323,9 @@ WATCHED = (
 def test_a_second_run_changes_nothing(appliance: Container) -> None:
     form = "%p %i %C@ %M %U %G"
     before, pid = files(appliance, WATCHED, form=form), shown(appliance, "MainPID")
-    told = appliance.run(INSTALL, 600)
-    assert "is complete" in told
-    assert "the service runs" in told
+    reported = appliance.run(INSTALL, 600)
+    assert "is complete" in reported
+    assert "the service runs" in reported
     assert files(appliance, WATCHED, form=form) == before
     assert shown(appliance, "MainPID") == pid
 
@@ -344,8 +344,8 @@ def test_an_upgrade_keeps_gallery_and_outbox(
         '__version__ = "0.1.0"',
         '__version__ = "0.1.1"',
     )
-    told = appliance.run(f"{place}/install.sh --upgrade --wheels /srv/wheels", 600)
-    assert "starting the service" in told
+    reported = appliance.run(f"{place}/install.sh --upgrade --wheels /srv/wheels", 600)
+    assert "starting the service" in reported
     assert active(appliance)
     now = appliance.run("readlink /opt/edge-agent/current").strip()
     assert "/0.1.1-" in now
@@ -399,8 +399,8 @@ def test_an_interrupted_install_affects_nothing_running_and_is_continued(applian
     assert failed.returncode == 1
     assert "failed while installing edge-agent" in failed.stdout
     assert f"what is installed is {Path(before.strip()).name}" in failed.stdout
-    told = appliance.run(command, 600)
-    assert "making the environment" not in told
+    reported = appliance.run(command, 600)
+    assert "making the environment" not in reported
     assert "/0.1.2-" in appliance.run("readlink /opt/edge-agent/current")
     assert active(appliance)
 
@@ -434,8 +434,8 @@ def test_a_second_instance(appliance: Container, broker: Mosquitto, listener: Li
 def test_uninstall_keeps_what_it_prints_and_purge_nothing(appliance: Container) -> None:
     before = set((appliance.root / "srv" / "before").read_text().splitlines())
     pid = shown(appliance, "MainPID")["MainPID"]
-    told = appliance.run(f"{SOURCE}/install.sh --uninstall", 120)
-    assert "kept: /etc/edge-agent, /var/lib/edge-agent" in told
+    reported = appliance.run(f"{SOURCE}/install.sh --uninstall", 120)
+    assert "kept: /etc/edge-agent, /var/lib/edge-agent" in reported
     assert not Path(f"{appliance.root}/opt/edge-agent").exists()
     assert appliance.attempt(f"test -d /proc/{pid}").returncode == 1
     assert "edge-agent" not in appliance.run("systemctl list-units --all --plain --no-legend --type=service")

@@ -1,7 +1,7 @@
 """install.sh on the file layout of a Jetson: JetPack's libraries are used, what hides them is refused.
 
 OpenCV is a system's own, with GStreamer and for numpy 1, as JetPack's (Debian's python3-opencv). TensorRT,
-CUDA's compiler and pycuda are stand-ins: there is no GPU, and doctor says so in the end.
+CUDA's compiler and pycuda are stand-ins: there is no GPU, and doctor reports it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def stand_in_for_pycuda(wheels: Path) -> None:
 
 
 def refused(board: Container) -> str:
-    """What install.sh says on a board that it refuses, without having changed anything."""
+    """The output of install.sh on a board that it refuses, without a change."""
     before = files(board, "/")
     done = board.attempt(INSTALL, 300)
     assert done.returncode == 1, done.stdout
@@ -65,26 +65,26 @@ def refused(board: Container) -> str:
 
 def test_jetpack_5_is_refused_with_a_word_about_its_python(board: Container) -> None:
     release(board, "35", "4.1")
-    told = refused(board)
+    reported = refused(board)
     release(board, "36", "4.3")
-    assert "JetPack 5.1 (L4T 35.4.1) has Python 3.8" in told
-    assert "Flash JetPack 6.2" in told
+    assert "JetPack 5.1 (L4T 35.4.1) has Python 3.8" in reported
+    assert "Flash JetPack 6.2" in reported
 
 
 def test_missing_jetpack_libraries_are_named(board: Container) -> None:
-    told = refused(board)
-    assert "L4T 36.4.3 (JetPack 6.2)" in told
-    assert "these are missing: TensorRT for /usr/bin/python3. Install them" in told
+    reported = refused(board)
+    assert "L4T 36.4.3 (JetPack 6.2)" in reported
+    assert "these are missing: TensorRT for /usr/bin/python3. Install them" in reported
 
 
 def test_pips_opencv_is_refused(board: Container) -> None:
     board.write(f"{SYSTEM_PACKAGES}/tensorrt.py", "__version__ = '10.3.0'\n")
     record = f"{PIPS_PACKAGES}/opencv_python-4.14.0.dist-info"
     board.write(f"{record}/METADATA", "Metadata-Version: 2.1\nName: opencv-python\nVersion: 4.14.0\n")
-    told = refused(board)
+    reported = refused(board)
     board.run(f"rm -r {record}")
-    assert "comes from pip and hides JetPack's" in told
-    assert "pip uninstall opencv-python" in told
+    assert "comes from pip and hides JetPack's" in reported
+    assert "pip uninstall opencv-python" in reported
 
 
 def test_jetpacks_libraries_are_used(board: Container) -> None:
@@ -95,11 +95,11 @@ def test_jetpacks_libraries_are_used(board: Container) -> None:
     assert "failed while running edge-agent doctor" in done.stdout
     assert "1 thing(s) missing" in done.stdout
     assert done.returncode == 1
-    told = board.run(
+    reported = board.run(
         "/opt/edge-agent/current/bin/python -s -c 'import cv2, numpy, tensorrt, pycuda; "
         "print(cv2.__file__, numpy.__version__, numpy.__file__, tensorrt.__file__, pycuda.__file__)'"
     )
-    opencv, version, numpy, tensorrt, pycuda = told.split()
+    opencv, version, numpy, tensorrt, pycuda = reported.split()
     assert opencv.startswith(SYSTEM_PACKAGES)
     assert tensorrt.startswith(SYSTEM_PACKAGES)
     assert version.startswith("1.")
@@ -116,9 +116,9 @@ def test_another_jetpack_makes_another_release_and_a_network_is_added(board: Con
     assert "making the environment" in done.stdout
     assert board.run("readlink /opt/edge-agent/current") != before
     assert board.run("ls /opt/edge-agent/releases | wc -l").strip() == "2"
-    told = board.run(
+    reported = board.run(
         "sudo -u edge-agent edge-agent config show; stat -c '%a %U:%G' /etc/edge-agent/config.toml"
     )
-    assert 'engine.model = "/etc/edge-agent/models/net.onnx"' in told
-    assert told.splitlines()[-1] == "640 root:edge-agent"
+    assert 'engine.model = "/etc/edge-agent/models/net.onnx"' in reported
+    assert reported.splitlines()[-1] == "640 root:edge-agent"
     board.run("sudo -u edge-agent test -r /etc/edge-agent/models/net.onnx")

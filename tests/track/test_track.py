@@ -111,7 +111,7 @@ def test_a_gap_is_bridged_by_motion() -> None:
 
 
 def ready() -> Similarity:
-    """A scene in which people are easy to tell apart."""
+    """A scene in which people are easy to distinguish."""
     scene = Similarity()
     for _ in range(50):
         scene.learn_genuine(np.array([0.95], np.float32))
@@ -274,7 +274,7 @@ def street(camera: int, frame: int) -> tuple[Detections, Embedded]:
 
 @pytest.mark.parametrize("most", [128, 5])
 def test_cameras_together_are_as_one_by_one(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of different frame rates, and where some have nobody or the engine failed."""
+    """Also with different frame rates, cameras without people, and engine failures."""
     monkeypatch.setattr(module, "MAX_JOINT_TRACKS", most)
     known = {"genuine": 0.9, "impostor": 0.1, "genuine_count": 2000, "impostor_count": 2000}
 

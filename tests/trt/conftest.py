@@ -2,7 +2,7 @@
 
 `run_under_stub(code, version)` runs Python over NVIDIA's real bindings of a version, with our stub of
 TensorRT below; with the fixture `cuda` there are pycuda, cuda-python and a driver without a device as well.
-`CONTRIBUTING.md` says how this fits together.
+See `CONTRIBUTING.md`.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def stub_environment() -> Callable[..., dict[str, str]]:
 
     def environment(version: str, *, cuda: bool = False, graphs: bool = False, **more: str) -> dict[str, str]:
         paths = [str(parts.bindings(version)), str(parts.HERE), str(parts.HERE.parent.parent)]
-        told = {**os.environ, "LD_LIBRARY_PATH": str(parts.libnvinfer(version))}
+        reported = {**os.environ, "LD_LIBRARY_PATH": str(parts.libnvinfer(version))}
         if cuda:
-            told["LD_PRELOAD"] = str(parts.libcuda())
+            reported["LD_PRELOAD"] = str(parts.libcuda())
             paths.append(str(parts.pycuda()))
         if graphs:
             paths.append(str(parts.cuda_python()))
-        return {**told, "PYTHONPATH": os.pathsep.join(paths), **more}
+        return {**reported, "PYTHONPATH": os.pathsep.join(paths), **more}
 
     return environment
 

@@ -156,7 +156,7 @@ def test_network_of_one_batch(stub):
 
 
 def test_the_gpu_is_waited_for():
-    """And the driver below is late: what was submitted is not computed before somebody waits."""
+    """With a late driver: submitted work is computed only when a caller waits."""
     with make() as engine:
         submit(engine, crops(2))
         run = engine._flying[0]
@@ -230,7 +230,7 @@ def test_a_buffer_in_use_stays_readable(stub):
     assert buffer.sum() == 7 * buffer.size
     assert stub.live() == 1  # that one
     del buffer
-    stub.forget_live()  # pycuda cannot free it from here, and says nothing
+    stub.forget_live()  # pycuda cannot free it here, and gives no error
 
 
 # --- failures ---------------------------------------------------------------------------------

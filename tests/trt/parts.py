@@ -1,6 +1,6 @@
 """Real parts for TensorRT's tests, fetched or built once: NVIDIA's bindings, pycuda, cuda-python, our stubs.
 
-They lie in `${XDG_CACHE_HOME:-~/.cache}/edge-agent-tests`; a folder's name tells what it was made from, so
+They lie in `${XDG_CACHE_HOME:-~/.cache}/edge-agent-tests`; a folder's name depends on its inputs, so
 nothing there needs to be cleaned before a change is tested. Deleting it all is always right.
 """
 
@@ -44,7 +44,7 @@ def _folder(name: str, *made_from: object) -> Path:
 
 
 def _made(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The folder, made beside and renamed when it is complete."""
+    """The folder, made under another name and renamed when it is complete."""
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=CACHE))
@@ -206,9 +206,9 @@ def pycuda() -> Path:
                 f"CUDA_ROOT = {str(_toolkit())!r}\nCUDA_ENABLE_CURAND = False\nCUDADRV_LIB_DIR = [{home!r}]\n"
             )
             package, compiling, linking = PYCUDA
-            told = {"CFLAGS": compiling, "CXXFLAGS": compiling, "LDFLAGS": linking}
-            told |= {"HOME": home, "PIP_CACHE_DIR": f"{home}/pip"}
-            _install(folder, package, source=True, timeout=850, **told)
+            reported = {"CFLAGS": compiling, "CXXFLAGS": compiling, "LDFLAGS": linking}
+            reported |= {"HOME": home, "PIP_CACHE_DIR": f"{home}/pip"}
+            _install(folder, package, source=True, timeout=850, **reported)
 
     return _made(pycuda_folder(), make)
 

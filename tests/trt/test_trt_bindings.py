@@ -40,7 +40,7 @@ FAILED_CALL = textwrap.dedent("""
         try:
             checked(result, "do it", log)
         except EngineError as problem:
-            print("told:", problem)
+            print("reported:", problem)
     print("passed:", checked(0, "do it", log), checked(True, "do it", log))
 """)
 
@@ -49,6 +49,6 @@ FAILED_CALL = textwrap.dedent("""
 def test_failed_calls_carry_what_was_logged(run_under_stub, version):
     lines = run_under_stub(FAILED_CALL, version).stdout.splitlines()
     assert f"version: {version.replace('.', ' ')}" in lines
-    assert "told: TensorRT could not do it: odd; broken" in lines
-    assert "told: TensorRT could not do it: it logged no reason" in lines
+    assert "reported: TensorRT could not do it: odd; broken" in lines
+    assert "reported: TensorRT could not do it: it logged no reason" in lines
     assert "passed: 0 True" in lines

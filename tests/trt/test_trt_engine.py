@@ -45,21 +45,21 @@ PROBE = textwrap.dedent("""
         try:
             make(log)
         except EngineError as problem:
-            print("told:", problem)
+            print("reported:", problem)
 """)
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "reported"),
     [
         ({"FAKE_CUDA_DEVICES": "0"}, "cuInit failed: no CUDA-capable device is detected. Likely causes:"),
         ({"LD_PRELOAD": ""}, "Without libcuda.so.1 there is no NVIDIA driver here"),
         ({"STUB_NVINFER_NULL": "1"}, "stub: CUDA initialization failure with error: 35"),
     ],
 )
-def test_without_a_usable_gpu(run_under_stub, cuda, environment, told):
+def test_without_a_usable_gpu(run_under_stub, cuda, environment, reported):
     """The first two before TensorRT is asked: some releases crash in a runtime made without a GPU."""
     out = run_under_stub(PROBE, "10.3.0", cuda=True, **environment).stdout
-    lines = [line for line in out.splitlines() if line.startswith("told:")]
-    assert [told in line for line in lines] == [True, True], out
+    lines = [line for line in out.splitlines() if line.startswith("reported:")]
+    assert [reported in line for line in lines] == [True, True], out
     assert ("stub:" in out) == ("STUB_NVINFER_NULL" in environment)
