@@ -168,7 +168,7 @@ def _networks(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
         ),
         Benchmark(
             "compare",
-            "beside what a user would otherwise run, on the same crops and network",
+            "compared with alternatives, on the same crops and network",
             (_module("compare", 300.0, *(("--rounds", 2, "--identities", 1000) if quick else ())),),
         ),
     )
@@ -208,19 +208,19 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
         ),
         Benchmark(
             "idle",
-            "cameras that see nobody",
+            "cameras without people in view",
             (_module("idle", 300.0, "--seconds", 2 if quick else 10, "--detector", f"yolox:{yolox}"),),
             (yolox,),
         ),
         Benchmark(
             "identity",
-            "who is recognised on a real video, and the host's share of the time",
+            "recognition on a real video, and the host's share of the time",
             (_module("identity", 300.0, *real, prints=True),),
             needs,
         ),
         Benchmark(
             "tracker",
-            "the tracker beside ByteTrack on a real video",
+            "the tracker compared with ByteTrack on a real video",
             (_module("tracker", 300.0, *real, "--json", prints=True),),
             needs,
         ),

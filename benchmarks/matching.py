@@ -153,7 +153,7 @@ _WAYS: dict[str, Callable[[People], Search]] = {
 def decisions(people: People, rounds: int) -> dict[str, Any]:
     """Return the CPU per person and frame of the whole decision, and of a search for every person and frame.
 
-    A street of people whom the gallery knows is followed for some seconds. *Ours*: `Identifier.update`, from
+    A street of people in the gallery is tracked for some seconds. *Ours*: `Identifier.update`, from
     evidence to decisions, stored exemplars included. *Plain*: for each person of each frame a product with
     all exemplars, and a Python loop that finds the best exemplar of each identity; no evidence, no
     contests, nothing stored.

@@ -52,7 +52,7 @@ class Network:
     Args:
         prepared: with pre- and post-processing inside.
         golden: for our self-test.
-        threads: of ONNX Runtime, for everybody.
+        threads: of ONNX Runtime, for all alternatives.
     """
 
     prepared: PreparedGraph
@@ -168,7 +168,7 @@ class _NoNetwork:
         return np.eye(1, self.info.dimension, dtype=np.float32).repeat(self._flying.pop(0), axis=0)
 
 
-# --- their steps, written anew ----------------------------------------------------------------
+# --- their steps, reimplemented ----------------------------------------------------------------
 
 
 def _statistics(network: Network) -> tuple[Rows, Rows]:
@@ -237,8 +237,8 @@ def _torch(threads: int) -> Any:  # noqa: ANN401 - a module without types
 def _declare_operators(torch: Any) -> None:  # noqa: ANN401
     """Import torchvision for its transforms only, with a torch that does not match its binary.
 
-    PyPI's torchvision is compiled for torch with CUDA. Beside a torch for CPUs, importing it fails on the
-    first operator that it wants to register; no transform uses one.
+    PyPI's torchvision is compiled for torch with CUDA. With a torch for CPUs, importing it fails on the
+    first operator that it registers; no transform uses one.
     """
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
@@ -286,7 +286,7 @@ def _boxmot(network: Network, batch: int, stack: ExitStack) -> Peer:
         def _make_session(self, weights: Path, *_: object) -> Any:  # noqa: ANN401
             return open_session(Path(weights).read_bytes(), network.threads, network.prepared.name)
 
-    # It tells the architecture, and so the size, by the file's name; the graph's own size then wins.
+    # The file's name selects architecture and size; the size of the graph then has precedence.
     named = Path(stack.enter_context(TemporaryDirectory())) / "osnet_x0_25_msmt17.onnx"
     named.write_bytes(network.prepared.source.read_bytes())
     backend = SameSession(named, torch.device("cpu"), half=False)

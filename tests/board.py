@@ -75,7 +75,7 @@ def work_of(load: Load, cameras: int = len(CAMERAS)) -> float:
 
 @dataclass
 class Trace:
-    """What happened, one entry for each look."""
+    """The events, one entry per check."""
 
     seconds: list[float] = field(default_factory=list)
     die_c: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The structure of the package: rows, sizes, and what is imported when."""
+"""The structure of the package: rows, sizes, and the time of imports."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def definitions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.ClassDef | 
 
 
 def measured(module: str) -> Iterator[tuple[str, str, int, int]]:
-    """What a module has of each limited kind: name, kind, size, limit."""
+    """The limited sizes of a module: name, kind, size, limit."""
     text = MODULES[module].read_text()
     yield module, "lines", len(text.splitlines()), MAX_MODULE_LINES
     for name, node in definitions(ast.parse(text), module):
@@ -207,7 +207,7 @@ LATE = ("scipy", "onnx", "onnxruntime", "paho", "prometheus_client", "torch", "t
 """Modules that the agent imports after its start: scipy during the first frame, the others on demand."""
 
 
-def test_the_agent_imports_late_what_it_can() -> None:
+def test_the_agent_imports_heavy_modules_late() -> None:
     code = f"import edge_agent.agent.daemon; import sys; print([m for m in {LATE!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
     assert done.stdout.strip() == "[]"

@@ -71,7 +71,7 @@ class Machine:
         )  # fmt: skip
 
     def show_system(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """What an installation as a service would do."""
+        """A dry run of the installation as a service."""
         if shutil.which("systemctl") is None:
             pytest.skip("systemctl is not installed (apt-get install systemd)")
         self.log.write_text("")
@@ -248,7 +248,7 @@ def test_a_dry_run_shows_the_steps_and_takes_none(machine: Machine):
         (["--system", "--", "more"], "unexpected argument more"),
     ],
 )
-def test_what_cannot_be_is_refused(machine: Machine, arguments: list[str], message: str):
+def test_impossible_options_are_refused(machine: Machine, arguments: list[str], message: str):
     if Path("/usr/local/bin/edge-agent").is_symlink():
         pytest.skip("this machine has an installation of its own")
     done = machine.show_system(*arguments)
@@ -258,7 +258,7 @@ def test_what_cannot_be_is_refused(machine: Machine, arguments: list[str], messa
 
 
 def board(function: str, *arguments: object) -> str:
-    """What a function of packaging/board.sh prints."""
+    """The output of a function of packaging/board.sh."""
     script = f'set -Eeuo pipefail; . packaging/board.sh; {function} "$@"'
     done = subprocess.run(
         ["bash", "-c", script, "board.sh", *map(str, arguments)],

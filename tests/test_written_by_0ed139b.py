@@ -65,7 +65,7 @@ def answer_of(*words: object) -> Any:
 
 
 def known(answer: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of an answer that the old code had too; new keys are allowed."""
+    """Return the keys of an answer that the old code also had; new keys are allowed."""
     return {key: value for key, value in answer.items() if key in before}
 
 

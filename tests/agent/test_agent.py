@@ -347,7 +347,7 @@ def test_commands_over_mqtt(
     assert not any(word in json.dumps(audit) for word in (*people, "Anna"))
 
 
-def test_what_is_kept_is_encrypted_and_goes_with_the_person(
+def test_stored_data_is_encrypted_and_erased_with_the_person(
     tmp_path: Path, pictures: dict[int, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No broker is there, so events wait; the agent is stopped when a person is forgotten."""

@@ -1,4 +1,4 @@
-"""What users get wrong and what machines do: one clear message, exit 1, no traceback; and clean ends."""
+"""Wrong input and faults of the machine: one clear message, exit 1, no traceback; and clean ends."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def test_a_disk_that_is_full_at_the_start(agent: Run, tmp_path: Path, video: Pat
 
 @pytest.mark.slow
 def test_a_disk_that_fills_while_people_come(tmp_path: Path, pictures: dict[int, list[bytes]]) -> None:
-    """The agent ends with a clear word, the gallery stays whole, and with room all goes on."""
+    """The agent ends with a clear message, the gallery is intact, and with free space it continues."""
     crops, reported, log = tmp_path / "crops", tmp_path / "events.jsonl", tmp_path / "log"
     put_all(crops, pictures)
     with small_disk(tmp_path / "state", "2m") as state:

@@ -44,7 +44,7 @@ def camera_states(listener: Listener, camera: str) -> list[str]:
 
 
 def agent_states(listener: Listener) -> list[str]:
-    """What the agent said of itself, in order."""
+    """The status messages of the agent, in order."""
     return [
         json.loads(payload)["data"]["state"]
         for topic, payload in list(listener.messages)

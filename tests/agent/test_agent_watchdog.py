@@ -242,8 +242,8 @@ def test_a_broker_that_hangs_is_a_stated_reason(
 
 
 @pytest.mark.slow
-def test_sigabrt_writes_where_the_threads_stand(tmp_path: Path, manager: Manager) -> None:
-    """What systemd sends when the watchdog starves."""
+def test_sigabrt_writes_the_stacks_of_all_threads(tmp_path: Path, manager: Manager) -> None:
+    """systemd sends SIGABRT when the watchdog expires."""
     crops, log = tmp_path / "crops", tmp_path / "log"
     crops.mkdir()
     with service(manager, "run", "--config", config(tmp_path, crops, once=False), log=log) as process:

@@ -190,7 +190,7 @@ def test_people_are_new_until_they_have_the_configured_crops(enrol_crops: int, f
         assert embeds(selector, candidates("a", crossing, 12.0)) == [[first]]
 
 
-def test_of_two_strangers_the_one_who_can_be_seen_better() -> None:
+def test_of_two_unknown_people_the_better_visible_one_is_embedded() -> None:
     selector = Taught(Fixed(1))
     near_and_far = np.array([[100, 100, 130, 170], [400, 100, 500, 380]], np.float32)
     assert embeds(selector, candidates("a", near_and_far, 1.0, GATE)) == [[1]]
@@ -273,7 +273,7 @@ def test_equal_cameras_get_equal_shares() -> None:
     assert max(shares) - min(shares) <= 60
 
 
-def test_what_a_settled_camera_does_not_need_goes_to_new_people() -> None:
+def test_unused_share_of_a_settled_camera_goes_to_new_people() -> None:
     selector, boxes = settled(6, 4, "calm")
     reported = run_rounds(selector, {"calm": boxes, "busy": places(20)}, 5)
     assert all(len(rows) == 6 for rows in reported["busy"])
@@ -315,7 +315,7 @@ def test_only_live_cameras_are_thinned() -> None:
 
 @dataclass(slots=True)
 class Machine:
-    """An engine and cameras on a clock of their own: rounds of one frame each, two rounds in flight."""
+    """An engine and cameras on a simulated clock: rounds of one frame each, two rounds in flight."""
 
     rate: float
     now: float = 0.0
@@ -467,7 +467,7 @@ def test_a_slow_detector_is_no_overload() -> None:
     assert set(rooms) == {None}
 
 
-def test_frames_left_out_by_the_governor_are_not_lost_and_bring_their_time() -> None:
+def test_frames_skipped_by_the_governor_are_not_lost_and_add_their_time() -> None:
     worked, now = (0, 0.0), 0.0
     budget, rooms = CropBudget(lambda: worked, lambda: now), []
     for n in range(100):

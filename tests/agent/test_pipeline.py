@@ -118,7 +118,7 @@ class Embeds:
 
 
 class Notes:
-    """An identifier that only remembers what it was shown."""
+    """An identifier that only records its input."""
 
     def __init__(self) -> None:
         self.updates: list[TrackUpdate] = []

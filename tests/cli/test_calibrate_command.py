@@ -152,7 +152,7 @@ def test_a_dry_run_prints_the_steps_and_writes_nothing(people: Path, network: Pa
 
 
 def halfway(report: dict[str, Any]) -> str:
-    """A bound between what plain INT8 reaches and 1."""
+    """A bound between the result of plain INT8 and 1."""
     return str(1 - (1 - report["gate"]["cosine_median"]) / 2)
 
 

@@ -55,7 +55,7 @@ def test_all_of_it_on_this_machine(tmp_path: Path) -> None:
     assert all(set(finding) == {"name", "state", "found", "advice"} for finding in reported["findings"])
 
 
-def test_what_is_missing_makes_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_requirement_makes_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "probe", lambda program: "crashes (SIGSEGV)")
     file = tmp_path / "config.toml"
     file.write_text("[gallery]\ncapcity = 3\n")

@@ -104,7 +104,7 @@ def test_raw_keeps_the_network_s_lengths(pets_market: Path, omz_onnx: Path, tmp_
     assert raw.about["unit_length"] is False
 
 
-def test_what_cannot_be_embedded_is_refused(crops: Path, tmp_path: Path) -> None:
+def test_unusable_arguments_are_refused(crops: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="suffix determines"):
         run(crops, "-o", tmp_path / "all.txt")
     with pytest.raises(InputError, match=r"folder .* does not exist"):

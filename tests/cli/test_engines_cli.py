@@ -33,7 +33,7 @@ def run_json(tmp_path: Path, *arguments: str, fails: bool = False) -> dict[str, 
     return reported
 
 
-def test_nothing_is_there_and_nothing_is_made(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
     assert "no plans were built here" in run(tmp_path, "list")
     assert "no plans" in run(tmp_path, "verify")
     assert run_json(tmp_path, "prune", "--yes") == {"plans": [], "calibrations": [], "others": 0, "bytes": 0}

@@ -29,7 +29,7 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 
 @dataclass
 class Server:
-    """A web server on 127.0.0.1 that notes what it was asked, and may break off."""
+    """A web server on 127.0.0.1 that records requests, and may break off."""
 
     body: bytes = BODY
     ranges: bool = True
@@ -115,7 +115,7 @@ def test_a_server_without_ranges_gives_all_of_it_again(server: Server, tmp_path:
     assert (tmp_path / "net.onnx").read_bytes() == BODY
 
 
-def test_all_is_there_but_the_name(server: Server, tmp_path: Path) -> None:
+def test_a_complete_partial_file_is_only_renamed(server: Server, tmp_path: Path) -> None:
     """Killed between the last byte and the rename: the server has nothing to add."""
     (tmp_path / ".net.onnx.part").write_bytes(BODY)
     download(server.url, tmp_path / "net.onnx", sha256=DIGEST)
@@ -216,7 +216,7 @@ def test_add_reads_the_profile_from_the_manifest_next_to_the_file(network: Path,
     assert json.loads((tmp_path / "models" / "net.json").read_text())["preprocess"] == "imagenet"
 
 
-def test_what_is_no_network_is_refused_and_nothing_changes(tmp_path: Path, settings: Path) -> None:
+def test_a_file_that_is_no_network_is_refused_and_nothing_changes(tmp_path: Path, settings: Path) -> None:
     from edge_agent.core.errors import ModelError
 
     (tmp_path / "page.onnx").write_text("<html>")
@@ -236,6 +236,6 @@ def test_settings_without_the_section_get_one(network: Path, tmp_path: Path) -> 
 
 
 def test_the_documented_address_and_digest() -> None:
-    """As on the page of the model in NVIDIA's catalogue; the same digest stands in the training documents."""
+    """As on the page of the model in NVIDIA's catalogue; the same digest is in docs/training.md."""
     assert "nvidia/team/tao/reidentificationnet/deployable_v1.2" in NGC_URL
     assert re.fullmatch(r"[0-9a-f]{64}", NGC_SHA256)

@@ -39,7 +39,7 @@ def units(tmp_path: Path) -> Path:
 
 
 def verify(unit: Path) -> str:
-    """What systemd has against a unit; its exit code is 0 even for keys that it does not know."""
+    """The complaints of systemd about a unit; its exit code is 0 even for unknown keys."""
     done = subprocess.run(
         ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False
     )
@@ -47,12 +47,12 @@ def verify(unit: Path) -> str:
 
 
 @pytest.mark.parametrize("unit", ["edge-agent.service", "edge-agent@yard.service"])
-def test_systemd_has_nothing_against_the_units(units: Path, unit: str) -> None:
+def test_systemd_verifies_the_units(units: Path, unit: str) -> None:
     assert verify(units / unit) == ""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_systemd_has_nothing_against_the_examples(units: Path, example: Path) -> None:
+def test_systemd_verifies_the_examples(units: Path, example: Path) -> None:
     folder = units / "edge-agent.service.d"
     folder.mkdir()
     shutil.copy(example, folder)

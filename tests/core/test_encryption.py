@@ -58,7 +58,7 @@ def check(state: Path, key: bytes | None) -> None:
 
 
 def readable(state: Path) -> bool:
-    """Whether anything of the content stands in any file."""
+    """Whether any file contains a part of the content."""
     content = b"".join(path.read_bytes() for path in state.iterdir() if path.is_file())
     words = (NAME.encode(), WORD, ROWS[0].tobytes())
     return any(word in content for word in words)

@@ -1,4 +1,4 @@
-"""What goes on the wire: encoded, decoded, described by its schema."""
+"""Messages: encoding, decoding, schema."""
 
 from __future__ import annotations
 

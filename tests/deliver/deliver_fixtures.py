@@ -109,7 +109,7 @@ class Heard:
 
 @dataclass
 class Listener:
-    """A client of its own, unlike ours: paho with its own thread."""
+    """A separate client, unlike the agent's: paho with its own thread."""
 
     port: int
     topic: str = "#"
@@ -117,7 +117,7 @@ class Listener:
     user: tuple[str, str] | None = None
     heard: list[Heard] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
-    """What was published against its schema; there must be none."""
+    """Messages that violate their schema; there must be none."""
     _client: mqtt.Client | None = None
 
     def __enter__(self) -> Listener:
@@ -168,7 +168,7 @@ class Listener:
 
 
 def until(what: Callable[[], Any], *, seconds: float = 20.0) -> Any:
-    """Wait until `what` is true, and return it; the end of patience is long, since machines are slow."""
+    """Wait until `what` is true, and return it; the timeout is long, because machines may be slow."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
@@ -225,7 +225,7 @@ def broker_at(url: str, **settings: Any) -> BrokerSettings:
 
 @contextlib.contextmanager
 def configured_mosquitto(folder: Path, lines: str) -> Iterator[Mosquitto]:
-    """A mosquitto with a configuration of its own; `{port}` and `{folder}` in it are filled in."""
+    """A mosquitto with its own configuration; `{port}` and `{folder}` in it are filled in."""
     folder.mkdir(exist_ok=True)
     port = find_free_port()
     config = folder / "mosquitto.conf"

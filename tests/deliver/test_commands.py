@@ -1,4 +1,4 @@
-"""Commands over MQTT: what is refused and why, what is carried out, and what a flood of rubbish does."""
+"""Commands over MQTT: refusals and reasons, execution, and a flood of invalid messages."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_good_command_is_carried_out_and_answered(desk: CommandDesk, gallery: 
     assert gallery.done[0].name == "Ada"
 
 
-def test_null_takes_a_name_away(desk: CommandDesk, gallery: Gallery) -> None:
+def test_null_removes_a_name(desk: CommandDesk, gallery: Gallery) -> None:
     assert answer(desk, incoming(order(name=None))).status == "ok"
     assert gallery.done[0].name is None
 
@@ -249,9 +249,7 @@ KEYS = st.sampled_from(["transaction", "issued", "identity_id", "name", "camera"
     retained=st.booleans(),
     response=st.none() | st.text(max_size=30),
 )
-def test_nothing_that_comes_in_raises(
-    payload: bytes, verb: str, retained: bool, response: str | None
-) -> None:
+def test_no_incoming_message_raises(payload: bytes, verb: str, retained: bool, response: str | None) -> None:
     answers = Answers()
     done: list[Any] = []
     with desk_of(**dict.fromkeys(COMMAND_TYPES, done.append), per_s=1e6, max_bytes=2000) as desk:

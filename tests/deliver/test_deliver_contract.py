@@ -98,8 +98,8 @@ def references(value: Any) -> Iterator[str]:
             yield from references(entry)
 
 
-def test_page_names_what_there_is() -> None:
-    """docs/subscribers.md knows every topic, verb, reason and code, and its links lead somewhere."""
+def test_the_page_lists_topics_verbs_reasons_and_codes() -> None:
+    """docs/subscribers.md lists every topic, verb, reason and code, and its links resolve."""
     page = (DOCS / "subscribers.md").read_text()
     for verb in COMMAND_TYPES:
         assert f"| `{verb}` |" in page
@@ -120,7 +120,7 @@ def test_page_names_what_there_is() -> None:
 
 
 def taken_back(old: Any, new: Any, *, command: bool, path: str = "") -> list[str]:
-    """What a program written against `old` would miss in `new`.
+    """The breaking changes from `old` to `new` for a program.
 
     A message that the agent sends may get keys and values of an enumeration, and must keep what it promised;
     a command may get keys that are not required, and must take what it took.
@@ -164,7 +164,7 @@ def test_only_additions_since_the_release(path: Path) -> None:
     assert taken_back(old, now[path.name], command=command) == []
 
 
-def test_there_is_a_release_to_compare_with() -> None:
+def test_the_released_schemas_exist() -> None:
     assert {path.name for path in RELEASED.glob("*.json")} <= set(contract.schemas())
     assert (RELEASED / "identity.json").exists()
 
@@ -199,12 +199,12 @@ def test_additions_are_allowed() -> None:
         ("command-name.json", {"name": {"type": "string"}}),
     ],
 )
-def test_what_is_taken_back_is_found(name: str, changes: dict[str, Any]) -> None:
+def test_breaking_changes_are_found(name: str, changes: dict[str, Any]) -> None:
     old, new = changed(name, **changes)
     assert taken_back(old, new, command=name.startswith("command"))
 
 
-def test_a_promise_to_be_present_may_not_be_weakened() -> None:
+def test_a_required_field_may_not_become_optional() -> None:
     old, new = changed("identity.json")
     new["required"].remove("camera")
     assert taken_back(old, new, command=False)

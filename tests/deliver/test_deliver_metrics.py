@@ -1,4 +1,4 @@
-"""Prometheus and Home Assistant: what is served, and that example and announcement use what exists."""
+"""Prometheus and Home Assistant: served metrics, and names in the example and the announcement exist."""
 
 from __future__ import annotations
 

@@ -285,7 +285,7 @@ def test_garbage_instead_of_a_database_is_set_aside(tmp_path: Path) -> None:
         assert fill(outbox, 1) == [42]
 
 
-def test_what_can_be_read_of_a_damaged_file_is_saved(tmp_path: Path) -> None:
+def test_readable_rows_of_a_damaged_file_are_saved(tmp_path: Path) -> None:
     path = tmp_path / "o.db"
     with outbox_at(path) as outbox:
         fill(outbox, 200, b'{"pad":"' + b"x" * 900 + b'"}')
@@ -348,7 +348,7 @@ def test_unwritten_numbers_are_reported_once_when_the_file_is_damaged_too(
 
 
 def test_after_a_power_cut_no_number_is_used_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last commits of synchronous=NORMAL may be gone after a power cut, though their events were sent."""
+    """The last commits of synchronous=NORMAL may be lost after a power cut, though their events were sent."""
     path = tmp_path / "o.db"
     with outbox_at(path) as outbox:
         fill(outbox, 3)
@@ -533,7 +533,7 @@ def test_damage_in_an_encrypted_file_is_set_aside_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "short", "ab" * 31, "zz" * 32])
-def test_keys_that_are_none(text: str) -> None:
+def test_invalid_keys(text: str) -> None:
     with pytest.raises(ConfigError, match="openssl rand") as caught:
         parse_key(text)
     assert not text or text not in str(caught.value)
@@ -625,7 +625,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """Without a farewell: acknowledged rows that were not flushed come again."""
+        """Without a clean close: acknowledged rows that were not flushed are sent again."""
         self.doubtful |= self.outbox._storage.state.acknowledged
         self.outbox._storage.close()
         self.open()

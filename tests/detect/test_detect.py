@@ -147,7 +147,7 @@ def test_nothing_found(tmp_path):
 
 
 def test_letterbox_keeps_aspect_and_leaves_no_old_picture(tmp_path):
-    """Pictures of other shapes in between must not change what a picture gives."""
+    """Pictures of other shapes in between must not change the result of a picture."""
     detector = yolox(tmp_path / "y.onnx", {})
     seen = []
     with detector:

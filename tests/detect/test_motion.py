@@ -41,7 +41,7 @@ def empty() -> NDArray[np.int16]:
 
 @pytest.fixture(scope="module")
 def grain() -> list[NDArray[np.int16]]:
-    """What a sensor adds, another time each time."""
+    """Sensor noise, different each time."""
     random = np.random.default_rng(0)
     return [random.integers(-5, 6, (1080, 1920, 3), dtype=np.int16) for _ in range(5)]
 
@@ -61,7 +61,7 @@ def seen(
 # --- what moves -----------------------------------------------------------------------------------
 
 
-def test_grain_and_flicker_move_nothing_after_the_first_picture(empty, grain) -> None:
+def test_noise_and_flicker_are_no_motion_after_the_first_picture(empty, grain) -> None:
     moved = seen(lambda t: empty + np.int16(4 * np.sin(9 * t)), grain, 12)
     assert moved == [True] + [False] * (len(moved) - 1)
 
@@ -89,7 +89,7 @@ def test_a_light_that_is_switched_on_does_not_keep_it_open(empty, grain) -> None
     assert not any(moved[round(11 * FPS) :])
 
 
-def test_dusk_moves_nothing(empty, grain) -> None:
+def test_dusk_is_no_motion(empty, grain) -> None:
     """A grey level in two seconds."""
     assert not any(seen(lambda t: empty - np.int16(t / 2), grain, 14)[1:])
 
@@ -148,7 +148,7 @@ def frames(seconds: float, *, begin: float = 0.0, moving: bool = False) -> Itera
         yield Frame("cam", n + 1, begin + n / FPS, image)
 
 
-def test_an_empty_room_is_looked_at_now_and_then() -> None:
+def test_an_empty_room_is_searched_periodically() -> None:
     gate, looked = watched(lambda _: Detections.none())
     given = [gate.detect(frame) for frame in frames(70)]
     assert not any(map(len, given))
@@ -266,7 +266,7 @@ def test_a_gate_without_a_detector_behind_it_is_refused(tmp_path, kind) -> None:
         add_motion_gate(settings, detection(), {"room": settings.sources[0]}, [])
 
 
-def test_the_agent_counts_what_its_detector_did_not_see(tmp_path: Path) -> None:
+def test_the_agent_counts_frames_not_passed_to_the_detector(tmp_path: Path) -> None:
     writer = cv2.VideoWriter(str(tmp_path / "room.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
     for _ in range(60):
         writer.write(np.full((120, 160, 3), 90, np.uint8))

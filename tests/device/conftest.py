@@ -42,7 +42,7 @@ Rows = NDArray[np.float32]
 
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> str:
-    """What the tests run on. Asked in a process of its own: a broken driver must not end the run."""
+    """The machine. Queried in a separate process, because a broken driver must not end the run."""
     code = "from edge_agent.engine.tensorrt.recipe import this_machine as m; print(m())"
     asked = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
@@ -105,7 +105,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PlanStore:
 
 @pytest.fixture(scope="session")
 def variant(prepared: PreparedGraph, scales: Scales) -> Callable[[str], tuple[PreparedGraph, BuildOptions]]:
-    """Graph and options for each of `PRECISIONS`; skips what this TensorRT does not know."""
+    """Graph and options for each of `PRECISIONS`; skips those that this TensorRT does not support."""
 
     def chosen(name: str) -> tuple[PreparedGraph, BuildOptions]:
         from edge_agent.engine.precision.half import to_half

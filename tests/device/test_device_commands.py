@@ -1,4 +1,4 @@
-"""On a real NVIDIA GPU: the commands that an installer runs, as processes of their own."""
+"""On a real NVIDIA GPU: the commands that an installer runs, as separate processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.device, pytest.mark.timeout(3600)]
 
 
 def edge_agent(*arguments: str) -> Any:
-    """What a command prints as JSON."""
+    """The JSON output of a command."""
     command = [sys.executable, "-m", "edge_agent", *arguments, "--json"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=3500, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-4000:]}"
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> tuple[Path, Any]:
-    """State folder after `edge-agent calibrate` on TensorRT, and what it said."""
+    """State folder after `edge-agent calibrate` on TensorRT, and its report."""
     state = tmp_path_factory.mktemp("state")
     reported = edge_agent(
         "calibrate", "--backend", "tensorrt", "--dataset", str(dataset), "--state", str(state)
@@ -59,7 +59,7 @@ def test_calibrate_chooses_a_precision_by_its_gate(calibrated: tuple[Path, Any])
     assert Path(reported["manifest"]).is_file()
 
 
-def test_what_calibrate_made_is_listed_and_verified(calibrated: tuple[Path, Any]) -> None:
+def test_calibrations_are_listed_and_verified(calibrated: tuple[Path, Any]) -> None:
     state, reported = calibrated
     listed = edge_agent("engines", "verify", "--state", str(state))
     assert listed["not_compared"] is None
@@ -85,7 +85,7 @@ def test_bench_measures_every_precision(calibrated: tuple[Path, Any]) -> None:
     assert all(row["backend"] == "tensorrt" for row in bench["rows"])
 
 
-def test_the_agent_takes_what_calibrate_chose(calibrated: tuple[Path, Any], dataset: Path) -> None:
+def test_the_agent_uses_the_result_of_calibrate(calibrated: tuple[Path, Any], dataset: Path) -> None:
     """Enrolling opens the engine as the daemon does."""
     state, reported = calibrated
     before = edge_agent("engines", "list", "--state", str(state))["plans"]

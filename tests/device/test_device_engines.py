@@ -46,7 +46,7 @@ def opened_from(store: PlanStore, graph: PreparedGraph, options: BuildOptions) -
 
 @pytest.fixture
 def own_store(tmp_path: Path) -> PlanStore:
-    """An empty store, for tests that spoil what is in it."""
+    """An empty store, for tests that damage its files."""
     return PlanStore(tmp_path / "engines")
 
 

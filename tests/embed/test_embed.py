@@ -144,7 +144,7 @@ def test_nothing_to_collect(prepared):
     ],
     ids=["grey", "four channels", "float", "empty"],
 )
-def test_what_is_no_picture_never_becomes_the_crop_before_it(prepared, image):
+def test_a_broken_picture_never_becomes_the_previous_crop(prepared, image):
     with embedder(prepared) as stage:
         stage.embed_images([picture(1)])
         with pytest.raises(ValueError, match=r"expected \(h, w, 3\) uint8"):
@@ -268,7 +268,7 @@ def test_rounds_do_not_wait_for_each_other_on_a_slow_engine(tmp_path):
         assert batches_of_three_rounds(stage) == [2, 2, 2]
 
 
-def test_enough_is_on_its_way_when_one_round_works_and_one_waits(tmp_path):
+def test_enough_crops_are_in_flight_with_one_round_in_work_and_one_waiting(tmp_path):
     with simulated(tmp_path, seconds_a_crop=0.001) as stage:
         assert not stage.full
         stage.submit([(picture(1), detections(2))])

@@ -1,4 +1,4 @@
-"""Crops become the same pictures in a process of their own as here, and its death is an error and no hang."""
+"""A separate process gives the same pictures as this one; its death is an error and no hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quality gate: what is refused, and that each factor of the grade goes the right way."""
+"""The quality gate: refusals, and the direction of each factor of the grade."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_sharpness_by_hand(crop):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (9, 2), (3, 1)])
-def test_what_has_no_inner_pixels_is_not_sharp(shape):
+def test_a_crop_without_inner_pixels_is_not_sharp(shape):
     assert sharpness(TEXTURE[: shape[0], : shape[1]]) == 0.0
 
 
@@ -156,7 +156,7 @@ def test_impossible_limits(limits, message):
         load(Path(os.devnull), {"quality": limits})
 
 
-def test_boxes_alone_give_the_grade_of_sharp_crops_and_refuses_what_boxes_tell() -> None:
+def test_boxes_alone_give_the_grade_of_sharp_crops_and_the_refusals_by_geometry() -> None:
     random = np.random.default_rng(8)
     for _ in range(20):
         corner = random.uniform(-60, 600, (12, 2))

@@ -1,4 +1,4 @@
-"""Lowering the load through the real pipeline: fewer embeddings, detections and frames; and who is spared."""
+"""Lowering the load through the real pipeline: fewer embeddings, detections, frames; and who is spared."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_only_settled_tracks_are_spared_and_only_for_the_interval() -> None:
     assert spared(selector, load, [LEFT], at=11.1) == [False]  # it was last embedded at 10.0
 
 
-def test_what_is_in_doubt_is_embedded() -> None:
+def test_doubtful_boxes_are_embedded() -> None:
     selector = learnt(True, True)
     load = Load(settled_interval_s=1.0)
     beside = (12, 12, 62, 162)

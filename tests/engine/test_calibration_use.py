@@ -1,4 +1,4 @@
-"""What the agent does with a calibration: precision, threshold, reload, rollback."""
+"""The use of a calibration in the agent: precision, threshold, reload, rollback."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_info_publishes_the_rule_of_the_threshold(calibrated: Calibration) -> No
     assert "/" not in json.dumps(summary)  # no path of the device
 
 
-def test_precisions_that_are_asked_for_are_had_or_refused(
+def test_requested_precisions_are_used_or_refused(
     calibrated: Calibration, network: Path, tmp_path: Path
 ) -> None:
     prepared, _ = prepare_model(network, "imagenet", None)
@@ -235,7 +235,7 @@ def test_evaluate_measures_the_precision_that_is_asked_for(
         figures("--precision", "int4")
 
 
-def test_rollback_makes_the_one_before_active_again(
+def test_rollback_makes_the_previous_engine_active(
     calibrated: Calibration, network: Path, people: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
@@ -249,7 +249,7 @@ def test_rollback_makes_the_one_before_active_again(
     assert ActiveEngine(state / "engines").read().previous["name"] == second.name
 
 
-def test_prune_keeps_what_is_active_and_what_was_before(
+def test_prune_keeps_the_active_and_the_previous_calibration(
     calibrated: Calibration, network: Path, people: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
@@ -286,7 +286,7 @@ class Known:
         ([0.1, 0.12, 0.09, 0.11, 0.1], None, None, "site"),
     ],
 )
-def test_which_threshold_is_in_force(
+def test_which_threshold_applies(
     scores: list[float], calibrated_at: float | None, configured: float | None, rule: str
 ) -> None:
     identifier = Identifier(Known(scores), "s", IdentifySettings(threshold=configured), calibrated_at)

@@ -1,4 +1,4 @@
-"""What a build decides before TensorRT is asked: precision, memory, disk, ranges. No TensorRT is needed."""
+"""Decisions of a build before TensorRT starts: precision, memory, disk, ranges. No TensorRT is needed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_each_version_gets_flags_that_it_supports(
         (BuildOptions("int8", scales=SOME), "int8", "this one computes in INT8"),
     ],
 )
-def test_what_no_version_can_build(major: int, options: BuildOptions, graph: str, why: str) -> None:
+def test_combinations_that_no_version_can_build(
+    major: int, options: BuildOptions, graph: str, why: str
+) -> None:
     with pytest.raises(EngineError, match=why):
         choose_flags(major, options, graph)
 
@@ -110,7 +112,9 @@ def test_what_no_version_can_build(major: int, options: BuildOptions, graph: str
         (11, BuildOptions("int8", scales=ENTROPY), "fp32", "takes no separate INT8 ranges"),
     ],
 )
-def test_what_a_version_cannot_build(major: int, options: BuildOptions, graph: str, why: str) -> None:
+def test_combinations_that_a_version_cannot_build(
+    major: int, options: BuildOptions, graph: str, why: str
+) -> None:
     with pytest.raises(EngineError, match=why):
         choose_flags(major, options, graph)
 

@@ -90,7 +90,7 @@ def test_network_that_is_undefined_everywhere(tmp_path):
     ("fixture", "profile"),
     [("osnet_onnx", "imagenet"), ("omz_onnx", "openvino-raw"), (None, STRIPES_PROFILE)],
 )
-def test_shipped_references_are_what_the_networks_give(request, tmp_path, fixture, profile):
+def test_shipped_references_match_the_networks(request, tmp_path, fixture, profile):
     path = request.getfixturevalue(fixture) if fixture else write_stripe_model(tmp_path / "stripes.onnx")
     prepared = prepare_reid(path, PROFILES[profile])
     shipped = golden.load_or_make(prepared, None)

@@ -146,7 +146,7 @@ def test_a_newer_plan_replaces_an_older(store: PlanStore) -> None:
         ),
     ],
 )
-def test_what_is_damaged_or_from_elsewhere_is_refused(store: PlanStore, damage: Any, why: str) -> None:
+def test_damaged_and_foreign_plans_are_refused(store: PlanStore, damage: Any, why: str) -> None:
     order = put(store)
     plan, manifest = (store.folder / f"{order.key}.{ending}" for ending in ("plan", "json"))
     damage(plan, manifest)
@@ -355,7 +355,7 @@ def test_a_damaged_active_file_stops_pruning_and_is_mended_by_a_switch(store: Pl
 # --- looking after them -----------------------------------------------------------------------
 
 
-def test_pruning_never_takes_what_the_active_engine_or_the_one_before_needs(store: PlanStore) -> None:
+def test_pruning_keeps_files_of_the_active_and_the_previous_engine(store: PlanStore) -> None:
     recipes = [replace(FP16, profiles=(number,)) for number in range(1, 6)]
     orders = [put(store, recipe) for recipe in recipes]
     (store.folder / "model.onnx").write_bytes(b"onnx")

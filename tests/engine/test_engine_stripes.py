@@ -1,4 +1,4 @@
-"""The colour comparison that stands in where there is no trained network."""
+"""The colour comparison that is used without a trained network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prepared graph: numerically the same network, and clear words about what does not fit."""
+"""The prepared graph: numerically the same network, and clear messages for unsuitable ones."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_opset_from_9_on(tmp_path, opset):
         "swapped names",
     ],
 )
-def test_forms_that_exports_come_in(tmp_path, changes, size):
+def test_layouts_of_exports(tmp_path, changes, size):
     path = tiny_networks.reid(tmp_path / "net.onnx", **changes)
     prepared = prepare_reid(path, TAO)
     assert prepared.input_size == size
@@ -181,7 +181,7 @@ def test_space_changes_with_everything_that_changes_embeddings():
     assert base not in others
 
 
-def test_profiles_are_what_the_sources_say():
+def test_profiles_match_their_sources():
     tao = TAO.apply(np.full((1, 1, 1, 3), (0, 128, 255), np.uint8))[0, :, 0, 0]
     scale, offsets = 0.01735207357279195, (123.675, 116.28, 103.53)  # DeepStream's SGIE configuration, RGB
     np.testing.assert_allclose(

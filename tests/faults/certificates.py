@@ -35,7 +35,7 @@ class Certificates:
 
 
 def make(folder: Path) -> Certificates:
-    """Two authorities, of which the broker trusts one, and what they signed."""
+    """Two authorities, of which the broker trusts one, and their certificates."""
     folder.mkdir(parents=True)
     _authority(folder, "ca")
     _authority(folder, "other")

@@ -114,7 +114,7 @@ def listen(port: int) -> subprocess.Popen[bytes]:
 
 
 def same_properties() -> Properties:
-    """What the publisher sends with an event."""
+    """The properties that the publisher sends with an event."""
     properties = Properties(PacketTypes.PUBLISH)
     properties.ContentType = "application/cloudevents+json"
     properties.PayloadFormatIndicator = 1

@@ -1,4 +1,4 @@
-"""Delivery under faults, with a real mosquitto: what was produced, received, lost, doubled, and out of order.
+"""Delivery under faults, with a real mosquitto: events produced, received, lost, duplicated, out of order.
 
     python tests/faults/run.py                 # everything, about 6 minutes
     python tests/faults/run.py storm --seconds 20
@@ -37,7 +37,7 @@ from tests.deliver.deliver_fixtures import identity, outbox_at, publishing
 
 Result = dict[str, Any]
 DRAIN_S = 180.0
-"""Patience with a loaded machine: what has to arrive may take so long."""
+"""Longest time (s) for the arrival of events on a loaded machine."""
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 ZERO = ("lost", "out of order", "number differs", "holes not reported", "never made")
 

@@ -1,4 +1,4 @@
-"""What the fault scenarios share: a subscriber that remembers, the log of the agent, and the sum of both."""
+"""Shared by the fault scenarios: a recording subscriber, the log of the agent, and their comparison."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ max_inflight_messages 0
 max_queued_messages 0
 user root
 """
-"""A broker that keeps what it promised. `max_inflight_messages 0` sends a subscriber everything at once."""
+"""A broker that keeps messages. `max_inflight_messages 0` sends a subscriber everything at once."""
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ class Subscriber:
 
 @dataclass
 class Log:
-    """What the agent wrote down, over all its lives."""
+    """The log of the agent, over all its processes."""
 
     path: Path
 

@@ -1,4 +1,4 @@
-"""What else is kept of a person goes with the person, also by and by."""
+"""Other data of a person is deleted with the person, also later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.deliver.deliver_fixtures import decision, outbox_at
 
 
 class Folder:
-    """Records what it has to delete."""
+    """Records the requested deletions."""
 
     def __init__(self, camera: str) -> None:
         self.camera = camera

@@ -707,7 +707,7 @@ def test_a_lock_that_is_never_freed_is_an_error_and_not_a_hang(path: Path, galle
     assert_exact(gallery, unit(2))
 
 
-def test_threads_may_use_it_together(gallery: Gallery) -> None:
+def test_several_threads_may_use_it(gallery: Gallery) -> None:
     wrong: list[str] = []
 
     def search() -> None:

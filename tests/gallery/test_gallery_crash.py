@@ -108,7 +108,7 @@ def assert_whole(path: Path, last_number: int) -> int:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own, which only root may make."""
+    """A separate file system, which needs root."""
     if os.geteuid() != 0 or sys.platform != "linux":
         pytest.skip("mounting a small tmpfs needs root")
     folder.mkdir()

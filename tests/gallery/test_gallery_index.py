@@ -28,7 +28,7 @@ LIMIT = 1000  # identities: the least that the configuration allows
 
 
 def people(identities: int, seed: int = 0) -> Iterator[Vectors]:
-    """Embeddings as networks make them: most of what differs lies in few directions. One after the other."""
+    """Embeddings like those of networks: most variance is in few directions. One after the other."""
     drawn = np.random.default_rng(seed)
     spread = 1 / np.sqrt(1 + np.arange(D) / 2)
     centres = drawn.normal(size=(identities, D)) * spread

@@ -1,4 +1,4 @@
-"""The governor in the running agent: a hot board, and what becomes of it on every way out."""
+"""The governor in the running agent: a hot board, and its report in every output."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_governor_that_is_off_or_without_sensors_reports_it(tmp_path: Path, bo
 
 
 class Shutter:
-    """Stands for a camera."""
+    """A stand-in for a camera."""
 
     def __init__(self, camera: str) -> None:
         self.camera = camera

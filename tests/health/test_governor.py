@@ -90,7 +90,7 @@ def test_a_blocked_fan_and_its_repair() -> None:
 
 
 def test_a_day_of_sun() -> None:
-    """Out and back: what was given up comes back when the evening comes."""
+    """Steps down and up again: all are reverted when the board cools in the evening."""
     trace = drive(Board(lambda t: 35.0 - 20.0 * math.cos(2 * math.pi * t / (12 * 3600))), 12)
     assert trace.hottest() < LIMIT_C
     assert max(trace.step) >= 1

@@ -26,7 +26,7 @@ class Manager:
         self.heard: list[dict[str, str]] = []
 
     def listen(self, seconds: float = 0.0) -> list[dict[str, str]]:
-        """Take what has come, and wait at most so long for the first."""
+        """Return the received messages; wait a limited time for the first."""
         self._socket.settimeout(seconds or 0.001)
         while True:
             try:

@@ -61,7 +61,7 @@ def look(*stages: Stage) -> tuple[bool, dict[str, str]]:
     return watchdog.fed, reported[-1]
 
 
-def test_everything_gets_on() -> None:
+def test_all_stages_make_progress() -> None:
     assert look(stage("a", 1), stage("b", 9)) == (True, {})
     assert look() == (True, {})
 
@@ -202,7 +202,7 @@ def test_the_brake(crashes: int, allowed: int) -> None:
     assert pause_s(crashes + 1, allowed) >= wait
 
 
-def test_what_counts_as_a_crash() -> None:
+def test_which_ends_count_as_a_crash() -> None:
     assert frozenset({"killed", "stuck", "failed"}) == CRASHES
 
 
@@ -320,7 +320,7 @@ def test_two_agents_on_one_folder(tmp_path: Path) -> None:
         assert read_status(path) == {"pid": 7}
 
 
-def test_answers_that_are_none(tmp_path: Path) -> None:
+def test_invalid_answers(tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -388,7 +388,7 @@ def test_how_far_a_long_start_is_can_be_seen(tmp_path: Path, manager: Manager) -
         (KeyboardInterrupt(), "clean"),
     ],
 )
-def test_what_an_end_by_an_error_counts_as(tmp_path: Path, problem: BaseException, how: str) -> None:
+def test_how_an_end_by_an_error_is_recorded(tmp_path: Path, problem: BaseException, how: str) -> None:
     settings = Settings(state_dir=tmp_path)
 
     def run_and_fail() -> None:

@@ -149,7 +149,7 @@ def test_nothing_is_known_of_an_empty_root(tmp_path: Path) -> None:
     assert SysfsReader(tmp_path).read() == Reading()
 
 
-def test_files_that_vanish_or_turn_to_rubbish_become_none(tmp_path: Path) -> None:
+def test_files_that_vanish_or_are_damaged_give_none(tmp_path: Path) -> None:
     root = plant("agx-orin-jetpack6", tmp_path)
     reader = SysfsReader(root)
     shutil.rmtree(root / "sys")
@@ -203,7 +203,7 @@ def test_each_zone_has_the_limit_at_which_the_kernel_throttles(name: str, tmp_pa
     assert reading.limits_c == dict.fromkeys(ORIN_ZONES - {"tj"}, 99.0) | {"tj": None}
 
 
-def test_trip_points_that_are_none(tmp_path: Path) -> None:
+def test_invalid_trip_points(tmp_path: Path) -> None:
     limits = SysfsReader(plant("pc", tmp_path)).read().limits_c
     assert limits == {"acpitz": 109.0, "acpitz2": None, "x86_pkg_temp": None, "iwlwifi_1": None, "nvme": None}
     zone = tmp_path / "sys/class/thermal/thermal_zone1"

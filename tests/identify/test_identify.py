@@ -66,7 +66,7 @@ class Scene:
         return new
 
     def visit(self, people: People, who: dict[int, int], frames: int = 20) -> list[Decision]:
-        """Tracks `who` (track: person) walk through together and leave."""
+        """Let the tracks `who` (track: person) pass together and leave."""
         new: list[Decision] = []
         for _ in range(frames):
             new += self.show({track: people.crop(person) for track, person in who.items()})
@@ -81,7 +81,7 @@ def kinds(decisions: list[Decision]) -> list[str]:
 
 
 def warm(scene: Scene, people: People, count: int = 6) -> None:
-    """People 0..count-1 are seen together, so that the site knows what strangers look like."""
+    """Show people 0..count-1 together, which gives the site its impostor scores."""
     scene.visit(people, {100 + p: p for p in range(count)}, frames=30)
 
 
@@ -256,7 +256,7 @@ def test_identities_of_the_warm_up_are_fused_when_the_site_is_known(gallery: Gal
 
 
 def test_two_people_on_one_picture_are_never_one_identity(gallery: Gallery) -> None:
-    """Twins: the second one who looks exactly like a known person cannot be the same person."""
+    """Twins: a second track seen together with a known person cannot be that person."""
     people = People(6)
     scene = Scene(Identifier(gallery, "s", IdentifySettings(threshold=0.7)))
     warm(scene, people)
@@ -321,7 +321,7 @@ def test_a_person_enrolled_too_early_is_joined_with_the_old_identity(gallery: Ga
     assert len(gallery) == 6
 
 
-def test_watchlist_matches_only_who_was_enrolled_by_hand(gallery: Gallery) -> None:
+def test_watchlist_matches_only_manually_enrolled_people(gallery: Gallery) -> None:
     people = People(4, noise=0.1)
     vectors = np.stack([people.crop(0) for _ in range(3)])
     anna = gallery.enrol(

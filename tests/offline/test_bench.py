@@ -78,7 +78,7 @@ def test_the_markdown_has_our_rows_and_the_published_ones(network: Path, tmp_pat
         (None, "fp16", 64, None),
     ],
 )
-def test_only_like_is_held_against_like(
+def test_published_figures_exist_for_equal_conditions_only(
     board: str | None, precision: str, batch: int, rate: float | None
 ) -> None:
     found = bench.published(board, precision, batch)

@@ -107,7 +107,7 @@ def test_other_crops_are_refused() -> None:
         compare(reference, Embeddings(reference.query, fewer), name="int8", bounds=Bounds(), target_fmr=1e-2)
 
 
-def test_what_could_not_be_measured_is_none_not_a_number() -> None:
+def test_unmeasured_values_are_none() -> None:
     document = Gate("int8", False, ("NaN",), Bounds()).document()
     assert document["passed"] is False
     assert document["reasons"] == ["NaN"]

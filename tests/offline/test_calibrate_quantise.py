@@ -151,7 +151,7 @@ def test_the_cache_leaves_out_what_stays_in_higher_precision(small: PreparedGrap
 # --- placement ------------------------------------------------------------------------------------
 
 
-def test_what_is_left_in_higher_precision(small: PreparedGraph) -> None:
+def test_layers_in_higher_precision(small: PreparedGraph) -> None:
     names = quantisable(small)
     assert len(names) == 12  # 1 + 2 x 3 + 1 + 3 + 1
     assert "/layer1.0/downsample/Conv" in names
@@ -202,7 +202,7 @@ def test_scales_in_the_graph_are_those_given(small: PreparedGraph, scales: Scale
 
 
 def test_plain_settings_would_not_fit(small: PreparedGraph, crops: NDArray[np.uint8], tmp_path: Path) -> None:
-    """The check finds what ONNX Runtime's defaults do: Q/DQ between convolution and activation."""
+    """The check finds the effect of ONNX Runtime's defaults: Q/DQ between convolution and activation."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     (tmp_path / "net.onnx").write_bytes(small.onnx)

@@ -115,7 +115,7 @@ def test_the_identity_of_most_boxes_counts(tmp_path: Path):
     assert (reported.recognised, reported.at_once) == (1, 1)
 
 
-def test_who_cannot_be_seen_does_not_count(tmp_path: Path):
+def test_invisible_people_do_not_count(tmp_path: Path):
     both = scene(tmp_path, [TWICE[0], TWICE[2]])
     hidden = both.videos[1].truth
     hidden.write_text(hidden.read_text().replace(",120.0,1,", ",120.0,0,"))

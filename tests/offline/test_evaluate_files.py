@@ -1,4 +1,4 @@
-"""Embedding files: round trips, files of other programs, and what is refused."""
+"""Embedding files: round trips, files of other programs, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The synthetic street: the truth it gives is what it draws, and a real detector sees its people."""
+"""The synthetic street: its ground truth matches the drawing, and a real detector finds its people."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_boxes_hold_what_was_drawn_and_nothing_is_drawn_outside_them(frames: lis
     assert checked > 20
 
 
-def test_who_is_in_the_truth_is_on_a_visit(street: Street, frames: list[StreetFrame]):
+def test_people_in_the_truth_are_on_a_visit(street: Street, frames: list[StreetFrame]):
     for frame in frames:
         here = {v.person for v in street.visits if v.camera == frame.camera and v.start <= frame.time < v.end}
         assert {truth.person for truth in frame.truth} <= here

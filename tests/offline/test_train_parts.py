@@ -304,7 +304,7 @@ class TestStartWeights:
             ),
         ],
     )
-    def test_what_does_not_fit_is_named(self, tmp_path: Path, change, said: str):
+    def test_weights_that_do_not_fit_are_named(self, tmp_path: Path, change, said: str):
         weights = dict(self.network().backbone.state_dict())
         change(weights)
         torch.save(weights, tmp_path / "w.pth")

@@ -123,7 +123,7 @@ def test_a_tao_spec_is_read_whole(tmp_path: Path):
         ({"dataset": {"padding": 5}, "edge_agent": {"input_pool": 2}}, "dataset.padding"),
     ],
 )
-def test_what_does_not_fit_is_named(content: dict[str, object], said: str):
+def test_weights_that_do_not_fit_are_named(content: dict[str, object], said: str):
     with pytest.raises(ConfigError) as caught:
         parse_spec(content, name="my.yaml")
     assert str(caught.value).startswith("my.yaml: ")

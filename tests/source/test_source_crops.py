@@ -121,7 +121,7 @@ def test_acknowledged_crops_never_come_again_and_others_do(folder):
     assert [batch.number for batch in read(source(folder))] == [5, 2]
 
 
-def test_what_is_given_out_is_not_given_out_twice_meanwhile(folder):
+def test_crops_in_work_are_not_given_twice(folder):
     put(folder, "0001_c1s1_000001_01.jpg")
     watching = source(folder, once=False)
     items = watching.frames()
@@ -256,7 +256,7 @@ def test_deleting_leaves_only_what_was_not_acknowledged(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["b.jpg", "b.json"]
 
 
-def test_the_state_forgets_what_is_gone_but_not_an_unmounted_share(folder):
+def test_the_state_drops_deleted_files_but_not_an_unmounted_share(folder):
     for frame in (1, 2, 3):
         put(folder, f"0001_c1s1_{frame:06d}_01.jpg")
     read(source(folder))
@@ -410,7 +410,7 @@ def test_a_missing_folder_is_reported(folder):
         reader.erase([Pictures("yard-hall", 7, 0.0, math.inf)])
 
 
-def test_what_a_kill_left_of_acknowledged_pictures_is_removed(folder):
+def test_acknowledged_pictures_left_by_a_kill_are_removed(folder):
     put(folder, "0007_c2s1_000451_01.jpg")
     read(source(folder))  # as if the process ended between the acknowledgement and the deletion
     assert left(folder)

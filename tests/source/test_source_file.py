@@ -94,7 +94,7 @@ def make_no_frames(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [make_missing, make_folder, make_text, make_empty, make_no_frames])
-def test_what_is_no_video_is_named(tmp_path, make):
+def test_a_file_that_is_no_video_is_named(tmp_path, make):
     path = make(tmp_path)
     with pytest.raises(SourceError, match=path.name) as caught:
         next(FileSource("door", path, FileOptions()).frames())

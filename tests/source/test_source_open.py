@@ -41,7 +41,7 @@ def opened(url: str, *, taken: Collection[str] = (), state: Path | None = None, 
         ("x" * 100 + ".mp4", FileSource, "x" * 64),
     ],
 )
-def test_what_is_typed_becomes_a_source_with_an_id(tmp_path, spec, kind, identity):
+def test_an_address_becomes_a_source_with_an_id(tmp_path, spec, kind, identity):
     source = opened(spec, state=tmp_path)
     assert type(source) is kind
     assert source.id == identity

@@ -52,7 +52,7 @@ def give(count: int, pause: float = 0.0, then: Exception | None = None):
 
 
 class Watch:
-    """A reader with what it reported; it tries again at once."""
+    """A reader with its reports; it tries again at once."""
 
     def __init__(self, source, *, queue=4, offline_after=30.0):
         self.wake = threading.Event()
@@ -136,7 +136,7 @@ def test_a_long_outage_is_offline_but_goes_on_trying():
     assert watch.states == [SourceState.RECONNECTING, SourceState.OFFLINE]
 
 
-def test_what_cannot_be_mended_ends_with_the_error(tmp_path):
+def test_a_permanent_fault_ends_with_the_error(tmp_path):
     watch = Watch(FileSource("door", tmp_path / "missing.mp4", FileOptions()))
     with watch.reader as reader:
         watch.until(lambda: reader.ended)

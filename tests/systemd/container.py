@@ -1,4 +1,4 @@
-"""A Debian 12 with systemd as its first process, in systemd-nspawn; and what is needed to boot it.
+"""A Debian 12 with systemd as its first process, in systemd-nspawn, and the tools to boot it.
 
     python tests/systemd/container.py    makes the container and prints its place, or why it is impossible
 
@@ -35,11 +35,11 @@ BOOT_S, STOP_S = 60.0, 60.0
 
 
 class CannotMake(Exception):
-    """Something that a container needs is not here and cannot be had."""
+    """A requirement of the container is missing and cannot be installed."""
 
 
 class CommandFailed(Exception):
-    """A command inside a container ended with another code than 0; holds what it printed."""
+    """A command inside a container ended with another code than 0; contains its output."""
 
 
 # ---- what is kept
@@ -200,7 +200,7 @@ class Container:
         return subprocess.CompletedProcess(command, process.returncode, reported)
 
     def run(self, command: str, seconds: float = 120.0) -> str:
-        """The same, for one that must succeed; what it printed."""
+        """The same, for a command that must succeed; return its output."""
         done = self.attempt(command, seconds)
         if done.returncode:
             raise CommandFailed(f"{command}: exit code {done.returncode}\n{done.stdout}")

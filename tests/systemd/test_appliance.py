@@ -137,7 +137,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> It
 
 
 def files(machine: Container, *folders: str, form: str = "%p") -> str:
-    """What lies in `folders` of a machine, but for what a running system and tests write."""
+    """The files in `folders` of a machine, without those that a running system and tests write."""
     places = " ".join(folders)
     leave = [
         "proc",
@@ -163,7 +163,7 @@ def shown(machine: Container, *names: str) -> dict[str, str]:
 
 
 def journal(machine: Container) -> list[dict[str, Any]]:
-    """What the agent logged."""
+    """The log of the agent."""
     lines = machine.run("journalctl -u edge-agent -o cat --no-pager").splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 

@@ -63,7 +63,7 @@ def refused(board: Container) -> str:
     return done.stdout
 
 
-def test_jetpack_5_is_refused_with_a_word_about_its_python(board: Container) -> None:
+def test_jetpack_5_is_refused_because_of_its_python(board: Container) -> None:
     release(board, "35", "4.1")
     reported = refused(board)
     release(board, "36", "4.3")

@@ -162,7 +162,7 @@ def test_similarity_learns_from_the_scene() -> None:
     assert t.similarity.impostor == pytest.approx(0.0, abs=1e-3)
 
 
-def test_time_that_goes_back_is_survived() -> None:
+def test_a_clock_set_back_is_no_error() -> None:
     t = tracker()
     t.update(1, 5.0, SIZE, detections((10, 50)), embedded(None))
     assert ids(t.update(2, 4.0, SIZE, detections((11, 50)), embedded(None))) == [1]
@@ -256,7 +256,7 @@ def test_true_boxes_of_real_people_give_true_tracks(vtest_truth: Path) -> None:
 
 
 def street(camera: int, frame: int) -> tuple[Detections, Embedded]:
-    """A few people who walk, cross, come and go; some boxes are weak, some crops were refused."""
+    """A few people who walk, cross, enter and leave; some boxes are weak, some crops were refused."""
     random = np.random.default_rng(1000 * camera + frame)
     count = 2 + (camera + frame // 20) % 4
     x = 40.0 + 70 * np.arange(count) + (-1) ** np.arange(count) * 2.0 * frame + random.normal(0, 1, count)

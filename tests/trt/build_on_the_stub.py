@@ -1,4 +1,4 @@
-"""What TensorRT receives in a build, over the real bindings, and calibration through their C++ objects.
+"""Calls that TensorRT receives in a build, over the real bindings, and calibration by their C++ objects.
 
 `test_trt_build.py` runs this file with pytest in a process of its own, once for each version.
 """
@@ -71,7 +71,7 @@ def graph(precision: str = "fp32") -> PreparedGraph:
 
 
 def half() -> PreparedGraph:
-    """What an FP16 engine is built from."""
+    """The graph of an FP16 engine."""
     return graph("fp16" if TYPED else "fp32")
 
 
@@ -85,7 +85,7 @@ def pictures(count: int, *, there: int | None = None, batch: int = 4, **more: An
 
 
 def received(stub: BuilderStub, name: str) -> list[tuple[Any, ...]]:
-    """What the method was given, call by call."""
+    """The arguments of the method, call by call."""
     return [given for method, *given in stub.received if method == name]
 
 
@@ -238,7 +238,7 @@ GOOD_CACHE = b"TRT-1-EntropyCalibration2\ncrops: 40000000\n"
         (Calibration(Pictures(16, "d", unavailable), batch=4), GOOD_CACHE, InputError, "are gone"),
     ],
 )
-def test_what_goes_wrong_in_calibration_ends_in_an_error(
+def test_faults_in_calibration_end_in_an_error(
     stub: BuilderStub,
     capfd: pytest.CaptureFixture[str],
     given: Calibration,

@@ -40,7 +40,7 @@ class _Dims(ctypes.Structure):
 
 
 class _Object:
-    """An object of C++: a table of its own, every place of which notes at first."""
+    """A C++ object with its own function table, whose entries record calls at first."""
 
     def __init__(self, noting: list[int]) -> None:
         self._table = (_POINTER * (2 + _PLACES))(None, None, *noting)  # no type stands before the table

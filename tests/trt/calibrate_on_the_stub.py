@@ -65,7 +65,7 @@ def active(engines: Path) -> Calibration | None:
 
 
 def rows(batch: np.ndarray) -> np.ndarray:
-    """What the stub computes, see `nvinfer.c`."""
+    """The result of the stub, see `nvinfer.c`."""
     flat = batch.reshape(len(batch), -1, NUMBERS).astype(np.float32)
     return flat.sum(axis=1)
 
@@ -157,7 +157,7 @@ def test_a_build_that_fails_costs_the_candidate_not_the_command(stub: BuilderStu
     assert report["gates"]["fp16"]["passed"] is True
 
 
-def test_prune_keeps_plans_of_what_is_active_and_of_what_was_before(
+def test_prune_keeps_plans_of_the_active_and_the_previous_engine(
     stub: BuilderStub, request_: Request
 ) -> None:
     Job(replace(request_, precision="fp16", bench_seconds=0.0)).run()

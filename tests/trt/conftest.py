@@ -24,7 +24,7 @@ _SECONDS = 60
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs pycuda is slow for as long as pycuda is not built: then it takes minutes."""
+    """The first test that needs pycuda builds it, which takes minutes."""
     if not parts.pycuda_folder().is_dir():
         for item in items:
             if "cuda" in getattr(item, "fixturenames", ()) and Path(item.path).parent == parts.HERE:

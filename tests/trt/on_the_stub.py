@@ -67,7 +67,7 @@ def crops(count: int, seed: int = 7) -> np.ndarray:
 
 
 def rows(batch: np.ndarray) -> np.ndarray:
-    """What `compute` in nvinfer.c gives."""
+    """The result of `compute` in nvinfer.c."""
     flat = batch.reshape(len(batch), -1).astype(np.int64)
     return np.stack([flat[:, k::NUMBERS].sum(axis=1) for k in range(NUMBERS)], axis=1).astype(np.float32)
 
@@ -237,7 +237,7 @@ def test_a_buffer_in_use_stays_readable(stub):
 
 
 @pytest.mark.parametrize("function", ["setInputShape", "setTensorAddress", "enqueueV3"])
-def test_what_tensorrt_refuses_is_dropped_and_counted(stub, function):
+def test_batches_that_tensorrt_refuses_are_dropped_and_counted(stub, function):
     with make(zero_copy="off", cuda_graphs="off") as engine:
         embed(engine, crops(4, 1))
         stub.fail(function)
@@ -270,7 +270,7 @@ def test_rows_of_an_earlier_batch_are_never_returned(stub, zero_copy, cuda_graph
 
 
 @pytest.mark.parametrize("function", ["cuEventSynchronize", "cuMemcpyHtoDAsync_v2", "cuEventRecord"])
-def test_what_cuda_refuses_is_dropped_and_counted(stub, function):
+def test_batches_that_cuda_refuses_are_dropped_and_counted(stub, function):
     with make(zero_copy="off") as engine:
         embed(engine, crops(2))
         stub.fail(function, 700)

@@ -34,7 +34,7 @@ PYCUDA = ("pycuda==2026.1", "-O0", "-Wl,--no-as-needed")
 (it must want libcuda.so.1, as everywhere, though the one that it is linked to is empty)."""
 CUDA_PYTHON = ("cuda-bindings==13.5.0", "cuda-pathfinder")
 _LIBRARIES = ("nvonnxparser", "nvinfer_plugin", "nvparsers")
-"""What else the bindings link to; nothing of it is called."""
+"""Further libraries that the bindings link to; none of them is called."""
 _THIS = f"py{sys.version_info[0]}{sys.version_info[1]}"
 
 
@@ -132,7 +132,7 @@ def libnvinfer(version: str) -> Path:
 
 
 def typed_bindings(version: str) -> Path:
-    """Folder for MYPYPATH with the types of that version's bindings, as pybind11 knows them."""
+    """Folder for MYPYPATH with the types of that version's bindings, from pybind11."""
     pytest.importorskip("pybind11_stubgen", reason="pip install pybind11-stubgen")
     code, libraries = bindings(version), libnvinfer(version)
 
@@ -156,11 +156,11 @@ _UNKNOWN_METHODS = {
     "IHostMemory": "__buffer__(self, flags: int, /) -> memoryview",
     "Dims": "__iter__(self) -> typing.Iterator[int]",
 }
-"""What Python makes of protocols that have no method of that name in C++."""
+"""Python methods of protocols without a C++ method of that name."""
 
 
 def _mended(types: str) -> str:
-    """What pybind11-stubgen cannot know: tuples become `Dims`, plans are buffers, `in` is no name."""
+    """Corrections of pybind11-stubgen's output: tuples become `Dims`, plans are buffers, `in` is no name."""
     lines = [_mended_signature(line) if re.match(r"\s*def ", line) else line for line in types.splitlines()]
     mended = "\n".join(lines) + "\n__version__: str\n"
     for name, method in _UNKNOWN_METHODS.items():

@@ -69,7 +69,7 @@ class Stub:
     # --- the driver ---------------------------------------------------------------------------
 
     def events(self) -> list[str]:
-        """Return what happened on the GPU since the last call, in order."""
+        """Return the events on the GPU since the last call, in order."""
         self.cuda.fake_told.restype = ctypes.c_char_p
         lines = self.cuda.fake_told().decode().splitlines()
         self.cuda.fake_forget()
@@ -80,7 +80,7 @@ class Stub:
         return int(self.cuda.fake_live())
 
     def forget_live(self) -> None:
-        """Do not count what exists now: a test left it behind on purpose."""
+        """Do not count the present objects: a test left them on purpose."""
         self.cuda.fake_count(-self.live())
 
     def no_faults(self) -> None:

@@ -18,7 +18,7 @@ os._exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/trt/on_the_stub.py"
 
 
 ALWAYS = {"10.3.0", "11.4.0"}
-"""What most Jetsons have, and the newest; the others run with the slow tests."""
+"""The version of most Jetsons, and the newest; the others run with the slow tests."""
 
 
 @pytest.mark.parametrize(
