@@ -129,6 +129,9 @@ class Listener:
     def of(self, *parts: str) -> list[dict[str, object]]:
         return [json.loads(p) for t, p in list(self.messages) if "/".join(parts) in t]
 
+    def publish(self, topic: str, payload: str) -> None:
+        self._client.publish(topic, payload)
+
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()

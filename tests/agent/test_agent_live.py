@@ -213,7 +213,7 @@ def upstream(listener: Listener, message: Callable[[int], str], first: int, coun
 
     def publish() -> None:
         for frame in range(first, first + count):
-            listener._client.publish("detections/front", message(frame))
+            listener.publish("detections/front", message(frame))
             if stop.wait(1 / RATE):
                 return
 

@@ -34,9 +34,11 @@ from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Decision, DecisionKind, EngineInfo
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver import connection, pacing, pump, sender
+from edge_agent.deliver import outbox as outbox_module
 from edge_agent.deliver.local import Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.publisher import Publisher
+from edge_agent.deliver.storage import Storage
 from edge_agent.deliver.topics import Topics
 from tests.conftest import Mosquitto, find_free_port, mosquitto_binary
 
@@ -217,6 +219,19 @@ def limits(**changes: Any) -> OutboxSettings:
 
 def outbox_at(path: Path, *, key: bytes | None = None, clock: Any = None, **changes: Any) -> Outbox:
     return Outbox(path, limits(**changes), key=key, clock=clock)
+
+
+def outbox_and_storage(path: Path, **changes: Any) -> tuple[Outbox, Storage]:
+    """An outbox and its storage: what it counts, and `close`, which leaves the files as a kill does."""
+    made: list[Storage] = []
+
+    def make(*given: Any) -> Storage:
+        made.append(Storage(*given))
+        return made[0]
+
+    with mock.patch.object(outbox_module, "Storage", make):
+        outbox = outbox_at(path, **changes)
+    return outbox, made[0]
 
 
 def broker_at(url: str, **settings: Any) -> BrokerSettings:

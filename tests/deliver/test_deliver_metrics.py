@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,9 @@ def test_metrics_equal_the_telemetry() -> None:
 
 def test_metrics_listen_on_loopback_only_and_report_a_port_in_use() -> None:
     with served() as metrics:
-        assert metrics._server.server_address[0] == "127.0.0.1"
+        scrape(metrics)
+        with pytest.raises(ConnectionRefusedError):  # a listener on all addresses accepts this one too
+            socket.create_connection(("127.0.0.2", metrics.port), timeout=10)
         second = served()
         second.port = metrics.port
         with pytest.raises(ConfigError, match="metrics_port"), second:

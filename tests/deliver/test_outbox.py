@@ -26,7 +26,7 @@ from edge_agent.core.events import Event
 from edge_agent.deliver import storage as storage_module
 from edge_agent.deliver.outbox import Depth, Outbox
 from edge_agent.deliver.storage import Storage
-from tests.deliver.deliver_fixtures import identity, outbox_at
+from tests.deliver.deliver_fixtures import identity, outbox_and_storage, outbox_at
 
 BODY = b'{"data":{"who":"p-1"}}'
 TOPIC = "edge/v1/lab/jx01/identity/matched"
@@ -312,10 +312,11 @@ def test_a_vanished_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_damage_found_while_running_does_not_stop_it(tmp_path: Path) -> None:
-    with outbox_at(tmp_path / "o.db") as outbox:
+    outbox, storage = outbox_and_storage(tmp_path / "o.db")
+    with outbox:
         fill(outbox, 5)
-        outbox._storage.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        outbox._storage.connection.execute("PRAGMA cache_size = 0")
+        storage.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        storage.connection.execute("PRAGMA cache_size = 0")
         size = (tmp_path / "o.db").stat().st_size
         with (tmp_path / "o.db").open("r+b") as file:
             file.seek(4096)
@@ -402,7 +403,8 @@ def test_a_full_disk_drops_events_and_reports_them_exactly(small_disk: Path) -> 
 
 
 def test_a_full_disk_is_reported_after_a_restart(small_disk: Path) -> None:
-    with outbox_at(small_disk / "o.db") as outbox:
+    outbox, storage = outbox_and_storage(small_disk / "o.db")
+    with outbox:
         fill(outbox, 3)
         ballast = small_disk / "ballast"
         fill_up(ballast)
@@ -413,7 +415,7 @@ def test_a_full_disk_is_reported_after_a_restart(small_disk: Path) -> None:
             except DiskFull:
                 lost += 1
         last = outbox.last_number
-        outbox._storage.close()  # as a kill does: nothing is put in order
+        storage.close()  # as a kill does: nothing is put in order
     ballast.unlink()
     with outbox_at(small_disk / "o.db") as outbox:
         assert fill(outbox, 1) == [last + 1]
@@ -574,7 +576,9 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         path = Path(self.folder.name) / "o.db"
-        self.outbox = outbox_at(path, max_rows=12, max_age_hours=50 / 3600, clock=lambda: self.now)
+        self.outbox, self.storage = outbox_and_storage(
+            path, max_rows=12, max_age_hours=50 / 3600, clock=lambda: self.now
+        )
         self.outbox.__enter__()
 
     def teardown(self) -> None:
@@ -587,7 +591,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 9))
     def append(self, count: int) -> None:
         fill(self.outbox, count)
-        exempt = len(self.outbox._storage.state.sending) + len(self.outbox._storage.state.gaps)
+        exempt = len(self.storage.state.sending) + len(self.storage.state.gaps)
         assert self.outbox.depth.rows <= 12 + exempt
 
     @rule(target=rows, count=st.integers(1, 6))
@@ -596,13 +600,13 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(row=consumes(rows))
     def acknowledge(self, row: Any) -> None:
-        if row.seq in self.outbox._storage.state.sending:
+        if row.seq in self.storage.state.sending:
             self.outbox.acknowledge([row.seq])
             self.take(row)
 
     @rule(row=consumes(rows))
     def park(self, row: Any) -> None:
-        if row.seq in self.outbox._storage.state.sending and row.topic != GAP:
+        if row.seq in self.storage.state.sending and row.topic != GAP:
             self.outbox.park(row.seq, "refused")
 
     @rule()
@@ -626,14 +630,14 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """Without a clean close: acknowledged rows that were not flushed are sent again."""
-        self.doubtful |= self.outbox._storage.state.acknowledged
-        self.outbox._storage.close()
+        self.doubtful |= self.storage.state.acknowledged
+        self.storage.close()
         self.open()
 
     @invariant()
     def counters_are_right(self) -> None:
-        found = self.outbox._storage.connection.execute("SELECT count(*) FROM event").fetchone()[0]
-        assert self.outbox.depth.rows == found - len(self.outbox._storage.state.acknowledged)
+        found = self.storage.connection.execute("SELECT count(*) FROM event").fetchone()[0]
+        assert self.outbox.depth.rows == found - len(self.storage.state.acknowledged)
 
     def take(self, row: Any) -> None:
         message = json.loads(row.message)

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine import choose_backend, open_engine
+from edge_agent.engine import onnxruntime as backend
 from edge_agent.engine.graph.prepare import prepare_detector, prepare_reid
 from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.onnxruntime import _slices
@@ -164,13 +168,26 @@ def test_a_bare_session_gives_the_same_rows(prepared):
         np.testing.assert_allclose(rows, embed(engine, batch), atol=1e-6)
 
 
-def test_batches_of_one_are_computed_by_all_threads_together(prepared):
-    with opened(prepared, max_batch=1, threads=3) as engine:
+def watch_sessions(monkeypatch, make: type[onnxruntime.InferenceSession]) -> list[Any]:
+    """Sessions of this class that engines open from now on."""
+    sessions: list[Any] = []
+
+    def opened(*given: Any, **options: Any) -> Any:
+        sessions.append(make(*given, **options))
+        return sessions[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    return sessions
+
+
+def test_batches_of_one_are_computed_by_all_threads_together(prepared, monkeypatch):
+    sessions = watch_sessions(monkeypatch, onnxruntime.InferenceSession)
+    with opened(prepared, max_batch=1, threads=3):
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 1
-        assert engine._session.get_session_options().intra_op_num_threads == 3
-    with opened(prepared, max_batch=2, threads=3) as engine:
+        assert sessions[-1].get_session_options().intra_op_num_threads == 3
+    with opened(prepared, max_batch=2, threads=3):
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 3
-        assert engine._session.get_session_options().intra_op_num_threads == 1
+        assert sessions[-1].get_session_options().intra_op_num_threads == 1
 
 
 def test_time_in_the_network_is_counted(prepared):
@@ -183,18 +200,36 @@ def test_time_in_the_network_is_counted(prepared):
         assert (engine.runs, engine.run_seconds > once) == (2, True)
 
 
-def test_time_in_the_network_is_that_of_the_batch_that_was_collected(prepared):
+def test_time_in_the_network_is_that_of_the_batch_that_was_collected(prepared, monkeypatch):
+    clock, readings = threading.local(), threading.Semaphore(0)
+
+    class Slow(onnxruntime.InferenceSession):
+        """Takes as many seconds for a slice as its first number says, by the clock of its thread."""
+
+        def run(self, names, inputs, options=None):
+            (batch,) = inputs.values()
+            clock.now += float(batch.flat[0])
+            return super().run(names, inputs, options)
+
+    def perf_counter() -> float:
+        clock.now = getattr(clock, "now", 0.0)
+        readings.release()
+        return clock.now
+
+    monkeypatch.setattr(backend, "time", SimpleNamespace(perf_counter=perf_counter))
+    watch_sessions(monkeypatch, Slow)
     with opened(prepared, max_batch=16, threads=2) as engine:
-        for _ in range(2):
+        for seconds in (3, 50):
+            engine.buffer()[:] = seconds
             engine.submit(16)
-        for run in engine._flying:
-            assert run.done.wait(10)
+        for _ in range(2 * 2 * 2):  # at the begin and the end of each slice, two in each batch
+            assert readings.acquire(timeout=10)
         assert (engine.runs, engine.run_seconds) == (0, 0.0)
-        for runs, run in enumerate(list(engine._flying), 1):
+        for runs, seconds in enumerate((3, 50), 1):
             before = engine.run_seconds
             engine.collect()
             assert engine.runs == runs
-            assert engine.run_seconds - before == pytest.approx(run.seconds / 2)
+            assert engine.run_seconds - before == pytest.approx(2 * seconds / 2)
 
 
 def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
@@ -207,13 +242,24 @@ def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
     assert engine.in_flight == 0
 
 
-def test_closing_does_not_wait_for_uncollected_batches(osnet_onnx):
+def test_closing_does_not_wait_for_uncollected_batches(osnet_onnx, monkeypatch):
+    outcomes: list[Any] = []
+
+    class Watched(onnxruntime.InferenceSession):
+        def run(self, names, inputs, options=None):
+            try:
+                outcomes.append(super().run(names, inputs, options))
+            except Exception as problem:
+                outcomes.append(problem)
+                raise
+            return outcomes[-1]
+
+    watch_sessions(monkeypatch, Watched)
     with opened(prepare_reid(osnet_onnx, PROFILES["imagenet"]), max_batch=64, threads=1) as engine:
         engine.submit(64)
         engine.submit(64)
-        last = engine._flying[-1]
-    assert last.parts[-1] is None
-    assert "terminate" in str(last.error)
+    assert isinstance(outcomes[-1], Exception)
+    assert "terminate" in str(outcomes[-1])
 
 
 def test_network_that_onnxruntime_does_not_know(prepared, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -129,6 +131,20 @@ def with_codes(index: ExemplarIndex, codes: Any) -> None:
     assert index.listed
 
 
+@contextlib.contextmanager
+def recorded_tables() -> Iterator[list[Any]]:
+    """The FAISS indexes of the codes, one for each slot, in the order in which they are made."""
+    faiss, made = sys.modules["faiss"], list[Any]()
+    clone = faiss.clone_index
+
+    def recorded(pattern: Any) -> Any:
+        made.append(clone(pattern))
+        return made[-1]
+
+    with mock.patch.object(faiss, "clone_index", recorded):
+        yield made
+
+
 @pytest.mark.parametrize("exemplars", [1, 4])
 def test_recall_of_the_codes(codes: Any, exemplars: int) -> None:
     index, drawn = filled(5000, exemplars)
@@ -155,7 +171,7 @@ def test_codes_agree_with_the_rows_after_any_changes(codes: Any, data: st.DataOb
     table = codes(rows)
     for number in range(1, 30):
         index.put(number, rows[number : number + number % 4])
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, recorded_tables() as tables:
         patched.setattr(index_module, "_ENCODED", 7)
         index.shortlist = table
         for _ in range(data.draw(st.integers(5, 40))):
@@ -166,36 +182,45 @@ def test_codes_agree_with_the_rows_after_any_changes(codes: Any, data: st.DataOb
                 index.encode()
         while index.encode():
             pass
-    assert index.listed
-    quantiser = table._pattern.pq
-    for slot, (matrix, used) in enumerate(zip(index._slots, index._used, strict=True)):
-        if used:
-            expected = quantiser.decode(quantiser.compute_codes(table._rotated(matrix[:used])))
-            np.testing.assert_array_equal(table._slots[slot].reconstruct_n(0, used), expected)
+        assert index.listed
+        current = index.sample(1 << 30)  # all, slot by slot
+        held = [slot.reconstruct_n(0, slot.ntotal) for slot in tables if slot.ntotal]
+        assert sum(map(len, held)) == len(current)
+        if held:
+            table.put(len(tables), 0, current)  # a slot more, in which nothing has changed
+            expected = tables[-1].reconstruct_n(0, len(current))
+            np.testing.assert_array_equal(np.concatenate(held), expected)
+
+
+def packed_codes(table: Any, rows: int) -> NDArray[np.uint8]:
+    """Codes in the memory of an index, also those behind its end."""
+    packer, memory = table.get_CodePacker(), table.codes
+    blocks = sys.modules["faiss"].rev_swig_ptr(memory.get(), memory.size()).reshape(-1, packer.block_size)
+    places = [divmod(row, packer.nvec) for row in range(rows)]
+    return np.array([packer.unpack_1(blocks[block : block + 1], within) for block, within in places])
 
 
 def test_codes_of_erased_identities_are_overwritten(codes: Any) -> None:
     index, _ = filled(800, 2)
-    with_codes(index, codes)
-    table = index.shortlist
     gone = [5, 800, 801 - 3]
-    erased = table._pattern.pq.compute_codes(table._rotated(index.vectors(gone)[1]))
-    for number in gone:
-        index.put(number, np.zeros((0, D), np.float32))
-    size = table._packer.nvec
-    for slot, used in enumerate(index._used):
-        memory = table._slots[slot].codes
-        blocks = (
-            sys.modules["faiss"]
-            .rev_swig_ptr(memory.get(), memory.size())
-            .reshape(-1, table._packer.block_size)
-        )
-        held = [
-            table._packer.unpack_1(blocks[row // size : row // size + 1], row % size) for row in range(800)
-        ]
-        assert not np.any(held[used:])
+    vectors = index.vectors(gone)[1]
+    with recorded_tables() as tables:
+        with_codes(index, codes)
+        for number in gone:
+            index.put(number, np.zeros((0, D), np.float32))
+        assert index.listed
+        assert index.shortlist is not None
+        slots = list(tables)
+        assert len(slots) == 2
+        index.shortlist.put(len(slots), 0, vectors)  # a slot more
+    erased = packed_codes(tables[-1], len(vectors))
+    assert np.any(erased, axis=1).all()
+    for slot in slots:
+        assert slot.ntotal == len(index) == 797
+        held = packed_codes(slot, 800)
+        assert not np.any(held[slot.ntotal :])
         for code in erased:
-            assert not (np.array(held) == code).all(axis=1).any()
+            assert not (held == code).all(axis=1).any()
 
 
 # ---- the gallery chooses

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
@@ -47,6 +48,11 @@ def boxes(port: int = 1883, *, topics=("boxes",), mqtt=(), **options) -> Externa
     )
     broker = MqttSettings(**{"broker": f"mqtt://127.0.0.1:{port}", **dict(mqtt)})
     return ExternalBoxes(settings, BrokerSettings.of(broker))
+
+
+def messages_in_memory() -> dict[int, BoxMessage]:
+    gc.collect()
+    return {id(one): one for one in gc.get_objects() if isinstance(one, BoxMessage)}
 
 
 # ---- formats --------------------------------------------------------------------------------------
@@ -233,19 +239,24 @@ def test_late_messages_are_not_kept():
 
 
 def test_memory_is_bounded(monkeypatch):
+    earlier = messages_in_memory()
+
+    def kept() -> list[str]:
+        return [message.camera for key, message in messages_in_memory().items() if key not in earlier]
+
     monkeypatch.setattr(external, "MAX_CAMERAS", 3)
     monkeypatch.setattr(external, "MESSAGES_PER_CAMERA", 4)
     listener = boxes()
     for number in range(1, 50):
         listener.add(parse_own(own(frame=number, camera=f"cam{number % 10}")))
         listener.add(parse_own(own(frame=number)))
-    assert len(listener._recent) == 3
-    assert sum(len(recent.messages) for recent in listener._recent.values()) <= 12
+    assert len(set(kept())) == 3
+    assert len(kept()) <= 12
     assert len(listener.boxes_for(frame(49), 0)) == 1
     monkeypatch.setattr(external, "WINDOW_S", 0.0)
     time.sleep(0.01)
     assert listener.boxes_for(frame(50), 0) is None
-    assert len(listener._recent["front"].messages) == 0
+    assert "front" not in kept()
 
 
 def test_boxes_that_came_with_the_frame_come_first():

@@ -32,6 +32,8 @@ _INT8 = 2
 _WORD = ctypes.c_uint64
 _POINTER = ctypes.c_void_p
 _INT = ctypes.c_int32
+_SIMPLE = _INT.__mro__[1]
+"""Base class of the simple types of ctypes."""
 _DIMENSION = ctypes.c_int64 if _MAJOR >= 10 else ctypes.c_int32
 
 
@@ -306,6 +308,6 @@ def _call(pointer: int, method: int, result: Any, *arguments: Any) -> Any:
     """Call a method of a C++ object that the bindings made of one of our classes."""
     table = ctypes.cast(pointer, ctypes.POINTER(_POINTER))[0]
     function = ctypes.cast(table, ctypes.POINTER(_POINTER))[_FIRST + method]
-    kinds = [type(one) if isinstance(one, ctypes._SimpleCData) else _POINTER for one in arguments]
-    given = [one if isinstance(one, ctypes._SimpleCData) else ctypes.cast(one, _POINTER) for one in arguments]
+    kinds = [type(one) if isinstance(one, _SIMPLE) else _POINTER for one in arguments]
+    given = [one if isinstance(one, _SIMPLE) else ctypes.cast(one, _POINTER) for one in arguments]
     return ctypes.CFUNCTYPE(result, _POINTER, *kinds)(function)(pointer, *given)

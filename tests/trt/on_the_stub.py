@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import queue
 import re
+import signal
+import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +24,9 @@ from edge_agent.core.errors import EngineError, StorageError
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.tensorrt import bindings as trt
 from edge_agent.engine.tensorrt import cuda
+from edge_agent.engine.tensorrt import engine as engine_module
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
+from edge_agent.engine.tensorrt.session import Session
 
 HEIGHT, WIDTH, NUMBERS, LARGEST = 32, 16, 8, 8
 
@@ -80,6 +86,27 @@ def submit(engine, batch):
 def embed(engine, batch):
     submit(engine, batch)
     return engine.collect()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Sessions and slots in the order in which batches are put on the stream, or fail to be."""
+    done = queue.SimpleQueue()
+
+    class Watched(Session):
+        def launch(self, slot, count):
+            try:
+                super().launch(slot, count)
+            finally:
+                done.put((self, self.slots.index(slot)))
+
+    monkeypatch.setattr(engine_module, "Session", Watched)
+    return done
+
+
+def forget(done):
+    while not done.empty():
+        done.get()
 
 
 @pytest.fixture(scope="session")
@@ -155,23 +182,24 @@ def test_network_of_one_batch(stub):
         np.testing.assert_array_equal(embed(engine, crops(3)), rows(crops(3)))
 
 
-def test_the_gpu_is_waited_for():
+def test_the_gpu_is_waited_for(launches):
     """With a late driver: submitted work is computed only when a caller waits."""
     with make() as engine:
+        forget(launches)
         submit(engine, crops(2))
-        run = engine._flying[0]
-        run.launched.wait()
-        assert engine._session.slots[run.slot].rows.poisoned(2)
+        session, slot = launches.get()
+        assert session.slots[slot].rows.poisoned(2)
         np.testing.assert_array_equal(engine.collect(), rows(crops(2)))
 
 
-def test_both_batches_are_on_the_stream_before_one_is_collected(stub):
+def test_both_batches_are_on_the_stream_before_one_is_collected(stub, launches):
     with make(cuda_graphs="off") as engine:
         stub.events()
+        forget(launches)
         submit(engine, crops(2, 1))
         submit(engine, crops(3, 2))
-        for run in engine._flying:
-            run.launched.wait()
+        for _ in range(2):
+            launches.get()
         assert stub.events() == ["profile 1 runs a batch of 2", "profile 1 runs a batch of 3"]
         np.testing.assert_array_equal(engine.collect(), rows(crops(2, 1)))
         np.testing.assert_array_equal(engine.collect(), rows(crops(3, 2)))
@@ -237,14 +265,22 @@ def test_a_buffer_in_use_stays_readable(stub):
 
 
 @pytest.mark.parametrize("function", ["setInputShape", "setTensorAddress", "enqueueV3"])
-def test_batches_that_tensorrt_refuses_are_dropped_and_counted(stub, function):
+def test_batches_that_tensorrt_refuses_are_dropped_and_counted(stub, launches, monkeypatch, function):
+    streams, make_stream = [], cuda.Context.stream
+
+    def stream(context):
+        streams.append(make_stream(context))
+        return streams[-1]
+
+    monkeypatch.setattr(cuda.Context, "stream", stream)
     with make(zero_copy="off", cuda_graphs="off") as engine:
         embed(engine, crops(4, 1))
+        forget(launches)
         stub.fail(function)
         submit(engine, crops(3, 2))
-        engine._flying[0].launched.wait()
-        with engine._session.context.borrowed():
-            assert engine._session._stream.is_done()  # no copy reads the buffer when it is filled again
+        session, _ = launches.get()
+        with session.context.borrowed():
+            assert streams.pop().is_done()  # no copy reads the buffer when it is filled again
         submit(engine, crops(4, 3))
         with pytest.raises(
             EngineError, match=f"net failed on a batch: TensorRT could not .*{function} is refused"
@@ -324,23 +360,30 @@ def test_a_device_that_fails_at_the_end_is_reported(stub, function):
         stub.forget_live()
 
 
-def test_a_start_that_is_interrupted_closes_what_it_opens(stub, monkeypatch):
-    building = threading.Event()
+def test_a_start_that_is_interrupted_closes_what_it_opens(stub):
+    """Ctrl-C while the main thread waits for a plan."""
+    building, wait = threading.Event(), threading.Event.wait.__code__
+    enter, main = TensorRTEngine.__enter__.__code__, threading.main_thread().ident
+
+    def waits() -> bool:
+        frame, inner = sys._current_frames()[main], None
+        while frame is not None and frame.f_code is not enter:
+            frame, inner = frame.f_back, frame.f_code
+        return inner is wait
 
     class Slow(Supply):
         def plan(self):
+            while not waits():
+                time.sleep(0.001)
+            signal.pthread_kill(main, signal.SIGINT)
             building.wait()
             return super().plan()
 
-    def interrupted():
-        raise KeyboardInterrupt
-
-    engine = make(Slow())
-    monkeypatch.setattr(engine._opened, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt), engine:
+    with pytest.raises(KeyboardInterrupt), make(Slow()):
         pass
+    (worker,) = [thread for thread in threading.enumerate() if thread.name == "engine net"]
     building.set()
-    engine._worker.join()
+    worker.join()
 
 
 # --- plans ------------------------------------------------------------------------------------
