@@ -519,6 +519,12 @@ def test_demo_broker_from_a_wheel(tmp_path: Path) -> None:
             pass
 
 
+def test_demo_broker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "iotcore", None)
+    with pytest.raises(ConfigError, match=r"extra `demo` \(`bench --pipeline` also accepts"), DemoBroker():
+        pass
+
+
 def test_watch_with_an_unreachable_broker_prints_an_error() -> None:
     from edge_agent.deliver.subscriber import Subscriber
 

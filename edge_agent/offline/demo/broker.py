@@ -45,8 +45,8 @@ class DemoBroker:
             from iotcore import Broker
         except ImportError as problem:
             raise ConfigError(
-                "there is no demo broker: install edge-agent with the extra `demo`, or name a broker"
-                " with --broker"
+                "there is no demo broker: install edge-agent with the extra `demo`"
+                " (`bench --pipeline` also accepts another broker: --broker URL)"
             ) from problem
         self.port = self.port or _free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="edge-agent-broker-")
