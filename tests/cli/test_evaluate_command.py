@@ -119,6 +119,13 @@ def test_omz_has_its_measured_figures_from_embedding_files(
 # --- on rendered people --------------------------------------------------------------------------
 
 
+def test_embedding_files_give_a_report(rendered: Path, tmp_path: Path) -> None:
+    path, report = tmp_path / "all.npz", tmp_path / "report.html"
+    run("embed", rendered, "-o", path, *STRIPES)
+    figures("--embeddings", path, path, "--report", report)
+    assert "Model: name " in report.read_text()
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".json"])
 def test_files_give_the_same_figures_as_the_model(rendered: Path, tmp_path: Path, suffix: str) -> None:
     direct = figures(rendered, *STRIPES)

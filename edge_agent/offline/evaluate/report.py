@@ -48,7 +48,8 @@ def _facts(document: dict[str, Any]) -> str:
     for key in ("dataset", "model", "versions"):
         found = document.get(key)
         if found:
-            values = ", ".join(f"{name} {value}" for name, value in found.items() if value not in {None, ""})
+            plain = {name: value for name, value in found.items() if isinstance(value, str | int | float)}
+            values = ", ".join(f"{name} {value}" for name, value in plain.items() if value != "")
             lines.append(f"{key.capitalize()}: {values}")
     if document.get("unreadable"):
         lines.append(f"Left out as unreadable: {len(document['unreadable'])} crops")
