@@ -109,7 +109,7 @@ def from_wire(data_type: type[T], found: object) -> T:
     except ValidationError as problem:
         first = problem.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, (data_type.__name__, *first["loc"])))
-        raise InputError(f"{where}: {first['msg']}") from problem
+        raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from problem
 
 
 @lru_cache

@@ -116,7 +116,7 @@ def _explain(error: ValidationError, origin: str) -> str:
             hint = _suggestion(str(location[-1]), _known_keys(location))
             lines.append(f"{origin}: unknown key {key!r}; {hint}")
         else:
-            lines.append(f"{origin}: {key or 'settings'}: {fault['msg']}")
+            lines.append(f"{origin}: {key or 'settings'}: {fault['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

@@ -63,7 +63,7 @@ class TelemetryData:
         label="engine",
     )
     engines_percent: dict[str, float] = entries(
-        "Share of the time that such a unit was powered.", "%", "engine_active_percent", label="engine"
+        "Share of the time that the unit was powered.", "%", "engine_active_percent", label="engine"
     )
     memory_used_bytes: int | None = value(
         "Used memory of the machine, without reclaimable memory.", "B", "memory_used_bytes"

@@ -65,7 +65,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_two_sources_with_one_id(tmp_path: Path) -> None:
     path = write(tmp_path, "[[sources]]\nid = 'a'\nurl = 'x'\n[[sources]]\nid = 'a'\nurl = 'y'\n")
-    with pytest.raises(ConfigError, match="two sources have the id 'a'"):
+    with pytest.raises(ConfigError, match="settings: two sources have the id 'a'"):
         load(path)
 
 
