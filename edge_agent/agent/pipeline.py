@@ -242,9 +242,9 @@ class Pipeline:
             if one.reader.live or not one.reader.ends
         }
         masks = self.selector.spared(load, list(candidates.values()))
-        chosen = dict(zip(candidates, masks, strict=True))
-        if not any(mask.any() for mask in masks):
+        if not any(map(np.count_nonzero, masks)):
             return None
+        chosen = dict(zip(candidates, masks, strict=True))
         spared: list[NDArray[np.bool_]] = []
         for one in pending:
             mask = chosen.get(id(one), np.zeros(sum(one.crops_per_pair), np.bool_))
