@@ -52,7 +52,7 @@ def boxes(port: int = 1883, *, topics=("boxes",), mqtt=(), **options) -> Externa
 
 def messages_in_memory() -> dict[int, BoxMessage]:
     gc.collect()
-    return {id(one): one for one in gc.get_objects() if isinstance(one, BoxMessage)}
+    return {id(one): one for one in gc.get_objects() if type(one) is BoxMessage}
 
 
 # ---- formats --------------------------------------------------------------------------------------
