@@ -365,7 +365,8 @@ def test_a_release_that_does_not_start_gives_way_to_the_former_one(appliance: Co
     before = appliance.run("readlink /opt/edge-agent/current")
     place = "/usr/src/broken"
     source = copy_source(appliance, place)
-    (source / "edge_agent" / "daemon.py").write_text("raise RuntimeError('this release is broken')\n")
+    daemon = source / "edge_agent" / "agent" / "daemon.py"
+    daemon.write_text("raise RuntimeError('this release is broken')\n")
     change(source / "systemd" / "edge-agent.service", "StartLimitBurst=15", "StartLimitBurst=2")
     done = appliance.attempt(f"{place}/install.sh --upgrade --wheels /srv/wheels", 600)
     assert done.returncode == 1
