@@ -93,11 +93,12 @@ def measure(
 
 
 def choose_keep(losses: Sequence[Loss], passes: Callable[[tuple[str, ...]], bool]) -> Choice:
-    """The fewest of the worst blocks whose keeping in higher precision lets a gate pass.
+    """Choose the fewest of the worst blocks that must keep a higher precision for the gate to pass.
 
-    None, 1, 2, 4, ... of the worst are tried until the gate passes, then the number between the last two:
-    a gate embeds a whole evaluation split, so it is asked about 2 log2(blocks) times, not once per block.
-    At least one block is always quantised. `losses` are worst first; `passes` tells for nodes to keep.
+    0, 1, 2, 4, ... of the worst blocks are tried until the gate passes, then bisection between the last two
+    counts. A gate embeds a whole evaluation split, so it runs about 2 log2(blocks) times, not once per block.
+    At least one block is always quantised. `losses` are worst first; `passes` runs the gate with these nodes
+    kept in higher precision.
     """
     asked: dict[int, bool] = {}
 
