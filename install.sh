@@ -181,6 +181,8 @@ install_packages() {
     # A fixed version, because newer ones may install gigabytes of CUDA; the tests need the CPU only.
     pip install 'torch==2.13.0'
   fi
+  # The former name of the distribution; on the Python Package Index it is another project.
+  ! "$venv/bin/python" -m pip -qq show edge-agent >/dev/null 2>&1 || pip uninstall --yes edge-agent
   pip install "$@"
   printf '%s\n' "$wanted" >"$stamp"
 }

@@ -217,7 +217,7 @@ install_project() {
 requirements() {
   ON_JETSON=$l4t "$release/bin/python" -s - <<'PYTHON'
 import importlib.metadata, os
-for line in importlib.metadata.requires("edge-agent"):
+for line in importlib.metadata.requires("jetson-edge-agent"):
     wanted, _, marker = line.partition(";")
     if os.environ["ON_JETSON"] and wanted.startswith("opencv"):
         continue

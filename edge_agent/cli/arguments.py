@@ -85,9 +85,10 @@ def require_torch(what: str) -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
+        from edge_agent.core.distribution import install_command
         from edge_agent.core.errors import ConfigError
 
-        raise ConfigError(f"{what} needs PyTorch: pip install 'edge-agent[train]'") from error
+        raise ConfigError(f"{what} needs PyTorch: {install_command('train')}") from error
 
 
 def require_folders(*paths: Path | None) -> None:

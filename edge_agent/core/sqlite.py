@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError, DiskFull, StorageError
 
 MEMORY = ":memory:"
@@ -79,9 +80,7 @@ def _sqlcipher() -> Any:  # noqa: ANN401 - a module without types
     try:
         from sqlcipher3 import dbapi2
     except ImportError as problem:
-        raise ConfigError(
-            "an encrypted database needs SQLCipher: pip install 'edge-agent[encrypt]'"
-        ) from problem
+        raise ConfigError(f"an encrypted database needs SQLCipher: {install_command('encrypt')}") from problem
     return dbapi2
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class IndexBuilder:
         if settings.index == "faiss" and importlib.util.find_spec("faiss") is None:
             raise ConfigError(
                 "gallery.index = faiss needs the faiss library, which is not installed: "
-                "pip install 'edge-agent[index]', or set gallery.index to auto or exact"
+                f"{install_command('index')}, or set gallery.index to auto or exact"
             )
 
     def close(self) -> None:
@@ -85,7 +86,7 @@ class IndexBuilder:
             return
         if importlib.util.find_spec("faiss") is None:
             self._disabled = True
-            reason = "no faiss: pip install 'edge-agent[index]'"
+            reason = f"no faiss: {install_command('index')}"
             _log.warning("gallery_searched_exactly", identities=len(index), reason=reason)
             return
         self._closing.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from structlog.testing import capture_logs
 import edge_agent.gallery.index as index_module
 import edge_agent.gallery.shortlist as shortlist_module
 from edge_agent.core.config import GallerySettings
+from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError
 from edge_agent.gallery import Gallery
 from edge_agent.gallery.index import ExemplarIndex
@@ -47,7 +49,7 @@ def brute_force(truth: dict[int, Vectors], query: Vectors, k: int) -> list[tuple
 
 @pytest.fixture(scope="module")
 def codes() -> Any:
-    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'edge-agent[index]'")
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install '.[index]'")
     return Codes
 
 
@@ -311,13 +313,13 @@ def test_without_the_library_search_stays_exact_with_one_warning(
             assert opened.search(rows[:3], 1)[0][:, 0].tolist() == numbers[:3]
     (warning,) = logged
     assert warning["event"] == "gallery_searched_exactly"
-    assert "edge-agent[index]" in warning["reason"]
+    assert install_command("index") in warning["reason"]
     assert opened.builder.exact
 
 
 def test_the_setting_faiss_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigError, match=r"pip install 'edge-agent\[index\]'"):
+    with pytest.raises(ConfigError, match=re.escape(install_command("index"))):
         open_gallery(index="faiss").__enter__()
 
 

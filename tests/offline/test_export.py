@@ -11,8 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'edge-agent[train]'")
-pytest.importorskip("yaml", reason="PyYAML is not installed: pip install 'edge-agent[train]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[train]'")
+pytest.importorskip("yaml", reason="PyYAML is not installed: pip install '.[train]'")
 
 import typer
 from typer.testing import CliRunner

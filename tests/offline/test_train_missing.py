@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from edge_agent.cli import export, train
+from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError
 
 
@@ -21,4 +22,4 @@ def test_the_extra_is_named(module, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     app.command()(module.command)
     error = CliRunner().invoke(app, [str(tmp_path / "spec.yaml")]).exception
     assert isinstance(error, ConfigError)
-    assert "pip install 'edge-agent[train]'" in str(error)
+    assert install_command("train") in str(error)

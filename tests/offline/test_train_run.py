@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'edge-agent[train]'")
-pytest.importorskip("yaml", reason="PyYAML is not installed: pip install 'edge-agent[train]'")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[train]'")
+pytest.importorskip("yaml", reason="PyYAML is not installed: pip install '.[train]'")
 
 import typer
 import yaml

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("yaml", reason="PyYAML is not installed: pip install 'edge-agent[train]'")
+pytest.importorskip("yaml", reason="PyYAML is not installed: pip install '.[train]'")
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.offline.train.spec import load_spec, parse_spec

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -20,6 +19,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from edge_agent.core import distribution
 
 REPO = Path(__file__).resolve().parent.parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-agent-tests"
@@ -67,9 +68,7 @@ def tree() -> Path:
 
 def wheels() -> Path:
     """A folder with the wheels of everything that the project requires, for the Python of the tree."""
-    required = importlib.metadata.requires("edge-agent") or []
-    wanted = [line.partition(";")[0] for line in required if "extra" not in line or "encrypt" in line]
-    wanted.append("setuptools>=77")
+    wanted = [*distribution.requirements(), *distribution.requirements("encrypt"), "setuptools>=77"]
     target = CACHE / f"wheels-{PYTHON}-{_digest([*wanted, 'numpy<2'])}"
     if target.is_dir():
         return target

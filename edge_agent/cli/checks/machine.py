@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.cli.checks import Finding, State
+from edge_agent.core.distribution import install_command, requirements
 
 if TYPE_CHECKING:
     from edge_agent.health.telemetry import Reading
@@ -77,13 +78,13 @@ def python() -> list[Finding]:
 def packages() -> list[Finding]:
     """Check every required distribution and its version."""
     try:
-        required = importlib.metadata.requires("edge-agent") or []
+        required = requirements()
     except importlib.metadata.PackageNotFoundError:
         return [Finding("packages", "warning", "edge-agent itself is not installed", "run ./install.sh")]
     findings = []
     for line in required:
-        parsed = re.fullmatch(r"\s*([\w.-]+)\s*([^;]*)(?:;.*)?", line)
-        if parsed is not None and ";" not in line:  # a marker: an extra, or for another Python
+        parsed = re.fullmatch(r"\s*([\w.-]+)\s*(.*)", line)
+        if parsed is not None:
             findings.append(_package(parsed[1], parsed[2]))
     return findings
 
@@ -193,7 +194,7 @@ def tensorrt(*, on_board: bool) -> list[Finding]:
 
 def pycuda(*, on_board: bool) -> list[Finding]:
     """Check PyCUDA."""
-    advice = 'pip install "edge-agent[jetson]"'
+    advice = install_command("jetson")
     return _optional("pycuda", "import pycuda; tell(version=pycuda.VERSION_TEXT)", advice, on_board)
 
 

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError
 
 BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101", "resnet_152", "mobilenet_v2")
@@ -265,7 +266,7 @@ def load_spec(path: Path) -> Spec:
     try:
         import yaml
     except ImportError as error:
-        raise ConfigError("specs are YAML files: pip install 'edge-agent[train]'") from error
+        raise ConfigError(f"specs are YAML files: {install_command('train')}") from error
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

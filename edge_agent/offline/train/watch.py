@@ -13,6 +13,8 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from edge_agent.core.distribution import install_command
+
 _LINE_EVERY = 30.0  # seconds between lines without a terminal
 _log = structlog.get_logger(__name__)
 
@@ -121,6 +123,6 @@ def _tensorboard(folder: Path) -> Any:  # noqa: ANN401  # torch carries no types
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        _log.warning("train.no_tensorboard", reason=str(error), mend="pip install 'edge-agent[train]'")
+        _log.warning("train.no_tensorboard", reason=str(error), mend=install_command("train"))
         return None
     return SummaryWriter(str(folder))
