@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.catalogue import REPO
 from edge_agent.core.errors import InputError
-from edge_agent.core.manifest import read_json, write_json_atomic
+from edge_agent.core.files import read_json
+from edge_agent.core.manifest import write_json_atomic
 from edge_agent.offline.bench.environment import machine
 
 __all__ = ["FOLDER", "circumstances", "read", "write"]

@@ -303,7 +303,7 @@ def _enrol(
 
     import numpy as np
 
-    from edge_agent.core.manifest import sha256_file
+    from edge_agent.core.files import sha256_file
 
     number = next((one.number for one in gallery.identities() if one.name == label.strip()), None)
     for path, vector, quality in zip(paths, vectors, qualities, strict=True):

@@ -86,7 +86,8 @@ def add(
 ) -> None:
     """Install a network from a file: check it, copy it, and write its manifest."""
     from edge_agent.core.errors import InputError
-    from edge_agent.core.manifest import atomic_file, read_json
+    from edge_agent.core.files import read_json
+    from edge_agent.core.manifest import atomic_file
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")

@@ -22,6 +22,10 @@ class InputError(EdgeAgentError):
     """A named file or folder cannot be used."""
 
 
+class MissingFile(InputError):
+    """A named file does not exist."""
+
+
 class DatasetError(InputError):
     """A folder is not a usable data set in Market-1501 layout."""
 

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from edge_agent import __version__
 from edge_agent.core.errors import DiskFull, InputError, StorageError
+from edge_agent.core.files import read_json, sha256_file
 
 
 @contextlib.contextmanager
@@ -90,32 +91,6 @@ def write_json_atomic(path: Path, document: Mapping[str, Any] | Sequence[Any], *
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(path, text.encode(), mode=mode)
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types; callers check
-    """Read a UTF-8 JSON file; InputError: it is missing, unreadable or not JSON (with line and column)."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
-    except json.JSONDecodeError as problem:
-        raise InputError(
-            f"{path} is not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}"
-        ) from problem
-    except UnicodeDecodeError as problem:
-        raise InputError(f"{path} is not JSON: it is not UTF-8 text") from problem
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits; InputError: the file cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as handle:
-            while chunk := handle.read(1 << 20):
-                digest.update(chunk)
-    except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

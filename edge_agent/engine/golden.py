@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, ModelError
-from edge_agent.core.manifest import read_json, write_json_atomic
+from edge_agent.core.files import read_json
+from edge_agent.core.manifest import write_json_atomic
 from edge_agent.engine.graph.prepared import PreparedGraph
 
 GOLDEN_CROPS = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.manifest import read_json
+from edge_agent.core.files import read_json
 from edge_agent.engine.golden import Golden, load_or_make
 from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PreparedGraph, profile_named

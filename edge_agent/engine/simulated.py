@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.manifest import read_json
+from edge_agent.core.files import read_json
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH, Engine, Submission
 from edge_agent.engine.graph.prepared import PROFILES, embedding_space

@@ -20,7 +20,8 @@ import structlog
 from edge_agent.core.codec import from_wire
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, InputError
-from edge_agent.core.manifest import read_json, write_json_atomic
+from edge_agent.core.files import read_json
+from edge_agent.core.manifest import write_json_atomic
 
 _log = structlog.get_logger(__name__)
 

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from edge_agent import __version__
 from edge_agent.core.errors import DownloadError, DownloadInterrupted, InputError, StorageError
-from edge_agent.core.manifest import atomic_file, sha256_file
+from edge_agent.core.files import sha256_file
+from edge_agent.core.manifest import atomic_file
 
 TIMEOUT_S = 30.0
 """Longest time without data from the server."""

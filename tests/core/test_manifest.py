@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from edge_agent.core.errors import DiskFull, InputError, StorageError
+from edge_agent.core.files import read_json, sha256_file
 from edge_agent.core.manifest import (
     FileRecord,
     Manifest,
     atomic_file,
-    read_json,
-    sha256_file,
     write_atomic,
     write_json_atomic,
 )

@@ -22,8 +22,9 @@ from typing import Any
 import structlog
 
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.files import read_json
 from edge_agent.core.locks import FileLock
-from edge_agent.core.manifest import read_json, write_json_atomic
+from edge_agent.core.manifest import write_json_atomic
 from edge_agent.engine.plans.records import Role
 
 _log = structlog.get_logger(__name__)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.core.errors import InputError, StorageError
-from edge_agent.core.manifest import FileRecord, Manifest, sha256_file, write_atomic
+from edge_agent.core.files import sha256_file
+from edge_agent.core.manifest import FileRecord, Manifest, write_atomic
 from edge_agent.engine.plans.active import Active, ActiveEngine, EnginesFolder
 from edge_agent.engine.plans.records import (
     Machine,

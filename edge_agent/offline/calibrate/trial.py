@@ -10,7 +10,8 @@ import numpy as np
 
 from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.errors import EngineError, ModelError
-from edge_agent.core.manifest import atomic_file, read_json, write_json_atomic
+from edge_agent.core.files import read_json
+from edge_agent.core.manifest import atomic_file, write_json_atomic
 from edge_agent.embed.opening import make_embedder
 from edge_agent.engine.precision.scales import Scales
 from edge_agent.health.telemetry import Telemetry

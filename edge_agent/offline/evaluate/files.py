@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import DatasetError, InputError, SpaceMismatch
-from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, read_json, write_atomic
+from edge_agent.core.files import read_json
+from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, write_atomic
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.offline.dataset import Crop, Split
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
