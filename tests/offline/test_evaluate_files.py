@@ -72,8 +72,8 @@ def _objects(path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"", "suffix determines"),
-        ("a.npy", b"garbage", "not a NumPy file"),
-        ("a.npz", b"garbage", "not a NumPy file"),
+        ("a.npy", b"garbage", "not a usable NumPy array"),
+        ("a.npz", b"garbage", "not a NumPy archive"),
         ("a.json", b"{}", "expected TAO's list"),
         ("a.json", b"[]", "expected TAO's list"),
         ("a.json", b'[{"img_path": "x"}]', "an entry differs"),
@@ -96,7 +96,7 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes, me
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     _objects(tmp_path / "a.npy")
     (tmp_path / "a.npy.names.txt").write_text("x\n")
-    with pytest.raises(InputError, match="not a NumPy file"):
+    with pytest.raises(InputError, match="contains Python objects"):
         read_embeddings(tmp_path / "a.npy")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_agent.core.arrays import open_archive
 from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.core.files import read_json
@@ -251,14 +252,15 @@ def _store(path: Path, found: Embeddings) -> None:
 
 
 def _load(path: Path) -> Embeddings:
-    with np.load(path, allow_pickle=False) as stored:
-        query, gallery = (
-            EmbeddedCrops(
-                stored[f"{side}_vectors"],
-                stored[f"{side}_pids"],
-                stored[f"{side}_camids"],
-                tuple(stored[f"{side}_names"].tolist()),
+    with open_archive(path) as stored:
+
+        def side(name: str) -> EmbeddedCrops:
+            names = stored.read(f"{name}_names", kinds="U", shape=(None,))
+            return EmbeddedCrops(
+                stored.read(f"{name}_vectors", kinds="f", shape=(len(names), None)),
+                stored.read(f"{name}_pids", kinds="i", shape=(len(names),)),
+                stored.read(f"{name}_camids", kinds="i", shape=(len(names),)),
+                tuple(names.tolist()),
             )
-            for side in ("query", "gallery")
-        )
-    return Embeddings(query, gallery)
+
+        return Embeddings(side("query"), side("gallery"))

@@ -15,9 +15,7 @@ rows are of unit length. Names are paths relative to the input folder, such as
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.arrays import MOST_NUMBERS, load_array, open_archive
 from edge_agent.core.errors import DatasetError, InputError, SpaceMismatch
 from edge_agent.core.files import read_json
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, write_atomic
@@ -127,13 +126,14 @@ def read_embeddings(path: Path) -> EmbeddingFile:
         manifest = Manifest.read(manifest_path, kind=_KIND, version=_VERSION)
         manifest.verify(path.parent)
     names, vectors = _READERS[path.suffix.lower()](path)
-    if vectors.ndim != 2 or len(vectors) != len(names) or not vectors.size:
+    if not vectors.size or vectors.shape[1] > MOST_NUMBERS:
         raise InputError(
-            f"{path}: expected one embedding for each of {len(names)} names, got an array {vectors.shape}"
+            f"{path}: expected an embedding of 1 to {MOST_NUMBERS:,} numbers for each of {len(names)} names, "
+            f"got an array {vectors.shape}"
         )
-    if not np.issubdtype(vectors.dtype, np.floating):
-        raise InputError(f"{path}: expected floating point numbers, got {vectors.dtype}")
-    return EmbeddingFile(path, names, vectors.astype(np.float32), manifest.data if manifest else {})
+    with np.errstate(over="ignore"):  # infinity is refused where rows are compared
+        rows = vectors.astype(np.float32)
+    return EmbeddingFile(path, names, rows, manifest.data if manifest else {})
 
 
 def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
@@ -142,23 +142,17 @@ def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
         raise InputError(
             f"{path} has no names: {listed.name} must list the crops, one per line, in the order of the rows"
         )
-    return tuple(listed.read_text(encoding="utf-8").splitlines()), _load(path)
+    names = tuple(listed.read_text(encoding="utf-8").splitlines())
+    return names, load_array(path, kinds="f", shape=(len(names), None))
 
 
 def _read_npz(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
-    with _load(path) as archive:
-        if missing := {"embeddings", "names"} - set(archive.files):
-            raise InputError(
-                f"{path} has no array {', '.join(sorted(missing))}; it contains {', '.join(archive.files)}"
-            )
-        return tuple(str(name) for name in archive["names"]), archive["embeddings"]
-
-
-def _load(path: Path) -> Any:  # noqa: ANN401 - numpy returns an array or an archive by what the file is
-    try:
-        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as problem:
-        raise InputError(f"{path} is not a NumPy file, or damaged: {problem}") from problem
+    with open_archive(path) as archive:
+        if missing := {"embeddings", "names"} - set(archive.names):
+            present = ", ".join(archive.names)[:200]
+            raise InputError(f"{path} has no array {', '.join(sorted(missing))}; it contains {present}")
+        names = tuple(str(name) for name in archive.read("names", kinds="U", shape=(None,)))
+        return names, archive.read("embeddings", kinds="f", shape=(len(names), None))
 
 
 def _read_tao(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:

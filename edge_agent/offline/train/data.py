@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_agent.core.arrays import map_array
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import list_pictures, parse_crop_name, read_picture
 from edge_agent.offline.dataset import DISTRACTOR, JUNK
@@ -92,10 +93,13 @@ def decode(
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"pictures-{_fingerprint(pictures, size)}.npy"
-    if not target.exists():
+    shape = (len(pictures.paths), *size, 3)
+    try:
+        images = map_array(target, kinds="u", shape=shape)
+    except InputError:  # missing, or not whole
         _write_cache(pictures, size, target, threads, progress)
+        images = map_array(target, kinds="u", shape=shape)
     people, labels = np.unique(pictures.identities, return_inverse=True)
-    images = np.load(target, mmap_mode="r")
     return Pictures(images, labels.astype(np.int64), pictures.cameras, people)
 
 
