@@ -55,7 +55,7 @@ as a service of this machine:
   --model FILE     add this re-identification network (ONNX) and use it
   --uninstall      remove the programs and the service; settings, gallery and outbox stay
   --purge          with --uninstall: remove settings, secrets, gallery, outbox and the user as well
-  --dry-run        show what would be done, and change nothing
+  --dry-run        list what would be written, installed or removed, and change nothing
 
 everywhere:
   --python PATH    the Python to use, 3.10 to 3.13; default python3, else the newest on PATH;
@@ -178,8 +178,8 @@ install_packages() {
     pip install --upgrade 'pip>=25.1' # the first that knows --group
   fi
   if [[ -n $with_train ]]; then
-    # A fixed version, because newer ones may install gigabytes of CUDA; the tests need the CPU only.
-    pip install 'torch==2.13.0'
+    # The build for CPUs, which is all that the tests need: the other one brings gigabytes of CUDA libraries.
+    pip install 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu
   fi
   # The former name of the distribution; on the Python Package Index it is another project.
   ! "$venv/bin/python" -m pip -qq show edge-agent >/dev/null 2>&1 || pip uninstall --yes edge-agent
@@ -262,6 +262,8 @@ readonly asked_python=$python
 . packaging/board.sh
 # shellcheck source=packaging/system.sh
 . packaging/system.sh
+# shellcheck source=packaging/plan.sh
+. packaging/plan.sh
 
 case $action in
   demo) accept --venv; choose_python; make_venv; demo "$@" ;;

@@ -32,7 +32,7 @@ note() {
 # put_file SOURCE TARGET: copy, unless the target is equal.
 put_file() {
   ! cmp --quiet "$1" "$2" || return 0
-  run install -D --mode 644 "$1" "$2"
+  install -D --mode 644 "$1" "$2"
   files_changed=yes
 }
 
@@ -171,8 +171,8 @@ make_release() {
   [[ -z $l4t ]] || install_for_jetson
   check_environment
   say 'writing the service'
-  run render_service
-  run touch "$release/.complete"
+  render_service
+  touch "$release/.complete"
 }
 
 # On a Jetson the environment sees the system's packages, including TensorRT and OpenCV.
@@ -181,9 +181,9 @@ make_environment() {
   [[ ! -e $release/.environment ]] || return 0
   [[ -z $l4t ]] || seen=(--system-site-packages)
   say "making the environment $release"
-  run mkdir -p "$prefix/releases"
-  run "$python" -m venv --clear "${seen[@]}" "$release"
-  run touch "$release/.environment"
+  mkdir -p "$prefix/releases"
+  "$python" -m venv --clear "${seen[@]}" "$release"
+  touch "$release/.environment"
 }
 
 # pip of the release; with --wheels from that folder and without a network.
@@ -198,19 +198,20 @@ release_pip() {
 install_project() {
   local scratch
   say "installing edge-agent${wheels:+ from the wheels in $wheels}"
-  if [[ -n $dry_run ]]; then
-    note "would run: pip install . and its requirements${l4t:+, except OpenCV, with $(constraints)}"
-    return
-  fi
   scratch=$(mktemp -d)
-  mkdir "$scratch/source"
-  cp -r edge_agent engines pyproject.toml README.md LICENSE NOTICE "$scratch/source"
+  copy_source "$scratch/source"
   release_pip install --no-deps --force-reinstall "$scratch/source"
   requirements >"$scratch/requirements"
   constraints >"$scratch/constraints"
   # Everything goes into the release, also what the system has: a Jetson's packages are old, and change with apt.
   release_pip install --ignore-installed --requirement "$scratch/requirements" --constraint "$scratch/constraints"
   rm -r "$scratch"
+}
+
+# copy_source FOLDER: what a build needs.
+copy_source() {
+  mkdir "$1"
+  cp -r edge_agent engines pyproject.toml README.md LICENSE NOTICE "$1"
 }
 
 # Requirements of the project and of the extra `encrypt`; on a Jetson without OpenCV, which would hide JetPack's.
@@ -240,7 +241,7 @@ constraints() {
 install_for_jetson() {
   local running
   say "building pycuda for CUDA $cuda_release"
-  run build_pycuda
+  build_pycuda
   running=$(jtop_version "$python")
   if [[ -z $(jtop_group '') ]]; then
     note 'jetson-stats is not installed: telemetry comes from sysfs'
@@ -265,10 +266,6 @@ pycuda_requirement() {
 check_environment() {
   local version gstreamer origin file
   say 'checking the environment'
-  if [[ -n $dry_run ]]; then
-    note 'would import OpenCV and, on a Jetson, TensorRT and pycuda'
-    return
-  fi
   "$release/bin/python" -s -c 'import cv2' 2>/dev/null || [[ -n $l4t || -n $wheels ]] || debian_packages libgl1 libglib2.0-0
   "$release/bin/python" -s -c 'import cv2' || fail 'OpenCV cannot be loaded (see above); on Debian: apt-get install libgl1 libglib2.0-0'
   if [[ -n $l4t ]]; then
@@ -298,20 +295,20 @@ make_user_and_folders() {
   say 'making the user edge-agent and its folders'
   put_file systemd/edge-agent.sysusers /etc/sysusers.d/edge-agent.conf
   put_file systemd/edge-agent.tmpfiles /etc/tmpfiles.d/edge-agent.conf
-  run systemd-sysusers /etc/sysusers.d/edge-agent.conf
+  systemd-sysusers /etc/sysusers.d/edge-agent.conf
   group=$(jtop_group '')
   if [[ -n $group && " $(id -nG edge-agent 2>/dev/null) " != *" $group "* ]]; then
-    run usermod --append --groups "$group" edge-agent
+    usermod --append --groups "$group" edge-agent
     restarted=yes # a process gets its groups at its start
   fi
   make_settings
-  run systemd-tmpfiles --create /etc/tmpfiles.d/edge-agent.conf
+  systemd-tmpfiles --create /etc/tmpfiles.d/edge-agent.conf
 }
 
 # Write initial settings; existing ones are never changed.
 make_settings() {
   [[ ! -e $config_folder/config.toml ]] || return 0
-  run install -D --mode 640 packaging/config.toml "$config_folder/config.toml"
+  install -D --mode 640 packaging/config.toml "$config_folder/config.toml"
 }
 
 # Run a command as the service does: its user and groups, a clean environment, a folder that it can read.
@@ -324,17 +321,13 @@ as_service() {
 add_model() {
   [[ -n $model ]] || return 0
   say "adding the network $model"
-  run "$release/bin/edge-agent" model add "$model" --output "$config_folder/models" --use "$config_folder/config.toml"
+  "$release/bin/edge-agent" model add "$model" --output "$config_folder/models" --use "$config_folder/config.toml"
 }
 
 # Check the settings before the switch: an agent with wrong settings does not start.
 check_settings() {
   local shown
   say 'reading the settings'
-  if [[ -n $dry_run ]]; then
-    note "would read $config_folder/config.toml"
-    return
-  fi
   shown=$(as_service "$release/bin/edge-agent" config show --json --config "$config_folder/config.toml")
   sources=$("$release/bin/python" -s -c 'import json, sys; print(len(json.load(sys.stdin)["sources"]))' <<<"$shown")
 }
@@ -344,7 +337,7 @@ calibrate() {
   say 'calibrating: engines for this device and their accuracy'
   # On a CPU FP16 is slower than FP32.
   [[ -n $l4t ]] || precision=(--precision fp32)
-  run as_service "$release/bin/edge-agent" calibrate "${precision[@]}" --config "$config_folder/config.toml"
+  as_service "$release/bin/edge-agent" calibrate "${precision[@]}" --config "$config_folder/config.toml"
 }
 
 # ---- the switch
@@ -369,10 +362,6 @@ switch_release() {
   local former
   former=$(current_release)
   say "switching to ${release##*/}"
-  if [[ -n $dry_run ]]; then
-    note "would run: ln -s $release $prefix/current, and install and enable the units"
-    return
-  fi
   [[ $former == "$release" ]] || point_to "$release"
   install_units "$release"
   [[ $former == "$release" && -z $files_changed ]] || restarted=yes
@@ -429,7 +418,7 @@ prune() {
 
 doctor() {
   say 'running edge-agent doctor'
-  run as_service "$release/bin/edge-agent" doctor --config "$config_folder/config.toml" >&2
+  as_service "$release/bin/edge-agent" doctor --config "$config_folder/config.toml" >&2
 }
 
 # Report what is installed if this run failed; the former release still runs.
@@ -461,6 +450,10 @@ install_system() {
   recognise
   lock
   name_release
+  if [[ -n $dry_run ]]; then
+    show_plan
+    return
+  fi
   make_release
   make_user_and_folders
   add_model
@@ -468,7 +461,6 @@ install_system() {
   calibrate
   switch_release
   doctor
-  [[ -z $dry_run ]] || return 0
   printf '== edge-agent is installed in %s; settings: %s/config.toml; logs: journalctl -u edge-agent\n' "$prefix" "$config_folder" >&2
 }
 

@@ -6,6 +6,7 @@ every Python of the machine.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -218,21 +219,61 @@ def test_ci_runs_the_second_command():
 # ---- as a service; what it does is in tests/systemd
 
 
-def test_a_dry_run_shows_the_steps_and_takes_none(machine: Machine):
-    if (Path("/etc/nv_tegra_release")).exists() or Path("/usr/local/bin/edge-agent").is_symlink():
+def own_installation() -> bool:
+    return Path("/etc/nv_tegra_release").exists() or Path("/usr/local/bin/edge-agent").is_symlink()
+
+
+def test_a_dry_run_lists_what_would_be_written_and_changes_nothing(machine: Machine):
+    if own_installation():
         pytest.skip("this machine has an installation of its own, or is a Jetson")
     (machine.folder / "wheels").mkdir()
     done = machine.show_system("--system", "--prefix", "/opt/not-there", "--wheels", "wheels")
     assert done.returncode == 0, done.stderr
-    steps = re.findall(r"^== (\S+ \S+)", done.stderr, re.MULTILINE)
-    assert steps == [
-        "examining this", "making the", "installing edge-agent", "checking the", "writing the", "making the",
-        "reading the", "calibrating: engines", "switching to", "running edge-agent",
-    ]  # fmt: skip
-    assert f"from the wheels in {machine.folder}/wheels" in done.stderr
-    assert "/opt/not-there/releases/" in done.stderr
-    assert machine.calls("python -m venv") + machine.calls("python -m pip") + machine.calls("apt-get") == []
+    assert re.findall(r"^== (\S+ \S+)", done.stderr, re.MULTILINE) == ["examining this", "what would"]
+    rows = dict(re.findall(r"^   (/\S+) +(\S.*)$", done.stderr, re.MULTILINE))
+    release = next(path for path in rows if path.startswith("/opt/not-there/releases/"))
+    assert rows["/opt/not-there/current"] == f"link to {release.rstrip('/')}"
+    assert rows["/usr/local/lib/systemd/system/edge-agent.service"] == "new"
+    assert "/etc/edge-agent/config.toml" in rows
+    assert "calibrate --precision fp32" in done.stderr
+    functions = re.findall(r"^([a-z_]+)\(\)", (REPO / "packaging" / "system.sh").read_text(), re.MULTILINE)
+    assert len(functions) > 30
+    internal = [name for name in functions if "_" in name and re.search(rf"\b{name}\b", done.stderr)]
+    assert internal == []
+    assert machine.calls("apt-get") == []
+    assert all(str(machine.folder) not in call or "/tmp" in call for call in machine.calls("python -m venv"))
     assert not Path("/opt/not-there").exists()
+
+
+def test_a_dry_run_without_a_package_index_says_so(machine: Machine):
+    if own_installation():
+        pytest.skip("this machine has an installation of its own, or is a Jetson")
+    (machine.folder / "no-network").touch()
+    done = machine.show_system("--system", "--prefix", "/opt/not-there")
+    assert done.returncode == 0, done.stderr
+    assert "pip cannot list the packages" in done.stderr
+    assert "/usr/local/bin/edge-agent" in done.stderr
+
+
+def test_packages_are_listed_with_their_sizes(tmp_path: Path):
+    wheel = tmp_path / "numpy-2.0-py3-none-any.whl"
+    wheel.write_bytes(bytes(1_500_000))
+    entries = [
+        ({"name": "numpy", "version": "2.0"}, wheel.as_uri()),
+        ({"name": "lost", "version": "1"}, "http://127.0.0.1:9/lost-1.whl"),
+    ]
+    report = {"install": [{"metadata": one, "download_info": {"url": url}} for one, url in entries]}
+    (tmp_path / "report").write_text(json.dumps(report))
+    done = subprocess.run(
+        [sys.executable, "packaging/sizes.py", tmp_path / "report"],
+        cwd=REPO, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines == [
+        "lost 1 unknown size",
+        "numpy 2.0 1.50 MB",
+        "2 packages, 2 MB to fetch, and those of unknown size",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,9 @@ def command(
 
 
 def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
+    # OpenMP reads this when PyTorch is loaded. Spinning threads slow a step where other work, such as the
+    # augmentation, shares the cores: 6.4 instead of 1.2 s with ResNet-18 on two busy cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     require_torch("training")
     from edge_agent.offline.train.loop import Trainer
     from edge_agent.offline.train.watch import RunLog
@@ -95,8 +99,6 @@ def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoi
 
 def _decoded(plan: Spec, field: str, folder: Path, console: Console, *, people: bool) -> Pictures:
     """Return the pictures of one of the spec's folders, at the input size of the network."""
-    import os
-
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.data import decode, read_folder
 

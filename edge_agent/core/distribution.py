@@ -8,8 +8,11 @@ import importlib.metadata
 import os
 import shlex
 import sys
+from pathlib import Path
 
 NAME = "jetson-edge-agent"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+"""PyTorch for CPUs. The builds of the Python Package Index bring gigabytes of CUDA libraries on x86-64."""
 
 
 def requirements(extra: str | None = None) -> list[str]:
@@ -33,4 +36,10 @@ def install_command(extra: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         return f"run ./install.sh in the clone, then pip install '.[{extra}]'"
     sudo = "" if os.access(sys.prefix, os.W_OK) else "sudo "
-    return f"{sudo}{shlex.quote(sys.executable)} -m pip install {shlex.join(wanted)}"
+    index = f" --extra-index-url {CPU_INDEX}" if extra == "train" and not has_nvidia_gpu() else ""
+    return f"{sudo}{shlex.quote(sys.executable)} -m pip install {shlex.join(wanted)}{index}"
+
+
+def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
+    """Return whether the driver of an NVIDIA GPU has made a device: that of a PC, or of a Jetson."""
+    return any(next(devices.glob(pattern), None) is not None for pattern in ("nvidia[0-9]*", "nvhost-gpu"))

@@ -32,9 +32,25 @@ def normal(requirement: str) -> tuple[str, frozenset[str]]:
 
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
 def test_command_names_the_packages_of_the_extra(extra: str):
-    command = shlex.split(distribution.install_command(extra))
+    command = shlex.split(distribution.install_command(extra).partition(" --extra-index-url ")[0])
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
     assert list(map(normal, command[4:])) == list(map(normal, PROJECT["optional-dependencies"][extra]))
+
+
+@pytest.mark.parametrize(("device", "cuda"), [("nvidia0", True), ("nvhost-gpu", True), ("null", False)])
+def test_without_a_gpu_training_takes_the_build_for_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, cuda: bool
+):
+    (tmp_path / device).touch()
+    assert distribution.has_nvidia_gpu(tmp_path) is cuda
+    monkeypatch.setattr(distribution, "has_nvidia_gpu", lambda: cuda)
+    assert (distribution.CPU_INDEX in distribution.install_command("train")) is not cuda
+    assert distribution.CPU_INDEX not in distribution.install_command("index")
+
+
+def test_the_installer_and_the_documentation_use_the_same_index():
+    for name in ("install.sh", "docs/training.md"):
+        assert distribution.CPU_INDEX in (REPO / name).read_text()
 
 
 def test_requirements_without_an_extra():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,3 +24,20 @@ def test_the_extra_is_named(module, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     error = CliRunner().invoke(app, [str(tmp_path / "spec.yaml")]).exception
     assert isinstance(error, ConfigError)
     assert install_command("train") in str(error)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "passive"), ("active", "active")])
+def test_threads_of_training_do_not_spin_unless_asked(
+    given, used, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("yaml", reason="PyYAML is not installed: pip install '.[train]'")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "x")  # restored at the end
+    os.environ.pop("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    monkeypatch.setitem(sys.modules, "torch", None)  # before PyTorch is loaded
+    (tmp_path / "spec.yaml").write_text(f"results_dir: {tmp_path}/r")
+    app = typer.Typer()
+    app.command()(train.command)
+    assert isinstance(CliRunner().invoke(app, [str(tmp_path / "spec.yaml")]).exception, ConfigError)
+    assert os.environ["OMP_WAIT_POLICY"] == used
