@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.logs import configure
 from edge_agent.core.manifest import write_atomic
+from edge_agent.core.names import new_id
 from edge_agent.gallery import Gallery
-from edge_agent.gallery.rows import new_id
 from edge_agent.offline.bench.environment import machine
 
 Vectors = NDArray[np.float32]

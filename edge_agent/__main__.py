@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -15,11 +16,17 @@ def main() -> None:
     hide_logins()
     from edge_agent.cli import app
     from edge_agent.core.errors import EdgeAgentError
+    from edge_agent.core.text import visible
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
 
     try:
         app()
     except EdgeAgentError as error:
-        sys.stderr.write(f"error: {error}\n")
+        for line in error.args:
+            sys.stderr.write(f"error: {visible(str(line))}\n")
         _leave(1)
     except KeyboardInterrupt:
         _leave(130)

@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from edge_agent.cli import arguments
-from edge_agent.cli.output import print_result
+from edge_agent.cli.output import print_result, working
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
@@ -118,7 +118,7 @@ def command(
         write_json_atomic(output, result)
     if markdown is not None:
         write_atomic(markdown, text.encode())
-    print_result(result, text.rstrip("\n"), as_json=as_json)
+    print_result(result, text.rstrip("\n").split("\n"), as_json=as_json)
 
 
 def _single_choice(settings: Settings, precisions: list[str] | None, batches: list[int] | None) -> Settings:
@@ -133,14 +133,12 @@ def _single_choice(settings: Settings, precisions: list[str] | None, batches: li
 def _measure_pipeline(
     settings: Settings, plan: dict[str, Any], broker: str | None, trace: Path | None, profile: Path | None
 ) -> tuple[dict[str, Any], str]:
-    from rich.console import Console
-
     from edge_agent.core.loading import state_folder
     from edge_agent.offline.bench import pipeline
     from edge_agent.offline.bench.load import Plan
 
     state_folder(settings.state_dir)
-    with Console(stderr=True).status("measuring the pipeline"):
+    with working("measuring the pipeline"):
         result = pipeline.measure(Plan(**plan), settings, broker=broker, trace=trace, profile=profile)
     return result, pipeline.markdown(result)
 
@@ -148,15 +146,13 @@ def _measure_pipeline(
 def _measure_network(
     settings: Settings, precisions: list[str] | tuple[str, ...], batches: list[int] | None, seconds: float
 ) -> tuple[dict[str, Any], str]:
-    from rich.console import Console
-
     from edge_agent.core.loading import state_folder
     from edge_agent.offline.bench import speed
 
     folder, batches = state_folder(settings.state_dir), batches or list(speed.BATCHES)
     kinds, sizes = tuple(dict.fromkeys(precisions)), tuple(dict.fromkeys(batches))
-    with Console(stderr=True).status("") as status:
+    with working("") as on_step:
         result = speed.speed_table(
-            settings, folder, precisions=kinds, batches=sizes, seconds=seconds, on_step=status.update
+            settings, folder, precisions=kinds, batches=sizes, seconds=seconds, on_step=on_step
         )
     return result, speed.markdown(result)

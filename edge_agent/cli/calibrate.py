@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from typer import Option
 
 from edge_agent.cli import arguments
-from edge_agent.cli.output import print_result
+from edge_agent.cli.output import bar_columns, console, print_result, say
+from edge_agent.core.text import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -103,7 +103,7 @@ def command(
         try:
             result = Job(request, _JobProgress(bars)).run(again=again)
         except KeyboardInterrupt:
-            typer.echo("interrupted; the same command continues where it stopped", err=True)
+            say("interrupted; the same command continues where it stopped", err=True)
             raise
     print_result(result.report, lambda: _summary(result), as_json=as_json)
 
@@ -134,12 +134,10 @@ def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request
 
 
 def _bars() -> Bars:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import Progress
 
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    screen = console(stderr=True)
+    return Progress(*bar_columns(), console=screen, disable=not screen.is_terminal)
 
 
 @dataclass(slots=True)
@@ -151,9 +149,9 @@ class _JobProgress:
     def begin(self, step: str, total: int | None) -> None:
         """Complete the present bar and start another."""
         if self.bars.disable:
-            typer.echo(f"{step} ...", err=True)
+            say(f"{step} ...", err=True)
         self.end()
-        self.bars.add_task(step, total=total)
+        self.bars.add_task(visible(step), total=total)
 
     def advance(self, count: int) -> None:
         """Move the bar."""
@@ -173,10 +171,10 @@ def _print_plan(job: Job, *, as_json: bool) -> None:
         note = "done" if step["done"] else step.get("condition", "")
         lines.append(f"  {step['step']}" + (f"  ({note})" if note else ""))
     result = {"folder": str(job.folder), "done": job.is_done, "steps": steps}
-    print_result(result, "\n".join(lines), as_json=as_json)
+    print_result(result, lines, as_json=as_json)
 
 
-def _summary(result: Result) -> str:
+def _summary(result: Result) -> list[str]:
     report = result.report
     threshold = report["threshold"]
     lines = [f"{report['model']['name']} on {report['backend']}: {report['precision'].upper()}"]
@@ -194,7 +192,7 @@ def _summary(result: Result) -> str:
     lines.append(f"  report: {report['report']}")
     switched = "is the active engine now; a running agent needs a restart"
     lines.append(f"  it {switched if result.switched else 'was already the active engine; nothing changed'}")
-    return "\n".join(lines)
+    return lines
 
 
 def _gate_lines(name: str, gate: dict[str, Any]) -> list[str]:

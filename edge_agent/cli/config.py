@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption
+from edge_agent.cli.output import print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="Check, show and describe the settings.")
 
@@ -19,7 +20,7 @@ def check(config: ConfigOption = None) -> None:
 
     settings = load(config)
     where = config_file(config) or "defaults and environment"
-    typer.echo(f"{where}: valid, {len(settings.sources)} source(s)")
+    say(f"{where}: valid, {len(settings.sources)} source(s)")
 
 
 @app.command()
@@ -30,10 +31,10 @@ def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     values = shown(load(config))
     if as_json:
-        typer.echo(json.dumps(values, indent=2))
+        print_json(values, indent=2)
         return
     for key, value in _lines(values):
-        typer.echo(f"{key} = {json.dumps(value)}")
+        say(f"{key} = {json.dumps(value)}")
 
 
 @app.command()
@@ -41,7 +42,7 @@ def schema() -> None:
     """Print the JSON Schema of the configuration file."""
     from edge_agent.core.config import Settings
 
-    typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
+    print_json(Settings.model_json_schema(), indent=2)
 
 
 @app.command()
@@ -49,7 +50,7 @@ def reference() -> None:
     """Print every setting with default and description, as Markdown (docs/configuration.md)."""
     from edge_agent.core.config import Settings
 
-    typer.echo(_reference(Settings, "").rstrip())
+    say(*_reference(Settings, "").rstrip().split("\n"))
 
 
 def _reference(model: Any, prefix: str) -> str:  # noqa: ANN401  a pydantic model, imported late

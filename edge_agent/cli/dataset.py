@@ -117,7 +117,7 @@ def _draw(dataset: MarketDataset, path: Path) -> None:
     write_atomic(path, encoded.tobytes())
 
 
-def _table(document: dict[str, Any]) -> str:
+def _table(document: dict[str, Any]) -> list[str]:
     """Return the model card's table, one row per split, then the problems."""
     head = ["split", "identities", "images", "cameras"]
     with_origin = any("real" in counts for counts in document["splits"].values())
@@ -139,4 +139,4 @@ def _table(document: dict[str, Any]) -> str:
         lines.append("every file can be used" if document["decoded"] else "every file name can be used")
     if len(problems) > _SHOWN_PROBLEMS:
         lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more (--json lists all)")
-    return "\n".join(lines)
+    return lines

@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from edge_agent.cli.arguments import JsonOption, PreprocessOption, overrides
-from edge_agent.cli.output import progress_bar
+from edge_agent.cli.output import console, print_json, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,10 +44,7 @@ def command(
 
     With --json, everything but the result goes to standard error.
     """
-    import json
     from tempfile import TemporaryDirectory
-
-    from rich.console import Console
 
     from edge_agent.cli.service import one_blas_thread, run_until_stopped
 
@@ -61,7 +58,7 @@ def command(
     if video and seconds is not None:
         raise typer.BadParameter("is the length of the rendered street; a --video has its own")
     configure("warning")
-    console = Console(stderr=as_json)
+    screen = console(stderr=as_json)
     scratch = nullcontext(state_folder(keep)) if keep else TemporaryDirectory(prefix="edge-agent-demo-")
     with scratch as name, DemoBroker() as broker:
         folder = Path(name)
@@ -69,25 +66,25 @@ def command(
             folder, source=video, model=model, preprocess=preprocess, detector=detector, broker=broker.url
         )
         run.check(settings, folder)
-        scene = None if video else _render(default_street(seconds or SECONDS), folder, console)
-        result = run.run(settings, scene, folder, console, run_until_stopped)
+        scene = None if video else _render(default_street(seconds or SECONDS), folder, screen)
+        result = run.run(settings, scene, folder, screen, run_until_stopped)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
-    _print_result(result, console)
+    _print_result(result, screen)
     if keep is not None:
-        console.print(f"kept in {keep}")
+        screen.print(f"kept in {keep}")
 
 
-def _render(street: Street, folder: Path, console: Console) -> Scene:
+def _render(street: Street, folder: Path, screen: Console) -> Scene:
     from edge_agent.offline.demo.street import render
 
     cameras, people = len(street.cameras), len(street.people)
-    console.print(
+    screen.print(
         f"Rendering a street of {street.frames / street.fps:.0f} s: {cameras} cameras, {people} people,"
         f" {len(street.visits)} visits. The agent gets the videos only."
     )
-    with progress_bar("rendering", console=console) as bar:
+    with progress_bar("rendering", screen=screen) as bar:
         return render(street, folder, bar.update)
 
 
@@ -126,7 +123,7 @@ _ROWS = (
 """Title, key of the result, meaning."""
 
 
-def _print_result(result: dict[str, Any], console: Console) -> None:
+def _print_result(result: dict[str, Any], screen: Console) -> None:
     from rich import box
     from rich.table import Table
 
@@ -136,10 +133,10 @@ def _print_result(result: dict[str, Any], console: Console) -> None:
         if value is not None:
             shown = f"{value['p50']:.0f}, {value['p95']:.0f}" if isinstance(value, dict) else f"{value}"
             table.add_row(title, shown, meaning)
-    console.print(table)
+    screen.print(table)
     kind = "" if result["trained"] else " (built in and untrained: it compares colours of clothing)"
-    console.print(f"model {result['model']}{kind}, detector {result['detector']}")
+    screen.print(f"model {result['model']}{kind}, detector {result['detector']}")
     made, received = sum(result["decisions"].values()), result["events_received"]
-    console.print(f"{received} of {made} events came back from the broker")
+    screen.print(f"{received} of {made} events came back from the broker")
     if not result["complete"]:
-        console.print("stopped early: not scored against the truth")
+        screen.print("stopped early: not scored against the truth")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption
 from edge_agent.cli.checks import Finding, configuration, machine
+from edge_agent.cli.output import console, print_json, say, working
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
@@ -23,27 +23,24 @@ _NARROW = 120  # characters, for pipes and logs
 
 def command(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check everything that the agent needs; exit 1 if something required is missing."""
-    from rich.console import Console
-
     from edge_agent.core.logs import configure
 
     configure("error")
-    with Console(stderr=True).status("checking") as status:
-        findings = examine(config, step=lambda name: status.update(f"checking {name}"))
+    with working("checking") as show:
+        findings = examine(config, step=lambda name: show(f"checking {name}"))
     missing = [finding for finding in findings if finding.state == "missing"]
     if as_json:
         result = {"ok": not missing, "findings": [asdict(finding) for finding in findings]}
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result, indent=2)
     else:
         _print_table(findings)
-        typer.echo(f"{len(missing)} thing(s) missing" if missing else "nothing is missing")
+        say(f"{len(missing)} thing(s) missing" if missing else "nothing is missing")
     if missing:
         raise typer.Exit(1)
 
 
 def _print_table(findings: Sequence[Finding]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -52,11 +49,11 @@ def _print_table(findings: Sequence[Finding]) -> None:
         column.overflow = "fold"
     for finding in findings:
         state = Text(finding.state, _COLOURS[finding.state])
-        table.add_row(finding.name, state, Text(finding.found), Text(finding.advice))
-    console = Console()
-    if not console.is_terminal:
-        console.width = _NARROW
-    console.print(table)
+        table.add_row(finding.name, state, finding.found, finding.advice)
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = _NARROW
+    screen.print(table)
 
 
 def examine(

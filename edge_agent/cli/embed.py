@@ -92,10 +92,10 @@ def _name(path: Path, source: Path, output: Path) -> str:
     return path.relative_to(source).as_posix() if source.is_dir() else path.name
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _summary(result: dict[str, Any]) -> list[str]:
     lines = [f"{result['embedded']} embeddings of {result['dimension']} numbers"]
     lines += [f"  {path}" for path in result["files"]]
     if result["left_out"]:
         lines.append(f"left out since unreadable: {len(result['left_out'])}")
         lines += [f"  {problem['path']} {problem['reason']}" for problem in result["left_out"][:20]]
-    return "\n".join(lines)
+    return lines

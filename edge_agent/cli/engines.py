@@ -31,11 +31,11 @@ def list_plans(state: StateOption = None, config: ConfigOption = None, as_json: 
     folder = _folder(state, config)
     active, entries, not_compared = _read(folder, digests=False)
 
-    def text() -> str:
+    def lines() -> list[str]:
         notes = [not_compared] if not_compared and entries else []
-        return "\n".join([*_active_lines(active), _table(entries), *notes])
+        return [*_active_lines(active), *_table(entries), *notes]
 
-    print_result(_document(folder, active, entries, not_compared), text, as_json=as_json)
+    print_result(_document(folder, active, entries, not_compared), lines, as_json=as_json)
 
 
 @app.command()
@@ -52,7 +52,7 @@ def verify(state: StateOption = None, config: ConfigOption = None, as_json: Json
     lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no plans")
     if not_compared and entries:
         lines.append(not_compared)
-    print_result(_document(folder, active, entries, not_compared), "\n".join(lines), as_json=as_json)
+    print_result(_document(folder, active, entries, not_compared), lines, as_json=as_json)
     if any(entry.verdict in {"damaged", "foreign"} for entry in entries):
         raise typer.Exit(1)
 
@@ -103,7 +103,7 @@ def rollback(
         confirm(f"Go back to {_title(previous)}?", yes)
     active = engine.rollback()
     restart = "a running agent uses it after a restart: systemctl restart edge-agent"
-    print_result(asdict(active), "\n".join([*_active_lines(active), restart]), as_json=as_json)
+    print_result(asdict(active), [*_active_lines(active), restart], as_json=as_json)
 
 
 def _folder(state: Path | None, config: Path | None) -> Path:
@@ -145,9 +145,9 @@ def _active_lines(active: Active) -> list[str]:
     return lines if active.current else [*lines, "no engine is active; edge-agent calibrate chooses one"]
 
 
-def _table(entries: Sequence[PlanEntry]) -> str:
+def _table(entries: Sequence[PlanEntry]) -> list[str]:
     if not entries:
-        return "no plans were built here"
+        return ["no plans were built here"]
     titles = ("plan", "model", "precision", "batches", "size", "TensorRT", "used (UTC)", "role", "state")
     rows = [
         (

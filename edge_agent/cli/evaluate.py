@@ -135,7 +135,7 @@ def _title(document: dict[str, Any]) -> str:
     return f"Evaluation of {name} on {where}"
 
 
-def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
+def _summary(evaluation: Evaluation, document: dict[str, Any]) -> list[str]:
     from edge_agent.offline.evaluate.openset import OperatingPoint
 
     keys = ("rank1", "rank5", "rank10", "mAP", "mINP")
@@ -162,4 +162,4 @@ def _summary(evaluation: Evaluation, document: dict[str, Any]) -> str:
         lines.append(f"  FMR {point.target_fmr:g}: cosine {point.threshold:.4f}, {missed}")
     if document["unreadable"]:
         lines.append(f"  left out since unreadable: {len(document['unreadable'])} crops (--json lists them)")
-    return "\n".join(lines)
+    return lines

@@ -42,11 +42,11 @@ def command(
         "difference": done.difference,
         "card": dict(done.card),
     }
-    text = (
-        f"{done.path}: {done.size:,} bytes, {done.dimension} numbers an embedding, sha256 {done.sha256}\n"
-        f"largest difference to PyTorch: {done.difference:.1e}"
+    lines = (
+        f"{done.path}: {done.size:,} bytes, {done.dimension} numbers an embedding, sha256 {done.sha256}",
+        f"largest difference to PyTorch: {done.difference:.1e}",
     )
-    print_result(result, text, as_json=as_json, indent=None)
+    print_result(result, lines, as_json=as_json, indent=None)
 
 
 def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:

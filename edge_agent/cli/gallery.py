@@ -59,7 +59,7 @@ def show(
     for entry in shown["embeddings"]:
         nearest = "-" if entry["nearest"] is None else f"{entry['nearest']:.3f}"
         lines.append(f"  quality {entry['quality']:.2f}  nearest other {nearest}  {entry['origin']}")
-    print_result(shown, "\n".join(lines), as_json=as_json)
+    print_result(shown, lines, as_json=as_json)
 
 
 @app.command()
@@ -160,7 +160,7 @@ def forget(
         lines.append("the running agent removes their waiting events and pictures within a few seconds")
     else:
         lines.append(f"{removed.events} waiting event(s) and {removed.pictures} picture(s) removed")
-    print_result([asdict(one) for one in erased], "\n".join(lines), as_json=as_json)
+    print_result([asdict(one) for one in erased], lines, as_json=as_json)
 
 
 @app.command("export")
@@ -212,8 +212,8 @@ def stats(state: StateOption = None, config: ConfigOption = None, as_json: JsonO
     """Show size, capacity and embedding space."""
     with _open(load_settings(config, state=state)) as gallery:
         stats = asdict(gallery.stats())
-    text = "\n".join(f"{key:<13} {_shown(key, value)}" for key, value in stats.items())
-    print_result(stats, text, as_json=as_json)
+    lines = [f"{key:<13} {_shown(key, value)}" for key, value in stats.items()]
+    print_result(stats, lines, as_json=as_json)
 
 
 @app.command()
@@ -342,9 +342,9 @@ def _called(person: Identity) -> str:
     return f"{person.number}" if person.name is None else f"{person.number} ({person.name})"
 
 
-def _table(people: Sequence[Identity]) -> str:
+def _table(people: Sequence[Identity]) -> list[str]:
     if not people:
-        return "the gallery is empty"
+        return ["the gallery is empty"]
     rows = []
     for one in people:
         expires = "never" if one.expires is None else moment(one.expires)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from edge_agent.cli.output import progress_bar
+from edge_agent.cli.output import progress_bar, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +68,7 @@ def fetch(
     if not name.endswith(".onnx"):
         raise InputError(f"--url must lead to a file called NAME.onnx, not {name!r}")
     target = _folder(output) / name
-    columns = (TextColumn(name), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), DownloadColumn(), TransferSpeedColumn())
     with progress_bar(name, columns=columns) as bar:
         download(url, target, sha256=sha256 or NGC_SHA256, progress=bar.update)
     _register(target, preprocess, source=url.partition("?")[0], use=use)
@@ -131,13 +131,13 @@ def _register(model: Path, preprocess: str, *, source: str, use: Path | None) ->
     write_json_atomic(model.with_suffix(".json"), manifest | described)
     for path in (model, model.with_suffix(".json")):
         path.chmod(0o644)  # readable for the service, with any umask
-    typer.echo(f"{model}: sha256 {record.sha256}, profile {preprocess}")
+    say(f"{model}: sha256 {record.sha256}, profile {preprocess}")
     if use is not None:
         name_in_settings(use, model.absolute())
-        typer.echo(f"{use}: engine.model is set; the agent uses it from its next start")
+        say(f"{use}: engine.model is set; the agent uses it from its next start")
     else:
-        typer.echo(f'to use it, in [engine] of the settings: model = "{model.absolute()}"')
-    typer.echo("embeddings of another network cannot be compared: see docs/gallery.md, embedding space")
+        say(f'to use it, in [engine] of the settings: model = "{model.absolute()}"')
+    say("embeddings of another network cannot be compared: see docs/gallery.md, embedding space")
 
 
 def name_in_settings(config: Path, model: Path) -> None:

@@ -11,63 +11,99 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edge_agent.core.text import LONGEST_CELL, json_line, visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, TaskID
 
+_LONGEST_LINE = 20_000
 _PIPE_WIDTH = 240
 """Characters per line where the output is not a terminal, so that no cell is wrapped."""
 
 
 def print_result(
     result: Any,  # noqa: ANN401 - any JSON value
-    text: str | Callable[[], str],
+    lines: str | Iterable[str] | Callable[[], Iterable[str]],
     *,
     as_json: bool,
     indent: int | None = 2,
 ) -> None:
-    """Print the result as JSON, else the text."""
+    """Print the result as JSON, else one line or several."""
     if as_json:
-        typer.echo(json.dumps(result, indent=indent))
+        print_json(result, indent=indent)
+    elif isinstance(lines, str):
+        say(lines)
     else:
-        typer.echo(text if isinstance(text, str) else text())
+        say(*(lines() if callable(lines) else lines))
+
+
+def print_json(result: Any, *, indent: int | None = None) -> None:  # noqa: ANN401 - any JSON value
+    """Print JSON in ASCII."""
+    typer.echo(json.dumps(result, indent=indent))
+
+
+def print_message(payload: bytes) -> None:
+    """Print a received message as one line of JSON; what is not JSON, as a string."""
+    typer.echo(json_line(payload))
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines; what cannot be seen in them, also a line end, is shown as an escape."""
+    for line in lines:
+        typer.echo(visible(line, _LONGEST_LINE), err=err)
 
 
 def confirm(question: str, yes: bool) -> None:
     """Ask, unless `yes`; end the command when the answer is no."""
     if not yes:
-        typer.confirm(question, abort=True)
+        typer.confirm(visible(question), abort=True)
 
 
-def plain(text: str) -> str:
-    """Replace control characters, which could move the cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+def console(*, stderr: bool = False) -> Console:
+    """Return the terminal for tables, bars and live views, which shows strings as they are."""
+    from edge_agent.cli.console import PlainConsole
+
+    return PlainConsole(stderr=stderr)
 
 
 def moment(seconds: float) -> str:
-    """Return Unix seconds as UTC, to the minute."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
+    """Return Unix seconds as UTC, to the minute; a number that is no time as it is."""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g}?"
 
 
 def table(
     titles: Sequence[str], rows: Iterable[Sequence[str | None]], *, right: Collection[str], wrap: str
-) -> str:
-    """Return a table; the column `wrap` may be wrapped on a terminal, those of `right` are flush right."""
+) -> list[str]:
+    """Return a table as lines; `wrap` may be wrapped on a terminal, columns of `right` are flush right."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from edge_agent.cli.console import PlainConsole
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
         drawn.add_column(title, no_wrap=title != wrap, justify="right" if title in right else "left")
     for row in rows:
-        drawn.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    with console.capture() as text:
-        console.print(drawn)
-    return text.get().rstrip("\n")
+        drawn.add_row(*(None if cell is None else visible(cell, LONGEST_CELL) for cell in row))
+    screen = PlainConsole(no_color=True, color_system=None)
+    if not screen.is_terminal:
+        screen.width = _PIPE_WIDTH
+    with screen.capture() as text:
+        screen.print(drawn)
+    return text.get().rstrip("\n").split("\n")
+
+
+@contextmanager
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal, on standard error, what is being done; call the function with the next step."""
+    from rich.text import Text
+
+    with console(stderr=True).status(Text(visible(text))) as status:
+        yield lambda step: status.update(Text(visible(step)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +128,29 @@ def progress_bar(
     total: int | None = None,
     *,
     columns: tuple[ProgressColumn, ...] = (),
-    console: Console | None = None,
+    screen: Console | None = None,
 ) -> Iterator[Bar]:
     """Show a progress bar, on a terminal only, which disappears at the end.
 
-    `columns` replace text, bar, percentage, time and steps; `console` replaces standard error.
+    `columns` replace those of `bar_columns`; `screen` replaces standard error.
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
+    from rich.progress import Progress
 
-    shown = console or Console(stderr=True)
-    chosen = columns or (*Progress.get_default_columns(), MofNCompleteColumn())
+    shown = screen or console(stderr=True)
+    chosen = columns or bar_columns()
     with Progress(*chosen, console=shown, disable=not shown.is_terminal, transient=True) as progress:
-        yield Bar(progress, progress.add_task(text, total=total))
+        yield Bar(progress, progress.add_task(visible(text, LONGEST_CELL), total=total))
+
+
+def bar_columns() -> tuple[ProgressColumn, ...]:
+    """Return text, bar, percentage, time and steps; the text of a task must be `visible`."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    text = TextColumn("{task.description}", markup=False)
+    return text, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), MofNCompleteColumn()

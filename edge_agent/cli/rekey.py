@@ -36,5 +36,6 @@ def command(
     encrypted = database_key(settings.storage) is not None
     target = "with the key of storage.key" if encrypted else "without a key"
     lines = [f"{path}: {'rewritten' if written else 'already'} {target}" for path, written in done.items()]
-    text = "\n".join(lines) or f"{settings.state_dir} contains neither gallery nor outbox"
-    print_result({"encrypted": encrypted, "written": done}, text, as_json=as_json, indent=None)
+    if not lines:
+        lines.append(f"{settings.state_dir} contains neither gallery nor outbox")
+    print_result({"encrypted": encrypted, "written": done}, lines, as_json=as_json, indent=None)

@@ -54,10 +54,10 @@ def command(
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     summary = run_until_stopped(agent, reload=lambda: load(config, values))
-    text = (
+    lines = [
         f"{sum(summary.frames.values())} frames, {summary.crops} crops embedded, {summary.decisions} events, "
         f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"
-    )
+    ]
     if summary.undelivered:
-        text += f"\n{summary.undelivered} events wait in the outbox for the broker"
-    print_result(asdict(summary), text, as_json=as_json, indent=None)
+        lines.append(f"{summary.undelivered} events wait in the outbox for the broker")
+    print_result(asdict(summary), lines, as_json=as_json, indent=None)

@@ -6,46 +6,44 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption
-from edge_agent.cli.output import plain
+from edge_agent.cli.output import print_json, say
 
 
 def command(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the state of the running agent."""
-    import json
-
     from edge_agent.core.loading import load
     from edge_agent.health.inquiry import SOCKET_NAME, read_status
 
     folder = state.expanduser() if state is not None else load(config).state_dir
     found = read_status(folder / SOCKET_NAME)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
     else:
-        print("\n".join(_lines(found)))
+        say(*_lines(found))
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The status as text; a value that another version of the agent does not send has no line."""
     reason = f": {found['reason']}" if found.get("reason") else ""
-    yield plain(f"{found.get('state', '?')}{reason}")
+    yield f"{found.get('state', '?')}{reason}"
     yield f"  version {found.get('version')}, process {found.get('pid')}, up {_span(found.get('uptime_s'))}"
     if not found.get("watchdog", {}).get("fed", True):
         yield "  the watchdog is not fed: the service manager will restart the agent"
     yield from _table("stages", (_stage(one) for one in found.get("stages", ())))
     yield from _table("sources", (_source(one) for one in found.get("sources", ())))
     if delivery := found.get("delivery"):
-        yield plain(f"delivery: {delivery['connection']}" + _because(delivery["problem"]))
+        yield f"delivery: {delivery['connection']}" + _because(delivery["problem"])
     if (governor := found.get("governor")) is not None:
         step = f"step {governor['step']} of {governor['steps']}" if governor.get("steps") else ""
-        yield plain(f"governor: {governor['state']} {step}".rstrip() + _because(governor.get("reason")))
+        yield f"governor: {governor['state']} {step}".rstrip() + _because(governor.get("reason"))
     yield from _device(found.get("telemetry"))
     if (trouble := found.get("memory", {}).get("trouble")) is not None:
-        yield plain(f"memory: {trouble}")
+        yield f"memory: {trouble}"
     starts = found.get("starts", {})
     if starts.get("braked"):
-        yield plain(f"crash loop: {starts['braked']}")
+        yield f"crash loop: {starts['braked']}"
     for run in starts.get("former", ())[-1:]:
-        yield plain(f"previous run: {run['how']}" + _because(run["words"]))
+        yield f"previous run: {run['how']}" + _because(run["words"])
 
 
 def _table(title: str, rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
@@ -54,7 +52,7 @@ def _table(title: str, rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
         yield f"{title}:"
         first, second = (max(len(row[at]) for row in listed) for at in (0, 1))
         for row in listed:
-            yield plain(f"  {row[0]:{first}}  {row[1]:{second}}  {row[2]}".rstrip())
+            yield f"  {row[0]:{first}}  {row[1]:{second}}  {row[2]}".rstrip()
 
 
 def _stage(one: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -80,9 +78,9 @@ def _device(telemetry: Mapping[str, Any] | None) -> Iterator[str]:
         f"mode {telemetry['power_mode']}" if telemetry.get("power_mode") else "",
     ]
     if known := [part for part in parts if part]:
-        yield plain("device: " + ", ".join(known))
+        yield "device: " + ", ".join(known)
     rates = ", ".join(f"{camera} {rate:g}/s" for camera, rate in telemetry.get("frames_per_s", {}).items())
-    yield plain(
+    yield (
         f"load: frames {rates or 'none'}; {telemetry.get('crops_per_s') or 0:g} crops/s; "
         f"{telemetry.get('people_present') or 0} people present, {telemetry.get('identities') or 0} known; "
         f"{telemetry.get('outbox_rows') or 0} events wait"

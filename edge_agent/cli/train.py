@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from edge_agent.cli.arguments import JsonOption, require_torch
-from edge_agent.cli.output import print_result, progress_bar
+from edge_agent.cli.output import console, print_result, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +31,6 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Train a re-identification network; Ctrl-C stops after the current step and saves a checkpoint."""
-    from rich.console import Console
-
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.spec import load_spec
 
@@ -40,14 +38,14 @@ def command(
     folder = results_dir or plan.train.results_dir or plan.results_dir
     if folder is None:
         raise ConfigError(f"{spec}: results_dir is missing; set it, or give --results-dir")
-    result = _train(plan, folder / "train", resume=resume, console=Console(stderr=True))
-    text = f"checkpoint: {result['checkpoint']}"
+    result = _train(plan, folder / "train", resume=resume, screen=console(stderr=True))
+    lines = [f"checkpoint: {result['checkpoint']}"]
     if result["best"] is not None:
-        text += f"\nbest mAP {result['best']:.4f}: {folder / 'train' / 'best.pth'}"
-    print_result(result, text, as_json=as_json, indent=None)
+        lines.append(f"best mAP {result['best']:.4f}: {folder / 'train' / 'best.pth'}")
+    print_result(result, lines, as_json=as_json, indent=None)
 
 
-def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[str, Any]:
+def _train(plan: Spec, folder: Path, *, resume: bool, screen: Console) -> dict[str, Any]:
     # OpenMP reads this when PyTorch is loaded. Spinning threads slow a step where other work, such as the
     # augmentation, shares the cores: 6.4 instead of 1.2 s with ResNet-18 on two busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -55,11 +53,11 @@ def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[
     from edge_agent.offline.train.loop import Trainer
     from edge_agent.offline.train.watch import RunLog
 
-    _warn_of_unused(plan, console)
+    _warn_of_unused(plan, screen)
     start = _checkpoint_to_resume(plan, folder, resume=resume)
-    pictures = _decoded(plan, "train_dataset_dir", folder, console, people=True)
-    evaluation = _evaluation(plan, folder, console)
-    with RunLog(folder, epochs=plan.train.num_epochs, console=console, resumed=start is not None) as log:
+    pictures = _decoded(plan, "train_dataset_dir", folder, screen, people=True)
+    evaluation = _evaluation(plan, folder, screen)
+    with RunLog(folder, epochs=plan.train.num_epochs, console=screen, resumed=start is not None) as log:
         trainer = Trainer(plan, pictures, folder=folder, evaluation=evaluation, watcher=log, resume=start)
         latest = _run_until_signal(trainer)
     history = trainer.history
@@ -72,12 +70,12 @@ def _train(plan: Spec, folder: Path, *, resume: bool, console: Console) -> dict[
     }
 
 
-def _warn_of_unused(plan: Spec, console: Console) -> None:
+def _warn_of_unused(plan: Spec, screen: Console) -> None:
     if plan.encryption_key is not None:
-        console.print("encryption_key has no effect: files are never encrypted here", style="yellow")
+        screen.print("encryption_key has no effect: files are never encrypted here", style="yellow")
     given = [name for name in ("inference", "evaluate") if name in plan.model_fields_set]
     if given:
-        console.print(
+        screen.print(
             f"not used by train: {', '.join(given)} (see `edge-agent embed`, `evaluate`)", style="yellow"
         )
 
@@ -97,7 +95,7 @@ def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoi
     return None
 
 
-def _decoded(plan: Spec, field: str, folder: Path, console: Console, *, people: bool) -> Pictures:
+def _decoded(plan: Spec, field: str, folder: Path, screen: Console, *, people: bool) -> Pictures:
     """Return the pictures of one of the spec's folders, at the input size of the network."""
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.data import decode, read_folder
@@ -107,7 +105,7 @@ def _decoded(plan: Spec, field: str, folder: Path, console: Console, *, people: 
         raise ConfigError(f"dataset.{field} is missing: name a folder of crops in Market-1501 layout")
     found = read_folder(source, people_only=people)
     pool = plan.edge_agent.input_pool
-    with progress_bar(f"decoding {source.name}", len(found.paths), console=console) as bar:
+    with progress_bar(f"decoding {source.name}", len(found.paths), screen=screen) as bar:
         return decode(
             found,
             size=(plan.model.input_height // pool, plan.model.input_width // pool),
@@ -117,7 +115,7 @@ def _decoded(plan: Spec, field: str, folder: Path, console: Console, *, people: 
         )
 
 
-def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None:
+def _evaluation(plan: Spec, folder: Path, screen: Console) -> Evaluation | None:
     """Return a function for rank-k and mAP on the spec's query and test folders; None without them."""
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.validation import Validation
@@ -127,8 +125,8 @@ def _evaluation(plan: Spec, folder: Path, console: Console) -> Evaluation | None
         return None
     if data.query_dataset_dir is None or data.test_dataset_dir is None:
         raise ConfigError("evaluation needs both dataset.query_dataset_dir and dataset.test_dataset_dir")
-    query = _decoded(plan, "query_dataset_dir", folder, console, people=False)
-    gallery = _decoded(plan, "test_dataset_dir", folder, console, people=False)
+    query = _decoded(plan, "query_dataset_dir", folder, screen, people=False)
+    gallery = _decoded(plan, "test_dataset_dir", folder, screen, people=False)
     return Validation(query, gallery, plan.re_ranking).figures
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from edge_agent.cli.output import plain
+from edge_agent.cli.output import console, print_message
 from edge_agent.core.errors import InputError
+from edge_agent.core.text import LONGEST_CELL, visible
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -81,7 +82,7 @@ def _password(path: Path) -> str:
 
 def _print_lines(subscriber: Subscriber, count: int | None) -> None:
     for number, message in enumerate(subscriber, start=1):
-        print(message.payload.decode(errors="replace"), flush=True)
+        print_message(message.payload)
         if number == count:
             return
 
@@ -92,7 +93,7 @@ def _show(subscriber: Subscriber, settings: BrokerSettings, count: int | None) -
 
     view = View(settings.url)
     seen = 0
-    with Live(view.render(), refresh_per_second=4, screen=False) as live:
+    with Live(view.render(), console=console(), refresh_per_second=4, screen=False) as live:
         while count is None or seen < count:
             message = subscriber.next(0.5)
             while message is not None:
@@ -159,7 +160,7 @@ class View:
             state = "" if status is None else f"{status.state} {status.reason}".strip()
             model = "" if info is None else f"{info.model.name} {info.model.precision}"
             figures = [_figure(getattr(now, key, None), unit) for key, unit in _FIGURES.values()]
-            table.add_row(*map(_plain, (name, state, model, *figures)))
+            table.add_row(*map(_cell, (name, state, model, *figures)))
         return table
 
     def _cameras(self) -> Table:
@@ -172,7 +173,7 @@ class View:
                 if key.startswith("camera "):
                     rate = _figure(rates.get(status.camera))
                     cells = (f"{name} {status.camera}", status.state, status.reason, rate)
-                    table.add_row(*map(_plain, cells))
+                    table.add_row(*map(_cell, cells))
         return table
 
     def _events(self) -> Table:
@@ -181,7 +182,7 @@ class View:
         columns = ("time", "seq", "device", "event", "camera", "who", "score", "threshold", "why")
         table = Table(*columns, expand=True)
         for event in self.recent:
-            table.add_row(*map(_plain, _cells(event)))
+            table.add_row(*map(_cell, _cells(event)))
         return table
 
 
@@ -202,11 +203,8 @@ def _cells(event: Event) -> tuple[str, ...]:
     return (*start, event.type, "", "", "", "", "")
 
 
-def _plain(text: str) -> str:
-    """Received text without control characters and markup."""
-    from rich.markup import escape
-
-    return escape(plain(text))
+def _cell(text: str) -> str:
+    return visible(text, LONGEST_CELL)
 
 
 def _figure(value: float | None, unit: str = "") -> str:

@@ -7,7 +7,10 @@ The message states what is wrong, where, and how to correct it.
 
 
 class EdgeAgentError(Exception):
-    """Root of all errors of this package."""
+    """Root of all errors of this package; each argument is one line of the message."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class Retryable:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edge_agent.core.errors import InputError, MissingFile
+from edge_agent.core.text import visible
 
 MAX_TEXT_BYTES = 1 << 20
 """Limit of configuration, password, key and label files, and of other short texts."""
@@ -152,7 +153,7 @@ def shown(path: Path | str) -> str:
         except UnicodeEncodeError:  # a surrogate that stands for no byte
             raw = text.encode(errors="backslashreplace")
         text = raw.decode(errors="backslashreplace")
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return visible(text)
 
 
 def read_error(path: Path | str, problem: Exception) -> InputError:

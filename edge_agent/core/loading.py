@@ -36,7 +36,7 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
     try:
         return Settings(**(overrides or {}))
     except ValidationError as error:
-        raise ConfigError(_explain(error, str(path or "settings"))) from None
+        raise ConfigError(*_explain(error, str(path or "settings"))) from None
     except SettingsError as error:
         raise ConfigError(f"environment: {error}") from None
     finally:
@@ -107,7 +107,7 @@ def _suggestion(key: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(known)}"
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def _explain(error: ValidationError, origin: str) -> list[str]:
     """One line for each error: file, key, problem, and the nearest valid key."""
     lines = []
     for fault in error.errors(include_url=False, include_input=False):
@@ -117,7 +117,7 @@ def _explain(error: ValidationError, origin: str) -> str:
             lines.append(f"{origin}: unknown key {key!r}; {hint}")
         else:
             lines.append(f"{origin}: {key or 'settings'}: {fault['msg'].removeprefix('Value error, ')}")
-    return "\n".join(lines)
+    return lines
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from edge_agent.core.text import shortened, visible
+
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
 """syslog(3) priorities, which the journal reads from `<N>` at the start of a line (sd-daemon(3))."""
+_LONGEST, _LONGEST_STACK = 4_000, 8_000
+"""Characters of a value, and of a stack of calls."""
 
 
 def configure(
@@ -27,16 +31,44 @@ def configure(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso" if not terminal else "%H:%M:%S", utc=not terminal),
     ]
+    processors += [structlog.processors.format_exc_info, _bounded]
     if terminal:
-        processors += [structlog.dev.ConsoleRenderer()]
+        processors += [_shown, structlog.dev.ConsoleRenderer()]
     else:
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(), _prefixed]
+        processors += [structlog.processors.JSONRenderer(), _prefixed]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
+
+
+def _bounded(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Shorten long texts: the journal splits a line beyond 48 KiB, and reads the rest as another."""
+    return {
+        key: _cut(value, _LONGEST_STACK if key == "exception" else _LONGEST) for key, value in line.items()
+    }
+
+
+def _cut(value: Any, longest: int) -> Any:  # noqa: ANN401 - any value of a log
+    if isinstance(value, (int, float, type(None))):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return value if len(text) <= longest else shortened(text, longest)
+
+
+def _shown(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """Make texts visible for a terminal, a stack line by line."""
+    shown: EventDict = {}
+    for key, value in line.items():
+        if key == "exception":
+            shown[key] = "\n".join(map(visible, value.split("\n")))
+        elif isinstance(value, (bool, int, float, type(None))):
+            shown[key] = value
+        else:
+            shown[key] = visible(str(value))
+    return shown
 
 
 def _prefixed(_logger: WrappedLogger, name: str, line: EventDict) -> str:

@@ -33,6 +33,7 @@ from edge_agent.core.codec import from_wire
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, new_event
 from edge_agent.core.mqtt import Incoming
+from edge_agent.core.text import is_visible
 from edge_agent.deliver.pacing import TokenBucket
 from edge_agent.deliver.storage import CLOCK_SET
 from edge_agent.deliver.topics import PREFIX, Topics
@@ -255,8 +256,8 @@ def _transaction(found: dict[str, Any]) -> str | None:
 
 
 def _check_printable(command: Command) -> None:
-    """Refuse texts with control characters."""
+    """Refuse texts with characters that cannot be seen."""
     for entry in fields(command):
         value = getattr(command, entry.name)
-        if isinstance(value, str) and entry.name != "crop" and not value.isprintable():
-            raise _Refused("malformed", f"{entry.name} has control characters")
+        if isinstance(value, str) and entry.name != "crop" and not is_visible(value):
+            raise _Refused("malformed", f"{entry.name} has characters that cannot be seen")

@@ -15,6 +15,7 @@ from edge_agent.core.config import MqttSettings
 from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Entity
 from edge_agent.core.telemetry import TelemetryData
+from edge_agent.core.text import LONGEST_CELL, jinja_literal, visible
 from edge_agent.deliver.publisher import Publisher
 from edge_agent.deliver.topics import Topics
 
@@ -59,7 +60,7 @@ def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails:
         "device": {
             "identifiers": [device_id],
             "name": f"{topics.site} {topics.device}",
-            "model": info.board or info.platform or "edge-agent",
+            "model": visible(info.board or info.platform or "edge-agent", LONGEST_CELL),
             "manufacturer": "NVIDIA" if info.l4t else "edge-agent",
             "sw_version": info.version,
         },
@@ -100,8 +101,8 @@ def _components(
         return {entity.component: _entity("sensor", unique_id, entity.name, value) | more}
     components = {}
     for entry in entries:
-        plain = "".join(letter if letter.isalnum() else "_" for letter in entry.lower())
-        own = _entity("sensor", f"{unique_id}_{plain}", entry, f"{value}.get({json.dumps(entry)})")
+        plain = "".join(letter if letter.isalnum() else "_" for letter in entry.lower())[:LONGEST_CELL]
+        own = _entity("sensor", f"{unique_id}_{plain}", entry, f"{value}.get({jinja_literal(entry)})")
         components[f"{entity.component}_{plain}"] = own | more
     return components
 
@@ -110,7 +111,7 @@ def _entity(platform: str, unique_id: str, name: str, value: str) -> dict[str, A
     """An entity. Its template renders an unknown value as `None`, which Home Assistant shows as unknown."""
     return {
         "platform": platform,
-        "name": name,
+        "name": visible(name, LONGEST_CELL),
         "unique_id": unique_id,
         "value_template": f"{{{{ {value} }}}}",
         "expire_after": EXPIRE_S,

@@ -19,6 +19,7 @@ from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Metric
 from edge_agent.core.telemetry import TelemetryData
+from edge_agent.core.text import LONGEST_CELL, visible
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.local import Counters
 
@@ -93,6 +94,7 @@ class Metrics(Collector):
             "precision": model.precision,
             "detector": info.detector or "",
         }
+        labels = {name: _label(text) for name, text in labels.items()}
         yield InfoMetricFamily("edge_agent", "Versions and model of the agent.", labels)
         now, text = self._delivery.state, "1 for the state of the connection."
         states = GaugeMetricFamily("edge_agent_broker", text, labels=["state"])
@@ -105,10 +107,10 @@ class Metrics(Collector):
             else:
                 yield CounterMetricFamily(f"edge_agent_delivery_{name}", "Since the start.", value=value)
         if self._telemetry is not None:
-            yield from _telemetry_families(self._telemetry)
+            yield from telemetry_families(self._telemetry)
 
 
-def _telemetry_families(telemetry: TelemetryData) -> Iterator[Any]:
+def telemetry_families(telemetry: TelemetryData) -> Iterator[Any]:
     """One family for each field that declares a metric; unknown values have no sample."""
     for field in fields(telemetry):
         metric: Metric | None = field.metadata["metric"]
@@ -121,6 +123,12 @@ def _telemetry_families(telemetry: TelemetryData) -> Iterator[Any]:
         if metric.label is None:
             family.add_metric([], float(value))
         else:
-            for label, number in (value if isinstance(value, Mapping) else dict.fromkeys(value, 1.0)).items():
+            entries = value if isinstance(value, Mapping) else dict.fromkeys(value, 1.0)
+            for label, number in {_label(key): number for key, number in entries.items()}.items():
                 family.add_metric([label], number)
         yield family
+
+
+def _label(text: str) -> str:
+    """Return a label, which the library quotes; it leaves characters that end a line for some readers."""
+    return visible(text, LONGEST_CELL)

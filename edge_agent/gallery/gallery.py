@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.names import checked_name, new_id
 from edge_agent.core.sqlite import MEMORY
 from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.retention import Retention
@@ -25,9 +26,7 @@ from edge_agent.gallery.rows import (
     Kind,
     Policy,
     checked_exemplars,
-    checked_name,
     checked_vectors,
-    new_id,
 )
 from edge_agent.gallery.shortlist import IndexBuilder
 from edge_agent.gallery.store import Store

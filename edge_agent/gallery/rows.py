@@ -1,9 +1,7 @@
-"""Identities and their exemplars in the gallery file: SQL statements, and the rules for ids and names."""
+"""Identities and their exemplars in the gallery file: SQL statements."""
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
+from edge_agent.core.text import LONGEST_CELL, is_visible, visible
 from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.store import Store
 
@@ -24,6 +23,8 @@ Source = tuple[float, str, str, float]
 """Quality, origin, camera and time of one exemplar."""
 
 _UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
+_DIGITS = 19
+"""Numbers of identities have fewer digits than the largest of SQLite, 2^63 - 1."""
 _BATCH = 4096
 """Exemplars read at a time when the file is loaded."""
 _IDENTITY = (
@@ -34,10 +35,6 @@ _SET_EXPIRY = (
     "UPDATE identity SET expires = CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN last_seen + ttl"
     " WHEN kind = 'auto' THEN last_seen + ? ELSE last_seen + ? END"
 )
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # base32, lower case: safe in topics and file names
-_ID_CHARACTERS = 12  # 60 random bits: a collision among 10,000 identities has a probability of 4e-11
-_ID_FORM = re.compile(r"p-[a-z2-7]{12}")
-_LONGEST_NAME = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +169,11 @@ class Rows:
         """Return the identity with this number, id, former id, name, or number as text."""
         if isinstance(key, int):
             return self.identity(key)
+        if not is_visible(key):
+            raise _unknown(key)  # neither a name nor an id; SQLite refuses some of these texts
         by_name = "SELECT number FROM identity WHERE name = ?"
         number = self.number_of(key) or self.store.value(by_name, (key.strip(),))
-        if number is None and not key.isdecimal():
+        if number is None and not (key.isdecimal() and len(key) < _DIGITS):
             raise _unknown(key)
         return self.identity(number or int(key))
 
@@ -317,24 +316,6 @@ class Rows:
         self.store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
 
 
-def new_id() -> str:
-    """Return a new opaque id: `p-` and 12 random base32 characters."""
-    return "p-" + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_CHARACTERS))
-
-
-def checked_name(name: str) -> str:
-    """Return the name without surrounding blanks.
-
-    InputError when it is empty, too long, has control characters, or reads as a number or an id.
-    """
-    plain = name.strip()
-    if not plain or len(plain) > _LONGEST_NAME or not plain.isprintable():
-        raise InputError(f"{name!r} is not a usable name: give 1 to {_LONGEST_NAME} printable characters")
-    if plain.isdecimal() or _ID_FORM.fullmatch(plain):
-        raise InputError(f"{name!r} is not a usable name: it reads as a number or id; add a letter to it")
-    return plain
-
-
 def diverse_rows(vectors: Vectors, qualities: Vectors, most: int) -> NDArray[np.intp]:
     """Return the rising indices of at most `most` rows that differ from each other and are of good quality.
 
@@ -385,4 +366,5 @@ def checked_exemplars(vectors: Vectors, qualities: Vectors, dimension: int) -> t
 
 
 def _unknown(key: int | str) -> InputError:
-    return InputError(f"no identity is known as {key!r}; `edge-agent gallery list` shows all")
+    shown = key if isinstance(key, int) else f"'{visible(key, LONGEST_CELL)}'"
+    return InputError(f"no identity is known as {shown}; `edge-agent gallery list` shows all")

@@ -20,6 +20,7 @@ import structlog
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.structures import SourceState
+from edge_agent.core.text import visible
 
 _log = structlog.get_logger(__name__)
 
@@ -146,7 +147,7 @@ class Notifier:
 
 
 def _status(text: str) -> str:
-    line = " ".join(text.split())[:_LONGEST_STATUS]
+    line = visible(" ".join(text.split()), _LONGEST_STATUS)
     return f"STATUS={line}" if line else ""
 
 

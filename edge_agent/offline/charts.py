@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from edge_agent.core.text import html_text
 
 _WIDTH, _HEIGHT = 520, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 12, 46
@@ -67,7 +68,7 @@ def svg_chart(x: Axis, y: Axis, series: Sequence[Series], markers: Sequence[Mark
     """Return the chart as SVG; text is escaped, the width follows the page."""
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" {_TEXT} '
-        f'aria-label="{html.escape(y.title)} over {html.escape(x.title)}">'
+        f'aria-label="{html_text(y.title)} over {html_text(x.title)}">'
     ]
     parts += [_tick(_left(x, value), _HEIGHT - _BOTTOM, label, across=False) for value, label in x.ticks]
     parts += [_tick(_LEFT, _down(y, value), label, across=True) for value, label in y.ticks]
@@ -75,7 +76,7 @@ def svg_chart(x: Axis, y: Axis, series: Sequence[Series], markers: Sequence[Mark
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(
         f'<text x="14" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 14 {middle:.0f})">'
-        f"{html.escape(y.title)}</text>"
+        f"{html_text(y.title)}</text>"
     )
     parts += [_line(x, y, line) for line in series]
     parts += [_marker(x, marker, row) for row, marker in enumerate(markers)]
@@ -92,7 +93,7 @@ def _down(axis: Axis, value: float) -> float:
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html_text(text)}</text>'
 
 
 def _tick(x: float, y: float, label: str, *, across: bool) -> str:

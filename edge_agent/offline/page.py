@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 
+from edge_agent.core.text import html_text
 from edge_agent.offline.charts import Marker, Series, linear, svg_chart
 
 GENUINE, _IMPOSTOR = "#1565a8", "#d1731b"
@@ -17,12 +17,12 @@ _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8
 
 def page(title: str, parts: Iterable[str]) -> bytes:
     """Return a whole page as UTF-8; `parts` are HTML, the title is text."""
-    return _PAGE.substitute(title=html.escape(title), body="".join(parts)).encode()
+    return _PAGE.substitute(title=html_text(title), body="".join(parts)).encode()
 
 
 def facts(lines: Iterable[str]) -> str:
     """Return a small-print paragraph of text lines."""
-    return f'<p class="facts">{"<br>".join(map(html.escape, lines))}</p>'
+    return f'<p class="facts">{"<br>".join(map(html_text, lines))}</p>'
 
 
 def tiles(values: Iterable[tuple[str, str]]) -> str:
@@ -33,15 +33,13 @@ def tiles(values: Iterable[tuple[str, str]]) -> str:
 
 def figure(caption: str, drawing: str) -> str:
     """Return a drawing (HTML) with a caption (text)."""
-    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{drawing}</figure>"
+    return f"<figure><figcaption>{html_text(caption)}</figcaption>{drawing}</figure>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of text cells."""
-    top = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    top = "".join(f"<th>{html_text(title)}</th>" for title in head)
+    body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"
 
 

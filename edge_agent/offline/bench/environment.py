@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 def fill_gallery(settings: Settings, info: EngineInfo, identities: int, exemplars: int) -> None:
     """Fill the gallery of the state folder, by its own import, with random embeddings far from each other."""
+    from edge_agent.core.names import new_id
     from edge_agent.gallery.archive import Archive, ArchivedIdentity, Exemplar, import_archive, write_archive
     from edge_agent.gallery.gallery import open_gallery
-    from edge_agent.gallery.rows import new_id
 
     if not identities:
         return

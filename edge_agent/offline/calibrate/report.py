@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from typing import Any
 
+from edge_agent.core.text import html_text
 from edge_agent.offline.charts import Marker
 from edge_agent.offline.page import facts, figure, page, score_chart, table, tiles
 
@@ -65,11 +65,11 @@ def _verdict(document: Mapping[str, Any]) -> str:
     for name, gate in document["gates"].items():
         if gate["passed"] is False:
             notes.append(f"{name.upper()} was not taken: {'; '.join(gate['reasons'])}")
-    return tiles(values) + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return tiles(values) + "".join(f"<p>{html_text(note)}</p>" for note in notes)
 
 
 def _gates(gates: Mapping[str, Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{html.escape(name.upper())}</th>" for name in gates)
+    head = "".join(f"<th>{html_text(name.upper())}</th>" for name in gates)
     words = {True: "passed", False: "failed", None: "not measured"}
     verdicts = "".join(f"<td>{words[gate['passed']]}</td>" for gate in gates.values())
     rows = f"<tr><th></th>{head}</tr><tr><td>gate</td>{verdicts}</tr>"
@@ -93,7 +93,7 @@ def _cell(value: float | None, kind: str) -> str:
 
 def _threshold(threshold: Mapping[str, Any]) -> str:
     if threshold["value"] is None:
-        return f"<p>None: {html.escape(threshold['reason'])}</p>"
+        return f"<p>None: {html_text(threshold['reason'])}</p>"
     interval = threshold["fmr_ci"]
     between = "" if interval is None else f", 95 % interval {interval[0]:.2e} to {interval[1]:.2e}"
     measured = "" if threshold["fmr"] is None else f"; measured {threshold['fmr']:.2e}{between}"
@@ -103,7 +103,7 @@ def _threshold(threshold: Mapping[str, Any]) -> str:
         f"{threshold['value']:.4f} for a false-match rate of {threshold['target_fmr']:g}{measured}, from "
         f"{threshold['pairs']} pairs of different people across cameras.{missed} {threshold['reason']}"
     )
-    return f"<p>{html.escape(text)}</p>" + facts([f"Interval: {threshold['method']}."])
+    return f"<p>{html_text(text)}</p>" + facts([f"Interval: {threshold['method']}."])
 
 
 def _scores(evaluation: Mapping[str, Any] | None, threshold: Mapping[str, Any]) -> str:
@@ -125,10 +125,10 @@ def _sample(document: Mapping[str, Any]) -> str:
         f"{document['method']}. Digest {sample['digest']}."
     )
     replaced = [f"{entry['name']}: {entry['reason']}" for entry in sample["replaced"]]
-    lost = "".join(f"<li>{html.escape(entry)}</li>" for entry in replaced)
+    lost = "".join(f"<li>{html_text(entry)}</li>" for entry in replaced)
     if replaced:
         lost = f"<p>Pictures that could not be read, and were replaced:</p><ul>{lost}</ul>"
-    return f"<h2>Calibration sample</h2><p>{html.escape(text)}</p>{lost}"
+    return f"<h2>Calibration sample</h2><p>{html_text(text)}</p>{lost}"
 
 
 def _placement(placement: Mapping[str, Any] | None) -> str:

@@ -6,13 +6,13 @@ It shows people: protect it as the data set is protected.
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.pictures import read_picture
+from edge_agent.core.text import html_text
 from edge_agent.offline.charts import Marker, Series, linear, logarithmic, svg_chart
 from edge_agent.offline.evaluate.labels import EmbeddedCrops, Sides
 from edge_agent.offline.evaluate.openset import OperatingPoint, Unsupported
@@ -108,7 +108,7 @@ def _points(points: Sequence[OperatingPoint | Unsupported], method: str) -> str:
 
 def _point_row(point: OperatingPoint | Unsupported) -> str:
     if isinstance(point, Unsupported):
-        target, reason = f"{point.target_fmr:g}", html.escape(point.reason)
+        target, reason = f"{point.target_fmr:g}", html_text(point.reason)
         return f'<tr><td class="n">{target}</td><td colspan="7">{reason}</td></tr>'
     cells = [
         f"{point.target_fmr:g}", f"{point.threshold:.4f}",
@@ -129,7 +129,7 @@ def _samples(title: str, evaluation: Evaluation, samples: Sequence[SampledQuery]
     if not samples:
         return ""
     rows = "".join(_sample_row(evaluation.sides, sample) for sample in samples)
-    return f"<h2>{html.escape(title)}</h2>{rows}"
+    return f"<h2>{html_text(title)}</h2>{rows}"
 
 
 def _sample_row(sides: Sides, sample: SampledQuery) -> str:
@@ -149,9 +149,7 @@ def _crop(crops: EmbeddedCrops, row: int, kind: str, mark: str) -> str:
     person = f"{crops.pids[row]:04d}" if crops.pids[row] > 0 else "other"
     caption = f"{mark} {person} c{crops.camids[row]}"
     shown = _picture(Path(name), kind)
-    return (
-        f'<figure title="{html.escape(Path(name).name)}">{shown}<figcaption>{caption}</figcaption></figure>'
-    )
+    return f'<figure title="{html_text(Path(name).name)}">{shown}<figcaption>{caption}</figcaption></figure>'
 
 
 def _picture(path: Path, kind: str) -> str:
