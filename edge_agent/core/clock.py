@@ -1,0 +1,467 @@
+"""A clock that does not jump: ages by running time, and a label of Unix seconds for people.
+
+The wall clock of a device jumps. Without a battery it starts in 1970, or at the last shutdown, and is set by
+NTP while the agent runs; a person or a fault may set it to anything. So nothing that cannot be undone is
+decided by wall-clock times. `Clock` has two scales:
+
+*Instants* (`now`, `ago`, `age`) are for every decision: how old is it, has it expired, which is older. They
+are seconds of running time on an axis of this state folder: `CLOCK_BOOTTIME` within one boot (which counts
+through a suspend, and through any restart of the agent), continued after a reboot. The time that the device
+was off is known from the wall clock only. It counts once the clocks before and after it are confirmed and
+their difference is plausible, and never otherwise. It is stored beside the axis, so stored instants are never
+rewritten. Store instants, with `id`: an instant of another axis (a file that was copied here, a lost clock
+file) means nothing, and is replaced by `now`.
+
+*Labels* (`label`) are for people, events and logs. They follow the wall clock, but not through a step that is
+not plausible: from then on they continue by running time, until the clock returns or the step is accepted.
+Acceptance changes labels only; it changes no age. A step is accepted at once when the kernel confirms it
+(adjtimex, or the file of systemd-timesyncd) and had not confirmed the time before; when the clock was known
+to be wrong before, and is not any more; and when it has stayed away for `ACCEPT_AFTER_S`.
+
+::
+
+    clock = Clock.open(state / CLOCK_FILE)
+    created = clock.now()                            # store this, and clock.id
+    if created <= clock.ago(max_age_s): ...          # at least max_age_s old
+    event_time, uncertain = clock.label(), clock.uncertain
+
+Only the agent calls `check` and `save`; other processes open the same file and get the same instants. Tests
+pass a `TimeSource` of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import secrets
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import structlog
+
+from edge_agent.core.errors import EdgeAgentError, InputError
+from edge_agent.core.manifest import read_json, write_json_atomic
+
+_log = structlog.get_logger(__name__)
+
+CLOCK_FILE = "clock.json"
+"""In the state folder."""
+CLOCK_SET = 1_704_067_200.0
+"""2024-01-01: a wall clock before this has never been set."""
+TOLERANCE_S = 60.0
+"""Labels follow steps up to this size; a larger one is not plausible while the agent runs."""
+LONGEST_OFF_S = 366 * 86_400.0
+"""A device that seems to have been off for longer has a wrong clock, as far as anyone can know."""
+ACCEPT_AFTER_S = 3600.0
+"""A step that stays away for this long is accepted, so that expiry does not pause for ever."""
+SAVE_INTERVAL_S = 60.0
+"""What a power cut takes from the running time at most; ages are then too small, never too great."""
+_GAPS_KEPT = 500
+"""Times off that are remembered; without the oldest, what is older still seems younger than it is."""
+_AFTER_MARK_S = 0.001
+"""What is stored after a reboot is younger than all before it."""
+_LAST_LABEL = 2.5e11
+"""Year 9892; the texts of events end with year 9999."""
+_VERSION = 1
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_TIMESYNCD = Path("/run/systemd/timesync/synchronized")
+_TIMEX_BYTES, _TIMEX_STATUS = 256, 5 * 8  # struct timex of 64-bit Linux: `status` follows five longs
+_STA_UNSYNC, _TIME_ERROR = 0x40, 5
+
+
+class TimeSource(Protocol):
+    """The clocks of a machine. A test passes its own."""
+
+    @property
+    def boot(self) -> str:
+        """Id of the present boot; "" where it is unknown."""
+
+    def running(self) -> float:
+        """Return seconds since the boot, time in suspend included; never falls."""
+
+    def wall(self) -> float:
+        """Return Unix seconds by the wall clock."""
+
+    def synchronised(self) -> bool:
+        """Return whether the kernel or systemd-timesyncd reports that the wall clock is synchronised."""
+
+
+class SystemTime:
+    """The clocks of this machine."""
+
+    def __init__(self) -> None:
+        self.boot = boot_id()
+
+    def running(self) -> float:
+        """See `TimeSource`."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall(self) -> float:
+        """See `TimeSource`."""
+        return time.time()
+
+    def synchronised(self) -> bool:
+        """See `TimeSource`."""
+        kernel = _kernel_synchronised()
+        return _TIMESYNCD.exists() if kernel is None else kernel
+
+
+def boot_id() -> str:
+    """Return the id of the present boot; "" on a machine without."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _kernel_synchronised() -> bool | None:
+    """Ask the kernel by adjtimex(2), which needs no privilege to read; None where it may not be asked."""
+    buffer = ctypes.create_string_buffer(_TIMEX_BYTES)
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
+    except (OSError, AttributeError):
+        return None
+    status = int.from_bytes(buffer.raw[_TIMEX_STATUS : _TIMEX_STATUS + 4], "little")
+    return None if state == -1 else state != _TIME_ERROR and not status & _STA_UNSYNC
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The last instant before a reboot, and its label, while the time off after it is not known yet."""
+
+    instant: float
+    label: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What the file contains: one moment on all scales, from which the others follow.
+
+    `began` is the first instant of this boot. `gaps` are the known times off: `(instant, seconds)`, rising;
+    they make all that is not after `instant` older. `confirmed`: the labels of this boot are synchronised.
+    `provisional`: they continue those before the reboot, since the wall clock is not plausible. `stepped` is
+    when the wall clock left the labels.
+    """
+
+    id: str
+    boot: str
+    running: float
+    instant: float
+    label: float
+    began: float = 0.0
+    confirmed: bool = False
+    provisional: bool = False
+    stepped: float | None = None
+    mark: Mark | None = None
+    gaps: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def has_been_away(self) -> bool:
+        """Whether the wall clock left the labels so long ago that expiry does not pause any more."""
+        return self.stepped is not None and self.instant - self.stepped >= ACCEPT_AFTER_S
+
+    def at(self, running: float) -> _Line:
+        """Return the same line at another moment of this boot."""
+        passed = max(0.0, running - self.running)
+        return replace(
+            self, running=self.running + passed, instant=self.instant + passed, label=self.label + passed
+        )
+
+    @staticmethod
+    def parse(document: Any) -> _Line:  # noqa: ANN401 - JSON
+        """Return the content of a file; ValueError, KeyError or TypeError when it is not one."""
+        if document["version"] != _VERSION:
+            raise ValueError(f"version {document['version']!r}")
+        mark = document["mark"]
+        line = _Line(
+            id=str(document["id"]),
+            boot=str(document["boot"]),
+            running=_number(document["running"]),
+            instant=_number(document["instant"]),
+            label=_number(document["label"]),
+            began=_number(document["began"]),
+            confirmed=bool(document["confirmed"]),
+            provisional=bool(document["provisional"]),
+            stepped=None if document["stepped"] is None else _number(document["stepped"]),
+            mark=None if mark is None else Mark(_number(mark["instant"]), _number(mark["label"])),
+            gaps=tuple((_number(at), _number(seconds)) for at, seconds in document["gaps"]),
+        )
+        if any(seconds < 0 for _, seconds in line.gaps) or list(line.gaps) != sorted(line.gaps):
+            raise ValueError("times off in disorder")
+        if not 0.0 <= line.label < _LAST_LABEL:
+            raise ValueError(f"label {line.label:g}")
+        return line
+
+
+def _number(value: Any) -> float:  # noqa: ANN401 - JSON
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Relabelled:
+    """The labels of this boot have changed by `step_s`.
+
+    Those are of the instants from `since` on; they were `first` to `last` before.
+    """
+
+    step_s: float
+    since: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClockState:
+    """What is known about the wall clock, for the status and for people.
+
+    Attributes:
+        state: `confirmed`: synchronised; `unconfirmed`: nobody has confirmed it since the boot; `stepped`: it
+            differs from the labels by an implausible step.
+        time: the label of now, Unix seconds.
+        step_s: how far the wall clock is ahead of it; 0.0 unless `stepped`.
+        stepped_s: for how long; None unless `stepped`.
+        paused: whether expiry pauses: `stepped`, and not for longer than `ACCEPT_AFTER_S`.
+        off_unknown: whether the device was off before this boot for a time that is not known (yet).
+    """
+
+    state: Literal["confirmed", "unconfirmed", "stepped"]
+    time: float
+    step_s: float
+    stepped_s: float | None
+    paused: bool
+    off_unknown: bool
+
+    def __str__(self) -> str:
+        if self.state == "confirmed":
+            return "the system clock is synchronised"
+        if self.time < CLOCK_SET:
+            return "the system clock has not been set since the boot; ages are counted by running time"
+        if self.state == "unconfirmed":
+            return "the system clock is not synchronised; ages are counted by running time"
+        way = "ahead of" if self.step_s > 0 else "behind"
+        text = f"the system clock is {duration(abs(self.step_s))} {way} the time that has passed"
+        if not self.paused:
+            return text
+        return (
+            f"{text}; expiry pauses until the clock returns, is synchronised, or has stayed there for"
+            f" {duration(ACCEPT_AFTER_S)}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in the largest unit that fits: `3 s`, `2 min`, `2 h`, `10 days`, `9.9 years`."""
+    for unit, size in (("years", 365.25 * 86_400), ("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size or (unit in {"h", "min"} and seconds >= size):
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+class Clock:
+    """The clock of a state folder; any thread may call. Without a file it lives as long as the object."""
+
+    def __init__(self, system: TimeSource | None = None) -> None:
+        """Start a new axis that no file has."""
+        self._system = system or SystemTime()
+        self._path: Path | None = None
+        self._lock = threading.Lock()
+        self._saved = -math.inf
+        wall = self._system.wall()
+        self._line = _Line(secrets.token_hex(8), self._system.boot, self._system.running(), 0.0, wall)
+
+    @classmethod
+    def open(cls, path: Path, system: TimeSource | None = None) -> Clock:
+        """Return the clock of a file, which is made when missing; a damaged one is replaced, and logged.
+
+        A file that cannot be written is logged: this process then has a clock all the same.
+        """
+        clock = cls(system)
+        clock._path = Path(path)
+        known = clock._read()
+        if known is None:
+            clock.save()
+        else:
+            clock._line = clock._continued(known)
+        return clock
+
+    # --- instants -----------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Id of the axis: instants that were stored with another one mean nothing here."""
+        return self._line.id
+
+    def now(self) -> float:
+        """Return the present instant: seconds of running time on this axis. It never falls."""
+        line = self._line
+        return line.instant + max(0.0, self._system.running() - line.running)
+
+    def age(self, instant: float) -> float:
+        """Return the seconds that have passed since an instant, known times off included; 0.0 in future."""
+        line = self._line
+        off = sum(seconds for at, seconds in line.gaps if at >= instant)
+        return max(0.0, self.now() - instant + off)
+
+    def ago(self, seconds: float) -> float:
+        """Return the instant so long ago: what has an instant up to this is at least so old."""
+        instant, left = self.now(), seconds
+        for at, off in reversed(self._line.gaps):
+            if left <= instant - at:
+                break
+            left -= instant - at
+            instant = at
+            if left <= off:
+                return instant
+            left -= off
+        return instant - left
+
+    # --- labels -------------------------------------------------------------------------------------------
+
+    def label(self, instant: float | None = None) -> float:
+        """Return an instant (now by default) as Unix seconds, for people."""
+        line = self._line.at(self._system.running())
+        return line.label if instant is None else line.label - self.age(instant)
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the present label may be wrong: the wall clock is not synchronised, or has stepped."""
+        return self.state().state != "confirmed"
+
+    @property
+    def paused(self) -> bool:
+        """Whether expiry pauses, see `ClockState`."""
+        return self.state().paused
+
+    def state(self) -> ClockState:
+        """Return what is known about the wall clock."""
+        line = self._line.at(self._system.running())
+        step = self._system.wall() - line.label
+        stepped = abs(step) > TOLERANCE_S
+        return ClockState(
+            state="stepped" if stepped else "confirmed" if line.confirmed else "unconfirmed",
+            time=line.label,
+            step_s=step if stepped else 0.0,
+            stepped_s=(line.instant - (line.stepped or line.instant)) if stepped else None,
+            paused=stepped and not line.has_been_away,
+            off_unknown=line.mark is not None,
+        )
+
+    # --- for the agent ------------------------------------------------------------------------------------
+
+    def check(self) -> Relabelled | None:
+        """Compare with the wall clock and the kernel; call it every few seconds or minutes.
+
+        Returns how the labels have changed, when a step was accepted; only labels do, never ages.
+        """
+        with self._lock:
+            before = self._line
+            line, relabelled = self._checked(before.at(self._system.running()))
+            self._line = line
+            due = line.running - self._saved >= SAVE_INTERVAL_S
+        facts = attrgetter("stepped", "confirmed", "provisional", "mark")
+        if due or relabelled is not None or facts(line) != facts(before):
+            self.save()
+        return relabelled
+
+    def save(self) -> None:
+        """Write the file; a failure is logged."""
+        if self._path is None:
+            return
+        with self._lock:
+            line = self._line = self._line.at(self._system.running())
+            self._saved = line.running
+            try:
+                write_json_atomic(self._path, {"version": _VERSION, **asdict(line)}, mode=0o600)
+            except EdgeAgentError as problem:
+                _log.warning("clock_not_saved", path=str(self._path), error=str(problem))
+
+    # --- inner --------------------------------------------------------------------------------------------
+
+    def _checked(self, line: _Line) -> tuple[_Line, Relabelled | None]:
+        """Return the line as of this check, and how its labels have changed by a step."""
+        wall = self._system.wall()
+        step = wall - line.label
+        synchronised = wall >= CLOCK_SET and self._system.synchronised()
+        follows = replace(line, label=wall, stepped=None, provisional=False)
+        relabelled = None
+        if abs(step) <= TOLERANCE_S:
+            line = follows
+        elif _is_acceptable(line, wall, synchronised=synchronised):
+            since = line.instant - line.began
+            relabelled = Relabelled(step, line.began, line.label - since, line.label)
+            line = replace(follows, confirmed=False)
+            _log.info("clock_set", step=duration(abs(step)), ahead=step > 0, synchronised=synchronised)
+        elif line.stepped is None:
+            line = replace(line, stepped=line.instant)
+        if synchronised and line.stepped is None:
+            line = _with_time_off(replace(line, confirmed=True))
+        return line, relabelled
+
+    def _read(self) -> _Line | None:
+        """Return what the file contains; None where there is none, or it is damaged."""
+        assert self._path is not None  # `open` has set it
+        if not os.path.lexists(self._path):
+            return None
+        try:
+            return _Line.parse(read_json(self._path))
+        except (InputError, KeyError, TypeError, ValueError, RecursionError) as problem:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            _log.warning("clock_forgotten", path=str(self._path), error=str(problem))
+            return None
+
+    def _continued(self, known: _Line) -> _Line:
+        """Continue a stored line: in the same boot by running time, after a reboot from where it ended."""
+        running, wall = self._system.running(), self._system.wall()
+        if known.boot == self._system.boot != "" and running >= known.running:
+            return known.at(running)
+        # How long the device has run since is not known: in a container the clocks are those of the host.
+        mark = known.mark
+        if mark is None and known.confirmed and known.stepped is None:
+            mark = Mark(known.instant, known.label)
+        began = known.instant + _AFTER_MARK_S
+        plausible = -TOLERANCE_S <= wall - known.label <= LONGEST_OFF_S
+        return replace(
+            known,
+            boot=self._system.boot,
+            running=running,
+            instant=began,
+            began=began,
+            label=wall if plausible else known.label,
+            confirmed=False,
+            provisional=not plausible,
+            stepped=None,
+            mark=mark,
+        )
+
+
+def _is_acceptable(line: _Line, wall: float, *, synchronised: bool) -> bool:
+    """Whether labels may follow the wall clock, which has stepped. One that was never set is wrong."""
+    if wall < CLOCK_SET:
+        return False
+    if (synchronised and not line.confirmed) or line.label < CLOCK_SET:
+        return True
+    if line.provisional and 0.0 <= wall - line.label <= LONGEST_OFF_S:
+        return True
+    return line.has_been_away
+
+
+def _with_time_off(line: _Line) -> _Line:
+    """Count the time that the device was off, now that both ends are confirmed, if it is plausible."""
+    if line.mark is None:
+        return line
+    off = (line.label - line.mark.label) - (line.instant - line.mark.instant)
+    gaps = line.gaps
+    if 0.0 < off <= LONGEST_OFF_S:
+        gaps = tuple(sorted((*gaps, (line.mark.instant, off))))[-_GAPS_KEPT:]
+        _log.info("time_off_counted", off=duration(off))
+    else:
+        _log.warning("time_off_ignored", seconds=round(off))
+    return replace(line, mark=None, gaps=gaps)
