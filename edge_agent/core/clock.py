@@ -46,7 +46,8 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, InputError
-from edge_agent.core.manifest import read_json, write_json_atomic
+from edge_agent.core.files import read_json
+from edge_agent.core.manifest import write_json_atomic
 
 _log = structlog.get_logger(__name__)
 
