@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,14 +10,18 @@ import typer
 from typer import Argument, Option
 
 from edge_agent.cli import arguments
+from edge_agent.cli.compare import comparison, comparison_lines, heads, named_network, rows
 from edge_agent.cli.output import print_result
 from edge_agent.offline.dataset import JunkRule, Split
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from edge_agent.offline.dataset import MarketDataset
     from edge_agent.offline.evaluate.embedding import Network
     from edge_agent.offline.evaluate.labels import EmbeddedCrops
     from edge_agent.offline.evaluate.protocol import Evaluation
+    from edge_agent.offline.evaluate.rerank import ReRanking
 
 _SAMPLES = 8
 
@@ -39,6 +44,13 @@ def command(
         tuple[Path, Path] | None,
         Option(metavar="QUERY GALLERY", help="Two embedding files instead of a model."),
     ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        Option(
+            metavar="A B",
+            help="Two networks side by side, each FILE.onnx:PROFILE, with intervals of the differences.",
+        ),
+    ] = None,
     junk: Annotated[
         JunkRule, Option(help="Handling of person -1: left out, or read as 1 as TAO does.")
     ] = JunkRule.STRICT,
@@ -51,34 +63,108 @@ def command(
 ) -> None:
     """Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold."""
     from edge_agent.core.logs import configure
-    from edge_agent.core.manifest import write_atomic, write_json_atomic
     from edge_agent.offline.dataset import MarketDataset
     from edge_agent.offline.evaluate.embedding import Network
-    from edge_agent.offline.evaluate.protocol import evaluate
-    from edge_agent.offline.evaluate.rerank import ReRanking
 
     configure("warning")
-    if embeddings is not None and (model is not None or preprocess is not None):
-        raise typer.BadParameter("--model and --preprocess have no effect with --embeddings")
+    _refuse_contradictions(embeddings, compare, model, preprocess)
     arguments.require_folders(report, output)
     opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
+    how = _Options(junk, rerank, as_json, report, output)
     if embeddings is not None:
-        query, gallery, facts = _from_files(embeddings, opened)
-    elif opened is not None:
-        query, gallery, facts = _from_model(opened, Network(model, preprocess, backend, precision))
-    else:
+        _evaluate(*_from_files(embeddings, opened), opened, how)
+    elif opened is None:
         raise typer.BadParameter("name a data set, or two files with --embeddings")
-    ranking, samples = ReRanking() if rerank else None, _SAMPLES if report is not None else 0
-    evaluation = evaluate(query, gallery, junk_rule=junk, reranking=ranking, samples=samples)
-    about = None if opened is None else {"root": str(opened.root), "left_out": len(opened.problems)}
-    document = {**evaluation.document(), "dataset": about, **facts, "versions": _versions()}
-    if output is not None:
-        write_json_atomic(output, document)
-    if report is not None:
-        from edge_agent.offline.evaluate.report import html_report
+    elif compare is not None:
+        _compare(opened, [named_network(one, backend, precision) for one in compare], how)
+    else:
+        _evaluate(*_from_model(opened, Network(model, preprocess, backend, precision)), opened, how)
 
-        write_atomic(report, html_report(evaluation, document, title=_title(document)))
-    print_result(document, lambda: _summary(evaluation, document), as_json=as_json)
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How to evaluate, and where the result goes."""
+
+    junk: JunkRule
+    rerank: bool
+    as_json: bool
+    report: Path | None
+    output: Path | None
+
+    def reranking(self) -> ReRanking | None:
+        from edge_agent.offline.evaluate.rerank import ReRanking
+
+        return ReRanking() if self.rerank else None
+
+    def print(
+        self, document: dict[str, Any], lines: Callable[[], list[str]], report: Callable[[], bytes]
+    ) -> None:
+        """Write the requested files, and print the document or its text."""
+        from edge_agent.core.manifest import write_atomic, write_json_atomic
+
+        if self.output is not None:
+            write_json_atomic(self.output, document)
+        if self.report is not None:
+            write_atomic(self.report, report())
+        print_result(document, lines, as_json=self.as_json)
+
+
+def _refuse_contradictions(
+    embeddings: tuple[Path, Path] | None,
+    compare: tuple[str, str] | None,
+    model: Path | None,
+    preprocess: str | None,
+) -> None:
+    if (embeddings or compare) is not None and (model is not None or preprocess is not None):
+        raise typer.BadParameter("--model and --preprocess have no effect with --embeddings or --compare")
+    if embeddings is not None and compare is not None:
+        raise typer.BadParameter("--embeddings and --compare exclude each other")
+
+
+def _evaluate(
+    query: EmbeddedCrops,
+    gallery: EmbeddedCrops,
+    facts: dict[str, Any],
+    dataset: MarketDataset | None,
+    how: _Options,
+) -> None:
+    """Evaluate one network and print its figures."""
+    from edge_agent.offline.evaluate.protocol import evaluate
+    from edge_agent.offline.evaluate.report import html_report
+
+    samples = _SAMPLES if how.report is not None else 0
+    done = evaluate(query, gallery, junk_rule=how.junk, reranking=how.reranking(), samples=samples)
+    document = _document(done, facts, dataset)
+    how.print(
+        document,
+        lambda: _summary(done, document),
+        lambda: html_report(done, document, title=_title(document)),
+    )
+
+
+def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options) -> None:
+    """Evaluate two networks on the same pictures and print them side by side."""
+    from edge_agent.offline.evaluate.compare import differences
+    from edge_agent.offline.evaluate.protocol import evaluate
+    from edge_agent.offline.evaluate.report import compared_report
+
+    evaluations, documents = [], []
+    for network in networks:
+        query, gallery, facts = _from_model(dataset, network)
+        evaluations.append(evaluate(query, gallery, junk_rule=how.junk, reranking=how.reranking()))
+        documents.append(_document(evaluations[-1], facts, dataset))
+    document = comparison(differences(evaluations[0], evaluations[1]), documents)
+    title = f"Two networks on {dataset.root.name}"
+    how.print(
+        document,
+        lambda: comparison_lines(document),
+        lambda: compared_report(evaluations, document, heads(document), rows(document), title=title),
+    )
+
+
+def _document(done: Evaluation, facts: dict[str, Any], dataset: MarketDataset | None) -> dict[str, Any]:
+    about = None if dataset is None else {"root": str(dataset.root), "left_out": len(dataset.problems)}
+    return {**done.document(), "dataset": about, **facts, "versions": _versions()}
 
 
 def _from_files(

@@ -9,8 +9,8 @@ from string import Template
 from edge_agent.core.text import html_text
 from edge_agent.offline.charts import Marker, Series, linear, svg_chart
 
-GENUINE, _IMPOSTOR = "#1565a8", "#d1731b"
-"""Colours of pairs of one person and of two; colour-blind people can tell them apart."""
+GENUINE, SECOND = "#1565a8", "#d1731b"
+"""Colours of pairs of one person and of two, or of two networks; colour-blind people can tell them apart."""
 
 _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
@@ -53,7 +53,7 @@ def score_chart(
     series, top = [], 0.0
     for name, colour, counts in (
         ("same person", GENUINE, genuine),
-        ("different people", _IMPOSTOR, impostor),
+        ("different people", SECOND, impostor),
     ):
         total = max(1, sum(counts))
         shares = [count / total for count in counts]

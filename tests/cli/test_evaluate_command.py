@@ -174,11 +174,38 @@ def test_the_summary_names_what_matters(rendered: Path) -> None:
         assert word in reported, word
 
 
+def test_two_networks_side_by_side(rendered: Path, tmp_path: Path) -> None:
+    files = ("--report", tmp_path / "r.html", "--output", tmp_path / "r.json")
+    names = ("colour-stripes:tao", "colour-stripes:swin")
+    found = json.loads(run("evaluate", rendered, "--compare", *names, "--json", *files))
+    assert json.loads((tmp_path / "r.json").read_text()) == found
+    assert [one["model"]["preprocess"] for one in found["networks"]] == ["tao", "swin"]
+    for key in ("rank1", "mAP"):
+        one = found["differences"][key]
+        assert [one["first"], one["second"]] == pytest.approx([each[key] for each in found["networks"]])
+        assert one["low"] <= one["difference"] <= one["high"]
+    text = run("evaluate", rendered, "--compare", *names)
+    for word in (
+        "A: colour-stripes (tao)",
+        "B: colour-stripes (swin)",
+        "rank10",
+        "mINP",
+        "bootstrap over people",
+    ):
+        assert word in text
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == 1
+    assert "colour-stripes (swin)" in page
+
+
 def test_wrong_usage_exits_2(rendered: Path, tmp_path: Path) -> None:
     for arguments in (
         [],
         [str(rendered), "--embeddings", "a.npz", "b.npz", "--model", "x.onnx"],
         [str(rendered), "--junk", "sometimes"],
+        ["--compare", "a.onnx", "b.onnx"],
+        [str(rendered), "--compare", "a.onnx", "b.onnx", "--preprocess", "tao"],
+        [str(rendered), "--compare", "a.onnx", "b.onnx", "--embeddings", "a.npz", "b.npz"],
     ):
         assert CliRunner().invoke(app, ["evaluate", *arguments]).exit_code == 2
 

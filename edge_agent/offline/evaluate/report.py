@@ -17,7 +17,7 @@ from edge_agent.offline.charts import Marker, Series, linear, logarithmic, svg_c
 from edge_agent.offline.evaluate.labels import EmbeddedCrops, Sides
 from edge_agent.offline.evaluate.openset import OperatingPoint, Unsupported
 from edge_agent.offline.evaluate.protocol import Evaluation, SampledQuery
-from edge_agent.offline.page import GENUINE, facts, figure, page, score_chart, tiles
+from edge_agent.offline.page import GENUINE, SECOND, facts, figure, page, score_chart, table, tiles
 
 _TILE = (64, 128)
 _CMC_SHOWN = 20
@@ -38,6 +38,31 @@ def html_report(evaluation: Evaluation, document: dict[str, Any], *, title: str)
         _points(evaluation.points, str(document["interval_method"])),
         _samples("Hardest queries (lowest average precision)", evaluation, evaluation.hardest),
         _samples("Other queries, drawn at random", evaluation, evaluation.sampled),
+    ]
+    return page(title, body)
+
+
+def compared_report(
+    evaluations: Sequence[Evaluation],
+    document: dict[str, Any],
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str,
+) -> bytes:
+    """Render two evaluations side by side as UTF-8 HTML; `head` and `rows` are the table of differences."""
+    series = [
+        Series(letter, colour, list(enumerate(_cmc_shares(one), 1)))
+        for letter, colour, one in zip("AB", (GENUINE, SECOND), evaluations, strict=True)
+    ]
+    body = [
+        table(head, rows),
+        facts([f"Differences in percentage points; intervals: {document['interval_method']}."]),
+        f'<div class="charts">{figure("Cumulative match characteristic", _cmc_chart(series))}</div>',
+        *(
+            f"<h2>{letter}</h2>{_facts(one)}{_tiles(one)}"
+            for letter, one in zip("AB", document["networks"], strict=True)
+        ),
     ]
     return page(title, body)
 
@@ -68,11 +93,19 @@ def _percent(share: float | None, digits: int = 1) -> str:
 
 
 def _cmc(evaluation: Evaluation) -> str:
-    shares = evaluation.ranking.cmc(min(_CMC_SHOWN, len(evaluation.sides.gallery))).tolist()
-    floor = max(0.0, min(shares) - 0.1)
-    ranks = linear("rank", 1, max(2, len(shares)), steps=10)
+    return _cmc_chart([Series("CMC", GENUINE, list(enumerate(_cmc_shares(evaluation), 1)))])
+
+
+def _cmc_shares(evaluation: Evaluation) -> list[float]:
+    shown: list[float] = evaluation.ranking.cmc(min(_CMC_SHOWN, len(evaluation.sides.gallery))).tolist()
+    return shown
+
+
+def _cmc_chart(series: Sequence[Series]) -> str:
+    floor = max(0.0, min(share for one in series for _, share in one.points) - 0.1)
+    ranks = linear("rank", 1, max(2, *(len(one.points) for one in series)), steps=10)
     matched = linear("queries matched", round(floor, 1), 1.0, percent=True)
-    return svg_chart(ranks, matched, [Series("CMC", GENUINE, list(enumerate(shares, 1)))])
+    return svg_chart(ranks, matched, series)
 
 
 def _histogram(evaluation: Evaluation) -> str:
