@@ -1,23 +1,25 @@
 """Prometheus metrics on the loopback interface; none of them identifies a person.
 
 Telemetry metrics (declared in `core.telemetry`) show the latest telemetry. Counters of delivery are read at
-each scrape. Durations of the stages are histograms.
+each scrape. Durations of the stages are histograms. `core.serving` bounds what clients may take.
 """
 
 from __future__ import annotations
 
-import threading
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Metric
+from edge_agent.core.serving import BoundedServer
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.core.text import LONGEST_CELL, visible
 from edge_agent.deliver.connection import ConnectionState
@@ -25,6 +27,7 @@ from edge_agent.deliver.local import Counters
 
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADDRESS = "127.0.0.1"
+PATHS = ("/", "/metrics")
 WAITING = ("in_flight", "outbox_rows", "outbox_bytes", "outbox_parked")
 """Counters of delivery that are gauges."""
 
@@ -55,26 +58,48 @@ class Metrics(Collector):
             registry=self._registry,
         )
         self._registry.register(self)
-        self._server: Any = None
-        self._thread: threading.Thread | None = None
+        self._server: BoundedServer | None = None
 
     def __enter__(self) -> Metrics:
         """Start to listen; ConfigError: the port is not available."""
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._server, self._thread = start_http_server(self.port, ADDRESS, self._registry)
+            listening.bind((ADDRESS, self.port))
+            self.port = listening.getsockname()[1]
+            self._server = BoundedServer(listening, self._answer, name="metrics").__enter__()
         except OSError as problem:
+            listening.close()
             raise ConfigError(
                 f"telemetry.metrics_port: cannot listen on {ADDRESS}:{self.port}: {problem.strerror};"
                 " choose another port"
             ) from problem
-        self.port = self._server.server_port
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join(2.0)
+        if self._server is not None:
+            self._server.__exit__()
+
+    def _answer(self, request: bytes) -> bytes | None:
+        """Return the HTTP answer to a request; None while its head is incomplete."""
+        head, end, _ = request.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        line, *lines = head.decode("latin-1").split("\r\n")
+        method, _, rest = line.partition(" ")
+        target, _, version = rest.partition(" ")
+        if not version.startswith("HTTP/1."):
+            return _http("400 Bad Request")
+        if method not in ("GET", "HEAD"):
+            return _http("405 Method Not Allowed")
+        if target.partition("?")[0] not in PATHS:
+            return _http("404 Not Found")
+        accepted = [
+            text for name, _, text in (one.partition(":") for one in lines) if name.lower() == "accept"
+        ]
+        encode, content_type = choose_encoder(",".join(accepted))
+        body = encode(self._registry)
+        return _http("200 OK", body if method == "GET" else b"", content_type, length=len(body))
 
     def observe(self, stage: str, seconds: float) -> None:
         """Record the duration of a stage."""
@@ -108,6 +133,17 @@ class Metrics(Collector):
                 yield CounterMetricFamily(f"edge_agent_delivery_{name}", "Since the start.", value=value)
         if self._telemetry is not None:
             yield from telemetry_families(self._telemetry)
+
+
+def _http(
+    status: str, body: bytes = b"", content_type: str = "text/plain", *, length: int | None = None
+) -> bytes:
+    """Return an HTTP answer that ends its connection."""
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body) if length is None else length}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def telemetry_families(telemetry: TelemetryData) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Status of a running agent: one JSON document from a unix socket in the state folder, mode 0600.
 
 A client connects and reads to the end; it sends nothing. The permissions of the socket admit the user of the
-agent, and root.
+agent, and root. `core.serving` bounds the connections.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import contextlib
 import json
 import os
 import socket
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.serving import BoundedServer
 
 SOCKET_NAME = "status.sock"
 
@@ -32,9 +33,7 @@ class StatusServer:
     def __init__(self, path: Path, document: Callable[[], Mapping[str, Any]]) -> None:
         self._path = path
         self._document = document
-        self._socket: socket.socket | None = None
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._server: BoundedServer | None = None
 
     def __enter__(self) -> StatusServer:
         """Start to listen; StorageError: another agent listens there, or the socket cannot be created."""
@@ -49,35 +48,21 @@ class StatusServer:
             os.fchmod(listening.fileno(), 0o600)  # `bind` uses this mode
             with _short_name(self._path) as name:
                 listening.bind(name)
-            listening.listen(8)
+            server = BoundedServer(listening, self._answer, name="status", unasked=True)
+            self._server = server.__enter__()
         except OSError as problem:
             listening.close()
             raise StorageError(f"{self._path} cannot be created: {problem.strerror}") from problem
-        self._socket = listening
-        self._thread = threading.Thread(target=self._serve, args=(listening,), name="status", daemon=True)
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._socket is not None and self._thread is not None:
+        if self._server is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
-            self._stop.set()
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes `accept`
-            self._thread.join(_TIMEOUT_S)
-            self._socket.close()
+            self._server.__exit__()
 
-    def _serve(self, listening: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listening.accept()
-            except OSError:
-                if self._stop.wait(1.0):  # else too many open files, or a client that disconnected
-                    return
-                continue
-            with client, contextlib.suppress(OSError):  # the client disconnected
-                client.settimeout(_TIMEOUT_S)
-                client.sendall(json.dumps(self._document(), allow_nan=False).encode())
+    def _answer(self, _request: bytes) -> bytes:
+        return json.dumps(self._document(), allow_nan=False).encode()
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -108,8 +93,16 @@ def read_status(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
         client.settimeout(_TIMEOUT_S)
+        deadline = time.monotonic() + _TIMEOUT_S
         with _short_name(path) as name:
-            client.connect(name)
+            while True:
+                try:
+                    client.connect(name)
+                    break
+                except BlockingIOError:  # many connect at this moment
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
         answer = b""
         while (part := client.recv(1 << 16)) and len(answer) < _LARGEST:
             answer += part

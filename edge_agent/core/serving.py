@@ -1,0 +1,182 @@
+"""A server of short answers on one thread, with bounds on connections, time and size.
+
+No client can hold it up: a connection lasts at most `TIME_S`, of more than `MAX_CONNECTIONS` the oldest is
+closed, and a request of more than `MAX_REQUEST_BYTES` ends its connection. So idle or slow clients delay an
+honest one by nothing, and cost at most `MAX_CONNECTIONS` open files and no thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+MAX_CONNECTIONS = 32
+"""Open at once; the oldest makes room for the next."""
+TIME_S = 5.0
+"""From the acceptance of a connection to the end of its answer."""
+MAX_REQUEST_BYTES = 8 << 10
+BACKLOG = 128
+"""Connections that the kernel holds until they are accepted."""
+_STOP_S = 2.0
+_NO_FILE_WAIT_S = 0.1
+
+
+@dataclass(slots=True)
+class _Client:
+    """One connection: the request so far, then what is left of the answer."""
+
+    connection: socket.socket
+    deadline: float
+    request: bytes = b""
+    answer: memoryview | None = None
+
+
+class BoundedServer:
+    """Serves a listening socket while it is entered, and closes it.
+
+    `answer` returns the whole answer to a request, or None while the request is incomplete. It is called on
+    the server's thread and must not block. With `unasked`, clients send nothing, and `answer` gets no bytes.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        answer: Callable[[bytes], bytes | None],
+        *,
+        name: str,
+        unasked: bool = False,
+    ) -> None:
+        self._listening = listening
+        self._answer = answer
+        self._name = name
+        self._unasked = unasked
+        self._clients: dict[int, _Client] = {}
+        """By file descriptor, the oldest first."""
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._stop = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def __enter__(self) -> BoundedServer:
+        self._listening.setblocking(False)
+        self._listening.listen(BACKLOG)
+        self._selector.register(self._listening, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.send(b".")
+        self._thread.join(_STOP_S)
+        self._stop.close()
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:
+            for descriptor in list(self._clients):
+                self._close(descriptor)
+            self._selector.close()
+            self._listening.close()
+            self._wake.close()
+
+    def _turn(self) -> bool:
+        """Do what is due; return False when the server stops."""
+        oldest = next(iter(self._clients.values()), None)
+        left = None if oldest is None else max(0.0, oldest.deadline - time.monotonic())
+        for key, _ in self._selector.select(left):
+            if key.fileobj is self._wake:
+                return False
+            if key.fileobj is self._listening:
+                self._accept()
+            elif (client := self._clients.get(key.fd)) is not None:
+                self._advance(key.fd, client)
+        now = time.monotonic()
+        for descriptor, client in list(self._clients.items()):
+            if client.deadline > now:
+                break
+            self._close(descriptor)
+        return True
+
+    def _accept(self) -> None:
+        """Accept all that wait, before any answer: what is closed at once costs none."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    connection, _ = self._listening.accept()
+                except BlockingIOError:
+                    raise
+                except OSError:  # too many open files, or a client that disconnected
+                    if self._clients:
+                        self._close(next(iter(self._clients)))
+                    else:
+                        time.sleep(_NO_FILE_WAIT_S)
+                    return
+                self._add(connection)
+
+    def _add(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        while len(self._clients) >= MAX_CONNECTIONS:
+            self._close(next(iter(self._clients)))
+        self._clients[connection.fileno()] = _Client(connection, time.monotonic() + TIME_S)
+        wanted = selectors.EVENT_WRITE if self._unasked else selectors.EVENT_READ
+        self._selector.register(connection, wanted)
+
+    def _advance(self, descriptor: int, client: _Client) -> None:
+        """Read or write what is due."""
+        if client.answer is not None:
+            self._write(descriptor, client)
+            return
+        if not self._unasked:
+            try:
+                part = client.connection.recv(MAX_REQUEST_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                part = b""
+            client.request += part
+            if not part or len(client.request) > MAX_REQUEST_BYTES:
+                self._close(descriptor)
+                return
+        self._reply(descriptor, client)
+
+    def _reply(self, descriptor: int, client: _Client) -> None:
+        """Begin the answer if the request is complete."""
+        try:
+            answer = self._answer(client.request)
+        except Exception:  # a bug must not end the server
+            log.exception("request failed", server=self._name)
+            self._close(descriptor)
+            return
+        if answer is not None:
+            client.answer = memoryview(answer)
+            self._selector.modify(client.connection, selectors.EVENT_WRITE)
+            self._write(descriptor, client)
+
+    def _write(self, descriptor: int, client: _Client) -> None:
+        assert client.answer is not None
+        try:
+            sent = client.connection.send(client.answer)
+        except BlockingIOError:
+            return
+        except OSError:  # the client disconnected
+            self._close(descriptor)
+            return
+        client.answer = client.answer[sent:]
+        if not client.answer:
+            self._close(descriptor)
+
+    def _close(self, descriptor: int) -> None:
+        client = self._clients.pop(descriptor)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(client.connection)
+        client.connection.close()
