@@ -93,20 +93,24 @@ def read_status(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
         client.settimeout(_TIMEOUT_S)
-        deadline = time.monotonic() + _TIMEOUT_S
         with _short_name(path) as name:
-            while True:
-                try:
-                    client.connect(name)
-                    break
-                except BlockingIOError:  # many connect at this moment
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.01)
+            _connect(client, name)
         answer = b""
         while (part := client.recv(1 << 16)) and len(answer) < _LARGEST:
             answer += part
         return answer
+
+
+def _connect(client: socket.socket, name: str) -> None:
+    """Connect; where many do so at this moment, try again for a while."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            return client.connect(name)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _present_owner(path: Path) -> str | None:
