@@ -24,7 +24,7 @@ from edge_agent.agent.stages import (
 )
 from edge_agent.agent.status import log_context, status_document
 from edge_agent.agent.telemetry_loop import TelemetryLoop, save_site_scores
-from edge_agent.core.config import Settings, changes
+from edge_agent.core.config import Settings, changes, secrets_of
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
 from edge_agent.core.logs import configure
@@ -234,7 +234,7 @@ class Agent:
     def _apply(self, settings: Settings) -> None:
         """Apply reloaded settings; runs on the driving thread."""
         self.settings = settings
-        configure(settings.log_level, always=log_context(settings))
+        configure(settings.log_level, always=log_context(settings), secrets=secrets_of(settings))
         if self.stages is not None:
             self.stages.identifier.reload(settings.identify)
             self._apply_calibration(self.stages)

@@ -73,11 +73,14 @@ def overrides(
 
 def load_settings(config: Path | None, **options: Any) -> Settings:  # noqa: ANN401 - as for `overrides`
     """Return the settings of a file with `overrides` of the command line; log warnings only."""
+    from edge_agent.core.config import secrets_of
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
     configure("warning")
-    return load(config, overrides(**options))
+    settings = load(config, overrides(**options))
+    configure("warning", secrets=secrets_of(settings))
+    return settings
 
 
 def require_torch(what: str) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from edge_agent.source.address import redact_url
+from edge_agent.core.redaction import MASK, public_address
 
 _ARG_START, _ARG_END = 45, 46
 """Fields 48 and 49 of /proc/PID/stat (proc(5)), counted after the name in brackets."""
@@ -31,5 +31,8 @@ def hide_logins() -> None:
 def _masked(argument: bytes) -> bytes:
     """Mask a login; the result has the length of the argument."""
     plain = os.fsdecode(argument)
-    masked = redact_url(plain)
-    return argument if masked == plain else os.fsencode(masked)[: len(argument)].ljust(len(argument), b"*")
+    option, equals, value = plain.partition("=") if plain.startswith("--") else ("", "", plain)
+    masked = public_address(value) if "://" in value else MASK if "@" in value else value
+    if masked == value:
+        return argument
+    return os.fsencode(f"{option}{equals}{masked}")[: len(argument)].ljust(len(argument), b"*")

@@ -58,6 +58,7 @@ def fetch(
     from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 
     from edge_agent.core.errors import InputError
+    from edge_agent.core.redaction import public_address
     from edge_agent.offline.download import download
 
     if url != NGC_URL and sha256 is None:
@@ -66,12 +67,13 @@ def fetch(
         )
     name = NGC_NAME if url == NGC_URL else Path(urlsplit(url).path).name
     if not name.endswith(".onnx"):
-        raise InputError(f"--url must lead to a file called NAME.onnx, not {name!r}")
+        raise InputError(f"--url must lead to a file called NAME.onnx: {public_address(url)}")
     target = _folder(output) / name
     columns = (TextColumn("{task.description}", markup=False), DownloadColumn(), TransferSpeedColumn())
     with progress_bar(name, columns=columns) as bar:
         download(url, target, sha256=sha256 or NGC_SHA256, progress=bar.update)
-    _register(target, preprocess, source=url.partition("?")[0], use=use)
+    source = url.partition("?")[0] if url == NGC_URL else public_address(url)
+    _register(target, preprocess, source=source, use=use)
 
 
 @app.command()

@@ -43,6 +43,7 @@ def command(
     from edge_agent.agent.daemon import Agent
     from edge_agent.agent.outputs import Outputs
     from edge_agent.agent.status import log_context
+    from edge_agent.core.config import secrets_of
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
 
@@ -50,7 +51,7 @@ def command(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state
     )
     settings = load(config, values)
-    configure(settings.log_level, always=log_context(settings))
+    configure(settings.log_level, always=log_context(settings), secrets=secrets_of(settings))
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     summary = run_until_stopped(agent, reload=lambda: load(config, values))

@@ -25,6 +25,14 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from edge_agent.core.redaction import (
+    LEAST_SECRET,
+    broker_address,
+    parse_address,
+    public_address,
+    public_source,
+)
+
 file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={})  # noqa: B039  never changed
 """Values of the TOML file for the `Settings` under construction."""
 
@@ -413,19 +421,24 @@ def shown(settings: Settings) -> dict[str, Any]:
     """Return the settings as JSON values, with secrets and credentials in addresses masked."""
     values = settings.model_dump(mode="json")
     for source in values["sources"]:
-        source["url"] = _mask(source["url"])
+        source["url"] = public_source(source["url"])
     if values["mqtt"]["broker"]:
-        values["mqtt"]["broker"] = _mask(values["mqtt"]["broker"])
+        values["mqtt"]["broker"] = public_address(broker_address(values["mqtt"]["broker"]))
     return values
+
+
+def secrets_of(settings: Settings) -> frozenset[str]:
+    """Return what must not appear in any output: keys, passwords, and what `core.redaction` masks."""
+    addresses = [source.url for source in settings.sources]
+    addresses += [broker_address(settings.mqtt.broker)] if settings.mqtt.broker else []
+    found = {secret for one in map(parse_address, addresses) if one is not None for secret in one.secrets}
+    for key in (settings.mqtt.password, settings.storage.key):
+        if key is not None and len(key.get_secret_value()) >= LEAST_SECRET:
+            found.add(key.get_secret_value())
+    return frozenset(found)
 
 
 def fingerprint(settings: Settings) -> str:
     """SHA-256 of the settings without secrets, 16 hex digits."""
     text = json.dumps(shown(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _mask(url: str) -> str:
-    """Mask `user:password@` of an address, and secrets among its parameters."""
-    hidden = re.sub(r"//\S*@", "//***@", url)
-    return re.sub(r"(?i)\b(password|passwd|pwd|token|key|secret)=[^&\s]+", r"\1=***", hidden)

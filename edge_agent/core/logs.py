@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from edge_agent.core.redaction import redact
 from edge_agent.core.text import shortened, visible
 
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
@@ -19,9 +21,16 @@ _LONGEST, _LONGEST_STACK = 4_000, 8_000
 
 
 def configure(
-    level: str = "info", stream: TextIO | None = None, *, always: Mapping[str, str] | None = None
+    level: str = "info",
+    stream: TextIO | None = None,
+    *,
+    always: Mapping[str, str] | None = None,
+    secrets: Collection[str] = (),
 ) -> None:
-    """Send logs from `level` on to `stream`, standard error when None; `always` are fields of every line."""
+    """Send logs from `level` on to `stream`, standard error when None; `always` are fields of every line.
+
+    Addresses in texts are shown as `core.redaction` does, and `secrets` are masked.
+    """
     facts = dict(always or {})
     out = stream if stream is not None else sys.stderr
     terminal = out.isatty()
@@ -31,7 +40,7 @@ def configure(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso" if not terminal else "%H:%M:%S", utc=not terminal),
     ]
-    processors += [structlog.processors.format_exc_info, _bounded]
+    processors += [structlog.processors.format_exc_info, partial(_hidden, secrets), _bounded]
     if terminal:
         processors += [_shown, structlog.dev.ConsoleRenderer()]
     else:
@@ -42,6 +51,22 @@ def configure(
         logger_factory=structlog.PrintLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
+
+
+def _hidden(secrets: Collection[str], _logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    return {key: _hide(value, secrets) for key, value in line.items()}
+
+
+def _hide(value: Any, secrets: Collection[str]) -> Any:  # noqa: ANN401 - any value of a log
+    if isinstance(value, (int, float, type(None))):
+        return value
+    if isinstance(value, Mapping):
+        return {_hide(key, secrets): _hide(one, secrets) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hide(one, secrets) for one in value]
+    text = str(value)
+    hidden = redact(text, secrets)
+    return value if hidden == text else hidden
 
 
 def _bounded(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError
+from edge_agent.core.redaction import ESCAPING, broker_address, parse_address
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -46,18 +47,21 @@ class BrokerSettings:
             ConfigError: the address is not one, or the other values do not fit it. The message does not
                 repeat the password.
         """
-        url = settings.broker or ""
+        url = broker_address(settings.broker or "")
+        address = parse_address(url)
+        if address is None or address.misread or address.host is None:
+            advice = f"; {ESCAPING}" if "@" in url else ""
+            raise ConfigError(f"the broker's address cannot be read; write mqtt://HOST:PORT{advice}")
         try:
-            parts = urlsplit(url if "://" in url else f"mqtt://{url}")
+            parts = urlsplit(url)
             port = parts.port
         except ValueError as problem:
             raise ConfigError("the broker's address cannot be read; write mqtt://HOST:PORT") from problem
         if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
             raise ConfigError(
-                f"broker: {parts.scheme}://{parts.hostname or ''} is not a broker; write mqtt://HOST:PORT, or"
-                " mqtts://HOST:PORT for TLS"
+                f"broker: {address} is not a broker; write mqtt://HOST:PORT, or mqtts://HOST:PORT for TLS"
             )
-        if parts.path not in {"", "/"} or parts.query:
+        if parts.path not in {"", "/"} or parts.query or parts.fragment:
             raise ConfigError("broker: remove the path after mqtt://HOST:PORT; MQTT has no paths")
         tls = parts.scheme == "mqtts"
         named = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name) is not None]

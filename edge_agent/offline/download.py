@@ -11,12 +11,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from edge_agent import __version__
 from edge_agent.core.errors import DownloadError, DownloadInterrupted, InputError, StorageError
 from edge_agent.core.files import sha256_file
 from edge_agent.core.manifest import atomic_file
+from edge_agent.core.redaction import parse_address, public_address, redact
 
 TIMEOUT_S = 30.0
 """Longest time without data from the server."""
@@ -41,8 +41,11 @@ def download(url: str, target: Path, *, sha256: str, progress: _Progress | None 
         DownloadError: the server refuses, or the file has another digest; it is removed.
         StorageError: `target` cannot be written.
     """
-    if urlsplit(url).scheme not in {"http", "https"}:
-        raise InputError(f"{_shown(url)}: only http:// and https:// are supported")
+    address = parse_address(url)
+    if address is None or address.scheme.lower() not in {"http", "https"}:
+        raise InputError(f"{public_address(url)}: only http:// and https:// are supported")
+    if address.host is None or address.login is not None:
+        raise InputError(f"{address}: not an address, or one with a login, which is not supported")
     if len(sha256) != hashlib.sha256().digest_size * 2:
         raise InputError(f"{sha256!r} is no SHA-256 digest: 64 hexadecimal digits")
     part = target.with_name(f".{target.name}.part")
@@ -51,7 +54,7 @@ def download(url: str, target: Path, *, sha256: str, progress: _Progress | None 
     if found != sha256.lower():
         part.unlink()
         raise DownloadError(
-            f"{_shown(url)}: the file has sha256 {found} instead of {sha256.lower()}; "
+            f"{public_address(url)}: the file has sha256 {found} instead of {sha256.lower()}; "
             "nothing is kept. Try again, or name another file with --url and --sha256"
         )
     with part.open("rb") as source, atomic_file(target) as file:
@@ -104,7 +107,9 @@ def _response(url: str, have: int) -> Iterator[Any]:
             if refused.code == _COMPLETE and have:
                 yield None
                 return
-        raise DownloadError(f"{_shown(url)}: the server responds {refused.code} {refused.reason}") from None
+        raise DownloadError(
+            f"{public_address(url)}: the server responds {refused.code} {refused.reason}"
+        ) from None
     except urllib.error.URLError as problem:
         raise DownloadInterrupted(_lost(url, have, str(problem.reason))) from problem
     with response:
@@ -112,10 +117,6 @@ def _response(url: str, have: int) -> Iterator[Any]:
 
 
 def _lost(url: str, have: int, why: str) -> str:
-    return f"{_shown(url)}: {why}; {have:,} bytes are kept, the same command continues there"
-
-
-def _shown(url: str) -> str:
-    """The URL without possible secrets: user, password and parameters."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    address = parse_address(url)
+    reason = redact(why, () if address is None else address.secrets)  # it may repeat a part of the address
+    return f"{address}: {reason}; {have:,} bytes are kept, the same command continues there"

@@ -1,4 +1,4 @@
-"""Addresses of sources, as typed after `--source`: kinds, ids, and masking of credentials.
+"""Addresses of sources, as typed after `--source`: kinds and ids. `core.redaction` masks them.
 
 ====================================  =============================================
 address                                kind
@@ -20,24 +20,15 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from edge_agent.core.errors import SourceError
+from edge_agent.core.redaction import may_hide_login, parse_address, public_source
 
 SourceKind = Literal["file", "stream", "usb", "csi", "crops"]
 
 _ID_LENGTH = 64
-_STREAM_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https"})
+_STREAM = re.compile(r"(?:rtsps?|https?)://[^/?#]", re.IGNORECASE)
+_REMOTE = re.compile(r"//|:[^/]*@")
+"""A folder with this may be an address with a login, as in `smb://user:password@host/share`."""
 _VALID = "a file, rtsp://, rtsps://, http://, https://, /dev/videoN or usb:N, csi:N, crops:FOLDER"
-# `user:password@` up to the last @ of the authority. Spaces and quotes end a URL inside a longer text.
-_USERINFO = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s\"'<>/?#]*@", re.IGNORECASE)
-# A password with an unquoted slash, `rtsp://user:pa/ss@host/`: the text after the colon is no port number.
-_SLASHED = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^\s\"'<>/?#@:]+:(?!\d+(?:[/?#]|$))[^\s\"'<>]*@", re.IGNORECASE
-)
-# Cameras with the login in the query: `?user=admin&password=secret`, or a token.
-_QUERY = re.compile(
-    r"(?P<key>[?&;](?:user|usr|username|login|pass|passwd|password|pwd|token|key|apikey|api_key|secret|auth)=)"
-    r"[^\s\"'<>&;#]+",
-    re.IGNORECASE,
-)
 
 
 def source_kind(address: str) -> SourceKind:
@@ -52,35 +43,34 @@ def source_kind(address: str) -> SourceKind:
         return "csi"
     if address.startswith("crops:") and len(address) > len("crops:"):
         return "crops"
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", address)
-    if scheme is None or scheme[1].lower() == "file":
-        if not address:
-            raise SourceError(f"an empty source; expected {_VALID}")
-        return "file"
-    if scheme[1].lower() in _STREAM_SCHEMES and _host(address):
+    if not address:
+        raise SourceError(f"an empty source; expected {_VALID}")
+    if _STREAM.match(address):
         return "stream"
-    if Path(address).exists():  # a file may have a name like `a:b.mp4`
-        return "file"
-    raise SourceError(f"unknown kind of source {redact_url(address)!r}; expected {_VALID}")
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):", address)
+    doubtful = may_hide_login(address) or (scheme is not None and scheme[1].lower() != "file")
+    if doubtful and not _exists(address):  # a file may have a name like `a:b.mp4`
+        raise SourceError(f"unknown kind of source {public_source(address)!r}; expected {_VALID}")
+    return "file"
 
 
 def source_id(address: str, *, taken: Collection[str] = ()) -> str:
-    """Make an id from an address, without its credentials; a number makes it differ from those in `taken`.
+    """Make an id from what may be shown of an address; a number makes it differ from those in `taken`.
 
     Raises:
         SourceError: see `source_kind`.
     """
     kind = source_kind(address)
-    # Redacted first: a password with an unquoted slash would otherwise be parsed as a path.
-    shown = redact_url(address)
     if kind == "stream":
-        text = f"{_host(shown)}-{urlsplit(shown).path}"
+        shown = parse_address(address)
+        parts = [] if shown is None or shown.host is None else [shown.host, *shown.harmless_path]
+        text = "-".join(parts)
     elif kind == "usb":
         text = address.replace("usb:", "usb").removeprefix("/dev/")
     elif kind == "csi":
         text = f"csi{device_number(address)}"
     elif kind == "crops":
-        text = local_path(address).absolute().name
+        text = "" if _REMOTE.search(address.removeprefix("crops:")) else local_path(address).absolute().name
     else:
         text = local_path(address).stem
     base = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")[:_ID_LENGTH].strip("-") or kind
@@ -107,18 +97,9 @@ def device_number(address: str) -> int:
     return int(address.rpartition(":")[2]) if ":" in address else 0
 
 
-def _host(address: str) -> str | None:
+def _exists(address: str) -> bool:
+    path = local_path(address) if address.lower().startswith("file:") else Path(address)
     try:
-        return urlsplit(address).hostname
-    except ValueError:  # e.g. a broken IPv6 address
-        return None
-
-
-def redact_url(text: str) -> str:
-    """Mask the credentials of every URL in `text`: `rtsp://user:pw@host/1` becomes `rtsp://***@host/1`.
-
-    `text` is a URL or a longer message. Of a malformed URL, too much is masked rather than too little.
-    """
-    text = _SLASHED.sub(r"\g<scheme>***@", text)
-    text = _USERINFO.sub(r"\g<scheme>***@", text)
-    return _QUERY.sub(r"\g<key>***", text)
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return False

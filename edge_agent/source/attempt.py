@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, SourceError
-from edge_agent.source.address import redact_url
+from edge_agent.core.redaction import redact
 from edge_agent.source.base import Item, Source
 
 _log = structlog.get_logger(__name__)
@@ -153,7 +153,7 @@ class Attempt:
             failure = problem
         except Exception as problem:  # noqa: BLE001 - reported by the reader's thread
             _log.exception("source_failed", camera=self._source.id)
-            failure = SourceError(f"source {self._source.id}: {redact_url(repr(problem))}")
+            failure = SourceError(f"source {self._source.id}: {redact(repr(problem))}")
         with self._changed:
             self.failure = self.failure or failure
             self.finished = True

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from edge_agent.core.errors import SourceError, SourceLost
+from edge_agent.core.redaction import ESCAPING, Address, parse_address
 from edge_agent.source import pipelines
-from edge_agent.source.address import redact_url
 from edge_agent.source.pipelines import Size, check_choice, whole_rate
 from edge_agent.source.video import Camera, is_jetson, open_capture, use_gstreamer
 
@@ -75,7 +75,8 @@ class StreamSource(Camera):
     def __init__(self, id: str, url: str, options: StreamOptions) -> None:  # noqa: A002 - name of `Source`
         check_choice(f"source {id}: backend", options.backend, ("auto", "ffmpeg", "gstreamer"))
         silence_ms = max(options.open_timeout_ms, 3 * options.read_timeout_ms)
-        super().__init__(id, redact_url(url), options.size, options.max_fps, silence_ms / 1000 + 0.5)
+        self._address = parse_address(url) or Address()
+        super().__init__(id, str(self._address), options.size, options.max_fps, silence_ms / 1000 + 0.5)
         self._url = url
         self._options = options
 
@@ -83,9 +84,12 @@ class StreamSource(Camera):
         import cv2
 
         options = self._options
+        if self._address.misread:  # the login would be taken for host, port and path
+            raise SourceError(f"source {self.id}: {self._label} cannot be read as an address: {ESCAPING}")
         failure = SourceLost(
             f"{self._label} does not open (the limit is {options.open_timeout_ms} ms); "
             "is the camera on, and are address, path and login right?"
+            + (f" Also, {ESCAPING}" if self._address.unusual else "")
         )
         if use_gstreamer(self.id, options.backend, possible=self._url.lower().startswith("rtsp")):
             pipeline = pipelines.rtsp(self._url, options, jetson=is_jetson())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from edge_agent.core.errors import SourceError
-from edge_agent.source.address import redact_url
+from edge_agent.core.redaction import public_address
 
 if TYPE_CHECKING:
     from edge_agent.source.cameras import CsiOptions, StreamOptions, UsbOptions
@@ -56,7 +56,7 @@ def rtsp(url: str, options: StreamOptions, *, jetson: bool) -> str:
         SourceError: a value out of range, or not an RTSP address.
     """
     if not url.lower().startswith(("rtsp://", "rtsps://")):
-        raise SourceError(f"GStreamer reads rtsp:// and rtsps:// here, got {redact_url(url)}")
+        raise SourceError(f"GStreamer reads rtsp:// and rtsps:// here, got {public_address(url)}")
     check_choice("codec", options.codec, ("h264", "h265"))
     check_choice("transport", options.transport, ("tcp", "udp"))
     _positive("latency_ms", options.latency_ms + 1)
@@ -138,5 +138,5 @@ def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
 def _quoted(url: str) -> str:
     """Return the address with every character encoded that is special to GStreamer's parser."""
     if any(ord(character) < ord(" ") or character == "\x7f" for character in url):
-        raise SourceError(f"control character in {redact_url(url)!r}")
+        raise SourceError(f"control character in {public_address(url)!r}")
     return quote(url, safe=_URL_SAFE)

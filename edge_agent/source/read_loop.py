@@ -11,8 +11,8 @@ import structlog
 
 from edge_agent.core.errors import EdgeAgentError, Retryable, SourceError, SourceLost
 from edge_agent.core.heartbeat import HeartbeatState
+from edge_agent.core.redaction import redact
 from edge_agent.core.structures import SourceState, SourceStatus
-from edge_agent.source.address import redact_url
 from edge_agent.source.attempt import Attempt, ItemBuffer
 from edge_agent.source.base import Source
 
@@ -65,7 +65,7 @@ class ConnectionState:
     def lost(self, failure: EdgeAgentError) -> None:
         """An attempt failed; there will be another one."""
         now = time.monotonic()
-        reason = redact_url(str(failure))
+        reason = redact(str(failure))
         if self._lost_since is None:
             self._lost_since = now
             _log.warning("source_lost", camera=self._camera, reason=reason)
@@ -195,7 +195,7 @@ class ReadLoop:
                     self._wait(self._longest_wait)
         except Exception as problem:  # noqa: BLE001 - nothing else reports the end of this thread
             _log.exception("source_reader_failed", camera=self._source.id)
-            self._give_up(SourceError(f"source {self._source.id}: reader failed: {problem!r}"))
+            self._give_up(SourceError(f"source {self._source.id}: reader failed: {redact(repr(problem))}"))
         finally:
             self._wake()
 
@@ -272,7 +272,7 @@ class ReadLoop:
                 self.beat()
 
     def _give_up(self, failure: EdgeAgentError) -> None:
-        reason = redact_url(str(failure))
+        reason = redact(str(failure))
         self.error = failure
         _log.error("source_unusable", camera=self._source.id, reason=reason)
         self._finish(SourceState.OFFLINE, reason)

@@ -23,7 +23,6 @@ from onnx import TensorProto, helper
 
 from edge_agent.__main__ import main
 from edge_agent.agent import daemon
-from edge_agent.source.address import source_id
 from tests.agent.test_agent import PEOPLE, config, events, pictures, put, put_all, running, wait_for
 from tests.conftest import find_free_port
 from tests.source.test_source_stream import serving
@@ -212,13 +211,6 @@ def test_addresses_that_are_wrong_show_no_password(agent: Run, tmp_path: Path, v
         ), reported
     code, _, reported = agent("run", "--source", "ftp://me:secret@host/x", *plain(tmp_path / "state"))
     assert (code, "secret" in reported) == (1, False)
-
-
-@pytest.mark.parametrize(
-    "url", ["rtsp://me:se/cret@host/s1", "rtsp://me:se#cret@host/s1", "rtsp://me:secret@host/s1?token=cret"]
-)
-def test_the_id_of_a_camera_holds_no_password(url: str) -> None:
-    assert source_id(url) == "host-s1"
 
 
 def test_folders_and_files_that_cannot_be_written(agent: Run, tmp_path: Path, video: Path) -> None:
