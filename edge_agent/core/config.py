@@ -32,6 +32,7 @@ from edge_agent.core.redaction import (
     public_address,
     public_source,
 )
+from edge_agent.core.timing import LATEST_TIME
 
 file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={})  # noqa: B039  never changed
 """Values of the TOML file for the `Settings` under construction."""
@@ -49,6 +50,8 @@ Id = Annotated[str, AfterValidator(_check_id)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+FrameRate = Annotated[float, Field(ge=1e-5)]
+"""Frames per second; the least is about one frame a day, since times must stay within the calendar."""
 Simulated = Annotated[str, Field(pattern="^simulated:.+")]
 
 
@@ -73,11 +76,13 @@ class SourceSettings(_Section):
     id: Id | None = about(None, "id in topics and events; derived from the url when absent")
     url: str = Field(description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER")
     enabled: bool = about(True, "a disabled source is published but not opened")
-    fps: Positive | None = about(
-        None, "file, crops: frames per second, replaces the header's; usb, csi: requested rate"
+    fps: FrameRate | None = about(
+        None,
+        "file: frames per second, instead of the file's own times; crops: of their frame numbers;"
+        " usb, csi: requested rate",
     )
-    realtime: bool | None = about(None, "file: read at its own frame rate, like a camera")
-    start_time: float | None = about(None, "file, crops: Unix time of the first frame")
+    realtime: bool | None = about(None, "file: read at its own speed, like a camera")
+    start_time: float | None = about(None, "file, crops: Unix time of the first frame", ge=0, le=LATEST_TIME)
     backend: Literal["auto", "ffmpeg", "gstreamer", "v4l2"] | None = about(None, "stream, usb: decoder")
     transport: Literal["tcp", "udp"] | None = about(None, "stream: RTSP transport")
     codec: Literal["h264", "h265"] | None = about(None, "stream: codec (GStreamer only)")
@@ -85,7 +90,7 @@ class SourceSettings(_Section):
     flip: int | None = about(None, "csi: nvvidconv flip-method, 2: by 180 degrees", ge=0, le=7)
     capture: tuple[int, int] | None = about(None, "usb, csi: requested width and height")
     size: tuple[int, int] | None = about(None, "stream, usb, csi: scaled width and height")
-    max_fps: Positive | None = about(None, "stream, usb, csi: skip frames above this rate")
+    max_fps: FrameRate | None = about(None, "stream, usb, csi: skip frames above this rate")
     open_timeout_ms: int | None = about(None, "stream: timeout to open", gt=0)
     read_timeout_ms: int | None = about(None, "stream: timeout for a packet", gt=0)
     latency_ms: int | None = about(None, "stream: jitter buffer of GStreamer", ge=0)
@@ -126,7 +131,7 @@ class MotionSettings(_Section):
     hold_s: Seconds = about(2.0, "the detector runs for this time after the last movement")
     refresh_s: Positive = about(1.0, "detection interval while a person stands still")
     look_s: Positive = about(30.0, "detection interval while nobody is present")
-    rest_fps: Positive = about(5.0, "frame rate limit of the camera while the detector is paused")
+    rest_fps: FrameRate = about(5.0, "frame rate limit of the camera while the detector is paused")
 
 
 class TrackerSettings(_Section):

@@ -7,6 +7,9 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+LATEST_TIME = 1e11
+"""Unix seconds of the year 5138; a later time is an error, mostly milliseconds taken for seconds."""
+
 
 def rfc3339(seconds: float) -> str:
     """Unix seconds as RFC 3339 in UTC with milliseconds: `2024-05-01T10:00:00.000Z`."""

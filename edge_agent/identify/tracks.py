@@ -179,7 +179,7 @@ class TrackTable:
         track.last, track.size = seen, size
         if seen.vector is not None:
             track.embedded_at = seen.time
-            if seen.quality > 0 and seen.time - track.crop_time >= self.settings.crop_interval_s:
+            if seen.quality > 0 and abs(seen.time - track.crop_time) >= self.settings.crop_interval_s:
                 track.evidence.add(seen.vector, seen.quality)
                 track.crop_time = seen.time
         return track

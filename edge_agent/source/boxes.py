@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from edge_agent.core.structures import Detections, Frame
-from edge_agent.core.timing import parse_time
+from edge_agent.core.timing import LATEST_TIME, parse_time
 
 MAX_PAYLOAD_BYTES = 256 << 10
 """Larger messages are refused; 1000 boxes with scores are about 60 KiB."""
@@ -41,8 +41,8 @@ _MAX_BOXES = 1000
 _MAX_PIXELS = 1e6
 _MAX_NUMBER = 1e30
 """Within float32."""
-_LATEST = 1e11
-"""Unix seconds of the year 5138; times in milliseconds are larger."""
+LARGEST_NUMBER = (1 << 62) - 1
+"""Of frames and tracks; the databases store signed 64 bits."""
 _UNKNOWN_SCORE = 1.0
 """For boxes without a score: an upstream without scores sends only boxes above its own threshold."""
 
@@ -51,20 +51,20 @@ def unix_time(value: object) -> float | None:
     """Return Unix seconds from a number or an RFC 3339 text with a zone; None from None.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, or a time before 1970 or after `LATEST_TIME`.
     """
     if value is None:
         return None
     if isinstance(value, str) and len(value) < 64:
         # Python 3.10 does not parse fractions of other than 3 or 6 digits.
-        return parse_time(re.sub(r"\.(\d{1,6})\d*", lambda match: "." + match[1].ljust(6, "0"), value))
-    if type(value) not in {int, float} or not abs(value) <= _LATEST:  # type: ignore[arg-type] # a number
-        raise ValueError("neither Unix seconds nor RFC 3339")
+        value = parse_time(re.sub(r"\.(\d{1,6})\d*", lambda match: "." + match[1].ljust(6, "0"), value))
+    if type(value) not in {int, float} or not 0 <= value <= LATEST_TIME:  # type: ignore[operator] # a number
+        raise ValueError("neither Unix seconds nor RFC 3339 of a time since 1970")
     return float(value)  # type: ignore[arg-type] # a number
 
 
 Number = Annotated[float, Field(strict=True, gt=-_MAX_NUMBER, lt=_MAX_NUMBER)]
-WholeNumber = Annotated[int, Field(strict=True, ge=0, lt=1 << 62)]
+WholeNumber = Annotated[int, Field(strict=True, ge=0, le=LARGEST_NUMBER)]
 Time = Annotated[float | None, BeforeValidator(unix_time)]
 Box = Annotated[list[Number], Field(min_length=4, max_length=4)]
 

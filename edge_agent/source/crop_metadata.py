@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from edge_agent.core.pictures import parse_crop_name
-from edge_agent.source.boxes import Box, Time, WholeNumber, decode
+from edge_agent.core.timing import LATEST_TIME
+from edge_agent.source.boxes import LARGEST_NUMBER, Box, Time, WholeNumber, decode
 from edge_agent.source.crop_files import CropFile
 
 _CAMERA = re.compile(r"[a-z0-9_-]{1,64}")
@@ -86,12 +87,14 @@ class CropDescriber:
             raise UnusableCrop("its name is not like 0007_c2s1_000451_03.jpg, and it has no .json file")
         if name.pid < 0:
             raise UnusableCrop("its name marks it as showing no person (-1)", final=True)
+        track = (name.sequence or 0) * _TRACKS_PER_SEQUENCE + name.pid if name.pid else None
+        if max(name.frame, track or 0) > LARGEST_NUMBER:
+            raise UnusableCrop("a number in its name is too large", final=True)
         moment = file.modified_ns / 1e9
         if self._fps is not None and self.start_time is not None:
             moment = self.start_time + name.frame / self._fps
-        track = (name.sequence or 0) * _TRACKS_PER_SEQUENCE + name.pid if name.pid else None
         key = (name.camid, name.sequence, name.frame)
-        return Crop(file, self._camera(f"c{name.camid}"), name.frame, moment, track, None, key)
+        return Crop(file, self._camera(f"c{name.camid}"), name.frame, _sane(moment), track, None, key)
 
     def _from_json(self, file: CropFile, sidecar: str, text: bytes) -> Crop:
         if len(text) > _MAX_JSON_BYTES:
@@ -104,7 +107,7 @@ class CropDescriber:
         if box is not None and not (box[0] < box[2] and box[1] < box[3]):
             raise UnusableCrop(f"{sidecar}: box {found.box} is empty")
         camera = self._id if found.camera is None else self._camera(found.camera)
-        moment = file.modified_ns / 1e9 if found.time is None else found.time
+        moment = _sane(file.modified_ns / 1e9) if found.time is None else found.time
         # Frame numbers start again with the writer, so the time, where stated, is part of the key.
         key = (camera, found.frame, found.time if found.frame is not None else moment)
         return Crop(file, camera, found.frame, moment, found.track, box, key)
@@ -116,6 +119,13 @@ class CropDescriber:
                 f"camera {name!r} does not make an id of at most 64 of a-z, 0-9, _ and -", final=True
             )
         return full
+
+
+def _sane(moment: float) -> float:
+    """Return a time that events can express; UnusableCrop for another."""
+    if not 0 <= moment <= LATEST_TIME:
+        raise UnusableCrop(f"its time, {moment:.0f} s after 1970, is out of range", final=True)
+    return moment
 
 
 def by_frame(crops: Iterable[Crop]) -> list[list[Crop]]:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from edge_agent.core.errors import SourceError
 from edge_agent.core.structures import Frame
+from edge_agent.source.containers import Container, examine
+from edge_agent.source.frame_times import ASSUMED_FPS, FrameTimes
 from edge_agent.source.video import built_with, open_capture
+
+if TYPE_CHECKING:
+    import cv2
 
 _log = structlog.get_logger(__name__)
 
-_ASSUMED_FPS = 25.0
-"""For files whose header has no frame rate; logged as a warning."""
+_MAX_FAILED_READS = 1000
+"""Failed reads in a row that mean the end of the file: OpenCV fails in the same way at a damaged packet."""
+_TIMES_JUDGED_AT = 8
+"""Frames after which a file without times is reported; a shorter one at its end."""
+_HEARTBEAT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +43,8 @@ class FileOptions:
 class FileSource:
     """A video file: every frame, in order, as fast as they are taken.
 
-    The n-th frame read has number n and time `start + (n - 1) / fps`.
+    The n-th frame read has number n. The first one has time `start`, the others follow at the times of the
+    container by the rules of `source.frame_times`, or at the rate `fps` where that is set.
     """
 
     stall_seconds = None  # a file waits for its consumer, and a slow disk is no outage
@@ -44,8 +56,8 @@ class FileSource:
         self.live = options.realtime
         self._options = options
 
-    def frames(self) -> Generator[Frame, None, None]:
-        """Every frame of the file.
+    def frames(self) -> Generator[Frame | None, None, None]:
+        """Every frame of the file; None as a heartbeat while the next one is not due (`realtime`).
 
         Raises:
             SourceError: it is missing, unreadable, a folder, not a video, or holds no frame.
@@ -53,28 +65,34 @@ class FileSource:
         import cv2
 
         path = self._checked()
+        container = examine(path)
         api = cv2.CAP_FFMPEG if built_with("FFMPEG") else cv2.CAP_ANY
         failure = SourceError(
-            f"source {self.id}: {path} is not a video that this OpenCV can read; "
+            f"source {self.id}: {path} is cut off, and what is left cannot be read; copy it again"
+            if container.cut
+            else f"source {self.id}: {path} is not a video that this OpenCV can read; "
             "`ffprobe` shows its content, `ffmpeg -i FILE -c:v libx264 out.mp4` makes one that works"
         )
         with open_capture(str(path), api, [], failure) as capture:
-            fps = self._rate(float(capture.get(cv2.CAP_PROP_FPS)))
             promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)
             start = time.time() if self._options.start_time is None else self._options.start_time
-            begun = time.monotonic()
-            number = 0
-            while (found := capture.read())[0]:
-                number += 1
-                elapsed = (number - 1) / fps
+            clock = _Clock(self.id, container, capture.get(cv2.CAP_PROP_FPS), self._options.fps)
+            begun: float | None = None
+            number, latest = 0, 0.0
+            for image, position, following in _pictures(capture):
+                number, latest = number + 1, max(latest, position)
+                elapsed = clock.place(number, position, following)
+                begun = time.monotonic() if begun is None else begun
                 if self.live:
-                    time.sleep(max(0.0, begun + elapsed - time.monotonic()))
-                yield Frame(self.id, number, start + elapsed, found[1])
+                    yield from _wait_until(begun + elapsed)
+                yield Frame(self.id, number, start + elapsed, image)
         if number == 0:
             raise SourceError(f"source {self.id}: {path} holds no frame that can be decoded")
-        # OpenCV reports a damaged file as a short one; the header is right within 2 %.
-        if math.isfinite(promised) and number < promised * 0.98 - 1:
-            _log.warning("file_ended_early", camera=self.id, frames=number, header=int(promised))
+        if container.cut:
+            _log.warning("file_ended_early", camera=self.id, frames=number, reason="it is cut off")
+        elif _is_short(number, promised, latest, container.seconds):
+            reason = f"its header states {promised:.0f} frames"
+            _log.warning("file_ended_early", camera=self.id, frames=number, reason=reason)
 
     def _checked(self) -> Path:
         path = self.path
@@ -94,10 +112,71 @@ class FileSource:
         # An absolute path, since FFmpeg would read `concat:a|b` or `http:x` as a protocol.
         return path.resolve()
 
-    def _rate(self, header: float) -> float:
-        if self._options.fps is not None:
-            return self._options.fps
-        if math.isfinite(header) and 0 < header <= 1000:  # 90000 and the like is a time base, not a rate
-            return header
-        _log.warning("file_without_frame_rate", camera=self.id, header=header, assumed=_ASSUMED_FPS)
-        return _ASSUMED_FPS
+
+class _Clock:
+    """Times of the frames of one reading; logs once where the file states none."""
+
+    def __init__(self, camera: str, container: Container, header: float, fps: float | None) -> None:
+        self._camera = camera
+        self._fps = fps
+        self._timed = container.timed
+        self._times = FrameTimes(header if container.timed else None)
+        self._reported = False
+
+    def place(self, number: int, position: float, following: float | None) -> float:
+        """Seconds from the first frame to this one, the `number`-th; see `FrameTimes.place`."""
+        if self._fps is not None:
+            return (number - 1) / self._fps
+        if not self._timed:  # FFmpeg makes some up
+            position, following = 0.0, None if following is None else 0.0
+        elapsed = self._times.place(position, following)
+        if number >= _TIMES_JUDGED_AT or following is None:
+            self._report()
+        return elapsed
+
+    def _report(self) -> None:
+        if self._times.guessed and not self._reported:
+            self._reported = True
+            _log.warning("file_without_frame_rate", camera=self._camera, assumed=ASSUMED_FPS)
+
+
+def _pictures(
+    capture: cv2.VideoCapture,
+) -> Iterator[tuple[NDArray[np.uint8], float, float | None]]:
+    """Each picture, its position in seconds, and that of the next one; None at the end."""
+    import cv2
+
+    held: tuple[NDArray[np.uint8], float] | None = None
+    failed = 0
+    while failed < _MAX_FAILED_READS:
+        there, image = capture.read()
+        if not there:
+            failed += 1
+            continue
+        failed = 0
+        # After a read this is the time stamp of the picture that was read, from the start of the stream.
+        position = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if held is not None:
+            yield *held, position
+        held = np.asarray(image, np.uint8), position
+    if held is not None:
+        yield *held, None
+
+
+def _wait_until(due: float) -> Iterator[None]:
+    """Wait; yields None about twice a second."""
+    while (left := due - time.monotonic()) > _HEARTBEAT_SECONDS:
+        time.sleep(_HEARTBEAT_SECONDS)
+        yield None
+    time.sleep(max(0.0, left))
+
+
+def _is_short(frames: int, promised: float, latest: float, seconds: float | None) -> bool:
+    """Whether frames are missing at the end: both the number and the time of the last one are too low.
+
+    Frames can be fewer than the header says and complete (dropped ones, edit lists); `latest` is the last
+    position, `seconds` the stated duration. Headers are right within 2 %.
+    """
+    if seconds is None or not math.isfinite(promised):
+        return False
+    return frames < promised * 0.98 - 1 and latest < seconds * (0.98 - 1 / promised)

@@ -60,6 +60,8 @@ class CameraFrame:
     tracks: TrackTable
     dt: float
     """Seconds since the last frame."""
+    ended: tuple[int, ...]
+    """Tracks that ended before this frame."""
     live: list[bool]
     """For each track, whether it was seen in the last frame."""
     high: list[bool]

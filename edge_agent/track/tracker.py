@@ -7,6 +7,7 @@ learned from the scene: the typical similarity of one track with itself and of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import compress
@@ -37,6 +38,9 @@ _CLEAR_OVERLAP = 0.05
 _LEARN_EVERY = 8
 """Of a settled scene, the similarities are learned from every 8th frame: they change with the light only."""
 
+_PAUSE = 5.0
+"""An interval between frames of this many times the one before it is a pause, if it exceeds `lost_s`."""
+
 MAX_JOINT_TRACKS = 128
 """Tracks updated in one pass: beyond, the pairs of different cameras cost more than the pass saves."""
 
@@ -62,6 +66,7 @@ class Tracker:
         self._tracks = TrackTable()
         self._next_id = 1
         self._last_time: float | None = None
+        self._interval = math.inf
 
     def __len__(self) -> int:
         return len(self._tracks)
@@ -86,9 +91,16 @@ class Tracker:
         """Return the tracks and this frame's detections, to be associated."""
         last = time if self._last_time is None else self._last_time
         self._last_time = max(time, last)
+        dt = self._last_time - last
+        # After a pause of the recording, or an outage, nobody is where they were. A slow camera has no pause.
+        paused = dt > max(self.settings.lost_s, _PAUSE * self._interval)
+        ended = self._end_lost(self._last_time) if paused else ()
+        if dt > 0:
+            self._interval = dt
         return CameraFrame(
             tracks=self._tracks,
-            dt=self._last_time - last,
+            dt=dt,
+            ended=ended,
             live=[track.last_seen >= last for track in self._tracks.records],
             high=[score >= self._levels.high for score in detections.scores.tolist()],
             levels=self._levels,
@@ -121,7 +133,9 @@ class Tracker:
         rows, found = pairs
         self._tracks.mark_seen(rows, time, self.settings.confirm_hits)
         seen = self._observations(frame, time, given, pairs)
-        ended = self._end_lost(time) if len(rows) < len(self._tracks) else ()
+        ended = given.ended
+        if len(rows) < len(self._tracks):
+            ended += self._end_lost(time)
         if len(found) < len(given.high):
             self._start(time, given, set(found))
         return TrackUpdate(self.camera, frame, time, size, seen, ended)
@@ -256,7 +270,8 @@ class UpstreamTracks:
                 )
             )  # fmt: skip
         lost_s = self._settings.lost_s
-        silent = [t for t, last in self._last_seen.items() if crops.time - last > lost_s]
+        # Times can go back: crops found late, or a clock of the upstream that was set.
+        silent = [t for t, last in self._last_seen.items() if abs(crops.time - last) > lost_s]
         for track_id in silent:
             del self._last_seen[track_id]
         right, bottom = crops.boxes[:, 2:].max(axis=0) if len(crops.boxes) else (1.0, 1.0)

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from edge_agent.core.errors import SourceError, SourceLost, StorageError
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures, SourceState
-from edge_agent.source import crop_files, crops
+from edge_agent.source import crop_files, crop_metadata, crops
 from edge_agent.source.crop_files import CropLedger
 from edge_agent.source.crops import CropFolderOptions, CropFolderSource
 from tests.source.test_source_reader import Watch
@@ -105,6 +105,40 @@ def test_with_a_rate_the_frame_number_is_the_time(folder):
         put(folder, f"0001_c1s1_{frame:06d}_01.jpg")
     batches = read(source(folder, fps=10, start_time=100.0))
     assert [(batch.number, batch.time) for batch in batches] == [(5, 100.5), (10, 101.0), (20, 102.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sidecar"),
+    [
+        ("a.jpg", {"time": -1e11}),  # events cannot express it
+        ("a.jpg", {"time": 1e300}),
+        ("a.jpg", {"time": 10**400}),
+        ("a.jpg", '{"time": NaN}'),
+        ("a.jpg", {"time": "9999-12-31T23:59:59Z"}),
+        ("a.jpg", {"time": "0001-01-01T00:00:00Z"}),
+        ("a.jpg", {"frame": 1 << 63}),
+        ("a.jpg", {"track": 1 << 63}),
+        (f"0007_c2s1_{'9' * 40}_01.jpg", None),
+        (f"{'9' * 40}_c2s1_000451_01.jpg", None),
+        (f"0007_c2s{'9' * 40}_000451_01.jpg", None),
+    ],
+)
+def test_numbers_out_of_range_refuse_one_crop(folder, name, sidecar):
+    put(folder, name, sidecar=sidecar)
+    put(folder, "0007_c2s1_000451_01.jpg")
+    with capture_logs() as logs:
+        (batch,) = read(source(folder, fps=10, start_time=100.0))
+    assert batch.number == 451
+    assert [entry["event"] for entry in logs] == ["crop_refused"]
+
+
+def test_a_file_time_out_of_range_refuses_one_crop(folder, monkeypatch):
+    # Some file systems store any 64-bit number.
+    monkeypatch.setattr(crop_metadata, "LATEST_TIME", LONG_AGO)
+    put(folder, "0007_c2s1_000451_01.jpg", at=LONG_AGO + 60)
+    put(folder, "0008_c2s1_000451_01.jpg", at=LONG_AGO - 60)
+    (batch,) = read(source(folder))
+    assert batch.track_ids == (1_000_008,)
 
 
 def test_acknowledged_crops_never_come_again_and_others_do(folder):

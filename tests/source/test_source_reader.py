@@ -14,7 +14,7 @@ from edge_agent.source import read_loop, reader
 from edge_agent.source.attempt import stuck_threads
 from edge_agent.source.file import FileOptions, FileSource
 from edge_agent.source.reader import FrameReader
-from tests.source.test_source_file import write_video
+from tests.source.recordings import write_avi
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
 
@@ -87,7 +87,7 @@ class Watch:
 
 
 def test_a_file_waits_for_a_slow_consumer_and_ends(tmp_path):
-    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30), FileOptions()), queue=2)
+    watch = Watch(FileSource("door", write_avi(tmp_path / "a.avi", 30), FileOptions()), queue=2)
     with watch.reader as reader:
         watch.until(lambda: reader.waiting == 2)
         time.sleep(0.05)
@@ -307,7 +307,7 @@ def test_a_camera_that_hangs_can_be_closed_too():
 
 
 def test_the_state_of_a_reader_is_reported(tmp_path):
-    watch = Watch(FileSource("door", write_video(tmp_path / "a.avi", 30), FileOptions()), queue=2)
+    watch = Watch(FileSource("door", write_avi(tmp_path / "a.avi", 30), FileOptions()), queue=2)
     with watch.reader as reader:
         watch.until(lambda: reader.waiting == 2)
         assert reader.heartbeat.idle == "waits for the pipeline"

@@ -162,6 +162,25 @@ def test_similarity_learns_from_the_scene() -> None:
     assert t.similarity.impostor == pytest.approx(0.0, abs=1e-3)
 
 
+def test_a_pause_of_the_recording_ends_its_tracks() -> None:
+    camera = tracker()
+    one = detections((100, 100))
+    for frame in range(1, 6):
+        before = camera.update(frame, frame * 0.1, SIZE, one, embedded(unit(0)))
+    after = camera.update(6, 3600.0, SIZE, one, embedded(unit(0)))
+    assert after.ended == tuple(ids(before))
+    assert len(camera) == 1
+    assert ids(camera.update(7, 3600.1, SIZE, one, embedded(unit(0)))) == [ids(before)[0] + 1]
+
+
+def test_a_slow_camera_has_no_pauses() -> None:
+    camera = tracker(lost_s=3.0)
+    for frame in range(1, 6):
+        update = camera.update(frame, frame * 5.0, SIZE, detections((100, 100)), embedded(unit(0)))
+    assert ids(update) == [1]
+    assert update.ended == ()
+
+
 def test_a_clock_set_back_is_no_error() -> None:
     t = tracker()
     t.update(1, 5.0, SIZE, detections((10, 50)), embedded(None))
@@ -213,6 +232,14 @@ def test_upstream_tracks_keep_their_ids_and_end_in_silence() -> None:
     assert follow.update(crops(1.5, 9), one).ended == ()
     assert follow.update(crops(2.3, 9), one).ended == (7,)
     assert follow.finish(1, 3.0, SIZE).ended == (9,)
+
+
+def test_upstream_tracks_end_when_times_go_back() -> None:
+    follow = UpstreamTracks("up", TrackerSettings(lost_s=1.0))
+    one = [embedded(unit(0))]
+    assert follow.update(crops(4e9, 7), one).ended == ()
+    assert follow.update(crops(10.0, 8), one).ended == (7,)
+    assert follow.update(crops(9.5, 8), one).ended == ()
 
 
 def test_crops_without_a_track_stand_alone() -> None:
