@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, whole_im
 from edge_agent.agent.sources import Polled, SourcePoller
 from edge_agent.core.errors import EngineError
 from edge_agent.core.heartbeat import Heartbeat
-from edge_agent.core.structures import CropBatch, Decision, Detections, Frame, Load, TrackUpdate
+from edge_agent.core.structures import CropBatch, Detections, Frame, Load, TrackUpdate
 
 if TYPE_CHECKING:
     from edge_agent.embed.embedder import Embedder
@@ -332,16 +332,14 @@ class Pipeline:
         if pending.reader.live:
             latency["total"] = 1e3 * (time.time() - item.time)
         self.counters.frames[item.camera] = self.counters.frames.get(item.camera, 0) + 1
-        self._report(update, decisions, latency, pending.trace)
+        self._report(FrameOutcome(update, tuple(decisions), latency, pending.trace, item))
         pending.reader.done(item)
 
-    def _report(
-        self, update: TrackUpdate, decisions: list[Decision], latency: Mapping[str, float], trace: str
-    ) -> None:
+    def _report(self, outcome: FrameOutcome) -> None:
         began = time.perf_counter()
         self.heartbeat.working("hand over")
-        self.counters.decisions += len(decisions)
-        self.on_outcome(FrameOutcome(update, tuple(decisions), latency, trace))
+        self.counters.decisions += len(outcome.decisions)
+        self.on_outcome(outcome)
         self.counters.spend("hand_over", time.perf_counter() - began)
 
     # -- ends of tracks ------------------------------------------------------------------------
@@ -352,7 +350,8 @@ class Pipeline:
 
     def _report_end(self, update: TrackUpdate | None) -> None:
         if update is not None:
-            self._report(update, self.identifier.update(update), {}, _new_trace())
+            decisions = tuple(self.identifier.update(update))
+            self._report(FrameOutcome(update, decisions, {}, _new_trace()))
 
 
 def _new_trace() -> str:

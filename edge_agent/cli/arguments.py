@@ -42,6 +42,16 @@ PrecisionOption = Annotated[
 ResultFileOption = Annotated[
     Path | None, Option("--output", metavar="FILE.json", help="Write what --json prints.")
 ]
+VideoOutOption = Annotated[
+    Path | None,
+    Option("--video-out", metavar="FILE.mp4", help="Write the video with boxes, people and decisions."),
+]
+ReportOption = Annotated[
+    Path | None,
+    Option(
+        "--report", metavar="FILE.html", help="Write a page with a card for each person, and a time line."
+    ),
+]
 JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 YesOption = Annotated[bool, Option("--yes", "-y", help="Do not ask.")]
 

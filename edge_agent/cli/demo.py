@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
-from edge_agent.cli.arguments import JsonOption, PreprocessOption, overrides
+from edge_agent.cli.arguments import JsonOption, PreprocessOption, ReportOption, VideoOutOption, overrides
 from edge_agent.cli.output import console, print_json, progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edge_agent.agent.daemon import Agent
+    from edge_agent.agent.results import Summary
     from edge_agent.core.config import Settings
     from edge_agent.offline.demo.street import Scene
     from edge_agent.offline.synthetic.street import Street
@@ -38,6 +41,8 @@ def command(
         Path | None,
         Option(metavar="FOLDER", help="Keep videos, ground truth, gallery and events in this folder."),
     ] = None,
+    video_out: VideoOutOption = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the agent at work: live events from a broker, and a table of the results.
@@ -46,7 +51,7 @@ def command(
     """
     from tempfile import TemporaryDirectory
 
-    from edge_agent.cli.service import one_blas_thread, run_until_stopped
+    from edge_agent.cli.service import one_blas_thread
 
     one_blas_thread()
     from edge_agent.core.loading import state_folder
@@ -67,13 +72,24 @@ def command(
         )
         run.check(settings, folder)
         scene = None if video else _render(default_street(seconds or SECONDS), folder, screen)
-        result = run.run(settings, scene, folder, screen, run_until_stopped)
+        recorded = partial(_run_recorded, video=video_out, report=report)
+        result = run.run(settings, scene, folder, screen, recorded)
     if as_json:
         print_json(result)
         return
     _print_result(result, screen)
     if keep is not None:
         screen.print(f"kept in {keep}")
+
+
+def _run_recorded(agent: Agent, *, video: Path | None, report: Path | None) -> Summary:
+    from edge_agent.cli.service import run_until_stopped
+    from edge_agent.offline.record.attach import recording
+
+    with recording(agent, video=video, report=report) as finish:
+        summary = run_until_stopped(agent)
+        finish(summary)
+    return summary
 
 
 def _render(street: Street, folder: Path, screen: Console) -> Scene:

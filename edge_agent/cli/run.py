@@ -31,6 +31,8 @@ def command(
     mot_final: Annotated[
         Path | None, Option(help="Write MOTChallenge rows with the last identity of each track.")
     ] = None,
+    video_out: arguments.VideoOutOption = None,
+    report: arguments.ReportOption = None,
     config: arguments.ConfigOption = None,
     as_json: arguments.JsonOption = False,
 ) -> None:
@@ -46,6 +48,7 @@ def command(
     from edge_agent.core.config import secrets_of
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
+    from edge_agent.offline.record.attach import recording
 
     values = arguments.overrides(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state
@@ -54,7 +57,9 @@ def command(
     configure(settings.log_level, always=log_context(settings), secrets=secrets_of(settings))
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
-    summary = run_until_stopped(agent, reload=lambda: load(config, values))
+    with recording(agent, video=video_out, report=report) as finish:
+        summary = run_until_stopped(agent, reload=lambda: load(config, values))
+        finish(summary)
     lines = [
         f"{sum(summary.frames.values())} frames, {summary.crops} crops embedded, {summary.decisions} events, "
         f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"

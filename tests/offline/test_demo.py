@@ -178,7 +178,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_whole_demo_on_a_short_street(tmp_path: Path):
-    done = run("--seconds", 5, "--model", "colour-stripes", "--keep", tmp_path / "kept", "--json")
+    files = ("--video-out", tmp_path / "out.mp4", "--report", tmp_path / "people.html")
+    done = run("--seconds", 5, "--model", "colour-stripes", "--keep", tmp_path / "kept", "--json", *files)
     assert done.returncode == 0, done.stderr
     reported = json.loads(done.stdout)
     assert reported["complete"] is True
@@ -190,6 +191,10 @@ def test_the_whole_demo_on_a_short_street(tmp_path: Path):
     assert {"people", "reentries", "recognised", "confused", "crops_per_s"} <= reported.keys()
     kept = {path.name for path in (tmp_path / "kept").iterdir()}
     assert {"cam-a.avi", "cam-b.txt", "street.json", "events.jsonl", "gallery.db"} <= kept
+    for camera in ("cam-a", "cam-b"):
+        video = cv2.VideoCapture(str(tmp_path / f"out-{camera}.mp4"))
+        assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (25, 5)
+    assert "<h2>People</h2>" in (tmp_path / "people.html").read_text()
 
 
 @pytest.fixture(scope="module")
