@@ -41,7 +41,7 @@ def list_people(state: StateOption = None, config: ConfigOption = None, as_json:
     """List all identities."""
     with _open(load_settings(config, state=state)) as gallery:
         people = gallery.identities()
-    print_result([asdict(person) for person in people], lambda: _table(people), as_json=as_json)
+    print_result([asdict(person) for person in people], lambda: people_table(people), as_json=as_json)
 
 
 @app.command()
@@ -104,7 +104,8 @@ def merge(
 def keep(
     who: Who,
     hours: Annotated[
-        float | None, Option(min=0.001, help="Erase this many hours after the person was last seen.")
+        float | None,
+        Option(min=0.001, max=8_760_000, help="Erase this many hours after the person was last seen."),
     ] = None,
     forever: Annotated[bool, Option("--forever", help="Never erase automatically.")] = False,
     as_others: Annotated[
@@ -190,16 +191,22 @@ def import_people(
 ) -> None:
     """Add the identities of an archive whose ids are not in the gallery yet."""
     from edge_agent.core.encryption import database_key
+    from edge_agent.core.errors import InputError
     from edge_agent.gallery.archive import import_archive, read_archive
     from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
     settings = load_settings(config, state=state)
     path, key = settings.state_dir / GALLERY_FILE, database_key(settings.storage)
-    archive = read_archive(file)
+    found = read_archive(file)  # all of it, before a gallery is made
+    space, dimension, people = found.space, found.dimension, len(found.people)
+    del found
     if path.is_file():
         gallery = Gallery.existing(path, key=key)
+    elif people > settings.gallery.capacity:
+        raise InputError(
+            f"{file} has {people} identities; set gallery.capacity, {settings.gallery.capacity}, higher"
+        )
     else:
-        space, dimension = archive.space, archive.dimension
         gallery = Gallery(path, settings.gallery, space=space, dimension=dimension, key=key)
     with gallery:
         done = import_archive(gallery, file)
@@ -342,7 +349,8 @@ def _called(person: Identity) -> str:
     return f"{person.number}" if person.name is None else f"{person.number} ({person.name})"
 
 
-def _table(people: Sequence[Identity]) -> list[str]:
+def people_table(people: Sequence[Identity]) -> list[str]:
+    """Return the table of `gallery list`."""
     if not people:
         return ["the gallery is empty"]
     rows = []

@@ -37,6 +37,10 @@ from edge_agent.core.timing import LATEST_TIME
 file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={})  # noqa: B039  never changed
 """Values of the TOML file for the `Settings` under construction."""
 
+MOST_EXEMPLARS = 1000
+"""Embeddings of one identity: which of them stay is decided by comparing each with each."""
+LONGEST_TTL_HOURS = 8_760_000.0
+"""A thousand years; what should stay for longer stays for ever."""
 _ID = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -52,6 +56,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 FrameRate = Annotated[float, Field(ge=1e-5)]
 """Frames per second; the least is about one frame a day, since times must stay within the calendar."""
+Hours = Annotated[float, Field(gt=0, le=LONGEST_TTL_HOURS)]
 Simulated = Annotated[str, Field(pattern="^simulated:.+")]
 
 
@@ -212,11 +217,11 @@ class GallerySettings(_Section):
     """Storage of known people."""
 
     capacity: int = about(10_000, "limit of identities; the longest unseen is removed first", ge=1)
-    max_exemplars: int = about(16, "embeddings kept for one identity", ge=1)
-    ttl_hours: Positive | None = about(
+    max_exemplars: int = about(16, "embeddings kept for one identity", ge=1, le=MOST_EXEMPLARS)
+    ttl_hours: Hours | None = about(
         72.0, "unnamed identities are erased this time after they were last seen; null: never"
     )
-    enrolled_ttl_hours: Positive | None = about(None, "the same for named or enrolled people; null: never")
+    enrolled_ttl_hours: Hours | None = about(None, "the same for named or enrolled people; null: never")
     index: Literal["auto", "exact", "faiss"] = about(
         "auto",
         "search beyond exact_up_to; exact; faiss: approximate, may miss a person; "

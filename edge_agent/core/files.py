@@ -87,14 +87,19 @@ def read_json(path: Path | str, limit: int = MAX_JSON_BYTES) -> Any:  # noqa: AN
     return parse_json(read_file(path, limit), shown(path))
 
 
-def parse_json(data: bytes | str, where: str) -> Any:  # noqa: ANN401 - JSON; callers check
-    """Parse JSON of bounded size; `where` begins the error message.
+def parse_json(data: bytes | str, where: str, *, unique: bool = False) -> Any:  # noqa: ANN401 - JSON; callers check
+    """Parse JSON of bounded size; `where` begins the error message. With `unique`, no key may come twice.
 
     InputError: not JSON (with line and column), nested too deeply, a number that cannot be represented, NaN
     or infinity, or text that is not Unicode.
     """
     try:
-        found = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        found = json.loads(
+            data,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_once if unique else None,
+        )
         if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
             json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as problem:
@@ -190,6 +195,15 @@ def _size(count: int) -> str:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {visible(twice, 40)!r} comes twice in an object")
+    return found
 
 
 def _finite(text: str) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from edge_agent.core.config import LONGEST_TTL_HOURS
 from edge_agent.core.errors import StorageError
 from edge_agent.gallery.rows import Identity, Policy, Rows
 from edge_agent.gallery.sync import SyncedFile
@@ -37,8 +38,8 @@ class Retention:
 
     def set_ttl(self, number: int, ttl_s: float | None) -> Identity:
         """Give one identity its own time to live in seconds; 0.0: for ever; None: as in the settings."""
-        if ttl_s is not None and ttl_s < 0:
-            raise ValueError("ttl_s must not be negative")
+        if ttl_s is not None and not 0.0 <= ttl_s <= LONGEST_TTL_HOURS * 3600:
+            raise ValueError(f"ttl_s must be 0 to {LONGEST_TTL_HOURS * 3600:g}")
         with self._file.changing() as rows:
             rows.update(number, "ttl = ?", ttl_s)
             return rows.identity(number)

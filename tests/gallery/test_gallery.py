@@ -503,7 +503,7 @@ def test_everything_survives_closing(path: Path) -> None:
         assert gallery.facts.get("site") == {"mean": 0.5, "pairs": [1, 2]}
         assert gallery.facts.get("other") is None
         gallery.facts.set("site", None)
-        assert gallery.facts.get("site") is None
+        assert gallery.facts.get("site_scores") is None
         with pytest.raises(ValueError, match="JSON"):
             gallery.facts.set("site", float("nan"))
 
@@ -552,7 +552,7 @@ def test_an_emptied_gallery_accepts_another_space(path: Path) -> None:
         gallery.facts.set("site", 1)
         assert [erased.number for erased in gallery.forget_all()] == [1]
     with open_gallery(path, space="space-b", dimension=8, owner=True) as gallery:
-        assert gallery.facts.get("site") is None
+        assert gallery.facts.get("site_scores") is None
         assert enrol(gallery, unit(1, dimension=8)).number == 2
         with pytest.raises(SpaceMismatch), open_gallery(path):
             pass
@@ -742,7 +742,7 @@ def fill(gallery: Gallery) -> None:
     first, second = enrol(gallery, unit(3, 1), name="Ada"), enrol(gallery, unit(2, 2), time=200.0)
     gallery.merge(first.number, second.number)
     enrol(gallery, unit(4, 3), time=300.0)
-    gallery.facts.set("site", {"mean": 0.25})
+    gallery.facts.set("site_scores", {"pairs": {"#1|#2": 0.25}})
 
 
 def content(person: Identity) -> tuple[object, ...]:
@@ -770,7 +770,7 @@ def test_an_archive_brings_everything_to_another_gallery_once(tmp_path: Path, ga
         assert (again.added, again.skipped) == (0, 2)
         assert [content(p) for p in other.identities()[1:]] == [content(p) for p in gallery.identities()]
         assert other.former_ids(2) == gallery.former_ids(1)
-        assert other.facts.get("site") == {"mean": 0.25}
+        assert other.facts.get("site_scores") == {"pairs": {"#1|#2": 0.25}}
         for person in gallery.identities():
             ours, theirs = gallery.exemplars(person.number), other.exemplars(other.get(person.id).number)
             np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
@@ -787,7 +787,7 @@ def test_the_archive_matches_its_description(tmp_path: Path, gallery: Gallery) -
         people = json.loads(bundle.read("identities.json"))
     assert (manifest["kind"], manifest["version"]) == ("gallery", 1)
     assert manifest["data"] == {"space": "space-a", "dimension": D, "identities": 2, "exemplars": 9}
-    assert people["facts"] == {"site": {"mean": 0.25}}
+    assert people["facts"] == {"site_scores": {"pairs": {"#1|#2": 0.25}}}
     assert [len(person["exemplars"]) for person in people["identities"]] == [5, 4]
 
 
@@ -808,7 +808,7 @@ def test_an_archive_with_a_name_of_someone_else_is_refused_whole(tmp_path: Path,
     with pytest.raises(InputError, match="already"):
         import_archive(gallery, tmp_path / "people.zip")
     assert len(gallery) == 1
-    assert gallery.facts.get("site") is None
+    assert gallery.facts.get("site_scores") is None
 
 
 def test_an_archive_too_large_for_the_gallery_is_refused_whole(tmp_path: Path, gallery: Gallery) -> None:
