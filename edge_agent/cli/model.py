@@ -87,12 +87,9 @@ def add(
     ] = None,
 ) -> None:
     """Install a network from a file: check it, copy it, and write its manifest."""
-    from edge_agent.core.errors import InputError
-    from edge_agent.core.files import read_json
+    from edge_agent.core.files import open_regular, read_json
     from edge_agent.core.manifest import atomic_file
 
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
     manifest = file.with_suffix(".json")
     if preprocess is None and manifest.is_file():
         preprocess = read_json(manifest).get("preprocess")
@@ -100,7 +97,7 @@ def add(
     _check(file, profile)
     target = _folder(output) / file.name
     if not (target.exists() and target.samefile(file)):
-        with file.open("rb") as source, atomic_file(target) as copy:
+        with open_regular(file) as source, atomic_file(target) as copy:
             shutil.copyfileobj(source, copy)
     _register(target, profile, source=str(file), use=use)
 
@@ -150,11 +147,12 @@ def name_in_settings(config: Path, model: Path) -> None:
     from tempfile import TemporaryDirectory
 
     from edge_agent.core.errors import ConfigError
+    from edge_agent.core.files import read_text
     from edge_agent.core.loading import load
     from edge_agent.core.manifest import atomic_file
 
     before = load(config)
-    text = _with_model(config.read_text(), model)
+    text = _with_model(read_text(config), model)
     with TemporaryDirectory() as folder:
         candidate = Path(folder) / config.name
         candidate.write_text(text)

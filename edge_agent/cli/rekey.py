@@ -25,13 +25,10 @@ def command(
     """
     from edge_agent.agent.databases import rekey
     from edge_agent.core.encryption import database_key, parse_key
-    from edge_agent.core.errors import InputError
+    from edge_agent.core.files import read_text
 
     settings = load_settings(config, state=state)
-    try:
-        old = None if old_key is None else parse_key(old_key.read_text())
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"{old_key} cannot be read: {problem}") from problem
+    old = None if old_key is None else parse_key(read_text(old_key))
     done = rekey(settings, old)
     encrypted = database_key(settings.storage) is not None
     target = "with the key of storage.key" if encrypted else "without a key"

@@ -12,6 +12,7 @@ from typer import Option
 
 from edge_agent.cli.output import console, print_message
 from edge_agent.core.errors import InputError
+from edge_agent.core.files import read_text
 from edge_agent.core.text import LONGEST_CELL, visible
 
 if TYPE_CHECKING:
@@ -74,10 +75,7 @@ def command(
 
 
 def _password(path: Path) -> str:
-    try:
-        return path.read_text().rstrip("\r\n")
-    except OSError as problem:
-        raise InputError(f"cannot read the password file {path}: {problem.strerror}") from problem
+    return read_text(path).rstrip("\r\n")
 
 
 def _print_lines(subscriber: Subscriber, count: int | None) -> None:

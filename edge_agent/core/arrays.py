@@ -8,6 +8,7 @@ objects (pickle) and compressed members are refused.
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 import zipfile
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
+from edge_agent.core.files import open_regular
 
 LARGEST_ARRAY = 4 << 30
 """Bytes of an array at most: 2 million embeddings of 512 numbers."""
@@ -168,8 +170,8 @@ class _Header:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
-        with path.open("rb") as handle:
-            yield handle, path.stat().st_size
+        with open_regular(path) as handle:
+            yield handle, os.fstat(handle.fileno()).st_size
     except OSError as problem:
         raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core import sqlite
 from edge_agent.core.errors import ConfigError, StorageError
+from edge_agent.core.files import open_regular
 from edge_agent.core.manifest import sync_folder
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def check_plainness(path: Path, key: bytes | None) -> None:
 
 
 def _is_plain(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(_PLAIN)) == _PLAIN
 
 

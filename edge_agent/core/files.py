@@ -23,6 +23,11 @@ MAX_TEXT_BYTES = 1 << 20
 MAX_JSON_BYTES = 4 << 20
 """Limit of cards, manifests, and files of the state folder."""
 
+MAX_MODEL_BYTES = 2 << 30
+"""Limit of networks, which protobuf sets, and of other files of weights."""
+MAX_RESULT_BYTES = 8 << 30
+"""Limit of files of embeddings."""
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -62,12 +67,12 @@ def read_file(path: Path | str, limit: int, *, follow: bool = True) -> bytes:
     with open_regular(path, follow=follow) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(min(size, limit) + 1)
-            if len(data) > size:  # it grew, or its size is not stated, as in /proc
-                data += file.read(max(0, limit + 1 - len(data)))
+            data = file.read(size + 1) if size <= limit else b""
+            if size < len(data) <= limit:  # it grew, or its size is not stated, as in /proc
+                data += file.read(limit + 1 - len(data))
         except OSError as problem:
             raise read_error(path, problem) from problem
-    if len(data) > limit:
+    if max(size, len(data)) > limit:
         raise InputError(f"cannot read {shown(path)}: it is larger than {_size(limit)}, its limit")
     return data
 
@@ -127,6 +132,17 @@ def sha256_file(path: Path | str) -> str:
         except OSError as problem:
             raise read_error(path, problem) from problem
     return digest.hexdigest()
+
+
+def open_to_write(path: Path | str, flags: int, mode: int) -> int:
+    """Open a file for writing and return its descriptor; `flags` are added, `mode` is that of a new file.
+
+    OSError with `ENXIO`, instead of a wait, where it is a pipe that nobody reads.
+    """
+    own = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    descriptor = os.open(path, own | flags, mode)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def native_path(path: Path | str) -> str:

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from edge_agent.core.config import Settings, SourceSettings, file_values
-from edge_agent.core.errors import ConfigError
+from edge_agent.core.errors import ConfigError, InputError, MissingFile
+from edge_agent.core.files import read_text, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,14 +76,15 @@ def config_file(config: Path | None) -> Path | None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        return tomllib.loads(read_text(path).removeprefix("\ufeff"))
+    except MissingFile:
+        raise ConfigError(f"{shown(path)}: no such configuration file") from None
+    except InputError as error:
+        raise ConfigError(f"configuration: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{shown(path)}: not usable TOML: it is nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError is one
+        raise ConfigError(f"{shown(path)}: not valid TOML: {error}") from None
 
 
 def _refuse_unknown_sections() -> None:

@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edge_agent.core.errors import StorageError
+from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.files import read_text
 
 
 class FileLock:
@@ -57,8 +58,8 @@ class FileLock:
 
     def holder(self) -> str:
         """Return the id of the process that has the lock, for messages."""
-        with contextlib.suppress(OSError):
-            return self._path.read_text().strip() or "unknown"
+        with contextlib.suppress(InputError):
+            return read_text(self._path).strip() or "unknown"
         return "unknown"
 
     def release(self) -> None:

@@ -73,6 +73,8 @@ def write_error(path: Path, problem: OSError, *, role: str = "") -> StorageError
     name = f"{role} {path}".lstrip()
     if problem.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFull(f"cannot write {name}: no space is left on its disk; free some and try again")
+    if problem.errno == errno.ENXIO:
+        return StorageError(f"cannot write {name}: it is a pipe that nobody reads, or a socket; name a file")
     if problem.errno == errno.ENOENT:
         return StorageError(f"cannot write {name}: the folder {path.parent} does not exist; create it first")
     return StorageError(f"cannot write {name}: {problem.strerror or problem}")

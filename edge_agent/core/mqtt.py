@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError
+from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError, InputError
+from edge_agent.core.files import MAX_TEXT_BYTES, read_file
 from edge_agent.core.redaction import ESCAPING, broker_address, parse_address
 
 if TYPE_CHECKING:
@@ -146,15 +147,23 @@ def _tls_context(broker: BrokerSettings) -> ssl.SSLContext:
     """TLS 1.2 or newer, with checks of the broker's certificate and host name."""
     chosen = broker.settings
     try:
+        for file in (chosen.ca_file, chosen.cert_file, chosen.key_file):
+            if file is not None:
+                read_file(file, MAX_TEXT_BYTES)
         context = ssl.create_default_context(cafile=chosen.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if chosen.cert_file is not None:
-            context.load_cert_chain(chosen.cert_file, chosen.key_file)
-    except OSError as problem:  # SSLError is one
+            context.load_cert_chain(chosen.cert_file, chosen.key_file, _refuse_passphrase)
+    except (OSError, InputError) as problem:  # SSLError is an OSError
         files = ", ".join(str(f) for f in (chosen.ca_file, chosen.cert_file, chosen.key_file) if f)
         text = f"broker {broker.url}: cannot use the TLS certificates {files}: {problem}"
         raise BrokerRefused(text) from problem
     return context
+
+
+def _refuse_passphrase() -> str:
+    """Raise the error for an encrypted key; OpenSSL would ask on the terminal, and wait."""
+    raise InputError("the key is encrypted; store it without a passphrase: openssl pkey -in KEY -out PLAIN")
 
 
 def properties(packet: str, **values: Any) -> Any:  # noqa: ANN401 - paho's Properties, imported late

@@ -16,6 +16,7 @@ from edge_agent import __version__
 from edge_agent.core.codec import encode
 from edge_agent.core.errors import DiskFull, StorageError
 from edge_agent.core.events import Event, StatusData, new_event
+from edge_agent.core.files import open_to_write
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.manifest import write_error
 from edge_agent.core.structures import SourceStatus
@@ -57,9 +58,8 @@ class EventFile:
         self._file: int | None = None
 
     def __enter__(self) -> EventFile:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND | os.O_TRUNC
         try:
-            self._file = os.open(self.path, flags, 0o644)
+            self._file = open_to_write(self.path, os.O_APPEND | os.O_TRUNC, 0o644)
         except OSError as problem:
             raise write_error(self.path, problem, role=_ROLE) from problem
         return self

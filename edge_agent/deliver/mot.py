@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TextIO
 
 from edge_agent.core.errors import InputError
+from edge_agent.core.files import open_to_write
 from edge_agent.core.manifest import write_atomic, write_error
 from edge_agent.core.structures import TrackObservation, TrackUpdate
 
@@ -89,10 +90,14 @@ class MotWriter:
 
     def _open(self, key: str, path: Path) -> TextIO:
         try:
-            self._files[key] = path.open("w", encoding="ascii")
+            self._files[key] = open(path, "w", encoding="ascii", opener=_opener)  # noqa: SIM115
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
         return self._files[key]
+
+
+def _opener(path: str, flags: int) -> int:
+    return open_to_write(path, flags, 0o666)
 
 
 class MotFinal:

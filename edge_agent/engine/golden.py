@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, ModelError
-from edge_agent.core.files import read_json
+from edge_agent.core.files import MAX_MODEL_BYTES, read_file, read_json
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.engine.graph.prepared import PreparedGraph
 
@@ -83,7 +83,7 @@ def make(prepared: PreparedGraph) -> Golden:
     assert profile is not None  # detectors have no golden crops
     crops = golden_crops(*prepared.input_size)
     pixels = prepared.as_network_input(profile.apply(crops))
-    rows = run_once(prepared.source.read_bytes(), pixels, str(prepared.source))
+    rows = run_once(read_file(prepared.source, MAX_MODEL_BYTES), pixels, str(prepared.source))
     rows = rows.reshape(len(crops), -1)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(rows).all() or not (lengths > 0).all():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.files import read_json
+from edge_agent.core.errors import ConfigError, InputError, MissingFile
+from edge_agent.core.files import open_regular, read_json, shown
 from edge_agent.engine.golden import Golden, load_or_make
 from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PreparedGraph, profile_named
@@ -49,8 +49,10 @@ def choose_model(settings: EngineSettings, state: Path) -> Model:
             f"no ReID model: name one with --model FILE.onnx or engine.model, or {STRIPES_NAME!r} for "
             "the built-in colour comparison, which is good for a demonstration only"
         )
-    if not model.is_file():
-        raise InputError(f"{model}: no such model file")
+    try:
+        open_regular(model).close()
+    except MissingFile:
+        raise InputError(f"{shown(model)}: no such model file") from None
     manifest = model.with_suffix(".json")
     stated = read_json(manifest) if not settings.preprocess and manifest.is_file() else {}
     return Model(model, settings.preprocess or str(stated.get("preprocess", "tao")))

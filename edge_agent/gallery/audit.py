@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from edge_agent.core.errors import StorageError
+from edge_agent.core.files import open_to_write
 
 AUDIT_FILE = "audit.jsonl"
 
@@ -20,7 +21,7 @@ def record(state: Path, action: str, by: str, **counts: int) -> None:
     """Append a line to the audit file in the state folder, and wait until it is on the disk."""
     line = {"time": round(time.time(), 3), "action": action, "by": by, **counts}
     try:
-        descriptor = os.open(state / AUDIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = open_to_write(state / AUDIT_FILE, os.O_APPEND, 0o600)
         try:
             os.write(descriptor, json.dumps(line).encode() + b"\n")
             os.fsync(descriptor)

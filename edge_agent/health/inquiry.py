@@ -83,7 +83,7 @@ def read_status(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as problem:  # including timeouts
         raise InputError(f"the agent on {path.parent} does not answer: {problem}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} answered without valid JSON") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} answered without a status")

@@ -25,6 +25,7 @@ from enum import Enum
 from pathlib import Path
 
 from edge_agent.core.errors import DatasetError, InputError
+from edge_agent.core.files import read_text
 from edge_agent.core.pictures import PICTURE_SUFFIXES, CropName, parse_crop_name, read_picture
 
 JUNK = -1
@@ -104,10 +105,7 @@ class SyntheticList:
         Raises:
             InputError: unreadable, or a line has another form (named).
         """
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as problem:
-            raise InputError(f"cannot read the list of synthetic people {path}: {problem}") from problem
+        lines = read_text(path).splitlines()
         identities: set[int] = set()
         cameras: set[int] = set()
         for number, line in enumerate(lines, 1):

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from edge_agent.core.errors import InputError, MissingFile
+from edge_agent.core.files import read_file, shown
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.core.timing import LATEST_TIME
 from edge_agent.source.boxes import LARGEST_NUMBER, Box, Time, WholeNumber, decode
@@ -73,13 +75,12 @@ class CropDescriber:
         """
         sidecar = (self._folder / file.name).with_suffix(".json")
         try:
-            with sidecar.open("rb") as handle:
-                text = handle.read(_MAX_JSON_BYTES + 1)
-        except FileNotFoundError:
+            text = read_file(sidecar, _MAX_JSON_BYTES)
+        except MissingFile:
             return self._from_name(file)
-        except OSError as problem:
-            raise UnusableCrop(f"cannot read {sidecar.name}: {problem.strerror}") from problem
-        return self._from_json(file, sidecar.name, text)
+        except InputError as problem:
+            raise UnusableCrop(str(problem)) from problem
+        return self._from_json(file, shown(sidecar.name), text)
 
     def _from_name(self, file: CropFile) -> Crop:
         name = parse_crop_name(file.name)
@@ -97,8 +98,6 @@ class CropDescriber:
         return Crop(file, self._camera(f"c{name.camid}"), name.frame, _sane(moment), track, None, key)
 
     def _from_json(self, file: CropFile, sidecar: str, text: bytes) -> Crop:
-        if len(text) > _MAX_JSON_BYTES:
-            raise UnusableCrop(f"{sidecar} is too long", final=True)
         try:
             found = decode(_Metadata, text)
         except ValueError as problem:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_agent.core.errors import ModelError
+from edge_agent.core.errors import InputError, ModelError
+from edge_agent.core.files import MAX_MODEL_BYTES, read_file
 from edge_agent.engine.graph.nodes import OURS, opset
 from edge_agent.engine.graph.prepared import BATCH_HINT
 
@@ -48,9 +49,9 @@ class Network:
 
         self.path = Path(path)
         try:
-            data = self.path.read_bytes()
-        except OSError as problem:
-            raise ModelError(f"cannot read the model {path}: {problem.strerror or problem}") from problem
+            data = read_file(self.path, MAX_MODEL_BYTES)
+        except InputError as problem:
+            raise ModelError(f"{problem}".replace("cannot read", "cannot read the model", 1)) from problem
         try:
             self.model = onnx.load_model_from_string(data)
         except Exception as problem:  # protobuf's own exception, whose place differs by version

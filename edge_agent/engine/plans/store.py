@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge_agent.core.errors import InputError, StorageError
-from edge_agent.core.files import sha256_file
+from edge_agent.core.errors import InputError, MissingFile, StorageError
+from edge_agent.core.files import MAX_MODEL_BYTES, read_file, sha256_file
 from edge_agent.core.manifest import FileRecord, Manifest, write_atomic
 from edge_agent.engine.plans.active import Active, ActiveEngine, EnginesFolder
 from edge_agent.engine.plans.records import (
@@ -100,11 +100,11 @@ class PlanStore:
     def read_timing(self, machine: Machine) -> bytes:
         """Return TensorRT's timing cache for this machine, or b""."""
         try:
-            return self._timing(machine).read_bytes()
-        except FileNotFoundError:
+            return read_file(self._timing(machine), MAX_MODEL_BYTES)
+        except MissingFile:
             return b""
-        except OSError as problem:
-            raise StorageError(f"cannot read {self._timing(machine)}: {problem.strerror}") from problem
+        except InputError as problem:
+            raise StorageError(str(problem)) from problem
 
     def write_timing(self, machine: Machine, data: bytes) -> None:
         """Store a timing cache; errors as in `put`."""
@@ -239,7 +239,7 @@ def _stale(manifest: Manifest, machine: Machine) -> str:
 def _read_plan(path: Path, record: FileRecord) -> bytes:
     """Return the bytes of a plan; InputError where they are not those that the manifest describes."""
     _check_plan(path)
-    data = path.read_bytes()
+    data = read_file(path, record.bytes)
     _check_digest(path, hashlib.sha256(data).hexdigest(), record)
     return data
 

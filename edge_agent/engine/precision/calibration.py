@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import ConfigError, InputError, StorageError
+from edge_agent.core.files import MAX_MODEL_BYTES, read_file
 from edge_agent.core.manifest import Manifest
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.plans.active import ActiveEngine
@@ -88,9 +89,9 @@ class Calibration:
         if name is None:
             return prepared
         try:
-            onnx = (self.folder / name).read_bytes()
-        except OSError as problem:
-            raise InputError(f"cannot read {self.folder / name}: {problem.strerror}; {_AGAIN}") from problem
+            onnx = read_file(self.folder / name, MAX_MODEL_BYTES)
+        except InputError as problem:
+            raise InputError(f"{problem}; {_AGAIN}") from problem
         return replace(prepared, onnx=onnx, precision=self.precision)
 
     def scales(self) -> Scales:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import ModelError
+from edge_agent.core.files import MAX_MODEL_BYTES, read_file
 from edge_agent.core.manifest import write_atomic
 from edge_agent.engine.precision.half import to_half
 from edge_agent.engine.precision.scales import Scales
@@ -94,7 +95,7 @@ class Candidates:
         """Read a candidate from the files that `make` wrote."""
         if made["graph"] is None:
             return Candidate(self._prepared)
-        onnx = (self._steps.folder / made["graph"]).read_bytes()
+        onnx = read_file(self._steps.folder / made["graph"], MAX_MODEL_BYTES)
         scales = made.get("scales")
         return Candidate(
             replace(self._prepared, onnx=onnx, precision=precision),

@@ -22,6 +22,7 @@ import structlog
 
 from edge_agent import __version__
 from edge_agent.core.errors import ConfigError, InputError, StorageError
+from edge_agent.core.files import MAX_MODEL_BYTES, read_file, read_json
 from edge_agent.core.locks import FileLock
 from edge_agent.core.manifest import FileRecord, Manifest, write_atomic
 from edge_agent.engine import choose_backend
@@ -116,7 +117,7 @@ class Job:
             calibration = None if again else self._finished()
             if calibration is None:
                 calibration = self._calibrate()
-            report = json.loads((calibration.folder / "report.json").read_bytes())
+            report = read_json(calibration.folder / "report.json", MAX_MODEL_BYTES)
             return Result(calibration, report, tuple(self._steps.kept), _switch(self._request, calibration))
 
     @contextlib.contextmanager
@@ -175,7 +176,7 @@ def _write_result(
         return name
 
     def keep(source: str, name: str) -> str:
-        return put(name, (steps.folder / source).read_bytes())
+        return put(name, read_file(steps.folder / source, MAX_MODEL_BYTES))
 
     graph = None if chosen["graph"] is None else keep(chosen["graph"], f"{precision}.onnx")
     has_ranges = "int8" in tried and steps.is_done("ranges")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.arrays import MOST_NUMBERS, load_array, open_archive
 from edge_agent.core.errors import DatasetError, InputError, SpaceMismatch
-from edge_agent.core.files import read_json
+from edge_agent.core.files import MAX_RESULT_BYTES, read_json, read_text
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, write_atomic
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.offline.dataset import Crop, Split
@@ -35,6 +35,7 @@ from edge_agent.offline.evaluate.labels import EmbeddedCrops
 EMBEDDING_SUFFIXES = (".npy", ".npz", ".json")
 
 _KIND, _VERSION = "embeddings", 1
+_MAX_NAMES_BYTES = 1 << 30
 _NAMES_SUFFIX = ".names.txt"
 _MANIFEST_SUFFIX = ".manifest.json"
 _SPLIT_FOLDERS = frozenset(split.folder for split in Split)
@@ -142,7 +143,7 @@ def _read_npy(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
         raise InputError(
             f"{path} has no names: {listed.name} must list the crops, one per line, in the order of the rows"
         )
-    names = tuple(listed.read_text(encoding="utf-8").splitlines())
+    names = tuple(read_text(listed, _MAX_NAMES_BYTES).splitlines())
     return names, load_array(path, kinds="f", shape=(len(names), None))
 
 
@@ -156,7 +157,7 @@ def _read_npz(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
 
 
 def _read_tao(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
-    entries = read_json(path)
+    entries = read_json(path, MAX_RESULT_BYTES)
     wanted = f'{path}: expected TAO\'s list [{{"img_path": ..., "embedding": [...]}}, ...]'
     if not isinstance(entries, list) or not entries:
         raise InputError(wanted)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_agent.core.errors import ModelError
+from edge_agent.core.errors import InputError, ModelError
+from edge_agent.core.files import open_regular
 from edge_agent.core.manifest import write_atomic
 from edge_agent.offline.train.network import ReidNetwork, build_network
 from edge_agent.offline.train.spec import Spec, parse_spec
@@ -81,7 +82,10 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; caller
             "ngc registry model download-version nvidia/tao/reidentificationnet:deployable_v1.2"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise ModelError(str(error)) from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:

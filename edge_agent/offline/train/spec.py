@@ -8,9 +8,10 @@ field of an unsupported feature (Swin transformer, several GPUs) accepts only it
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,7 +24,14 @@ from pydantic import (
 )
 
 from edge_agent.core.distribution import install_command
-from edge_agent.core.errors import ConfigError
+from edge_agent.core.errors import ConfigError, InputError
+from edge_agent.core.files import read_text
+
+if TYPE_CHECKING:
+    import yaml
+
+_MAX_NODES = 100_000
+"""Limit of the values in a spec, counted as often as aliases repeat them."""
 
 BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101", "resnet_152", "mobilenet_v2")
 
@@ -268,14 +276,30 @@ def load_spec(path: Path) -> Spec:
     except ImportError as error:
         raise ConfigError(f"specs are YAML files: {install_command('train')}") from error
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the spec {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = read_text(path)
+        _bound_aliases(yaml.compose(text, yaml.SafeLoader), path)
+        content = yaml.safe_load(text)
+    except InputError as error:
+        raise ConfigError(f"{error}".replace("cannot read", "cannot read the spec", 1)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not a usable YAML file: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. a date that does not exist
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
     if isinstance(content, Mapping | None):
         return parse_spec(content or {}, name=str(path))
     raise ConfigError(f"{path}: expected sections such as model: and dataset:, got {type(content).__name__}")
+
+
+def _bound_aliases(root: yaml.Node | None, path: Path) -> None:
+    """Raise ConfigError where aliases repeat parts of a document so often that it could not be held."""
+    waiting, count = [root], 0
+    while waiting:
+        node = waiting.pop()
+        count += 1
+        if count > _MAX_NODES:
+            raise ConfigError(f"{path} is not a usable spec: it has more than {_MAX_NODES:,} values")
+        if isinstance(children := getattr(node, "value", None), list):  # of a mapping: pairs
+            waiting += itertools.chain(*(one if isinstance(one, tuple) else (one,) for one in children))
 
 
 def parse_spec(content: Mapping[str, Any], *, name: str = "spec") -> Spec:
