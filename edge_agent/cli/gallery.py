@@ -276,16 +276,13 @@ def _graded(
     settings: Settings, paths: Sequence[Path], *, force: bool
 ) -> tuple[list[NDArray[np.uint8]], list[float]]:
     """Return the pictures, BGR, and their qualities, 0..1; refuse those that do not show one person."""
-    import cv2
-
     from edge_agent.core.errors import InputError
+    from edge_agent.core.pictures import read_picture
     from edge_agent.embed.quality import QualityGate, grade_picture
 
     gate, pictures, grades = QualityGate(settings.quality), [], []
     for path in paths:
-        picture: Any = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-        if picture is None:
-            raise InputError(f"{path}: {'not a readable picture' if path.exists() else 'no such file'}")
+        picture = read_picture(path)
         quality, reason = grade_picture(gate, picture)
         if reason and not force:
             height, width = picture.shape[:2]

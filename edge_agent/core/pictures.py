@@ -1,7 +1,7 @@
 """Person crops on disk: list files, parse names in Market-1501 style, decode.
 
 Numbers in a name may have any number of digits. Commands import this module for their options, so numpy and
-OpenCV are imported in `read_picture`.
+the decoders are imported where they are used.
 """
 
 from __future__ import annotations
@@ -12,12 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import InputError
+from edge_agent.core.files import read_file, shown
+from edge_agent.core.picture_files import (
+    Flaw,
+    PictureFile,
+    UnreadablePicture,
+    check_pixels,
+    examine,
+    padding_before_end,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+MAX_PICTURE_BYTES = 256 << 20
+"""Limit of one file; phones append videos to pictures."""
+MAX_PICTURE_PIXELS = 64_000_000
+"""Limit of a picture that a command reads: decoding takes 3 bytes a pixel, of a progressive JPEG 9."""
+MAX_CROP_PIXELS = 16_000_000
+"""Limit of a picture that a running agent reads, which shows one person."""
+
+_LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+_READ_AHEAD_BYTES = 8
+"""Bytes that libjpeg may have taken into its buffer beyond the last code."""
 
 _NAME = re.compile(
     r"(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s(?P<sequence>\d+))?_f?(?P<frame>\d+)(?:_.*)?\.(?:jpg|jpeg|png)",
@@ -59,33 +78,82 @@ def list_pictures(folder: Path) -> tuple[Path, ...]:
     return pictures
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Decode one picture to `(H, W, 3)` uint8 BGR.
+def read_picture(path: Path, *, max_pixels: int = MAX_PICTURE_PIXELS) -> NDArray[np.uint8]:
+    """Decode one picture to `(H, W, 3)` uint8 BGR, turned as its EXIF data say.
 
-    InputError: missing, unreadable, not a picture, or cut off: OpenCV decodes a truncated JPEG and fills the
-    missing part with grey, so the end marker is checked first.
+    UnreadablePicture: missing, unreadable, not a JPEG or PNG, cut off, damaged (see `decode_picture`), or
+    larger than `max_pixels`.
     """
+    name = shown(path)
+    try:
+        encoded = read_file(path, MAX_PICTURE_BYTES)
+    except InputError as problem:
+        reason = str(problem).removeprefix(f"cannot read {name}: ")
+        raise UnreadablePicture(name, f"cannot be read: {reason}", str(problem)) from problem
+    return decode_picture(encoded, name, max_pixels=max_pixels)
+
+
+def decode_picture(encoded: bytes, name: str, *, max_pixels: int = MAX_PICTURE_PIXELS) -> NDArray[np.uint8]:
+    """Decode a JPEG or PNG to `(H, W, 3)` uint8 BGR; `name` is that of the picture in messages.
+
+    The size is read from the header, before memory is taken. A JPEG is damaged where its decoder notices it:
+    a code that does not exist, data that end early or are left over. Damage that gives valid codes of the
+    same number cannot be noticed. A PNG has checksums.
+
+    UnreadablePicture: another format, cut off, damaged, or larger than `max_pixels`.
+    """
+    try:
+        found = examine(encoded)
+        _check_size(found, max_pixels)
+        return _decode_jpeg(found) if found.is_jpeg else _decode_png(found)
+    except Flaw as flaw:
+        raise UnreadablePicture(name, str(flaw)) from None
+
+
+def _check_size(found: PictureFile, max_pixels: int) -> None:
+    if found.pixels > max_pixels:
+        raise Flaw(f"has {found.width} x {found.height} pixels, more than {max_pixels:,}; crop or scale it")
+
+
+def _decode_png(found: PictureFile) -> NDArray[np.uint8]:
+    check_pixels(found)
+    return _decode_by_opencv(found.data)
+
+
+def _decode_jpeg(found: PictureFile) -> NDArray[np.uint8]:
+    colours = "CMYK" if found.colours == 4 else "BGR"
+    try:
+        picture, data = _decode_strictly(found.data, colours), found.data
+    except ValueError as problem:
+        left = _LEFT_OVER.fullmatch(str(problem))
+        padding = padding_before_end(found.data) if left else 0
+        # Some encoders pad the end. Where zeros stand for lost data, the decoder uses some of them up first.
+        if left is None or not int(left[1]) <= padding <= int(left[1]) + _READ_AHEAD_BYTES:
+            raise Flaw(f"is damaged: {problem}") from None
+        data = found.data[: -2 - padding] + found.data[-2:]
+        try:
+            picture = _decode_strictly(data, colours)
+        except ValueError as further:
+            raise Flaw(f"is damaged: {further}") from None
+    return _decode_by_opencv(data) if found.is_turned or picture.shape[2] != 3 else picture
+
+
+def _decode_strictly(data: bytes, colours: str) -> NDArray[np.uint8]:
+    """Decode by libjpeg; ValueError at its first warning."""
+    import simplejpeg
+
+    picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours)
+    return picture
+
+
+def _decode_by_opencv(data: bytes) -> NDArray[np.uint8]:
     import cv2
     import numpy as np
 
     try:
-        encoded = Path(path).read_bytes()
-    except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
-    if _cut_off(encoded):
-        raise InputError(f"cannot read {path}: the file is cut off") from ValueError("is cut off")
-    try:
-        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
-    except cv2.error:  # e.g. a size beyond the limits of OpenCV
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
         picture = None
     if picture is None:
-        raise InputError(f"cannot read {path}: it is not a picture") from ValueError("cannot be decoded")
+        raise Flaw("cannot be decoded")
     return np.asarray(picture, np.uint8)
-
-
-def _cut_off(encoded: bytes) -> bool:
-    """Whether a JPEG or PNG has no end marker; some cameras append a few bytes after it."""
-    tail = encoded[-1024:]
-    if encoded.startswith(b"\xff\xd8"):
-        return b"\xff\xd9" not in tail
-    return encoded.startswith(b"\x89PNG") and b"IEND" not in tail

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.files import read_text
+from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import PICTURE_SUFFIXES, CropName, parse_crop_name, read_picture
 
 JUNK = -1
@@ -211,8 +212,8 @@ class MarketDataset:
         for crop in self.crops:
             try:
                 read_picture(crop.path)
-            except InputError as problem:
-                yield Problem(crop.path, str(problem.__cause__ or problem))
+            except UnreadablePicture as problem:
+                yield Problem(crop.path, problem.reason)
             else:
                 yield None
 

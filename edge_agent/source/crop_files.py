@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.core import sqlite
+from edge_agent.core.errors import InputError
+from edge_agent.core.files import native_path
 from edge_agent.core.pictures import PICTURE_SUFFIXES
 
 MAX_LISTED = 4096
@@ -150,15 +152,15 @@ class CropLedger:
             with self._connected() as database:
                 rows = database.execute(
                     f"SELECT name, size, modified_ns FROM crops WHERE name IN ({marks})",  # noqa: S608 - marks
-                    [file.name for file in chunk],
+                    [_key(file.name) for file in chunk],
                 ).fetchall()
             known = {name: (size, modified_ns) for name, size, modified_ns in rows}
-            yield from (file for file in chunk if known.get(file.name) != (file.size, file.modified_ns))
+            yield from (file for file in chunk if known.get(_key(file.name)) != (file.size, file.modified_ns))
 
     def record(self, files: Iterable[CropFile], outcome: str) -> None:
         """Store the outcome of `files` in one transaction."""
         now = time.time()
-        rows = [(file.name, file.size, file.modified_ns, outcome, now) for file in files]
+        rows = [(_key(file.name), file.size, file.modified_ns, outcome, now) for file in files]
         with self._connected() as database, sqlite.transaction(database):
             database.executemany("INSERT OR REPLACE INTO crops VALUES (?, ?, ?, ?, ?)", rows)
 
@@ -166,12 +168,12 @@ class CropLedger:
         """The crops that were acknowledged."""
         with self._connected() as database:
             rows = database.execute("SELECT modified_ns, name, size FROM crops WHERE outcome = 'read'")
-            return [CropFile(*row) for row in rows.fetchall()]
+            return [CropFile(modified_ns, _name(key), size) for modified_ns, key, size in rows.fetchall()]
 
     def forget(self, files: Iterable[CropFile]) -> None:
         """Remove `files` from the record."""
         with self._connected() as database, sqlite.transaction(database):
-            database.executemany("DELETE FROM crops WHERE name = ?", [(file.name,) for file in files])
+            database.executemany("DELETE FROM crops WHERE name = ?", [(_key(file.name),) for file in files])
 
     def prune(self, folder: Path) -> None:
         """Remove the records of files that are no longer in the folder, to bound the size of the record.
@@ -181,7 +183,9 @@ class CropLedger:
         with self._connected() as database:
             database.execute("CREATE TEMP TABLE there (name TEXT PRIMARY KEY) WITHOUT ROWID")
             with contextlib.suppress(OSError), os.scandir(folder) as entries:
-                database.executemany("INSERT INTO there VALUES (?)", ((entry.name,) for entry in entries))
+                database.executemany(
+                    "INSERT INTO there VALUES (?)", ((_key(entry.name),) for entry in entries)
+                )
             query = "SELECT total(name NOT IN (SELECT name FROM there)), count(*) FROM crops"
             [(gone, total)] = database.execute(query).fetchall()
             if 0 < gone < total:
@@ -199,3 +203,15 @@ class CropLedger:
                 return
             with contextlib.closing(self._connect()) as own:
                 yield own
+
+
+def _key(name: str) -> str | bytes:
+    """The name of a file in the record, the same in every locale: text, or bytes that are not UTF-8."""
+    try:
+        return native_path(name)
+    except InputError:
+        return os.fsencode(name)
+
+
+def _name(key: str | bytes) -> str:
+    return os.fsdecode(key.encode() if isinstance(key, str) else key)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from edge_agent.core.errors import InputError, MissingFile
-from edge_agent.core.files import read_file, shown
+from edge_agent.core.files import native_path, read_file, shown
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.core.timing import LATEST_TIME
 from edge_agent.source.boxes import LARGEST_NUMBER, Box, Time, WholeNumber, decode
@@ -73,6 +73,10 @@ class CropDescriber:
         Raises:
             UnusableCrop: there is none, or it makes no sense.
         """
+        try:
+            native_path(file.name)  # messages, and the files that later steps write, need text
+        except InputError:
+            raise UnusableCrop("its name is not UTF-8 text; rename it", final=True) from None
         sidecar = (self._folder / file.name).with_suffix(".json")
         try:
             text = read_file(sidecar, _MAX_JSON_BYTES)

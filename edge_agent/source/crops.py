@@ -26,6 +26,7 @@ import itertools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,10 @@ from typing import Any
 import numpy as np
 import structlog
 
-from edge_agent.core.errors import InputError, SourceError, SourceLost, StorageError
-from edge_agent.core.pictures import read_picture
+from edge_agent.core.errors import SourceError, SourceLost, StorageError
+from edge_agent.core.files import shown
+from edge_agent.core.picture_files import UnreadablePicture
+from edge_agent.core.pictures import MAX_CROP_PIXELS, read_picture
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
 from edge_agent.source import crop_files
 from edge_agent.source.crop_files import CropFile, CropLedger, FolderScan, crop_file
@@ -49,6 +52,10 @@ _PATIENCE_SECONDS = 10.0
 """An incomplete crop, or one without metadata, is refused when it has not become complete after this time."""
 MAX_IN_FLIGHT = 64
 """Batches delivered and not acknowledged; more are held back, since their pictures stay in memory."""
+MAX_BYTES_IN_FLIGHT = 256 << 20
+"""The same, by the size of their pictures."""
+MAX_BATCH_BYTES = 64 << 20
+"""Size of the pictures from which on a batch is complete."""
 MAX_CROPS = 128
 """Crops in one batch; a frame with more comes in several."""
 _MAX_PICTURE_BYTES = 16 << 20
@@ -98,6 +105,7 @@ class CropFolderSource:
         self._lock = threading.Lock()
         self._in_flight: dict[int, tuple[CropBatch, list[CropFile]]] = {}
         self._files_in_flight: set[CropFile] = set()
+        self._bytes_in_flight = 0
 
     def frames(self) -> Generator[CropBatch | None, None, None]:
         """Batches in order of time as far as they are present; None while nothing is new.
@@ -138,6 +146,7 @@ class CropFolderSource:
             self._ledger.record(files, "read")
             del self._in_flight[id(batch)]
             self._files_in_flight.difference_update(files)
+            self._bytes_in_flight -= _bytes_of(batch.images)
         if self._options.delete:
             for file in files:
                 self._remove(file)
@@ -238,19 +247,21 @@ class CropFolderSource:
             with self._refusing(file, scan):
                 crops.append(self._describer.describe(file))
         for group in by_frame(crops):
-            members = iter(group)
-            while part := list(itertools.islice(members, MAX_CROPS)):
-                while len(self._in_flight) >= MAX_IN_FLIGHT:
+            waiting = deque(group)
+            while waiting:
+                while len(self._in_flight) >= MAX_IN_FLIGHT or self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT:
                     time.sleep(_HEARTBEAT_SECONDS / 10)
                     yield None
-                batch = self._read(part, scan)
+                batch = self._read(waiting, scan)
                 if batch is not None:
                     yield batch
 
-    def _read(self, crops: list[Crop], scan: FolderScan) -> CropBatch | None:
-        """Decode one group of crops and mark it as in flight; None where none can be decoded."""
-        images, kept = [], []
-        for crop in crops:
+    def _read(self, waiting: deque[Crop], scan: FolderScan) -> CropBatch | None:
+        """Decode the next crops of one frame and mark them as in flight; None where none can be decoded."""
+        images: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+        kept: list[Crop] = []
+        while waiting and len(kept) < MAX_CROPS and _bytes_of(images) < MAX_BATCH_BYTES:
+            crop = waiting.popleft()
             with self._refusing(crop.file, scan):
                 images.append(self._decode(crop.file))
                 kept.append(crop)
@@ -271,15 +282,16 @@ class CropFolderSource:
         with self._lock:
             self._in_flight[id(batch)] = (batch, files)
             self._files_in_flight.update(files)
+            self._bytes_in_flight += _bytes_of(images)
         return batch
 
     def _decode(self, file: CropFile) -> np.ndarray[Any, np.dtype[np.uint8]]:
         if file.size > _MAX_PICTURE_BYTES:
             raise UnusableCrop(f"{file.size} bytes are no person crop", final=True)
         try:
-            return read_picture(self.folder / file.name)
-        except InputError as problem:
-            raise UnusableCrop(str(problem.__cause__ or problem)) from problem
+            return read_picture(self.folder / file.name, max_pixels=MAX_CROP_PIXELS)
+        except UnreadablePicture as problem:
+            raise UnusableCrop(problem.reason) from problem
 
     @contextlib.contextmanager
     def _refusing(self, file: CropFile, scan: FolderScan) -> Iterator[None]:
@@ -291,7 +303,7 @@ class CropFolderSource:
                 scan.unfinished = True
                 return
             self._ledger.record([file], f"refused: {problem}")
-            _log.warning("crop_refused", camera=self.id, file=file.name, reason=str(problem))
+            _log.warning("crop_refused", camera=self.id, file=shown(file.name), reason=str(problem))
 
     def _remove(self, file: CropFile) -> None:
         """Delete an acknowledged picture and its JSON file; what cannot be deleted stays in the record."""
@@ -304,4 +316,8 @@ class CropFolderSource:
         except FileNotFoundError:  # erased meanwhile
             return
         except OSError as problem:
-            _log.warning("crop_not_deleted", camera=self.id, file=file.name, reason=problem.strerror)
+            _log.warning("crop_not_deleted", camera=self.id, file=shown(file.name), reason=problem.strerror)
+
+
+def _bytes_of(images: Iterable[np.ndarray[Any, np.dtype[np.uint8]]]) -> int:
+    return sum(image.nbytes for image in images)

@@ -162,8 +162,8 @@ def test_enrol_refuses_pictures_that_do_not_show_one_person(tmp_path: Path) -> N
     (tmp_path / "text.jpg").write_text("hello")
     wide = person(tmp_path / "wide.png", 1, height=60, width=200)
     for picture, reason in (
-        ("none.jpg", "no such file"),
-        ("text.jpg", "not a readable picture"),
+        ("none.jpg", "No such file"),
+        ("text.jpg", "not a JPEG or PNG picture"),
         ("wide.png", "--force"),
     ):
         with pytest.raises(InputError, match=reason):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.manifest import FileRecord, Manifest
+from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import read_picture
 from edge_agent.engine.graph.prepared import PreprocessProfile
 from edge_agent.offline.dataset import JUNK, Crop, MarketDataset, Split
@@ -208,8 +209,8 @@ def _next_readable(waiting: deque[Crop], root: Path, replaced: list[Replaced]) -
         try:
             read_picture(crop.path)
             found = crop
-        except InputError as problem:
-            broken.append((_name(root, crop.path), str(problem.__cause__ or problem)))
+        except UnreadablePicture as problem:
+            broken.append((_name(root, crop.path), problem.reason))
     by = None if found is None else _name(root, found.path)
     replaced += [Replaced(name, reason, by) for name, reason in broken]
     return found

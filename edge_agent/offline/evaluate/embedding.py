@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError, NonFiniteEmbedding
 from edge_agent.core.loading import load
+from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import read_picture
 from edge_agent.core.structures import EngineInfo
 from edge_agent.embed.opening import open_embedder
@@ -98,8 +99,8 @@ def _decoded(paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | Problem]:
 def _read(path: Path) -> NDArray[np.uint8] | Problem:
     try:
         return read_picture(path)
-    except InputError as problem:
-        return Problem(path, str(problem.__cause__ or problem))
+    except UnreadablePicture as problem:
+        return Problem(path, problem.reason)
 
 
 class RawEmbedder:
