@@ -24,6 +24,7 @@ from edge_agent.agent.stages import (
 )
 from edge_agent.agent.status import log_context, status_document
 from edge_agent.agent.telemetry_loop import TelemetryLoop, save_site_scores
+from edge_agent.core.clock import Clock, TimeSource
 from edge_agent.core.config import Settings, changes, secrets_of
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
@@ -60,6 +61,8 @@ class Agent:
     supply: Supply | None = None
     reread: Callable[[], Settings] | None = None
     """Reads the settings again, for `reload_now`."""
+    system_time: TimeSource | None = None
+    """Replaces the clocks of this machine."""
     opened: threading.Event = field(default_factory=threading.Event)
     """Set when everything is open, or could not be opened."""
     stages: Stages | None = None
@@ -141,11 +144,12 @@ class Agent:
             tasks=self._tasks,
             reload=self.reload_now,
             stack=stack,
+            system_time=self.system_time,
         )
         self.stages = stages = opener.open(stop)
         stages.health.set("online")
         if stages.stale_calibration is not None:
-            _alert_stale_calibration(stages.stale_calibration, stages.publisher)
+            _alert_stale_calibration(stages.stale_calibration, stages.publisher, stages.clock)
         stages.sources.start_others(stages.health.on_status)
         import_scipy_in_background()
         return stages
@@ -159,6 +163,7 @@ class Agent:
             apply=pipeline.set_load,
             publish=stages.publisher.publish,
             note=stages.health.note,
+            label=stages.clock.label,
         )
         telemetry = self._telemetry = TelemetryLoop(
             lambda: self.settings, stages, pipeline, cooling, self._supervisor, self._started
@@ -254,7 +259,7 @@ class Agent:
         stages.identifier.thresholds.calibrated = None if calibration is None else calibration.threshold
 
 
-def _alert_stale_calibration(calibration: Calibration, publisher: AnyPublisher) -> None:
+def _alert_stale_calibration(calibration: Calibration, publisher: AnyPublisher, clock: Clock) -> None:
     """Publish that the active calibration is of another network: its precision and threshold are not used."""
     model = calibration.data["model"]
     message = (
@@ -263,7 +268,7 @@ def _alert_stale_calibration(calibration: Calibration, publisher: AnyPublisher) 
     )
     _log.warning("calibration_stale", calibration=calibration.name, model=model["name"])
     details = {"calibration": calibration.name}
-    publisher.publish(alert_event("calibration_stale", message, time=time.time(), details=details))
+    publisher.publish(alert_event("calibration_stale", message, time=clock.label(), details=details))
 
 
 def drain(publisher: AnyPublisher, stop: threading.Event) -> None:

@@ -17,6 +17,7 @@ from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
+from edge_agent.core.clock import CLOCK_FILE, Clock, TimeSource
 from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.loading import state_folder
 from edge_agent.core.timing import Laps, process_age_s
@@ -66,6 +67,7 @@ class Supply:
 class Stages:
     """Everything that is open during a run."""
 
+    clock: Clock
     sources: SourceReaders
     embedder: Embedder
     detection: Detection
@@ -96,13 +98,15 @@ class StageOpener:
     reload: Callable[[], list[str]]
     """Reloads the settings; returns the keys that need a restart."""
     stack: ExitStack
+    system_time: TimeSource | None = None
+    """Replaces the clocks of this machine."""
     _laps: Laps = field(default_factory=Laps)
 
     def open(self, stop: threading.Event) -> Stages:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
         settings, stack = self.settings, self.stack
         state = state_folder(settings.state_dir)
-        self.supervisor.begin(state, stop)
+        clock = self._begin(state, stop)
         sources = open_sources(settings.sources, state) if self.supply is None else self.supply.sources
         enabled = [source for source in settings.sources if source.enabled]
         by_camera = {source.id: own for source, own in zip(sources, enabled, strict=True)}
@@ -115,7 +119,7 @@ class StageOpener:
         calibration = fitting_calibration(active, embedder.info)
         detection = self._detection(sources, by_camera)
         self._laps.lap("detector")
-        gallery = stack.enter_context(open_gallery(settings, embedder.info, owner=True))
+        gallery = stack.enter_context(open_gallery(settings, embedder.info, clock, owner=True))
         self._laps.lap("gallery")
         telemetry = stack.enter_context(Telemetry(settings.telemetry, state))
         reading = telemetry.read()
@@ -127,7 +131,7 @@ class StageOpener:
             for camera, own in by_camera.items()
         ]
         info = info_data(settings, embedder.info, detection.name, cameras, reading, calibration)
-        publisher, erasure = self._delivery(state, info, gallery, identifier, embedder, sources)
+        publisher, erasure = self._delivery(info, gallery, identifier, embedder, sources, clock)
         metrics = self._metrics(publisher, info)
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
@@ -136,6 +140,7 @@ class StageOpener:
         )  # fmt: skip
         self._laps.lap("delivery")
         stages = Stages(
+            clock=clock,
             sources=readers,
             embedder=embedder,
             detection=detection,
@@ -158,6 +163,13 @@ class StageOpener:
         self._announce(stages, info, reading)
         return stages
 
+    def _begin(self, state: Path, stop: threading.Event) -> Clock:
+        clock = Clock.open(state / CLOCK_FILE, self.system_time)
+        clock.check()
+        self.stack.callback(clock.save)
+        self.supervisor.begin(state, stop, clock)
+        return clock
+
     def _embedder(self, state: Path, calibration: Calibration | None) -> Embedder:
         with self.supervisor.opening("the network"):
             embedder = open_embedder(
@@ -179,12 +191,12 @@ class StageOpener:
 
     def _delivery(
         self,
-        state: Path,
         info: InfoData,
         gallery: Gallery,
         identifier: Identifier,
         embedder: Embedder,
         sources: Sequence[Source],
+        clock: Clock,
     ) -> tuple[AnyPublisher, Erasure]:
         settings, stack = self.settings, self.stack
         outbox = None if settings.mqtt.broker is None else stack.enter_context(make_outbox(settings))
@@ -198,7 +210,7 @@ class StageOpener:
             erasure=erasure,
             reload=self.reload,
             delivery=lambda: publisher.counters,
-            state=state,
+            state=settings.state_dir,
         )
         publisher = open_publisher(
             settings.mqtt,
@@ -207,6 +219,7 @@ class StageOpener:
             events=self.outputs.events,
             outbox=outbox,
             commands=open_commands(settings.mqtt, handlers.table(), stack),
+            clock=clock,
             stack=stack,
         )
         return publisher, erasure

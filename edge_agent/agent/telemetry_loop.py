@@ -1,4 +1,4 @@
-"""The slow thread: telemetry, expiry of identities, and saving the site's scores."""
+"""The slow thread: telemetry, the clock, expiry of identities, and saving the site's scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from edge_agent.agent.clock_watch import ClockWatch
 from edge_agent.core.errors import EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
 from edge_agent.core.heartbeat import Heartbeat
@@ -51,6 +52,10 @@ class TelemetryLoop:
     """Time, crops and frames by camera at the previous telemetry, for the rates."""
     _saved: float = field(default_factory=time.monotonic)
     _throttled: bool = False
+    _clock_watch: ClockWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._clock_watch = ClockWatch(self.stages, self.stages.health.note)
 
     def __enter__(self) -> TelemetryLoop:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -68,6 +73,7 @@ class TelemetryLoop:
             last = self._stop.is_set()
             self.heartbeat.working("read sensors")
             try:
+                self._clock_watch.check()
                 self._publish()
                 self._maintain()
             except EdgeAgentError as error:
@@ -89,7 +95,7 @@ class TelemetryLoop:
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
             self._saved = time.monotonic()
             save_site_scores(self.stages.identifier)
-            expired = self.stages.gallery.retention.expire(time.time())
+            expired = self.stages.gallery.retention.expire()
             if expired:
                 _log.info("identities_expired", people=len(expired))
                 audit.record(self.settings().state_dir, "expire", "agent", people=len(expired))
@@ -104,8 +110,9 @@ class TelemetryLoop:
         reasons = ", ".join(reading.throttle_reasons)
         change = f"limits its clocks ({reasons})" if throttled else "no longer limits its clocks"
         details = {"reasons": reasons or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c}
+        now = self.stages.clock.label()
         alert = alert_event(
-            "thermal_throttle", f"the board {change}", active=throttled, time=time.time(), details=details
+            "thermal_throttle", f"the board {change}", active=throttled, time=now, details=details
         )
         self.stages.publisher.publish(alert)
 

@@ -190,6 +190,7 @@ def import_people(
     as_json: JsonOption = False,
 ) -> None:
     """Add the identities of an archive whose ids are not in the gallery yet."""
+    from edge_agent.core.clock import CLOCK_FILE, Clock
     from edge_agent.core.encryption import database_key
     from edge_agent.core.errors import InputError
     from edge_agent.gallery.archive import import_archive, read_archive
@@ -200,14 +201,15 @@ def import_people(
     found = read_archive(file)  # all of it, before a gallery is made
     space, dimension, people = found.space, found.dimension, len(found.people)
     del found
+    clock = Clock.existing(settings.state_dir / CLOCK_FILE)
     if path.is_file():
-        gallery = Gallery.existing(path, key=key)
+        gallery = Gallery.existing(path, key=key, clock=clock)
     elif people > settings.gallery.capacity:
         raise InputError(
             f"{file} has {people} identities; set gallery.capacity, {settings.gallery.capacity}, higher"
         )
     else:
-        gallery = Gallery(path, settings.gallery, space=space, dimension=dimension, key=key)
+        gallery = Gallery(path, settings.gallery, space=space, dimension=dimension, key=key, clock=clock)
     with gallery:
         done = import_archive(gallery, file)
     text = f"{done.added} added, {done.skipped} already in the gallery"
@@ -238,6 +240,7 @@ def enrol(
 
     A picture that was enrolled before is replaced, so repeating the command changes nothing.
     """
+    from edge_agent.core.clock import CLOCK_FILE, Clock
     from edge_agent.core.loading import state_folder
     from edge_agent.embed.opening import open_embedder
     from edge_agent.engine.precision.calibration import current_calibration
@@ -249,7 +252,7 @@ def enrol(
     calibration = current_calibration(settings.engine, folder)
     with (
         open_embedder(settings.engine, settings.quality, folder, calibration) as embedder,
-        open_gallery(settings, embedder.info) as gallery,
+        open_gallery(settings, embedder.info, Clock.existing(folder / CLOCK_FILE)) as gallery,
     ):
         vectors = embedder.embed_images(pictures)
         person = _enrol(gallery, person_name, images, vectors, qualities)
@@ -260,10 +263,12 @@ def enrol(
 
 
 def _open(settings: Settings) -> Gallery:
+    from edge_agent.core.clock import CLOCK_FILE, Clock
     from edge_agent.core.encryption import database_key
     from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
-    return Gallery.existing(settings.state_dir / GALLERY_FILE, key=database_key(settings.storage))
+    state, key = settings.state_dir, database_key(settings.storage)
+    return Gallery.existing(state / GALLERY_FILE, key=key, clock=Clock.existing(state / CLOCK_FILE))
 
 
 def _audit(gallery: Gallery, action: str, **counts: int) -> None:

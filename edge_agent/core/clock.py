@@ -31,7 +31,6 @@ pass a `TimeSource` of their own.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import os
@@ -268,14 +267,18 @@ def duration(seconds: float) -> str:
 class Clock:
     """The clock of a state folder; any thread may call. Without a file it lives as long as the object."""
 
-    def __init__(self, system: TimeSource | None = None) -> None:
-        """Start a new axis that no file has."""
+    def __init__(self, system: TimeSource | None = None, *, path: Path | None = None) -> None:
+        """Continue the axis of a file; start a new one where there is no path, or no usable file."""
         self._system = system or SystemTime()
-        self._path: Path | None = None
+        self._path = path
         self._lock = threading.Lock()
         self._saved = -math.inf
+        known = None if path is None else _read(path)
+        self.is_new = known is None
+        """Whether no file has this axis yet."""
         wall = self._system.wall()
-        self._line = _Line(secrets.token_hex(8), self._system.boot, self._system.running(), 0.0, wall)
+        new = _Line(secrets.token_hex(8), self._system.boot, self._system.running(), 0.0, wall)
+        self._line = new if known is None else self._continued(known)
 
     @classmethod
     def open(cls, path: Path, system: TimeSource | None = None) -> Clock:
@@ -283,14 +286,16 @@ class Clock:
 
         A file that cannot be written is logged: this process then has a clock all the same.
         """
-        clock = cls(system)
-        clock._path = Path(path)
-        known = clock._read()
-        if known is None:
+        clock = cls(system, path=Path(path))
+        if clock.is_new:
             clock.save()
-        else:
-            clock._line = clock._continued(known)
         return clock
+
+    @classmethod
+    def existing(cls, path: Path, system: TimeSource | None = None) -> Clock | None:
+        """Return the clock of a file, for reading; None where there is none yet, or it is damaged."""
+        clock = cls(system, path=Path(path))
+        return None if clock.is_new else clock
 
     # --- instants -----------------------------------------------------------------------------------------
 
@@ -405,19 +410,6 @@ class Clock:
             line = _with_time_off(replace(line, confirmed=True))
         return line, relabelled
 
-    def _read(self) -> _Line | None:
-        """Return what the file contains; None where there is none, or it is damaged."""
-        assert self._path is not None  # `open` has set it
-        if not os.path.lexists(self._path):
-            return None
-        try:
-            return _Line.parse(read_json(self._path))
-        except (InputError, KeyError, TypeError, ValueError, RecursionError) as problem:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            _log.warning("clock_forgotten", path=str(self._path), error=str(problem))
-            return None
-
     def _continued(self, known: _Line) -> _Line:
         """Continue a stored line: in the same boot by running time, after a reboot from where it ended."""
         running, wall = self._system.running(), self._system.wall()
@@ -441,6 +433,17 @@ class Clock:
             stepped=None,
             mark=mark,
         )
+
+
+def _read(path: Path) -> _Line | None:
+    """Return what a file contains; None where there is none, or it is damaged."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        return _Line.parse(read_json(path))
+    except (InputError, KeyError, TypeError, ValueError) as problem:
+        _log.warning("clock_forgotten", path=str(path), error=str(problem))
+        return None
 
 
 def _is_acceptable(line: _Line, wall: float, *, synchronised: bool) -> bool:

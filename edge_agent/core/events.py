@@ -34,6 +34,17 @@ NUMBERED = frozenset({"identity", "gap", "alert"})
 """Kinds of data that go through the outbox and have a `seq`."""
 
 
+_UNCERTAIN = (
+    "True when the clock of the device was not synchronised, or had stepped: the times of this event may be"
+    " wrong, and their order with those of others."
+)
+
+
+def _uncertain() -> Any:  # noqa: ANN401 - as `about`
+    """Declare the mark of times that may be wrong; `deliver.local.Origin` sets it."""
+    return about(_UNCERTAIN, default=False)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSummary:
     """State of the device at the time of the event; null for unknown values."""
@@ -108,6 +119,7 @@ class IdentityData:
         "Milliseconds spent per stage; `total` is from capture to decision.", "ms"
     )
     device: DeviceSummary = about("State of the device at the time of the decision.", default=DeviceSummary)
+    time_uncertain: bool = _uncertain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,7 @@ class StatusData:
     since: Time = about("When this state began.")
     reason: str = about("Reason as text; empty without a problem.", default="")
     version: str = about("Version of the agent.", default="")
+    time_uncertain: bool = _uncertain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +176,7 @@ class CameraStatusData:
     )
     since: Time = about("When this state began.")
     reason: str = about("Reason as text.", default="")
+    time_uncertain: bool = _uncertain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +199,7 @@ class GapData:
     )
     ranges: tuple[NumberRange, ...] = about("Ranges of numbers, ascending.")
     count: int = about("Count of numbers in all ranges.", minimum=1)
+    time_uncertain: bool = _uncertain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +211,7 @@ class AlertData:
     message: str = about("What happened and how to respond, as text.")
     active: bool = about("False when the condition is over.", default=True)
     details: dict[str, str | int | float | bool | None] = entries("Details by name.")
+    time_uncertain: bool = _uncertain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +227,7 @@ class CommandResultData:
     )
     error: str | None = value("What is wrong and how to correct it; null when ok.")
     data: dict[str, Any] | None = value("Result data.")
+    time_uncertain: bool = _uncertain()
 
 
 DATA_TYPES: Mapping[str, type] = types.MappingProxyType(

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import structlog
 
 from edge_agent import __version__
+from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
 from edge_agent.core.errors import DiskFull, StorageError
 from edge_agent.core.events import Event, StatusData, new_event
@@ -91,25 +92,32 @@ class EventFile:
 
 
 class Origin:
-    """Adds source and session to events, and copies numbered ones to the events file, if there is one."""
+    """Adds source and session to events, and copies numbered ones to the events file, if there is one.
 
-    def __init__(self, topics: Topics, session: str, event_file: EventFile | None) -> None:
+    Their times are labels of `clock`, and marked while it is uncertain.
+    """
+
+    def __init__(self, topics: Topics, session: str, event_file: EventFile | None, clock: Clock) -> None:
         self.topics = topics
+        self.clock = clock
         self._session = session
         self._event_file = event_file
         self._file_failing = False
 
     def stamp(self, event: Event) -> Event:
-        """Return the event with source and session."""
-        return replace(event, source=self.topics.root, session=self._session)
+        """Return the event with source and session, and the mark of uncertain times."""
+        data = event.data
+        if hasattr(data, "time_uncertain") and self.clock.uncertain:
+            data = replace(data, time_uncertain=True)
+        return replace(event, source=self.topics.root, session=self._session, data=data)
 
     def message(self, kind: str, data: object) -> bytes:
         """Return the message of a new event without number."""
-        return encode(self.stamp(new_event(kind, data, time=time.time())))
+        return encode(self.stamp(new_event(kind, data, time=self.clock.label())))
 
     def status(self, state: State, reason: str, since: float | None = None) -> bytes:
         """Return a status message; `since` is now by default."""
-        return self.message("status", StatusData(state, since or time.time(), reason, __version__))
+        return self.message("status", StatusData(state, since or self.clock.label(), reason, __version__))
 
     def copy_to_file(self, message: bytes) -> None:
         """Write a message to the events file; log the first of several failures."""

@@ -46,6 +46,7 @@ from edge_agent.deliver.storage import numbered
 from edge_agent.deliver.topics import Topics
 
 if TYPE_CHECKING:
+    from edge_agent.core.clock import Clock
     from edge_agent.core.config import MqttSettings
     from edge_agent.deliver.commands import CommandDesk
 
@@ -63,15 +64,16 @@ def open_publisher(
     events: Path | None,
     outbox: Outbox | None,
     commands: CommandDesk | None,
+    clock: Clock,
     stack: contextlib.ExitStack,
 ) -> AnyPublisher:
     """Start delivery to the broker, if one is set, and to the events file.
 
     The arguments are those of `Publisher`; `events` is the path of the events file, `session` the id of this
-    run. `stack` closes the publisher, then the events file.
+    run, `clock` labels them. `stack` closes the publisher, then the events file.
     """
     file = stack.enter_context(EventFile(events)) if events is not None else None
-    origin = Origin(Topics(settings.site, settings.device), session, file)
+    origin = Origin(Topics(settings.site, settings.device), session, file, clock)
     if settings.broker is None or outbox is None:
         return stack.enter_context(LocalPublisher(origin))
     publisher = Publisher(settings, origin, outbox=outbox, info=info, commands=commands)
@@ -111,7 +113,7 @@ class Publisher:
     def __enter__(self) -> Publisher:
         if self._outbox.set_aside is not None:
             text = f"the outbox was damaged; see {self._outbox.set_aside}"
-            self.publish(alert_event("outbox_damaged", text, time=time.time()))
+            self.publish(alert_event("outbox_damaged", text, time=self._origin.clock.label()))
         try:
             self._outbox.requeue_parked()
         except StorageError as problem:  # a full disk must not prevent the start
@@ -153,7 +155,7 @@ class Publisher:
             before = self._status
             if before is not None and before[:2] == (state, reason):
                 return
-            since = before[2] if before is not None and before[0] == state else time.time()
+            since = before[2] if before is not None and before[0] == state else self._origin.clock.label()
             self._status = (state, reason, since)
         self.set_retained(self._topics.status, self._origin.status(state, reason, since))
 

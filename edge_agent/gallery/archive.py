@@ -195,7 +195,7 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
             for person, vectors in zip(archive.people, np.split(archive.vectors, ends), strict=False)
             if rows.number_of(person.id) is None
         ]
-        gallery.retention.make_room(rows, len(new), now=gallery.retention.clock(), evict=False)
+        gallery.retention.make_room(rows, len(new), evict=False)
         for person, vectors in new:
             rows.require_free_name(person.name)
             number = rows.insert(**person.model_dump(exclude={"former_ids", "exemplars"}))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time as clock_module
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ from edge_agent.gallery.store import Store
 from edge_agent.gallery.sync import Facts, Space, SyncedFile
 
 if TYPE_CHECKING:
+    from edge_agent.core.clock import Clock
     from edge_agent.core.config import GallerySettings, Settings
     from edge_agent.core.structures import EngineInfo
 
@@ -59,30 +59,30 @@ class Gallery:
         dimension: int,
         owner: bool = False,
         key: bytes | None = None,
-        clock: Callable[[], float] = clock_module.time,
+        clock: Clock | None = None,
     ) -> None:
         """Describe the gallery of an embedding space of D = `dimension` numbers; nothing is opened yet.
 
         The file is created with mode 0600 if missing, its folder with 0700; `:memory:` is none. `key`
         encrypts it, see `edge_agent.core.encryption`. Only one live system may be its `owner`, whose sizes
-        and times to live are stored, and apply to all who open the file without owning it. `clock` gives Unix
-        seconds, for imports to erase expired identities; all else uses the times of calls.
+        and times to live are stored, and apply to all who open the file without owning it. Ages are
+        counted by `clock`; without one nobody expires. The times of calls are labels.
         """
         if dimension < 1:
             raise ValueError("dimension must be positive")
         self.space = space
         self.dimension = dimension
-        self.file = SyncedFile(None if str(path) == MEMORY else Path(path), Space(space, dimension), key)
-        self.retention = Retention(self.file, clock)
+        self.file = SyncedFile(
+            None if str(path) == MEMORY else Path(path), Space(space, dimension), key, clock
+        )
+        self.retention = Retention(self.file)
         self.builder = IndexBuilder(settings, self.file)
         self.facts = Facts(self.file)
         self._policy = Policy.of(settings)
         self._owner = owner
 
     @classmethod
-    def existing(
-        cls, path: Path, *, key: bytes | None = None, clock: Callable[[], float] = clock_module.time
-    ) -> Gallery:
+    def existing(cls, path: Path, *, key: bytes | None = None, clock: Clock | None = None) -> Gallery:
         """Describe the gallery of an existing file, with the space and settings that it contains."""
         from edge_agent.core.config import GallerySettings
 
@@ -186,7 +186,7 @@ class Gallery:
         label = None if name is None else checked_name(name)
         with self.file.changing() as content:
             content.require_free_name(label)
-            self.retention.make_room(content, 1, now=time)
+            self.retention.make_room(content, 1)
             number = content.insert(
                 id=new_id(), name=label, kind=kind, created=time, last_seen=time, sightings=1, ttl_s=None
             )
@@ -215,19 +215,19 @@ class Gallery:
             return content.remove_origin(number, origin)
 
     def touch(self, number: int, time: float, *, sighting: bool = True) -> None:
-        """Note that a person was seen at `time`, which postpones the expiry; `last_seen` never falls.
+        """Note that a person is seen now, which postpones the expiry, at the label `time`; it never falls.
 
         With `sighting`, one more is counted; not for a person who is still present.
         """
         with self.file.changing(durable=False) as content:
-            moved = "last_seen = max(last_seen, ?), sightings = sightings + ?"
-            content.update(number, moved, time, int(sighting))
+            moved = "last_seen = max(last_seen, ?), sightings = sightings + ?, seen = ?"
+            content.update(number, moved, time, int(sighting), content.ages.now())
 
     def merge(self, keep: int, absorb: int) -> Identity:
         """Combine two identities that are one person.
 
         `keep` stays, with its number and id; `get` and `forget` still find the person by the other's id.
-        Exemplars are offered in the order of their times, as in `add_exemplars`. The name and the time to
+        Exemplars are offered in the order of their storage, as in `add_exemplars`. The name and the time to
         live are those of `keep`, or else the other's; `enrolled` prevails over `auto`; sightings are added.
         """
         if keep == absorb:
@@ -329,7 +329,9 @@ class Gallery:
             )
 
 
-def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -> Gallery:
+def open_gallery(
+    settings: Settings, info: EngineInfo, clock: Clock | None = None, *, owner: bool = False
+) -> Gallery:
     """Describe the gallery of the state folder, for the embedding space of `info`; enter it to open it."""
     return Gallery(
         settings.state_dir / GALLERY_FILE,
@@ -338,4 +340,5 @@ def open_gallery(settings: Settings, info: EngineInfo, *, owner: bool = False) -
         dimension=info.dimension,
         owner=owner,
         key=database_key(settings.storage),
+        clock=clock,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from edge_agent.gallery.rows import Identity, Policy, Rows
 from edge_agent.gallery.sync import SyncedFile
 
 if TYPE_CHECKING:
+    from edge_agent.core.clock import Relabelled
     from edge_agent.core.config import GallerySettings
 
 _log = structlog.get_logger(__name__)
@@ -22,9 +22,8 @@ _log = structlog.get_logger(__name__)
 class Retention:
     """Expiry and capacity of a gallery; `evicted` counts identities erased for lack of capacity."""
 
-    def __init__(self, file: SyncedFile, clock: Callable[[], float]) -> None:
+    def __init__(self, file: SyncedFile) -> None:
         self._file = file
-        self.clock = clock
         self.evicted = 0
 
     def apply(self, settings: GallerySettings) -> None:
@@ -44,34 +43,40 @@ class Retention:
             rows.update(number, "ttl = ?", ttl_s)
             return rows.identity(number)
 
-    def expire(self, now: float) -> list[Identity]:
-        """Erase the identities whose `expires` is not after `now`; return what they were.
+    def expire(self) -> list[Identity]:
+        """Erase the identities that were not seen for their time to live; return what they were.
 
-        As thorough as `Gallery.forget`, but does not wait for another process that is reading the
-        write-ahead log: copies there then last until the next call that erases.
+        Nobody is erased while the clock of the gallery pauses, see `core.clock`. As thorough as
+        `Gallery.forget`, but pictures in crop folders stay, and it does not wait for another process that is
+        reading the write-ahead log: copies there then last until the next call that erases.
         """
         with self._file.reading() as rows:
-            if not rows.store.value("SELECT count(*) FROM identity WHERE expires <= ?", (now,)):
+            if not rows.expired():
                 return []
         with self._file.changing() as rows:
-            gone = self._erase_expired(rows, now)
+            gone = self._erase_expired(rows)
         rows.store.scrub(wait=False)
         return gone
 
-    def make_room(self, rows: Rows, wanted: int, *, now: float, evict: bool = True) -> None:
+    def relabel(self, change: Relabelled) -> None:
+        """Rebase the times that were noted in this boot, after a step of the wall clock was accepted."""
+        with self._file.changing() as rows:
+            rows.ages.relabel(change)
+
+    def make_room(self, rows: Rows, wanted: int, *, evict: bool = True) -> None:
         """Erase identities in the present transaction until `wanted` more fit.
 
-        First those that have expired by `now`, then, with `evict`, the longest unseen `auto` identities.
-        StorageError when too few may be erased.
+        First those that have expired, then, with `evict`, the longest unseen `auto` identities: by the order
+        of the sightings, which no step of the wall clock changes. StorageError when too few may be erased.
         """
         capacity = rows.policy.capacity
         missing = wanted - (capacity - len(self._file.revisions))
         if missing <= 0:
             return
-        missing -= len(self._erase_expired(rows, now))
+        missing -= len(self._erase_expired(rows))
         if missing <= 0:
             return
-        auto = "WHERE kind = 'auto' AND coalesce(ttl, 1) > 0 ORDER BY last_seen, number LIMIT ?"
+        auto = "WHERE kind = 'auto' AND coalesce(ttl, 1) > 0 ORDER BY seen, last_seen, number LIMIT ?"
         oldest = rows.identities(auto, missing) if evict else []
         if len(oldest) < missing:
             raise StorageError(
@@ -80,13 +85,13 @@ class Retention:
                 + "; raise its capacity, or forget some: edge-agent gallery forget WHO"
             )
         for person in oldest:
-            rows.erase(person)
+            rows.retire(person)
             _log.warning("identity_evicted", identity=person.id, last_seen=person.last_seen)
         self.evicted += len(oldest)
 
     @staticmethod
-    def _erase_expired(rows: Rows, now: float) -> list[Identity]:
-        expired = rows.identities("WHERE expires <= ?", now)
+    def _erase_expired(rows: Rows) -> list[Identity]:
+        expired = rows.expired()
         for person in expired:
-            rows.erase(person)
+            rows.retire(person)
         return expired

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
 from edge_agent.core.text import LONGEST_CELL, is_visible, visible
+from edge_agent.gallery.ages import Ages
 from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
+    from edge_agent.core.clock import Clock
     from edge_agent.core.config import GallerySettings
 
 Kind = Literal["auto", "enrolled"]
@@ -27,13 +29,14 @@ _DIGITS = 19
 """Numbers of identities have fewer digits than the largest of SQLite, 2^63 - 1."""
 _BATCH = 4096
 """Exemplars read at a time when the file is loaded."""
-_IDENTITY = (
-    "SELECT number, id, name, kind, created, last_seen, expires, ttl, "
-    "(SELECT count(*) FROM exemplar WHERE exemplar.number = identity.number), sightings FROM identity"
+_TTL = (
+    "CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN ttl ELSE"
+    " (SELECT value FROM meta WHERE key = CASE kind WHEN 'auto' THEN 'ttl_s' ELSE 'enrolled_ttl_s' END) END"
 )
-_SET_EXPIRY = (
-    "UPDATE identity SET expires = CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN last_seen + ttl"
-    " WHEN kind = 'auto' THEN last_seen + ? ELSE last_seen + ? END"
+"""Seconds from the last sighting to the expiry; NULL: never."""
+_IDENTITY = (
+    f"SELECT number, id, name, kind, created, last_seen, {_TTL}, ttl, "  # noqa: S608 - constants
+    "(SELECT count(*) FROM exemplar WHERE exemplar.number = identity.number), sightings, seen FROM identity"
 )
 
 
@@ -46,8 +49,8 @@ class Identity:
         id: opaque and random, the same wherever the identity is exported to.
         name: what the operator calls the person, unique in the gallery, or None.
         kind: `auto` identities may be evicted from a full gallery; each kind has its own time to live.
-        created, last_seen: when it was enrolled and last touched.
-        expires: when it will be erased, or None for never.
+        created, last_seen: when it was enrolled and last touched, by the time of recorded material; labels.
+        expires: when it will be erased, as far as the clock can tell, or None for never.
         ttl_s: its own time to live in seconds, 0.0 for ever; None: that of its kind.
         exemplars: number of embeddings.
         sightings: one for the enrolment, one for each touch that counts.
@@ -148,9 +151,10 @@ class Rows:
     `changed` are the identities whose exemplars the current transaction has changed or removed.
     """
 
-    def __init__(self, store: Store, dimension: int, policy: Policy) -> None:
+    def __init__(self, store: Store, dimension: int, policy: Policy, clock: Clock | None = None) -> None:
         self.store = store
         self.policy = policy
+        self.ages = Ages(store, clock)
         self.changed: set[int] = set()
         self._dimension = dimension
 
@@ -163,7 +167,24 @@ class Rows:
 
     def identities(self, condition: str = "ORDER BY number", *values: float) -> list[Identity]:
         """Return the identities that fulfil an SQL condition."""
-        return [Identity(*row) for row in self.store.rows(f"{_IDENTITY} {condition}", values)]
+        found = self.store.rows(f"{_IDENTITY} {condition}", values)
+        return [self._identity(row) for row in found]
+
+    def _identity(self, row: tuple[Any, ...]) -> Identity:
+        number, opaque, name, kind, created, last_seen, ttl_s, own_ttl_s, exemplars, sightings, seen = row
+        expires = None if ttl_s is None else self.ages.label(seen, last_seen) + ttl_s
+        return Identity(
+            number, opaque, name, kind, created, last_seen, expires, own_ttl_s, exemplars, sightings
+        )
+
+    def expired(self) -> list[Identity]:
+        """Return the identities that were not seen for their time to live, by the clock."""
+        found: list[Identity] = []
+        for (ttl_s,) in self.store.rows(f"SELECT DISTINCT {_TTL} FROM identity"):  # noqa: S608 - constants
+            before = None if ttl_s is None else self.ages.ago(ttl_s)
+            if before is not None:
+                found += self.identities(f"WHERE {_TTL} = ? AND seen <= ? ORDER BY number", ttl_s, before)
+        return found
 
     def find(self, key: int | str) -> Identity:
         """Return the identity with this number, id, former id, name, or number as text."""
@@ -200,26 +221,29 @@ class Rows:
             )
 
     def insert(self, **values: object) -> int:
-        """Add an identity (id, name, kind, created, last_seen, sightings, ttl_s); return its number."""
+        """Add an identity (id, name, kind, created, last_seen, sightings, ttl_s); return its number.
+
+        It was seen now, unless `seen` is given: an instant, see `gallery.ages`.
+        """
         number = self.store.run(
-            "INSERT INTO identity (id, name, kind, created, last_seen, sightings, ttl, revision) VALUES"
-            " (:id, :name, :kind, :created, :last_seen, :sightings, :ttl_s, random())",
-            values,
+            "INSERT INTO identity (id, name, kind, created, last_seen, sightings, ttl, revision, seen) VALUES"
+            " (:id, :name, :kind, :created, :last_seen, :sightings, :ttl_s, random(), :seen)",
+            {"seen": self.ages.now(), **values},
         ).lastrowid
         assert number is not None  # an INSERT that did not raise has a row id
-        self._set_expiry(number)
         return number
 
     def update(self, number: int, assignments: str, *values: object) -> None:
-        """Change columns of an identity, e.g. `name = ?`, and the expiry that follows from them."""
+        """Change columns of an identity, e.g. `name = ?`."""
         statement = f"UPDATE identity SET {assignments} WHERE number = ?"  # noqa: S608 - no values in it
         if not self.store.run(statement, (*values, number)).rowcount:
             raise _unknown(number)
-        self._set_expiry(number)
 
     def merge(self, keep: int, absorb: int) -> Identity:
         """Move everything of `absorb` to `keep`; see `Gallery.merge`."""
         kept, absorbed = self.identity(keep), self.identity(absorb)
+        latest = "SELECT max(seen) FROM identity WHERE number IN (?, ?)"
+        seen = self.store.value(latest, (keep, absorb))
         for table in ("exemplar", "former", "pictures"):
             self.store.run(f"UPDATE {table} SET number = ? WHERE number = ?", (keep, absorb))  # noqa: S608
         self.store.run("DELETE FROM identity WHERE number = ?", (absorb,))
@@ -228,18 +252,24 @@ class Rows:
         self._prune(keep)
         self.update(
             keep,
-            "name = ?, kind = ?, created = ?, last_seen = ?, sightings = ?, ttl = ?",
+            "name = ?, kind = ?, created = ?, last_seen = ?, sightings = ?, ttl = ?, seen = ?",
             kept.name or absorbed.name,
             "enrolled" if "enrolled" in {kept.kind, absorbed.kind} else "auto",
             min(kept.created, absorbed.created),
             max(kept.last_seen, absorbed.last_seen),
             kept.sightings + absorbed.sightings,
             kept.ttl_s if kept.ttl_s is not None else absorbed.ttl_s,
+            seen,
         )
         return self.identity(keep)
 
+    def retire(self, person: Identity) -> Erased:
+        """Delete an identity that nobody asked to forget; its pictures in crop folders stay."""
+        self.store.run("DELETE FROM pictures WHERE number = ?", (person.number,))
+        return self.erase(person)
+
     def erase(self, person: Identity) -> Erased:
-        """Delete an identity and everything that belongs to it."""
+        """Delete an identity and everything that belongs to it; its pictures are then to be deleted, too."""
         former = self.former_ids(person.number)
         size = self.store.value(
             "SELECT coalesce(sum(length(vector)), 0) FROM exemplar WHERE number = ?", (person.number,)
@@ -249,14 +279,9 @@ class Rows:
         return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
 
     def store_policy(self, policy: Policy) -> None:
-        """Store a policy and apply its times to live; the caller sets `policy` after the commit."""
+        """Store a policy; the caller sets `policy` after the commit."""
         for field, value in zip(fields(Policy), astuple(policy), strict=True):
             self.store.put_meta(field.name, value)
-        self.store.run(_SET_EXPIRY, (policy.ttl_s, policy.enrolled_ttl_s))
-
-    def _set_expiry(self, number: int) -> None:
-        times = self.policy.ttl_s, self.policy.enrolled_ttl_s
-        self.store.run(f"{_SET_EXPIRY} WHERE number = ?", (*times, number))
 
     def add_exemplars(self, number: int, vectors: Vectors, sources: Sequence[Source]) -> int:
         """Insert exemplars `(M, D)` and prune to the most diverse; return how many of these are kept."""
@@ -302,10 +327,10 @@ class Rows:
         self.changed.add(number)
 
     def _prune(self, number: int) -> None:
-        """Delete exemplars beyond `max_exemplars` by the rule of `diverse_rows`, in order of their times."""
+        """Delete exemplars beyond `max_exemplars` by the rule of `diverse_rows`, in order of storage."""
         self._mark(number)
         rows = self.store.rows(
-            "SELECT row, vector, quality FROM exemplar WHERE number = ? ORDER BY time, row", (number,)
+            "SELECT row, vector, quality FROM exemplar WHERE number = ? ORDER BY row", (number,)
         )
         most = self.policy.max_exemplars
         if len(rows) <= most:

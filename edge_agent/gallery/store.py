@@ -28,6 +28,8 @@ _PRAGMAS = {
     "journal_size_limit": "0",  # after a checkpoint the log takes no space
 }
 
+# `seen` is the instant of the last sighting, see `gallery.ages`; `created`, `last_seen` and `exemplar.time`
+# are labels for people. `expires` is for earlier versions, to which an upgrade may have to return.
 # `ttl` is an identity's own time to live in seconds, 0 for ever; NULL: that of its kind.
 # `pictures` are the tracks of crop folders that show a person. When the identity is erased, `number` becomes
 # NULL, and the pictures have to be deleted.
@@ -45,7 +47,8 @@ CREATE TABLE identity (
     expires REAL,
     ttl REAL,
     sightings INTEGER NOT NULL,
-    revision INTEGER NOT NULL
+    revision INTEGER NOT NULL,
+    seen REAL
 );
 CREATE INDEX identity_by_expiry ON identity (expires) WHERE expires IS NOT NULL;
 CREATE INDEX identity_by_age ON identity (kind, last_seen);
@@ -211,6 +214,8 @@ class Store:
         result = self.value("PRAGMA quick_check(1)") if check else "ok"
         if result != "ok":
             raise self.damage(str(result))
+        if not self._has_seen():
+            self._add_seen()
 
     def _migrate_layout_1(self) -> None:
         with self.change():
@@ -218,6 +223,15 @@ class Store:
                 return  # another process was faster
             self.run("ALTER TABLE identity ADD COLUMN ttl REAL")
             self._add_tables(_SINCE_LAYOUT_2)
+
+    def _has_seen(self) -> bool:
+        return bool(self.value("SELECT count(*) FROM pragma_table_info('identity') WHERE name = 'seen'"))
+
+    def _add_seen(self) -> None:
+        """Add a column that earlier versions ignore; so the layout is still theirs."""
+        with self.change():
+            if not self._has_seen():
+                self.run("ALTER TABLE identity ADD COLUMN seen REAL")
 
     def _create(self) -> None:
         with self.change():

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from edge_agent.core.sqlite import MEMORY
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.rows import Policy, Rows
 from edge_agent.gallery.store import Store
+
+if TYPE_CHECKING:
+    from edge_agent.core.clock import Clock
 
 _NAMED_CHANGES = 1000
 """Latest changes that `changes_since` can name."""
@@ -60,7 +63,9 @@ class SyncedFile:
     `revisions` has a number for each identity, which changes with its exemplars.
     """
 
-    def __init__(self, path: Path | None, space: Space, key: bytes | None) -> None:
+    def __init__(
+        self, path: Path | None, space: Space, key: bytes | None, clock: Clock | None = None
+    ) -> None:
         self.where = str(path or MEMORY)
         self.space = space
         self.lock = threading.RLock()
@@ -68,6 +73,7 @@ class SyncedFile:
         self.revisions: dict[int, int] = {}
         self._path = path
         self._key = key
+        self._clock = clock
         self._open_rows: Rows | None = None
         self._owner_lock = None if path is None else owner_lock(path)
         self._changes: deque[int] = deque(maxlen=_NAMED_CHANGES)
@@ -79,9 +85,11 @@ class SyncedFile:
     def open(self, policy: Policy, *, owner: bool) -> None:
         """Open the file and load the index; see `Gallery.__enter__`."""
         store = Store(self._path, key=self._key)
-        self._open_rows = Rows(store, self.space.dimension, policy)
+        self._open_rows = Rows(store, self.space.dimension, policy, self._clock)
         try:
             self._settle(self._open_rows, owner=owner)
+            if owner:
+                self._open_rows.ages.adopt()
             self._synchronise()
         except BaseException:
             self.close()

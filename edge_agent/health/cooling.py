@@ -41,6 +41,7 @@ def make_cooling(
     apply: Callable[[Load], None],
     publish: Callable[[Event], object],
     note: Callable[[str, str], None],
+    label: Callable[[], float],
 ) -> Cooling:
     """Make the governor thread of a run; not yet entered. Steps close cameras, never recordings.
 
@@ -58,6 +59,7 @@ def make_cooling(
         cameras=[reader for reader, _ in closable],
         apply=apply,
         publish=publish,
+        label=label,
         note=note,
     )
 
@@ -74,6 +76,7 @@ class Cooling:
         apply: limits the stages to a load.
         publish: receives alerts.
         note: called with a cause of degraded work and its reason; "" when it is over.
+        label: returns the time of an alert, Unix seconds.
     """
 
     settings: Callable[[], GovernorSettings]
@@ -83,6 +86,7 @@ class Cooling:
     apply: Callable[[Load], None]
     publish: Callable[[Event], object]
     note: Callable[[str, str], None]
+    label: Callable[[], float]
     verdict: Verdict = field(default_factory=lambda: Verdict("off", reason="not checked yet"))
     """The latest verdict, for any thread."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -162,7 +166,7 @@ class Cooling:
             message,
             severity=severity,
             active=bool(now.step) or now.state == "blind",
-            time=time.time(),
+            time=self.label(),
             details=details,
         )
 

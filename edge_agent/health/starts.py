@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from edge_agent.core.clock import Clock, boot_id
 from edge_agent.core.codec import from_wire
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, InputError
@@ -34,8 +34,6 @@ CRASHES = frozenset({"killed", "stuck", "failed"})
 """Ends that count as crashes. The others: `clean`, `stopped` (on request), `refused` (wrong setting, missing
 file, gallery of another model), `machine` (shut down or crashed)."""
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -43,6 +41,7 @@ class Run:
 
     `ended` (Unix seconds, as `began`) is None while it runs, or when it was killed. `how` is the kind of end,
     see `CRASHES`, or "" while it runs; `words` is the reason. `boot` is the boot id, "" on a machine without.
+    `instant` is when it began by the clock `axis`, see `core.clock`; None in files of earlier versions.
     """
 
     began: float
@@ -51,6 +50,8 @@ class Run:
     ended: float | None = None
     how: str = ""
     words: str = ""
+    instant: float | None = None
+    axis: str = ""
 
     @property
     def crashed(self) -> bool:
@@ -64,9 +65,10 @@ class Run:
 class Starts:
     """The file of runs, for the one agent that uses the state folder. A damaged file counts as empty."""
 
-    def __init__(self, path: Path, *, boot: str | None = None) -> None:
+    def __init__(self, path: Path, clock: Clock, *, boot: str | None = None) -> None:
         self._path = path
-        self._boot = _boot_id() if boot is None else boot
+        self._clock = clock
+        self._boot = boot_id() if boot is None else boot
         self._lock = threading.Lock()
         self.runs: list[Run] = []  # oldest first, this run last
 
@@ -78,7 +80,11 @@ class Starts:
     def begin(self) -> None:
         """Record the begin of this run, and find out how the previous one ended."""
         known = [self._closed(run) for run in self._read()]
-        self.runs = [*known[1 - KEPT :], Run(round(time.time(), 3), self._boot, os.getpid())]
+        clock = self._clock
+        this = Run(
+            round(clock.label(), 3), self._boot, os.getpid(), instant=round(clock.now(), 3), axis=clock.id
+        )
+        self.runs = [*known[1 - KEPT :], this]
         self._write()
 
     def stuck(self, reason: str) -> None:
@@ -91,14 +97,19 @@ class Starts:
         """Record the end of this run; only the first call counts."""
         with self._lock:
             if self.runs and not self.runs[-1].how:
-                self._replace_last(ended=round(time.time(), 3), how=how, words=reason)
+                self._replace_last(ended=round(self._clock.label(), 3), how=how, words=reason)
 
     def recent_crashes(self, window_s: float) -> list[Run]:
         """Return earlier runs that crashed and began within `window_s` before this one."""
         if not self.runs:
             return []
-        now = self.runs[-1].began
-        return [run for run in self.former if run.crashed and now - window_s <= run.began <= now]
+        this = self.runs[-1]
+        oldest = self._clock.ago(window_s + self._clock.age(this.instant or 0.0))
+        return [
+            run
+            for run in self.former
+            if run.crashed and run.axis == this.axis and run.instant is not None and run.instant >= oldest
+        ]
 
     def _closed(self, run: Run) -> Run:
         """Complete a run without end: it was killed, or ended with the machine."""
@@ -163,10 +174,3 @@ def pause_s(crashes: int, allowed: int) -> float:
     if crashes < allowed:
         return 0.0
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(crashes - allowed, 32))
-
-
-def _boot_id() -> str:
-    try:
-        return _BOOT.read_text().strip()
-    except OSError:
-        return ""

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from edge_agent import __version__
+from edge_agent.core.clock import Clock
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, EngineError, SpaceMismatch, StorageError
 from edge_agent.core.events import Event, alert_event
@@ -60,7 +61,9 @@ class Supervisor:
     notifier: Notifier = field(default_factory=Notifier.from_environment)
     session: str = ""
     describe: Callable[[], Mapping[str, Any]] = dict
-    _began: float = field(default_factory=time.time)
+    _clock: Clock = field(default_factory=Clock)
+    """Replaced by that of the state folder."""
+    _began: float = field(default_factory=time.monotonic)
     _task: str = "starting"
     _end: str = ""
     """How this run ends, once that is known."""
@@ -95,13 +98,16 @@ class Supervisor:
         self._calls.put(None)
         self.notifier.close()
 
-    def begin(self, state: Path, stop: threading.Event) -> None:
+    def begin(self, state: Path, stop: threading.Event, clock: Clock) -> None:
         """Open the status socket, read how earlier runs ended, and delay the start in a crash loop.
+
+        `clock` is that of the state folder.
 
         StorageError: another agent uses this state folder.
         """
+        self._clock = clock
         self._server = StatusServer(state / SOCKET_NAME, self._status).__enter__()
-        self._starts = Starts(state / STARTS_FILE)
+        self._starts = Starts(state / STARTS_FILE, clock)
         self._starts.begin()
         self._crash_loop = CrashLoop(self._starts, self.settings)
         if delay := self._crash_loop.delay_s():
@@ -251,7 +257,7 @@ class Supervisor:
     ) -> None:
         if self._publisher is not None:
             event = alert_event(
-                kind, message, severity=severity, active=active, time=time.time(), details=details
+                kind, message, severity=severity, active=active, time=self._clock.label(), details=details
             )
             self._calls.put(partial(self._publisher.publish, event))
 
@@ -271,12 +277,14 @@ class Supervisor:
         """Return the document that `edge-agent status` shows. Takes no lock that a stuck stage may hold."""
         crash_loop = self._crash_loop
         former = self._starts.former if self._starts is not None else ()
+        uptime_s, clock = time.monotonic() - self._began, self._clock.state()
         document: dict[str, Any] = {
             "version": __version__,
             "pid": os.getpid(),
             "session": self.session,
-            "started": self._began,
-            "uptime_s": round(time.time() - self._began, 1),
+            "started": round(clock.time - uptime_s, 3),
+            "uptime_s": round(uptime_s, 1),
+            "clock": {**asdict(clock), "text": str(clock)},
             "state": "stopping" if self._stopping else "starting",
             "reason": self._task,
             "ready": self._readiness.ready,

@@ -20,6 +20,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 from jsonschema import Draft202012Validator, ValidationError
 
+from edge_agent.core.clock import Clock
 from edge_agent.core.codec import envelope_schema
 from edge_agent.core.config import MqttSettings, OutboxSettings
 from edge_agent.core.events import (
@@ -204,7 +205,8 @@ def publishing(outbox: Outbox, url: str, **changes: Any) -> Iterator[Publisher]:
     keys = {key: changes.pop(key) for key in known & changes.keys()}
     settings = MqttSettings(**({"broker": url, "site": "lab", "device": "jx01", "keepalive_s": 5} | keys))
     topics = Topics(settings.site, settings.device)
-    origin = Origin(topics, changes.pop("session", "session-1"), changes.pop("event_file", None))
+    session, file = changes.pop("session", "session-1"), changes.pop("event_file", None)
+    origin = Origin(topics, session, file, changes.pop("clock", None) or Clock())
     with contextlib.ExitStack() as stack:
         for module, values in constants.items():
             stack.enter_context(mock.patch.multiple(module, **values))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from edge_agent.core.clock import Clock
 from edge_agent.core.codec import decode, encode, envelope_schema
 from edge_agent.core.errors import (
     BrokerRefused,
@@ -466,7 +467,7 @@ def test_without_broker_events_are_numbered_and_written(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with (
         EventFile(path) as file,
-        LocalPublisher(Origin(Topics("lab", "jx01"), "s", file)) as local,
+        LocalPublisher(Origin(Topics("lab", "jx01"), "s", file, Clock())) as local,
     ):
         assert [local.publish(identity(n)) for n in (1, 2, 3)] == [1, 2, 3]
         local.set_status("online")

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import structlog
 
+from edge_agent.core.clock import Clock
 from edge_agent.core.config import MqttSettings, OutboxSettings
 from edge_agent.deliver import connection, pacing, pump, sender
 from edge_agent.deliver.local import Origin
@@ -72,7 +73,7 @@ def main() -> None:
         cert_file=chosen.cert,
         key_file=chosen.key,
     )
-    origin = Origin(Topics("lab", "jx01"), chosen.session, None)
+    origin = Origin(Topics("lab", "jx01"), chosen.session, None, Clock())
     with (
         Outbox(chosen.state / "outbox.db", OutboxSettings()) as outbox,
         Publisher(settings, origin, outbox=outbox, info=lambda: INFO) as publisher,

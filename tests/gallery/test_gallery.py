@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sqlite3
 import threading
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edge_agent.core.clock import CLOCK_FILE, Clock
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import InputError, NonFiniteEmbedding, SpaceMismatch, StorageError
 from edge_agent.core.structures import Pictures
@@ -26,6 +26,7 @@ from edge_agent.gallery.archive import export_gallery, import_archive
 from edge_agent.gallery.erasure import PictureNotes
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.rows import diverse_rows
+from tests.hand_clock import TODAY, HandTime
 
 D = 16
 Vectors = NDArray[np.float32]
@@ -53,6 +54,16 @@ def open_gallery(path: Path | str, **changes: Any) -> Gallery:
     return Gallery(path, section(**changes), **({"space": "space-a", "dimension": D} | options))
 
 
+def open_aged(path: Path, machine: HandTime, **changes: Any) -> Gallery:
+    """Open as the agent does: with the clock of the folder."""
+    path.parent.mkdir(exist_ok=True)
+    options = {key: changes.pop(key) for key in ("space", "dimension") if key in changes}
+    clock = Clock.open(path.with_name(CLOCK_FILE), machine)
+    clock.check()
+    options = {"space": "space-a", "dimension": D, "owner": True, "clock": clock} | options
+    return Gallery(path, section(**changes), **options)
+
+
 def enrol(gallery: Gallery, vectors: Vectors, time: float = 100.0, **changes: Any) -> Identity:
     options: dict[str, Any] = {"origin": "t", "camera": "c", "time": time} | changes
     return gallery.enrol(vectors, options.pop("qualities", ones(len(vectors))), **options)
@@ -67,6 +78,11 @@ def path(tmp_path: Path) -> Path:
 def gallery(path: Path) -> Iterator[Gallery]:
     with open_gallery(path) as opened:
         yield opened
+
+
+@pytest.fixture
+def machine() -> HandTime:
+    return HandTime()
 
 
 def brute_force(gallery: Gallery, queries: Vectors) -> dict[int, NDArray[np.float64]]:
@@ -364,13 +380,17 @@ def test_forget_returns_what_it_erased(gallery: Gallery) -> None:
 # ---- expiry and capacity
 
 
-def test_unseen_identities_expire_unless_enrolled(path: Path) -> None:
-    with open_gallery(path, ttl_s=10) as gallery:
+def test_unseen_identities_expire_unless_enrolled(path: Path, machine: HandTime) -> None:
+    with open_aged(path, machine, ttl_s=10) as gallery:
         old, seen = enrol(gallery, unit(1, 1)), enrol(gallery, unit(1, 2))
         kept = enrol(gallery, unit(1, 3), kind="enrolled")
+        assert old.expires == TODAY + 10
+        machine.passes(5.0)
         gallery.touch(seen.number, 105.0)
-        assert gallery.retention.expire(109.9) == []
-        assert gallery.retention.expire(110.0) == [old]
+        machine.passes(4.9)
+        assert gallery.retention.expire() == []
+        machine.passes(0.2)
+        assert gallery.retention.expire() == [old]
         assert [person.number for person in gallery.identities()] == [seen.number, kept.number]
         assert_exact(gallery, unit(2))
 
@@ -390,7 +410,7 @@ def test_a_new_time_to_live_applies_to_existing_identities(path: Path) -> None:
         assert gallery.get(1).expires is None
 
 
-def test_time_to_live_by_kind_and_by_identity(path: Path) -> None:
+def test_time_to_live_by_kind_and_by_identity(path: Path, machine: HandTime) -> None:
     with open_gallery(path, ttl_s=10, enrolled_ttl_s=50, owner=True) as gallery:
         auto, brief, staying = (enrol(gallery, unit(1, seed)).number for seed in range(3))
         anna = enrol(gallery, unit(1, 3), kind="enrolled").number
@@ -408,7 +428,9 @@ def test_time_to_live_by_kind_and_by_identity(path: Path) -> None:
     with Gallery.existing(path) as command:
         assert command.stats().enrolled_ttl_s is None
         assert command.get(brief).ttl_s == 2.5
-        assert [gone.number for gone in command.retention.expire(115.0)] == [brief]
+    with open_aged(path, machine, ttl_s=10) as gallery:
+        machine.passes(5.0)
+        assert [gone.number for gone in gallery.retention.expire()] == [brief]
 
 
 def test_an_own_time_to_live_is_exported_and_prevents_eviction(tmp_path: Path) -> None:
@@ -425,7 +447,7 @@ def test_an_own_time_to_live_is_exported_and_prevents_eviction(tmp_path: Path) -
         assert there.get(kept.id).expires is None
 
 
-def test_pictures_of_erased_identities_stay_noted_until_removed(path: Path) -> None:
+def test_pictures_of_erased_identities_stay_noted_until_removed(path: Path, machine: HandTime) -> None:
     with open_gallery(path, ttl_s=10) as gallery:
         anna, berta, carla = (enrol(gallery, unit(1, seed)) for seed in range(3))
         pictures = PictureNotes(gallery.file)
@@ -437,7 +459,7 @@ def test_pictures_of_erased_identities_stay_noted_until_removed(path: Path) -> N
         gallery.merge(carla.number, berta.number)
         assert pictures.orphaned() == []
         gallery.forget(anna.number)
-    with open_gallery(path) as gallery:
+    with open_aged(path, machine) as gallery:
         pictures = PictureNotes(gallery.file)
         gone = pictures.orphaned()
         assert gone == [Pictures("hall", 7, 100.0, 200.0)]
@@ -447,11 +469,9 @@ def test_pictures_of_erased_identities_stay_noted_until_removed(path: Path) -> N
         pictures.removed(gone)
         assert pictures.orphaned() == []
         gallery.retention.apply(section(ttl_s=10))
-        gallery.retention.expire(1000.0)
-        assert {(one.track, one.until) for one in pictures.orphaned()} == {
-            (7, math.inf),
-            (8, math.inf),
-        }
+        machine.passes(20.0)
+        assert len(gallery.retention.expire()) == 1
+        assert pictures.orphaned() == []  # nobody asked for the deletion of what another program owns
 
 
 def test_a_full_gallery_evicts_the_longest_unseen_identity(path: Path) -> None:
@@ -468,11 +488,13 @@ def test_a_full_gallery_evicts_the_longest_unseen_identity(path: Path) -> None:
         assert_exact(gallery, unit(3))
 
 
-def test_expired_identities_are_erased_before_others_are_evicted(path: Path) -> None:
-    with open_gallery(path, capacity=2, ttl_s=10) as gallery:
-        enrol(gallery, unit(1, 1), time=0.0)
-        kept = enrol(gallery, unit(1, 2), time=95.0)
-        new = enrol(gallery, unit(1, 3), time=100.0)
+def test_expired_identities_are_erased_before_others_are_evicted(path: Path, machine: HandTime) -> None:
+    with open_aged(path, machine, capacity=2, ttl_s=10) as gallery:
+        enrol(gallery, unit(1, 1))
+        machine.passes(95.0)
+        kept = enrol(gallery, unit(1, 2))
+        machine.passes(5.0)
+        new = enrol(gallery, unit(1, 3))
         assert [p.number for p in gallery.identities()] == [kept.number, new.number]
         assert gallery.stats().evicted == 0
 
@@ -897,10 +919,12 @@ def test_any_sequence_of_calls_agrees_with_a_naive_model(
     folder = tmp_path / "model"
     shutil.rmtree(folder, ignore_errors=True)
     options: dict[str, Any] = {"dimension": 4, "max_exemplars": 5, "capacity": 6, "ttl_s": 12.0}
-    gallery = open_gallery(folder / "gallery.db", **options).__enter__()
+    machine = HandTime()
+    gallery = open_aged(folder / "gallery.db", machine, **options).__enter__()
     model: dict[int, dict[str, Any]] = {}
     try:
         for now, (verb, pick, count) in enumerate(script):
+            machine.true = TODAY + now
             number = sorted(model)[pick % len(model)] if model else None
             vectors, qualities = unit(count, 1000 * now + pick, 4), np.linspace(0, 1, count, dtype=np.float32)
             if verb == "enrol":
@@ -910,10 +934,10 @@ def test_any_sequence_of_calls_agrees_with_a_naive_model(
                 offer(model[person.number], vectors, qualities, f"o{pick % 3}", now)
             elif verb == "reopen":
                 gallery.__exit__(None, None, None)
-                gallery = open_gallery(folder / "gallery.db", **options).__enter__()
+                gallery = open_aged(folder / "gallery.db", machine, **options).__enter__()
             elif verb == "expire":
                 gone = [n for n, p in model.items() if p["name"] is None and p["seen"] + 12 <= now]
-                assert [p.number for p in gallery.retention.expire(float(now))] == sorted(gone)
+                assert [p.number for p in gallery.retention.expire()] == sorted(gone)
                 for lost in gone:
                     del model[lost]
             elif number is None:

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge_agent.core.clock import Clock
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import DiskFull, StorageError
 from edge_agent.gallery import Gallery
 from edge_agent.gallery.archive import export_gallery
+from tests.hand_clock import HandTime
 
 D = 64
 
@@ -215,9 +217,9 @@ def test_nothing_of_a_forgotten_person_remains_in_the_files(
         drawn = generator.normal(size=(rows, dimension)).astype(np.float32)
         return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
 
-    with Gallery(
-        tmp_path / "gallery.db", GallerySettings(max_exemplars=4), space="s", dimension=dimension
-    ) as gallery:
+    machine = HandTime()
+    options = {"space": "s", "dimension": dimension, "owner": True, "clock": Clock(machine)}
+    with Gallery(tmp_path / "gallery.db", GallerySettings(max_exemplars=4), **options) as gallery:
         for step in range(people):
             person = gallery.enrol(draw(3), np.ones(3), origin="t", camera="c", time=1.0)
             gallery.add_exemplars(person.number, draw(3), np.ones(3), origin="t", camera="c", time=1.0)
@@ -233,10 +235,10 @@ def test_nothing_of_a_forgotten_person_remains_in_the_files(
         content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         assert b"Name <1>" in content
         assert not [number for number in range(2, people, 3) if f"Name <{number}>".encode() in content]
-        assert_nothing_of_the_merged(gallery, tmp_path)
+        assert_nothing_of_the_merged(gallery, tmp_path, machine)
 
 
-def assert_nothing_of_the_merged(gallery: Gallery, folder: Path) -> None:
+def assert_nothing_of_the_merged(gallery: Gallery, folder: Path, machine: HandTime) -> None:
     """Exemplars that lost their place when two people became one, and those who expired, are gone too."""
     first, second = gallery.identities()[:2]
     before = np.concatenate([gallery.exemplars(first.number)[0], gallery.exemplars(second.number)[0]])
@@ -245,21 +247,24 @@ def assert_nothing_of_the_merged(gallery: Gallery, folder: Path) -> None:
     assert remains(folder, before) == 0
     gallery.retention.apply(GallerySettings(ttl_hours=1 / 3600))
     auto = [person for person in gallery.identities() if person.kind == "auto"]
+    machine.passes(2.0)
     vectors = np.concatenate([gallery.exemplars(person.number)[0] for person in auto])
-    assert [person.number for person in gallery.retention.expire(1e9)] == [person.number for person in auto]
+    assert [person.number for person in gallery.retention.expire()] == [person.number for person in auto]
     assert remains(folder, vectors) == 0
 
 
 def test_expire_does_not_wait_for_a_reader_of_the_log(tmp_path: Path) -> None:
-    path = tmp_path / "gallery.db"
-    with Gallery(path, GallerySettings(), space="s", dimension=D) as gallery:
+    path, machine = tmp_path / "gallery.db", HandTime()
+    clock = Clock(machine)
+    with Gallery(path, GallerySettings(), space="s", dimension=D, owner=True, clock=clock) as gallery:
         for seed in range(3):
             gallery.enrol(unit(2, seed), np.ones(2), origin="t", camera="c", time=1.0)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM identity").fetchall()
             gallery.retention.apply(GallerySettings(ttl_hours=1 / 3600))
-            assert len(gallery.retention.expire(1e9)) == 3  # does not wait
+            machine.passes(2.0)
+            assert len(gallery.retention.expire()) == 3  # does not wait
         gallery.enrol(unit(2, 9), np.ones(2), origin="t", camera="c", time=1e9)
         gallery.forget(4)
         assert remains(tmp_path, np.concatenate([unit(2, seed) for seed in (0, 1, 2, 9)])) == 0

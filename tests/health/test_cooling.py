@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,7 @@ def test_switching_it_off_opens_everything_again(hurried: None) -> None:
         apply=applied.append,
         publish=published.append,
         note=notes.__setitem__,
+        label=time.time,
     ) as cooling:
         wait_for("the last step", lambda: cooling.verdict.state == "exhausted")
         assert [camera.open for camera in cameras] == [False, True]

@@ -17,6 +17,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.core.clock import CLOCK_FILE, Clock
 from edge_agent.core.config import Settings, SupervisionSettings
 from edge_agent.core.errors import (
     ConfigError,
@@ -149,7 +150,7 @@ def test_a_library_that_keeps_pythons_lock_is_found_all_the_same() -> None:
 
 
 def begin(path: Path, boot: str = "b1") -> Starts:
-    starts = Starts(path, boot=boot)
+    starts = Starts(path, Clock.open(path.with_name(CLOCK_FILE)), boot=boot)
     starts.begin()
     return starts
 
@@ -365,7 +366,7 @@ def test_how_far_a_long_start_is_can_be_seen(tmp_path: Path, manager: Manager) -
         notifier=Notifier(manager.address),
     )
     with supervisor:
-        supervisor.begin(tmp_path, stop)
+        supervisor.begin(tmp_path, stop, Clock())
         with supervisor.opening("the engine"):
             assert read_status(tmp_path / "status.sock")["reason"] == "the engine"
             supervisor.progress("builds an engine: 40 %")
@@ -393,7 +394,7 @@ def test_how_an_end_by_an_error_is_recorded(tmp_path: Path, problem: BaseExcepti
 
     def run_and_fail() -> None:
         with Supervisor(settings=lambda: settings.supervision, note=lambda *_: None) as supervisor:
-            supervisor.begin(tmp_path, threading.Event())
+            supervisor.begin(tmp_path, threading.Event(), Clock())
             raise problem
 
     with pytest.raises(type(problem)):
