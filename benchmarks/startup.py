@@ -163,7 +163,7 @@ def parts(log: Path) -> dict[str, float] | None:
     """Return the agent's own record of its start."""
     for line in log.read_text().splitlines():
         if '"event": "started"' in line:
-            return json.loads(line.partition(">")[2]).get("seconds")
+            return json.loads(line).get("seconds")
     return None
 
 

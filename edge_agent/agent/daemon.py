@@ -22,13 +22,12 @@ from edge_agent.agent.stages import (
     fitting_calibration,
     import_scipy_in_background,
 )
-from edge_agent.agent.status import log_context, status_document
+from edge_agent.agent.status import configure_logs, status_document
 from edge_agent.agent.telemetry_loop import TelemetryLoop, save_site_scores
 from edge_agent.core.clock import Clock, TimeSource
-from edge_agent.core.config import Settings, changes, secrets_of
+from edge_agent.core.config import Settings, changes
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
-from edge_agent.core.logs import configure
 from edge_agent.engine.precision.calibration import Calibration, current_calibration
 from edge_agent.health.cooling import Cooling, make_cooling
 from edge_agent.health.governor import CHECK_INTERVAL_S
@@ -201,6 +200,8 @@ class Agent:
             engine_seconds=stages.embedder.engine.run_seconds,
             detector_seconds=stages.detection.network_seconds(),
             stage_seconds=dict(pipeline.counters.seconds),
+            dropped={reader.camera: reader.dropped for reader in stages.sources.readers},
+            refused=dict(stages.embedder.counters.refused),
             undelivered=stages.publisher.counters.outbox_rows,
         )
 
@@ -239,7 +240,7 @@ class Agent:
     def _apply(self, settings: Settings) -> None:
         """Apply reloaded settings; runs on the driving thread."""
         self.settings = settings
-        configure(settings.log_level, always=log_context(settings), secrets=secrets_of(settings))
+        configure_logs(settings)
         if self.stages is not None:
             self.stages.identifier.reload(settings.identify)
             self._apply_calibration(self.stages)

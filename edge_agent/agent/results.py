@@ -60,5 +60,9 @@ class Summary:
     """Time inside the detectors' networks."""
     stage_seconds: dict[str, float]
     """Time of the driving thread by stage."""
+    dropped: dict[str, int]
+    """Frames that were not processed in time, by camera."""
+    refused: dict[str, int]
+    """Crops that were not embedded, by reason."""
     undelivered: int
     """Events that the broker has not acknowledged."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__
 from edge_agent.core.codec import to_wire
-from edge_agent.core.config import fingerprint
+from edge_agent.core.config import fingerprint, secrets_of
 from edge_agent.core.events import CameraInfo, EngineData, InfoData, alert_event
+from edge_agent.core.logs import configure
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.engine import is_simulated
 
@@ -34,10 +35,15 @@ PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
 _DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
 
 
-def log_context(settings: Settings) -> dict[str, str]:
-    """Return the fields of every log line of a run: the engine, where it is simulated."""
+def configure_logs(settings: Settings) -> None:
+    """Configure the log of a run; every line names the engine where it is simulated."""
     backend = settings.engine.backend
-    return {"engine": backend} if is_simulated(backend) else {}
+    configure(
+        settings.log_level,
+        form=settings.log_format,
+        always={"engine": backend} if is_simulated(backend) else {},
+        secrets=secrets_of(settings),
+    )
 
 
 def info_data(

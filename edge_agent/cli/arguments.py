@@ -63,6 +63,7 @@ def overrides(
     broker: str | None = None,
     state: Path | None = None,
     target_fmr: float | None = None,
+    log_format: str | None = None,
     **engine: Any,  # noqa: ANN401 - keys of the section `engine`
 ) -> dict[str, Any]:
     """Return the given options as nested settings; `None` means not given, the broker `none` no broker."""
@@ -73,6 +74,7 @@ def overrides(
         "identify": {"target_fmr": target_fmr},
         "mqtt": {"broker": broker},
         "state_dir": state,
+        "log_format": log_format,
     }
     for section in ("detector", "engine", "identify", "mqtt"):
         values[section] = {key: value for key, value in values[section].items() if value is not None}

@@ -9,6 +9,7 @@ from typer import Option
 
 from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result
+from edge_agent.cli.run_view import showing, summary_lines
 
 
 def command(
@@ -34,6 +35,9 @@ def command(
     video_out: arguments.VideoOutOption = None,
     report: arguments.ReportOption = None,
     config: arguments.ConfigOption = None,
+    log_format: Annotated[
+        str | None, Option(metavar="FORM", help="Form of the log: auto, text, json or journald.")
+    ] = None,
     as_json: arguments.JsonOption = False,
 ) -> None:
     """Run the agent until it is stopped, or until all recordings have been read."""
@@ -44,26 +48,19 @@ def command(
     one_blas_thread()
     from edge_agent.agent.daemon import Agent
     from edge_agent.agent.outputs import Outputs
-    from edge_agent.agent.status import log_context
-    from edge_agent.core.config import secrets_of
+    from edge_agent.agent.status import configure_logs
     from edge_agent.core.loading import load
-    from edge_agent.core.logs import configure
     from edge_agent.offline.record.attach import recording
 
     values = arguments.overrides(
-        source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state
-    )
+        source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state,
+        log_format=log_format,
+    )  # fmt: skip
     settings = load(config, values)
-    configure(settings.log_level, always=log_context(settings), secrets=secrets_of(settings))
+    configure_logs(settings)
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
-    with recording(agent, video=video_out, report=report) as finish:
+    with showing(agent), recording(agent, video=video_out, report=report) as finish:
         summary = run_until_stopped(agent, reload=lambda: load(config, values))
         finish(summary)
-    lines = [
-        f"{sum(summary.frames.values())} frames, {summary.crops} crops embedded, {summary.decisions} events, "
-        f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"
-    ]
-    if summary.undelivered:
-        lines.append(f"{summary.undelivered} events wait in the outbox for the broker")
-    print_result(asdict(summary), lines, as_json=as_json, indent=None)
+    print_result(asdict(summary), lambda: summary_lines(summary, settings), as_json=as_json, indent=None)

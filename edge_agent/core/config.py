@@ -57,6 +57,7 @@ Positive = Annotated[float, Field(gt=0)]
 FrameRate = Annotated[float, Field(ge=1e-5)]
 """Frames per second; the least is about one frame a day, since times must stay within the calendar."""
 Hours = Annotated[float, Field(gt=0, le=LONGEST_TTL_HOURS)]
+LogFormat = Literal["auto", "text", "json", "journald"]
 Simulated = Annotated[str, Field(pattern="^simulated:.+")]
 
 
@@ -358,6 +359,11 @@ class Settings(BaseSettings):
     supervision: SupervisionSettings = SupervisionSettings()
     governor: GovernorSettings = GovernorSettings()
     log_level: Literal["debug", "info", "warning", "error"] = about("info", "lowest level logged")
+    log_format: LogFormat = about(
+        "auto",
+        "text; json: one object per line; journald: the same with the priority in front;"
+        " auto: text on a terminal, journald for the journal, else json",
+    )
 
     @field_validator("state_dir")
     @classmethod
@@ -399,6 +405,7 @@ RELOADABLE = frozenset(
     {
         "identify",
         "log_level",
+        "log_format",
         "telemetry.interval_s",
         "gallery.ttl_hours",
         "gallery.enrolled_ttl_hours",

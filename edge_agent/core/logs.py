@@ -1,18 +1,22 @@
-"""Logging: text on a terminal, otherwise JSON with the priority prefix of the journal."""
+"""Logging in one of three forms: text, JSON, or JSON with the priority prefix of the journal."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from edge_agent.core.redaction import redact
 from edge_agent.core.text import shortened, visible
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import LogFormat
 
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
 """syslog(3) priorities, which the journal reads from `<N>` at the start of a line (sd-daemon(3))."""
@@ -24,33 +28,47 @@ def configure(
     level: str = "info",
     stream: TextIO | None = None,
     *,
+    form: LogFormat = "auto",
     always: Mapping[str, str] | None = None,
     secrets: Collection[str] = (),
 ) -> None:
     """Send logs from `level` on to `stream`, standard error when None; `always` are fields of every line.
 
-    Addresses in texts are shown as `core.redaction` does, and `secrets` are masked.
+    `form` is `LogFormat`. Addresses in texts are shown as `core.redaction` does, and `secrets` are masked.
     """
     facts = dict(always or {})
     out = stream if stream is not None else sys.stderr
-    terminal = out.isatty()
+    form = _form_of(out) if form == "auto" else form
+    text = form == "text"
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         lambda _logger, _name, line: {**line, **facts},
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso" if not terminal else "%H:%M:%S", utc=not terminal),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if text else "iso", utc=not text),
     ]
     processors += [structlog.processors.format_exc_info, partial(_hidden, secrets), _bounded]
-    if terminal:
-        processors += [_shown, structlog.dev.ConsoleRenderer()]
+    if text:
+        processors += [_shown, structlog.dev.ConsoleRenderer(colors=out.isatty())]
     else:
-        processors += [structlog.processors.JSONRenderer(), _prefixed]
+        processors += [structlog.processors.JSONRenderer()] + ([_prefixed] if form == "journald" else [])
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
+
+
+def _form_of(out: TextIO) -> LogFormat:
+    """Return the format for a stream; systemd names the journal's device and inode (systemd.exec(5))."""
+    if out.isatty():
+        return "text"
+    try:
+        found = os.fstat(out.fileno())
+    except (OSError, ValueError):  # closed, or in memory
+        return "json"
+    ours = f"{found.st_dev}:{found.st_ino}"
+    return "journald" if os.environ.get("JOURNAL_STREAM") == ours else "json"
 
 
 def _hidden(secrets: Collection[str], _logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:

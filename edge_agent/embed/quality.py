@@ -45,6 +45,14 @@ BLURRED = "blurred"
 
 _REASONS = ("", *["invalid"] * 2, *["off-image"] * 2, "truncated", *["small"] * 2, *["aspect"] * 2, "covered")
 """None, and the reason for each measure of `QualityGate._grade` that is too small; the first is reported."""
+SETTINGS_OF = {
+    "truncated": ("max_truncation",),
+    "small": ("min_width", "min_height"),
+    "aspect": ("min_aspect", "max_aspect"),
+    "covered": ("max_overlap",),
+    BLURRED: ("min_sharpness",),
+}
+"""The settings of the section `quality` that decide about a reason; the other reasons have none."""
 
 
 class Graded(NamedTuple):

@@ -13,7 +13,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import SourceError
+from edge_agent.core.errors import InputError, SourceError
+from edge_agent.core.files import native_path
 from edge_agent.core.structures import Frame
 from edge_agent.source.containers import Container, examine
 from edge_agent.source.frame_times import ASSUMED_FPS, FrameTimes
@@ -111,6 +112,19 @@ class FileSource:
             raise SourceError(f"source {self.id}: {path} is empty")
         # An absolute path, since FFmpeg would read `concat:a|b` or `http:x` as a protocol.
         return path.resolve()
+
+
+def header_frames(path: Path) -> int | None:
+    """Return the number of frames that the header of a video states; None where none is known."""
+    import cv2
+
+    try:
+        target = native_path(path.resolve())
+    except InputError:
+        return None
+    capture = cv2.VideoCapture(target) if path.is_file() else None
+    frames = 0 if capture is None else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    return frames if frames > 0 else None
 
 
 class _Clock:

@@ -201,14 +201,14 @@ def test_a_log_line_is_one_line(text: str) -> None:
 
             assert is_clean(re.sub(r"\x1b\[[0-9;]*m", "", lines[0]))
         else:
-            found = json.loads(lines[0].removeprefix("<6>"))
+            found = json.loads(lines[0])
             assert found["event"] == found["camera"] == json.loads(json.dumps(text))
     structlog.reset_defaults()
 
 
 def test_a_log_line_fits_into_a_line_of_the_journal() -> None:
     stream = io.StringIO()
-    logs.configure("info", stream)
+    logs.configure("info", stream, form="journald")
     log = structlog.get_logger("test")
     log.info("event" * 100_000, name="x" * 1_000_000, entries=["y" * 1_000_000])
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import threading
@@ -13,8 +14,7 @@ import pytest
 
 from edge_agent.agent.daemon import Agent
 from edge_agent.agent.outputs import Outputs
-from edge_agent.agent.status import log_context
-from edge_agent.core import logs
+from edge_agent.agent.status import configure_logs
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EngineError, InputError
 from edge_agent.embed.opening import open_embedder
@@ -184,7 +184,8 @@ def test_every_event_and_log_line_names_it(tmp_path: Path, vtest_video: Path) ->
         }
     )
     said = io.StringIO()
-    logs.configure("info", said, always=log_context(settings))
+    with contextlib.redirect_stderr(said):
+        configure_logs(settings)
     stop = threading.Event()
     agent = Agent(
         settings, Outputs(events=tmp_path / "events"), observe=lambda seen: seen.decisions and stop.set()
@@ -194,7 +195,7 @@ def test_every_event_and_log_line_names_it(tmp_path: Path, vtest_video: Path) ->
     reported = [event["data"] for event in events if "identity" in event["type"]]
     assert reported
     assert all(data["simulated"] and data["model"]["backend"] == "simulated:orin-fp16" for data in reported)
-    lines = [json.loads(line.partition(">")[2]) for line in said.getvalue().splitlines()]
+    lines = [json.loads(line) for line in said.getvalue().splitlines()]
     assert lines
     assert all(line["engine"] == "simulated:orin-fp16" for line in lines)
     assert "no_network_runs" in {line["event"] for line in lines}

@@ -26,7 +26,7 @@ from edge_agent.offline.record.video import AnnotatedVideo
 
 BOX = np.array([40, 30, 80, 110], np.float32)
 SIZE = (160, 120)
-SUMMARY = Summary({"yard": 3}, 3, 2, 1, 1.0, 0.5, 0.1, {}, 0)
+SUMMARY = Summary({"yard": 3}, 3, 2, 1, 1.0, 0.5, 0.1, {}, {}, {}, 0)
 
 
 def observation(time: float, track: int = 1, camera: str = "yard", quality: float = 0.5) -> TrackObservation:
