@@ -30,8 +30,10 @@ def command(
 ) -> None:
     """Export a trained network to ONNX and check it against PyTorch to 1e-4."""
     require_torch("exporting")
+    from edge_agent.core.logs import configure
     from edge_agent.offline.train.export import export_onnx
 
+    configure("warning")
     source, target = _named_files(checkpoint, output)
     done = export_onnx(source, target, notes=_notes(note or []), overwrite=overwrite)
     result = {

@@ -72,6 +72,7 @@ def fetch(
     columns = (TextColumn("{task.description}", markup=False), DownloadColumn(), TransferSpeedColumn())
     with progress_bar(name, columns=columns) as bar:
         download(url, target, sha256=sha256 or NGC_SHA256, progress=bar.update)
+    _check(target, preprocess)
     source = url.partition("?")[0] if url == NGC_URL else public_address(url)
     _register(target, preprocess, source=source, use=use)
 
@@ -111,19 +112,27 @@ def _folder(output: Path | None) -> Path:
 
 
 def _check(model: Path, preprocess: str) -> None:
-    """Raise ModelError if the network does not fit, ConfigError if there is no such profile."""
-    from edge_agent.engine.graph.prepare import prepare_reid
-    from edge_agent.engine.graph.prepared import profile_named
+    """Run the network's self-test; ModelError if it fails, ConfigError if there is no such profile."""
+    from tempfile import TemporaryDirectory
 
-    prepare_reid(model, profile_named(preprocess))
+    from edge_agent.core.config import EngineSettings, QualitySettings
+    from edge_agent.core.logs import configure
+    from edge_agent.embed.opening import open_embedder
+
+    configure("warning")
+    settings = EngineSettings(model=model, preprocess=preprocess, backend="onnxruntime", precision="fp32")
+    with (
+        TemporaryDirectory() as scratch,
+        open_embedder(settings, QualitySettings(), Path(scratch), max_batch=8),
+    ):
+        pass
 
 
 def _register(model: Path, preprocess: str, *, source: str, use: Path | None) -> None:
-    """Check the network, write its manifest, and print the next step."""
+    """Write the manifest of a checked network, and print the next step."""
     from edge_agent import __version__
     from edge_agent.core.manifest import FileRecord, write_json_atomic
 
-    _check(model, preprocess)
     record = FileRecord.of(model)
     manifest = {"kind": "model", "version": 1, "preprocess": preprocess, "agent": __version__}
     described = {"files": {model.name: asdict(record)}, "data": {"source": source}}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import EngineInfo
+from edge_agent.engine.graph.nodes import one_line
 
 DEPTH = 2
 """Submissions in flight at most: one that runs and one that waits, so that the device never idles."""
@@ -123,7 +124,7 @@ class Engine(ABC):
             return self._rows(run)
         except Exception as problem:  # of any library: the batch is lost in any case
             self.failures += 1
-            raise EngineError(f"{self._name} failed on a batch: {problem}") from problem
+            raise EngineError(f"{self._name} failed on a batch: {one_line(problem)}") from problem
         finally:
             self._flying.popleft()
             self._free.append(run.slot)

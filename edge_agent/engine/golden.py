@@ -16,17 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, ModelError
 from edge_agent.core.files import MAX_MODEL_BYTES, read_file, read_json
 from edge_agent.core.manifest import write_json_atomic
-from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
+
+_log = structlog.get_logger(__name__)
 
 GOLDEN_CROPS = 4
 """Pictures in the set. Changing a picture requires another `_VERSION`."""
 _VERSION = 1
 _DECIMALS = 4
+_CONSTANT = 0.999
+"""Cosine of the two golden crops that differ most from which on a network is refused. Trained networks: 0.23
+to 0.51; with random weights up to 0.998; trained ones with pixels divided by 255 twice from 0.996."""
+_ALIKE = 0.95
+"""The same, for a warning: trained networks with a wrong scale from 0.90, random weights from 0.75."""
+LEAST_REPEATED = 0.9999
+"""Least cosine of a golden crop to itself in another place; 1 but for rounding, in FP16 too."""
 _SHIPPED = Path(__file__).parent / "references"
 
 
@@ -76,15 +86,31 @@ def _figure(y: NDArray[np.int64], x: NDArray[np.int64], kind: int) -> NDArray[np
 
 
 def make(prepared: PreparedGraph) -> Golden:
-    """Compute reference embeddings without the prepared graph; ModelError where they are not usable."""
+    """Compute reference embeddings without the prepared graph; ModelError where they are not usable.
+
+    A new network is also checked for what a start does not repeat: more pictures than one start has, another
+    order, and pictures of one colour.
+    """
     from edge_agent.engine.onnxruntime import run_once
 
     profile = prepared.profile
     assert profile is not None  # detectors have no golden crops
     crops = golden_crops(*prepared.input_size)
-    pixels = prepared.as_network_input(profile.apply(crops))
-    rows = run_once(read_file(prepared.source, MAX_MODEL_BYTES), pixels, str(prepared.source))
-    rows = rows.reshape(len(crops), -1)
+    plain = np.stack([np.full_like(crops[0], level) for level in (0, 255)])
+    model = read_file(prepared.source, MAX_MODEL_BYTES)
+
+    def run(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = prepared.as_network_input(profile.apply(pictures))
+        rows = run_once(model, pixels, str(prepared.source)).reshape(len(pictures), -1)
+        if rows.shape[1] != prepared.dimension:
+            raise ModelError(
+                f"{prepared.source} gives {rows.shape[1]} numbers for each of {len(pictures)} pictures, "
+                f"expected {prepared.dimension}: the size depends on the pictures or the batch; {BATCH_HINT}"
+            )
+        return rows
+
+    both_ways = np.concatenate((crops, crops[::-1]))
+    rows = run(both_ways)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(rows).all() or not (lengths > 0).all():
         raise ModelError(
@@ -92,7 +118,58 @@ def make(prepared: PreparedGraph) -> Golden:
             "Runtime; try another export of this network (some Open Model Zoo files need their group "
             "normalisation replaced), or another profile than " + repr(profile.name)
         )
-    return Golden(prepared.space, (rows / lengths).astype(np.float32), "the original network, run now")
+    unit = (rows / lengths).astype(np.float32)
+    if least_cosine(unit[: len(crops)], unit[: len(crops) - 1 : -1]) < LEAST_REPEATED:
+        repeatable = least_cosine(unit, run(both_ways)) >= LEAST_REPEATED
+        raise ModelError(unrepeatable(str(prepared.source), random=not repeatable))
+    require_distinct(unit[: len(crops)], str(prepared.source))
+    broken = run(np.concatenate((crops[:3], plain)))[3:]
+    if not np.isfinite(broken).all():
+        _log.warning("undefined_for_plain_pictures", model=prepared.name, hint="such crops are left out")
+    return Golden(prepared.space, unit[: len(crops)], "the original network, run now")
+
+
+def least_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Least cosine of corresponding rows of two `(N, D)`; -1 where a row has no direction."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = np.einsum("nd,nd->n", a, b) / lengths
+    return float(np.where(np.isfinite(cosines), cosines, -1.0).min())
+
+
+def unrepeatable(model: str, *, random: bool) -> str:
+    """Return the message for a network that gives other rows for the same pictures."""
+    if random:
+        return (
+            f"{model} gives another embedding for the same crop each time: dropout or noise is active; "
+            "export the network in evaluation mode (model.eval())"
+        )
+    return (
+        f"{model} gives embeddings that depend on the place of a crop in its batch; export the network again "
+        "in evaluation mode, with a dynamic batch axis"
+    )
+
+
+def require_distinct(vectors: NDArray[np.float32], model: str) -> None:
+    """Raise ModelError where the golden crops, which differ strongly, have nearly the same embedding.
+
+    `vectors` are `(4, D)`. Numbers behind the limits: `docs/decisions/038-networks-are-checked.md`.
+    """
+    lengths = np.linalg.norm(vectors, axis=1)
+    cosines = (vectors @ vectors.T / np.outer(lengths, lengths))[np.triu_indices(len(vectors), 1)]
+    least, largest = float(cosines.min()), float(cosines.max())
+    if least >= _CONSTANT:
+        raise ModelError(
+            f"{model} gives nearly the same embedding for very different pictures (cosines {least:.6f} to "
+            f"{largest:.6f}), so everybody would match everybody: its weights are dead, or its input has the "
+            "wrong scale (divided by 255 twice?); check the export and the preprocess profile"
+        )
+    if least >= _ALIKE or largest >= _CONSTANT:
+        _log.warning(
+            "embeddings_alike", model=model, cosines=[round(least, 6), round(largest, 6)],
+            hint="very different pictures have similar embeddings: check the preprocess profile; a network "
+            "with random weights does so too",
+        )  # fmt: skip
 
 
 def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:

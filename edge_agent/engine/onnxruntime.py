@@ -30,13 +30,14 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH, Engine, Submission
+from edge_agent.engine.graph.nodes import one_line
 from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_ERRORS_ONLY = 3
-"""ONNX Runtime's log level; the default warns of every unused weight of a PyTorch export."""
+_NO_LOG = 4
+"""ONNX Runtime's log level: errors are raised, and it warns of every unused weight of a PyTorch export."""
 _SLICE = 8
 """Pictures per slice at most: of 1 to 64 the fastest, or within 1 % of it (see above)."""
 _LEAST = 2
@@ -48,7 +49,7 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _NO_LOG
     options.intra_op_num_threads = threads
     return options
 
@@ -68,7 +69,7 @@ def open_session(model: bytes, threads: int, what: str) -> onnxruntime.Inference
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its exception types are private and differ by version
-        raise ModelError(f"ONNX Runtime cannot load {what}: {problem}") from problem
+        raise ModelError(f"ONNX Runtime cannot load {what}: {one_line(problem)}") from problem
 
 
 def run_once(model: bytes, batch: NDArray[Any], what: str) -> NDArray[np.float32]:
@@ -77,7 +78,11 @@ def run_once(model: bytes, batch: NDArray[Any], what: str) -> NDArray[np.float32
     try:
         rows = session.run(None, {session.get_inputs()[0].name: batch})[0]
     except Exception as problem:  # as in `open_session`
-        raise ModelError(f"{what} fails on a batch of {len(batch)}: {problem}; {BATCH_HINT}") from problem
+        raise ModelError(
+            f"{what} fails on a batch of {len(batch)}: {one_line(problem)}; {BATCH_HINT}"
+        ) from problem
+    if not isinstance(rows, np.ndarray) or not rows.ndim:
+        raise ModelError(f"{what} gives {type(rows).__name__} instead of a row for each picture")
     if len(rows) != len(batch):
         raise ModelError(f"{what} gives {len(rows)} rows for {len(batch)} pictures; {BATCH_HINT}")
     return np.asarray(rows, np.float32)
@@ -205,6 +210,8 @@ class OnnxRuntimeEngine(Engine):
         rows: NDArray[np.float32] = session.run(None, {self._input: batch}, self._options)[0]
         if len(rows) != len(batch):
             raise EngineError(f"{len(rows)} rows came back for {len(batch)} pictures; {BATCH_HINT}")
+        if (numbers := self._prepared.dimension) and rows.shape[1:] != (numbers,):
+            raise EngineError(f"rows of shape {rows.shape[1:]} came back, expected {numbers} numbers")
         return rows
 
 

@@ -65,7 +65,7 @@ def test_network_that_cannot_take_batches(tmp_path):
     path = tiny_networks.reid(tmp_path / "net.onnx")
     prepared = dataclasses.replace(prepare_reid(path, TAO), source=fixed_inside(tmp_path))
     with pytest.raises(
-        ModelError, match=r"gives 1 rows for 4 pictures; export it again with a dynamic batch"
+        ModelError, match=r"gives 1 rows for 8 pictures; export it again with a dynamic batch"
     ):
         golden.make(prepared)
 

@@ -11,8 +11,16 @@ from edge_agent.core.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
+_LONGEST_MESSAGE = 400
+"""Characters of a library's message that are shown; some contain whole nodes."""
 OURS = "edge_agent/"
 """Prefix of all nodes and tensors that are added before and after a network."""
+
+
+def one_line(problem: object) -> str:
+    """Return the beginning of a library's message in one line."""
+    text = " ".join(str(problem).split())
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]} ..."
 
 
 def opset(model: onnx.ModelProto) -> int:
@@ -84,7 +92,7 @@ def serialise(model: onnx.ModelProto, what: str) -> bytes:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as problem:
-        raise ModelError(f"{what} is not valid ONNX: {problem}") from problem
+        raise ModelError(f"{what} is not valid ONNX: {one_line(problem)}") from problem
     data: bytes = model.SerializeToString()
     return data
 

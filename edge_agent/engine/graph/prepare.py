@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.engine.graph.nodes import OURS, make_node, opset, serialise, set_nodes
 from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile, embedding_space
-from edge_agent.engine.graph.reading import YOLOX_BOX_COLUMNS, Layout, Network, shape_of, yolox_anchors
+from edge_agent.engine.graph.reading import YOLOX_BOX_COLUMNS, Layout, Network, yolox_anchors
 
 if TYPE_CHECKING:
     import onnx
@@ -62,11 +62,10 @@ class Rewriter:
             planes = self._add(self._head, "Mul", [planes, factors], "scaled")
         self._connect(planes)
 
-    def float32_rows(self) -> str:
-        """Return the output as float32, `[N, D, 1, 1]` flattened to `[N, D]`."""
+    def float32_rows(self, *, flat: bool) -> str:
+        """Return the output as float32 `[N, D]`; unless it is `flat`, other axes of size 1 are removed."""
         rows = self._target.name
-        shape = shape_of(self._target)
-        if shape is None or len(shape) != 2:
+        if not flat:
             rows = self._add(self._tail, "Flatten", [rows], "flat", axis=1)
         return self._to_float32(rows)
 
@@ -172,7 +171,7 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
 
     Args:
         onnx_path: the network as exported, with a dynamic batch axis: one floating point input
-            `[N, 3, H, W]` or `[N, H, W, 3]`, one output `[N, D]` (or `[N, D, 1, 1]`).
+            `[N, 3, H, W]` or `[N, H, W, 3]`, one output `[N, D]`, also with axes of size 1.
         profile: that the network was trained with.
         normalise: False keeps the network's own vector lengths, as TAO's inference files have them.
 
@@ -181,12 +180,13 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
     """
     network = Network(onnx_path)
     layout = network.layout(batch_must_be_free=True)
-    dimension = network.embedding_size()
+    given = network.embedding()
     network.avoid_names({"crops", "embedding"})
 
     graph = Rewriter(network, layout)
     graph.add_normalised_input("crops", profile)
-    rows = graph.float32_rows()
+    rows = graph.float32_rows(flat=given.flat)
+    dimension = given.dimension
     onnx = graph.finish("embedding", graph.unit_length(rows) if normalise else rows, [None, dimension])
     space = embedding_space(network.sha256, profile, dimension, normalised=normalise)
     prepared = _prepared(network, layout, onnx)

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 
+from edge_agent.core.arrays import MOST_NUMBERS
 from edge_agent.core.errors import InputError, ModelError
 from edge_agent.core.files import MAX_MODEL_BYTES, read_file
-from edge_agent.engine.graph.nodes import OURS, opset
+from edge_agent.engine.graph.inference import Shape, inferred_output, shape_of
+from edge_agent.engine.graph.nodes import OURS, one_line, opset
 from edge_agent.engine.graph.prepared import BATCH_HINT
 
 if TYPE_CHECKING:
     import onnx
 
+_log = structlog.get_logger(__name__)
+
 _MIN_OPSET = 9
 """Oldest supported default-domain opset: before it, Cast and broadcasting differ."""
+_MOST_PIXELS = 1 << 20
+"""Pixels of a crop: 32 times those of 256 x 128. Buffers have `max_batch` of them."""
+_MOST_PIXELS_OF_FRAME = 1 << 24
+"""Pixels of a detector's input."""
+_TRIED = 2
+"""Pictures for which the shape of the output is found: one would not show which axis is the batch."""
 _YOLOX_STRIDES = (8, 16, 32)
 YOLOX_BOX_COLUMNS = 5
 """Columns of a YOLOX row before its classes: x, y, w, h, objectness."""
-
-Shape = list["int | None"]
-"""Sizes of a tensor's axes, None for a dynamic one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,14 @@ class Layout:
     batch: int | None
     channels_last: bool
     half: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a ReID network gives: numbers per crop, and whether as `[N, D]`, without further axes."""
+
+    dimension: int
+    flat: bool
 
 
 class Network:
@@ -55,7 +72,7 @@ class Network:
         try:
             self.model = onnx.load_model_from_string(data)
         except Exception as problem:  # protobuf's own exception, whose place differs by version
-            raise ModelError(f"{path} is not an ONNX file, or is cut off: {problem}") from problem
+            raise ModelError(f"{path} is not an ONNX file, or is cut off: {one_line(problem)}") from problem
         if not self.model.graph.node:
             raise ModelError(f"{path} is not an ONNX file, or holds an empty network")
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -129,27 +146,54 @@ class Network:
             raise ModelError(
                 f"{what}: height and width must be fixed; export it again with only the batch axis dynamic"
             )
+        if height * width > (limit := _MOST_PIXELS if batch_must_be_free else _MOST_PIXELS_OF_FRAME):
+            raise ModelError(
+                f"{what}: at most {limit:,} pixels are supported; export it for smaller pictures"
+            )
+        if batch_must_be_free and width > height:
+            hint = "crops of people are higher than wide: were the two swapped in the export?"
+            _log.warning("input_wider_than_high", file=str(self.path), height=height, width=width, hint=hint)
         return Layout((height, width), shape[0] or None, channels_last, half)
 
-    def embedding_size(self) -> int:
-        """Return the numbers per embedding, inferred or measured where the output does not declare them."""
+    def embedding(self) -> Rows:
+        """Return what the network gives for each crop, whatever its file declares.
+
+        The shape follows from the nodes, or from a run on two empty pictures where it does not. A file that
+        declares another shape is used with the true one, and a warning.
+
+        Raises:
+            ModelError: not one vector per crop, or another type than declared.
+        """
         value = self.output
+        declared, kind = shape_of(value), value.type.tensor_type.elem_type
         if self._is_half(value) is None:
             raise self._unexpected_type("output", value, "FLOAT or FLOAT16 embeddings")
-        shape = shape_of(value)
-        if shape is None or None in shape[1:]:  # TAO's exporter leaves the second axis dynamic too
-            shape = self._inferred_shape() or shape
-        what = f"{self.path}: output {value.name!r} is {_as_text(shape)}"
-        if shape is None or len(shape) < 2 or any(size not in {1, None} for size in shape[2:]):
+        true_kind, given = inferred_output(self.model, self.input, _TRIED)
+        if true_kind not in {0, kind}:
+            raise ModelError(
+                f"{self.path}: output {value.name!r} is declared {_type_name(kind)} and gives "
+                f"{_type_name(true_kind)}; export the network again, all in one type"
+            )
+        if given is None or None in given:
+            given = self._measured_shape()
+        what = f"{self.path}: output {value.name!r} is declared {_as_text(declared)} and gives {given}"
+        what += f" for {_TRIED} pictures"
+        if len(given) > 1 and given[0] != _TRIED:
+            raise ModelError(f"{what}: its first axis is not the batch; {BATCH_HINT}")
+        sizes = [size for size in given[1:] if size != 1]
+        if len(sizes) != 1:
             raise ModelError(
                 f"{what}, expected one vector per crop [batch, dimension]; this is not a ReID network, or it "
                 "was exported before its pooling layer"
             )
-        if shape[0] is not None:
-            raise ModelError(f"{what}: its batch axis is fixed at {shape[0]}; {BATCH_HINT}")
-        if len(shape) == 2 and shape[1]:
-            return shape[1]
-        return self._measured_size()
+        if not 1 < (dimension := sizes[0] or 0) <= MOST_NUMBERS:
+            raise ModelError(f"{what}; an embedding has 2 to {MOST_NUMBERS:,} numbers")
+        if declared is None or any(
+            size not in {None, true} for size, true in zip_longest(declared, given, fillvalue=-1)
+        ):
+            _log.warning("output_declared_wrong", file=str(self.path), output=value.name,
+                         declared=_as_text(declared), gives=given)  # fmt: skip
+        return Rows(dimension, flat=len(given) == 2)
 
     def check_yolox(self, size: tuple[int, int]) -> None:
         """Raise ModelError unless the output is that of a YOLOX detector for pictures of this size."""
@@ -188,34 +232,16 @@ class Network:
         return known.get(value.type.tensor_type.elem_type)
 
     def _unexpected_type(self, role: str, value: onnx.ValueInfoProto, expected: str) -> ModelError:
-        import onnx
-
-        found = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        found = _type_name(value.type.tensor_type.elem_type)
         return ModelError(f"{self.path}: {role} {value.name!r} is {found}, expected {expected}")
 
-    def _inferred_shape(self) -> Shape | None:
-        """Return the shape of the output that follows from the nodes, whatever the file declares."""
-        import onnx
-
-        bare = onnx.ModelProto()
-        bare.CopyFrom(self.model)
-        for value in bare.graph.output:
-            value.type.tensor_type.ClearField("shape")
-        return shape_of(onnx.shape_inference.infer_shapes(bare).graph.output[0])
-
-    def _measured_size(self) -> int:
-        """Return the numbers per embedding, found by running the network once on an empty picture."""
+    def _measured_shape(self) -> Shape:
+        """Return the shape of the output, found by a run on empty pictures."""
         from edge_agent.engine.onnxruntime import run_once
 
-        shape = [size or 1 for size in shape_of(self.input) or []]
-        picture = np.zeros(shape, np.float16 if self._is_half(self.input) else np.float32)
-        rows = run_once(self.model.SerializeToString(), picture, str(self.path))
-        if rows.ndim < 2 or rows[0].size != rows.shape[1]:
-            raise ModelError(
-                f"{self.path}: gives {list(rows.shape)} for one crop, expected one vector [1, dimension]; "
-                "this is not a ReID network, or it was exported before its pooling layer"
-            )
-        return int(rows.shape[1])
+        shape = [_TRIED, *[size or 1 for size in (shape_of(self.input) or [])[1:]]]
+        pictures = np.zeros(shape, np.float16 if self._is_half(self.input) else np.float32)
+        return list(run_once(self.model.SerializeToString(), pictures, str(self.path)).shape)
 
 
 def yolox_anchors(size: tuple[int, int]) -> int:
@@ -223,15 +249,11 @@ def yolox_anchors(size: tuple[int, int]) -> int:
     return sum((size[0] // stride) * (size[1] // stride) for stride in _YOLOX_STRIDES)
 
 
-def shape_of(value: onnx.ValueInfoProto) -> Shape | None:
-    """Return the declared shape of a tensor; None where it has any rank."""
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return [  # some exporters write -1
-        axis.dim_value if axis.HasField("dim_value") and axis.dim_value >= 0 else None
-        for axis in tensor.shape.dim
-    ]
+def _type_name(kind: int) -> str:
+    import onnx
+
+    names: dict[int, str] = {value: name for name, value in onnx.TensorProto.DataType.items()}
+    return names.get(kind, f"of the unknown type {kind}")
 
 
 def _as_text(shape: Shape | None) -> str:

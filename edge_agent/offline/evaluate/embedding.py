@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -112,11 +112,13 @@ class RawEmbedder:
 
     def __init__(self, model: Path, preprocess: str) -> None:
         from edge_agent.engine.graph.prepare import prepare_reid
-        from edge_agent.engine.graph.prepared import profile_named
+        from edge_agent.engine.models import prepare_model
         from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
         self._profile = profile_named(preprocess)
+        _, golden = prepare_model(model, preprocess, None)
         prepared = prepare_reid(model, self._profile, normalise=False)
+        self._golden = replace(golden, space=prepared.space)
         self._engine: Engine = OnnxRuntimeEngine(prepared, max_batch=_BATCH, threads=0)
 
     @property
@@ -125,7 +127,14 @@ class RawEmbedder:
         return self._engine.info
 
     def __enter__(self) -> RawEmbedder:
+        from edge_agent.embed.selftest import check_engine
+
         self._engine.__enter__()
+        try:
+            check_engine(self._engine, self._golden)
+        except BaseException:
+            self._engine.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

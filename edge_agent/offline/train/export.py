@@ -17,14 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 
 from edge_agent import __version__
 from edge_agent.core.errors import ModelError
 from edge_agent.core.manifest import write_atomic
+from edge_agent.engine.golden import golden_crops, require_distinct
+from edge_agent.engine.graph.prepared import PreprocessProfile
+from edge_agent.engine.onnxruntime import run_once
 from edge_agent.offline.train.checkpoint import Checkpoint, network_of
 from edge_agent.offline.train.network import Deployed
 from edge_agent.offline.train.spec import Spec
+
+_log = structlog.get_logger(__name__)
 
 TOLERANCE = 1e-4  # largest allowed difference of an embedding element between PyTorch and ONNX Runtime
 _OPSET = 17
@@ -68,9 +74,21 @@ def export_onnx(
             f"ONNX Runtime and PyTorch differ by {difference:.2e} (allowed {TOLERANCE:.0e}): nothing was "
             "written. This is an error of the exporter; try other versions of torch and onnxruntime"
         )
+    _warn_of_alike(content, spec, str(checkpoint))
     write_atomic(target, content)
     digest = hashlib.sha256(content).hexdigest()
     return Exported(target, digest, len(content), spec.model.feat_dim, difference, card)
+
+
+def _warn_of_alike(content: bytes, spec: Spec, name: str) -> None:
+    """Warn of a network that gives nearly the same embedding for very different pictures: it is untrained."""
+    size, data = (spec.model.input_height, spec.model.input_width), spec.dataset
+    profile = PreprocessProfile("export", "rgb", 1 / 255, data.pixel_mean, data.pixel_std)
+    vectors = run_once(content, profile.apply(golden_crops(*size)), name)
+    try:
+        require_distinct(vectors, name)
+    except ModelError as problem:
+        _log.warning("exported_network_not_usable", problem=str(problem))
 
 
 def traced(deployed: Deployed, spec: Spec) -> bytes:
