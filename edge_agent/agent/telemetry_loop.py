@@ -158,6 +158,7 @@ class TelemetryLoop:
             "crops": {**counters.refused.copy(), **({"spared": spared} if spared else {})},
             "spared": selector.for_load.copy(),
             "overload": selector.for_overload.copy(),
+            "boxes": {fault: n for fault, n in stages.detection.left_out().items() if n},
         }
         return {f"{kind}:{key}": n for kind, counts in by_kind.items() for key, n in counts.items()}
 

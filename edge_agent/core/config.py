@@ -58,8 +58,13 @@ FrameRate = Annotated[float, Field(ge=1e-5)]
 """Frames per second; the least is about one frame a day, since times must stay within the calendar."""
 Hours = Annotated[float, Field(gt=0, le=LONGEST_TTL_HOURS)]
 LogFormat = Literal["auto", "text", "json", "journald"]
+Pixels = Annotated[int, Field(gt=0)]
+Label = Annotated[str, Field(pattern=r"^[^|]*[^|\s][^|]*$", max_length=64)]
 Simulated = Annotated[str, Field(pattern="^simulated:.+")]
 
+
+PERSON_LABELS = ("person",)
+"""Labels of people in DeepStream's messages unless `detector.external_labels` is set."""
 
 T = TypeVar("T")
 
@@ -123,8 +128,11 @@ class DetectorSettings(_Section):
     external_format: Literal["edge-agent", "deepstream"] = about("edge-agent", "message format")
     external_match: Literal["auto", "frame", "time"] = about("auto", "match of boxes to frames")
     external_cameras: dict[str, str] = about({}, "camera name in these messages: source id")
-    external_size: tuple[int, int] | None = about(
+    external_size: tuple[Pixels, Pixels] | None = about(
         None, "deepstream: width and height of its coordinates; null: those of the frame"
+    )
+    external_labels: tuple[Label, ...] = about(
+        PERSON_LABELS, "deepstream: labels of people, in any case; other objects are ignored", min_length=1
     )
     external_tolerance_ms: int = about(50, "greatest time difference of boxes and frame", ge=0)
     external_wait_ms: int = about(200, "timeout of a frame for its boxes", ge=0)

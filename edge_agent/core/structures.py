@@ -73,6 +73,12 @@ class Detections:
         """Return the given rows (indices or a mask)."""
         return Detections(self.boxes[rows], self.scores[rows])
 
+    def within(self, width: int, height: int) -> Detections:
+        """Return the boxes clipped to a picture; without those outside, empty ones, and any that is NaN."""
+        boxes = np.clip(self.boxes, 0, np.array([width, height] * 2, np.float32))
+        kept = (boxes[:, :2] < boxes[:, 2:]).all(axis=1) & np.isfinite(self.scores)
+        return Detections(boxes[kept], self.scores[kept])
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreLevels:

@@ -29,6 +29,7 @@ class Detection:
         levels: of each camera, the meaning of the scores.
         name: for `info` and events.
         network_seconds: time spent in the detectors' networks so far; 0 for those without one.
+        left_out: boxes of upstream detectors that were left out so far, and refused messages, by fault.
         still: by camera with a motion gate: frames not searched because nothing moved.
     """
 
@@ -36,6 +37,7 @@ class Detection:
     levels: Callable[[str], ScoreLevels]
     name: str
     network_seconds: Callable[[], float]
+    left_out: Callable[[], Mapping[str, int]] = dict
     still: Callable[[], Mapping[str, int]] = dict
 
 
@@ -47,6 +49,7 @@ class _OpenDetector:
     levels: ScoreLevels
     name: str
     engine: Engine | None = None
+    left_out: Callable[[], Mapping[str, int]] = dict
 
 
 def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str, str | None]) -> Detection:
@@ -63,7 +66,8 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str
     opened = {kind: _open(kind, settings, stack) for kind in sorted(set(kinds.values()))}
 
     def detect(frame: Frame) -> Detections:
-        return opened[kinds.get(frame.camera, common)].detect(frame)
+        height, width = frame.image.shape[:2]
+        return opened[kinds.get(frame.camera, common)].detect(frame).within(width, height)
 
     def levels(camera: str) -> ScoreLevels:
         return opened[kinds.get(camera, common)].levels
@@ -71,7 +75,11 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str
     def network_seconds() -> float:
         return sum(one.engine.run_seconds for one in opened.values() if one.engine is not None)
 
-    return Detection(detect, levels, "+".join(one.name for one in opened.values()), network_seconds)
+    def left_out() -> Mapping[str, int]:
+        return opened["external"].left_out() if "external" in opened else {}
+
+    name = "+".join(one.name for one in opened.values())
+    return Detection(detect, levels, name, network_seconds, left_out)
 
 
 def open_detector(kind: str, *, threads: int = 0) -> Detector:
@@ -128,7 +136,8 @@ def _open_external(settings: Settings, stack: ExitStack) -> _OpenDetector:
     if settings.mqtt.broker is None:
         raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
     boxes = stack.enter_context(ExternalBoxes(chosen, BrokerSettings.of(settings.mqtt)))
-    return _OpenDetector(boxes.detect_frame, _levels(chosen, LEVELS), f"external:{chosen.external_format}")
+    name = f"external:{chosen.external_format}"
+    return _OpenDetector(boxes.detect_frame, _levels(chosen, LEVELS), name, left_out=lambda: boxes.left_out)
 
 
 def _levels(settings: DetectorSettings, own: ScoreLevels) -> ScoreLevels:

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import structlog
 from edge_agent.core.errors import BrokerRefused, SourceError
 from edge_agent.core.mqtt import BrokerSettings, Incoming, Subscription
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
+from edge_agent.core.text import visible
 from edge_agent.source.boxes import MAX_PAYLOAD_BYTES, BoxMessage, parse_deepstream, parse_own
 
 if TYPE_CHECKING:
@@ -32,6 +34,15 @@ MAX_CAMERAS = 64
 WINDOW_S = 5.0
 """Messages are kept for this time; a camera that was silent for this time is not waited for."""
 MESSAGES_PER_CAMERA = 256
+_MAX_REPORTS = 256
+"""Problems that are logged at WARNING, each once."""
+_MEANING = {
+    "form": "not four numbers, with a number as score",
+    "range": "not finite, or beyond a million pixels",
+    "empty": "empty or upside down",
+    "score": "the confidence is not in 0..1",
+    "outside": "outside the picture",
+}
 _CONNECT_TIMEOUT_S = 2.0
 """Bounds the time that the client's thread blocks, and thereby the end of the program."""
 
@@ -44,6 +55,8 @@ class _Recent:
         self.last_message = -math.inf
         self.last_number = 0
         self.last_time = -math.inf
+        self.labelled = False
+        """Whether a message held an object with a label of people."""
 
     def drop_before(self, moment: float) -> None:
         while self.messages and self.messages[0][0] < moment:
@@ -89,6 +102,8 @@ class ExternalBoxes:
         self._recent: OrderedDict[str, _Recent] = OrderedDict()
         self._started = time.monotonic()
         self._reported: set[str] = set()
+        self.left_out = dict.fromkeys(("message", *_MEANING), 0)
+        """Refused messages, and boxes left out of the others by fault; see `source.boxes`."""
         self.connected = False
         """Whether the broker has accepted the connection and the subscription."""
 
@@ -128,7 +143,11 @@ class ExternalBoxes:
                 self._changed.wait(left)
             recent.last_number = max(recent.last_number, frame.number)
             recent.last_time = max(recent.last_time, frame.time)
-        return None if message is None else message.on(frame)
+            if message is None:
+                return None
+            found = message.on(frame)
+            self._count(frame.camera, {"outside": len(message.boxes) - len(found)})
+        return found
 
     def _recent_of(self, camera: str) -> _Recent:
         recent = self._recent.setdefault(camera, _Recent())
@@ -147,8 +166,9 @@ class ExternalBoxes:
                     return message, False
                 passed |= (message.number or 0) > frame.number
             elif message.time is not None:
-                passed |= message.time >= frame.time
                 apart = abs(message.time - frame.time)
+                # A time that is far ahead is wrong, and shows nothing about the order of messages.
+                passed |= message.time >= frame.time and apart < WINDOW_S
                 if apart <= self._tolerance and apart < distance:
                     best, distance = message, apart
         return best, not passed
@@ -177,32 +197,67 @@ class ExternalBoxes:
         try:
             self.add(self._parse(arrived))
         except ValueError as problem:
+            self.left_out["message"] += 1
             self._report(f"malformed {arrived.topic}", f"message on {arrived.topic} refused: {problem}")
 
     def _parse(self, arrived: Incoming) -> BoxMessage:
         if arrived.retained:
             raise ValueError("it is retained, so its frame has long passed")
-        return (parse_deepstream if self._deepstream else parse_own)(arrived.payload)
+        if self._deepstream:
+            return parse_deepstream(arrived.payload, self._settings.external_labels)
+        return parse_own(arrived.payload)
 
     def add(self, message: BoxMessage) -> None:
         """Add a message as if it had come over MQTT."""
         size = self._settings.external_size
         if self._deepstream and size is not None and message.size is None:
             message = replace(message, size=(float(size[0]), float(size[1])))
+        camera = self._settings.external_cameras.get(message.camera, message.camera)
         now = time.monotonic()
         with self._changed:
-            recent = self._recent_of(self._settings.external_cameras.get(message.camera, message.camera))
+            recent = self._recent_of(camera)
             recent.last_message = now
+            self._examine(camera, recent, message)
             recent.drop_before(now - WINDOW_S)
             if self._is_late(recent, message):
                 return
             recent.messages.append((now, message))
             self._changed.notify_all()
 
+    def _examine(self, camera: str, recent: _Recent, message: BoxMessage) -> None:
+        """Count and report what is wrong with a message that was taken; the caller holds the condition."""
+        self._count(camera, message.left_out)
+        recent.labelled |= bool(message.people)
+        if message.other_labels and not recent.labelled:
+            labels = ", ".join(visible(label, 40) for label in message.other_labels)
+            known = ", ".join(self._settings.external_labels)
+            self._report(
+                f"labels {camera}",
+                f"camera {camera}: no object so far has a label of detector.external_labels ({known});"
+                f" its objects are labelled {labels}",
+            )
+        if message.time is not None and not self._is_numbered(message) and math.isfinite(recent.last_time):
+            apart = message.time - recent.last_time
+            if abs(apart) > WINDOW_S:
+                self._report(
+                    f"time {camera}",
+                    f"camera {camera}: a message is {apart:+.0f} s from the latest frame and belongs to none;"
+                    " both clocks must agree (NTP), and upstream must send the time of capture",
+                )
+
+    def _count(self, camera: str, faults: Mapping[str, int]) -> None:
+        for fault, number in faults.items():
+            if number:
+                self.left_out[fault] += number
+                self._report(
+                    f"{fault} {camera}",
+                    f"camera {camera}: {number} of the boxes of a frame left out: {_MEANING[fault]}",
+                )
+
     def _report(self, key: str, text: str) -> None:
         """Log the first problem of a kind at WARNING, later ones at DEBUG."""
         log = _log.debug
-        if key not in self._reported and len(self._reported) < MAX_CAMERAS:
+        if key not in self._reported and len(self._reported) < _MAX_REPORTS:
             self._reported.add(key)
             log = _log.warning
         log("external_boxes_trouble", host=self._broker.host, port=self._broker.port, reason=text)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_agent.core.structures import box_areas, iou_matrix
+from edge_agent.core.structures import Detections, box_areas, iou_matrix
 
 
 def test_overlap_of_every_pair_of_boxes() -> None:
@@ -26,3 +26,19 @@ def test_overlap_in_stacks_is_that_of_each_pair() -> None:
             for column in range(7):
                 one = iou_matrix(a[layer, row : row + 1], b[layer, column : column + 1])
                 np.testing.assert_array_equal(one, stacked[layer, row : row + 1, column : column + 1])
+
+
+def test_boxes_within_a_picture() -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = [
+        [-5, -5, 10, 10],
+        [20, 20, inf, 30],
+        [nan, 0, 5, 5],
+        [300, 0, 400, 10],
+        [9, 9, 9, 20],
+        [1, 1, 2, 2],
+    ]
+    found = Detections(np.array(rows, np.float32), np.array([1, 1, 1, 1, 1, nan], np.float32))
+    inside = found.within(100, 50)
+    assert inside.boxes.tolist() == [[0, 0, 10, 10], [20, 20, 100, 30]]
+    assert len(Detections.none().within(100, 50)) == 0

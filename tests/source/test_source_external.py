@@ -92,19 +92,19 @@ def test_boxes_are_scaled_to_the_frame_and_sorted_by_score():
         own(time=float("nan")),
         own(time=1e300),
         own(time="noon"),
+        own(time=-1.0),
+        own(time="0001-01-01T00:00:00Z"),
         own(boxes=None),
         own(boxes=[[1, 2, 3]]),
-        own(boxes=[[3, 2, 1, 4]]),
-        own(boxes=[[1, 2, float("inf"), 4]]),
         own(boxes=[[1, 2, "3", 4]]),
-        own(boxes=[[1, 2, 1e9, 4]]),
-        own(boxes=[[1, 2, 10**400, 4]]),
         own(boxes=[[1, 2, 3, 4]] * 1001),
         own(scores=[]),
-        own(scores=[float("nan")]),
         own(scores=0.5),
         own(size=[0, 100]),
         own(size=[100]),
+        own(size=[1e-300, 100]),
+        own(scores=["high"]),
+        own(boxes=[[[[[1]]]]]),
         own(padding="x" * 300_000),
     ],
 )
@@ -135,8 +135,6 @@ def test_deepstream_messages():
     [
         deepstream("7|10|20|30"),
         deepstream("7|10|20|x|60|Person"),
-        deepstream("7|10|20|nan|60|Person"),
-        deepstream("7|30|20|10|60|Person"),
         deepstream("7|10|20|30|60|Person|#|male|formal"),
         deepstream(*["7|1|2|3|4|Person"] * 1001),
         deepstream(id="first"),
@@ -144,6 +142,8 @@ def test_deepstream_messages():
         deepstream(id="9" * 40),
         deepstream(sensorId=3),
         deepstream(objects={}),
+        deepstream("7|1|2|3|4|Person|#|male|formal"),
+        deepstream(**{"@timestamp": "yesterday"}),
         json.dumps({"id": 1, "sensorId": "x", "objects": [7]}).encode(),
     ],
 )
@@ -152,15 +152,133 @@ def test_deepstream_messages_that_make_no_sense_are_refused(payload):
         parse_deepstream(payload)
 
 
+GOOD = [10, 20, 30, 60]
+
+BAD_BOXES = {
+    "no width": [12, 40, 12, 90],
+    "no height": [12, 40, 30, 40],
+    "no width in float32": [1_000.00001, 20, 1_000.00002, 60],
+    "upside down": [10, 60, 30, 20],
+    "mirrored": [30, 20, 10, 60],
+    "infinite": [10, 20, float("inf"), 60],
+    "not a number": [10, float("nan"), 30, 60],
+    "far away": [10, 20, 1e9, 60],
+    "beyond a float": [10, 20, 10**400, 60],
+}
+MALFORMED_BOXES = {
+    "three numbers": [10, 20, 30],
+    "five numbers": [10, 20, 30, 60, 1],
+    "a text": [10, 20, "30", 60],
+    "a null": [10, 20, None, 60],
+    "a bool": [10, 20, True, 60],
+    "a list": [10, 20, [30], 60],
+    "nothing": None,
+    "a word": "box",
+}
+
+
+@pytest.mark.parametrize("name", BAD_BOXES | MALFORMED_BOXES)
+def test_a_bad_box_does_not_lose_the_others(name):
+    bad = (BAD_BOXES | MALFORMED_BOXES)[name]
+    message = parse_own(own(boxes=[bad, GOOD, bad], scores=[0.5, 0.6, 0.7]))
+    assert message.boxes.tolist() == [GOOD]
+    assert message.scores.tolist() == pytest.approx([0.6])
+    assert sum(message.left_out.values()) == 2
+    if name in BAD_BOXES:
+        assert len(parse_own(own(boxes=[bad])).boxes) == 0  # alone too
+
+
+@pytest.mark.parametrize("score", [1.0001, 3.0, -0.1, float("nan"), float("inf"), 10**400, "0.5", True, [1]])
+def test_a_confidence_that_is_none_loses_its_box_alone(score):
+    message = parse_own(own(boxes=[GOOD, [0, 0, 5, 5]], scores=[score, 0.5]))
+    assert (message.boxes.tolist(), sum(message.left_out.values())) == ([[0, 0, 5, 5]], 1)
+
+
+def test_a_missing_confidence_is_one():
+    assert parse_own(own(boxes=[GOOD, GOOD], scores=[None, 0.5])).scores.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("bad", "fault"),
+    [
+        ("8|12|40|12|90|Person", "empty"),
+        ("8|30|20|10|60|Person", "empty"),
+        ("8|10|20|nan|60|Person", "range"),
+        ("8|10|20|-inf|60|Person", "range"),
+        ("8|10|20|1e30|60|Person", "range"),
+        ("8|10|20|x|60|Person", "form"),
+        ("8|10|20|30", "form"),
+        ("", "form"),
+        (7, "form"),
+        (None, "form"),
+        ("8|10|20|30|60|Person|#|male|formal", "form"),
+        ("8|10|20|30|60|Person|#|||||||3.0", "score"),
+        ("8|10|20|30|60|Person|#||||||nan", "score"),
+        ("8|10|20|30|60|Person|#||||||-3", "score"),
+    ],
+)
+def test_a_bad_object_does_not_lose_the_others(bad, fault):
+    message = parse_deepstream(deepstream("7|812.5|240|930|610|Person", bad, "car|is|no|matter|of|Vehicle"))
+    assert message.boxes.tolist() == [[812.5, 240, 930, 610]]
+    assert message.left_out == {fault: 1}
+
+
+@pytest.mark.parametrize("track", ["18446744073709551616", "-7", "", "seven", "9" * 5000])
+def test_upstream_track_ids_do_not_matter(track):
+    message = parse_deepstream(deepstream(f"{track}|1|2|3|4|Person", f"{track}|5|6|7|8|Person"))
+    assert message.boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_parts_after_the_confidence_are_no_confidence():
+    objects = [
+        "7|1|2|3|4|Person|#||||||0.91|#|embedding|0.5,0.25|",
+        "7|1|2|3|4|Person|#|embedding|0.5,0.25|",
+        "7|1|2|3|4|Person|#|pose2D|nose,1,2,0.5|0.8|#|SV3DT|0.5|1,2|3,4|",
+        "7|1|2|3|4|Person|#||||||",
+    ]
+    message = parse_deepstream(deepstream(*objects))
+    assert message.scores.tolist() == pytest.approx([0.91, 1.0, 0.8, 1.0])
+    assert not message.left_out
+
+
+def test_the_full_format_is_named():
+    full = json.dumps({"messageid": "1", "object": {"id": "7"}, "sensor": {"id": "front"}}).encode()
+    with pytest.raises(ValueError, match="payload-type=1"):
+        parse_deepstream(full)
+
+
+def test_labels_of_people_are_a_setting():
+    payload = deepstream("7|1|2|3|4|Pedestrian", "8|1|2|3|4|person", "9|1|2|3|4| RIDER ")
+    assert len(parse_deepstream(payload).boxes) == 1
+    message = parse_deepstream(payload, ["pedestrian", "Rider"])
+    assert (len(message.boxes), message.people, message.other_labels) == (2, 2, ("person",))
+    for labels in ([], [""], ["  "], ["a|b"], ["x" * 65]):
+        with pytest.raises(ValueError, match="external_labels"):
+            DetectorSettings(external_labels=labels)
+
+
+def test_boxes_are_clipped_to_the_picture_and_those_outside_left_out():
+    listener = boxes()
+    outside = [[-50, 10, -10, 40], [300, 10, 350, 40], [10, -90, 20, 0]]
+    listener.add(parse_own(own(boxes=[[-20, -10, 50, 60], [150, 50, 900, 900], *outside])))
+    found = listener.boxes_for(frame(), 0)
+    assert found.boxes.tolist() == [[0, 0, 50, 60], [150, 50, 200, 100]]
+    assert listener.left_out["outside"] == 3
+
+
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab0.:-", max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab0.:-|#\udc80", max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab", max_size=3), inner, max_size=4),
     max_leaves=8,
 )
 _KEYS = ("camera", "frame", "time", "size", "boxes", "scores", "id", "sensorId", "@timestamp", "objects")
+_NUMBER = st.floats() | st.integers() | st.sampled_from([0, 12, 10**400, -(10**30), 1e300, 0.5])
+_BOX = st.lists(_NUMBER, min_size=4, max_size=4) | st.lists(_NUMBER, max_size=6) | _JSON
+_FIELD = _NUMBER.map(lambda number: str(number)[:30]) | st.text("ab0.#-", max_size=4)
+_OBJECT = st.lists(_FIELD | st.sampled_from(["Person", "#", "embedding", "Car"]), max_size=12).map("|".join)
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(_KEYS), _JSON))
 def test_no_message_does_more_than_be_refused(message):
     payload = json.dumps({"camera": "front", "frame": 1, "boxes": [], "sensorId": "f", **message}).encode()
@@ -171,6 +289,35 @@ def test_no_message_does_more_than_be_refused(message):
             continue
         assert isinstance(found, BoxMessage)
         assert isinstance(found.on(frame()), Detections)
+
+
+def usable(found: Detections) -> bool:
+    inside = (found.boxes >= 0).all() and (found.boxes <= [200, 100, 200, 100]).all()
+    proper = (found.boxes[:, :2] < found.boxes[:, 2:]).all()
+    return bool(inside and proper and ((found.scores >= 0) & (found.scores <= 1)).all())
+
+
+@settings(max_examples=60)
+@given(st.lists(_BOX, max_size=5), st.lists(_NUMBER | _JSON, min_size=6, max_size=6), st.integers(0, 5))
+def test_a_good_box_is_never_lost_and_a_bad_one_never_found(neighbours, scores, at):
+    at = min(at, len(neighbours))
+    rows = [*neighbours[:at], GOOD, *neighbours[at:]]
+    graded = scores[: len(rows)]
+    graded[at] = 0.25
+    found = parse_own(own(boxes=rows, scores=graded))
+    on = found.on(frame())
+    assert usable(on)
+    assert GOOD in on.boxes.tolist()
+    assert len(found.boxes) + sum(found.left_out.values()) == len(rows)
+
+
+@settings(max_examples=60)
+@given(st.lists(_OBJECT | _JSON, max_size=6), st.integers(0, 6))
+def test_a_good_object_is_never_lost_and_a_bad_one_never_found(neighbours, at):
+    objects = [*neighbours[:at], "7|10|20|30|60|Person|#||||||0.25", *neighbours[at:]]
+    found = parse_deepstream(deepstream(*objects)).on(frame())
+    assert usable(found)
+    assert GOOD in found.boxes.tolist()
 
 
 # ---- matching -------------------------------------------------------------------------------------
@@ -210,6 +357,49 @@ def test_names_and_sizes_of_upstream():
     listener = boxes(format="deepstream", cameras={"HWY-1": "front"}, size=(400, 200))
     listener.add(parse_deepstream(deepstream("7|10|20|30|40|Person", sensorId="HWY-1")))
     assert listener.boxes_for(frame(), 0).boxes.tolist() == [[5, 10, 15, 20]]
+
+
+def test_labels_that_are_never_known_are_reported_once_for_each_camera():
+    listener = boxes(format="deepstream", labels=["person", "rider"])
+    with capture_logs() as logs:
+        for number in range(3):
+            listener.add(parse_deepstream(deepstream("7|1|2|3|4|pedestrian\x1b", id=number)))
+        listener.add(parse_deepstream(deepstream("7|1|2|3|4|Person", "8|1|2|3|4|car", sensorId="back")))
+        listener.add(parse_deepstream(deepstream("8|1|2|3|4|car", sensorId="back")))
+        listener.add(parse_deepstream(deepstream(sensorId="empty")))
+    warnings = [entry["reason"] for entry in logs if entry["log_level"] == "warning"]
+    assert len(warnings) == 1
+    assert "front" in warnings[0]
+    assert "person, rider" in warnings[0]
+    assert "pedestrian\\x1b" in warnings[0]
+
+
+def test_a_bad_box_is_counted_and_reported_once_for_each_camera():
+    listener = boxes()
+    with capture_logs() as logs:
+        for number in range(1, 4):
+            listener.add(parse_own(own(frame=number, boxes=[GOOD, [1, 1, 1, 1]])))
+        listener.add(parse_own(own(frame=5, boxes=[GOOD, [1, 1, 1, 1]], camera="back")))
+    assert listener.left_out["empty"] == 4
+    warnings = [entry["reason"] for entry in logs if entry["log_level"] == "warning"]
+    assert [reason.split(":")[0] for reason in warnings] == ["camera front", "camera back"]
+
+
+@pytest.mark.parametrize("ahead", [-86_400.0, 3600.0, 1e9])
+def test_a_message_of_another_time_changes_nothing_and_is_reported(ahead):
+    listener = boxes(format="deepstream")
+    assert listener.boxes_for(frame(1), 0) is None
+    with capture_logs() as logs:
+        listener.add(parse_deepstream(deepstream("7|1|2|3|4|Person", **{"@timestamp": TIME + ahead})))
+    assert "clocks" in logs[0]["reason"]
+    threading.Timer(0.1, listener.add, [parse_deepstream(deepstream("7|1|2|3|4|Person"))]).start()
+    assert len(listener.boxes_for(frame(2), 5)) == 1
+
+
+def test_a_message_without_a_time_is_matched_by_number():
+    listener = boxes(format="deepstream")
+    listener.add(parse_deepstream(deepstream("7|1|2|3|4|Person", id=6, **{"@timestamp": None})))
+    assert len(listener.boxes_for(frame(7), 0)) == 1
 
 
 def test_a_frame_waits_for_its_boxes():
