@@ -83,3 +83,7 @@ class BrokerRefused(DeliveryError):
 
 class BrokerUnreachable(Retryable, DeliveryError):
     """The broker does not answer now."""
+
+
+class MessageTooLarge(DeliveryError):
+    """A message is larger than the broker accepts."""

@@ -5,10 +5,12 @@ paho is imported when the first client is made.
 
 from __future__ import annotations
 
+import functools
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -127,6 +129,7 @@ def new_client(broker: BrokerSettings, client_id: str = "", *, reconnect: bool =
     from paho.mqtt import client as mqtt
     from paho.mqtt.enums import CallbackAPIVersion
 
+    _accept_every_reason()
     five = broker.settings.version == "5"
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
@@ -141,6 +144,23 @@ def new_client(broker: BrokerSettings, client_id: str = "", *, reconnect: bool =
     if broker.tls:
         client.tls_set_context(_tls_context(broker))
     return client
+
+
+@functools.cache
+def _accept_every_reason() -> None:
+    """Let paho (2.2 and newer) read every reason code in every packet.
+
+    It takes a code that MQTT 5 does not list for a packet as a protocol error and closes the connection.
+    mosquitto sends PUBACK with 149 (packet too large), which is such a code.
+    """
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    known = getattr(ReasonCode, "names", None)
+    if isinstance(known, Mapping):
+        every = list(PacketTypes.indexes)
+        codes = {code: {next(iter(known.get(code, {f"reason code {code}": 0}))): every} for code in _FAILURES}
+        ReasonCode.names = MappingProxyType({**known, **codes})
 
 
 def _tls_context(broker: BrokerSettings) -> ssl.SSLContext:
@@ -218,6 +238,8 @@ def tls_reason(problem: ssl.SSLError) -> str:
     return str(problem.reason or problem)
 
 
+_FAILURES = range(128, 256)
+"""Reason codes of MQTT 5 that report a failure."""
 _REFUSALS = frozenset({132, 133, 134, 135, 138, 140, 144})
 """CONNACK codes after which a retry does not help: protocol version, client id, user or password, not
 authorised, banned, authentication method, will topic."""

@@ -14,12 +14,14 @@ import re
 import select
 import socket
 import ssl
+import struct
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, DeliveryError
+from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, DeliveryError, MessageTooLarge
 from edge_agent.core.mqtt import (
     CONNECT_TIMEOUT_S,
     BrokerSettings,
@@ -49,6 +51,8 @@ SESSION_EXPIRY_S = 3600
 """How long the broker keeps the command subscription of an agent that is away."""
 WILL_DELAY_S = 5
 """How long the broker waits before it publishes the will."""
+QOS_0_PASSED_S = 5.0
+"""A message with QoS 0 has passed when the connection lasts this long after it."""
 CLOUDEVENTS_JSON = "application/cloudevents+json"
 _TRACEPARENT = b"\x26\x00\x0btraceparent\x00\x37"
 """User property `traceparent` (MQTT 5, section 2.2.2) up to its value, which has 55 characters."""
@@ -91,6 +95,8 @@ class Answer:
 
     topic: str
     payload: bytes
+    short: bytes
+    """The result without its data, for a broker that does not take the payload."""
     options: MessageOptions
 
 
@@ -102,6 +108,17 @@ class Sent:
     topic: str
     row: Row | None = None
     answer: Answer | None = None
+    size: int = 0
+    """Bytes of its packet."""
+    is_plain: bool = False
+    """Whether it has QoS 0: no acknowledgement will come."""
+
+    @property
+    def key(self) -> Hashable:
+        """What it is, at this and at every later attempt."""
+        if self.row is not None:
+            return self.row.seq
+        return self.answer or self.topic
 
 
 @dataclass(slots=True)
@@ -111,6 +128,8 @@ class Happened:
     acks: list[tuple[Sent, int]] = field(default_factory=list)
     """Messages with the reason code of their PUBACK; 0 for MQTT 3.1.1, which has no codes."""
     messages: list[Incoming] = field(default_factory=list)
+    passed: list[Sent] = field(default_factory=list)
+    """Messages with QoS 0 after which the connection went on."""
     subscribed: list[int] = field(default_factory=list)
     """Reason codes of SUBACK."""
 
@@ -170,7 +189,16 @@ class Connection:
         self.unsettled: dict[int, Sent] = {}
         """Messages without PUBACK by number, the oldest first; the owner clears it after a loss."""
         self.maximum_packet: int | None = None
-        """Largest packet in bytes that the broker takes; None for no limit."""
+        """Largest packet in bytes that the broker announced; None for no limit."""
+        self.assumed_maximum: int | None = None
+        """The same, as its owner has found out."""
+        self.has_acks = False
+        """Whether the broker has acknowledged a message on this connection."""
+        self.loss_code: int | None = None
+        """Reason code of the broker's DISCONNECT; None where it sent none."""
+        self._can_retain = True
+        self._maximum_qos = 1
+        self._last_plain: Sent | None = None
 
     def open(self) -> None:
         """Connect and wait until the broker has accepted the connection.
@@ -181,7 +209,8 @@ class Connection:
         """
         self.close()
         self._happened = Happened()
-        self._connack = self._lost = None
+        self._connack = self._lost = self.loss_code = self._last_plain = None
+        self.has_acks = False
         self._trouble = ""
         client = self._new_client()
         options = connect_options(
@@ -206,6 +235,9 @@ class Connection:
             refusal = self._refusal()
             self.close()
             raise refusal
+        if self._maximum_qos < 1:
+            self.close()
+            raise BrokerRefused(f"broker {self._broker.url}: it does not support QoS 1, which events need")
         client.on_log = None  # needed for the handshake only; it costs time at every message
 
     def _refusal(self) -> DeliveryError:
@@ -269,19 +301,46 @@ class Connection:
 
         Raises:
             BrokerUnreachable: the connection is lost.
+            MessageTooLarge: the broker does not take it; nothing was sent.
         """
         if self._client is None:
             raise BrokerUnreachable(f"broker {self._broker.url}: not connected")
         packed: Any = (
             _PackedProperties(options, traceparent) if self._broker.settings.version == "5" else None
         )
+        sent.is_plain = qos == 0
+        sent.size = packet_size(sent.topic, len(payload), packed.pack() if packed else b"", qos)
+        for limit in (self.maximum_packet, self.assumed_maximum):
+            if limit is not None and sent.size > limit:
+                raise MessageTooLarge(f"{sent.size} bytes; the broker takes at most {limit}")
+        retain = retain and self._can_retain
         info = self._client.publish(sent.topic, payload, qos, retain, packed)
         if info.rc != 0:
             self._lost = self._lost or "write failed"
             raise BrokerUnreachable(f"broker {self._broker.url}: connection lost while writing")
         if qos:
             self.unsettled[info.mid] = sent
+        else:
+            self._note_passed()
+            self._last_plain = sent
         return info.mid
+
+    @property
+    def in_doubt(self) -> list[Sent]:
+        """Messages for which the broker may have closed the connection: no sign shows that it took them."""
+        last = self._last_plain
+        plain = [last] if last is not None and time.monotonic() - last.at < QOS_0_PASSED_S else []
+        return [*self.unsettled.values(), *plain]
+
+    def forget(self, sent: Sent) -> None:
+        """Do not count a message as unsettled any more: it will not be sent again."""
+        self.unsettled = {number: one for number, one in self.unsettled.items() if one is not sent}
+
+    def _note_passed(self) -> None:
+        """Record that the broker took the last message with QoS 0: the connection went on after it."""
+        passed, self._last_plain = self._last_plain, None
+        if passed is not None:
+            self._happened.passed.append(passed)
 
     def subscribe(self, topic: str) -> None:
         """Subscribe with QoS 1; the answer appears in `Happened.subscribed`."""
@@ -308,7 +367,11 @@ class Connection:
         if self._wake.reader in readable:
             self._wake.clear()
         if connected in readable or buffered:
-            client.loop_read()
+            try:
+                client.loop_read()
+            except (ValueError, KeyError, struct.error) as problem:  # paho before 2.2, at an unlisted reason
+                self._lost = f"protocol error: {problem}"
+                return
         if writable:
             client.loop_write()
         client.loop_misc()
@@ -339,15 +402,22 @@ class Connection:
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
         self._connack = reason
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", None) or WINDOW)
+        self._maximum_qos = getattr(properties, "MaximumQoS", 1)
+        self._can_retain = bool(getattr(properties, "RetainAvailable", 1))
         self.maximum_packet = getattr(properties, "MaximumPacketSize", None)
 
-    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+    def _on_disconnect(self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        if flags.is_disconnect_packet_from_server:
+            self.loss_code = int(reason.value)
         # paho reports 128 when the connection broke without a DISCONNECT.
         self._lost = "the connection broke" if reason.value == 128 else str(reason)
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         sent = self.unsettled.pop(mid, None)
         if sent is not None:
+            self.has_acks = True
+            if self._last_plain is not None and self._last_plain.at < sent.at:
+                self._note_passed()
             self._happened.acks.append((sent, int(reason.value)))
 
     def _on_socket_close(self, _client: Any, _data: Any, closing: Any) -> None:  # noqa: ANN401
@@ -366,6 +436,13 @@ class Connection:
         if "failed to receive on socket" in text or "failed to send" in text:
             named = re.search(r"\[SSL: (\w+)\]", text)  # else it has the position in the source
             self._trouble = named[1] if named else text.partition(": ")[2]
+
+
+def packet_size(topic: str, payload: int, packed_properties: bytes, qos: int) -> int:
+    """Return the bytes of a PUBLISH (MQTT 5, section 3.3); `payload` is the length of the payload."""
+    named = len(topic) if topic.isascii() else len(topic.encode())
+    rest = 2 + named + (2 if qos else 0) + len(packed_properties) + payload
+    return 1 + (1 + (rest > 0x7F) + (rest > 0x3FFF) + (rest > 0x1FFFFF)) + rest
 
 
 class _PackedProperties:

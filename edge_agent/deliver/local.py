@@ -136,6 +136,7 @@ class LocalPublisher:
     """Replaces `Publisher` when no broker is configured: numbers events and writes them to the file."""
 
     state = ConnectionState.DISABLED
+    trouble = ""
 
     def __init__(self, origin: Origin) -> None:
         self.counters = Counters()

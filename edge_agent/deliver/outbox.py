@@ -12,6 +12,7 @@ and changes the files.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -206,8 +207,10 @@ class Outbox:
             ).rowcount
         storage.state.next_expiry = now + EXPIRY_INTERVAL_S
 
-    def report_gaps(self, stamp: Callable[[Event], Event], topic: str) -> list[Row]:
-        """Append gap events for the dropped numbers, one per reason, and return their rows.
+    def report_gaps(
+        self, stamp: Callable[[Event], Event], topic: str, *, most: int = MAX_RANGES
+    ) -> list[Row]:
+        """Append gap events for the dropped numbers, one per reason, of `most` ranges, and return their rows.
 
         While older gap events still wait, none are made: the next ones include what is dropped meanwhile.
         `stamp` adds source and session to an event.
@@ -223,7 +226,7 @@ class Outbox:
             with storage.transaction() as execute:
                 query = "SELECT first, last, reason FROM dropped ORDER BY first LIMIT ?"
                 found: dict[str, list[tuple[int, int]]] = {}
-                for first, last, reason in execute(query, (MAX_RANGES,)).fetchall():
+                for first, last, reason in execute(query, (most,)).fetchall():
                     execute("DELETE FROM dropped WHERE first = ?", (first,))
                     storage.state.ranges -= 1
                     found.setdefault(reason, []).append((first, last))
@@ -343,6 +346,20 @@ class Outbox:
                     (MAX_PARKED,),
                 )
                 storage.state.parked = storage.value("SELECT count(*) FROM parked")
+            storage.state.sending.pop(seq, None)
+            storage.state.gaps.discard(seq)
+
+    def take_back_gap(self, seq: int) -> None:
+        """Delete a gap event that the broker does not take; its numbers, and its own, are dropped again."""
+        storage = self._storage
+        with storage.locked():
+            with storage.transaction() as execute:
+                query = "SELECT body, length(body), created FROM event WHERE seq = ?"
+                for body, size, created in execute(query, (seq,)).fetchall():
+                    data = json.loads(body)["data"]
+                    storage.drop([(seq, size, created)], "rejected")
+                    for one in data["ranges"]:
+                        storage.note(one["first"], one["last"], data["reason"])
             storage.state.sending.pop(seq, None)
             storage.state.gaps.discard(seq)
 

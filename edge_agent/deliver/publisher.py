@@ -7,9 +7,13 @@ each by the reason code of its PUBACK:
 0            done: the row is deleted
 16           no subscriber: the row stays, its topic is tried again with one message at a time; after
              `sender.NO_SUBSCRIBER_S`, the numbers of rows that old go into a gap event
-128 and up   refused: the row is parked with the reason, an alert and a gap event report it
+128 and up   the row is tried again, or parked with the reason, which an alert and a gap event report; see
+             `sender.Outcome`
 no PUBACK    after `pump.ACK_TIMEOUT_S` the connection is closed, and all unacknowledged rows are sent again
 ===========  ===========================================================================================
+
+A message that the broker announces not to take (Maximum Packet Size) is parked without being sent; one at
+which it closes the connection is found by `elimination`.
 
 Retained messages (info, camera states, status) are kept in memory and published again at every connect, in
 that order, so that `online` is the last message of a birth.
@@ -206,6 +210,11 @@ class Publisher:
     def problem(self) -> str | None:
         """Why not everything can be delivered now, for people; None when all is well."""
         return self._pump.problem
+
+    @property
+    def trouble(self) -> str:
+        """Why the agent is degraded; "" when delivery works, or has failed for less than `pump.SILENT_S`."""
+        return self._pump.trouble
 
     @property
     def heartbeat(self) -> HeartbeatState:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,16 +17,19 @@ from edge_agent.core.errors import (
     BrokerUnreachable,
     DeliveryError,
     EdgeAgentError,
+    MessageTooLarge,
     StorageError,
 )
 from edge_agent.core.events import Event, InfoData
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.connection import Answer, Connection, ConnectionState, MessageOptions, Sent, WakePipe
+from edge_agent.deliver.elimination import PACKET_TOO_LARGE, Elimination
 from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pacing import Backoff
 from edge_agent.deliver.sender import IDLE_S, REFUSED, EventSender, Refusals
+from edge_agent.deliver.topics import kind_of
 
 if TYPE_CHECKING:
     from edge_agent.deliver.commands import CommandDesk
@@ -42,8 +46,12 @@ STOP_S = 1.8
 """Time for the end of the pump: the agent as a whole has 3 s to stop."""
 STABLE_S = 10.0
 """A connection that lasted this long resets the back-off. Two agents with one name lose theirs at once."""
+SILENT_S = 60.0
+"""A broker that has taken nothing for this long is a reason for the state `degraded`."""
 TELEMETRY_EXPIRY_S = 90
 MAX_QUEUED_ANSWERS = 1000
+SHORT_TEXT = 100
+"""Characters of the error in the short form of an answer."""
 _TELEMETRY_OPTIONS = MessageOptions(schema=schema_urn("telemetry"), expiry_s=TELEMETRY_EXPIRY_S)
 _PLAIN_JSON = MessageOptions(content_type="application/json")
 _RETAINED_OPTIONS = {kind: MessageOptions(schema=schema_urn(kind)) for kind in ("status", "info", "camera")}
@@ -82,12 +90,13 @@ class UnnumberedMessages:
         """Whether retained messages wait to be sent."""
         return bool(self._unsent)
 
-    def next_retained(self) -> tuple[str, bytes] | None:
-        """Take the next topic and its message; None where there is none."""
+    def next_retained(self, *, last: Collection[Hashable] = ()) -> tuple[str, bytes] | None:
+        """Take the next topic and its message, those of `last` after all others; None where there is none."""
         with self._lock:
             if not self._unsent:
                 return None
-            topic, _ = self._unsent.popitem(last=False)
+            topic = next((one for one in self._unsent if one not in last), next(iter(self._unsent)))
+            del self._unsent[topic]
             return topic, self._retained[topic]
 
     def add_answer(self, answer: Answer) -> None:
@@ -122,6 +131,13 @@ class UnnumberedMessages:
             self._answers.extendleft(sent.answer for sent in reversed(lost) if sent.answer is not None)
             self._telemetry = None
 
+    def drop_answer(self, answer: Answer) -> None:
+        """Drop an answer that the broker does not take."""
+        with self._lock:
+            self._counters.answers_lost += 1
+            if answer in self._answers:
+                self._answers.remove(answer)
+
 
 class Pump:
     """Connects to the broker and sends what waits, on a thread of its own, from `start` to `stop`.
@@ -151,8 +167,11 @@ class Pump:
         self.unnumbered = UnnumberedMessages(self.counters)
         will = (topics.status, origin.status("offline", "connection lost"))
         self.connection = Connection(broker, client_id=client_id, will=will, wake=self.wake)
-        self._refusals = Refusals()
-        self.events = EventSender(self.connection, outbox, self._refusals, self.counters, topics, publish)
+        self._refusals = Refusals(topics, publish)
+        self._elimination = Elimination()
+        self.events = EventSender(
+            self.connection, outbox, self._refusals, self._elimination, self.counters, topics
+        )
         self._backoff = Backoff()
         self._next_attempt = self._next_upkeep = self._next_gaps = 0.0
         self._connected_at = 0.0
@@ -160,6 +179,8 @@ class Pump:
         self._outage_logged = False
         self._last_turn = time.monotonic()
         self._problem: str | None = None
+        self._silent_since: float | None = time.monotonic()
+        """Since when the broker has taken nothing; None after it took something on this connection."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self.start = self._thread.start
@@ -179,10 +200,18 @@ class Pump:
     @property
     def problem(self) -> str | None:
         """Why nothing, or not everything, can be delivered now, for people; None when all is well."""
-        refused = self._refusals.topics
+        refused = self._refusals.summary
         if self._problem is None:
             return f"broker {self._broker.url} refuses messages: {refused}" if refused else None
         return f"{self._problem}; it refused {refused} before" if refused else self._problem
+
+    @property
+    def trouble(self) -> str:
+        """Why the agent is degraded: what the broker refuses, or that it has been silent; "" otherwise."""
+        since = self._silent_since
+        if since is not None and time.monotonic() - since > SILENT_S:
+            return self._problem or f"broker {self._broker.url} acknowledges nothing"
+        return (self.problem or "") if self._refusals.summary else ""
 
     @property
     def heartbeat(self) -> HeartbeatState:
@@ -241,8 +270,12 @@ class Pump:
     def _handle_loss(self, problem: EdgeAgentError) -> None:
         """Plan the next attempt; what is not settled is sent again after it."""
         refused = isinstance(problem, BrokerRefused)
+        if isinstance(problem, DeliveryError):
+            self._eliminate()
         self.connection.close()
         self._reset()
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
         if self.state is ConnectionState.CONNECTED and time.monotonic() - self._connected_at > STABLE_S:
             self._backoff.reset()
         wait = self._backoff.next_wait(refused=refused)
@@ -252,6 +285,29 @@ class Pump:
         write = log.debug if self._outage_logged else log.warning
         self._outage_logged = True
         write("no broker: events wait in the outbox", error=str(problem), next_attempt_s=round(wait, 1))
+
+    def _eliminate(self) -> None:
+        """Look for a message for which the broker closes the connection, and set it aside."""
+        connection = self.connection
+        code = connection.loss_code
+        found = self._elimination.lost(connection.in_doubt, code, others_pass=connection.has_acks)
+        connection.assumed_maximum = self._elimination.limit
+        if found is None:
+            return
+        self._backoff.reset()
+        reason = f"{connection.loss} ({found.size} bytes)"
+        if found.row is not None:
+            self.events.reject(found.row, PACKET_TOO_LARGE if code is None else code, reason)
+        else:
+            self._refusals.forbid(found.topic)
+            self._drop(found, PACKET_TOO_LARGE if code is None else code, reason)
+        connection.forget(found)
+
+    def _drop(self, sent: Sent, code: int, reason: str = "") -> None:
+        """Drop a message that is not an event, and report it."""
+        if sent.answer is not None:
+            self.unnumbered.drop_answer(sent.answer)
+        self._refusals.report(sent.topic, code, reason)
 
     def _reset(self) -> None:
         self.unnumbered.return_unsent(list(self.connection.unsettled.values()))
@@ -264,6 +320,7 @@ class Pump:
         """Receive, settle, then send what is due."""
         connection = self.connection
         happened = connection.turn(self._wait)
+        self._elimination.settled(happened.passed)
         self._settle(happened.acks)
         for message in happened.messages:
             if self._commands is not None:
@@ -278,39 +335,71 @@ class Pump:
                 f"broker {self._broker.url}: no PUBACK for {ACK_TIMEOUT_S:g} s; it hangs or is cut off"
             )
         self._send_unnumbered()
-        if not self.unnumbered.has_retained:
+        # Suspects among the retained messages let events pass, which shows whether the broker takes others.
+        if not self.unnumbered.has_retained or (self._elimination.careful and not connection.has_acks):
             idle = self.events.send()
         else:
-            idle = 0.0 if connection.room > 0 else IDLE_S
+            idle = 0.0 if self._room > 0 else IDLE_S
+        if not connection.unsettled and self._outbox.is_empty and not self.unnumbered.has_retained:
+            self._elimination.end()
         self.events.delete_acknowledged()
         self.events.read_ahead()
         self._wait = min(idle, self._do_upkeep())
 
+    @property
+    def _room(self) -> int:
+        """How many more messages may be sent now."""
+        if self._elimination.careful:
+            return 1 - len(self.connection.in_doubt)
+        return self.connection.room
+
     def _settle(self, acks: list[tuple[Sent, int]]) -> None:
         for sent, code in acks:
-            if sent.row is None:
-                self._refusals.note(sent.topic, code)
-            else:
+            self._silent_since = None
+            self._elimination.settled([sent], taken=code < REFUSED)
+            if sent.row is not None:
                 self.events.settle(sent.row, code)
+            elif code >= REFUSED:
+                self._drop(sent, code)
 
     def answer(self, topic: str, event: Event, correlation: bytes | None) -> None:
         """Send the result of a command, once; it is not kept on disk. Thread-safe."""
         options = MessageOptions(schema=schema_urn(event.kind), correlation=correlation)
-        self.unnumbered.add_answer(Answer(topic, encode(self._origin.stamp(event)), options))
+        payload = encode(self._origin.stamp(event))
+        note = event.data.error or f"the broker does not take the result's data, {len(payload)} bytes in all"
+        short = replace(event, data=replace(event.data, data=None, error=note[:SHORT_TEXT]))
+        self.unnumbered.add_answer(Answer(topic, payload, encode(self._origin.stamp(short)), options))
         self.wake.signal()
 
     def _send_unnumbered(self) -> None:
-        connection, now = self.connection, time.monotonic()
-        while connection.room > 0 and (retained := self.unnumbered.next_retained()) is not None:
+        now, suspects = time.monotonic(), self._elimination.suspects
+        while self._room > 0 and (retained := self.unnumbered.next_retained(last=suspects)) is not None:
             topic, message = retained
             if not self._refusals.forbids(topic):
-                options = _RETAINED_OPTIONS.get(self._topics.kind_of(topic), _PLAIN_JSON)
-                connection.publish(Sent(now, topic), message, options, retain=True)
-        while connection.room > 0 and (answer := self.unnumbered.next_answer()) is not None:
-            connection.publish(Sent(now, answer.topic, answer=answer), answer.payload, answer.options)
-        telemetry = self.unnumbered.take_telemetry()
-        if telemetry is not None:
-            connection.publish(Sent(now, self._topics.telemetry), telemetry, _TELEMETRY_OPTIONS, qos=0)
+                options = _RETAINED_OPTIONS.get(kind_of(topic), _PLAIN_JSON)
+                self._send(Sent(now, topic), message, options, retain=True)
+        while self._room > 0 and (answer := self.unnumbered.next_answer()) is not None:
+            sent = Sent(now, answer.topic, answer=answer)
+            try:
+                self.connection.publish(sent, answer.payload, answer.options)
+            except MessageTooLarge:
+                self._send(sent, answer.short, answer.options)
+        topic = self._topics.telemetry
+        if not self._elimination.careful and (telemetry := self.unnumbered.take_telemetry()) is not None:
+            if self._refusals.forbids(topic):
+                self.counters.telemetry_lost += 1
+            else:
+                self._send(Sent(now, topic), telemetry, _TELEMETRY_OPTIONS, qos=0)
+
+    def _send(
+        self, sent: Sent, payload: bytes, options: MessageOptions, *, qos: int = 1, retain: bool = False
+    ) -> None:
+        """Send a message that is not an event, or drop and report it where the broker does not take it."""
+        try:
+            self.connection.publish(sent, payload, options, qos=qos, retain=retain)
+        except MessageTooLarge as problem:
+            self._elimination.settled([sent], taken=False)
+            self._drop(sent, PACKET_TOO_LARGE, str(problem))
 
     def _do_upkeep(self) -> float:
         """Delete acknowledged events, drop old ones, make gap events; return the seconds until it is due."""
@@ -325,7 +414,7 @@ class Pump:
             self._outbox.expire()
             if self.connection.is_open and now >= self._next_gaps and not self._refusals.forbids(topic):
                 self._next_gaps = now + GAP_INTERVAL_S
-                for row in self._outbox.report_gaps(self._origin.stamp, topic):
+                for row in self._outbox.report_gaps(self._origin.stamp, topic, most=self.events.gap_ranges):
                     self._origin.copy_to_file(row.message)
         except StorageError as problem:
             # A full disk must not prevent delivery, which frees space.
@@ -358,6 +447,9 @@ class Pump:
     def _publish_offline(self, deadline: float) -> None:
         connection, sent = self.connection, Sent(time.monotonic(), self._topics.status)
         message = self._origin.status("offline", "stopped")
-        number = connection.publish(sent, message, _RETAINED_OPTIONS["status"], retain=True)
+        try:
+            number = connection.publish(sent, message, _RETAINED_OPTIONS["status"], retain=True)
+        except MessageTooLarge:
+            return
         while number in connection.unsettled and connection.is_open and time.monotonic() < deadline:
             self._settle(connection.turn(0.05).acks)

@@ -8,17 +8,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 
 import structlog
 
 from edge_agent.core.codec import schema_urn
+from edge_agent.core.errors import MessageTooLarge
 from edge_agent.core.events import Event, alert_event
 from edge_agent.deliver.connection import WINDOW, Connection, MessageOptions, Sent
+from edge_agent.deliver.elimination import PACKET_TOO_LARGE, Elimination
 from edge_agent.deliver.local import Counters
-from edge_agent.deliver.outbox import Outbox
+from edge_agent.deliver.outbox import MAX_RANGES, Outbox
 from edge_agent.deliver.pacing import TokenBucket
 from edge_agent.deliver.storage import Row
-from edge_agent.deliver.topics import Topics
+from edge_agent.deliver.topics import Topics, kind_of
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +29,10 @@ IDLE_S = 0.5
 """Longest sleep of the pump, so that its heartbeat stays fresh."""
 QUIET_RETRY_S = 2.0
 """How often a topic without subscriber is tried again."""
+SHOWN = 5
+"""Refused topics that are named."""
+MOST_REFUSED = 500
+"""Refused topics that are remembered, and reported: response topics of commands come from outside."""
 NO_SUBSCRIBER_S = 3600.0
 """How long events wait for a subscriber."""
 DRAIN_PER_S = 1000.0
@@ -36,17 +43,18 @@ EVENT_EXPIRY_S = 86_400
 """How long the broker keeps an event for a subscriber that is away."""
 LOOK_AHEAD = 200
 """Rows read from the outbox at once."""
-PACKET_OVERHEAD = 512
-"""Upper bound for header and properties of a message (bytes)."""
 FORBIDDEN_S = 600.0
 """How long nothing is sent to a topic that the broker does not allow; its events are parked meanwhile.
 mosquitto 2.0.11 drops a TLS connection at each such message.
 """
-NO_SUBSCRIBER = 16
+RETRY_S = 10.0
+"""How often a topic is tried again whose message the broker could not take (`Outcome.RETRY`)."""
+ATTEMPTS = 10
+"""After this many answers with an error that names no cause, a message is set aside."""
 REFUSED = 128
 """The lowest reason code of a PUBACK that refuses the message."""
 NOT_AUTHORISED = 135
-PACKET_TOO_LARGE = 149
+_QUOTA_EXCEEDED = 151
 _REASONS = {
     128: "unspecified error",
     131: "implementation specific error",
@@ -57,10 +65,37 @@ _REASONS = {
     151: "quota exceeded",
     153: "payload format invalid",
 }
+_ADVICE = {
+    135: "check its access list, then restart the agent",
+    149: "raise its limit of packet or message size, then restart the agent",
+}
+
+
+class Outcome(Enum):
+    """What becomes of a message by the reason code of its PUBACK (MQTT 5, section 3.4.2.1)."""
+
+    TAKEN = "taken"
+    """0, and codes below 128 that are not known."""
+    NO_SUBSCRIBER = "no subscriber"
+    """16: it waits, and is sent again."""
+    RETRY = "retry"
+    """151, 145, 128, 131: the broker cannot take it now; it waits, and other topics pass. With 128 and 131,
+    which name no cause, it is set aside after `ATTEMPTS`."""
+    REJECTED = "rejected"
+    """135, 144, 149, 153, and codes that are not known: it is set aside."""
+
+    @staticmethod
+    def of(code: int) -> Outcome:
+        """Return the outcome for a reason code."""
+        if code == 16:
+            return Outcome.NO_SUBSCRIBER
+        if code < REFUSED:
+            return Outcome.TAKEN
+        return Outcome.RETRY if code in (128, 131, 145, _QUOTA_EXCEEDED) else Outcome.REJECTED
 
 
 def reason_text(code: int) -> str:
-    """Return the name of a reason code of PUBACK (MQTT 5, section 3.4.2.1)."""
+    """Return the name of a reason code of PUBACK."""
     return _REASONS.get(code, f"reason code {code}")
 
 
@@ -70,10 +105,17 @@ def _options(kind: str) -> MessageOptions:
 
 
 class Refusals:
-    """Topics that the broker does not allow, and the refusals that were reported. Not thread-safe."""
+    """Topics and messages that the broker does not take, each reported once. Not thread-safe.
 
-    def __init__(self) -> None:
+    `publish` takes the alerts.
+    """
+
+    def __init__(self, topics: Topics, publish: Callable[[Event], int]) -> None:
+        self._topics = topics
+        self._publish = publish
         self._until: dict[str, float] = {}
+        self._refused: dict[str, tuple[str, float]] = {}
+        """Reason by topic, and until when it is shown."""
         self._reported: set[tuple[str, int]] = set()
 
     def forbids(self, topic: str) -> bool:
@@ -81,50 +123,65 @@ class Refusals:
         return bool(self._until) and self._until.get(topic, 0.0) > time.monotonic()
 
     @property
-    def topics(self) -> str:
-        """All topics that were refused, for people; "" for none."""
-        return ", ".join(sorted(self._until))
+    def summary(self) -> str:
+        """Topics that were refused in the last minutes, with the reason, for people; "" for none."""
+        now = time.monotonic()
+        shown = [f"{topic} ({why})" for topic, (why, until) in sorted(self._refused.items()) if until > now]
+        return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
     def forbid(self, topic: str) -> None:
         """Send nothing to a topic for `FORBIDDEN_S`."""
         self._until[topic] = time.monotonic() + FORBIDDEN_S
 
-    def is_new(self, topic: str, code: int) -> bool:
-        """Return True once for each topic and reason code."""
-        before = len(self._reported)
-        self._reported.add((topic, code))
-        return len(self._reported) > before
+    def retried(self, topic: str) -> None:
+        """Note that the broker took a message that it could not take before."""
+        self._refused.pop(topic, None)
 
-    def note(self, topic: str, code: int) -> None:
-        """Handle the PUBACK of a message that is not parked."""
+    def report(self, topic: str, code: int, reason: str = "", *, seq: int | None = None) -> None:
+        """Log a message that the broker does not take, and publish an alert: once per topic and code."""
         if code == NOT_AUTHORISED:
             self.forbid(topic)
-        if code >= REFUSED and self.is_new(topic, code):
-            log.warning("the broker refuses a message", topic=topic, reason=reason_text(code))
+        reason = reason or reason_text(code)
+        if len(self._refused) < MOST_REFUSED or topic in self._refused:
+            self._refused[topic] = reason, time.monotonic() + FORBIDDEN_S
+        if (topic, code) in self._reported or len(self._reported) >= MOST_REFUSED:
+            return
+        self._reported.add((topic, code))
+        log.warning("the broker refuses a message", topic=topic, seq=seq, reason=reason)
+        kind = "delivery_refused"
+        if topic == self._topics.alert(kind) or self.forbids(self._topics.alert(kind)):
+            return
+        advice = _ADVICE.get(code, "see its log")
+        details: dict[str, str | float | bool | None] = {"topic": topic, "code": code, "first_seq": seq}
+        text = f"the broker refuses {topic}: {reason}; {advice}"
+        self._publish(alert_event(kind, text, time=time.time(), details=details))
 
 
 class EventSender:
-    """Keeps the connection filled with events, oldest first; not thread-safe. `publish` takes alerts."""
+    """Keeps the connection filled with events, oldest first. Not thread-safe."""
 
     def __init__(
         self,
         connection: Connection,
         outbox: Outbox,
         refusals: Refusals,
+        elimination: Elimination,
         counters: Counters,
         topics: Topics,
-        publish: Callable[[Event], int],
     ) -> None:
         self._connection = connection
         self._outbox = outbox
         self._refusals = refusals
+        self._elimination = elimination
         self._counters = counters
         self._topics = topics
-        self._publish = publish
         self._ready: deque[Row] = deque()
         self._done: list[int] = []
         self._quiet: dict[str, float] = {}
         self._quiet_since: dict[str, float] = {}
+        self._attempts: dict[int, int] = {}
+        """How often an event was to be tried again, by its number."""
+        self._gap_ranges = MAX_RANGES
         self._rate: TokenBucket | None = None
         self._probing = True
         self.stalled_since: float | None = None
@@ -154,8 +211,8 @@ class EventSender:
         """Send as much as there is room for; return the seconds until there may be more to send."""
         idle = self._probe_quiet_topics()
         room = self._connection.room
-        if self._probing:
-            room = min(room, 1 - len(self._connection.unsettled))
+        if self._probing or self._elimination.careful:
+            room = min(room, 1 - len(self._connection.in_doubt))
         now = time.monotonic()
         while room > 0:
             row = self._next_row()
@@ -189,16 +246,19 @@ class EventSender:
 
     def _send_row(self, row: Row, now: float) -> int:
         """Send or park one event; return how many were sent."""
-        limit = self._connection.maximum_packet
         if self._refusals.forbids(row.topic):
-            self._park(row, NOT_AUTHORISED, reason_text(NOT_AUTHORISED))
-        elif limit is not None and len(row.body) + len(row.topic) + PACKET_OVERHEAD > limit:
-            self._park(row, PACKET_TOO_LARGE, f"larger than the {limit} bytes that the broker takes")
-        else:
-            options, sent = _options(self._topics.kind_of(row.topic)), Sent(now, row.topic, row)
-            self._connection.publish(sent, row.message, options, traceparent=row.traceparent)
-            return 1
-        return 0
+            self.reject(row, NOT_AUTHORISED)
+            return 0
+        sent = Sent(now, row.topic, row)
+        try:
+            self._connection.publish(
+                sent, row.message, _options(kind_of(row.topic)), traceparent=row.traceparent
+            )
+        except MessageTooLarge as problem:
+            self._elimination.settled([sent], taken=False)
+            self.reject(row, PACKET_TOO_LARGE, str(problem))
+            return 0
+        return 1
 
     def _probe_quiet_topics(self) -> float:
         """Try the oldest event of each topic without subscriber that is due; return the time to the next."""
@@ -222,25 +282,61 @@ class EventSender:
 
     def settle(self, row: Row, code: int) -> None:
         """Handle the PUBACK of an event."""
-        if code == NO_SUBSCRIBER:
+        outcome = Outcome.of(code)
+        if outcome is Outcome.NO_SUBSCRIBER:
             self._handle_no_subscriber(row)
-        elif code >= REFUSED and row.topic == self._topics.gap:
-            # A gap event about a refused gap event would be refused as well, so it waits.
-            self._refusals.forbid(row.topic)
-            self._outbox.release([row.seq])
-            self._return_ready()
-            self._refusals.note(row.topic, code)
-        elif code >= REFUSED:
-            if code == NOT_AUTHORISED:
-                self._refusals.forbid(row.topic)
-            self._park(row, code, reason_text(code))
+        elif outcome is Outcome.RETRY:
+            self._retry(row, code)
+        elif outcome is Outcome.REJECTED:
+            self.reject(row, code)
         else:
             self._done.append(row.seq)
             self._probing = False
             self.stalled_since = None
+            if self._attempts and self._attempts.pop(row.seq, 0):
+                self._refusals.retried(row.topic)
             self._quiet_since.pop(row.topic, None)
             if self._quiet.pop(row.topic, None) is not None:
                 self._return_ready()  # events of this topic that were skipped come before newer ones
+
+    def reject(self, row: Row, code: int, reason: str = "") -> None:
+        """Set aside an event that the broker does not take."""
+        self._counters.refused += 1
+        self._attempts.pop(row.seq, None)
+        if row.topic == self._topics.gap:
+            self._reject_gap(row, code)
+        else:
+            self._outbox.park(row.seq, f"{code}: {reason or reason_text(code)}")
+        self._refusals.report(row.topic, code, reason, seq=row.seq)
+
+    def _reject_gap(self, row: Row, code: int) -> None:
+        """Make the gap events smaller; where that does not help, let them wait.
+
+        A gap event about a refused gap event would be refused as well.
+        """
+        if code != NOT_AUTHORISED and self._gap_ranges > 1:
+            self._gap_ranges //= 2
+            self._outbox.take_back_gap(row.seq)
+        else:
+            self._refusals.forbid(row.topic)
+            self._outbox.release([row.seq])
+        self._return_ready()
+
+    @property
+    def gap_ranges(self) -> int:
+        """How many ranges of numbers one gap event may name, so that the broker takes it."""
+        return self._gap_ranges
+
+    def _retry(self, row: Row, code: int) -> None:
+        """Keep the event, try its topic again later, and let the other topics pass it."""
+        self._attempts[row.seq] = self._attempts.get(row.seq, 0) + 1
+        if code in (128, 131) and self._attempts[row.seq] >= ATTEMPTS:
+            self.reject(row, code)
+            return
+        self._refusals.report(row.topic, code, seq=row.seq)
+        self._quiet[row.topic] = time.monotonic() + RETRY_S
+        self._outbox.release([row.seq])
+        self._return_ready()
 
     def delete_acknowledged(self) -> None:
         """Delete acknowledged events from the outbox; after sending, so that the broker need not wait."""
@@ -267,19 +363,3 @@ class EventSender:
         """Return the rows that were read ahead, so that they are read again in the right order."""
         self._outbox.release([row.seq for row in self._ready])
         self._ready.clear()
-
-    def _park(self, row: Row, code: int, reason: str) -> None:
-        self._outbox.park(row.seq, f"{code}: {reason}")
-        self._counters.refused += 1
-        if not self._refusals.is_new(row.topic, code):
-            return
-        log.warning("the broker refuses an event: it is parked", topic=row.topic, seq=row.seq, reason=reason)
-        kind = "delivery_refused"
-        if row.topic != self._topics.alert(kind):
-            text = f"the broker refuses {row.topic}: {reason}; check its access list, then restart the agent"
-            details: dict[str, str | float | bool | None] = {
-                "topic": row.topic,
-                "code": code,
-                "first_seq": row.seq,
-            }
-            self._publish(alert_event(kind, text, time=time.time(), details=details))

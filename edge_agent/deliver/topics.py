@@ -25,6 +25,15 @@ PREFIX = "edge/v1"
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
+def kind_of(topic: str) -> str:
+    """The kind of event that a topic of a device carries, whatever the name of the device; "" for others.
+
+    Events that wait keep the topic of the name that the device had.
+    """
+    parts = topic.split("/")
+    return parts[4] if topic.startswith(f"{PREFIX}/") and len(parts) > 4 else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """Topics of one device.
@@ -62,10 +71,6 @@ class Topics:
     def camera_status(self, camera: str) -> str:
         """State of one camera."""
         return f"{self.root}/camera/{camera}/status"
-
-    def kind_of(self, topic: str) -> str:
-        """The kind of event that a topic of this device carries."""
-        return topic.removeprefix(f"{self.root}/").split("/")[0]
 
     def verb_of(self, topic: str) -> str:
         """The verb of a command's topic."""

@@ -45,6 +45,8 @@ class EventSink(Protocol):
 
     @property
     def heartbeat(self) -> HeartbeatState: ...  # noqa: D102
+    @property
+    def trouble(self) -> str: ...  # noqa: D102
     def publish(self, event: Event) -> int: ...  # noqa: D102
 
 
@@ -69,6 +71,7 @@ class Supervisor:
     """How this run ends, once that is known."""
     _stopping: bool = False
     _status_line: str = ""
+    _delivery_trouble: str = ""
     _publisher: EventSink | None = None
     _starts: Starts | None = None
     _crash_loop: CrashLoop | None = None
@@ -209,10 +212,18 @@ class Supervisor:
     def _check(self) -> None:
         if not self._stopping:
             self._readiness.check()
+            self._check_delivery()
         running_s = self._readiness.open_s
         if self._crash_loop is not None and running_s is not None and self._crash_loop.is_over(running_s):
             self._note("crash loop", "")
             self._alert("crash_loop", "the agent is stable again", severity="critical", active=False)
+
+    def _check_delivery(self) -> None:
+        """Note why delivery does not work, when that changes."""
+        trouble = "" if self._publisher is None else self._publisher.trouble
+        if trouble != self._delivery_trouble:
+            self._delivery_trouble = trouble
+            self._note("delivery", trouble)
 
     def _on_stuck(self, stuck: dict[str, str]) -> None:
         """Report stuck stages to every sink."""

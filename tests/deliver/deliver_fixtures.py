@@ -180,6 +180,11 @@ def until(what: Callable[[], Any], *, seconds: float = 20.0) -> Any:
     raise AssertionError(f"never came true: {what}")
 
 
+def named(gaps: list[Any]) -> set[int]:
+    """The numbers that gap events name."""
+    return {n for gap in gaps for one in gap["data"]["ranges"] for n in range(one["first"], one["last"] + 1)}
+
+
 @contextlib.contextmanager
 def publishing(outbox: Outbox, url: str, **changes: Any) -> Iterator[Publisher]:
     """A publisher with short waits.
