@@ -327,15 +327,21 @@ class Outbox:
         self._storage.marks.sync_reserved()
 
     def park(self, seq: int, reason: str) -> None:
-        """Set aside an event that the broker refuses, and record its number for a gap event."""
+        """Set aside an event that the broker refuses, and record its number for a gap event.
+
+        A gap event is not kept: the numbers that it names are recorded again.
+        """
         storage = self._storage
         with storage.locked():
             with storage.transaction() as execute:
-                execute(
-                    "INSERT OR REPLACE INTO parked"
-                    " SELECT seq, topic, body, created, ? FROM event WHERE seq = ?",
-                    (reason, seq),
-                )
+                if seq in storage.state.gaps:
+                    _take_back(storage, seq)
+                else:
+                    execute(
+                        "INSERT OR REPLACE INTO parked"
+                        " SELECT seq, topic, body, created, ? FROM event WHERE seq = ?",
+                        (reason, seq),
+                    )
                 rows = execute(
                     "SELECT seq, length(body), created FROM event WHERE seq = ?", (seq,)
                 ).fetchall()
@@ -346,20 +352,6 @@ class Outbox:
                     (MAX_PARKED,),
                 )
                 storage.state.parked = storage.value("SELECT count(*) FROM parked")
-            storage.state.sending.pop(seq, None)
-            storage.state.gaps.discard(seq)
-
-    def take_back_gap(self, seq: int) -> None:
-        """Delete a gap event that the broker does not take; its numbers, and its own, are dropped again."""
-        storage = self._storage
-        with storage.locked():
-            with storage.transaction() as execute:
-                query = "SELECT body, length(body), created FROM event WHERE seq = ?"
-                for body, size, created in execute(query, (seq,)).fetchall():
-                    data = json.loads(body)["data"]
-                    storage.drop([(seq, size, created)], "rejected")
-                    for one in data["ranges"]:
-                        storage.note(one["first"], one["last"], data["reason"])
             storage.state.sending.pop(seq, None)
             storage.state.gaps.discard(seq)
 
@@ -447,6 +439,14 @@ class Outbox:
         with self._lock:
             state = self._storage.state
             return Depth(state.rows, state.bytes, state.parked)
+
+
+def _take_back(storage: Storage, seq: int) -> None:
+    """Record the numbers that a gap event names again."""
+    body = storage.value("SELECT body FROM event WHERE seq = ?", seq)
+    data = {"ranges": (), "reason": ""} if body is None else json.loads(body)["data"]
+    for one in data["ranges"]:
+        storage.note(one["first"], one["last"], data["reason"])
 
 
 def _containing(

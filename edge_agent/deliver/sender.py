@@ -303,7 +303,7 @@ class EventSender:
         """Set aside an event that the broker does not take."""
         self._counters.refused += 1
         self._attempts.pop(row.seq, None)
-        if row.topic == self._topics.gap:
+        if kind_of(row.topic) == "gap":
             self._reject_gap(row, code)
         else:
             self._outbox.park(row.seq, f"{code}: {reason or reason_text(code)}")
@@ -316,7 +316,7 @@ class EventSender:
         """
         if code != NOT_AUTHORISED and self._gap_ranges > 1:
             self._gap_ranges //= 2
-            self._outbox.take_back_gap(row.seq)
+            self._outbox.park(row.seq, f"{code}: {reason_text(code)}")
         else:
             self._refusals.forbid(row.topic)
             self._outbox.release([row.seq])
