@@ -444,9 +444,10 @@ class Outbox:
 def _take_back(storage: Storage, seq: int) -> None:
     """Record the numbers that a gap event names again."""
     body = storage.value("SELECT body FROM event WHERE seq = ?", seq)
-    data = {"ranges": (), "reason": ""} if body is None else json.loads(body)["data"]
-    for one in data["ranges"]:
-        storage.note(one["first"], one["last"], data["reason"])
+    if body is not None:
+        data = json.loads(body)["data"]
+        for one in data["ranges"]:
+            storage.note(one["first"], one["last"], data["reason"])
 
 
 def _containing(
