@@ -86,6 +86,7 @@ def status_document(
                 "reason": reader.heartbeat.idle or reader.heartbeat.task,
                 "delivered": reader.delivered,
                 "dropped": reader.dropped,
+                "failures": reader.failures,
                 "still": stages.detection.still().get(reader.camera),
                 "overload": stages.selector.for_overload.get(reader.camera, 0),
             }

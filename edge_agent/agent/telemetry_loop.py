@@ -136,6 +136,7 @@ class TelemetryLoop:
             crops_per_s=round((crops - crops_before) / span, 2),
             queues={reader.camera: reader.waiting for reader in stages.sources.readers},
             dropped=self._dropped(),
+            source_failures={r.camera: r.failures for r in stages.sources.readers if r.failures},
             still_frames=dict(stages.detection.still()),
             people_present=stages.identifier.tracks.identified,
             identities=len(stages.gallery),

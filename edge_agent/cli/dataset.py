@@ -92,15 +92,17 @@ def _document(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from edge_agent.core.files import shown
+
     splits: dict[str, Any] = {split.value: asdict(counts) for split, counts in dataset.statistics().items()}
     if synthetic is not None:
         for split, (real, rendered) in dataset.statistics_by_origin(synthetic).items():
             splits[split.value] |= {"real": asdict(real), "synthetic": asdict(rendered)}
     return {
-        "root": str(dataset.root),
+        "root": shown(dataset.root),
         "splits": splits,
         "decoded": checked,
-        "problems": [{"path": str(problem.path), "reason": problem.reason} for problem in problems],
+        "problems": [{"path": shown(problem.path), "reason": problem.reason} for problem in problems],
     }
 
 

@@ -36,6 +36,7 @@ def command(
     as_json: arguments.JsonOption = False,
 ) -> None:
     """Embed crops; pictures that cannot be read are left out and listed."""
+    from edge_agent.core.files import shown
     from edge_agent.core.logs import configure
     from edge_agent.offline.evaluate.embedding import Network
     from edge_agent.offline.evaluate.files import check_suffix, write_embeddings
@@ -46,12 +47,12 @@ def command(
     paths = _pictures(source, tuple(split or ()))
     with Network(model, preprocess, backend, precision, raw).open() as (embedder, description):
         done = with_progress(embedder, paths, "crops")
-    facts = {**description, "unit_length": not raw, "input": str(source)}
-    left_out = [{"path": str(problem.path), "reason": problem.reason} for problem in done.problems]
+    facts = {**description, "unit_length": not raw, "input": shown(source)}
+    left_out = [{"path": shown(problem.path), "reason": problem.reason} for problem in done.problems]
     names = [_name(paths[row], source, output) for row in done.rows]
     files = write_embeddings(output, names, done.vectors, {**facts, "left_out": left_out})
     result = {
-        "files": [str(path) for path in files],
+        "files": [shown(path) for path in files],
         "embedded": len(names),
         "dimension": int(done.vectors.shape[1]),
         "left_out": left_out,
@@ -86,10 +87,15 @@ def _pictures(source: Path, splits: tuple[Split, ...]) -> list[Path]:
 
 
 def _name(path: Path, source: Path, output: Path) -> str:
-    """Return the name of a crop in the file: its path in TAO's JSON, else relative to INPUT."""
+    """Return the name of a crop in the file: its path in TAO's JSON, else relative to INPUT.
+
+    What is not text in it is written as an escape.
+    """
+    from edge_agent.core.files import shown
+
     if output.suffix.lower() == ".json":
-        return str(path)
-    return path.relative_to(source).as_posix() if source.is_dir() else path.name
+        return shown(path)
+    return shown(path.relative_to(source) if source.is_dir() else path.name)
 
 
 def _summary(result: dict[str, Any]) -> list[str]:

@@ -190,6 +190,7 @@ def _from_model(
     dataset: MarketDataset, network: Network
 ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
     from edge_agent.cli.embed import with_progress
+    from edge_agent.core.files import shown
     from edge_agent.offline.evaluate.embedding import labelled
 
     with network.open() as (embedder, description):
@@ -197,7 +198,7 @@ def _from_model(
         done = [with_progress(embedder, [one.path for one in crops], name) for name, crops in sides.items()]
     query, gallery = (labelled(side, crops) for side, crops in zip(done, sides.values(), strict=True))
     problems = [problem for side in done for problem in side.problems]
-    unreadable = [{"path": str(problem.path), "reason": problem.reason} for problem in problems]
+    unreadable = [{"path": shown(problem.path), "reason": problem.reason} for problem in problems]
     return query, gallery, {"model": description, "embeddings": None, "unreadable": unreadable}
 
 

@@ -64,7 +64,8 @@ def _source(one: Mapping[str, Any]) -> tuple[str, str, str]:
     dropped = f", {one['dropped']} dropped" if one["dropped"] else ""
     still = f", {one['still']} still" if one.get("still") else ""
     over = f", {one['overload']} crops skipped for overload" if one.get("overload") else ""
-    text = f"{one['delivered']} delivered{dropped}{still}{over}; {one['reason']}"
+    failed = f", {one['failures']} failures" if one.get("failures") else ""
+    text = f"{one['delivered']} delivered{dropped}{failed}{still}{over}; {one['reason']}"
     return one["camera"], one["state"], text
 
 

@@ -53,6 +53,10 @@ class SourceLost(Retryable, SourceError):
     """A source temporarily delivers no frames."""
 
 
+class SourceFailed(SourceLost):
+    """An unexpected exception ended the reading of a source; it is started again."""
+
+
 class StorageError(EdgeAgentError):
     """A local database or disk cannot be read or written."""
 

@@ -104,6 +104,12 @@ class TelemetryData:
     dropped: dict[str, int] = entries(
         "Dropped since the start, by item and cause.", metric="dropped", label="what", counter=True
     )
+    source_failures: dict[str, int] = entries(
+        "Unexpected errors while reading since the start, by camera; the reading starts again after each.",
+        metric="source_failures",
+        label="camera",
+        counter=True,
+    )
     still_frames: dict[str, int] = entries(
         "Frames since the start that a motion gate did not pass to the detector, by camera with a gate.",
         metric="still_frames",

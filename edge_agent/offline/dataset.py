@@ -25,7 +25,7 @@ from enum import Enum
 from pathlib import Path
 
 from edge_agent.core.errors import DatasetError, InputError
-from edge_agent.core.files import read_text
+from edge_agent.core.files import native_path, read_text
 from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import PICTURE_SUFFIXES, CropName, parse_crop_name, read_picture
 
@@ -260,6 +260,10 @@ def _check(path: Path) -> tuple[str, CropName | None]:
     name = parse_crop_name(path.name)
     if name is None:
         return "is misnamed: expected PPPP_cCsS_FFFFFF_NN, as in 0002_c1s1_000451_03.jpg", None
+    try:
+        native_path(path.name)
+    except InputError:
+        return "has a name that is not UTF-8 text; rename it", None
     try:
         empty = path.stat().st_size == 0
     except OSError as problem:

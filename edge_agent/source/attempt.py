@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from edge_agent.core.errors import EdgeAgentError, SourceError
+from edge_agent.core.errors import EdgeAgentError, SourceFailed
 from edge_agent.core.redaction import redact
 from edge_agent.source.base import Item, Source
 
@@ -97,6 +97,7 @@ class Attempt:
         changed: condition that guards all attributes, notified of changes.
         beat: called with each item or heartbeat that is accepted.
         wake: called after each item.
+        skip: number of first items that were delivered by an earlier run, and are not wanted again.
 
     Attributes:
         alive: whether an item or a heartbeat came.
@@ -104,6 +105,7 @@ class Attempt:
         last_item: the same of the last one.
         finished: whether the run has ended.
         failure: why it failed; None where the source ended.
+        items: items that the source has given, skipped ones included.
         cancelled: set by the reader when the items are no longer wanted.
     """
 
@@ -114,7 +116,11 @@ class Attempt:
         changed: threading.Condition,
         beat: Callable[[], None],
         wake: Callable[[], None],
+        *,
+        skip: int = 0,
     ) -> None:
+        self.items = 0
+        self._skip = skip
         self.first_item = self.last_item = time.monotonic()
         self.alive = self.finished = self.cancelled = False
         self.failure: EdgeAgentError | None = None
@@ -147,17 +153,24 @@ class Attempt:
         try:
             with contextlib.closing(self._source.frames()) as items:
                 for item in items:
-                    if not self._accept(item):
+                    if not self._accept(self._unless_known(item)):
                         break
         except EdgeAgentError as problem:
             failure = problem
         except Exception as problem:  # noqa: BLE001 - reported by the reader's thread
             _log.exception("source_failed", camera=self._source.id)
-            failure = SourceError(f"source {self._source.id}: {redact(repr(problem))}")
+            failure = SourceFailed(f"source {self._source.id}: unexpected error: {redact(repr(problem))}")
         with self._changed:
             self.failure = self.failure or failure
             self.finished = True
             self._changed.notify_all()
+
+    def _unless_known(self, item: Item | None) -> Item | None:
+        """Count an item; None in its place where it is to be skipped."""
+        if item is None:
+            return None
+        self.items += 1
+        return item if self.items > self._skip else None
 
     def _accept(self, item: Item | None) -> bool:
         """Add an item to the buffer, or note a heartbeat; False when cancelled."""

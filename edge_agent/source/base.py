@@ -14,6 +14,7 @@ class Source(Protocol):
     """A camera, a file or a folder, read by one `FrameReader`.
 
     Constructors are cheap and touch nothing; `frames()` opens the device and its `finally` releases it.
+    A source whose `frames()` begins with the first item again, such as a file, has the attribute `rewinds`.
     Between two frames a source keeps only counters, since a reader may abandon a call of `frames()` that
     hangs in a driver and make another one.
     """

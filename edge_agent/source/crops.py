@@ -35,11 +35,12 @@ from typing import Any
 import numpy as np
 import structlog
 
-from edge_agent.core.errors import SourceError, SourceLost, StorageError
+from edge_agent.core.errors import EdgeAgentError, SourceError, SourceLost, StorageError
 from edge_agent.core.files import shown
 from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import MAX_CROP_PIXELS, read_picture
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
+from edge_agent.core.text import encodable
 from edge_agent.source import crop_files
 from edge_agent.source.crop_files import CropFile, CropLedger, FolderScan, crop_file
 from edge_agent.source.crop_metadata import Crop, CropDescriber, UnusableCrop, by_frame
@@ -177,8 +178,8 @@ class CropFolderSource:
                         gone.append(file)
         except OSError as problem:
             raise StorageError(
-                f"source {self.id}: pictures of a person who was erased cannot be deleted from {self.folder}:"
-                f" {problem.strerror}; check its owner and permissions"
+                f"source {self.id}: pictures of a person who was erased cannot be deleted from"
+                f" {shown(self.folder)}: {problem.strerror}; check its owner and permissions"
             ) from problem
         if gone and self._ledger.path.exists():
             self._ledger.forget(gone)
@@ -217,9 +218,10 @@ class CropFolderSource:
         try:
             modified_ns = self.folder.stat().st_mtime_ns
             if not self.folder.is_dir():
-                raise SourceError(f"source {self.id}: {self.folder} is not a folder")
+                raise SourceError(f"source {self.id}: {shown(self.folder)} is not a folder")
         except OSError as problem:
-            reason = f"source {self.id}: cannot read the folder {self.folder}: {problem.strerror or problem}"
+            name, why = shown(self.folder), problem.strerror or problem
+            reason = f"source {self.id}: cannot read the folder {name}: {why}"
             raise (SourceLost if self._opened else SourceError)(reason) from problem
         self._opened = True
         return modified_ns
@@ -237,7 +239,9 @@ class CropFolderSource:
                     else:
                         scan.unfinished = True
         except OSError as problem:
-            raise SourceLost(f"source {self.id}: cannot list {self.folder}: {problem.strerror}") from problem
+            raise SourceLost(
+                f"source {self.id}: cannot list {shown(self.folder)}: {problem.strerror}"
+            ) from problem
 
     def _batches(
         self, files: Iterable[CropFile], scan: FolderScan
@@ -302,8 +306,16 @@ class CropFolderSource:
             if not problem.final and abs(file.age) < _PATIENCE_SECONDS:
                 scan.unfinished = True
                 return
-            self._ledger.record([file], f"refused: {problem}")
-            _log.warning("crop_refused", camera=self.id, file=shown(file.name), reason=str(problem))
+            self._refuse(file, str(problem))
+        except (EdgeAgentError, MemoryError):
+            raise
+        except Exception as problem:  # noqa: BLE001 - one crop must not end the source, now and at each start
+            _log.exception("crop_failed", camera=self.id, file=shown(file.name))
+            self._refuse(file, f"unexpected error: {problem!r}")
+
+    def _refuse(self, file: CropFile, reason: str) -> None:
+        self._ledger.record([file], f"refused: {encodable(reason)}")
+        _log.warning("crop_refused", camera=self.id, file=shown(file.name), reason=reason)
 
     def _remove(self, file: CropFile) -> None:
         """Delete an acknowledged picture and its JSON file; what cannot be deleted stays in the record."""

@@ -14,7 +14,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, SourceError
-from edge_agent.core.files import native_path
+from edge_agent.core.files import native_path, open_regular, shown
 from edge_agent.core.structures import Frame
 from edge_agent.source.containers import Container, examine
 from edge_agent.source.frame_times import ASSUMED_FPS, FrameTimes
@@ -50,6 +50,7 @@ class FileSource:
 
     stall_seconds = None  # a file waits for its consumer, and a slow disk is no outage
     ends = True
+    rewinds = True
 
     def __init__(self, id: str, path: str | Path, options: FileOptions) -> None:  # noqa: A002 - name of `Source`
         self.id = id
@@ -69,9 +70,9 @@ class FileSource:
         container = examine(path)
         api = cv2.CAP_FFMPEG if built_with("FFMPEG") else cv2.CAP_ANY
         failure = SourceError(
-            f"source {self.id}: {path} is cut off, and what is left cannot be read; copy it again"
+            f"source {self.id}: {shown(path)} is cut off, and what is left cannot be read; copy it again"
             if container.cut
-            else f"source {self.id}: {path} is not a video that this OpenCV can read; "
+            else f"source {self.id}: {shown(path)} is not a video that this OpenCV can read; "
             "`ffprobe` shows its content, `ffmpeg -i FILE -c:v libx264 out.mp4` makes one that works"
         )
         with open_capture(str(path), api, [], failure) as capture:
@@ -88,7 +89,7 @@ class FileSource:
                     yield from _wait_until(begun + elapsed)
                 yield Frame(self.id, number, start + elapsed, image)
         if number == 0:
-            raise SourceError(f"source {self.id}: {path} holds no frame that can be decoded")
+            raise SourceError(f"source {self.id}: {shown(path)} holds no frame that can be decoded")
         if container.cut:
             _log.warning("file_ended_early", camera=self.id, frames=number, reason="it is cut off")
         elif _is_short(number, promised, latest, container.seconds):
@@ -98,18 +99,17 @@ class FileSource:
     def _checked(self) -> Path:
         path = self.path
         if path.is_dir():
+            name = shown(path)
             raise SourceError(
-                f"source {self.id}: {path} is a folder, not a video; a folder of crops is `crops:{path}`"
+                f"source {self.id}: {name} is a folder, not a video; a folder of crops is `crops:{name}`"
             )
         try:
-            with path.open("rb") as handle:
+            with open_regular(path) as handle:
                 empty = not handle.read(1)
-        except OSError as problem:
-            raise SourceError(
-                f"source {self.id}: cannot read {path}: {problem.strerror or problem}"
-            ) from problem
+        except (OSError, InputError) as problem:
+            raise SourceError(f"source {self.id}: {problem}") from problem
         if empty:
-            raise SourceError(f"source {self.id}: {path} is empty")
+            raise SourceError(f"source {self.id}: {shown(path)} is empty")
         # An absolute path, since FFmpeg would read `concat:a|b` or `http:x` as a protocol.
         return path.resolve()
 

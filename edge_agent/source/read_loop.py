@@ -6,10 +6,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
-from edge_agent.core.errors import EdgeAgentError, Retryable, SourceError, SourceLost
+from edge_agent.core.errors import EdgeAgentError, Retryable, SourceError, SourceFailed, SourceLost
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.redaction import redact
 from edge_agent.core.structures import SourceState, SourceStatus
@@ -22,6 +23,8 @@ BACKOFF_S = (1.0, 60.0)
 """First and largest limit of the random wait between attempts."""
 OFFLINE_AFTER_S = 30.0
 """After an outage of this time the state is `offline` instead of `reconnecting`; attempts continue."""
+_MAX_REPEATS = 3
+"""A recording whose reading fails this often in the same way after the same item is given up."""
 _STABLE_SECONDS = 5.0
 """After a connection of this duration the back-off starts again."""
 _MAX_ABANDONED = 3
@@ -86,6 +89,19 @@ class ConnectionState:
         self._on_status(SourceStatus(self._camera, state, reason, time.time()))
 
 
+@dataclass(slots=True)
+class _Repeats:
+    """Counts unexpected failures at the same place in a row."""
+
+    count: int = 0
+    _place: tuple[int, str] = (-1, "")
+
+    def note(self, items: int, failure: str) -> None:
+        """Count a failure after this number of items."""
+        self.count = self.count + 1 if self._place == (items, failure) else 1
+        self._place = items, failure
+
+
 class ReadLoop:
     """Runs the attempts one after the other, on the thread that calls `run`.
 
@@ -102,6 +118,7 @@ class ReadLoop:
     Attributes:
         over: whether no item will come any more.
         error: why the source was given up, None where it was not.
+        failures: unexpected exceptions since the start.
     """
 
     def __init__(
@@ -114,6 +131,7 @@ class ReadLoop:
     ) -> None:
         self.over = False
         self.error: EdgeAgentError | None = None
+        self.failures = 0
         self.connection = ConnectionState(source.id, self._report)
         self._source = source
         self._buffer = buffer
@@ -122,6 +140,8 @@ class ReadLoop:
         self._on_status = on_status
         self._first_wait, self._longest_wait = BACKOFF_S
         self._failures = 0
+        self._repeats = _Repeats()
+        self._known = 0
         self._attempt: Attempt | None = None
         self._abandoned: list[threading.Thread] = []
         self._stopping = False
@@ -183,21 +203,29 @@ class ReadLoop:
         """Read until the source ends, cannot be read, or a stop is requested."""
         try:
             while not (self._stopping or self.over):
-                if self._closed:
-                    self._stay_closed()
-                    continue
-                self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
-                if len(self._abandoned) < _MAX_ABANDONED:
-                    self._evaluate(self._run_attempt())
-                else:
-                    reason = f"{_MAX_ABANDONED} reads hang in the driver; waiting for one to return"
-                    self.connection.lost(SourceLost(reason))
-                    self._wait(self._longest_wait)
-        except Exception as problem:  # noqa: BLE001 - nothing else reports the end of this thread
-            _log.exception("source_reader_failed", camera=self._source.id)
-            self._give_up(SourceError(f"source {self._source.id}: reader failed: {redact(repr(problem))}"))
+                try:
+                    self._step()
+                except Exception:  # noqa: BLE001 - nothing else reports it, and the source must not end by it
+                    _log.exception("source_reader_failed", camera=self._source.id)
+                    self.failures += 1
+                    with self._changed:
+                        self._cancel()
+                    self._wait(self._first_wait)
         finally:
             self._wake()
+
+    def _step(self) -> None:
+        """Run one attempt, or wait while none is wanted or possible."""
+        if self._closed:
+            self._stay_closed()
+            return
+        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
+        if len(self._abandoned) < _MAX_ABANDONED:
+            self._evaluate(self._run_attempt())
+            return
+        reason = f"{_MAX_ABANDONED} reads hang in the driver; waiting for one to return"
+        self.connection.lost(SourceLost(reason))
+        self._wait(self._longest_wait)
 
     def _evaluate(self, attempt: Attempt) -> None:
         """Decide what follows an attempt."""
@@ -207,6 +235,13 @@ class ReadLoop:
             self._finish(SourceState.ENDED, "every frame was read")
             return
         failure = attempt.failure or SourceLost("the stream ended")
+        if isinstance(failure, SourceFailed):
+            self.failures += 1
+            self._repeats.note(attempt.items, str(failure))
+            if self._source.ends and self._repeats.count >= _MAX_REPEATS:
+                failure = SourceError(f"{failure}, {_MAX_REPEATS} times after item {attempt.items}")
+        if getattr(self._source, "rewinds", False):
+            self._known = max(self._known, attempt.items)
         if not isinstance(failure, Retryable):
             self._give_up(failure)
             return
@@ -228,7 +263,7 @@ class ReadLoop:
 
     def _run_attempt(self) -> Attempt:
         """Run the source until it ends, fails, stalls, is closed, or a stop is requested."""
-        attempt = Attempt(self._source, self._buffer, self._changed, self.beat, self._wake)
+        attempt = Attempt(self._source, self._buffer, self._changed, self.beat, self._wake, skip=self._known)
         with self._changed:
             self._attempt = attempt
             attempt.cancelled = bool(self._closed) or self._stopping
@@ -283,5 +318,8 @@ class ReadLoop:
         self.connection.report(state, reason)
 
     def _report(self, status: SourceStatus) -> None:
-        self._on_status(status)
+        try:
+            self._on_status(status)
+        except Exception:  # noqa: BLE001 - a report that fails, e.g. on a full disk, must not end the source
+            _log.exception("source_report_failed", camera=self._source.id, state=status.state.value)
         self._wake()

@@ -82,6 +82,11 @@ class FrameReader:
         return self._buffer.dropped
 
     @property
+    def failures(self) -> int:
+        """Unexpected exceptions while reading, since the start; each is followed by another attempt."""
+        return self._loop.failures
+
+    @property
     def waiting(self) -> int:
         """Items that wait to be polled."""
         return len(self._buffer)

@@ -16,7 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.core.errors import SourceError, SourceLost
+from edge_agent.core.errors import InputError, SourceError, SourceLost
+from edge_agent.core.files import native_path
+from edge_agent.core.redaction import redact
 from edge_agent.core.structures import Frame
 from edge_agent.source.pipelines import Size
 
@@ -81,9 +83,16 @@ def use_gstreamer(camera: str, backend: str, *, possible: bool = True) -> bool:
 def open_capture(
     target: str, api: int, parameters: list[int], failure: SourceError
 ) -> Iterator[cv2.VideoCapture]:
-    """Open a capture and release it at the end; raise `failure` where it does not open."""
+    """Open a capture and release it at the end; raise `failure` where it does not open.
+
+    SourceError: a target that OpenCV cannot take; it would end the process.
+    """
     import cv2
 
+    try:
+        target = native_path(target)
+    except InputError as problem:
+        raise SourceError(f"cannot open {redact(str(problem))}") from problem
     capture = cv2.VideoCapture()
     try:
         if not capture.open(target, api, parameters):

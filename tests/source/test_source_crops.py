@@ -8,19 +8,24 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from edge_agent.core.errors import SourceError, SourceLost, StorageError
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures, SourceState
 from edge_agent.source import crop_files, crop_metadata, crops
 from edge_agent.source.crop_files import CropLedger
+from edge_agent.source.crop_metadata import CropDescriber
 from edge_agent.source.crops import CropFolderOptions, CropFolderSource
+from tests.core.test_files import KINDS, make
 from tests.source.test_source_reader import Watch
 
 LONG_AGO = 1_700_000_000.0
@@ -450,3 +455,96 @@ def test_acknowledged_pictures_left_by_a_kill_are_removed(folder):
     assert left(folder)
     assert read(source(folder, delete=True)) == []
     assert left(folder) == []
+
+
+NAMES = st.binary(min_size=1, max_size=200).filter(lambda raw: b"/" not in raw and b"\0" not in raw)
+
+
+@given(st.lists(NAMES, max_size=6, unique=True))
+@settings(max_examples=30)
+def test_names_of_any_bytes_cost_at_most_their_own_crop(names):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "crops"
+        folder.mkdir()
+        put(folder, "0007_c2s1_000451_01.jpg")
+        for raw in names:
+            put(folder, os.fsdecode(b"0008_c2s1_000451_" + raw + b".jpg"))
+        first, *others = read(source(folder))
+        assert first.track_ids[0] == 1_000_007
+        assert sum(len(batch.images) for batch in (first, *others)) >= 1
+        assert read(source(folder)) == [], "every crop was read or refused for good"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sidecar_of_any_kind_costs_at_most_its_own_crop(kind, folder):
+    make(kind, put(folder, "0008_c2s1_000451_01.jpg").with_suffix(".json"))
+    put(folder, "0007_c2s1_000452_01.jpg")
+    began = time.monotonic()
+    batches = read(source(folder))
+    assert time.monotonic() - began < 2
+    without_sidecar = kind in {"missing", "dangling"}
+    assert len(batches) == (2 if without_sidecar else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_of_any_kind_costs_at_most_itself(kind, folder):
+    make(kind, folder / "0008_c2s1_000451_01.jpg")
+    put(folder, "0007_c2s1_000452_01.jpg")
+    [batch] = read(source(folder))
+    assert batch.number == 452
+
+
+def test_a_name_as_long_as_names_may_be(folder):
+    put(folder, "0008_c2s1_000451_".ljust(251 - 14, "x") + ".jpg")
+    (folder / ("0009_c2s1_000451_".ljust(251, "x") + ".jpg")).write_bytes(encoded())
+    assert sum(len(batch.images) for batch in read(source(folder, settle_seconds=0.0))) == 2
+
+
+def test_a_crop_that_vanishes_between_listing_and_opening(folder, monkeypatch):
+    gone = put(folder, "0008_c2s1_000451_01.jpg")
+    put(folder, "0007_c2s1_000452_01.jpg")
+    describe = CropDescriber.describe
+
+    def vanish(describer, file):
+        gone.unlink(missing_ok=True)
+        return describe(describer, file)
+
+    monkeypatch.setattr(CropDescriber, "describe", vanish)
+    [batch] = read(source(folder))
+    assert batch.number == 452
+
+
+def test_an_unexpected_error_refuses_one_crop(folder, monkeypatch):
+    put(folder, "0008_c2s1_000451_01.jpg")
+    put(folder, "0007_c2s1_000452_01.jpg")
+    decode = crops.read_picture
+
+    def fail(path, **limits):
+        if path.name.startswith("0008"):
+            raise ZeroDivisionError("bug")
+        return decode(path, **limits)
+
+    monkeypatch.setattr(crops, "read_picture", fail)
+    with capture_logs() as logs:
+        [batch] = read(source(folder))
+    assert batch.number == 452
+    assert [line["file"] for line in logs if line["event"] == "crop_failed"] == ["0008_c2s1_000451_01.jpg"]
+    assert read(source(folder)) == []
+
+
+def test_the_pictures_in_flight_are_bounded_in_bytes(folder, monkeypatch):
+    monkeypatch.setattr(crops, "MAX_BATCH_BYTES", 4000)
+    monkeypatch.setattr(crops, "MAX_BYTES_IN_FLIGHT", 9000)
+    for track in range(1, 10):
+        put(folder, f"{track:04d}_c2s1_000451_01.jpg", encoded(size=(32, 32)))
+    reading = source(folder)
+    held, given = reading.frames(), []
+    for batch in held:
+        if batch is None:
+            reading.done(given[-1])  # makes room
+            continue
+        assert sum(image.nbytes for image in batch.images) < 4000 + 32 * 32 * 3
+        given.append(batch)
+        if len(given) == 5:
+            break
+    assert [len(batch.images) for batch in given] == [2, 2, 2, 2, 1]

@@ -145,16 +145,111 @@ def test_a_permanent_fault_ends_with_the_error(tmp_path):
     assert watch.states == [SourceState.OFFLINE]
 
 
-def test_a_fault_in_the_source_is_an_error_and_not_silence():
-    def broken():
-        raise RuntimeError("rtsp://me:secret@host broke")
-        yield
+FAULTS = (
+    ZeroDivisionError("bug"),
+    UnicodeEncodeError("utf-8", "\udce9", 0, 1, "no"),
+    MemoryError(),
+    OSError(5, "io"),
+)
 
-    watch = Watch(Scripted(broken))
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_an_unexpected_error_starts_the_source_again(fault):
+    source = Scripted(give(2, then=fault), give(0, then=fault), give(500, 0.01))
+    watch = Watch(source)
+    with capture_logs() as logs, watch.reader as reader:
+        watch.until(lambda: watch.states.count(SourceState.ONLINE) == 2)
+        assert (reader.failures, reader.error, reader.ended) == (2, None, False)
+    failed = [line for line in logs if line["event"] == "source_failed"]
+    assert [(line["camera"], line["exc_info"]) for line in failed] == [("cam", True)] * 2
+    assert source.opened == source.released == 3
+
+
+def test_a_camera_and_a_watched_folder_never_end_by_errors():
+    source = Scripted(give(1, then=ZeroDivisionError("bug")), live=False)
+    watch = Watch(source)
+    with watch.reader as reader:
+        watch.until(lambda: (reader.poll(), reader.failures > 6)[1])
+        assert not reader.ended
+
+
+class Recording(Scripted):
+    rewinds = True
+
+
+def test_a_recording_goes_on_where_an_error_ended_it():
+    source = Recording(
+        give(3, then=ZeroDivisionError("bug")), give(5, then=MemoryError()), give(9), live=False, ends=True
+    )
+    watch = Watch(source)
+    with watch.reader as reader:
+        assert [frame.number for frame in watch.drain()] == list(range(1, 10))
+        assert (reader.failures, reader.error) == (2, None)
+    assert watch.states[-1] is SourceState.ENDED
+
+
+def test_an_unexpected_error_shows_no_password():
+    source = Scripted(
+        give(0, then=RuntimeError("rtsp://me:secret@host broke")), give(0, then=SourceError("x"))
+    )
+    watch = Watch(source)
     with watch.reader as reader:
         watch.until(lambda: reader.ended)
-    assert "broke" in str(reader.error)
-    assert "secret" not in str(reader.error) + watch.statuses[-1].reason
+    reasons = [status.reason for status in watch.statuses]
+    assert "broke" in reasons[0]
+    assert "secret" not in "".join(reasons)
+
+
+@pytest.mark.parametrize("kind", [Recording, Scripted])
+def test_a_recording_that_fails_at_the_same_place_is_given_up(kind):
+    source = kind(give(3, then=ZeroDivisionError("bug")), live=False, ends=True)
+    watch = Watch(source)
+    with watch.reader as reader:
+        items = watch.drain()
+        assert reader.failures == source.opened == 3
+        assert str(reader.error) == (
+            "source cam: unexpected error: ZeroDivisionError('bug'), 3 times after item 3"
+        )
+    assert len(items) == (3 if kind is Recording else 9)
+    assert watch.states[-1] is SourceState.OFFLINE
+
+
+def test_errors_at_different_places_do_not_end_a_recording():
+    source = Recording(
+        *(give(count, then=ZeroDivisionError("bug")) for count in (1, 1, 2, 2, 1, 3)), give(4),
+        live=False, ends=True,
+    )  # fmt: skip
+    watch = Watch(source)
+    with watch.reader as reader:
+        assert [frame.number for frame in watch.drain()] == [1, 2, 3, 4]
+        assert (reader.failures, reader.error) == (6, None)
+
+
+def test_an_error_in_the_report_of_a_state_does_not_end_the_source():
+    source = Scripted(give(1, then=SourceLost("away")), give(500, 0.01))
+    watch = Watch(source)
+    reports = iter([ZeroDivisionError("bug"), OSError("full")])
+
+    def report(status: SourceStatus) -> None:
+        for fault in reports:
+            raise fault
+        watch.statuses.append(status)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_loop, "BACKOFF_S", (0.01, 0.05))
+        reader = FrameReader(source, wake=watch.wake, on_status=report)
+    with capture_logs() as logs, reader:
+        watch.until(lambda: len(watch.statuses) == 1)
+        assert (reader.state, source.opened, reader.ended) == (SourceState.ONLINE, 2, False)
+    assert [line["event"] for line in logs].count("source_report_failed") == 2
+
+
+def test_one_source_that_fails_does_not_stop_another():
+    bad = Watch(Scripted(give(1, then=ZeroDivisionError("bug"))))
+    good = Watch(Scripted(give(60, 0.005), live=False, ends=True))
+    with bad.reader, good.reader:
+        assert len(good.drain()) == 60
+        assert bad.reader.failures > 0
 
 
 def test_a_hanging_read_is_noticed_and_replaced():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import DatasetError, InputError
+from edge_agent.core.files import native_path
 from edge_agent.core.manifest import FileRecord, Manifest
 from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import read_picture
@@ -217,4 +218,4 @@ def _next_readable(waiting: deque[Crop], root: Path, replaced: list[Replaced]) -
 
 
 def _name(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+    return native_path(path.relative_to(root).as_posix())

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.arrays import MOST_NUMBERS, load_array, open_archive
 from edge_agent.core.errors import DatasetError, InputError, SpaceMismatch
-from edge_agent.core.files import MAX_RESULT_BYTES, read_json, read_text
+from edge_agent.core.files import MAX_RESULT_BYTES, read_json, read_text, shown
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, write_atomic
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.offline.dataset import Crop, Split
@@ -223,7 +223,8 @@ def labelled_by_dataset(file: EmbeddingFile, crops: Sequence[Crop]) -> EmbeddedC
     """
     by_key = {(_split_folder(name), PurePosixPath(name).name): row for row, name in enumerate(file.names)}
     found = [
-        by_key.get((crop.split.folder, crop.path.name), by_key.get(("", crop.path.name))) for crop in crops
+        by_key.get((crop.split.folder, name), by_key.get(("", name)))
+        for crop, name in ((crop, shown(crop.path.name)) for crop in crops)
     ]
     rows = [index for index in found if index is not None]
     if len(rows) != len(crops):

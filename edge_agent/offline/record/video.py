@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge_agent.agent.results import FrameOutcome
 from edge_agent.core.errors import InputError
+from edge_agent.core.files import native_path
 from edge_agent.core.manifest import write_error
 from edge_agent.core.structures import Decision, DecisionKind, Frame, TrackObservation
 from edge_agent.offline.record import Names, Number, colour
@@ -169,7 +170,9 @@ class _Film:
             os.close(os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
         except OSError as problem:
             raise InputError(f"{self.path}: cannot be written: {problem.strerror}") from problem
-        writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*_CODEC), self._rate, self._size)
+        writer = cv2.VideoWriter(
+            native_path(self._partial), cv2.VideoWriter.fourcc(*_CODEC), self._rate, self._size
+        )
         if not writer.isOpened():
             raise InputError(f"{self.path}: this OpenCV cannot write MP4 videos")
         self._writer = writer

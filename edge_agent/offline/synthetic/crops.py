@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import InputError, StorageError
-from edge_agent.core.manifest import write_atomic
+from edge_agent.core.errors import InputError
+from edge_agent.core.manifest import write_atomic, write_error
 from edge_agent.offline.dataset import Split
 from edge_agent.offline.synthetic.camera import Camera, backdrop, camera, daylight, expose, transmit
 from edge_agent.offline.synthetic.identity import Identity, identity
@@ -240,8 +240,11 @@ def _render_identity(job: _Job) -> tuple[int, int]:
         seen.add(place)
         split = Split.QUERY if query else main
         path = job.folder / split.folder / f"{job.person:04d}_c{place}s1_{frame:06d}_{number:02d}.jpg"
-        if not cv2.imwrite(str(path), crop, [cv2.IMWRITE_JPEG_QUALITY, 94]):
-            raise StorageError(f"{path}: cannot be written; check free space and permissions")
+        _, encoded = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, 94])
+        try:
+            path.write_bytes(encoded.tobytes())
+        except OSError as problem:
+            raise write_error(path, problem) from problem
         queries += query
         images += not query
     return images, queries

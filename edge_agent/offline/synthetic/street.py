@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.files import native_path
 from edge_agent.core.manifest import write_atomic
 from edge_agent.offline.synthetic.identity import identity
 from edge_agent.offline.synthetic.person import overlap, render_person
@@ -302,7 +303,7 @@ def _write_video(
 ) -> list[str]:
     """Write one video; return its rows of truth."""
     part = video.video.with_name(f"{video.camera}.part.avi")
-    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"MJPG"), street.fps, street.size)
+    writer = cv2.VideoWriter(native_path(part), cv2.VideoWriter.fourcc(*"MJPG"), street.fps, street.size)
     if not writer.isOpened():
         raise StorageError(f"{part}: cannot be opened for writing; check free space and permissions")
     rows = []

@@ -107,7 +107,7 @@ def _fingerprint(pictures: PictureSet, size: tuple[int, int]) -> str:
     digest = hashlib.sha256(repr(size).encode())
     for path in pictures.paths:
         status = path.stat()
-        digest.update(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]
 
 
