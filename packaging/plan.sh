@@ -44,6 +44,8 @@ plan_files() {
   plan_file systemd/edge-agent.service "$unit_folder/edge-agent.service"
   plan_file systemd/edge-agent.service "$unit_folder/edge-agent@.service"
   plan_file systemd/edge-agent@.service.d/instance.conf "$unit_folder/edge-agent@.service.d/instance.conf"
+  row "${completions[0]}" 'completion for bash'
+  row "${completions[1]}" 'completion for zsh'
   plan_link "$prefix/current" "$release"
   plan_link "$link" "$prefix/current/bin/edge-agent"
   if [[ -e $config_folder/config.toml ]]; then

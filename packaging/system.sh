@@ -9,6 +9,10 @@
 
 readonly config_folder=/etc/edge-agent state_folder=/var/lib/edge-agent cache_folder=/var/cache/edge-agent
 readonly unit_folder=/usr/local/lib/systemd/system link=/usr/local/bin/edge-agent
+readonly completions=(
+  /usr/local/share/bash-completion/completions/edge-agent
+  /usr/local/share/zsh/site-functions/_edge-agent
+)
 readonly default_prefix=/opt/edge-agent
 readonly needed_megabytes=2048 # a release takes 0.7 GB on a machine without a GPU, and pip as much temporarily
 
@@ -286,6 +290,8 @@ render_service() {
   done
   cp "$folder/edge-agent.service" "$folder/edge-agent@.service"
   cp systemd/edge-agent.sysusers systemd/edge-agent.tmpfiles "$folder"
+  _EDGE_AGENT_COMPLETE=source_bash "$release/bin/edge-agent" >"$folder/completion.bash"
+  _EDGE_AGENT_COMPLETE=source_zsh "$release/bin/edge-agent" >"$folder/completion.zsh"
 }
 
 # ---- user, folders, settings
@@ -350,6 +356,16 @@ install_units() {
     put_file "$1/service/$file" "$unit_folder/$file"
   done
   [[ -z $files_changed ]] || systemctl daemon-reload
+  install_completions "$1"
+}
+
+# install_completions RELEASE: of bash and zsh; a release of an earlier version has none.
+install_completions() {
+  local changed=$files_changed
+  [[ -e $1/service/completion.bash ]] || return 0
+  put_file "$1/service/completion.bash" "${completions[0]}"
+  put_file "$1/service/completion.zsh" "${completions[1]}"
+  files_changed=$changed # the service need not restart for these
 }
 
 # point_to RELEASE: make it the current release. Replacing a link is atomic.
@@ -477,11 +493,14 @@ uninstall() {
     run systemctl --quiet disable --now "$unit"
   done
   run rm -rf "$unit_folder/edge-agent.service" "$unit_folder/edge-agent@.service" "$unit_folder/edge-agent@.service.d"
-  run rm -f /etc/tmpfiles.d/edge-agent.conf /etc/sysusers.d/edge-agent.conf "$link"
+  run rm -f /etc/tmpfiles.d/edge-agent.conf /etc/sysusers.d/edge-agent.conf "$link" "${completions[@]}"
   run systemctl daemon-reload
   run systemctl reset-failed 'edge-agent*.service'
   run rm -rf "$prefix/releases" "$prefix/current" "$prefix/former" "$prefix/.next" "$prefix/.lock" "$cache_folder"
   remove_if_empty "$prefix" "$unit_folder" "${unit_folder%/*}" /etc/sysusers.d
+  for unit in "${completions[@]}"; do
+    remove_if_empty "$(dirname "$unit")" "$(dirname "$(dirname "$unit")")"
+  done
   if [[ -n $purge ]]; then
     purge_all
   else

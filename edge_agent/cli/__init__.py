@@ -108,7 +108,6 @@ app = typer.Typer(
     name="edge-agent",
     cls=_Program,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Person re-identification at the edge: camera frames in, identity events out over MQTT.",

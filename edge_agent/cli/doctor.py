@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption
-from edge_agent.cli.checks import Finding, configuration, machine
+from edge_agent.cli.checks import Finding, configuration, machine, trial
 from edge_agent.cli.output import console, print_json, say, working
 
 if TYPE_CHECKING:
@@ -21,13 +22,28 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "missing": "red"
 _NARROW = 120  # characters, for pipes and logs
 
 
-def command(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def command(
+    config: ConfigOption = None,
+    *,
+    try_out: Annotated[
+        bool,
+        Option("--try", help="Also open each camera, save its picture, and send a message to the broker."),
+    ] = False,
+    snapshots: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="With --try: where the pictures go; ./snapshots by default."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check everything that the agent needs; exit 1 if something required is missing."""
     from edge_agent.core.logs import configure
 
+    if snapshots is not None and not try_out:
+        raise typer.BadParameter("--snapshots has no effect without --try")
     configure("error")
+    folder = (snapshots or Path("snapshots")) if try_out else None
     with working("checking") as show:
-        findings = examine(config, step=lambda name: show(f"checking {name}"))
+        findings = examine(config, snapshots=folder, step=lambda name: show(f"checking {name}"))
     missing = [finding for finding in findings if finding.state == "missing"]
     if as_json:
         result = {"ok": not missing, "findings": [asdict(finding) for finding in findings]}
@@ -57,14 +73,19 @@ def _print_table(findings: Sequence[Finding]) -> None:
 
 
 def examine(
-    config: Path | None, *, root: Path = Path("/"), step: Callable[[str], None] | None = None
+    config: Path | None,
+    *,
+    root: Path = Path("/"),
+    snapshots: Path | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> list[Finding]:
     """Run all checks; `step` is called with the name of each before it runs.
 
+    With `snapshots`, cameras and broker are used, and a picture of each camera is written there.
     `root` has the folders `sys`, `proc`, `etc`, `dev` and `run`.
     """
     findings: list[Finding] = []
-    for name, check in _Checks(config, root).all():
+    for name, check in _Checks(config, root, snapshots).all():
         if step is not None:
             step(name)
         try:
@@ -78,9 +99,10 @@ def examine(
 class _Checks:
     """All checks, and results that later checks need."""
 
-    def __init__(self, config: Path | None, root: Path) -> None:
+    def __init__(self, config: Path | None, root: Path, snapshots: Path | None) -> None:
         self._config = config
         self._root = root
+        self._snapshots = snapshots
         self._settings: Settings | None = None
         self._engine: EngineInfo | None = None
         self._has_onnxruntime = False
@@ -105,7 +127,11 @@ class _Checks:
         if self._has_onnxruntime:
             yield "model", lambda: self._model(settings)
         yield "gallery", lambda: configuration.gallery(settings, self._engine)
-        yield "broker", lambda: configuration.broker(settings)
+        if (folder := self._snapshots) is None:
+            yield "broker", lambda: configuration.broker(settings)
+            return
+        yield "sources", lambda: list(trial.sources(settings, folder))
+        yield "broker", lambda: list(trial.broker(settings))
 
     def _onnxruntime(self) -> list[Finding]:
         findings = machine.onnxruntime()

@@ -39,9 +39,11 @@ Who = Annotated[str, Argument(metavar="WHO", help="Number, id or name.")]
 @app.command("list")
 def list_people(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List all identities."""
-    with _open(load_settings(config, state=state)) as gallery:
+    settings = load_settings(config, state=state)
+    with _open(settings) as gallery:
         people = gallery.identities()
-    print_result([asdict(person) for person in people], lambda: people_table(people), as_json=as_json)
+    empty = [f"the gallery in {settings.state_dir} is empty; name another state folder with --state"]
+    print_result([asdict(one) for one in people], lambda: people_table(people) or empty, as_json=as_json)
 
 
 @app.command()
@@ -352,9 +354,9 @@ def _called(person: Identity) -> str:
 
 
 def people_table(people: Sequence[Identity]) -> list[str]:
-    """Return the table of `gallery list`."""
+    """Return the table of `gallery list`; nothing without people."""
     if not people:
-        return ["the gallery is empty"]
+        return []
     rows = []
     for one in people:
         expires = "never" if one.expires is None else moment(one.expires)

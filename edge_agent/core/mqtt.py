@@ -6,6 +6,7 @@ paho is imported when the first client is made.
 from __future__ import annotations
 
 import functools
+import queue
 import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -313,6 +314,22 @@ class Subscription:
         client = self._new_client()
         client.connect_async(*self._address, **self._options)
         client.loop_start()
+
+    def publish(self, topic: str, payload: bytes, timeout_s: float) -> str | None:
+        """Publish with QoS 1, not retained; return why the broker refused it, None when it confirmed it.
+
+        With MQTT 3.1.1 a broker confirms a message also where it drops it.
+        """
+        if self._client is None:
+            return "not connected"
+        confirmed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._client.on_publish = lambda _client, _data, _mid, reason, _properties: confirmed.put(reason)
+        self._client.publish(topic, payload, qos=1)
+        try:
+            reason = confirmed.get(timeout=timeout_s)
+        except queue.Empty:
+            return f"not confirmed within {timeout_s:g} s"
+        return str(reason) if reason.is_failure else None
 
     def close(self) -> None:
         """Disconnect; a second call has no effect."""

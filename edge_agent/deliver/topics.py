@@ -50,6 +50,8 @@ class Topics:
     info: str = field(init=False)
     telemetry: str = field(init=False)
     gap: str = field(init=False)
+    doctor: str = field(init=False)
+    """For the test message of `edge-agent doctor --try`."""
     commands: str = field(init=False)
     """Filter for the commands to this device, without their results."""
 
@@ -61,7 +63,7 @@ class Topics:
                 )
         object.__setattr__(self, "root", f"{PREFIX}/{self.site}/{self.device}")
         object.__setattr__(self, "commands", f"{self.root}/cmd/+")
-        for name in ("status", "info", "telemetry", "gap"):
+        for name in ("status", "info", "telemetry", "gap", "doctor"):
             object.__setattr__(self, name, f"{self.root}/{name}")
 
     def alert(self, kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -190,3 +191,20 @@ def test_logins_do_not_stay_in_the_process_list(tmp_path: Path, free_port: int) 
         process.kill()
         _, said = process.communicate(timeout=10)
     assert b"hun-ter2" not in said
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(words: str) -> list[str]:
+        environment = {
+            **os.environ, "_EDGE_AGENT_COMPLETE": "complete_bash", "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }  # fmt: skip
+        program = "from edge_agent.cli import app; app(prog_name='edge-agent')"
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        return done.stdout.split()
+
+    assert completed("edge-agent gal") == ["gallery"]
+    assert {"list", "forget", "enrol"} <= set(completed("edge-agent gallery "))
+    assert completed("edge-agent run --log") == ["--log-format"]

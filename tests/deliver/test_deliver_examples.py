@@ -218,7 +218,7 @@ def test_view_shows_devices_cameras_and_events() -> None:
         "degraded cam2 is away",
         "51.5 °C",
         "reconnecting",
-        "[red]Ada?[31m",
+        "[red]Ada\\x1b[31m",
         "gap of 3",
         "too hot",
     )
