@@ -178,9 +178,9 @@ def test_watch_ends_with_ctrl_c(mosquitto: Mosquitto) -> None:
 
 
 def drawn(view: View) -> str:
-    from rich.console import Console
+    from edge_agent.cli.console import PlainConsole
 
-    console = Console(width=160, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123 - never read
+    console = PlainConsole(width=200, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123 - never read
     console.print(view.render())
     console.file.close()
     return console.export_text()
