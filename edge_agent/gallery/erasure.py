@@ -20,6 +20,8 @@ from edge_agent.gallery.rows import Erased
 from edge_agent.gallery.sync import SyncedFile
 
 _EVENTS_FACT = "events_to_erase"
+_SCRUB_FACT = "notes_to_scrub"
+"""Set while deleted notes may still be in pages and in the write-ahead log of the gallery file."""
 
 
 class PictureFolder(Protocol):
@@ -141,15 +143,20 @@ class Erasure:
         """Delete the events and pictures of all erased identities.
 
         Pictures in folders that are not read now stay noted until they are, as does all that could not be
-        deleted (StorageError).
+        deleted (StorageError). When this returns, the gallery file has no copy of the notes either.
         """
         with self._lock:
-            return Removed(self._erase_events(), self._erase_pictures())
+            removed = Removed(self._erase_events(), self._erase_pictures())
+            if self.gallery.facts.get(_SCRUB_FACT):
+                self.gallery.file.scrub()
+                self.gallery.facts.set(_SCRUB_FACT, None)
+            return removed
 
     def _erase_events(self) -> int:
         noted = self.gallery.facts.get(_EVENTS_FACT) or []
         erased = sum(self.events(opaque) for opaque in noted)
         if noted:  # another process may have added to them
+            self.gallery.facts.change(_SCRUB_FACT, lambda _: True)
             self.gallery.facts.change(
                 _EVENTS_FACT, lambda now: [one for one in now or [] if one not in noted] or None
             )
@@ -161,5 +168,6 @@ class Erasure:
         for folder in self.folders if gone else ():
             if own := [one for one in gone if folder.owns(one.camera)]:
                 removed += folder.erase(own)
+                self.gallery.facts.change(_SCRUB_FACT, lambda _: True)
                 self._pictures.removed(own)
         return removed

@@ -257,7 +257,7 @@ class Gallery:
         with self.file.changing() as content:
             erased = content.erase(content.identity(number))
         self.file.scrub()
-        _log.info("identity_forgotten", identity=erased.id, exemplars=erased.exemplars)
+        _log.info("identity_forgotten", exemplars=erased.exemplars)
         return erased
 
     def forget_all(self) -> list[Erased]:
