@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edge_agent.core.encryption import database_key, rewrite
+from edge_agent.core.encryption import database_key, remove_unfinished, rewrite
 from edge_agent.core.errors import StorageError
 from edge_agent.deliver import storage
 from edge_agent.deliver.outbox import OUTBOX_FILE, Outbox, make_outbox
@@ -26,7 +26,11 @@ def make_erasure(
     """Return what erases the events and pictures of erased people.
 
     Without an open `outbox`, that of an earlier run is opened when needed. `sources` are all that are read.
+    The caller owns the state folder. A copy of a database that a killed `rekey` left there is deleted now: it
+    would contain the people that are erased later.
     """
+    for name in (GALLERY_FILE, OUTBOX_FILE):
+        remove_unfinished(settings.state_dir / name)
 
     def erase_events(word: str) -> int:
         if not (settings.state_dir / OUTBOX_FILE).exists():

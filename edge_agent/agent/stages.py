@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.clock import CLOCK_FILE, Clock, TimeSource
 from edge_agent.core.events import CameraInfo, InfoData
 from edge_agent.core.loading import state_folder
+from edge_agent.core.private import is_open, make_private
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.homeassistant import announce
@@ -106,6 +108,7 @@ class StageOpener:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
         settings, stack = self.settings, self.stack
         state = state_folder(settings.state_dir)
+        _mend_permissions(state)
         clock = self._begin(state, stop)
         sources = open_sources(settings.sources, state) if self.supply is None else self.supply.sources
         enabled = [source for source in settings.sources if source.enabled]
@@ -252,6 +255,13 @@ class StageOpener:
         )
         if is_simulated(engine.backend):
             _log.warning("no_network_runs", backend=engine.backend, events="mean nothing")
+
+
+def _mend_permissions(state: Path) -> None:
+    if changed := make_private(state):
+        _log.warning("permissions_mended", folder=str(state), names=changed)
+    if is_open(state):
+        _log.warning("state_folder_open", folder=str(state), advice=f"chmod 700 {shlex.quote(str(state))}")
 
 
 def fitting_calibration(calibration: Calibration | None, engine: EngineInfo) -> Calibration | None:

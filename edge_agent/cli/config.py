@@ -16,9 +16,11 @@ app = typer.Typer(no_args_is_help=True, help="Check, show and describe the setti
 @app.command()
 def check(config: ConfigOption = None) -> None:
     """Check the settings."""
-    from edge_agent.core.loading import config_file, load
+    from edge_agent.cli.output import warn_of_exposed
+    from edge_agent.core.loading import config_file, load, secret_files
 
     settings = load(config)
+    warn_of_exposed(secret_files(settings, config))
     where = config_file(config) or "defaults and environment"
     say(f"{where}: valid, {len(settings.sources)} source(s)")
 

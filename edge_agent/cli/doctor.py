@@ -140,7 +140,9 @@ class _Checks:
 
     def _configuration(self) -> list[Finding]:
         self._settings, finding = configuration.settings_of(self._config)
-        return [finding]
+        if self._settings is None:
+            return [finding]
+        return [finding, *configuration.secrets(self._settings, self._config)]
 
     def _model(self, settings: Settings) -> list[Finding]:
         self._engine, findings = configuration.model(settings)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edge_agent.core.private import exposed, remedy
 from edge_agent.core.text import LONGEST_CELL, json_line, visible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, TaskID
 
@@ -52,6 +55,12 @@ def say(*lines: str, err: bool = False) -> None:
     """Print lines; what cannot be seen in them, also a line end, is shown as an escape."""
     for line in lines:
         typer.echo(visible(line, _LONGEST_LINE), err=err)
+
+
+def warn_of_exposed(files: Iterable[Path]) -> None:
+    """Warn of files with a secret that every user may read."""
+    for path in exposed(files):
+        say(f"warning: {path} contains a secret, and every user may read it: {remedy(path)}", err=True)
 
 
 def confirm(question: str, yes: bool) -> None:

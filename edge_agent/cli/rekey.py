@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from edge_agent.cli.arguments import ConfigOption, JsonOption, StateOption, load_settings
-from edge_agent.cli.output import print_result
+from edge_agent.cli.output import print_result, warn_of_exposed
 
 
 def command(
@@ -28,6 +28,7 @@ def command(
     from edge_agent.core.files import read_text
 
     settings = load_settings(config, state=state)
+    warn_of_exposed([] if old_key is None else [old_key])
     old = None if old_key is None else parse_key(read_text(old_key))
     done = rekey(settings, old)
     encrypted = database_key(settings.storage) is not None

@@ -43,13 +43,13 @@ def command(
     """Run the agent until it is stopped, or until all recordings have been read."""
     from dataclasses import asdict
 
-    from edge_agent.cli.service import one_blas_thread, open_streams_at_once, run_until_stopped
+    from edge_agent.cli.service import log_exposed, one_blas_thread, open_streams_at_once, run_until_stopped
 
     one_blas_thread()
     from edge_agent.agent.daemon import Agent
     from edge_agent.agent.outputs import Outputs
     from edge_agent.agent.status import configure_logs
-    from edge_agent.core.loading import load
+    from edge_agent.core.loading import load, secret_files
     from edge_agent.offline.record.attach import recording
 
     values = arguments.overrides(
@@ -58,6 +58,7 @@ def command(
     )  # fmt: skip
     settings = load(config, values)
     configure_logs(settings)
+    log_exposed(secret_files(settings, config))
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     with showing(agent), recording(agent, video=video_out, report=report) as finish:

@@ -7,15 +7,17 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError
+from edge_agent.core.private import exposed, remedy
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import FrameType
 
     from edge_agent.agent.daemon import Agent
@@ -92,6 +94,12 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
 
     with _signals(act):
         return agent.run(stop)
+
+
+def log_exposed(files: Iterable[Path]) -> None:
+    """Warn of files with a secret that every user may read."""
+    for path in exposed(files):
+        _log.warning("secret_readable", file=str(path), advice=remedy(path))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from edge_agent.cli.output import console, print_message
+from edge_agent.cli.output import console, print_message, warn_of_exposed
 from edge_agent.core.errors import InputError
 from edge_agent.core.files import read_text
 from edge_agent.core.text import LONGEST_CELL, visible
@@ -75,6 +75,7 @@ def command(
 
 
 def _password(path: Path) -> str:
+    warn_of_exposed([path])
     return read_text(path).rstrip("\r\n")
 
 

@@ -88,7 +88,7 @@ def rewrite(path: Path, old: bytes | None, new: bytes | None) -> bool:
             f"{path} opens with neither key, or is in use; name the key it was made with by --old-key FILE,"
             " and stop the agent"
         )
-    copy = path.with_name(path.name + ".rekeyed")
+    copy = _copy_of(path)
     sqlite.remove_database(copy)
     try:
         _copy(path, present, copy, new)
@@ -103,6 +103,15 @@ def rewrite(path: Path, old: bytes | None, new: bytes | None) -> bool:
     finally:
         sqlite.remove_database(copy)
     return True
+
+
+def remove_unfinished(path: Path) -> None:
+    """Delete the copy of a database that a killed `rewrite` left; call it while no other can run."""
+    sqlite.remove_database(_copy_of(path))
+
+
+def _copy_of(path: Path) -> Path:
+    return path.with_name(path.name + ".rekeyed")
 
 
 def _opens(path: Path, key: bytes | None) -> bool:

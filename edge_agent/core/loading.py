@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic_settings import SettingsError
 from edge_agent.core.config import Settings, SourceSettings, file_values
 from edge_agent.core.errors import ConfigError, InputError, MissingFile
 from edge_agent.core.files import read_text, shown
+from edge_agent.core.private import private_folder
+from edge_agent.core.redaction import broker_address, parse_address
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,6 +25,8 @@ else:
     import tomli as tomllib
 
 DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
+ENVIRONMENT_FILES = (Path("/etc/default/edge-agent"), Path("/etc/edge-agent/environment"))
+"""Usual names for `EnvironmentFile=` of a service; a program does not learn where its environment is from."""
 
 
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -44,13 +49,51 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         file_values.reset(token)
 
 
+def secret_files(settings: Settings, config: Path | None) -> list[Path]:
+    """Return the files that the settings take secrets from: configuration, credentials, key, environment."""
+    found = []
+    if (path := config_file(config)) is not None and _holds_secret(_read_toml(path)):
+        found.append(path)
+    credentials = Path(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)
+    if credentials.is_dir():
+        found += sorted(file for file in credentials.iterdir() if "__" in file.name)
+    if settings.mqtt.key_file is not None:
+        found.append(settings.mqtt.key_file)
+    return found + [path for path in ENVIRONMENT_FILES if _names_secret(path)]
+
+
+def _holds_secret(values: Mapping[str, Any]) -> bool:
+    """Whether a TOML file has a key, a password, or an address that may have one."""
+    mqtt, storage, sources = (values.get(name) for name in ("mqtt", "storage", "sources"))
+    addresses = [one.get("url") for one in sources or () if isinstance(one, dict)]
+    if isinstance(mqtt, dict):
+        addresses.append(broker_address(str(mqtt.get("broker", ""))))
+    parsed = [parse_address(str(address)) for address in addresses]
+    return (
+        (isinstance(mqtt, dict) and "password" in mqtt)
+        or (isinstance(storage, dict) and "key" in storage)
+        or any(one is not None and one.may_hold_password for one in parsed)
+    )
+
+
+def _names_secret(path: Path) -> bool:
+    """Whether a file of environment variables sets a secret, or an address."""
+    try:
+        return (
+            re.search(r"EDGE_AGENT__\w*(?:PASSWORD|KEY|URL|BROKER|SOURCES)", read_text(path), re.I)
+            is not None
+        )
+    except InputError:  # missing, or not readable
+        return False
+
+
 def state_folder(path: Path) -> Path:
     """Create the folder for everything that the agent keeps, with mode 0700, and return it.
 
     ConfigError: it does not exist and cannot be created.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(path)
     except OSError as error:
         raise ConfigError(
             f"state folder {path} cannot be created: {error.strerror}; choose another with --state"

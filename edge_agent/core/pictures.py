@@ -78,15 +78,17 @@ def list_pictures(folder: Path) -> tuple[Path, ...]:
     return pictures
 
 
-def read_picture(path: Path, *, max_pixels: int = MAX_PICTURE_PIXELS) -> NDArray[np.uint8]:
+def read_picture(
+    path: Path, *, max_pixels: int = MAX_PICTURE_PIXELS, follow: bool = True
+) -> NDArray[np.uint8]:
     """Decode one picture to `(H, W, 3)` uint8 BGR, turned as its EXIF data say.
 
     UnreadablePicture: missing, unreadable, not a JPEG or PNG, cut off, damaged (see `decode_picture`), or
-    larger than `max_pixels`.
+    larger than `max_pixels`; or, without `follow`, a symbolic link.
     """
     name = shown(path)
     try:
-        encoded = read_file(path, MAX_PICTURE_BYTES)
+        encoded = read_file(path, MAX_PICTURE_BYTES, follow=follow)
     except InputError as problem:
         reason = str(problem).removeprefix(f"cannot read {name}: ")
         raise UnreadablePicture(name, f"cannot be read: {reason}", str(problem)) from problem

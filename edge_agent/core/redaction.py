@@ -103,6 +103,17 @@ class Address:
         return f"{self.scheme}://{login}{server}{path}" + (f"?{MASK}" if self.more else "")
 
     @property
+    def may_hold_password(self) -> bool:
+        """Whether a part that is not shown may be a password, and not only e.g. the number of a channel."""
+        values = [value for value in _values(self.more[1:]) if len(value) >= LEAST_SECRET]
+        return (
+            self.login is not None
+            or self.host is None
+            or MASK in self.path
+            or not all(map(_is_harmless, values))
+        )
+
+    @property
     def harmless_path(self) -> list[str]:
         """Parts of the path that may be shown."""
         return [part for part in self.path if part and part != MASK]

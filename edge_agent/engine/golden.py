@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import EdgeAgentError, ModelError
 from edge_agent.core.files import MAX_MODEL_BYTES, read_file, read_json
 from edge_agent.core.manifest import write_json_atomic
+from edge_agent.core.private import private_folder
 from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
 
 _log = structlog.get_logger(__name__)
@@ -180,7 +181,7 @@ def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
             return found
     golden = make(prepared)
     if state is not None:
-        (state / "golden").mkdir(parents=True, exist_ok=True)
+        private_folder(state / "golden")
         _write(golden, prepared, state / "golden" / name)
     return golden
 
@@ -197,7 +198,7 @@ def _write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
         "decimals": _DECIMALS,
         "vectors": [" ".join(str(round(float(v) * 10**_DECIMALS)) for v in row) for row in golden.vectors],
     }
-    write_json_atomic(path, document)
+    write_json_atomic(path, document, mode=0o600)
 
 
 def _read(path: Path, prepared: PreparedGraph) -> Golden | None:

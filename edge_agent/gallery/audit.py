@@ -23,6 +23,7 @@ def record(state: Path, action: str, by: str, **counts: int) -> None:
     try:
         descriptor = open_to_write(state / AUDIT_FILE, os.O_APPEND, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)  # earlier versions and copies left it readable
             os.write(descriptor, json.dumps(line).encode() + b"\n")
             os.fsync(descriptor)
         finally:

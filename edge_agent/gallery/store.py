@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_agent.core.encryption import check_plainness
 from edge_agent.core.errors import StorageError
+from edge_agent.core.private import private_folder
 from edge_agent.core.sqlite import Description, connect, database_errors, transaction
 
 _APPLICATION = 0x45414731  # "EAG1": distinguishes a gallery from other SQLite files
@@ -102,7 +103,7 @@ class Store:
         with self._description.translated():
             if path is not None:
                 check_plainness(path, key)
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_folder(path.parent)
             self._connection = connect(path, key=key, timeout_s=_BUSY_S, pragmas=_PRAGMAS)
             try:
                 self._prepare(check=check)

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from edge_agent.core import sqlite
 from edge_agent.core.errors import InputError
 from edge_agent.core.files import native_path
 from edge_agent.core.pictures import PICTURE_SUFFIXES
+from edge_agent.core.private import private_folder
 
 MAX_LISTED = 4096
 """Crops taken from one scan, oldest first; the others are taken by the next."""
@@ -36,6 +38,7 @@ class CropFile:
     modified_ns: int
     name: str
     size: int
+    is_link: bool = False
 
     @property
     def age(self) -> float:
@@ -44,16 +47,19 @@ class CropFile:
 
 
 def crop_file(entry: os.DirEntry[str]) -> CropFile | None:
-    """Return a directory entry that is a picture; None for all others, and for one that has just vanished."""
+    """Return a directory entry that is a picture, or a link with the name of one; None for all others.
+
+    Also None for one that has just vanished. Links are not followed.
+    """
     if entry.name.startswith(".") or f".{entry.name.rpartition('.')[2].lower()}" not in PICTURE_SUFFIXES:
         return None
     try:
-        if not entry.is_file():
-            return None
-        status = entry.stat()
+        status = entry.stat(follow_symlinks=False)
     except OSError:
         return None
-    return CropFile(status.st_mtime_ns, entry.name, status.st_size)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+        return None
+    return CropFile(status.st_mtime_ns, entry.name, status.st_size, stat.S_ISLNK(status.st_mode))
 
 
 class FolderScan:
@@ -127,7 +133,7 @@ class CropLedger:
             StorageError: the file cannot be used.
         """
         with self._errors.translated():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self.path.parent)
             database = self._connect()
         with contextlib.closing(database):
             with self._errors.translated():
@@ -165,15 +171,20 @@ class CropLedger:
             database.executemany("INSERT OR REPLACE INTO crops VALUES (?, ?, ?, ?, ?)", rows)
 
     def acknowledged(self) -> list[CropFile]:
-        """The crops that were acknowledged."""
+        """The crops that were acknowledged, without names that lead out of a folder."""
         with self._connected() as database:
             rows = database.execute("SELECT modified_ns, name, size FROM crops WHERE outcome = 'read'")
-            return [CropFile(modified_ns, _name(key), size) for modified_ns, key, size in rows.fetchall()]
+            found = [CropFile(modified_ns, _name(key), size) for modified_ns, key, size in rows.fetchall()]
+        return [file for file in found if not set("/\0") & set(file.name)]
 
     def forget(self, files: Iterable[CropFile]) -> None:
         """Remove `files` from the record."""
-        with self._connected() as database, sqlite.transaction(database):
-            database.executemany("DELETE FROM crops WHERE name = ?", [(_key(file.name),) for file in files])
+        with self._connected() as database:
+            with sqlite.transaction(database):
+                database.executemany(
+                    "DELETE FROM crops WHERE name = ?", [(_key(file.name),) for file in files]
+                )
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # it holds copies of the names
 
     def prune(self, folder: Path) -> None:
         """Remove the records of files that are no longer in the folder, to bound the size of the record.
@@ -193,7 +204,7 @@ class CropLedger:
             database.execute("DROP TABLE there")
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite.connect(self.path, pragmas={"synchronous": "NORMAL"})
+        return sqlite.connect(self.path, pragmas={"synchronous": "NORMAL", "secure_delete": "ON"})
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:

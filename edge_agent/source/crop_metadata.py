@@ -77,9 +77,11 @@ class CropDescriber:
             native_path(file.name)  # messages, and the files that later steps write, need text
         except InputError:
             raise UnusableCrop("its name is not UTF-8 text; rename it", final=True) from None
+        if file.is_link:
+            raise UnusableCrop("it is a symbolic link, which is not followed", final=True)
         sidecar = (self._folder / file.name).with_suffix(".json")
         try:
-            text = read_file(sidecar, _MAX_JSON_BYTES)
+            text = read_file(sidecar, _MAX_JSON_BYTES, follow=False)
         except MissingFile:
             return self._from_name(file)
         except InputError as problem:

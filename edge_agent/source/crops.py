@@ -39,6 +39,7 @@ from edge_agent.core.errors import EdgeAgentError, SourceError, SourceLost, Stor
 from edge_agent.core.files import shown
 from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import MAX_CROP_PIXELS, read_picture
+from edge_agent.core.redaction import public_source
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
 from edge_agent.core.text import encodable
 from edge_agent.source import crop_files
@@ -81,8 +82,8 @@ class CropFolderSource:
     The camera of a batch is the id of the source, followed by the camera of the crop's metadata (`yard-c2`,
     `yard-hall`). Polls the folder, so that it works on any file system, network shares included.
 
-    Subfolders and names that start with a dot are ignored. `state_path` is an SQLite file that records the
-    acknowledged crops; it is made when missing.
+    Subfolders and names that start with a dot are ignored, symbolic links are refused. `state_path` is an
+    SQLite file that records the acknowledged crops; it is made when missing.
     """
 
     live = False
@@ -97,6 +98,7 @@ class CropFolderSource:
     ) -> None:
         self.id = id
         self.folder = Path(folder)
+        self._shown = public_source(shown(self.folder))
         self.ends = options.once
         self._options = options
         self._ledger = CropLedger(Path(state_path))
@@ -178,8 +180,8 @@ class CropFolderSource:
                         gone.append(file)
         except OSError as problem:
             raise StorageError(
-                f"source {self.id}: pictures of a person who was erased cannot be deleted from"
-                f" {shown(self.folder)}: {problem.strerror}; check its owner and permissions"
+                f"source {self.id}: pictures of a person who was erased cannot be deleted from {self._shown}:"
+                f" {problem.strerror}; check its owner and permissions"
             ) from problem
         if gone and self._ledger.path.exists():
             self._ledger.forget(gone)
@@ -218,10 +220,9 @@ class CropFolderSource:
         try:
             modified_ns = self.folder.stat().st_mtime_ns
             if not self.folder.is_dir():
-                raise SourceError(f"source {self.id}: {shown(self.folder)} is not a folder")
+                raise SourceError(f"source {self.id}: {self._shown} is not a folder")
         except OSError as problem:
-            name, why = shown(self.folder), problem.strerror or problem
-            reason = f"source {self.id}: cannot read the folder {name}: {why}"
+            reason = f"source {self.id}: cannot read the folder {self._shown}: {problem.strerror or problem}"
             raise (SourceLost if self._opened else SourceError)(reason) from problem
         self._opened = True
         return modified_ns
@@ -239,9 +240,7 @@ class CropFolderSource:
                     else:
                         scan.unfinished = True
         except OSError as problem:
-            raise SourceLost(
-                f"source {self.id}: cannot list {shown(self.folder)}: {problem.strerror}"
-            ) from problem
+            raise SourceLost(f"source {self.id}: cannot list {self._shown}: {problem.strerror}") from problem
 
     def _batches(
         self, files: Iterable[CropFile], scan: FolderScan
@@ -293,7 +292,7 @@ class CropFolderSource:
         if file.size > _MAX_PICTURE_BYTES:
             raise UnusableCrop(f"{file.size} bytes are no person crop", final=True)
         try:
-            return read_picture(self.folder / file.name, max_pixels=MAX_CROP_PIXELS)
+            return read_picture(self.folder / file.name, max_pixels=MAX_CROP_PIXELS, follow=False)
         except UnreadablePicture as problem:
             raise UnusableCrop(problem.reason) from problem
 
@@ -321,7 +320,7 @@ class CropFolderSource:
         """Delete an acknowledged picture and its JSON file; what cannot be deleted stays in the record."""
         path = self.folder / file.name
         try:
-            status = path.stat()
+            status = path.lstat()
             if (status.st_size, status.st_mtime_ns) == (file.size, file.modified_ns):  # not overwritten
                 path.with_suffix(".json").unlink(missing_ok=True)
                 path.unlink()

@@ -482,7 +482,7 @@ def test_a_sidecar_of_any_kind_costs_at_most_its_own_crop(kind, folder):
     began = time.monotonic()
     batches = read(source(folder))
     assert time.monotonic() - began < 2
-    without_sidecar = kind in {"missing", "dangling"}
+    without_sidecar = kind == "missing"  # links are not followed
     assert len(batches) == (2 if without_sidecar else 1)
 
 
@@ -548,3 +548,85 @@ def test_the_pictures_in_flight_are_bounded_in_bytes(folder, monkeypatch):
         if len(given) == 5:
             break
     assert [len(batch.images) for batch in given] == [2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_links_are_neither_read_nor_deleted_through(folder, relative):
+    """Not to pictures outside, not to other files, not to folders, and not as JSON next to a picture."""
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    target = put(outside, "0001_c1s1_000001_00.jpg")
+    secret = outside / "secret.json"
+    secret.write_text(json.dumps({"camera": "hall", "frame": 1, "track": 1}))
+    base = Path("../outside") if relative else outside
+    (folder / "0001_c1s1_000001_00.jpg").symlink_to(base / target.name)
+    (folder / "0001_c1s1_000002_00.jpg").symlink_to(base)
+    (folder / "0001_c1s1_000003_00.jpg").symlink_to("/dev/zero")
+    (folder / "0001_c1s1_000004_00.jpg").symlink_to("nowhere.jpg")
+    put(folder, "0001_c1s1_000005_00.jpg")
+    (folder / "0001_c1s1_000005_00.json").symlink_to(base / secret.name)
+    put(folder, "0001_c1s1_000006_00.jpg")
+    own = source(folder, delete=True)
+    with capture_logs() as logs:
+        batches = read(own)
+    assert [batch.number for batch in batches] == [6]
+    refused = {line["file"]: line["reason"] for line in logs if line["event"] == "crop_refused"}
+    assert len(refused) == 5
+    assert all("symbolic link" in reason for reason in refused.values())
+    own.erase([Pictures("yard-c1", 1_000_001, 0.0, math.inf)])
+    assert sorted(one.name for one in outside.iterdir()) == [target.name, secret.name]
+    assert (folder / "0001_c1s1_000001_00.jpg").is_symlink()
+
+
+def test_a_link_that_takes_the_place_of_a_picture_is_not_followed(folder, monkeypatch):
+    """Between the listing and the reading, and between the reading and the deletion."""
+    outside = put(folder.parent, "outside.jpg")
+    picture = put(folder, "0001_c1s1_000001_00.jpg")
+    own, describe = source(folder), crop_metadata.CropDescriber.describe
+
+    def swap(self, file):
+        crop = describe(self, file)
+        picture.unlink()
+        picture.symlink_to(outside)
+        return crop
+
+    monkeypatch.setattr(crop_metadata.CropDescriber, "describe", swap)
+    assert read(own) == []
+    monkeypatch.undo()
+    picture.unlink()
+    put(folder, picture.name, at=LONG_AGO + 9)
+    own = source(folder, delete=True)
+    [batch] = read(own, acknowledge=False)
+    picture.unlink()
+    picture.symlink_to(outside)
+    own.done(batch)
+    assert outside.is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.jpg", "/{}/outside.jpg", "sub/../../outside.jpg", "..", "", "a\0b"]
+)
+def test_a_record_with_names_that_lead_out_of_the_folder_deletes_nothing(folder, name):
+    outside = put(folder.parent, "outside.jpg")
+    status = outside.stat()
+    own = source(folder, delete=True)
+    read(own)
+    path = folder.parent / "state" / "crops.sqlite"
+    with sqlite3.connect(path) as database:
+        row = (name.format(folder.parent), status.st_size, status.st_mtime_ns, "read", 0.0)
+        database.execute("INSERT INTO crops VALUES (?, ?, ?, ?, ?)", row)
+    read(source(folder, delete=True))
+    assert outside.is_file()
+
+
+def test_the_record_is_private_under_any_umask(folder):
+    before = os.umask(0)
+    try:
+        read(source(folder))
+    finally:
+        os.umask(before)
+    path = folder.parent / "state" / "crops.sqlite"
+    assert [one.stat().st_mode & 0o777 for one in (path.parent, path)] == [0o700, 0o600]
+    path.chmod(0o644)  # by an earlier version
+    read(source(folder))
+    assert path.stat().st_mode & 0o777 == 0o600

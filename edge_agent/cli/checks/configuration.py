@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.cli.checks import Finding
 from edge_agent.core.errors import EdgeAgentError
+from edge_agent.core.private import exposed, remedy
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
@@ -33,6 +34,16 @@ def settings_of(config: Path | None) -> tuple[Settings | None, Finding]:
     found = f"{file or 'defaults and environment'}, {sources} source(s)"
     advice = "" if sources else "add the cameras to [[sources]], or use edge-agent run --source"
     return settings, Finding("configuration", "ok" if sources else "note", found, advice)
+
+
+def secrets(settings: Settings, config: Path | None) -> list[Finding]:
+    """Check that files with a secret cannot be read by every user."""
+    from edge_agent.core.loading import secret_files
+
+    return [
+        Finding("secrets", "warning", f"{path} contains a secret, and every user may read it", remedy(path))
+        for path in exposed(secret_files(settings, config))
+    ]
 
 
 def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:

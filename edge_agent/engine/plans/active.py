@@ -25,6 +25,7 @@ from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.files import read_json
 from edge_agent.core.locks import FileLock
 from edge_agent.core.manifest import write_json_atomic
+from edge_agent.core.private import private_folder
 from edge_agent.engine.plans.records import Role
 
 _log = structlog.get_logger(__name__)
@@ -68,7 +69,7 @@ class EnginesFolder:
                 path.replace(self.quarantine / f"{case:06d}-{path.name}")
         names = [path.name for path in paths]
         reason = {"why": why, "time": time.time(), "files": names}
-        write_json_atomic(self.quarantine / f"{case:06d}-reason.json", reason)
+        write_json_atomic(self.quarantine / f"{case:06d}-reason.json", reason, mode=0o600)
         for old in [*cases, case][:-_QUARANTINED]:
             for path in self.quarantine.glob(f"{old:06d}-*"):
                 path.unlink()
@@ -76,7 +77,7 @@ class EnginesFolder:
 
     def _lock(self, name: str) -> FileLock:
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.path)
         except OSError as problem:
             raise StorageError(f"cannot make the folder {self.path}: {problem.strerror}") from problem
         return FileLock(self.path / name)
@@ -169,7 +170,7 @@ class ActiveEngine:
                 raise InputError(f"engine {record['name']!r} needs {path}, which does not exist; {_AGAIN}")
 
     def _write(self, active: Active) -> Active:
-        write_json_atomic(self._path, {"kind": _KIND, "version": _VERSION, **asdict(active)})
+        write_json_atomic(self._path, {"kind": _KIND, "version": _VERSION, **asdict(active)}, mode=0o600)
         return active
 
 

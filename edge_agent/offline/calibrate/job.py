@@ -25,6 +25,7 @@ from edge_agent.core.errors import ConfigError, InputError, StorageError
 from edge_agent.core.files import MAX_MODEL_BYTES, read_file, read_json
 from edge_agent.core.locks import FileLock
 from edge_agent.core.manifest import FileRecord, Manifest, write_atomic
+from edge_agent.core.private import private_folder
 from edge_agent.engine import choose_backend
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision.calibration import CALIBRATIONS, KIND, MANIFEST, VERSION, Calibration
@@ -125,7 +126,7 @@ class Job:
         """Exclude a second calibration; the lock ends with the process."""
         folder = self._request.engines / CALIBRATIONS
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(folder)
         except OSError as problem:
             raise StorageError(
                 f"cannot write to {folder}: {problem.strerror}; choose another --output"

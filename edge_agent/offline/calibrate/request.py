@@ -20,6 +20,7 @@ from edge_agent import __version__
 from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.core.errors import InputError
 from edge_agent.core.manifest import FileRecord, Manifest
+from edge_agent.core.private import private_folder
 from edge_agent.offline.calibrate.gate import Bounds
 from edge_agent.offline.calibrate.ranges import DEFAULT_METHOD, Method
 from edge_agent.offline.calibrate.sample import DEFAULT_SIZE
@@ -176,7 +177,7 @@ class Steps:
         if found is not None:
             self.kept.append(name)
             return found
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.folder)
         data, files = make(self.folder)
         records = {file: FileRecord.of(self.folder / file) for file in files}
         Manifest(_KIND, _VERSION, records, dict(data)).write(self.folder / f"{name}.json")
