@@ -108,7 +108,6 @@ class StageOpener:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
         settings, stack = self.settings, self.stack
         state = state_folder(settings.state_dir)
-        _mend_permissions(state)
         clock = self._begin(state, stop)
         sources = open_sources(settings.sources, state) if self.supply is None else self.supply.sources
         enabled = [source for source in settings.sources if source.enabled]
@@ -167,6 +166,7 @@ class StageOpener:
         return stages
 
     def _begin(self, state: Path, stop: threading.Event) -> Clock:
+        _mend_permissions(state)
         clock = Clock.open(state / CLOCK_FILE, self.system_time)
         clock.check()
         self.stack.callback(clock.save)
