@@ -238,21 +238,25 @@ def resnet(
 def yolox(
     path: Path, *, size: int = 64, columns: int = 7, rows: int | None = None, batch: object = 1
 ) -> Path:
-    """A network with the outer shape of a YOLOX: pictures in, one constant row per anchor out.
+    """A network with the outer shape of a YOLOX: pictures in, one row per anchor out.
 
-    The constant is stored in the file's weight `rows`, so a test can choose what is "found".
+    The rows are stored in the file's weight `rows`, so a test can choose what is "found"; a bright picture
+    adds a little to the objectness.
     """
     anchors = sum((size // s) ** 2 for s in (8, 16, 32))
     found = np.zeros((1, rows or anchors, columns), np.float32)
+    found[..., 5:] = 0.1
+    shift = np.zeros_like(found)
+    shift[..., 4] = np.linspace(0, 1e-6, shift.shape[1])
     nodes = [
         helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=1),
         helper.make_node("Squeeze", ["mean", "last"], ["light"]),
-        helper.make_node("Mul", ["light", "none"], ["nothing"]),
-        helper.make_node("Add", ["rows", "nothing"], ["output"]),
+        helper.make_node("Mul", ["light", "shift"], ["more"]),
+        helper.make_node("Add", ["rows", "more"], ["output"]),
     ]
     weights = [
         numpy_helper.from_array(found, "rows"),
-        numpy_helper.from_array(np.zeros(1, np.float32), "none"),
+        numpy_helper.from_array(shift, "shift"),
         numpy_helper.from_array(np.asarray([3], np.int64), "last"),
     ]
     graph = helper.make_graph(

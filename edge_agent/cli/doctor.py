@@ -126,6 +126,7 @@ class _Checks:
         yield "state folder", lambda: configuration.state_folder(settings.state_dir)
         if self._has_onnxruntime:
             yield "model", lambda: self._model(settings)
+            yield "detector", lambda: configuration.detectors(settings)
         yield "gallery", lambda: configuration.gallery(settings, self._engine)
         if (folder := self._snapshots) is None:
             yield "broker", lambda: configuration.broker(settings)

@@ -10,6 +10,7 @@ from typer import Option
 from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result
 from edge_agent.cli.run_view import showing, summary_lines
+from edge_agent.core.detectors import FORMS, KINDS_TEXT
 
 
 def command(
@@ -20,7 +21,7 @@ def command(
             "may be repeated."
         ),
     ] = None,
-    detector: Annotated[str | None, Option(help="hog, yolox:FILE.onnx, external or none.")] = None,
+    detector: Annotated[str | None, Option(help=f"{FORMS}. {KINDS_TEXT}.")] = None,
     model: arguments.ModelOption = None,
     preprocess: arguments.PreprocessOption = None,
     broker: Annotated[str | None, Option(help="mqtt://HOST:PORT, mqtts://HOST:PORT or none.")] = None,

@@ -25,6 +25,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from edge_agent.core.detectors import FORMS, KINDS_TEXT, parse_detector
 from edge_agent.core.redaction import (
     LEAST_SECRET,
     broker_address,
@@ -50,7 +51,13 @@ def _check_id(value: str) -> str:
     return value
 
 
+def _check_detector(value: str) -> str:
+    parse_detector(value)
+    return value
+
+
 Id = Annotated[str, AfterValidator(_check_id)]
+Detector = Annotated[str, AfterValidator(_check_detector)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -112,7 +119,7 @@ class SourceSettings(_Section):
     settle_seconds: Seconds | None = about(None, "crops: time without change until a file is complete")
     once: bool | None = about(None, "crops: end when all present files have been read")
     delete: bool | None = about(None, "crops: delete processed files")
-    detector: str | None = about(None, "detector of this source, see detector.kind")
+    detector: Detector | None = about(None, "detector of this source, see detector.kind")
     motion: bool | None = about(None, "motion gate of this source, see motion.enabled")
     priority: int = about(0, "the lowest is closed first when the board is too hot")
 
@@ -120,7 +127,12 @@ class SourceSettings(_Section):
 class DetectorSettings(_Section):
     """Detection of people."""
 
-    kind: str = about("hog", "hog, hog:FACTOR, yolox:FILE.onnx, external (boxes over MQTT) or none")
+    kind: Detector = about("hog", f"{FORMS}; {KINDS_TEXT}")
+    input_size: tuple[int, int] | None = about(
+        None,
+        "width and height of pictures for a network whose input size is dynamic;"
+        " null: as exported, else that of its kind",
+    )
     high: float | None = about(None, "score of a reliable detection; null: as the detector")
     low: float | None = about(None, "lower scores are ignored; null: as the detector")
     new_track: float | None = about(None, "least score of a new track; null: as the detector")
@@ -141,7 +153,7 @@ class DetectorSettings(_Section):
 class MotionSettings(_Section):
     """Pause the detector while nothing moves. See `docs/operations.md`."""
 
-    enabled: bool = about(False, "for every source with the detector hog or yolox")
+    enabled: bool = about(False, "for every source whose pictures the agent searches itself")
     hold_s: Seconds = about(2.0, "the detector runs for this time after the last movement")
     refresh_s: Positive = about(1.0, "detection interval while a person stands still")
     look_s: Positive = about(30.0, "detection interval while nobody is present")

@@ -1,4 +1,4 @@
-"""Person detection: HOG, YOLOX, boxes of an upstream detector, or none; and the motion gate.
+"""Person detection: HOG, networks of several kinds, upstream boxes, or none; and the motion gate.
 
 Scores are comparable within one detector only, so each detector has its own levels (`ScoreLevels`).
 """

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agent.core.detectors import DetectorChoice, parse_detector
 from edge_agent.core.errors import ConfigError
 from edge_agent.source.address import source_kind
 
@@ -82,45 +82,50 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str
     return Detection(detect, levels, name, network_seconds, left_out)
 
 
-def open_detector(kind: str, *, threads: int = 0) -> Detector:
-    """Return the detector of this kind; nothing heavy is loaded before it is entered.
+def open_detector(text: str, *, threads: int = 0, input_size: tuple[int, int] | None = None) -> Detector:
+    """Return the detector that is written so (`core.detectors.FORMS`); it is not entered.
 
-    `kind` is `hog`, `hog:FACTOR` (the picture is enlarged first, for people under 80 pixels), `yolox:PATH`
-    (an ONNX file of the YOLOX family) or `none` (the whole frame); `threads` 0 is one CPU thread per core.
+    Networks are read, and checked on two pictures. `threads` 0 is one CPU thread per core, `input_size` the
+    `(width, height)` for networks whose input size is dynamic. For `external`: `open_detection`.
 
     Raises:
         ConfigError: there is no such detector.
         ModelError: the network does not fit.
     """
-    name, _, argument = kind.partition(":")
-    if name == "yolox" and argument:
-        from edge_agent.detect.yolox import YoloxDetector
-        from edge_agent.engine.graph.prepare import prepare_detector
+    choice = _parsed(text)
+    if choice.file is not None:
+        from edge_agent.detect.network import NetworkDetector
+        from edge_agent.detect.recognition import recognise
         from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
-        prepared = prepare_detector(Path(argument))
-        return YoloxDetector(OnnxRuntimeEngine(prepared, max_batch=1, threads=threads))
-    if name == "hog":
+        size = None if input_size is None else input_size[::-1]
+        found = recognise(choice.file, choice.kind, size)
+        return NetworkDetector(
+            found.kind, found.decoder, OnnxRuntimeEngine(found.prepared, max_batch=1, threads=threads)
+        )
+    if choice.kind == "hog":
         from edge_agent.detect.hog import HogDetector
 
-        try:
-            factor = float(argument or 1)
-        except ValueError:
-            factor = 0.0
-        if not 0.25 <= factor <= 4:
-            raise ConfigError(f"detector {kind!r}: write `hog` or `hog:FACTOR` with a factor in 0.25..4")
-        return HogDetector(factor)
-    if kind == "none":
+        return HogDetector(choice.factor)
+    if choice.kind == "none":
         from edge_agent.detect.base import WholeFrame
 
         return WholeFrame()
-    raise ConfigError(f"no detector {kind!r}; choose `hog`, `yolox:PATH_TO_ONNX`, `external` or `none`")
+    raise ConfigError(f"detector {text!r} takes its boxes from MQTT; it cannot be used here")
+
+
+def _parsed(text: str) -> DetectorChoice:
+    try:
+        return parse_detector(text)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
 
 
 def _open(kind: str, settings: Settings, stack: ExitStack) -> _OpenDetector:
     if kind == "external":
         return _open_external(settings, stack)
-    detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads))
+    size = settings.detector.input_size
+    detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads, input_size=size))
     levels = _levels(settings.detector, detector.levels)
     engine = getattr(detector, "engine", None)  # HOG has none
     return _OpenDetector(lambda frame: detector.detect(frame.image), levels, detector.name, engine)

@@ -18,8 +18,10 @@ from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine import choose_backend, open_engine
 from edge_agent.engine import onnxruntime as backend
-from edge_agent.engine.graph.prepare import prepare_detector, prepare_reid
+from edge_agent.engine.graph.detector import prepare_detector, read_detector
+from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PROFILES
+from edge_agent.engine.graph.reading import Network
 from edge_agent.engine.onnxruntime import _slices
 from tests import tiny_networks
 
@@ -269,7 +271,9 @@ def test_network_that_onnxruntime_does_not_know(prepared, tmp_path):
 
 
 def test_fixed_batch_of_a_detector_limits_the_engine(tmp_path):
-    prepared = prepare_detector(tiny_networks.yolox(tmp_path / "y.onnx"))
+    network = read_detector(Network(tiny_networks.yolox(tmp_path / "y.onnx")))
+    layout = network.detector_layout(None, (64, 64))
+    prepared = prepare_detector(network, layout, TAO, lambda graph: graph.only_output())
     assert opened(prepared, max_batch=64).info.max_batch == 1
 
 

@@ -14,7 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edge_agent.core.errors import ConfigError, ModelError
-from edge_agent.engine.graph.prepare import prepare_detector, prepare_reid
+from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PROFILES, embedding_space, profile_named
 from tests import tiny_networks
 
@@ -259,38 +259,3 @@ def test_a_prepared_network_is_not_prepared_again(tmp_path):
     again.write_bytes(first.onnx)
     with pytest.raises(ModelError, match=r"is UINT8.*already prepared"):
         prepare_reid(again, TAO)
-
-
-# --- detectors ----------------------------------------------------------------------------------
-
-
-def test_detector_gives_the_networks_first_columns(yolox_onnx):
-    prepared = prepare_detector(yolox_onnx)
-    assert (prepared.input_size, prepared.batch, prepared.dimension) == ((416, 416), 1, 0)
-    frame = crops(1, 416, 416)
-    plain = run(yolox_onnx, frame.astype(np.float32).transpose(0, 3, 1, 2))
-    np.testing.assert_allclose(run(prepared.onnx, frame), plain[:, :, :6], atol=1e-3)
-
-
-@pytest.mark.parametrize("columns", [6, 85])
-def test_detector_with_one_class_or_many(tmp_path, columns):
-    prepared = prepare_detector(tiny_networks.yolox(tmp_path / "y.onnx", columns=columns, batch="batch"))
-    assert prepared.batch is None
-    assert run(prepared.onnx, crops(1, 64, 64)).shape == (1, 84, 6)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rows": 100}, r"expected \[batch, 84, 5 \+ classes\]"),
-        ({"columns": 5}, r"YOLOX detector with a 64x64"),
-    ],
-)
-def test_other_detectors_are_refused(tmp_path, changes, message):
-    with pytest.raises(ModelError, match=message):
-        prepare_detector(tiny_networks.yolox(tmp_path / "y.onnx", **changes))
-
-
-def test_a_reid_network_is_no_detector(tmp_path):
-    with pytest.raises(ModelError, match="for a YOLOX detector"):
-        prepare_detector(tiny_networks.reid(tmp_path / "net.onnx"))

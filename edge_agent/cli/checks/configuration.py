@@ -67,6 +67,23 @@ def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
     return info, [Finding("model", "ok", found), _calibration(calibration, info)]
 
 
+def detectors(settings: Settings) -> list[Finding]:
+    """Open the detector of each source, which checks its network on two pictures."""
+    from edge_agent.detect.opening import open_detector
+
+    common = settings.detector.kind
+    kinds = {own.detector or common for own in settings.sources if own.enabled} or {common}
+    findings = []
+    for kind in sorted(kinds - {"external"}):
+        try:
+            with open_detector(kind, input_size=settings.detector.input_size) as detector:
+                findings.append(Finding("detector", "ok", detector.name))
+        except EdgeAgentError as problem:
+            advice = "set detector.kind: docs/models.md#detectors"
+            findings.append(Finding("detector", "missing", str(problem), advice))
+    return findings
+
+
 def _calibration(calibration: Calibration | None, engine: EngineInfo) -> Finding:
     """Check that the calibration belongs to the network that runs."""
     again = "edge-agent calibrate --dataset DIR (docs/calibration.md)"

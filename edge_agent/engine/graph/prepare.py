@@ -1,8 +1,8 @@
-"""Puts pre- and post-processing into a network: any ReID or YOLOX ONNX -> pixels in, rows out.
+"""Puts pre- and post-processing into a network: any ReID ONNX -> pixels in, rows out.
 
 The prepared ReID graph takes `crops`, `uint8 [N, H, W, 3]` BGR, and gives `embedding`, L2-normalised
-`float32 [N, D]`. The prepared detector takes `frames`, `uint8 [N, H, W, 3]` BGR, and gives `rows`,
-`float32 [N, A, 6]`. Reasons: `docs/decisions/002-preprocessing-inside-the-network.md`.
+`float32 [N, D]`. Reasons: `docs/decisions/002-preprocessing-inside-the-network.md`. Detectors:
+`engine.graph.detector`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.engine.graph.nodes import OURS, make_node, opset, serialise, set_nodes
 from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile, embedding_space
-from edge_agent.engine.graph.reading import YOLOX_BOX_COLUMNS, Layout, Network, yolox_anchors
+from edge_agent.engine.graph.reading import Layout, Network
 
 if TYPE_CHECKING:
     import onnx
@@ -36,15 +36,10 @@ class Rewriter:
         self._network = network
         self._model = network.model
         self._source = network.input
-        self._target = network.output
         self._layout = layout
         self._opset = opset(network.model)
         self._head: list[onnx.NodeProto] = []
         self._tail: list[onnx.NodeProto] = []
-
-    def add_raw_input(self, name: str) -> None:
-        """Add an input `uint8 [N, H, W, 3]` whose BGR values go to the network unchanged."""
-        self._connect(self._pixels(name))
 
     def add_normalised_input(self, name: str, profile: PreprocessProfile) -> None:
         """Add an input `uint8 [N, H, W, 3]` with channel order, mean and scale of the profile."""
@@ -64,23 +59,11 @@ class Rewriter:
 
     def float32_rows(self, *, flat: bool) -> str:
         """Return the output as float32 `[N, D]`; unless it is `flat`, other axes of size 1 are removed."""
-        rows = self._target.name
+        target = self._network.output
+        rows = target.name
         if not flat:
             rows = self._add(self._tail, "Flatten", [rows], "flat", axis=1)
-        return self._to_float32(rows)
-
-    def first_columns(self, count: int) -> str:
-        """Return the output `[N, A, C]` as float32 `[N, A, count]`."""
-        rows = self._target.name
-        if self._opset >= 10:
-            limits = [
-                self._constant(f"column_{what}", np.asarray([value], np.int64))
-                for what, value in (("start", 0), ("end", count), ("axis", 2))
-            ]
-            return self._to_float32(self._add(self._tail, "Slice", [rows, *limits], "columns"))
-        return self._to_float32(
-            self._add(self._tail, "Slice", [rows], "columns", starts=[0], ends=[count], axes=[2])
-        )
+        return self._to_float32(rows, target)
 
     def unit_length(self, rows: str) -> str:
         """Return rows divided by their length, in two steps so that squares cannot overflow in float16.
@@ -100,17 +83,21 @@ class Rewriter:
         )
         return self._add(self._tail, "Div", [level, length], "unit")
 
-    def finish(self, name: str, rows: str, shape: Iterable[int | None]) -> bytes:
-        """Make `rows` the only output, with this name and shape (None: the batch); return the model."""
+    def finish(self, name: str, rows: str, shape: Iterable[int | str]) -> bytes:
+        """Make `rows` the only output, with this name and shape (text: a dynamic axis); return the model."""
         import onnx
         from onnx import helper
 
         self._tail.append(make_node("Identity", [rows], name, f"{OURS}Identity_{name}"))
-        graph = self._model.graph
-        set_nodes(self._model, [*self._head, *graph.node, *self._tail])
-        del graph.output[:]
-        sizes = ["batch" if size is None else size for size in shape]
-        graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes))
+        del self._model.graph.output[:]
+        self._model.graph.output.append(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape))
+        )
+        return self._assembled()
+
+    def _assembled(self) -> bytes:
+        """Return the model with all added nodes."""
+        set_nodes(self._model, [*self._head, *self._model.graph.node, *self._tail])
         return serialise(self._model, str(self._network.path))
 
     def _pixels(self, name: str) -> str:
@@ -119,12 +106,14 @@ class Rewriter:
         from onnx import helper
 
         layout, graph = self._layout, self._model.graph
-        batch = "batch" if layout.batch is None else layout.batch
+        batch = "batch" if layout.batch is None else 1
         fresh = helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, [batch, *layout.size, 3])
         kept = [value for value in graph.input if value.name != self._source.name]
         del graph.input[:]
         graph.input.extend([fresh, *kept])
         pixels = self._add(self._head, "Cast", [name], "pixels", to=onnx.TensorProto.FLOAT)
+        if layout.batch is not None and layout.batch > 1:  # the network computes one picture several times
+            pixels = self._add(self._head, "Concat", [pixels] * layout.batch, "repeated", axis=0)
         if layout.channels_last:
             return self._add(self._head, "Identity", [pixels], "planes")
         return self._add(self._head, "Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
@@ -134,10 +123,11 @@ class Rewriter:
         name, kind = self._source.name, self._source.type.tensor_type.elem_type
         self._head.append(make_node("Cast", [planes], name, f"{OURS}Cast_{name}", to=kind))
 
-    def _to_float32(self, rows: str) -> str:
+    def _to_float32(self, rows: str, target: onnx.ValueInfoProto) -> str:
+        """Return rows, which have the type of this output, as float32."""
         import onnx
 
-        if self._target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        if target.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
             return rows
         return self._add(self._tail, "Cast", [rows], "rows32", to=onnx.TensorProto.FLOAT)
 
@@ -179,7 +169,7 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
         ModelError: the file is missing, is not ONNX, or does not fit; the message explains the fix.
     """
     network = Network(onnx_path)
-    layout = network.layout(batch_must_be_free=True)
+    layout = network.layout()
     given = network.embedding()
     network.avoid_names({"crops", "embedding"})
 
@@ -187,39 +177,13 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
     graph.add_normalised_input("crops", profile)
     rows = graph.float32_rows(flat=given.flat)
     dimension = given.dimension
-    onnx = graph.finish("embedding", graph.unit_length(rows) if normalise else rows, [None, dimension])
+    onnx = graph.finish("embedding", graph.unit_length(rows) if normalise else rows, ["batch", dimension])
     space = embedding_space(network.sha256, profile, dimension, normalised=normalise)
-    prepared = _prepared(network, layout, onnx)
+    prepared = prepared_graph(network, layout, onnx)
     return replace(prepared, profile=profile, dimension=dimension, space=space, normalised=normalise)
 
 
-def prepare_detector(onnx_path: Path) -> PreparedGraph:
-    """Rewrite a YOLOX network so that it takes letterboxed BGR pixels and gives only the person class.
-
-    YOLOX takes raw BGR values (0..255). The rows of the prepared graph are the network's first six columns,
-    unchanged: x, y, w, h, objectness, score of the first class (`person` in COCO). The host decodes the few
-    rows above the threshold.
-
-    Args:
-        onnx_path: a YOLOX export (nano to x, or a custom one whose first class is a person), input
-            `[N, 3, H, W]`, output `[N, A, 5 + classes]`, with or without `--decode_in_inference`.
-
-    Raises:
-        ModelError: the file is missing, is not ONNX, or is not a YOLOX detector.
-    """
-    network = Network(onnx_path)
-    layout = network.layout(batch_must_be_free=False)
-    network.check_yolox(layout.size)
-    network.avoid_names({"frames", "rows"})
-
-    graph = Rewriter(network, layout)
-    graph.add_raw_input("frames")
-    rows = graph.first_columns(YOLOX_BOX_COLUMNS + 1)
-    shape = [layout.batch, yolox_anchors(layout.size), YOLOX_BOX_COLUMNS + 1]
-    return _prepared(network, layout, graph.finish("rows", rows, shape))
-
-
-def _prepared(network: Network, layout: Layout, onnx: bytes) -> PreparedGraph:
+def prepared_graph(network: Network, layout: Layout, onnx: bytes) -> PreparedGraph:
     """Return the rewritten network, without the facts of embeddings."""
     return PreparedGraph(
         onnx=onnx,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import hashlib
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -27,23 +29,28 @@ _MIN_OPSET = 9
 """Oldest supported default-domain opset: before it, Cast and broadcasting differ."""
 _MOST_PIXELS = 1 << 20
 """Pixels of a crop: 32 times those of 256 x 128. Buffers have `max_batch` of them."""
-_MOST_PIXELS_OF_FRAME = 1 << 24
-"""Pixels of a detector's input."""
 _TRIED = 2
 """Pictures for which the shape of the output is found: one would not show which axis is the batch."""
-_YOLOX_STRIDES = (8, 16, 32)
-YOLOX_BOX_COLUMNS = 5
-"""Columns of a YOLOX row before its classes: x, y, w, h, objectness."""
+_SIDES = (32, 4096)
+"""Width and height of a detector's input at least and at most, pixels."""
+_MOST_METADATA = 100_000
+"""Longest value of the metadata that is read, characters."""
+_MOST_BATCH = 64
+"""Largest fixed batch of a detector, which computes one picture that often."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The input pictures of a network: `(height, width)`, fixed batch or None, axis order, and type."""
+    """The input pictures of a network: `(height, width)`, fixed batch or None, axis order, and type.
+
+    `pixels`: the network takes `uint8`, and normalises inside.
+    """
 
     size: tuple[int, int]
     batch: int | None
     channels_last: bool
     half: bool
+    pixels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,15 @@ class Network:
         weights = {weight.name for weight in self.model.graph.initializer}
         return self._only("input", [value for value in self.model.graph.input if value.name not in weights])
 
+    def copy(self) -> Network:
+        """Return the same network with a model of its own, which may be rewritten."""
+        import onnx
+
+        other = copy.copy(self)
+        other.model = onnx.ModelProto()
+        other.model.CopyFrom(self.model)
+        return other
+
     @property
     def output(self) -> onnx.ValueInfoProto:
         """The only output."""
@@ -122,38 +138,106 @@ class Network:
             )
         return values[0]
 
-    def layout(self, *, batch_must_be_free: bool) -> Layout:
-        """Return the layout of the input pictures; ModelError where the input is not a batch of pictures."""
+    def layout(self) -> Layout:
+        """Return the layout of a ReID network's input; ModelError where it is not a batch of pictures."""
         value, half = self.input, self._is_half(self.input)
         if half is None:
             raise self._unexpected_type(
                 "input", value, "FLOAT or FLOAT16; name the network as it was exported, not one that was "
                 "already prepared"
             )  # fmt: skip
-        shape = shape_of(value)
-        what = f"{self.path}: input {value.name!r} is {_as_text(shape)}"
-        if shape is None or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        batch, size, channels_last = self._picture_axes()
+        what = f"{self.path}: input {value.name!r} is {_as_text(shape_of(value))}"
+        if batch is not None:
             raise ModelError(
-                f"{what}, expected pictures [batch, 3, height, width] (a ReID network: [batch, 3, 256, 128])"
+                f"{what}: its batch axis is fixed at {batch}, so crops cannot be batched; {BATCH_HINT}"
             )
-        if shape[0] is not None and batch_must_be_free:
-            raise ModelError(
-                f"{what}: its batch axis is fixed at {shape[0]}, so crops cannot be batched; {BATCH_HINT}"
-            )
-        channels_last = shape[1] != 3
-        height, width = (shape[1], shape[2]) if channels_last else (shape[2], shape[3])
+        height, width = size
         if not height or not width:
             raise ModelError(
                 f"{what}: height and width must be fixed; export it again with only the batch axis dynamic"
             )
-        if height * width > (limit := _MOST_PIXELS if batch_must_be_free else _MOST_PIXELS_OF_FRAME):
+        if height * width > _MOST_PIXELS:
             raise ModelError(
-                f"{what}: at most {limit:,} pixels are supported; export it for smaller pictures"
+                f"{what}: at most {_MOST_PIXELS:,} pixels are supported; export it for smaller pictures"
             )
-        if batch_must_be_free and width > height:
+        if width > height:
             hint = "crops of people are higher than wide: were the two swapped in the export?"
             _log.warning("input_wider_than_high", file=str(self.path), height=height, width=width, hint=hint)
-        return Layout((height, width), shape[0] or None, channels_last, half)
+        return Layout((height, width), None, channels_last, half)
+
+    def detector_layout(self, wanted: tuple[int, int] | None, usual: tuple[int, int]) -> Layout:
+        """Return the layout of the input of a detector, whose size and batch may be dynamic.
+
+        Args:
+            wanted: `(height, width)` of a dynamic input, from the settings.
+            usual: the same, where neither settings nor metadata of the file have it.
+
+        Raises:
+            ModelError: the input is no picture, is too small or too large, or has another size than wanted.
+        """
+        import onnx
+
+        value, half = self.input, self._is_half(self.input)
+        pixels = value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        if half is None and not pixels:
+            raise self._unexpected_type("input", value, "FLOAT, FLOAT16 or UINT8")
+        batch, size, channels_last = self._picture_axes()
+        default = wanted or self._exported_size() or usual
+        height, width = (fixed or chosen for fixed, chosen in zip(size, default, strict=True))
+        what = f"{self.path}: input {value.name!r} is {_as_text(shape_of(value))}"
+        if wanted is not None and (height, width) != wanted:
+            raise ModelError(
+                f"{what}: it cannot be {wanted[1]}x{wanted[0]} pixels; unset detector.input_size"
+            )
+        if not all(_SIDES[0] <= side <= _SIDES[1] for side in (height, width)):
+            limits = f"{_SIDES[0]} to {_SIDES[1]}"
+            raise ModelError(f"{what}: a detector's picture has {limits} pixels a side, not {width}x{height}")
+        if batch is not None and batch > _MOST_BATCH:
+            raise ModelError(f"{what}: its batch axis is fixed at {batch}; export it with a batch of 1")
+        return Layout((height, width), batch, channels_last, bool(half), pixels)
+
+    def _picture_axes(self) -> tuple[int | None, list[int | None], bool]:
+        """Return batch, height and width, None where dynamic, and whether channels come last."""
+        shape = shape_of(self.input)
+        if shape is None or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+            raise ModelError(
+                f"{self.path}: input {self.input.name!r} is {_as_text(shape)}, expected pictures "
+                "[batch, 3, height, width] (a ReID network: [batch, 3, 256, 128])"
+            )
+        channels_last = shape[1] != 3
+        return shape[0] or None, shape[1:3] if channels_last else shape[2:4], channels_last
+
+    def _exported_size(self) -> tuple[int, int] | None:
+        """Return `(height, width)` for which Ultralytics exported the network, from its metadata."""
+        size = self._metadata("imgsz")
+        if isinstance(size, (list, tuple)) and len(size) == 2 and all(type(side) is int for side in size):
+            return size[0], size[1]
+        return None
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the names of a detector's classes by number, from the metadata that Ultralytics writes."""
+        names = self._metadata("names")
+        if isinstance(names, (list, tuple)):
+            names = dict(enumerate(names))
+        if not isinstance(names, dict) or not names or set(names) != set(range(len(names))):
+            return None
+        return tuple(str(names[number]) for number in range(len(names)))
+
+    def task(self) -> str:
+        """Return the task of an Ultralytics export, e.g. `detect` or `pose`; "" where the file has none."""
+        found = [entry.value for entry in self.model.metadata_props if entry.key == "task"]
+        return found[0][:40] if found else ""
+
+    def _metadata(self, key: str) -> object:
+        """Return a value of the file's metadata that is written in Python's notation; None without one."""
+        for entry in self.model.metadata_props:
+            if entry.key == key and len(entry.value) <= _MOST_METADATA:
+                try:
+                    return ast.literal_eval(entry.value)
+                except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                    return None
+        return None
 
     def embedding(self) -> Rows:
         """Return what the network gives for each crop, whatever its file declares.
@@ -195,23 +279,6 @@ class Network:
                          declared=_as_text(declared), gives=given)  # fmt: skip
         return Rows(dimension, flat=len(given) == 2)
 
-    def check_yolox(self, size: tuple[int, int]) -> None:
-        """Raise ModelError unless the output is that of a YOLOX detector for pictures of this size."""
-        shape, anchors = shape_of(self.output), yolox_anchors(size)
-        fits = (
-            shape is not None
-            and len(shape) == 3
-            and shape[1] in {anchors, None}
-            and shape[2] is not None
-            and shape[2] > YOLOX_BOX_COLUMNS
-        )
-        if not fits:
-            raise ModelError(
-                f"{self.path}: output {self.output.name!r} is {_as_text(shape)}, expected [batch, {anchors}, "
-                f"5 + classes] for a YOLOX detector with a {size[0]}x{size[1]} input; export it with YOLOX's "
-                "tools/export_onnx.py (other detector families are not read)"
-            )
-
     def avoid_names(self, reserved: set[str]) -> None:
         """Prefix all names of the model when one of them is needed for the prepared graph."""
         names: set[str] = {value.name for value in self.model.graph.input}
@@ -242,11 +309,6 @@ class Network:
         shape = [_TRIED, *[size or 1 for size in (shape_of(self.input) or [])[1:]]]
         pictures = np.zeros(shape, np.float16 if self._is_half(self.input) else np.float32)
         return list(run_once(self.model.SerializeToString(), pictures, str(self.path)).shape)
-
-
-def yolox_anchors(size: tuple[int, int]) -> int:
-    """Return the rows of a YOLOX detector for pictures of `(height, width)`."""
-    return sum((size[0] // stride) * (size[1] // stride) for stride in _YOLOX_STRIDES)
 
 
 def _type_name(kind: int) -> str:

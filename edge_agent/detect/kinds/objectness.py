@@ -1,0 +1,36 @@
+"""Rows of x, y, w, h, objectness and classes, whose score is objectness * class: YOLOX and YOLOv5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_agent.detect.kinds.base import Array, Decoder
+from edge_agent.detect.kinds.seen import Seen, expect_attention, expect_probabilities, expect_sparse
+from edge_agent.engine.graph.detector import DetectorGraph
+
+BOX_COLUMNS = 5
+"""x, y, w, h, objectness; the classes follow."""
+
+
+@dataclass(frozen=True)
+class ObjectnessDecoder(Decoder):
+    """A `Decoder` of such rows, whose boxes are in pixels."""
+
+    def rows(self, graph: DetectorGraph) -> str:
+        """See `Decoder.rows`: the first five columns and that of people."""
+        return graph.pick(graph.only_output(), 2, [*range(BOX_COLUMNS), BOX_COLUMNS + self.person])
+
+    def scores(self, rows: Array) -> Array:
+        """See `Decoder.scores`."""
+        return rows[:, 4] * rows[:, 5]
+
+
+def check_objectness(seen: Seen, pictures: tuple[Array, ...]) -> tuple[int, float]:
+    """Check objectness and classes; return the class of people and their best score, or raise Unlike."""
+    for picture in pictures:
+        expect_probabilities(picture[:, 4], "column 4, the objectness,")
+        expect_probabilities(picture[:, BOX_COLUMNS:], "a class column (5 or later)")
+    expect_sparse(tuple(picture[:, 4] for picture in pictures), "column 4, the objectness,")
+    expect_attention(pictures)
+    person = seen.person(pictures[0].shape[1] - BOX_COLUMNS)
+    return person, float((pictures[-1][:, 4] * pictures[-1][:, BOX_COLUMNS + person]).max())

@@ -1,0 +1,86 @@
+"""People by an ONNX network of any kind: frame into its input, rows to boxes, suppression.
+
+What differs between the kinds is in `detect.kinds`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import EngineError
+from edge_agent.core.structures import Detections, ScoreLevels
+from edge_agent.detect.base import clip, suppress
+from edge_agent.detect.fit import Place
+from edge_agent.detect.kinds.base import Decoder, Kind
+from edge_agent.detect.kinds.seen import ROUNDING
+from edge_agent.engine.base import Engine
+
+_LARGEST = 1e9
+"""Magnitude of a number in a row at most: beyond, boxes would overflow."""
+
+
+class NetworkDetector:
+    """A `Detector`; `engine` runs a graph of `prepare_detector` and is not yet entered."""
+
+    def __init__(self, kind: Kind, decoder: Decoder, engine: Engine) -> None:
+        self.engine = engine
+        self._kind = kind
+        self._decoder = decoder
+        self._filled: dict[int, tuple[int, int]] = {}
+
+    @property
+    def name(self) -> str:
+        """For events and logs."""
+        return f"{self._kind.name}:{self.engine.info.model}"
+
+    @property
+    def levels(self) -> ScoreLevels:
+        """Meaning of the scores."""
+        return self._kind.levels
+
+    def __enter__(self) -> NetworkDetector:
+        self.engine.__enter__()
+        self._filled.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.__exit__(None, None, None)
+
+    def detect(self, image: NDArray[np.uint8]) -> Detections:
+        """People in `(H, W, 3)` uint8 BGR, best first, from `levels.low` on.
+
+        Raises:
+            EngineError: the network failed, or gave scores above 1 or boxes that are no numbers.
+        """
+        place = self._fit(image)
+        self.engine.submit(1)
+        found = self._decode(self.engine.collect()[0])
+        boxes = clip(place.in_picture(found.boxes), *image.shape[:2])
+        return suppress(Detections(boxes, found.scores), self._kind.max_iou)
+
+    def _fit(self, image: NDArray[np.uint8]) -> Place:
+        """Scale the picture into the engine's buffer; return its place there."""
+        target = self.engine.buffer()[0]
+        place = Place.of(image.shape, self.engine.input_size, self._kind.fit)
+        inner = place.height, place.width
+        if self._filled.get(target.ctypes.data) != inner:  # another size left its edges
+            target[:] = self._kind.grey
+            self._filled[target.ctypes.data] = inner
+        place.draw(image, target)
+        return place
+
+    def _decode(self, rows: NDArray[np.float32]) -> Detections:
+        """Convert rows to boxes in pixels of the network's input; only rows above `low`."""
+        scores = self._decoder.scores(rows)
+        best = float(scores.max()) if len(scores) else 0.0
+        if not best <= 1 + ROUNDING:  # also for NaN
+            raise EngineError(
+                f"detector {self.name} gave a score of {best:.4g}, which no {self._kind.name} network does: "
+                "it is of another kind, or is faulty; see docs/models.md#detectors"
+            )
+        cells = np.flatnonzero(scores >= self._kind.levels.low)
+        kept = rows[cells]
+        if not (np.abs(kept) <= _LARGEST).all():  # also for NaN
+            raise EngineError(f"detector {self.name} gave a box of NaN or infinity: the network is faulty")
+        return Detections(self._decoder.boxes(kept, cells), np.minimum(scores[cells], np.float32(1)))
