@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,6 +46,7 @@ from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import CropSelector
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
+from edge_agent.source.file import FileOptions, FileSource
 from edge_agent.track.tracker import Tracker
 from edge_agent.track.tracks import Similarity
 
@@ -119,27 +119,22 @@ class Outcome:
 
 def materialise(video: Path, detector: str, model: Path, preprocess: str) -> Material:
     """Detect and embed all people in a video."""
-    capture = cv2.VideoCapture(str(video))
-    fps, frames = capture.get(cv2.CAP_PROP_FPS) or 10.0, []
+    frames, size = [], (0, 0)
     engine = EngineSettings.model_validate({"model": model, "preprocess": preprocess})
     with (
         tempfile.TemporaryDirectory() as state,
         open_detector(detector) as finds,
         open_embedder(engine, QualitySettings(), Path(state)) as embedder,
     ):
-        while True:
-            there, image = capture.read()
-            if not there:
-                break
-            found = finds.detect(np.asarray(image, np.uint8))
-            embedder.submit([(np.asarray(image, np.uint8), found)])
-            frames.append(Seen(len(frames) + 1, len(frames) / fps, found, embedder.collect()[0]))
-        height, width = (
-            int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
-        )
-        capture.release()
+        for frame in FileSource("video", video, FileOptions(start_time=0.0)).frames():
+            if frame is not None:
+                found = finds.detect(frame.image)
+                embedder.submit([(frame.image, found)])
+                frames.append(Seen(frame.number, frame.time, found, embedder.collect()[0]))
+                size = (frame.image.shape[1], frame.image.shape[0])
         levels = finds.levels
-        return Material(tuple(frames), (width, height), fps, levels, embedder.info)
+        fps = (len(frames) - 1) / frames[-1].time
+        return Material(tuple(frames), size, fps, levels, embedder.info)
 
 
 def strip(material: Material, begin: float, end: float) -> Material:

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import cv2
 import numpy as np
 
 from benchmarks.scoring import Rows, Score, read_mot, score
@@ -26,6 +25,7 @@ from edge_agent.core.logs import configure
 from edge_agent.core.structures import Detections, Embedded, ScoreLevels, TrackUpdate
 from edge_agent.detect.opening import open_detector
 from edge_agent.embed.opening import open_embedder
+from edge_agent.source.file import FileOptions, FileSource
 from edge_agent.track.tracker import Tracker
 
 
@@ -81,16 +81,9 @@ def main() -> None:
 
 
 def _detect(video: Path, detector: object) -> Iterator[tuple[int, float, np.ndarray, Detections]]:
-    capture = cv2.VideoCapture(str(video))
-    fps = capture.get(cv2.CAP_PROP_FPS) or 10.0
-    number = 0
-    while True:
-        there, image = capture.read()
-        if not there:
-            capture.release()
-            return
-        number += 1
-        yield number, (number - 1) / fps, image, detector.detect(image)  # type: ignore[attr-defined]
+    for frame in FileSource("video", video, FileOptions(start_time=0.0)).frames():
+        if frame is not None:
+            yield frame.number, frame.time, frame.image, detector.detect(frame.image)  # type: ignore[attr-defined]
 
 
 def _embed(embedder: object, image: np.ndarray, found: Detections) -> Embedded:

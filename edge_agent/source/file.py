@@ -17,7 +17,7 @@ from edge_agent.core.errors import InputError, SourceError
 from edge_agent.core.files import native_path, open_regular, shown
 from edge_agent.core.structures import Frame
 from edge_agent.source.containers import Container, examine
-from edge_agent.source.frame_times import ASSUMED_FPS, FrameTimes
+from edge_agent.source.frame_times import ASSUMED_FPS, FASTEST_FPS, FrameTimes
 from edge_agent.source.video import built_with, open_capture
 
 if TYPE_CHECKING:
@@ -115,7 +115,10 @@ class FileSource:
 
 
 def header_frames(path: Path) -> int | None:
-    """Return the number of frames that the header of a video states; None where none is known."""
+    """Return the number of frames that the header of a video states; None where none is known.
+
+    It is an estimate in most containers, and useless where the rate is a time base.
+    """
     import cv2
 
     try:
@@ -123,7 +126,9 @@ def header_frames(path: Path) -> int | None:
     except InputError:
         return None
     capture = cv2.VideoCapture(target) if path.is_file() else None
-    frames = 0 if capture is None else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if capture is None or not 0 < capture.get(cv2.CAP_PROP_FPS) <= FASTEST_FPS:
+        return None
+    frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     return frames if frames > 0 else None
 
 
