@@ -220,6 +220,7 @@ class Agent:
             on_outcome=stages.writer.write,
             tasks=self._tasks,
             selector=stages.selector,
+            now=stages.clock.moment,
             max_delay_s=settings.engine.max_delay_ms / 1000,
         )
 

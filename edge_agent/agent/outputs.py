@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ from edge_agent.deliver.mot import MotFinal, MotWriter
 
 if TYPE_CHECKING:
     from edge_agent.agent.results import FrameOutcome
-    from edge_agent.core.structures import EngineInfo
+    from edge_agent.core.clock import Clock
+    from edge_agent.core.structures import Decision, EngineInfo
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.gallery.erasure import Erasure
@@ -51,6 +52,7 @@ class OutcomeWriter:
     """Number of sources."""
     stack: InitVar[ExitStack]
     publisher: AnyPublisher
+    clock: Clock
     erasure: Erasure
     """Notes the decisions."""
     identifier: Identifier
@@ -79,7 +81,7 @@ class OutcomeWriter:
         self._log_first("frame", outcome.update.camera)
         for decision in outcome.decisions:
             event = identity_event(
-                decision,
+                self._labelled(decision),
                 engine=self.engine,
                 device=self.device,
                 latency_ms=outcome.latency_ms,
@@ -109,6 +111,16 @@ class OutcomeWriter:
         """Write the file of final identities, once all outcomes are written."""
         if self._mot_final is not None:
             self._mot_final.finish(self.identifier.number)
+
+    def _labelled(self, decision: Decision) -> Decision:
+        """Return the decision with the times of its frames as labels."""
+        label = self.clock.current
+        return replace(
+            decision,
+            time=label(decision.time),
+            first_seen=label(decision.first_seen),
+            last_seen=label(decision.last_seen),
+        )
 
     def _log_first(self, what: str, camera: str) -> None:
         if what in self._not_yet:

@@ -116,6 +116,8 @@ class Pipeline:
     identifier: Identifier
     on_outcome: Callable[[FrameOutcome], None]
     """Called with every outcome, in order; must not block."""
+    now: Callable[[], float] = time.time
+    """Gives the time of a frame that arrives now, Unix seconds."""
     max_delay_s: float = 0.02
     """Longest wait of one camera's crops for another's, live sources only."""
     tasks: TaskQueue = field(default_factory=TaskQueue)
@@ -330,7 +332,7 @@ class Pipeline:
             "decide": 1e3 * (track_s + decide_s),
         }
         if pending.reader.live:
-            latency["total"] = 1e3 * (time.time() - item.time)
+            latency["total"] = 1e3 * (self.now() - item.time)
         self.counters.frames[item.camera] = self.counters.frames.get(item.camera, 0) + 1
         self._report(FrameOutcome(update, tuple(decisions), latency, pending.trace, item))
         pending.reader.done(item)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edge_agent.core.structures import CropBatch, Frame, SourceStatus
@@ -30,15 +30,22 @@ class SourceReaders:
     """Starts and stops the readers. Status changes are kept until `start_others` names a callback.
 
     `stack` asks them to end first and leaves them last, so that they end while the publisher disconnects. No
-    reader starts once `stop` is set.
+    reader starts once `stop` is set. `label` gives the times of status changes.
     """
 
-    def __init__(self, sources: Sequence[Source], stack: ExitStack, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        stack: ExitStack,
+        stop: threading.Event,
+        label: Callable[[], float] = time.time,
+    ) -> None:
         self.wake = threading.Event()
         """Set when a reader has an item."""
         self.readers = [FrameReader(source, wake=self.wake, on_status=self._on_status) for source in sources]
         self._cameras = [reader for reader in self.readers if reader.live and not reader.ends]
         self._stop = stop
+        self._label = label
         self._stack = stack.enter_context(ExitStack())
         self._kept: list[SourceStatus] = []
         self._callback: Callable[[SourceStatus], None] | None = None
@@ -79,6 +86,7 @@ class SourceReaders:
             self._stack.callback(self.request_stop)  # before they are left one by one: they end in parallel
 
     def _on_status(self, status: SourceStatus) -> None:
+        status = replace(status, time=self._label())
         with self._lock:
             if self._callback is None:
                 self._kept.append(status)

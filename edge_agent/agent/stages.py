@@ -109,17 +109,17 @@ class StageOpener:
         settings, stack = self.settings, self.stack
         state = state_folder(settings.state_dir)
         clock = self._begin(state, stop)
-        sources = open_sources(settings.sources, state) if self.supply is None else self.supply.sources
+        sources = self._sources(state, clock)
         enabled = [source for source in settings.sources if source.enabled]
         by_camera = {source.id: own for source, own in zip(sources, enabled, strict=True)}
-        readers = SourceReaders(sources, stack, stop)
+        readers = SourceReaders(sources, stack, stop, clock.label)
         readers.start_cameras()
         self._laps.lap("sources")
         active = current_calibration(settings.engine, state)
         embedder = self._embedder(state, active)
         self._laps.lap("network")
         calibration = fitting_calibration(active, embedder.info)
-        detection = self._detection(sources, by_camera)
+        detection = self._detection(sources, by_camera, clock)
         self._laps.lap("detector")
         gallery = stack.enter_context(open_gallery(settings, embedder.info, clock, owner=True))
         self._laps.lap("gallery")
@@ -138,7 +138,7 @@ class StageOpener:
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
-            observe=self.observe, device=reading.summary(),
+            observe=self.observe, device=reading.summary(), clock=clock,
         )  # fmt: skip
         self._laps.lap("delivery")
         stages = Stages(
@@ -173,6 +173,11 @@ class StageOpener:
         self.supervisor.begin(state, stop, clock)
         return clock
 
+    def _sources(self, state: Path, clock: Clock) -> Sequence[Source]:
+        if self.supply is not None:
+            return self.supply.sources
+        return open_sources(self.settings.sources, state, now=clock.moment)
+
     def _embedder(self, state: Path, calibration: Calibration | None) -> Embedder:
         with self.supervisor.opening("the network"):
             embedder = open_embedder(
@@ -185,11 +190,13 @@ class StageOpener:
     def _report_build(self, phase: str, done: int, total: int) -> None:
         self.supervisor.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
-    def _detection(self, sources: Sequence[Source], by_camera: dict[str, SourceSettings]) -> Detection:
+    def _detection(
+        self, sources: Sequence[Source], by_camera: dict[str, SourceSettings], clock: Clock
+    ) -> Detection:
         if self.supply is not None and self.supply.detection is not None:
             return self.supply.detection
         detectors = {camera: own.detector for camera, own in by_camera.items()}
-        detection = open_detection(self.settings, self.stack, cameras=detectors)
+        detection = open_detection(self.settings, self.stack, cameras=detectors, current=clock.current)
         return add_motion_gate(self.settings, detection, by_camera, sources)
 
     def _delivery(

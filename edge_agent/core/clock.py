@@ -2,7 +2,7 @@
 
 The wall clock of a device jumps. Without a battery it starts in 1970, or at the last shutdown, and is set by
 NTP while the agent runs; a person or a fault may set it to anything. So nothing that cannot be undone is
-decided by wall-clock times. `Clock` has two scales:
+decided by wall-clock times. `Clock` has three scales:
 
 *Instants* (`now`, `ago`, `age`) are for every decision: how old is it, has it expired, which is older. They
 are seconds of running time on an axis of this state folder: `CLOCK_BOOTTIME` within one boot (which counts
@@ -11,6 +11,10 @@ was off is known from the wall clock only. It counts once the clocks before and 
 their difference is plausible, and never otherwise. It is stored beside the axis, so stored instants are never
 rewritten. Store instants, with `id`: an instant of another axis (a file that was copied here, a lost clock
 file) means nothing, and is replaced by `now`.
+
+*Moments* (`moment`) are the times of frames. They are Unix seconds, but continue by running time from the
+start of this run, whatever the clock does, so that speeds and intervals are right. `current` turns them into
+labels.
 
 *Labels* (`label`) are for people, events and logs. They follow the wall clock, but not through a step that is
 not plausible: from then on they continue by running time, until the clock returns or the step is accepted.
@@ -279,6 +283,7 @@ class Clock:
         wall = self._system.wall()
         new = _Line(secrets.token_hex(8), self._system.boot, self._system.running(), 0.0, wall)
         self._line = new if known is None else self._continued(known)
+        self._first = self._line
 
     @classmethod
     def open(cls, path: Path, system: TimeSource | None = None) -> Clock:
@@ -334,6 +339,18 @@ class Clock:
         """Return an instant (now by default) as Unix seconds, for people."""
         line = self._line.at(self._system.running())
         return line.label if instant is None else line.label - self.age(instant)
+
+    def moment(self) -> float:
+        """Return the time for a frame that arrives now: Unix seconds that never jump in this run."""
+        return self._first.at(self._system.running()).label
+
+    def current(self, moment: float) -> float:
+        """Return the label of a moment of this run; another time, as of recorded material, is unchanged."""
+        first, running = self._first, self._system.running()
+        now = first.at(running).label
+        if not first.label <= moment <= now:
+            return moment
+        return moment + self._line.at(running).label - now
 
     @property
     def uncertain(self) -> bool:

@@ -52,10 +52,17 @@ class _OpenDetector:
     left_out: Callable[[], Mapping[str, int]] = dict
 
 
-def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str, str | None]) -> Detection:
+def open_detection(
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    cameras: Mapping[str, str | None],
+    current: Callable[[float], float] = float,
+) -> Detection:
     """Open one detector for each kind that is used; `stack` closes them.
 
-    `cameras` has the id of each source and its own choice of detector, None for the common one.
+    `cameras` has the id of each source and its own choice of detector, None for the common one. `current`
+    turns the time of a frame into that of other machines, see `core.clock`.
 
     Raises:
         ConfigError: there is no such detector, or it lacks a setting.
@@ -63,7 +70,7 @@ def open_detection(settings: Settings, stack: ExitStack, *, cameras: Mapping[str
     """
     common = settings.detector.kind
     kinds = {camera: kind or common for camera, kind in cameras.items()}
-    opened = {kind: _open(kind, settings, stack) for kind in sorted(set(kinds.values()))}
+    opened = {kind: _open(kind, settings, stack, current) for kind in sorted(set(kinds.values()))}
 
     def detect(frame: Frame) -> Detections:
         height, width = frame.image.shape[:2]
@@ -121,9 +128,11 @@ def _parsed(text: str) -> DetectorChoice:
         raise ConfigError(str(problem)) from None
 
 
-def _open(kind: str, settings: Settings, stack: ExitStack) -> _OpenDetector:
+def _open(
+    kind: str, settings: Settings, stack: ExitStack, current: Callable[[float], float]
+) -> _OpenDetector:
     if kind == "external":
-        return _open_external(settings, stack)
+        return _open_external(settings, stack, current)
     size = settings.detector.input_size
     detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads, input_size=size))
     levels = _levels(settings.detector, detector.levels)
@@ -131,7 +140,7 @@ def _open(kind: str, settings: Settings, stack: ExitStack) -> _OpenDetector:
     return _OpenDetector(lambda frame: detector.detect(frame.image), levels, detector.name, engine)
 
 
-def _open_external(settings: Settings, stack: ExitStack) -> _OpenDetector:
+def _open_external(settings: Settings, stack: ExitStack, current: Callable[[float], float]) -> _OpenDetector:
     from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.source.external import LEVELS, ExternalBoxes
 
@@ -140,7 +149,7 @@ def _open_external(settings: Settings, stack: ExitStack) -> _OpenDetector:
         raise ConfigError("detector.kind is external, but detector.external_topics names no MQTT topic")
     if settings.mqtt.broker is None:
         raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
-    boxes = stack.enter_context(ExternalBoxes(chosen, BrokerSettings.of(settings.mqtt)))
+    boxes = stack.enter_context(ExternalBoxes(chosen, BrokerSettings.of(settings.mqtt), current))
     name = f"external:{chosen.external_format}"
     return _OpenDetector(boxes.detect_frame, _levels(chosen, LEVELS), name, left_out=lambda: boxes.left_out)
 

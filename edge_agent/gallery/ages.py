@@ -54,9 +54,9 @@ class Ages:
         else:
             self._known = True
 
-    def now(self) -> float | None:
-        """Return the instant for what is seen now; None while ages are unknown."""
-        return self._clock.now() if self._clock is not None and self._known else None
+    def seen(self, age_s: float = 0.0) -> float | None:
+        """Return the instant of a sighting of this age, by default now; None while ages are unknown."""
+        return self._clock.ago(age_s) if self._clock is not None and self._known else None
 
     def ago(self, seconds: float) -> float | None:
         """Return the instant up to which sightings are at least so old; None while that may not be judged."""
@@ -75,6 +75,10 @@ class Ages:
         if seen is None or self._clock is None or not self._known:
             return last_seen
         return self._clock.label(seen)
+
+    def current(self, time: float) -> float:
+        """Return the label of the time of a frame, see `Clock.current`."""
+        return time if self._clock is None else self._clock.current(time)
 
     def relabel(self, change: Relabelled) -> None:
         """Rebase the labels of the present boot, inside a change of the file."""

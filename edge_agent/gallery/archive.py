@@ -4,8 +4,9 @@
 
     manifest.json     kind `gallery`, version 1; sha256 and size of the members; data: space, dimension,
                       identities, exemplars
-    identities.json   {"identities": [{id, name, kind, created, last_seen, sightings, ttl_s, former_ids,
-                      "exemplars": [{quality, origin, camera, time}, ...]}, ...], "facts": {key: value}}
+    identities.json   {"identities": [{id, name, kind, created, last_seen, sightings, ttl_s, age_s,
+                      former_ids, "exemplars": [{quality, origin, camera, time}, ...]}, ...],
+                      "facts": {key: value}}
     vectors.npy       (N, dimension) float32, rows of unit length, in the order of the exemplars above
 
 Times are Unix seconds. An archive contains biometric data: it has mode 0600 and needs the same care as the
@@ -104,6 +105,9 @@ class ArchivedIdentity(BaseModel):
     sightings: Annotated[int, Field(strict=True, ge=0, le=1 << 53)]
     ttl_s: Annotated[float, Field(strict=True, ge=0.0, le=LONGEST_TTL_HOURS * 3600)] | None = None
     """Missing in old archives."""
+    age_s: Annotated[float, Field(strict=True, ge=0.0, le=1e10)] | None = None
+    """Seconds from the last sighting to the export, so that an import depends on no wall clock. None, as in
+    old archives: unknown; the person counts as seen just now."""
     former_ids: tuple[Opaque, ...]
     exemplars: Annotated[tuple[Exemplar, ...], Field(max_length=MOST_EXEMPLARS)]
 
@@ -154,7 +158,9 @@ def export_gallery(gallery: Gallery, path: Path) -> int:
             blobs += [row[4] for row in found]
             exemplars = [dict(zip(Exemplar.model_fields, row, strict=False)) for row in found]
             former_ids = rows.former_ids(person.number)
-            values = asdict(person) | {"former_ids": former_ids, "exemplars": exemplars}
+            values = asdict(person) | {
+                "age_s": rows.age_s(person.number), "former_ids": former_ids, "exemplars": exemplars
+            }  # fmt: skip
             try:
                 people.append(ArchivedIdentity.model_validate(values))
             except ValidationError as problem:
@@ -198,7 +204,8 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
         gallery.retention.make_room(rows, len(new), evict=False)
         for person, vectors in new:
             rows.require_free_name(person.name)
-            number = rows.insert(**person.model_dump(exclude={"former_ids", "exemplars"}))
+            values = person.model_dump(exclude={"age_s", "former_ids", "exemplars"})
+            number = rows.insert(**values, seen=rows.ages.seen(person.age_s or 0.0))
             # A former id may be that of an identity here, which was merged into this one elsewhere.
             former = [(old, number) for old in person.former_ids if rows.number_of(old) is None]
             rows.store.run_many("INSERT INTO former VALUES (?, ?)", former)

@@ -187,6 +187,7 @@ class Gallery:
         with self.file.changing() as content:
             content.require_free_name(label)
             self.retention.make_room(content, 1)
+            time = content.ages.current(time)
             number = content.insert(
                 id=new_id(), name=label, kind=kind, created=time, last_seen=time, sightings=1, ttl_s=None
             )
@@ -203,6 +204,7 @@ class Gallery:
         rows, grades = checked_exemplars(vectors, qualities, self.dimension)
         with self.file.changing(durable=False) as content:
             content.identity(number)
+            time = content.ages.current(time)
             return content.add_exemplars(number, rows, [(grade, origin, camera, time) for grade in grades])
 
     def remove_origin(self, number: int, origin: str) -> int:
@@ -221,7 +223,7 @@ class Gallery:
         """
         with self.file.changing(durable=False) as content:
             moved = "last_seen = max(last_seen, ?), sightings = sightings + ?, seen = ?"
-            content.update(number, moved, time, int(sighting), content.ages.now())
+            content.update(number, moved, content.ages.current(time), int(sighting), content.ages.seen())
 
     def merge(self, keep: int, absorb: int) -> Identity:
         """Combine two identities that are one person.

@@ -228,7 +228,7 @@ class Rows:
         number = self.store.run(
             "INSERT INTO identity (id, name, kind, created, last_seen, sightings, ttl, revision, seen) VALUES"
             " (:id, :name, :kind, :created, :last_seen, :sightings, :ttl_s, random(), :seen)",
-            {"seen": self.ages.now(), **values},
+            {"seen": self.ages.seen(), **values},
         ).lastrowid
         assert number is not None  # an INSERT that did not raise has a row id
         return number
@@ -262,6 +262,10 @@ class Rows:
             seen,
         )
         return self.identity(keep)
+
+    def age_s(self, number: int) -> float | None:
+        """Return the seconds since a person was last seen; None while ages are unknown."""
+        return self.ages.of(self.store.value("SELECT seen FROM identity WHERE number = ?", (number,)))
 
     def retire(self, person: Identity) -> Erased:
         """Delete an identity that nobody asked to forget; its pictures in crop folders stay."""

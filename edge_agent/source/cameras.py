@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,20 @@ class StreamSource(Camera):
     `read_timeout_ms`, since it tries again itself.
     """
 
-    def __init__(self, id: str, url: str, options: StreamOptions) -> None:  # noqa: A002 - name of `Source`
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - name of `Source`
+        url: str,
+        options: StreamOptions,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         check_choice(f"source {id}: backend", options.backend, ("auto", "ffmpeg", "gstreamer"))
         silence_ms = max(options.open_timeout_ms, 3 * options.read_timeout_ms)
         self._address = parse_address(url) or Address()
-        super().__init__(id, str(self._address), options.size, options.max_fps, silence_ms / 1000 + 0.5)
+        super().__init__(
+            id, str(self._address), options.size, options.max_fps, silence_ms / 1000 + 0.5, now=now
+        )
         self._url = url
         self._options = options
 
@@ -113,9 +123,16 @@ class UsbSource(Camera):
     The best `device` is `/dev/v4l/by-id/...`, which stays the same after replugging.
     """
 
-    def __init__(self, id: str, device: str, options: UsbOptions) -> None:  # noqa: A002 - name of `Source`
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - name of `Source`
+        device: str,
+        options: UsbOptions,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         check_choice(f"source {id}: backend", options.backend, ("auto", "v4l2", "gstreamer"))
-        super().__init__(id, device, options.size, options.max_fps)
+        super().__init__(id, device, options.size, options.max_fps, now=now)
         self.device = device
         self._options = options
         self._fps = whole_rate(f"source {id}", options.fps)
@@ -163,8 +180,15 @@ class UsbSource(Camera):
 class CsiSource(Camera):
     """A camera on a Jetson's CSI port; needs the cv2 of JetPack, which is built with GStreamer."""
 
-    def __init__(self, id: str, sensor: int, options: CsiOptions) -> None:  # noqa: A002 - name of `Source`
-        super().__init__(id, f"CSI sensor {sensor}", options.size, options.max_fps)
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - name of `Source`
+        sensor: int,
+        options: CsiOptions,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(id, f"CSI sensor {sensor}", options.size, options.max_fps, now=now)
         whole_rate(f"source {id}", options.fps)
         self._pipeline = pipelines.csi(sensor, options)
 

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -78,11 +78,17 @@ class ExternalBoxes:
         SourceError: no topic is set.
     """
 
-    def __init__(self, settings: DetectorSettings, broker: BrokerSettings) -> None:
+    def __init__(
+        self,
+        settings: DetectorSettings,
+        broker: BrokerSettings,
+        current: Callable[[float], float] = float,
+    ) -> None:
         if not settings.external_topics:
             raise SourceError("external boxes: no MQTT topic to listen to")
         self._settings = settings
         self._broker = broker
+        self._current = current
         self._deepstream = settings.external_format == "deepstream"
         match = settings.external_match
         self._by_number = match == "frame"
@@ -142,7 +148,7 @@ class ExternalBoxes:
                     break
                 self._changed.wait(left)
             recent.last_number = max(recent.last_number, frame.number)
-            recent.last_time = max(recent.last_time, frame.time)
+            recent.last_time = self._current(frame.time)
             if message is None:
                 return None
             found = message.on(frame)
@@ -160,15 +166,16 @@ class ExternalBoxes:
         """Return the best message so far, and whether a better one may still come."""
         recent.drop_before(time.monotonic() - WINDOW_S)
         best, distance, passed = None, math.inf, False
+        frame_time = self._current(frame.time)
         for _, message in recent.messages:
             if self._is_numbered(message):
                 if message.number == frame.number:
                     return message, False
                 passed |= (message.number or 0) > frame.number
             elif message.time is not None:
-                apart = abs(message.time - frame.time)
+                apart = abs(message.time - frame_time)
                 # A time that is far ahead is wrong, and shows nothing about the order of messages.
-                passed |= message.time >= frame.time and apart < WINDOW_S
+                passed |= message.time >= frame_time and apart < WINDOW_S
                 if apart <= self._tolerance and apart < distance:
                     best, distance = message, apart
         return best, not passed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,24 +21,26 @@ _COMMON = {"id", "url", "enabled", "detector", "motion", "priority"}
 """Keys of `SourceSettings` that are not for the source itself."""
 
 
-def open_sources(settings: Sequence[SourceSettings], state: Path) -> list[Source]:
+def open_sources(
+    settings: Sequence[SourceSettings], state: Path, *, now: Callable[[], float] = time.time
+) -> list[Source]:
     """Return the enabled sources, in their order; none is opened before it is read.
 
     All recorded files start at the same time, so that their frames can be put in order. Crop folders store in
-    the folder `state` which crops were read.
+    the folder `state` which crops were read. `now` gives the time of a frame that arrives, Unix seconds.
 
     Raises:
         SourceError: an address is not understood, or an option is not for its kind.
         ConfigError: every source is disabled.
     """
-    begin = time.time()
+    begin = now()
     # Explicit ids come first, so that a generated one cannot take them.
     given = {one.id for one in settings if one.id is not None}
     sources: list[Source] = []
     for one in settings:
         if one.enabled:
             taken = {source.id for source in sources} | (given - {one.id})
-            sources.append(open_source(one, taken=taken, state=state, file_start=begin))
+            sources.append(open_source(one, taken=taken, state=state, file_start=begin, now=now))
     if not sources:
         raise ConfigError("every source is disabled; set enabled = true for one of [[sources]]")
     return sources
@@ -50,6 +52,7 @@ def open_source(
     taken: Collection[str] = (),
     state: Path | None = None,
     file_start: float | None = None,
+    now: Callable[[], float] = time.time,
 ) -> Source:
     """Return one source; it is not opened before it is read.
 
@@ -58,6 +61,7 @@ def open_source(
         taken: ids of other sources.
         state: folder in which a crop folder stores which crops were read.
         file_start: Unix time of the first frame of a file whose settings have none.
+        now: gives the time of a frame that arrives, Unix seconds.
 
     Raises:
         SourceError: unknown kind, an id that is taken, or an option that this kind does not have.
@@ -95,8 +99,8 @@ def open_source(
     from edge_agent.source import cameras
 
     if kind == "stream":
-        return cameras.StreamSource(name, url, options(cameras.StreamOptions))
+        return cameras.StreamSource(name, url, options(cameras.StreamOptions), now=now)
     if kind == "csi":
-        return cameras.CsiSource(name, device_number(url), options(cameras.CsiOptions))
+        return cameras.CsiSource(name, device_number(url), options(cameras.CsiOptions), now=now)
     device = f"/dev/video{device_number(url)}" if url.startswith("usb:") else url
-    return cameras.UsbSource(name, device, options(cameras.UsbOptions))
+    return cameras.UsbSource(name, device, options(cameras.UsbOptions), now=now)

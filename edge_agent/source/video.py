@@ -132,6 +132,7 @@ class Camera(ABC):
         size: `(width, height)` to scale frames to; None keeps the camera's.
         max_fps: limit of the frame rate; None delivers all.
         stall_seconds: see `Source`.
+        now: gives the time of a frame that arrives, Unix seconds.
     """
 
     live = True
@@ -144,6 +145,8 @@ class Camera(ABC):
         size: Size | None,
         max_fps: float | None,
         stall_seconds: float = CAMERA_STALL_SECONDS,
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
         if size is not None and not (size[0] > 0 and size[1] > 0):
             raise SourceError(f"source {id}: size must be a positive width and height, got {size}")
@@ -151,6 +154,7 @@ class Camera(ABC):
         self.stall_seconds = stall_seconds
         self.limiter = RateLimiter(max_fps)
         self._label = label
+        self._now = now
         self._size = size
         self._numbers = itertools.count(1)
 
@@ -171,7 +175,7 @@ class Camera(ABC):
         with opened as capture:
             try:
                 while capture.grab():
-                    arrived, number = time.time(), next(self._numbers)
+                    arrived, number = self._now(), next(self._numbers)
                     if not self.limiter.due():
                         continue
                     there, image = capture.retrieve()

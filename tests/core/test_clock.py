@@ -371,3 +371,17 @@ def test_the_clocks_of_this_machine() -> None:
     assert machine.running() <= machine.running()
     assert machine.synchronised() in {True, False}
     assert machine.boot == SystemTime().boot
+
+
+def test_moments_never_jump_and_become_labels(machine: HandTime) -> None:
+    machine.set_wall(30.0)
+    clock = Clock(machine)
+    machine.passes(5.0)
+    moment = clock.moment()
+    assert (moment, clock.current(moment)) == (35.0, 35.0)
+    machine.error = 0.0
+    clock.check()
+    machine.passes(5.0)
+    assert clock.moment() == 40.0
+    assert clock.current(moment) == machine.true - 5.0
+    assert clock.current(1.7e9) == 1.7e9  # recorded material

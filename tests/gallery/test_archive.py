@@ -390,7 +390,7 @@ def test_any_value_is_taken_and_can_be_listed_or_is_refused(
         else:
             assert all(line.isprintable() for line in people_table(gallery.identities()))
             export_gallery(gallery, tmp_path / "again.zip")
-            gallery.retention.expire(NOW + 1e9)
+            gallery.retention.expire()
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)

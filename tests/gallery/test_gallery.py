@@ -1010,3 +1010,19 @@ def agree(gallery: Gallery, model: dict[int, dict[str, Any]], now: int) -> None:
         theirs = sorted(tuple(np.round(row[0], 3).tolist()) for row in expected["rows"])
         np.testing.assert_allclose(sorted(tuple(np.round(v, 3).tolist()) for v in vectors), theirs, atol=2e-3)
     assert_exact(gallery, unit(2, now, 4))
+
+
+def test_ages_go_with_an_archive(tmp_path: Path, machine: HandTime) -> None:
+    with open_aged(tmp_path / "here" / "gallery.db", machine, ttl_s=100) as here:
+        old = enrol(here, unit(1))
+        machine.passes(60.0)
+        new = enrol(here, unit(1, 1))
+        export_gallery(here, tmp_path / "people.zip")
+    other = HandTime(error=10 * 365 * 86_400.0)  # another device, whose clock is wrong
+    with open_aged(tmp_path / "there" / "gallery.db", other, ttl_s=100) as there:
+        import_archive(there, tmp_path / "people.zip")
+        assert there.retention.expire() == []
+        other.passes(50.0)
+        assert [person.id for person in there.retention.expire()] == [old.id]
+        other.passes(60.0)
+        assert [person.id for person in there.retention.expire()] == [new.id]
