@@ -66,7 +66,7 @@ def _reference(model: Any, prefix: str) -> str:  # noqa: ANN401  a pydantic mode
             below.append(_reference(section, f"{prefix}{name}" + ("[]." if name == "sources" else ".")))
             if name != "sources":
                 continue
-        default = "" if field.is_required() else f"`{_toml(field.default)}`"
+        default = "" if field.is_required() or field.default_factory else f"`{_toml(field.default)}`"
         rows.append(f"| `{prefix}{name}` | {default} | {field.description or ''} |")
     intro = inspect.cleandoc(model.__doc__ or "")
     title = f"## `{prefix.rstrip('.').removesuffix('[]')}`\n\n" if prefix else ""

@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from edge_agent.core.detectors import FORMS, KINDS_TEXT, parse_detector
+from edge_agent.core.host import default_device
 from edge_agent.core.redaction import (
     LEAST_SECRET,
     broker_address,
@@ -34,6 +35,9 @@ from edge_agent.core.redaction import (
     public_source,
 )
 from edge_agent.core.timing import LATEST_TIME
+
+EXAMPLE_NAMES = frozenset({("plant-1", "gate-a"), ("site1", "jx01"), ("site", "device")})
+"""Site and device in the example files, in the documentation, and the defaults of earlier versions."""
 
 file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={})  # noqa: B039  never changed
 """Values of the TOML file for the `Settings` under construction."""
@@ -54,6 +58,17 @@ def _check_id(value: str) -> str:
 def _check_detector(value: str) -> str:
     parse_detector(value)
     return value
+
+
+def _check_prefix(value: str) -> str:
+    prefix = value.removesuffix("/")
+    if any(mark in prefix for mark in "+#") or not prefix.isprintable():
+        raise ValueError("must have no wildcards and no control characters")
+    if prefix.startswith("$") or (prefix + "/").startswith("edge/v1/"):
+        raise ValueError("must not be a topic of the broker ($...) or of the agents (edge/v1/...)")
+    if len(prefix.encode()) > 256:
+        raise ValueError("must have at most 256 bytes")
+    return prefix
 
 
 Id = Annotated[str, AfterValidator(_check_id)]
@@ -274,7 +289,10 @@ class MqttSettings(_Section):
 
     broker: str | None = about(None, "mqtt://HOST:PORT or mqtts://HOST:PORT; null: no broker", repr=False)
     site: Id = about("site", "first id in every topic")
-    device: Id = about("device", "second id in every topic")
+    device: Id = Field(
+        default_factory=default_device,
+        description="second id in every topic; host name and a digest of this machine when absent",
+    )
     version: Literal["5", "3.1.1"] = about("5", "MQTT protocol version")
     username: str | None = about(None, "user name on the broker")
     password: SecretStr | None = about(None, "prefer the credential file mqtt__password")
@@ -283,9 +301,22 @@ class MqttSettings(_Section):
     key_file: Path | None = about(None, "key of the client certificate, PEM")
     keepalive_s: int = about(15, "a dead broker is detected after twice this time", ge=5, le=3600)
     commands: tuple[str, ...] = about((), "command verbs accepted over MQTT")
+    response_prefix: Annotated[str, AfterValidator(_check_prefix)] = about(
+        "", "topics below this may be response topics of commands; empty: only those of this device"
+    )
     home_assistant: bool | Literal["remove"] = about(
         False, "true: announce the device to Home Assistant; remove: withdraw the announcement"
     )
+
+    @property
+    def names_problem(self) -> str:
+        """Why another device may have the same names; "" without a reason."""
+        if (self.site, self.device) not in EXAMPLE_NAMES:
+            return ""
+        return (
+            f"mqtt.site {self.site!r} and mqtt.device {self.device!r} are those of an example, which other"
+            " devices may have too: give this device its own"
+        )
 
 
 class OutboxSettings(_Section):

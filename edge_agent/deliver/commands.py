@@ -5,7 +5,8 @@ A command changes the gallery, so all of its input is checked. In this order it 
 - was retained: it would run again at every connect,
 - is too large, or comes too soon after others,
 - has a verb that the settings do not allow,
-- requests its answer on a topic of an agent, where it would look like an event,
+- requests its answer on a topic that is not this device's own, or not below `mqtt.response_prefix`: whoever
+  may send commands must not publish elsewhere in the name of the agent; or where it would look like an event,
 - is not a JSON object with the keys of its verb, and no others,
 - is older than `MAX_AGE_S`, or was issued before this agent started,
 - has the transaction of another command of the last minutes.
@@ -63,6 +64,9 @@ BURST = 20
 REFUSALS_PER_S = 5.0
 """Answers to refused commands: a flood of bad commands must not cause a flood of answers."""
 LONGEST_RESPONSE_TOPIC = 512
+"""Bytes."""
+LONGEST_CORRELATION = 1024
+"""Bytes."""
 
 
 class _Refused(Exception):
@@ -101,6 +105,8 @@ class CommandDesk:
                 known = ", ".join(sorted(set(COMMAND_TYPES) & set(operations)))
                 raise ConfigError(f"mqtt.commands: {verb!r} is not a command; valid: {known}")
         self._topics = Topics(settings.site, settings.device)
+        self._places = [place for place in (self._topics.root, settings.response_prefix) if place]
+        """Beginnings of the response topics that are allowed."""
         self._operations = operations
         self._allowed = frozenset(settings.commands)
         self._clock = clock
@@ -171,14 +177,24 @@ class CommandDesk:
             listed = ", ".join(sorted(self._allowed))
             raise _Refused("not-allowed", f"this command is not allowed; allowed: {listed}")
         if not self._is_usable(message.response_topic):
-            raise _Refused("malformed", "the response topic has wildcards, is too long, or is an agent's own")
+            places = " or ".join(f"{place}/..." for place in self._places)
+            raise _Refused(
+                "malformed", f"the response topic is not allowed; allowed: {places}, but no event's"
+            )
+        if message.correlation is not None and len(message.correlation) > LONGEST_CORRELATION:
+            raise _Refused("malformed", f"more than {LONGEST_CORRELATION} bytes of correlation data")
 
     def _is_usable(self, topic: str | None) -> bool:
+        """Whether a result may go to this topic; None is the default topic."""
         if topic is None:
             return True
-        wild = any(mark in topic for mark in "+#\0")
-        fits = 0 < len(topic) <= LONGEST_RESPONSE_TOPIC
-        return fits and not wild and not topic.startswith((f"{PREFIX}/", "$"))
+        plain = topic.isprintable() and not any(mark in topic for mark in "+#") and not topic.endswith("/")
+        if not plain or len(topic.encode()) > LONGEST_RESPONSE_TOPIC:
+            return False
+        if topic.startswith(f"{PREFIX}/") and not topic.startswith(f"{self._topics.root}/"):
+            return False
+        allowed = topic.startswith(tuple(f"{place}/" for place in self._places))
+        return allowed and not self._topics.is_taken(topic)
 
     def _read(self, verb: str, found: dict[str, Any]) -> Command:
         wanted = COMMAND_TYPES[verb]
@@ -236,7 +252,10 @@ class CommandDesk:
         own = self._topics.result(data.verb)
         topic = message.response_topic if self._is_usable(message.response_topic) else None
         event = new_event("command-result", data, detail=None, time=self._clock())
-        reply(topic or own, event, message.correlation)
+        correlation = message.correlation
+        if correlation is not None and len(correlation) > LONGEST_CORRELATION:
+            correlation = None
+        reply(topic or own, event, correlation)
 
 
 def _json_object(payload: bytes) -> dict[str, Any]:

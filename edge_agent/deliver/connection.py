@@ -51,6 +51,7 @@ SESSION_EXPIRY_S = 3600
 """How long the broker keeps the command subscription of an agent that is away."""
 WILL_DELAY_S = 5
 """How long the broker waits before it publishes the will."""
+CLOSED = "the connection broke"
 QOS_0_PASSED_S = 5.0
 """A message with QoS 0 has passed when the connection lasts this long after it."""
 CLOUDEVENTS_JSON = "application/cloudevents+json"
@@ -276,6 +277,11 @@ class Connection:
         return self._client is not None and self._lost is None
 
     @property
+    def was_closed(self) -> bool:
+        """Whether the broker, or something between, closed an accepted connection without a reason."""
+        return self._lost == CLOSED and not self._trouble
+
+    @property
     def loss(self) -> str:
         """Why the connection was lost, for people."""
         return self._trouble or self._lost or ""
@@ -410,7 +416,7 @@ class Connection:
         if flags.is_disconnect_packet_from_server:
             self.loss_code = int(reason.value)
         # paho reports 128 when the connection broke without a DISCONNECT.
-        self._lost = "the connection broke" if reason.value == 128 else str(reason)
+        self._lost = CLOSED if reason.value == 128 and self.loss_code is None else str(reason)
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         sent = self.unsettled.pop(mid, None)

@@ -41,6 +41,8 @@ class Counters:
     """Events that could not be written to the disk; gap events name their numbers."""
     refused: int = 0
     no_subscriber: int = 0
+    commands_accepted: int = 0
+    commands_refused: int = 0
     connects: int = 0
     telemetry_lost: int = 0
     answers_lost: int = 0

@@ -103,6 +103,8 @@ class Publisher:
         info: Callable[[], InfoData],
         commands: CommandDesk | None = None,
     ) -> None:
+        self._settings = settings
+        self._commands = commands
         self._origin = origin
         self._topics = origin.topics
         self._broker = BrokerSettings.of(settings)
@@ -124,6 +126,8 @@ class Publisher:
             log.warning("events that the broker refused stay parked until the next start", error=str(problem))
         if self._broker.password is not None and not self._broker.tls and not self._broker.is_loopback:
             log.warning("the password is sent unencrypted: use mqtts://", broker=self._broker.url)
+        if names := self._settings.names_problem:
+            log.warning("names of an example", problem=names)
         self._pump.start()
         return self
 
@@ -224,9 +228,11 @@ class Publisher:
     @property
     def counters(self) -> Counters:
         """What was delivered, and what waits."""
-        depth = self._outbox.depth
+        depth, desk = self._outbox.depth, self._commands
         return replace(
             self._pump.counters,
+            commands_accepted=0 if desk is None else desk.accepted,
+            commands_refused=0 if desk is None else desk.refused,
             in_flight=len(self._pump.connection.unsettled),
             outbox_rows=depth.rows,
             outbox_bytes=depth.bytes,

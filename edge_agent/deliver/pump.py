@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,16 +19,17 @@ from edge_agent.core.errors import (
     MessageTooLarge,
     StorageError,
 )
-from edge_agent.core.events import Event, InfoData
+from edge_agent.core.events import Event, InfoData, alert_event
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.connection import Answer, Connection, ConnectionState, MessageOptions, Sent, WakePipe
-from edge_agent.deliver.elimination import PACKET_TOO_LARGE, Elimination
+from edge_agent.deliver.elimination import PACKET_TOO_LARGE, TAKEN_OVER, Elimination
 from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
-from edge_agent.deliver.pacing import Backoff
+from edge_agent.deliver.pacing import Backoff, Conflict
 from edge_agent.deliver.sender import IDLE_S, REFUSED, EventSender, Refusals
 from edge_agent.deliver.topics import kind_of
+from edge_agent.deliver.unnumbered import UnnumberedMessages
 
 if TYPE_CHECKING:
     from edge_agent.deliver.commands import CommandDesk
@@ -49,94 +49,11 @@ STABLE_S = 10.0
 SILENT_S = 60.0
 """A broker that has taken nothing for this long is a reason for the state `degraded`."""
 TELEMETRY_EXPIRY_S = 90
-MAX_QUEUED_ANSWERS = 1000
 SHORT_TEXT = 100
 """Characters of the error in the short form of an answer."""
 _TELEMETRY_OPTIONS = MessageOptions(schema=schema_urn("telemetry"), expiry_s=TELEMETRY_EXPIRY_S)
 _PLAIN_JSON = MessageOptions(content_type="application/json")
 _RETAINED_OPTIONS = {kind: MessageOptions(schema=schema_urn(kind)) for kind in ("status", "info", "camera")}
-
-
-class UnnumberedMessages:
-    """Messages that are not in the outbox: retained ones, answers, telemetry. Thread-safe.
-
-    Retained messages are kept in memory and sent again after each connect.
-    """
-
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
-        self._lock = threading.Lock()
-        self._retained: OrderedDict[str, bytes] = OrderedDict()
-        self._unsent: OrderedDict[str, None] = OrderedDict()
-        self._answers: deque[Answer] = deque()
-        self._telemetry: bytes | None = None
-
-    def retain(self, topic: str, payload: bytes) -> None:
-        """Set the retained message of a topic."""
-        with self._lock:
-            self._retained[topic] = payload
-            self._unsent[topic] = None
-
-    def resend_retained(self, *, first: str, last: str) -> None:
-        """Queue all retained messages again, with these topics at the beginning and at the end."""
-        with self._lock:
-            for topic, at_end in ((first, False), (last, True)):
-                if topic in self._retained:
-                    self._retained.move_to_end(topic, last=at_end)
-            self._unsent = OrderedDict.fromkeys(self._retained)
-
-    @property
-    def has_retained(self) -> bool:
-        """Whether retained messages wait to be sent."""
-        return bool(self._unsent)
-
-    def next_retained(self, *, last: Collection[Hashable] = ()) -> tuple[str, bytes] | None:
-        """Take the next topic and its message, those of `last` after all others; None where there is none."""
-        with self._lock:
-            if not self._unsent:
-                return None
-            topic = next((one for one in self._unsent if one not in last), next(iter(self._unsent)))
-            del self._unsent[topic]
-            return topic, self._retained[topic]
-
-    def add_answer(self, answer: Answer) -> None:
-        """Queue an answer; the oldest is dropped when there are too many."""
-        with self._lock:
-            if len(self._answers) >= MAX_QUEUED_ANSWERS:
-                self._answers.popleft()
-                self._counters.answers_lost += 1
-            self._answers.append(answer)
-
-    def next_answer(self) -> Answer | None:
-        """Take the next answer; None where there is none."""
-        with self._lock:
-            return self._answers.popleft() if self._answers else None
-
-    def set_telemetry(self, message: bytes, *, connected: bool) -> None:
-        """Replace the telemetry that waits; without a connection it is dropped."""
-        with self._lock:
-            if self._telemetry is not None or not connected:
-                self._counters.telemetry_lost += 1
-            self._telemetry = message if connected else None
-
-    def take_telemetry(self) -> bytes | None:
-        """Take the telemetry that waits."""
-        with self._lock:
-            message, self._telemetry = self._telemetry, None
-            return message
-
-    def return_unsent(self, lost: list[Sent]) -> None:
-        """Queue the answers among these messages again, after a lost connection, and drop the telemetry."""
-        with self._lock:
-            self._answers.extendleft(sent.answer for sent in reversed(lost) if sent.answer is not None)
-            self._telemetry = None
-
-    def drop_answer(self, answer: Answer) -> None:
-        """Drop an answer that the broker does not take."""
-        with self._lock:
-            self._counters.answers_lost += 1
-            if answer in self._answers:
-                self._answers.remove(answer)
 
 
 class Pump:
@@ -167,6 +84,9 @@ class Pump:
         self.unnumbered = UnnumberedMessages(self.counters)
         will = (topics.status, origin.status("offline", "connection lost"))
         self.connection = Connection(broker, client_id=client_id, will=will, wake=self.wake)
+        self._client_id = client_id
+        self._publish = publish
+        self._conflict = Conflict()
         self._refusals = Refusals(topics, publish)
         self._elimination = Elimination()
         self.events = EventSender(
@@ -207,7 +127,9 @@ class Pump:
 
     @property
     def trouble(self) -> str:
-        """Why the agent is degraded: what the broker refuses, or that it has been silent; "" otherwise."""
+        """Why the agent is degraded: a client with its id, a broker that is silent or refuses; or ""."""
+        if self._conflict.is_known:
+            return self._conflict_text
         since = self._silent_since
         if since is not None and time.monotonic() - since > SILENT_S:
             return self._problem or f"broker {self._broker.url} acknowledges nothing"
@@ -270,8 +192,10 @@ class Pump:
     def _handle_loss(self, problem: EdgeAgentError) -> None:
         """Plan the next attempt; what is not settled is sent again after it."""
         refused = isinstance(problem, BrokerRefused)
+        conflict_s = None
         if isinstance(problem, DeliveryError):
             self._eliminate()
+            conflict_s = self._look_for_conflict()
         self.connection.close()
         self._reset()
         if self._silent_since is None:
@@ -279,6 +203,8 @@ class Pump:
         if self.state is ConnectionState.CONNECTED and time.monotonic() - self._connected_at > STABLE_S:
             self._backoff.reset()
         wait = self._backoff.next_wait(refused=refused)
+        if conflict_s is not None:
+            wait, problem = conflict_s, BrokerUnreachable(self._conflict_text)
         self._next_attempt = time.monotonic() + wait
         self.state = ConnectionState.REFUSED if refused else ConnectionState.WAITING
         self._problem = str(problem)
@@ -302,6 +228,38 @@ class Pump:
             self._refusals.forbid(found.topic)
             self._drop(found, PACKET_TOO_LARGE if code is None else code, reason)
         connection.forget(found)
+
+    def _look_for_conflict(self) -> float | None:
+        """Return how long to wait because of another client with the same id; None without one."""
+        connection = self.connection
+        if self.state is not ConnectionState.CONNECTED:
+            self._conflict.not_connected()
+            return None
+        known = self._conflict.is_known
+        wait_s = self._conflict.lost(
+            time.monotonic() - self._connected_at,
+            taken_over=connection.loss_code == TAKEN_OVER,
+            unexplained=connection.was_closed and not connection.in_doubt,
+        )
+        if wait_s is not None and not known:
+            log.warning(
+                "another client has the id of this agent", broker=self._broker.url, id=self._client_id
+            )
+            self._alert_conflict(self._conflict_text, active=True)
+        return wait_s
+
+    @property
+    def _conflict_text(self) -> str:
+        return (
+            f"another client with the id {self._client_id} takes the connection to broker {self._broker.url}:"
+            " probably another agent with the same mqtt.site and mqtt.device, as after copying a disk; give"
+            " each its own"
+        )
+
+    def _alert_conflict(self, text: str, *, active: bool) -> None:
+        details: dict[str, str | float | bool | None] = {"client_id": self._client_id}
+        kind = "client_id_conflict"
+        self._publish(alert_event(kind, text, active=active, time=time.time(), details=details))
 
     def _drop(self, sent: Sent, code: int, reason: str = "") -> None:
         """Drop a message that is not an event, and report it."""
@@ -407,6 +365,8 @@ class Pump:
         if now < self._next_upkeep:
             return self._next_upkeep - now
         self._next_upkeep = now + FLUSH_AFTER_S
+        if self.connection.is_open and self._conflict.connected_for(now - self._connected_at):
+            self._alert_conflict("no other client has taken the connection for a while", active=False)
         self._outbox.flush()
         self._outbox.sync_marks()
         topic = self._topics.gap

@@ -22,6 +22,7 @@ from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import Event
 
 PREFIX = "edge/v1"
+_FIRST_LEVELS = frozenset({"status", "info", "telemetry", "camera", "identity", "gap", "alert"})
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -73,6 +74,13 @@ class Topics:
     def camera_status(self, camera: str) -> str:
         """State of one camera."""
         return f"{self.root}/camera/{camera}/status"
+
+    def is_taken(self, topic: str) -> bool:
+        """Whether a topic of this device is one of events, states or commands, not free for results."""
+        first, *rest = topic.removeprefix(f"{self.root}/").split("/")
+        return topic.startswith(f"{self.root}/") and (
+            first in _FIRST_LEVELS or (first == "cmd" and len(rest) < 2)
+        )
 
     def verb_of(self, topic: str) -> str:
         """The verb of a command's topic."""

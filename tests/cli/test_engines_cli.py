@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.cli import app
+from edge_agent.core.host import this_host
 from edge_agent.engine.plans.active import ActiveEngine
-from edge_agent.engine.plans.records import this_host
 from edge_agent.engine.plans.store import PlanStore
 from tests.engine.test_engine_plans import INT8, put, record
 

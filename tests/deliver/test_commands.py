@@ -84,10 +84,13 @@ def desk_of(
     max_bytes: int = 512 << 10,
     clock: Any = time.time,
     allowed: Any = None,
+    response_prefix: str = "",
     **operations: Any,
 ) -> Iterator[CommandDesk]:
     """A desk for these operations, all of them allowed by default."""
-    settings = MqttSettings(site="lab", device="jx01", commands=allowed or tuple(operations))
+    settings = MqttSettings(
+        site="lab", device="jx01", commands=allowed or tuple(operations), response_prefix=response_prefix
+    )
     with (
         mock.patch.multiple(commands, COMMANDS_PER_S=per_s, MAX_BYTES=max_bytes),
         CommandDesk(settings, operations, clock=clock) as desk,
@@ -311,7 +314,7 @@ def flood(port: int, chance: random.Random, count: int) -> None:
 def test_response_topic_and_correlation_come_back(mosquitto: Mosquitto, tmp_path: Path) -> None:
     gallery = Gallery()
     with (
-        desk_of(name=gallery.name) as desk,
+        desk_of(name=gallery.name, response_prefix="replies/") as desk,
         outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url, commands=desk) as publisher,
         Listener(mosquitto.port, "replies/me") as listener,
@@ -325,6 +328,100 @@ def test_response_topic_and_correlation_come_back(mosquitto: Mosquitto, tmp_path
         heard = until(lambda: listener.heard)[0]
         assert heard.properties.CorrelationData == b"c-17"
         assert heard.message["data"]["status"] == "ok"
+
+
+def answered(desk: CommandDesk, topic: str | None, correlation: bytes | None = None) -> tuple[str, Any, Any]:
+    """Topic, code and correlation data of the answer to a good command."""
+    answers = Answers()
+    payload = order(identity_id=..., name=...)
+    desk.accept(incoming(payload, "stats", response_topic=topic, correlation=correlation), answers)
+    until(lambda: answers.sent)
+    ((to, event, data),) = answers.sent
+    return to, event.data.code, data
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "zigbee2mqtt/lock/set",
+        "homeassistant/device/x/config",
+        "edge/v1/lab/other/cmd/forget",
+        "edge/v1/lab/jx01",
+        "edge/v1/lab/jx01/",
+        "edge/v1/lab/jx010/x",
+        f"{ROOT}/status",
+        f"{ROOT}/identity/matched",
+        f"{ROOT}/alert/x",
+        f"{ROOT}/gap",
+        f"{ROOT}/camera/gate/status",
+        f"{ROOT}/cmd/forget",
+        f"{ROOT}/cmd",
+        f"{ROOT}/x/#",
+        f"{ROOT}/+/x",
+        f"{ROOT}/x\0",
+        f"{ROOT}/x\ny",
+        f"{ROOT}/" + "x" * 600,
+        f"{ROOT}/" + "ü" * 300,
+        "$SYS/x",
+        "$share/g/x",
+        "",
+        "/",
+        "repliesx/a",
+        "replies",
+        "replies/",
+        "Replies/a",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "replies", "edge"])
+def test_results_go_nowhere_else(topic: str, prefix: str) -> None:
+    with desk_of(stats=lambda _: None, response_prefix=prefix) as desk:
+        assert answered(desk, topic) == (f"{ROOT}/cmd/stats/result", "malformed", None)
+        assert desk.refused == 1
+
+
+@pytest.mark.parametrize(
+    "topic", [f"{ROOT}/cmd/stats/result", f"{ROOT}/cmd/stats/result/me", f"{ROOT}/replies/7"]
+)
+def test_results_go_to_the_own_subtree(topic: str) -> None:
+    with desk_of(stats=lambda _: None) as desk:
+        assert answered(desk, topic, b"c") == (topic, None, b"c")
+
+
+def test_results_go_below_the_prefix_that_is_set() -> None:
+    with desk_of(stats=lambda _: None, response_prefix="fleet/replies") as desk:
+        assert answered(desk, "fleet/replies/me")[:2] == ("fleet/replies/me", None)
+        assert answered(desk, "fleet/other")[1] == "malformed"
+        assert answered(desk, f"{ROOT}/replies/me")[1] is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    topic=st.text(max_size=40)
+    | st.lists(
+        st.sampled_from(["edge", "v1", "lab", "jx01", "cmd", "status", "x", "", "replies", "$SYS", "+", "#"]),
+        max_size=7,
+    ).map("/".join)
+)
+def test_a_response_topic_is_never_one_of_others(topic: str) -> None:
+    with desk_of(stats=lambda _: None, response_prefix="replies", per_s=1e6) as desk:
+        to, code, _ = answered(desk, topic)
+    assert to == topic or code == "malformed"
+    assert to.startswith((f"{ROOT}/", "replies/"))
+    assert not to.startswith((f"{ROOT}/status", f"{ROOT}/identity"))
+    assert "+" not in to
+    assert "#" not in to
+
+
+@pytest.mark.parametrize("prefix", ["a/#", "+", "$SYS/x", "edge/v1", "edge/v1/lab/other", "a\0", "x" * 300])
+def test_prefixes_that_cannot_be_allowed(prefix: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        MqttSettings(response_prefix=prefix)
+
+
+def test_correlation_data_are_bounded() -> None:
+    with desk_of(stats=lambda _: None) as desk:
+        assert answered(desk, None, b"x" * 1024)[1:] == (None, b"x" * 1024)
+        assert answered(desk, None, b"x" * 1025)[1:] == ("malformed", None)
 
 
 def test_retained_command_is_refused_over_a_broker(mosquitto: Mosquitto, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.host import this_host
 from edge_agent.engine.plans.active import Active, ActiveEngine
-from edge_agent.engine.plans.records import Machine, Order, Recipe, memory_class_gib, this_host
+from edge_agent.engine.plans.records import Machine, Order, Recipe, memory_class_gib
 from edge_agent.engine.plans.store import PlanStore
 from tests.conftest import REPO
 

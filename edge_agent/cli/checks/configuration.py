@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import stat
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_agent.cli.checks import Finding
 from edge_agent.core.errors import EdgeAgentError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from edge_agent.core.structures import EngineInfo
     from edge_agent.engine.precision.calibration import Calibration
 
+_RETAINED_S = 1.0
+"""How long to wait for a retained message; it comes with the subscription."""
 LITTLE_SPACE, NO_SPACE = 2 << 30, 200 << 20  # bytes; a full outbox has 1 GiB by default
 
 
@@ -148,17 +152,50 @@ def gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
 
 
 def broker(settings: Settings) -> list[Finding]:
-    """Connect to the broker as the agent does."""
+    """Connect to the broker as the agent does, and look for another agent with the same names."""
     from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
+    from edge_agent.deliver.topics import Topics
 
     if settings.mqtt.broker is None:
         return [Finding("broker", "note", "none is configured", "set mqtt.broker")]
+    findings = _names(settings)
     try:
         chosen = BrokerSettings.of(settings.mqtt)
-        topic = f"edge/v1/{settings.mqtt.site}/{settings.mqtt.device}/status"
-        with Subscriber(chosen, (topic,)):
-            return [Finding("broker", "ok", f"{chosen.url} accepts the connection")]
+        topics = Topics(settings.mqtt.site, settings.mqtt.device)
+        with Subscriber(chosen, (topics.status,)) as subscriber:
+            retained = subscriber.next(_RETAINED_S)
+            findings += _others(settings, None if retained is None else retained.payload)
+            return [Finding("broker", "ok", f"{chosen.url} accepts the connection"), *findings]
     except EdgeAgentError as problem:
         advice = "the agent runs without it and delivers later; check address, user and certificates"
-        return [Finding("broker", "warning", str(problem), advice)]
+        return [Finding("broker", "warning", str(problem), advice), *findings]
+
+
+def _names(settings: Settings) -> list[Finding]:
+    """Check the names of this device."""
+    if problem := settings.mqtt.names_problem:
+        return [Finding("names", "warning", problem, "set mqtt.site and mqtt.device")]
+    return [Finding("names", "ok", f"site {settings.mqtt.site}, device {settings.mqtt.device}")]
+
+
+def _others(settings: Settings, status: bytes | None) -> list[Finding]:
+    """Check whether the agent that is online under these names is the one of this state folder."""
+    from edge_agent.health.inquiry import SOCKET_NAME, read_status
+
+    here: dict[str, Any] = {}
+    with contextlib.suppress(EdgeAgentError):
+        here = read_status(settings.state_dir / SOCKET_NAME)
+    found: list[Finding] = []
+    if problem := (here.get("delivery") or {}).get("problem"):
+        found.append(Finding("delivery", "warning", str(problem)))
+    try:
+        message = json.loads(status or b"{}")
+        online, session = message["data"]["state"] != "offline", message["session"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return found
+    if online and session != here.get("session"):
+        text = f"another agent is online as {settings.mqtt.site}/{settings.mqtt.device}"
+        advice = "stop it, or give this device its own mqtt.site and mqtt.device"
+        found.append(Finding("names", "warning", text, advice))
+    return found

@@ -6,13 +6,11 @@ of all of that, see `Order`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 Role = Literal["current", "previous"]
@@ -157,12 +155,3 @@ def memory_class_gib(total_bytes: int) -> int:
     """
     sizes = (size for power in itertools.count() for size in (1 << power, (3 << power) // 2))
     return next(size for size in sizes if size << 30 >= total_bytes)
-
-
-def this_host(root: Path = Path("/")) -> str | None:
-    """Return a digest of the serial number, else of the machine id: 16 hex digits; None without both."""
-    for name in ("proc/device-tree/serial-number", "etc/machine-id"):
-        with contextlib.suppress(OSError):
-            if text := (root / name).read_bytes().strip(b"\0 \n"):
-                return hashlib.sha256(b"edge-agent host|" + text).hexdigest()[:16]
-    return None

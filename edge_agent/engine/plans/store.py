@@ -19,6 +19,7 @@ from typing import Any
 
 from edge_agent.core.errors import InputError, MissingFile, StorageError
 from edge_agent.core.files import MAX_MODEL_BYTES, read_file, sha256_file
+from edge_agent.core.host import this_host
 from edge_agent.core.manifest import FileRecord, Manifest, write_atomic
 from edge_agent.engine.plans.active import Active, ActiveEngine, EnginesFolder
 from edge_agent.engine.plans.records import (
@@ -28,7 +29,6 @@ from edge_agent.engine.plans.records import (
     Pruned,
     StoredPlan,
     Verdict,
-    this_host,
 )
 
 _KIND, _VERSION = "plan", 1
