@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -25,7 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from edge_agent.core.detectors import FORMS, KINDS_TEXT, parse_detector
+from edge_agent.core.detectors import FORMS, KINDS_TEXT
 from edge_agent.core.host import default_device
 from edge_agent.core.redaction import (
     LEAST_SECRET,
@@ -33,6 +32,20 @@ from edge_agent.core.redaction import (
     parse_address,
     public_address,
     public_source,
+)
+from edge_agent.core.setting_types import (
+    Detector,
+    FrameRate,
+    Hours,
+    Id,
+    Label,
+    LogFormat,
+    Pixels,
+    Positive,
+    ResponsePrefix,
+    Seconds,
+    Share,
+    Simulated,
 )
 from edge_agent.core.timing import LATEST_TIME
 
@@ -44,46 +57,6 @@ file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={}) 
 
 MOST_EXEMPLARS = 1000
 """Embeddings of one identity: which of them stay is decided by comparing each with each."""
-LONGEST_TTL_HOURS = 8_760_000.0
-"""A thousand years; what should stay for longer stays for ever."""
-_ID = re.compile(r"[a-z0-9_-]{1,64}")
-
-
-def _check_id(value: str) -> str:
-    if not _ID.fullmatch(value):
-        raise ValueError("must be 1 to 64 characters of a-z, 0-9, _ and -")
-    return value
-
-
-def _check_detector(value: str) -> str:
-    parse_detector(value)
-    return value
-
-
-def _check_prefix(value: str) -> str:
-    prefix = value.removesuffix("/")
-    if any(mark in prefix for mark in "+#") or not prefix.isprintable():
-        raise ValueError("must have no wildcards and no control characters")
-    if prefix.startswith("$") or (prefix + "/").startswith("edge/v1/"):
-        raise ValueError("must not be a topic of the broker ($...) or of the agents (edge/v1/...)")
-    if len(prefix.encode()) > 256:
-        raise ValueError("must have at most 256 bytes")
-    return prefix
-
-
-Id = Annotated[str, AfterValidator(_check_id)]
-Detector = Annotated[str, AfterValidator(_check_detector)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-FrameRate = Annotated[float, Field(ge=1e-5)]
-"""Frames per second; the least is about one frame a day, since times must stay within the calendar."""
-Hours = Annotated[float, Field(gt=0, le=LONGEST_TTL_HOURS)]
-LogFormat = Literal["auto", "text", "json", "journald"]
-Pixels = Annotated[int, Field(gt=0)]
-Label = Annotated[str, Field(pattern=r"^[^|]*[^|\s][^|]*$", max_length=64)]
-Simulated = Annotated[str, Field(pattern="^simulated:.+")]
-
 
 PERSON_LABELS = ("person",)
 """Labels of people in DeepStream's messages unless `detector.external_labels` is set."""
@@ -301,7 +274,7 @@ class MqttSettings(_Section):
     key_file: Path | None = about(None, "key of the client certificate, PEM")
     keepalive_s: int = about(15, "a dead broker is detected after twice this time", ge=5, le=3600)
     commands: tuple[str, ...] = about((), "command verbs accepted over MQTT")
-    response_prefix: Annotated[str, AfterValidator(_check_prefix)] = about(
+    response_prefix: ResponsePrefix = about(
         "", "topics below this may be response topics of commands; empty: only those of this device"
     )
     home_assistant: bool | Literal["remove"] = about(

@@ -16,7 +16,7 @@ from edge_agent.core.redaction import redact
 from edge_agent.core.text import shortened, visible
 
 if TYPE_CHECKING:
-    from edge_agent.core.config import LogFormat
+    from edge_agent.core.setting_types import LogFormat
 
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
 """syslog(3) priorities, which the journal reads from `<N>` at the start of a line (sd-daemon(3))."""

@@ -29,11 +29,12 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from edge_agent.core.arrays import MOST_NUMBERS, ZIP_ERRORS, open_zip, read_array, stored_member
-from edge_agent.core.config import LONGEST_TTL_HOURS, MOST_EXEMPLARS, Id
+from edge_agent.core.config import MOST_EXEMPLARS
 from edge_agent.core.errors import InputError, NonFiniteEmbedding, SpaceMismatch
 from edge_agent.core.files import open_regular, parse_json, shown
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file
 from edge_agent.core.names import checked_name, is_id
+from edge_agent.core.setting_types import LONGEST_TTL_HOURS, Id
 from edge_agent.core.text import is_visible, visible
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.index import Vectors

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from edge_agent.core.config import LONGEST_TTL_HOURS
 from edge_agent.core.errors import StorageError
+from edge_agent.core.setting_types import LONGEST_TTL_HOURS
 from edge_agent.gallery.rows import Identity, Policy, Rows
 from edge_agent.gallery.sync import SyncedFile
 

@@ -1,0 +1,52 @@
+"""Types of settings that have limits or checks."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from edge_agent.core.detectors import parse_detector
+
+LONGEST_TTL_HOURS = 8_760_000.0
+"""A thousand years; what should stay for longer stays for ever."""
+_ID = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def _check_id(value: str) -> str:
+    if not _ID.fullmatch(value):
+        raise ValueError("must be 1 to 64 characters of a-z, 0-9, _ and -")
+    return value
+
+
+def _check_detector(value: str) -> str:
+    parse_detector(value)
+    return value
+
+
+def _check_prefix(value: str) -> str:
+    prefix = value.removesuffix("/")
+    if any(mark in prefix for mark in "+#") or not prefix.isprintable():
+        raise ValueError("must have no wildcards and no control characters")
+    if prefix.startswith("$") or (prefix + "/").startswith("edge/v1/"):
+        raise ValueError("must not be a topic of the broker ($...) or of the agents (edge/v1/...)")
+    if len(prefix.encode()) > 256:
+        raise ValueError("must have at most 256 bytes")
+    return prefix
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+ResponsePrefix = Annotated[str, AfterValidator(_check_prefix)]
+"""Beginning of topics, whole levels; "" for none."""
+Detector = Annotated[str, AfterValidator(_check_detector)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+FrameRate = Annotated[float, Field(ge=1e-5)]
+"""Frames per second; the least is about one frame a day, since times must stay within the calendar."""
+Hours = Annotated[float, Field(gt=0, le=LONGEST_TTL_HOURS)]
+LogFormat = Literal["auto", "text", "json", "journald"]
+Pixels = Annotated[int, Field(gt=0)]
+Label = Annotated[str, Field(pattern=r"^[^|]*[^|\s][^|]*$", max_length=64)]
+Simulated = Annotated[str, Field(pattern="^simulated:.+")]
