@@ -116,9 +116,36 @@ def database_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     return (sqlite3.Error, *more) if loaded is None else (sqlite3.Error, loaded.Error, *more)
 
 
+_DAMAGE = (
+    "malformed",
+    "not a database",
+    "file is encrypted",
+    "Could not decode",
+    "no such table",
+    "no such column",
+)
+
+
 def is_damage(problem: Exception) -> bool:
-    """Return whether a database error means that the file is damaged (or has another key)."""
-    return any(text in str(problem) for text in ("malformed", "not a database", "file is encrypted"))
+    """Return whether a database error means that the file is damaged, of another kind, or has another key."""
+    return any(text in str(problem) for text in _DAMAGE)
+
+
+def foreign_content(connection: sqlite3.Connection, rules: Mapping[str, str]) -> str | None:
+    """Return what in a file its program did not write; None: nothing.
+
+    SQLite keeps a value of any type in any column, and runs the triggers of a file. `rules` gives a condition
+    for the rows of each table; every row must fulfil it.
+    """
+    if connection.execute("SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()[
+        0
+    ]:
+        return "it has triggers or views"
+    for table, rule in rules.items():
+        query = f"SELECT count(*) FROM {table} WHERE ({rule}) IS NOT 1"  # noqa: S608 - constants
+        if count := connection.execute(query).fetchone()[0]:
+            return f"the table {table} has {count} row(s) with a value of a wrong type"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

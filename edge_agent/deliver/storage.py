@@ -17,8 +17,16 @@ import structlog
 from edge_agent.core import sqlite
 from edge_agent.core.encryption import key_check, rewrite
 from edge_agent.core.errors import StorageError
-from edge_agent.core.sqlite import SIDE_FILES, Description, database_errors, is_damage, remove_database
+from edge_agent.core.sqlite import (
+    SIDE_FILES,
+    Description,
+    database_errors,
+    foreign_content,
+    is_damage,
+    remove_database,
+)
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
+from edge_agent.deliver.tables import LAYOUT, RULES, SCHEMA
 
 if TYPE_CHECKING:
     from edge_agent.core.config import OutboxSettings
@@ -27,24 +35,12 @@ log = structlog.get_logger(__name__)
 
 CLOCK_SET = 1_704_067_200.0
 """2024-01-01. A clock that shows less was never set; an older row has no meaningful age."""
-LAYOUT = 1
-"""`user_version` of the database."""
 LOCK_TIMEOUT_S = 0.5
 PAGE_BYTES = 4096
 RESERVE_BYTES = 10 << 20
 """Space that is kept so that rows can be deleted on a full disk: 2.5 SQLite logs of 1000 pages."""
 KEPT_DAMAGED = 3
 """Damaged files that are kept for inspection; the oldest are deleted."""
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS event (
-    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, created REAL NOT NULL,
-    gap INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS parked (
-    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, created REAL NOT NULL,
-    reason TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS dropped (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
 _TRACEPARENT = b'"traceparent":"'
 """Precedes all text from outside, which could contain it too; see `events.envelope`."""
 _TRACEPARENT_LENGTH = 55
@@ -225,7 +221,7 @@ class Storage:
         version = self.value("PRAGMA user_version")
         if version == 0:
             with sqlite.transaction(connection):
-                for statement in _SCHEMA.split(";"):
+                for statement in SCHEMA.split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {LAYOUT}")
         elif version != LAYOUT:
@@ -233,6 +229,8 @@ class Storage:
                 f"{self.path} was written by another version of this program (layout {version}, this one"
                 f" reads {LAYOUT}); use that version until it is empty, or move the file away"
             )
+        if (foreign := foreign_content(connection, RULES)) is not None:
+            raise Damaged(foreign)
         state = self.state = State()
         state.rows, state.bytes, last_event = connection.execute(
             "SELECT count(*), coalesce(sum(length(body)), 0), max(seq) FROM event"
@@ -271,9 +269,9 @@ class Storage:
             saved=len(saved),
             error=str(problem),
         )
-        missing = set(range(marks.floor + 1, last + 1)) - {row.seq for row in saved}
+        present = [(row.seq, row.seq) for row in saved]
         if marks.last:  # these become a gap of their own
-            missing -= set(range(marks.first, marks.last + 1))
+            present.append((marks.first, marks.last))
         self._open_database()
         self.state.next = max(last + 1, self.state.next)
         kept = [row for row in saved if row.seq not in acknowledged]
@@ -281,7 +279,7 @@ class Storage:
         with self.transaction():
             for row in kept:
                 self.store(row, gap=row.seq in gaps)
-            for first, end in joined((number, number) for number in sorted(missing)):
+            for first, end in _between(present, marks.floor + 1, last):
                 self.note(first, end, "corrupt")
             self.set_meta("next", self.state.next)
         self.state.gaps.update(gaps)
@@ -440,16 +438,29 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
+def _between(present: Iterable[tuple[int, int]], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of numbers from `first` to `last` that are in none of the ranges `present`."""
+    for begin, end in (*sorted(present), (last + 1, last + 1)):
+        if first < begin:
+            yield first, min(begin - 1, last)
+        first = max(first, end + 1)
+
+
 def indicates_damage(problem: Exception) -> bool:
     """Return whether an error means that the file is damaged."""
     return isinstance(problem, Damaged) or is_damage(problem)
 
 
 def _is_complete(row: Row) -> bool:
-    """Whether the body of a row from a damaged file is a JSON object."""
+    """Whether a row of a damaged file has values of the right types, and a JSON object as its body."""
     try:
-        return isinstance(json.loads(row.body), dict)
-    except (ValueError, TypeError):
+        return (
+            isinstance(row.topic, str)
+            and isinstance(row.body, bytes)
+            and isinstance(row.created, float)
+            and isinstance(json.loads(row.body), dict)
+        )
+    except (ValueError, RecursionError):
         return False
 
 

@@ -26,6 +26,7 @@ from edge_agent.gallery.rows import (
     Policy,
     checked_exemplars,
     checked_vectors,
+    grades,
 )
 from edge_agent.gallery.shortlist import IndexBuilder
 from edge_agent.gallery.store import Store
@@ -299,7 +300,7 @@ class Gallery:
                 "SELECT vector, quality, origin FROM exemplar WHERE number = ? ORDER BY row", (number,)
             )
             vectors = content.unpacked([row[0] for row in rows])
-        return vectors, np.array([row[1] for row in rows], np.float32), tuple(row[2] for row in rows)
+        return vectors, grades([row[1] for row in rows]), tuple(row[2] for row in rows)
 
     def former_ids(self, number: int) -> tuple[str, ...]:
         """Return the ids of the identities that were merged into this one."""

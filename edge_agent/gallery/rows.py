@@ -142,7 +142,13 @@ class Policy:
     @staticmethod
     def stored(store: Store) -> Policy:
         """Return the policy that a gallery file contains."""
-        return Policy(*(store.meta(field.name) for field in fields(Policy)))
+        capacity, exemplars, *times = (store.meta(field.name) for field in fields(Policy))
+        if not (
+            all(one is None or (type(one) is int and one > 0) for one in (capacity, exemplars))
+            and all(one is None or (isinstance(one, (int, float)) and one > 0) for one in times)
+        ):
+            raise store.damage("its stored settings are none")
+        return Policy(capacity, exemplars, *times)
 
 
 class Rows:
@@ -323,7 +329,10 @@ class Rows:
         """Return `(N, D)` float32 from stored vectors."""
         if any(len(blob) != 4 * self._dimension for blob in blobs):
             raise self.store.damage(f"an embedding does not have {self._dimension} numbers")
-        return np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self._dimension).astype(np.float32)
+        vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self._dimension).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise self.store.damage("an embedding contains NaN or infinity")
+        return vectors
 
     def _mark(self, number: int) -> None:
         """Note that the exemplars of an identity change, for this process and the others."""
@@ -339,10 +348,15 @@ class Rows:
         most = self.policy.max_exemplars
         if len(rows) <= most:
             return
-        qualities = np.array([row[2] for row in rows], np.float32)
+        qualities = grades([row[2] for row in rows])
         kept = diverse_rows(self.unpacked([row[1] for row in rows]), qualities, most)
         gone = set(range(len(rows))) - set(kept.tolist())
         self.store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
+
+
+def grades(stored: Sequence[float]) -> Vectors:
+    """Return stored qualities as `(N,)` float32 in 0..1; earlier versions imported any number."""
+    return np.clip(np.array(stored, np.float64), 0.0, 1.0).astype(np.float32)
 
 
 def diverse_rows(vectors: Vectors, qualities: Vectors, most: int) -> NDArray[np.intp]:

@@ -16,7 +16,7 @@ from typing import Any
 from edge_agent.core.encryption import check_plainness
 from edge_agent.core.errors import StorageError
 from edge_agent.core.private import private_folder
-from edge_agent.core.sqlite import Description, connect, database_errors, transaction
+from edge_agent.core.sqlite import Description, connect, database_errors, foreign_content, transaction
 
 _APPLICATION = 0x45414731  # "EAG1": distinguishes a gallery from other SQLite files
 _LAYOUT = 2
@@ -79,6 +79,20 @@ CREATE TABLE pictures (
 ) WITHOUT ROWID;
 CREATE INDEX pictures_by_number ON pictures (number);
 """
+_RULES = {
+    "meta": "typeof(key) = 'text'",
+    "fact": "typeof(key) = 'text' AND typeof(value) = 'text'",
+    "identity": "number > 0 AND typeof(id) = 'text' AND typeof(name) IN ('text', 'null')"
+    " AND kind IN ('auto', 'enrolled') AND typeof(created) = 'real' AND typeof(last_seen) = 'real'"
+    " AND typeof(expires) IN ('real', 'null') AND typeof(ttl) IN ('real', 'null')"
+    " AND typeof(seen) IN ('real', 'null')"
+    " AND typeof(sightings) = 'integer' AND typeof(revision) = 'integer'",
+    "former": "typeof(id) = 'text' AND typeof(number) = 'integer'",
+    "exemplar": "typeof(number) = 'integer' AND typeof(vector) = 'blob' AND typeof(quality) = 'real'"
+    " AND typeof(origin) = 'text' AND typeof(camera) = 'text' AND typeof(time) = 'real'",
+    "pictures": "typeof(camera) = 'text' AND typeof(track) = 'integer' AND typeof(since) = 'real'"
+    " AND typeof(number) IN ('integer', 'null')",
+}
 
 
 class Store:
@@ -217,6 +231,8 @@ class Store:
             raise self.damage(str(result))
         if not self._has_seen():
             self._add_seen()
+        if check and (foreign := foreign_content(self._connection, _RULES)) is not None:
+            raise self.damage(foreign)
 
     def _migrate_layout_1(self) -> None:
         with self.change():

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_agent.core.errors import SpaceMismatch, StorageError
+from edge_agent.core.arrays import MOST_NUMBERS
+from edge_agent.core.errors import InputError, SpaceMismatch, StorageError
+from edge_agent.core.files import parse_json
 from edge_agent.core.locks import FileLock
 from edge_agent.core.sqlite import MEMORY
+from edge_agent.core.text import visible
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.rows import Policy, Rows
 from edge_agent.gallery.store import Store
@@ -49,7 +52,12 @@ class Space:
     def stored(store: Store) -> Space | None:
         """Return the space of a gallery file; None where it has none yet."""
         space = store.meta("space")
-        return None if space is None else Space(space, store.meta("dimension"))
+        if space is None:
+            return None
+        dimension = store.meta("dimension")
+        if not isinstance(space, str) or type(dimension) is not int or not 0 < dimension <= MOST_NUMBERS:
+            raise store.damage("it does not state a usable embedding space")
+        return Space(visible(space), dimension)
 
 
 def owner_lock(gallery: Path) -> FileLock:
@@ -265,7 +273,10 @@ class Facts:
         """Return the value; None when there is none."""
         with self._file.reading() as rows:
             text = rows.store.value("SELECT value FROM fact WHERE key = ?", (key,))
-        return None if text is None else json.loads(text)
+            try:
+                return None if text is None else parse_json(text, key)
+            except InputError as problem:
+                raise rows.store.damage(str(problem)) from problem
 
     def set(self, key: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
         """Store a value; None removes it. A power cut may undo this. ValueError: not JSON, or not finite."""

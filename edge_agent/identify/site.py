@@ -100,8 +100,9 @@ class SiteScores:
     def load(self, stored: Mapping[str, Any]) -> None:
         """Add the pairs of an earlier run."""
         for key, value in stored.get("pairs", {}).items():
-            a, _, b = str(key).partition("|")
-            self.learn(a, b, float(value))
+            people = str(key).split("|")
+            if len(people) == 2 and isinstance(value, (int, float)) and -1.0 <= value <= 1.0:
+                self.learn(people[0], people[1], float(value))
 
     def _compute(self) -> Threshold:
         count = len(self._pairs)
@@ -136,7 +137,7 @@ class ThresholdPolicy:
         self._facts = facts
         self._settings = settings
         stored = facts.get(SITE_FACT)
-        if stored:
+        if isinstance(stored, dict) and isinstance(stored.get("pairs"), dict):
             self.site.load(stored)
         self.in_force = self.current()  # for this frame; joined identities may change the current one
 

@@ -666,3 +666,31 @@ class OutboxMachine(RuleBasedStateMachine):
 
 OutboxMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestAnySequence = OutboxMachine.TestCase
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE event SET body = 'text' WHERE seq = 2",
+        "UPDATE event SET topic = x'ff' WHERE seq = 2",
+        "UPDATE event SET created = 'now' WHERE seq = 2",
+        "UPDATE event SET seq = 9223372036854775807 WHERE seq = 2",
+        "UPDATE event SET gap = 'x' WHERE seq = 2",
+        "INSERT INTO dropped VALUES (7, 3, 'age')",
+        "INSERT INTO dropped VALUES (7, 9223372036854775807, 'age')",
+        "UPDATE meta SET value = 'many'",
+        "CREATE TRIGGER t AFTER INSERT ON event BEGIN DELETE FROM event; END",
+    ],
+)
+def test_content_of_another_program_is_set_aside(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "outbox.db"
+    with outbox_at(path) as outbox:
+        fill(outbox, 3)
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+    with outbox_at(path) as outbox:
+        assert list(tmp_path.glob("outbox.db.damaged-*"))
+        numbers = {message["seq"] for message in take_all(outbox)}
+        assert {1, 3} <= numbers
+        assert outbox.append(BODY, TOPIC) == 4
