@@ -678,7 +678,7 @@ TestAnySequence = OutboxMachine.TestCase
         "UPDATE event SET gap = 'x' WHERE seq = 2",
         "INSERT INTO dropped VALUES (7, 3, 'age')",
         "INSERT INTO dropped VALUES (7, 9223372036854775807, 'age')",
-        "UPDATE meta SET value = 'many'",
+        "INSERT OR REPLACE INTO meta VALUES ('next', 'many')",
         "CREATE TRIGGER t AFTER INSERT ON event BEGIN DELETE FROM event; END",
     ],
 )
