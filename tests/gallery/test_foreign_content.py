@@ -20,8 +20,8 @@ from edge_agent.gallery.gallery import Gallery
 
 D = 4
 COLUMNS = {
-    "identity": ("id", "name", "kind", "created", "last_seen", "expires", "ttl", "seen", "sightings", "revision",
-                 "number"),
+    "identity": ("id", "name", "kind", "created", "last_seen", "expires", "ttl", "seen", "sightings",
+                 "revision", "number"),
     "exemplar": ("vector", "quality", "origin", "camera", "time", "number"),
     "former": ("id", "number"),
     "meta": ("value", "key"),
