@@ -23,7 +23,7 @@ from edge_agent.core.errors import EdgeAgentError, ModelError
 from edge_agent.core.files import MAX_MODEL_BYTES, read_file, read_json
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.private import private_folder
-from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
+from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph, PreprocessProfile
 
 _log = structlog.get_logger(__name__)
 
@@ -92,26 +92,12 @@ def make(prepared: PreparedGraph) -> Golden:
     A new network is also checked for what a start does not repeat: more pictures than one start has, another
     order, and pictures of one colour.
     """
-    from edge_agent.engine.onnxruntime import run_once
-
     profile = prepared.profile
     assert profile is not None  # detectors have no golden crops
     crops = golden_crops(*prepared.input_size)
     plain = np.stack([np.full_like(crops[0], level) for level in (0, 255)])
-    model = read_file(prepared.source, MAX_MODEL_BYTES)
-
-    def run(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        pixels = prepared.as_network_input(profile.apply(pictures))
-        rows = run_once(model, pixels, str(prepared.source)).reshape(len(pictures), -1)
-        if rows.shape[1] != prepared.dimension:
-            raise ModelError(
-                f"{prepared.source} gives {rows.shape[1]} numbers for each of {len(pictures)} pictures, "
-                f"expected {prepared.dimension}: the size depends on the pictures or the batch; {BATCH_HINT}"
-            )
-        return rows
-
     both_ways = np.concatenate((crops, crops[::-1]))
-    rows = run(both_ways)
+    rows, others = _run(prepared, profile, [both_ways, np.concatenate((crops[:3], plain))])
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(rows).all() or not (lengths > 0).all():
         raise ModelError(
@@ -121,13 +107,33 @@ def make(prepared: PreparedGraph) -> Golden:
         )
     unit = (rows / lengths).astype(np.float32)
     if least_cosine(unit[: len(crops)], unit[: len(crops) - 1 : -1]) < LEAST_REPEATED:
-        repeatable = least_cosine(unit, run(both_ways)) >= LEAST_REPEATED
+        (again,) = _run(prepared, profile, [both_ways])
+        repeatable = least_cosine(unit, again) >= LEAST_REPEATED
         raise ModelError(unrepeatable(str(prepared.source), random=not repeatable))
     require_distinct(unit[: len(crops)], str(prepared.source))
-    broken = run(np.concatenate((crops[:3], plain)))[3:]
-    if not np.isfinite(broken).all():
+    if not np.isfinite(others[3:]).all():
         _log.warning("undefined_for_plain_pictures", model=prepared.name, hint="such crops are left out")
     return Golden(prepared.space, unit[: len(crops)], "the original network, run now")
+
+
+def _run(
+    prepared: PreparedGraph, profile: PreprocessProfile, batches: list[NDArray[np.uint8]]
+) -> list[NDArray[np.float32]]:
+    """Return the rows `(N, D)` of the original network for each batch of pictures."""
+    from edge_agent.engine.apart import run_apart
+
+    model, name = read_file(prepared.source, MAX_MODEL_BYTES), str(prepared.source)
+    found = run_apart(model, [prepared.as_network_input(profile.apply(batch)) for batch in batches], name)
+    for batch, result in zip(batches, found, strict=True):
+        if not result.shape or result.shape[0] != len(batch):
+            given = result.shape[0] if result.shape else 0
+            raise ModelError(f"{name} gives {given} rows for {len(batch)} pictures; {BATCH_HINT}")
+        if result.rows is None or result.rows[0].size != prepared.dimension:
+            raise ModelError(
+                f"{name} gives {list(result.shape[1:])} numbers for each of {len(batch)} pictures, expected "
+                f"{prepared.dimension}: the size depends on the pictures or the batch; {BATCH_HINT}"
+            )
+    return [result.rows.reshape(len(result.rows), -1) for result in found if result.rows is not None]
 
 
 def least_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -73,19 +73,21 @@ def open_session(model: bytes, threads: int, what: str) -> onnxruntime.Inference
 
 
 def run_once(model: bytes, batch: NDArray[Any], what: str) -> NDArray[np.float32]:
-    """Run a network once, for checks; ModelError where it cannot be loaded or fails on this batch."""
-    session = open_session(model, 1, what)
+    """Run a network of the agent's own once; ModelError where it cannot be loaded or fails on this batch."""
+    return np.asarray(run_session(open_session(model, 1, what), batch, what), np.float32)
+
+
+def run_session(session: onnxruntime.InferenceSession, batch: NDArray[Any], what: str) -> NDArray[Any]:
+    """Return the first output for a batch; ModelError where it fails or is not an array."""
     try:
         rows = session.run(None, {session.get_inputs()[0].name: batch})[0]
     except Exception as problem:  # as in `open_session`
         raise ModelError(
             f"{what} fails on a batch of {len(batch)}: {one_line(problem)}; {BATCH_HINT}"
         ) from problem
-    if not isinstance(rows, np.ndarray) or not rows.ndim:
+    if not isinstance(rows, np.ndarray):
         raise ModelError(f"{what} gives {type(rows).__name__} instead of a row for each picture")
-    if len(rows) != len(batch):
-        raise ModelError(f"{what} gives {len(rows)} rows for {len(batch)} pictures; {BATCH_HINT}")
-    return np.asarray(rows, np.float32)
+    return rows
 
 
 @dataclass(slots=True)

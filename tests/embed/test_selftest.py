@@ -318,7 +318,7 @@ SIZES = st.lists(st.sampled_from([1, 2, 16, 64, "n", None, -1]), max_size=4)
 TAILS = st.sampled_from([case[0] for case in (*DECLARED_WRONG.values(), *NOT_A_VECTOR.values())])
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(TAILS, st.none() | SIZES, st.sampled_from([1, 7, 10, 11]))
 def test_any_declaration_works_with_the_true_size_or_is_refused(
     tmp_path_factory, tail, says: list[object] | None, kind: int

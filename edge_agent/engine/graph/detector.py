@@ -93,7 +93,7 @@ class DetectorGraph(Rewriter):
         """
         data = self._assembled()
         model, most = self._model, {value.name: _MOST_VALUES for value in self._model.graph.output}
-        inferred = infer(model, model.graph.input[0], 1)
+        inferred = infer(model, model.graph.input[0], [1])
         follow = [] if inferred is None else [*inferred.output, *inferred.value_info]
         for tensor in [*model.graph.output, *follow]:
             count = math.prod(size for size in shape_of(tensor) or [] if size is not None)
@@ -157,7 +157,9 @@ def run_on_pictures(
 
     graph = DetectorGraph(network, layout)
     graph.add_pictures(profile)
-    session = open_session(graph.unreduced(), 0, str(network.path))
+    model = graph.unreduced()
+    network.check_sizes(layout)
+    session = open_session(model, 0, str(network.path))
     names = [value.name for value in session.get_outputs()]
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     for picture in pictures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ def shape_of(value: onnx.ValueInfoProto) -> Shape | None:
     ]
 
 
-def infer(model: onnx.ModelProto, source: onnx.ValueInfoProto, batch: int) -> onnx.GraphProto | None:
-    """Return the network for `batch` pictures with the shapes that follow from its nodes; None without any.
+def infer(
+    model: onnx.ModelProto, source: onnx.ValueInfoProto, sizes: Sequence[int]
+) -> onnx.GraphProto | None:
+    """Return the network with the shapes that follow from its nodes; None where they cannot be inferred.
 
-    Large weights are left out, and everything that the file declares about tensors but the input `source`.
+    `sizes` are those of the first axes of the input `source`: the batch, and perhaps further ones. Large
+    weights are left out, and everything that the file declares about other tensors.
     """
     import onnx
     from onnx import helper
@@ -44,8 +48,9 @@ def infer(model: onnx.ModelProto, source: onnx.ValueInfoProto, batch: int) -> on
             graph.input.append(value)
     for value in graph.input:
         axes = value.type.tensor_type.shape.dim
-        if value.name == source.name and axes:
-            axes[0].dim_value = batch
+        if value.name == source.name:
+            for axis, size in zip(axes, sizes, strict=False):
+                axis.dim_value = size
     for weight in model.graph.initializer:
         if math.prod(weight.dims) <= _SMALL:
             graph.initializer.append(weight)
@@ -60,10 +65,10 @@ def infer(model: onnx.ModelProto, source: onnx.ValueInfoProto, batch: int) -> on
 
 
 def inferred_output(
-    model: onnx.ModelProto, source: onnx.ValueInfoProto, batch: int
+    model: onnx.ModelProto, source: onnx.ValueInfoProto, sizes: Sequence[int]
 ) -> tuple[int, Shape | None]:
-    """Return type (0 if unknown) and shape of the first output for `batch` pictures."""
-    graph = infer(model, source, batch)
+    """Return type (0 if unknown) and shape of the first output; `sizes` as in `infer`."""
+    graph = infer(model, source, sizes)
     if graph is None:
         return 0, None
     value = graph.output[0]

@@ -19,6 +19,7 @@ from edge_agent.core.files import MAX_MODEL_BYTES, read_file
 from edge_agent.engine.graph.inference import Shape, inferred_output, shape_of
 from edge_agent.engine.graph.nodes import OURS, one_line, opset
 from edge_agent.engine.graph.prepared import BATCH_HINT
+from edge_agent.engine.graph.scan import HostileModelError, check_claims, check_encoding, check_sizes
 
 if TYPE_CHECKING:
     import onnx
@@ -77,7 +78,11 @@ class Network:
         except InputError as problem:
             raise ModelError(f"{problem}".replace("cannot read", "cannot read the model", 1)) from problem
         try:
+            check_encoding(data)
             self.model = onnx.load_model_from_string(data)
+            check_claims(self.model)
+        except HostileModelError as problem:
+            raise ModelError(f"{path} {problem}") from problem
         except Exception as problem:  # protobuf's own exception, whose place differs by version
             raise ModelError(f"{path} is not an ONNX file, or is cut off: {one_line(problem)}") from problem
         if not self.model.graph.node:
@@ -91,17 +96,12 @@ class Network:
         self._check_weights()
 
     def _check_weights(self) -> None:
-        """Refuse weights in other files, and weights that are not finite numbers."""
+        """Refuse weights that are not finite numbers."""
         import onnx
         from onnx import numpy_helper
 
         floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
         for weight in self.model.graph.initializer:
-            if weight.data_location == onnx.TensorProto.EXTERNAL:
-                raise ModelError(
-                    f"{self.path} keeps the weight {weight.name!r} in another file; put everything into one "
-                    f'file: onnx.save(onnx.load("{self.path.name}"), "whole.onnx")'
-                )
             if weight.data_type in floats and not np.isfinite(numpy_helper.to_array(weight)).all():
                 raise ModelError(
                     f"{self.path} holds NaN or infinity in the weight {weight.name!r}: it would make every "
@@ -164,7 +164,9 @@ class Network:
         if width > height:
             hint = "crops of people are higher than wide: were the two swapped in the export?"
             _log.warning("input_wider_than_high", file=str(self.path), height=height, width=width, hint=hint)
-        return Layout((height, width), None, channels_last, half)
+        found = Layout((height, width), None, channels_last, half)
+        self.check_sizes(found)
+        return found
 
     def detector_layout(self, wanted: tuple[int, int] | None, usual: tuple[int, int]) -> Layout:
         """Return the layout of the input of a detector, whose size and batch may be dynamic.
@@ -196,6 +198,15 @@ class Network:
         if batch is not None and batch > _MOST_BATCH:
             raise ModelError(f"{what}: its batch axis is fixed at {batch}; export it with a batch of 1")
         return Layout((height, width), batch, channels_last, bool(half), pixels)
+
+    def check_sizes(self, layout: Layout) -> None:
+        """Raise ModelError where a tensor would be too large for one batch of pictures of this layout."""
+        batch = layout.batch or _TRIED
+        planes = [batch, *layout.size, 3] if layout.channels_last else [batch, 3, *layout.size]
+        try:
+            check_sizes(self.model, self.input, planes)
+        except HostileModelError as problem:
+            raise ModelError(f"{self.path} {problem}") from problem
 
     def _picture_axes(self) -> tuple[int | None, list[int | None], bool]:
         """Return batch, height and width, None where dynamic, and whether channels come last."""
@@ -252,7 +263,7 @@ class Network:
         declared, kind = shape_of(value), value.type.tensor_type.elem_type
         if self._is_half(value) is None:
             raise self._unexpected_type("output", value, "FLOAT or FLOAT16 embeddings")
-        true_kind, given = inferred_output(self.model, self.input, _TRIED)
+        true_kind, given = inferred_output(self.model, self.input, [_TRIED])
         if true_kind not in {0, kind}:
             raise ModelError(
                 f"{self.path}: output {value.name!r} is declared {_type_name(kind)} and gives "
@@ -304,11 +315,12 @@ class Network:
 
     def _measured_shape(self) -> Shape:
         """Return the shape of the output, found by a run on empty pictures."""
-        from edge_agent.engine.onnxruntime import run_once
+        from edge_agent.engine.apart import run_apart
 
         shape = [_TRIED, *[size or 1 for size in (shape_of(self.input) or [])[1:]]]
         pictures = np.zeros(shape, np.float16 if self._is_half(self.input) else np.float32)
-        return list(run_once(self.model.SerializeToString(), pictures, str(self.path)).shape)
+        (found,) = run_apart(self.model.SerializeToString(), [pictures], str(self.path))
+        return list(found.shape)
 
 
 def _type_name(kind: int) -> str:
