@@ -42,9 +42,17 @@ def command(
     as_json: arguments.JsonOption = False,
 ) -> None:
     """Run the agent until it is stopped, or until all recordings have been read."""
+    from contextlib import ExitStack
     from dataclasses import asdict
 
-    from edge_agent.cli.service import log_exposed, one_blas_thread, open_streams_at_once, run_until_stopped
+    from edge_agent.cli.native_output import masked_native_output
+    from edge_agent.cli.service import (
+        log_exposed,
+        one_blas_thread,
+        open_streams_at_once,
+        run_until_stopped,
+        stream_secrets,
+    )
 
     one_blas_thread()
     from edge_agent.agent.daemon import Agent
@@ -62,7 +70,11 @@ def command(
     log_exposed(secret_files(settings, config))
     open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
-    with showing(agent), recording(agent, video=video_out, report=report) as finish:
+    with ExitStack() as stack:
+        stack.enter_context(masked_native_output(stream_secrets(settings)))
+        configure_logs(settings)
+        stack.enter_context(showing(agent))
+        finish = stack.enter_context(recording(agent, video=video_out, report=report))
         summary = run_until_stopped(agent, reload=lambda: load(config, values))
         finish(summary)
     print_result(asdict(summary), lambda: summary_lines(summary, settings), as_json=as_json, indent=None)

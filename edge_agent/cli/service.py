@@ -66,6 +66,15 @@ def open_streams_at_once(settings: Settings) -> None:
         os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", RTSP_OPTIONS if rtsp else STREAM_OPTIONS)
 
 
+def stream_secrets(settings: Settings) -> frozenset[str]:
+    """Return what the libraries that read streams must not write to standard error; none without a stream."""
+    from edge_agent.core.config import secrets_of
+    from edge_agent.source.address import source_kind
+
+    streams = any(source_kind(source.url) == "stream" for source in settings.sources if source.enabled)
+    return secrets_of(settings) if streams else frozenset()
+
+
 def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = None) -> Summary:
     """Run until the end or a clean stop by SIGINT or SIGTERM; SIGHUP reloads the settings.
 
