@@ -45,16 +45,10 @@ def command(
     from contextlib import ExitStack
     from dataclasses import asdict
 
+    from edge_agent.cli import service
     from edge_agent.cli.native_output import masked_native_output
-    from edge_agent.cli.service import (
-        log_exposed,
-        one_blas_thread,
-        open_streams_at_once,
-        run_until_stopped,
-        stream_secrets,
-    )
 
-    one_blas_thread()
+    service.one_blas_thread()
     from edge_agent.agent.daemon import Agent
     from edge_agent.agent.outputs import Outputs
     from edge_agent.agent.status import configure_logs
@@ -67,14 +61,14 @@ def command(
     )  # fmt: skip
     settings = load(config, values)
     configure_logs(settings)
-    log_exposed(secret_files(settings, config))
-    open_streams_at_once(settings)
+    service.log_exposed(secret_files(settings, config))
+    service.open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     with ExitStack() as stack:
-        stack.enter_context(masked_native_output(stream_secrets(settings)))
-        configure_logs(settings)
+        stack.enter_context(masked_native_output(service.stream_secrets(settings)))
+        configure_logs(settings)  # again, to the stream that is not masked twice
         stack.enter_context(showing(agent))
         finish = stack.enter_context(recording(agent, video=video_out, report=report))
-        summary = run_until_stopped(agent, reload=lambda: load(config, values))
+        summary = service.run_until_stopped(agent, reload=lambda: load(config, values))
         finish(summary)
     print_result(asdict(summary), lambda: summary_lines(summary, settings), as_json=as_json, indent=None)

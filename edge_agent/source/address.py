@@ -37,7 +37,7 @@ def source_kind(address: str) -> SourceKind:
     Raises:
         SourceError: unknown kind; the message names the known ones.
     """
-    if re.fullmatch(r"usb:\d+|/dev/.+", address):
+    if re.fullmatch(r"usb:\d+|/dev/.+", address) and not (may_hide_login(address) and not _exists(address)):
         return "usb"
     if re.fullmatch(r"csi(:\d+)?", address):
         return "csi"

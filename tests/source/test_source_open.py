@@ -161,6 +161,7 @@ def test_an_id_holds_nothing_that_is_masked(url, identity):
         "udp://secretpw@192.0.2.1:1234",
         "srt://192.0.2.1:9000?passphrase=secretpw",
         "file://me:secretpw@192.0.2.1/clip.mp4",
+        "/dev/video0?user-pw=secretpw",
     ],
 )
 def test_what_is_no_source_is_refused_without_its_login(url):
