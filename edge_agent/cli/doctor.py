@@ -124,6 +124,7 @@ class _Checks:
         if (settings := self._settings) is None:
             return
         yield "state folder", lambda: configuration.state_folder(settings.state_dir)
+        yield "clock step", lambda: configuration.clock(settings.state_dir)
         if self._has_onnxruntime:
             yield "model", lambda: self._model(settings)
             yield "detector", lambda: configuration.detectors(settings)

@@ -252,12 +252,14 @@ def enrol(
     pictures, qualities = _graded(settings, images, force=force)
     folder = state_folder(settings.state_dir)
     calibration = current_calibration(settings.engine, folder)
+    clock = Clock.existing(folder / CLOCK_FILE)
     with (
         open_embedder(settings.engine, settings.quality, folder, calibration) as embedder,
-        open_gallery(settings, embedder.info, Clock.existing(folder / CLOCK_FILE)) as gallery,
+        open_gallery(settings, embedder.info, clock) as gallery,
     ):
         vectors = embedder.embed_images(pictures)
-        person = _enrol(gallery, person_name, images, vectors, qualities)
+        now = (clock or Clock()).label()
+        person = _enrol(gallery, person_name, images, vectors, qualities, now)
         _audit(gallery, "enrol", exemplars=person.exemplars)
     graded = [{"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)]
     text = f"{_called(person)} ({person.id}): {person.exemplars} exemplar(s)"
@@ -308,10 +310,9 @@ def _enrol(
     paths: Sequence[Path],
     vectors: NDArray[np.float32],
     qualities: Sequence[float],
+    time: float,
 ) -> Identity:
     """Enrol a new person, or add exemplars to the one of that name; each picture is its own origin."""
-    import time
-
     import numpy as np
 
     from edge_agent.core.files import sha256_file
@@ -319,7 +320,7 @@ def _enrol(
     number = next((one.number for one in gallery.identities() if one.name == label.strip()), None)
     for path, vector, quality in zip(paths, vectors, qualities, strict=True):
         row, grade, origin = vector[None], np.array([quality]), f"enrol:{sha256_file(path)[:16]}"
-        seen: dict[str, Any] = {"origin": origin, "camera": "", "time": time.time()}
+        seen: dict[str, Any] = {"origin": origin, "camera": "", "time": time}
         if number is None:
             number = gallery.enrol(row, grade, name=label, kind="enrolled", **seen).number
         else:

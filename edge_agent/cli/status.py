@@ -29,6 +29,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"  version {found.get('version')}, process {found.get('pid')}, up {_span(found.get('uptime_s'))}"
     if not found.get("watchdog", {}).get("fed", True):
         yield "  the watchdog is not fed: the service manager will restart the agent"
+    if clock := found.get("clock"):
+        yield f"clock: {clock['state']}, {clock['text']}"
     yield from _table("stages", (_stage(one) for one in found.get("stages", ())))
     yield from _table("sources", (_source(one) for one in found.get("sources", ())))
     if delivery := found.get("delivery"):

@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +40,6 @@ class CropFile:
     size: int
     is_link: bool = False
 
-    @property
-    def age(self) -> float:
-        """Seconds since its modification; negative where another machine's clock is ahead."""
-        return time.time() - self.modified_ns / 1e9
-
 
 def crop_file(entry: os.DirEntry[str]) -> CropFile | None:
     """Return a directory entry that is a picture, or a link with the name of one; None for all others.
@@ -63,28 +58,36 @@ def crop_file(entry: os.DirEntry[str]) -> CropFile | None:
 
 
 class FolderScan:
-    """State between two scans of a folder."""
+    """State between two scans of a folder.
 
-    def __init__(self) -> None:
+    `moment` is a clock without jumps, see `core.clock`. The wall clock may jump, and a file has the time of
+    the clock with which it was written. So a file counts as old only where both clocks say so; of all others,
+    the time since they were first seen counts.
+    """
+
+    def __init__(self, moment: Callable[[], float]) -> None:
         self.unfinished = True
         """Whether crops were left for the next scan."""
+        self._moment = moment
         self._modified_ns = -1
-        self._scanned = self._pruned = -math.inf
-        self._young: dict[str, tuple[int, int, float]] = {}
+        self._scanned = self._pruned = self._noticed = -math.inf
+        self._young: dict[str, tuple[CropFile, float]] = {}
+        self._young_before: dict[str, tuple[CropFile, float]] = {}
+        self._unusable: dict[CropFile, float] = {}
 
     def due(self, modified_ns: int) -> bool:
         """Whether anything can be new: 100,000 names need not be listed twice a second."""
         stale = time.monotonic() - self._scanned > _FULL_SCAN_SECONDS
-        fresh = abs(time.time() - modified_ns / 1e9) < _CLOCK_TICK_SECONDS
+        fresh = time.monotonic() - self._noticed < _CLOCK_TICK_SECONDS
         return self.unfinished or fresh or stale or modified_ns != self._modified_ns
 
     def begin(self, modified_ns: int) -> None:
         """Start a scan of all names."""
         self.unfinished = False
-        self._modified_ns = modified_ns
         self._scanned = time.monotonic()
-        if len(self._young) > MAX_LISTED:
-            self._young.clear()  # they are checked again, and wait a little longer
+        if modified_ns != self._modified_ns:
+            self._modified_ns, self._noticed = modified_ns, self._scanned
+        self._young, self._young_before = {}, self._young
 
     def pruning_due(self) -> bool:
         """Whether a day has passed since the last removal of files that are gone; starts the next day."""
@@ -95,18 +98,30 @@ class FolderScan:
 
     def settled(self, file: CropFile, seconds: float) -> bool:
         """Whether the file has not changed for `seconds`, by its own time or between scans."""
-        if file.age >= seconds:
-            self._young.pop(file.name, None)
+        if self._age(file) >= seconds:
             return True
-        # Its time is recent, or in the future because of another machine's clock.
-        size, modified_ns, since = self._young.get(file.name, (-1, -1, 0.0))
-        if (size, modified_ns) != (file.size, file.modified_ns):
-            self._young[file.name] = (file.size, file.modified_ns, time.monotonic())
+        # Its time is recent, or in the future because of another clock.
+        now = time.monotonic()
+        before, since = self._young_before.get(file.name, (None, now))
+        if before != file:
+            self._young[file.name] = (file, now)
             return False
-        if time.monotonic() - since < seconds:
+        if now - since < seconds:
+            self._young[file.name] = (file, since)
             return False
-        del self._young[file.name]
         return True
+
+    def out_of_patience(self, file: CropFile, seconds: float) -> bool:
+        """Whether a file that is not usable yet has had `seconds` to become so."""
+        if self._age(file) >= seconds:
+            return True
+        if len(self._unusable) > MAX_LISTED:
+            self._unusable.clear()  # they wait a little longer
+        return time.monotonic() - self._unusable.setdefault(file, time.monotonic()) >= seconds
+
+    def _age(self, file: CropFile) -> float:
+        """Return the seconds since its modification; negative where another clock is ahead."""
+        return min(time.time(), self._moment()) - file.modified_ns / 1e9
 
 
 class CropLedger:

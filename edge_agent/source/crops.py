@@ -27,7 +27,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ class CropFolderSource:
     `yard-hall`). Polls the folder, so that it works on any file system, network shares included.
 
     Subfolders and names that start with a dot are ignored, symbolic links are refused. `state_path` is an
-    SQLite file that records the acknowledged crops; it is made when missing.
+    SQLite file that records the acknowledged crops; it is made when missing. `now` gives Unix seconds that
+    never jump, see `core.clock`.
     """
 
     live = False
@@ -95,12 +96,15 @@ class CropFolderSource:
         folder: str | Path,
         state_path: str | Path,
         options: CropFolderOptions,
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.id = id
         self.folder = Path(folder)
         self._shown = public_source(shown(self.folder))
         self.ends = options.once
         self._options = options
+        self._now = now
         self._ledger = CropLedger(Path(state_path))
         self._describer = CropDescriber(id, self.folder, options.fps, options.start_time)
         self._numbers = itertools.count(1)
@@ -119,8 +123,8 @@ class CropFolderSource:
             StorageError: the state cannot be read or written.
         """
         if self._describer.start_time is None:
-            self._describer.start_time = time.time()
-        scan = FolderScan()
+            self._describer.start_time = self._now()
+        scan = FolderScan(self._now)
         with self._ledger.opened():
             if self._options.delete:
                 for file in self._ledger.acknowledged():  # a kill came before their deletion
@@ -302,7 +306,7 @@ class CropFolderSource:
         try:
             yield
         except UnusableCrop as problem:
-            if not problem.final and abs(file.age) < _PATIENCE_SECONDS:
+            if not problem.final and not scan.out_of_patience(file, _PATIENCE_SECONDS):
                 scan.unfinished = True
                 return
             self._refuse(file, str(problem))

@@ -94,7 +94,7 @@ def open_source(
         if state is None:
             raise SourceError(f"source {name}: a folder of crops needs a state folder (--state)")
         return CropFolderSource(
-            name, local_path(url), state / f"crops-{name}.sqlite", options(CropFolderOptions)
+            name, local_path(url), state / f"crops-{name}.sqlite", options(CropFolderOptions), now=now
         )
     from edge_agent.source import cameras
 

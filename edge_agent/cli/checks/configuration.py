@@ -130,6 +130,20 @@ def _space(folder: Path) -> Finding:
     return Finding("disk", "ok", found)
 
 
+def clock(folder: Path) -> list[Finding]:
+    """Check the system clock against the time that the agent has counted, see `core.clock`."""
+    from edge_agent.core.clock import CLOCK_FILE, Clock
+
+    known = Clock.existing(folder / CLOCK_FILE)
+    if known is None:
+        return []
+    state = known.state()
+    if state.state == "stepped":
+        advice = "correct it, or let NTP do so: timedatectl; the agent erases nobody because of it"
+        return [Finding("clock step", "warning", str(state), advice)]
+    return [Finding("clock step", "ok", "the system clock has not left the time that has passed")]
+
+
 def gallery(settings: Settings, engine: EngineInfo | None) -> list[Finding]:
     """Check that the gallery can be read and fits the model."""
     from edge_agent.core.encryption import database_key

@@ -6,7 +6,6 @@ crash or a hang is a finding like any other.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import json
 import os
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from edge_agent.health.telemetry import Reading
 
 WARM_C = 90.0  # an Orin throttles at 99 C
-_TIME_ERROR = 5  # from sys/timex.h
 
 _JETPACK = {"35": "5", "36": "6", "38": "7", "39": "7"}  # JetPack by L4T major version
 
@@ -263,12 +261,10 @@ def jtop(root: Path, *, on_board: bool) -> list[Finding]:
 
 
 def clock() -> list[Finding]:
-    """Check whether the clock of the kernel is synchronised (adjtimex(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    state = libc.adjtimex(ctypes.create_string_buffer(512))  # struct timex, 208 bytes; all zero: query only
-    if state < 0:
-        return [Finding("clock", "note", f"cannot be queried: {os.strerror(ctypes.get_errno())}")]
-    if state == _TIME_ERROR:
-        advice = "timedatectl set-ntp true; times of events and expiry follow this clock"
+    """Check whether the clock is synchronised."""
+    from edge_agent.core.clock import SystemTime
+
+    if not SystemTime().synchronised():
+        advice = "timedatectl set-ntp true; until then times of events are marked as uncertain"
         return [Finding("clock", "warning", "not synchronised", advice)]
     return [Finding("clock", "ok", "synchronised")]

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -129,7 +128,8 @@ class PlanStore:
         """Remove plans that are not needed, the quarantine, and files of interrupted writes.
 
         Plans of the last `unused_s` seconds (built or loaded) stay, and those of the active engine and
-        of the one before it, also for another TensorRT or driver, which may come back.
+        of the one before it, also for another TensorRT or driver, which may come back. These seconds end with
+        the latest use of any plan, since the wall clock may be ahead.
 
         Raises:
             InputError: `active.json` is damaged. Nothing is removed, since it is unknown what is in use.
@@ -139,12 +139,9 @@ class PlanStore:
             return Pruned((), 0, 0)
         with self._own.locked():
             active = self._active.read()
-            unused_since = time.time() - unused_s
-            gone = [
-                entry.key
-                for entry in (self._entry(key, active, None, digests=False) for key in self._keys())
-                if entry.role is None and entry.used <= unused_since
-            ]
+            entries = [self._entry(key, active, None, digests=False) for key in self._keys()]
+            unused_since = max((entry.used for entry in entries), default=0.0) - unused_s
+            gone = [entry.key for entry in entries if entry.role is None and entry.used <= unused_since]
             freed = sum(_remove(path) for key in gone for path in (self._manifest(key), self._plan(key)))
             litter = [*self.folder.glob("*/.*.tmp"), *self.folder.glob(".*.tmp")]
             litter += self._own.quarantine.glob("*")
