@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +20,7 @@ from edge_agent.core.events import (
     RecalibrateCommand,
     StatsCommand,
 )
+from edge_agent.core.pictures import MAX_CROP_PIXELS, decode_picture
 from edge_agent.embed.quality import QualityGate, grade_picture
 from edge_agent.gallery import audit
 from edge_agent.gallery.erasure import Erasure, forget
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.gallery.rows import Identity
     from edge_agent.identify import Identifier
-
-MAX_CROP_PIXELS = 4_000_000
-"""Limit of the decoded picture of a command."""
 
 _REQUESTER = "mqtt"
 """Name in the audit file."""
@@ -75,7 +71,9 @@ class CommandHandlers:
         by_track = command.camera is not None and command.track_id is not None
         if by_track == (command.crop is not None):
             raise InputError("enrol takes either camera and track_id, or crop")
-        number = self.tasks.call(lambda: self._enrol(command))
+        # Decoded and judged here, on the thread of the commands: the driving thread has cameras to serve.
+        picture = None if command.crop is None else self._usable_picture(command.crop)
+        number = self.tasks.call(lambda: self._enrol(command, picture))
         identity = self.gallery.get(number)
         audit.record(self.state, "enrol", _REQUESTER, exemplars=identity.exemplars)
         return {"identity_id": identity.id, "name": identity.name, "exemplars": identity.exemplars}
@@ -128,15 +126,24 @@ class CommandHandlers:
         audit.record(self.state, "recalibrate", _REQUESTER, pairs=pairs)
         return {"forgotten_pairs": pairs}
 
-    def _enrol(self, command: EnrolCommand) -> int:
-        if command.crop is None:
-            return self.identifier.enrol_track(command.camera or "", command.track_id or 0, command.name)
-        picture = _decode(command.crop)
+    def _usable_picture(self, text: str) -> tuple[NDArray[np.uint8], float]:
+        """Decode a base64 JPEG or PNG to `(H, W, 3)` uint8 BGR; return it and its quality, 0..1."""
+        try:
+            encoded = base64.b64decode(text, validate=True)
+        except ValueError:  # binascii.Error is one
+            raise InputError("crop is not base64") from None
+        picture = decode_picture(encoded, "crop", max_pixels=MAX_CROP_PIXELS)
         quality, reason = grade_picture(self.gate, picture)
         if reason:
             raise InputError(f"the picture is not a usable picture of one person: {reason}")
+        return picture, quality
+
+    def _enrol(self, command: EnrolCommand, picture: tuple[NDArray[np.uint8], float] | None) -> int:
+        if picture is None:
+            return self.identifier.enrol_track(command.camera or "", command.track_id or 0, command.name)
+        image, quality = picture
         identity = self.gallery.enrol(
-            self.embed([picture]),
+            self.embed([image]),
             np.array([quality], np.float32),
             name=command.name,
             kind="enrolled",
@@ -145,17 +152,3 @@ class CommandHandlers:
             time=command.issued,
         )
         return identity.number
-
-
-def _decode(text: str) -> NDArray[np.uint8]:
-    """Decode a base64 JPEG or PNG: `(H, W, 3)` uint8 BGR."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raise InputError("crop is not base64") from None
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if found is None:
-        raise InputError("crop is not a JPEG or PNG picture")
-    if found.shape[0] * found.shape[1] > MAX_CROP_PIXELS:
-        raise InputError(f"crop is larger than {MAX_CROP_PIXELS} pixels; crop it to the person")
-    return np.asarray(found, np.uint8)
