@@ -65,5 +65,7 @@ def comparison_lines(document: dict[str, Any]) -> list[str]:
     first = document["networks"][0]
     titles = heads(document)
     shown = table(titles, rows(document), right=titles[1:5], wrap=titles[5])
-    facts = f"{first['queries_evaluated']} queries against {first['gallery']} gallery crops"
-    return [f"{facts}; differences in percentage points, {document['interval_method']}", *shown]
+    queries = first["queries"] + first["queries_dropped"]
+    facts = f"{first['queries_evaluated']} of {queries} queries against {first['gallery']} gallery crops"
+    warnings = [f"warning: {note}" for note in first["notes"]]
+    return [f"{facts}; differences in percentage points, {document['interval_method']}", *shown, *warnings]

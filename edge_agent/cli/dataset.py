@@ -102,6 +102,7 @@ def _document(
         "root": shown(dataset.root),
         "splits": splits,
         "decoded": checked,
+        "notes": dataset.notes(),
         "problems": [{"path": shown(problem.path), "reason": problem.reason} for problem in problems],
     }
 
@@ -133,6 +134,7 @@ def _table(document: dict[str, Any]) -> list[str]:
         rows.append([split, *cells, str(counts["distractor_images"]), str(counts["junk_images"])])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines += [f"warning: {note}" for note in document["notes"]]
     problems = document["problems"]
     if problems:
         lines.append(f"{len(problems)} files cannot be used:")

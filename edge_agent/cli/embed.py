@@ -14,6 +14,7 @@ from edge_agent.offline.dataset import Split
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_agent.offline.dataset import Problem
     from edge_agent.offline.evaluate.embedding import CropEmbedder, EmbeddedPaths
 
 
@@ -44,11 +45,13 @@ def command(
     configure("warning")
     check_suffix(output)
     arguments.require_folders(output)
-    paths = _pictures(source, tuple(split or ()))
+    paths, unusable = pictures_of(source, tuple(split or ()))
     with Network(model, preprocess, backend, precision, raw).open() as (embedder, description):
         done = with_progress(embedder, paths, "crops")
     facts = {**description, "unit_length": not raw, "input": shown(source)}
-    left_out = [{"path": shown(problem.path), "reason": problem.reason} for problem in done.problems]
+    left_out = [
+        {"path": shown(problem.path), "reason": problem.reason} for problem in (*unusable, *done.problems)
+    ]
     names = [_name(paths[row], source, output) for row in done.rows]
     files = write_embeddings(output, names, done.vectors, {**facts, "left_out": left_out})
     result = {
@@ -69,21 +72,23 @@ def with_progress(embedder: CropEmbedder, paths: Sequence[Path], what: str) -> E
         return embed_paths(embedder, paths, advance=bar.advance)
 
 
-def _pictures(source: Path, splits: tuple[Split, ...]) -> list[Path]:
+def pictures_of(source: Path, splits: tuple[Split, ...]) -> tuple[list[Path], Sequence[Problem]]:
+    """Return the pictures, and files of a data set that cannot be used, such as misnamed ones."""
     from edge_agent.core.errors import InputError
     from edge_agent.core.pictures import list_pictures
     from edge_agent.offline.dataset import MarketDataset
 
     present = tuple(split for split in Split if (source / split.folder).is_dir())
     if present:
-        return [crop.path for crop in MarketDataset.open(source, splits or present).crops]
+        dataset = MarketDataset.open(source, splits or present)
+        return [crop.path for crop in dataset.crops], dataset.problems
     if splits:
         raise InputError(f"{source} is not a data set in Market-1501 layout, so it has no splits to choose")
     if source.is_dir():
-        return list(list_pictures(source))
+        return list(list_pictures(source)), ()
     if not source.is_file():
         raise InputError(f"no picture, folder or data set {source}")
-    return [source]
+    return [source], ()
 
 
 def _name(path: Path, source: Path, output: Path) -> str:
@@ -102,6 +107,6 @@ def _summary(result: dict[str, Any]) -> list[str]:
     lines = [f"{result['embedded']} embeddings of {result['dimension']} numbers"]
     lines += [f"  {path}" for path in result["files"]]
     if result["left_out"]:
-        lines.append(f"left out since unreadable: {len(result['left_out'])}")
+        lines.append(f"left out since unusable: {len(result['left_out'])}")
         lines += [f"  {problem['path']} {problem['reason']}" for problem in result["left_out"][:20]]
     return lines

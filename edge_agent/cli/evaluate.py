@@ -163,7 +163,12 @@ def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options)
 
 
 def _document(done: Evaluation, facts: dict[str, Any], dataset: MarketDataset | None) -> dict[str, Any]:
-    about = None if dataset is None else {"root": str(dataset.root), "left_out": len(dataset.problems)}
+    from edge_agent.core.files import shown
+
+    about = None
+    if dataset is not None:
+        problems = [{"path": shown(one.path), "reason": one.reason} for one in dataset.problems]
+        about = {"root": str(dataset.root), "left_out": len(problems), "problems": problems}
     return {**done.document(), "dataset": about, **facts, "versions": _versions()}
 
 
@@ -229,7 +234,8 @@ def _summary(evaluation: Evaluation, document: dict[str, Any]) -> list[str]:
     shares = "  ".join(f"{key} {100 * document[key]:.1f} %" for key in keys)
     lines = [
         _title(document),
-        f"  {document['queries_evaluated']} of {document['queries']} queries ranked against "
+        f"  {document['queries_evaluated']} of {document['queries'] + document['queries_dropped']} queries "
+        f"ranked against "
         f"{document['gallery']} gallery crops; junk rule {document['junk_rule']}, "
         f"re-ranking {document['reranking'] or 'off'}",
         f"  {shares}",
@@ -247,6 +253,12 @@ def _summary(evaluation: Evaluation, document: dict[str, Any]) -> list[str]:
             low, high = point.fnmr_ci
             missed = f"FNMR {100 * point.fnmr:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
         lines.append(f"  FMR {point.target_fmr:g}: cosine {point.threshold:.4f}, {missed}")
+    lines += [f"  warning: {note}" for note in document["notes"]]
+    if document["dataset"] and document["dataset"]["problems"]:
+        lines.append(
+            f"  left out since unusable: {len(document['dataset']['problems'])} files, such as misnamed "
+            "ones (--json lists them)"
+        )
     if document["unreadable"]:
         lines.append(f"  left out since unreadable: {len(document['unreadable'])} crops (--json lists them)")
     return lines

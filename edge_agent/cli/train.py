@@ -10,12 +10,14 @@ from typer import Argument, Option
 
 from edge_agent.cli.arguments import JsonOption, require_torch
 from edge_agent.cli.output import console, print_result, progress_bar
+from edge_agent.core.files import shown
+from edge_agent.offline.dataset import Split
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from edge_agent.offline.train.checkpoint import Checkpoint
-    from edge_agent.offline.train.data import Pictures
+    from edge_agent.offline.train.data import Pictures, PictureSet
     from edge_agent.offline.train.loop import Evaluation, Trainer
     from edge_agent.offline.train.spec import Spec
 
@@ -55,19 +57,45 @@ def _train(plan: Spec, folder: Path, *, resume: bool, screen: Console) -> dict[s
 
     _warn_of_unused(plan, screen)
     start = _checkpoint_to_resume(plan, folder, resume=resume)
-    pictures = _decoded(plan, "train_dataset_dir", folder, screen, people=True)
+    pictures = _decoded(plan, "train_dataset_dir", folder, screen, Split.TRAIN)
     evaluation = _evaluation(plan, folder, screen)
     with RunLog(folder, epochs=plan.train.num_epochs, console=screen, resumed=start is not None) as log:
         trainer = Trainer(plan, pictures, folder=folder, evaluation=evaluation, watcher=log, resume=start)
         latest = _run_until_signal(trainer)
-    history = trainer.history
+    history, left_out = trainer.history, pictures.left_out
     return {
         "checkpoint": str(latest),
         "best": max((row["mAP"] for row in history), default=None),
         "history": history,
         "identities": len(pictures.people),
         "pictures": len(pictures.labels),
+        "left_out": {
+            "distractors": left_out.distractors,
+            "junk": left_out.junk,
+            "unusable": [{"path": shown(one.path), "reason": one.reason} for one in left_out.unusable],
+        },
     }
+
+
+def warn_of_left_out(found: PictureSet, split: Split, screen: Console) -> None:
+    """Warn of pictures that are not used for their numbers or names."""
+    for note in found.left_out.notes:
+        screen.print(f"warning: {note}", style="yellow")
+    if split is Split.TRAIN and found.left_out.notes:
+        people = len(set(found.identities.tolist()))
+        more = people + (found.left_out.distractors > 0)
+        screen.print(
+            f"without them, {people} people are trained (num_classes {people}); "
+            f"numbered from 1, num_classes is {more} or more",
+            style="yellow",
+        )
+    if found.left_out.unusable:
+        first = found.left_out.unusable[0]
+        screen.print(
+            f"warning: {len(found.left_out.unusable)} files cannot be used; the first, "
+            f"{shown(first.path)}, {first.reason}",
+            style="yellow",
+        )
 
 
 def _warn_of_unused(plan: Spec, screen: Console) -> None:
@@ -95,7 +123,7 @@ def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoi
     return None
 
 
-def _decoded(plan: Spec, field: str, folder: Path, screen: Console, *, people: bool) -> Pictures:
+def _decoded(plan: Spec, field: str, folder: Path, screen: Console, split: Split) -> Pictures:
     """Return the pictures of one of the spec's folders, at the input size of the network."""
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.train.data import decode, read_folder
@@ -103,7 +131,8 @@ def _decoded(plan: Spec, field: str, folder: Path, screen: Console, *, people: b
     source: Path | None = getattr(plan.dataset, field)
     if source is None:
         raise ConfigError(f"dataset.{field} is missing: name a folder of crops in Market-1501 layout")
-    found = read_folder(source, people_only=people)
+    found = read_folder(source, split)
+    warn_of_left_out(found, split, screen)
     pool = plan.edge_agent.input_pool
     with progress_bar(f"decoding {source.name}", len(found.paths), screen=screen) as bar:
         return decode(
@@ -125,8 +154,8 @@ def _evaluation(plan: Spec, folder: Path, screen: Console) -> Evaluation | None:
         return None
     if data.query_dataset_dir is None or data.test_dataset_dir is None:
         raise ConfigError("evaluation needs both dataset.query_dataset_dir and dataset.test_dataset_dir")
-    query = _decoded(plan, "query_dataset_dir", folder, screen, people=False)
-    gallery = _decoded(plan, "test_dataset_dir", folder, screen, people=False)
+    query = _decoded(plan, "query_dataset_dir", folder, screen, Split.QUERY)
+    gallery = _decoded(plan, "test_dataset_dir", folder, screen, Split.GALLERY)
     return Validation(query, gallery, plan.re_ranking).figures
 
 

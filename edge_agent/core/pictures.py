@@ -38,9 +38,13 @@ _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marke
 _READ_AHEAD_BYTES = 8
 """Bytes that libjpeg may have taken into its buffer beyond the last code."""
 
+_LARGEST = (1 << 63) - 1
+"""Of a number in a name: arrays and databases have 64 bits."""
+_NUMBER = r"0*\d{1,19}"
 _NAME = re.compile(
-    r"(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s(?P<sequence>\d+))?_f?(?P<frame>\d+)(?:_.*)?\.(?:jpg|jpeg|png)",
-    re.IGNORECASE,
+    rf"(?P<pid>-1|{_NUMBER})_c(?P<camid>{_NUMBER})(?:s(?P<sequence>{_NUMBER}))?_f?(?P<frame>{_NUMBER})"
+    r"(?:_.*)?\.(?:jpg|jpeg|png)",
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -55,12 +59,17 @@ class CropName:
 
 
 def parse_crop_name(name: str) -> CropName | None:
-    """Parse `PPPP_cCsS_FFFFFF_NN.jpg` (without folder); None for another form."""
+    """Parse `PPPP_cCsS_FFFFFF_NN.jpg` (without folder); None for another form, or a number beyond 64 bits.
+
+    Zeros in front do not count: `1` and `0001` are one person.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    sequence = None if match["sequence"] is None else int(match["sequence"])
-    return CropName(int(match["pid"]), int(match["camid"]), sequence, int(match["frame"]))
+    pid, camid, sequence, frame = (None if text is None else int(text) for text in match.groups())
+    if pid is None or camid is None or frame is None or max(pid, camid, sequence or 0, frame) > _LARGEST:
+        return None
+    return CropName(pid, camid, sequence, frame)
 
 
 def list_pictures(folder: Path) -> tuple[Path, ...]:

@@ -35,6 +35,8 @@ JUNK = -1
 DISTRACTOR = 0
 """Person number of people who match no query."""
 
+EXPECTED_NAME = "expected PPPP_cCsS_FFFFFF_NN, as in 0002_c1s1_000451_03.jpg, with numbers of at most 64 bits"
+
 _IGNORED = frozenset({"thumbs.db", "desktop.ini"})  # Market-1501's archive has a Thumbs.db in each folder
 
 
@@ -128,6 +130,27 @@ class SyntheticList:
         return crop.pid in self.identities or crop.camid in self.cameras
 
 
+def numbering_notes(split: Split, pids: Sequence[int]) -> list[str]:
+    """Return what is left out of queries or training pictures for its person number, and how to mend it.
+
+    Market-1501 has no distractors and no junk there: a set that has is numbered from 0, or by other rules.
+    """
+    what = {Split.QUERY: "queries", Split.TRAIN: "training pictures"}[split]
+    strangers, bad = (sum(pid == number for pid in pids) for number in (DISTRACTOR, JUNK))
+    notes = []
+    if strangers:
+        notes.append(
+            f"{strangers} of {len(pids)} {what} are person 0000, which counts as a distractor in "
+            "Market-1501; number people from 1"
+        )
+    if bad:
+        notes.append(
+            f"{bad} of {len(pids)} {what} are person -1, which counts as junk in Market-1501; "
+            "give them their person's number, from 1 on, or remove them"
+        )
+    return notes
+
+
 @dataclass(frozen=True, slots=True)
 class SplitStatistics:
     """Counts of one split, or of its real or synthetic part.
@@ -175,7 +198,7 @@ class MarketDataset:
         found: dict[Split, tuple[Crop, ...]] = {}
         problems: list[Problem] = []
         for split in splits:
-            crops, refused = _list_split(root, split)
+            crops, refused = list_crops(root / split.folder, split)
             if not crops:
                 raise DatasetError(_why_empty(root, split, refused))
             found[split] = tuple(crops)
@@ -207,6 +230,13 @@ class MarketDataset:
             parts[split] = (SplitStatistics.of(real), SplitStatistics.of(rendered))
         return parts
 
+    def notes(self) -> list[str]:
+        """Return `numbering_notes` of queries and training pictures, as far as they were opened."""
+        listed = ((split, self.splits.get(split, ())) for split in (Split.QUERY, Split.TRAIN))
+        return [
+            note for split, crops in listed for note in numbering_notes(split, [one.pid for one in crops])
+        ]
+
     def check_pictures(self) -> Iterator[Problem | None]:
         """Decode every crop; yield None for a good one and a Problem for a broken one."""
         for crop in self.crops:
@@ -234,11 +264,10 @@ def _require_layout(root: Path) -> None:
     raise DatasetError(f"{root} is not in Market-1501 layout: it has none of the folders {listed}")
 
 
-def _list_split(root: Path, split: Split) -> tuple[list[Crop], list[Problem]]:
-    """Usable crops and unusable files of one split, each sorted by name."""
+def list_crops(folder: Path, split: Split) -> tuple[list[Crop], list[Problem]]:
+    """Return usable crops and unusable files of the folder of one split, each sorted by name."""
     crops: list[Crop] = []
     problems: list[Problem] = []
-    folder = root / split.folder
     paths = folder.iterdir() if folder.is_dir() else ()
     for path in sorted(paths, key=lambda path: path.name):
         if path.name.startswith(".") or path.name.lower() in _IGNORED:
@@ -259,7 +288,7 @@ def _check(path: Path) -> tuple[str, CropName | None]:
         return "is not a picture (.jpg, .jpeg or .png)", None
     name = parse_crop_name(path.name)
     if name is None:
-        return "is misnamed: expected PPPP_cCsS_FFFFFF_NN, as in 0002_c1s1_000451_03.jpg", None
+        return f"is misnamed: {EXPECTED_NAME}", None
     try:
         native_path(path.name)
     except InputError:

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[train]'")
 
 from edge_agent.core.errors import DatasetError, ModelError
+from edge_agent.offline.dataset import Split
 from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.checkpoint import load_pretrained
 from edge_agent.offline.train.data import identity_batches, shuffled_batches
@@ -371,10 +372,10 @@ def test_a_folder_without_people_is_refused(tmp_path: Path):
     from edge_agent.offline.train.data import read_folder
 
     with pytest.raises(DatasetError):
-        read_folder(tmp_path, people_only=True)
+        read_folder(tmp_path, Split.TRAIN)
     (tmp_path / "-1_c1s1_000001_00.jpg").write_bytes(b"x")
     with pytest.raises(DatasetError, match="no picture of a person"):
-        read_folder(tmp_path, people_only=True)
+        read_folder(tmp_path, Split.TRAIN)
 
 
 ENGINES = Path(__file__).resolve().parents[2] / "engines"

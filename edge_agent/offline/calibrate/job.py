@@ -238,7 +238,7 @@ def _document(
         | {name: made["bytes"] for name, made in tried.items() if "bytes" in made},
         "bench": speeds,
         "missing": [NO_DATA] if work.dataset is None else [],
-        "notes": _slower(precision, speeds),
+        "notes": [*_slower(precision, speeds), *([] if work.dataset is None else work.dataset.notes())],
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "agent": __version__,
     }

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
-from edge_agent.offline.dataset import DISTRACTOR, JUNK, Crop, JunkRule
+from edge_agent.offline.dataset import DISTRACTOR, JUNK, Crop, JunkRule, Split, numbering_notes
 
 _TAO_JUNK_READS_AS = 1
 
@@ -95,8 +95,16 @@ class Sides:
 
     query: EmbeddedCrops
     gallery: EmbeddedCrops
-    dropped_queries: int
-    dropped_gallery: int
+    distractor_queries: int = 0
+    junk_queries: int = 0
+    dropped_gallery: int = 0
+    notes: tuple[str, ...] = ()
+    """See `edge_agent.offline.dataset.numbering_notes`."""
+
+    @property
+    def dropped_queries(self) -> int:
+        """Queries that are not ranked for their person number."""
+        return self.distractor_queries + self.junk_queries
 
 
 def apply_junk_rule(query: EmbeddedCrops, gallery: EmbeddedCrops, rule: JunkRule) -> Sides:
@@ -111,14 +119,17 @@ def apply_junk_rule(query: EmbeddedCrops, gallery: EmbeddedCrops, rule: JunkRule
             f"{gallery.vectors.shape[1]}; both must come from one network"
         )
     if rule is JunkRule.TAO_COMPAT:
-        sides = Sides(_junk_as_person(query), _junk_as_person(gallery), 0, 0)
+        sides = Sides(_junk_as_person(query), _junk_as_person(gallery))
     else:
         named = query.take(query.pids > DISTRACTOR)
         kept = _strangers_apart(gallery.take(gallery.pids != JUNK))
-        sides = Sides(named, kept, len(query) - len(named), len(gallery) - len(kept))
+        strangers, bad = (int((query.pids == number).sum()) for number in (DISTRACTOR, JUNK))
+        notes = tuple(numbering_notes(Split.QUERY, query.pids.tolist()))
+        sides = Sides(named, kept, strangers, bad, len(gallery) - len(kept), notes)
     for side, name in ((sides.query, "query"), (sides.gallery, "gallery")):
         if not len(side):
-            raise InputError(f"the {name} side contains no usable crop: all are junk or distractors")
+            why = "; ".join(sides.notes) or "all are junk or distractors"
+            raise InputError(f"the {name} side contains no usable crop: {why}")
     return sides
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from edge_agent.core.arrays import map_array
 from edge_agent.core.errors import DatasetError, InputError
-from edge_agent.core.pictures import list_pictures, parse_crop_name, read_picture
-from edge_agent.offline.dataset import DISTRACTOR, JUNK
+from edge_agent.core.files import shown
+from edge_agent.core.pictures import read_picture
+from edge_agent.offline.dataset import DISTRACTOR, JUNK, Problem, Split, list_crops, numbering_notes
 from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.spec import Spec
 
@@ -36,6 +37,23 @@ class PictureSet:
     paths: tuple[Path, ...]  # N picture files
     identities: NDArray[np.int64]  # `(N,)` int64 person numbers of the file names
     cameras: NDArray[np.int64]  # `(N,)` int64 camera numbers
+    left_out: LeftOut
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a folder contains beside the pictures that are used.
+
+    Attributes:
+        distractors, junk: pictures of person 0000 and -1, which are no classes.
+        unusable: files that are misnamed, empty, or no pictures.
+        notes: what to do about the numbers, see `edge_agent.offline.dataset.numbering_notes`.
+    """
+
+    distractors: int = 0
+    junk: int = 0
+    unusable: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,7 @@ class Pictures:
     labels: NDArray[np.int64]  # `(N,)` int64 in `0..classes-1`, in ascending order of the person numbers
     cameras: NDArray[np.int64]  # `(N,)` int64
     people: NDArray[np.int64]  # person number of each label
+    left_out: LeftOut
 
 
 class Batch(NamedTuple):
@@ -55,24 +74,29 @@ class Batch(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def read_folder(folder: Path, *, people_only: bool) -> PictureSet:
+def read_folder(folder: Path, split: Split) -> PictureSet:
     """List the pictures of one split folder, named like `PPPP_cCsS_FFFFFF_NN.jpg`.
 
-    `people_only` leaves out junk (`-1`) and distractors (`0000`), which are no classes. DatasetError if the
-    folder is missing or contains no usable picture.
+    Junk (`-1`) and distractors (`0000`) are no classes, and left out for training. DatasetError if the folder
+    is missing or contains no usable picture.
     """
-    try:
-        named = [(path, parse_crop_name(path.name)) for path in list_pictures(folder)]
-    except InputError as error:
-        raise DatasetError(str(error)) from error
-    lowest = DISTRACTOR + 1 if people_only else JUNK
-    kept = [(path, name) for path, name in named if name is not None and name.pid >= lowest]
-    if not kept:
-        raise DatasetError(f"{folder} contains no picture of a person named like 0002_c1s1_000451_03.jpg")
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a folder")
+    found, unusable = list_crops(folder, split)
+    crops = [crop for crop in found if split is not Split.TRAIN or crop.pid > DISTRACTOR]
+    pids = [crop.pid for crop in found]
+    notes = () if split is Split.GALLERY else tuple(numbering_notes(split, pids))
+    if not crops:
+        listed = [f"the first, {shown(one.path.name)}, {one.reason}" for one in unusable[:1]]
+        why = "; ".join((*notes, *listed)) or "it is empty"
+        raise DatasetError(
+            f"{folder} contains no picture of a person named like 0002_c1s1_000451_03.jpg: {why}"
+        )
     return PictureSet(
-        tuple(path for path, _ in kept),
-        np.array([name.pid for _, name in kept], np.int64),
-        np.array([name.camid for _, name in kept], np.int64),
+        tuple(crop.path for crop in crops),
+        np.array([crop.pid for crop in crops], np.int64),
+        np.array([crop.camid for crop in crops], np.int64),
+        LeftOut(pids.count(DISTRACTOR), pids.count(JUNK), tuple(unusable), notes),
     )
 
 
@@ -100,7 +124,7 @@ def decode(
         _write_cache(pictures, size, target, threads, progress)
         images = map_array(target, kinds="u", shape=shape)
     people, labels = np.unique(pictures.identities, return_inverse=True)
-    return Pictures(images, labels.astype(np.int64), pictures.cameras, people)
+    return Pictures(images, labels.astype(np.int64), pictures.cameras, people, pictures.left_out)
 
 
 def _fingerprint(pictures: PictureSet, size: tuple[int, int]) -> str:

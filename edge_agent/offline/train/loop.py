@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edge_agent.core.errors import ConfigError, ModelError
 from edge_agent.offline.train.checkpoint import Checkpoint, load_pretrained
-from edge_agent.offline.train.data import Pictures, TrainingBatches, normalise
+from edge_agent.offline.train.data import LeftOut, Pictures, TrainingBatches, normalise
 from edge_agent.offline.train.network import ReidNetwork, build_network, state_of
 from edge_agent.offline.train.optim import (
     CenterLoss,
@@ -65,7 +65,7 @@ class Trainer:
         self._evaluation = evaluation
         self._watcher = watcher
         self._people = [int(person) for person in pictures.people]
-        _check_classes(spec, len(self._people))
+        check_classes(spec, len(self._people), pictures.left_out)
         if spec.edge_agent.threads:
             torch.set_num_threads(spec.edge_agent.threads)
         self._device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -277,14 +277,17 @@ class Trainer:
         self._history, self._best = list(saved.history), saved.best
 
 
-def _check_classes(spec: Spec, people: int) -> None:
+def check_classes(spec: Spec, people: int, left_out: LeftOut) -> None:
     """Refuse a spec whose number of classes differs from the data set's, which is used as in TAO."""
+    why = "".join(f" ({note})" for note in left_out.notes)
     if people < 2:
-        raise ConfigError(f"dataset.train_dataset_dir has {people} identities; training needs at least two")
+        raise ConfigError(
+            f"dataset.train_dataset_dir has {people} identities{why}; training needs at least two"
+        )
     if "num_classes" in spec.dataset.model_fields_set and spec.dataset.num_classes != people:
         raise ConfigError(
             f"dataset.num_classes is {spec.dataset.num_classes}, but dataset.train_dataset_dir has "
-            f"{people} identities: correct the field, or leave it out to have them counted"
+            f"{people} identities{why}: correct the field, or leave it out to have them counted"
         )
 
 
