@@ -73,14 +73,16 @@ def about(default: T, description: str, **limits: Any) -> T:  # noqa: ANN401 - a
 class _Section(BaseModel):
     """Frozen model without unknown keys (nested models do not inherit this in pydantic)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class SourceSettings(_Section):
     """One camera, stream, file or crop folder. An option that does not apply to its kind is an error."""
 
     id: Id | None = about(None, "id in topics and events; derived from the url when absent")
-    url: str = Field(description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER")
+    url: str = Field(
+        repr=False, description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER"
+    )
     enabled: bool = about(True, "a disabled source is published but not opened")
     fps: FrameRate | None = about(
         None,
@@ -362,7 +364,12 @@ class Settings(BaseSettings):
     """All settings."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="EDGE_AGENT__", env_nested_delimiter="__", allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        env_prefix="EDGE_AGENT__",
+        env_nested_delimiter="__",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     state_dir: Path = about(

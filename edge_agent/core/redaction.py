@@ -63,7 +63,7 @@ _NEVER = re.compile(
     r"pass|pwd|pw$|key|token|secret|auth|login|user|usr|admin|cred|sid|sess|sign", re.IGNORECASE
 )
 """Words after which, or inside which, a login is likely."""
-_TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_TOKEN = re.compile(r"m3u8|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SHORT, _LONGEST_WORD, _LONGEST_PART = 3, 12, 32
 LEAST_SECRET = 4
 """Shorter texts are not looked for in messages: they would hide too much."""

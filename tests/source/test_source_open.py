@@ -122,6 +122,7 @@ ORDINARY = [
     ("rtsp://nas.local:8554/front_door", "nas-local-front_door"),
     ("http://10.0.0.5/mjpg/video.mjpg", "10-0-0-5-mjpg-video-mjpg"),
     ("http://10.0.0.5/axis-cgi/mjpg/video.cgi?camera=1", "10-0-0-5-axis-cgi-mjpg-video-cgi"),
+    ("https://host.example/x.m3u8", "host-example-x-m3u8"),
     ("https://host.example/hls/stream/index.m3u8", "host-example-hls-stream-index-m3u8"),
 ]
 

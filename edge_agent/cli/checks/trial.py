@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.cli.checks import Finding
 from edge_agent.core.errors import EdgeAgentError
+from edge_agent.core.redaction import public_source
 from edge_agent.core.structures import Frame, SourceState, SourceStatus
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ ANSWER_S = 5.0
 
 def sources(settings: Settings, snapshots: Path) -> Iterator[Finding]:
     """Open each enabled source, and save its first frame to the folder `snapshots`."""
+    from edge_agent.cli.native_output import masked_native_output
+    from edge_agent.cli.service import stream_secrets
     from edge_agent.core.loading import state_folder
     from edge_agent.source.opening import open_sources
 
@@ -40,12 +43,13 @@ def sources(settings: Settings, snapshots: Path) -> Iterator[Finding]:
         return
     try:
         state_folder(snapshots)
-        opened = open_sources(settings.sources, snapshots)
+        opened, secrets = open_sources(settings.sources, snapshots), stream_secrets(settings)
     except EdgeAgentError as problem:
         yield Finding("sources", "missing", str(problem), "correct [[sources]]")
         return
-    for one, source in zip(enabled, opened, strict=True):
-        yield _source(one, source, snapshots)
+    with masked_native_output(secrets):
+        for one, source in zip(enabled, opened, strict=True):
+            yield _source(one, source, snapshots)
 
 
 def _source(settings: SourceSettings, source: Source, snapshots: Path) -> Finding:
@@ -77,9 +81,8 @@ def _source(settings: SourceSettings, source: Source, snapshots: Path) -> Findin
 def _folder(title: str, folder: Path) -> Finding:
     if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK):
         return Finding(title, "ok", f"{folder} can be read; its crops are left for the agent")
-    return Finding(
-        title, "missing", f"{folder} is no folder that user {os.geteuid()} can read", "correct its url"
-    )
+    found = f"{public_source(str(folder))} is no folder that user {os.geteuid()} can read"
+    return Finding(title, "missing", found, "correct its url")
 
 
 def _snapshot(title: str, frame: Frame, path: Path, took: float) -> Finding:
