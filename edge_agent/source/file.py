@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, SourceError
 from edge_agent.core.files import native_path, open_regular, shown
+from edge_agent.core.pictures import MAX_PICTURE_PIXELS
 from edge_agent.core.structures import Frame
 from edge_agent.source.containers import Container, examine
 from edge_agent.source.frame_times import ASSUMED_FPS, FASTEST_FPS, FrameTimes
@@ -76,6 +77,7 @@ class FileSource:
             "`ffprobe` shows its content, `ffmpeg -i FILE -c:v libx264 out.mp4` makes one that works"
         )
         with open_capture(str(path), api, [], failure) as capture:
+            self._check_size(capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
             promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)
             start = time.time() if self._options.start_time is None else self._options.start_time
             clock = _Clock(self.id, container, capture.get(cv2.CAP_PROP_FPS), self._options.fps)
@@ -112,6 +114,14 @@ class FileSource:
             raise SourceError(f"source {self.id}: {shown(path)} is empty")
         # An absolute path, since FFmpeg would read `concat:a|b` or `http:x` as a protocol.
         return path.resolve()
+
+    def _check_size(self, width: float, height: float) -> None:
+        if width * height > MAX_PICTURE_PIXELS:
+            raise SourceError(
+                f"source {self.id}: {shown(self.path)} has frames of {width:.0f} x {height:.0f} pixels;"
+                f" the limit is {MAX_PICTURE_PIXELS // 10**6} megapixels, `ffmpeg -i FILE -vf scale=1920:-2"
+                " out.mp4` makes smaller ones"
+            )
 
 
 def header_frames(path: Path) -> int | None:
@@ -191,11 +201,13 @@ def _wait_until(due: float) -> Iterator[None]:
 
 
 def _is_short(frames: int, promised: float, latest: float, seconds: float | None) -> bool:
-    """Whether frames are missing at the end: both the number and the time of the last one are too low.
+    """Whether frames are missing at the end: both their number and the time of the last one are too low.
 
     Frames can be fewer than the header says and complete (dropped ones, edit lists); `latest` is the last
-    position, `seconds` the stated duration. Headers are right within 2 %.
+    position, `seconds` the stated duration. Headers are right within 2 %, and the last two frames of a file
+    with B frames may have no position.
     """
     if seconds is None or not math.isfinite(promised):
         return False
-    return frames < promised * 0.98 - 1 and latest < seconds * (0.98 - 1 / promised)
+    end = latest * (frames + 2) / max(frames - 1, 1)
+    return frames < promised * 0.98 - 1 and end < seconds * 0.98

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.errors import SourceError
 from edge_agent.source.file import FileOptions, FileSource
-from tests.source.recordings import set_avi_rate, write_avi, write_mkv
+from tests.source.recordings import set_avi_rate, trim_mp4, write_avi, write_mkv, write_mp4
 
 
 def test_every_frame_in_order_with_number_and_time(tmp_path):
@@ -134,14 +134,34 @@ def test_a_cut_file_is_not_taken_for_a_short_one(tmp_path):
             assert events == ["file_ended_early"]
 
 
-def test_a_cut_mp4_without_its_index_is_named(tmp_path):
-    path = tmp_path / "a.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
-    for number in range(30):
-        writer.write(np.full((48, 64, 3), 8 * number, np.uint8))
-    writer.release()
-    path.write_bytes(path.read_bytes()[:1000])
+def test_mp4_files_cut_damaged_and_trimmed(tmp_path):
+    path = write_mp4(tmp_path / "a.mp4", 40)
+    whole = path.read_bytes()
+    assert read(path) == (pytest.approx(evenly(40)), [])
+    path.write_bytes(whole[: len(whole) * 8 // 10])
+    times, events = read(path)
+    assert 0 < len(times) < 40
+    assert events == ["file_ended_early"]
+    path.write_bytes(whole[:600])  # within the index
     with pytest.raises(SourceError, match="is cut off"):
+        read(path)
+    path.write_bytes(whole)
+    times, events = read(trim_mp4(path, 0.6))
+    assert len(times) < 30
+    assert events == []
+
+
+def test_a_read_that_fails_is_not_the_end(tmp_path):
+    """OpenCV gives up after 4096 packets of sound without a picture, as in a pause of the video."""
+    path = write_mkv(tmp_path / "a.mkv", [0, 90_000, 180_000], sound_blocks=5000)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    assert [capture.read()[0] for _ in range(2)] == [True, False]
+    assert read(path) == ([0.0, 90.0, 180.0], [])
+
+
+def test_frames_of_an_absurd_size_are_refused(tmp_path):
+    path = write_mkv(tmp_path / "a.mkv", [0], [np.zeros((8001, 8001, 3), np.uint8)])
+    with pytest.raises(SourceError, match="8001 x 8001 pixels"):
         read(path)
 
 
