@@ -188,6 +188,8 @@ def _shift(name: str, table: np.ndarray, size: float) -> np.ndarray:
     shift = np.zeros_like(table)
     if "cov" in name or "score" in name:
         shift[:] = size
+    elif table.ndim == 2 and "num" not in name and "class" not in name:
+        shift[:, -1] = size
     elif table.ndim == 3 and table.shape[2] > table.shape[1]:
         shift[:, 4:] = size
     elif table.ndim == 3 and "box" not in name and table.shape[2] > 4:

@@ -32,6 +32,9 @@ FOUND = 0.25
 """A score of a person in the start-up picture from which on it sees people there. YOLOX nano gives 0.84 if
 its input is prepared as in its training, and 0.00 if not."""
 
+_CERTAIN = 0.5
+"""A score of another class in that picture from which on the class of people is doubtful."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -100,7 +103,7 @@ class _Trial:
 
     def _by_preprocessing(self, kinds: list[Kind]) -> list[Kind]:
         """Of kinds that differ in preprocessing alone, keep the one with which the network sees people."""
-        seeing = [kind for kind in kinds if self.read(kind).best >= FOUND]
+        seeing = [kind for kind in kinds if self.read(kind).response.best >= FOUND]
         same = {kind.read for kind in kinds}
         return seeing if len(seeing) == 1 and len(same) == 1 else kinds
 
@@ -127,7 +130,7 @@ class _Trial:
 
         One that sees none either way is accepted: rendered people are strange to some networks.
         """
-        if decoder.best >= FOUND:
+        if decoder.response.best >= FOUND:
             return
         path = self.network.path
         for other in {kind.profile.name: kind for kind in KINDS.values()}.values():
@@ -142,14 +145,28 @@ class _Trial:
                 f"{path} finds people only in pictures of {other.profile.name}, kind {kind.name} gives it "
                 f"{kind.profile.name}; {advice}"
             )
+        self._check_class(decoder)
         _log.warning(
             "detector_found_nobody_at_start", detector=kind.name, file=str(path),
             hint="it finds none of the rendered people in the start-up picture; check it on your own",
         )  # fmt: skip
 
+    def _check_class(self, decoder: Decoder) -> None:
+        """Refuse a network without names that sees something else where people are."""
+        seen = decoder.response
+        if seen.other_best < _CERTAIN or self.network.class_names() is not None:
+            return
+        raise ModelError(
+            f"{self.network.path} finds class {seen.other} in a picture of people, and not class "
+            f"{seen.person}, the first, which is searched for; if those are people, write the names of all "
+            "classes into the file: "
+            "model = onnx.load(FILE); model.metadata_props.add(key='names', "
+            f"value=\"{{0: 'name', ..., {seen.other}: 'person', ...}}\"); onnx.save(model, FILE)"
+        )
+
     def _best(self, kind: Kind, profile: PreprocessProfile) -> float:
         try:
-            return self.read(kind, profile).best
+            return self.read(kind, profile).response.best
         except Unlike:
             return 0.0
 

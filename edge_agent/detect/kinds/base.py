@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.structures import ScoreLevels
 from edge_agent.detect.fit import Fit
-from edge_agent.detect.kinds.seen import Seen
+from edge_agent.detect.kinds.seen import Response, Seen
 from edge_agent.engine.graph.detector import DetectorGraph
 from edge_agent.engine.graph.prepared import PreprocessProfile
 
@@ -26,12 +26,15 @@ class Decoder(ABC):
     """Turns rows of one network into boxes: here, of `x, y, w, h, score`, as most networks have them.
 
     Attributes:
-        person: number of the class of people.
-        best: highest score of a person in the start-up picture with people.
+        response: to the start-up picture with people.
     """
 
-    person: int
-    best: float
+    response: Response
+
+    @property
+    def person(self) -> int:
+        """Number of the class of people."""
+        return self.response.person
 
     @abstractmethod
     def rows(self, graph: DetectorGraph) -> str:

@@ -17,29 +17,44 @@ from numpy.typing import NDArray
 from edge_agent.detect.fit import Fit
 from edge_agent.detect.kinds import yolov8, yolox
 from edge_agent.detect.kinds.base import RAW_BGR, UNIT_RGB, Array, Decoder, Kind
-from edge_agent.detect.kinds.seen import Seen, Unlike, are_whole, expect_probabilities, shapes, usual_rows
+from edge_agent.detect.kinds.seen import (
+    Response,
+    Seen,
+    Unlike,
+    are_whole,
+    expect_attention,
+    expect_probabilities,
+    shapes,
+    usual_rows,
+)
 from edge_agent.engine.graph.detector import DetectorGraph
 
-_COLUMNS = 6
+_ORDERS = {6: [0, 1, 2, 3, 4, 5], 7: [1, 2, 3, 4, 6, 5]}
+"""By number of columns, those of x1, y1, x2, y2, score, label. YOLOv7's `--end2end` for ONNX Runtime writes
+seven: number in the batch, box, label, score."""
 _PARTS = ("box", "score", "class", "num")
 """What the names of separate outputs contain; `label` stands for `class`, and the number may be missing."""
 _MOST_LABEL = 10_000
+_ORDERED = 0.9
+"""Share of the boxes, also faint ones, whose corners must be in order."""
 _FAINT = 0.05
 """Rows below are not checked for their boxes: they are often padding."""
 
 
 @dataclass(frozen=True)
 class _TableDecoder(Decoder):
-    """A `Decoder`; `parts` are the names of separate outputs, in the order of `_PARTS`, or nothing."""
+    """A `Decoder`; `parts`: names of separate outputs, in the order of `_PARTS`, or nothing."""
 
     parts: tuple[str, ...]
+    columns: int
     count: int
     """Rows of each picture; 0 where their number changes."""
 
     def rows(self, graph: DetectorGraph) -> str:
         """See `Decoder.rows`: the six columns."""
         if not self.parts:
-            return graph.reshape(graph.only_output(), [1, -1, _COLUMNS])
+            table = graph.reshape(graph.only_output(), [1, -1, self.columns])
+            return graph.pick(table, 2, _ORDERS[self.columns])
         boxes, scores, labels = (
             graph.reshape(graph.output(name), [1, -1, width])
             for name, width in zip(self.parts[:3], (4, 1, 1), strict=True)
@@ -61,22 +76,34 @@ class _TableDecoder(Decoder):
 def _read(seen: Seen) -> Decoder:
     parts = _parts(seen) if len(seen.outputs) > 1 else ()
     pictures = _joined(seen, parts) if parts else seen.only()
-    if pictures[0].shape[1] != _COLUMNS:
+    columns = pictures[0].shape[1]
+    if columns not in _ORDERS:
         raise Unlike(f"its output is {shapes(seen)}, expected rows of x1, y1, x2, y2, score, label")
+    pictures = tuple(picture[:, _ORDERS[columns]] for picture in pictures)
     for picture in pictures:
         _check(picture)
     counts = {len(picture) for picture in pictures}
-    flat = all(not picture.any() for picture in pictures)
-    if flat and counts == {usual_rows(seen)}:
-        raise Unlike("its output is 0 everywhere")
+    if counts == {usual_rows(seen)} and not any(picture[:, :4].any() for picture in pictures):
+        raise Unlike("its boxes are 0 everywhere")
+    if (pictures[-1][:, 4] > _FAINT).any():
+        expect_attention(pictures)
     if len(parts) > 3 and len(counts) > 1:
         raise Unlike("it has an output for the number of boxes, and another number of rows each time")
     person = 0
     if seen.classes is not None:
         person = seen.person(len(seen.classes))
-    own = pictures[-1][pictures[-1][:, 5] == person, 4]
-    best = float(own.max()) if len(own) else 0.0
-    return _TableDecoder(person, best, parts, counts.pop() if len(counts) == 1 else 0)
+    count = counts.pop() if len(counts) == 1 else 0
+    return _TableDecoder(_response(pictures[-1], person), parts, columns, count)
+
+
+def _response(rows: Array, person: int) -> Response:
+    own = rows[:, 5] == person
+    best = float(rows[own, 4].max(initial=0))
+    others = rows[~own & (rows[:, 5] >= 0)]
+    if not len(others):
+        return Response(person, best)
+    *_, score, label = others[others[:, 4].argmax()].tolist()
+    return Response(person, best, int(label), score)
 
 
 def _parts(seen: Seen) -> tuple[str, ...]:
@@ -128,7 +155,9 @@ def _check(rows: Array) -> None:
         return
     if np.abs(found[:, :4]).max() <= 2:
         raise Unlike("its boxes are shares of the picture, not pixels of the input")
-    if (found[:, 2:4] < found[:, :2] - 1).any():
+    used = rows[rows[:, :4].any(axis=1)]
+    ordered = (used[:, 2:4] >= used[:, :2] - 1).all(axis=1)
+    if ordered.mean() < _ORDERED or (found[:, 2:4] < found[:, :2] - 1).any():
         raise Unlike("its boxes are not x1, y1, x2, y2: some corners are in the wrong order")
 
 

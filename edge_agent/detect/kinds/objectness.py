@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_agent.detect.kinds.base import Array, Decoder
-from edge_agent.detect.kinds.seen import Seen, expect_attention, expect_probabilities, expect_sparse
+from edge_agent.detect.kinds.seen import Response, Seen, expect_attention, expect_probabilities, expect_sparse
 from edge_agent.engine.graph.detector import DetectorGraph
 
 BOX_COLUMNS = 5
@@ -25,12 +25,12 @@ class ObjectnessDecoder(Decoder):
         return rows[:, 4] * rows[:, 5]
 
 
-def check_objectness(seen: Seen, pictures: tuple[Array, ...]) -> tuple[int, float]:
-    """Check objectness and classes; return the class of people and their best score, or raise Unlike."""
+def check_objectness(seen: Seen, pictures: tuple[Array, ...]) -> Response:
+    """Check objectness and classes; return the response to people, or raise Unlike."""
     for picture in pictures:
         expect_probabilities(picture[:, 4], "column 4, the objectness,")
         expect_probabilities(picture[:, BOX_COLUMNS:], "a class column (5 or later)")
     expect_sparse(tuple(picture[:, 4] for picture in pictures), "column 4, the objectness,")
     expect_attention(pictures)
     person = seen.person(pictures[0].shape[1] - BOX_COLUMNS)
-    return person, float((pictures[-1][:, 4] * pictures[-1][:, BOX_COLUMNS + person]).max())
+    return Response.of(pictures[-1][:, 4:5] * pictures[-1][:, BOX_COLUMNS:], person)

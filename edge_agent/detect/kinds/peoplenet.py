@@ -17,6 +17,7 @@ from edge_agent.core.structures import ScoreLevels
 from edge_agent.detect.fit import Fit
 from edge_agent.detect.kinds.base import UNIT_RGB, Array, Decoder, Kind
 from edge_agent.detect.kinds.seen import (
+    Response,
     Seen,
     Unlike,
     expect_attention,
@@ -75,10 +76,10 @@ def _read(seen: Seen) -> Decoder:
     if not all(np.isfinite(picture).all() for picture in seen.outputs[boxes]):
         raise Unlike(f"{boxes!r} has values that are no finite numbers")
     expect_attention(covers)
-    person = seen.person(count)
+    response = Response.of(covers[-1].reshape(count, -1).T, seen.person(count))
     y, x = np.mgrid[0 : grid[0], 0 : grid[1]]
     centres = (np.stack((x, y), axis=-1).reshape(-1, 2) * _STRIDE + _OFFSET).astype(np.float32) / _NORM
-    return _GridDecoder(person, float(covers[-1][person].max()), (coverage, boxes), centres)
+    return _GridDecoder(response, (coverage, boxes), centres)
 
 
 PEOPLENET = Kind(

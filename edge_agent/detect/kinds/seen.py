@@ -24,6 +24,11 @@ QUIET = 0.5
 """In a picture without people, at least half of the cells have a lower score."""
 
 
+_ORDERED = 0.98
+"""Share of boxes whose last two numbers are above the first two: with more, these are corners. Most cells lie
+further from the origin than their box is wide and high."""
+
+
 class Unlike(Exception):
     """The network is not of the kind; the text says why."""
 
@@ -68,6 +73,25 @@ class Seen:
         raise Unlike(f"none of its classes is a person: {listed}{', ...' if count > 6 else ''}")
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Best scores in the start-up picture with people: of a person, and of another class, 0 without one."""
+
+    person: int
+    best: float
+    other: int = 0
+    other_best: float = 0.0
+
+    @staticmethod
+    def of(scores: NDArray[np.float32], person: int) -> Response:
+        """Return the response of scores by row and class, `(A, classes)`."""
+        top = np.asarray(scores.max(axis=0), np.float32)
+        others = top.copy()
+        others[person] = 0
+        other = int(others.argmax())
+        return Response(person, float(top[person]), other, float(others[other]))
+
+
 def shapes(seen: Seen) -> str:
     """Return the shapes of all outputs for one picture, as text."""
     return " and ".join(str(list(values[0].shape)) for values in seen.outputs.values())
@@ -99,9 +123,8 @@ def expect_sparse(values: tuple[NDArray[np.float32], ...], what: str) -> None:
     """Raise Unlike unless most scores are low in every picture, and differ from row to row."""
     for scores in values:
         if float(np.ptp(scores)) == 0 and scores.flat[0] != 0:
-            raise Unlike(
-                f"{what} has the value {scores.flat[0]:.3g} everywhere, as in YOLOv6, which is not read"
-            )
+            whose = ", as in YOLOv6, which is not read" if abs(scores.flat[0] - 1) <= ROUNDING else ""
+            raise Unlike(f"{what} has the value {scores.flat[0]:.3g} everywhere{whose}")
         if float(np.median(scores)) >= QUIET:
             raise Unlike(f"{what} is above {QUIET} in most rows, also where there is nothing")
     if not any(scores.any() for scores in values):
@@ -125,6 +148,8 @@ def expect_pixels(seen: Seen, pictures: tuple[NDArray[np.float32], ...]) -> None
             raise Unlike("its boxes are not in pixels of the input: their centres do not cover it")
         if box[:, 2:].min() < -1:
             raise Unlike("its boxes have negative sizes")
+        if (box[:, 2:] >= box[:, :2]).all(axis=1).mean() > _ORDERED:
+            raise Unlike("its boxes seem to be corners x1, y1, x2, y2, not centre and size")
 
 
 def are_whole(values: NDArray[np.float32]) -> bool:

@@ -20,9 +20,9 @@ def _read(seen: Seen) -> ObjectnessDecoder:
     rows, columns = pictures[0].shape
     if columns <= BOX_COLUMNS or not fits_rows(seen, rows, _ANCHORS):
         raise Unlike(f"its output is {shapes(seen)}, expected [{_ANCHORS * usual_rows(seen)}, 5 + classes]")
-    person, best = check_objectness(seen, pictures)
+    response = check_objectness(seen, pictures)
     expect_pixels(seen, pictures)
-    return ObjectnessDecoder(person, best)
+    return ObjectnessDecoder(response)
 
 
 YOLOV5 = Kind("yolov5", UNIT_RGB, Fit.CENTRE, LEVELS, MAX_IOU, (640, 640), _read)

@@ -14,6 +14,7 @@ from edge_agent.core.structures import ScoreLevels
 from edge_agent.detect.fit import Fit
 from edge_agent.detect.kinds.base import UNIT_RGB, Array, Decoder, Kind
 from edge_agent.detect.kinds.seen import (
+    Response,
     Seen,
     Unlike,
     are_whole,
@@ -66,7 +67,7 @@ def _read(seen: Seen) -> Decoder:
     expect_pixels(seen, pictures)
     expect_attention(pictures)
     person = seen.person(classes[0].shape[1])
-    return _FinalDecoder(person, float(classes[-1][:, person].max()), transposed)
+    return _FinalDecoder(Response.of(classes[-1], person), transposed)
 
 
 def _is_transposed(seen: Seen, picture: Array) -> bool:

@@ -50,7 +50,7 @@ def _read(seen: Seen) -> Decoder:
     rows, columns = pictures[0].shape
     if rows != usual_rows(seen) or columns <= BOX_COLUMNS:
         raise Unlike(f"its output is {shapes(seen)}, expected [{usual_rows(seen)}, 5 + classes]")
-    person, best = check_objectness(seen, pictures)
+    response = check_objectness(seen, pictures)
     classes = [picture[:, BOX_COLUMNS:] for picture in pictures]
     if columns == BOX_COLUMNS + 1 and all(are_whole(picture) for picture in classes):
         raise Unlike("column 5 has whole numbers only: labels, not probabilities")
@@ -58,11 +58,11 @@ def _read(seen: Seen) -> Decoder:
         raise Unlike("its boxes are not finite numbers")
     # Exports made with --decode_in_inference give pixels: their centres cover the whole input.
     if np.ptp(pictures[0][:, 0]) <= seen.size[1] / 2:
-        return _GridDecoder(person, best, *_grid(seen.size))
+        return _GridDecoder(response, *_grid(seen.size))
     expect_pixels(seen, pictures)
     if float(np.median(classes[0].max(axis=1))) < _CONDITIONAL:
         raise Unlike("all its class scores are about 0 in an empty picture: there is no objectness")
-    return ObjectnessDecoder(person, best)
+    return ObjectnessDecoder(response)
 
 
 def _grid(size: tuple[int, int]) -> tuple[Array, Array]:
