@@ -21,8 +21,8 @@ number. A confidence of -1 to 0 marks a box of the tracker that the detector did
 
 A message is refused only when its structure is wrong. A bad box is left out and counted, and the others of
 the frame are kept: not four numbers (`form`), not finite or beyond a million pixels (`range`), empty or
-upside down (`empty`), a confidence outside 0..1 (`score`). Where no box at all has the form, the structure is
-wrong.
+upside down (`empty`), a confidence outside 0..1 (`score`), an object of DeepStream with the same id and box
+as another one (`twice`). Where no box at all has the form, the structure is wrong.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class BoxMessage:
             frame itself.
         boxes: `(N, 4)` float32 xyxy.
         scores: `(N,)` float32 in 0..1.
-        left_out: number of bad boxes by fault: `form`, `range`, `empty`, `score`.
+        left_out: number of bad boxes by fault: `form`, `range`, `empty`, `score`, `twice`.
         people: number of objects with a label of people, None in a format without labels.
         other_labels: some labels of the other objects.
     """
@@ -198,13 +198,20 @@ def parse_deepstream(payload: bytes, labels: Collection[str] = PERSON_LABELS) ->
     wanted = {_comparable(label) for label in labels}
     people = [fields for fields in known if _comparable(fields[_LABEL]) in wanted]
     others = {fields[_LABEL] for fields in known if _comparable(fields[_LABEL]) not in wanted}
-    rows = [row for fields in people if (row := _object(fields)) is not None]
-    malformed = len(found.objects) - len(known) + len(people) - len(rows)
+    # One id with one box is one person: two would be proven different by being seen together.
+    distinct: dict[tuple[str, ...], list[str]] = {}
+    for fields in people:
+        distinct.setdefault(tuple(fields[:_LABEL]), fields)
+    twice = len(people) - len(distinct)
+    rows = [row for fields in distinct.values() if (row := _object(fields)) is not None]
+    malformed = len(found.objects) - len(known) + len(distinct) - len(rows)
     if found.objects and malformed == len(found.objects):
         first = found.objects[0]
         shown = f"{first!r:.60}" if isinstance(first, str) else type(first).__name__
         raise ValueError(f"object {shown} is not {_OBJECT_FORM}")
     boxes, scores, left_out = _sound(rows, malformed)
+    if twice:
+        left_out["twice"] = twice
     return BoxMessage(
         found.camera, found.id + 1, found.time, None, boxes, scores, left_out,
         len(people), tuple(sorted(others)[:_SHOWN_LABELS]),

@@ -41,6 +41,7 @@ _MEANING = {
     "range": "not finite, or beyond a million pixels",
     "empty": "empty or upside down",
     "score": "the confidence is not in 0..1",
+    "twice": "the same id and box a second time",
     "outside": "outside the picture",
 }
 _CONNECT_TIMEOUT_S = 2.0

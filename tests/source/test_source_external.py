@@ -229,12 +229,19 @@ def test_upstream_track_ids_do_not_matter(track):
     assert message.boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
 
 
+def test_one_object_sent_twice_is_one_person():
+    twin = "7|1|2|3|4|Person|#||||||0.9"
+    message = parse_deepstream(deepstream(twin, "7|5|6|7|8|Person", twin, "8|1|2|3|4|Person"))
+    assert message.boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4]]
+    assert message.left_out == {"twice": 1}
+
+
 def test_parts_after_the_confidence_are_no_confidence():
     objects = [
         "7|1|2|3|4|Person|#||||||0.91|#|embedding|0.5,0.25|",
-        "7|1|2|3|4|Person|#|embedding|0.5,0.25|",
-        "7|1|2|3|4|Person|#|pose2D|nose,1,2,0.5|0.8|#|SV3DT|0.5|1,2|3,4|",
-        "7|1|2|3|4|Person|#||||||",
+        "8|1|2|3|4|Person|#|embedding|0.5,0.25|",
+        "9|1|2|3|4|Person|#|pose2D|nose,1,2,0.5|0.8|#|SV3DT|0.5|1,2|3,4|",
+        "10|1|2|3|4|Person|#||||||",
     ]
     message = parse_deepstream(deepstream(*objects))
     assert message.scores.tolist() == pytest.approx([0.91, 1.0, 0.8, 1.0])
