@@ -149,6 +149,7 @@ class _Line:
 
     `began` is the first instant of this boot. `gaps` are the known times off: `(instant, seconds)`, rising;
     they make all that is not after `instant` older. `confirmed`: the labels of this boot are synchronised.
+    `doubted`: a step was accepted that the kernel had not noticed, so its word counts when it changes.
     `provisional`: they continue those before the reboot, since the wall clock is not plausible. `stepped` is
     when the wall clock left the labels.
     """
@@ -160,6 +161,7 @@ class _Line:
     label: float
     began: float = 0.0
     confirmed: bool = False
+    doubted: bool = False
     provisional: bool = False
     stepped: float | None = None
     mark: Mark | None = None
@@ -191,6 +193,7 @@ class _Line:
             label=_number(document["label"]),
             began=_number(document["began"]),
             confirmed=bool(document["confirmed"]),
+            doubted=bool(document["doubted"]),
             provisional=bool(document["provisional"]),
             stepped=None if document["stepped"] is None else _number(document["stepped"]),
             mark=None if mark is None else Mark(_number(mark["instant"]), _number(mark["label"])),
@@ -419,11 +422,13 @@ class Clock:
         elif _is_acceptable(line, wall, synchronised=synchronised):
             since = line.instant - line.began
             relabelled = Relabelled(step, line.began, line.label - since, line.label)
-            line = replace(follows, confirmed=False)
+            line = replace(follows, confirmed=False, doubted=synchronised and line.confirmed)
             _log.info("clock_set", step=duration(abs(step)), ahead=step > 0, synchronised=synchronised)
         elif line.stepped is None:
             line = replace(line, stepped=line.instant)
-        if synchronised and line.stepped is None:
+        if not synchronised:
+            line = replace(line, doubted=False)
+        elif line.stepped is None and not line.doubted:
             line = _with_time_off(replace(line, confirmed=True))
         return line, relabelled
 
@@ -446,6 +451,7 @@ class Clock:
             began=began,
             label=wall if plausible else known.label,
             confirmed=False,
+            doubted=False,
             provisional=not plausible,
             stepped=None,
             mark=mark,
