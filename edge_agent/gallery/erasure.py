@@ -16,12 +16,8 @@ from typing import Protocol
 
 from edge_agent.core.structures import Decision, DecisionKind, Pictures
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.rows import Erased
+from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT, Erased
 from edge_agent.gallery.sync import SyncedFile
-
-_EVENTS_FACT = "events_to_erase"
-_SCRUB_FACT = "notes_to_scrub"
-"""Set while deleted notes may still be in pages and in the write-ahead log of the gallery file."""
 
 
 class PictureFolder(Protocol):
@@ -95,13 +91,17 @@ def forget(gallery: Gallery, number: int) -> Erased:
 
 def forget_all(gallery: Gallery) -> list[Erased]:
     """Erase all identities, as in `forget`."""
+    known = [id_ for one in gallery.identities() for id_ in (one.id, *gallery.former_ids(one.number))]
+    _note(gallery, known)  # before: a kill must not leave their events
     erased = gallery.forget_all()
-    _note(gallery, [opaque for one in erased for opaque in (one.id, *one.former_ids)])
+    added = {id_ for one in erased for id_ in (one.id, *one.former_ids)}.difference(known)
+    if added:  # by another process, meanwhile
+        _note(gallery, sorted(added))
     return erased
 
 
 def _note(gallery: Gallery, ids: Iterable[str]) -> None:
-    gallery.facts.change(_EVENTS_FACT, lambda noted: [*(noted or []), *ids])
+    gallery.facts.change(EVENTS_FACT, lambda noted: [*(noted or []), *ids])
 
 
 @dataclass(slots=True)
@@ -143,22 +143,23 @@ class Erasure:
         """Delete the events and pictures of all erased identities.
 
         Pictures in folders that are not read now stay noted until they are, as does all that could not be
-        deleted (StorageError). When this returns, the gallery file has no copy of the notes either.
+        deleted (StorageError). When this returns, the gallery file has no copies of erased rows and notes,
+        also of people who expired or were evicted.
         """
         with self._lock:
             removed = Removed(self._erase_events(), self._erase_pictures())
-            if self.gallery.facts.get(_SCRUB_FACT):
+            if self.gallery.facts.get(SCRUB_FACT):
                 self.gallery.file.scrub()
-                self.gallery.facts.set(_SCRUB_FACT, None)
+                self.gallery.facts.set(SCRUB_FACT, None)
             return removed
 
     def _erase_events(self) -> int:
-        noted = self.gallery.facts.get(_EVENTS_FACT) or []
+        noted = self.gallery.facts.get(EVENTS_FACT) or []
         erased = sum(self.events(opaque) for opaque in noted)
         if noted:  # another process may have added to them
-            self.gallery.facts.change(_SCRUB_FACT, lambda _: True)
+            self.gallery.facts.change(SCRUB_FACT, lambda _: True)
             self.gallery.facts.change(
-                _EVENTS_FACT, lambda now: [one for one in now or [] if one not in noted] or None
+                EVENTS_FACT, lambda now: [one for one in now or [] if one not in noted] or None
             )
         return erased
 
@@ -168,6 +169,6 @@ class Erasure:
         for folder in self.folders if gone else ():
             if own := [one for one in gone if folder.owns(one.camera)]:
                 removed += folder.erase(own)
-                self.gallery.facts.change(_SCRUB_FACT, lambda _: True)
+                self.gallery.facts.change(SCRUB_FACT, lambda _: True)
                 self._pictures.removed(own)
         return removed

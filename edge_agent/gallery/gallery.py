@@ -267,7 +267,7 @@ class Gallery:
         """Erase all identities and facts, as in `forget`; the file then accepts another embedding space."""
         with self.file.changing() as content:
             erased = [content.erase(person) for person in content.identities()]
-            content.store.run("DELETE FROM fact")
+            content.leave_space()
         self.file.scrub()
         _log.info("gallery_emptied", identities=len(erased))
         return erased

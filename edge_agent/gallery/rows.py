@@ -39,6 +39,11 @@ _IDENTITY = (
     "(SELECT count(*) FROM exemplar WHERE exemplar.number = identity.number), sightings, seen FROM identity"
 )
 
+EVENTS_FACT = "events_to_erase"
+"""Ids of erased people whose events have to be deleted."""
+SCRUB_FACT = "to_scrub"
+"""Set while copies of deleted rows may be in pages and in the write-ahead log."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -285,8 +290,13 @@ class Rows:
             "SELECT coalesce(sum(length(vector)), 0) FROM exemplar WHERE number = ?", (person.number,)
         )
         self.store.run("DELETE FROM identity WHERE number = ?", (person.number,))
+        self.store.run("INSERT OR REPLACE INTO fact VALUES (?, 'true')", (SCRUB_FACT,))
         self.changed.add(person.number)
         return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
+
+    def leave_space(self) -> None:
+        """Delete the facts that belong to the embedding space; what is still to be erased stays noted."""
+        self.store.run("DELETE FROM fact WHERE key NOT IN (?, ?)", (EVENTS_FACT, SCRUB_FACT))
 
     def store_policy(self, policy: Policy) -> None:
         """Store a policy; the caller sets `policy` after the commit."""

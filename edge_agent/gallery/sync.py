@@ -137,7 +137,7 @@ class SyncedFile:
             if new:
                 for key, value in zip(("space", "dimension"), astuple(self.space), strict=True):
                     store.put_meta(key, value)
-                store.run("DELETE FROM fact")
+                rows.leave_space()
             rows.store_policy(policy)
 
     def _may_change_space(self, rows: Rows, *, owner: bool) -> bool:

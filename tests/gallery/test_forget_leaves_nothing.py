@@ -152,3 +152,31 @@ def test_the_record_of_crops_forgets_the_names_of_files(tmp_path: Path, rng: np.
         assert erasure.forget(lambda: forget(own, person.number))[1].pictures == 30
         assert found(state, words) == set()
         assert sorted(file.name for file in folder.iterdir()) == sorted(names[30:])
+
+
+def test_everyone_at_once(settings: Settings, rng: np.random.Generator) -> None:
+    """Also ids noted before, whose events a running agent had not erased yet."""
+    state = settings.state_dir
+    person, words = fill(state, rng)
+    with opened(state, owner=True) as own:
+        forget(own, person.number)  # the agent is killed here
+    done = CliRunner().invoke(app, ["gallery", "forget", "--all", "--yes", "--state", str(state)])
+    assert done.exit_code == 0, done.output
+    assert "42 waiting event(s)" in done.output
+    assert found(state, [*words, b"Other-"]) == set()
+
+
+def test_people_who_are_evicted_leave_nothing(settings: Settings, rng: np.random.Generator) -> None:
+    state = settings.state_dir
+    limits = GallerySettings(capacity=2)
+    with Gallery(state / "gallery.db", limits, space="s", dimension=DIMENSION, owner=True) as own:
+        erasure = make_erasure(settings, own, None, [])
+        people = []
+        for _ in range(3):  # the third takes the place of the first
+            rows = rng.standard_normal((1, DIMENSION)).astype(np.float32)
+            rows /= np.linalg.norm(rows)
+            people.append(
+                own.enrol(rows, np.ones(1, np.float32), origin="t", camera="yard", time=time.time())
+            )
+        erasure.run()
+        assert found(state, [people[0].id.encode()]) == set()
