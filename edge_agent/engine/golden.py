@@ -110,7 +110,7 @@ def make(prepared: PreparedGraph) -> Golden:
         (again,) = _run(prepared, profile, [both_ways])
         repeatable = least_cosine(unit, again) >= LEAST_REPEATED
         raise ModelError(unrepeatable(str(prepared.source), random=not repeatable))
-    require_distinct(unit[: len(crops)], str(prepared.source))
+    require_distinct(unit[: len(crops)], str(prepared.source), warn=False)  # every start does
     if not np.isfinite(others[3:]).all():
         _log.warning("undefined_for_plain_pictures", model=prepared.name, hint="such crops are left out")
     return Golden(prepared.space, unit[: len(crops)], "the original network, run now")
@@ -157,10 +157,11 @@ def unrepeatable(model: str, *, random: bool) -> str:
     )
 
 
-def require_distinct(vectors: NDArray[np.float32], model: str) -> None:
+def require_distinct(vectors: NDArray[np.float32], model: str, *, warn: bool = True) -> None:
     """Raise ModelError where the golden crops, which differ strongly, have nearly the same embedding.
 
-    `vectors` are `(4, D)`. Numbers behind the limits: `docs/decisions/038-networks-are-checked.md`.
+    `vectors` are `(4, D)`; `warn`: log where they are only alike. Numbers behind the limits:
+    `docs/decisions/038-networks-are-checked.md`.
     """
     lengths = np.linalg.norm(vectors, axis=1)
     cosines = (vectors @ vectors.T / np.outer(lengths, lengths))[np.triu_indices(len(vectors), 1)]
@@ -171,7 +172,7 @@ def require_distinct(vectors: NDArray[np.float32], model: str) -> None:
             f"{largest:.6f}), so everybody would match everybody: its weights are dead, or its input has the "
             "wrong scale (divided by 255 twice?); check the export and the preprocess profile"
         )
-    if least >= _ALIKE or largest >= _CONSTANT:
+    if warn and (least >= _ALIKE or largest >= _CONSTANT):
         _log.warning(
             "embeddings_alike", model=model, cosines=[round(least, 6), round(largest, 6)],
             hint="very different pictures have similar embeddings: check the preprocess profile; a network "

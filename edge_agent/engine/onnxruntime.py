@@ -69,7 +69,14 @@ def open_session(model: bytes, threads: int, what: str) -> onnxruntime.Inference
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # its exception types are private and differ by version
-        raise ModelError(f"ONNX Runtime cannot load {what}: {one_line(problem)}") from problem
+        raise ModelError(f"ONNX Runtime cannot load {what}: {_reason(problem)}") from problem
+
+
+def _reason(problem: Exception, hint: str = "") -> str:
+    """Return why a network fails, with a hint unless memory is the reason."""
+    if any(word in str(problem) for word in ("allocate memory", "bad_alloc", "bad allocation", "BFCArena")):
+        return "it needs more memory than it may take"
+    return f"{one_line(problem)}; {hint}" if hint else one_line(problem)
 
 
 def run_once(model: bytes, batch: NDArray[Any], what: str) -> NDArray[np.float32]:
@@ -83,7 +90,7 @@ def run_session(session: onnxruntime.InferenceSession, batch: NDArray[Any], what
         rows = session.run(None, {session.get_inputs()[0].name: batch})[0]
     except Exception as problem:  # as in `open_session`
         raise ModelError(
-            f"{what} fails on a batch of {len(batch)}: {one_line(problem)}; {BATCH_HINT}"
+            f"{what} fails on a batch of {len(batch)}: {_reason(problem, BATCH_HINT)}"
         ) from problem
     if not isinstance(rows, np.ndarray):
         raise ModelError(f"{what} gives {type(rows).__name__} instead of a row for each picture")
