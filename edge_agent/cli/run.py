@@ -46,7 +46,7 @@ def command(
     from dataclasses import asdict
 
     from edge_agent.cli import service
-    from edge_agent.cli.native_output import masked_native_output
+    from edge_agent.cli.native_output import logged_native_output
 
     service.one_blas_thread()
     from edge_agent.agent.daemon import Agent
@@ -65,8 +65,8 @@ def command(
     service.open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
     with ExitStack() as stack:
-        stack.enter_context(masked_native_output(service.stream_secrets(settings)))
-        configure_logs(settings)  # again, to the stream that is not masked twice
+        stack.enter_context(logged_native_output(service.stream_secrets(settings)))
+        configure_logs(settings)  # again, to the stream that is not read back
         stack.enter_context(showing(agent))
         finish = stack.enter_context(recording(agent, video=video_out, report=report))
         summary = service.run_until_stopped(agent, reload=lambda: load(config, values))

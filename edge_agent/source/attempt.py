@@ -11,6 +11,8 @@ from collections.abc import Callable
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, SourceFailed
+from edge_agent.core.files import shown
+from edge_agent.core.reading import reading
 from edge_agent.core.redaction import redact
 from edge_agent.source.base import Item, Source
 
@@ -151,7 +153,8 @@ class Attempt:
     def _run(self) -> None:
         failure: EdgeAgentError | None = None
         try:
-            with contextlib.closing(self._source.frames()) as items:
+            name = shown(getattr(self._source, "path", self._source.id))
+            with reading(name), contextlib.closing(self._source.frames()) as items:
                 for item in items:
                     if not self._accept(self._unless_known(item)):
                         break
