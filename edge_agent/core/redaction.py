@@ -341,8 +341,8 @@ def _secrets(words: Iterable[str]) -> frozenset[str]:
         forms = {
             word,
             unquote(word),
-            quote(word, safe=":/?#[]@!$&'()*+,;=%-._~"),
-            quote(unquote(word), safe=""),
+            quote(word, safe=":/?#[]@!$&'()*+,;=%-._~", errors="replace"),
+            quote(unquote(word), safe="", errors="replace"),
         }
         found |= {one for one in forms if len(one) >= LEAST_SECRET and one.lower() not in _COMMON}
     return frozenset(found)

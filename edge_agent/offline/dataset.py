@@ -19,6 +19,7 @@ import this module for their options, so it imports neither numpy nor OpenCV.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -289,15 +290,22 @@ def _check(path: Path) -> tuple[str, CropName | None]:
     name = parse_crop_name(path.name)
     if name is None:
         return f"is misnamed: {EXPECTED_NAME}", None
+    reason = _check_file(path)
+    return (reason, None) if reason else ("", name)
+
+
+def _check_file(path: Path) -> str:
+    """The reason why a file that is named well cannot be read, or ""."""
     try:
         native_path(path.name)
+        status = path.stat()
     except InputError:
-        return "has a name that is not UTF-8 text; rename it", None
-    try:
-        empty = path.stat().st_size == 0
+        return "has a name that is not UTF-8 text; rename it"
     except OSError as problem:
-        return f"cannot be read: {problem.strerror or problem}", None
-    return ("is empty (0 bytes)", None) if empty else ("", name)
+        return f"cannot be read: {problem.strerror or problem}"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    return "" if status.st_size else "is empty (0 bytes)"
 
 
 def _why_empty(root: Path, split: Split, refused: Sequence[Problem]) -> str:

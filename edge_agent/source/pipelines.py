@@ -139,4 +139,4 @@ def _quoted(url: str) -> str:
     """Return the address with every character encoded that is special to GStreamer's parser."""
     if any(ord(character) < ord(" ") or character == "\x7f" for character in url):
         raise SourceError(f"control character in {public_address(url)!r}")
-    return quote(url, safe=_URL_SAFE)
+    return quote(url, safe=_URL_SAFE, errors="surrogateescape")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import InputError, SourceError, SourceLost
-from edge_agent.core.files import native_path
+from edge_agent.core.files import native_path, shown
 from edge_agent.core.redaction import redact
 from edge_agent.core.structures import Frame
 from edge_agent.source.pipelines import Size
@@ -92,7 +92,10 @@ def open_capture(
     try:
         target = native_path(target)
     except InputError as problem:
-        raise SourceError(f"cannot open {redact(str(problem))}") from problem
+        if "://" not in target:
+            raise SourceError(f"cannot open {problem}") from problem
+        advice = "the address has bytes that are not UTF-8 text; write each as %XX"
+        raise SourceError(f"cannot open {redact(shown(target))}: {advice}") from problem
     capture = cv2.VideoCapture()
     try:
         if not capture.open(target, api, parameters):

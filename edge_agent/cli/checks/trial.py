@@ -32,7 +32,7 @@ ANSWER_S = 5.0
 
 def sources(settings: Settings, snapshots: Path) -> Iterator[Finding]:
     """Open each enabled source, and save its first frame to the folder `snapshots`."""
-    from edge_agent.cli.native_output import masked_native_output
+    from edge_agent.cli.native_output import logged_native_output
     from edge_agent.cli.service import stream_secrets
     from edge_agent.core.loading import state_folder
     from edge_agent.source.opening import open_sources
@@ -47,7 +47,7 @@ def sources(settings: Settings, snapshots: Path) -> Iterator[Finding]:
     except EdgeAgentError as problem:
         yield Finding("sources", "missing", str(problem), "correct [[sources]]")
         return
-    with masked_native_output(secrets):
+    with logged_native_output(secrets):
         for one, source in zip(enabled, opened, strict=True):
             yield _source(one, source, snapshots)
 
