@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 
 __all__ = ["main"]
 
@@ -30,6 +31,10 @@ def main() -> None:
         _leave(1)
     except KeyboardInterrupt:
         _leave(130)
+    except Exception:  # noqa: BLE001 - a bug; its text may be from outside
+        for line in traceback.format_exc().rstrip("\n").split("\n"):
+            sys.stderr.write(f"{visible(line)}\n")
+        _leave(1)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else int(end.code is not None))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -95,7 +95,8 @@ def table(
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
-        drawn.add_column(title, no_wrap=title != wrap, justify="right" if title in right else "left")
+        justify: Literal["right", "left"] = "right" if title in right else "left"
+        drawn.add_column(title, no_wrap=title != wrap, justify=justify, overflow="fold")
     for row in rows:
         drawn.add_row(*(None if cell is None else visible(cell, LONGEST_CELL) for cell in row))
     screen = PlainConsole(no_color=True, color_system=None)

@@ -10,6 +10,10 @@ from pathlib import Path
 LATEST_TIME = 1e11
 """Unix seconds of the year 5138; a later time is an error, mostly milliseconds taken for seconds."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0
+"""The times that `rfc3339` can write."""
+
 
 def rfc3339(seconds: float) -> str:
     """Unix seconds as RFC 3339 in UTC with milliseconds: `2024-05-01T10:00:00.000Z`."""
@@ -18,15 +22,18 @@ def rfc3339(seconds: float) -> str:
 
 
 def parse_time(text: str) -> float:
-    """RFC 3339 text to Unix seconds; ValueError for other text and for a time without offset from UTC."""
+    """RFC 3339 text to Unix seconds.
+
+    ValueError for other text, for a time without offset from UTC, and outside the years 1 to 9999 in UTC.
+    """
     # datetime.fromisoformat accepts `Z` only from Python 3.11 on.
     moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in {"Z", "z"} else text)
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no offset from UTC")
-    try:
-        return moment.timestamp()
-    except OverflowError as problem:
-        raise ValueError(str(problem)) from problem
+    seconds = (moment - _EPOCH).total_seconds()
+    if not _FIRST <= seconds <= _LAST:
+        raise ValueError(f"{text!r} is outside the years 1 to 9999 in UTC")
+    return seconds
 
 
 def process_age_s() -> float | None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -193,3 +194,21 @@ def test_importing_events_loads_nothing_heavy() -> None:
     )
     reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert reported.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59.999999Z", "2024-01-01T00:00:00"],
+)  # fmt: skip
+def test_a_time_that_cannot_be_written_again_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="outside|offset"):
+        parse_time(text)
+
+
+@given(st.datetimes(timezones=st.timezones()))
+def test_a_time_that_is_read_can_be_written(moment: datetime) -> None:
+    try:
+        seconds = parse_time(moment.isoformat())
+    except ValueError:
+        return
+    assert abs(parse_time(rfc3339(seconds)) - seconds) <= 0.001
