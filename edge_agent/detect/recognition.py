@@ -103,9 +103,12 @@ class _Trial:
 
     def _by_preprocessing(self, kinds: list[Kind]) -> list[Kind]:
         """Of kinds that differ in preprocessing alone, keep the one with which the network sees people."""
-        seeing = [kind for kind in kinds if self.read(kind).response.best >= FOUND]
-        same = {kind.read for kind in kinds}
-        return seeing if len(seeing) == 1 and len(same) == 1 else kinds
+        if len({kind.read for kind in kinds}) != 1:
+            return kinds
+        *others, first = sorted(kinds, key=lambda kind: self.read(kind).response.best)
+        best = self.read(first).response.best
+        clear = best >= FOUND and all(self.read(kind).response.best < best / 2 for kind in others)
+        return [first] if clear else kinds
 
     def only_kind(self) -> Kind:
         """Return the kind of the network; ModelError where it is of none or of several."""

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 
 from edge_agent.__main__ import main
 from edge_agent.agent import daemon
+from tests import tiny_detectors
 from tests.agent.test_agent import PEOPLE, config, events, pictures, put, put_all, running, wait_for
 from tests.conftest import find_free_port
 from tests.source.test_source_stream import serving
@@ -158,10 +159,13 @@ def test_other_models_that_do_not_fit(agent: Run, tmp_path: Path, video: Path) -
     ):
         code, _, reported = agent("run", "--source", video, *plain(tmp_path / "state"), "--model", model)
         assert (code, words in one_message(reported)) == (1, True), reported
+    lookalike = tiny_detectors.write(tmp_path / "like.onnx", tiny_detectors.deepstream())
     for detector, words in (
         ("circus", "no detector 'circus'"),
         (f"yolox:{tmp_path / 'missing.onnx'}", "missing.onnx"),
         (f"yolox:{whole}", "int.onnx"),
+        (f"yolox:{lookalike}", f"it looks like end2end: write end2end:{lookalike}"),
+        ("yolo11:net.onnx", "yolov8 (YOLOv8, YOLOv9, YOLO11, YOLO12)"),
         ("external", "external_topics"),
     ):
         code, _, reported = agent(

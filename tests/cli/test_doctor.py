@@ -21,6 +21,7 @@ from edge_agent.core.loading import load
 from edge_agent.core.structures import EngineInfo
 from edge_agent.gallery import Gallery
 from edge_agent.health.telemetry.sysfs import SysfsReader
+from tests import tiny_detectors
 from tests.conftest import Mosquitto
 from tests.health.test_telemetry import plant
 
@@ -254,6 +255,16 @@ def test_state_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert configuration.state_folder(folder)[1].state == "missing"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert configuration.state_folder(folder)[0].state == "missing"
+
+
+def test_detectors_of_all_sources(tmp_path: Path) -> None:
+    file = tiny_detectors.write(tmp_path / "net.onnx", tiny_detectors.deepstream())
+    source = {"url": "a.avi", "id": "a", "detector": f"yolox:{file}"}
+    other = {"url": "b.avi", "id": "b", "detector": f"end2end:{file}"}
+    findings = configuration.detectors(Settings(sources=[source, other, {"url": "c.avi", "id": "c"}]))
+    states = {finding.found.split(":")[0]: finding.state for finding in findings}
+    assert states.pop(str(file) + " is not of kind yolox") == "missing"
+    assert states == {"end2end": "ok", "hog": "ok"}
 
 
 def test_gallery_of_this_or_another_model(tmp_path: Path) -> None:

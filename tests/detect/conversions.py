@@ -170,6 +170,21 @@ def _yolov10(cut: Surgery) -> dict:
     return {"output0": [1, 300, 6]}
 
 
+def _nms(cut: Surgery) -> dict:
+    """As many rows as people are found, without a batch axis: none in an empty picture."""
+    best, label = cut.best()
+    low, high = cut.corners()
+    boxes = cut.op("Concat", [low, high], axis=2)
+    table = cut.op("Concat", [boxes, best, label], axis=2)
+    limits = [np.asarray([100]), np.asarray([0.65], np.float32), np.asarray([0.1], np.float32)]
+    scores = cut.op("Transpose", [best], perm=[0, 2, 1])
+    chosen = cut.op("NonMaxSuppression", [boxes, scores, *map(cut.constant, limits)])
+    index = cut.op("Gather", [chosen, cut.constant(np.asarray(2))], axis=1)
+    rows = cut.op("Reshape", [table, cut.constant(np.asarray([-1, 6]))])
+    cut.op("Gather", [rows, index], "output", axis=0)
+    return {"output": ["found", 6]}
+
+
 def _efficient_nms(cut: Surgery) -> dict:
     table, top = _top(cut, 100)
     cut.op("Identity", [cut.take(table, 0, 4)], "det_boxes")
@@ -250,6 +265,7 @@ LAYOUTS = {
     "deepstream": (_deepstream, "end2end"),
     "deepstream-parts": (_deepstream_parts, "end2end"),
     "yolov10": (_yolov10, "end2end"),
+    "nms": (_nms, "end2end"),
     "efficient-nms": (_efficient_nms, "end2end"),
     "peoplenet": (_peoplenet, "peoplenet"),
     "yolov6": (_yolov6, None),

@@ -76,7 +76,8 @@ def _read(seen: Seen) -> Decoder:
     if not all(np.isfinite(picture).all() for picture in seen.outputs[boxes]):
         raise Unlike(f"{boxes!r} has values that are no finite numbers")
     expect_attention(covers)
-    response = Response.of(covers[-1].reshape(count, -1).T, seen.person(count))
+    person = seen.person(count)  # of PeopleNet's classes, whose order is known, no other counts
+    response = Response(person, float(covers[-1][person].max()))
     y, x = np.mgrid[0 : grid[0], 0 : grid[1]]
     centres = (np.stack((x, y), axis=-1).reshape(-1, 2) * _STRIDE + _OFFSET).astype(np.float32) / _NORM
     return _GridDecoder(response, (coverage, boxes), centres)

@@ -36,8 +36,8 @@ _SIDES = (32, 4096)
 """Width and height of a detector's input at least and at most, pixels."""
 _MOST_METADATA = 100_000
 """Longest value of the metadata that is read, characters."""
-_MOST_BATCH = 64
-"""Largest fixed batch of a detector, which computes one picture that often."""
+_MOST_PIXELS_OF_BATCH = 1 << 25
+"""Pixels of a detector's input at most; where the batch is fixed, each picture is computed that often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ class Network:
         if not all(_SIDES[0] <= side <= _SIDES[1] for side in (height, width)):
             limits = f"{_SIDES[0]} to {_SIDES[1]}"
             raise ModelError(f"{what}: a detector's picture has {limits} pixels a side, not {width}x{height}")
-        if batch is not None and batch > _MOST_BATCH:
+        if (batch or 1) * height * width > _MOST_PIXELS_OF_BATCH:
             raise ModelError(f"{what}: its batch axis is fixed at {batch}; export it with a batch of 1")
         return Layout((height, width), batch, channels_last, bool(half), pixels)
 
