@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
     "run": "Run the agent until it is stopped, or until all recordings have been read.",
@@ -54,6 +54,26 @@ class _Group(TyperGroup):
         return [(name, (one.help or "").partition("\n\n")[0]) for name, one in self.commands.items()]
 
 
+class _Command(TyperCommand):
+    """Refuses an option with one value that is given twice; click would use the last."""
+
+    def make_parser(self, ctx: Any) -> Any:  # noqa: ANN401  as in `_Commands`
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def checked(args: list[str]) -> Any:  # noqa: ANN401
+            order: list[Any]
+            options, others, order = parse(args)
+            for given in order:
+                single = given.param_type_name == "option" and not given.multiple and not given.is_flag
+                if single and sum(one is given for one in order) > 1:
+                    raise typer.BadParameter("is given twice, and takes one value", ctx=ctx, param=given)
+            return options, others, order
+
+        parser.parse_args = checked
+        return parser
+
+
 class _Commands(Mapping[str, Any]):
     """All commands by name; each is imported at its first use."""
 
@@ -68,9 +88,11 @@ class _Commands(Mapping[str, Any]):
             wrapper = typer.Typer(add_completion=False, rich_markup_mode=None)
             wrapper.callback()(_nothing)
             if name in GROUPS:
+                for command in module.app.registered_commands:
+                    command.cls = _Command
                 wrapper.add_typer(module.app, name=name, cls=_Group)
             else:
-                wrapper.command(name)(module.command)
+                wrapper.command(name, cls=_Command)(module.command)
             group: Any = typer.main.get_command(wrapper)
             self._loaded[name] = group.commands[name]
         return self._loaded[name]

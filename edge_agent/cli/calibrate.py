@@ -177,7 +177,8 @@ def _print_plan(job: Job, *, as_json: bool) -> None:
 def _summary(result: Result) -> list[str]:
     report = result.report
     threshold = report["threshold"]
-    lines = [f"{report['model']['name']} on {report['backend']}: {report['precision'].upper()}"]
+    model = f"{report['model']['name']} (profile {report['model']['preprocess']})"
+    lines = [f"{model} on {report['backend']}: {report['precision'].upper()}"]
     for name, gate in report["gates"].items():
         lines += _gate_lines(name, gate)
     if threshold["value"] is None:

@@ -104,7 +104,9 @@ def _name(path: Path, source: Path, output: Path) -> str:
 
 
 def _summary(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['embedded']} embeddings of {result['dimension']} numbers"]
+    model = result["model"]
+    by = f"{model['name']} (profile {model['preprocess']})"
+    lines = [f"{result['embedded']} embeddings of {result['dimension']} numbers by {by}"]
     lines += [f"  {path}" for path in result["files"]]
     if result["left_out"]:
         lines.append(f"left out since unusable: {len(result['left_out'])}")

@@ -222,7 +222,10 @@ def _versions() -> dict[str, str]:
 
 
 def _title(document: dict[str, Any]) -> str:
-    name = (document["model"] or {}).get("name", "embeddings")
+    model = document["model"] or {}
+    name = model.get("name", "embeddings")
+    if "preprocess" in model:
+        name = f"{name} (profile {model['preprocess']})"
     where = Path(document["dataset"]["root"]).name if document["dataset"] else "given files"
     return f"Evaluation of {name} on {where}"
 

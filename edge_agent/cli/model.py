@@ -25,7 +25,6 @@ NGC_URL = (
     "?redirect=true&path=resnet50_market1501_aicity156.onnx"
 )
 NGC_NAME = "resnet50_market1501_aicity156.onnx"
-NGC_SHA256 = "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b"
 """NVIDIA TAO ReIdentificationNet, deployable_v1.2: ResNet50, 256 numbers, profile `tao`, 96,398,132 bytes."""
 
 SYSTEM_FOLDER = Path("/etc/edge-agent/models")
@@ -44,7 +43,9 @@ UseOption = Annotated[
 def fetch(
     output: OutputOption = None,
     use: UseOption = None,
-    preprocess: Annotated[str, Option(help="Preprocess profile of the training.")] = "tao",
+    preprocess: Annotated[
+        str | None, Option(help="Preprocess profile of the training; by default that which the file states.")
+    ] = None,
     url: Annotated[str, Option(help="Address; by default NVIDIA's ReIdentificationNet.")] = NGC_URL,
     sha256: Annotated[str | None, Option(help="Digest of the file; required with --url.")] = None,
 ) -> None:
@@ -59,6 +60,7 @@ def fetch(
 
     from edge_agent.core.errors import InputError
     from edge_agent.core.redaction import public_address
+    from edge_agent.engine.profiles import NVIDIA_SHA256, profile_of
     from edge_agent.offline.download import download
 
     if url != NGC_URL and sha256 is None:
@@ -71,10 +73,11 @@ def fetch(
     target = _folder(output) / name
     columns = (TextColumn("{task.description}", markup=False), DownloadColumn(), TransferSpeedColumn())
     with progress_bar(name, columns=columns) as bar:
-        download(url, target, sha256=sha256 or NGC_SHA256, progress=bar.update)
-    _check(target, preprocess)
+        download(url, target, sha256=sha256 or NVIDIA_SHA256, progress=bar.update)
+    profile = preprocess or profile_of(target).name
+    _check(target, profile)
     source = url.partition("?")[0] if url == NGC_URL else public_address(url)
-    _register(target, preprocess, source=source, use=use)
+    _register(target, profile, source=source, use=use)
 
 
 @app.command()
@@ -84,17 +87,15 @@ def add(
     use: UseOption = None,
     preprocess: Annotated[
         str | None,
-        Option(help="Preprocess profile of the training; by default that of FILE's manifest, else tao."),
+        Option(help="Preprocess profile of the training; by default that which FILE states."),
     ] = None,
 ) -> None:
     """Install a network from a file: check it, copy it, and write its manifest."""
-    from edge_agent.core.files import open_regular, read_json
+    from edge_agent.core.files import open_regular
     from edge_agent.core.manifest import atomic_file
+    from edge_agent.engine.profiles import profile_of
 
-    manifest = file.with_suffix(".json")
-    if preprocess is None and manifest.is_file():
-        preprocess = read_json(manifest).get("preprocess")
-    profile = preprocess or "tao"
+    profile = preprocess or profile_of(file).name
     _check(file, profile)
     target = _folder(output) / file.name
     if not (target.exists() and target.samefile(file)):

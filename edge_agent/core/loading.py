@@ -102,12 +102,12 @@ def state_folder(path: Path) -> Path:
 
 
 def config_file(config: Path | None) -> Path | None:
-    """Return the TOML file that `load` reads; None without one.
+    """Return the TOML file that `load` reads; None without one, and for `/dev/null`.
 
     ConfigError: this user may not read the file of the service; without it another agent would be meant.
     """
     if config is not None:
-        return config
+        return None if config == Path(os.devnull) else config
     try:
         return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
     except PermissionError:

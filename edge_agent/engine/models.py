@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from edge_agent.core.errors import ConfigError, InputError, MissingFile
-from edge_agent.core.files import open_regular, read_json, shown
+from edge_agent.core.files import open_regular, shown
 from edge_agent.engine.golden import Golden, load_or_make
 from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PreparedGraph, profile_named
 from edge_agent.engine.graph.stripes import STRIPES_NAME, STRIPES_PROFILE, write_stripe_model
+from edge_agent.engine.profiles import Chosen, profile_of
 
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,8 @@ def default_model() -> Path | None:
 def choose_model(settings: EngineSettings, state: Path) -> Model:
     """Return the configured model, else the shipped one. The built-in one is written to `state`.
 
-    The profile is the configured one, else that of the model's own manifest (`MODEL.json`), else `tao`.
-    ConfigError where no model is configured and none ships, InputError where the file does not exist.
+    The profile is the configured one, else that of `profiles.profile_of`. ConfigError where no model is
+    configured and none ships, or the profile is not known, InputError where the file does not exist.
     """
     if settings.model is not None and str(settings.model) == STRIPES_NAME:
         path = write_stripe_model(state / f"{STRIPES_NAME}.onnx")
@@ -53,9 +58,9 @@ def choose_model(settings: EngineSettings, state: Path) -> Model:
         open_regular(model).close()
     except MissingFile:
         raise InputError(f"{shown(model)}: no such model file") from None
-    manifest = model.with_suffix(".json")
-    stated = read_json(manifest) if not settings.preprocess and manifest.is_file() else {}
-    return Model(model, settings.preprocess or str(stated.get("preprocess", "tao")))
+    chosen = Chosen(settings.preprocess, "configured") if settings.preprocess else profile_of(model)
+    _log.info("model", file=shown(model), preprocess=chosen.name, origin=chosen.origin)
+    return Model(model, chosen.name)
 
 
 def prepare_model(model: Path, preprocess: str, state: Path | None) -> tuple[PreparedGraph, Golden]:

@@ -208,3 +208,20 @@ def test_the_shell_completes_commands_and_options():
     assert completed("edge-agent gal") == ["gallery"]
     assert {"list", "forget", "enrol"} <= set(completed("edge-agent gallery "))
     assert completed("edge-agent run --log") == ["--log-format"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gallery list --state a --state b",
+        "run --source a --source b --model c --model d",
+        "bench --seconds 1 --seconds=2",
+    ],
+)
+def test_an_option_with_one_value_is_refused_when_it_is_given_twice(line: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_agent", *line.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "is given twice" in done.stderr
+    assert "--source" not in done.stderr.partition("Error")[2]

@@ -17,10 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.cli import app
-from edge_agent.cli.model import NGC_SHA256, NGC_URL
+from edge_agent.cli.model import NGC_URL
 from edge_agent.core.errors import DownloadError, DownloadInterrupted, InputError, Retryable
 from edge_agent.core.loading import load
 from edge_agent.engine.graph.stripes import write_stripe_model
+from edge_agent.engine.profiles import NVIDIA_SHA256
 from edge_agent.offline.download import download
 
 BODY = bytes(range(256)) * 8192  # 2 MiB
@@ -238,4 +239,4 @@ def test_settings_without_the_section_get_one(network: Path, tmp_path: Path) -> 
 def test_the_documented_address_and_digest() -> None:
     """As on the page of the model in NVIDIA's catalogue; the same digest is in docs/training.md."""
     assert "nvidia/team/tao/reidentificationnet/deployable_v1.2" in NGC_URL
-    assert re.fullmatch(r"[0-9a-f]{64}", NGC_SHA256)
+    assert re.fullmatch(r"[0-9a-f]{64}", NVIDIA_SHA256)

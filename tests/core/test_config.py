@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from edge_agent.core import loading
 from edge_agent.core.config import Settings, changes, fingerprint, shown
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
@@ -164,3 +166,10 @@ def test_every_field_has_a_description() -> None:
                 assert field.description, f"{model.__name__}.{name} has no description"
 
     fields(Settings)
+
+
+def test_the_null_device_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "DEFAULT_CONFIG", tmp_path / "config.toml")
+    (tmp_path / "config.toml").write_text('log_level = "debug"')
+    assert loading.load(Path(os.devnull)).log_level == "info"
+    assert loading.load().log_level == "debug"

@@ -211,7 +211,11 @@ def markdown(table: Mapping[str, Any]) -> str:
         for row in table["published"]
     )
     host, model = table["machine"], table["model"]
-    facts = [f"{model['name']}, {host['cores']} cores", host["cpu"] or "", host["board"] or ""]
+    facts = [
+        f"{model['name']} (profile {model['preprocess']}), {host['cores']} cores",
+        host["cpu"] or "",
+        host["board"] or "",
+    ]
     facts += [f"power mode {host['power_mode']}"] if host["power_mode"] else []
     missing = "".join(f"\nNot measured: {name}: {why}\n" for name, why in table["left_out"].items())
     return (

@@ -1,0 +1,73 @@
+"""The preprocess profile of a network, where the network itself or this project states it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from edge_agent.core.errors import ConfigError
+from edge_agent.core.files import read_json, sha256_file, shown
+from edge_agent.engine.graph.prepared import PROFILES
+
+if TYPE_CHECKING:
+    import onnx
+
+_SHIPPED = Path(__file__).parent / "references"
+NVIDIA_SHA256 = "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b"
+"""SHA-256 of NVIDIA's resnet50_market1501_aicity156.onnx."""
+
+
+class Chosen(NamedTuple):
+    """A profile, and where it comes from."""
+
+    name: str
+    origin: str
+
+
+def profile_of(model: Path) -> Chosen:
+    """Return the profile of a network without a configured one.
+
+    In this order: its manifest (`MODEL.json`), a known file, the metadata that `edge-agent export` writes
+    (`preprocess_profile`), and a first layer that normalises each picture, before which scale and mean have
+    no effect.
+
+    ConfigError: none of these states a profile; the message lists all.
+    """
+    manifest = model.with_suffix(".json")
+    stated = read_json(manifest).get("preprocess") if manifest.is_file() else None
+    if stated is not None:
+        return Chosen(str(stated), f"stated in {manifest.name}")
+    if (known := _known().get(sha256_file(model))) is not None:
+        return Chosen(known, "a known network")
+    return _in_file(model) or _refuse(model)
+
+
+def _known() -> dict[str, str]:
+    """Return the profiles of the networks whose reference embeddings ship, and of NVIDIA's, by SHA-256."""
+    references = [json.loads(path.read_text(encoding="utf-8")) for path in _SHIPPED.glob("*.json")]
+    return {one["model_sha256"]: one["profile"] for one in references} | {NVIDIA_SHA256: "tao"}
+
+
+def _in_file(model: Path) -> Chosen | None:
+    from edge_agent.engine.graph.reading import Network
+
+    network = Network(model)
+    metadata = {entry.key: entry.value for entry in network.model.metadata_props}
+    if metadata.get("preprocess_profile") in PROFILES:
+        return Chosen(metadata["preprocess_profile"], "stated in the file")
+    if _normalises(network.model, network.input.name):
+        return Chosen("openvino-raw", "its first layer normalises")
+    return None
+
+
+def _normalises(model: onnx.ModelProto, source: str) -> bool:
+    readers = [node for node in model.graph.node if source in node.input]
+    return bool(readers) and all(node.op_type == "InstanceNormalization" for node in readers)
+
+
+def _refuse(model: Path) -> Chosen:
+    raise ConfigError(
+        f"{shown(model)}: the preprocess profile of this network is not known; name that of its training "
+        f"with --preprocess (engine.preprocess): {', '.join(sorted(PROFILES))}; docs/models.md describes them"
+    )
