@@ -77,6 +77,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIMESYNCD = Path("/run/systemd/timesync/synchronized")
 _TIMEX_BYTES, _TIMEX_STATUS = 256, 5 * 8  # struct timex of 64-bit Linux: `status` follows five longs
 _STA_UNSYNC, _TIME_ERROR = 0x40, 5
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # which stops in a suspend, off Linux
 
 
 class TimeSource(Protocol):
@@ -104,7 +105,7 @@ class SystemTime:
 
     def running(self) -> float:
         """See `TimeSource`."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.clock_gettime(_BOOTTIME)
 
     def wall(self) -> float:
         """See `TimeSource`."""
@@ -345,15 +346,14 @@ class Clock:
 
     def moment(self) -> float:
         """Return the time for a frame that arrives now: Unix seconds that never jump in this run."""
-        return self._first.at(self._system.running()).label
+        return self._first.label + self._system.running() - self._first.running
 
     def current(self, moment: float) -> float:
         """Return the label of a moment of this run; another time, as of recorded material, is unchanged."""
-        first, running = self._first, self._system.running()
-        now = first.at(running).label
-        if not first.label <= moment <= now:
+        if not self._first.label <= moment <= self.moment():
             return moment
-        return moment + self._line.at(running).label - now
+        line, first = self._line, self._first
+        return moment + (line.label - line.running) - (first.label - first.running)
 
     @property
     def uncertain(self) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from edge_agent.core.timing import parse_time, rfc3339
 from tests.agent.test_agent import PEOPLE, Listener, config, events, pictures, put, put_all, wait_for
 from tests.conftest import Mosquitto
+from tests.faults import clock_jumps
 from tests.shimmed import WallClock
 
 __all__ = ["pictures"]
@@ -241,3 +242,15 @@ def test_events_wait_however_the_clock_jumps(
     assert {event["id"] for event in numbered} >= waiting
     assert not listener.of("gap")
     assert all(parse_time(str(event["time"])) < time.time() + 60 for event in numbered)
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_in_an_hour_of_jumps(tmp_path: Path) -> None:
+    result = clock_jumps.hour(tmp_path, 3600, seed=7)
+    assert result["ok"], result
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_by_an_agent_under_jumps_and_kills(tmp_path: Path) -> None:
+    result = clock_jumps.agent(tmp_path, 45, seed=7)
+    assert result["ok"], result
