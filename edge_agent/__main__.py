@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run a command; exit 0 on success, 1 on an `EdgeAgentError`, 2 on wrong usage."""
-    from edge_agent.cli.logins import hide_logins
+    from edge_agent.cli.logins import hide_logins, mask_arguments
 
     hide_logins()
     from edge_agent.cli import app
@@ -27,7 +27,7 @@ def main() -> None:
         app()
     except EdgeAgentError as error:
         for line in error.args:
-            sys.stderr.write(f"error: {visible(str(line))}\n")
+            sys.stderr.write(f"error: {visible(mask_arguments(str(line)))}\n")
         _leave(1)
     except KeyboardInterrupt:
         _leave(130)

@@ -54,6 +54,9 @@ class _Group(TyperGroup):
         return [(name, (one.help or "").partition("\n\n")[0]) for name, one in self.commands.items()]
 
 
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+
+
 class _Command(TyperCommand):
     """Refuses an option with one value that is given twice; click would use the last."""
 
@@ -116,6 +119,16 @@ class _Program(_Group):
 
     def _lines(self) -> list[tuple[str, str]]:
         return [*COMMANDS.items(), *GROUPS.items()]
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  click's own, or typer's copy of it, by version
+        """Run a command; a message about wrong usage repeats arguments without logins."""
+        try:
+            return super().invoke(ctx)
+        except _USAGE_ERROR as problem:
+            from edge_agent.cli.logins import mask_arguments
+
+            problem.message = mask_arguments(problem.message)
+            raise
 
 
 def _version(wanted: bool) -> None:

@@ -1,12 +1,14 @@
-"""Hiding of logins in this process's arguments, which `ps` and /proc show to every user."""
+"""Hiding of logins in this process's arguments, which `ps`, /proc and messages about wrong usage show."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
+import sys
 from pathlib import Path
 
-from edge_agent.core.redaction import MASK, public_address
+from edge_agent.core.redaction import MASK, public_address, redact
 
 _ARG_START, _ARG_END = 45, 46
 """Fields 48 and 49 of /proc/PID/stat (proc(5)), counted after the name in brackets."""
@@ -26,6 +28,12 @@ def hide_logins() -> None:
     hidden = b"\0".join(_masked(argument) for argument in shown.split(b"\0"))
     if hidden != shown and end - start == len(shown) and ctypes.string_at(start, len(shown)) == shown:
         ctypes.memmove(start, hidden, len(hidden))
+
+
+def mask_arguments(message: str) -> str:
+    """Mask the logins of this process's arguments in a message that repeats some of them."""
+    logins = [one for one in sys.argv[1:] if re.search("://|:.*@", one)]
+    return redact(message, [*logins, *(str(Path(one)) for one in logins)])  # a path has no double slash
 
 
 def _masked(argument: bytes) -> bytes:

@@ -108,7 +108,7 @@ def _response(url: str, have: int) -> Iterator[Any]:
                 yield None
                 return
         raise DownloadError(
-            f"{public_address(url)}: the server responds {refused.code} {refused.reason}"
+            f"{public_address(url)}: the server responds {refused.code} {_hidden(refused.reason, url)}"
         ) from None
     except urllib.error.URLError as problem:
         raise DownloadInterrupted(_lost(url, have, str(problem.reason))) from problem
@@ -117,6 +117,11 @@ def _response(url: str, have: int) -> Iterator[Any]:
 
 
 def _lost(url: str, have: int, why: str) -> str:
-    address = parse_address(url)
-    reason = redact(why, () if address is None else address.secrets)  # it may repeat a part of the address
-    return f"{address}: {reason}; {have:,} bytes are kept, the same command continues there"
+    kept = f"{have:,} bytes are kept, the same command continues there"
+    return f"{public_address(url)}: {_hidden(why, url)}; {kept}"
+
+
+def _hidden(reason: str, url: str) -> str:
+    """Mask what an error repeats of the address, or of a proxy's."""
+    addresses = map(parse_address, (url, *urllib.request.getproxies().values()))
+    return redact(reason, {secret for one in addresses if one is not None for secret in one.secrets})

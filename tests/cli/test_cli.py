@@ -193,6 +193,58 @@ def test_logins_do_not_stay_in_the_process_list(tmp_path: Path, free_port: int) 
     assert b"hun-ter2" not in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run rtsp://me:secretpw@h/x",
+        "rtsp://me:secretpw@h/x",
+        "run me:secretpw@h",
+        "gallery me:secretpw@h",
+        "gallery import rtsp://me:secretpw@h/x",
+        "config check --config rtsp://me:secretpw@h/x",
+        "run --source x --model http://h/x?token=secretpw",
+        "run --source rtsp:me:secretpw@h",
+        "run --source x --broker http://me:secretpw@h",
+        "watch --broker mqtt://me:sec#retpw@h",
+        "model fetch --url http://me:secretpw@h/x.onnx --sha256 0",
+        "model fetch --url http://h/secretpw?x --sha256 0",
+    ],
+)
+def test_messages_about_wrong_arguments_repeat_no_login(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_agent.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["edge-agent", *words.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    reported = capsys.readouterr().err
+    assert stopped.value.code in (1, 2)
+    assert "rror: " in reported
+    assert "secretpw" not in reported
+    assert "retpw" not in reported
+
+
+def test_logins_in_every_form_leave_the_process_list(tmp_path: Path) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no /proc here")
+    words = [
+        "--source=rtsp://admin:12#secretpw@h/s", "rtsp://h/user=a_password=secretpw",
+        "rtsp://a:my secretpw@h/s", "me:secretpw@h", "--broker", "a@b:secretpw@h", "--url=http://h/x?y=secretpw",
+        "rtspsrc location=rtsp://h/s user-pw=secretpw ! x", "--state", "/x",
+    ]  # fmt: skip
+    program = (
+        "from edge_agent.cli.logins import hide_logins; hide_logins();"
+        "import sys; sys.stdout.buffer.write(open('/proc/self/cmdline', 'rb').read())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=True)
+    shown = done.stdout.split(b"\0")
+    assert b"secretpw" not in done.stdout
+    assert [len(one) for one in shown[3:-1]] == [len(one) for one in words]
+    assert shown[3].startswith(b"--source=rtsp://***")
+    assert shown[-3:-1] == [b"--state", b"/x"]
+
+
 def test_the_shell_completes_commands_and_options():
     def completed(words: str) -> list[str]:
         environment = {
