@@ -79,23 +79,22 @@ def _train(plan: Spec, folder: Path, *, resume: bool, screen: Console) -> dict[s
 
 def warn_of_left_out(found: PictureSet, split: Split, screen: Console) -> None:
     """Warn of pictures that are not used for their numbers or names."""
-    for note in found.left_out.notes:
-        screen.print(f"warning: {note}", style="yellow")
-    if split is Split.TRAIN and found.left_out.notes:
+    left_out = found.left_out
+    lines = list(left_out.notes)
+    if split is Split.TRAIN and left_out.notes:
         people = len(set(found.identities.tolist()))
-        more = people + (found.left_out.distractors > 0)
-        screen.print(
-            f"without them, {people} people are trained (num_classes {people}); "
-            f"numbered from 1, num_classes is {more} or more",
-            style="yellow",
+        more = people + (left_out.distractors > 0)
+        lines.append(
+            f"{left_out.distractors + left_out.junk} pictures are left out, and num_classes is {people}; "
+            f"numbered from 1, it would be {more}{' or more' if left_out.junk else ''}"
         )
-    if found.left_out.unusable:
-        first = found.left_out.unusable[0]
-        screen.print(
-            f"warning: {len(found.left_out.unusable)} files cannot be used; the first, "
-            f"{shown(first.path)}, {first.reason}",
-            style="yellow",
+    if left_out.unusable:
+        first = left_out.unusable[0]
+        lines.append(
+            f"{len(left_out.unusable)} files cannot be used; the first, {shown(first.path)}, {first.reason}"
         )
+    for line in lines:
+        screen.print(f"warning: {line}", style="yellow", soft_wrap=True)
 
 
 def _warn_of_unused(plan: Spec, screen: Console) -> None:
