@@ -49,7 +49,7 @@ def parse_detector(text: str) -> DetectorChoice:
     if text in {"external", "none"}:
         return DetectorChoice(text)
     if kind == "hog":
-        return DetectorChoice("hog", factor=_factor(text, argument, given=bool(colon)))
+        return DetectorChoice("hog", factor=_factor(text, argument))
     if kind in NETWORKS and argument:
         return DetectorChoice(kind, Path(argument))
     if text.endswith(".onnx") and (not colon or Path(text).exists()):
@@ -57,9 +57,9 @@ def parse_detector(text: str) -> DetectorChoice:
     raise ValueError(f"no detector {text!r}; write {FORMS}; {KINDS_TEXT}")
 
 
-def _factor(text: str, argument: str, *, given: bool) -> float:
+def _factor(text: str, argument: str) -> float:
     try:
-        factor = float(argument) if given else 1.0
+        factor = float(argument or 1)
     except ValueError:
         factor = 0.0
     if not LEAST_FACTOR <= factor <= MOST_FACTOR:

@@ -65,12 +65,15 @@ def open_detection(
     turns the time of a frame into that of other machines, see `core.clock`.
 
     Raises:
-        ConfigError: there is no such detector, or it lacks a setting.
+        ConfigError: there is no such detector, it lacks a setting, or none uses a setting.
         ModelError: the network does not fit.
     """
     common = settings.detector.kind
     kinds = {camera: kind or common for camera, kind in cameras.items()}
     opened = {kind: _open(kind, settings, stack, current) for kind in sorted(set(kinds.values()))}
+
+    if settings.detector.input_size is not None and all(one.engine is None for one in opened.values()):
+        raise ConfigError("detector.input_size is set, but no detector runs a network: remove it")
 
     def detect(frame: Frame) -> Detections:
         height, width = frame.image.shape[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from edge_agent.detect.fit import Fit, Place
 from edge_agent.detect.kinds import KINDS
 from edge_agent.detect.kinds.seen import Seen, Unlike
 from edge_agent.detect.network import NetworkDetector
-from edge_agent.detect.opening import open_detector
+from edge_agent.detect.opening import open_detection, open_detector
 from edge_agent.detect.recognition import start_up_pictures
 from tests import tiny_detectors as tiny
 from tests.conftest import REPO
@@ -53,7 +54,7 @@ def test_a_detector_as_written():
     assert parse_detector("yolov8:a:b.onnx").file == Path("a:b.onnx")
     assert parse_detector("dir/net.onnx").kind == ""
     assert parse_detector("hog:1.5").factor == 1.5
-    for text in ("yolov9:x.onnx", "yolov8", "net.engine", "", "hog:", "external:1"):
+    for text in ("yolov9:x.onnx", "yolov8", "net.engine", "", "external:1"):
         with pytest.raises(ValueError, match=r"hog:FACTOR"):
             parse_detector(text)
 
@@ -134,6 +135,12 @@ def test_size_of_a_dynamic_input(tmp_path):
     assert "8400" in refusal(f"yolov8:{without}")  # 640 x 640 is the kind's
     fixed = tiny.write(tmp_path / "fixed.onnx", tiny.yolov8())
     assert "detector.input_size" in refusal(f"yolov8:{fixed}", input_size=(640, 640))
+
+
+def test_a_size_without_a_network():
+    settings = Settings(detector={"kind": "hog", "input_size": (640, 640)})
+    with ExitStack() as stack, pytest.raises(ConfigError, match="no detector runs a network"):
+        open_detection(settings, stack, cameras={"a": None})
 
 
 @pytest.mark.parametrize("layout", ["yolox", "yolov8", "yolov5", "end2end", "parts", "peoplenet"])
@@ -275,6 +282,14 @@ def test_the_seven_columns_of_yolov7(tmp_path):
     seven = np.concatenate([np.zeros((1, 50, 1)), table[..., :4], table[..., 5:], table[..., 4:5]], axis=2)
     path = tiny.write(tmp_path / "net.onnx", {"output": seven[0].astype(np.float32)})
     np.testing.assert_allclose(found(f"end2end:{path}").boxes, [BOX], atol=0.01)
+
+
+def test_a_plugin_of_tensorrt(tmp_path):
+    path = tiny.write(tmp_path / "net.onnx", tiny.end2end())
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("EfficientNMS_TRT", ["output0"], ["num_dets"], domain="TRT"))
+    onnx.save(model, path)
+    assert "the operator 'EfficientNMS_TRT', which exists in TensorRT only" in refusal(f"end2end:{path}")
 
 
 def test_a_prepared_network_is_not_prepared_again(tmp_path):

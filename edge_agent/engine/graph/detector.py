@@ -113,8 +113,14 @@ def read_detector(network: Network) -> Network:
     """Return the network with names that do not collide with those that are added.
 
     Raises:
-        ModelError: the network was prepared already.
+        ModelError: the network was prepared already, or needs a plugin of TensorRT.
     """
+    plugin = next((node.op_type for node in network.model.graph.node if node.op_type.endswith("_TRT")), None)
+    if plugin is not None:
+        raise ModelError(
+            f"{network.path} has the operator {plugin!r}, which exists in TensorRT only; export it without "
+            "suppression inside, or with that of ONNX (YOLOv7: export.py --end2end --max-wh 640)"
+        )
     if any(OURS in node.name for node in network.model.graph.node):
         raise ModelError(
             f"{network.path} was already prepared by edge-agent; name the network as it was exported"
