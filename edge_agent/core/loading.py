@@ -45,8 +45,21 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         raise ConfigError(*_explain(error, str(path or "settings"))) from None
     except SettingsError as error:
         raise ConfigError(f"environment: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(_bad_credential()) from None
     finally:
         file_values.reset(token)
+
+
+def _bad_credential() -> str:
+    """The error of the first credential file that is not UTF-8."""
+    for file in sorted(Path(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull).iterdir()):
+        try:
+            read_text(file)
+        except InputError as problem:
+            if file.is_file():
+                return f"credential: {problem}"
+    return "a credential is not UTF-8 text"
 
 
 def secret_files(settings: Settings, config: Path | None) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.graph.prepared import profile_named
 from edge_agent.offline.evaluate.embedding import embed_paths
 from edge_agent.offline.evaluate.files import read_embeddings
+from tests.core.test_pictures import PLAIN, damaged
 
 app = typer.Typer()
 app.command()(command)
@@ -149,3 +151,32 @@ def test_batches_are_full_and_progress_adds_up(crops: Path) -> None:
     assert [problem.path.name for problem in done.problems] == ["0070.png", "missing.png"]
     for row, vector in zip(done.rows, done.vectors, strict=True):
         np.testing.assert_allclose(vector, cv2.imread(str(paths[row])).mean(axis=(0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".json"])
+def test_names_that_are_no_text_are_written_with_escapes(crops: Path, tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    content = (crops / "0000.png").read_bytes()
+    for raw in (b"caf\xe9.png", b"new\nline\x1b[31m.png", "K\u00e4se.png".encode()):
+        (folder / os.fsdecode(raw)).write_bytes(content)
+    (folder / os.fsdecode(b"broken\xe9.png")).write_bytes(content[:200])
+    result = run(folder, "-o", tmp_path / f"out{suffix}")
+    assert result["embedded"] == 3
+    assert [Path(one["path"]).name for one in result["left_out"]] == ["broken\\xe9.png"]
+    names = [Path(name).name for name in read_embeddings(tmp_path / f"out{suffix}").names]
+    assert sorted(names) == ["K\u00e4se.png", "caf\\xe9.png", "new\\nline\\x1b[31m.png"]
+
+
+def test_damaged_pictures_are_left_out_and_listed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    chance = np.random.default_rng(5)
+    (folder / "a-whole.jpg").write_bytes(PLAIN)
+    (folder / "b-phone.jpg").write_bytes(PLAIN + b"x" * 9000)
+    for kind in ("zeros", "twelve bytes", "cut, with an end marker"):
+        (folder / f"c-{kind[:3]}.jpg").write_bytes(damaged(PLAIN, kind, chance))
+    result = run(folder, "-o", tmp_path / "e.npy")
+    assert result["embedded"] == 2
+    assert [one["reason"].partition(":")[0] for one in result["left_out"]] == ["is damaged"] * 3
+    assert "Corrupt" not in capfd.readouterr().err

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_agent.core import loading
 from edge_agent.core.config import Settings, changes, fingerprint, shown
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
 from tests.conftest import REPO
+from tests.core.test_files import KINDS, make
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -58,6 +63,64 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(ConfigError, match=part) as caught:
         load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"missing", "dangling"}])
+def test_a_file_of_another_kind_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = make(kind, tmp_path / "config.toml")
+    with pytest.raises(ConfigError, match="configuration: cannot read") as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"a = " + b"[" * 100_000, "nested too deeply"),
+        (b"a = " + b"{a=" * 100_000, "nested too deeply"),
+        (bytes(range(256)) * 8, "not UTF-8 text"),
+        (b"\x00" * 100, "not valid TOML"),
+        (b"x = " + b"9" * 10_000, "not valid TOML"),
+        (b"#" * (2 << 20), "larger than 1 MiB"),
+    ],
+)
+def test_hostile_content_is_one_error(tmp_path: Path, content: bytes, part: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=part):
+        load(path)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_settings_or_one_error(content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(content)
+        file.flush()
+        with contextlib.suppress(ConfigError):
+            load(Path(file.name))
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf[gallery]\ncapacity = 7\n")
+    assert load(path).gallery.capacity == 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_credentials_of_another_kind_hang_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    make(kind, tmp_path / "mqtt__password")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with contextlib.suppress(ConfigError):
+        assert load(None).mqtt.password is None
+
+
+def test_a_credential_that_is_not_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mqtt__password").write_bytes(b"pass\xe9")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"mqtt__password: it is not UTF-8"):
+        load(None)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

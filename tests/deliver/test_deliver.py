@@ -28,7 +28,7 @@ from edge_agent.core.errors import (
     StorageError,
 )
 from edge_agent.core.events import DeviceSummary, alert_event, identity_event
-from edge_agent.core.mqtt import silence_problem
+from edge_agent.core.mqtt import new_client, silence_problem
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.local import EventFile, LocalPublisher, Origin
@@ -36,6 +36,7 @@ from edge_agent.deliver.pacing import Backoff
 from edge_agent.deliver.topics import Topics
 from edge_agent.offline.demo.broker import DemoBroker
 from tests.conftest import Mosquitto, find_free_port
+from tests.core.test_files import KINDS, make
 from tests.deliver.deliver_fixtures import (
     ENGINE,
     INFO,
@@ -453,6 +454,29 @@ def test_broker_addresses_that_cannot_work(url: str, settings: dict[str, Any], s
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", [("ca_file",), ("cert_file", "key_file")])
+def test_certificates_that_are_no_regular_files_hang_nothing(
+    kind: str, fields: tuple[str, ...], tmp_path: Path
+) -> None:
+    chosen = dict.fromkeys(fields, make(kind, tmp_path / "x"))
+    began = time.monotonic()
+    with pytest.raises(BrokerRefused, match="cannot use the TLS certificates"):
+        new_client(broker_at("mqtts://host", **chosen))
+    assert time.monotonic() - began < 2
+
+
+def test_an_encrypted_key_does_not_wait_for_a_passphrase(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-keyout", key, "-out", certificate,
+         "-passout", "pass:x1y2", "-subj", "/CN=x"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with pytest.raises(BrokerRefused, match="without a passphrase"):
+        new_client(broker_at("mqtts://host", cert_file=certificate, key_file=key))
+
+
 def test_backoff_grows_jitters_and_resets() -> None:
     waits = Backoff()
     bounds = [waits.next_wait(refused=False) for _ in range(12)]
@@ -464,6 +488,12 @@ def test_backoff_grows_jitters_and_resets() -> None:
 
 
 # --- without a broker, and the demo's ---------------------------------------------------------------------
+
+
+def test_an_events_file_that_is_a_pipe_hangs_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="pipe that nobody reads"), EventFile(tmp_path / "pipe"):
+        pass
 
 
 def test_without_broker_events_are_numbered_and_written(tmp_path: Path) -> None:

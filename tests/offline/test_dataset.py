@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.pictures import CropName, list_pictures, parse_crop_name, read_picture
 from edge_agent.offline import contact_sheet
 from edge_agent.offline.dataset import Crop, MarketDataset, Split, SyntheticList
+from tests.core.test_files import make
 
 
 def _picture(path: Path, colour: int = 90) -> None:
@@ -224,3 +226,17 @@ def test_real_set(pets_market: Path) -> None:
     counts = {split.value: (c.identities, c.images, c.cameras) for split, c in dataset.statistics().items()}
     assert counts == {"train": (4, 132, 2), "gallery": (6, 660, 4), "query": (6, 82, 4)}
     assert dataset.problems == ()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "circle", "dangling", "socket"])
+def test_what_is_no_regular_file_is_listed(small: Path, kind: str) -> None:
+    odd = make(kind, small / "query" / "0009_c1s1_000009_00.jpg")
+    reasons = {problem.path: problem.reason for problem in MarketDataset.open(small).problems}
+    assert reasons[odd].startswith(("is not a regular file", "cannot be read"))
+
+
+def test_a_name_that_is_not_utf8_is_listed(small: Path) -> None:
+    odd = small / "query" / os.fsdecode(b"0009_c1s1_000009_\xe9.jpg")
+    odd.write_bytes(b"x")
+    reasons = {problem.path: problem.reason for problem in MarketDataset.open(small).problems}
+    assert reasons[odd] == "has a name that is not UTF-8 text; rename it"

@@ -11,6 +11,7 @@ pytest.importorskip("yaml", reason="PyYAML is not installed: pip install '.[trai
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.offline.train.spec import load_spec, parse_spec
+from tests.core.test_files import KINDS, make
 
 
 def test_defaults_are_taos():
@@ -145,6 +146,42 @@ def test_files_that_are_no_specs(tmp_path: Path, text: str, said: str):
     path.write_text(text)
     with pytest.raises(ConfigError, match=said):
         load_spec(path)
+
+
+PAIRS = tuple(zip("abcdefgh", "bcdefghi", strict=True))
+ALIASES = "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in PAIRS)
+MERGES = "".join(f"{b}: &{b} {{<<: [{', '.join(['*' + a] * 9)}]}}\n" for a, b in PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 20_000, "nested too deeply"),
+        ("a: &a [x]\n" + ALIASES, "more than 100,000 values"),
+        ("a: &a {x: 1}\n" + MERGES, "more than 100,000 values"),
+        ("a: &a [*a]\n", "more than 100,000 values"),
+        ("#" * (2 << 20), "larger than 1 MiB"),
+        ("a: 2001-99-99", "not a YAML"),
+        ("!!python/object/apply:os.system [id]", "not a YAML"),
+    ],
+)
+def test_hostile_specs_are_one_error(tmp_path: Path, text: str, said: str):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_spec(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_spec_of_another_kind(tmp_path: Path, kind: str):
+    with pytest.raises(ConfigError, match="cannot read the spec"):
+        load_spec(make(kind, tmp_path / "spec.yaml"))
+
+
+def test_aliases_within_bounds_are_usable(tmp_path: Path):
+    path = tmp_path / "spec.yaml"
+    path.write_text("train: {num_epochs: &n 7, checkpoint_interval: *n}\n")
+    assert load_spec(path).train.num_epochs == 7
 
 
 def test_a_missing_file(tmp_path: Path):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from structlog.testing import capture_logs
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.errors import SourceError
 from edge_agent.source.file import FileOptions, FileSource
+from edge_agent.source.video import open_capture
+from tests.core.test_files import KINDS, make
 from tests.source.recordings import set_avi_rate, trim_mp4, write_avi, write_mkv, write_mp4
 
 
@@ -236,3 +241,40 @@ def test_a_rate_that_is_no_rate_is_refused(tmp_path):
     for fps in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="fps"):
             SourceSettings(url=str(tmp_path / "a.avi"), fps=fps)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "endless"])
+def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path):
+    path = make(kind, tmp_path / "a.avi")
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=r"source door: .*a\.avi"):
+        next(FileSource("door", path, FileOptions()).frames())
+    assert time.monotonic() - began < 1
+
+
+def test_a_path_that_opencv_cannot_take_is_an_error_before_the_call(tmp_path):
+    path = write_avi(tmp_path / "a.avi", 3).rename(tmp_path / os.fsdecode(b"caf\xe9.avi"))
+    with pytest.raises(SourceError, match=r"caf\\xe9\.avi.*rename it"):
+        next(FileSource("door", path, FileOptions()).frames())
+
+
+def test_an_address_that_opencv_cannot_take_is_an_error_before_the_call():
+    failure = SourceError("it did not open")
+    with (
+        pytest.raises(SourceError, match="as %XX"),
+        open_capture("rtsp://host/\udce9", cv2.CAP_FFMPEG, [], failure),
+    ):
+        pass
+
+
+def test_names_with_umlauts_in_a_locale_without_utf8(tmp_path):
+    code = (
+        "import sys; from edge_agent.source.file import FileOptions, FileSource\n"
+        "print(len(list(FileSource('door', sys.argv[1], FileOptions()).frames())))"
+    )
+    path = write_avi(tmp_path / "a.avi", 3).rename(tmp_path / "Käse.avi")
+    env = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "3\n"
