@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import structlog
@@ -98,6 +99,7 @@ def make(prepared: PreparedGraph) -> Golden:
     plain = np.stack([np.full_like(crops[0], level) for level in (0, 255)])
     both_ways = np.concatenate((crops, crops[::-1]))
     rows, others = _run(prepared, profile, [both_ways, np.concatenate((crops[:3], plain))])
+    rows = rows.astype(np.float64)  # lengths of float32 overflow from 1e19 on
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(rows).all() or not (lengths > 0).all():
         raise ModelError(
@@ -118,7 +120,7 @@ def make(prepared: PreparedGraph) -> Golden:
 
 def _run(
     prepared: PreparedGraph, profile: PreprocessProfile, batches: list[NDArray[np.uint8]]
-) -> list[NDArray[np.float32]]:
+) -> list[NDArray[np.floating[Any]]]:
     """Return the rows `(N, D)` of the original network for each batch of pictures."""
     from edge_agent.engine.apart import run_apart
 
@@ -136,8 +138,9 @@ def _run(
     return [result.rows.reshape(len(result.rows), -1) for result in found if result.rows is not None]
 
 
-def least_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def least_cosine(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
     """Least cosine of corresponding rows of two `(N, D)`; -1 where a row has no direction."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = np.einsum("nd,nd->n", a, b) / lengths
@@ -163,8 +166,9 @@ def require_distinct(vectors: NDArray[np.float32], model: str, *, warn: bool = T
     `vectors` are `(4, D)`; `warn`: log where they are only alike. Numbers behind the limits:
     `docs/decisions/038-networks-are-checked.md`.
     """
-    lengths = np.linalg.norm(vectors, axis=1)
-    cosines = (vectors @ vectors.T / np.outer(lengths, lengths))[np.triu_indices(len(vectors), 1)]
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)
+    cosines = (wide @ wide.T / np.outer(lengths, lengths))[np.triu_indices(len(wide), 1)]
     least, largest = float(cosines.min()), float(cosines.max())
     if least >= _CONSTANT:
         raise ModelError(

@@ -182,6 +182,30 @@ def sparse_file(path: Path) -> Path:
 
 
 NODE = helper.make_node
+
+
+def calling(*bodies: list[tuple[str, str, str]]) -> Callable[[Path], Path]:
+    """Return a maker of networks that call the last of the functions `f0, f1, ...` of these calls."""
+
+    def make(path: Path) -> Path:
+        last = f"f{len(bodies) - 1}"
+        model = onnx.load(after(path, NODE(last, ["mixed"], ["fc_pred"], domain="d")))
+        opsets = [helper.make_opsetid("", 13), helper.make_opsetid("d", 1)]
+        model.opset_import.append(opsets[1])
+        for number, calls in enumerate(bodies):
+            nodes = [NODE(name, [x], [y], domain="d" if name[0] == "f" else "") for name, x, y in calls]
+            model.functions.append(helper.make_function("d", f"f{number}", ["x"], ["y"], nodes, opsets))
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return make
+
+
+def renamed(path: Path) -> Path:
+    path.write_bytes(tiny_networks.reid(path).read_bytes().replace(b"fc_pred", b"fc_\xff\xfe\xfdd"))
+    return path
+
+
 CASES: dict[str, Callable[[Path], Path]] = {
     "2^62 values without data": weight(dims=[HUGE], raw_data=b""),
     "2^62 values with data": weight(dims=[HUGE, 1]),
@@ -244,6 +268,12 @@ CASES: dict[str, Callable[[Path], Path]] = {
     "huge input": edited(lambda m: set_input(m, "batch", 3, 1 << 40, 1 << 40)),
     "large input": edited(lambda m: set_input(m, "batch", 3, 100_000, 100_000)),
     "batch of 2^40": edited(lambda m: set_input(m, 1 << 40, 3, 256, 128)),
+    "a function that calls itself": calling([("f0", "x", "y")]),
+    "functions that call each other": calling([("f1", "x", "y")], [("f0", "x", "y")]),
+    "2^40 nodes by functions": calling(
+        [("Neg", "x", "y")], *[[(f"f{n}", "x", "a"), (f"f{n}", "a", "y")] for n in range(40)]
+    ),
+    "a name that is no text": renamed,
     "opset of the future": edited(lambda m: setattr(m.opset_import[0], "version", 9999)),
     "empty": written(b""),
     "zeros": written(bytes(1000)),
@@ -270,6 +300,8 @@ def test_hostile_networks_are_refused_in_one_line(tmp_path: Path, case: str) -> 
 
 
 def test_ordinary_networks_pass(tmp_path: Path) -> None:
+    called = calling([("Neg", "x", "y")], [("f0", "x", "a"), ("f0", "a", "y")])(tmp_path / "c.onnx")
+    assert prepare_model(called, "tao", None)[0].dimension == 8
     for path in (tiny_networks.resnet(tmp_path / "a.onnx"), tiny_networks.convolutional(tmp_path / "b.onnx")):
         check_encoding(path.read_bytes())
         check_claims(onnx.load(path))

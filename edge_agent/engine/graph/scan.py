@@ -8,7 +8,7 @@ limits: `docs/decisions/038-networks-are-checked.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edge_agent.engine.graph.inference import infer, shape_of
@@ -27,6 +27,8 @@ _DEEPEST = 32
 """Messages within each other; a graph within a graph adds three."""
 _MESSAGE_BYTES = 256
 _FIELD_BYTES = 16
+_TEXT = -1
+"""The kind of a field that is text."""
 _FOREVER = frozenset({"Loop", "Scan"})
 _TOO_LARGE_AXIS = 1 << 40
 _BITS = {
@@ -51,22 +53,31 @@ class _Kind(dict["int", "_Kind | int"]):
 
 
 def _kinds() -> _Kind:
-    """Return the structure of `onnx.proto`, as far as small files can grow in memory."""
-    tensor = _Kind({1: 8, 4: 1, 5: 4, 7: 8, 11: 8, 13: _Kind()})
+    """Return the structure of `onnx.proto`, as far as small files can grow in memory, and its names."""
+    pair = _Kind({1: _TEXT, 2: _TEXT})
+    tensor = _Kind({1: 8, 4: 1, 5: 4, 7: 8, 8: _TEXT, 11: 8, 13: pair, 16: pair})
     sparse = _Kind({1: tensor, 2: tensor, 3: 8})
-    kind = _Kind()
+    kind = _Kind({6: _TEXT})
+    axis = _Kind({2: _TEXT, 3: _TEXT})
     kind.update(
-        {1: _Kind({2: _Kind({1: _Kind()})}), 4: _Kind({1: kind}), 5: _Kind({2: kind}), 9: _Kind({1: kind})}
+        {1: _Kind({2: _Kind({1: axis})}), 4: _Kind({1: kind}), 5: _Kind({2: kind}), 9: _Kind({1: kind})}
     )
-    value = _Kind({2: kind, 4: _Kind()})
+    value = _Kind({1: _TEXT, 2: kind, 3: _TEXT, 4: pair})
     node, graph = _Kind(), _Kind()
     attribute = _Kind(
-        {5: tensor, 6: graph, 8: 8, 10: tensor, 11: graph, 14: kind, 15: kind, 22: sparse, 23: sparse}
+        {1: _TEXT, 5: tensor, 6: graph, 8: 8, 10: tensor, 11: graph, 13: _TEXT, 14: kind, 15: kind}
     )
-    node.update({5: attribute, 9: _Kind()})
-    graph.update({1: node, 5: tensor, 11: value, 12: value, 13: value, 14: _Kind(), 15: sparse, 16: _Kind()})
-    function = _Kind({7: node, 9: _Kind(), 11: attribute, 12: value, 14: _Kind()})
-    return _Kind({7: graph, 8: _Kind(), 14: _Kind(), 20: _Kind({1: graph, 2: graph}), 25: function})
+    attribute.update({21: _TEXT, 22: sparse, 23: sparse})
+    node.update({**dict.fromkeys((1, 2, 3, 4, 6, 7, 8), _TEXT), 5: attribute, 9: pair})
+    graph.update({1: node, 2: _TEXT, 5: tensor, 10: _TEXT, 11: value, 12: value, 13: value})
+    graph.update({14: _Kind({1: _TEXT, 2: pair}), 15: sparse, 16: pair})
+    opset = _Kind({1: _TEXT})
+    function = _Kind(
+        {**dict.fromkeys((1, 4, 5, 6, 8, 10, 13), _TEXT), 7: node, 9: opset, 11: attribute, 12: value}
+    )
+    training = _Kind({1: graph, 2: graph, 3: pair, 4: pair})
+    texts = dict.fromkeys((2, 3, 4, 6), _TEXT)
+    return _Kind({**texts, 7: graph, 8: opset, 14: pair, 20: training, 25: function})
 
 
 _MODEL = _kinds()
@@ -95,14 +106,24 @@ def check_encoding(data: bytes) -> None:
                 stack.append((place + length, inner))
                 memory += _MESSAGE_BYTES
             else:
+                if inner == _TEXT and not _is_utf8(data[place : place + length]):
+                    raise HostileModelError("is not a usable ONNX file: a name in it is not UTF-8 text")
                 place += length
-                memory += length * inner if isinstance(inner, int) else 0
+                memory += length * abs(inner) if isinstance(inner, int) else 0
         else:
             raise HostileModelError("is not an ONNX file, or is cut off")
         if place > end:
             raise HostileModelError("is not an ONNX file, or is cut off")
         if fields > _MOST_FIELDS or memory > _MOST_MEMORY or len(stack) > _DEEPEST:
             raise HostileModelError("is not a usable ONNX file: it has too many or too deeply nested parts")
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _varint(data: bytes, place: int, end: int) -> tuple[int, int]:
@@ -126,11 +147,11 @@ def check_claims(model: onnx.ModelProto) -> None:
     for node in _nodes(model):
         if node.op_type in _FOREVER and node.domain in {"", "ai.onnx"}:
             raise HostileModelError(
-                f"contains the loop {node.name or node.output[0]!r} ({node.op_type}), whose time and memory "
+                f"contains the loop {_named(node)} ({node.op_type}), whose time and memory "
                 "have no limit; export the network by tracing, which unrolls loops"
             )
         for attribute in node.attribute:
-            what = f"a constant of node {node.name or ''.join(node.output[:1])!r}"
+            what = f"a constant of node {_named(node)}"
             for tensor in attribute.tensors:
                 _check_tensor(tensor, what)
             if attribute.HasField("t"):
@@ -145,16 +166,31 @@ def check_claims(model: onnx.ModelProto) -> None:
         for tensor in graph.initializer:
             _check_tensor(tensor, f"the weight {tensor.name!r}")
         for sparse in graph.sparse_initializer:
-            for tensor in _parts(sparse):
-                _check_tensor(tensor, f"the sparse weight {sparse.values.name!r}")
-            if math.prod(sparse.dims) > LARGEST_TENSOR:
-                raise HostileModelError(
-                    f"claims {list(sparse.dims)} values in the weight {sparse.values.name!r}"
-                )
+            _check_sparse(sparse, f"the sparse weight {sparse.values.name!r}")
+    _check_functions(model)
 
 
-def _parts(sparse: onnx.SparseTensorProto) -> tuple[onnx.TensorProto, onnx.TensorProto]:
-    return sparse.values, sparse.indices
+def _named(node: onnx.NodeProto) -> str:
+    return repr(node.name or "".join(node.output[:1]))
+
+
+def _check_functions(model: onnx.ModelProto) -> None:
+    """Refuse functions that call themselves, and those that grow to too many nodes where they are called."""
+    functions = {(one.domain, one.name): one for one in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(key: tuple[str, str], above: tuple[tuple[str, str], ...]) -> int:
+        if key not in functions:
+            return 1
+        if key in above or len(above) > _DEEPEST:
+            raise HostileModelError(f"has a function {key[1]!r} that calls itself, or too many others")
+        if key not in sizes:
+            called = [(node.domain, node.op_type) for node in _all_nodes(functions[key].node)]
+            sizes[key] = 1 + sum(size(one, (*above, key)) for one in called)
+        return sizes[key]
+
+    if sum(size((node.domain, node.op_type), ()) for node in _all_nodes(model.graph.node)) > _MOST_FIELDS:
+        raise HostileModelError("has functions that grow to too many nodes; export it without functions")
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -169,7 +205,14 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    """Yield the nodes of the graph, of functions, and of graphs within them."""
+    yield from _all_nodes(model.graph.node)
+    for function in model.functions:
+        yield from _all_nodes(function.node)
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         yield node
