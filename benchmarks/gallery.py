@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.arrays import open_archive
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.logs import configure
 from edge_agent.core.manifest import write_atomic
@@ -85,7 +86,8 @@ class People:
             mean = np.zeros(self.dimension, np.float32)
             mean[0] = 0.4
             return mean, np.diag(1 / np.sqrt(1 + np.arange(self.dimension) / 3)).astype(np.float32)
-        rows = np.load(self.shape)["embeddings"]
+        with open_archive(Path(self.shape)) as archive:
+            rows = archive.read("embeddings", kinds="f", shape=(None, None))
         mean = rows.mean(axis=0)
         values, vectors = np.linalg.eigh(np.cov(rows - mean, rowvar=False))
         share = np.linalg.norm(mean) / np.sqrt(max(1e-6, 1 - float(mean @ mean)))

@@ -164,7 +164,7 @@ def _read_tao(path: Path) -> tuple[tuple[str, ...], NDArray[Any]]:
     try:
         names = tuple(str(entry["img_path"]) for entry in entries)
         rows = [np.asarray(entry["embedding"], np.float64).ravel() for entry in entries]
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise InputError(f"{wanted}; an entry differs: {problem!r}") from problem
     sizes = {len(row) for row in rows}
     if len(sizes) != 1:
