@@ -28,8 +28,10 @@ _FILL = re.compile(rb"\xff+")
 _ZEROS = 32
 _MAX_PARTS = 100_000
 """Segments or chunks; a PNG of 64 megapixels has about 10,000."""
-_KEPT_SEGMENTS = frozenset({0xE0, 0xEE})
-"""Of those for applications: JFIF and Adobe, which state the colours."""
+_APP0, _ADOBE = 0xE0, 0xEE
+_JFIF = bytes.fromhex("ffe000104a46494600010100000100010000")
+_ALL_COEFFICIENTS = bytes((0, 63, 0))
+"""End of the header of a sequential scan. Some encoders get it wrong, or the version of JFIF, harmlessly."""
 _KEPT_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -121,7 +123,8 @@ class _JpegReader:
         """Take the segment whose length is at `place`, and compressed data that follow; return their end."""
         data = self._data
         length = struct.unpack_from(">H", data, place)[0]
-        kept = not 0xE0 <= marker <= 0xFE or marker in _KEPT_SEGMENTS
+        segment = data[place - 2 : place + length]
+        kept = not 0xE0 <= marker <= 0xFE or marker == _ADOBE
         if marker in _FRAMES:
             if self._size is not None:
                 raise Flaw("is damaged: it has two headers")
@@ -131,8 +134,12 @@ class _JpegReader:
             self._first_codes |= _first_codes(data[place + 2 : place + length])
         elif marker == _APP1 and data[place + 2 : place + 6] == b"Exif":
             self._turned = kept = True
+        elif marker == _SOS and self._sequential:
+            segment = segment[:-3] + _ALL_COEFFICIENTS
+        elif marker == _APP0 and data[place + 2 : place + 7] == b"JFIF\0":
+            self._parts.append(_JFIF)
         if kept:
-            self._parts.append(data[place - 2 : place + length])
+            self._parts.append(segment)
         return self._scan(place, place + length) if marker == _SOS else place + length
 
     def finish(self) -> PictureFile:
