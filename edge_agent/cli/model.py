@@ -119,8 +119,10 @@ def _check(model: Path, preprocess: str) -> None:
     from edge_agent.core.config import EngineSettings, QualitySettings
     from edge_agent.core.logs import configure
     from edge_agent.embed.opening import open_embedder
+    from edge_agent.engine.graph.prepared import profile_named
 
     configure("warning")
+    profile_named(preprocess)
     settings = EngineSettings(model=model, preprocess=preprocess, backend="onnxruntime", precision="fp32")
     with (
         TemporaryDirectory() as scratch,

@@ -92,6 +92,14 @@ def read_json(path: Path | str, limit: int = MAX_JSON_BYTES) -> Any:  # noqa: AN
     return parse_json(read_file(path, limit), shown(path))
 
 
+def read_object(path: Path | str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a UTF-8 JSON file that contains an object; errors as in `read_json`."""
+    found = read_json(path, limit)
+    if not isinstance(found, dict):
+        raise InputError(f"{shown(path)}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
 def parse_json(data: bytes | str, where: str, *, unique: bool = False) -> Any:  # noqa: ANN401 - JSON; callers check
     """Parse JSON of bounded size; `where` begins the error message. With `unique`, no key may come twice.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge_agent.core.errors import ConfigError
-from edge_agent.core.files import read_json, sha256_file, shown
+from edge_agent.core.files import read_object, sha256_file, shown
 from edge_agent.engine.graph.prepared import PROFILES
 
 if TYPE_CHECKING:
@@ -35,9 +35,11 @@ def profile_of(model: Path) -> Chosen:
     ConfigError: none of these states a profile; the message lists all.
     """
     manifest = model.with_suffix(".json")
-    stated = read_json(manifest).get("preprocess") if manifest.is_file() else None
+    stated = read_object(manifest).get("preprocess") if manifest.is_file() else None
     if stated is not None:
-        return Chosen(str(stated), f"stated in {manifest.name}")
+        if not isinstance(stated, str) or stated not in PROFILES:
+            raise ConfigError(f"{shown(manifest)}: preprocess must be one of {', '.join(sorted(PROFILES))}")
+        return Chosen(stated, f"stated in {manifest.name}")
     if (known := _known().get(sha256_file(model))) is not None:
         return Chosen(known, "a known network")
     return _in_file(model) or _refuse(model)

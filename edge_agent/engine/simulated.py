@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.files import read_json
+from edge_agent.core.files import read_object
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH, Engine, Submission
 from edge_agent.engine.graph.prepared import PROFILES, embedding_space
@@ -121,11 +121,11 @@ def latency_table(wanted: str) -> LatencyTable:
             f"no latency table {wanted!r}: choose {', '.join(TABLES)}, or name a JSON file such as"
             ' {"device": "...", "precision": "int8", "source": "...", "latency_ms": {"1": 0.7, "64": 14.4}}'
         )
-    found = read_json(path)
+    found = read_object(path)
     missing = {"device", "precision", "source", "latency_ms"} - found.keys()
     if missing:
         raise InputError(f"{path}: the latency table has no {', '.join(sorted(missing))}")
-    if found["precision"] not in _PRECISIONS:
+    if not isinstance(found["precision"], str) or found["precision"] not in _PRECISIONS:
         raise InputError(f"{path}: precision {found['precision']!r}; choose of {', '.join(_PRECISIONS)}")
     try:
         rows = sorted((int(batch), float(ms) / 1e3) for batch, ms in found["latency_ms"].items())

@@ -165,8 +165,9 @@ def export_gallery(gallery: Gallery, path: Path) -> int:
             try:
                 people.append(ArchivedIdentity.model_validate(values))
             except ValidationError as problem:
+                reason = _first(problem)[1:]
                 raise InputError(
-                    f"identity {person.number} of {rows.store.where} cannot be exported: {_first(problem)}; "
+                    f"identity {person.number} of {rows.store.where} cannot be exported: {reason}; "
                     f"change it, or erase it: edge-agent gallery forget {person.number}"
                 ) from problem
         facts = {key: json.loads(text) for key, text in rows.store.rows("SELECT key, value FROM fact")}

@@ -126,6 +126,8 @@ def read_embeddings(path: Path) -> EmbeddingFile:
     if manifest_path.is_file():
         manifest = Manifest.read(manifest_path, kind=_KIND, version=_VERSION)
         manifest.verify(path.parent)
+        if wrong := [key for key in ("space", "name") if not isinstance(manifest.data.get(key, ""), str)]:
+            raise InputError(f"{manifest_path}: data.{wrong[0]} must be text; create the embeddings again")
     names, vectors = _READERS[path.suffix.lower()](path)
     if not vectors.size or vectors.shape[1] > MOST_NUMBERS:
         raise InputError(
