@@ -16,6 +16,7 @@ import structlog
 from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
+from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.clock import CLOCK_FILE, Clock, TimeSource
@@ -176,7 +177,9 @@ class StageOpener:
     def _sources(self, state: Path, clock: Clock) -> Sequence[Source]:
         if self.supply is not None:
             return self.supply.sources
-        return open_sources(self.settings.sources, state, now=clock.moment)
+        sources = open_sources(self.settings.sources, state, now=clock.moment)
+        check_before_start(self.settings, sources)
+        return sources
 
     def _embedder(self, state: Path, calibration: Calibration | None) -> Embedder:
         with self.supervisor.opening("the network"):

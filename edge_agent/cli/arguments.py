@@ -66,7 +66,7 @@ def overrides(
     log_format: str | None = None,
     **engine: Any,  # noqa: ANN401 - keys of the section `engine`
 ) -> dict[str, Any]:
-    """Return the given options as nested settings; `None` means not given, the broker `none` no broker."""
+    """Return the given options as nested settings; `None` means not given."""
     values: dict[str, Any] = {
         "sources": [{"url": url} for url in source or ()],
         "detector": {"kind": detector},
@@ -78,8 +78,6 @@ def overrides(
     }
     for section in ("detector", "engine", "identify", "mqtt"):
         values[section] = {key: value for key, value in values[section].items() if value is not None}
-    if broker == "none":
-        values["mqtt"]["broker"] = None
     return {key: value for key, value in values.items() if value}
 
 

@@ -15,12 +15,16 @@ app = typer.Typer(no_args_is_help=True, help="Check, show and describe the setti
 
 @app.command()
 def check(config: ConfigOption = None) -> None:
-    """Check the settings."""
+    """Check the settings, the files and folders that they name, and the host name of the broker."""
+    from edge_agent.agent.preflight import all_problems
     from edge_agent.cli.output import warn_of_exposed
+    from edge_agent.core.errors import ConfigError
     from edge_agent.core.loading import config_file, load, secret_files
 
     settings = load(config)
     warn_of_exposed(secret_files(settings, config))
+    if problems := [str(problem) for problem in all_problems(settings)]:
+        raise ConfigError(*problems)
     where = config_file(config) or "defaults and environment"
     say(f"{where}: valid, {len(settings.sources)} source(s)")
 

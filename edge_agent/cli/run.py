@@ -55,6 +55,7 @@ def command(
     from edge_agent.core.loading import load, secret_files
     from edge_agent.offline.record.attach import recording
 
+    arguments.require_folders(events, mot, mot_final, video_out, report)
     values = arguments.overrides(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state,
         log_format=log_format,

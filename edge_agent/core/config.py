@@ -262,7 +262,7 @@ class IdentifySettings(_Section):
 class MqttSettings(_Section):
     """MQTT broker, and the names of this device on it."""
 
-    broker: str | None = about(None, "mqtt://HOST:PORT or mqtts://HOST:PORT; null: no broker", repr=False)
+    broker: str | None = about(None, "mqtt://HOST:PORT or mqtts://HOST:PORT; none: no broker", repr=False)
     site: Id = about("site", "first id in every topic")
     device: Id = Field(
         default_factory=default_device,
@@ -282,6 +282,11 @@ class MqttSettings(_Section):
     home_assistant: bool | Literal["remove"] = about(
         False, "true: announce the device to Home Assistant; remove: withdraw the announcement"
     )
+
+    @field_validator("broker")
+    @classmethod
+    def _none(cls, value: str | None) -> str | None:
+        return None if value == "none" else value
 
     @property
     def names_problem(self) -> str:

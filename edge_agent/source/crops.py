@@ -114,6 +114,10 @@ class CropFolderSource:
         self._files_in_flight: set[CropFile] = set()
         self._bytes_in_flight = 0
 
+    def check(self) -> None:
+        """Raise SourceError where the folder cannot be read."""
+        self._folder_time()
+
     def frames(self) -> Generator[CropBatch | None, None, None]:
         """Batches in order of time as far as they are present; None while nothing is new.
 

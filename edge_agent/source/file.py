@@ -67,7 +67,7 @@ class FileSource:
         """
         import cv2
 
-        path = self._checked()
+        path = self.check()
         container = examine(path)
         api = cv2.CAP_FFMPEG if built_with("FFMPEG") else cv2.CAP_ANY
         failure = SourceError(
@@ -98,7 +98,8 @@ class FileSource:
             reason = f"its header states {promised:.0f} frames"
             _log.warning("file_ended_early", camera=self.id, frames=number, reason=reason)
 
-    def _checked(self) -> Path:
+    def check(self) -> Path:
+        """Return the absolute path of the file; SourceError where it is no regular file with content."""
         path = self.path
         if path.is_dir():
             name = shown(path)

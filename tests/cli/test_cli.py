@@ -147,7 +147,7 @@ def test_config_check_and_show(tmp_path: Path) -> None:
         ("watch --broker http://127.0.0.1", "write mqtt://HOST:PORT"),
         ("run --source {tmp}/text.mp4 --model colour-stripes --state {tmp}/s", "{tmp}/text.mp4"),
         ("run --source {tmp}/text.mp4 --model {tmp}/text.mp4 --state {tmp}/s", "{tmp}/text.mp4"),
-        ("run --source {tmp}/none.mp4 --model {tmp}/none.onnx --state {tmp}/s", "no such"),
+        ("run --source {tmp}/none.mp4 --model {tmp}/none.onnx --state {tmp}/s", "{tmp}/none.mp4: No such"),
         ("run --source {tmp}/text.mp4 --preprocess caffe --state {tmp}/s", "engine.preprocess"),
         ("run --source {tmp}/text.mp4 --detector ssd --state {tmp}/s", "ssd"),
         ("run --source {tmp}/text.mp4 --broker ftp://x --state {tmp}/s --model colour-stripes", "ftp://x"),
