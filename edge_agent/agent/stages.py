@@ -212,7 +212,7 @@ class StageOpener:
         clock: Clock,
     ) -> tuple[AnyPublisher, Erasure]:
         settings, stack = self.settings, self.stack
-        outbox = None if settings.mqtt.broker is None else stack.enter_context(make_outbox(settings))
+        outbox = None if settings.mqtt.broker is None else stack.enter_context(make_outbox(settings, clock))
         erasure = make_erasure(settings, gallery, outbox, sources)
         handlers = CommandHandlers(
             gallery=gallery,
@@ -231,7 +231,7 @@ class StageOpener:
             info=lambda: info,
             events=self.outputs.events,
             outbox=outbox,
-            commands=open_commands(settings.mqtt, handlers.table(), stack),
+            commands=open_commands(settings.mqtt, handlers.table(), clock, self.session, stack),
             clock=clock,
             stack=stack,
         )

@@ -387,6 +387,11 @@ class Command:
         max_length=128,
     )
     issued: Time = about("When the command was sent; old commands are refused.")
+    session: str | None = value(
+        "The run that the command is for, from its status; another run refuses it. Needed only where the"
+        " device's clock is ahead.",
+        max_length=128,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

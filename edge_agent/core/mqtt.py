@@ -135,7 +135,7 @@ def new_client(broker: BrokerSettings, client_id: str = "", *, reconnect: bool =
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
-        clean_session=None if five else not client_id,
+        clean_session=None if five else True,
         protocol=mqtt.MQTTv5 if five else mqtt.MQTTv311,
         reconnect_on_failure=reconnect,
     )

@@ -8,7 +8,7 @@ A command changes the gallery, so all of its input is checked. In this order it 
 - requests its answer on a topic that is not this device's own, or not below `mqtt.response_prefix`: whoever
   may send commands must not publish elsewhere in the name of the agent; or where it would look like an event,
 - is not a JSON object with the keys of its verb, and no others,
-- is older than `MAX_AGE_S`, or was issued before this agent started,
+- is not fresh (`freshness`),
 - has the transaction of another command of the last minutes.
 
 MQTT does not identify the sender of a command: access is controlled by the broker's access list (see
@@ -21,7 +21,6 @@ import contextlib
 import json
 import queue
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -35,11 +34,12 @@ from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, new_event
 from edge_agent.core.mqtt import Incoming
 from edge_agent.core.text import is_visible
+from edge_agent.deliver.freshness import MAX_AGE_S, Freshness
 from edge_agent.deliver.pacing import TokenBucket
-from edge_agent.deliver.storage import CLOCK_SET
 from edge_agent.deliver.topics import PREFIX, Topics
 
 if TYPE_CHECKING:
+    from edge_agent.core.clock import Clock
     from edge_agent.core.config import MqttSettings
 
 log = structlog.get_logger(__name__)
@@ -56,8 +56,6 @@ MAX_BYTES = 512 << 10
 """Largest payload."""
 COMMANDS_PER_S = 5.0
 """Commands that are checked further; the others are refused."""
-MAX_AGE_S = 60.0
-"""Older commands are refused, and no transaction may come twice within this time."""
 QUEUE = 32
 """Commands that may wait for those before them."""
 BURST = 20
@@ -78,16 +76,20 @@ class _Refused(Exception):
 
 
 def open_commands(
-    settings: MqttSettings, operations: Mapping[str, Operation], stack: contextlib.ExitStack
+    settings: MqttSettings,
+    operations: Mapping[str, Operation],
+    clock: Clock,
+    session: str,
+    stack: contextlib.ExitStack,
 ) -> CommandDesk | None:
     """Start to take commands from the broker; None where no broker is set or no command is allowed."""
     if settings.broker is None or not settings.commands:
         return None
-    return stack.enter_context(CommandDesk(settings, operations))
+    return stack.enter_context(CommandDesk(settings, operations, clock, session))
 
 
 class CommandDesk:
-    """Takes commands from the publisher, which calls `accept`, while it is entered. `clock`: Unix seconds.
+    """Takes commands from the publisher, which calls `accept`, while it is entered. `session`: of this run.
 
     Raises:
         ConfigError: an allowed verb is unknown, or has no operation.
@@ -97,8 +99,8 @@ class CommandDesk:
         self,
         settings: MqttSettings,
         operations: Mapping[str, Operation],
-        *,
-        clock: Callable[[], float] = time.time,
+        clock: Clock,
+        session: str,
     ) -> None:
         for verb in settings.commands:
             if verb not in COMMAND_TYPES or verb not in operations:
@@ -110,7 +112,8 @@ class CommandDesk:
         self._operations = operations
         self._allowed = frozenset(settings.commands)
         self._clock = clock
-        self._started = clock()
+        self._session = session
+        self._freshness = Freshness(clock)
         self._allowance = TokenBucket(COMMANDS_PER_S, BURST)
         self._refusals = TokenBucket(REFUSALS_PER_S, BURST)
         self._transactions: OrderedDict[str, float] = OrderedDict()
@@ -211,19 +214,15 @@ class CommandDesk:
 
     def _check_time(self, command: Command) -> None:
         """Refuse a command that is old or was received before."""
-        now = self._clock()
-        if now < CLOCK_SET:
-            raise _Refused("expired", "the clock of this device is not set; no command can be checked")
-        if abs(now - command.issued) > MAX_AGE_S:
-            raise _Refused(
-                "expired", f"issued {now - command.issued:.0f} s ago; {MAX_AGE_S:.0f} s are allowed"
-            )
-        if command.issued < self._started - 1.0:
-            raise _Refused("expired", "issued before this agent started; send it again")
+        now = self._clock.now()
         while self._transactions and next(iter(self._transactions.values())) < now - 2 * MAX_AGE_S:
             self._transactions.popitem(last=False)
         if command.transaction in self._transactions:
             raise _Refused("replayed", "a command with this transaction came before")
+        if command.session not in (None, self._session):
+            raise _Refused("expired", "for another run of this agent; its status names the present one")
+        if problem := self._freshness.problem(command.issued, names_run=command.session is not None):
+            raise _Refused("expired", problem)
         self._transactions[command.transaction] = now
 
     # --- running ----------------------------------------------------------------------------------------
@@ -251,7 +250,7 @@ class CommandDesk:
     def _answer(self, data: CommandResultData, message: Incoming, reply: Reply) -> None:
         own = self._topics.result(data.verb)
         topic = message.response_topic if self._is_usable(message.response_topic) else None
-        event = new_event("command-result", data, detail=None, time=self._clock())
+        event = new_event("command-result", data, detail=None, time=self._clock.label())
         correlation = message.correlation
         if correlation is not None and len(correlation) > LONGEST_CORRELATION:
             correlation = None

@@ -35,6 +35,7 @@ from edge_agent.core.mqtt import (
     silence_problem,
     tls_reason,
 )
+from edge_agent.deliver.freshness import session_expiry_s
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -47,8 +48,6 @@ RECEIVE_MAXIMUM = 20
 """Commands that the broker may send before it has our acknowledgement."""
 MAXIMUM_PACKET = 1 << 20
 """Bytes; the broker drops larger messages to us."""
-SESSION_EXPIRY_S = 3600
-"""How long the broker keeps the command subscription of an agent that is away."""
 WILL_DELAY_S = 5
 """How long the broker waits before it publishes the will."""
 CLOSED = "the connection broke"
@@ -201,8 +200,11 @@ class Connection:
         self._maximum_qos = 1
         self._last_plain: Sent | None = None
 
-    def open(self) -> None:
+    def open(self, *, clean_start: bool) -> None:
         """Connect and wait until the broker has accepted the connection.
+
+        With `clean_start`, the broker forgets commands that waited for the agent; MQTT 3.1.1 cannot keep them
+        for a bounded time, and so never keeps any.
 
         Raises:
             BrokerUnreachable: no answer, or the broker is not ready.
@@ -216,8 +218,8 @@ class Connection:
         client = self._new_client()
         options = connect_options(
             self._broker,
-            clean_start=False,  # cancels the will of the old session, and delivers waiting commands
-            SessionExpiryInterval=SESSION_EXPIRY_S,
+            clean_start=clean_start,  # False cancels the will of the old session
+            SessionExpiryInterval=session_expiry_s(self._broker.settings.keepalive_s, WILL_DELAY_S),
             ReceiveMaximum=RECEIVE_MAXIMUM,
             MaximumPacketSize=MAXIMUM_PACKET,
         )

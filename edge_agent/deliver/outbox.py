@@ -12,9 +12,9 @@ and changes the files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from edge_agent.core.clock import CLOCK_FILE, Clock
 from edge_agent.core.codec import encode
 from edge_agent.core.encryption import database_key
 from edge_agent.core.events import Event, GapData, NumberRange, new_event
 from edge_agent.core.sqlite import database_errors
-from edge_agent.deliver.storage import CLOCK_SET, Row, Size, Storage, indicates_damage, joined, remove_damaged
+from edge_agent.deliver.storage import Row, Size, Storage, indicates_damage, joined, remove_damaged
 
 if TYPE_CHECKING:
     from edge_agent.core.config import OutboxSettings, Settings
@@ -57,9 +58,14 @@ class Depth:
     parked: int
 
 
-def make_outbox(settings: Settings) -> Outbox:
-    """Return the outbox of the state folder, not open yet. ConfigError: `storage.key` is not a key."""
-    return Outbox(settings.state_dir / OUTBOX_FILE, settings.outbox, key=database_key(settings.storage))
+def make_outbox(settings: Settings, clock: Clock | None = None) -> Outbox:
+    """Return the outbox of the state folder, not open yet. ConfigError: `storage.key` is not a key.
+
+    `clock` is that of the state folder, opened here when it is None.
+    """
+    clock = clock or Clock.open(settings.state_dir / CLOCK_FILE)
+    path, key = settings.state_dir / OUTBOX_FILE, database_key(settings.storage)
+    return Outbox(path, settings.outbox, key=key, clock=clock)
 
 
 class Outbox:
@@ -71,8 +77,8 @@ class Outbox:
             instruction and may lose the last moments before a power cut; `FULL` waits for the disk at every
             event and loses nothing even then.
         key: 32 bytes; encrypts the file with SQLCipher (extra `encrypt`); see `edge_agent.core.encryption`.
-        clock: Unix seconds; by default the wall clock at the start plus the monotonic clock, so that a jump
-            of the wall clock does not change the age of events.
+        clock: ages the events. They are stored with its instants, so no wall clock makes them old. Those of
+            another clock (an earlier version, a file that was copied here) count from the opening.
     """
 
     def __init__(
@@ -81,11 +87,9 @@ class Outbox:
         settings: OutboxSettings,
         *,
         key: bytes | None = None,
-        clock: Callable[[], float] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        offset = time.time() - time.monotonic()
-        self.now = clock or (lambda: offset + time.monotonic())
-        """Returns Unix seconds by the clock that ages the events."""
+        self.clock = clock or Clock()
         self._max_rows = settings.max_rows
         self._max_bytes = int(settings.max_megabytes * (1 << 20))
         self._max_age_s = settings.max_age_hours * 3600
@@ -103,12 +107,22 @@ class Outbox:
         """
         with self._lock:
             self._storage.open()
+            self._adopt_clock()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _adopt_clock(self) -> None:
+        """Let rows that have instants of another clock count from now."""
+        storage, axis = self._storage, int(self.clock.id, 16) >> 1  # SQLite has signed numbers
+        if storage.meta("clock") != axis:
+            with contextlib.suppress(*database_errors()), storage.transaction() as execute:
+                execute("UPDATE event SET created = ?", (self.clock.now(),))
+                execute("UPDATE parked SET created = ?", (self.clock.now(),))
+                storage.set_meta("clock", axis)
 
     def close(self) -> None:
         """Delete the acknowledged rows and close the files."""
@@ -130,7 +144,7 @@ class Outbox:
         storage = self._storage
         with self._lock:
             state = storage.state
-            row = Row(state.next, topic, body, self.now())
+            row = Row(state.next, topic, body, self.clock.now())
             storage.marks.reserve(row.seq)
             state.next += 1
             try:
@@ -186,24 +200,22 @@ class Outbox:
     def expire(self) -> None:
         """Drop events that are too old; call it regularly while no events come in."""
         with self._storage.locked():
-            if self.now() >= self._storage.state.next_expiry:
+            if self.clock.now() >= self._storage.state.next_expiry:
                 with self._storage.transaction():
-                    self._drop_expired(self.now())
+                    self._drop_expired(self.clock.now())
 
     def _drop_expired(self, now: float) -> None:
         storage = self._storage
         if now < storage.state.next_expiry:
             return
-        oldest = now - self._max_age_s
-        head = storage.value(
-            "SELECT created FROM event WHERE gap = 0 AND created > ? ORDER BY seq LIMIT 1", CLOCK_SET
-        )
+        oldest = self.clock.ago(self._max_age_s)
+        head = storage.value("SELECT created FROM event WHERE gap = 0 ORDER BY seq LIMIT 1")
         if head is not None and head < oldest:
             rows = storage.droppable(EXPIRY_BATCH)
-            storage.drop([row for row in rows if CLOCK_SET < row[2] < oldest], "age")
+            storage.drop([row for row in rows if row[2] < oldest], "age")
         if storage.state.parked:
             storage.state.parked -= storage.connection.execute(
-                "DELETE FROM parked WHERE created < ? AND created > ?", (oldest, CLOCK_SET)
+                "DELETE FROM parked WHERE created < ?", (oldest,)
             ).rowcount
         storage.state.next_expiry = now + EXPIRY_INTERVAL_S
 
@@ -222,7 +234,7 @@ class Outbox:
         with storage.locked():
             if storage.state.gaps or not self.unreported:
                 return []
-            now = self.now()
+            now = self.clock.now()
             with storage.transaction() as execute:
                 query = "SELECT first, last, reason FROM dropped ORDER BY first LIMIT ?"
                 found: dict[str, list[tuple[int, int]]] = {}
@@ -233,7 +245,7 @@ class Outbox:
                 for reason, ranges in found.items():
                     numbers = tuple(NumberRange(*one) for one in joined(ranges))
                     data = GapData(reason, numbers, sum(last - first + 1 for first, last in ranges))
-                    event = stamp(new_event("gap", data, time=now))
+                    event = stamp(new_event("gap", data, time=self.clock.label()))
                     made.append(Row(storage.state.next, topic, encode(event), now))
                     storage.state.next += 1
                     storage.store(made[-1], gap=True)

@@ -27,7 +27,7 @@ from edge_agent.deliver.elimination import PACKET_TOO_LARGE, TAKEN_OVER, Elimina
 from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pacing import Backoff, Conflict
-from edge_agent.deliver.sender import IDLE_S, REFUSED, EventSender, Refusals
+from edge_agent.deliver.sender import IDLE_S, REFUSED, Details, EventSender, Refusals
 from edge_agent.deliver.topics import kind_of
 from edge_agent.deliver.unnumbered import UnnumberedMessages
 
@@ -87,7 +87,7 @@ class Pump:
         self._client_id = client_id
         self._publish = publish
         self._conflict = Conflict()
-        self._refusals = Refusals(topics, publish)
+        self._refusals = Refusals(topics, self._alert)
         self._elimination = Elimination()
         self.events = EventSender(
             self.connection, outbox, self._refusals, self._elimination, self.counters, topics
@@ -174,7 +174,7 @@ class Pump:
             return
         if self.state is not ConnectionState.REFUSED:
             self.state = ConnectionState.CONNECTING
-        self.connection.open()
+        self.connection.open(clean_start=self.counters.connects == 0)  # no commands to an earlier run
         self.state = ConnectionState.CONNECTED
         self._problem = None
         self._connected_at = time.monotonic()
@@ -257,9 +257,11 @@ class Pump:
         )
 
     def _alert_conflict(self, text: str, *, active: bool) -> None:
-        details: dict[str, str | float | bool | None] = {"client_id": self._client_id}
-        kind = "client_id_conflict"
-        self._publish(alert_event(kind, text, active=active, time=time.time(), details=details))
+        self._alert("client_id_conflict", text, {"client_id": self._client_id}, active=active)
+
+    def _alert(self, kind: str, text: str, details: Details, *, active: bool = True) -> None:
+        label = self._origin.clock.label()
+        self._publish(alert_event(kind, text, active=active, time=label, details=details))
 
     def _drop(self, sent: Sent, code: int, reason: str = "") -> None:
         """Drop a message that is not an event, and report it."""

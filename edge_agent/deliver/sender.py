@@ -7,14 +7,14 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
+from typing import TypeAlias
 
 import structlog
 
 from edge_agent.core.codec import schema_urn
 from edge_agent.core.errors import MessageTooLarge
-from edge_agent.core.events import Event, alert_event
 from edge_agent.deliver.connection import WINDOW, Connection, MessageOptions, Sent
 from edge_agent.deliver.elimination import PACKET_TOO_LARGE, Elimination
 from edge_agent.deliver.local import Counters
@@ -71,6 +71,10 @@ _ADVICE = {
 }
 
 
+Details: TypeAlias = Mapping[str, str | float | bool | None]
+"""Of an alert."""
+
+
 class Outcome(Enum):
     """What becomes of a message by the reason code of its PUBACK (MQTT 5, section 3.4.2.1)."""
 
@@ -107,12 +111,12 @@ def _options(kind: str) -> MessageOptions:
 class Refusals:
     """Topics and messages that the broker does not take, each reported once. Not thread-safe.
 
-    `publish` takes the alerts.
+    `alert` publishes an alert of a kind with text and details.
     """
 
-    def __init__(self, topics: Topics, publish: Callable[[Event], int]) -> None:
+    def __init__(self, topics: Topics, alert: Callable[[str, str, Details], None]) -> None:
         self._topics = topics
-        self._publish = publish
+        self._alert = alert
         self._until: dict[str, float] = {}
         self._refused: dict[str, tuple[str, float]] = {}
         """Reason by topic, and until when it is shown."""
@@ -152,9 +156,8 @@ class Refusals:
         if topic == self._topics.alert(kind) or self.forbids(self._topics.alert(kind)):
             return
         advice = _ADVICE.get(code, "see its log")
-        details: dict[str, str | float | bool | None] = {"topic": topic, "code": code, "first_seq": seq}
         text = f"the broker refuses {topic}: {reason}; {advice}"
-        self._publish(alert_event(kind, text, time=time.time(), details=details))
+        self._alert(kind, text, {"topic": topic, "code": code, "first_seq": seq})
 
 
 class EventSender:
@@ -354,10 +357,10 @@ class EventSender:
         self._quiet.setdefault(row.topic, time.monotonic() + QUIET_RETRY_S)
         self._outbox.release([row.seq])
         self._return_ready()
-        now = self._outbox.now()
+        now, before = self._outbox.clock.now(), self._outbox.clock.ago(NO_SUBSCRIBER_S)
         # Not by the age of the row alone: after a long outage of the broker, subscribers need time to return.
-        if self._quiet_since.setdefault(row.topic, now) <= now - NO_SUBSCRIBER_S:
-            self._outbox.drop_older(row.topic, now - NO_SUBSCRIBER_S, "no-subscriber")
+        if self._quiet_since.setdefault(row.topic, now) <= before:
+            self._outbox.drop_older(row.topic, before, "no-subscriber")
 
     def _return_ready(self) -> None:
         """Return the rows that were read ahead, so that they are read again in the right order."""

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CLOCK_SET = 1_704_067_200.0
-"""2024-01-01. A clock that shows less was never set; an older row has no meaningful age."""
 LOCK_TIMEOUT_S = 0.5
 PAGE_BYTES = 4096
 RESERVE_BYTES = 10 << 20
@@ -55,7 +53,7 @@ class Damaged(sqlite3.DatabaseError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One event in the outbox; `body` is the message without its number, `created` is in Unix seconds."""
+    """One event in the outbox; `body` is the message without number, `created` an instant of the clock."""
 
     seq: int
     topic: str

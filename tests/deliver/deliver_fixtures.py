@@ -224,7 +224,28 @@ def limits(**changes: Any) -> OutboxSettings:
     return OutboxSettings.model_construct(**changes)
 
 
+@dataclass
+class CalledTime:
+    """A machine whose clocks a function returns."""
+
+    clock: Callable[[], float]
+    sync: bool = False
+    boot: str = "boot"
+
+    def running(self) -> float:
+        return self.clock()
+
+    def wall(self) -> float:
+        return self.clock()
+
+    def synchronised(self) -> bool:
+        return self.sync
+
+
 def outbox_at(path: Path, *, key: bytes | None = None, clock: Any = None, **changes: Any) -> Outbox:
+    """An outbox; `clock`: a Clock, or a function that returns the seconds of one."""
+    if callable(clock):
+        clock = Clock(CalledTime(clock))
     return Outbox(path, limits(**changes), key=key, clock=clock)
 
 

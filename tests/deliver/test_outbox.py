@@ -140,16 +140,6 @@ def test_age_bound_with_a_simulated_clock(tmp_path: Path) -> None:
         assert [m["seq"] for m in messages] == [4, 5, 6]
 
 
-def test_a_clock_that_was_never_set_ages_nothing(tmp_path: Path) -> None:
-    now = [60.0]  # a Jetson without a battery starts in 1970
-    with outbox_at(tmp_path / "o.db", max_age_hours=1.0, clock=lambda: now[0]) as outbox:
-        fill(outbox, 3)
-        now[0] = 1_800_000_000.0
-        fill(outbox, 1)
-        outbox.expire()
-        assert outbox.depth.rows == 4
-
-
 def test_rows_under_way_are_not_dropped(tmp_path: Path) -> None:
     with outbox_at(tmp_path / "o.db", max_rows=5) as outbox:
         fill(outbox, 5)

@@ -1,0 +1,62 @@
+"""Whether a command is fresh, by a clock that does not jump.
+
+A command states when it was sent (`issued`), by the clock of its sender. It may come late: from a queue of
+the broker or of the sender. What the broker may hold back is bounded by the session (`session_expiry_s`).
+For the rest, `issued` is compared with the sender's time as it is known here: a reference at one instant,
+continued by running time. At the start it is the label of the device's clock. Then
+
+- a clock that is confirmed (`core.clock`) is the reference, whatever comes;
+- a command that is newer than the reference moves it, where the clock is not confirmed: a command cannot
+  come before it was sent, so the device's clock is behind;
+- a command that is older is refused, unless it names the present run (`session`), where the clock is not
+  confirmed: then it was sent in this run, and the device's clock is ahead.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edge_agent.core.clock import CLOCK_SET, LONGEST_OFF_S, Clock, duration
+
+MAX_AGE_S = 60.0
+"""Older commands are refused."""
+
+
+def session_expiry_s(keepalive_s: float, least_s: float) -> int:
+    """Return how long the broker may keep commands for an agent that is away, in seconds.
+
+    It notices after one and a half keepalive that a connection is dead; until the end of both, no command
+    gets older than `MAX_AGE_S`. `least_s` is needed for another purpose.
+    """
+    return int(max(least_s, MAX_AGE_S - 1.5 * keepalive_s))
+
+
+class Freshness:
+    """Judges commands in the order of their arrival; for one thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset = clock.label() - clock.now()
+        """Sender's time less the instant: the reference."""
+
+    def problem(self, issued: float, *, names_run: bool = False) -> str:
+        """Return why a command is not fresh; "" if it is.
+
+        `issued`: Unix seconds; `names_run`: whether it names the present run.
+        """
+        now, confirmed = self._clock.now(), self._clock.state().state == "confirmed"
+        if confirmed:
+            self._offset = self._clock.label() - now
+        time = now + self._offset
+        age = time - issued
+        if abs(age) <= MAX_AGE_S:
+            return ""
+        if age > 0 and (confirmed or not names_run):
+            advice = "" if confirmed else "; the clock of this device is not confirmed, check it"
+            return f"issued {duration(age)} ago; {MAX_AGE_S:.0f} s are allowed{advice}"
+        # A clock that has never been set may be behind by any time.
+        most = 0.0 if confirmed else math.inf if time < CLOCK_SET <= issued else LONGEST_OFF_S
+        if -age > most:
+            return f"issued {duration(-age)} ahead of the time of this device; check both clocks"
+        self._offset = issued - now
+        return ""
