@@ -214,8 +214,10 @@ class EventSender:
         """Send as much as there is room for; return the seconds until there may be more to send."""
         idle = self._probe_quiet_topics()
         room = self._connection.room
-        if self._probing or self._elimination.careful:
+        if self._elimination.careful:
             room = min(room, 1 - len(self._connection.in_doubt))
+        elif self._probing:
+            room = min(room, 1 - len(self._connection.unsettled))
         now = time.monotonic()
         while room > 0:
             row = self._next_row()

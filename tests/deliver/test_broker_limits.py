@@ -353,6 +353,19 @@ def test_an_error_without_cause_is_not_retried_for_ever(tmp_path: Path) -> None:
         until(lambda: outbox.depth.rows == 0)
 
 
+def test_frequent_telemetry_does_not_hold_up_events(tmp_path: Path) -> None:
+    """Nothing acknowledges it, so each might be what the broker hangs up at."""
+    from tests.deliver.deliver_fixtures import telemetry
+
+    with scripted(tmp_path, lambda *_: 0) as (_, publisher, outbox):
+        until(lambda: publisher.state is ConnectionState.CONNECTED)
+        for n in range(10):
+            publisher.send_telemetry(telemetry())
+            publisher.publish(identity(n))
+            time.sleep(0.05)
+        until(lambda: outbox.depth.rows == 0, seconds=2)
+
+
 # --- the parts --------------------------------------------------------------------------------------------
 
 
