@@ -107,22 +107,13 @@ class Outbox:
         """
         with self._lock:
             self._storage.open()
-            self._adopt_clock()
+            _adopt_clock(self._storage, self.clock)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _adopt_clock(self) -> None:
-        """Let rows that have instants of another clock count from now."""
-        storage, axis = self._storage, int(self.clock.id, 16) >> 11  # below 1 << 53, as `tables` has it
-        if storage.meta("clock") != axis:
-            with contextlib.suppress(*database_errors()), storage.transaction() as execute:
-                execute("UPDATE event SET created = ?", (self.clock.now(),))
-                execute("UPDATE parked SET created = ?", (self.clock.now(),))
-                storage.set_meta("clock", axis)
 
     def close(self) -> None:
         """Delete the acknowledged rows and close the files."""
@@ -451,6 +442,16 @@ class Outbox:
         with self._lock:
             state = self._storage.state
             return Depth(state.rows, state.bytes, state.parked)
+
+
+def _adopt_clock(storage: Storage, clock: Clock) -> None:
+    """Let rows that have instants of another clock count from now."""
+    axis = int(clock.id, 16) >> 11  # below 1 << 53, as `tables` has it
+    if storage.meta("clock") != axis:
+        with contextlib.suppress(*database_errors()), storage.transaction() as execute:
+            execute("UPDATE event SET created = ?", (clock.now(),))
+            execute("UPDATE parked SET created = ?", (clock.now(),))
+            storage.set_meta("clock", axis)
 
 
 def _take_back(storage: Storage, seq: int) -> None:
