@@ -72,15 +72,19 @@ class NetworkDetector:
 
     def _decode(self, rows: NDArray[np.float32]) -> Detections:
         """Convert rows to boxes in pixels of the network's input; only rows above `low`."""
-        scores = self._decoder.scores(rows)
-        best = float(scores.max()) if len(scores) else 0.0
+        expected = self._decoder.expected_rows()
+        if expected is not None and len(rows) != expected:
+            raise EngineError(f"detector {self.name} gave {len(rows)} rows instead of {expected}")
+        with np.errstate(all="ignore"):  # the result of infinity times 0 is refused below
+            scores = self._decoder.scores(rows)
+        cells = np.flatnonzero(~(scores < self._kind.levels.low))  # also NaN
+        kept = rows[cells]
+        best = float(self._decoder.probabilities(kept).max(initial=0))
         if not best <= 1 + ROUNDING:  # also for NaN
             raise EngineError(
                 f"detector {self.name} gave a score of {best:.4g}, which no {self._kind.name} network does: "
                 "it is of another kind, or is faulty; see docs/models.md#detectors"
             )
-        cells = np.flatnonzero(scores >= self._kind.levels.low)
-        kept = rows[cells]
         if not (np.abs(kept) <= _LARGEST).all():  # also for NaN
             raise EngineError(f"detector {self.name} gave a box of NaN or infinity: the network is faulty")
         return Detections(self._decoder.boxes(kept, cells), np.minimum(scores[cells], np.float32(1)))

@@ -114,18 +114,21 @@ class _Trial:
         """Return the kind of the network; ModelError where it is of none or of several."""
         path = self.network.path
         reasons: list[str] = []
+        failures: list[ModelError] = []  # of the size of one kind, or of any
         for kind in KINDS.values():
             try:
                 self.read(kind)
             except Unlike as problem:
                 reasons.append(f"{kind.name}: {problem}")
+            except ModelError as problem:
+                failures.append(problem)
         alike = self.alike(KINDS.values())
         if len(alike) == 1:
             return alike[0]
+        if not alike and failures:
+            raise failures[0]
         if not alike:
-            raise ModelError(
-                f"{path} is of no kind of detector that is read ({'; '.join(dict.fromkeys(reasons))})"
-            )
+            raise ModelError(f"{path} is of no kind of detector that is read ({'; '.join(reasons)})")
         raise ModelError(f"{path} may be of several kinds of detectors; {_advice(path, alike)}; {KINDS_TEXT}")
 
     def check_preprocessing(self, kind: Kind, decoder: Decoder) -> None:

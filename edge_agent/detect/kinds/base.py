@@ -40,6 +40,14 @@ class Decoder(ABC):
     def rows(self, graph: DetectorGraph) -> str:
         """Add nodes that reduce the outputs to what people need: `[N, A, columns]`; return their name."""
 
+    def expected_rows(self) -> int | None:
+        """Return the only possible number of rows; None for networks whose rows do not belong to cells."""
+        return None
+
+    def probabilities(self, rows: Array) -> Array:
+        """Return the columns of rows that are scores, or the factors of scores."""
+        return rows[:, 4:5]
+
     def scores(self, rows: Array) -> Array:
         """Return the score of a person for each of `(A, columns)` rows."""
         return rows[:, 4]

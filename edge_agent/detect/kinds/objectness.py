@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from edge_agent.detect.kinds.base import Array, Decoder
 from edge_agent.detect.kinds.seen import Response, Seen, expect_attention, expect_probabilities, expect_sparse
 from edge_agent.engine.graph.detector import DetectorGraph
@@ -20,9 +22,14 @@ class ObjectnessDecoder(Decoder):
         """See `Decoder.rows`: the first five columns and that of people."""
         return graph.pick(graph.only_output(), 2, [*range(BOX_COLUMNS), BOX_COLUMNS + self.person])
 
+    def probabilities(self, rows: Array) -> Array:
+        """See `Decoder.probabilities`: objectness and class."""
+        return rows[:, 4:6]
+
     def scores(self, rows: Array) -> Array:
-        """See `Decoder.scores`."""
-        return rows[:, 4] * rows[:, 5]
+        """See `Decoder.scores`; a negative objectness is none."""
+        scores: Array = np.maximum(rows[:, 4], np.float32(0)) * rows[:, 5]
+        return scores
 
 
 def check_objectness(seen: Seen, pictures: tuple[Array, ...]) -> Response:

@@ -50,6 +50,10 @@ class _GridDecoder(Decoder):
         )
         return graph.transpose(graph.reshape(joined, [0, 5, -1]), [0, 2, 1])
 
+    def expected_rows(self) -> int:
+        """See `Decoder.expected_rows`."""
+        return len(self.centres)
+
     def boxes(self, rows: Array, cells: NDArray[np.intp]) -> Array:
         """See `Decoder.boxes`."""
         centre = self.centres[cells]
@@ -68,7 +72,9 @@ def _read(seen: Seen) -> Decoder:
     if grid != wanted or list(seen.outputs[boxes][0].shape) != [4 * count, *grid]:
         expected = f"[3, {wanted[0]}, {wanted[1]}] and [12, {wanted[0]}, {wanted[1]}]"
         raise Unlike(f"its outputs are {shapes(seen)}, expected {expected}")
-    if seen.classes is None and count not in _CLASSES:
+    if any(picture.shape != values[0].shape for values in seen.outputs.values() for picture in values):
+        raise Unlike("its outputs have another shape for each picture")
+    if count < 1 or (seen.classes is None and count not in _CLASSES):
         raise Unlike(f"it has {count} classes; PeopleNet has person, bag and face")
     for picture in covers:
         expect_probabilities(picture, f"{coverage!r}")

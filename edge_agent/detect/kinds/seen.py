@@ -24,9 +24,7 @@ _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
 """Strides of the YOLO families: usual, P6, P2 and tiny variants."""
 
 QUIET = 0.5
-"""In a picture without people, at least half of the cells have a lower score."""
-
-
+"""At least half of the rows have a lower score, whatever the picture."""
 _FAINT = 0.01
 """A score that is the same everywhere and not below is no score; below, it may be rounded."""
 _ORDERED = 0.98
@@ -64,6 +62,13 @@ class Seen:
         if values[0].ndim > 2:
             raise Unlike(f"its output is {shapes(self)}, not a table of rows for each picture")
         return tuple(np.atleast_2d(picture) for picture in values)
+
+    def table(self) -> tuple[NDArray[np.float32], ...]:
+        """Return the only output as by `only`, with as many rows and columns for each picture."""
+        pictures = self.only()
+        if any(picture.shape != pictures[0].shape for picture in pictures):
+            raise Unlike("its output has another shape for each picture")
+        return pictures
 
     def person(self, count: int) -> int:
         """Return the number of the class of people among `count` classes."""

@@ -16,7 +16,7 @@ _ANCHORS = 3
 
 
 def _read(seen: Seen) -> ObjectnessDecoder:
-    pictures = seen.only()
+    pictures = seen.table()
     rows, columns = pictures[0].shape
     if columns <= BOX_COLUMNS or not fits_rows(seen, rows, _ANCHORS):
         raise Unlike(f"its output is {shapes(seen)}, expected [{_ANCHORS * usual_rows(seen)}, 5 + classes]")

@@ -52,7 +52,7 @@ class _FinalDecoder(Decoder):
 
 
 def _read(seen: Seen) -> Decoder:
-    pictures = seen.only()
+    pictures = seen.table()
     transposed = _is_transposed(seen, pictures[0])
     if not transposed:
         pictures = tuple(picture.T for picture in pictures)

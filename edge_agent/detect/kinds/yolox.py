@@ -38,6 +38,10 @@ class _GridDecoder(ObjectnessDecoder):
     cells: Array
     strides: Array
 
+    def expected_rows(self) -> int:
+        """See `Decoder.expected_rows`."""
+        return len(self.cells)
+
     def boxes(self, rows: Array, cells: NDArray[np.intp]) -> Array:
         """See `Decoder.boxes`."""
         stride = self.strides[cells]
@@ -46,7 +50,7 @@ class _GridDecoder(ObjectnessDecoder):
 
 
 def _read(seen: Seen) -> Decoder:
-    pictures = seen.only()
+    pictures = seen.table()
     rows, columns = pictures[0].shape
     if rows != usual_rows(seen) or columns <= BOX_COLUMNS:
         raise Unlike(f"its output is {shapes(seen)}, expected [{usual_rows(seen)}, 5 + classes]")

@@ -23,8 +23,6 @@ from edge_agent.engine.graph.reading import Layout, Network
 
 _MOST_VALUES = 1 << 26
 """Values of all outputs for one picture at most: the largest YOLO with 1,000 classes has a third of that."""
-_MOST_INSIDE = 1 << 29
-"""Values of a tensor inside the network at most: the first layer of a large YOLO for 4096 x 4096 pixels."""
 _ROWS = "rows"
 _FRAMES = "frames"
 
@@ -88,18 +86,16 @@ class DetectorGraph(Rewriter):
         """Return the model with all outputs of the network.
 
         Raises:
-            ModelError: a tensor, as declared or as it follows from the nodes, would take too much memory: a
-                small file may ask for any number of rows.
+            ModelError: an output, as declared or as it follows from the nodes, has too many rows.
         """
         data = self._assembled()
-        model, most = self._model, {value.name: _MOST_VALUES for value in self._model.graph.output}
-        inferred = infer(model, model.graph.input[0], [1])
-        follow = [] if inferred is None else [*inferred.output, *inferred.value_info]
-        for tensor in [*model.graph.output, *follow]:
-            count = math.prod(size for size in shape_of(tensor) or [] if size is not None)
-            if count > most.get(tensor.name, _MOST_INSIDE) * (self._layout.batch or 1):
+        declared = list(self._model.graph.output)
+        inferred = infer(self._model, self._model.graph.input[0], [1])
+        for output in declared if inferred is None else [*declared, *inferred.output]:
+            count = math.prod(size for size in shape_of(output) or [] if size is not None)
+            if count > _MOST_VALUES * (self._layout.batch or 1):
                 raise ModelError(
-                    f"{self._network.path}: tensor {tensor.name!r} has {count:.3g} values for a picture; no "
+                    f"{self._network.path}: output {output.name!r} has {count:.3g} values for a picture; no "
                     "detector that is read has so many"
                 )
         return data
