@@ -58,6 +58,10 @@ class Run:
         """Whether its end counts as a crash."""
         return self.how in CRASHES
 
+    def shown(self) -> dict[str, Any]:
+        """Return what people read of it, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key not in {"instant", "axis"}}
+
     def __str__(self) -> str:
         return f"{self.how} ({self.words})" if self.words else self.how
 

@@ -305,7 +305,7 @@ class Supervisor:
             "starts": {
                 "recent_crashes": 0 if crash_loop is None else len(crash_loop.crashes),
                 "braked": None if crash_loop is None else crash_loop.reason or None,
-                "former": [asdict(run) for run in former[-5:]],
+                "former": [run.shown() for run in former[-5:]],
             },
         }
         return document | dict(self.describe())
