@@ -45,8 +45,10 @@ SIDECARS = (
 )
 
 
-def peak_mib() -> float:
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+def peak_mib(process: int | str = "self") -> float:
+    [line] = [
+        line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) / 1024
 
 

@@ -18,7 +18,9 @@ from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import InputError
 from edge_agent.core.events import EnrolCommand
 from edge_agent.embed.quality import QualityGate
-from tests.conftest import REPO
+from tests.agent.hostile import peak_mib
+from tests.agent.test_agent import Listener, ask, config, running, wait_for
+from tests.conftest import REPO, Mosquitto
 from tests.core.test_pictures import HOSTILE, PLAIN, bomb, damaged
 
 GROWTH_MIB = 320
@@ -103,3 +105,24 @@ def test_memory_is_bounded_under_a_thousand_hostile_inputs(tmp_path: Path) -> No
     assert found["ok"] + found["refused"] == 1000
     assert found["grown_mib"] < GROWTH_MIB
     assert done.stderr == "", "a decoder wrote to the terminal"
+
+
+@pytest.mark.slow
+def test_a_running_agent_answers_a_hostile_picture_and_takes_no_memory(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    (tmp_path / "crops").mkdir()
+    path = config(tmp_path, tmp_path / "crops", once=False, broker=mosquitto.url)
+    path.write_text(path.read_text() + 'commands = ["enrol", "stats"]\n')
+    crop = base64.b64encode(bomb(20_000)).decode()
+    with running("run", "--config", path, log=tmp_path / "log") as agent:
+        listener = Listener(mosquitto.port)
+        wait_for("the agent", lambda: listener.of("telemetry"))
+        before = peak_mib(agent.pid)
+        answers = [ask(mosquitto.port, "enrol", name="Ada", crop=crop) for _ in range(5)]
+        assert {answer["status"] for answer in answers} == {"error"}
+        assert "20000 x 20000 pixels" in str(answers[0])
+        assert peak_mib(agent.pid) - before < 50
+        assert ask(mosquitto.port, "stats")["status"] == "ok"
+        listener.close()
+    assert "stuck" not in (tmp_path / "log").read_text()
