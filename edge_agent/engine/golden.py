@@ -132,8 +132,9 @@ def _run(
             raise ModelError(f"{name} gives {given} rows for {len(batch)} pictures; {BATCH_HINT}")
         if result.rows is None or result.rows[0].size != prepared.dimension:
             raise ModelError(
-                f"{name} gives {list(result.shape[1:])} numbers for each of {len(batch)} pictures, expected "
-                f"{prepared.dimension}: the size depends on the pictures or the batch; {BATCH_HINT}"
+                f"{name} gives {list(result.shape)} for {len(batch)} pictures, expected [{len(batch)}, "
+                f"{prepared.dimension}]: the file declares a wrong size of its output, or the size depends "
+                f"on the pictures or the batch; {BATCH_HINT}"
             )
     return [result.rows.reshape(len(result.rows), -1) for result in found if result.rows is not None]
 

@@ -235,6 +235,18 @@ def test_the_true_size_counts(tmp_path: Path, case: str) -> None:
     assert prepare_reid(honest, IMAGENET).dimension == true
 
 
+def test_a_wrong_size_that_only_a_run_shows_is_refused(tmp_path: Path) -> None:
+    """Before opset 13, shapes that are computed cannot be inferred."""
+    shape = [node("Shape", "mixed", output="s"), node("Reshape", "mixed", "s")]
+    right = prepare_reid(network(tmp_path / "right.onnx", shape, opset=11), IMAGENET)
+    assert right.dimension == 16
+    wrong = network(tmp_path / "wrong.onnx", shape, says=("n", 128), opset=11)
+    with pytest.raises(ModelError, match=r"gives \[8, 16\] for 8 pictures, expected \[8, 128\]"):
+        opened(wrong, tmp_path)
+    open_ = network(tmp_path / "open.onnx", shape, says=("n", None), opset=11)
+    assert prepare_reid(open_, IMAGENET).dimension == 16
+
+
 NOT_A_VECTOR = {
     "maps": ([node("Identity", "maps")], ("n", 16), r"gives \[2, 16, 32, 16\].*before its pooling layer"),
     "sum": ([node("ReduceSum", "mixed")], ("n", 16), r"gives \[1, 1\].*first axis is not the batch"),
@@ -267,7 +279,7 @@ def test_sizes_that_change_with_the_batch_are_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
     weights = [number("zero", [0], np.int64), number("one_", [1], np.int64), number("eight", [2.0])]
     path = network(tmp_path / "net.onnx", nodes, weights, says=("n", "d"))
-    with pytest.raises(ModelError, match="the size depends on the pictures or the batch"):
+    with pytest.raises(ModelError, match="size depends on the pictures or the batch"):
         opened(path, tmp_path).__enter__()
 
 

@@ -253,8 +253,9 @@ class Network:
     def embedding(self) -> Rows:
         """Return what the network gives for each crop, whatever its file declares.
 
-        The shape follows from the nodes, or from a run on two empty pictures where it does not. A file that
-        declares another shape is used with the true one, and a warning.
+        The shape follows from the nodes. Where it does not, a declared `[N, D]` is taken, which the first run
+        checks, else a run on two empty pictures finds it. A file that declares another shape than its nodes
+        have is used with the true one, and a warning.
 
         Raises:
             ModelError: not one vector per crop, or another type than declared.
@@ -269,8 +270,8 @@ class Network:
                 f"{self.path}: output {value.name!r} is declared {_type_name(kind)} and gives "
                 f"{_type_name(true_kind)}; export the network again, all in one type"
             )
-        if given is None or None in given:
-            given = self._measured_shape()
+        if given is None or None in given:  # as often before opset 13
+            given = self._declared_vector() or self._measured_shape()
         what = f"{self.path}: output {value.name!r} is declared {_as_text(declared)} and gives {given}"
         what += f" for {_TRIED} pictures"
         if len(given) > 1 and given[0] != _TRIED:
@@ -312,6 +313,11 @@ class Network:
     def _unexpected_type(self, role: str, value: onnx.ValueInfoProto, expected: str) -> ModelError:
         found = _type_name(value.type.tensor_type.elem_type)
         return ModelError(f"{self.path}: {role} {value.name!r} is {found}, expected {expected}")
+
+    def _declared_vector(self) -> Shape | None:
+        """Return the declared shape of the output if it is `[N, D]`, which the first run checks."""
+        declared = shape_of(self.output) or []
+        return [_TRIED, declared[1]] if len(declared) == 2 and declared[1] else None
 
     def _measured_shape(self) -> Shape:
         """Return the shape of the output, found by a run on empty pictures."""
