@@ -39,7 +39,9 @@ CONFLICT_OVER_S = 1800.0
 EARLY_S = 90.0
 """A connection that is closed within this time may have been closed for another client with its id."""
 EARLY_LOSSES = 4
-"""So many such losses in a row, without any other sign of a fault, mean another client with the same id."""
+"""So many such losses in a row, without any other sign of a fault, mean another client with the same id; more
+than `elimination` needs to find a message with QoS 0 at which the broker hangs up.
+"""
 
 
 class Conflict:
@@ -63,7 +65,7 @@ class Conflict:
         """Handle the loss of a working connection; return the seconds to wait, None without a conflict.
 
         `taken_over`: the broker has given that reason; `unexplained`: it closed the connection without any,
-        and no message was under way.
+        and no message waited for its acknowledgement.
         """
         self.connected_for(lasted_s)
         self._early = self._early + 1 if unexplained and lasted_s < EARLY_S else 0

@@ -239,7 +239,7 @@ class Pump:
         wait_s = self._conflict.lost(
             time.monotonic() - self._connected_at,
             taken_over=connection.loss_code == TAKEN_OVER,
-            unexplained=connection.was_closed and not connection.in_doubt,
+            unexplained=connection.was_closed and not connection.unsettled,
         )
         if wait_s is not None and not known:
             log.warning(

@@ -24,7 +24,7 @@ from edge_agent.deliver.pacing import CONFLICT_OVER_S, EARLY_LOSSES, LONGEST_CON
 from edge_agent.deliver.topics import Topics
 from edge_agent.health.inquiry import StatusServer
 from tests.conftest import REPO, Mosquitto
-from tests.deliver.deliver_fixtures import Listener, identity, outbox_at, publishing, until
+from tests.deliver.deliver_fixtures import Listener, identity, outbox_at, publishing, telemetry, until
 
 ROOT = "edge/v1/lab/jx01"
 
@@ -48,7 +48,13 @@ def test_two_agents_with_one_id_leave_each_other_the_broker(
         agent(tmp_path, mosquitto.url, "two", version=version) as two,
     ):
         both = (one, two)
-        until(lambda: all("another client" in each.trouble for each in both), seconds=40)
+
+        def recognised() -> bool:
+            for each in both:  # as a running agent does, so that something is always under way
+                each.send_telemetry(telemetry())
+            return all("another client" in each.trouble for each in both)
+
+        until(recognised, seconds=40)
         assert "edge-agent-lab-jx01" in one.trouble
         before = [each.counters.connects for each in both]
         began = time.monotonic()
