@@ -205,7 +205,10 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
         ]
         gallery.retention.make_room(rows, len(new), evict=False)
         for person, vectors in new:
-            rows.require_free_name(person.name)
+            try:
+                rows.require_free_name(person.name)
+            except InputError as problem:
+                raise InputError(f"{shown(path)} cannot be imported, {person.id}: {problem}") from problem
             values = person.model_dump(exclude={"age_s", "former_ids", "exemplars"})
             number = rows.insert(**values, seen=rows.ages.seen(person.age_s or 0.0))
             # A former id may be that of an identity here, which was merged into this one elsewhere.
