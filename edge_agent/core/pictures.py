@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.core.errors import InputError
+from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.files import read_file, shown
 from edge_agent.core.picture_files import (
     Flaw,
@@ -151,8 +151,10 @@ def _decode_jpeg(found: PictureFile) -> NDArray[np.uint8]:
 
 def _decode_strictly(data: bytes, colours: str) -> NDArray[np.uint8]:
     """Decode by libjpeg; ValueError at its first warning."""
-    import simplejpeg
-
+    try:
+        import simplejpeg
+    except ImportError as problem:  # no fault of the picture, which must not be refused for good
+        raise ConfigError("JPEG pictures need the package simplejpeg: run ./install.sh again") from problem
     picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours)
     return picture
 

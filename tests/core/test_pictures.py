@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import ConfigError
 from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import MAX_PICTURE_PIXELS, decode_picture, read_picture
 from tests.core.test_files import KINDS, make
@@ -242,3 +244,9 @@ def test_a_name_that_is_not_utf8_does_not_matter(tmp_path: Path) -> None:
     path.write_bytes(PLAIN[:900])
     with pytest.raises(UnreadablePicture, match=r"caf\\xe9\.jpg"):
         read_picture(path)
+
+
+def test_a_missing_decoder_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    with pytest.raises(ConfigError, match=r"install\.sh"):
+        decode_picture(PLAIN, "it")
