@@ -199,6 +199,9 @@ class Outbox:
         storage = self._storage
         if now < storage.state.next_expiry:
             return
+        storage.state.next_expiry = now + EXPIRY_INTERVAL_S
+        if self.clock.paused:
+            return
         oldest = self.clock.ago(self._max_age_s)
         head = storage.value("SELECT created FROM event WHERE gap = 0 ORDER BY seq LIMIT 1")
         if head is not None and head < oldest:
@@ -208,7 +211,6 @@ class Outbox:
             storage.state.parked -= storage.connection.execute(
                 "DELETE FROM parked WHERE created < ?", (oldest,)
             ).rowcount
-        storage.state.next_expiry = now + EXPIRY_INTERVAL_S
 
     def report_gaps(
         self, stamp: Callable[[Event], Event], topic: str, *, most: int = MAX_RANGES

@@ -192,8 +192,9 @@ def test_a_clock_that_is_set_back_refuses_no_command(
         return {data["transaction"]: data["status"] for data in found}  # type: ignore[index]
 
     with agent.run(settings(3600.0, mosquitto.url)):
-        wait_for("the start", lambda: listener.of("/status"))
-        wait_for("the first answer", lambda: command(listener, "before") or "before" in answers())
+        wait_for("telemetry of a connection", lambda: listener.of("/telemetry"))
+        command(listener, "before")
+        wait_for("the first answer", lambda: "before" in answers())
         wall.shift(-7200)
         wait_for("the alert", lambda: agent.alerts() == [True])
         assert agent.status()["uptime_s"] > 0

@@ -19,6 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
 from edge_agent.core.encryption import parse_key
 from edge_agent.core.errors import ConfigError, DiskFull, StorageError
@@ -27,6 +28,7 @@ from edge_agent.deliver import storage as storage_module
 from edge_agent.deliver.outbox import Depth, Outbox
 from edge_agent.deliver.storage import Storage
 from tests.deliver.deliver_fixtures import identity, outbox_and_storage, outbox_at
+from tests.hand_clock import HandTime
 
 BODY = b'{"data":{"who":"p-1"}}'
 TOPIC = "edge/v1/lab/jx01/identity/matched"
@@ -237,6 +239,20 @@ def test_newer_layout_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StorageError, match="another version"), outbox_at(tmp_path / "o.db"):
         pass
+
+
+def test_age_waits_while_the_clock_has_stepped(tmp_path: Path) -> None:
+    machine = HandTime()
+    with outbox_at(tmp_path / "outbox.db", clock=Clock(machine), max_age_hours=1.0) as outbox:
+        outbox.append(b'{"a":1}', "t")
+        machine.error = -7200.0
+        machine.passes(3700.0)
+        outbox.expire()
+        assert outbox.depth.rows == 1
+        machine.error = 0.0
+        machine.passes(2.0)
+        outbox.expire()
+        assert outbox.depth.rows == 0
 
 
 def test_missing_folder_is_said(tmp_path: Path) -> None:
