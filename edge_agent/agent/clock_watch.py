@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import duration
 from edge_agent.core.errors import StorageError
 from edge_agent.core.events import alert_event
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from edge_agent.agent.stages import Stages
 
 _log = structlog.get_logger(__name__)
-
-ALERT = "clock_stepped"
-"""Kind of the alert while the wall clock differs from the time that has passed."""
 
 
 @dataclass(slots=True)
@@ -50,8 +48,10 @@ class ClockWatch:
             message = f"the system clock is taken as right, a step of {duration(abs(relabelled.step_s))}"
         elif not kind:
             message = "the system clock is back at the time that has passed"
-        (_log.warning if kind else _log.info)(ALERT, reason=message)
+        (_log.warning if kind else _log.info)("clock_stepped", reason=message)
         self.note("clock", message if kind else "")
         details = {"step_s": round(state.step_s, 1), "expiry_paused": state.paused}
-        event = alert_event(ALERT, message, active=bool(kind), time=clock.label(), details=details)
+        event = alert_event(
+            AlertKind.CLOCK_STEPPED, message, active=bool(kind), time=clock.label(), details=details
+        )
         self.stages.publisher.publish(event)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,6 +24,7 @@ from edge_agent.agent.stages import (
 )
 from edge_agent.agent.status import configure_logs, status_document
 from edge_agent.agent.telemetry_loop import TelemetryLoop, save_site_scores
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import Clock, TimeSource
 from edge_agent.core.config import Settings, changes
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
@@ -97,7 +98,12 @@ class Agent:
                 stages = self._open(stack, stop)
             finally:
                 self.opened.set()
-            return self._drive(stages, stop)
+            try:
+                summary = self._drive(stages, stop)
+            finally:
+                stages.health.cameras_stopped(stages.clock.label())
+        # Counted here: the publisher delivers until it is closed.
+        return replace(summary, undelivered=stages.publisher.counters.outbox_rows)
 
     @property
     def telemetry(self) -> TelemetryData | None:
@@ -202,7 +208,7 @@ class Agent:
             stage_seconds=dict(pipeline.counters.seconds),
             dropped={reader.camera: reader.dropped for reader in stages.sources.readers},
             refused=dict(stages.embedder.counters.refused),
-            undelivered=stages.publisher.counters.outbox_rows,
+            undelivered=0,
         )
 
     def _pipeline(self, stages: Stages) -> Pipeline:
@@ -270,7 +276,7 @@ def _alert_stale_calibration(calibration: Calibration, publisher: AnyPublisher, 
     )
     _log.warning("calibration_stale", calibration=calibration.name, model=model["name"])
     details = {"calibration": calibration.name}
-    publisher.publish(alert_event("calibration_stale", message, time=clock.label(), details=details))
+    publisher.publish(alert_event(AlertKind.CALIBRATION_STALE, message, time=clock.label(), details=details))
 
 
 def drain(publisher: AnyPublisher, stop: threading.Event) -> None:

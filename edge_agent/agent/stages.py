@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import shlex
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from edge_agent.agent.outputs import OutcomeWriter, Outputs
 from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import CLOCK_FILE, Clock, TimeSource
-from edge_agent.core.events import CameraInfo, InfoData
+from edge_agent.core.events import CameraInfo, Event, InfoData, alert_event
 from edge_agent.core.loading import state_folder
 from edge_agent.core.private import is_open, make_private
 from edge_agent.core.timing import Laps, process_age_s
@@ -104,6 +106,8 @@ class StageOpener:
     system_time: TimeSource | None = None
     """Replaces the clocks of this machine."""
     _laps: Laps = field(default_factory=Laps)
+    _building_since: float | None = None
+    """When the engine began to be built at this start (monotonic); None when a stored one is used."""
 
     def open(self, stop: threading.Event) -> Stages:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
@@ -118,6 +122,7 @@ class StageOpener:
         self._laps.lap("sources")
         active = current_calibration(settings.engine, state)
         embedder = self._embedder(state, active)
+        built_s = None if self._building_since is None else time.monotonic() - self._building_since
         self._laps.lap("network")
         calibration = fitting_calibration(active, embedder.info)
         detection = self._detection(sources, by_camera, clock)
@@ -135,6 +140,8 @@ class StageOpener:
         ]
         info = info_data(settings, embedder.info, detection.name, cameras, reading, calibration)
         publisher, erasure = self._delivery(info, gallery, identifier, embedder, sources, clock)
+        if built_s is not None:
+            publisher.publish(_rebuilt(embedder.info, built_s, clock.label()))
         metrics = self._metrics(publisher, info)
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
@@ -191,6 +198,7 @@ class StageOpener:
             return self.stack.enter_context(embedder)
 
     def _report_build(self, phase: str, done: int, total: int) -> None:
+        self._building_since = self._building_since or time.monotonic()
         self.supervisor.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
     def _detection(
@@ -265,6 +273,22 @@ class StageOpener:
         )
         if is_simulated(engine.backend):
             _log.warning("no_network_runs", backend=engine.backend, events="mean nothing")
+
+
+def _rebuilt(engine: EngineInfo, seconds: float, time: float) -> Event:
+    """Return the alert that no stored engine fitted at this start."""
+    message = (
+        f"the engine of {engine.model} ({engine.precision}) was built at this start, in {seconds:.0f} s: no"
+        " stored one fitted this network, TensorRT and device"
+    )
+    details: dict[str, str | float | bool | None] = {
+        "seconds": round(seconds, 1),
+        "model": engine.model,
+        "precision": engine.precision,
+    }
+    return alert_event(
+        AlertKind.ENGINE_REBUILT, message, severity="info", active=False, time=time, details=details
+    )
 
 
 def _mend_permissions(state: Path) -> None:

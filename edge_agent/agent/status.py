@@ -7,10 +7,11 @@ import importlib.metadata
 import platform
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import to_wire
 from edge_agent.core.config import fingerprint, secrets_of
 from edge_agent.core.events import CameraInfo, EngineData, InfoData, alert_event
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
 """Distributions whose versions `info` names."""
 
+STOPPED = "the agent was stopped"
+"""Reason of cameras that are offline after a clean stop."""
 _DOWN = (SourceState.RECONNECTING, SourceState.OFFLINE)
+_OVER = (SourceState.ENDED, SourceState.OFFLINE, SourceState.DISABLED)
 
 
 def configure_logs(settings: Settings) -> None:
@@ -122,6 +126,7 @@ class HealthState:
     _causes: dict[str, str] = field(default_factory=dict)
     """Why the agent is degraded: reason by cause, oldest first."""
     _cameras: dict[str, SourceStatus] = field(default_factory=dict)
+    _stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def set(self, state: State, reason: str = "") -> None:
@@ -139,12 +144,23 @@ class HealthState:
     def on_status(self, status: SourceStatus) -> None:
         """Publish the new state of a camera; cameras that are down make the agent degraded."""
         with self._lock:
+            if self._stopped:
+                return
             before = self._cameras.get(status.camera)
             self._cameras[status.camera] = status
             self.publisher.set_camera_status(status)
             down = [name for name, latest in sorted(self._cameras.items()) if latest.state in _DOWN]
             self._note("cameras", f"no frames from {', '.join(down)}" if down else "")
             self._alert_if_lost(before, status)
+
+    def cameras_stopped(self, time: float) -> None:
+        """Publish that the cameras are offline because the agent stops; later changes are not published."""
+        with self._lock:
+            self._stopped = True
+            for status in self._cameras.values():
+                if status.state not in _OVER:
+                    offline = replace(status, state=SourceState.OFFLINE, reason=STOPPED, time=time)
+                    self.publisher.set_camera_status(offline)
 
     def _note(self, cause: str, reason: str) -> None:
         self._causes.pop(cause, None)
@@ -161,5 +177,5 @@ class HealthState:
         change = f"is offline: {status.reason}" if is_lost else "is back"
         message, details = f"camera {status.camera} {change}", {"camera": status.camera}
         self.publisher.publish(
-            alert_event("camera_lost", message, active=is_lost, time=status.time, details=details)
+            alert_event(AlertKind.CAMERA_LOST, message, active=is_lost, time=status.time, details=details)
         )

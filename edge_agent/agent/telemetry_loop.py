@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from edge_agent.agent.clock_watch import ClockWatch
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.errors import EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
 from edge_agent.core.heartbeat import Heartbeat
@@ -112,7 +113,11 @@ class TelemetryLoop:
         details = {"reasons": reasons or None, "zone": reading.hottest_zone, "celsius": reading.hottest_c}
         now = self.stages.clock.label()
         alert = alert_event(
-            "thermal_throttle", f"the board {change}", active=throttled, time=now, details=details
+            AlertKind.THERMAL_THROTTLE,
+            f"the board {change}",
+            active=throttled,
+            time=now,
+            details=details,
         )
         self.stages.publisher.publish(alert)
 

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.fields import Time, about, entries, value
 from edge_agent.core.structures import Decision, EngineInfo, SourceStatus
 from edge_agent.core.telemetry import TelemetryData
@@ -206,7 +207,7 @@ class GapData:
 class AlertData:
     """Condition that needs the attention of an operator."""
 
-    kind: str = about("Last part of the topic, e.g. thermal_throttle, camera_lost, engine_rebuilt.")
+    kind: str = about("Last part of the topic; more may be added.", enum=[kind.value for kind in AlertKind])
     severity: Literal["info", "warning", "critical"] = about("Severity.")
     message: str = about("What happened and how to respond, as text.")
     active: bool = about("False when the condition is over.", default=True)
@@ -358,7 +359,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def alert_event(
-    kind: str,
+    kind: AlertKind,
     message: str,
     *,
     severity: Literal["info", "warning", "critical"] = "warning",
@@ -367,8 +368,8 @@ def alert_event(
     details: Mapping[str, str | float | bool | None] | None = None,
 ) -> Event:
     """Make an alert; `kind` becomes the last part of its topic."""
-    data = AlertData(kind, severity, message, active, dict(details or {}))
-    return new_event("alert", data, detail=kind, time=time)
+    data = AlertData(str(kind), severity, message, active, dict(details or {}))
+    return new_event("alert", data, detail=str(kind), time=time)
 
 
 def camera_status_event(status: SourceStatus) -> Event:

@@ -2,7 +2,8 @@
 
     python -m edge_agent.deliver.contract docs
 
-writes `docs/asyncapi.yaml` and `docs/schemas/`. A test compares the files with the classes.
+writes `docs/asyncapi.yaml`, `docs/schemas/` and the table of alerts in `docs/subscribers.md`. A test compares
+the files with the classes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edge_agent.core.alerts import alerts_table
 from edge_agent.core.codec import command_schema, data_schema, envelope_schema
 from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES
 from edge_agent.core.manifest import write_atomic
@@ -218,6 +220,13 @@ def _entry(value: Any, indent: int) -> str:  # noqa: ANN401 - any JSON value
     return " " + to_yaml(value)
 
 
+def with_alerts(page: str) -> str:
+    """Return the page for subscribers with the table of alerts between its markers."""
+    before, begin, rest = page.partition("<!-- alerts, generated -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    return f"{before}{begin}{alerts_table()}{end}{after}"
+
+
 def write(docs: Path) -> list[Path]:
     """Write the document and the schemas below `docs`; return the paths."""
     (docs / "schemas").mkdir(parents=True, exist_ok=True)
@@ -227,6 +236,9 @@ def write(docs: Path) -> list[Path]:
     }
     for name, schema in schemas().items():
         written[docs / "schemas" / name] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    page = docs / "subscribers.md"
+    if page.exists():
+        written[page] = with_alerts(page.read_text(encoding="utf-8"))
     for path, text in written.items():
         write_atomic(path, text.encode())
     return list(written)

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import encode
 from edge_agent.core.errors import StorageError
 from edge_agent.core.events import Event, InfoData, alert_event, camera_status_event
@@ -119,7 +120,7 @@ class Publisher:
     def __enter__(self) -> Publisher:
         if self._outbox.set_aside is not None:
             text = f"the outbox was damaged; see {self._outbox.set_aside}"
-            self.publish(alert_event("outbox_damaged", text, time=self._origin.clock.label()))
+            self.publish(alert_event(AlertKind.OUTBOX_DAMAGED, text, time=self._origin.clock.label()))
         try:
             self._outbox.requeue_parked()
         except StorageError as problem:  # a full disk must not prevent the start

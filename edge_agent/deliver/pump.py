@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import encode, schema_urn
 from edge_agent.core.errors import (
     BrokerRefused,
@@ -257,9 +258,9 @@ class Pump:
         )
 
     def _alert_conflict(self, text: str, *, active: bool) -> None:
-        self._alert("client_id_conflict", text, {"client_id": self._client_id}, active=active)
+        self._alert(AlertKind.CLIENT_ID_CONFLICT, text, {"client_id": self._client_id}, active=active)
 
-    def _alert(self, kind: str, text: str, details: Details, *, active: bool = True) -> None:
+    def _alert(self, kind: AlertKind, text: str, details: Details, *, active: bool = True) -> None:
         label = self._origin.clock.label()
         self._publish(alert_event(kind, text, active=active, time=label, details=details))
 
@@ -390,11 +391,7 @@ class Pump:
         deadline = time.monotonic() + STOP_S * 0.8
         try:
             if self.connection.is_open:
-                while (
-                    self._outbox.depth.rows
-                    and self.events.stalled_since is None
-                    and time.monotonic() < deadline - STOP_S * 0.4
-                ):
+                while self._has_more and time.monotonic() < deadline - STOP_S * 0.4:
                     self._serve()
                     self._wait = min(self._wait, 0.05)
                 self._publish_offline(deadline)
@@ -405,6 +402,12 @@ class Pump:
         self._reset()
         self._outbox.flush()
         self.state = ConnectionState.STOPPED
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether states, or events that the broker takes, wait to be sent."""
+        events = self._outbox.depth.rows > 0 and self.events.stalled_since is None
+        return events or self.unnumbered.has_retained
 
     def _publish_offline(self, deadline: float) -> None:
         connection, sent = self.connection, Sent(time.monotonic(), self._topics.status)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import structlog
 
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import schema_urn
 from edge_agent.core.errors import MessageTooLarge
 from edge_agent.deliver.connection import WINDOW, Connection, MessageOptions, Sent
@@ -152,8 +153,9 @@ class Refusals:
             return
         self._reported.add((topic, code))
         log.warning("the broker refuses a message", topic=topic, seq=seq, reason=reason)
-        kind = "delivery_refused"
-        if topic == self._topics.alert(kind) or self.forbids(self._topics.alert(kind)):
+        kind = AlertKind.DELIVERY_REFUSED
+        own = self._topics.alert(str(kind))
+        if topic == own or self.forbids(own):
             return
         advice = _ADVICE.get(code, "see its log")
         text = f"the broker refuses {topic}: {reason}; {advice}"

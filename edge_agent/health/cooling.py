@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import structlog
 
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.config import GovernorSettings, Settings
 from edge_agent.core.events import Event, alert_event
 from edge_agent.core.heartbeat import Heartbeat
@@ -162,7 +163,7 @@ class Cooling:
         else:
             message = "the load is no longer reduced because of heat"
         return alert_event(
-            "governor",
+            AlertKind.GOVERNOR,
             message,
             severity=severity,
             active=bool(now.step) or now.state == "blind",

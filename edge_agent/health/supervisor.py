@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from edge_agent import __version__
+from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, EngineError, SpaceMismatch, StorageError
@@ -207,7 +208,7 @@ class Supervisor:
             )
             self._note("memory", trouble)
             message = trouble or "memory is normal again"
-            self._alert("memory_growth", message, active=bool(trouble), resident_bytes=resident_bytes)
+            self._alert(AlertKind.MEMORY_GROWTH, message, active=bool(trouble), resident_bytes=resident_bytes)
 
     def _check(self) -> None:
         if not self._stopping:
@@ -216,7 +217,7 @@ class Supervisor:
         running_s = self._readiness.open_s
         if self._crash_loop is not None and running_s is not None and self._crash_loop.is_over(running_s):
             self._note("crash loop", "")
-            self._alert("crash_loop", "the agent is stable again", severity="critical", active=False)
+            self._alert(AlertKind.CRASH_LOOP, "the agent is stable again", severity="critical", active=False)
 
     def _check_delivery(self) -> None:
         """Note why delivery does not work, when that changes."""
@@ -237,7 +238,7 @@ class Supervisor:
         self._note("stuck", text)
         message = f"{text}; the service manager restarts the agent unless it recovers"
         self._alert(
-            "stage_stuck",
+            AlertKind.STAGE_STUCK,
             message if stuck else "no stage is stuck any more",
             severity="critical",
             active=bool(stuck),
@@ -251,15 +252,17 @@ class Supervisor:
         for run in self._starts.former[-1:]:
             if run.crashed:
                 message = "the previous run crashed: " + ": ".join(filter(None, (run.how, run.words)))
-                self._alert("run_crashed", message, how=run.how, words=run.words or None, began=run.began)
+                self._alert(
+                    AlertKind.RUN_CRASHED, message, how=run.how, words=run.words or None, began=run.began
+                )
         if reason := self._crash_loop.reason:
             message = f"{reason}; starts are delayed until a run is stable: see the log of the earlier runs"
-            self._alert("crash_loop", message, severity="critical")
+            self._alert(AlertKind.CRASH_LOOP, message, severity="critical")
             self._note("crash loop", reason)
 
     def _alert(
         self,
-        kind: str,
+        kind: AlertKind,
         message: str,
         *,
         severity: Literal["warning", "critical"] = "warning",
