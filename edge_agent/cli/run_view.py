@@ -127,7 +127,9 @@ def summary_lines(summary: Summary, settings: Settings) -> list[str]:
     if frames and not summary.crops:
         lines += _why_nothing(summary, settings)
     if summary.undelivered:
-        lines.append(f"{summary.undelivered} events wait in the outbox for the broker")
+        lines.append(
+            f"{summary.undelivered} events wait in the outbox until the broker has a subscriber for them"
+        )
     if summary.identities:
         lines.append(f"next: edge-agent gallery list --state {settings.state_dir}")
     return lines

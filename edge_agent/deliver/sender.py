@@ -115,7 +115,7 @@ class Refusals:
     `alert` publishes an alert of a kind with text and details.
     """
 
-    def __init__(self, topics: Topics, alert: Callable[[str, str, Details], None]) -> None:
+    def __init__(self, topics: Topics, alert: Callable[[AlertKind, str, Details], None]) -> None:
         self._topics = topics
         self._alert = alert
         self._until: dict[str, float] = {}

@@ -51,7 +51,7 @@ def test_a_clean_stop_leaves_no_camera_online(
 
 
 def test_events_that_wait_are_counted_after_the_last_attempt(
-    tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto
+    tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto, listener: Listener
 ) -> None:
     crops, file = tmp_path / "crops", tmp_path / "events.jsonl"
     put_all(crops, pictures)
@@ -62,6 +62,7 @@ def test_events_that_wait_are_counted_after_the_last_attempt(
     with mock.patch("edge_agent.agent.daemon.DRAIN_S", 0.2):
         summary = Agent(settings, Outputs(file)).run(threading.Event())
     assert summary.undelivered == len(events(file)) > 0
+    assert len(listener.of("identity/")) == summary.decisions
 
 
 def test_an_engine_that_is_built_at_the_start_is_reported(
