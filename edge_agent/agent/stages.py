@@ -108,6 +108,7 @@ class StageOpener:
     _laps: Laps = field(default_factory=Laps)
     _building_since: float | None = None
     """When the engine began to be built at this start (monotonic); None when a stored one is used."""
+    _built_s: float | None = None
 
     def open(self, stop: threading.Event) -> Stages:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
@@ -122,7 +123,6 @@ class StageOpener:
         self._laps.lap("sources")
         active = current_calibration(settings.engine, state)
         embedder = self._embedder(state, active)
-        built_s = None if self._building_since is None else time.monotonic() - self._building_since
         self._laps.lap("network")
         calibration = fitting_calibration(active, embedder.info)
         detection = self._detection(sources, by_camera, clock)
@@ -140,8 +140,6 @@ class StageOpener:
         ]
         info = info_data(settings, embedder.info, detection.name, cameras, reading, calibration)
         publisher, erasure = self._delivery(info, gallery, identifier, embedder, sources, clock)
-        if built_s is not None:
-            publisher.publish(_rebuilt(embedder.info, built_s, clock.label()))
         metrics = self._metrics(publisher, info)
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
@@ -195,7 +193,10 @@ class StageOpener:
             )
             if embedder.info.backend == "tensorrt":
                 import_scipy_in_background()  # entering takes long, mostly outside of Python
-            return self.stack.enter_context(embedder)
+            opened = self.stack.enter_context(embedder)
+        if self._building_since is not None:
+            self._built_s = time.monotonic() - self._building_since
+        return opened
 
     def _report_build(self, phase: str, done: int, total: int) -> None:
         self._building_since = self._building_since or time.monotonic()
@@ -259,6 +260,8 @@ class StageOpener:
             zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w),
         )  # fmt: skip
         engine = stages.embedder.info
+        if self._built_s is not None:
+            stages.publisher.publish(_rebuilt(engine, self._built_s, stages.clock.label()))
         _log.info(
             "started",
             session=self.session,
