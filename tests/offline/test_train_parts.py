@@ -12,11 +12,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[train]'")
 
-from edge_agent.core.errors import DatasetError, ModelError
+from edge_agent.core.errors import DatasetError, InputError, ModelError
 from edge_agent.offline.dataset import Split
 from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.checkpoint import load_pretrained
-from edge_agent.offline.train.data import identity_batches, shuffled_batches
+from edge_agent.offline.train.data import LeftOut, PictureSet, decode, identity_batches, shuffled_batches
 from edge_agent.offline.train.network import Deployed, build_network
 from edge_agent.offline.train.optim import (
     CenterLoss,
@@ -27,6 +27,7 @@ from edge_agent.offline.train.optim import (
     rate_factor,
 )
 from edge_agent.offline.train.spec import ModelSection, Spec, load_spec, parse_spec
+from tests.core.test_pictures import PLAIN, damaged
 
 
 class TestLosses:
@@ -415,3 +416,18 @@ class TestScriptsOfTheDefaultModel:
         ]
         assert curve.curves(rows)["identity loss / 7"] == [(20, 1.0)]
         assert curve.svg(curve.curves(rows)).count("<polyline") == 9
+
+
+def test_unreadable_training_pictures_are_all_named(tmp_path: Path):
+    names = [f"000{person}_c1s1_00000{person}_00.jpg" for person in range(1, 5)]
+    for name in names:
+        (tmp_path / name).write_bytes(PLAIN)
+    (tmp_path / names[1]).write_bytes(damaged(PLAIN, "zeros", np.random.default_rng(5)))
+    (tmp_path / names[3]).write_bytes(PLAIN[:500])
+    paths, numbers = tuple(tmp_path / name for name in names), np.arange(4)
+    pictures = PictureSet(paths, numbers, numbers, LeftOut(0, 0, (), ()))
+    with pytest.raises(InputError, match="2 training pictures cannot be read") as found:
+        decode(pictures, size=(64, 32), cache=tmp_path / "cache", threads=2)
+    assert names[1] in str(found.value)
+    assert names[3] in str(found.value)
+    assert list((tmp_path / "cache").iterdir()) == []

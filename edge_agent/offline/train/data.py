@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,14 @@ from torch import Tensor
 from edge_agent.core.arrays import map_array
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.files import shown
+from edge_agent.core.picture_files import UnreadablePicture
 from edge_agent.core.pictures import read_picture
 from edge_agent.offline.dataset import DISTRACTOR, JUNK, Problem, Split, list_crops, numbering_notes
 from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.spec import Spec
+
+_NAMED = 10
+"""Unreadable pictures that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ def decode(
     The name of the cache file contains a hash of the names, sizes and times of the files, so a changed data
     set is decoded again. Pictures are scaled as in TAO's loader: bilinear, and by area where they shrink,
     which corresponds to PIL's antialiasing. `size` is `(height, width)`; the folder `cache` is created if
-    missing; `progress` is called with (done, total). InputError names a file that cannot be decoded.
+    missing; `progress` is called with (done, total). InputError names the files that cannot be decoded.
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"pictures-{_fingerprint(pictures, size)}.npy"
@@ -145,19 +149,40 @@ def _write_cache(
     partial = target.with_suffix(".partial")
     shape = (len(pictures.paths), *size, 3)
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+    problems: list[UnreadablePicture] = []
     with ThreadPoolExecutor(threads) as pool:
         for index, image in enumerate(pool.map(lambda path: _scaled_picture(path, size), pictures.paths)):
-            array[index] = image
+            if isinstance(image, UnreadablePicture):
+                problems.append(image)
+            else:
+                array[index] = image
             if progress is not None and (index % 500 == 0 or index + 1 == shape[0]):
                 progress(index + 1, shape[0])
     array.flush()
     del array
+    if problems:
+        partial.unlink()
+        raise InputError(_unreadable(problems))
     partial.replace(target)
 
 
-def _scaled_picture(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """One file as `(height, width, 3)` uint8 BGR; InputError where it is no picture."""
-    image = read_picture(path)
+def _unreadable(problems: Sequence[UnreadablePicture]) -> str:
+    first = "; ".join(map(str, problems[:_NAMED]))
+    if len(problems) == 1:
+        return f"{first}; remove it from the training pictures, or copy it again"
+    more = "; ..." if len(problems) > _NAMED else ""
+    return (
+        f"{len(problems)} training pictures cannot be read: {first}{more}; "
+        "`edge-agent dataset` lists all; remove them, or copy them again"
+    )
+
+
+def _scaled_picture(path: Path, size: tuple[int, int]) -> NDArray[np.uint8] | UnreadablePicture:
+    """One file as `(height, width, 3)` uint8 BGR, or why it cannot be read."""
+    try:
+        image = read_picture(path)
+    except UnreadablePicture as problem:
+        return problem
     shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=method), np.uint8)
