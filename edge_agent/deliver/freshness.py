@@ -6,6 +6,7 @@ For the rest, `issued` is compared with the sender's time as it is known here: a
 continued by running time. At the start it is the label of the device's clock. Then
 
 - a clock that is confirmed (`core.clock`) is the reference, whatever comes;
+- a reference before 2024 or after 2033 is of a clock that was never set: the first command replaces it;
 - a command that is newer than the reference moves it, where the clock is not confirmed: a command cannot
   come before it was sent, so the device's clock is behind;
 - a command that is older is refused, unless it names the present run (`session`), where the clock is not
@@ -14,12 +15,12 @@ continued by running time. At the start it is the label of the device's clock. T
 
 from __future__ import annotations
 
-import math
-
 from edge_agent.core.clock import CLOCK_SET, LONGEST_OFF_S, Clock, duration
 
 MAX_AGE_S = 60.0
 """Older commands are refused."""
+LATEST_CLOCK = CLOCK_SET + 10 * 366 * 86_400.0
+"""2034. A clock that is not confirmed and shows more is wrong."""
 
 
 def session_expiry_s(keepalive_s: float, least_s: float) -> int:
@@ -51,12 +52,17 @@ class Freshness:
         age = time - issued
         if abs(age) <= MAX_AGE_S:
             return ""
+        if not confirmed and not _is_possible(time) and _is_possible(issued):
+            self._offset = issued - now
+            return ""
         if age > 0 and (confirmed or not names_run):
             advice = "" if confirmed else "; the clock of this device is not confirmed, check it"
             return f"issued {duration(age)} ago; {MAX_AGE_S:.0f} s are allowed{advice}"
-        # A clock that has never been set may be behind by any time.
-        most = 0.0 if confirmed else math.inf if time < CLOCK_SET <= issued else LONGEST_OFF_S
-        if -age > most:
+        if -age > (0.0 if confirmed else LONGEST_OFF_S):
             return f"issued {duration(-age)} ahead of the time of this device; check both clocks"
         self._offset = issued - now
         return ""
+
+
+def _is_possible(time: float) -> bool:
+    return CLOCK_SET <= time < LATEST_CLOCK
