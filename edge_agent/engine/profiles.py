@@ -32,7 +32,9 @@ def profile_of(model: Path) -> Chosen:
     (`preprocess_profile`), and a first layer that normalises each picture, before which scale and mean have
     no effect.
 
-    ConfigError: none of these states a profile; the message lists all.
+    Raises:
+        ConfigError: none of these states a profile; the message lists all.
+        ModelError: the file is no network that takes pictures.
     """
     manifest = model.with_suffix(".json")
     stated = read_object(manifest).get("preprocess") if manifest.is_file() else None
@@ -60,6 +62,7 @@ def _in_file(model: Path) -> Chosen | None:
         return Chosen(metadata["preprocess_profile"], "stated in the file")
     if _normalises(network.model, network.input.name):
         return Chosen("openvino-raw", "its first layer normalises")
+    network.layout()  # a network that does not fit is a better message
     return None
 
 

@@ -286,10 +286,10 @@ def test_gallery_of_this_or_another_model(tmp_path: Path) -> None:
 
 def test_a_broker_is_asked_as_the_agent_would(tmp_path: Path, mosquitto: Mosquitto) -> None:
     chosen = settings(tmp_path, mqtt=f'broker = "{mosquitto.url}"')
-    assert configuration.broker(chosen) == [
-        Finding("broker", "ok", f"{mosquitto.url} accepts the connection")
-    ]
+    finding, names = configuration.broker(chosen)
+    assert (names.name, names.state) == ("names", "ok")
+    assert finding == Finding("broker", "ok", f"{mosquitto.url} accepts the connection")
     mosquitto.stop()
-    (finding,) = configuration.broker(chosen)
+    finding, _ = configuration.broker(chosen)
     assert finding.state == "warning"
     assert "refused" in finding.found

@@ -25,8 +25,9 @@ from typer.testing import CliRunner
 
 from edge_agent.cli import train as train_command
 from edge_agent.core.errors import ConfigError, InputError, ModelError
+from edge_agent.offline.dataset import Split
 from edge_agent.offline.train.checkpoint import Checkpoint, network_of
-from edge_agent.offline.train.data import PictureSet, TrainingBatches, decode, normalise, read_folder
+from edge_agent.offline.train.data import LeftOut, PictureSet, TrainingBatches, decode, normalise, read_folder
 from edge_agent.offline.train.loop import Trainer, embed_pictures
 from edge_agent.offline.train.spec import Spec, parse_spec
 from edge_agent.offline.train.watch import Step
@@ -115,7 +116,7 @@ def trained(
 ) -> tuple[Checkpoint, Quiet]:
     assert spec.dataset.train_dataset_dir is not None
     pictures = decode(
-        read_folder(spec.dataset.train_dataset_dir, people_only=True),
+        read_folder(spec.dataset.train_dataset_dir, Split.TRAIN),
         size=(HEIGHT, WIDTH),
         cache=folder / "cache",
         threads=1,
@@ -173,7 +174,7 @@ def test_the_losses_fall_and_people_are_found_again(market: Path, tmp_path: Path
     assert set(watcher.steps[0].losses) == {"identity", "triplet", "total"}
     network, _ = network_of(last)
     pictures = decode(
-        read_folder(market / "query", people_only=True), size=(HEIGHT, WIDTH), cache=tmp_path, threads=1
+        read_folder(market / "query", Split.TRAIN), size=(HEIGHT, WIDTH), cache=tmp_path, threads=1
     )
     vectors = embed_pictures(network, pictures.images, spec)
     assert vectors.shape == (8, 64)
@@ -243,7 +244,7 @@ def test_fine_tuning_keeps_all_but_the_classifier(market: Path, tmp_path: Path):
 
 class TestPictures:
     def test_junk_is_left_out_and_labels_are_dense(self, market: Path, tmp_path: Path):
-        found = read_folder(market / "bounding_box_train", people_only=True)
+        found = read_folder(market / "bounding_box_train", Split.TRAIN)
         pictures = decode(found, size=(HEIGHT, WIDTH), cache=tmp_path, threads=2)
         assert pictures.images.shape == (32, HEIGHT, WIDTH, 3)
         assert pictures.people.tolist() == list(range(1, 9))
@@ -254,7 +255,7 @@ class TestPictures:
         paint(folder, range(1, 3), 2)
 
         def images() -> np.ndarray:
-            found = read_folder(folder, people_only=True)
+            found = read_folder(folder, Split.TRAIN)
             return np.array(decode(found, size=(32, 16), cache=tmp_path / "cache", threads=1).images)
 
         before = images()
@@ -266,7 +267,7 @@ class TestPictures:
 
     def test_a_broken_picture_is_named(self, tmp_path: Path):
         (tmp_path / "0001_c1s1_000000_00.jpg").write_bytes(b"no picture")
-        found = PictureSet((tmp_path / "0001_c1s1_000000_00.jpg",), np.array([1]), np.array([1]))
+        found = PictureSet((tmp_path / "0001_c1s1_000000_00.jpg",), np.array([1]), np.array([1]), LeftOut())
         with pytest.raises(InputError, match="0001_c1s1_000000_00"):
             decode(found, size=(32, 16), cache=tmp_path / "cache", threads=1)
 
@@ -278,7 +279,7 @@ class TestPictures:
 
     def test_batches_do_not_depend_on_where_iteration_starts(self, market: Path, tmp_path: Path):
         spec = parse_spec(small_spec(market))
-        found = read_folder(market / "bounding_box_train", people_only=True)
+        found = read_folder(market / "bounding_box_train", Split.TRAIN)
         batches = TrainingBatches(decode(found, size=(HEIGHT, WIDTH), cache=tmp_path, threads=1), spec)
         whole, rest = list(batches.iterate(3)), list(batches.iterate(3, first=2))
         assert len(whole) == 4
