@@ -34,6 +34,7 @@ from edge_agent.core.redaction import (
     public_source,
 )
 from edge_agent.core.setting_types import (
+    Backend,
     Detector,
     FrameRate,
     Hours,
@@ -42,6 +43,7 @@ from edge_agent.core.setting_types import (
     LogFormat,
     Pixels,
     Positive,
+    Preprocess,
     ResponsePrefix,
     Seconds,
     Share,
@@ -183,10 +185,10 @@ class EngineSettings(_Section):
     """Network for embeddings, and the device that runs it."""
 
     model: Path | None = about(None, "ReID ONNX; the shipped default model when absent")
-    preprocess: Literal["tao", "imagenet", "openvino-raw", "swin"] | None = about(
+    preprocess: Preprocess | None = about(
         None, "preprocess profile; the model's own manifest, else tao, when absent"
     )
-    backend: Literal["auto", "onnxruntime", "tensorrt"] | Simulated = about(
+    backend: Backend | Simulated = about(
         "auto",
         "inference backend; auto: TensorRT with an NVIDIA GPU, else ONNX Runtime;"
         " simulated:TABLE only simulates the run time (docs/performance.md)",

@@ -18,7 +18,14 @@ NETWORKS = {
 }
 """Kinds that run an ONNX file, and the families of networks that each reads."""
 
-FORMS = "hog, hog:FACTOR, KIND:FILE.onnx, FILE.onnx, external (boxes over MQTT) or none"
+BUILT_IN = {
+    "hog": "hog, hog:FACTOR",
+    "external": "external (boxes over MQTT)",
+    "none": "none (a frame is one person)",
+}
+"""Kinds without an ONNX file, and how each is written."""
+
+FORMS = ", ".join([*BUILT_IN.values(), "KIND:FILE.onnx"]) + " or FILE.onnx"
 """How a detector is written; KIND is one of `NETWORKS`, and is recognised where it is left out."""
 
 KINDS_TEXT = "KIND is one of " + "; ".join(f"{kind} ({families})" for kind, families in NETWORKS.items())
@@ -33,7 +40,7 @@ class DetectorChoice:
     """A detector as chosen by its user.
 
     Attributes:
-        kind: `hog`, `external`, `none`, one of `NETWORKS`, or "" for a network that is to be recognised.
+        kind: one of `BUILT_IN` or `NETWORKS`, or "" for a network that is to be recognised.
         file: of a network.
         factor: of HOG.
     """
@@ -46,10 +53,10 @@ class DetectorChoice:
 def parse_detector(text: str) -> DetectorChoice:
     """Read a detector in one of `FORMS`; ValueError, with the forms and kinds, where it is in none."""
     kind, colon, argument = text.partition(":")
-    if text in {"external", "none"}:
-        return DetectorChoice(text)
     if kind == "hog":
         return DetectorChoice("hog", factor=_factor(text, argument))
+    if text in BUILT_IN:
+        return DetectorChoice(text)
     if kind in NETWORKS and argument:
         return DetectorChoice(kind, Path(argument))
     if text.endswith(".onnx") and (not colon or Path(text).exists()):

@@ -49,4 +49,7 @@ Hours = Annotated[float, Field(gt=0, le=LONGEST_TTL_HOURS)]
 LogFormat = Literal["auto", "text", "json", "journald"]
 Pixels = Annotated[int, Field(gt=0)]
 Label = Annotated[str, Field(pattern=r"^[^|]*[^|\s][^|]*$", max_length=64)]
+Backend = Literal["auto", "onnxruntime", "tensorrt"]
+"""Backends that run a network. `auto`: TensorRT where TensorRT and a GPU are usable, else ONNX Runtime."""
+Preprocess = Literal["tao", "imagenet", "openvino-raw", "swin"]
 Simulated = Annotated[str, Field(pattern="^simulated:.+")]

@@ -1,50 +1,85 @@
-"""Protocol of the detectors, the whole frame as a detection, and box arithmetic."""
+"""The base class of all detectors, the whole frame as a detection, and box arithmetic."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections, ScoreLevels, iou_matrix
+
+if TYPE_CHECKING:
+    from edge_agent.engine.base import Engine
 
 _MOST = 512
 """Boxes that are compared with each other, best first: bounds the work of one frame."""
 
 
-class Detector(Protocol):
-    """Finds people in one frame. Lifetime is a `with`. One thread owns a detector."""
+class Detector(ABC):
+    """Finds people in one frame. Lifetime is a `with`, as often as wanted. One thread owns a detector.
 
-    @property
-    def name(self) -> str:
-        """For events and logs, e.g. `hog` or `yolox:yolox_nano`."""
+    A subclass names itself and its scores, and finds boxes: `_find`. What it loads on entering, and frees at
+    the end, belongs into `_load` and `_release`.
 
-    @property
-    def levels(self) -> ScoreLevels:
-        """Meaning of the scores."""
+    Attributes:
+        name: for events and logs, e.g. `hog` or `yolox:yolox_nano`.
+        levels: meaning of the scores.
+        max_iou, max_inside: limits of `suppress`.
+        engine: which runs the network; None for a detector without one.
+    """
 
-    def __enter__(self) -> Detector: ...
+    name: str
+    levels: ScoreLevels
+    max_iou: float = 1.0
+    max_inside: float = 1.0
+    engine: Engine | None = None
+    _entered = False
 
-    def __exit__(self, *_: object) -> None: ...
+    def __enter__(self) -> Detector:
+        self._load()
+        self._entered = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered = False
+        self._release()
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """People in `(H, W, 3)` uint8 BGR, best score first; boxes are clipped to the picture."""
+        """People in `(H, W, 3)` uint8 BGR, best first, from `levels.low` on; boxes are inside the picture.
+
+        Raises:
+            EngineError: the detector is not entered, or its network failed.
+        """
+        if not self._entered:
+            raise EngineError(f"the detector {self.name} is not entered")
+        found = self._find(image)
+        enough = found.scores >= self.levels.low
+        if not enough.all():
+            found = found.take(enough)
+        boxes = clip(found.boxes, *image.shape[:2])
+        return suppress(Detections(boxes, found.scores), self.max_iou, self.max_inside)
+
+    @abstractmethod
+    def _find(self, image: NDArray[np.uint8]) -> Detections:
+        """Return what may be people in `(H, W, 3)` uint8 BGR, in any order; none of it may be NaN."""
+
+    def _load(self) -> None:  # noqa: B027 - many detectors load nothing
+        """Load what `_find` needs."""
+
+    def _release(self) -> None:  # noqa: B027
+        """Free what `_load` loaded."""
 
 
-class WholeFrame:
+class WholeFrame(Detector):
     """No detector: the whole frame is one person, for cameras that deliver crops."""
 
     name = "none"
     levels = ScoreLevels(low=0.5, high=0.5, new_track=0.5)
 
-    def __enter__(self) -> WholeFrame:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def detect(self, image: NDArray[np.uint8]) -> Detections:
+    def _find(self, image: NDArray[np.uint8]) -> Detections:
         """Return one box over `(H, W, 3)`, with score 1."""
         height, width = image.shape[:2]
         return Detections(np.asarray([[0, 0, width, height]], np.float32), np.ones(1, np.float32))
@@ -56,6 +91,8 @@ def suppress(found: Detections, max_iou: float, max_inside: float = 1.0) -> Dete
     `max_iou` is the largest intersection over union with a kept box, `max_inside` the largest share of the
     smaller of two boxes inside the other.
     """
+    if len(found) < 2:
+        return found
     order = np.argsort(-found.scores, kind="stable")[:_MOST]
     ranked = found.take(order)
     overlapping = iou_matrix(ranked.boxes, ranked.boxes) > max_iou

@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections, ScoreLevels
-from edge_agent.detect.base import clip, suppress
+from edge_agent.detect.base import Detector
 
 _WINDOW = (48, 96)
 _SHRINK = np.asarray([[0.16, 0.08], [0.84, 0.92]], np.float32)
@@ -20,39 +19,30 @@ _SHRINK = np.asarray([[0.16, 0.08], [0.84, 0.92]], np.float32)
 _WINSTRIDE = (8, 8)
 _SCALE = 1.1
 """Pyramid step between window sizes; a smaller one costs more and finds hardly more."""
-_MAX_IOU = 0.4
-"""Boxes that overlap a better one by more are dropped."""
-_MAX_INSIDE = 0.6
-"""HOG finds parts of people as smaller people: on the rendered street nearly all false boxes were inside a
-true one, and this limit doubled precision at the same recall."""
 _PADDING = (8, 8)
 """Pixels searched beyond the border of the picture, so that the margin of a window may be outside."""
 
 
-class HogDetector:
-    """A `Detector`; `resize` scales the picture first, above 1 to find smaller people."""
+class HogDetector(Detector):
+    """`resize` scales the picture first, above 1 to find smaller people."""
 
     name = "hog"
     levels = ScoreLevels(low=0.65, high=0.75, new_track=0.8)
+    max_iou = 0.4
+    max_inside = 0.6
+    """HOG finds parts of people as smaller people: on the rendered street nearly all false boxes were inside
+    a true one, and this limit doubled precision at the same recall."""
 
     def __init__(self, resize: float = 1.0) -> None:
         self._resize = resize
-        self._hog: cv2.HOGDescriptor | None = None
 
-    def __enter__(self) -> HogDetector:
+    def _load(self) -> None:
         self._hog = cv2.HOGDescriptor(_WINDOW, (16, 16), (8, 8), (8, 8), 9)
         # This spelling exists in OpenCV 4.5 too; the type stubs list only the newer one.
         weights = cv2.HOGDescriptor_getDaimlerPeopleDetector()  # type: ignore[attr-defined]
         self._hog.setSVMDetector(weights)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._hog = None
-
-    def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """People in `(H, W, 3)` uint8 BGR, best first, from `levels.low` on."""
-        if self._hog is None:
-            raise EngineError("the HOG detector is not entered")
+    def _find(self, image: NDArray[np.uint8]) -> Detections:
         searched = image
         if self._resize != 1.0:
             searched = np.asarray(cv2.resize(image, None, fx=self._resize, fy=self._resize), np.uint8)
@@ -65,7 +55,4 @@ class HogDetector:
         window = np.asarray(windows, np.float32).reshape(-1, 1, 4) / np.float32(self._resize)
         people = (window[..., :2] + window[..., 2:] * _SHRINK).reshape(-1, 4)
         scores = 1 / (1 + np.exp(-np.asarray(weights, np.float32).reshape(-1)))
-        found = Detections(people, scores.astype(np.float32))
-        found = found.take(found.scores >= self.levels.low)
-        kept = suppress(found, _MAX_IOU, _MAX_INSIDE)
-        return Detections(clip(kept.boxes, *image.shape[:2]), kept.scores)
+        return Detections(people, scores.astype(np.float32))

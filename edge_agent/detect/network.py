@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
-from edge_agent.core.structures import Detections, ScoreLevels
-from edge_agent.detect.base import clip, suppress
+from edge_agent.core.structures import Detections
+from edge_agent.detect.base import Detector
 from edge_agent.detect.fit import Place
 from edge_agent.detect.kinds.base import Decoder, Kind
 from edge_agent.detect.kinds.seen import ROUNDING
@@ -20,35 +20,29 @@ _LARGEST = 1e9
 """Magnitude of a number in a row at most: beyond, boxes would overflow."""
 
 
-class NetworkDetector:
-    """A `Detector`; `engine` runs a graph of `prepare_detector` and is not yet entered."""
+class NetworkDetector(Detector):
+    """`engine` runs a graph of `prepare_detector` and is not yet entered."""
+
+    engine: Engine
 
     def __init__(self, kind: Kind, decoder: Decoder, engine: Engine) -> None:
         self.engine = engine
+        self.name = f"{kind.name}:{engine.info.model}"
+        self.levels = kind.levels
+        self.max_iou = kind.max_iou
         self._kind = kind
         self._decoder = decoder
         self._filled: dict[int, tuple[int, int]] = {}
 
-    @property
-    def name(self) -> str:
-        """For events and logs."""
-        return f"{self._kind.name}:{self.engine.info.model}"
-
-    @property
-    def levels(self) -> ScoreLevels:
-        """Meaning of the scores."""
-        return self._kind.levels
-
-    def __enter__(self) -> NetworkDetector:
+    def _load(self) -> None:
         self.engine.__enter__()
         self._filled.clear()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _release(self) -> None:
         self.engine.__exit__(None, None, None)
 
-    def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """People in `(H, W, 3)` uint8 BGR, best first, from `levels.low` on.
+    def _find(self, image: NDArray[np.uint8]) -> Detections:
+        """Return boxes above `levels.low`.
 
         Raises:
             EngineError: the network failed, or gave scores above 1 or boxes that are no numbers.
@@ -56,8 +50,7 @@ class NetworkDetector:
         place = self._fit(image)
         self.engine.submit(1)
         found = self._decode(self.engine.collect()[0])
-        boxes = clip(place.in_picture(found.boxes), *image.shape[:2])
-        return suppress(Detections(boxes, found.scores), self._kind.max_iou)
+        return Detections(place.in_picture(found.boxes), found.scores)
 
     def _fit(self, image: NDArray[np.uint8]) -> Place:
         """Scale the picture into the engine's buffer; return its place there."""

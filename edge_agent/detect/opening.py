@@ -139,8 +139,7 @@ def _open(
     size = settings.detector.input_size
     detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads, input_size=size))
     levels = _levels(settings.detector, detector.levels)
-    engine = getattr(detector, "engine", None)  # HOG has none
-    return _OpenDetector(lambda frame: detector.detect(frame.image), levels, detector.name, engine)
+    return _OpenDetector(lambda frame: detector.detect(frame.image), levels, detector.name, detector.engine)
 
 
 def _open_external(settings: Settings, stack: ExitStack, current: Callable[[float], float]) -> _OpenDetector:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from edge_agent.core.errors import ConfigError, EngineError
+from edge_agent.core.setting_types import Backend
 from edge_agent.engine.base import Engine
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.precision.scales import Scales
@@ -21,13 +22,10 @@ if TYPE_CHECKING:
     from edge_agent.engine.simulated import SimulatedEngine
     from edge_agent.engine.tensorrt.builder import Progress
 
-BACKENDS = ("auto", "onnxruntime", "tensorrt")
-"""Backends that run a network. `auto`: TensorRT where TensorRT and a GPU are usable, else ONNX Runtime.
-
-`simulated:TABLE` runs no network and is never chosen by `auto`, see `open_simulated`.
-"""
+BACKENDS = get_args(Backend)
 
 _SIMULATED = "simulated:"
+"""Beginning of a backend that runs no network and is never chosen by `auto`, see `open_simulated`."""
 
 
 def choose_backend(wanted: str) -> str:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.graph.nodes import one_line
+from edge_agent.engine.graph.prepared import PreparedGraph
 
 DEPTH = 2
 """Submissions in flight at most: one that runs and one that waits, so that the device never idles."""
@@ -31,17 +33,23 @@ DEPTH = 2
 
 @dataclass(slots=True)
 class Submission:
-    """A batch in flight: `slot` holds its pictures; its type belongs to the backend."""
+    """A batch in flight: `slot` holds its pictures; its type belongs to the backend.
+
+    The backend adds the time that the network took to `seconds`, and sets `error` where it failed.
+    """
 
     slot: Any
     count: int
+    seconds: float = field(default=0.0, kw_only=True)
+    error: Exception | None = field(default=None, kw_only=True)
 
 
 class Engine(ABC):
     """A network that turns a batch of `uint8` pictures into rows of `float32`.
 
-    A context manager: the constructor is cheap, the network is loaded on entering. A subclass fills `_free`
-    with `DEPTH` slots then.
+    A context manager: the constructor is cheap, the network is loaded on entering. A subclass says what it
+    is (`info`), loads and frees the network (`_load`, `_release`), and computes a batch: in `_rows` alone, or
+    begun by `_start` and awaited by `_wait`. `GraphEngine` is the base of those that run a prepared graph.
 
     Args:
         name: of the network, for messages.
@@ -51,7 +59,7 @@ class Engine(ABC):
 
     Attributes:
         input_size, unit_length: as given.
-        runs: batches that the network has run since the engine was made.
+        runs: batches whose rows were collected since the engine was made.
         run_seconds: time inside the network alone, summed over `runs`.
         failures: batches that were dropped because the network failed on them.
     """
@@ -74,11 +82,15 @@ class Engine(ABC):
     def info(self) -> EngineInfo:
         """Which network runs, and on what. Valid before entering."""
 
-    @abstractmethod
-    def __enter__(self) -> Engine: ...
+    def __enter__(self) -> Engine:
+        self._load()
+        self._free = deque(self._slots())
+        return self
 
-    @abstractmethod
-    def __exit__(self, *_exception: object) -> None: ...
+    def __exit__(self, *_exception: object) -> None:
+        self._flying.clear()
+        self._free.clear()
+        self._release()
 
     @property
     def in_flight(self) -> int:
@@ -121,7 +133,12 @@ class Engine(ABC):
         run = self._flying[0]
         self._wait(run)
         try:
-            return self._rows(run)
+            if run.error is not None:
+                raise run.error  # noqa: TRY301 - handled as an error of `_rows`
+            rows = self._rows(run)
+            self.runs += 1
+            self.run_seconds += run.seconds
+            return rows
         except Exception as problem:  # of any library: the batch is lost in any case
             self.failures += 1
             raise EngineError(f"{self._name} failed on a batch: {one_line(problem)}") from problem
@@ -129,24 +146,60 @@ class Engine(ABC):
             self._flying.popleft()
             self._free.append(run.slot)
 
-    def _clear(self) -> None:
-        """Forget all slots and submissions."""
-        self._flying.clear()
-        self._free.clear()
+    @abstractmethod
+    def _load(self) -> None:
+        """Load the network."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Free the network, without waiting for batches in flight: their rows are not needed any more."""
+
+    def _slots(self) -> Iterable[Any]:
+        """Return `DEPTH` slots."""
+        return (np.zeros((self._max_batch, *self.input_size, 3), np.uint8) for _ in range(DEPTH))
 
     def _pixels(self, slot: Any) -> NDArray[np.uint8]:  # noqa: ANN401 - the subclass's type
         """Return the buffer of a slot, which is the slot itself unless a subclass has other slots."""
         pixels: NDArray[np.uint8] = slot
         return pixels
 
-    @abstractmethod
     def _start(self, slot: Any, count: int) -> Submission:  # noqa: ANN401
-        """Begin to compute the first `count` pictures of a slot."""
+        """Begin to compute the first `count` pictures of a slot, where that is possible."""
+        return Submission(slot, count)
 
-    @abstractmethod
-    def _wait(self, run: Any) -> None:  # noqa: ANN401
+    def _wait(self, run: Any) -> None:  # noqa: ANN401, B027 - nothing was begun
         """Wait until the batch was computed or has failed; does not fail itself."""
 
     @abstractmethod
     def _rows(self, run: Any) -> NDArray[np.float32]:  # noqa: ANN401
-        """Return the rows and count the run, or raise what went wrong."""
+        """Return the rows of a batch without `error`, or raise what went wrong."""
+
+
+class GraphEngine(Engine):
+    """An `Engine` that runs a prepared graph; a network with a fixed batch lowers `max_batch`.
+
+    Attributes:
+        backend: name of the subclass, as in the settings.
+        device: display name of the device that computes.
+    """
+
+    backend: str
+    device: str
+    _precision: str | None = None
+    """In which the backend computes, where that may differ from the graph's."""
+
+    def __init__(self, prepared: PreparedGraph, *, max_batch: int) -> None:
+        super().__init__(
+            name=prepared.name,
+            input_size=prepared.input_size,
+            unit_length=prepared.normalised,
+            max_batch=min(max_batch, prepared.batch or max_batch),
+        )
+        self._prepared = prepared
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `Engine.info`."""
+        return self._prepared.info(
+            backend=self.backend, device=self.device, max_batch=self._max_batch, precision=self._precision
+        )

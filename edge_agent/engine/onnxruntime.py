@@ -19,7 +19,6 @@ import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, ModelError
-from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.base import DEPTH, Engine, Submission
+from edge_agent.engine.base import GraphEngine, Submission
 from edge_agent.engine.graph.nodes import one_line
 from edge_agent.engine.graph.prepared import BATCH_HINT, PreparedGraph
 
@@ -99,16 +97,14 @@ def run_session(session: onnxruntime.InferenceSession, batch: NDArray[Any], what
 
 @dataclass(slots=True)
 class _Run(Submission):
-    """Rows of each slice, slices that are not finished, computing time of all threads, and the last error."""
+    """Rows of each slice, and slices that are not finished."""
 
     parts: list[NDArray[np.float32] | None]
     left: int
-    seconds: float = 0.0
     done: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
 
 
-class OnnxRuntimeEngine(Engine):
+class OnnxRuntimeEngine(GraphEngine):
     """Runs a prepared graph on the CPU.
 
     `run_seconds` is the mean over the threads: at full load it grows by one second per second.
@@ -120,14 +116,11 @@ class OnnxRuntimeEngine(Engine):
             together where it cannot be cut: `max_batch` 1, or a network with a fixed batch.
     """
 
+    backend = "onnxruntime"
+    device = "cpu"
+
     def __init__(self, prepared: PreparedGraph, *, max_batch: int, threads: int) -> None:
-        super().__init__(
-            name=prepared.name,
-            input_size=prepared.input_size,
-            unit_length=prepared.normalised,
-            max_batch=min(max_batch, prepared.batch or max_batch),
-        )
-        self._prepared = prepared
+        super().__init__(prepared, max_batch=max_batch)
         self._sliced = self._max_batch > 1 and prepared.batch is None
         self._threads = threads
         self._workers = (threads or len(os.sched_getaffinity(0))) if self._sliced else 1
@@ -137,11 +130,6 @@ class OnnxRuntimeEngine(Engine):
         self._pool: list[threading.Thread] = []
         self._waiting: queue.SimpleQueue[tuple[_Run, int, int, int] | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
-
-    @property
-    def info(self) -> EngineInfo:
-        """See `Engine.info`."""
-        return self._prepared.info(backend="onnxruntime", device="cpu", max_batch=self._max_batch)
 
     def bare(self) -> Callable[[NDArray[np.uint8]], object]:
         """Return `session.run` of the same graph to compare speed with, with default options."""
@@ -153,24 +141,21 @@ class OnnxRuntimeEngine(Engine):
         name = session.get_inputs()[0].name
         return lambda batch: session.run(None, {name: batch})
 
-    def __enter__(self) -> OnnxRuntimeEngine:
+    def _load(self) -> None:
         import onnxruntime
 
         self._options = onnxruntime.RunOptions()
         threads = 1 if self._sliced else self._threads
         self._session = open_session(self._prepared.onnx, threads, str(self._prepared.source))
         self._input = self._session.get_inputs()[0].name
-        shape = (self._max_batch, *self.input_size, 3)
-        self._free = deque(np.zeros(shape, np.uint8) for _ in range(DEPTH))
         self._pool = [
             threading.Thread(target=self._work, name=f"engine {self._name}", daemon=True)
             for _ in range(self._workers)
         ]
         for worker in self._pool:
             worker.start()
-        return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def _release(self) -> None:
         if self._options is not None:
             self._options.terminate = True  # rows of batches in flight are not needed any more
         for _ in self._pool:
@@ -180,7 +165,6 @@ class OnnxRuntimeEngine(Engine):
         self._pool = []
         self._options = None
         self._session = None
-        self._clear()
 
     def _start(self, slot: NDArray[np.uint8], count: int) -> _Run:
         bounds = _slices(count, self._workers) if self._sliced else [(0, count)]
@@ -193,10 +177,6 @@ class OnnxRuntimeEngine(Engine):
         run.done.wait()
 
     def _rows(self, run: _Run) -> NDArray[np.float32]:
-        self.runs += 1
-        self.run_seconds += run.seconds / self._workers
-        if run.error is not None:
-            raise run.error
         return np.concatenate([part for part in run.parts if part is not None])
 
     def _work(self) -> None:
@@ -208,7 +188,7 @@ class OnnxRuntimeEngine(Engine):
             except Exception as problem:  # noqa: BLE001 - raised by `collect`
                 run.error = problem
             with self._counting:
-                run.seconds += time.perf_counter() - start
+                run.seconds += (time.perf_counter() - start) / self._workers
                 run.left -= 1
                 if not run.left:
                     run.done.set()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.files import read_object
 from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.base import DEPTH, Engine, Submission
+from edge_agent.engine.base import Engine, Submission
 from edge_agent.engine.graph.prepared import PROFILES, embedding_space
 
 _SIZE = (256, 128)
@@ -141,9 +140,8 @@ def latency_table(wanted: str) -> LatencyTable:
 
 @dataclass(slots=True)
 class _Run(Submission):
-    """The seconds that the device takes, and when it is done (monotonic)."""
+    """When the device is done (monotonic), and the rows."""
 
-    seconds: float
     done_at: float
     rows: NDArray[np.float32] | None = None
 
@@ -174,20 +172,17 @@ class SimulatedEngine(Engine):
             device=f"simulated {self.table.device}",
         )
 
-    def __enter__(self) -> SimulatedEngine:
-        shape = (self._max_batch, *_SIZE, 3)
-        self._free = deque(np.zeros(shape, np.uint8) for _ in range(DEPTH))
+    def _load(self) -> None:
         self._busy_until = 0.0
-        return self
 
-    def __exit__(self, *_exception: object) -> None:
-        self._clear()
+    def _release(self) -> None:
+        """There is nothing to free."""
 
     def _start(self, slot: NDArray[np.uint8], count: int) -> _Run:
         seconds = self.table.of(count)
         # As on a device: a batch begins when it is submitted and the previous one has ended.
         self._busy_until = max(time.monotonic(), self._busy_until) + seconds
-        return _Run(slot, count, seconds, self._busy_until)
+        return _Run(slot, count, self._busy_until, seconds=seconds)
 
     def _wait(self, run: _Run) -> None:
         run.rows = self._project(run.slot[: run.count])
@@ -197,8 +192,6 @@ class SimulatedEngine(Engine):
 
     def _rows(self, run: _Run) -> NDArray[np.float32]:
         assert run.rows is not None  # `_wait` comes first
-        self.runs += 1
-        self.run_seconds += run.seconds
         return run.rows
 
     def _project(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -375,6 +375,12 @@ class Rows:
         self._buffer = np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
         self.info = type("Info", (), {"model": "any"})
 
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
     def buffer(self) -> np.ndarray:
         return self._buffer
 
@@ -406,9 +412,9 @@ def test_any_rows_give_sound_boxes_or_one_error(data, layout):
     columns = {"yolov8": 5, "peoplenet": 5}.get(kind, 6)
     count = data.draw(st.sampled_from([36 if kind == "peoplenet" else tiny.CELLS, 0, 1, 1000]))
     rows = any_table(data, count, columns)
-    detector = NetworkDetector(KINDS[kind], decoder, Rows(rows))
     try:
-        people = detector.detect(np.zeros((50, 70, 3), np.uint8))
+        with NetworkDetector(KINDS[kind], decoder, Rows(rows)) as detector:
+            people = detector.detect(np.zeros((50, 70, 3), np.uint8))
     except EngineError:
         return
     assert np.isfinite(people.boxes).all()

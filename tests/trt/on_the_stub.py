@@ -366,10 +366,10 @@ def test_a_start_that_is_interrupted_closes_what_it_opens(stub):
     enter, main = TensorRTEngine.__enter__.__code__, threading.main_thread().ident
 
     def waits() -> bool:
-        frame, inner = sys._current_frames()[main], None
-        while frame is not None and frame.f_code is not enter:
-            frame, inner = frame.f_back, frame.f_code
-        return inner is wait
+        frame = sys._current_frames()[main]
+        while frame is not None and frame.f_code is not wait:
+            frame = frame.f_back
+        return frame is not None and frame.f_back.f_back.f_code is enter
 
     class Slow(Supply):
         def plan(self):

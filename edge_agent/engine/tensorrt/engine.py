@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, EngineError
-from edge_agent.core.structures import EngineInfo
-from edge_agent.engine.base import DEPTH, Engine, Submission
+from edge_agent.engine.base import DEPTH, GraphEngine, Submission
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.tensorrt.session import Session, release_frames
 
@@ -39,26 +38,22 @@ class _Run(Submission):
     """
 
     launched: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
 
 
-class TensorRTEngine(Engine):
+class TensorRTEngine(GraphEngine):
     """Runs the plan that `plans` supplies on entering, in batches of `max_batch` or the network's own.
 
     `run_seconds` is measured by the clock of the GPU, without copies. `info` states the precision of the
     graph and no device before the engine is entered.
     """
 
+    backend = "tensorrt"
+    device = "NVIDIA GPU"
+
     def __init__(
         self, prepared: PreparedGraph, plans: PlanBuilder, settings: EngineSettings, *, max_batch: int
     ) -> None:
-        super().__init__(
-            name=prepared.name,
-            input_size=prepared.input_size,
-            unit_length=prepared.normalised,
-            max_batch=min(max_batch, prepared.batch or max_batch),
-        )
-        self._prepared = prepared
+        super().__init__(prepared, max_batch=max_batch)
         self._session = Session(prepared, plans, settings, self._max_batch)
         self._worker: threading.Thread | None = None
         self._opened = threading.Event()
@@ -66,17 +61,7 @@ class TensorRTEngine(Engine):
         self._problem: Exception | None = None
         self._waiting: queue.SimpleQueue[_Run | None] = queue.SimpleQueue()
 
-    @property
-    def info(self) -> EngineInfo:
-        """See `Engine.info`."""
-        return self._prepared.info(
-            backend="tensorrt",
-            device=self._session.device or "NVIDIA GPU",
-            max_batch=self._max_batch,
-            precision=self._session.precision,
-        )
-
-    def __enter__(self) -> TensorRTEngine:
+    def _load(self) -> None:
         self._opened.clear()
         self._leaving = False
         self._worker = threading.Thread(target=self._work, name=f"engine {self._name}", daemon=True)
@@ -93,12 +78,10 @@ class TensorRTEngine(Engine):
             if isinstance(problem, EdgeAgentError):
                 raise problem
             raise EngineError(f"{self._name} cannot be run by TensorRT: {problem}") from problem
-        self._free = deque(range(DEPTH))
-        return self
+        self.device, self._precision = self._session.device, self._session.precision
 
-    def __exit__(self, *_exception: object) -> None:
-        self._clear()
-        self._leaving = True  # rows of batches in flight are not needed any more
+    def _release(self) -> None:
+        self._leaving = True
         self._waiting.put(None)
         if self._worker is not None:
             self._worker.join()
@@ -106,6 +89,9 @@ class TensorRTEngine(Engine):
         if self._problem is not None:
             _log.warning("engine_not_closed_cleanly", error=str(self._problem))
             self._problem = None
+
+    def _slots(self) -> Iterable[int]:
+        return range(DEPTH)
 
     def _pixels(self, slot: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = self._session.slots[slot].pixels.host[: self._max_batch]
@@ -121,16 +107,12 @@ class TensorRTEngine(Engine):
 
     def _rows(self, run: _Run) -> NDArray[np.float32]:
         """Wait for the GPU and copy its rows, or raise why the batch failed."""
-        if run.error is not None:
-            raise run.error
         slot = self._session.slots[run.slot]
         with self._session.context.borrowed():
             slot.done.synchronize()
-            seconds = slot.ended.time_since(slot.started) / 1e3
+            run.seconds = slot.ended.time_since(slot.started) / 1e3
         if slot.rows.poisoned(run.count):
             raise EngineError("the GPU finished without writing all rows")
-        self.runs += 1
-        self.run_seconds += seconds
         rows: NDArray[np.float32] = slot.rows.host[: run.count].copy()
         return rows
 
