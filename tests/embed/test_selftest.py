@@ -181,8 +181,8 @@ def test_a_wrong_scale_of_a_real_network_is_seen(osnet_onnx: Path, tmp_path: Pat
     model.graph.node.insert(0, helper.make_node("Mul", [source, "again"], ["scaled"]))
     model.graph.initializer.append(number("again", 1 / 255))
     onnx.save(model, tmp_path / "net.onnx")
-    with structlog.testing.capture_logs() as logs, contextlib.suppress(ModelError):
-        opened(tmp_path / "net.onnx", tmp_path).__enter__()
+    stage = opened(tmp_path / "net.onnx", tmp_path)
+    with structlog.testing.capture_logs() as logs, contextlib.suppress(ModelError), stage:
         assert "embeddings_alike" in [line["event"] for line in logs]
 
 
