@@ -129,6 +129,9 @@ LAYOUTS = {
 }
 """Layout -> its tables, and the kind that reads it."""
 
+SAME_LAYOUTS = {"yolox-end2end": "end2end"}
+"""Kinds that read a layout of another kind, and differ from it in preprocessing."""
+
 
 @dataclass
 class Form:

@@ -31,7 +31,9 @@ PreprocessOption = Annotated[
         help="Preprocess profile: tao, imagenet, openvino-raw or swin; by default that of the model.",
     ),
 ]
-BackendOption = Annotated[str, Option("--backend", help="Backend that runs the network.")]
+BackendOption = Annotated[
+    str, Option("--backend", help="Backend that runs the network: onnxruntime, tensorrt, or auto.")
+]
 PrecisionOption = Annotated[
     str,
     Option(

@@ -190,8 +190,8 @@ class EngineSettings(_Section):
     )
     backend: Backend | Simulated = about(
         "auto",
-        "inference backend; auto: TensorRT with an NVIDIA GPU, else ONNX Runtime;"
-        " simulated:TABLE only simulates the run time (docs/performance.md)",
+        "onnxruntime (CPU); tensorrt (NVIDIA GPU); simulated:TABLE only takes the time (docs/performance.md);"
+        " auto: tensorrt where it can be used, else onnxruntime",
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = about(
         "auto", "auto: as calibrated; without calibration FP16 on TensorRT, else FP32"
@@ -209,9 +209,7 @@ class EngineSettings(_Section):
         " (docs/overload.md); drop: embed all crops and drop frames",
     )
     threads: int = about(0, "CPU threads of ONNX Runtime; 0: its default", ge=0)
-    folder: Path | None = about(
-        None, "calibrations and TensorRT plans; `engines` in the state folder when absent"
-    )
+    folder: Path | None = about(None, "calibrations, plans; `engines` in the state folder when absent")
     zero_copy: Literal["auto", "on", "off"] = about(
         "auto", "TensorRT: input and output in mapped memory; auto: where the GPU shares the RAM"
     )
@@ -277,7 +275,9 @@ class MqttSettings(_Section):
     cert_file: Path | None = about(None, "client certificate, PEM, for mutual TLS")
     key_file: Path | None = about(None, "key of the client certificate, PEM")
     keepalive_s: int = about(15, "a dead broker is detected after twice this time", ge=5, le=3600)
-    commands: tuple[str, ...] = about((), "command verbs accepted over MQTT")
+    commands: tuple[str, ...] = about(
+        (), "verbs accepted over MQTT: enrol, name, merge, forget, reload, stats, recalibrate"
+    )
     response_prefix: ResponsePrefix = about(
         "", "topics below this may be response topics of commands; empty: only those of this device"
     )

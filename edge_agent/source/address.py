@@ -14,7 +14,7 @@ address                                kind
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -28,7 +28,15 @@ _ID_LENGTH = 64
 _STREAM = re.compile(r"(?:rtsps?|https?)://[^/?#]", re.IGNORECASE)
 _REMOTE = re.compile(r"//|:[^/]*@")
 """A folder with this may be an address with a login, as in `smb://user:password@host/share`."""
-_VALID = "a file, rtsp://, rtsps://, http://, https://, /dev/videoN or usb:N, csi:N, crops:FOLDER"
+FORMS: Mapping[SourceKind, str] = {
+    "file": "a file",
+    "stream": "rtsp://, rtsps://, http://, https://",
+    "usb": "/dev/videoN or usb:N",
+    "csi": "csi:N",
+    "crops": "crops:FOLDER",
+}
+"""How the address of each kind is written, for messages."""
+_VALID = ", ".join(FORMS.values())
 
 
 def source_kind(address: str) -> SourceKind:

@@ -171,6 +171,8 @@ def check_telemetry(reported: list[dict[str, Any]]) -> None:
         assert reading["cpu_percent"] is None or 0 <= reading["cpu_percent"] <= 100
         assert all(-40 < value < 150 for value in reading["temperatures_c"].values())
         assert reading["identities"] == reading["outbox_rows"] == reading["crops_per_s"] == 0
+        assert reading["outbox_bytes"] == reading["outbox_parked"] == 0
+        assert reading["source_failures"] == {}
 
 
 # ---- an upstream detector ---------------------------------------------------------------------------------

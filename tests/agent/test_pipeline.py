@@ -10,7 +10,8 @@ import pytest
 
 from edge_agent.agent.pipeline import MAX_ENGINE_FAILURES, Pipeline
 from edge_agent.agent.results import FrameOutcome
-from edge_agent.core.config import TrackerSettings
+from edge_agent.agent.sources import SourcePoller
+from edge_agent.core.config import EngineSettings, TrackerSettings
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import (
     CropBatch,
@@ -260,3 +261,25 @@ def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())  # threads of earlier tests may end meanwhile
     yield
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(("max_delay_ms", "cameras"), [(0, ["early"]), (5000, ["early", "late"])])
+def test_max_delay_is_the_wait_for_the_other_cameras(max_delay_ms: int, cameras: list[str]) -> None:
+    wake = threading.Event()
+
+    class Camera:
+        """Has its item at the first poll, or at a later one."""
+
+        live, ended = True, False
+
+        def __init__(self, camera: str, polls: int) -> None:
+            self.camera, self._polls = camera, polls
+
+        def poll(self) -> str | None:
+            self._polls -= 1
+            wake.set()
+            return self.camera if self._polls == 0 else None
+
+    settings = EngineSettings(max_delay_ms=max_delay_ms)
+    poller = SourcePoller([Camera("early", 1), Camera("late", 3)], wake, settings.max_delay_ms / 1000)
+    assert [item for _, item in poller.poll(wait_for_others=True)] == cameras

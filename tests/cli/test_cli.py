@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from edge_agent.cli import COMMANDS, GROUPS, app
+from edge_agent.core.config import Settings
 
 run_here = CliRunner().invoke
 
@@ -119,6 +121,11 @@ def test_run_without_a_source_prints_an_error(tmp_path: Path) -> None:
     done = run("run", "--state", tmp_path / "s")
     assert done.returncode == 1
     assert "--source" in done.stderr
+
+
+def test_config_schema() -> None:
+    schema = json.loads(run_here(app, ["config", "schema"]).output)
+    assert schema["properties"].keys() == Settings.model_fields.keys()
 
 
 def test_config_check_and_show(tmp_path: Path) -> None:

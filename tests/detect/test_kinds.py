@@ -90,6 +90,13 @@ def test_every_layout_is_read(tmp_path, layout, named):
     np.testing.assert_allclose(people.scores, [0.81], atol=0.001)
 
 
+@pytest.mark.parametrize("kind", tiny.SAME_LAYOUTS)
+def test_kinds_that_differ_in_preprocessing_alone(tmp_path, kind):
+    tables, _ = tiny.LAYOUTS[tiny.SAME_LAYOUTS[kind]]
+    people = found(f"{kind}:{tiny.write(tmp_path / 'net.onnx', tables())}")
+    np.testing.assert_allclose(people.boxes, [BOX], atol=0.01)
+
+
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_networks_of_another_kind_are_refused_and_named(tmp_path, layout, kind):

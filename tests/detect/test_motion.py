@@ -157,6 +157,17 @@ def test_an_empty_room_is_searched_periodically() -> None:
     assert gate.still == {"cam": 70 * FPS - len(looked)}
 
 
+def test_intervals_of_a_rested_detector_are_settings() -> None:
+    gate, looked = watched(lambda _: Detections.none(), pace=MotionSettings(look_s=10))
+    for frame in frames(30):
+        gate.detect(frame)
+    assert looked[11:] == pytest.approx([12.0, 22.0])
+    gate, looked = watched(lambda _: boxes((100, 60)), pace=MotionSettings(refresh_s=3))
+    for frame in frames(20):
+        gate.detect(frame)
+    assert np.diff([time for time in looked if time > 2.5]) == pytest.approx(3.0)
+
+
 def test_movement_opens_it_for_as_long_as_it_lasts_and_a_little_longer() -> None:
     gate, looked = watched(lambda _: Detections.none())
     for frame in (*frames(10), *frames(4, begin=10, moving=True), *frames(10, begin=14)):

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_agent.core.config import QualitySettings
+from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections
 from edge_agent.embed.embedder import Embedder
+from edge_agent.embed.opening import open_embedder
 from edge_agent.embed.packer import PARCEL, InlinePacker, SubprocessPacker
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import open_simulated
@@ -188,3 +189,11 @@ def test_an_embedder_goes_on_after_a_dead_packer() -> None:
             embedder.collect()
         embedder.submit([frame(2)])
         assert embedder.collect()[0].present.any()
+
+
+@pytest.mark.parametrize(("packing", "beside"), [("here", False), ("beside", True)])
+def test_the_process_that_packs_is_a_setting(tmp_path: Path, packing: str, beside: bool) -> None:
+    settings = EngineSettings(packing=packing, backend="onnxruntime")
+    with open_embedder(settings, QualitySettings(), tmp_path, max_batch=2):
+        files = [str(one.resolve()) for one in Path("/proc/self/fd").iterdir()]
+    assert any("edge-agent crops" in file for file in files) == beside

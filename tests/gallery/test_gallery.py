@@ -43,10 +43,12 @@ def ones(rows: int) -> Vectors:
 
 def section(**changes: Any) -> GallerySettings:
     """Settings; `ttl_s` and `enrolled_ttl_s` in seconds, by default for ever."""
-    for key in ("ttl_s", "enrolled_ttl_s"):
-        seconds = changes.pop(key, None)
-        changes[key.replace("_s", "_hours")] = None if seconds is None else seconds / 3600
-    return GallerySettings(**changes)
+    ttl, enrolled = (changes.pop(key, None) for key in ("ttl_s", "enrolled_ttl_s"))
+    return GallerySettings(
+        ttl_hours=None if ttl is None else ttl / 3600,
+        enrolled_ttl_hours=None if enrolled is None else enrolled / 3600,
+        **changes,
+    )
 
 
 def open_gallery(path: Path | str, **changes: Any) -> Gallery:

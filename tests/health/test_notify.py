@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from edge_agent.health.systemd import Notifier
+from edge_agent.core.config import SupervisionSettings
+from edge_agent.health.systemd import Notifier, Readiness
 
 
 class Manager:
@@ -116,6 +117,17 @@ def test_status_without_a_listener() -> None:
     with notifier.taking_long("nothing", at_most_s=1):
         pass
     assert (notifier.listening, notifier.watchdog_s) == (False, None)
+
+
+@pytest.mark.parametrize(("ready_after_s", "ready"), [(0.0, True), (1000.0, False)])
+def test_an_agent_without_a_source_is_ready_after_a_time(ready_after_s: float, ready: bool) -> None:
+    notes: list[str] = []
+    settings = SupervisionSettings(ready_after_s=ready_after_s)
+    readiness = Readiness(lambda: settings, Notifier.from_environment({}), notes.append)
+    readiness.open([])
+    readiness.check()
+    assert readiness.ready == ready
+    assert bool(notes) == ready
 
 
 def test_a_missing_manager_is_reported_once(tmp_path: Path) -> None:

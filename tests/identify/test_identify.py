@@ -256,6 +256,22 @@ def test_identities_of_the_warm_up_are_fused_when_the_site_is_known(gallery: Gal
     assert all(d.kind is DecisionKind.CORRECTED and d.corrects and d.previous for d in fused)
 
 
+def test_identities_are_not_fused_before_there_are_enough_crops(gallery: Gallery) -> None:
+    people = People(7, noise=0.2)
+    scene = Scene(Identifier(gallery, "s", IdentifySettings(fuse_crops=10_000)))
+    for track in (1, 2):
+        scene.visit(people, {track: 6})
+    warm(scene, people)
+    assert scene.number(1) != scene.number(2)
+
+
+@pytest.mark.parametrize("pool_crops", [10, 30])
+def test_a_track_stores_one_embedding_for_each_pool(gallery: Gallery, pool_crops: int) -> None:
+    scene = Scene(Identifier(gallery, "s", IdentifySettings(pool_crops=pool_crops)))
+    scene.visit(People(1), {1: 0}, frames=61)
+    assert gallery.stats().exemplars == 60 // pool_crops
+
+
 def test_two_people_on_one_picture_are_never_one_identity(gallery: Gallery) -> None:
     """Twins: a second track seen together with a known person cannot be that person."""
     people = People(6)

@@ -42,10 +42,8 @@ def deepstream(*objects: str, **keys) -> bytes:
 
 
 def boxes(port: int = 1883, *, topics=("boxes",), mqtt=(), **options) -> ExternalBoxes:
-    """Not connected to anything: messages come in through `add`. `options`: without their `external_`."""
-    settings = DetectorSettings(
-        external_topics=topics, **{f"external_{key}": value for key, value in options.items()}
-    )
+    """Not connected to anything: messages come in through `add`."""
+    settings = DetectorSettings(external_topics=topics, **options)
     broker = MqttSettings(**{"broker": f"mqtt://127.0.0.1:{port}", **dict(mqtt)})
     return ExternalBoxes(settings, BrokerSettings.of(broker))
 
@@ -341,7 +339,7 @@ def test_by_number_and_camera():
 
 
 def test_by_time_the_nearest_within_the_tolerance():
-    listener = boxes(tolerance_ms=50)
+    listener = boxes(external_tolerance_ms=50)
     for offset, side in ((-0.04, 10), (0.01, 20), (0.03, 30), (0.2, 40)):
         listener.add(parse_own(own(frame=None, time=TIME + offset, boxes=[[0, 0, side, side]])))
     assert listener.boxes_for(frame(), 0).boxes[0, 2] == 20
@@ -351,23 +349,25 @@ def test_by_time_the_nearest_within_the_tolerance():
 def test_deepstream_by_time_by_default():
     message = parse_deepstream(deepstream("7|1|2|3|4|Person", id=0))
     for match, other_time, other_number in (("auto", None, 1), ("time", None, 1), ("frame", 1, None)):
-        listener = boxes(format="deepstream", match=match)
+        listener = boxes(external_format="deepstream", external_match=match)
         listener.add(message)
         same_number = listener.boxes_for(frame(1, at=TIME + 60), 0)
-        listener = boxes(format="deepstream", match=match)
+        listener = boxes(external_format="deepstream", external_match=match)
         listener.add(message)
         same_time = listener.boxes_for(frame(500), 0)
         assert (same_number and len(same_number), same_time and len(same_time)) == (other_time, other_number)
 
 
 def test_names_and_sizes_of_upstream():
-    listener = boxes(format="deepstream", cameras={"HWY-1": "front"}, size=(400, 200))
+    listener = boxes(
+        external_format="deepstream", external_cameras={"HWY-1": "front"}, external_size=(400, 200)
+    )
     listener.add(parse_deepstream(deepstream("7|10|20|30|40|Person", sensorId="HWY-1")))
     assert listener.boxes_for(frame(), 0).boxes.tolist() == [[5, 10, 15, 20]]
 
 
 def test_labels_that_are_never_known_are_reported_once_for_each_camera():
-    listener = boxes(format="deepstream", labels=["person", "rider"])
+    listener = boxes(external_format="deepstream", external_labels=["person", "rider"])
     with capture_logs() as logs:
         for number in range(3):
             listener.add(parse_deepstream(deepstream("7|1|2|3|4|pedestrian\x1b", id=number)))
@@ -394,7 +394,7 @@ def test_a_bad_box_is_counted_and_reported_once_for_each_camera():
 
 @pytest.mark.parametrize("ahead", [-86_400.0, 3600.0, 1e9])
 def test_a_message_of_another_time_changes_nothing_and_is_reported(ahead):
-    listener = boxes(format="deepstream")
+    listener = boxes(external_format="deepstream")
     assert listener.boxes_for(frame(1), 0) is None
     with capture_logs() as logs:
         listener.add(parse_deepstream(deepstream("7|1|2|3|4|Person", **{"@timestamp": TIME + ahead})))
@@ -404,7 +404,7 @@ def test_a_message_of_another_time_changes_nothing_and_is_reported(ahead):
 
 
 def test_a_message_without_a_time_is_matched_by_number():
-    listener = boxes(format="deepstream")
+    listener = boxes(external_format="deepstream")
     listener.add(parse_deepstream(deepstream("7|1|2|3|4|Person", id=6, **{"@timestamp": None})))
     assert len(listener.boxes_for(frame(7), 0)) == 1
 
@@ -416,7 +416,7 @@ def test_a_frame_waits_for_its_boxes():
 
 
 def test_a_frame_does_not_wait_in_vain(monkeypatch):
-    listener = boxes(wait_ms=60_000)
+    listener = boxes(external_wait_ms=60_000)
     listener.add(parse_own(own(frame=5)))
     began = time.monotonic()
     assert listener.boxes_for(frame(4), 60) is None  # 5 is here, and messages come in order
@@ -506,7 +506,7 @@ def test_over_mqtt_through_a_restart_of_the_broker(mosquitto, version):
 
 
 def test_no_broker_stops_nothing():
-    listener = boxes(find_free_port(), wait_ms=0)
+    listener = boxes(find_free_port(), external_wait_ms=0)
     with capture_logs() as logs, listener:
         until(lambda: any(entry["event"] == "external_boxes_trouble" for entry in logs))
         assert not listener.connected

@@ -200,6 +200,44 @@ def pairs(cost: np.ndarray, limit: float) -> list[tuple[int, int]]:
     return list(zip(*associate(cost, limit), strict=True))
 
 
+def test_confirm_hits_delays_the_report() -> None:
+    t = tracker(confirm_hits=4)
+    seen = [ids(t.update(n, n / 10, SIZE, detections((10, 50)), embedded(None))) for n in range(1, 6)]
+    assert seen == [[], [], [], [1], [1]]
+
+
+@pytest.mark.parametrize(("max_cost", "found"), [(0.9, [1]), (0.2, [])])
+def test_max_cost_limits_the_step_between_two_boxes(max_cost: float, found: list[int]) -> None:
+    t = tracker(max_cost=max_cost)
+    for n in (1, 2, 3):
+        t.update(n, n / 10, SIZE, detections((100, 50)), embedded(None))
+    assert ids(t.update(4, 0.4, SIZE, detections((116, 50)), embedded(None))) == found
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost", "found"),
+    [
+        ({}, False, [1]),
+        ({"live_gate": 0.3}, False, []),
+        ({"lost_gate": 0.3}, False, [1]),
+        ({}, True, [1]),
+        ({"lost_gate": 0.3}, True, []),
+        ({"live_gate": 0.3}, True, [1]),
+        ({"max_cost": 0.3, "appearance_weight": 0.3}, False, [1]),
+        ({"max_cost": 0.3, "appearance_weight": 0.9}, False, []),
+    ],
+)
+def test_gates_and_weight_of_the_appearance(settings: dict[str, float], lost: bool, found: list[int]) -> None:
+    """A box in the same place whose appearance is half way between genuine and impostor."""
+    t = tracker(ready(), **settings)
+    for n in range(1, 6):
+        t.update(n, n / 10, SIZE, detections((100, 50)), embedded(unit(0)))
+    if lost:
+        t.update(6, 0.6, SIZE, detections(), embedded())
+    half = (0.5 * unit(0) + np.sqrt(0.75) * unit(1)).astype(np.float32)
+    assert ids(t.update(7, 0.7, SIZE, detections((100, 50)), embedded(half))) == found
+
+
 def test_associate_leaves_dear_pairs_apart() -> None:
     cost = np.array([[0.1, 0.95], [0.2, np.inf]])
     assert pairs(cost, 0.9) in ([(0, 0)], [(1, 0)])
