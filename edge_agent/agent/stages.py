@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,12 +23,14 @@ from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import CLOCK_FILE, Clock, TimeSource
+from edge_agent.core.errors import InputError
 from edge_agent.core.events import CameraInfo, Event, InfoData, alert_event
 from edge_agent.core.loading import state_folder
 from edge_agent.core.private import is_open, make_private
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.homeassistant import announce
+from edge_agent.deliver.open_tracks import PersonNow
 from edge_agent.deliver.outbox import make_outbox
 from edge_agent.deliver.publisher import AnyPublisher, open_publisher
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
@@ -241,6 +244,7 @@ class StageOpener:
             events=self.outputs.events,
             outbox=outbox,
             commands=open_commands(settings.mqtt, handlers.table(), clock, self.session, stack),
+            known=partial(_person_now, gallery),
             clock=clock,
             stack=stack,
         )
@@ -292,6 +296,14 @@ def _rebuilt(engine: EngineInfo, seconds: float, time: float) -> Event:
     return alert_event(
         AlertKind.ENGINE_REBUILT, message, severity="info", active=False, time=time, details=details
     )
+
+
+def _person_now(gallery: Gallery, identity: str) -> PersonNow | None:
+    try:
+        person = gallery.get(identity)
+    except InputError:
+        return None
+    return PersonNow(person.id, person.number, person.name)
 
 
 def _mend_permissions(state: Path) -> None:

@@ -8,7 +8,7 @@ A message is an envelope (`Event`) around the data of one kind, encoded as Cloud
      "session": "...", "traceparent": "00-...", "data": {...}, "seq": 17}
 
 `session` is the id of one run of the agent. `seq` numbers the events of a device that must not be lost
-(identity, gap, alert) over all sessions without holes; other messages have none.
+(identity, person, gap, alert) over all sessions without holes; other messages have none.
 
 `core.codec` encodes and decodes these classes and derives their JSON Schemas. Times are Unix seconds in the
 classes and RFC 3339 text in UTC on the wire. Within version 1 keys are only added; readers ignore unknown
@@ -28,10 +28,11 @@ from typing import Any, Literal
 
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.fields import Time, about, entries, value
+from edge_agent.core.presence import PersonData, PresentData
 from edge_agent.core.structures import Decision, EngineInfo, SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 
-NUMBERED = frozenset({"identity", "gap", "alert"})
+NUMBERED = frozenset({"identity", "person", "gap", "alert"})
 """Kinds of data that go through the outbox and have a `seq`."""
 
 
@@ -114,7 +115,14 @@ class IdentityData:
     simulated: bool = about("True for an engine that only simulates a network: the event has no meaning.")
     corrects: str | None = value("Id of the event that this one overturns, for corrected.")
     previous_identity_id: str | None = value("Identity that the overturned event named.")
-    reason: str = about("Short reason, e.g. contested, fused, re-entry, expired.", default="")
+    reason: str = about(
+        "Short reason, e.g. contested, fused, merged, forgotten, re-entry, left, restart.", default=""
+    )
+    ended: bool = about(
+        "True when the track has ended, so that the person is not in view by it: always for departed, and for"
+        " a correction of a track that departed before.",
+        default=False,
+    )
     detector: str | None = value("Detector that found the person, e.g. hog.")
     latency_ms: dict[str, float] = entries(
         "Milliseconds spent per stage; `total` is from capture to decision.", "ms"
@@ -234,6 +242,8 @@ class CommandResultData:
 DATA_TYPES: Mapping[str, type] = types.MappingProxyType(
     {
         "identity": IdentityData,
+        "person": PersonData,
+        "present": PresentData,
         "gap": GapData,
         "alert": AlertData,
         "status": StatusData,
@@ -341,6 +351,7 @@ def identity_event(
         last_seen=decision.last_seen,
         corrects=decision.corrects,
         previous_identity_id=decision.previous,
+        ended=decision.ended,
         reason=decision.reason,
         model=EngineData.of(engine),
         simulated=engine.backend.startswith("simulated"),

@@ -309,6 +309,7 @@ class Decision:
         frame: number of the frame of the decision, whose capture time is `time`.
         corrects: id of the overturned decision, for `corrected`; `previous` is its identity.
         reason: short reason, e.g. `contested`, `fused`, `re-entry`, `expired`.
+        ended: whether the track has ended.
     """
 
     id: str
@@ -333,6 +334,7 @@ class Decision:
     corrects: str | None = None
     previous: str | None = None
     reason: str = ""
+    ended: bool = False
 
 
 _ZERO, _LEAST_AREA = np.array(0.0, np.float32), np.array(1e-12, np.float32)

@@ -22,7 +22,7 @@ from edge_agent.core.manifest import write_atomic
 from edge_agent.deliver.connection import CLOUDEVENTS_JSON
 from edge_agent.deliver.topics import PREFIX
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 """Of the contract: the first number is in every topic, the second counts additions."""
 ASYNCAPI = "3.0.0"
 BINDING = "0.2.0"
@@ -67,6 +67,18 @@ _CHANNELS: Mapping[str, _Channel] = {
         "identity/{kind}",
         "identity",
         "What was decided about a person. Numbered, kept until acknowledged.",
+    ),
+    "present": _Channel(
+        "present",
+        "present",
+        "Everyone in view, consistent with the numbered events.",
+        retained=True,
+        expiry_s=None,
+    ),
+    "person": _Channel(
+        "person/{kind}",
+        "person",
+        "What happened to an identity of the gallery. Numbered, kept until acknowledged.",
     ),
     "gap": _Channel("gap", "gap", "Numbers that will not come, and why."),
     "alert": _Channel("alert/{kind}", "alert", "Something that a person should look at."),

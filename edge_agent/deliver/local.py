@@ -23,6 +23,7 @@ from edge_agent.core.manifest import write_error
 from edge_agent.core.structures import SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
+from edge_agent.deliver.presence import Presence
 from edge_agent.deliver.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -102,6 +103,9 @@ class Origin:
     def __init__(self, topics: Topics, session: str, event_file: EventFile | None, clock: Clock) -> None:
         self.topics = topics
         self.clock = clock
+        self.presence = Presence()
+        self.lock = threading.Lock()
+        """Held while an event gets its number and is recorded."""
         self._session = session
         self._event_file = event_file
         self._file_failing = False
@@ -120,6 +124,12 @@ class Origin:
     def status(self, state: State, reason: str, since: float | None = None) -> bytes:
         """Return a status message; `since` is now by default."""
         return self.message("status", StatusData(state, since or self.clock.label(), reason, __version__))
+
+    def record(self, event: Event, seq: int, message: bytes) -> None:
+        """Note a numbered event with its message, and copy it to the events file. The caller holds `lock`."""
+        if event.session == self._session:  # else it ends a track of an earlier run
+            self.presence.apply(event, seq)
+        self.copy_to_file(message)
 
     def copy_to_file(self, message: bytes) -> None:
         """Write a message to the events file; log the first of several failures."""
@@ -143,7 +153,6 @@ class LocalPublisher:
     def __init__(self, origin: Origin) -> None:
         self.counters = Counters()
         self._origin = origin
-        self._lock = threading.Lock()
 
     def __enter__(self) -> LocalPublisher:
         return self
@@ -155,10 +164,12 @@ class LocalPublisher:
 
     def publish(self, event: Event) -> int:
         """Number an event, from 1 in each run, and write it to the file."""
-        with self._lock:
+        origin = self._origin
+        stamped = origin.stamp(event)
+        with origin.lock:
             self.counters.published += 1
             seq = self.counters.published
-            self._origin.copy_to_file(encode(replace(self._origin.stamp(event), seq=seq)))
+            origin.record(stamped, seq, encode(replace(stamped, seq=seq)))
             return seq
 
     def set_status(self, state: State, reason: str = "") -> None:

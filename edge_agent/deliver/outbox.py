@@ -28,7 +28,9 @@ from edge_agent.core.codec import encode
 from edge_agent.core.encryption import database_key
 from edge_agent.core.events import Event, GapData, NumberRange, new_event
 from edge_agent.core.sqlite import database_errors
-from edge_agent.deliver.storage import Row, Size, Storage, indicates_damage, joined, remove_damaged
+from edge_agent.deliver.open_tracks import OpenTrack, TrackChange, open_tracks, without_person
+from edge_agent.deliver.ranges import joined
+from edge_agent.deliver.storage import Row, Size, Storage, indicates_damage, remove_damaged
 
 if TYPE_CHECKING:
     from edge_agent.core.config import OutboxSettings, Settings
@@ -125,8 +127,10 @@ class Outbox:
 
     # --- in -----------------------------------------------------------------------------------------------
 
-    def append(self, body: bytes, topic: str) -> int:
+    def append(self, body: bytes, topic: str, track: TrackChange | None = None) -> int:
         """Number a message, a JSON object without `seq`, write it durably, and return its number.
+
+        `track` is what it changes among the open tracks, in the same transaction.
 
         Raises:
             DiskFull: it could not be written; its number counts as dropped, and a gap event will name it.
@@ -135,7 +139,7 @@ class Outbox:
         storage = self._storage
         with self._lock:
             state = storage.state
-            row = Row(state.next, topic, body, self.clock.now())
+            row = Row(state.next, topic, body, self.clock.now(), track)
             storage.marks.reserve(row.seq)
             state.next += 1
             try:
@@ -144,7 +148,8 @@ class Outbox:
                     and state.rows < self._max_rows
                     and state.bytes + len(body) <= self._max_bytes
                 ):
-                    storage.store(row)
+                    with storage.transaction() if track is not None else contextlib.nullcontext():
+                        storage.store(row)
                 else:
                     self._append_with_upkeep(row)
             except database_errors() as problem:
@@ -187,6 +192,11 @@ class Outbox:
                 "outbox cannot be written: events are dropped", path=str(storage.path), error=str(problem)
             )
         raise storage.description.error(problem) from problem
+
+    def open_tracks(self) -> list[OpenTrack]:
+        """Return the tracks that are open by the events so far, in the order of their first events."""
+        with self._storage.locked():
+            return open_tracks(self._storage.connection.execute)
 
     def expire(self) -> None:
         """Drop events that are too old; call it regularly while no events come in."""
@@ -386,9 +396,9 @@ class Outbox:
     def erase(self, word: str) -> int:
         """Erase every message that contains this word (the opaque id of a person) from the disk.
 
-        The numbers of messages that still waited go into a gap event. The database is rewritten, so that no
-        free page keeps the text, and damaged files that were set aside are deleted, since they may contain
-        it.
+        Open tracks stay, without the person. The numbers of messages that still waited go into a gap event.
+        The database is rewritten, so that no free page keeps the text, and damaged files that were set aside
+        are deleted, since they may contain it.
 
         Returns how many messages were erased.
 
@@ -404,6 +414,9 @@ class Outbox:
                 for seq, _, _ in parked:
                     execute("DELETE FROM parked WHERE seq = ?", (seq,))
                 storage.state.parked -= len(parked)
+                tracks = execute("SELECT rowid, body FROM track WHERE instr(body, ?)", (word.encode(),))
+                for row, body in tracks.fetchall():
+                    execute("UPDATE track SET body = ? WHERE rowid = ?", (without_person(body), row))
                 rows = _containing(execute, word, "event")
                 storage.drop([row for row in rows if row[0] not in acknowledged], "erased")
                 for seq in acknowledged & {row[0] for row in rows}:

@@ -15,8 +15,9 @@ no PUBACK    after `pump.ACK_TIMEOUT_S` the connection is closed, and all unackn
 A message that the broker announces not to take (Maximum Packet Size) is parked without being sent; one at
 which it closes the connection is found by `elimination`.
 
-Retained messages (info, camera states, status) are kept in memory and published again at every connect, in
-that order, so that `online` is the last message of a birth.
+Retained messages (info, camera states, who is present, status) are kept in memory and published again at
+every connect, in that order, so that `online` is the last message of a birth. `present` is encoded when it is
+sent, at most once in `pump.PRESENT_INTERVAL_S`.
 
 `pump` is the thread, `sender` handles the events of the outbox, `local` the events file and runs without a
 broker.
@@ -45,6 +46,7 @@ from edge_agent.core.structures import SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.local import Counters, EventFile, LocalPublisher, Origin, State
+from edge_agent.deliver.open_tracks import PersonNow, TrackChange
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pump import Pump
 from edge_agent.deliver.storage import numbered
@@ -69,6 +71,7 @@ def open_publisher(
     events: Path | None,
     outbox: Outbox | None,
     commands: CommandDesk | None,
+    known: Callable[[str], PersonNow | None],
     clock: Clock,
     stack: contextlib.ExitStack,
 ) -> AnyPublisher:
@@ -81,7 +84,7 @@ def open_publisher(
     origin = Origin(Topics(settings.site, settings.device), session, file, clock)
     if settings.broker is None or outbox is None:
         return stack.enter_context(LocalPublisher(origin))
-    publisher = Publisher(settings, origin, outbox=outbox, info=info, commands=commands)
+    publisher = Publisher(settings, origin, outbox=outbox, info=info, commands=commands, known=known)
     return stack.enter_context(publisher)
 
 
@@ -89,7 +92,8 @@ class Publisher:
     """Delivers events to a broker. Enter it to start the pump, leave it to stop.
 
     `outbox` is open; its owner closes it after the publisher. `info` returns what runs on this device; it is
-    called on the pump thread at every connect. Without `commands`, no command topic is subscribed.
+    called on the pump thread at every connect. Without `commands`, no command topic is subscribed. `known`
+    returns a person of the gallery by an id, also a former one; None when there is none.
 
     Raises:
         ConfigError: the address of the broker is wrong.
@@ -103,8 +107,10 @@ class Publisher:
         outbox: Outbox,
         info: Callable[[], InfoData],
         commands: CommandDesk | None = None,
+        known: Callable[[str], PersonNow | None] = lambda _: None,
     ) -> None:
         self._settings = settings
+        self._known = known
         self._commands = commands
         self._origin = origin
         self._topics = origin.topics
@@ -121,6 +127,7 @@ class Publisher:
         if self._outbox.set_aside is not None:
             text = f"the outbox was damaged; see {self._outbox.set_aside}"
             self.publish(alert_event(AlertKind.OUTBOX_DAMAGED, text, time=self._origin.clock.label()))
+        self._end_former_tracks()
         try:
             self._outbox.requeue_parked()
         except StorageError as problem:  # a full disk must not prevent the start
@@ -147,16 +154,30 @@ class Publisher:
         stamped = self._origin.stamp(event)
         topic = self._topics.of(stamped)
         message = encode(replace(stamped, seq=None))
-        with self._lock:  # the events file has the events in the order of their numbers, too
+        with self._origin.lock:  # the events file has the events in the order of their numbers, too
             self._pump.counters.published += 1
             try:
-                seq = self._outbox.append(message, topic)
+                seq = self._outbox.append(message, topic, TrackChange.of(stamped))
             except StorageError:  # the outbox has logged it, once
                 self._pump.counters.unwritten += 1
                 seq = self._outbox.last_number
-            self._origin.copy_to_file(numbered(message, seq))
+            self._origin.record(stamped, seq, numbered(message, seq))
         self._pump.wake.signal()
         return seq
+
+    def _end_former_tracks(self) -> None:
+        """Publish `departed` for the tracks that were open when a former run ended without a stop."""
+        outbox, origin = self._outbox, self._origin
+        with origin.lock:
+            try:
+                for track in outbox.open_tracks():
+                    event = track.departed(self._known)
+                    message = encode(event)
+                    seq = outbox.append(message, f"{event.source}/identity/departed", track.change)
+                    origin.record(event, seq, numbered(message, seq))
+            except (StorageError, ValueError) as problem:  # a full disk must not prevent the start
+                log.warning("tracks of the former run stay open until the next start", error=str(problem))
+            origin.presence.begin(outbox.last_number)
 
     def set_status(self, state: State, reason: str = "") -> None:
         """Publish the state of the agent, retained; repeats are skipped."""

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,10 +26,12 @@ from edge_agent.core.sqlite import (
     remove_database,
 )
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
+from edge_agent.deliver.ranges import between, joined
 from edge_agent.deliver.tables import LAYOUT, RULES, SCHEMA
 
 if TYPE_CHECKING:
     from edge_agent.core.config import OutboxSettings
+    from edge_agent.deliver.open_tracks import TrackChange
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,8 @@ class Row:
     topic: str
     body: bytes
     created: float
+    track: TrackChange | None = None
+    """The track that it opens, changes or ends; only until it is stored."""
 
     @property
     def message(self) -> bytes:
@@ -218,11 +222,12 @@ class Storage:
             raise Damaged(found)
         version = self.value("PRAGMA user_version")
         if version == 0:
-            with sqlite.transaction(connection):
-                for statement in SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {LAYOUT}")
-        elif version != LAYOUT:
+            self._create_tables()
+        elif version == LAYOUT:
+            if not self.value("SELECT count(*) FROM sqlite_master WHERE name = 'track'"):
+                with self.reserve.released():  # a full disk must not keep the file of an earlier version out
+                    self._create_tables()
+        else:
             raise StorageError(
                 f"{self.path} was written by another version of this program (layout {version}, this one"
                 f" reads {LAYOUT}); use that version until it is empty, or move the file away"
@@ -242,6 +247,12 @@ class Storage:
         if self.marks.last:  # on a full disk the next event moves them
             with contextlib.suppress(*database_errors()), self.transaction():
                 pass
+
+    def _create_tables(self) -> None:
+        with sqlite.transaction(self.connection):
+            for statement in SCHEMA.split(";"):
+                self.connection.execute(statement)
+            self.connection.execute(f"PRAGMA user_version = {LAYOUT}")
 
     def start_over(self, problem: Exception, *, last: int) -> None:
         """Set a damaged file aside, create a new one, and copy the rows that can still be read.
@@ -277,7 +288,7 @@ class Storage:
         with self.transaction():
             for row in kept:
                 self.store(row, gap=row.seq in gaps)
-            for first, end in _between(present, marks.floor + 1, last):
+            for first, end in between(present, marks.floor + 1, last):
                 self.note(first, end, "corrupt")
             self.set_meta("next", self.state.next)
         self.state.gaps.update(gaps)
@@ -387,6 +398,8 @@ class Storage:
         """Add an event."""
         values = (row.seq, row.topic, row.body, row.created, gap)
         self.connection.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?)", values)
+        if row.track is not None:
+            row.track.store(self.connection.execute, row)
         self.state.rows += 1
         self.state.bytes += len(row.body)
 
@@ -423,25 +436,6 @@ class Storage:
             execute("INSERT OR REPLACE INTO dropped VALUES (?, ?, ?)", (first, last, reason))
             self.state.ranges += 1
         self.set_meta("next", self.state.next)
-
-
-def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join ranges `(first, last)`, in ascending order, where one begins right after another."""
-    found: list[tuple[int, int]] = []
-    for first, last in ranges:
-        if found and found[-1][1] == first - 1:
-            found[-1] = (found[-1][0], last)
-        else:
-            found.append((first, last))
-    return found
-
-
-def _between(present: Iterable[tuple[int, int]], first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of numbers from `first` to `last` that are in none of the ranges `present`."""
-    for begin, end in (*sorted(present), (last + 1, last + 1)):
-        if first < begin:
-            yield first, min(begin - 1, last)
-        first = max(first, end + 1)
 
 
 def indicates_damage(problem: Exception) -> bool:

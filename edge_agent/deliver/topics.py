@@ -7,6 +7,8 @@
     edge/v1/<site>/<device>/telemetry
     edge/v1/<site>/<device>/camera/<camera>/status retained
     edge/v1/<site>/<device>/identity/<kind>        outbox
+    edge/v1/<site>/<device>/person/<kind>          outbox
+    edge/v1/<site>/<device>/present                retained
     edge/v1/<site>/<device>/gap                    outbox
     edge/v1/<site>/<device>/alert/<kind>           outbox
     edge/v1/<site>/<device>/cmd/<verb>             in
@@ -22,7 +24,9 @@ from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import Event
 
 PREFIX = "edge/v1"
-_FIRST_LEVELS = frozenset({"status", "info", "telemetry", "camera", "identity", "gap", "alert"})
+_FIRST_LEVELS = frozenset(
+    {"status", "info", "telemetry", "camera", "identity", "person", "present", "gap", "alert"}
+)
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -51,6 +55,7 @@ class Topics:
     info: str = field(init=False)
     telemetry: str = field(init=False)
     gap: str = field(init=False)
+    present: str = field(init=False)
     doctor: str = field(init=False)
     """For the test message of `edge-agent doctor --try`."""
     commands: str = field(init=False)
@@ -64,7 +69,7 @@ class Topics:
                 )
         object.__setattr__(self, "root", f"{PREFIX}/{self.site}/{self.device}")
         object.__setattr__(self, "commands", f"{self.root}/cmd/+")
-        for name in ("status", "info", "telemetry", "gap", "doctor"):
+        for name in ("status", "info", "telemetry", "gap", "present", "doctor"):
             object.__setattr__(self, name, f"{self.root}/{name}")
 
     def alert(self, kind: str) -> str:
@@ -91,5 +96,5 @@ class Topics:
         return f"{self.root}/cmd/{verb}/result"
 
     def of(self, event: Event) -> str:
-        """Topic of a numbered event: identity, gap or alert."""
+        """Topic of a numbered event: identity, person, gap or alert."""
         return f"{self.root}/{event.kind}/{event.detail}" if event.detail else f"{self.root}/{event.kind}"

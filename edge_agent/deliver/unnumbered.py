@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
+from typing import TypeAlias
 
 from edge_agent.deliver.connection import Answer, Sent
 from edge_agent.deliver.local import Counters
 
 MAX_QUEUED_ANSWERS = 1000
+Payload: TypeAlias = "bytes | Callable[[], bytes]"
+"""A message, or what makes it when it is sent."""
 
 
 class UnnumberedMessages:
@@ -21,15 +24,20 @@ class UnnumberedMessages:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._lock = threading.Lock()
-        self._retained: OrderedDict[str, bytes] = OrderedDict()
+        self._retained: OrderedDict[str, Payload] = OrderedDict()
         self._unsent: OrderedDict[str, None] = OrderedDict()
         self._answers: deque[Answer] = deque()
         self._telemetry: bytes | None = None
 
-    def retain(self, topic: str, payload: bytes) -> None:
+    def retain(self, topic: str, payload: Payload) -> None:
         """Set the retained message of a topic."""
         with self._lock:
             self._retained[topic] = payload
+            self._unsent[topic] = None
+
+    def resend(self, topic: str) -> None:
+        """Queue the retained message of a topic again."""
+        with self._lock:
             self._unsent[topic] = None
 
     def resend_retained(self, *, first: str, last: str) -> None:
@@ -52,7 +60,8 @@ class UnnumberedMessages:
                 return None
             topic = next((one for one in self._unsent if one not in last), next(iter(self._unsent)))
             del self._unsent[topic]
-            return topic, self._retained[topic]
+            payload = self._retained[topic]
+        return topic, payload() if callable(payload) else payload
 
     def add_answer(self, answer: Answer) -> None:
         """Queue an answer; the oldest is dropped when there are too many."""

@@ -220,8 +220,9 @@ class Identifier:
         forgotten, unheld = self.tracks.forget_old()
         self._shared.links.forget(forgotten)
         self._lookalikes.forget(unheld)
-        if track.number is not None:
-            decisions = self._fuser.fuse([track.number])
+        decisions = [] if track.number is None else self._fuser.fuse([track.number])
+        if track.number is not None or track.decision is not None:  # whoever was reported leaves
             return [*decisions, self._settler.decision(track, DecisionKind.DEPARTED, "left")]
-        unknown = self._shared.settings.publish_unknown and track.decision is None
-        return [self._settler.decision(track, DecisionKind.UNKNOWN, "seen too little")] if unknown else []
+        if self._shared.settings.publish_unknown:
+            decisions.append(self._settler.decision(track, DecisionKind.UNKNOWN, "seen too little"))
+        return decisions

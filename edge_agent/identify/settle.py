@@ -100,6 +100,7 @@ class Settler:
             corrects=overturned.id if overturned is not None else None,
             previous=overturned.identity if overturned is not None else None,
             reason=reason,
+            ended=track.ended,
         )
         if kind is not DecisionKind.DEPARTED:
             track.decide(decision)
