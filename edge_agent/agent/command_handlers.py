@@ -53,6 +53,8 @@ class CommandHandlers:
     delivery: Callable[[], DeliveryCounters]
     state: Path
     """Folder of the audit file."""
+    people: Callable[[], None] = lambda: None
+    """Publishes what changed in the gallery; on the driving thread."""
 
     def table(self) -> dict[str, Callable[[Any], Mapping[str, Any] | None]]:
         """Return the handler of each command."""
@@ -74,6 +76,7 @@ class CommandHandlers:
         # Decoded and judged here, on the thread of the commands: the driving thread has cameras to serve.
         picture = None if command.crop is None else self._usable_picture(command.crop)
         number = self.tasks.call(lambda: self._enrol(command, picture))
+        self.tasks.put(self.people)
         identity = self.gallery.get(number)
         audit.record(self.state, "enrol", _REQUESTER, exemplars=identity.exemplars)
         return {"identity_id": identity.id, "name": identity.name, "exemplars": identity.exemplars}
@@ -82,6 +85,7 @@ class CommandHandlers:
         """Set or remove the name of a person."""
         number = self.gallery.get(command.identity_id).number
         identity = self.tasks.call(lambda: self.gallery.rename(number, command.name))
+        self.tasks.put(self.people)
         audit.record(self.state, "name", _REQUESTER)
         return {"identity_id": identity.id, "name": identity.name}
 
@@ -93,6 +97,7 @@ class CommandHandlers:
             absorb = self.gallery.get(command.absorbed_id).number
             identity = self.gallery.merge(keep, absorb)
             self.identifier.merged(keep, absorb)
+            self.people()
             return identity
 
         identity = self.tasks.call(merge)
@@ -105,6 +110,7 @@ class CommandHandlers:
         erased, removed = self.erasure.forget(
             lambda: self.tasks.call(lambda: forget(self.gallery, identity.number))
         )
+        self.tasks.put(self.people)
         counts = {"exemplars": erased.exemplars, **asdict(removed)}
         audit.record(self.state, "forget", _REQUESTER, **counts)
         return counts

@@ -15,8 +15,10 @@ import structlog
 from edge_agent.core.events import DeviceSummary, identity_event
 from edge_agent.core.timing import process_age_s
 from edge_agent.deliver.mot import MotFinal, MotWriter
+from edge_agent.identify.settle import FUSED
 
 if TYPE_CHECKING:
+    from edge_agent.agent.people_events import PeopleEvents
     from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.clock import Clock
     from edge_agent.core.structures import Decision, EngineInfo
@@ -61,6 +63,7 @@ class OutcomeWriter:
     """Name of the detectors, for the events."""
     metrics: Metrics | None
     observe: Callable[[FrameOutcome], None] | None
+    people: PeopleEvents
     device: DeviceSummary
     """State of the device as last read, for the events."""
     _latencies: dict[str, deque[float]] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class OutcomeWriter:
     def write(self, outcome: FrameOutcome) -> None:
         """Publish and write one outcome."""
         self._log_first("frame", outcome.update.camera)
+        fused = False
         for decision in outcome.decisions:
             event = identity_event(
                 self._labelled(decision),
@@ -90,7 +94,10 @@ class OutcomeWriter:
             )
             self.publisher.publish(event)
             self.erasure.note(decision)
+            fused = fused or decision.reason == FUSED
             self._log_first("event", decision.camera)
+        if fused:  # identities were merged
+            self.people.run()
         for stage, latency in outcome.latency_ms.items():
             self._latencies.setdefault(stage, deque(maxlen=LATENCY_FRAMES)).append(latency)
             if self.metrics is not None:

@@ -18,6 +18,7 @@ import structlog
 from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
+from edge_agent.agent.people_events import PeopleEvents
 from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
@@ -84,6 +85,7 @@ class Stages:
     selector: CropSelector
     telemetry: Telemetry
     erasure: Erasure
+    people: PeopleEvents
     publisher: AnyPublisher
     metrics: Metrics | None
     writer: OutcomeWriter
@@ -142,12 +144,12 @@ class StageOpener:
             for camera, own in by_camera.items()
         ]
         info = info_data(settings, embedder.info, detection.name, cameras, reading, calibration)
-        publisher, erasure = self._delivery(info, gallery, identifier, embedder, sources, clock)
+        publisher, erasure, people = self._delivery(info, gallery, identifier, embedder, sources, clock)
         metrics = self._metrics(publisher, info)
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
-            observe=self.observe, device=reading.summary(), clock=clock,
+            observe=self.observe, device=reading.summary(), clock=clock, people=people,
         )  # fmt: skip
         self._laps.lap("delivery")
         stages = Stages(
@@ -165,6 +167,7 @@ class StageOpener:
             ),
             telemetry=telemetry,
             erasure=erasure,
+            people=people,
             publisher=publisher,
             metrics=metrics,
             writer=writer,
@@ -222,7 +225,7 @@ class StageOpener:
         embedder: Embedder,
         sources: Sequence[Source],
         clock: Clock,
-    ) -> tuple[AnyPublisher, Erasure]:
+    ) -> tuple[AnyPublisher, Erasure, PeopleEvents]:
         settings, stack = self.settings, self.stack
         outbox = None if settings.mqtt.broker is None else stack.enter_context(make_outbox(settings, clock))
         erasure = make_erasure(settings, gallery, outbox, sources)
@@ -236,6 +239,7 @@ class StageOpener:
             reload=self.reload,
             delivery=lambda: publisher.counters,
             state=settings.state_dir,
+            people=lambda: people.run(),  # noqa: PLW0108 - made below
         )
         publisher = open_publisher(
             settings.mqtt,
@@ -248,7 +252,9 @@ class StageOpener:
             clock=clock,
             stack=stack,
         )
-        return publisher, erasure
+        people = PeopleEvents(gallery, identifier, publisher, clock)
+        self.tasks.put(people.run)
+        return publisher, erasure, people
 
     def _metrics(self, publisher: AnyPublisher, info: InfoData) -> Metrics | None:
         port = self.settings.telemetry.metrics_port

@@ -101,6 +101,7 @@ class TelemetryLoop:
                 _log.info("identities_expired", people=len(expired))
                 audit.record(self.settings().state_dir, "expire", "agent", people=len(expired))
         self.stages.erasure.run()
+        self.pipeline.tasks.put(self.stages.people.run)
 
     def _alert_if_throttled(self, reading: Reading) -> None:
         """Publish an alert when the board starts to limit its clocks, and when it stops."""

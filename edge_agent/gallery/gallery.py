@@ -17,6 +17,7 @@ from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.names import checked_name, new_id
 from edge_agent.core.sqlite import MEMORY
 from edge_agent.gallery.index import Vectors
+from edge_agent.gallery.notices import Notices
 from edge_agent.gallery.retention import Retention
 from edge_agent.gallery.rows import (
     Erased,
@@ -77,6 +78,7 @@ class Gallery:
             None if str(path) == MEMORY else Path(path), Space(space, dimension), key, clock
         )
         self.retention = Retention(self.file)
+        self.notices = Notices(self.file)
         self.builder = IndexBuilder(settings, self.file)
         self.facts = Facts(self.file)
         self._policy = Policy.of(settings)
@@ -226,8 +228,8 @@ class Gallery:
             moved = "last_seen = max(last_seen, ?), sightings = sightings + ?, seen = ?"
             content.update(number, moved, content.ages.current(time), int(sighting), content.ages.seen())
 
-    def merge(self, keep: int, absorb: int) -> Identity:
-        """Combine two identities that are one person.
+    def merge(self, keep: int, absorb: int, reason: str = "operator") -> Identity:
+        """Combine two identities that are one person; `reason` is for subscribers.
 
         `keep` stays, with its number and id; `get` and `forget` still find the person by the other's id.
         Exemplars are offered in the order of their storage, as in `add_exemplars`. The name and the time to
@@ -236,7 +238,7 @@ class Gallery:
         if keep == absorb:
             raise InputError(f"cannot merge identity {keep} with itself")
         with self.file.changing() as content:
-            return content.merge(keep, absorb)
+            return content.merge(keep, absorb, reason)
 
     def rename(self, number: int, name: str | None) -> Identity:
         """Name a person, which makes the identity `enrolled`; None removes the name, and the kind stays.
@@ -245,8 +247,10 @@ class Gallery:
         """
         label = None if name is None else checked_name(name)
         with self.file.changing() as content:
-            if content.identity(number).name != label:
+            before = content.identity(number)
+            if before.name != label:
                 content.require_free_name(label)
+                content.notice("named", before.id, number, "operator")
             content.update(number, "name = ?" if label is None else "name = ?, kind = 'enrolled'", label)
             return content.identity(number)
 

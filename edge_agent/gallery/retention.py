@@ -85,7 +85,7 @@ class Retention:
                 + "; raise its capacity, or forget some: edge-agent gallery forget WHO"
             )
         for person in oldest:
-            rows.retire(person)
+            rows.retire(person, "evicted")
             _log.warning("identity_evicted", identity=person.id, last_seen=person.last_seen)
         self.evicted += len(oldest)
 
@@ -93,5 +93,5 @@ class Retention:
     def _erase_expired(rows: Rows) -> list[Identity]:
         expired = rows.expired()
         for person in expired:
-            rows.retire(person)
+            rows.retire(person, "expired")
         return expired

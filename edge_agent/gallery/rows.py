@@ -39,6 +39,8 @@ _IDENTITY = (
     "(SELECT count(*) FROM exemplar WHERE exemplar.number = identity.number), sightings, seen FROM identity"
 )
 
+MOST_NOTICES = 10_000
+"""Changes that wait to be published by an agent; the oldest are dropped."""
 EVENTS_FACT = "events_to_erase"
 """Ids of erased people whose events have to be deleted."""
 SCRUB_FACT = "to_scrub"
@@ -250,9 +252,19 @@ class Rows:
         if not self.store.run(statement, (*values, number)).rowcount:
             raise _unknown(number)
 
-    def merge(self, keep: int, absorb: int) -> Identity:
+    def notice(self, kind: str, id_: str, number: int, reason: str, other: Identity | None = None) -> None:
+        """Note a change that subscribers have to learn of, see `gallery.notices`; the oldest make room."""
+        into = (None, None) if other is None else (other.id, other.number)
+        statement = (
+            "INSERT INTO notice (kind, id, number, other, other_number, reason) VALUES (?, ?, ?, ?, ?, ?)"
+        )
+        row = self.store.run(statement, (kind, id_, number, *into, reason)).lastrowid
+        self.store.run("DELETE FROM notice WHERE row <= ?", ((row or 0) - MOST_NOTICES,))
+
+    def merge(self, keep: int, absorb: int, reason: str) -> Identity:
         """Move everything of `absorb` to `keep`; see `Gallery.merge`."""
         kept, absorbed = self.identity(keep), self.identity(absorb)
+        self.notice("merged", absorbed.id, absorb, reason, kept)
         latest = "SELECT max(seen) FROM identity WHERE number IN (?, ?)"
         seen = self.store.value(latest, (keep, absorb))
         for table in ("exemplar", "former", "pictures"):
@@ -278,12 +290,12 @@ class Rows:
         """Return the seconds since a person was last seen; None while ages are unknown."""
         return self.ages.of(self.store.value("SELECT seen FROM identity WHERE number = ?", (number,)))
 
-    def retire(self, person: Identity) -> Erased:
+    def retire(self, person: Identity, reason: str) -> Erased:
         """Delete an identity that nobody asked to forget; its pictures in crop folders stay."""
         self.store.run("DELETE FROM pictures WHERE number = ?", (person.number,))
-        return self.erase(person)
+        return self.erase(person, reason)
 
-    def erase(self, person: Identity) -> Erased:
+    def erase(self, person: Identity, reason: str = "request") -> Erased:
         """Delete an identity and everything that belongs to it; its pictures are then to be deleted, too."""
         former = self.former_ids(person.number)
         size = self.store.value(
@@ -292,6 +304,8 @@ class Rows:
         self.store.run("DELETE FROM identity WHERE number = ?", (person.number,))
         self.store.run("INSERT OR REPLACE INTO fact VALUES (?, 'true')", (SCRUB_FACT,))
         self.changed.add(person.number)
+        for id_ in (*former, person.id):
+            self.notice("forgotten", id_, person.number, reason)
         return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
 
     def leave_space(self) -> None:

@@ -34,6 +34,8 @@ _PRAGMAS = {
 # `ttl` is an identity's own time to live in seconds, 0 for ever; NULL: that of its kind.
 # `pictures` are the tracks of crop folders that show a person. When the identity is erased, `number` becomes
 # NULL, and the pictures have to be deleted.
+# `notice` has the changes that subscribers have to learn of, see `gallery.notices`; files of earlier versions
+# lack it, and these versions ignore it.
 # `revision` changes with an identity's exemplars: another process reloads only what changed.
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -79,7 +81,21 @@ CREATE TABLE pictures (
 ) WITHOUT ROWID;
 CREATE INDEX pictures_by_number ON pictures (number);
 """
+_NOTICE = """
+CREATE TABLE IF NOT EXISTS notice (
+    row INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    other TEXT,
+    other_number INTEGER,
+    reason TEXT NOT NULL
+);
+"""
 _RULES = {
+    "notice": "kind IN ('merged', 'forgotten', 'named') AND typeof(id) = 'text'"
+    " AND typeof(number) = 'integer' AND typeof(other) IN ('text', 'null')"
+    " AND typeof(other_number) IN ('integer', 'null') AND typeof(reason) = 'text'",
     "meta": "typeof(key) = 'text'",
     "fact": "typeof(key) = 'text' AND typeof(value) = 'text'",
     "identity": "number > 0 AND typeof(id) = 'text' AND typeof(name) IN ('text', 'null')"
@@ -231,6 +247,9 @@ class Store:
             raise self.damage(str(result))
         if not self._has_seen():
             self._add_seen()
+        if not self.value("SELECT count(*) FROM sqlite_master WHERE name = 'notice'"):
+            with self.change():
+                self.run(_NOTICE)
         if check and (foreign := foreign_content(self._connection, _RULES)) is not None:
             raise self.damage(foreign)
 
@@ -255,7 +274,7 @@ class Store:
             if self.value("SELECT count(*) FROM sqlite_master"):
                 return  # another process was faster
             self.run(f"PRAGMA application_id = {_APPLICATION}")
-            self._add_tables(_SCHEMA + _SINCE_LAYOUT_2)
+            self._add_tables(_SCHEMA + _SINCE_LAYOUT_2 + _NOTICE)
 
     def _add_tables(self, schema: str) -> None:
         for statement in schema.split(";"):

@@ -14,6 +14,7 @@ to be one person are joined (fuse). Each change is a `corrected` decision that n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,12 +59,14 @@ class Identifier:
         self._fuser = Fuser(self._shared, self._settler, self._lookalikes)
         self._reviewer = Reviewer(self._shared, self._fitting, self._settler, self._fuser)
         self._had_threshold = False
+        self._waiting: list[Decision] = []
+        """Decisions outside of frames; the next `update` returns them."""
 
     def update(self, update: TrackUpdate) -> list[Decision]:
         """Process one frame of one camera; return decisions in the order in which they were made."""
         seen = self.tracks.observe(update)
         self._shared.links.observe(update.seen)
-        decisions: list[Decision] = []
+        decisions, self._waiting = self._waiting, []
         due = [track for track in seen if self._is_due(track)]
         try:
             if due or update.ended:
@@ -98,16 +101,34 @@ class Identifier:
             if not track.evidence.pooled:
                 raise InputError(f"track {track_id} of camera {camera} has shown no good crop yet")
             self.thresholds.refresh()
-            self._settler.enrol(track, DecisionKind.ENROLLED, "operator")
+            decision = self._settler.enrol(track, DecisionKind.ENROLLED, "operator")
+            self._waiting.append(replace(decision, name=name))
         assert track.number is not None  # enrolled just now, if not before
         if name is not None:
             self._shared.gallery.rename(track.number, name)
         return track.number
 
     def merged(self, keep: int, absorb: int) -> None:
-        """Move the tracks of an identity that an operator merged into another."""
+        """Move the tracks of an identity that was merged into another; those that are open are corrected."""
         self.thresholds.site.rename(f"#{absorb}", f"#{keep}")
-        self.tracks.merge(keep, absorb)
+        self._lookalikes.forget([absorb])
+        self._correct(self.tracks.merge(keep, absorb), "merged")
+
+    def forgotten(self, number: int) -> None:
+        """Take an identity that is gone from its tracks; those that are open are corrected."""
+        tracks = self.tracks.records(sorted(self.tracks.holders(number)))
+        self.tracks.drop(number, tracks)
+        self._lookalikes.forget([number])
+        for track in tracks:
+            track.score = track.runner_up = None
+        self._correct(tracks, "forgotten")
+
+    def _correct(self, tracks: Sequence[Track], reason: str) -> None:
+        self._waiting += [
+            self._settler.decision(track, DecisionKind.CORRECTED, reason)
+            for track in tracks
+            if not track.ended
+        ]
 
     def recalibrate(self) -> None:
         """Forget the site's scores; the threshold starts with a warm-up again."""
@@ -125,6 +146,8 @@ class Identifier:
     ) -> None:
         if due:
             self._drop_vanished(seen)
+            decisions += self._waiting
+            self._waiting = []
             self._learn_site(seen)
         self.thresholds.refresh()
         if due:
@@ -135,12 +158,15 @@ class Identifier:
                 decisions += self._end(track)
 
     def _drop_vanished(self, tracks: Sequence[Track]) -> None:
-        """Make tracks undecided whose identities were erased, merged or evicted from outside."""
-        held = {track.number for track in tracks if track.number is not None}
-        gone = held - self._shared.gallery.present(held)
-        for number in gone:
-            self.tracks.drop(number, tracks)
-        self._lookalikes.forget(gone)
+        """Follow what others did to the identities of tracks: merged ones move, erased ones are dropped."""
+        held = {track.number: track for track in tracks if track.number is not None}
+        for number in held.keys() - self._shared.gallery.present(set(held)):
+            decision = held[number].decision
+            kept = self._shared.known(None if decision is None else decision.identity)
+            if kept is None:
+                self.forgotten(number)
+            else:
+                self.merged(kept.number, number)
 
     def _learn_site(self, seen: Sequence[Track]) -> None:
         """Learn the scores of people in one picture: they are impostors of each other."""

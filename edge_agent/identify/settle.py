@@ -14,6 +14,9 @@ from edge_agent.identify.fit import Fitting, Shared, best_two
 from edge_agent.identify.near import Lookalikes, best_pairs
 from edge_agent.identify.tracks import CLEAR_LEAD, Track
 
+FUSED = "fused"
+"""Reason of a correction because two identities were found to be one person."""
+
 
 class Settler:
     """Writes identities of tracks to the gallery and makes the decisions."""
@@ -132,12 +135,12 @@ class Fuser:
         kept, absorbed = self._shared.known(keep), self._shared.known(absorb)
         if absorbed is not None and absorbed.kind != "auto" and kept is not None and kept.kind == "auto":
             keep, absorb, absorbed = absorb, keep, kept
-        self._shared.gallery.merge(keep, absorb)
+        self._shared.gallery.merge(keep, absorb, FUSED)
         self._lookalikes.forget([absorb])
         self._shared.thresholds.site.rename(f"#{absorb}", f"#{keep}")
         decisions = []
         for track in self._shared.tracks.merge(keep, absorb):
-            decision = self._settler.decision(track, DecisionKind.CORRECTED, "fused")
+            decision = self._settler.decision(track, DecisionKind.CORRECTED, FUSED)
             if absorbed is not None and decision.previous is None:
                 decision = replace(decision, previous=absorbed.id)
             decisions.append(decision)

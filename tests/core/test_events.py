@@ -28,6 +28,7 @@ from edge_agent.core.events import (
     camera_status_event,
     new_event,
 )
+from edge_agent.core.presence import PersonData, PresentData, PresentPerson
 from edge_agent.core.structures import DecisionKind, SourceState, SourceStatus
 from edge_agent.core.timing import parse_time, rfc3339
 from tests.deliver.deliver_fixtures import INFO, decision, identity, telemetry
@@ -56,6 +57,16 @@ def one_of_each() -> list[Event]:
         stamped(new_event("gap", GapData("rows", (NumberRange(3, 9),), 7), time=now), 10),
         stamped(
             alert_event("camera_lost", "camera cam1 is gone", time=now, details={"tries": 3, "why": None}), 11
+        ),
+        stamped(
+            new_event("person", PersonData("merged", "p-1", absorbed_id="p-2"), detail="merged", time=now), 12
+        ),
+        stamped(
+            new_event(
+                "present",
+                PresentData(12, (PresentPerson("cam1", 1, "p-1", 1, None, now, 0.8, "e-1"),)),
+                time=now,
+            )
         ),
         stamped(new_event("status", StatusData("degraded", now, "one camera is away", "0.1.0"), time=now)),
         stamped(new_event("info", INFO, time=now)),

@@ -106,7 +106,9 @@ def test_a_trace_is_the_same_at_every_delivery_and_one_for_a_frame(
 ) -> None:
     trace = "ab" * 16
     events = [
-        identity_event(decision(n), engine=ENGINE, device=DeviceSummary(), latency_ms={}, trace=trace)
+        identity_event(
+            decision(n, ended=True), engine=ENGINE, device=DeviceSummary(), latency_ms={}, trace=trace
+        )
         for n in (1, 2)
     ]
     reported = []
@@ -136,9 +138,10 @@ def test_retained_state_greets_a_late_subscriber(mosquitto: Mosquitto, tmp_path:
         publisher.publish(identity())
         until(lambda: publisher.counters.no_subscriber)
         with Listener(mosquitto.port) as listener:
-            until(lambda: len(listener.heard) >= 3)
+            until(lambda: len({h.topic for h in listener.heard if h.retained}) >= 4)
             retained = {h.topic for h in listener.heard if h.retained}
-            assert retained == {f"{ROOT}/status", f"{ROOT}/info", f"{ROOT}/camera/cam1/status"}
+            topics = ("status", "info", "camera/cam1/status", "present")
+            assert retained == {f"{ROOT}/{topic}" for topic in topics}
 
 
 def test_status_is_sent_once_and_keeps_its_start(mosquitto: Mosquitto, tmp_path: Path) -> None:
@@ -365,9 +368,9 @@ def test_refused_gaps_and_alerts_do_not_breed(tmp_path: Path) -> None:
         publisher.publish(identity(1))
         until(lambda: publisher.counters.refused >= 2)
         time.sleep(1.5)
-        assert outbox.depth.parked <= 3  # the event, an alert for it, and one for the retained `info`
+        assert outbox.depth.parked <= 4  # the event, and an alert for it, `info` and `present`
         assert outbox.depth.rows <= 1
-        assert outbox.last_number <= 4
+        assert outbox.last_number <= 5
 
 
 def test_message_larger_than_the_broker_takes(tmp_path: Path) -> None:

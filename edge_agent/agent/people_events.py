@@ -1,0 +1,77 @@
+"""Publishes what happened to identities: merged, forgotten, named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from edge_agent.core.errors import EdgeAgentError, InputError
+from edge_agent.core.events import Event, new_event
+from edge_agent.core.presence import PersonData
+
+if TYPE_CHECKING:
+    from edge_agent.core.clock import Clock
+    from edge_agent.deliver.publisher import AnyPublisher
+    from edge_agent.gallery.gallery import Gallery
+    from edge_agent.gallery.notices import Notice
+    from edge_agent.gallery.rows import Identity
+    from edge_agent.identify import Identifier
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleEvents:
+    """Publishes the notices of the gallery, of this process and of others; only for the driving thread."""
+
+    gallery: Gallery
+    identifier: Identifier
+    publisher: AnyPublisher
+    clock: Clock
+
+    def run(self) -> None:
+        """Publish what waits. A kill before the end publishes some of it again, with the same meaning."""
+        try:
+            notices = self.gallery.notices.waiting()
+            for notice in notices:
+                self._follow(notice)
+                event = self._event(notice)
+                if event is not None:
+                    self.publisher.publish(event)
+            if notices:
+                self.gallery.notices.published(notices[-1])
+        except EdgeAgentError as error:  # a full disk: they are published later
+            _log.warning("people_events_wait", error=str(error))
+
+    def _follow(self, notice: Notice) -> None:
+        """Let the open tracks follow; a change that the identifier made itself has no effect."""
+        if notice.kind == "forgotten":
+            self.identifier.forgotten(notice.number)
+        elif notice.other_number is not None:
+            self.identifier.merged(notice.other_number, notice.number)
+
+    def _event(self, notice: Notice) -> Event | None:
+        kept = notice.id if notice.other is None else notice.other
+        person = self._known(kept)
+        if notice.kind == "forgotten":
+            data = PersonData("forgotten", notice.id, reason=notice.reason)
+        elif person is None and notice.kind == "named":
+            return None  # forgotten since; the next notice says so
+        else:
+            data = PersonData(
+                notice.kind,
+                kept,
+                absorbed_id=None if notice.other is None else notice.id,
+                number=None if person is None else person.number,
+                name=None if person is None else person.name,
+                reason=notice.reason,
+            )
+        return new_event("person", data, detail=data.kind, time=self.clock.label())
+
+    def _known(self, identity: str) -> Identity | None:
+        try:
+            return self.gallery.get(identity)
+        except InputError:
+            return None
