@@ -61,7 +61,7 @@ devices: dict[str, Device] = {}
 def on_connect(client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
     if reason.is_failure:
         sys.exit(f"the broker refuses us: {reason}")
-    for kind in ("identity/+", "gap", "alert/+", "status"):
+    for kind in ("identity/+", "person/+", "gap", "alert/+", "status"):
         client.subscribe(f"edge/v1/+/+/{kind}", qos=1)
 
 
@@ -80,8 +80,14 @@ def on_message(_client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> N
         device.explain(data)
     elif kind == "alert":
         print(f"{event['time']} {where} {data['severity']}: {data['message']}", flush=True)
+    elif kind == "person":
+        other = f" {data['absorbed_id']} into" if data["absorbed_id"] else ""
+        who = f"{data['identity_id']} {data['name'] or ''}".rstrip()
+        print(f"{event['time']} {where} {data['kind']}{other} {who}", flush=True)
     else:
         who = data["name"] or data["identity_id"] or "somebody"
+        if data["kind"] == "corrected":
+            who = f"{data['previous_identity_id'] or 'somebody'} -> {who}"
         print(f"{event['time']} {where} {data['camera']}: {data['kind']} {who} ({data['score']})", flush=True)
     if device.missing:
         print(f"{event['time']} {where} still waiting for {len(device.missing)} numbers", flush=True)

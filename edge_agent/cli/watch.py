@@ -138,6 +138,8 @@ class View:
         latest = self.devices.setdefault("/".join(topic.split("/")[2:4]), {})
         if event.kind in {"status", "info", "telemetry"}:
             latest[event.kind] = event.data
+        elif event.kind == "present":
+            latest["present"] = event.data
         elif event.kind == "camera":
             latest[f"camera {event.data.camera}"] = event.data
         else:
@@ -192,8 +194,14 @@ def _cells(event: Event) -> tuple[str, ...]:
     start = (rfc3339(event.time)[11:23], _figure(event.seq), event.source.removeprefix("edge/v1/"))
     if event.kind == "identity":
         who = data.name or data.identity_id or "unknown"
+        if data.kind == "corrected":
+            who = f"{data.previous_identity_id or 'unknown'} -> {who}"
         scores = (_figure(data.score), _figure(data.threshold))
         return (*start, data.kind, f"{data.camera} #{data.track_id}", who, *scores, data.reason or data.rule)
+    if event.kind == "person":
+        who = data.name or data.identity_id
+        who = who if data.absorbed_id is None else f"{data.absorbed_id} -> {who}"
+        return (*start, f"person {data.kind}", "", who, "", "", data.reason)
     if event.kind == "alert":
         return (*start, f"alert {data.kind}", "", "", "", "", data.message)
     if event.kind == "gap":
