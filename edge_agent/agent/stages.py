@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -31,6 +31,7 @@ from edge_agent.core.private import is_open, make_private
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.homeassistant import announce
+from edge_agent.deliver.http import Api
 from edge_agent.deliver.open_tracks import PersonNow
 from edge_agent.deliver.outbox import make_outbox
 from edge_agent.deliver.publisher import AnyPublisher, open_publisher
@@ -145,7 +146,7 @@ class StageOpener:
         ]
         info = info_data(settings, embedder.info, detection.name, cameras, reading, calibration)
         publisher, erasure, people = self._delivery(info, gallery, identifier, embedder, sources, clock)
-        metrics = self._metrics(publisher, info)
+        metrics = self._metrics(publisher, info, gallery)
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
@@ -256,13 +257,22 @@ class StageOpener:
         self.tasks.put(people.run)
         return publisher, erasure, people
 
-    def _metrics(self, publisher: AnyPublisher, info: InfoData) -> Metrics | None:
-        port = self.settings.telemetry.metrics_port
+    def _metrics(self, publisher: AnyPublisher, info: InfoData, gallery: Gallery) -> Metrics | None:
+        port, token = self.settings.telemetry.metrics_port, self.settings.telemetry.http_token
         if port is None:
             return None
         from edge_agent.deliver.metrics import Metrics  # loads prometheus_client
 
-        return self.stack.enter_context(Metrics(port=port, delivery=publisher, info=info))
+        api = None
+        if token is not None:
+            api = Api(
+                token=token.get_secret_value(),
+                origin=publisher.origin,
+                stored=publisher.stored,
+                people=partial(_people, gallery),
+                status=self.supervisor.status,
+            )
+        return self.stack.enter_context(Metrics(port=port, delivery=publisher, info=info, api=api))
 
     def _announce(self, stages: Stages, info: InfoData, reading: Reading) -> None:
         announce(
@@ -302,6 +312,13 @@ def _rebuilt(engine: EngineInfo, seconds: float, time: float) -> Event:
     return alert_event(
         AlertKind.ENGINE_REBUILT, message, severity="info", active=False, time=time, details=details
     )
+
+
+def _people(gallery: Gallery, after: int, most: int) -> list[dict[str, Any]]:
+    """Return identities with numbers above `after`, as JSON values."""
+    with gallery.file.reading() as rows:
+        found = rows.identities("WHERE number > ? ORDER BY number LIMIT ?", after, most)
+    return [asdict(one) for one in found]
 
 
 def _person_now(gallery: Gallery, identity: str) -> PersonNow | None:

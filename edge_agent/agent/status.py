@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
+import json
 import platform
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import __version__
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import to_wire
-from edge_agent.core.config import fingerprint, secrets_of
+from edge_agent.core.config import secrets_of, shown
 from edge_agent.core.events import CameraInfo, EngineData, InfoData, alert_event
 from edge_agent.core.logs import configure
 from edge_agent.core.structures import SourceState, SourceStatus
@@ -74,6 +76,12 @@ def info_data(
         l4t=reading.l4t,
         packages=_versions(),
     )
+
+
+def fingerprint(settings: Settings) -> str:
+    """SHA-256 of the settings without secrets, 16 hex digits."""
+    text = json.dumps(shown(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def status_document(

@@ -7,8 +7,6 @@ where it exists), the defaults below. An unknown key is an error at every level.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -48,6 +46,7 @@ from edge_agent.core.setting_types import (
     Seconds,
     Share,
     Simulated,
+    Token,
 )
 from edge_agent.core.timing import LATEST_TIME
 
@@ -328,6 +327,13 @@ class TelemetrySettings(_Section):
     interval_s: Positive = about(10.0, "seconds between telemetry messages")
     jtop: bool = about(True, "use jetson-stats where its service runs")
     metrics_port: int | None = about(None, "Prometheus port on loopback; null: off", ge=1, le=65535)
+    http_token: Token | None = about(None, "bearer token of the HTTP API on that port; null: no API")
+
+    @model_validator(mode="after")
+    def _check_port(self) -> TelemetrySettings:
+        if self.http_token is not None and self.metrics_port is None:
+            raise ValueError("http_token needs metrics_port, the port of the HTTP API")
+        return self
 
 
 class SupervisionSettings(_Section):
@@ -487,13 +493,7 @@ def secrets_of(settings: Settings) -> frozenset[str]:
     addresses = [source.url for source in settings.sources]
     addresses += [broker_address(settings.mqtt.broker)] if settings.mqtt.broker else []
     found = {secret for one in map(parse_address, addresses) if one is not None for secret in one.secrets}
-    for key in (settings.mqtt.password, settings.storage.key):
+    for key in (settings.mqtt.password, settings.storage.key, settings.telemetry.http_token):
         if key is not None and len(key.get_secret_value()) >= LEAST_SECRET:
             found.add(key.get_secret_value())
     return frozenset(found)
-
-
-def fingerprint(settings: Settings) -> str:
-    """SHA-256 of the settings without secrets, 16 hex digits."""
-    text = json.dumps(shown(settings), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,7 +1,10 @@
 """A server of short answers on one thread, with bounds on connections, time and size.
 
+An answer may be a `Stream`, which goes on until the client leaves; `MAX_STREAMS` of them are open at most.
+
 No client can hold it up: a connection lasts at most `TIME_S`, of more than `MAX_CONNECTIONS` the oldest is
-closed, and a request of more than `MAX_REQUEST_BYTES` ends its connection. So idle or slow clients delay an
+closed, and a request of more than `MAX_REQUEST_BYTES` ends its connection. A client that does not take a part
+of a stream within `TIME_S` is closed. So idle or slow clients delay an
 honest one by nothing, and cost at most `MAX_CONNECTIONS` open files and no thread.
 """
 
@@ -24,10 +27,28 @@ MAX_CONNECTIONS = 32
 TIME_S = 5.0
 """From the acceptance of a connection to the end of its answer."""
 MAX_REQUEST_BYTES = 8 << 10
+MAX_STREAMS = 8
+"""Open at once, besides the connections; one more is refused."""
+KEEPALIVE_S = 15.0
+"""A stream without news gets an empty comment after this time, which shows whether the client is there."""
+_COMMENT = b":\n\n"
 BACKLOG = 128
 """Connections that the kernel holds until they are accepted."""
 _STOP_S = 2.0
 _NO_FILE_WAIT_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer without end: `head`, then what `more` returns, whenever it is not b"".
+
+    `more` is called on the server's thread, after each part that was taken and after `BoundedServer.notify`.
+    `refusal` is sent in its place when too many are open.
+    """
+
+    head: bytes
+    more: Callable[[], bytes]
+    refusal: bytes
 
 
 @dataclass(slots=True)
@@ -38,6 +59,8 @@ class _Client:
     deadline: float
     request: bytes = b""
     answer: memoryview | None = None
+    more: Callable[[], bytes] | None = None
+    """The next part of a stream; None for other answers."""
 
 
 class BoundedServer:
@@ -50,7 +73,7 @@ class BoundedServer:
     def __init__(
         self,
         listening: socket.socket,
-        answer: Callable[[bytes], bytes | None],
+        answer: Callable[[bytes], bytes | Stream | None],
         *,
         name: str,
         unasked: bool = False,
@@ -61,6 +84,7 @@ class BoundedServer:
         self._unasked = unasked
         self._clients: dict[int, _Client] = {}
         """By file descriptor, the oldest first."""
+        self._streams: dict[int, _Client] = {}
         self._selector = selectors.DefaultSelector()
         self._wake, self._stop = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -73,6 +97,12 @@ class BoundedServer:
         self._thread.start()
         return self
 
+    def notify(self) -> None:
+        """Let the streams look for news. For any thread; never blocks."""
+        if self._streams:
+            with contextlib.suppress(OSError):  # it waits already, or the server ends
+                self._stop.send(b"n", socket.MSG_DONTWAIT)
+
     def __exit__(self, *_: object) -> None:
         self._stop.send(b".")
         self._thread.join(_STOP_S)
@@ -83,7 +113,7 @@ class BoundedServer:
             while self._turn():
                 pass
         finally:
-            for descriptor in list(self._clients):
+            for descriptor in [*self._clients, *self._streams]:
                 self._close(descriptor)
             self._selector.close()
             self._listening.close()
@@ -92,20 +122,49 @@ class BoundedServer:
     def _turn(self) -> bool:
         """Do what is due; return False when the server stops."""
         oldest = next(iter(self._clients.values()), None)
-        left = None if oldest is None else max(0.0, oldest.deadline - time.monotonic())
+        ends = [one.deadline for one in self._streams.values()] + (
+            [] if oldest is None else [oldest.deadline]
+        )
+        left = max(0.0, min(ends) - time.monotonic()) if ends else None
         for key, _ in self._selector.select(left):
             if key.fileobj is self._wake:
-                return False
-            if key.fileobj is self._listening:
+                if b"." in self._wake.recv(4096):
+                    return False
+                self._feed_streams()
+            elif key.fileobj is self._listening:
                 self._accept()
-            elif (client := self._clients.get(key.fd)) is not None:
+            elif (client := self._clients.get(key.fd) or self._streams.get(key.fd)) is not None:
                 self._advance(key.fd, client)
         now = time.monotonic()
         for descriptor, client in list(self._clients.items()):
             if client.deadline > now:
                 break
             self._close(descriptor)
+        for descriptor, client in list(self._streams.items()):
+            if client.deadline <= now:
+                if client.answer is None:
+                    self._feed(descriptor, client, _COMMENT)
+                else:
+                    self._close(descriptor)  # it takes nothing
         return True
+
+    def _feed_streams(self) -> None:
+        for descriptor, client in list(self._streams.items()):
+            if client.answer is None:
+                self._feed(descriptor, client)
+
+    def _feed(self, descriptor: int, client: _Client, otherwise: bytes = b"") -> None:
+        """Begin the next part of a stream, or wait for it."""
+        assert client.more is not None
+        try:
+            part = client.more() or otherwise
+        except Exception:  # a bug, or a full disk, must not end the server
+            log.exception("stream failed", server=self._name)
+            self._close(descriptor)
+            return
+        client.answer = memoryview(part) if part else None
+        client.deadline = time.monotonic() + (TIME_S if part else KEEPALIVE_S)
+        self._selector.modify(client.connection, selectors.EVENT_WRITE if part else selectors.EVENT_READ)
 
     def _accept(self) -> None:
         """Accept all that wait, before any answer: what is closed at once costs none."""
@@ -147,6 +206,9 @@ class BoundedServer:
             if not part or len(client.request) > MAX_REQUEST_BYTES:
                 self._close(descriptor)
                 return
+        if client.more is not None:
+            client.request = b""  # of no interest
+            return
         self._reply(descriptor, client)
 
     def _reply(self, descriptor: int, client: _Client) -> None:
@@ -157,6 +219,12 @@ class BoundedServer:
             log.exception("request failed", server=self._name)
             self._close(descriptor)
             return
+        if isinstance(answer, Stream) and len(self._streams) >= MAX_STREAMS:
+            answer = answer.refusal
+        if isinstance(answer, Stream):
+            client.more = answer.more
+            self._streams[descriptor] = self._clients.pop(descriptor)
+            answer = answer.head
         if answer is not None:
             client.answer = memoryview(answer)
             self._selector.modify(client.connection, selectors.EVENT_WRITE)
@@ -172,11 +240,15 @@ class BoundedServer:
             self._close(descriptor)
             return
         client.answer = client.answer[sent:]
-        if not client.answer:
+        if client.answer:
+            return
+        if client.more is None:
             self._close(descriptor)
+        else:
+            self._feed(descriptor, client)
 
     def _close(self, descriptor: int) -> None:
-        client = self._clients.pop(descriptor)
+        client = self._clients.pop(descriptor, None) or self._streams.pop(descriptor)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client.connection)
         client.connection.close()

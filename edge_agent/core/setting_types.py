@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SecretStr
 
 from edge_agent.core.detectors import parse_detector
 
 LONGEST_TTL_HOURS = 8_760_000.0
 """A thousand years; what should stay for longer stays for ever."""
+LEAST_TOKEN = 16
+"""Characters of a bearer token."""
 _ID = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -22,6 +24,13 @@ def _check_id(value: str) -> str:
 
 def _check_detector(value: str) -> str:
     parse_detector(value)
+    return value
+
+
+def _check_token(value: SecretStr) -> SecretStr:
+    token = value.get_secret_value()
+    if len(token) < LEAST_TOKEN or not all("!" <= letter <= "~" for letter in token):
+        raise ValueError(f"must be {LEAST_TOKEN} or more letters, digits and signs, without spaces")
     return value
 
 
@@ -39,6 +48,7 @@ def _check_prefix(value: str) -> str:
 Id = Annotated[str, AfterValidator(_check_id)]
 ResponsePrefix = Annotated[str, AfterValidator(_check_prefix)]
 """Beginning of topics, whole levels; "" for none."""
+Token = Annotated[SecretStr, AfterValidator(_check_token)]
 Detector = Annotated[str, AfterValidator(_check_detector)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]

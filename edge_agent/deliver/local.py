@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from edge_agent.core.structures import SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.presence import Presence
+from edge_agent.deliver.recent import RecentEvents
 from edge_agent.deliver.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -104,6 +106,9 @@ class Origin:
         self.topics = topics
         self.clock = clock
         self.presence = Presence()
+        self.recent = RecentEvents()
+        self.notify: Callable[[], None] = lambda: None
+        """Called after each numbered event."""
         self.lock = threading.Lock()
         """Held while an event gets its number and is recorded."""
         self._session = session
@@ -125,11 +130,21 @@ class Origin:
         """Return a status message; `since` is now by default."""
         return self.message("status", StatusData(state, since or self.clock.label(), reason, __version__))
 
-    def record(self, event: Event, seq: int, message: bytes) -> None:
-        """Note a numbered event with its message, and copy it to the events file. The caller holds `lock`."""
-        if event.session == self._session:  # else it ends a track of an earlier run
+    def begin(self, last: int) -> None:
+        """Set the last number that was given out before this run."""
+        self.presence.begin(last)
+        self.recent.begin(last)
+
+    def record(self, seq: int, message: bytes, event: Event | None = None) -> None:
+        """Note a numbered message, and copy it to the events file. The caller holds `lock`.
+
+        `event` is that of the message, None where it says nothing about who is present.
+        """
+        if event is not None:
             self.presence.apply(event, seq)
+        self.recent.add(seq, message)
         self.copy_to_file(message)
+        self.notify()
 
     def copy_to_file(self, message: bytes) -> None:
         """Write a message to the events file; log the first of several failures."""
@@ -152,7 +167,7 @@ class LocalPublisher:
 
     def __init__(self, origin: Origin) -> None:
         self.counters = Counters()
-        self._origin = origin
+        self.origin = origin
 
     def __enter__(self) -> LocalPublisher:
         return self
@@ -164,12 +179,12 @@ class LocalPublisher:
 
     def publish(self, event: Event) -> int:
         """Number an event, from 1 in each run, and write it to the file."""
-        origin = self._origin
+        origin = self.origin
         stamped = origin.stamp(event)
         with origin.lock:
             self.counters.published += 1
             seq = self.counters.published
-            origin.record(stamped, seq, encode(replace(stamped, seq=seq)))
+            origin.record(seq, encode(replace(stamped, seq=seq)), stamped)
             return seq
 
     def set_status(self, state: State, reason: str = "") -> None:
@@ -180,6 +195,10 @@ class LocalPublisher:
 
     def send_telemetry(self, data: TelemetryData) -> None:
         """Has no effect."""
+
+    def stored(self, seq: int, last: int) -> list[tuple[int, bytes]]:  # noqa: ARG002 - as Publisher has it
+        """Return nothing: there is no outbox."""
+        return []
 
     def drain(self, timeout: float) -> bool:  # noqa: ARG002 - as Publisher has it
         """Return True: nothing waits here."""

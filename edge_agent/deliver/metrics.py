@@ -19,10 +19,11 @@ from prometheus_client.registry import Collector
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Metric
-from edge_agent.core.serving import BoundedServer
+from edge_agent.core.serving import BoundedServer, Stream
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.core.text import LONGEST_CELL, visible
 from edge_agent.deliver.connection import ConnectionState
+from edge_agent.deliver.http import Api
 from edge_agent.deliver.local import Counters
 
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -42,10 +43,14 @@ class Delivery(Protocol):
 
 
 class Metrics(Collector):
-    """Serves metrics while it is entered, without a password; port 0: `port` becomes a free one."""
+    """Serves metrics while it is entered, without a password; port 0: `port` becomes a free one.
 
-    def __init__(self, *, port: int, delivery: Delivery, info: InfoData) -> None:
+    `api` answers the other paths, which need a token.
+    """
+
+    def __init__(self, *, port: int, delivery: Delivery, info: InfoData, api: Api | None = None) -> None:
         self.port = port
+        self._api = api
         self._delivery = delivery
         self._info = info
         self._telemetry: TelemetryData | None = None
@@ -68,6 +73,8 @@ class Metrics(Collector):
             listening.bind((ADDRESS, self.port))
             self.port = listening.getsockname()[1]
             self._server = BoundedServer(listening, self._answer, name="metrics").__enter__()
+            if self._api is not None:
+                self._api.origin.notify = self._server.notify
         except OSError as problem:
             listening.close()
             raise ConfigError(
@@ -80,7 +87,7 @@ class Metrics(Collector):
         if self._server is not None:
             self._server.__exit__()
 
-    def _answer(self, request: bytes) -> bytes | None:
+    def _answer(self, request: bytes) -> bytes | Stream | None:
         """Return the HTTP answer to a request; None while its head is incomplete."""
         head, end, _ = request.partition(b"\r\n\r\n")
         if not end:
@@ -92,14 +99,25 @@ class Metrics(Collector):
             return _http("400 Bad Request")
         if method not in ("GET", "HEAD"):
             return _http("405 Method Not Allowed")
-        if target.partition("?")[0] not in PATHS:
-            return _http("404 Not Found")
+        path, _, query = target.partition("?")
+        if path not in PATHS:
+            return self._answer_api(method, path, query, lines)
         accepted = [
             text for name, _, text in (one.partition(":") for one in lines) if name.lower() == "accept"
         ]
         encode, content_type = choose_encoder(",".join(accepted))
         body = encode(self._registry)
         return _http("200 OK", body if method == "GET" else b"", content_type, length=len(body))
+
+    def _answer_api(self, method: str, path: str, query: str, lines: list[str]) -> bytes | Stream:
+        if self._api is None:
+            return _http("404 Not Found")
+        fields = (line.partition(":") for line in lines)
+        answer = self._api.answer(path, query, {name.lower(): text.strip() for name, _, text in fields})
+        if isinstance(answer, Stream):
+            return _http("405 Method Not Allowed") if method == "HEAD" else answer
+        body = answer.body if method == "GET" else b""
+        return _http(answer.status, body, answer.content_type, length=len(answer.body), more=answer.header)
 
     def observe(self, stage: str, seconds: float) -> None:
         """Record the duration of a stage."""
@@ -136,12 +154,17 @@ class Metrics(Collector):
 
 
 def _http(
-    status: str, body: bytes = b"", content_type: str = "text/plain", *, length: int | None = None
+    status: str,
+    body: bytes = b"",
+    content_type: str = "text/plain",
+    *,
+    length: int | None = None,
+    more: str = "",
 ) -> bytes:
     """Return an HTTP answer that ends its connection."""
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {len(body) if length is None else length}\r\nConnection: close\r\n\r\n"
+        f"Content-Length: {len(body) if length is None else length}\r\n{more}Connection: close\r\n\r\n"
     )
     return head.encode() + body
 

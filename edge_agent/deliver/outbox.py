@@ -193,6 +193,12 @@ class Outbox:
             )
         raise storage.description.error(problem) from problem
 
+    def between(self, seq: int, last: int) -> list[tuple[int, bytes]]:
+        """Return numbers and messages, without their numbers, of rows above `seq` and up to `last`."""
+        query = "SELECT seq, body FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+        with self._storage.locked():
+            return self._storage.connection.execute(query, (seq, last, ACK_BATCH)).fetchall()
+
     def open_tracks(self) -> list[OpenTrack]:
         """Return the tracks that are open by the events so far, in the order of their first events."""
         with self._storage.locked():

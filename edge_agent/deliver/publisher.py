@@ -161,7 +161,7 @@ class Publisher:
             except StorageError:  # the outbox has logged it, once
                 self._pump.counters.unwritten += 1
                 seq = self._outbox.last_number
-            self._origin.record(stamped, seq, numbered(message, seq))
+            self._origin.record(seq, numbered(message, seq), stamped)
         self._pump.wake.signal()
         return seq
 
@@ -169,12 +169,13 @@ class Publisher:
         """Publish `departed` for the tracks that were open when a former run ended without a stop."""
         outbox, origin = self._outbox, self._origin
         with origin.lock:
+            origin.begin(outbox.last_number)
             try:
                 for track in outbox.open_tracks():
                     event = track.departed(self._known)
                     message = encode(event)
                     seq = outbox.append(message, f"{event.source}/identity/departed", track.change)
-                    origin.record(event, seq, numbered(message, seq))
+                    origin.record(seq, numbered(message, seq))
             except (StorageError, ValueError) as problem:  # a full disk must not prevent the start
                 log.warning("tracks of the former run stay open until the next start", error=str(problem))
             origin.presence.begin(outbox.last_number)
@@ -222,6 +223,15 @@ class Publisher:
                     return False
                 events.drained.wait(min(left, 0.5))
         return self._is_drained
+
+    @property
+    def origin(self) -> Origin:
+        """What this run has published."""
+        return self._origin
+
+    def stored(self, seq: int, last: int) -> list[tuple[int, bytes]]:
+        """Return events that wait, with numbers above `seq` and up to `last`: see `Outbox.between`."""
+        return self._outbox.between(seq, last)
 
     @property
     def _is_drained(self) -> bool:

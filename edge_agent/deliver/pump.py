@@ -410,7 +410,7 @@ class Pump:
                 with self._origin.lock:
                     rows = self._outbox.report_gaps(self._origin.stamp, topic, most=self.events.gap_ranges)
                     for row in rows:
-                        self._origin.copy_to_file(row.message)
+                        self._origin.record(row.seq, row.message)
         except StorageError as problem:
             # A full disk must not prevent delivery, which frees space.
             log.debug("outbox cannot be tidied now", error=str(problem))

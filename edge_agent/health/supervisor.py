@@ -110,7 +110,7 @@ class Supervisor:
         StorageError: another agent uses this state folder.
         """
         self._clock = clock
-        self._server = StatusServer(state / SOCKET_NAME, self._status).__enter__()
+        self._server = StatusServer(state / SOCKET_NAME, self.status).__enter__()
         self._starts = Starts(state / STARTS_FILE, clock)
         self._starts.begin()
         self._crash_loop = CrashLoop(self._starts, self.settings)
@@ -287,7 +287,7 @@ class Supervisor:
             except Exception:  # noqa: BLE001  later calls must run nevertheless
                 _log.exception("oversight_failed")
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """Return the document that `edge-agent status` shows. Takes no lock that a stuck stage may hold."""
         crash_loop = self._crash_loop
         former = self._starts.former if self._starts is not None else ()

@@ -39,6 +39,9 @@ class Now:
     def call(self, task: Callable[[], T]) -> T:
         return task()
 
+    def put(self, task: Callable[[], object]) -> None:
+        task()
+
 
 @pytest.fixture
 def people(tmp_path: Path) -> Iterator[Gallery]:

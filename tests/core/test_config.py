@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.agent.status import fingerprint
 from edge_agent.core import loading
-from edge_agent.core.config import Settings, changes, fingerprint, shown
+from edge_agent.core.config import Settings, changes, shown
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
 from tests.conftest import REPO
