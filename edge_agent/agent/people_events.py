@@ -13,6 +13,7 @@ from edge_agent.core.presence import PersonData
 
 if TYPE_CHECKING:
     from edge_agent.core.clock import Clock
+    from edge_agent.deliver.home_people import PeopleAnnouncer
     from edge_agent.deliver.publisher import AnyPublisher
     from edge_agent.gallery.gallery import Gallery
     from edge_agent.gallery.notices import Notice
@@ -30,6 +31,13 @@ class PeopleEvents:
     identifier: Identifier
     publisher: AnyPublisher
     clock: Clock
+    home: PeopleAnnouncer | None = None
+    """Announces the named people to Home Assistant."""
+
+    def start(self) -> None:
+        """Publish what happened before this run, and announce the named people."""
+        self.run()
+        self._announce()
 
     def run(self) -> None:
         """Publish what waits. A kill before the end publishes some of it again, with the same meaning."""
@@ -42,8 +50,19 @@ class PeopleEvents:
                     self.publisher.publish(event)
             if notices:
                 self.gallery.notices.published(notices[-1])
+                self._announce()
         except EdgeAgentError as error:  # a full disk: they are published later
             _log.warning("people_events_wait", error=str(error))
+
+    def _announce(self) -> None:
+        if self.home is None:
+            return
+        try:
+            with self.gallery.file.reading() as rows:
+                named = rows.identities("WHERE name IS NOT NULL ORDER BY number")
+            self.home.update({one.id: one.name for one in named if one.name is not None})
+        except EdgeAgentError as error:
+            _log.warning("people_not_announced", error=str(error))
 
     def _follow(self, notice: Notice) -> None:
         """Let the open tracks follow; a change that the identifier made itself has no effect."""

@@ -30,17 +30,19 @@ from edge_agent.core.loading import state_folder
 from edge_agent.core.private import is_open, make_private
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
+from edge_agent.deliver.home_people import PeopleAnnouncer
 from edge_agent.deliver.homeassistant import announce
 from edge_agent.deliver.http import Api
 from edge_agent.deliver.open_tracks import PersonNow
 from edge_agent.deliver.outbox import make_outbox
-from edge_agent.deliver.publisher import AnyPublisher, open_publisher
+from edge_agent.deliver.publisher import AnyPublisher, Publisher, open_publisher
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import Calibration, current_calibration
 from edge_agent.gallery.gallery import Gallery, open_gallery
+from edge_agent.gallery.rows import HOME_FACT
 from edge_agent.health.telemetry import Reading, Telemetry
 from edge_agent.identify import Identifier
 from edge_agent.source.address import source_kind
@@ -152,7 +154,6 @@ class StageOpener:
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
             observe=self.observe, device=reading.summary(), clock=clock, people=people,
         )  # fmt: skip
-        self._laps.lap("delivery")
         stages = Stages(
             clock=clock,
             sources=readers,
@@ -253,8 +254,11 @@ class StageOpener:
             clock=clock,
             stack=stack,
         )
-        people = PeopleEvents(gallery, identifier, publisher, clock)
-        self.tasks.put(people.run)
+        home = None
+        if isinstance(publisher, Publisher) and (choice := settings.mqtt.home_assistant):
+            home = PeopleAnnouncer(publisher, gallery.facts, HOME_FACT, withdraw=choice == "remove")
+        people = PeopleEvents(gallery, identifier, publisher, clock, home)
+        self.tasks.put(people.start)
         return publisher, erasure, people
 
     def _metrics(self, publisher: AnyPublisher, info: InfoData, gallery: Gallery) -> Metrics | None:
@@ -279,6 +283,7 @@ class StageOpener:
             self.settings.mqtt, stages.publisher, info,
             zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w),
         )  # fmt: skip
+        self._laps.lap("delivery")
         engine = stages.embedder.info
         if self._built_s is not None:
             stages.publisher.publish(_rebuilt(engine, self._built_s, stages.clock.label()))

@@ -40,7 +40,13 @@ def announce(
 
 def discovery_topic(topics: Topics) -> str:
     """Topic of the announcement."""
-    return f"homeassistant/device/{_object_id(topics)}/config"
+    return f"homeassistant/device/{object_id(topics)}/config"
+
+
+def availability(topics: Topics) -> list[dict[str, str]]:
+    """Return when the device counts as available: also while it is `degraded` or `stopping`."""
+    available = "{{ 'offline' if value_json.data.state == 'offline' else 'online' }}"
+    return [{"topic": topics.status, "value_template": available}]
 
 
 def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails: Sequence[str] = ()) -> bytes:
@@ -48,14 +54,12 @@ def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails:
 
     `zones` and `rails` are the names of the temperature sensors and power rails in the telemetry.
     """
-    device_id = _object_id(topics)
+    device_id = object_id(topics)
     entries = {"temperatures_c": zones, "power_w": rails}
     components = {"state": _state(topics, device_id)}
     for field in fields(TelemetryData):
         if (entity := field.metadata["entity"]) is not None:
             components |= _components(device_id, field, entity, entries.get(field.name))
-    # Values are still published in the states `degraded` and `stopping`.
-    available = "{{ 'offline' if value_json.data.state == 'offline' else 'online' }}"
     document = {
         "device": {
             "identifiers": [device_id],
@@ -65,7 +69,7 @@ def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails:
             "sw_version": info.version,
         },
         "origin": {"name": "edge-agent", "sw_version": info.version},
-        "availability": [{"topic": topics.status, "value_template": available}],
+        "availability": availability(topics),
         "state_topic": topics.telemetry,
         "qos": 0,
         "components": components,
@@ -73,7 +77,8 @@ def announcement(topics: Topics, info: InfoData, *, zones: Sequence[str], rails:
     return json.dumps(document, ensure_ascii=False).encode()
 
 
-def _object_id(topics: Topics) -> str:
+def object_id(topics: Topics) -> str:
+    """Return the id of the device in Home Assistant."""
     return f"edge_{topics.site}_{topics.device}"
 
 

@@ -28,9 +28,10 @@ from edge_agent.core.codec import encode
 from edge_agent.core.encryption import database_key
 from edge_agent.core.events import Event, GapData, NumberRange, new_event
 from edge_agent.core.sqlite import database_errors
-from edge_agent.deliver.open_tracks import OpenTrack, TrackChange, open_tracks, without_person
+from edge_agent.deliver.open_tracks import TrackChange, without_person
 from edge_agent.deliver.ranges import joined
 from edge_agent.deliver.storage import Row, Size, Storage, indicates_damage, remove_damaged
+from edge_agent.deliver.stored import Stored
 
 if TYPE_CHECKING:
     from edge_agent.core.config import OutboxSettings, Settings
@@ -96,6 +97,8 @@ class Outbox:
         self._max_bytes = int(settings.max_megabytes * (1 << 20))
         self._max_age_s = settings.max_age_hours * 3600
         self._storage = Storage(Path(path), settings, key)
+        self.stored = Stored(self._storage)
+        """What is in it, to read."""
         self._lock = self._storage.lock
         self._failing = False
 
@@ -192,17 +195,6 @@ class Outbox:
                 "outbox cannot be written: events are dropped", path=str(storage.path), error=str(problem)
             )
         raise storage.description.error(problem) from problem
-
-    def between(self, seq: int, last: int) -> list[tuple[int, bytes]]:
-        """Return numbers and messages, without their numbers, of rows above `seq` and up to `last`."""
-        query = "SELECT seq, body FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-        with self._storage.locked():
-            return self._storage.connection.execute(query, (seq, last, ACK_BATCH)).fetchall()
-
-    def open_tracks(self) -> list[OpenTrack]:
-        """Return the tracks that are open by the events so far, in the order of their first events."""
-        with self._storage.locked():
-            return open_tracks(self._storage.connection.execute)
 
     def expire(self) -> None:
         """Drop events that are too old; call it regularly while no events come in."""

@@ -17,7 +17,7 @@ which it closes the connection is found by `elimination`.
 
 Retained messages (info, camera states, who is present, status) are kept in memory and published again at
 every connect, in that order, so that `online` is the last message of a birth. `present` is encoded when it is
-sent, at most once in `pump.PRESENT_INTERVAL_S`.
+sent, at most once in `present_message.INTERVAL_S`.
 
 `pump` is the thread, `sender` handles the events of the outbox, `local` the events file and runs without a
 broker.
@@ -171,7 +171,7 @@ class Publisher:
         with origin.lock:
             origin.begin(outbox.last_number)
             try:
-                for track in outbox.open_tracks():
+                for track in outbox.stored.open_tracks():
                     event = track.departed(self._known)
                     message = encode(event)
                     seq = outbox.append(message, f"{event.source}/identity/departed", track.change)
@@ -230,8 +230,8 @@ class Publisher:
         return self._origin
 
     def stored(self, seq: int, last: int) -> list[tuple[int, bytes]]:
-        """Return events that wait, with numbers above `seq` and up to `last`: see `Outbox.between`."""
-        return self._outbox.between(seq, last)
+        """Return events that wait, with numbers above `seq` and up to `last`: see `outbox.Stored.between`."""
+        return self._outbox.stored.between(seq, last)
 
     @property
     def _is_drained(self) -> bool:

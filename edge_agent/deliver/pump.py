@@ -28,6 +28,7 @@ from edge_agent.deliver.elimination import PACKET_TOO_LARGE, TAKEN_OVER, Elimina
 from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pacing import Backoff, Conflict
+from edge_agent.deliver.present_message import PresentMessage
 from edge_agent.deliver.sender import IDLE_S, REFUSED, Details, EventSender, Refusals
 from edge_agent.deliver.topics import kind_of
 from edge_agent.deliver.unnumbered import UnnumberedMessages
@@ -50,10 +51,6 @@ STABLE_S = 10.0
 SILENT_S = 60.0
 """A broker that has taken nothing for this long is a reason for the state `degraded`."""
 TELEMETRY_EXPIRY_S = 90
-PRESENT_INTERVAL_S = 1.0
-"""The message of who is present is sent at most this often, except at a connect and at the end."""
-_ROOM_FOR_TOPIC = 512
-"""Bytes of a packet besides the payload of that message: the topic, and properties."""
 SHORT_TEXT = 100
 """Characters of the error in the short form of an answer."""
 _TELEMETRY_OPTIONS = MessageOptions(schema=schema_urn("telemetry"), expiry_s=TELEMETRY_EXPIRY_S)
@@ -91,9 +88,7 @@ class Pump:
         self.unnumbered = UnnumberedMessages(self.counters)
         will = (topics.status, origin.status("offline", "connection lost"))
         self.connection = Connection(broker, client_id=client_id, will=will, wake=self.wake)
-        self.unnumbered.retain(topics.present, self._present)
-        self._present_at = 0.0
-        self._present_changes = 0
+        self._present = PresentMessage(origin, self.connection, self.unnumbered)
         self._client_id = client_id
         self._publish = publish
         self._conflict = Conflict()
@@ -341,28 +336,8 @@ class Pump:
         self.unnumbered.add_answer(Answer(topic, payload, encode(self._origin.stamp(short)), options))
         self.wake.signal()
 
-    def _present(self) -> bytes:
-        """Return the message of who is present, without the oldest events where it would be too large."""
-        connection, presence = self.connection, self._origin.presence
-        self._present_at, self._present_changes = time.monotonic(), presence.changes
-        limits = [one for one in (connection.maximum_packet, connection.assumed_maximum) if one is not None]
-        message = self._origin.message("present", presence.snapshot())
-        most = len(presence.snapshot().people)
-        while limits and most and len(message) + _ROOM_FOR_TOPIC > min(limits):
-            most = min(most - 1, most * (min(limits) - _ROOM_FOR_TOPIC) // len(message))
-            most = max(0, most)
-            message = self._origin.message("present", presence.snapshot(most))
-        return message
-
-    def _queue_present(self, *, at_once: bool = False) -> None:
-        """Queue the message of who is present when it is old, and the last one was sent a while ago."""
-        if self._origin.presence.changes != self._present_changes and (
-            at_once or time.monotonic() - self._present_at >= PRESENT_INTERVAL_S
-        ):
-            self.unnumbered.resend(self._topics.present)
-
     def _send_unnumbered(self) -> None:
-        self._queue_present()
+        self._present.queue()
         now, suspects = time.monotonic(), self._elimination.suspects
         while self._room > 0 and (retained := self.unnumbered.next_retained(last=suspects)) is not None:
             topic, message = retained
@@ -423,7 +398,7 @@ class Pump:
         deadline = time.monotonic() + STOP_S * 0.8
         try:
             if self.connection.is_open:
-                self._queue_present(at_once=True)
+                self._present.queue(at_once=True)
                 while self._has_more and time.monotonic() < deadline - STOP_S * 0.4:
                     self._serve()
                     self._wait = min(self._wait, 0.05)

@@ -41,6 +41,8 @@ _IDENTITY = (
 
 MOST_NOTICES = 10_000
 """Changes that wait to be published by an agent; the oldest are dropped."""
+HOME_FACT = "home_assistant_people"
+"""Ids of the people that are announced to Home Assistant."""
 EVENTS_FACT = "events_to_erase"
 """Ids of erased people whose events have to be deleted."""
 SCRUB_FACT = "to_scrub"
@@ -310,7 +312,7 @@ class Rows:
 
     def leave_space(self) -> None:
         """Delete the facts that belong to the embedding space; what is still to be erased stays noted."""
-        self.store.run("DELETE FROM fact WHERE key NOT IN (?, ?)", (EVENTS_FACT, SCRUB_FACT))
+        self.store.run("DELETE FROM fact WHERE key NOT IN (?, ?, ?)", (EVENTS_FACT, SCRUB_FACT, HOME_FACT))
 
     def store_policy(self, policy: Policy) -> None:
         """Store a policy; the caller sets `policy` after the commit."""

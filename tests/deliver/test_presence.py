@@ -22,7 +22,7 @@ from edge_agent.core.config import MqttSettings
 from edge_agent.core.events import Event, new_event
 from edge_agent.core.presence import PersonData
 from edge_agent.core.structures import DecisionKind
-from edge_agent.deliver import pump
+from edge_agent.deliver import present_message
 from edge_agent.deliver.local import LocalPublisher, Origin
 from edge_agent.deliver.open_tracks import PersonNow
 from edge_agent.deliver.presence import Presence
@@ -218,8 +218,8 @@ def test_open_tracks_depart_exactly_once_after_kills(tmp_path: Path) -> None:
 
     outbox, storage = outbox_and_storage(path)
     with outbox:
-        assert [track.change.track_id for track in outbox.open_tracks()] == [3, 2]
-        first = outbox.open_tracks()[0]
+        assert [track.change.track_id for track in outbox.stored.open_tracks()] == [3, 2]
+        first = outbox.stored.open_tracks()[0]
         event = first.departed(known)
         outbox.append(encode(event), f"{event.source}/identity/departed", first.change)
         storage.close()  # killed after the first
@@ -243,7 +243,7 @@ def test_an_outbox_of_an_earlier_version_gets_the_table(tmp_path: Path) -> None:
         outbox.append(b"{}", "t")
         storage.connection.execute("DROP TABLE track")
     with outbox_at(path) as again:
-        assert again.open_tracks() == []
+        assert again.stored.open_tracks() == []
         assert again.last_number == 1
         assert again.set_aside is None
 
@@ -253,7 +253,7 @@ def test_an_erased_person_is_in_no_open_track(tmp_path: Path) -> None:
     run = Run(path, "s1", lambda _: None)
     run.publisher.publish(identity(1, identity="p-1", name="Ada"))
     assert run.outbox.erase("p-1") == 1
-    (track,) = run.outbox.open_tracks()
+    (track,) = run.outbox.stored.open_tracks()
     assert b"p-1" not in track.body
     assert b"Ada" not in track.body
     run.kill()
@@ -321,7 +321,7 @@ def test_the_cost_of_an_event_does_not_grow_with_the_people() -> None:
         presence.apply(identity(seq), seq)
     assert presence.changes == 500
     assert len(presence.snapshot().people) == 500
-    assert pump.PRESENT_INTERVAL_S >= 1.0
+    assert present_message.INTERVAL_S >= 1.0
 
 
 @pytest.mark.parametrize("kind", ["merged", "forgotten"])
