@@ -88,6 +88,13 @@ def test_an_engine_that_is_built_at_the_start_is_reported(
 
 # --- who is where -----------------------------------------------------------------------------------------
 
+
+class Following(Listener):
+    def people(self) -> int:
+        """Count those of the last `present` message."""
+        return len(json.loads(self.messages[-1][1])["data"]["people"]) if self.messages else -1
+
+
 WHERE = {
     "python": ([sys.executable, str(REPO / "examples" / "who_is_where.py"), "mqtt://127.0.0.1:{port}"], ()),
     "shell": (
@@ -113,9 +120,11 @@ def test_examples_know_who_is_where_through_kills(
     def last(lines: list[str]) -> list[list[str]] | None:
         return json.loads(lines[-1])[1] if lines else None
 
+    listener = Following(mosquitto.port, "+/+/+/+/present")
     with running_example(words) as lines, running("run", "--config", path, log=log) as agent:
         wait_for("everybody to be shown", lambda: len(last(lines) or ()) == PEOPLE)
         before = last(lines)
+        wait_for("the retained message", lambda: listener.people() == PEOPLE)
         agent.send_signal(signal.SIGKILL)
         agent.wait(10)
     with running_example(words) as lines:  # killed too
@@ -128,6 +137,7 @@ def test_examples_know_who_is_where_through_kills(
             agent.send_signal(signal.SIGTERM)
             assert agent.wait(10) == 0
             wait_for("everybody to leave", lambda: last(lines) == [])
+    listener.close()
 
 
 def test_the_agent_publishes_a_merge_and_a_forget_of_the_command_line(
