@@ -194,8 +194,6 @@ class Gallery:
             number = content.insert(
                 id=new_id(), name=label, kind=kind, created=time, last_seen=time, sightings=1, ttl_s=None
             )
-            if label is not None:
-                content.notice("named", content.identity(number).id, number, "operator")
             content.add_exemplars(number, rows, [(grade, origin, camera, time) for grade in grades])
             return content.identity(number)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.gallery.rows import EVENTS_FACT
+from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT
 from edge_agent.gallery.sync import Facts, SyncedFile
 
 
@@ -52,6 +52,14 @@ class Notices:
         return found
 
     def published(self, last: Notice) -> None:
-        """Remove all up to this one."""
+        """Remove all up to this one; the next `Erasure.run` removes copies of their ids from the disk."""
+        self._remove("row <= ?", last.row)
+
+    def drop_forgotten(self) -> None:
+        """Remove those of forgotten people: nobody is to be told."""
+        self._remove("kind = ?", "forgotten")
+
+    def _remove(self, condition: str, value: int | str) -> None:
         with self._file.changing() as rows:
-            rows.store.run("DELETE FROM notice WHERE row <= ?", (last.row,))
+            rows.store.run(f"DELETE FROM notice WHERE {condition}", (value,))  # noqa: S608 - constants
+            rows.store.run("INSERT OR REPLACE INTO fact VALUES (?, 'true')", (SCRUB_FACT,))

@@ -246,6 +246,8 @@ class Rows:
             {"seen": self.ages.seen(), **values},
         ).lastrowid
         assert number is not None  # an INSERT that did not raise has a row id
+        if values["name"] is not None:
+            self.notice("named", str(values["id"]), number, "operator")
         return number
 
     def update(self, number: int, assignments: str, *values: object) -> None:
@@ -307,6 +309,7 @@ class Rows:
         self.store.run("INSERT OR REPLACE INTO fact VALUES (?, 'true')", (SCRUB_FACT,))
         self.changed.add(person.number)
         for id_ in (*former, person.id):
+            self.store.run("DELETE FROM notice WHERE id = ? OR other = ?", (id_, id_))  # this one says all
             self.notice("forgotten", id_, person.number, reason)
         return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
 
