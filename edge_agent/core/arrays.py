@@ -12,11 +12,11 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,6 +147,23 @@ def stored_member(bundle: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
         raise zipfile.BadZipFile(f"{name} is compressed, so its size in memory is not limited")
     return member
+
+
+def write_member(bundle: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open a new member for writing, uncompressed.
+
+    It has a fixed date: ZIP has none before 1980 or after 2107, and `zipfile` fails at the first clock that
+    shows one.
+    """
+    return bundle.open(zipfile.ZipInfo(name), "w", force_zip64=True)
+
+
+def write_arrays(handle: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an `.npz` file as `numpy.savez` does, but whatever the clock shows."""
+    with zipfile.ZipFile(handle, "w") as bundle:
+        for name, array in arrays.items():
+            with write_member(bundle, f"{name}.npy") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 class _UnusableError(Exception):

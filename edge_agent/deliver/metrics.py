@@ -6,6 +6,7 @@ each scrape. Durations of the stages are histograms. `core.serving` bounds what 
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
@@ -31,6 +32,10 @@ ADDRESS = "127.0.0.1"
 PATHS = ("/", "/metrics")
 WAITING = ("in_flight", "outbox_rows", "outbox_bytes", "outbox_parked")
 """Counters of delivery that are gauges."""
+_FORMAT = re.compile(
+    r" *[\w/*+.-]+(?: *; *(?:version=\d{1,4}(?:\.\d{1,4}){0,3}|(?!version=)\w+=[\w.-]+))* *", re.ASCII
+)
+"""A format that a client accepts. The Prometheus library fails at other versions, and repeats them."""
 
 
 class Delivery(Protocol):
@@ -105,7 +110,8 @@ class Metrics(Collector):
         accepted = [
             text for name, _, text in (one.partition(":") for one in lines) if name.lower() == "accept"
         ]
-        encode, content_type = choose_encoder(",".join(accepted))
+        known = [one for one in ",".join(accepted).split(",") if _FORMAT.fullmatch(one)]
+        encode, content_type = choose_encoder(",".join(known))
         body = encode(self._registry)
         return _http("200 OK", body if method == "GET" else b"", content_type, length=len(body))
 

@@ -198,8 +198,7 @@ class Pump:
         """Plan the next attempt; what is not settled is sent again after it."""
         refused = isinstance(problem, BrokerRefused)
         conflict_s = None
-        if isinstance(problem, DeliveryError):
-            self._eliminate()
+        if isinstance(problem, DeliveryError) and not self._eliminate():
             conflict_s = self._look_for_conflict()
         self.connection.close()
         self._reset()
@@ -217,14 +216,14 @@ class Pump:
         self._outage_logged = True
         write("no broker: events wait in the outbox", error=str(problem), next_attempt_s=round(wait, 1))
 
-    def _eliminate(self) -> None:
-        """Look for a message for which the broker closes the connection, and set it aside."""
+    def _eliminate(self) -> bool:
+        """Look for a message for which the broker closes the connection, and set it aside; return if found."""
         connection = self.connection
         code = connection.loss_code
         found = self._elimination.lost(connection.in_doubt, code, others_pass=connection.has_acks)
         connection.assumed_maximum = self._elimination.limit
         if found is None:
-            return
+            return False
         self._backoff.reset()
         reason = f"{connection.loss} ({found.size} bytes)"
         if found.row is not None:
@@ -233,6 +232,7 @@ class Pump:
             self._refusals.forbid(found.topic)
             self._drop(found, PACKET_TOO_LARGE if code is None else code, reason)
         connection.forget(found)
+        return True
 
     def _look_for_conflict(self) -> float | None:
         """Return how long to wait because of another client with the same id; None without one."""

@@ -28,7 +28,7 @@ from typing import Annotated, Any, BinaryIO, cast
 import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
-from edge_agent.core.arrays import MOST_NUMBERS, ZIP_ERRORS, open_zip, read_array, stored_member
+from edge_agent.core.arrays import MOST_NUMBERS, ZIP_ERRORS, open_zip, read_array, stored_member, write_member
 from edge_agent.core.config import MOST_EXEMPLARS
 from edge_agent.core.errors import InputError, NonFiniteEmbedding, SpaceMismatch
 from edge_agent.core.files import open_regular, parse_json, shown
@@ -36,6 +36,7 @@ from edge_agent.core.manifest import FileRecord, Manifest, atomic_file
 from edge_agent.core.names import checked_name, is_id
 from edge_agent.core.setting_types import LONGEST_TTL_HOURS, Id
 from edge_agent.core.text import is_visible, visible
+from edge_agent.core.timing import LATEST_TIME
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.rows import Imported, Kind, checked_exemplars
@@ -48,8 +49,6 @@ _MEMBERS = (_MANIFEST, _IDENTITIES, _VECTORS)
 _LARGEST_JSON = {_MANIFEST: 64 << 10, _IDENTITIES: 128 << 20}
 _MOST_VALUES = 8_000_000
 """Values in a JSON member, of which each takes up to a hundred bytes: twelve for an exemplar are many."""
-_LATEST = 4_102_444_800.0
-"""2100-01-01; no clock of a device is so far ahead. Clocks that were never set begin in 1970, at 0."""
 _LONGEST_TEXT = 256
 _MOST_PAIRS = 10_000
 _LOCAL_HEADER = 30
@@ -81,7 +80,7 @@ def _is_opaque(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_is_text)]
 Opaque = Annotated[str, AfterValidator(_is_opaque)]
-Time = Annotated[float, Field(strict=True, ge=0.0, lt=_LATEST)]
+Time = Annotated[float, Field(strict=True, ge=0.0, le=LATEST_TIME)]
 Camera = Annotated[str, Field(max_length=0)] | Id
 Cosine = Annotated[float, Field(strict=True, ge=-1.0, le=1.0)]
 
@@ -250,9 +249,10 @@ def write_archive(path: Path, archive: Archive) -> None:
         },
     )
     with atomic_file(path, mode=0o600) as handle, zipfile.ZipFile(handle, "w") as bundle:
-        bundle.writestr(_MANIFEST, json.dumps(asdict(manifest), indent=2))
-        for name, data in members.items():
-            bundle.writestr(name, data)
+        described = json.dumps(asdict(manifest), indent=2).encode()
+        for name, data in ((_MANIFEST, described), *members.items()):
+            with write_member(bundle, name) as member:
+                member.write(data)
 
 
 def read_archive(path: Path) -> Archive:

@@ -78,7 +78,9 @@ def source_id(address: str, *, taken: Collection[str] = ()) -> str:
     elif kind == "csi":
         text = f"csi{device_number(address)}"
     elif kind == "crops":
-        text = "" if _REMOTE.search(address.removeprefix("crops:")) else local_path(address).absolute().name
+        folder = address.removeprefix("crops:")
+        doubtful = may_hide_login(folder) and not _exists(folder)
+        text = "" if doubtful or _REMOTE.search(folder) else local_path(address).absolute().name
     else:
         text = local_path(address).stem
     base = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")[:_ID_LENGTH].strip("-") or kind

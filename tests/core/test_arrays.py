@@ -7,6 +7,7 @@ import io
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge_agent.core.arrays import LARGEST_ARRAY, load_array, map_array, open_archive, read_array
+from edge_agent.core.arrays import (
+    LARGEST_ARRAY,
+    load_array,
+    map_array,
+    open_archive,
+    read_array,
+    write_arrays,
+)
 from edge_agent.core.errors import InputError
 from edge_agent.offline.evaluate.files import read_embeddings
 from tests.conftest import REPO
@@ -155,6 +163,21 @@ def test_a_mapped_array_is_that_of_the_file(tmp_path: Path) -> None:
         handle.truncate(140)
     with pytest.raises(InputError, match="claims 24 bytes of numbers, 12 follow"):
         map_array(tmp_path / "a.npy", kinds="u", shape=(2, 2, 2, 3))
+
+
+@pytest.mark.parametrize("shown", [0.0, 2e8, 1.7e9, 5e9, 9e9])
+def test_arrays_are_written_whatever_the_clock_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: float
+) -> None:
+    """ZIP has no dates before 1980 and after 2107."""
+    monkeypatch.setattr(time, "time", lambda: shown)
+    with (tmp_path / "a.npz").open("wb") as handle:
+        write_arrays(handle, {"numbers": TEN, "names": np.array(["a", "bc"])})
+    with open_archive(tmp_path / "a.npz") as found:
+        np.testing.assert_array_equal(found.read("numbers", kinds="f", shape=(2, 5)), TEN)
+        assert found.read("names", kinds="U", shape=(2,)).tolist() == ["a", "bc"]
+    with np.load(tmp_path / "a.npz") as read:
+        assert set(read.files) == {"numbers", "names"}
 
 
 def test_compressed_members_are_refused(tmp_path: Path) -> None:

@@ -135,6 +135,25 @@ def test_requests_that_are_no_scrape() -> None:
         caught.value.close()
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *(f"application/openmetrics-text;version={one}" for one in ("abc", "1.x", "\xff", "", "9" * 5000)),
+        "text/plain; version=2.x\nSet-Cookie: a=b",
+        "text/plain;version=;;;=,;,=;",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,*/*;q=0.2",
+        "application/openmetrics-text; version=9.9.9; escaping=other",
+    ],
+)
+def test_any_format_that_a_client_accepts_is_answered(accept: str) -> None:
+    request = f"GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode("latin-1")
+    with metrics() as port, idle(port, 1, request) as (client,):
+        head = client.recv(1000).split(b"\r\n\r\n")[0]
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"Cookie" not in head
+        assert (b"openmetrics" in head) == ("1.0.0" in accept or "9.9.9" in accept)
+
+
 def test_no_more_open_files_does_not_end_the_server() -> None:
     with metrics() as port:
         real, failing = socket.socket.accept, [True] * 5

@@ -76,6 +76,29 @@ def test_max_packet_size_sets_large_events_aside(tmp_path: Path, version: str) -
         assert publisher.state is ConnectionState.CONNECTED
 
 
+def test_a_limit_of_size_is_no_conflict_of_ids(tmp_path: Path) -> None:
+    """With 3.1.1, each message that is too large costs losses without a reason, telemetry too."""
+    from tests.deliver.deliver_fixtures import telemetry
+
+    def on_publish(topic: str, packet: bytes) -> int | bytes:
+        return b"" if topic.endswith(("/telemetry", "/poison")) else 0
+
+    with scripted(tmp_path, on_publish, "3.1.1") as (_, publisher, outbox):
+        publisher.set_status("online")
+        publisher.publish(alert_event("poison", "x", time=time.time()))
+        until(lambda: outbox.depth.parked == 1, seconds=30)
+
+        def send() -> bool:
+            publisher.send_telemetry(telemetry())
+            time.sleep(0.05)
+            return "telemetry" in publisher.trouble
+
+        until(send, seconds=30)
+        assert "another client" not in publisher.trouble
+        publisher.publish(alert_event("fine", "x", time=time.time()))
+        until(lambda: outbox.depth.rows == 0)
+
+
 def test_message_size_limit_sets_large_events_aside(tmp_path: Path) -> None:
     """mosquitto answers PUBACK with 149, which MQTT 5 does not list for PUBACK."""
     with (

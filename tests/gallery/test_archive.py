@@ -130,7 +130,7 @@ WRONG = {
            "p-abcdefghijk1", "p-abcdefghijkl\n", 5, None, []],
     "kind": ["", "other", None, 1],
     "sightings": [-1, 1.5, "1", True, None, 2**63, 10**400],
-    "created": [-1, 1e300, 4_102_444_800, "2024", None, True, 10**400],
+    "created": [-1, 1e300, 1.1e11, "2024", None, True, 10**400],
     "last_seen": [-1, 1e300, None, [], 10**400],
     "ttl_s": [-1, 1e300, "1", True, 10**400],
     "former_ids": [["x"], ["../a"], [5], [None], "p-abcdefghijkl", {"a": 1}, 5, ["p-abcdefghijkl"] * 2],
@@ -359,6 +359,17 @@ def test_a_good_archive_is_imported_and_exported_again(tmp_path: Path, gallery: 
     assert gallery.get(person(9)["id"]).number == 2
     export_gallery(gallery, tmp_path / "again.zip")
     assert [one.id for one in read_archive(tmp_path / "again.zip").people] == [one["id"] for one in people]
+
+
+@pytest.mark.parametrize("shown", [0.0, 2e8, 4.2e9, 8e9])
+def test_an_export_whatever_the_clock_shows(
+    tmp_path: Path, gallery: Gallery, monkeypatch: pytest.MonkeyPatch, shown: float
+) -> None:
+    """ZIP has no dates before 1980 and after 2107; people may have been seen at such a clock."""
+    import_archive(gallery, write(tmp_path / "in.zip", [person(1, created=shown, last_seen=shown)]))
+    monkeypatch.setattr(time, "time", lambda: shown)
+    export_gallery(gallery, tmp_path / "out.zip")
+    assert [one.last_seen for one in read_archive(tmp_path / "out.zip").people] == [shown]
 
 
 def test_a_former_id_that_is_an_identity_here(tmp_path: Path, gallery: Gallery) -> None:

@@ -146,6 +146,7 @@ def test_ids_of_ordinary_addresses_stay(url, identity):
         ("rtsp://host:554/a@b", "stream"),  # or is `host` a user?
         ("crops:smb://me:secret@host/share", "crops"),
         ("crops:me:secret@host", "crops"),
+        ("crops:/srv/key=secret@host", "crops"),
     ],
 )
 def test_an_id_holds_nothing_that_is_masked(url, identity):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_agent.core.arrays import open_archive
+from edge_agent.core.arrays import open_archive, write_arrays
 from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.errors import EngineError, ModelError
 from edge_agent.core.files import read_json
@@ -248,7 +248,7 @@ def _store(path: Path, found: Embeddings) -> None:
         }
         arrays[f"{side}_names"] = np.array(crops.names)
     with atomic_file(path, mode=0o600) as handle:
-        np.savez(handle, **arrays)  # type: ignore[arg-type]  # numpy's stubs take a keyword for `allow_pickle`
+        write_arrays(handle, arrays)
 
 
 def _load(path: Path) -> Embeddings:

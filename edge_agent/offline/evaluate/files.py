@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.arrays import MOST_NUMBERS, load_array, open_archive
+from edge_agent.core.arrays import MOST_NUMBERS, load_array, open_archive, write_arrays
 from edge_agent.core.errors import DatasetError, InputError, SpaceMismatch
 from edge_agent.core.files import MAX_RESULT_BYTES, read_json, read_text, shown
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file, write_atomic
@@ -96,7 +96,7 @@ def _write_npy(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) 
 
 
 def _write_npz(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) -> None:  # noqa: ANN401 - as above
-    np.savez(handle, embeddings=vectors, names=np.array(names, np.str_))
+    write_arrays(handle, {"embeddings": vectors, "names": np.array(names, np.str_)})
 
 
 def _write_tao(handle: Any, names: Sequence[str], vectors: NDArray[np.float32]) -> None:  # noqa: ANN401 - as above
