@@ -217,7 +217,7 @@ class Pump:
         write("no broker: events wait in the outbox", error=str(problem), next_attempt_s=round(wait, 1))
 
     def _eliminate(self) -> bool:
-        """Look for a message for which the broker closes the connection, and set it aside; return if found."""
+        """Look for a message at which the broker closes the connection; set it aside, and return whether."""
         connection = self.connection
         code = connection.loss_code
         found = self._elimination.lost(connection.in_doubt, code, others_pass=connection.has_acks)
