@@ -107,16 +107,31 @@ def words_of(tree: ast.AST) -> Iterator[str]:
             yield node.id
 
 
-@cache
-def words_below(*places: str) -> str:
-    """The words of all Python files at these places of the repository, except this file."""
-    found: set[str] = set()
+def trees_below(*places: str) -> Iterator[ast.Module]:
+    """All Python files at these places of the repository, except those that test no part of it."""
     for place in places:
         path = REPO / place
         for file in path.rglob("*.py") if path.is_dir() else [path]:
             if file.name not in NO_TESTS:
-                found.update(words_of(tree_of(file)))
-    return "\n".join(sorted(found))
+                yield tree_of(file)
+
+
+@cache
+def words_below(*places: str) -> str:
+    """The words of all Python files at these places."""
+    return "\n".join(sorted({word for tree in trees_below(*places) for word in words_of(tree)}))
+
+
+@cache
+def values_below(*places: str) -> frozenset[str]:
+    """Texts in the code at these places, as a whole and before `:`, and the parts of topics."""
+    found: set[str] = set()
+    for tree in trees_below(*places):
+        bare = docstrings(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+                found.update((node.value, node.value.partition(":")[0], *node.value.split("/")))
+    return frozenset(found)
 
 
 @cache
@@ -168,8 +183,13 @@ def description(key: str) -> str:
 
 
 def a_test_in(*folders: str) -> Need:
-    places = tuple(f"tests/{folder}" for folder in folders) or ("tests",)
-    return Need("test that names it", " or ".join(places), lambda kind: names(words_below(*places), kind))
+    places = tuple(f"tests/{folder}" for folder in folders)
+    return Need("test that names it", " or ".join(places), lambda kind: kind in values_below(*places))
+
+
+def a_test_with_the_name() -> Need:
+    """For what tests name in many ways: keys, attributes, classes."""
+    return Need("test that names it", "tests", lambda kind: names(words_below("tests"), kind))
 
 
 def described(key: str) -> Need:
@@ -429,7 +449,11 @@ LISTINGS = (
         "identity event",
         tuple(data_schema("identity")["properties"]["kind"]["enum"]),
         (
-            a_test_in("agent", "identify"),
+            Need(
+                "test that names it",
+                "tests",
+                lambda kind: bool({kind, kind.upper()} & words(words_below("tests/agent", "tests/identify"))),
+            ),
             mentioned("docs/subscribers.md", "Topics"),
             Need(
                 "meaning in the schema",
@@ -442,7 +466,7 @@ LISTINGS = (
         "telemetry field",
         tuple(field.name for field in fields(TelemetryData)),
         (
-            a_test_in("agent", "deliver", "health", "cli"),
+            a_test_with_the_name(),
             used_by("code that fills it", "edge_agent/agent", "edge_agent/health"),
         ),
     ),
@@ -451,7 +475,7 @@ LISTINGS = (
         tuple(settings_keys()),
         (
             Need("help text", "edge_agent/core/config.py", lambda key: bool(known_description(key))),
-            last(a_test_in()),
+            last(a_test_with_the_name()),
             last(used_by("code that uses it", *PARTS, "edge_agent/core/mqtt.py")),
         ),
     ),
@@ -468,7 +492,7 @@ LISTINGS = (
         "error",
         tuple(error_classes()),
         (
-            a_test_in(),
+            a_test_with_the_name(),
             used_by("code that raises or handles it", "edge_agent"),
         ),
     ),

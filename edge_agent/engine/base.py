@@ -13,6 +13,7 @@ Two submissions may be in flight: one runs, one waits. An engine belongs to one 
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
@@ -35,7 +36,8 @@ DEPTH = 2
 class Submission:
     """A batch in flight: `slot` holds its pictures; its type belongs to the backend.
 
-    The backend adds the time that the network took to `seconds`, and sets `error` where it failed.
+    The backend adds the time that the network took to `seconds`, without which that of `_rows` counts, and
+    sets `error` where it failed.
     """
 
     slot: Any
@@ -135,9 +137,10 @@ class Engine(ABC):
         try:
             if run.error is not None:
                 raise run.error  # noqa: TRY301 - handled as an error of `_rows`
+            begin = time.perf_counter()
             rows = self._rows(run)
             self.runs += 1
-            self.run_seconds += run.seconds
+            self.run_seconds += run.seconds or time.perf_counter() - begin
             return rows
         except Exception as problem:  # of any library: the batch is lost in any case
             self.failures += 1
