@@ -14,12 +14,20 @@ if TYPE_CHECKING:
 
 
 def named_network(text: str, backend: str, precision: str) -> Network:
-    """Return the network of `FILE.onnx:PROFILE`; without a profile that of the model's manifest."""
+    """Return the network of `FILE.onnx:PROFILE`, or of a file whose profile is known (docs/models.md).
+
+    Raises `ConfigError` where neither the whole text nor what stands before its last colon fits.
+    """
+    from edge_agent.core.errors import ConfigError
     from edge_agent.engine.graph.prepared import PROFILES
     from edge_agent.offline.evaluate.embedding import Network
 
     path, colon, profile = text.rpartition(":")
     if not colon or profile not in PROFILES:
+        if Path(path).is_file() and not Path(text).is_file():
+            raise ConfigError(
+                f"{path}: no preprocess profile {profile!r}; write one of {', '.join(PROFILES)}"
+            )
         path, profile = text, ""
     return Network(Path(path), profile or None, backend, precision)
 

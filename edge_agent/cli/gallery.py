@@ -57,7 +57,9 @@ def show(
             "former_ids": gallery.former_ids(person.number),
             "embeddings": _embeddings(gallery, person.number),
         }
-    lines = [f"{key:<11} {_shown(key, value)}" for key, value in shown.items() if key != "embeddings"]
+    own = {None: "as others", 0.0: "for ever"}
+    texts = shown | {"ttl_s": own.get(person.ttl_s, person.ttl_s)}
+    lines = [f"{key:<11} {_shown(key, value)}" for key, value in texts.items() if key != "embeddings"]
     for entry in shown["embeddings"]:
         nearest = "-" if entry["nearest"] is None else f"{entry['nearest']:.3f}"
         lines.append(f"  quality {entry['quality']:.2f}  nearest other {nearest}  {entry['origin']}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,6 +76,13 @@ def console(*, stderr: bool = False) -> Console:
     from edge_agent.cli.console import PlainConsole
 
     return PlainConsole(stderr=stderr)
+
+
+def show_cursor() -> None:
+    """Show the cursor of the terminal again, which a bar hides, before a process ends without cleaning up."""
+    with suppress(OSError, ValueError):  # standard error may be closed, or have no descriptor
+        if os.isatty(descriptor := sys.stderr.fileno()):
+            os.write(descriptor, b"\x1b[?25h\n")
 
 
 def moment(seconds: float) -> str:

@@ -128,7 +128,8 @@ def summary_lines(summary: Summary, settings: Settings) -> list[str]:
         lines += _why_nothing(summary, settings)
     if summary.undelivered:
         lines.append(
-            f"{summary.undelivered} events wait in the outbox until the broker has a subscriber for them"
+            f"{summary.undelivered} events wait in the outbox: "
+            "the broker was not reached, or has no subscriber for them"
         )
     if summary.identities:
         lines.append(f"next: edge-agent gallery list --state {settings.state_dir}")

@@ -9,10 +9,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
+from edge_agent.cli.output import show_cursor
 from edge_agent.core.errors import EdgeAgentError
 from edge_agent.core.private import exposed, remedy
 
@@ -97,12 +98,17 @@ def run_until_stopped(agent: Agent, *, reload: Callable[[], Settings] | None = N
             agent.asked_to_stop()
             stop.set()
             if not agent.opened.wait(START_GRACE_S):
-                os._exit(0)
+                _leave(0)
         elif number == signal.SIGINT:
-            os._exit(130)
+            _leave(130)
 
     with _signals(act):
         return agent.run(stop)
+
+
+def _leave(code: int) -> NoReturn:
+    show_cursor()
+    os._exit(code)
 
 
 def log_exposed(files: Iterable[Path]) -> None:

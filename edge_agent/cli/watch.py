@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -114,6 +115,12 @@ _FIGURES = {
 """Column of the table of devices -> field of the telemetry, unit."""
 
 
+_EVENT_COLUMNS = ("time", "seq", "device", "event", "camera", "who", "score", "threshold", "why")
+_UNBROKEN = {"time", "seq", "who", "score", "threshold"}
+"""Columns that a narrow terminal does not break."""
+_LONGEST_NAME = 24
+
+
 @dataclass(slots=True)
 class View:
     """State from the messages so far, and its display."""
@@ -149,13 +156,11 @@ class View:
         """Three tables: devices, cameras, events."""
         from rich.console import Group
 
-        return Group(self._devices(), self._cameras(), self._events())
+        return Group(self._devices(), "", self._cameras(), "", self._events())
 
     def _devices(self) -> Table:
-        from rich.table import Table
-
-        title = f"{self.broker}{'' if self.connected else '  (connection lost, trying again)'}"
-        table = Table("device", "state", "model", *_FIGURES, title=title, expand=True)
+        table = _table(("device", "state", "model", *_FIGURES))
+        table.title = f"{self.broker}{'' if self.connected else '  (connection lost, trying again)'}"
         for name, latest in sorted(self.devices.items()):
             status, info, now = (latest.get(kind) for kind in ("status", "info", "telemetry"))
             state = "" if status is None else f"{status.state} {status.reason}".strip()
@@ -165,9 +170,7 @@ class View:
         return table
 
     def _cameras(self) -> Table:
-        from rich.table import Table
-
-        table = Table("camera", "state", "reason", "frames/s", expand=True)
+        table = _table(("camera", "state", "reason", "frames/s"))
         for name, latest in sorted(self.devices.items()):
             rates = latest["telemetry"].frames_per_s if "telemetry" in latest else {}
             for key, status in sorted(latest.items()):
@@ -178,36 +181,66 @@ class View:
         return table
 
     def _events(self) -> Table:
-        from rich.table import Table
+        from rich.text import Text
 
-        columns = ("time", "seq", "device", "event", "camera", "who", "score", "threshold", "why")
-        table = Table(*columns, expand=True)
+        titles = list(_EVENT_COLUMNS)
+        if len(self.devices) == 1:
+            titles.remove("device")  # the first table names it
+        table = _table(titles)
         for event in self.recent:
-            table.add_row(*map(_cell, _cells(event)))
+            cells = _cells(event)
+            table.add_row(
+                *(Text(cells[title]) if title == "who" else _cell(cells[title]) for title in titles)
+            )
         return table
 
 
-def _cells(event: Event) -> tuple[str, ...]:
+def _table(titles: Iterable[str]) -> Table:
+    """Return an empty table that breaks long texts; names of people are cut."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(expand=True, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for title in titles:
+        made.add_column(title, no_wrap=title in _UNBROKEN, overflow="fold")
+    return made
+
+
+def _cells(event: Event) -> dict[str, str]:
+    """Return the texts of an event by the titles of the table."""
     from edge_agent.core.timing import rfc3339
 
     data = event.data
-    start = (rfc3339(event.time)[11:23], _figure(event.seq), event.source.removeprefix("edge/v1/"))
+    cells = dict.fromkeys(_EVENT_COLUMNS, "") | {
+        "time": rfc3339(event.time)[11:19],
+        "seq": _figure(event.seq),
+        "device": event.source.removeprefix("edge/v1/"),
+    }
     if event.kind == "identity":
-        who = data.name or data.identity_id or "unknown"
-        if data.kind == "corrected":
-            who = f"{data.previous_identity_id or 'unknown'} -> {who}"
-        scores = (_figure(data.score), _figure(data.threshold))
-        return (*start, data.kind, f"{data.camera} #{data.track_id}", who, *scores, data.reason or data.rule)
+        before = (data.previous_identity_id or "unknown",) if data.kind == "corrected" else ()
+        return cells | {
+            "event": data.kind,
+            "camera": f"{data.camera} #{data.track_id}",
+            "who": _people(*before, data.name or data.identity_id or "unknown"),
+            "score": _figure(data.score),
+            "threshold": _figure(data.threshold),
+            "why": data.reason or data.rule,
+        }
     if event.kind == "person":
-        who = data.name or data.identity_id
-        who = who if data.absorbed_id is None else f"{data.absorbed_id} -> {who}"
-        return (*start, f"person {data.kind}", "", who, "", "", data.reason)
+        before = () if data.absorbed_id is None else (data.absorbed_id,)
+        who = _people(*before, data.name or data.identity_id)
+        return cells | {"event": f"person {data.kind}", "who": who, "why": data.reason}
     if event.kind == "alert":
-        return (*start, f"alert {data.kind}", "", "", "", "", data.message)
+        return cells | {"event": f"alert {data.kind}", "why": data.message}
     if event.kind == "gap":
         ranges = ", ".join(f"{r.first}-{r.last}" for r in data.ranges[:5])
-        return (*start, f"gap of {data.count}", "", "", "", "", f"{data.reason}: {ranges}")
-    return (*start, event.type, "", "", "", "", "")
+        return cells | {"event": f"gap of {data.count}", "why": f"{data.reason}: {ranges}"}
+    return cells | {"event": event.type}
+
+
+def _people(*names: str) -> str:
+    """Return one person, or the one before a change and the one after it, each on a line."""
+    return " ->\n".join(visible(name, _LONGEST_NAME) for name in names)
 
 
 def _cell(text: str) -> str:

@@ -185,7 +185,8 @@ class EngineSettings(_Section):
 
     model: Path | None = about(None, "ReID ONNX; the shipped default model when absent")
     preprocess: Preprocess | None = about(
-        None, "preprocess profile; the model's own manifest, else tao, when absent"
+        None,
+        "preprocess profile; when absent, that of the model; an error where none is known (docs/models.md)",
     )
     backend: Backend | Simulated = about(
         "auto",

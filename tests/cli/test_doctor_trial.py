@@ -59,6 +59,7 @@ def test_a_camera_that_does_not_answer_is_reported_without_its_login(
         "source yard"
     ]
     assert state == "missing"
+    assert text.startswith("no frame in 2 s: ")
     assert "hunter2" not in text
 
 

@@ -198,6 +198,14 @@ def test_two_networks_side_by_side(rendered: Path, tmp_path: Path) -> None:
     assert "colour-stripes (swin)" in page
 
 
+def test_a_profile_that_does_not_exist_is_named(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").touch()
+    with pytest.raises(ConfigError, match=r"a\.onnx: no preprocess profile 'tau'; write one of tao, "):
+        run("evaluate", rendered, "--compare", f"{tmp_path / 'a.onnx'}:tau", "colour-stripes:tao")
+    with pytest.raises(InputError, match=r"b\.onnx:tau: no such model file"):
+        run("evaluate", rendered, "--compare", f"{tmp_path / 'b.onnx'}:tau", "colour-stripes:tao")
+
+
 def test_wrong_usage_exits_2(rendered: Path, tmp_path: Path) -> None:
     for arguments in (
         [],

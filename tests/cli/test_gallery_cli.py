@@ -66,6 +66,16 @@ def test_list_and_show(state: Path) -> None:
     assert "never" in command("show", "Ada", "--state", state).output
 
 
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [(["--as-others"], "as others"), (["--forever"], "for ever"), (["--hours", "2"], "7200.0")],
+)
+def test_show_states_the_own_time_to_live(state: Path, option: list[str], text: str) -> None:
+    output("keep", "1", *option, "--state", state)
+    lines = command("show", "1", "--state", state).output.splitlines()
+    assert next(line for line in lines if line.startswith("ttl_s")).split(maxsplit=1)[1] == text
+
+
 def test_name_and_clear(state: Path) -> None:
     assert output("name", "1", "Bob", "--state", state)["name"] == "Bob"
     assert output("name", "Bob", "--clear", "--state", state)["name"] is None

@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,37 @@ def test_a_run_without_embeddings_states_the_reasons_with_their_settings():
     ]
     (_, nobody) = summary_lines(replace(SUMMARY, crops=0, identities=0), Settings())
     assert "the detector hog found nobody" in nobody
+
+
+def test_the_summary_states_why_events_wait(tmp_path: Path):
+    lines = summary_lines(replace(SUMMARY, undelivered=5), Settings(state_dir=tmp_path))
+    assert lines[1].startswith(
+        "5 events wait in the outbox: the broker was not reached, or has no subscriber"
+    )
+
+
+def test_a_process_that_ends_at_once_shows_the_cursor_again():
+    code = """
+import os
+from rich.progress import Progress
+from edge_agent.cli.output import console, show_cursor
+with Progress(console=console(stderr=True)):
+    show_cursor()
+    os._exit(7)
+"""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=follower, stdout=follower, stderr=follower, close_fds=True,
+        env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    with suppress(OSError):  # the other side is closed
+        while got := os.read(leader, 65536):
+            shown += got
+    os.close(leader)
+    assert process.wait(10) == 7
+    assert 0 <= shown.rfind(b"\x1b[?25l") < shown.rfind(b"\x1b[?25h")
 
 
 def test_every_setting_of_the_gate_is_named_by_a_reason():

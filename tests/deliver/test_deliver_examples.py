@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from edge_agent.cli.watch import View
 from edge_agent.core.codec import encode
-from edge_agent.core.structures import SourceState, SourceStatus
+from edge_agent.core.structures import DecisionKind, SourceState, SourceStatus
 from edge_agent.deliver.publisher import Publisher
 from tests.conftest import REPO, Mosquitto
 from tests.deliver.deliver_fixtures import (
@@ -177,10 +178,10 @@ def test_watch_ends_with_ctrl_c(mosquitto: Mosquitto) -> None:
     assert "Traceback" not in error
 
 
-def drawn(view: View) -> str:
+def drawn(view: View, width: int = 200) -> str:
     from edge_agent.cli.console import PlainConsole
 
-    console = PlainConsole(width=200, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123 - never read
+    console = PlainConsole(width=width, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123 - never read
     console.print(view.render())
     console.file.close()
     return console.export_text()
@@ -224,6 +225,24 @@ def test_view_shows_devices_cameras_and_events() -> None:
     )
     assert all(words in text for words in shown)
     assert view.unread == 1
+
+
+def test_view_of_a_usual_terminal_breaks_no_id_time_or_score() -> None:
+    view = View("mqtt://host:1883")
+    for device in ("lab/jx01", "lab/jx02"):
+        event = identity(30117, identity="p-3gz2wlaiu6ex", name=None, score=0.8124, threshold=0.7311)
+        event = replace(event, source=f"edge/v1/{device}")
+        view.add(f"edge/v1/{device}/identity/matched", encode(event))
+        text = drawn(view, 80)
+        assert all(words in text for words in ("#30117", "p-3gz2wlaiu6ex", "0.812", "0.731", "threshold"))
+        assert "…" not in text
+    fused = identity(
+        1, kind=DecisionKind.CORRECTED, identity="p-3gz2wlaiu6ex", previous="p-rdpi4yj7gpza", name=None
+    )
+    view.add("edge/v1/lab/jx01/identity/corrected", encode(fused))
+    assert all(words in drawn(view, 80) for words in ("p-rdpi4yj7gpza ->", "p-3gz2wlaiu6ex", "0.731"))
+    view.add("edge/v1/lab/jx01/identity/matched", encode(identity(1, name="A" * 128)))
+    assert "0.731" in drawn(view, 80), "a long name does not take the place of the scores"
 
 
 @settings(max_examples=50, deadline=None)

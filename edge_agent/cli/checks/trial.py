@@ -72,10 +72,10 @@ def _source(settings: SourceSettings, source: Source, snapshots: Path) -> Findin
     if isinstance(item, Frame):
         return _snapshot(title, item, snapshots / f"{source.id}.jpg", took)
     reasons = [one.reason for one in states if one.state is not SourceState.ONLINE and one.reason]
-    found = str(problem) if problem is not None else (reasons[-1] if reasons else "no frame")
-    return Finding(
-        title, "missing", f"{found}, after {took:.0f} s", "correct its url and login, or the camera"
-    )
+    found = str(problem) if problem is not None else (reasons[-1] if reasons else "nothing was sent")
+    if took >= FIRST_FRAME_S:
+        found = f"no frame in {took:.0f} s: {found}"
+    return Finding(title, "missing", found, "check its url and login, and the camera itself")
 
 
 def _folder(title: str, folder: Path) -> Finding:
