@@ -33,6 +33,7 @@ from edge_agent.source.address import FORMS as SOURCES
 from edge_agent.source.address import SourceKind, source_kind
 from tests import tiny_detectors
 from tests.conftest import REPO
+from tests.engine import test_engine
 
 PACKAGE = REPO / "edge_agent"
 PARTS = tuple(
@@ -283,6 +284,12 @@ def argument_lists() -> frozenset[tuple[str, tuple[str, ...]]]:
     return frozenset(found)
 
 
+def contract_is_run(backend: str) -> bool:
+    """Backends that need a device, or run no network, have a file of their own."""
+    own = REPO / "tests" / "engine" / f"test_engine_{backend}.py"
+    return backend in test_engine.HERE or own.exists() or backend in values_below("tests/trt")
+
+
 def command_helped(name: str) -> bool:
     try:
         return bool(help_of(*name.split()).strip())
@@ -358,6 +365,11 @@ LISTINGS = (
         (*(one for one in get_args(Backend) if one != "auto"), "simulated"),
         (
             used_by("line that opens it", "edge_agent/engine/__init__.py"),
+            Need(
+                "run of the contract",
+                "HERE of tests/engine/test_engine.py, or its own in tests/trt or tests/engine",
+                contract_is_run,
+            ),
             a_test_in("engine"),
             described("engine.backend"),
             offered(

@@ -33,7 +33,7 @@ def list_plans(state: StateOption = None, config: ConfigOption = None, as_json: 
 
     def lines() -> list[str]:
         notes = [not_compared] if not_compared and entries else []
-        return [*_active_lines(active), *_table(entries), *notes]
+        return [*_active_lines(active), *_table(entries, folder), *notes]
 
     print_result(_document(folder, active, entries, not_compared), lines, as_json=as_json)
 
@@ -49,7 +49,7 @@ def verify(state: StateOption = None, config: ConfigOption = None, as_json: Json
     active, entries, not_compared = _read(folder, digests=True)
     lines = [f"{one.key[:12]} {one.verdict}{one.problem and ': ' + one.problem}" for one in entries]
     counts = Counter(entry.verdict for entry in entries)
-    lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no plans")
+    lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or _no_plans(folder))
     if not_compared and entries:
         lines.append(not_compared)
     print_result(_document(folder, active, entries, not_compared), lines, as_json=as_json)
@@ -145,9 +145,13 @@ def _active_lines(active: Active) -> list[str]:
     return lines if active.current else [*lines, "no engine is active; edge-agent calibrate chooses one"]
 
 
-def _table(entries: Sequence[PlanEntry]) -> list[str]:
+def _no_plans(folder: Path) -> str:
+    return f"no plans were built in {folder}; name another state folder with --state"
+
+
+def _table(entries: Sequence[PlanEntry], folder: Path) -> list[str]:
     if not entries:
-        return ["no plans were built here"]
+        return [_no_plans(folder)]
     titles = ("plan", "model", "precision", "batches", "size", "TensorRT", "used (UTC)", "role", "state")
     rows = [
         (

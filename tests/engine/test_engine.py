@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ from edge_agent.engine.onnxruntime import _slices
 from tests import tiny_networks
 
 TAO = PROFILES["tao"]
+HERE = ["onnxruntime"]
+"""Backends that run without a GPU: the tests with the fixture `opened` are the contract of all of them."""
 
 
 @pytest.fixture
@@ -33,8 +36,17 @@ def prepared(tmp_path):
     return prepare_reid(tiny_networks.reid(tmp_path / "net.onnx"), TAO)
 
 
-def opened(prepared, **settings):
-    return open_engine(prepared, EngineSettings(backend="onnxruntime", **settings))
+@pytest.fixture(params=HERE)
+def opened(request):
+    return functools.partial(open_on, request.param)
+
+
+def open_on(backend, prepared, **settings):
+    return open_engine(prepared, EngineSettings(backend=backend, **settings))
+
+
+def on_onnxruntime(prepared, **settings):
+    return open_on("onnxruntime", prepared, **settings)
 
 
 def crops(count: int, seed: int = 7) -> np.ndarray:
@@ -47,7 +59,7 @@ def embed(engine, batch):
     return engine.collect()
 
 
-def test_two_batches_in_flight_come_back_in_order(prepared):
+def test_two_batches_in_flight_come_back_in_order(opened, prepared):
     first, second = crops(3, 1), crops(5, 2)
     with opened(prepared, max_batch=8) as engine:
         alone = embed(engine, first), embed(engine, second)
@@ -61,7 +73,7 @@ def test_two_batches_in_flight_come_back_in_order(prepared):
         assert engine.in_flight == 0
 
 
-def test_a_third_batch_in_flight_is_refused(prepared):
+def test_a_third_batch_in_flight_is_refused(opened, prepared):
     with opened(prepared, max_batch=2) as engine:
         engine.submit(1)
         engine.submit(1)
@@ -74,24 +86,24 @@ def test_a_third_batch_in_flight_is_refused(prepared):
 
 
 @pytest.mark.parametrize("count", [0, -1, 5])
-def test_only_what_the_buffer_holds_can_be_submitted(prepared, count):
+def test_only_what_the_buffer_holds_can_be_submitted(opened, prepared, count):
     with opened(prepared, max_batch=4) as engine, pytest.raises(EngineError, match="1 to 4 pictures"):
         engine.submit(count)
 
 
-def test_nothing_to_collect(prepared):
+def test_nothing_to_collect(opened, prepared):
     with opened(prepared) as engine, pytest.raises(EngineError, match="nothing to collect"):
         engine.collect()
 
 
-def test_engine_outside_its_with(prepared):
+def test_engine_outside_its_with(opened, prepared):
     engine = opened(prepared)
     assert engine.info.space == prepared.space
     with pytest.raises(EngineError, match="not running"):
         engine.buffer()
 
 
-def test_engine_can_be_entered_again(prepared):
+def test_engine_can_be_entered_again(opened, prepared):
     engine = opened(prepared, max_batch=2)
     with engine:
         before = embed(engine, crops(2))
@@ -99,7 +111,7 @@ def test_engine_can_be_entered_again(prepared):
         np.testing.assert_array_equal(embed(engine, crops(2)), before)
 
 
-def test_rows_belong_to_the_caller(prepared):
+def test_rows_belong_to_the_caller(opened, prepared):
     with opened(prepared, max_batch=2) as engine:
         rows = embed(engine, crops(2, 1))
         kept = rows.copy()
@@ -108,7 +120,7 @@ def test_rows_belong_to_the_caller(prepared):
         np.testing.assert_array_equal(rows, kept)
 
 
-def test_buffers_are_reused_and_two(prepared):
+def test_buffers_are_reused_and_two(opened, prepared):
     with opened(prepared, max_batch=2) as engine:
         seen = set()
         for _ in range(6):
@@ -118,7 +130,7 @@ def test_buffers_are_reused_and_two(prepared):
         assert len(seen) == 2
 
 
-def test_failed_batch_is_dropped_and_counted(tmp_path):
+def test_failed_batch_is_dropped_and_counted(opened, tmp_path):
     prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
     with opened(prepared, max_batch=4, threads=1) as engine:  # which computes three as one slice
         good = embed(engine, crops(2))
@@ -146,7 +158,7 @@ def test_slices_are_all_of_the_batch_and_nearly_equal(count, workers):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_rows_of_slices_stand_in_the_order_of_the_pictures(prepared, threads):
     batch = crops(40)
-    with opened(prepared, max_batch=40, threads=threads) as engine:
+    with on_onnxruntime(prepared, max_batch=40, threads=threads) as engine:
         together = embed(engine, batch)
         single = np.concatenate([embed(engine, batch[n : n + 1]) for n in range(40)])
         assert engine.runs == 41
@@ -155,7 +167,7 @@ def test_rows_of_slices_stand_in_the_order_of_the_pictures(prepared, threads):
 
 def test_a_batch_of_which_one_slice_fails_is_dropped(tmp_path):
     prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
-    with opened(prepared, max_batch=8, threads=2) as engine:
+    with on_onnxruntime(prepared, max_batch=8, threads=2) as engine:
         engine.submit(7)  # slices of three and of four
         with pytest.raises(EngineError, match="failed on a batch"):
             engine.collect()
@@ -165,7 +177,7 @@ def test_a_batch_of_which_one_slice_fails_is_dropped(tmp_path):
 
 def test_a_bare_session_gives_the_same_rows(prepared):
     batch = crops(5)
-    with opened(prepared, max_batch=8, threads=2) as engine:
+    with on_onnxruntime(prepared, max_batch=8, threads=2) as engine:
         (rows,) = engine.bare()(batch)
         np.testing.assert_allclose(rows, embed(engine, batch), atol=1e-6)
 
@@ -184,15 +196,15 @@ def watch_sessions(monkeypatch, make: type[onnxruntime.InferenceSession]) -> lis
 
 def test_batches_of_one_are_computed_by_all_threads_together(prepared, monkeypatch):
     sessions = watch_sessions(monkeypatch, onnxruntime.InferenceSession)
-    with opened(prepared, max_batch=1, threads=3):
+    with on_onnxruntime(prepared, max_batch=1, threads=3):
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 1
         assert sessions[-1].get_session_options().intra_op_num_threads == 3
-    with opened(prepared, max_batch=2, threads=3):
+    with on_onnxruntime(prepared, max_batch=2, threads=3):
         assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) == 3
         assert sessions[-1].get_session_options().intra_op_num_threads == 1
 
 
-def test_time_in_the_network_is_counted(prepared):
+def test_time_in_the_network_is_counted(opened, prepared):
     with opened(prepared, max_batch=2) as engine:
         assert (engine.runs, engine.run_seconds) == (0, 0.0)
         embed(engine, crops(2))
@@ -220,7 +232,7 @@ def test_time_in_the_network_is_that_of_the_batch_that_was_collected(prepared, m
 
     monkeypatch.setattr(backend, "time", SimpleNamespace(perf_counter=perf_counter))
     watch_sessions(monkeypatch, Slow)
-    with opened(prepared, max_batch=16, threads=2) as engine:
+    with on_onnxruntime(prepared, max_batch=16, threads=2) as engine:
         for seconds in (3, 50):
             engine.buffer()[:] = seconds
             engine.submit(16)
@@ -235,7 +247,7 @@ def test_time_in_the_network_is_that_of_the_batch_that_was_collected(prepared, m
 
 
 def test_leaving_with_batches_in_flight_ends_the_workers(prepared):
-    with opened(prepared, max_batch=2) as engine:
+    with on_onnxruntime(prepared, max_batch=2) as engine:
         engine.submit(2)
         engine.submit(2)
         names = [thread.name for thread in threading.enumerate()]
@@ -257,7 +269,7 @@ def test_closing_does_not_wait_for_uncollected_batches(osnet_onnx, monkeypatch):
             return outcomes[-1]
 
     watch_sessions(monkeypatch, Watched)
-    with opened(prepare_reid(osnet_onnx, PROFILES["imagenet"]), max_batch=64, threads=1) as engine:
+    with on_onnxruntime(prepare_reid(osnet_onnx, PROFILES["imagenet"]), max_batch=64, threads=1) as engine:
         engine.submit(64)
         engine.submit(64)
     assert isinstance(outcomes[-1], Exception)
@@ -267,14 +279,14 @@ def test_closing_does_not_wait_for_uncollected_batches(osnet_onnx, monkeypatch):
 def test_network_that_onnxruntime_does_not_know(prepared, tmp_path):
     broken = dataclasses.replace(prepared, onnx=prepared.onnx.replace(b"AveragePool", b"AveragePoop"))
     with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*net\.onnx"):
-        opened(broken).__enter__()
+        on_onnxruntime(broken).__enter__()
 
 
 def test_fixed_batch_of_a_detector_limits_the_engine(tmp_path):
     network = read_detector(Network(tiny_networks.yolox(tmp_path / "y.onnx")))
     layout = network.detector_layout(None, (64, 64))
     prepared = prepare_detector(network, layout, TAO, lambda graph: graph.only_output())
-    assert opened(prepared, max_batch=64).info.max_batch == 1
+    assert on_onnxruntime(prepared, max_batch=64).info.max_batch == 1
 
 
 def test_wrong_settings():
@@ -305,7 +317,7 @@ def test_engine_package_loads_nothing_heavy():
 def test_real_network_in_batches_of_any_size(osnet_onnx):
     prepared = prepare_reid(osnet_onnx, PROFILES["imagenet"])
     batch = crops(7)
-    with opened(prepared, max_batch=8) as engine:
+    with on_onnxruntime(prepared, max_batch=8) as engine:
         together = embed(engine, batch)
         parts = np.concatenate(
             [embed(engine, batch[:1]), embed(engine, batch[1:4]), embed(engine, batch[4:])]
