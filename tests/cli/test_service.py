@@ -12,7 +12,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
 from tests.conftest import REPO
@@ -100,17 +102,28 @@ def test_credentials_of_unit_and_documents_are_the_same() -> None:
     assert of_instance == stand_ins
     table = (REPO / "docs" / "operations.md").read_text()
     assert all(f"| `{name}` |" in table for name in stand_ins)
+    secrets = {
+        f"{section}__{key}"
+        for section, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key, setting in field.annotation.model_fields.items()
+        if "SecretStr" in str(setting.annotation)
+    }
+    assert {name for name in stand_ins if "__" in name} == secrets, "the service must get every secret"
 
 
 def test_a_credential_that_is_not_there_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """systemd 249 passes an empty line for a missing file; settings have precedence over it."""
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials" / "mqtt__password").write_text("\n")
-    (tmp_path / "credentials" / "mqtt_client.key").write_text("\n")
+    for name in ("mqtt_client.key", "storage__key", "telemetry__http_token"):
+        (tmp_path / "credentials" / name).write_text("\n")
     file = tmp_path / "config.toml"
     file.write_text("[mqtt]\nusername = 'gate'\npassword = 'in the file'\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
-    password = load(file).mqtt.password
+    settings = load(file)
+    assert settings.storage.key is settings.telemetry.http_token is None
+    password = settings.mqtt.password
     assert password is not None
     assert password.get_secret_value() == "in the file"
     (tmp_path / "credentials" / "mqtt__password").write_text("a credential\n")
