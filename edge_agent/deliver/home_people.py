@@ -61,17 +61,17 @@ class PeopleAnnouncer:
 
 
 def person_topic(topics: Topics, identity: str) -> str:
-    """Topic of the announcement of a person."""
-    return f"homeassistant/device/{_person_id(topics, identity)}/config"
+    """Topic of the announcement of a person: below that of the device, as an access list needs it."""
+    return f"homeassistant/device/{object_id(topics)}/{_plain(identity)}/config"
 
 
-def _person_id(topics: Topics, identity: str) -> str:
-    return f"{object_id(topics)}_" + "".join(letter if letter.isalnum() else "_" for letter in identity)
+def _plain(identity: str) -> str:
+    return "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in identity)
 
 
 def announcement(topics: Topics, identity: str, name: str) -> bytes:
     """Return the announcement of a person."""
-    person_id = _person_id(topics, identity)
+    person_id = f"{object_id(topics)}_{_plain(identity)}"
     mine = f"value_json.data.people | selectattr('identity_id', 'eq', {jinja_literal(identity)}) | list"
     document = {
         "device": {

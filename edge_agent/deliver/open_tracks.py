@@ -68,15 +68,15 @@ class OpenTrack:
     """Removes its row."""
     body: bytes
 
-    def departed(self, known: Callable[[str], PersonNow | None]) -> Event:
+    def departed(self, known: Callable[[str], PersonNow | None]) -> Event | None:
         """Return its last event: with the source and session of its run, and the person as known now.
 
-        ValueError: another program has written the row.
+        None when another program has written the row.
         """
         try:
             return self._departed(known)
-        except (KeyError, TypeError, AttributeError) as problem:
-            raise ValueError("the row of an open track is not one of this program") from problem
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def _departed(self, known: Callable[[str], PersonNow | None]) -> Event:
         last: dict[str, Any] = json.loads(self.body)

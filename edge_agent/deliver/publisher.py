@@ -173,10 +173,11 @@ class Publisher:
             try:
                 for track in outbox.stored.open_tracks():
                     event = track.departed(self._known)
-                    message = encode(event)
-                    seq = outbox.append(message, f"{event.source}/identity/departed", track.change)
-                    origin.record(seq, numbered(message, seq))
-            except (StorageError, ValueError) as problem:  # a full disk must not prevent the start
+                    if event is not None:
+                        message = encode(event)
+                        seq = outbox.append(message, f"{event.source}/identity/departed", track.change)
+                        origin.record(seq, numbered(message, seq))
+            except StorageError as problem:  # a full disk must not prevent the start
                 log.warning("tracks of the former run stay open until the next start", error=str(problem))
             origin.presence.begin(outbox.last_number)
 

@@ -22,8 +22,12 @@ from hypothesis import strategies as st
 
 from edge_agent.cli.watch import View
 from edge_agent.core.codec import encode
+from edge_agent.core.events import new_event
+from edge_agent.core.presence import PersonData, PresentData
 from edge_agent.core.structures import DecisionKind, SourceState, SourceStatus
+from edge_agent.deliver.home_people import person_topic
 from edge_agent.deliver.publisher import Publisher
+from edge_agent.deliver.topics import Topics
 from tests.conftest import REPO, Mosquitto
 from tests.deliver.deliver_fixtures import (
     Listener,
@@ -119,11 +123,16 @@ def test_access_list_lets_a_device_speak_under_its_own_name_only(tmp_path: Path)
                 publisher.set_status("online")
                 publisher.set_camera_status(SourceStatus("cam1", SourceState.ONLINE, "", time.time()))
                 publisher.publish(identity(1))
+                data = PersonData("named", "p-0001", name="Ada")
+                publisher.publish(new_event("person", data, detail="named", time=time.time()))
+                publisher.set_retained(person_topic(Topics("lab", "jx01"), "p-0001"), b"{}")
                 until(lambda: outbox.depth.rows == 0 or publisher.counters.refused)
                 assert bool(publisher.counters.refused) is not allowed
-        sources = {h.message["session"] for h in listener.heard}
+        sources = {h.message["session"] for h in listener.heard if h.message}
         assert sources == {"session-1"}
-        assert len(listener.of("/matched")) == 1
+        assert len(listener.of("/matched")) == len(listener.of("/named")) == 1
+        until(lambda: listener.of("/present"))
+        assert listener.of("edge_lab_jx01/p_0001/config") == [{}]
         assert len(listener.of("/camera/cam1/status")) == 1
 
 
@@ -148,14 +157,15 @@ WATCH = [sys.executable, "-m", "edge_agent", "watch"]
 
 def test_watch_prints_messages_and_ends_cleanly(mosquitto: Mosquitto, tmp_path: Path) -> None:
     with (
-        running([*WATCH, "--broker", mosquitto.url, "--json", "--count", "3"]) as lines,
+        running([*WATCH, "--broker", mosquitto.url, "--json", "--count", "8"]) as lines,
         outbox_at(tmp_path / "o.db") as outbox,
         publishing(outbox, mosquitto.url) as publisher,
     ):
         wait_for_subscriber(publisher)
         publisher.send_telemetry(telemetry())
-        publisher.publish(identity(2))
-        until(lambda: len(lines) == 3)
+        for track in range(2, 8):
+            publisher.publish(identity(track))
+        until(lambda: len(lines) == 8)
         assert {json.loads(line)["source"] for line in lines} == {"edge/v1/lab/jx01"}
 
 
@@ -187,6 +197,9 @@ def drawn(view: View, width: int = 200) -> str:
     return console.export_text()
 
 
+MERGED = PersonData("merged", "p-1", absorbed_id="p-2")
+
+
 def test_view_shows_devices_cameras_and_events() -> None:
     view = View("mqtt://host:1883")
     root = "edge/v1/lab/jx01"
@@ -208,6 +221,9 @@ def test_view_shows_devices_cameras_and_events() -> None:
             camera_status_event(away),
         ),
         ("identity/matched", identity(3, name="[red]Ada\x1b[31m")),
+        ("identity/corrected", identity(3, name="Bob", kind=DecisionKind.CORRECTED, previous="p-9")),
+        ("person/merged", new_event("person", MERGED, detail="merged", time=1.7e9)),
+        ("present", new_event("present", PresentData(1, ()), time=1.7e9)),
         ("gap", new_event("gap", GapData("age", (NumberRange(4, 6),), 3), time=1.7e9)),
         ("alert/hot", alert_event("hot", "too hot", time=1.7e9)),
     ]:
@@ -221,6 +237,9 @@ def test_view_shows_devices_cameras_and_events() -> None:
         "reconnecting",
         "[red]Ada\\x1b[31m",
         "gap of 3",
+        "p-9 -> Bob",
+        "person merged",
+        "p-2 -> p-1",
         "too hot",
     )
     assert all(words in text for words in shown)

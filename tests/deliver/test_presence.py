@@ -221,6 +221,7 @@ def test_open_tracks_depart_exactly_once_after_kills(tmp_path: Path) -> None:
         assert [track.change.track_id for track in outbox.stored.open_tracks()] == [3, 2]
         first = outbox.stored.open_tracks()[0]
         event = first.departed(known)
+        assert event is not None
         outbox.append(encode(event), f"{event.source}/identity/departed", first.change)
         storage.close()  # killed after the first
 
@@ -265,8 +266,11 @@ def test_rows_that_another_program_wrote_do_not_prevent_the_start(tmp_path: Path
     outbox, storage = outbox_and_storage(path)
     with outbox:
         storage.connection.execute("INSERT INTO track VALUES ('s', 'c', 1, 1, x'7b7d')")
+        storage.connection.execute("INSERT INTO track VALUES ('s', 'c', 2, 2, x'ff')")
+        event = encode(Origin(Topics("lab", "jx01"), "s", None, Clock()).stamp(identity(3)))
+        storage.connection.execute("INSERT INTO track VALUES ('s', 'c', 3, 3, ?)", (event,))
     run = Run(path, "s2", lambda _: None)
-    assert run.publisher.publish(identity(1)) == 1
+    assert run.publisher.publish(identity(1)) == 2
     run.kill()
 
 

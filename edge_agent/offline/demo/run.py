@@ -20,7 +20,7 @@ from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.results import Summary
 from edge_agent.core.codec import decode
 from edge_agent.core.config import SourceSettings
-from edge_agent.core.events import Event, InfoData
+from edge_agent.core.events import IdentityData, InfoData
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.deliver.topics import PREFIX
@@ -120,7 +120,9 @@ class Screen:
     """The latest `info` event."""
     arrived: dict[str, float] = field(default_factory=dict)
     """`time.monotonic()` of the arrival of every identity event by its id."""
-    _recent: deque[Event] = field(default_factory=lambda: deque(maxlen=RECENT))
+    _recent: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    _numbers: dict[str, int] = field(default_factory=dict)
+    """Numbers of the people by their ids."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -157,23 +159,29 @@ class Screen:
                 self.info = event.data
             elif event.kind == "identity":
                 self.arrived[event.id] = time.monotonic()
-                self._recent.append(event)
+                cells = self._cells(event.data)
+                self._recent.append(cells)
                 if not self.console.is_terminal:
-                    self.console.print("  ".join(_cells(event)), highlight=False, markup=False)
+                    self.console.print("  ".join(cells), highlight=False, markup=False)
 
     def _table(self) -> Table:
         frames = f"{self.recorder.frames}" + (f" of {self.total}" if self.total else "") + " frames"
         table = Table("event", "camera", "track", "who", "score", "threshold", "rule", "why", title=frames)
-        for event in list(self._recent):
-            table.add_row(*_cells(event))
+        for cells in list(self._recent):
+            table.add_row(*cells)
         return table
 
+    def _cells(self, data: IdentityData) -> tuple[str, ...]:
+        """Return an identity event as columns; a correction shows from whom to whom."""
+        who = _person(data.number)
+        if data.kind == "corrected":
+            who = f"{_person(self._numbers.get(data.previous_identity_id or ''))} -> {who}"
+        if data.identity_id is not None and data.number is not None:
+            self._numbers[data.identity_id] = data.number
+        score = "-" if data.score is None else f"{data.score:.3f}"
+        threshold = "-" if data.threshold is None else f"{data.threshold:.3f}"
+        return data.kind, data.camera, f"#{data.track_id}", who, score, threshold, data.rule, data.reason
 
-def _cells(event: Event) -> tuple[str, ...]:
-    """Return an identity event as columns."""
-    data = event.data
-    who = "?" if data.number is None else f"person {data.number}"
-    score = "-" if data.score is None else f"{data.score:.3f}"
-    threshold = "-" if data.threshold is None else f"{data.threshold:.3f}"
-    cells = (data.kind, data.camera, f"#{data.track_id}", who, score, threshold, data.rule, data.reason)
-    return tuple(map(str, cells))
+
+def _person(number: int | None) -> str:
+    return "?" if number is None else f"person {number}"
