@@ -148,6 +148,8 @@ def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options)
     from edge_agent.offline.evaluate.protocol import evaluate
     from edge_agent.offline.evaluate.report import compared_report
 
+    for network in networks:
+        network.check()
     evaluations, documents = [], []
     for network in networks:
         query, gallery, facts = _from_model(dataset, network)

@@ -74,5 +74,6 @@ def _normalises(model: onnx.ModelProto, source: str) -> bool:
 def _refuse(model: Path) -> Chosen:
     raise ConfigError(
         f"{shown(model)}: the preprocess profile of this network is not known; name that of its training "
-        f"with --preprocess (engine.preprocess): {', '.join(sorted(PROFILES))}; docs/models.md describes them"
+        f"with --preprocess (engine.preprocess), or as FILE.onnx:PROFILE with --compare: "
+        f"{', '.join(sorted(PROFILES))}; docs/models.md describes them"
     )

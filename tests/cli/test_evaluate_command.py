@@ -206,6 +206,17 @@ def test_a_profile_that_does_not_exist_is_named(rendered: Path, tmp_path: Path) 
         run("evaluate", rendered, "--compare", f"{tmp_path / 'b.onnx'}:tau", "colour-stripes:tao")
 
 
+def test_both_networks_are_checked_before_one_is_evaluated(
+    rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: object) -> None:
+        raise AssertionError("a network was opened")
+
+    monkeypatch.setattr("edge_agent.offline.evaluate.embedding.open_embedder", opened)
+    with pytest.raises(InputError, match=r"b\.onnx: no such model file"):
+        run("evaluate", rendered, "--compare", "colour-stripes:tao", str(tmp_path / "b.onnx"))
+
+
 def test_wrong_usage_exits_2(rendered: Path, tmp_path: Path) -> None:
     for arguments in (
         [],

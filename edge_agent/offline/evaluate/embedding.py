@@ -29,6 +29,7 @@ from edge_agent.offline.dataset import Crop, Problem
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
 
 if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
     from edge_agent.engine.base import Engine
 
 _BATCH = 64
@@ -171,7 +172,7 @@ class Network:
 
     Attributes:
         model: ReID ONNX, or the name of a built-in; None for the shipped default.
-        preprocess: profile; None for that of the model's manifest.
+        preprocess: profile; None for the one that is known for the model.
         backend: `auto` or a backend; TensorRT's plans are kept where the agent keeps them.
         precision: `auto`, `fp32`, `fp16`, or `int8` of the agent's active calibration.
         raw: keep the network's own vector lengths; on ONNX Runtime only.
@@ -183,6 +184,20 @@ class Network:
     precision: str = "auto"
     raw: bool = False
 
+    def check(self) -> None:
+        """Raise what `open` raises for file, profile and backend, before anything is computed."""
+        with TemporaryDirectory() as scratch:
+            choose_model(self._settings().engine, Path(scratch))
+
+    def _settings(self) -> Settings:
+        if self.preprocess is not None:
+            profile_named(self.preprocess)
+        choose_backend(self.backend)
+        keys = ("model", "preprocess", "backend", "precision")
+        settings = load(None, {"engine": {key: getattr(self, key) for key in keys}})
+        folder = engines_folder(settings.engine, settings.state_dir)
+        return settings.model_copy(update={"engine": settings.engine.model_copy(update={"folder": folder})})
+
     @contextmanager
     def open(self) -> Iterator[tuple[CropEmbedder, dict[str, Any]]]:
         """Open the network; give its embedder and its description for documents and manifests.
@@ -190,16 +205,10 @@ class Network:
         Raises:
             ConfigError: no such profile or backend, or a raw run on another backend.
         """
-        if self.preprocess is not None:
-            profile_named(self.preprocess)
-        choose_backend(self.backend)
-        keys = ("model", "preprocess", "backend", "precision")
-        settings = load(None, {"engine": {key: getattr(self, key) for key in keys}})
-        folder = engines_folder(settings.engine, settings.state_dir)
-        engine = settings.engine.model_copy(update={"folder": folder})
         with TemporaryDirectory() as scratch:
             state = Path(scratch)
-            chosen = choose_model(engine, state)
+            settings = self._settings()
+            engine, chosen = settings.engine, choose_model(settings.engine, state)
             if self.raw:
                 if self.backend not in {"auto", "onnxruntime"} or self.precision not in {"auto", "fp32"}:
                     raise ConfigError("raw embeddings are computed by ONNX Runtime in FP32 only")
