@@ -169,15 +169,20 @@ def help_of(*path: str) -> str:
     return "\n".join(texts)
 
 
-@cache
-def description(key: str) -> str:
-    """Description of a dotted key of the settings, as in the reference."""
+def field_of(key: str) -> Any:
+    """The declaration of a dotted key of the settings."""
     *sections, last = key.split(".")
     model: Any = Settings
     for name in sections:
         annotation = model.model_fields[name].annotation
         model = next(one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields"))
-    return model.model_fields[last].description or ""
+    return model.model_fields[last]
+
+
+@cache
+def description(key: str) -> str:
+    """Description of a dotted key of the settings, as in the reference."""
+    return field_of(key).description or ""
 
 
 # --- needs --------------------------------------------------------------------------------------
@@ -306,6 +311,26 @@ def settings_keys(model: Any = Settings, prefix: str = "") -> Iterator[str]:
             yield from settings_keys(inner[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def choices() -> Iterator[str]:
+    """All `key=choice` of settings whose type lists what they take."""
+
+    def below(annotation: Any) -> Iterator[str]:
+        if isinstance(annotation, str):
+            yield annotation
+        for one in get_args(annotation):
+            yield from below(one)
+
+    for key in settings_keys():
+        yield from (f"{key}={choice}" for choice in below(field_of(key).annotation))
+
+
+def choice_documented(key: str) -> bool:
+    name, _, choice = key.partition("=")
+    lines = (REPO / "docs" / "configuration.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith(f"| `{name.replace('sources.', 'sources[].')}` |")]
+    return any(re.search(rf"\b{re.escape(choice)}\b", row) for row in rows)
 
 
 def refusal_codes() -> list[str]:
@@ -489,6 +514,14 @@ LISTINGS = (
             Need("help text", "edge_agent/core/config.py", lambda key: bool(known_description(key))),
             last(a_test_with_the_name()),
             last(used_by("code that uses it", *PARTS, "edge_agent/core/mqtt.py")),
+        ),
+    ),
+    Listing(
+        "choice of a setting",
+        tuple(choices()),
+        (
+            Need("test that names it", "tests", lambda key: key.rpartition("=")[2] in values_below("tests")),
+            Need("place in the reference", "docs/configuration.md", choice_documented),
         ),
     ),
     Listing(

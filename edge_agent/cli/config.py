@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import typer
@@ -71,11 +72,26 @@ def _reference(model: Any, prefix: str) -> str:  # noqa: ANN401  a pydantic mode
             if name != "sources":
                 continue
         default = "" if field.is_required() or field.default_factory else f"`{_toml(field.default)}`"
-        rows.append(f"| `{prefix}{name}` | {default} | {field.description or ''} |")
+        rows.append(f"| `{prefix}{name}` | {default} | {_meaning(field)} |")
     intro = inspect.cleandoc(model.__doc__ or "")
     title = f"## `{prefix.rstrip('.').removesuffix('[]')}`\n\n" if prefix else ""
     table = "| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)
     return f"{title}{intro}\n\n{table}\n\n" + "".join(below)
+
+
+def _meaning(field: Any) -> str:  # noqa: ANN401  a field of a pydantic model
+    """The description, with the choices that it does not name."""
+    text = field.description or ""
+    choices = _choices(field.annotation)
+    if all(re.search(rf"\b{re.escape(one)}\b", text) for one in choices):
+        return text
+    return f"{text}; one of {', '.join(choices)}"
+
+
+def _choices(annotation: Any) -> list[str]:  # noqa: ANN401  a type, or a value of a `Literal`
+    """The texts that a setting takes, where its type lists them."""
+    inner = getattr(annotation, "__args__", ())
+    return [annotation] if isinstance(annotation, str) else [one for arg in inner for one in _choices(arg)]
 
 
 def _section(annotation: Any) -> Any:  # noqa: ANN401  a type, or None

@@ -373,6 +373,22 @@ def test_after_a_power_cut_no_number_is_used_twice(tmp_path: Path, monkeypatch: 
         assert set(gaps(take_all(outbox))["power-loss"]) >= {4, 5, 6, 7, 8}
 
 
+@pytest.mark.parametrize(("synchronous", "next_number"), [("NORMAL", None), ("FULL", 4)])
+def test_after_a_power_cut_full_goes_on_without_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synchronous: str, next_number: int | None
+) -> None:
+    path = tmp_path / "o.db"
+    outbox, storage = outbox_and_storage(path, synchronous=synchronous)
+    outbox.__enter__()
+    fill(outbox, 3)
+    storage.close()
+    monkeypatch.setattr(storage_module, "boot_check", lambda: 4711)
+    with outbox_at(path, synchronous=synchronous) as outbox:
+        assert (fill(outbox, 1)[0] == 4) == (next_number == 4)
+        outbox.report_gaps(stamp, GAP)
+        assert ("power-loss" in gaps(take_all(outbox))) == (next_number is None)
+
+
 # --- a full disk ------------------------------------------------------------------------------------------
 
 
@@ -520,7 +536,7 @@ def test_encrypted_file_holds_no_plain_text(tmp_path: Path) -> None:
     path = tmp_path / "o.db"
     with outbox_at(path, key=b"k" * 32) as outbox:
         fill(outbox, 20)
-    assert b"p-1" not in path.read_bytes()
+    assert BODY not in path.read_bytes()
     with outbox_at(path, key=b"k" * 32) as outbox:
         assert len(take_all(outbox)) == 20
     with pytest.raises(StorageError, match="another key"), outbox_at(path, key=b"j" * 32):

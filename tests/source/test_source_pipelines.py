@@ -87,6 +87,11 @@ def test_camera_pipelines_deliver_bgr_of_the_size_asked_for():
         assert answer["shapes"] == [[height, width, "BGR", height * width * 3]] * 2, name
 
 
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_rtsp_pipelines_have_one_transport(transport):
+    assert f" protocols={transport} " in rtsp(URL, transport=transport)
+
+
 @pytest.mark.parametrize("codec", ["h264", "h265"])
 def test_rtsp_pipelines_read_a_real_server(codec):
     with serving("--mount", "/cam", "--codec", codec) as server:
