@@ -49,8 +49,7 @@ def connect(
         cipher: use SQLCipher without a key too, which can attach encrypted databases.
     """
     if path is not None:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)
+        _create(path)
     module: Any = _sqlcipher() if key is not None or cipher else sqlite3
     connection = module.connect(
         MEMORY if path is None else str(path),
@@ -69,6 +68,21 @@ def connect(
         connection.close()
         raise
     return cast("sqlite3.Connection", connection)
+
+
+def _create(path: Path) -> None:
+    """Create a missing database, and make it private.
+
+    An existing one is not opened: closing a descriptor of it would end the locks of all connections that
+    this process has to it (fcntl(2)). A process that closes the file then takes itself for the last one and
+    deletes the write-ahead log, and the next change of this process damages the database.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
+    path.chmod(0o600)
 
 
 def key_literal(key: bytes | None) -> str:

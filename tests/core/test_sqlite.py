@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,23 @@ def test_another_key_is_distinguished_from_damage(tmp_path: Path) -> None:
     assert "does not open with this key" in str(
         Description(path, damaged="-", keyed=True).error(caught.value)
     )
+
+
+def test_a_second_connection_does_not_end_the_locks_of_the_first(tmp_path: Path) -> None:
+    """Else another process that closes the file deletes the write-ahead log that this one writes to."""
+    path, pragmas = tmp_path / "a.db", {"journal_mode": "WAL"}
+    with contextlib.closing(connect(path, pragmas=pragmas)) as first:
+        first.execute("CREATE TABLE t (x)")
+        connect(path, pragmas=pragmas).close()
+        other = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('DELETE FROM t'); c.close()"
+        subprocess.run([sys.executable, "-c", other, path], check=True)
+        assert (tmp_path / "a.db-wal").exists()
+        first.execute("INSERT INTO t VALUES (2)")
+        assert first.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    mode = tmp_path.stat().st_mode
+    with pytest.raises(IsADirectoryError):
+        connect(tmp_path)
+    assert tmp_path.stat().st_mode == mode
