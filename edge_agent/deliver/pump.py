@@ -29,7 +29,7 @@ from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pacing import Backoff, Conflict
 from edge_agent.deliver.present_message import PresentMessage
-from edge_agent.deliver.sender import IDLE_S, REFUSED, Details, EventSender, Refusals
+from edge_agent.deliver.sender import IDLE_S, REFUSED, RETRY_S, Details, EventSender, Outcome, Refusals
 from edge_agent.deliver.topics import kind_of
 from edge_agent.deliver.unnumbered import UnnumberedMessages
 
@@ -324,8 +324,13 @@ class Pump:
             self._elimination.settled([sent], taken=code < REFUSED)
             if sent.row is not None:
                 self.events.settle(sent.row, code)
+            elif Outcome.of(code) is Outcome.RETRY and sent.answer is None:
+                self._refusals.report(sent.topic, code)
+                self.unnumbered.retry_retained(sent.topic, RETRY_S)
             elif code >= REFUSED:
                 self._drop(sent, code)
+            elif sent.answer is None:
+                self._refusals.retried(sent.topic)
 
     def answer(self, topic: str, event: Event, correlation: bytes | None) -> None:
         """Send the result of a command, once; it is not kept on disk. Thread-safe."""

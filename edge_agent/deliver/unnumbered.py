@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable
 from typing import TypeAlias
@@ -26,6 +27,8 @@ class UnnumberedMessages:
         self._lock = threading.Lock()
         self._retained: OrderedDict[str, Payload] = OrderedDict()
         self._unsent: OrderedDict[str, None] = OrderedDict()
+        self._later: dict[str, float] = {}
+        """Topics that the broker could not take, and when they are tried again (monotonic seconds)."""
         self._answers: deque[Answer] = deque()
         self._telemetry: bytes | None = None
 
@@ -47,6 +50,12 @@ class UnnumberedMessages:
                 if topic in self._retained:
                     self._retained.move_to_end(topic, last=at_end)
             self._unsent = OrderedDict.fromkeys(self._retained)
+            self._later.clear()
+
+    def retry_retained(self, topic: str, after_s: float) -> None:
+        """Queue the retained message of a topic again, after a time."""
+        with self._lock:
+            self._later[topic] = time.monotonic() + after_s
 
     @property
     def has_retained(self) -> bool:
@@ -56,6 +65,9 @@ class UnnumberedMessages:
     def next_retained(self, *, last: Collection[Hashable] = ()) -> tuple[str, bytes] | None:
         """Take the next topic and its message, those of `last` after all others; None where there is none."""
         with self._lock:
+            for topic in [one for one, due in self._later.items() if due <= time.monotonic()]:
+                del self._later[topic]
+                self._unsent[topic] = None
             if not self._unsent:
                 return None
             topic = next((one for one in self._unsent if one not in last), next(iter(self._unsent)))

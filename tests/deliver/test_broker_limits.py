@@ -365,6 +365,32 @@ def test_every_failure_of_puback_has_its_outcome(tmp_path: Path, code: int) -> N
         until(lambda: bool(publisher.trouble) != retried)
 
 
+@pytest.mark.parametrize("code", [128, 131, 145, 151])
+def test_retained_messages_are_sent_again_where_the_broker_could_not_take_them(
+    tmp_path: Path, code: int
+) -> None:
+    taken: list[str] = []
+    refused: list[str] = []
+
+    def on_publish(topic: str, packet: bytes) -> int:
+        if len(refused) < 5:
+            refused.append(topic)
+            return code
+        taken.append(topic)
+        return 0
+
+    with (
+        mock.patch.multiple(pump, RETRY_S=0.05, IDLE_S=0.05),
+        mock.patch.multiple(sender, RETRY_S=0.05, IDLE_S=0.05),
+        scripted(tmp_path, on_publish) as (broker, publisher, _),
+    ):
+        publisher.set_status("online")
+        publisher.set_retained("homeassistant/x", b"{}")
+        until(lambda: {f"{ROOT}/info", f"{ROOT}/status", "homeassistant/x"} <= set(taken))
+        until(lambda: publisher.trouble == "")
+        assert broker.connects == 1
+
+
 def test_an_error_without_cause_is_not_retried_for_ever(tmp_path: Path) -> None:
     def on_publish(topic: str, packet: bytes) -> int:
         return 131 if topic.endswith("/poison") else 0

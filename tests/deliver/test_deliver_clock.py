@@ -125,7 +125,7 @@ def test_jumps_of_the_clock_change_no_verdict(
         assert not judged(system, clock, fresh, late)
 
 
-@pytest.mark.parametrize("error", [-TODAY, -2 * HOUR, -100 * DAY, 10 * YEAR, 50 * YEAR])
+@pytest.mark.parametrize("error", [-TODAY, -2 * HOUR, -100 * DAY, -2 * YEAR, 10 * YEAR, 50 * YEAR])
 def test_a_device_whose_clock_is_wrong_from_its_first_start_takes_fresh_commands(error: float) -> None:
     """Without a battery, in 1970; or far ahead."""
     system = HandTime(error=error)
@@ -165,9 +165,24 @@ def test_a_confirmed_clock_decides_alone() -> None:
 
 def test_an_impossible_future_is_refused() -> None:
     fresh = Freshness(Clock(HandTime()))
-    for issued in (TODAY + 2 * YEAR, TODAY + 70 * YEAR):
+    for issued in (TODAY + 30 * YEAR, TODAY + 70 * YEAR):
         assert "ahead" in fresh.problem(issued)
     assert not fresh.problem(TODAY)
+
+
+@pytest.mark.parametrize("ahead", [100.0, 2 * HOUR, 300 * DAY, 2 * YEAR])
+def test_a_sender_that_is_ahead_does_not_lock_out_the_others(ahead: float) -> None:
+    """The clock is not confirmed, but a command has agreed with it."""
+    system = HandTime()
+    clock = Clock(system)
+    fresh = Freshness(clock)
+    assert judged(system, clock, fresh)
+    for _ in range(3):
+        system.passes(100)
+        assert not fresh.problem(system.true + ahead)
+        assert not fresh.problem(system.true - HOUR, names_run=True)
+        assert judged(system, clock, fresh)
+        assert not judged(system, clock, fresh, 100.0)
 
 
 @given(keepalive=st.integers(5, 3600))
