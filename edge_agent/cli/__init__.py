@@ -55,6 +55,8 @@ class _Group(TyperGroup):
 
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__
+_UNREADABLE = "is not readable."
+"""How typer's message about a file without read permission ends."""
 
 
 class _Command(TyperCommand):
@@ -128,6 +130,11 @@ class _Program(_Group):
             from edge_agent.cli.logins import mask_arguments
 
             problem.message = mask_arguments(problem.message)
+            if problem.message.endswith(_UNREADABLE):  # no wrong usage
+                from edge_agent.core.errors import InputError
+
+                reason = problem.message.removesuffix(".")
+                raise InputError(f"{reason}; check the owner and permissions of it and its folder") from None
             raise
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from edge_agent.core.errors import InputError, MissingFile
 from edge_agent.core.text import visible
@@ -37,6 +38,7 @@ _KINDS = (
 )
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _CHUNK_BYTES = 1 << 20
+_Read = TypeVar("_Read", int, bytes)
 
 
 def open_regular(path: Path | str, *, follow: bool = True) -> BinaryIO:
@@ -56,7 +58,7 @@ def open_regular(path: Path | str, *, follow: bool = True) -> BinaryIO:
         raise read_error(path, problem) from problem
     try:
         _require_regular(path, os.fstat(descriptor).st_mode)
-        return os.fdopen(descriptor, "rb")
+        return io.BufferedReader(_NeverWaiting(descriptor))
     except BaseException:
         os.close(descriptor)
         raise
@@ -73,7 +75,7 @@ def read_file(path: Path | str, limit: int, *, follow: bool = True) -> bytes:
         except OSError as problem:
             raise read_error(path, problem) from problem
     if max(size, len(data)) > limit:
-        raise InputError(f"cannot read {shown(path)}: it is larger than {_size(limit)}, its limit")
+        raise _too_large(path, limit)
     return data
 
 
@@ -130,15 +132,19 @@ def parse_json(data: bytes | str, where: str, *, unique: bool = False) -> Any:  
     return found
 
 
-def sha256_file(path: Path | str) -> str:
-    """Return the SHA-256 of a regular file as 64 hex digits; errors as in `open_regular`."""
-    digest = hashlib.sha256()
+def sha256_file(path: Path | str, limit: int = MAX_RESULT_BYTES) -> str:
+    """Return the SHA-256 of a regular file as 64 hex digits; errors as in `read_file`."""
+    digest, size = hashlib.sha256(), 0
     with open_regular(path) as file:
         try:
-            while chunk := file.read(_CHUNK_BYTES):
+            size = os.fstat(file.fileno()).st_size
+            while size <= limit and (chunk := file.read(_CHUNK_BYTES)):
                 digest.update(chunk)
+                size = max(size, file.tell())
         except OSError as problem:
             raise read_error(path, problem) from problem
+    if size > limit:
+        raise _too_large(path, limit)
     return digest.hexdigest()
 
 
@@ -199,10 +205,31 @@ def read_error(path: Path | str, problem: Exception) -> InputError:
     return InputError(f"cannot read {shown(path)}: its name contains NUL")
 
 
+class _NeverWaiting(io.FileIO):
+    """A file that has nothing to read now, as some of the kernel's, is an error; `io` returns None."""
+
+    def readinto(self, buffer: Any, /) -> int:  # noqa: ANN401 - any writable buffer
+        """Read into a buffer; BlockingIOError where nothing is there."""
+        return self._required(super().readinto(buffer))
+
+    def readall(self) -> bytes:
+        """Read to the end; errors as in `readinto`."""
+        return self._required(super().readall())
+
+    def _required(self, found: _Read | None) -> _Read:
+        if found is None:
+            raise BlockingIOError(errno.EAGAIN, "there is nothing to read now, as in a pipe")
+        return found
+
+
 def _require_regular(path: Path | str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for fits, name in _KINDS if fits(mode)), "a symbolic link")
         raise InputError(f"cannot read {shown(path)}: it is {kind}, not a regular file; name a regular file")
+
+
+def _too_large(path: Path | str, limit: int) -> InputError:
+    return InputError(f"cannot read {shown(path)}: it is larger than {_size(limit)}, its limit")
 
 
 def _is_unicode(text: str) -> bool:

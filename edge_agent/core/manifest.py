@@ -165,7 +165,7 @@ class Manifest:
                 raise InputError(
                     f"{path} is missing, though its manifest lists it; create the artefact again"
                 )
-            if FileRecord.of(path) != expected:
+            if path.stat().st_size != expected.bytes or FileRecord.of(path) != expected:
                 raise InputError(
                     f"{path} is not the file that its manifest describes (size or sha256 differ)"
                 )

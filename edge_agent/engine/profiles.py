@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge_agent.core.errors import ConfigError
-from edge_agent.core.files import read_object, sha256_file, shown
+from edge_agent.core.files import MAX_MODEL_BYTES, open_regular, read_object, sha256_file, shown
 from edge_agent.engine.graph.prepared import PROFILES
 
 if TYPE_CHECKING:
@@ -35,14 +36,17 @@ def profile_of(model: Path) -> Chosen:
     Raises:
         ConfigError: none of these states a profile; the message lists all.
         ModelError: the file is no network that takes pictures.
+        InputError: it cannot be read.
     """
+    open_regular(model).close()
     manifest = model.with_suffix(".json")
-    stated = read_object(manifest).get("preprocess") if manifest.is_file() else None
+    there = os.path.isfile(manifest)  # noqa: PTH113 - False for all errors, as for a name that is too long
+    stated = read_object(manifest).get("preprocess") if there else None
     if stated is not None:
         if not isinstance(stated, str) or stated not in PROFILES:
             raise ConfigError(f"{shown(manifest)}: preprocess must be one of {', '.join(sorted(PROFILES))}")
         return Chosen(stated, f"stated in {manifest.name}")
-    if (known := _known().get(sha256_file(model))) is not None:
+    if (known := _known().get(sha256_file(model, MAX_MODEL_BYTES))) is not None:
         return Chosen(known, "a known network")
     return _in_file(model) or _refuse(model)
 

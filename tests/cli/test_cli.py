@@ -180,6 +180,74 @@ def test_bad_input_is_one_message_and_exit_1(
     assert "Traceback" not in reported
 
 
+_TOO_LONG = "x" * 300
+_LONG = "y" * 250
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"dataset {{tmp}}/{_TOO_LONG}",
+        f"evaluate {{tmp}}/{_TOO_LONG}",
+        f"embed {{tmp}}/{_TOO_LONG} -o {{tmp}}/out.npy",
+        f"calibrate --dataset {{tmp}}/{_TOO_LONG} --state {{tmp}}/s",
+        f"run --source {{tmp}}/{_TOO_LONG} --state {{tmp}}/s --model colour-stripes",
+        f"run --source crops:{{tmp}}/{_TOO_LONG} --state {{tmp}}/s --model colour-stripes",
+        f"gallery import {{tmp}}/{_TOO_LONG} --state {{tmp}}/s",
+        f"gallery list --state {{tmp}}/{_TOO_LONG}",
+        f"model add {{tmp}}/{_LONG} --output {{tmp}}/s",
+        "model add  --output {tmp}/s",
+        "model add {tmp}/endless --output {tmp}/s",
+        "bench --model {tmp}/endless --state {tmp}/s",
+        "embed {tmp} -o {tmp}/out.npy --model {tmp}/endless",
+    ],
+)
+def test_names_and_sizes_that_no_file_can_have_are_one_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_agent.__main__ import main
+
+    (tmp_path / _LONG).write_bytes(b"no network")  # the name of its card would be too long
+    (tmp_path / "endless").touch()
+    os.truncate(tmp_path / "endless", 1 << 40)
+    monkeypatch.setattr(sys, "argv", ["edge-agent", *line.format(tmp=tmp_path).split(" ")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    reported = capsys.readouterr().err
+    assert stopped.value.code == 1, reported
+    assert reported.startswith("error: ")
+    assert reported.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["config show", "config schema", "--version", "doctor --json"])
+def test_an_output_that_takes_nothing_is_one_line(line: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge_agent", *line.split()],
+            stdout=full,
+            check=False,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
+def test_a_file_without_permission_is_no_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edge_agent.__main__ import main
+
+    (tmp_path / "c.toml").touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr(sys, "argv", ["edge-agent", "config", "check", "--config", str(tmp_path / "c.toml")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    assert "c.toml' is not readable; check the owner" in capsys.readouterr().err
+
+
 def test_logins_do_not_stay_in_the_process_list(tmp_path: Path, free_port: int) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("no /proc here")

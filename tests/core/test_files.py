@@ -67,10 +67,26 @@ def test_what_is_no_regular_file_is_refused_at_once(kind: str, read, tmp_path: P
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "endless"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_digest_is_of_a_regular_file_only(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         sha256_file(make(kind, tmp_path / "x"))
+
+
+def test_a_file_of_the_kernel_that_would_wait_is_an_error() -> None:
+    path = Path("/proc/kmsg")  # regular, and read as a pipe is
+    try:
+        with path.open("rb") as file:
+            os.set_blocking(file.fileno(), False)
+            while file.raw.read(1 << 16) is not None:  # type: ignore[attr-defined]
+                pass
+    except OSError:
+        pytest.skip("/proc/kmsg cannot be read here")
+    for read in (lambda: read_file(path, 1 << 20), lambda: sha256_file(path)):
+        with pytest.raises(InputError, match="nothing to read now"):
+            read()
+    with open_regular(path) as file, pytest.raises(BlockingIOError, match="nothing to read now"):
+        file.read()
 
 
 def test_a_link_is_followed_only_where_that_is_wanted(tmp_path: Path) -> None:

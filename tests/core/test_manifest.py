@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,13 @@ def _written(tmp_path: Path) -> tuple[Path, Manifest]:
     manifest = Manifest("embeddings", 1, {"q.npy": FileRecord.of(tmp_path / "q.npy")}, {"rows": 3})
     manifest.write(tmp_path / "manifest.json")
     return tmp_path / "manifest.json", manifest
+
+
+def test_a_file_of_another_size_is_not_read(tmp_path: Path) -> None:
+    path, manifest = _written(tmp_path)
+    os.truncate(tmp_path / "q.npy", 1 << 40)  # sparse; its digest would take an hour
+    with pytest.raises(InputError, match=r"q\.npy is not the file that its manifest describes"):
+        manifest.verify(path.parent)
 
 
 def test_manifest_round_trip_and_verification(tmp_path: Path) -> None:

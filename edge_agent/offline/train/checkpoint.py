@@ -6,7 +6,6 @@ The file is a `torch.save` of plain dicts, numbers, strings and tensors, so `wei
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,8 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; caller
         raise ModelError(str(error)) from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:
+        # A damaged file makes PyTorch's reader fail in any way: IndexError, TypeError, struct.error.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"{path} is not a weights file that can be loaded safely (tensors only): {reason}"
