@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 import os
@@ -29,6 +30,8 @@ _PRUNE_SECONDS = 86_400.0
 _CLOCK_TICK_SECONDS = 2.0
 """Coarsest modification time: a file of the same tick as the last scan leaves the folder's time unchanged."""
 _NAMES_PER_QUERY = 500
+_LARGEST = (1 << 63) - 1
+"""Of the numbers that SQLite stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,22 @@ def crop_file(entry: os.DirEntry[str]) -> CropFile | None:
         return None
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
         return None
-    return CropFile(status.st_mtime_ns, entry.name, status.st_size, stat.S_ISLNK(status.st_mode))
+    return CropFile(modified_ns(status), entry.name, status.st_size, stat.S_ISLNK(status.st_mode))
+
+
+def modified_ns(status: os.stat_result) -> int:
+    """Return the time of modification as a database can store it: after the year 2262, that year."""
+    return max(-_LARGEST, min(status.st_mtime_ns, _LARGEST))
+
+
+def remove_crop(path: Path) -> None:
+    """Delete the JSON file of a picture, where there is one, and the picture; OSError where that fails."""
+    try:
+        path.with_suffix(".json").unlink(missing_ok=True)
+    except OSError as problem:
+        if problem.errno != errno.ENAMETOOLONG:  # ".json" may be one letter more than a name can have
+            raise
+    path.unlink(missing_ok=True)
 
 
 class FolderScan:

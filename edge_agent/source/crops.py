@@ -182,9 +182,7 @@ class CropFolderSource:
             with os.scandir(self.folder) as entries:
                 for file in filter(None, map(crop_file, entries)):
                     if self._is_wanted(file, wanted):
-                        path = self.folder / file.name
-                        path.with_suffix(".json").unlink(missing_ok=True)
-                        path.unlink(missing_ok=True)
+                        crop_files.remove_crop(self.folder / file.name)
                         gone.append(file)
         except OSError as problem:
             raise StorageError(
@@ -329,9 +327,11 @@ class CropFolderSource:
         path = self.folder / file.name
         try:
             status = path.lstat()
-            if (status.st_size, status.st_mtime_ns) == (file.size, file.modified_ns):  # not overwritten
-                path.with_suffix(".json").unlink(missing_ok=True)
-                path.unlink()
+            if (status.st_size, crop_files.modified_ns(status)) == (
+                file.size,
+                file.modified_ns,
+            ):  # not overwritten
+                crop_files.remove_crop(path)
         except FileNotFoundError:  # erased meanwhile
             return
         except OSError as problem:

@@ -146,6 +146,17 @@ def test_a_file_time_out_of_range_refuses_one_crop(folder, monkeypatch):
     assert batch.track_ids == (1_000_008,)
 
 
+@pytest.mark.parametrize("at", [-(2.0**31), -1.0, 0.0, 9_223_372_035.0, 9_223_372_038.0, 1e10, 1.5e10])
+def test_a_file_time_of_another_century_costs_at_most_its_own_crop(folder, at):
+    # SQLite stores nanoseconds up to the year 2262; files can be of later years.
+    put(folder, "0007_c2s1_000451_01.jpg", at=at)
+    put(folder, "0008_c2s1_000452_01.jpg")
+    found = {track for batch in read(source(folder)) for track in batch.track_ids}
+    assert 1_000_008 in found
+    assert (1_000_007 in found) == (at >= 0)
+    assert read(source(folder)) == []
+
+
 def test_acknowledged_crops_never_come_again_and_others_do(folder):
     for track in range(1, 5):
         put(folder, f"{track:04d}_c1s1_{track:06d}_01.jpg", at=LONG_AGO + track)
@@ -498,6 +509,17 @@ def test_a_name_as_long_as_names_may_be(folder):
     put(folder, "0008_c2s1_000451_".ljust(251 - 14, "x") + ".jpg")
     (folder / ("0009_c2s1_000451_".ljust(251, "x") + ".jpg")).write_bytes(encoded())
     assert sum(len(batch.images) for batch in read(source(folder, settle_seconds=0.0))) == 2
+
+
+def test_a_name_as_long_as_names_may_be_is_deleted(folder):
+    name = "0009_c2s1_000451_".ljust(251, "x") + ".jpg"
+    for delete in (True, False):
+        (folder / name).write_bytes(encoded())
+        reading = source(folder, settle_seconds=0.0, delete=delete)
+        assert len(read(reading)) == 1
+        assert left(folder) == ([] if delete else [name])
+    assert reading.erase([Pictures("yard-c2", 1_000_009, 0.0, 1e10)]) == 1
+    assert left(folder) == []
 
 
 def test_a_crop_that_vanishes_between_listing_and_opening(folder, monkeypatch):
