@@ -38,6 +38,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 import secrets
 import threading
 import time
@@ -71,6 +72,7 @@ _GAPS_KEPT = 500
 _AFTER_MARK_S = 0.001
 """What is stored after a reboot is younger than all before it."""
 _LAST_LABEL = 2.5e11
+_ID = re.compile("[0-9a-f]{16}")
 """Year 9892; the texts of events end with year 9999."""
 _VERSION = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -200,10 +202,14 @@ class _Line:
             mark=None if mark is None else Mark(_number(mark["instant"]), _number(mark["label"])),
             gaps=tuple((_number(at), _number(seconds)) for at, seconds in document["gaps"]),
         )
-        if any(seconds < 0 for _, seconds in line.gaps) or list(line.gaps) != sorted(line.gaps):
-            raise ValueError("times off in disorder")
-        if not 0.0 <= line.label < _LAST_LABEL:
-            raise ValueError(f"label {line.label:g}")
+        known = line.mark or Mark(0.0, 0.0)
+        past = (line.began, line.stepped or 0.0, known.instant, *(at for at, _ in line.gaps))
+        if not all(0.0 <= at <= line.instant for at in past) or list(line.gaps) != sorted(line.gaps):
+            raise ValueError("instants in disorder")
+        if not all(0.0 <= one < _LAST_LABEL for one in (line.running, line.instant, line.label, known.label)):
+            raise ValueError("a time out of range")
+        if not all(0 <= off <= LONGEST_OFF_S for _, off in line.gaps) or not _ID.fullmatch(line.id):
+            raise ValueError("an id, or a time off, that this program does not write")
         return line
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from edge_agent.core.errors import InputError, MissingFile
 from edge_agent.core.text import visible
@@ -38,6 +38,8 @@ _KINDS = (
 )
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _CHUNK_BYTES = 1 << 20
+_LONGEST_INTEGER = 308
+"""Digits of an integer that every float can hold."""
 _Read = TypeVar("_Read", int, bytes)
 
 
@@ -113,6 +115,7 @@ def parse_json(data: bytes | str, where: str, *, unique: bool = False) -> Any:  
             data,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_representable,
             object_pairs_hook=_once if unique else None,
         )
         if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
@@ -210,11 +213,11 @@ class _NeverWaiting(io.FileIO):
 
     def readinto(self, buffer: Any, /) -> int:  # noqa: ANN401 - any writable buffer
         """Read into a buffer; BlockingIOError where nothing is there."""
-        return self._required(super().readinto(buffer))
+        return self._required(cast("int | None", super().readinto(buffer)))
 
     def readall(self) -> bytes:
         """Read to the end; errors as in `readinto`."""
-        return self._required(super().readall())
+        return self._required(cast("bytes | None", super().readall()))
 
     def _required(self, found: _Read | None) -> _Read:
         if found is None:
@@ -255,6 +258,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {visible(twice, 40)!r} comes twice in an object")
     return found
+
+
+def _representable(text: str) -> int:
+    if len(text) > _LONGEST_INTEGER:
+        raise ValueError(f"{text:.20} is too large")
+    return int(text)
 
 
 def _finite(text: str) -> float:

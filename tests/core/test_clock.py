@@ -308,13 +308,14 @@ def test_a_damaged_file_is_replaced_by_another_axis(path: Path, machine: HandTim
 @settings(max_examples=60, deadline=None)
 @given(
     key=st.sampled_from(
-        ["boot", "running", "instant", "label", "began", "confirmed", "stepped", "mark", "gaps"]
+        ["id", "boot", "running", "instant", "label", "began", "confirmed", "stepped", "mark", "gaps"]
     ),
     wrong=st.one_of(
         st.none(),
         st.text(max_size=5),
         st.floats(),
         st.integers(),
+        st.just(10**400),
         st.lists(st.floats(), max_size=3),
         st.lists(st.tuples(st.floats(), st.floats()), max_size=3),
         st.dictionaries(st.sampled_from(["instant", "label"]), st.floats(), max_size=2),

@@ -177,6 +177,8 @@ def test_names_in_a_locale_without_utf8(tmp_path: Path) -> None:
         ("[NaN]", "NaN"),
         ("-Infinity", "Infinity"),
         ("1e999", "too large"),
+        ("1" + "0" * 400, "too large"),
+        ('{"a": [-1' + "0" * 308 + "]}", "too large"),
         (r'"\ud800"', "surrogate"),
         (r'{"\uDFFF": 1}', "surrogate"),
         ("", "line 1"),
