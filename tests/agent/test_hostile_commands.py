@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.agent.command_handlers import CommandHandlers
+from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
 from edge_agent.core.config import GallerySettings, MqttSettings
 from edge_agent.core.events import Event
@@ -73,7 +74,8 @@ def answer(gallery: Gallery, folder: Path, verb: str, payload: bytes) -> list[Ev
     )
     sent: list[Event] = []
     table = {one: found for one, found in handlers.table().items() if one in VERBS[:3]}
-    with CommandDesk(MqttSettings(commands=tuple(table), site="site", device="device"), table) as desk:
+    settings = MqttSettings(commands=tuple(table), site="site", device="device")
+    with CommandDesk(settings, table, Clock(), "run-1") as desk:
         message = Incoming(topic=TOPIC + verb, payload=payload, retained=False)
         desk.accept(message, lambda _topic, event, _correlation: sent.append(event))
         deadline = time.monotonic() + 5.0
