@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -334,3 +337,49 @@ def test_a_change_of_an_identity_leaves_unknown_tracks_alone(kind: str) -> None:
     presence.apply(identity(1, identity=None), 1)
     presence.apply(person(kind, "p-1"), 2)
     assert presence.snapshot().people[0].identity_id is None
+
+
+def run_until_killed(path: str, session: str) -> None:
+    """Open tracks until somebody kills this process; `test_every_track_departs_once_after_real_kills`."""
+    run = Run(Path(path), session, lambda _: None)
+    for track in range(1, 60):
+        for camera in CAMERAS:
+            run.publisher.publish(identity(track, camera=camera))
+    sys.stdout.write("open\n")
+    sys.stdout.flush()
+    time.sleep(60)
+
+
+@pytest.mark.slow
+def test_every_track_departs_once_after_real_kills(tmp_path: Path) -> None:
+    """Each process is killed while it ends the tracks of the one before, or opens its own."""
+    path, random = tmp_path / "o.db", Random(1)
+    code = "import sys; from tests.deliver.test_presence import run_until_killed as run;"
+    code += "sys.stdout.write('go\\n'); sys.stdout.flush(); run(*sys.argv[1:])"
+    for round_ in range(9):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path), f"s{round_}"], stdout=subprocess.PIPE, text=True, cwd=REPO
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            assert process.stdout.readline() == "go\n"
+            if round_ == 8:
+                assert process.stdout.readline() == "open\n"
+            else:
+                time.sleep(random.uniform(0, 0.08))
+            process.kill()
+            process.wait(10)
+    outbox, storage = outbox_and_storage(path)
+    with outbox:
+        left = {(one.change.session, one.change.track_id) for one in outbox.stored.open_tracks()}
+        rows = storage.connection.execute("SELECT seq, body FROM event ORDER BY seq").fetchall()
+    messages = [json.loads(body) for _, body in rows]
+    tracks = [
+        (m["session"], m["data"]["camera"], m["data"]["track_id"], m["data"]["ended"]) for m in messages
+    ]
+    opened = {track[:3] for track in tracks if not track[3]}
+    ended = [track[:3] for track in tracks if track[3]]
+    assert {session for session, _ in left} == {"s8"}
+    assert len(ended) == len(set(ended))
+    assert set(ended) == {track for track in opened if track[0] != "s8"}
+    assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
