@@ -47,7 +47,11 @@ ResultFileOption = Annotated[
 ]
 VideoOutOption = Annotated[
     Path | None,
-    Option("--video-out", metavar="FILE.mp4", help="Write the video with boxes, people and decisions."),
+    Option(
+        "--video-out",
+        metavar="FILE.mp4",
+        help="Write the video with boxes, people and decisions; of several cameras, FILE-CAMERA.mp4 for each.",
+    ),
 ]
 ReportOption = Annotated[
     Path | None,
