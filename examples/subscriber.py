@@ -96,6 +96,8 @@ def on_message(_client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> N
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     address = urlsplit(sys.argv[1] if len(sys.argv) > 1 else "mqtt://127.0.0.1:1883")
+    if address.scheme not in {"mqtt", "mqtts"} or not address.hostname:
+        sys.exit("usage: subscriber.py mqtt://HOST:PORT or mqtts://HOST:PORT")
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, CLIENT_ID, protocol=mqtt.MQTTv5)
     if address.scheme == "mqtts":
         client.tls_set()
@@ -106,11 +108,13 @@ def main() -> None:
     stay = Properties(PacketTypes.CONNECT)
     stay.SessionExpiryInterval = AWAY_S
     port = address.port or (8883 if address.scheme == "mqtts" else 1883)
-    client.connect(address.hostname or "127.0.0.1", port, clean_start=False, properties=stay)
     try:
+        client.connect(address.hostname, port, clean_start=False, properties=stay)
         client.loop_forever()
     except KeyboardInterrupt:
         client.disconnect()
+    except OSError as problem:  # at the first connection; later ones are repeated
+        sys.exit(f"{address.hostname}:{port}: {problem}")
 
 
 if __name__ == "__main__":

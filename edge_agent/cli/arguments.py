@@ -50,7 +50,7 @@ VideoOutOption = Annotated[
     Option(
         "--video-out",
         metavar="FILE.mp4",
-        help="Write the video with boxes, people and decisions; of several cameras, FILE-CAMERA.mp4 for each.",
+        help="Write the video with boxes, people and decisions; several cameras: FILE-CAMERA.mp4 for each.",
     ),
 ]
 ReportOption = Annotated[

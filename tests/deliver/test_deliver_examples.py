@@ -85,6 +85,19 @@ def test_python_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
         assert not any("still waiting" in line for line in lines[-1:])
 
 
+@pytest.mark.parametrize("name", ["subscriber.py", "who_is_where.py"])
+def test_python_examples_explain_a_wrong_address(name: str, free_port: int) -> None:
+    for address, text in (("127.0.0.1:1883", "usage"), (f"mqtt://127.0.0.1:{free_port}", "refused")):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), address],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert (done.returncode, text in done.stderr, done.stderr.count("\n")) == (1, True, 1), done.stderr
+
+
 def test_shell_subscriber(mosquitto: Mosquitto, tmp_path: Path) -> None:
     if shutil.which("jq") is None or shutil.which("mosquitto_sub") is None:
         pytest.skip("jq or mosquitto_sub is not installed")
