@@ -200,7 +200,7 @@ def _table(titles: Iterable[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(expand=True, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    made = Table(expand=True, box=SIMPLE_HEAD, padding=0, show_edge=False)
     for title in titles:
         made.add_column(title, no_wrap=title in _UNBROKEN, overflow="fold")
     return made
