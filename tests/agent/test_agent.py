@@ -331,6 +331,15 @@ def test_commands_over_mqtt(
         assert (refused["status"], refused["code"]) == ("error", "not-allowed")
         assert ask(mosquitto.port, "reload")["data"] == {"restart_required": []}
 
+        changes = [(event["data"]["kind"], event["data"]["identity_id"]) for event in listener.of("person/")]
+        berta = enrolled["data"]["identity_id"]
+        assert changes == [
+            ("named", people[0]),
+            ("named", berta),
+            ("merged", berta),
+            ("forgotten", people[2]),
+        ]
+
         telemetry = [message["data"] for message in listener.of("telemetry")]
         assert telemetry[-1]["connection"] == "connected"
         assert telemetry[-1]["connects"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_agent.agent.people_events import PeopleEvents
 from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
 from edge_agent.core.config import GallerySettings, IdentifySettings
+from edge_agent.core.errors import InputError
 from edge_agent.core.events import DeviceSummary, Event, identity_event
 from edge_agent.core.structures import Decision
 from edge_agent.deliver.presence import Presence
@@ -21,7 +25,7 @@ from edge_agent.gallery import erasure
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from tests.deliver.deliver_fixtures import ENGINE
-from tests.identify.test_identify import D, People, Scene
+from tests.identify.test_identify import D, People, Scene, warm
 
 
 @dataclass
@@ -206,3 +210,89 @@ def test_expired_and_evicted_people_are_forgotten(tmp_path: Path) -> None:
         scene.visit(People(3), {1: 0}, frames=12)
         scene.visit(People(3), {2: 1}, frames=12)
         assert [(one.kind, one.reason) for one in gallery.notices.waiting()] == [("forgotten", "evicted")]
+
+
+def test_identities_that_are_found_to_be_one_person(tmp_path: Path) -> None:
+    """The corrections of the tracks and the event of the merge say the same."""
+    with Gallery(tmp_path / "g.db", GallerySettings(), space="test", dimension=D) as gallery:
+        identifier, people, published = Identifier(gallery, "s", IdentifySettings()), People(7), Published()
+        scene = Scene(identifier)
+        for track in (1, 2):
+            scene.visit(people, {track: 6})
+        first, second = (one.id for one in gallery.identities())
+        warm(scene, people)
+        published.decisions(scene.decisions)
+        PeopleEvents(gallery, identifier, published, Clock()).run()  # type: ignore[arg-type]
+        (merged,) = published.people()
+        assert (merged["absorbed_id"], merged["identity_id"], merged["reason"]) == (second, first, "fused")
+        fused = [event["data"] for event in published.events if event["data"]["reason"] == "fused"]
+        corrections = [one for one in fused if one.get("previous_identity_id")]
+        assert {one["previous_identity_id"] for one in corrections} == {second}
+        assert {one["identity_id"] for one in corrections} == {first}
+        assert all(one["ended"] for one in corrections if one["track_id"] == 2)
+        assert len(published.events) == len(scene.decisions) + 1  # no correction comes twice
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("show"), st.dictionaries(st.integers(1, 3), st.integers(0, 2), max_size=3)),
+        st.tuples(st.just("end"), st.integers(1, 3)),
+        st.tuples(st.just("merge"), st.integers(0, 3), st.integers(0, 3)),
+        st.tuples(st.just("forget"), st.integers(0, 3)),
+        st.tuples(st.just("name"), st.integers(0, 3), st.sampled_from(["Ada", "Bob", None])),
+        st.tuples(st.just("publish")),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_subscribers_hold_what_the_identifier_holds(steps: list[Any]) -> None:
+    """Whatever happens to tracks and identities, in any order: no ghost, and no id that is gone."""
+    with Gallery(":memory:", GallerySettings(), space="test", dimension=D) as gallery:
+        identifier = Identifier(gallery, "s", IdentifySettings(threshold=0.6))
+        people, published, scene = People(3), Published(), Scene(identifier)
+        events = PeopleEvents(gallery, identifier, published, Clock())  # type: ignore[arg-type]
+        running: dict[int, int] = {}
+        ended = 0
+        for kind, *given_ in steps:
+            ids = [one.number for one in gallery.identities()]
+            if kind == "show":
+                for track, person in given_[0].items():
+                    running.setdefault(track + ended, person)
+                for _ in range(12):
+                    vectors = {track: people.crop(person) for track, person in running.items()}
+                    published.decisions(scene.show(vectors))
+            elif kind == "end":
+                gone = tuple(track for track in running if (track - 1) % 3 + 1 == given_[0])
+                published.decisions(scene.show({}, ended=gone))
+                for track in gone:
+                    del running[track]
+                ended += 3 * bool(gone)
+            elif kind == "publish":
+                events.run()
+            elif all(place < len(ids) for place in given_[:1]):
+                change(gallery, kind, ids, *given_)
+        events.run()
+        published.decisions(scene.show({}))
+        known = {one.id: one.name for one in gallery.identities()}
+        numbers = {one.number: one.id for one in gallery.identities()}
+        holding = {track: numbers.get(scene.number(track) or 0) for track in running}
+        present = published.present()
+        assert {id_ for id_, _ in present.values()} <= {*known, None}
+        assert present.keys() <= running.keys()
+        assert present == {
+            track: (id_, known.get(id_ or "")) for track, id_ in holding.items() if track in present
+        }
+        assert {track for track, id_ in holding.items() if id_ is not None} <= present.keys()
+
+
+def change(gallery: Gallery, kind: str, ids: list[int], first: int, second: Any = None) -> None:
+    if kind == "merge" and second < len(ids) and first != second:
+        gallery.merge(ids[first], ids[second])
+    elif kind == "forget":
+        gallery.forget(ids[first])
+    elif kind == "name":
+        with contextlib.suppress(InputError):  # the name is taken
+            gallery.rename(ids[first], second)
