@@ -84,6 +84,9 @@ def numbered(body: bytes, seq: int) -> bytes:
     return b'%b,"seq":%d}' % (body[:-1], seq)
 
 
+_FORGOTTEN = "SELECT 1 FROM event WHERE seq BETWEEN ? AND ? AND topic LIKE '%/person/forgotten' LIMIT 1"
+
+
 @dataclass(slots=True)
 class State:
     """What is known about the open database. A failed transaction restores all but the collections."""
@@ -404,11 +407,15 @@ class Storage:
         self.state.bytes += len(row.body)
 
     def delete_acknowledged(self) -> None:
-        """Delete the acknowledged rows; the counters did not include them any more."""
+        """Delete the acknowledged rows, which the counters do not include; zero the ids of erased people."""
         ranges = joined((number, number) for number in sorted(self.state.acknowledged))
+        erased = any(self.connection.execute(_FORGOTTEN, one).fetchone() for one in ranges)
+        self.connection.execute(f"PRAGMA secure_delete = {int(erased)}")
         with self.transaction():
             self.connection.executemany("DELETE FROM event WHERE seq BETWEEN ? AND ?", ranges)
             self.set_meta("next", self.state.next)
+        if erased:
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def droppable(self, count: int) -> list[Size]:
         """Return the oldest free rows that are not gap events."""

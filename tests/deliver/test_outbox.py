@@ -206,6 +206,21 @@ def test_erase_removes_a_person_from_the_disk(tmp_path: Path) -> None:
         assert reported["rejected"] == [60]
 
 
+@pytest.mark.parametrize("size", [20, 20_000])
+def test_the_id_in_a_forgotten_event_leaves_the_disk_with_it(tmp_path: Path, size: int) -> None:
+    """It is the last message about an erased person."""
+    body = json.dumps({"id": "person-secret-7", "more": "x" * size}).encode()
+    with outbox_at(tmp_path / "o.db") as outbox:
+        fill(outbox, 50)
+        number = outbox.append(body, "edge/v1/lab/jx01/person/forgotten")
+        fill(outbox, 50)
+        outbox.pending(200)
+        outbox.acknowledge([number])
+        outbox.flush()
+        left = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert b"person-secret-7" not in left
+
+
 def test_erase_takes_whole_words_only(tmp_path: Path) -> None:
     with outbox_at(tmp_path / "o.db") as outbox:
         for who in (b"p-1", b"p-11", b"xp-1", b"p-1-2"):
