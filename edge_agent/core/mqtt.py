@@ -9,8 +9,10 @@ import functools
 import queue
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -208,7 +210,10 @@ def connect_options(broker: BrokerSettings, *, clean_start: bool, **values: int)
 def connect_problem(broker: BrokerSettings, problem: OSError) -> DeliveryError:
     """Translate an error of paho's `connect`; its type states whether a retry helps."""
     if isinstance(problem, ssl.SSLError):
-        return BrokerRefused(f"broker {broker.url}: TLS failed: {tls_reason(problem)}")
+        # Valid later: a clock that was never set will be set, so this is tried again soon.
+        early = getattr(problem, "verify_code", 0) == _NOT_YET_VALID
+        kind = BrokerUnreachable if early else BrokerRefused
+        return kind(f"broker {broker.url}: TLS failed: {tls_reason(problem)}")
     return BrokerUnreachable(f"broker {broker.url}: {problem.strerror or problem}")
 
 
@@ -235,10 +240,16 @@ def connack_problem(broker: BrokerSettings, reason: Any) -> DeliveryError:  # no
 def tls_reason(problem: ssl.SSLError) -> str:
     """Return OpenSSL's reason without the position in its source."""
     if isinstance(problem, ssl.SSLCertVerificationError):
-        return f"the broker's certificate is not accepted: {problem.verify_message}"
+        text = f"the broker's certificate is not accepted: {problem.verify_message}"
+        if problem.verify_code in (_NOT_YET_VALID, _EXPIRED):
+            shown = datetime.fromtimestamp(time.time(), timezone.utc)
+            text += f"; the clock of this device shows {shown:%Y-%m-%d}, check it too"
+        return text
     return str(problem.reason or problem)
 
 
+_NOT_YET_VALID, _EXPIRED = 9, 10
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
 _FAILURES = range(128, 256)
 """Reason codes of MQTT 5 that report a failure."""
 _REFUSALS = frozenset({132, 133, 134, 135, 138, 140, 144})

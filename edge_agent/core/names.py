@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.text import is_visible, visible
@@ -18,17 +19,24 @@ _SHOWN = 60
 
 
 def checked_name(name: str) -> str:
-    """Return the name without surrounding blanks.
+    """Return the name without surrounding blanks, in Unicode's composed form (NFC).
+
+    Else two people could have names that look alike: an accent can be a character of its own.
 
     InputError when it is empty, too long, has characters that cannot be seen, or reads as a number or an id.
     """
-    plain = name.strip()
+    plain = composed(name).strip()
     shown = f"'{visible(plain, _SHOWN)}'"
     if not plain or len(plain) > LONGEST_NAME or not is_visible(plain):
         raise InputError(f"{shown} is not a usable name: give 1 to {LONGEST_NAME} printable characters")
     if plain.isdecimal() or is_id(plain):
         raise InputError(f"{shown} is not a usable name: it reads as a number or id; add a letter to it")
     return plain
+
+
+def composed(text: str) -> str:
+    """Return a text in the form in which names are stored and compared."""
+    return unicodedata.normalize("NFC", text)
 
 
 def new_id() -> str:

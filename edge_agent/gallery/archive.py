@@ -33,7 +33,7 @@ from edge_agent.core.config import MOST_EXEMPLARS
 from edge_agent.core.errors import InputError, NonFiniteEmbedding, SpaceMismatch
 from edge_agent.core.files import open_regular, parse_json, shown
 from edge_agent.core.manifest import FileRecord, Manifest, atomic_file
-from edge_agent.core.names import checked_name, is_id
+from edge_agent.core.names import checked_name, composed, is_id
 from edge_agent.core.setting_types import LONGEST_TTL_HOURS, Id
 from edge_agent.core.text import is_visible, visible
 from edge_agent.core.timing import LATEST_TIME
@@ -67,9 +67,9 @@ def _is_name(text: str) -> str:
         name = checked_name(text)
     except InputError as problem:
         raise ValueError(str(problem)) from problem
-    if name != text:
+    if name != composed(text):
         raise ValueError("must not begin or end with a blank")
-    return text
+    return name
 
 
 def _is_opaque(text: str) -> str:

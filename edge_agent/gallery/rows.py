@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError, NonFiniteEmbedding
+from edge_agent.core.names import composed
 from edge_agent.core.text import LONGEST_CELL, is_visible, visible
 from edge_agent.gallery.ages import Ages
 from edge_agent.gallery.index import Vectors
@@ -207,8 +208,9 @@ class Rows:
             return self.identity(key)
         if not is_visible(key):
             raise _unknown(key)  # neither a name nor an id; SQLite refuses some of these texts
-        by_name = "SELECT number FROM identity WHERE name = ?"
-        number = self.number_of(key) or self.store.value(by_name, (key.strip(),))
+        name = key.strip()  # earlier versions stored names as they were typed
+        by_name = "SELECT number FROM identity WHERE name IN (?, ?) ORDER BY name = ? DESC LIMIT 1"
+        number = self.number_of(key) or self.store.value(by_name, (name, composed(name), name))
         if number is None and not (key.isdecimal() and len(key) < _DIGITS):
             raise _unknown(key)
         return self.identity(number or int(key))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from edge_agent.core.errors import (
     StorageError,
 )
 from edge_agent.core.events import DeviceSummary, alert_event, identity_event
-from edge_agent.core.mqtt import new_client, silence_problem
+from edge_agent.core.mqtt import connect_problem, new_client, silence_problem
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.local import EventFile, LocalPublisher, Origin
@@ -418,6 +419,16 @@ def test_a_silent_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         url = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
         with outbox_at(tmp_path / "o.db") as outbox, publishing(outbox, url) as publisher:
             until(lambda: "no CONNACK" in (publisher.problem or ""))
+
+
+@pytest.mark.parametrize(("code", "kind"), [(9, BrokerUnreachable), (10, BrokerRefused), (20, BrokerRefused)])
+def test_a_certificate_that_the_clock_refuses_names_the_clock(code: int, kind: type[Exception]) -> None:
+    """One that is not valid yet is tried again soon: the clock of the device will be set."""
+    problem = ssl.SSLCertVerificationError(1, "x")
+    problem.verify_code, problem.verify_message = code, "certificate is not accepted"
+    found = connect_problem(broker_at("mqtts://host"), problem)
+    assert type(found) is kind
+    assert ("the clock of this device shows" in str(found)) == (code != 20)
 
 
 def test_silence_after_a_tls_handshake_is_a_refusal() -> None:

@@ -361,6 +361,17 @@ def test_a_good_archive_is_imported_and_exported_again(tmp_path: Path, gallery: 
     assert [one.id for one in read_archive(tmp_path / "again.zip").people] == [one["id"] for one in people]
 
 
+def test_names_that_differ_by_composition_are_one_name(tmp_path: Path, gallery: Gallery) -> None:
+    both = write(tmp_path / "both.zip", [person(1, name="Ren\u00e9"), person(2, name="Rene\u0301")])
+    assert "has the name" in refused(gallery, both)
+    import_archive(gallery, write(tmp_path / "one.zip", [person(1, name="Rene\u0301")]))
+    assert [one.name for one in gallery.identities()] == ["Ren\u00e9"]
+    assert gallery.get("Rene\u0301") == gallery.get("Ren\u00e9")
+    import_archive(gallery, write(tmp_path / "two.zip", [person(2)]))
+    with pytest.raises(InputError, match="belongs to identity 1"):
+        gallery.rename(2, "Rene\u0301")
+
+
 @pytest.mark.parametrize("shown", [0.0, 2e8, 4.2e9, 8e9])
 def test_an_export_whatever_the_clock_shows(
     tmp_path: Path, gallery: Gallery, monkeypatch: pytest.MonkeyPatch, shown: float
