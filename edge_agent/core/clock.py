@@ -72,8 +72,8 @@ _GAPS_KEPT = 500
 _AFTER_MARK_S = 0.001
 """What is stored after a reboot is younger than all before it."""
 _LAST_LABEL = 2.5e11
-_ID = re.compile("[0-9a-f]{16}")
 """Year 9892; the texts of events end with year 9999."""
+_ID = re.compile("[0-9a-f]{16}")
 _VERSION = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIMESYNCD = Path("/run/systemd/timesync/synchronized")

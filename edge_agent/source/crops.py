@@ -24,6 +24,7 @@ import contextlib
 import heapq
 import itertools
 import os
+import stat
 import threading
 import time
 from collections import deque
@@ -223,15 +224,16 @@ class CropFolderSource:
         return chosen
 
     def _folder_time(self) -> int:
+        kind = SourceLost if self._opened else SourceError
         try:
-            modified_ns = self.folder.stat().st_mtime_ns
-            if not self.folder.is_dir():
-                raise SourceError(f"source {self.id}: {self._shown} is not a folder")
+            status = self.folder.stat()
         except OSError as problem:
             reason = f"source {self.id}: cannot read the folder {self._shown}: {problem.strerror or problem}"
-            raise (SourceLost if self._opened else SourceError)(reason) from problem
+            raise kind(reason) from problem
+        if not stat.S_ISDIR(status.st_mode):
+            raise kind(f"source {self.id}: {self._shown} is not a folder")
         self._opened = True
-        return modified_ns
+        return status.st_mtime_ns
 
     def _settled(self, scan: FolderScan) -> Iterator[CropFile]:
         """Pictures whose size and time are constant, in the directory's order; none in flight."""

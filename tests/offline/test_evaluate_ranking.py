@@ -105,6 +105,17 @@ def test_block_height_and_gallery_order_change_nothing(seed: int, height: int) -
         np.testing.assert_array_equal(other.inverse_penalty, whole.inverse_penalty)
 
 
+def test_the_largest_numbers_of_people_and_cameras_are_numbers_as_others() -> None:
+    query, gallery = random_sides(3)
+    largest = 2**63 - 1
+
+    def renumbered(side: EmbeddedCrops) -> EmbeddedCrops:
+        pids, camids = largest + 1 - side.pids.astype(object), largest + 1 - side.camids.astype(object)
+        return crops(side.vectors, pids.tolist(), camids.tolist())
+
+    assert_equal(rank(renumbered(query), renumbered(gallery)), naive(query, gallery), len(query))
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_figures_stay_in_bounds(seed: int) -> None:

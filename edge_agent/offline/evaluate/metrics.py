@@ -128,7 +128,8 @@ class RankingTally:
     def _matches(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Gallery rows that match query `row`, and all gallery rows of its person."""
         pid = self.query.pids[row]
-        low, high = np.searchsorted(self._sorted_pids, [pid, pid + 1])
+        low = np.searchsorted(self._sorted_pids, pid, side="left")
+        high = np.searchsorted(self._sorted_pids, pid, side="right")
         same = self._by_person[low:high]
         return same[self.gallery.camids[same] != self.query.camids[row]], same
 
