@@ -50,6 +50,8 @@ MAXIMUM_PACKET = 1 << 20
 """Bytes; the broker drops larger messages to us."""
 WILL_DELAY_S = 5
 """How long the broker waits before it publishes the will."""
+CONNECT_BYTES = 1000
+"""More than CONNECT has, with the will and a login; a broker with a lower limit may hang up at it."""
 CLOSED = "the connection broke"
 QOS_0_PASSED_S = 5.0
 """A message with QoS 0 has passed when the connection lasts this long after it."""
@@ -251,7 +253,8 @@ class Connection:
             return BrokerRefused(f"broker {self._broker.url}: TLS failed: {self._trouble}")
         if self._lost is not None:
             return BrokerUnreachable(
-                f"broker {self._broker.url}: connection lost before CONNACK: {self.loss}"
+                f"broker {self._broker.url}: connection lost before CONNACK: {self.loss};"
+                f" it must take packets of {CONNECT_BYTES} bytes"
             )
         return silence_problem(self._broker)
 

@@ -101,6 +101,18 @@ def test_a_limit_of_size_is_no_conflict_of_ids(tmp_path: Path) -> None:
         until(lambda: outbox.depth.rows == 0)
 
 
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_a_limit_below_the_first_packet_is_a_possible_cause(tmp_path: Path, version: str) -> None:
+    with (
+        configured_mosquitto(tmp_path / "broker", OPEN + "max_packet_size 200") as broker,
+        outbox_at(tmp_path / "o.db") as outbox,
+        publishing(outbox, broker.url, version=version) as publisher,
+    ):
+        number = publisher.publish(identity())
+        until(lambda: "must take packets of" in (publisher.problem or ""))
+        assert outbox.depth.rows == number == 1
+
+
 def test_message_size_limit_sets_large_events_aside(tmp_path: Path) -> None:
     """mosquitto answers PUBACK with 149, which MQTT 5 does not list for PUBACK."""
     with (
