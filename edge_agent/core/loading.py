@@ -17,7 +17,7 @@ from edge_agent.core.config import Settings, SourceSettings, file_values
 from edge_agent.core.errors import ConfigError, InputError, MissingFile
 from edge_agent.core.files import read_text, shown
 from edge_agent.core.private import private_folder
-from edge_agent.core.redaction import broker_address, parse_address
+from edge_agent.core.redaction import MASK, broker_address, parse_address
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +27,7 @@ else:
 DEFAULT_CONFIG = Path("/etc/edge-agent/config.toml")
 ENVIRONMENT_FILES = (Path("/etc/default/edge-agent"), Path("/etc/edge-agent/environment"))
 """Usual names for `EnvironmentFile=` of a service; a program does not learn where its environment is from."""
+_PLAIN_KEY = re.compile(r"[\w -]{1,64}")
 
 
 def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -165,11 +166,16 @@ def _suggestion(key: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(known)}"
 
 
+def _shown_key(part: str | int) -> str:
+    """Return a key as it may be shown: an address in its place may hold a login."""
+    return str(part) if isinstance(part, int) or _PLAIN_KEY.fullmatch(part) else MASK
+
+
 def _explain(error: ValidationError, origin: str) -> list[str]:
     """One line for each error: file, key, problem, and the nearest valid key."""
     lines = []
     for fault in error.errors(include_url=False, include_input=False):
-        location, key = fault["loc"], ".".join(map(str, fault["loc"]))
+        location, key = fault["loc"], ".".join(map(_shown_key, fault["loc"]))
         if fault["type"] == "extra_forbidden":
             hint = _suggestion(str(location[-1]), _known_keys(location))
             lines.append(f"{origin}: unknown key {key!r}; {hint}")

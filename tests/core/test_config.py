@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -237,3 +238,16 @@ def test_the_null_device_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "config.toml").write_text('log_level = "debug"')
     assert loading.load(Path(os.devnull)).log_level == "info"
     assert loading.load().log_level == "debug"
+
+
+@pytest.mark.parametrize(
+    "key", ["rtsp://me:Qz7xLeak@cam/s", "/user=admin_password=Qz7xLeak", "me:Qz7xLeak@cam", "a\nQz7xLeak"]
+)
+@pytest.mark.parametrize("table", ["[[sources]]", "[mqtt]", "[detector]", ""])
+def test_an_address_in_the_place_of_a_key_is_not_shown(tmp_path: Path, key: str, table: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"{table}\n{json.dumps(key)} = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert "Qz7xLeak" not in str(caught.value)
+    assert "***" in str(caught.value)
