@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -32,7 +33,8 @@ def logged_native_output(secrets: Collection[str]) -> Iterator[None]:
     FFmpeg repeats addresses with their logins: lines pass `redact`, and `secrets` are masked. Python's
     own `sys.stderr`, and with it log and stacks of a crash, is not delayed: it keeps the original stream.
     """
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk, or a closed pipe
+        sys.stderr.flush()
     if not _is_descriptor(sys.stderr):
         yield
         return
@@ -48,7 +50,8 @@ def logged_native_output(secrets: Collection[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk, or a closed pipe
+            sys.stderr.flush()
         os.dup2(original, 2)
         thread.join(_END_S)
         sys.stderr = former

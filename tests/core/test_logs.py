@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -35,6 +36,19 @@ def test_a_terminal_gets_text():
     line = logged(Terminal())
     assert "happened" in line
     assert "{" not in line
+
+
+def test_a_stream_that_takes_nothing_ends_nothing():
+    reading, writing = os.pipe()
+    os.close(reading)
+    for number in (os.open("/dev/full", os.O_WRONLY), writing):
+        stream = os.fdopen(number, "w", buffering=1)
+        logs.configure("info", stream)
+        for _ in range(3):
+            structlog.get_logger("test").error("happened", camera="yard")
+        with contextlib.suppress(OSError):
+            stream.close()
+        structlog.get_logger("test").error("happened", camera="yard")
 
 
 @pytest.mark.parametrize("form", ["auto", "json"])
