@@ -17,7 +17,9 @@ import structlog
 
 # The same examples every time: a change must not fail for what an earlier one did. Search for new ones with
 # `pytest --hypothesis-profile search`.
-hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile(
+    "repeat", derandomize=True, deadline=None, database=None, max_examples=50
+)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("repeat")
 

@@ -104,7 +104,9 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("example", WHERE)
+@pytest.mark.parametrize(
+    "example", [pytest.param(one, marks=pytest.mark.slow) if one == "shell" else one for one in WHERE]
+)
 def test_examples_know_who_is_where_through_kills(
     tmp_path: Path, pictures: dict[int, list[bytes]], mosquitto: Mosquitto, example: str
 ) -> None:

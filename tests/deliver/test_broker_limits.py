@@ -148,6 +148,7 @@ def test_a_packet_too_large_answer_is_sent_without_its_data(tmp_path: Path) -> N
         assert "does not take" in data["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [900, 1200])
 def test_many_gaps_fit_into_a_small_packet(tmp_path: Path, limit: int) -> None:
     with outbox_at(tmp_path / "o.db") as outbox:
@@ -301,6 +302,7 @@ def test_a_message_at_which_the_broker_hangs_up_is_set_aside(
         assert outbox.depth.parked == (1 if poison == "alert/poison" else 0)
 
 
+@pytest.mark.slow
 def test_a_message_without_puback_is_set_aside_where_others_get_theirs(tmp_path: Path) -> None:
     def on_publish(topic: str, packet: bytes) -> int | None:
         return None if topic.endswith("poison") else 0
@@ -312,6 +314,7 @@ def test_a_message_without_puback_is_set_aside_where_others_get_theirs(tmp_path:
         until(lambda: outbox.depth.rows == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangs_up", [True, False])
 def test_a_broker_that_takes_nothing_sets_nothing_aside(tmp_path: Path, hangs_up: bool) -> None:
     answer = b"" if hangs_up else None

@@ -36,7 +36,7 @@ def agent(folder: Path, url: str, name: str, **changes: Any) -> Iterator[Any]:
         yield made
 
 
-@pytest.mark.parametrize("version", ["5", "3.1.1"])
+@pytest.mark.parametrize("version", [pytest.param("5", marks=pytest.mark.slow), "3.1.1"])
 def test_two_agents_with_one_id_leave_each_other_the_broker(
     mosquitto: Mosquitto, tmp_path: Path, version: str
 ) -> None:
@@ -71,6 +71,7 @@ def test_two_agents_with_one_id_leave_each_other_the_broker(
         assert "mqtt.device" in alerts[0]["data"]["message"]
 
 
+@pytest.mark.slow
 def test_a_broker_that_restarts_is_no_conflict(mosquitto: Mosquitto, tmp_path: Path) -> None:
     with agent(tmp_path, mosquitto.url, "one", version="3.1.1") as one:
         for count in range(EARLY_LOSSES + 2):

@@ -77,7 +77,7 @@ def _objects(path: Path) -> None:
         ("a.json", b"{}", "expected TAO's list"),
         ("a.json", b"[]", "expected TAO's list"),
         ("a.json", b'[{"img_path": "x"}]', "an entry differs"),
-        ("a.json", b'[{"img_path": "x", "embedding": [1' + b"0" * 400 + b"]}]", "an entry differs"),
+        ("a.json", b'[{"img_path": "x", "embedding": [1' + b"0" * 400 + b"]}]", "is too large"),
         ("a.json", b'[{"img_path": "x", "embedding": ["y"]}]', "an entry differs"),
         (
             "a.json",
