@@ -48,6 +48,8 @@ def load(config: Path | None = None, overrides: Mapping[str, Any] | None = None)
         raise ConfigError(f"environment: {error}") from None
     except UnicodeDecodeError:
         raise ConfigError(_bad_credential()) from None
+    except RuntimeError as error:  # of pathlib before Python 3.13, for a link that leads to itself
+        raise ConfigError(f"credentials: {error}; remove the link") from None
     finally:
         file_values.reset(token)
 

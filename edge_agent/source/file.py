@@ -134,7 +134,7 @@ def header_frames(path: Path) -> int | None:
 
     try:
         target = native_path(path.resolve())
-    except InputError:
+    except (InputError, OSError, RuntimeError):  # the last: a link that leads to itself, before Python 3.13
         return None
     capture = cv2.VideoCapture(target) if path.is_file() else None
     if capture is None or not 0 < capture.get(cv2.CAP_PROP_FPS) <= FASTEST_FPS:

@@ -331,6 +331,7 @@ def test_commands_over_mqtt(
         assert (refused["status"], refused["code"]) == ("error", "not-allowed")
         assert ask(mosquitto.port, "reload")["data"] == {"restart_required": []}
 
+        wait_for("all changes of people", lambda: len(listener.of("person/")) >= 4)
         changes = [(event["data"]["kind"], event["data"]["identity_id"]) for event in listener.of("person/")]
         berta = enrolled["data"]["identity_id"]
         assert changes == [

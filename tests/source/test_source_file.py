@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.errors import SourceError
-from edge_agent.source.file import FileOptions, FileSource
+from edge_agent.source.file import FileOptions, FileSource, header_frames
 from edge_agent.source.video import open_capture
 from tests.core.test_files import KINDS, make
 from tests.source.recordings import set_avi_rate, trim_mp4, write_avi, write_mkv, write_mp4
@@ -278,3 +278,8 @@ def test_names_with_umlauts_in_a_locale_without_utf8(tmp_path):
         [sys.executable, "-c", code, path], env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout == "3\n"
+
+
+def test_the_header_of_a_link_to_itself_states_nothing(tmp_path: Path) -> None:
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    assert header_frames(tmp_path / "loop.mp4") is None
