@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 
 from edge_agent.agent.results import Summary
+from edge_agent.cli.arguments import overrides
 from edge_agent.cli.run_view import event_line, summary_lines
 from edge_agent.core.config import QualitySettings, Settings
+from edge_agent.core.errors import ConfigError
+from edge_agent.core.loading import load
 from edge_agent.core.structures import Decision, DecisionKind
 from edge_agent.embed import quality
 from edge_agent.offline.demo.street import render
@@ -159,21 +162,8 @@ def test_a_pipe_gets_json_lines_and_the_summary(street: Path, tmp_path: Path):
     )
     assert {json.loads(line)["event"] for line in done.stderr.splitlines()} >= {"started", "first_frame"}
     assert json.loads(done.stdout)["dropped"] == {street.stem: 0}
-    text = subprocess.run(
-        command(street, tmp_path, "--log-format", "text"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "started" in text.stderr
-    assert '{"' not in text.stderr
-    wrong = subprocess.run(
-        command(street, tmp_path, "--log-format", "xml"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert wrong.returncode == 1
-    assert "log_format" in wrong.stderr
+
+
+def test_a_wrong_form_of_the_log_is_an_error():
+    with pytest.raises(ConfigError, match="log_format"):
+        load(Path(os.devnull), overrides(log_format="xml"))

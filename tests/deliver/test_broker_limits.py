@@ -41,7 +41,7 @@ def alert(size: int) -> Any:
     return alert_event("camera_lost", "x" * size, time=time.time())
 
 
-@pytest.mark.parametrize("version", ["5", "3.1.1"])
+@pytest.mark.parametrize("version", ["5", pytest.param("3.1.1", marks=pytest.mark.slow)])
 def test_max_packet_size_sets_large_events_aside(tmp_path: Path, version: str) -> None:
     """mosquitto announces it with MQTT 5, and hangs up without a word with 3.1.1."""
     with (

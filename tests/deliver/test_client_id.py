@@ -36,7 +36,8 @@ def agent(folder: Path, url: str, name: str, **changes: Any) -> Iterator[Any]:
         yield made
 
 
-@pytest.mark.parametrize("version", [pytest.param("5", marks=pytest.mark.slow), "3.1.1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_two_agents_with_one_id_leave_each_other_the_broker(
     mosquitto: Mosquitto, tmp_path: Path, version: str
 ) -> None:
