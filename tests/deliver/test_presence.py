@@ -173,9 +173,10 @@ def test_a_subscriber_computes_the_truth(steps: list[Any], subscribed: int, shuf
         now = truth.now(id_)
         return None if now is None else PersonNow(now, 1, truth.names.get(now))
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as closing:
         path, sessions, given_out = Path(folder) / "o.db", 1, 0
         run = Run(path, "s1", known)
+        closing.callback(lambda: run.storage.close())  # noqa: PLW0108 - the latest run; hypothesis may end an example anywhere
         for number, (kind, *given) in enumerate(steps):
             if number == subscribed:
                 device.take(run.present())
