@@ -88,7 +88,7 @@ def read_folder(folder: Path, found: list[bytes]) -> int:
 
 
 def enrol(found: list[bytes]) -> Counter[str]:
-    tasks: Any = SimpleNamespace(call=lambda task: task())
+    tasks: Any = SimpleNamespace(call=lambda task: task(), put=lambda task: None)
     gallery: Any = SimpleNamespace(
         enrol=lambda *_, **__: SimpleNamespace(number=1),
         get=lambda _: SimpleNamespace(id="p", name="", exemplars=1),
