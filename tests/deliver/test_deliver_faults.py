@@ -12,9 +12,6 @@ import pytest
 from tests.conftest import REPO, mosquitto_binary
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the account of tests/faults/run.py lacks the departures that a start publishes"
-)
 @pytest.mark.slow
 @pytest.mark.timeout(850)
 @pytest.mark.parametrize("scenario", ["storm", "disk", "mtls", "outage"])

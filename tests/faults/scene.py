@@ -158,8 +158,13 @@ def account(log: Log, seen: list[dict[str, Any]]) -> dict[str, Any]:
         "number differs": sum(done[event] != seq for event, seq in received.items()),
         "numbers in gaps": len(reported),
         "holes not reported": len(holes),
-        "never made": len({m["id"] for m in seen if m["type"].startswith("edge.identity")} - log.begun),
+        "never made": len({m["id"] for m in seen if _is_of_producer(m)} - log.begun),
     }
+
+
+def _is_of_producer(message: dict[str, Any]) -> bool:
+    """Whether it is an identity event, and not the departure that a start publishes for a killed run."""
+    return message["type"].startswith("edge.identity") and message["data"]["reason"] != "restart"
 
 
 def wait_for(log: Log, subscriber: Subscriber, seconds: float) -> None:
