@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 
 WINDOW = 20
 """Messages without PUBACK: mosquitto's default limit, and the fastest for paho."""
-RECEIVE_MAXIMUM = 20
-"""Commands that the broker may send before it has our acknowledgement."""
+RECEIVE_MAXIMUM = 65_535
+"""Commands that the broker may send before it has our acknowledgement: the largest number. mosquitto 2.0
+counts a message that it drops for `MAXIMUM_PACKET` as sent for ever: with a limit of 20, it stopped after
+twenty of them."""
 MAXIMUM_PACKET = 1 << 20
 """Bytes; the broker drops larger messages to us."""
 WILL_DELAY_S = 5
