@@ -179,7 +179,7 @@ install_packages() {
   fi
   if [[ -n $with_train ]]; then
     # The build for CPUs, which is all that the tests need: the other one brings gigabytes of CUDA libraries.
-    pip install 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu
+    pip install --no-deps 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu
   fi
   # The former name of the distribution; on the Python Package Index it is another project.
   ! "$venv/bin/python" -m pip -qq show edge-agent >/dev/null 2>&1 || pip uninstall --yes edge-agent

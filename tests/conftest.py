@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,7 @@ import structlog
 
 # The same examples every time: a change must not fail for what an earlier one did. Search for new ones with
 # `pytest --hypothesis-profile search`.
-hypothesis.settings.register_profile(
-    "repeat", derandomize=True, deadline=None, database=None, max_examples=50
-)
+hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("repeat")
 
@@ -86,6 +84,21 @@ def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(
+    words: Sequence[object], *, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program that writes to `log`; it is killed where it still runs at the end of the block."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(list(map(str, words)), stdout=out, stderr=out, env=environment)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
 
 
 @dataclass

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import started
 
 SOURCE = Path(__file__).with_name("clock_shim.c")
 HURRIED = """
@@ -63,18 +65,10 @@ class WallClock:
     def environment(self) -> Mapping[str, str]:
         return {**os.environ, "LD_PRELOAD": str(shim_library()), "CLOCK_SHIM_FILE": str(self._file)}
 
-    @contextlib.contextmanager
-    def running(self, *arguments: object, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *arguments: object, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """Run an `edge-agent` command; end it with the block."""
-        words = [sys.executable, "-c", HURRIED, *map(str, arguments)]
-        with log.open("ab") as out:
-            process = subprocess.Popen(words, stdout=out, stderr=out, env=self.environment)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait(10)
+        words = [sys.executable, "-c", HURRIED, *arguments]
+        return started(words, log=log, environment=self.environment)
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run an `edge-agent` command to its end."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from edge_agent.core.codec import decode, envelope_schema
 from edge_agent.offline.synthetic.camera import camera
 from edge_agent.offline.synthetic.crops import render_crop
 from edge_agent.offline.synthetic.identity import identity
-from tests.conftest import Mosquitto, find_free_port
+from tests.conftest import Mosquitto, find_free_port, started
 
 PEOPLE = 5
 VISIT = 14
@@ -84,16 +84,8 @@ def run(*arguments: object, timeout: float = 100) -> subprocess.CompletedProcess
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
 
 
-@contextlib.contextmanager
-def running(*arguments: object, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as out:
-        process = subprocess.Popen(command(*arguments), stdout=out, stderr=out)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(10)
+def running(*arguments: object, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return started(command(*arguments), log=log)
 
 
 def events(path: Path, *names: str) -> list[dict[str, object]]:

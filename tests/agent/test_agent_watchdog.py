@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tests.agent.test_agent import (
     wait_for,
 )
 from tests.agent.test_agent_faults import plain, write_video
-from tests.conftest import Mosquitto
+from tests.conftest import Mosquitto, started
 from tests.health.test_notify import Manager, manager
 
 __all__ = ["listener", "manager", "pictures"]  # fixtures
@@ -64,14 +64,13 @@ def hanging_files(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-@contextlib.contextmanager
 def service(
     manager: Manager,
     *arguments: object,
     log: Path,
     stuck_after_s: float = 60.0,
     environment: dict[str, str] | None = None,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """The agent as systemd would start it."""
     environment = {
         **os.environ,
@@ -81,14 +80,7 @@ def service(
         "EDGE_AGENT__SUPERVISION__STUCK_AFTER_S": str(stuck_after_s),
         "EDGE_AGENT__SUPERVISION__READY_AFTER_S": "0.2",
     }
-    with log.open("ab") as out:
-        process = subprocess.Popen(command(*arguments), stdout=out, stderr=out, env=environment)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(10)
+    return started(command(*arguments), log=log, environment=environment)
 
 
 def logged(log: Path, event: str) -> list[dict[str, object]]:

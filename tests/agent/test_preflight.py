@@ -6,24 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from edge_agent.agent.preflight import all_problems, check_before_start
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, InputError, SourceError
 from edge_agent.source.opening import open_sources
+from tests.agent.test_agent_faults import write_video
 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (160, 120))
-    for _ in range(5):
-        writer.write(np.full((120, 160, 3), 90, np.uint8))
-    writer.release()
-    return path
+    return write_video(tmp_path / "clip.avi", 5)
 
 
 def problems(**sections) -> list[str]:

@@ -5,23 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 
 from edge_agent.cli.checks import Finding, trial
 from edge_agent.cli.doctor import examine
 from edge_agent.core.config import Settings
+from tests.agent.test_agent_faults import write_video
 from tests.conftest import Mosquitto
 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (160, 120))
-    for _ in range(5):
-        writer.write(np.full((120, 160, 3), 90, np.uint8))
-    writer.release()
-    return path
+    return write_video(tmp_path / "clip.avi", 5)
 
 
 def found(findings: list[Finding]) -> dict[str, tuple[str, str]]:
@@ -41,12 +36,12 @@ def test_each_camera_is_opened_and_its_picture_saved(clip: Path, tmp_path: Path)
         {"id": "attic", "url": f"crops:{tmp_path / 'no'}"},
     )  # fmt: skip
     assert seen["source yard"][0] == "ok"
-    assert "160 x 120" in seen["source yard"][1]
+    assert "64 x 160" in seen["source yard"][1]
     assert (seen["source gate"][0], "none.avi" in seen["source gate"][1]) == ("missing", True)
     assert seen["source door"][0] == "ok"
     assert seen["source attic"][0] == "missing"
     picture = tmp_path / "snapshots" / "yard.jpg"
-    assert cv2.imread(str(picture)).shape == (120, 160, 3)
+    assert cv2.imread(str(picture)).shape == (160, 64, 3)
     assert picture.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in picture.parent.iterdir()] == ["yard.jpg"]
 
