@@ -105,6 +105,17 @@ class Agent:
         # Counted here: the publisher delivers until it is closed.
         return replace(summary, undelivered=stages.publisher.counters.outbox_rows)
 
+    def add_observer(self, observer: Callable[[FrameOutcome], None]) -> None:
+        """Call `observer` with every outcome, too, on the driving thread; only before the run."""
+        former = self.observe
+
+        def both(outcome: FrameOutcome) -> None:
+            if former is not None:
+                former(outcome)
+            observer(outcome)
+
+        self.observe = both
+
     @property
     def telemetry(self) -> TelemetryData | None:
         """The telemetry published last."""

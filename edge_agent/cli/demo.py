@@ -51,6 +51,7 @@ def command(
     """
     from tempfile import TemporaryDirectory
 
+    from edge_agent.cli.native_output import logged_native_output
     from edge_agent.cli.service import one_blas_thread
 
     one_blas_thread()
@@ -62,10 +63,10 @@ def command(
 
     if video and seconds is not None:
         raise typer.BadParameter("is the length of the rendered street; a --video has its own")
-    configure("warning")
-    screen = console(stderr=as_json)
     scratch = nullcontext(state_folder(keep)) if keep else TemporaryDirectory(prefix="edge-agent-demo-")
-    with scratch as name, DemoBroker() as broker:
+    with logged_native_output(()), scratch as name, DemoBroker() as broker:
+        configure("warning")  # to the stream that is not read back
+        screen = console(stderr=as_json)
         folder = Path(name)
         settings = _settings(
             folder, source=video, model=model, preprocess=preprocess, detector=detector, broker=broker.url

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edge_agent.cli.output import bar_columns, console
+from edge_agent.core.names import person_title
 from edge_agent.core.text import LONGEST_CELL, visible
 
 if TYPE_CHECKING:
@@ -40,20 +41,9 @@ def showing(agent: Agent) -> Iterator[None]:
     with Progress(*bar_columns(), dropped, console=screen, transient=True) as progress:
         configure_logs(agent.settings)  # on the stream that Progress has put in place
         task = progress.add_task("frames", total=total, dropped=0)
-        view = _View(agent, progress, task)
-        agent.observe = view if agent.observe is None else _both(agent.observe, view)
+        agent.add_observer(_View(agent, progress, task))
         yield
     configure_logs(agent.settings)
-
-
-def _both(
-    first: Callable[[FrameOutcome], None], second: Callable[[FrameOutcome], None]
-) -> Callable[[FrameOutcome], None]:
-    def observe(outcome: FrameOutcome) -> None:
-        first(outcome)
-        second(outcome)
-
-    return observe
 
 
 def _frames_to_read(settings: Settings) -> int | None:
@@ -113,7 +103,7 @@ def event_line(decision: Decision, before: str | None) -> str:
 def _person(decision: Decision) -> str:
     if decision.number is None:
         return "unknown"
-    return f"person {decision.number}" if decision.name is None else f"{decision.name} ({decision.number})"
+    return person_title(decision.number, decision.name)
 
 
 def summary_lines(summary: Summary, settings: Settings) -> list[str]:

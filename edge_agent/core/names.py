@@ -34,6 +34,11 @@ def checked_name(name: str) -> str:
     return plain
 
 
+def person_title(number: int, name: str | None) -> str:
+    """Return how a person is shown to people: by name and number, or by number alone."""
+    return f"person {number}" if name is None else f"{name} ({number})"
+
+
 def composed(text: str) -> str:
     """Return a text in the form in which names are stored and compared."""
     return unicodedata.normalize("NFC", text)

@@ -39,7 +39,8 @@ _ALIKE = 0.95
 """The same, for a warning: trained networks with a wrong scale from 0.90, random weights from 0.75."""
 LEAST_REPEATED = 0.9999
 """Least cosine of a golden crop to itself in another place; 1 but for rounding, in FP16 too."""
-_SHIPPED = Path(__file__).parent / "references"
+SHIPPED = Path(__file__).parent / "references"
+"""References of well-known networks, with the SHA-256 and the profile of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ def require_distinct(vectors: NDArray[np.float32], model: str, *, warn: bool = T
 def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
     """Return the shipped reference, else the stored one, else a new one, kept in `state` unless None."""
     name = f"{prepared.space}.json"
-    for folder in (_SHIPPED, state and state / "golden"):
+    for folder in (SHIPPED, state and state / "golden"):
         if folder and (found := _read(folder / name, prepared)):
             return found
     golden = make(prepared)

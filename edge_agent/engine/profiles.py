@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.files import MAX_MODEL_BYTES, open_regular, read_object, sha256_file, shown
+from edge_agent.engine.golden import SHIPPED
 from edge_agent.engine.graph.prepared import PROFILES
 
 if TYPE_CHECKING:
     import onnx
 
-_SHIPPED = Path(__file__).parent / "references"
 NVIDIA_SHA256 = "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b"
 """SHA-256 of NVIDIA's resnet50_market1501_aicity156.onnx."""
 
@@ -53,7 +53,7 @@ def profile_of(model: Path) -> Chosen:
 
 def _known() -> dict[str, str]:
     """Return the profiles of the networks whose reference embeddings ship, and of NVIDIA's, by SHA-256."""
-    references = [json.loads(path.read_text(encoding="utf-8")) for path in _SHIPPED.glob("*.json")]
+    references = [json.loads(path.read_text(encoding="utf-8")) for path in SHIPPED.glob("*.json")]
     return {one["model_sha256"]: one["profile"] for one in references} | {NVIDIA_SHA256: "tao"}
 
 

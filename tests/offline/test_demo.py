@@ -20,6 +20,7 @@ from edge_agent.cli import app
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.offline.demo.street import SECONDS, Recorder, Scene, Sighting, percentiles, render, score
 from edge_agent.offline.synthetic.street import Street, StreetVideo, Visit
+from tests.agent.test_agent_faults import write_video
 
 BOX = np.array([100, 100, 150, 220], np.float32)
 AWAY = np.array([400, 100, 450, 220], np.float32)
@@ -266,3 +267,16 @@ def test_without_the_extra_the_demo_names_the_package_to_install(monkeypatch: py
 def test_help_names_the_length_in_force():
     result = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"})
     assert f"{SECONDS:.0f} by default" in result.output
+
+
+@pytest.mark.slow
+def test_what_the_decoder_writes_is_in_the_log(tmp_path: Path):
+    path = write_video(tmp_path / "clip.avi", 30)
+    data = bytearray(path.read_bytes())
+    for start in range(len(data) // 3, len(data) * 2 // 3, 997):
+        data[start] ^= 0xFF
+    path.write_bytes(data)
+    done = run("--video", path, "--model", "colour-stripes")
+    assert done.returncode == 0, done.stderr
+    logged = [json.loads(line) for line in done.stderr.splitlines()]
+    assert "library_message" in {line["event"] for line in logged}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Callable
 
+from edge_agent.core.names import person_title
 from edge_agent.core.structures import Decision
 
 Number = Callable[[str, int], int | None]
@@ -32,5 +33,4 @@ class Names:
 
     def title(self, number: int) -> str:
         """Return how a person is called: by name, else by number."""
-        name = self._names.get(number)
-        return f"person {number}" if name is None else f"{name} ({number})"
+        return person_title(number, self._names.get(number))

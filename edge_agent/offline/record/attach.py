@@ -12,7 +12,7 @@ from edge_agent.offline.record.video import AnnotatedVideo
 
 if TYPE_CHECKING:
     from edge_agent.agent.daemon import Agent
-    from edge_agent.agent.results import FrameOutcome, Summary
+    from edge_agent.agent.results import Summary
 
 
 @contextmanager
@@ -21,27 +21,18 @@ def recording(
 ) -> Iterator[Callable[[Summary], None]]:
     """Record what the agent does while the block runs; call what it gives with the summary of the run.
 
-    An observer that the agent has already is still called.
-
     Raises:
         InputError: a file cannot be written, or the name of the video does not end in .mp4.
     """
-    observers: list[Callable[[FrameOutcome], None]] = [] if agent.observe is None else [agent.observe]
 
     def number(camera: str, track_id: int) -> int | None:
         return None if agent.stages is None else agent.stages.identifier.number(camera, track_id)
 
     people = None if report is None else PeopleReport(report, number)
     if people is not None:
-        observers.append(people)
+        agent.add_observer(people)
     with ExitStack() as stack:
         if video is not None:
             cameras = sum(source.enabled for source in agent.settings.sources)
-            observers.append(stack.enter_context(AnnotatedVideo(video, cameras, number)))
-
-        def observe(outcome: FrameOutcome) -> None:
-            for one in observers:
-                one(outcome)
-
-        agent.observe = observe if observers else None
+            agent.add_observer(stack.enter_context(AnnotatedVideo(video, cameras, number)))
         yield lambda summary: None if people is None else people.write(summary)
