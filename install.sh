@@ -213,7 +213,7 @@ tests() {
   check_opencv
   say 'running the tests'
   # Background jobs of a shell ignore SIGINT, and so would the programs that tests stop with Ctrl-C.
-  env --default-signal=INT "$venv/bin/python" -m pytest "$@"
+  env --default-signal=INT "$venv/bin/python" -m pytest --numprocesses 4 --dist worksteal "$@"
 }
 
 wrong_usage() {

@@ -148,7 +148,9 @@ def test_the_tests_get_their_packages_and_their_verdict(machine: Machine):
     assert machine.calls("python -m pip")[-1].endswith(
         "install --editable .[demo,encrypt] --group test --group lint"
     )
-    assert machine.calls("python -m pytest") == ["python -m pytest -k tracker"]
+    assert machine.calls("python -m pytest") == [
+        "python -m pytest --numprocesses 4 --dist worksteal -k tracker"
+    ]
     (machine.folder / "pytest").write_text("1")
     failed = machine.install("--test")
     assert failed.returncode == 1

@@ -17,6 +17,7 @@ import pytest
 import structlog
 import tensorrt as trt
 from builder_stand_in import BuilderStub
+from stand_in import rows
 
 from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import EngineError, InputError, ModelError
@@ -398,9 +399,10 @@ def test_an_engine_runs_what_was_built_once(
 
     for _ in range(2):
         with opened(supply(conditions=conditions)) as engine:
-            engine.buffer()[:17] = 1
+            pictures = np.random.default_rng(17).integers(0, 256, engine.buffer()[:17].shape, np.uint8)
+            engine.buffer()[:17] = pictures
             engine.submit(17)
-            assert (engine.collect() == 96.0).all()
+            np.testing.assert_array_equal(engine.collect(), rows(pictures, 4))
     assert len(received(stub, "build_serialized_network")) == 1
     machine = this_machine()
     assert machine.tensorrt == trt.__version__

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builder_stand_in import BuilderStub
+from stand_in import rows
 
 from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.embed.opening import make_embedder
@@ -64,17 +65,11 @@ def active(engines: Path) -> Calibration | None:
     return current_calibration(EngineSettings(folder=engines), engines.parent)
 
 
-def rows(batch: np.ndarray) -> np.ndarray:
-    """The result of the stub, see `nvinfer.c`."""
-    flat = batch.reshape(len(batch), -1, NUMBERS).astype(np.float32)
-    return flat.sum(axis=1)
-
-
 @pytest.fixture
 def request_(people: Path, tmp_path: Path) -> Request:
     network = tiny_networks.convolutional(tmp_path / "tiny.onnx", dimension=NUMBERS)
     prepared, golden = prepare_model(network, "imagenet", None)
-    known = rows(golden_crops(*prepared.input_size))
+    known = rows(golden_crops(*prepared.input_size), NUMBERS)
     return Request(
         prepared=replace(prepared, normalised=False),  # the stub does not
         golden=replace(golden, vectors=known / np.linalg.norm(known, axis=1, keepdims=True)),

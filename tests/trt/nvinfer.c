@@ -154,14 +154,16 @@ static int set_address(struct context *c, const char *name, void *address) {
     if (is_rows(name)) c->rows = address; else c->pixels = address;
     return 1;
 }
-/* Row n, number k: the sum of all pixels of picture n whose place is k modulo NUMBERS. Exact in float32. */
+/* Row n, number k: the signed sum of all pixels of picture n whose place is k modulo NUMBERS. Exact in float32. The
+ * signs are mixed, because plain sums are alike for all pictures, which the agent refuses as a dead network. */
+static int sign(uint32_t place) { return place * 2654435761u >> 31 ? -1 : 1; }
 static void compute(void *argument) {
     struct job *j = argument;
     if (fake_fault("compute")) return; /* nothing is written, and nobody says so */
     for (int n = 0; n < j->batch; n++)
         for (int k = 0; k < j->numbers; k++) {
-            uint32_t sum = 0;
-            for (int i = k; i < j->size; i += j->numbers) sum += j->pixels[(size_t)n * j->size + i];
+            int32_t sum = 0;
+            for (int i = k; i < j->size; i += j->numbers) sum += sign(i) * j->pixels[(size_t)n * j->size + i];
             j->rows[n * j->numbers + k] = sum;
         }
 }

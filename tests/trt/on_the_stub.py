@@ -73,9 +73,7 @@ def crops(count: int, seed: int = 7) -> np.ndarray:
 
 
 def rows(batch: np.ndarray) -> np.ndarray:
-    """The result of `compute` in nvinfer.c."""
-    flat = batch.reshape(len(batch), -1).astype(np.int64)
-    return np.stack([flat[:, k::NUMBERS].sum(axis=1) for k in range(NUMBERS)], axis=1).astype(np.float32)
+    return stand_in.rows(batch, NUMBERS)
 
 
 def submit(engine, batch):
