@@ -1,41 +1,182 @@
-"""`edge-agent export`: a checkpoint as ONNX with TAO's tensor names."""
+"""`edge-agent export`: the network of the agent, or a checkpoint, for other programs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from edge_agent.cli.arguments import JsonOption, require_torch
-from edge_agent.cli.output import print_result
+from edge_agent.cli import arguments
+from edge_agent.cli.output import print_result, working
+
+if TYPE_CHECKING:
+    from edge_agent.offline.exports.network import ExportNetwork
+    from edge_agent.offline.train.export import Exported
+
+_Shown = tuple[dict[str, Any], list[str]]
+"""The result as JSON values, and as lines."""
+_TARGETS = "-o MODEL.onnx or --triton DIR"
+_NO_TARGET = f"name the target: {_TARGETS}"
+_TRAINED = frozenset({".pth", ".pt", ".ckpt", ".tlt", ".etlt"})
+_SPECS = frozenset({".yaml", ".yml"})
+
+
+ModelArgument = Annotated[
+    Path | None,
+    Argument(
+        metavar="[MODEL]",
+        help="Checkpoint of `edge-agent train`, a spec whose export section names one, or a network as "
+        "engine.model takes it; without it, what the agent runs, with its active calibration.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    Option("-o", "--output", metavar="MODEL.onnx", help="Write ONNX with TAO's tensor names."),
+]
+TritonOption = Annotated[
+    Path | None,
+    Option("--triton", metavar="DIR", help="Write a model into this repository of a Triton server."),
+]
+TaoOption = Annotated[
+    bool,
+    Option("--tao", help="With --triton: names, shapes and raw rows of NVIDIA's re_identification_tao."),
+]
+GpuOption = Annotated[
+    bool, Option("--gpu", help="With --triton: the server computes an ONNX file on its GPU.")
+]
+MaxBatchOption = Annotated[
+    int | None, Option(min=1, help="With --triton: largest batch of the server; else engine.max_batch.")
+]
+BackendOption = Annotated[
+    str | None,
+    Option(help="tensorrt: the plan of this device; onnxruntime: ONNX; the configured one by default."),
+]
+PrecisionOption = Annotated[
+    str | None, Option(help="auto, fp32, fp16 or int8; the configured one by default.")
+]
+NoteOption = Annotated[
+    list[str] | None, Option(metavar="KEY=TEXT", help="Entry of the model card; may be repeated.")
+]
 
 
 def command(
-    checkpoint: Annotated[
-        Path,
-        Argument(
-            metavar="CHECKPOINT",
-            help="Checkpoint of `edge-agent train`, or a spec whose export section names one.",
-        ),
-    ],
-    output: Annotated[
-        Path | None, Option("-o", "--output", metavar="MODEL.onnx", help="ONNX file to write.")
-    ] = None,
-    note: Annotated[
-        list[str] | None, Option(metavar="KEY=TEXT", help="Entry of the model card; may be repeated.")
-    ] = None,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace the file if it exists.")] = False,
-    as_json: JsonOption = False,
+    model: ModelArgument = None,
+    *,
+    output: OutputOption = None,
+    triton: TritonOption = None,
+    tao: TaoOption = False,
+    gpu: GpuOption = False,
+    max_batch: MaxBatchOption = None,
+    preprocess: arguments.PreprocessOption = None,
+    backend: BackendOption = None,
+    precision: PrecisionOption = None,
+    note: NoteOption = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace what exists.")] = False,
+    state: arguments.StateOption = None,
+    config: arguments.ConfigOption = None,
+    as_json: arguments.JsonOption = False,
 ) -> None:
-    """Export a trained network to ONNX and check it against PyTorch to 1e-4."""
-    require_torch("exporting")
-    from edge_agent.core.logs import configure
-    from edge_agent.offline.train.export import export_onnx
+    """Export a network, checked, to ONNX or into a model repository of a Triton server.
 
-    configure("warning")
-    source, target = _named_files(checkpoint, output)
-    done = export_onnx(source, target, notes=_notes(note or []), overwrite=overwrite)
+    A checkpoint needs PyTorch, and is compared with it to 1e-4. Any other network is exported as the agent
+    runs it: in the same precision, and for TensorRT as the same plan. More: docs/triton.md.
+    """
+    from edge_agent.core.errors import ConfigError
+
+    engine = {"backend": backend, "precision": precision, "max_batch": max_batch}
+    export = _Export(
+        model, _notes(note or []), preprocess, engine, overwrite=overwrite, state=state, config=config
+    )
+    named = [path for path in (output, triton) if path is not None]
+    arguments.require_folders(*named)
+    if len(named) > 1:
+        raise ConfigError(f"there are {len(named)} targets, and one is possible: {_TARGETS}")
+    if triton is None and (tao or gpu or max_batch is not None):
+        raise ConfigError("--tao, --gpu and --max-batch belong to --triton DIR")
+    if triton is not None:
+        result, lines = _to_triton(export, triton, tao=tao, gpu=gpu)
+    elif export.trained:
+        result, lines = _trained_to_onnx(export, output)
+    elif output is not None:
+        result, lines = _network_to_onnx(export, output)
+    else:
+        raise ConfigError(_NO_TARGET)
+    print_result(result, lines, as_json=as_json, indent=None)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What all targets have in common; `engine` are the given settings of the section of this name."""
+
+    model: Path | None
+    notes: dict[str, str]
+    preprocess: str | None
+    engine: dict[str, Any]
+    overwrite: bool
+    state: Path | None
+    config: Path | None
+
+    @property
+    def trained(self) -> bool:
+        """Whether MODEL is a checkpoint, or a spec that names one."""
+        return self.model is not None and self.model.suffix.lower() in _TRAINED | _SPECS
+
+    def network(self) -> ExportNetwork:
+        """Return the network as the agent runs it; one of a checkpoint is exported to ONNX first."""
+        from edge_agent.offline.exports.network import open_network
+
+        with TemporaryDirectory() as scratch:
+            model = self.model
+            if self.trained:
+                checkpoint, _ = self.trained_files()
+                model = Path(scratch) / f"{checkpoint.stem}.onnx"
+                self.export_trained(checkpoint, model)
+            settings = arguments.load_settings(
+                self.config, state=self.state, model=model, preprocess=self.preprocess, **self.engine
+            )
+            if model is not None:  # the configured profile is that of the configured network
+                engine = settings.engine.model_copy(update={"preprocess": self.preprocess})
+                settings = settings.model_copy(update={"engine": engine})
+            return open_network(settings, self.notes)
+
+    def trained_files(self) -> tuple[Path, Path | None]:
+        """Return the checkpoint, and the ONNX file where a spec names one, as with `tao ... export -e`."""
+        from edge_agent.core.errors import ConfigError
+
+        arguments.require_torch("exporting a checkpoint")
+        from edge_agent.offline.train.spec import load_spec
+
+        assert self.model is not None  # see `trained`
+        if self.model.suffix.lower() not in _SPECS:
+            return self.model, None
+        section = load_spec(self.model).export
+        if section.checkpoint is None:
+            raise ConfigError(f"{self.model}: export.checkpoint is missing")
+        return section.checkpoint, section.onnx_file
+
+    def export_trained(self, checkpoint: Path, target: Path) -> Exported:
+        """Export a checkpoint to ONNX, checked against PyTorch."""
+        from edge_agent.core.logs import configure
+        from edge_agent.offline.train.export import export_onnx
+
+        configure("warning")
+        return export_onnx(checkpoint, target, notes=self.notes, overwrite=self.overwrite)
+
+
+def _trained_to_onnx(export: _Export, output: Path | None) -> _Shown:
+    from edge_agent.core.errors import ConfigError
+
+    given = {"preprocess": export.preprocess, **export.engine, "state": export.state, "config": export.config}
+    if useless := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise ConfigError(f"{', '.join(useless)}: a checkpoint is exported to ONNX as it was trained")
+    checkpoint, named = export.trained_files()
+    target = output or named
+    if target is None:
+        raise ConfigError(_NO_TARGET)
+    done = export.export_trained(checkpoint, target)
     result = {
         "onnx": str(done.path),
         "sha256": done.sha256,
@@ -44,26 +185,70 @@ def command(
         "difference": done.difference,
         "card": dict(done.card),
     }
-    lines = (
-        f"{done.path}: {done.size:,} bytes, {done.dimension} numbers an embedding, sha256 {done.sha256}",
-        f"largest difference to PyTorch: {done.difference:.1e}",
-    )
-    print_result(result, lines, as_json=as_json, indent=None)
+    lines = [_written(done.path, done.size, done.sha256, done.dimension)]
+    return result, [*lines, f"largest difference to PyTorch: {done.difference:.1e}"]
 
 
-def _named_files(checkpoint: Path, output: Path | None) -> tuple[Path, Path]:
-    """Return checkpoint and ONNX file; a spec may replace the checkpoint, as with `tao ... export -e`."""
-    from edge_agent.core.errors import ConfigError
-    from edge_agent.offline.train.spec import load_spec
+def _network_to_onnx(export: _Export, output: Path) -> _Shown:
+    from edge_agent.offline.exports.onnx import check_file, export_network
 
-    if checkpoint.suffix in (".yaml", ".yml"):
-        section = load_spec(checkpoint).export
-        if section.checkpoint is None:
-            raise ConfigError(f"{checkpoint}: export.checkpoint is missing")
-        checkpoint, output = section.checkpoint, output or section.onnx_file
-    if output is None:
-        raise ConfigError("name the ONNX file to write: -o MODEL.onnx")
-    return checkpoint, output
+    check_file(output, overwrite=export.overwrite)
+    network = export.network()
+    done = export_network(network, output, overwrite=export.overwrite)
+    result = {
+        "onnx": str(done.path),
+        "sha256": done.sha256,
+        "bytes": done.bytes,
+        "dimension": network.graph.dimension,
+        "precision": network.graph.precision,
+        "card": dict(done.card),
+    }
+    lines = [_written(done.path, done.bytes, done.sha256, network.graph.dimension), _origin(network)]
+    return result, [*lines, f"input: RGB, normalised by the profile {network.profile.name}"]
+
+
+def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _Shown:
+    from edge_agent.offline.exports.triton import check_repository, export_triton
+
+    check_repository(repository, tao=tao, overwrite=export.overwrite)
+    network = export.network()
+    with working(f"exporting {network.graph.name}") as step:
+
+        def building(phase: str, done: int, total: int) -> None:
+            step(f"building a plan of {network.graph.name}: {phase} {done}/{total}" if total else phase)
+
+        done = export_triton(
+            network, repository, tao=tao, gpu=gpu, overwrite=export.overwrite, progress=building
+        )
+    result = {
+        "folder": str(done.folder),
+        "model": str(done.model),
+        "sha256": done.sha256,
+        "bytes": done.bytes,
+        "max_batch": done.max_batch,
+        "nvidia_client_cosine": done.client_cosine,
+        "card": dict(done.card),
+    }
+    lines = [_written(done.model, done.bytes, done.sha256, network.graph.dimension), _origin(network)]
+    lines.append(f"serve it: tritonserver --model-repository={repository.absolute()}")
+    if "plan" in done.card:
+        plan = done.card["plan"]
+        lines.append(f"the server needs TensorRT {plan['tensorrt']} and the GPU {plan['gpu']}")
+    if done.client_cosine is not None:
+        lines.append(
+            "NVIDIA's client normalises by ImageNet's numbers: cosine to the profile "
+            f"{network.profile.name} at least {done.client_cosine:.4f}"
+        )
+    return result, lines
+
+
+def _written(path: Path, size: int, digest: str, dimension: int) -> str:
+    return f"{path}: {size:,} bytes, {dimension} numbers an embedding, sha256 {digest}"
+
+
+def _origin(network: ExportNetwork) -> str:
+    by = "" if network.calibration is None else f" of the calibration {network.calibration.name}"
+    return f"{network.graph.source.name}, {network.graph.precision.upper()}{by}"
 
 
 def _notes(entries: list[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # ruff: noqa: E402  # whether torch is there decides whether the rest can be imported
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,26 @@ class TestCommand:
         result = CliRunner().invoke(app, [str(spec)], catch_exceptions=False)
         assert result.exit_code == 0
         assert (tmp_path / "named.onnx").exists()
+
+    def test_a_checkpoint_goes_into_a_repository_of_triton(self, tmp_path: Path):
+        checkpoint = saved(LIGHT, tmp_path / "c.pth")
+        arguments = [
+            str(checkpoint),
+            "--triton",
+            str(tmp_path / "repo"),
+            "--tao",
+            "--note",
+            "site=yard",
+            "--json",
+        ]
+        result = CliRunner().invoke(app, [*arguments, "--config", os.devnull], catch_exceptions=False)
+        reported = json.loads(result.stdout)
+        assert Path(reported["model"]) == tmp_path / "repo" / "re_identification_tao" / "1" / "model.onnx"
+        assert reported["card"]["file_card"]["backbone"] == "mobilenet_v2"
+        assert reported["card"]["preprocess"]["profile"] == "tao"
+        assert reported["card"]["notes"] == {"site": "yard"}
+        session = onnxruntime.InferenceSession(reported["model"], providers=["CPUExecutionProvider"])
+        assert session.get_outputs()[0].name == "fc_pred"
 
     def test_an_encrypted_model_is_refused_with_the_way_out(self, tmp_path: Path):
         path = tmp_path / "resnet50_market1501.etlt"

@@ -84,6 +84,23 @@ def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
     model.graph.node.extend(copies)
 
 
+def drop_unread(model: onnx.ModelProto) -> None:
+    """Remove nodes that no output depends on, and bring the others in order."""
+    wanted = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(in_order(model)):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(_read(node))
+    set_nodes(model, kept[::-1])
+
+
+def _read(node: onnx.NodeProto) -> set[str]:
+    """Return the tensors that a node reads, also in the branches of an `If`."""
+    inner = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return set(node.input).union(*(_read(one) for graph in inner for one in graph.node))
+
+
 def serialise(model: onnx.ModelProto, what: str) -> bytes:
     """Serialise an edited model, without shapes that may contradict it; ModelError if it is invalid ONNX."""
     import onnx

@@ -102,6 +102,9 @@ def profile_named(name: str) -> PreprocessProfile:
         raise ConfigError(f"no preprocess profile {name!r}; known profiles: {known}") from None
 
 
+BARE_INPUT, BARE_OUTPUT = "input", "fc_pred"
+"""Tensor names of TAO's exports, and of a bare graph (`graph.bare`)."""
+
 BATCH_HINT = (
     "export it again with a dynamic batch axis, e.g. torch.onnx.export(model, crop, path, "
     'input_names=["input"], output_names=["embedding"], '
@@ -127,6 +130,7 @@ class PreparedGraph:
         half: whether the network inside takes float16.
         precision: what the graph computes in: `fp32` as exported, `fp16` with typed float16 weights, `int8`
             with quantise/dequantise nodes.
+        bare: without what was added around the network, see `graph.bare`.
     """
 
     onnx: bytes
@@ -142,6 +146,14 @@ class PreparedGraph:
     channels_last: bool
     half: bool
     precision: str = "fp32"
+    bare: bool = False
+
+    @property
+    def pictures(self) -> tuple[str, tuple[int, int, int]]:
+        """Name of the input, and the shape of one picture."""
+        if self.bare:
+            return BARE_INPUT, (3, *self.input_size)
+        return "crops" if self.dimension else "frames", (*self.input_size, 3)
 
     def info(self, *, backend: str, device: str, max_batch: int, precision: str | None = None) -> EngineInfo:
         """Describe an engine that runs this network; `precision`: of its plan, where that differs."""

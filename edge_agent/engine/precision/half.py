@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.graph.nodes import OURS, Topology, in_order, load_named, serialise, set_nodes
+from edge_agent.engine.graph.nodes import (
+    OURS,
+    Topology,
+    drop_unread,
+    in_order,
+    load_named,
+    serialise,
+    set_nodes,
+)
 from edge_agent.engine.graph.prepared import PreparedGraph
 
 if TYPE_CHECKING:
@@ -96,7 +104,7 @@ def _drop_round_trips(model: onnx.ModelProto, known: set[str]) -> None:
             for index, name in enumerate(reader.input):
                 if name == back.output[0]:
                     reader.input[index] = there.input[0]
-    _drop_unread(model)
+    drop_unread(model)
 
 
 def _output_float32(model: onnx.ModelProto) -> None:
@@ -109,13 +117,3 @@ def _output_float32(model: onnx.ModelProto) -> None:
     topology.maker[rounding.input[0]].output[0] = output.name
     model.graph.node.remove(rounding)
     output.type.tensor_type.elem_type = TensorProto.FLOAT
-
-
-def _drop_unread(model: onnx.ModelProto) -> None:
-    wanted = {value.name for value in model.graph.output}
-    kept = []
-    for node in reversed(in_order(model)):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    set_nodes(model, kept[::-1])

@@ -299,8 +299,7 @@ class _Build:
     def _profile(self, least: int, most: int) -> trt.IOptimizationProfile:
         """Return a profile of `least` to `most` pictures, tuned for `most`."""
         profile = self._builder.create_optimization_profile()
-        shape = (*self._prepared.input_size, 3)
-        name = "crops" if self._prepared.dimension else "frames"
+        name, shape = self._prepared.pictures
         profile.set_shape(name, (least, *shape), (most, *shape), (most, *shape))
         return profile
 

@@ -1,0 +1,94 @@
+"""A prepared ReID graph in the form that NVIDIA's tools load: TAO's tensor names, no pixels, no unit length.
+
+The bare graph takes `input`, `float32 [N, 3, H, W]`, which the caller has normalised by the profile, and
+gives `fc_pred`, `float32 [N, D]`, of any length, as TAO's export does. It is cut from the prepared graph, so
+its precision is that of the prepared graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edge_agent.core.errors import ModelError
+from edge_agent.engine.graph.nodes import OURS, drop_unread, make_node, serialise, set_nodes
+from edge_agent.engine.graph.prepared import BARE_INPUT, BARE_OUTPUT, PreparedGraph
+
+if TYPE_CHECKING:
+    import onnx
+
+_STEPS = (
+    ("Mul", "scaled"),
+    ("Sub", "centred"),
+    ("Gather", "ordered"),
+    ("Transpose", "planes"),
+    ("Identity", "planes"),
+)
+"""Nodes of `prepare.Rewriter` from pixels to the network, the last one first; some graphs lack some."""
+_RAW = ("Abs", "size")
+"""Node of `prepare.Rewriter` that reads the network's own rows."""
+
+
+def bare_graph(prepared: PreparedGraph) -> PreparedGraph:
+    """Return the network without the nodes before and after it.
+
+    ModelError where `prepared` is not a ReID graph with unit-length rows.
+    """
+    import onnx
+
+    model = onnx.load_model_from_string(prepared.onnx)
+    named = {node.name: node for node in model.graph.node}
+    steps = [named[name] for name in (_named(*step) for step in _STEPS) if name in named]
+    if not steps or _named(*_RAW) not in named:
+        raise ModelError(f"{prepared.name} is not a prepared re-identification network")
+    planes, rows = steps[0].output[0], named[_named(*_RAW)].input[0]
+    taken = {name for node in model.graph.node for name in node.output}
+    if taken & {BARE_INPUT, BARE_OUTPUT}:
+        from onnx.compose import add_prefix
+
+        model = add_prefix(model, "network/")
+        planes, rows = f"network/{planes}", f"network/{rows}"
+    if prepared.channels_last:
+        head = make_node("Transpose", [BARE_INPUT], planes, f"{OURS}bare_input", perm=[0, 2, 3, 1])
+    else:
+        head = make_node("Identity", [BARE_INPUT], planes, f"{OURS}bare_input")
+    tail = make_node("Identity", [rows], BARE_OUTPUT, f"{OURS}bare_output")
+    set_nodes(model, [head, *(node for node in model.graph.node if planes not in node.output), tail])
+    _declare(model, prepared)
+    _describe(model, prepared)
+    data = serialise(model, f"{prepared.source} with TAO's names")
+    return replace(prepared, onnx=data, normalised=False, bare=True)
+
+
+def _named(kind: str, tensor: str) -> str:
+    """Return the name of a node of `prepare.Rewriter`; tensors have other names in other precisions."""
+    return f"{OURS}{kind}_{OURS}{tensor}"
+
+
+def _declare(model: onnx.ModelProto, prepared: PreparedGraph) -> None:
+    """Give the model TAO's input and output, and remove what only the former ones needed."""
+    import onnx
+    from onnx import helper
+
+    graph, kind = model.graph, onnx.TensorProto.FLOAT
+    picture = helper.make_tensor_value_info(BARE_INPUT, kind, ["batch", 3, *prepared.input_size])
+    former = [value for value in graph.input if value.name in {"crops", "network/crops"}]
+    graph.input.insert(0, picture)
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(BARE_OUTPUT, kind, ["batch", prepared.dimension]))
+    drop_unread(model)
+    for value in former:
+        graph.input.remove(value)
+    read = {name for node in graph.node for name in node.input}
+    for weight in [one for one in graph.initializer if OURS in one.name and one.name not in read]:
+        graph.initializer.remove(weight)
+
+
+def _describe(model: onnx.ModelProto, prepared: PreparedGraph) -> None:
+    """State the profile in the metadata, where `profiles.profile_of` finds it."""
+    assert prepared.profile is not None  # only detectors have none
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    known["preprocess_profile"] = prepared.profile.name
+    del model.metadata_props[:]
+    for key, value in known.items():
+        model.metadata_props.add(key=key, value=value)
