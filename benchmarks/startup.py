@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edge_agent.core.config import MqttSettings
+from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.subscriber import Subscriber

@@ -513,7 +513,7 @@ LISTINGS = (
         (
             Need("help text", "edge_agent/core/config.py", lambda key: bool(known_description(key))),
             last(a_test_with_the_name()),
-            last(used_by("code that uses it", *PARTS, "edge_agent/core/mqtt.py")),
+            last(used_by("code that uses it", *PARTS, "edge_agent/core/mqtt.py", "edge_agent/core/kafka.py")),
         ),
     ),
     Listing(

@@ -47,7 +47,7 @@ def command(
     mqtt_version: Annotated[str, Option(metavar="5|3.1.1", help="MQTT version.")] = "5",
 ) -> None:
     """Show identity events and device health from a broker, until Ctrl-C."""
-    from edge_agent.core.config import MqttSettings
+    from edge_agent.core.delivery_settings import MqttSettings
     from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.deliver.subscriber import Subscriber
     from edge_agent.deliver.topics import PREFIX

@@ -11,9 +11,9 @@ import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -22,8 +22,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from edge_agent.core.delivery_settings import KafkaSettings, MqttSettings, OutboxSettings
 from edge_agent.core.detectors import FORMS, KINDS_TEXT
-from edge_agent.core.host import default_device
 from edge_agent.core.redaction import (
     LEAST_SECRET,
     broker_address,
@@ -31,6 +31,7 @@ from edge_agent.core.redaction import (
     public_address,
     public_source,
 )
+from edge_agent.core.sections import Section, about
 from edge_agent.core.setting_types import (
     Backend,
     Detector,
@@ -42,16 +43,12 @@ from edge_agent.core.setting_types import (
     Pixels,
     Positive,
     Preprocess,
-    ResponsePrefix,
     Seconds,
     Share,
     Simulated,
     Token,
 )
 from edge_agent.core.timing import LATEST_TIME
-
-EXAMPLE_NAMES = frozenset({("plant-1", "gate-a"), ("site1", "jx01"), ("site", "device")})
-"""Site and device in the example files, in the documentation, and the defaults of earlier versions."""
 
 file_values: ContextVar[dict[str, Any]] = ContextVar("file_values", default={})  # noqa: B039  never changed
 """Values of the TOML file for the `Settings` under construction."""
@@ -62,22 +59,8 @@ MOST_EXEMPLARS = 1000
 PERSON_LABELS = ("person",)
 """Labels of people in DeepStream's messages unless `detector.external_labels` is set."""
 
-T = TypeVar("T")
 
-
-def about(default: T, description: str, **limits: Any) -> T:  # noqa: ANN401 - as `pydantic.Field`
-    """Declare a key with its default, description and limits."""
-    field: T = Field(default, description=description, **limits)
-    return field
-
-
-class _Section(BaseModel):
-    """Frozen model without unknown keys (nested models do not inherit this in pydantic)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class SourceSettings(_Section):
+class SourceSettings(Section):
     """One camera, stream, file or crop folder. An option that does not apply to its kind is an error."""
 
     id: Id | None = about(None, "id in topics and events; derived from the url when absent")
@@ -115,7 +98,7 @@ class SourceSettings(_Section):
     priority: int = about(0, "the lowest is closed first when the board is too hot")
 
 
-class DetectorSettings(_Section):
+class DetectorSettings(Section):
     """Detection of people."""
 
     kind: Detector = about("hog", f"{FORMS}; {KINDS_TEXT}")
@@ -127,7 +110,8 @@ class DetectorSettings(_Section):
     high: float | None = about(None, "score of a reliable detection; null: as the detector")
     low: float | None = about(None, "lower scores are ignored; null: as the detector")
     new_track: float | None = about(None, "least score of a new track; null: as the detector")
-    external_topics: tuple[str, ...] = about((), "MQTT topics with boxes, for kind external")
+    external_transport: Literal["mqtt", "kafka"] = about("mqtt", "where boxes come from, for kind external")
+    external_topics: tuple[str, ...] = about((), "topics with boxes, for kind external")
     external_format: Literal["edge-agent", "deepstream"] = about("edge-agent", "message format")
     external_match: Literal["auto", "frame", "time"] = about("auto", "match of boxes to frames")
     external_cameras: dict[str, str] = about({}, "camera name in these messages: source id")
@@ -141,7 +125,7 @@ class DetectorSettings(_Section):
     external_wait_ms: int = about(200, "timeout of a frame for its boxes", ge=0)
 
 
-class MotionSettings(_Section):
+class MotionSettings(Section):
     """Pause the detector while nothing moves. See `docs/operations.md`."""
 
     enabled: bool = about(False, "for every source whose pictures the agent searches itself")
@@ -151,7 +135,7 @@ class MotionSettings(_Section):
     rest_fps: FrameRate = about(5.0, "frame rate limit of the camera while the detector is paused")
 
 
-class TrackerSettings(_Section):
+class TrackerSettings(Section):
     """Association of boxes to tracks."""
 
     max_cost: Positive = about(0.9, "cost limit of the first round; higher matches more")
@@ -162,7 +146,7 @@ class TrackerSettings(_Section):
     appearance_weight: Share = about(0.3, "weight of appearance in the cost; 0: overlap only")
 
 
-class QualitySettings(_Section):
+class QualitySettings(Section):
     """Quality that a crop needs to be embedded."""
 
     min_height: int = about(48, "pixels; smaller people are tracked, not identified", gt=0)
@@ -180,7 +164,7 @@ class QualitySettings(_Section):
         return self
 
 
-class EngineSettings(_Section):
+class EngineSettings(Section):
     """Network for embeddings, and the device that runs it."""
 
     model: Path | None = about(None, "ReID ONNX; the shipped default model when absent")
@@ -224,7 +208,7 @@ class EngineSettings(_Section):
     )
 
 
-class GallerySettings(_Section):
+class GallerySettings(Section):
     """Storage of known people."""
 
     capacity: int = about(10_000, "limit of identities; the longest unseen is removed first", ge=1)
@@ -241,7 +225,7 @@ class GallerySettings(_Section):
     exact_up_to: int = about(100_000, "limit of identities for exact search", ge=1000)
 
 
-class IdentifySettings(_Section):
+class IdentifySettings(Section):
     """Decision whether two tracks show the same person. `docs/identity.md` explains each value."""
 
     enrolment: Literal["auto", "watchlist"] = about(
@@ -259,60 +243,7 @@ class IdentifySettings(_Section):
     publish_unknown: bool = about(False, "publish identity/unknown events")
 
 
-class MqttSettings(_Section):
-    """MQTT broker, and the names of this device on it."""
-
-    broker: str | None = about(None, "mqtt://HOST:PORT or mqtts://HOST:PORT; none: no broker", repr=False)
-    site: Id = about("site", "first id in every topic")
-    device: Id = Field(
-        default_factory=default_device,
-        description="second id in every topic; host name and a digest of this machine when absent",
-    )
-    version: Literal["5", "3.1.1"] = about("5", "MQTT protocol version")
-    username: str | None = about(None, "user name on the broker")
-    password: SecretStr | None = about(None, "prefer the credential file mqtt__password")
-    ca_file: Path | None = about(None, "CA certificates, PEM; the system's when absent")
-    cert_file: Path | None = about(None, "client certificate, PEM, for mutual TLS")
-    key_file: Path | None = about(None, "key of the client certificate, PEM")
-    keepalive_s: int = about(15, "a dead broker is detected after twice this time", ge=5, le=3600)
-    commands: tuple[str, ...] = about(
-        (), "verbs accepted over MQTT: enrol, name, merge, forget, reload, stats, recalibrate"
-    )
-    response_prefix: ResponsePrefix = about(
-        "", "topics below this may be response topics of commands; empty: only those of this device"
-    )
-    home_assistant: bool | Literal["remove"] = about(
-        False, "true: announce the device to Home Assistant; remove: withdraw the announcement"
-    )
-
-    @field_validator("broker")
-    @classmethod
-    def _none(cls, value: str | None) -> str | None:
-        return None if value == "none" else value
-
-    @property
-    def names_problem(self) -> str:
-        """Why another device may have the same names; "" without a reason."""
-        if (self.site, self.device) not in EXAMPLE_NAMES:
-            return ""
-        return (
-            f"mqtt.site {self.site!r} and mqtt.device {self.device!r} are those of an example, which other"
-            " devices may have too: give this device its own"
-        )
-
-
-class OutboxSettings(_Section):
-    """Storage of events that the broker has not acknowledged."""
-
-    synchronous: Literal["NORMAL", "FULL"] = about(
-        "NORMAL", "FULL survives a power loss, at the cost of one fsync per event"
-    )
-    max_rows: int = about(1_000_000, "limit of events; the oldest are dropped first", ge=100)
-    max_megabytes: int = about(1024, "limit of their size", ge=1)
-    max_age_hours: Positive = about(168.0, "limit of their age")
-
-
-class StorageSettings(_Section):
+class StorageSettings(Section):
     """Encryption of gallery and outbox on the disk."""
 
     key: SecretStr | None = about(
@@ -322,7 +253,7 @@ class StorageSettings(_Section):
     )
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """Temperatures, power and load."""
 
     interval_s: Positive = about(10.0, "seconds between telemetry messages")
@@ -337,7 +268,7 @@ class TelemetrySettings(_Section):
         return self
 
 
-class SupervisionSettings(_Section):
+class SupervisionSettings(Section):
     """Limits of the watchdog, of memory and of crash loops. See `docs/supervision.md`."""
 
     stuck_after_s: Positive = about(
@@ -361,7 +292,7 @@ class SupervisionSettings(_Section):
         return 60 * self.crash_window_min
 
 
-class GovernorSettings(_Section):
+class GovernorSettings(Section):
     """Reduce the load before the board throttles. `docs/telemetry.md` lists the steps."""
 
     enabled: Literal["auto", "on", "off"] = about(
@@ -398,6 +329,7 @@ class Settings(BaseSettings):
     gallery: GallerySettings = GallerySettings()
     identify: IdentifySettings = IdentifySettings()
     mqtt: MqttSettings = MqttSettings()
+    kafka: KafkaSettings = KafkaSettings()
     outbox: OutboxSettings = OutboxSettings()
     storage: StorageSettings = StorageSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -494,7 +426,8 @@ def secrets_of(settings: Settings) -> frozenset[str]:
     addresses = [source.url for source in settings.sources]
     addresses += [broker_address(settings.mqtt.broker)] if settings.mqtt.broker else []
     found = {secret for one in map(parse_address, addresses) if one is not None for secret in one.secrets}
-    for key in (settings.mqtt.password, settings.storage.key, settings.telemetry.http_token):
+    passwords = settings.mqtt.password, settings.kafka.password
+    for key in (*passwords, settings.storage.key, settings.telemetry.http_token):
         if key is not None and len(key.get_secret_value()) >= LEAST_SECRET:
             found.add(key.get_secret_value())
     return frozenset(found)

@@ -20,7 +20,7 @@ NETWORKS = {
 
 BUILT_IN = {
     "hog": "hog, hog:FACTOR",
-    "external": "external (boxes over MQTT)",
+    "external": "external (boxes over MQTT or Kafka)",
     "none": "none (a frame is one person)",
 }
 """Kinds without an ONNX file, and how each is written."""

@@ -73,20 +73,19 @@ def secret_files(settings: Settings, config: Path | None) -> list[Path]:
     credentials = Path(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)
     if credentials.is_dir():
         found += sorted(file for file in credentials.iterdir() if "__" in file.name)
-    if settings.mqtt.key_file is not None:
-        found.append(settings.mqtt.key_file)
+    found += [path for path in (settings.mqtt.key_file, settings.kafka.key_file) if path is not None]
     return found + [path for path in ENVIRONMENT_FILES if _names_secret(path)]
 
 
 def _holds_secret(values: Mapping[str, Any]) -> bool:
     """Whether a TOML file has a key, a password, or an address that may have one."""
-    mqtt, storage, sources = (values.get(name) for name in ("mqtt", "storage", "sources"))
+    mqtt, kafka, storage, sources = (values.get(name) for name in ("mqtt", "kafka", "storage", "sources"))
     addresses = [one.get("url") for one in sources or () if isinstance(one, dict)]
     if isinstance(mqtt, dict):
         addresses.append(broker_address(str(mqtt.get("broker", ""))))
     parsed = [parse_address(str(address)) for address in addresses]
     return (
-        (isinstance(mqtt, dict) and "password" in mqtt)
+        any(isinstance(one, dict) and "password" in one for one in (mqtt, kafka))
         or (isinstance(storage, dict) and "key" in storage)
         or any(one is not None and one.may_hold_password for one in parsed)
     )
@@ -96,7 +95,7 @@ def _names_secret(path: Path) -> bool:
     """Whether a file of environment variables sets a secret, or an address."""
     try:
         return (
-            re.search(r"EDGE_AGENT__\w*(?:PASSWORD|KEY|URL|BROKER|SOURCES)", read_text(path), re.I)
+            re.search(r"EDGE_AGENT__\w*(?:PASSWORD|KEY|URL|BROKER\b|SOURCES)", read_text(path), re.I)
             is not None
         )
     except InputError:  # missing, or not readable

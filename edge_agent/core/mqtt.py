@@ -24,7 +24,7 @@ from edge_agent.core.redaction import ESCAPING, broker_address, parse_address
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
-    from edge_agent.core.config import MqttSettings
+    from edge_agent.core.delivery_settings import MqttSettings
 
 CONNECT_TIMEOUT_S = 5.0
 """For TCP and TLS together, and again for the broker's CONNACK."""

@@ -14,6 +14,9 @@ LONGEST_TTL_HOURS = 8_760_000.0
 LEAST_TOKEN = 16
 """Characters of a bearer token."""
 _ID = re.compile(r"[a-z0-9_-]{1,64}")
+_HOST_PORT = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+KAFKA_TOPIC = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
+"""What Kafka takes as the name of a topic."""
 
 
 def _check_id(value: str) -> str:
@@ -45,9 +48,17 @@ def _check_prefix(value: str) -> str:
     return prefix
 
 
+def _check_kafka_broker(value: str) -> str:
+    if not _HOST_PORT.fullmatch(value) or not 0 < int(value.rpartition(":")[2]) < 1 << 16:
+        raise ValueError("must be HOST:PORT; a login belongs in username and password")
+    return value
+
+
 Id = Annotated[str, AfterValidator(_check_id)]
 ResponsePrefix = Annotated[str, AfterValidator(_check_prefix)]
 """Beginning of topics, whole levels; "" for none."""
+KafkaBroker = Annotated[str, AfterValidator(_check_kafka_broker)]
+"""`HOST:PORT`; an IPv6 address is in brackets."""
 Token = Annotated[SecretStr, AfterValidator(_check_token)]
 Detector = Annotated[str, AfterValidator(_check_detector)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -40,7 +40,7 @@ from edge_agent.deliver.topics import PREFIX, Topics
 
 if TYPE_CHECKING:
     from edge_agent.core.clock import Clock
-    from edge_agent.core.config import MqttSettings
+    from edge_agent.core.delivery_settings import MqttSettings
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import Field, fields
 from typing import Any
 
-from edge_agent.core.config import MqttSettings
+from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.events import InfoData
 from edge_agent.core.fields import Entity
 from edge_agent.core.telemetry import TelemetryData

@@ -34,7 +34,8 @@ from edge_agent.deliver.storage import Row, Size, Storage, indicates_damage, rem
 from edge_agent.deliver.stored import Stored
 
 if TYPE_CHECKING:
-    from edge_agent.core.config import OutboxSettings, Settings
+    from edge_agent.core.config import Settings
+    from edge_agent.core.delivery_settings import OutboxSettings
 
 log = structlog.get_logger(__name__)
 

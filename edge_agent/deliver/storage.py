@@ -30,7 +30,7 @@ from edge_agent.deliver.ranges import between, joined
 from edge_agent.deliver.tables import LAYOUT, RULES, SCHEMA
 
 if TYPE_CHECKING:
-    from edge_agent.core.config import OutboxSettings
+    from edge_agent.core.delivery_settings import OutboxSettings
     from edge_agent.deliver.open_tracks import TrackChange
 
 log = structlog.get_logger(__name__)

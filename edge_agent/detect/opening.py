@@ -121,7 +121,7 @@ def open_detector(text: str, *, threads: int = 0, input_size: tuple[int, int] | 
         from edge_agent.detect.base import WholeFrame
 
         return WholeFrame()
-    raise ConfigError(f"detector {text!r} takes its boxes from MQTT; it cannot be used here")
+    raise ConfigError(f"detector {text!r} takes its boxes from a broker; it cannot be used here")
 
 
 def _parsed(text: str) -> DetectorChoice:
@@ -143,15 +143,13 @@ def _open(
 
 
 def _open_external(settings: Settings, stack: ExitStack, current: Callable[[float], float]) -> _OpenDetector:
-    from edge_agent.core.mqtt import BrokerSettings
     from edge_agent.source.external import LEVELS, ExternalBoxes
+    from edge_agent.source.transport import upstream_broker
 
     chosen = settings.detector
     if not chosen.external_topics:
-        raise ConfigError("detector.kind is external, but detector.external_topics names no MQTT topic")
-    if settings.mqtt.broker is None:
-        raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
-    boxes = stack.enter_context(ExternalBoxes(chosen, BrokerSettings.of(settings.mqtt), current))
+        raise ConfigError("detector.kind is external, but detector.external_topics names no topic")
+    boxes = stack.enter_context(ExternalBoxes(chosen, upstream_broker(settings), current))
     name = f"external:{chosen.external_format}"
     return _OpenDetector(boxes.detect_frame, _levels(chosen, LEVELS), name, left_out=lambda: boxes.left_out)
 

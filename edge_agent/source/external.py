@@ -1,7 +1,7 @@
-"""Boxes from an upstream detector, over MQTT, for frames that the agent reads itself.
+"""Boxes from an upstream detector, over MQTT or Kafka, for frames that the agent reads itself.
 
-`edge_agent.source.boxes` parses the messages; this module receives them, keeps them for some seconds, and
-matches them with frames by camera and frame number or time.
+`source.transport` receives the messages and `source.boxes` parses them; this module keeps them for some
+seconds, and matches them with frames by camera and frame number or time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from edge_agent.core.errors import BrokerRefused, SourceError
-from edge_agent.core.mqtt import BrokerSettings, Incoming, Subscription
+from edge_agent.core.mqtt import Incoming
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
 from edge_agent.core.text import visible
 from edge_agent.source.boxes import MAX_PAYLOAD_BYTES, BoxMessage, parse_deepstream, parse_own
+from edge_agent.source.transport import Broker, receiver
 
 if TYPE_CHECKING:
     from edge_agent.core.config import DetectorSettings
@@ -44,8 +45,6 @@ _MEANING = {
     "twice": "the same id and box a second time",
     "outside": "outside the picture",
 }
-_CONNECT_TIMEOUT_S = 2.0
-"""Bounds the time that the client's thread blocks, and thereby the end of the program."""
 
 
 class _Recent:
@@ -77,16 +76,17 @@ class ExternalBoxes:
 
     Raises:
         SourceError: no topic is set.
+        ConfigError: Kafka has no topic of such a name.
     """
 
     def __init__(
         self,
         settings: DetectorSettings,
-        broker: BrokerSettings,
+        broker: Broker,
         current: Callable[[float], float] = float,
     ) -> None:
         if not settings.external_topics:
-            raise SourceError("external boxes: no MQTT topic to listen to")
+            raise SourceError("external boxes: no topic to listen to")
         self._settings = settings
         self._broker = broker
         self._current = current
@@ -95,15 +95,13 @@ class ExternalBoxes:
         self._by_number = match == "frame"
         self._by_time = match == "time" or (match == "auto" and self._deepstream)
         self._tolerance = settings.external_tolerance_ms / 1000
-        self._subscription = Subscription(
+        self._receiver = receiver(
             broker,
             settings.external_topics,
             self._on_message,
             on_change=self._on_change,
             on_problem=self._report,
-            qos=0,
             max_packet=2 * MAX_PAYLOAD_BYTES,
-            connect_timeout_s=_CONNECT_TIMEOUT_S,
         )
         self._changed = threading.Condition()
         self._recent: OrderedDict[str, _Recent] = OrderedDict()
@@ -117,13 +115,13 @@ class ExternalBoxes:
     def __enter__(self) -> ExternalBoxes:
         self._started = time.monotonic()
         try:
-            self._subscription.open_in_background()
+            self._receiver.open_in_background()
         except BrokerRefused as problem:
             raise SourceError(f"external boxes: {problem}") from problem
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._subscription.close()
+        self._receiver.close()
 
     def detect_frame(self, frame: Frame) -> Detections:
         """Return the boxes that came with the frame, else those that match it, else none."""
@@ -196,10 +194,10 @@ class ExternalBoxes:
         was_connected, self.connected = self.connected, connected
         if connected:
             self._reported.discard("unreachable")
-            broker, topics = self._broker, self._settings.external_topics
-            _log.info("external_boxes_connected", host=broker.host, port=broker.port, topics=topics)
+            topics = self._settings.external_topics
+            _log.info("external_boxes_connected", broker=self._broker.url, topics=topics)
         elif was_connected:
-            _log.warning("external_boxes_disconnected", host=self._broker.host, reason=reason)
+            _log.warning("external_boxes_disconnected", broker=self._broker.url, reason=reason)
 
     def _on_message(self, arrived: Incoming) -> None:
         try:
@@ -216,7 +214,7 @@ class ExternalBoxes:
         return parse_own(arrived.payload)
 
     def add(self, message: BoxMessage) -> None:
-        """Add a message as if it had come over MQTT."""
+        """Add a message as if it had been received."""
         size = self._settings.external_size
         if self._deepstream and size is not None and message.size is None:
             message = replace(message, size=(float(size[0]), float(size[1])))
@@ -268,4 +266,4 @@ class ExternalBoxes:
         if key not in self._reported and len(self._reported) < _MAX_REPORTS:
             self._reported.add(key)
             log = _log.warning
-        log("external_boxes_trouble", host=self._broker.host, port=self._broker.port, reason=text)
+        log("external_boxes_trouble", broker=self._broker.url, reason=text)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
-from edge_agent.core.config import GallerySettings, MqttSettings
+from edge_agent.core.config import GallerySettings
+from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.events import Event
 from edge_agent.core.mqtt import Incoming
 from edge_agent.core.text import is_visible

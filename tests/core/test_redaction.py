@@ -14,7 +14,8 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.config import MqttSettings, Settings, SourceSettings, secrets_of, shown
+from edge_agent.core.config import Settings, SourceSettings, secrets_of, shown
+from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.errors import ConfigError, SourceError
 from edge_agent.core.loading import load
 from edge_agent.core.logs import configure

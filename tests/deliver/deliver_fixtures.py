@@ -22,7 +22,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from edge_agent.core.clock import Clock
 from edge_agent.core.codec import envelope_schema
-from edge_agent.core.config import MqttSettings, OutboxSettings
+from edge_agent.core.delivery_settings import MqttSettings, OutboxSettings
 from edge_agent.core.events import (
     CameraInfo,
     DeviceSummary,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.cli.checks import configuration
-from edge_agent.core.config import MqttSettings
+from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.host import default_device, this_host
 from edge_agent.core.loading import load
 from edge_agent.deliver import pacing

@@ -498,7 +498,7 @@ def fill_up(path: Path) -> None:
 _CHILD = """
 import sys
 from pathlib import Path
-from edge_agent.core.config import OutboxSettings
+from edge_agent.core.delivery_settings import OutboxSettings
 from edge_agent.deliver.outbox import Outbox
 with Outbox(Path(sys.argv[1]), OutboxSettings(max_rows=300)) as outbox:
     print("open", flush=True)

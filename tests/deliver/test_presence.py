@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
-from edge_agent.core.config import MqttSettings
+from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.events import Event, new_event
 from edge_agent.core.presence import PersonData
 from edge_agent.core.structures import DecisionKind

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import structlog
 
 from edge_agent.core.clock import Clock
-from edge_agent.core.config import MqttSettings, OutboxSettings
+from edge_agent.core.delivery_settings import MqttSettings, OutboxSettings
 from edge_agent.deliver import connection, pacing, pump, sender
 from edge_agent.deliver.local import Origin
 from edge_agent.deliver.outbox import Outbox

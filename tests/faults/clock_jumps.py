@@ -29,7 +29,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from edge_agent.core.clock import CLOCK_FILE, Clock
-from edge_agent.core.config import GallerySettings, OutboxSettings
+from edge_agent.core.config import GallerySettings
+from edge_agent.core.delivery_settings import OutboxSettings
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.gallery import Gallery
 from tests.hand_clock import HandTime

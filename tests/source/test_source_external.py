@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from paho.mqtt.enums import CallbackAPIVersion
 from structlog.testing import capture_logs
 
-from edge_agent.core.config import DetectorSettings, MqttSettings
+from edge_agent.core.config import DetectorSettings
+from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.errors import SourceError
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Detections, Frame

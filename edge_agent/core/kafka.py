@@ -1,0 +1,391 @@
+"""Kafka client set-up, and the receiving of messages; the counterpart of `core.mqtt`.
+
+confluent_kafka (librdkafka) is imported when the first client is made; it is the extra `kafka`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from edge_agent.core.distribution import install_command
+from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError, InputError
+from edge_agent.core.files import MAX_TEXT_BYTES, read_file
+from edge_agent.core.mqtt import RECONNECT_S, Incoming
+from edge_agent.core.setting_types import KAFKA_TOPIC
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
+    from edge_agent.core.delivery_settings import KafkaSettings
+
+_log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+"""For TCP, TLS and login together."""
+REQUEST_TIMEOUT_S = 10.0
+"""A broker that does not answer a request for this time is taken for dead."""
+POLL_S = 0.2
+"""Longest wait of a client's thread, and thereby of a stop."""
+MOST_BEHIND = 2000
+"""Messages of a partition that may wait; where more do, all of them are skipped, since they are old."""
+UPKEEP_S = 1.0
+"""How often that is examined."""
+PARTITIONS_S = 60.0
+"""How often topics and partitions that are new are looked for."""
+STABLE_S = 30.0
+"""A connection that lasted this long resets the waits between attempts."""
+QUEUE_KIB = 16 << 10
+"""Of received messages that wait inside the client, at most."""
+LARGEST_ANSWER = 64 << 20
+"""Bytes of one answer of a broker; at a larger one the connection is closed."""
+
+
+def client_library() -> ModuleType:
+    """Return confluent_kafka. ConfigError: it is not installed, or cannot be loaded."""
+    try:
+        import confluent_kafka
+    except ImportError as problem:
+        raise ConfigError(
+            f"Kafka needs the extra kafka ({problem}); install it: {install_command('kafka')}"
+        ) from None
+    library: ModuleType = confluent_kafka
+    return library
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaBrokers:
+    """Addresses and login of the brokers, as checked from the section `kafka`."""
+
+    name: str
+    """Site and device, for the brokers' logs."""
+    settings: KafkaSettings = field(repr=False)
+
+    @staticmethod
+    def of(settings: Settings) -> KafkaBrokers:
+        """Check the settings, and that the client library is there.
+
+        Raises:
+            ConfigError: no broker is set, or the library is missing.
+            BrokerRefused: one of the PEM files cannot be read.
+        """
+        chosen = settings.kafka
+        if not chosen.brokers:
+            raise ConfigError("Kafka is to be used, but kafka.brokers names no broker")
+        client_library()
+        brokers = KafkaBrokers(f"edge-agent-{settings.mqtt.site}-{settings.mqtt.device}", chosen)
+        for file in (chosen.ca_file, chosen.cert_file, chosen.key_file):
+            try:
+                _ = None if file is None else read_file(file, MAX_TEXT_BYTES)
+            except InputError as problem:
+                raise BrokerRefused(f"{brokers.url}: cannot use the TLS files: {problem}") from None
+        return brokers
+
+    @property
+    def url(self) -> str:
+        """Addresses, for logs."""
+        return f"kafka://{','.join(self.settings.brokers)}"
+
+    @property
+    def sends_password_openly(self) -> bool:
+        """Whether the password goes over the network as it is."""
+        local = all(one.startswith(("localhost:", "127.", "[::1]")) for one in self.settings.brokers)
+        return self.settings.mechanism == "PLAIN" and not self.settings.tls and not local
+
+    def options(self, on_error: Callable[[Any], None]) -> dict[str, Any]:
+        """Return the configuration of a client of librdkafka.
+
+        `on_error` gets its errors, on the thread that polls.
+        """
+        chosen = self.settings
+        login = {}
+        if chosen.password is not None:
+            login = {
+                "sasl.mechanism": chosen.mechanism,
+                "sasl.username": chosen.username,
+                "sasl.password": chosen.password.get_secret_value(),
+            }
+        files = {
+            "ssl.ca.location": chosen.ca_file,
+            "ssl.certificate.location": chosen.cert_file,
+            "ssl.key.location": chosen.key_file,
+        }
+        return {
+            "bootstrap.servers": ",".join(chosen.brokers),
+            "client.id": self.name,
+            "security.protocol": ("SASL_" if login else "") + ("SSL" if chosen.tls else "PLAINTEXT"),
+            "socket.connection.setup.timeout.ms": int(1000 * CONNECT_TIMEOUT_S),
+            "socket.timeout.ms": int(1000 * REQUEST_TIMEOUT_S),
+            "reconnect.backoff.max.ms": 1000 * RECONNECT_S[1],
+            "receive.message.max.bytes": LARGEST_ANSWER,
+            "log_level": 0,  # it would write to standard error; what matters comes as an error, too
+            "error_cb": on_error,
+            **login,
+            **{key: str(path) for key, path in files.items() if path is not None},
+        }
+
+    def new_client(self, kind: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - imported late
+        """Make a `Consumer` or a `Producer` of confluent_kafka; it connects in the background.
+
+        Raises:
+            BrokerRefused: a certificate or key cannot be used.
+            ConfigError: librdkafka does not take an option.
+        """
+        library = client_library()
+        try:
+            return getattr(library, kind)(options)
+        except library.KafkaException as problem:
+            text = error_text(problem.args[0])
+            kind_of_problem = BrokerRefused if "ssl" in text.lower() else ConfigError
+            raise kind_of_problem(f"{self.url}: {text}") from None
+
+    def check(self, topics: Sequence[str]) -> tuple[int, list[str]]:
+        """Return how many brokers the cluster has, and which of `topics` it lacks.
+
+        Raises:
+            BrokerUnreachable, BrokerRefused: no broker answers, or they refuse the login.
+        """
+        with Consumer(self) as consumer:
+            found = consumer.partitions(topics)
+            return consumer.brokers, [topic for topic in topics if not found[topic]]
+
+    def problem(self, error: Any) -> DeliveryError:  # noqa: ANN401 - a KafkaError
+        """Translate an error of librdkafka; its type states whether a retry helps."""
+        kind = BrokerRefused if is_refusal(error) else BrokerUnreachable
+        advice = (
+            "; check kafka.username, password, mechanism and the certificates" if is_refusal(error) else ""
+        )
+        return kind(f"{self.url}: {error_text(error)}{advice}")
+
+
+_REFUSALS = frozenset(
+    {
+        "_AUTHENTICATION", "_SSL", "SASL_AUTHENTICATION_FAILED", "TOPIC_AUTHORIZATION_FAILED",
+        "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED",
+    }
+)  # fmt: skip
+"""Names of errors of a login, a certificate or a permission."""
+_ALL_DOWN = "_ALL_BROKERS_DOWN"
+
+
+def is_refusal(error: Any) -> bool:  # noqa: ANN401 - a KafkaError
+    """Whether an early retry is useless: the brokers refuse a login, a certificate or a permission."""
+    return error.name() in _REFUSALS
+
+
+def error_text(error: Any) -> str:  # noqa: ANN401 - a KafkaError
+    """The text of an error of librdkafka, without the name that it repeats."""
+    return str(error.str()).removeprefix("Local: ")
+
+
+class Consumer:
+    """One consumer of librdkafka and the errors that it reports; leave it to close it. Not thread-safe.
+
+    It belongs to no group of consumers, and commits nothing.
+
+    Raises:
+        BrokerRefused, ConfigError: see `KafkaBrokers.new_client`.
+    """
+
+    def __init__(self, brokers: KafkaBrokers) -> None:
+        self._url = brokers.url
+        self._problem = brokers.problem
+        self._errors: deque[Any] = deque(maxlen=16)
+        options = {
+            **brokers.options(self._errors.append),
+            "group.id": brokers.settings.group or brokers.name,  # librdkafka wants one all the same
+            "enable.auto.commit": False,
+            "queued.max.messages.kbytes": QUEUE_KIB,
+            "fetch.max.bytes": QUEUE_KIB << 10,
+        }
+        self._client = brokers.new_client("Consumer", options)
+        self.brokers = 0
+        """Number of brokers of the cluster, as last seen."""
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def partitions(
+        self, topics: Sequence[str], stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, list[int]]:
+        """Return the partitions of each topic; none for a topic that does not exist.
+
+        Raises:
+            BrokerUnreachable, BrokerRefused: no broker answers within `REQUEST_TIMEOUT_S`, or they refuse it.
+        """
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
+        found: dict[str, list[int]] = {}
+        while len(found) < len(topics) and not stopping():
+            topic = topics[len(found)]
+            try:
+                metadata = self._client.list_topics(topic, timeout=POLL_S)
+            except client_library().KafkaException as problem:
+                self._client.poll(0)  # hands over the reasons
+                self.check(more=problem.args[0] if time.monotonic() > deadline else None)
+                continue
+            self.brokers = len(metadata.brokers)
+            one = metadata.topics[topic]
+            if one.error is not None and is_refusal(one.error):
+                raise self._problem(one.error)
+            found[topic] = sorted(one.partitions)
+        return found
+
+    def begin(self, topics: dict[str, list[int]]) -> None:
+        """Read these partitions from now on: messages that are there already are not read."""
+        library = client_library()
+        self._client.assign(
+            [
+                library.TopicPartition(topic, number, library.OFFSET_END)
+                for topic, numbers in topics.items()
+                for number in numbers
+            ]
+        )
+
+    def poll(self, timeout_s: float) -> Any:  # noqa: ANN401 - a Message of confluent_kafka, or None
+        """Return the next message, None when none comes; raises as `check`."""
+        message = self._client.poll(timeout_s)
+        self.check()
+        if message is not None and message.error() is not None:
+            raise self._problem(message.error())
+        return message
+
+    def check(self, *, more: Any = None) -> None:  # noqa: ANN401 - a KafkaError
+        """Raise the error after which this consumer is of no more use, if there was one, else `more`.
+
+        Raises:
+            BrokerUnreachable: all brokers are lost.
+            BrokerRefused: one refuses login, certificate or permission.
+        """
+        errors = [*self._errors, *([] if more is None else [more])]
+        refused = next((one for one in errors if is_refusal(one)), None)
+        if refused is not None:
+            raise self._problem(refused)
+        if more is not None or any(one.name() == _ALL_DOWN for one in errors):
+            reasons = [one for one in errors if one.name() != _ALL_DOWN] or errors
+            raise self._problem(reasons[0])
+
+    def skip_old(self) -> int:
+        """Go to the end of each partition where more than `MOST_BEHIND` messages wait; return how many."""
+        library, skipped = client_library(), 0
+        for one in self._client.position(self._client.assignment()):
+            high = self._client.get_watermark_offsets(one, cached=True)[1]
+            if one.offset >= 0 and high - one.offset > MOST_BEHIND:
+                self._client.seek(library.TopicPartition(one.topic, one.partition, high))
+                skipped += high - one.offset
+        return skipped
+
+
+class KafkaSubscription:
+    """Receive the messages of some topics on a thread of its own; connect again when the connection is lost.
+
+    Each connection begins with the newest messages: those of an interruption are not received. The callbacks
+    are those of `core.mqtt.Subscription`, and run on that thread.
+
+    Raises:
+        ConfigError: Kafka has no topic of such a name.
+    """
+
+    def __init__(
+        self,
+        brokers: KafkaBrokers,
+        topics: Sequence[str],
+        on_message: Callable[[Incoming], None],
+        *,
+        on_change: Callable[[bool, str], None] = lambda *_: None,
+        on_problem: Callable[[str, str], None] = lambda *_: None,
+    ) -> None:
+        for topic in topics:
+            if not KAFKA_TOPIC.fullmatch(topic):
+                raise ConfigError(f"{topic!r} is no topic of Kafka: use letters, digits, `.`, `_` and `-`")
+        self._brokers = brokers
+        self._topics = tuple(dict.fromkeys(topics))
+        self._receive = on_message
+        self._on_change = on_change
+        self._on_problem = on_problem
+        self._stopping = threading.Event()
+        self._first: Consumer | None = None
+        self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
+        self.connected = False
+        """Whether the topics are read now."""
+
+    def open_in_background(self) -> None:
+        """Connect on a thread; problems go to `on_problem`, except those of the making of a client."""
+        self._first = Consumer(self._brokers)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Disconnect; a second call has no effect."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * CONNECT_TIMEOUT_S)
+
+    def _run(self) -> None:
+        wait_s, since = 0.0, 0.0
+        while not self._stopping.wait(wait_s):
+            since = time.monotonic()
+            try:
+                self._connect_and_read()
+            except DeliveryError as problem:
+                reason = str(problem)
+                key = "refused" if isinstance(problem, BrokerRefused) else "unreachable"
+            except Exception as problem:  # noqa: BLE001  a fault must not end the receiving
+                _log.exception("kafka_failed", brokers=self._brokers.url)
+                reason, key = f"internal error: {problem}", "internal"
+            else:
+                continue
+            if self.connected:
+                self.connected = False
+                self._on_change(False, reason)
+            self._on_problem(key, reason)
+            wait_s = RECONNECT_S[0] if time.monotonic() - since > STABLE_S else 2 * wait_s
+            wait_s = min(max(wait_s, RECONNECT_S[0]), RECONNECT_S[1])
+
+    def _connect_and_read(self) -> None:
+        """Read until a stop; return earlier when there are new partitions. Raises DeliveryError."""
+        consumer, self._first = self._first or Consumer(self._brokers), None
+        with consumer:
+            present = self._existing(consumer)
+            if self._stopping.is_set():
+                return
+            if not any(present.values()):
+                raise BrokerUnreachable(f"{self._brokers.url}: no topic {' or '.join(self._topics)} there")
+            consumer.begin(present)
+            if not self.connected:
+                self.connected = True
+                self._on_change(True, "")
+            self._read(consumer, present)
+
+    def _existing(self, consumer: Consumer) -> dict[str, list[int]]:
+        found = consumer.partitions(self._topics, self._stopping.is_set)
+        for topic, numbers in found.items():
+            if not numbers:
+                self._on_problem(f"subscribe {topic}", f"there is no topic {topic} on {self._brokers.url}")
+        return found
+
+    def _read(self, consumer: Consumer, present: dict[str, list[int]]) -> None:
+        next_upkeep = time.monotonic() + UPKEEP_S
+        next_look = time.monotonic() + PARTITIONS_S
+        while not self._stopping.is_set():
+            message = consumer.poll(POLL_S)
+            if message is not None:
+                self._receive(Incoming(message.topic(), message.value() or b"", retained=False))
+            now = time.monotonic()
+            if now >= next_upkeep:
+                next_upkeep = now + UPKEEP_S
+                if skipped := consumer.skip_old():
+                    self._on_problem("behind", f"{skipped} messages skipped: more come than can be read")
+            if now >= next_look:
+                next_look = now + PARTITIONS_S
+                if self._existing(consumer) != present:
+                    return
