@@ -31,7 +31,8 @@ class Ages:
     def __init__(self, store: Store, clock: Clock | None) -> None:
         self._store = store
         self._clock = clock
-        self._known = clock is not None and store.meta(_AXIS) == clock.id
+        self._axis = clock if clock is not None and store.meta(_AXIS) == clock.id else None
+        """The clock, if the instants in the file are on its axis; None while ages are unknown."""
 
     def adopt(self) -> None:
         """Give instants of this clock to rows that have none; for the one live system that owns the file.
@@ -41,8 +42,10 @@ class Ages:
         if self._clock is None:
             return
         now = self._clock.now()
-        values = (not self._known, now)
-        if self._known and not self._store.value(f"SELECT count(*) FROM identity WHERE {_FOREIGN}", values):  # noqa: S608
+        known = self._axis is not None
+        values = (not known, now)
+        foreign = f"SELECT count(*) FROM identity WHERE {_FOREIGN}"  # noqa: S608
+        if known and not self._store.value(foreign, values):
             return
         try:
             with self._store.change():
@@ -52,29 +55,23 @@ class Ages:
         except StorageError as problem:
             _log.warning("ages_unknown", gallery=self._store.where, error=str(problem))
         else:
-            self._known = True
+            self._axis = self._clock
 
     def seen(self, age_s: float = 0.0) -> float | None:
         """Return the instant of a sighting of this age, by default now; None while ages are unknown."""
-        return self._clock.ago(age_s) if self._clock is not None and self._known else None
+        return None if self._axis is None else self._axis.ago(age_s)
 
     def ago(self, seconds: float) -> float | None:
         """Return the instant up to which sightings are at least so old; None while that may not be judged."""
-        if self._clock is None or not self._known or self._clock.paused:
-            return None
-        return self._clock.ago(seconds)
+        return None if self._axis is None or self._axis.paused else self._axis.ago(seconds)
 
     def of(self, seen: float | None) -> float | None:
         """Return the age of a sighting in seconds; None while it is unknown."""
-        if seen is None or self._clock is None or not self._known:
-            return None
-        return self._clock.age(seen)
+        return None if seen is None or self._axis is None else self._axis.age(seen)
 
     def label(self, seen: float | None, last_seen: float) -> float:
         """Return when a person was last seen, Unix seconds; `last_seen` where the age is unknown."""
-        if seen is None or self._clock is None or not self._known:
-            return last_seen
-        return self._clock.label(seen)
+        return last_seen if seen is None or self._axis is None else self._axis.label(seen)
 
     def current(self, time: float) -> float:
         """Return the label of the time of a frame, see `Clock.current`."""

@@ -37,9 +37,10 @@ from edge_agent.core.names import checked_name, composed, is_id
 from edge_agent.core.setting_types import LONGEST_TTL_HOURS, Id
 from edge_agent.core.text import is_visible, visible
 from edge_agent.core.timing import LATEST_TIME
+from edge_agent.gallery.exemplars import checked_exemplars
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.index import Vectors
-from edge_agent.gallery.rows import Imported, Kind, checked_exemplars
+from edge_agent.gallery.rows import Imported, Kind
 from edge_agent.gallery.sync import Space
 
 _KIND = "gallery"
@@ -86,7 +87,7 @@ Cosine = Annotated[float, Field(strict=True, ge=-1.0, le=1.0)]
 
 
 class Exemplar(BaseModel):
-    """The source of one vector, see `edge_agent.gallery.rows.Source`."""
+    """The source of one vector, see `edge_agent.gallery.exemplars.Source`."""
 
     quality: Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
     origin: Text
@@ -170,7 +171,7 @@ def export_gallery(gallery: Gallery, path: Path) -> int:
                     f"change it, or erase it: edge-agent gallery forget {person.number}"
                 ) from problem
         facts = {key: json.loads(text) for key, text in rows.store.rows("SELECT key, value FROM fact")}
-        vectors = rows.unpacked(blobs)
+        vectors = rows.exemplars.unpacked(blobs)
     carried = {key: facts[key] for key in _FACTS if key in facts}
     write_archive(Path(path), Archive(gallery.space, gallery.dimension, tuple(people), carried, vectors))
     return len(people)

@@ -16,6 +16,7 @@ from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.names import checked_name, new_id
 from edge_agent.core.sqlite import MEMORY
+from edge_agent.gallery.exemplars import checked_exemplars, checked_vectors, grades
 from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.notices import Notices
 from edge_agent.gallery.retention import Retention
@@ -25,9 +26,6 @@ from edge_agent.gallery.rows import (
     Identity,
     Kind,
     Policy,
-    checked_exemplars,
-    checked_vectors,
-    grades,
 )
 from edge_agent.gallery.shortlist import IndexBuilder
 from edge_agent.gallery.store import Store
@@ -217,7 +215,7 @@ class Gallery:
         number of removed exemplars; 0 also when there is no such identity.
         """
         with self.file.changing() as content:
-            return content.remove_origin(number, origin)
+            return content.exemplars.remove_origin(number, origin)
 
     def touch(self, number: int, time: float, *, sighting: bool = True) -> None:
         """Note that a person is seen now, which postpones the expiry, at the label `time`; it never falls.
@@ -303,7 +301,7 @@ class Gallery:
             rows = content.store.rows(
                 "SELECT vector, quality, origin FROM exemplar WHERE number = ? ORDER BY row", (number,)
             )
-            vectors = content.unpacked([row[0] for row in rows])
+            vectors = content.exemplars.unpacked([row[0] for row in rows])
         return vectors, grades([row[1] for row in rows]), tuple(row[2] for row in rows)
 
     def former_ids(self, number: int) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Notices:
         self._remove("row <= ?", last.row)
 
     def drop_forgotten(self) -> None:
-        """Remove those of forgotten people: nobody is to be told."""
+        """Remove those of forgotten people, so that they are not published."""
         self._remove("kind = ?", "forgotten")
 
     def _remove(self, condition: str, value: int | str) -> None:

@@ -1,18 +1,16 @@
-"""Identities and their exemplars in the gallery file: SQL statements."""
+"""Identities in the gallery file: SQL statements."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edge_agent.core.errors import InputError, NonFiniteEmbedding
+from edge_agent.core.errors import InputError
 from edge_agent.core.names import composed
 from edge_agent.core.text import LONGEST_CELL, is_visible, visible
 from edge_agent.gallery.ages import Ages
+from edge_agent.gallery.exemplars import Exemplars, Source
 from edge_agent.gallery.index import Vectors
 from edge_agent.gallery.store import Store
 
@@ -22,14 +20,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["auto", "enrolled"]
 """`auto`: an unknown person who was seen well enough; `enrolled`: entered or named by an operator."""
-Source = tuple[float, str, str, float]
-"""Quality, origin, camera and time of one exemplar."""
-
-_UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
 _DIGITS = 19
 """Numbers of identities have fewer digits than the largest of SQLite, 2^63 - 1."""
-_BATCH = 4096
-"""Exemplars read at a time when the file is loaded."""
 _TTL = (
     "CASE WHEN ttl = 0 THEN NULL WHEN ttl > 0 THEN ttl ELSE"
     " (SELECT value FROM meta WHERE key = CASE kind WHEN 'auto' THEN 'ttl_s' ELSE 'enrolled_ttl_s' END) END"
@@ -60,7 +52,7 @@ class Identity:
         name: what the operator calls the person, unique in the gallery, or None.
         kind: `auto` identities may be evicted from a full gallery; each kind has its own time to live.
         created, last_seen: when it was enrolled and last touched, by the time of recorded material; labels.
-        expires: when it will be erased, as far as the clock can tell, or None for never.
+        expires: when it will be erased, by the clock of the gallery, or None for never.
         ttl_s: its own time to live in seconds, 0.0 for ever; None: that of its kind.
         exemplars: number of embeddings.
         sightings: one for the enrolment, one for each touch that counts.
@@ -162,17 +154,13 @@ class Policy:
 
 
 class Rows:
-    """The content of an open gallery file. Methods that write belong inside `Store.change`.
-
-    `changed` are the identities whose exemplars the current transaction has changed or removed.
-    """
+    """The content of an open gallery file. Methods that write belong inside `Store.change`."""
 
     def __init__(self, store: Store, dimension: int, policy: Policy, clock: Clock | None = None) -> None:
         self.store = store
         self.policy = policy
         self.ages = Ages(store, clock)
-        self.changed: set[int] = set()
-        self._dimension = dimension
+        self.exemplars = Exemplars(store, dimension)
 
     def identity(self, number: int) -> Identity:
         """Return one identity; InputError when there is none of this number."""
@@ -277,8 +265,8 @@ class Rows:
             self.store.run(f"UPDATE {table} SET number = ? WHERE number = ?", (keep, absorb))  # noqa: S608
         self.store.run("DELETE FROM identity WHERE number = ?", (absorb,))
         self.store.run("INSERT INTO former VALUES (?, ?)", (absorbed.id, keep))
-        self.changed.add(absorb)
-        self._prune(keep)
+        self.exemplars.changed.add(absorb)
+        self.exemplars.prune(keep, self.policy.max_exemplars)
         self.update(
             keep,
             "name = ?, kind = ?, created = ?, last_seen = ?, sightings = ?, ttl = ?, seen = ?",
@@ -309,9 +297,10 @@ class Rows:
         )
         self.store.run("DELETE FROM identity WHERE number = ?", (person.number,))
         self.store.run("INSERT OR REPLACE INTO fact VALUES (?, 'true')", (SCRUB_FACT,))
-        self.changed.add(person.number)
+        self.exemplars.changed.add(person.number)
         for id_ in (*former, person.id):
-            self.store.run("DELETE FROM notice WHERE id = ? OR other = ?", (id_, id_))  # this one says all
+            # The new notice replaces the earlier ones.
+            self.store.run("DELETE FROM notice WHERE id = ? OR other = ?", (id_, id_))
             self.notice("forgotten", id_, person.number, reason)
         return Erased(person.number, person.id, person.name, person.exemplars, former, int(size))
 
@@ -326,117 +315,7 @@ class Rows:
 
     def add_exemplars(self, number: int, vectors: Vectors, sources: Sequence[Source]) -> int:
         """Insert exemplars `(M, D)` and prune to the most diverse; return how many of these are kept."""
-        before = int(self.store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
-        self.store.run_many(
-            "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (number, vector.astype("<f4").tobytes(), *source)
-                for vector, source in zip(vectors, sources, strict=True)
-            ],
-        )
-        self._prune(number)
-        kept = "SELECT count(*) FROM exemplar WHERE number = ? AND row > ?"
-        return int(self.store.value(kept, (number, before)))
-
-    def remove_origin(self, number: int, origin: str) -> int:
-        """Delete the exemplars of one origin; return how many there were."""
-        statement = "DELETE FROM exemplar WHERE number = ? AND origin = ?"
-        if gone := self.store.run(statement, (number, origin)).rowcount:
-            self._mark(number)
-        return gone
-
-    def vectors(self, number: int) -> Vectors:
-        """Return the exemplars of an identity in order of insertion: `(M, D)` float32."""
-        rows = self.store.rows("SELECT vector FROM exemplar WHERE number = ? ORDER BY row", (number,))
-        return self.unpacked([row[0] for row in rows])
-
-    def vector_batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-        """Yield all exemplars in order of insertion: `(N,)` identities and `(N, D)` vectors."""
-        for rows in self.store.batches("SELECT number, vector FROM exemplar ORDER BY row", _BATCH):
-            owners, blobs = zip(*rows, strict=True)
-            yield np.array(owners, np.int64), self.unpacked(blobs)
-
-    def unpacked(self, blobs: Sequence[bytes]) -> Vectors:
-        """Return `(N, D)` float32 from stored vectors."""
-        if any(len(blob) != 4 * self._dimension for blob in blobs):
-            raise self.store.damage(f"an embedding does not have {self._dimension} numbers")
-        vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self._dimension).astype(np.float32)
-        if not np.isfinite(vectors).all():
-            raise self.store.damage("an embedding contains NaN or infinity")
-        return vectors
-
-    def _mark(self, number: int) -> None:
-        """Note that the exemplars of an identity change, for this process and the others."""
-        self.store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
-        self.changed.add(number)
-
-    def _prune(self, number: int) -> None:
-        """Delete exemplars beyond `max_exemplars` by the rule of `diverse_rows`, in order of storage."""
-        self._mark(number)
-        rows = self.store.rows(
-            "SELECT row, vector, quality FROM exemplar WHERE number = ? ORDER BY row", (number,)
-        )
-        most = self.policy.max_exemplars
-        if len(rows) <= most:
-            return
-        qualities = grades([row[2] for row in rows])
-        kept = diverse_rows(self.unpacked([row[1] for row in rows]), qualities, most)
-        gone = set(range(len(rows))) - set(kept.tolist())
-        self.store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
-
-
-def grades(stored: Sequence[float]) -> Vectors:
-    """Return stored qualities as `(N,)` float32 in 0..1; earlier versions imported any number."""
-    return np.clip(np.array(stored, np.float64), 0.0, 1.0).astype(np.float32)
-
-
-def diverse_rows(vectors: Vectors, qualities: Vectors, most: int) -> NDArray[np.intp]:
-    """Return the rising indices of at most `most` rows that differ from each other and are of good quality.
-
-    The rows `(N, D)` of unit length are added in order, oldest first. Whenever there are more than `most`,
-    the two most similar (highest cosine) are found, and the one of lower quality, 0..1, is dropped; of two
-    equal ones, the later. So each view of a person is represented by its best picture, a new view displaces a
-    redundant one, and the result depends only on the rows and their order.
-    """
-    kept = list(range(min(most, len(vectors))))
-    cosines = vectors @ vectors.T
-    np.fill_diagonal(cosines, -np.inf)
-    for newcomer in range(most, len(vectors)):
-        kept.append(newcomer)
-        among = cosines[np.ix_(kept, kept)]
-        older, newer = sorted(divmod(int(among.argmax()), len(kept)))
-        kept.pop(older if qualities[kept[older]] < qualities[kept[newer]] else newer)
-    return np.asarray(kept, np.intp)
-
-
-def checked_vectors(vectors: Vectors, dimension: int) -> Vectors:
-    """Return vectors as contiguous float32 `(N, D)`.
-
-    ValueError when they are of another shape, NonFiniteEmbedding when one contains NaN or infinity.
-    """
-    rows = np.ascontiguousarray(vectors, np.float32)
-    if rows.ndim != 2 or rows.shape[1] != dimension:
-        raise ValueError(f"vectors: expected (N, {dimension}), got {np.shape(vectors)}")
-    if not np.isfinite(rows).all():
-        raise NonFiniteEmbedding("an embedding contains NaN or infinity; it is not compared or stored")
-    return rows
-
-
-def checked_exemplars(vectors: Vectors, qualities: Vectors, dimension: int) -> tuple[Vectors, list[float]]:
-    """Return vectors `(N, D)`, scaled to length 1 exactly, and their qualities.
-
-    ValueError also when a vector is not of length 1, or a quality is not finite; as in `checked_vectors`.
-    """
-    rows = checked_vectors(vectors, dimension)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if (np.abs(lengths - 1) > _UNIT_TOLERANCE).any():
-        raise ValueError(
-            f"vectors: expected rows of length 1, got {lengths.min():.3g} to {lengths.max():.3g}"
-        )
-    checked = np.asarray(qualities, np.float32)
-    if checked.shape != (len(rows),) or not np.isfinite(checked).all():
-        raise ValueError(f"qualities: expected ({len(rows)},) finite numbers, got {checked.shape}")
-    return np.asarray(rows / lengths, np.float32), checked.tolist()
+        return self.exemplars.add(number, vectors, sources, self.policy.max_exemplars)
 
 
 def _unknown(key: int | str) -> InputError:

@@ -177,16 +177,16 @@ class SyncedFile:
         """Hold the lock for one transaction, see `Store.change`; then update the index."""
         with self.lock:
             rows = self._rows
-            rows.changed.clear()
+            rows.exemplars.changed.clear()
             with rows.store.change(durable=durable):
                 if rows.store.data_version() != self._data_version:  # other processes wait from here on
                     self._synchronise()
                 yield rows
-                if rows.changed:
+                if rows.exemplars.changed:
                     rows.store.run(_COUNT_CHANGE)
                 count = rows.store.meta("changes")
             self._stored_count = count
-            for number in rows.changed:
+            for number in rows.exemplars.changed:
                 self._reload(number)
 
     @contextlib.contextmanager
@@ -246,12 +246,12 @@ class SyncedFile:
         owners, each = np.array(counts, np.int64).reshape(-1, 2).T
         self._changes.clear()
         self._change_count += 1  # not in `_changes`: `changes_since` returns None
-        self.index.load(owners, each, rows.vector_batches())
+        self.index.load(owners, each, rows.exemplars.batches())
 
     def _reload(self, number: int) -> None:
         rows = self._rows
         revision = rows.store.value("SELECT revision FROM identity WHERE number = ?", (number,))
-        self.index.put(number, rows.vectors(number))
+        self.index.put(number, rows.exemplars.of(number))
         if revision is None:
             self.revisions.pop(number, None)
         else:

@@ -404,7 +404,6 @@ values = st.recursive(
 def test_any_value_is_taken_and_can_be_listed_or_is_refused(
     tmp_path: Path, field: str, value: object
 ) -> None:
-
     path = write(tmp_path / "any.zip", [person(1), person(2, **{field: value})])
     with Gallery(":memory:", GallerySettings(), space="s", dimension=D) as gallery:
         problem = attempt(lambda: import_archive(gallery, path))
@@ -468,14 +467,14 @@ def test_a_kill_in_the_middle_imports_all_or_nothing(tmp_path: Path) -> None:
     count = 3_000
     path = write(tmp_path / "people.zip", [person(number + 1) for number in range(count)])
     partly = 0
-    for attempt in range(12):
-        database = tmp_path / f"{attempt}" / "gallery.db"
+    for turn in range(12):
+        database = tmp_path / f"{turn}" / "gallery.db"
         process = subprocess.Popen(
             [sys.executable, "-c", IMPORT, str(database), str(path)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
-        time.sleep(0.12 * attempt)
+        time.sleep(0.12 * turn)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()

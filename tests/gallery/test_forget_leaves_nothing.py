@@ -46,7 +46,7 @@ def enrol(gallery: Gallery, rng: np.random.Generator, name: str) -> Identity:
     )
 
 
-def traces(folder: Path, gallery: Gallery, person: Identity) -> list[bytes]:
+def traces(gallery: Gallery, person: Identity) -> list[bytes]:
     """What no file may contain afterwards: id, former ids, name, and every 8 bytes of the embeddings."""
     vectors = gallery.exemplars(person.number)[0].astype(np.float32)
     words = [person.id.encode(), *(one.encode() for one in gallery.former_ids(person.number))]
@@ -67,7 +67,7 @@ def fill(folder: Path, rng: np.random.Generator) -> tuple[Identity, list[bytes]]
         for one in (*others, person, absorbed):
             outbox.append(b'{"who":"%b"}' % one.id.encode(), "t")
         person = gallery.merge(person.number, absorbed.number)
-        return person, traces(folder, gallery, person)
+        return person, traces(gallery, person)
 
 
 def publish(gallery: Gallery) -> None:

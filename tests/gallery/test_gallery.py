@@ -24,8 +24,8 @@ from edge_agent.core.structures import Pictures
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.archive import export_gallery, import_archive
 from edge_agent.gallery.erasure import PictureNotes
+from edge_agent.gallery.exemplars import diverse_rows
 from edge_agent.gallery.index import ExemplarIndex
-from edge_agent.gallery.rows import diverse_rows
 from tests.hand_clock import TODAY, HandTime
 
 D = 16

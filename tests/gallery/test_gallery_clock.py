@@ -16,10 +16,10 @@ from edge_agent.core.clock import ACCEPT_AFTER_S, CLOCK_FILE, SAVE_INTERVAL_S, C
 from edge_agent.core.config import GallerySettings
 from edge_agent.gallery import Gallery
 from edge_agent.gallery.erasure import PictureNotes
-from tests.gallery.test_gallery import enrol, open_aged, path, unit
+from tests.gallery.test_gallery import enrol, machine, open_aged, path, unit
 from tests.hand_clock import TODAY, HandTime
 
-__all__ = ["path"]
+__all__ = ["machine", "path"]
 
 YEAR = 365.25 * 86_400
 TTL_S = 7200.0
@@ -34,7 +34,7 @@ WALLS = st.one_of(
 
 
 class AnyClock(RuleBasedStateMachine):
-    """An agent on a machine whose clock, power and network are anybody's guess."""
+    """An agent on a machine whose clock, power and network may change at any time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,11 +157,6 @@ def test_many_sequences() -> None:
     run_state_machine_as_test(
         AnyClock, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
     )
-
-
-@pytest.fixture
-def machine() -> HandTime:
-    return HandTime()
 
 
 def test_a_file_of_an_earlier_version_counts_as_seen_now(path: Path, machine: HandTime) -> None:

@@ -1,0 +1,144 @@
+"""Exemplars in the gallery file: SQL statements, the rule for those that are kept, and checks of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.core.errors import NonFiniteEmbedding
+from edge_agent.gallery.index import Vectors
+from edge_agent.gallery.store import Store
+
+Source = tuple[float, str, str, float]
+"""Quality, origin, camera and time of one exemplar."""
+
+_UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
+_BATCH = 4096
+"""Exemplars read at a time when the file is loaded."""
+
+
+class Exemplars:
+    """The exemplars of an open gallery file, of `dimension` numbers each; changes as in `Rows`.
+
+    `changed` are the identities whose exemplars the current transaction has changed or removed.
+    """
+
+    def __init__(self, store: Store, dimension: int) -> None:
+        self.changed: set[int] = set()
+        self._store = store
+        self._dimension = dimension
+
+    def add(self, number: int, vectors: Vectors, sources: Sequence[Source], most: int) -> int:
+        """Insert exemplars `(M, D)` and prune to the `most` diverse; return how many of these are kept."""
+        before = int(self._store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
+        self._store.run_many(
+            "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (number, vector.astype("<f4").tobytes(), *source)
+                for vector, source in zip(vectors, sources, strict=True)
+            ],
+        )
+        self.prune(number, most)
+        kept = "SELECT count(*) FROM exemplar WHERE number = ? AND row > ?"
+        return int(self._store.value(kept, (number, before)))
+
+    def remove_origin(self, number: int, origin: str) -> int:
+        """Delete the exemplars of one origin; return how many there were."""
+        statement = "DELETE FROM exemplar WHERE number = ? AND origin = ?"
+        if gone := self._store.run(statement, (number, origin)).rowcount:
+            self._mark(number)
+        return gone
+
+    def of(self, number: int) -> Vectors:
+        """Return the exemplars of an identity in order of insertion: `(M, D)` float32."""
+        rows = self._store.rows("SELECT vector FROM exemplar WHERE number = ? ORDER BY row", (number,))
+        return self.unpacked([row[0] for row in rows])
+
+    def batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+        """Yield all exemplars in order of insertion: `(N,)` identities and `(N, D)` vectors."""
+        for rows in self._store.batches("SELECT number, vector FROM exemplar ORDER BY row", _BATCH):
+            owners, blobs = zip(*rows, strict=True)
+            yield np.array(owners, np.int64), self.unpacked(blobs)
+
+    def unpacked(self, blobs: Sequence[bytes]) -> Vectors:
+        """Return `(N, D)` float32 from stored vectors."""
+        if any(len(blob) != 4 * self._dimension for blob in blobs):
+            raise self._store.damage(f"an embedding does not have {self._dimension} numbers")
+        vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self._dimension).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise self._store.damage("an embedding contains NaN or infinity")
+        return vectors
+
+    def _mark(self, number: int) -> None:
+        """Note that the exemplars of an identity change, for this process and the others."""
+        self._store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
+        self.changed.add(number)
+
+    def prune(self, number: int, most: int) -> None:
+        """Delete exemplars beyond the `most` by the rule of `diverse_rows`, in order of storage."""
+        self._mark(number)
+        rows = self._store.rows(
+            "SELECT row, vector, quality FROM exemplar WHERE number = ? ORDER BY row", (number,)
+        )
+        if len(rows) <= most:
+            return
+        qualities = grades([row[2] for row in rows])
+        kept = diverse_rows(self.unpacked([row[1] for row in rows]), qualities, most)
+        gone = set(range(len(rows))) - set(kept.tolist())
+        self._store.run_many("DELETE FROM exemplar WHERE row = ?", [(rows[place][0],) for place in gone])
+
+
+def grades(stored: Sequence[float]) -> Vectors:
+    """Return stored qualities as `(N,)` float32 in 0..1; earlier versions imported any number."""
+    return np.clip(np.array(stored, np.float64), 0.0, 1.0).astype(np.float32)
+
+
+def diverse_rows(vectors: Vectors, qualities: Vectors, most: int) -> NDArray[np.intp]:
+    """Return the rising indices of at most `most` rows that differ from each other and are of good quality.
+
+    The rows `(N, D)` of unit length are added in order, oldest first. Whenever there are more than `most`,
+    the two most similar (highest cosine) are found, and the one of lower quality, 0..1, is dropped; of two
+    equal ones, the later. So each view of a person is represented by its best picture, a new view displaces a
+    redundant one, and the result depends only on the rows and their order.
+    """
+    kept = list(range(min(most, len(vectors))))
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    for newcomer in range(most, len(vectors)):
+        kept.append(newcomer)
+        among = cosines[np.ix_(kept, kept)]
+        older, newer = sorted(divmod(int(among.argmax()), len(kept)))
+        kept.pop(older if qualities[kept[older]] < qualities[kept[newer]] else newer)
+    return np.asarray(kept, np.intp)
+
+
+def checked_vectors(vectors: Vectors, dimension: int) -> Vectors:
+    """Return vectors as contiguous float32 `(N, D)`.
+
+    ValueError when they are of another shape, NonFiniteEmbedding when one contains NaN or infinity.
+    """
+    rows = np.ascontiguousarray(vectors, np.float32)
+    if rows.ndim != 2 or rows.shape[1] != dimension:
+        raise ValueError(f"vectors: expected (N, {dimension}), got {np.shape(vectors)}")
+    if not np.isfinite(rows).all():
+        raise NonFiniteEmbedding("an embedding contains NaN or infinity; it is not compared or stored")
+    return rows
+
+
+def checked_exemplars(vectors: Vectors, qualities: Vectors, dimension: int) -> tuple[Vectors, list[float]]:
+    """Return vectors `(N, D)`, scaled to length 1 exactly, and their qualities.
+
+    ValueError also when a vector is not of length 1, or a quality is not finite; as in `checked_vectors`.
+    """
+    rows = checked_vectors(vectors, dimension)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (np.abs(lengths - 1) > _UNIT_TOLERANCE).any():
+        raise ValueError(
+            f"vectors: expected rows of length 1, got {lengths.min():.3g} to {lengths.max():.3g}"
+        )
+    checked = np.asarray(qualities, np.float32)
+    if checked.shape != (len(rows),) or not np.isfinite(checked).all():
+        raise ValueError(f"qualities: expected ({len(rows)},) finite numbers, got {checked.shape}")
+    return np.asarray(rows / lengths, np.float32), checked.tolist()
