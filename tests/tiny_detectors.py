@@ -152,7 +152,7 @@ class Form:
 def write(path: Path, tables: Mapping[str, np.ndarray], form: Form | None = None) -> Path:
     """Write a network that gives these tables, with a trace of the picture's mean in every score."""
     form = form or Form()
-    sides: list[object] = [form.size, form.size] if not isinstance(form.size, tuple) else list(form.size)
+    sides = [form.size, form.size]
     shape = [form.batch, *sides, 3] if form.channels_last else [form.batch, 3, *sides]
     nodes = [
         helper.make_node("Cast", ["images"], ["plain"], to=TensorProto.FLOAT),

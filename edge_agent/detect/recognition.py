@@ -1,6 +1,6 @@
 """Finds out whether a network is of a kind, by what it gives for two start-up pictures.
 
-Shapes alone do not tell: networks of different kinds share them, find nobody when they are read as each
+Shapes alone do not decide: networks of different kinds share them, find nobody when they are read as each
 other, and raise no error. Reasons and limits: `docs/decisions/039-detector-kinds-are-checked-on-pictures.md`.
 """
 
@@ -28,7 +28,7 @@ from edge_agent.engine.graph.reading import Layout, Network
 _PEOPLE = Path(__file__).with_name("start_up.jpg")
 """People rendered by `offline.synthetic`, see `tests/detect/make_start_up_picture.py`."""
 
-FOUND = 0.25
+_FOUND = 0.25
 """A score of a person in the start-up picture from which on it sees people there. YOLOX nano gives 0.84 if
 its input is prepared as in its training, and 0.00 if not."""
 
@@ -54,7 +54,7 @@ def recognise(path: Path, name: str, wanted_size: tuple[int, int] | None = None)
 
     Raises:
         ModelError: the file is no usable ONNX network, is not of this kind, or is of none or of several
-            kinds. The message says what it looks like.
+            kinds. The message states which kind it resembles.
     """
     trial = _Trial(read_detector(Network(path)), wanted_size)
     kind = KINDS[name] if name else trial.only_kind()
@@ -107,48 +107,44 @@ class _Trial:
             return kinds
         *others, first = sorted(kinds, key=lambda kind: self.read(kind).response.best)
         best = self.read(first).response.best
-        clear = best >= FOUND and all(self.read(kind).response.best < best / 2 for kind in others)
+        clear = best >= _FOUND and all(self.read(kind).response.best < best / 2 for kind in others)
         return [first] if clear else kinds
 
     def only_kind(self) -> Kind:
         """Return the kind of the network; ModelError where it is of none or of several."""
         path = self.network.path
-        reasons: list[str] = []
-        failures: list[ModelError] = []  # of the size of one kind, or of any
-        for kind in KINDS.values():
-            try:
-                self.read(kind)
-            except Unlike as problem:
-                reasons.append(f"{kind.name}: {problem}")
-            except ModelError as problem:
-                failures.append(problem)
         alike = self.alike(KINDS.values())
         if len(alike) == 1:
             return alike[0]
-        if not alike and failures:
-            raise failures[0]
-        if not alike:
-            raise ModelError(f"{path} is of no kind of detector that is read ({'; '.join(reasons)})")
-        raise ModelError(f"{path} may be of several kinds of detectors; {_advice(path, alike)}; {KINDS_TEXT}")
+        if alike:
+            raise ModelError(
+                f"{path} may be of several kinds of detectors; {_advice(path, alike)}; {KINDS_TEXT}"
+            )
+        reasons: list[str] = []
+        for kind in KINDS.values():
+            try:
+                self.read(kind)
+            except Unlike as problem:  # a ModelError, e.g. of the size, has a better message
+                reasons.append(f"{kind.name}: {problem}")
+        raise ModelError(f"{path} is of no kind of detector that is read ({'; '.join(reasons)})")
 
     def check_preprocessing(self, kind: Kind, decoder: Decoder) -> None:
         """Refuse a network that sees people only when its input is prepared as for another kind.
 
         One that sees none either way is accepted: rendered people are strange to some networks.
         """
-        if decoder.response.best >= FOUND:
+        if decoder.response.best >= _FOUND:
             return
         path = self.network.path
-        for other in {kind.profile.name: kind for kind in KINDS.values()}.values():
-            if other.profile == kind.profile or self._best(kind, other.profile) < FOUND:
+        for profile in dict.fromkeys(one.profile for one in KINDS.values()):
+            if profile == kind.profile or self._best(kind, profile) < _FOUND:
                 continue
-            same = [one for one in KINDS.values() if one.read is kind.read]
-            alike = [one for one in same if one.profile == other.profile]
+            alike = [one for one in KINDS.values() if one.read is kind.read and one.profile == profile]
             advice = (
                 _advice(path, alike) if alike else "export it with that preprocessing inside, or as YOLOX"
             )
             raise ModelError(
-                f"{path} finds people only in pictures of {other.profile.name}, kind {kind.name} gives it "
+                f"{path} finds people only in pictures of {profile.name}, kind {kind.name} gives it "
                 f"{kind.profile.name}; {advice}"
             )
         self._check_class(decoder)

@@ -23,7 +23,7 @@ from edge_agent.detect.kinds import KINDS
 from edge_agent.detect.kinds.seen import Seen, Unlike
 from edge_agent.detect.network import NetworkDetector
 from edge_agent.detect.opening import open_detection, open_detector
-from edge_agent.detect.recognition import start_up_pictures
+from edge_agent.detect.recognition import recognise, start_up_pictures
 from tests import tiny_detectors as tiny
 from tests.conftest import REPO
 from tests.detect import conversions
@@ -301,12 +301,7 @@ def test_a_plugin_of_tensorrt(tmp_path):
 
 def test_a_prepared_network_is_not_prepared_again(tmp_path):
     path = tiny.write(tmp_path / "net.onnx", tiny.yolov8())
-    detector = open_detector(f"yolov8:{path}")
     again = tmp_path / "again.onnx"
-    with detector:
-        pass
-    from edge_agent.detect.recognition import recognise
-
     again.write_bytes(recognise(path, "yolov8").prepared.onnx)
     assert "already prepared" in refusal(f"yolov8:{again}")
 

@@ -4,7 +4,7 @@ Written by YOLOv10 and YOLO26, by Ultralytics with `nms=True`, and by the script
 keep all rows and leave the suppression to DeepStream. Its older scripts, and exports with EfficientNMS, have
 separate outputs for boxes, scores and labels, the latter also for the number of boxes.
 
-Preprocessing is that of the network inside: as YOLOv8, or as YOLOX. The start-up picture tells which.
+Preprocessing is that of the network inside: as YOLOv8, or as YOLOX. The start-up picture decides which one.
 """
 
 from __future__ import annotations

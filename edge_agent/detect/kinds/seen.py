@@ -20,7 +20,8 @@ _COCO = 80
 PEOPLE = ("person", "people", "pedestrian", "human")
 """Names of the class that is searched for."""
 
-_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
+USUAL_STRIDES = (8, 16, 32)
+_STRIDES = (USUAL_STRIDES, (*USUAL_STRIDES, 64), (4, *USUAL_STRIDES), (16, 32))
 """Strides of the YOLO families: usual, P6, P2 and tiny variants."""
 
 QUIET = 0.5
@@ -119,7 +120,7 @@ def rows_of(size: tuple[int, int], strides: tuple[int, ...]) -> int:
 
 def usual_rows(seen: Seen) -> int:
     """Return the number of cells of a usual YOLO network for the size of the input."""
-    return rows_of(seen.size, _STRIDES[0])
+    return rows_of(seen.size, USUAL_STRIDES)
 
 
 def fits_rows(seen: Seen, rows: int, per_cell: int = 1) -> bool:

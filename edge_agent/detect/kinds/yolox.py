@@ -16,9 +16,16 @@ from edge_agent.core.structures import ScoreLevels
 from edge_agent.detect.fit import Fit
 from edge_agent.detect.kinds.base import RAW_BGR, Array, Decoder, Kind, corners
 from edge_agent.detect.kinds.objectness import BOX_COLUMNS, ObjectnessDecoder, check_objectness
-from edge_agent.detect.kinds.seen import Seen, Unlike, are_whole, expect_pixels, shapes, usual_rows
+from edge_agent.detect.kinds.seen import (
+    USUAL_STRIDES,
+    Seen,
+    Unlike,
+    are_whole,
+    expect_pixels,
+    shapes,
+    usual_rows,
+)
 
-_STRIDES = (8, 16, 32)
 _MAX_LOG_SIZE = 10.0
 """exp of more is wider than any picture; limits the output of a faulty network."""
 _CONDITIONAL = 0.005
@@ -72,7 +79,7 @@ def _read(seen: Seen) -> Decoder:
 def _grid(size: tuple[int, int]) -> tuple[Array, Array]:
     """Return cell `(A, 2)` and stride `(A, 1)` of every row of the output, float32."""
     cells, strides = [], []
-    for stride in _STRIDES:
+    for stride in USUAL_STRIDES:
         y, x = np.mgrid[0 : size[0] // stride, 0 : size[1] // stride]
         cells.append(np.stack((x, y), axis=-1).reshape(-1, 2))
         strides.append(np.full((x.size, 1), stride))
