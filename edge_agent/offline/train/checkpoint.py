@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edge_agent.core.errors import InputError, ModelError
 from edge_agent.core.files import open_regular
 from edge_agent.core.manifest import write_atomic
+from edge_agent.engine.profiles import NVIDIA_SHA256
 from edge_agent.offline.train.network import ReidNetwork, build_network
 from edge_agent.offline.train.spec import Spec, parse_spec
 
@@ -77,7 +78,7 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; caller
         raise ModelError(
             f"{path} is encrypted by TAO and cannot be read. Use the unencrypted ONNX of the same network, "
             "resnet50_market1501_aicity156.onnx (96,398,132 bytes, sha256 "
-            "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b), from NGC: "
+            f"{NVIDIA_SHA256}), from NGC: "
             "ngc registry model download-version nvidia/tao/reidentificationnet:deployable_v1.2"
         )
     try:
