@@ -49,9 +49,9 @@ class Submission:
 class Engine(ABC):
     """A network that turns a batch of `uint8` pictures into rows of `float32`.
 
-    A context manager: the constructor is cheap, the network is loaded on entering. A subclass says what it
-    is (`info`), loads and frees the network (`_load`, `_release`), and computes a batch: in `_rows` alone, or
-    begun by `_start` and awaited by `_wait`. `GraphEngine` is the base of those that run a prepared graph.
+    A context manager: the constructor is cheap, the network is loaded on entering. A subclass has `info`,
+    loads and frees the network (`_load`, `_release`), and computes a batch: in `_rows` alone, or begun by
+    `_start` and awaited by `_wait`. `GraphEngine` is the base of those that run a prepared graph.
 
     Args:
         name: of the network, for messages.

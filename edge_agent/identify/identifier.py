@@ -115,7 +115,7 @@ class Identifier:
         self._correct(self.tracks.merge(keep, absorb), "merged")
 
     def forgotten(self, number: int) -> None:
-        """Take an identity that is gone from its tracks; those that are open are corrected."""
+        """Detach an identity that no longer exists from its tracks; those that are open are corrected."""
         tracks = self.tracks.records(sorted(self.tracks.holders(number)))
         self.tracks.drop(number, tracks)
         self._lookalikes.forget([number])
@@ -247,7 +247,7 @@ class Identifier:
         self._shared.links.forget(forgotten)
         self._lookalikes.forget(unheld)
         decisions = [] if track.number is None else self._fuser.fuse([track.number])
-        if track.number is not None or track.decision is not None:  # whoever was reported leaves
+        if track.number is not None or track.decision is not None:  # an event of the track was published
             return [*decisions, self._settler.decision(track, DecisionKind.DEPARTED, "left")]
         if self._shared.settings.publish_unknown:
             decisions.append(self._settler.decision(track, DecisionKind.UNKNOWN, "seen too little"))

@@ -156,7 +156,7 @@ class Attempt:
             name = shown(getattr(self._source, "path", self._source.id))
             with reading(name), contextlib.closing(self._source.frames()) as items:
                 for item in items:
-                    if not self._accept(self._unless_known(item)):
+                    if not self._accept(self._unless_skipped(item)):
                         break
         except EdgeAgentError as problem:
             failure = problem
@@ -168,7 +168,7 @@ class Attempt:
             self.finished = True
             self._changed.notify_all()
 
-    def _unless_known(self, item: Item | None) -> Item | None:
+    def _unless_skipped(self, item: Item | None) -> Item | None:
         """Count an item; None in its place where it is to be skipped."""
         if item is None:
             return None

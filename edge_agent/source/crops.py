@@ -329,11 +329,8 @@ class CropFolderSource:
         path = self.folder / file.name
         try:
             status = path.lstat()
-            if (status.st_size, crop_files.modified_ns(status)) == (
-                file.size,
-                file.modified_ns,
-            ):  # not overwritten
-                crop_files.remove_crop(path)
+            if status.st_size == file.size and crop_files.modified_ns(status) == file.modified_ns:
+                crop_files.remove_crop(path)  # it was not overwritten
         except FileNotFoundError:  # erased meanwhile
             return
         except OSError as problem:

@@ -204,7 +204,7 @@ def _wait_until(due: float) -> Iterator[None]:
 def _is_short(frames: int, promised: float, latest: float, seconds: float | None) -> bool:
     """Whether frames are missing at the end: both their number and the time of the last one are too low.
 
-    Frames can be fewer than the header says and complete (dropped ones, edit lists); `latest` is the last
+    Frames can be fewer than the header states and complete (dropped ones, edit lists); `latest` is the last
     position, `seconds` the stated duration. Headers are right within 2 %, and the last two frames of a file
     with B frames may have no position.
     """

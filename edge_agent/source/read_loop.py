@@ -139,9 +139,9 @@ class ReadLoop:
         self._wake = wake
         self._on_status = on_status
         self._first_wait, self._longest_wait = BACKOFF_S
-        self._failures = 0
+        self._failed_in_a_row = 0
         self._repeats = _Repeats()
-        self._known = 0
+        self._delivered = 0
         self._attempt: Attempt | None = None
         self._abandoned: list[threading.Thread] = []
         self._stopping = False
@@ -241,21 +241,21 @@ class ReadLoop:
             if self._source.ends and self._repeats.count >= _MAX_REPEATS:
                 failure = SourceError(f"{failure}, {_MAX_REPEATS} times after item {attempt.items}")
         if getattr(self._source, "rewinds", False):
-            self._known = max(self._known, attempt.items)
+            self._delivered = max(self._delivered, attempt.items)
         if not isinstance(failure, Retryable):
             self._give_up(failure)
             return
         if attempt.last_item - attempt.first_item >= _STABLE_SECONDS:
-            self._failures = 0
+            self._failed_in_a_row = 0
         self.connection.lost(failure)
         # The exponent is limited because 2.0 ** 2000 overflows.
-        limit = min(self._longest_wait, self._first_wait * 2.0 ** min(self._failures, 32))
-        self._failures += 1
+        limit = min(self._longest_wait, self._first_wait * 2.0 ** min(self._failed_in_a_row, 32))
+        self._failed_in_a_row += 1
         self._wait(random.uniform(0.0, limit))  # noqa: S311 - no secret
 
     def _stay_closed(self) -> None:
         self.connection.report(SourceState.DISABLED, self._closed)
-        self._failures = 0
+        self._failed_in_a_row = 0
         with self._changed:
             while self._closed and not self._stopping:
                 self._changed.wait(_TICK_SECONDS)
@@ -263,7 +263,9 @@ class ReadLoop:
 
     def _run_attempt(self) -> Attempt:
         """Run the source until it ends, fails, stalls, is closed, or a stop is requested."""
-        attempt = Attempt(self._source, self._buffer, self._changed, self.beat, self._wake, skip=self._known)
+        attempt = Attempt(
+            self._source, self._buffer, self._changed, self.beat, self._wake, skip=self._delivered
+        )
         with self._changed:
             self._attempt = attempt
             attempt.cancelled = bool(self._closed) or self._stopping

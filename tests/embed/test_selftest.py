@@ -39,7 +39,7 @@ def network(
     nodes: list[onnx.NodeProto],
     weights: list[onnx.TensorProto] | None = None,
     *,
-    says: tuple[object, ...] | None = ("n", 16),
+    declared: tuple[object, ...] | None = ("n", 16),
     kind: int = TensorProto.FLOAT,
     takes: tuple[object, ...] = ("n", 3, 256, 128),
     opset: int = 13,
@@ -57,7 +57,7 @@ def network(
         [*body, *nodes],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, takes)],
-        [helper.make_tensor_value_info(name, kind, says) for name in outputs],
+        [helper.make_tensor_value_info(name, kind, declared) for name in outputs],
         [numpy_helper.from_array(stem, "stem"), *(weights or [])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
@@ -115,12 +115,9 @@ def test_zero_vectors_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("level", [np.nan, np.inf, 1e38])
 def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path, level: float) -> None:
     times = [node("Mul", "mixed", "much", output="m"), node("Mul", "m", "much")]
-    if np.isfinite(level):
-        path = network(tmp_path / "net.onnx", times, [number("much", level)])
-        message = "NaN, infinite or empty embeddings"
-    else:
-        path = network(tmp_path / "net.onnx", times, [number("much", level)])
-        message = "holds NaN or infinity in the weight 'much'"
+    path = network(tmp_path / "net.onnx", times, [number("much", level)])
+    finite, other = "NaN, infinite or empty embeddings", "holds NaN or infinity in the weight 'much'"
+    message = finite if np.isfinite(level) else other
     with pytest.raises(ModelError, match=message):
         opened(path, tmp_path).__enter__()
 
@@ -187,7 +184,7 @@ def test_a_wrong_scale_of_a_real_network_is_seen(osnet_onnx: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("case", [("osnet_onnx", "imagenet"), ("omz_onnx", "openvino-raw")])
-def test_real_networks_pass_without_a_word(request, tmp_path: Path, case: tuple[str, str]) -> None:
+def test_real_networks_pass_without_a_warning(request, tmp_path: Path, case: tuple[str, str]) -> None:
     with structlog.testing.capture_logs() as logs:
         prepared = prepare_reid(request.getfixturevalue(case[0]), PROFILES[case[1]])
         golden.make(prepared)
@@ -223,15 +220,15 @@ AXES = [number("one", [1], np.int64), number("two", [2], np.int64)]
 
 @pytest.mark.parametrize("case", DECLARED_WRONG)
 def test_the_true_size_counts(tmp_path: Path, case: str) -> None:
-    nodes, says, true = DECLARED_WRONG[case]
-    path = network(tmp_path / "net.onnx", nodes, AXES, says=says)
+    nodes, declared, true = DECLARED_WRONG[case]
+    path = network(tmp_path / "net.onnx", nodes, AXES, declared=declared)
     with structlog.testing.capture_logs() as logs, opened(path, tmp_path) as stage:
         rows = stage.embed_images([np.full((200, 100, 3), level, np.uint8) for level in (10, 200)])
         assert rows.shape == (2, true)
         assert stage.info.dimension == true
     wrong = [line for line in logs if line["event"] == "output_declared_wrong"]
     assert bool(wrong) == (case != "rank, declared so")
-    honest = network(tmp_path / "honest.onnx", nodes, AXES, says=None)
+    honest = network(tmp_path / "honest.onnx", nodes, AXES, declared=None)
     assert prepare_reid(honest, IMAGENET).dimension == true
 
 
@@ -240,10 +237,10 @@ def test_a_wrong_size_that_only_a_run_shows_is_refused(tmp_path: Path) -> None:
     shape = [node("Shape", "mixed", output="s"), node("Reshape", "mixed", "s")]
     right = prepare_reid(network(tmp_path / "right.onnx", shape, opset=11), IMAGENET)
     assert right.dimension == 16
-    wrong = network(tmp_path / "wrong.onnx", shape, says=("n", 128), opset=11)
+    wrong = network(tmp_path / "wrong.onnx", shape, declared=("n", 128), opset=11)
     with pytest.raises(ModelError, match=r"gives \[8, 16\] for 8 pictures, expected \[8, 128\]"):
         opened(wrong, tmp_path)
-    open_ = network(tmp_path / "open.onnx", shape, says=("n", None), opset=11)
+    open_ = network(tmp_path / "open.onnx", shape, declared=("n", None), opset=11)
     assert prepare_reid(open_, IMAGENET).dimension == 16
 
 
@@ -261,8 +258,8 @@ SHAPES = [*AXES, number("flat", [1, -1], np.int64), number("rows", [-1, 1], np.i
 
 @pytest.mark.parametrize("case", NOT_A_VECTOR)
 def test_what_is_no_vector_is_refused(tmp_path: Path, case: str) -> None:
-    nodes, says, message = NOT_A_VECTOR[case]
-    path = network(tmp_path / "net.onnx", nodes, SHAPES, says=says)
+    nodes, declared, message = NOT_A_VECTOR[case]
+    path = network(tmp_path / "net.onnx", nodes, SHAPES, declared=declared)
     with pytest.raises(ModelError, match=message) as refused:
         prepare_reid(path, IMAGENET)
     assert "output 'y' is declared" in str(refused.value)
@@ -278,7 +275,7 @@ def test_sizes_that_change_with_the_batch_are_refused(tmp_path: Path) -> None:
         node("Slice", "mixed", "zero", "end", "one_"),
     ]  # fmt: skip
     weights = [number("zero", [0], np.int64), number("one_", [1], np.int64), number("eight", [2.0])]
-    path = network(tmp_path / "net.onnx", nodes, weights, says=("n", "d"))
+    path = network(tmp_path / "net.onnx", nodes, weights, declared=("n", "d"))
     with pytest.raises(ModelError, match="size depends on the pictures or the batch"):
         opened(path, tmp_path).__enter__()
 
@@ -333,10 +330,10 @@ TAILS = st.sampled_from([case[0] for case in (*DECLARED_WRONG.values(), *NOT_A_V
 @settings(max_examples=25)
 @given(TAILS, st.none() | SIZES, st.sampled_from([1, 7, 10, 11]))
 def test_any_declaration_works_with_the_true_size_or_is_refused(
-    tmp_path_factory, tail, says: list[object] | None, kind: int
+    tmp_path_factory, tail, declared: list[object] | None, kind: int
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    path = network(folder / "any.onnx", tail, SHAPES, says=says and tuple(says), kind=kind)
+    path = network(folder / "any.onnx", tail, SHAPES, declared=declared and tuple(declared), kind=kind)
     try:
         prepared = prepare_reid(path, IMAGENET)
     except ModelError as refused:
@@ -375,7 +372,7 @@ def test_embed_refuses_a_blind_network_and_uses_the_true_size(
     dead = BLIND["dead weights"](tmp_path / "dead.onnx")
     with pytest.raises(ModelError, match="nearly the same"), Network(dead, "imagenet", raw=raw).open():
         pass
-    wide = network(tmp_path / "wide.onnx", WIDE, says=("n", 128))
+    wide = network(tmp_path / "wide.onnx", WIDE, declared=("n", 128))
     code, _ = invoke("embed", pictures, "-o", tmp_path / "e.npy", "--model", wide, "--preprocess", "imagenet")
     assert code == 0
     assert np.load(tmp_path / "e.npy").shape == (4, 64)
@@ -407,7 +404,7 @@ def test_a_batch_of_another_size_is_an_error_of_the_batch(tmp_path: Path) -> Non
 
 
 def test_the_gallery_has_the_true_size(tmp_path: Path, pictures: Path) -> None:
-    wide = network(tmp_path / "wide.onnx", WIDE, says=("n", 128))
+    wide = network(tmp_path / "wide.onnx", WIDE, declared=("n", 128))
     settings_ = ["--state", tmp_path / "state", "--model", wide, "--preprocess", "imagenet"]
     code, problem = invoke("gallery", "enrol", *settings_, "--force", "somebody", *sorted(pictures.iterdir()))
     assert code == 0, problem
