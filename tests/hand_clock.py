@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TODAY = 1_780_000_000.0
-"""Unix seconds at the begin of a test."""
+"""Unix seconds at the start of a test."""
 
 
 @dataclass
 class HandTime:
-    """An `edge_agent.core.clock.TimeSource`.
+    """An `edge_agent.core.system_time.TimeSource`.
 
     `true` is the real time; the wall clock is off from it by `error`, and the kernel reports `sync`.
     """

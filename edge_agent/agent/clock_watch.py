@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from edge_agent.core.alerts import AlertKind
-from edge_agent.core.clock import duration
 from edge_agent.core.errors import StorageError
 from edge_agent.core.events import alert_event
+from edge_agent.core.timing import duration
 
 if TYPE_CHECKING:
     from edge_agent.agent.stages import Stages

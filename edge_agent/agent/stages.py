@@ -23,11 +23,12 @@ from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.alerts import AlertKind
-from edge_agent.core.clock import CLOCK_FILE, Clock, TimeSource
+from edge_agent.core.clock import CLOCK_FILE, Clock
 from edge_agent.core.errors import InputError
 from edge_agent.core.events import CameraInfo, Event, InfoData, alert_event
 from edge_agent.core.loading import state_folder
 from edge_agent.core.private import is_open, make_private
+from edge_agent.core.system_time import TimeSource
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
 from edge_agent.deliver.home_people import PeopleAnnouncer

@@ -35,23 +35,23 @@ pass a `TimeSource` of their own.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import re
 import secrets
 import threading
-import time
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import structlog
 
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.files import read_json
 from edge_agent.core.manifest import write_json_atomic
+from edge_agent.core.system_time import SystemTime, TimeSource
+from edge_agent.core.timing import duration
 
 _log = structlog.get_logger(__name__)
 
@@ -75,67 +75,6 @@ _LAST_LABEL = 2.5e11
 """Year 9892; the texts of events end with year 9999."""
 _ID = re.compile("[0-9a-f]{16}")
 _VERSION = 1
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_TIMESYNCD = Path("/run/systemd/timesync/synchronized")
-_TIMEX_BYTES, _TIMEX_STATUS = 256, 5 * 8  # struct timex of 64-bit Linux: `status` follows five longs
-_STA_UNSYNC, _TIME_ERROR = 0x40, 5
-_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # which stops in a suspend, off Linux
-
-
-class TimeSource(Protocol):
-    """The clocks of a machine. A test passes its own."""
-
-    @property
-    def boot(self) -> str:
-        """Id of the present boot; "" where it is unknown."""
-
-    def running(self) -> float:
-        """Return seconds since the boot, time in suspend included; never falls."""
-
-    def wall(self) -> float:
-        """Return Unix seconds by the wall clock."""
-
-    def synchronised(self) -> bool:
-        """Return whether the kernel or systemd-timesyncd reports that the wall clock is synchronised."""
-
-
-class SystemTime:
-    """The clocks of this machine."""
-
-    def __init__(self) -> None:
-        self.boot = boot_id()
-
-    def running(self) -> float:
-        """See `TimeSource`."""
-        return time.clock_gettime(_BOOTTIME)
-
-    def wall(self) -> float:
-        """See `TimeSource`."""
-        return time.time()
-
-    def synchronised(self) -> bool:
-        """See `TimeSource`."""
-        kernel = _kernel_synchronised()
-        return _TIMESYNCD.exists() if kernel is None else kernel
-
-
-def boot_id() -> str:
-    """Return the id of the present boot; "" on a machine without."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _kernel_synchronised() -> bool | None:
-    """Ask the kernel by adjtimex(2), which needs no privilege to read; None where it may not be asked."""
-    buffer = ctypes.create_string_buffer(_TIMEX_BYTES)
-    try:
-        state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
-    except (OSError, AttributeError):
-        return None
-    status = int.from_bytes(buffer.raw[_TIMEX_STATUS : _TIMEX_STATUS + 4], "little")
-    return None if state == -1 else state != _TIME_ERROR and not status & _STA_UNSYNC
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,14 +207,6 @@ class ClockState:
             f"{text}; expiry pauses until the clock returns, is synchronised, or has stayed there for"
             f" {duration(ACCEPT_AFTER_S)}"
         )
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in the largest unit that fits: `3 s`, `2 min`, `2 h`, `10 days`, `9.9 years`."""
-    for unit, size in (("years", 365.25 * 86_400), ("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size or (unit in {"h", "min"} and seconds >= size):
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 class Clock:

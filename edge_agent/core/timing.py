@@ -1,4 +1,4 @@
-"""Times: RFC 3339 text, the duration of steps, and the age of this process."""
+"""Times and durations as text, the duration of steps, and the age of this process."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def parse_time(text: str) -> float:
     if not _FIRST <= seconds <= _LAST:
         raise ValueError(f"{text!r} is outside the years 1 to 9999 in UTC")
     return seconds
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in the largest unit that fits: `3 s`, `2 min`, `2 h`, `10 days`, `9.9 years`."""
+    for unit, size in (("years", 365.25 * 86_400), ("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size or (unit in {"h", "min"} and seconds >= size):
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def process_age_s() -> float | None:

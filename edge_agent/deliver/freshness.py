@@ -16,7 +16,8 @@ continued by running time. At the start it is the label of the device's clock. T
 
 from __future__ import annotations
 
-from edge_agent.core.clock import CLOCK_SET, Clock, duration
+from edge_agent.core.clock import CLOCK_SET, Clock
+from edge_agent.core.timing import duration
 
 MAX_AGE_S = 60.0
 """Older commands are refused."""

@@ -16,12 +16,13 @@ from typing import Any
 
 import structlog
 
-from edge_agent.core.clock import Clock, boot_id
+from edge_agent.core.clock import Clock
 from edge_agent.core.codec import from_wire
 from edge_agent.core.config import SupervisionSettings
 from edge_agent.core.errors import EdgeAgentError, InputError
 from edge_agent.core.files import read_json
 from edge_agent.core.manifest import write_json_atomic
+from edge_agent.core.system_time import boot_id
 
 _log = structlog.get_logger(__name__)
 

@@ -18,9 +18,9 @@ from edge_agent.core.clock import (
     SAVE_INTERVAL_S,
     TOLERANCE_S,
     Clock,
-    SystemTime,
-    duration,
 )
+from edge_agent.core.system_time import SystemTime
+from edge_agent.core.timing import duration
 from tests.hand_clock import TODAY, HandTime
 
 YEAR = 365.25 * 86_400

@@ -262,7 +262,7 @@ def jtop(root: Path, *, on_board: bool) -> list[Finding]:
 
 def clock() -> list[Finding]:
     """Check whether the clock is synchronised."""
-    from edge_agent.core.clock import SystemTime
+    from edge_agent.core.system_time import SystemTime
 
     if not SystemTime().synchronised():
         advice = "timedatectl set-ntp true; until then times of events are marked as uncertain"
