@@ -26,9 +26,10 @@ from edge_agent.agent.status import configure_logs, status_document
 from edge_agent.agent.telemetry_loop import TelemetryLoop, save_site_scores
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import Clock
-from edge_agent.core.config import Settings, changes
+from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
+from edge_agent.core.reloading import changes
 from edge_agent.core.system_time import TimeSource
 from edge_agent.engine.precision.calibration import Calibration, current_calibration
 from edge_agent.health.cooling import Cooling, make_cooling

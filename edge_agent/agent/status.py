@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import __version__
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import to_wire
-from edge_agent.core.config import secrets_of, shown
 from edge_agent.core.events import CameraInfo, EngineData, InfoData, alert_event
 from edge_agent.core.logs import configure
+from edge_agent.core.setting_secrets import secrets_of, shown
 from edge_agent.core.structures import SourceState, SourceStatus
 from edge_agent.engine import is_simulated
 

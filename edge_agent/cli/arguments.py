@@ -90,9 +90,9 @@ def overrides(
 
 def load_settings(config: Path | None, **options: Any) -> Settings:  # noqa: ANN401 - as for `overrides`
     """Return the settings of a file with `overrides` of the command line; log warnings only."""
-    from edge_agent.core.config import secrets_of
     from edge_agent.core.loading import load
     from edge_agent.core.logs import configure
+    from edge_agent.core.setting_secrets import secrets_of
 
     configure("warning")
     settings = load(config, overrides(**options))

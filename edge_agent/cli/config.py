@@ -33,8 +33,8 @@ def check(config: ConfigOption = None) -> None:
 @app.command()
 def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Print the active settings, without secrets."""
-    from edge_agent.core.config import shown
     from edge_agent.core.loading import load
+    from edge_agent.core.setting_secrets import shown
 
     values = shown(load(config))
     if as_json:

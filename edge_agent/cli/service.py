@@ -69,7 +69,7 @@ def open_streams_at_once(settings: Settings) -> None:
 
 def stream_secrets(settings: Settings) -> frozenset[str]:
     """Return what the libraries that read streams must not write to standard error; none without a stream."""
-    from edge_agent.core.config import secrets_of
+    from edge_agent.core.setting_secrets import secrets_of
     from edge_agent.source.address import source_kind
 
     streams = any(source_kind(source.url) == "stream" for source in settings.sources if source.enabled)

@@ -2,13 +2,13 @@
 
 Precedence, highest first: command-line options, environment (`EDGE_AGENT__SECTION__KEY`), secret files in
 `$CREDENTIALS_DIRECTORY` (`mqtt__password`), the TOML file (`--config`, else `/etc/edge-agent/config.toml`
-where it exists), the defaults below. An unknown key is an error at every level. `core.loading` reads them.
+where it exists), the defaults below. An unknown key is an error at every level. `core.loading` reads them,
+`core.reloading` compares them, and `core.setting_secrets` shows them without their secrets.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,6 @@ from pydantic_settings import (
 
 from edge_agent.core.delivery_settings import KafkaSettings, MqttSettings, OutboxSettings
 from edge_agent.core.detectors import FORMS, KINDS_TEXT
-from edge_agent.core.redaction import (
-    LEAST_SECRET,
-    broker_address,
-    parse_address,
-    public_address,
-    public_source,
-)
 from edge_agent.core.sections import Section, about
 from edge_agent.core.setting_types import (
     Backend,
@@ -376,58 +369,3 @@ class Settings(BaseSettings):
             sources.append(secrets)
         sources.append(InitSettingsSource(settings_cls, init_kwargs=file_values.get()))
         return tuple(sources)
-
-
-RELOADABLE = frozenset(
-    {
-        "identify",
-        "log_level",
-        "log_format",
-        "telemetry.interval_s",
-        "gallery.ttl_hours",
-        "gallery.enrolled_ttl_hours",
-        "supervision",
-        "governor",
-    }
-)
-"""Dotted keys and sections that a running agent applies on reload; the others need a restart."""
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def changes(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
-    """Return the keys that differ: those that apply on reload, and those that need a restart."""
-    before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
-    differ = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    live = [key for key in differ if key in RELOADABLE or key.split(".")[0] in RELOADABLE]
-    return live, [key for key in differ if key not in live]
-
-
-def shown(settings: Settings) -> dict[str, Any]:
-    """Return the settings as JSON values, with secrets and credentials in addresses masked."""
-    values = settings.model_dump(mode="json")
-    for source in values["sources"]:
-        source["url"] = public_source(source["url"])
-    if values["mqtt"]["broker"]:
-        values["mqtt"]["broker"] = public_address(broker_address(values["mqtt"]["broker"]))
-    return values
-
-
-def secrets_of(settings: Settings) -> frozenset[str]:
-    """Return what must not appear in any output: keys, passwords, and what `core.redaction` masks."""
-    addresses = [source.url for source in settings.sources]
-    addresses += [broker_address(settings.mqtt.broker)] if settings.mqtt.broker else []
-    found = {secret for one in map(parse_address, addresses) if one is not None for secret in one.secrets}
-    passwords = settings.mqtt.password, settings.kafka.password
-    for key in (*passwords, settings.storage.key, settings.telemetry.http_token):
-        if key is not None and len(key.get_secret_value()) >= LEAST_SECRET:
-            found.add(key.get_secret_value())
-    return frozenset(found)

@@ -17,7 +17,8 @@ from edge_agent.core.config import Settings, SourceSettings, file_values
 from edge_agent.core.errors import ConfigError, InputError, MissingFile
 from edge_agent.core.files import read_text, shown
 from edge_agent.core.private import private_folder
-from edge_agent.core.redaction import MASK, broker_address, parse_address
+from edge_agent.core.redaction import MASK
+from edge_agent.core.setting_secrets import holds_secret, sets_secret
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,36 +69,19 @@ def _bad_credential() -> str:
 def secret_files(settings: Settings, config: Path | None) -> list[Path]:
     """Return the files that the settings take secrets from: configuration, credentials, key, environment."""
     found = []
-    if (path := config_file(config)) is not None and _holds_secret(_read_toml(path)):
+    if (path := config_file(config)) is not None and holds_secret(_read_toml(path)):
         found.append(path)
     credentials = Path(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)
     if credentials.is_dir():
         found += sorted(file for file in credentials.iterdir() if "__" in file.name)
     found += [path for path in (settings.mqtt.key_file, settings.kafka.key_file) if path is not None]
-    return found + [path for path in ENVIRONMENT_FILES if _names_secret(path)]
+    return found + [path for path in ENVIRONMENT_FILES if _sets_secret(path)]
 
 
-def _holds_secret(values: Mapping[str, Any]) -> bool:
-    """Whether a TOML file has a key, a password, or an address that may have one."""
-    mqtt, kafka, storage, sources = (values.get(name) for name in ("mqtt", "kafka", "storage", "sources"))
-    addresses = [one.get("url") for one in sources or () if isinstance(one, dict)]
-    if isinstance(mqtt, dict):
-        addresses.append(broker_address(str(mqtt.get("broker", ""))))
-    parsed = [parse_address(str(address)) for address in addresses]
-    return (
-        any(isinstance(one, dict) and "password" in one for one in (mqtt, kafka))
-        or (isinstance(storage, dict) and "key" in storage)
-        or any(one is not None and one.may_hold_password for one in parsed)
-    )
-
-
-def _names_secret(path: Path) -> bool:
+def _sets_secret(path: Path) -> bool:
     """Whether a file of environment variables sets a secret, or an address."""
     try:
-        return (
-            re.search(r"EDGE_AGENT__\w*(?:PASSWORD|KEY|URL|BROKER\b|SOURCES)", read_text(path), re.I)
-            is not None
-        )
+        return sets_secret(read_text(path))
     except InputError:  # missing, or not readable
         return False
 

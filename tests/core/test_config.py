@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from edge_agent.agent.status import fingerprint
 from edge_agent.core import loading
-from edge_agent.core.config import Settings, changes, shown
+from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
+from edge_agent.core.reloading import changes
+from edge_agent.core.setting_secrets import shown
 from tests.conftest import REPO
 from tests.core.test_files import KINDS, make
 

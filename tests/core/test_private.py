@@ -74,6 +74,8 @@ def test_what_is_not_the_agents_stays(tmp_path: Path) -> None:
 SECRETS = [
     "[mqtt]\npassword = 'hunter2'\nusername = 'x'",
     "[storage]\nkey = '" + "ab" * 32 + "'",
+    "[telemetry]\nmetrics_port = 9100\nhttp_token = 'hunter2hunter2hunter2'",
+    "[kafka]\nmechanism = 'PLAIN'\nusername = 'x'\npassword = 'hunter2'",
     "[mqtt]\nbroker = 'mqtts://me:hunter2@192.0.2.1'",
     "[[sources]]\nurl = 'rtsp://me:hunter2@192.0.2.1/s'",
     "[[sources]]\nurl = 'rtsp://192.0.2.1/user=me_password=hunter2'",
@@ -106,12 +108,13 @@ def test_a_readable_configuration_without_a_secret_is_not(tmp_path: Path, text: 
     assert CliRunner().invoke(app, ["config", "check", "--config", str(config)]).stderr == ""
 
 
-def test_other_files_with_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["EDGE_AGENT__MQTT__PASSWORD", "EDGE_AGENT__TELEMETRY__HTTP_TOKEN"])
+def test_other_files_with_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     credentials, key = tmp_path / "credentials", write(tmp_path / "key.pem")
     secret = write(credentials / "mqtt__password", "hunter2")
     write(credentials / "unrelated", "hunter2")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
-    environment = write(tmp_path / "environment", "EDGE_AGENT__MQTT__PASSWORD=hunter2\n")
+    environment = write(tmp_path / "environment", f"{variable}=hunter2\n")
     monkeypatch.setattr("edge_agent.core.loading.ENVIRONMENT_FILES", (environment, tmp_path / "none"))
     settings = load(write(tmp_path / "c.toml", f"[mqtt]\nkey_file = '{key}'"), {"mqtt": {"username": "x"}})
     found = secret_files(settings, tmp_path / "c.toml")

@@ -14,13 +14,14 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.config import Settings, SourceSettings, secrets_of, shown
+from edge_agent.core.config import Settings, SourceSettings
 from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.errors import ConfigError, SourceError
 from edge_agent.core.loading import load
 from edge_agent.core.logs import configure
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.redaction import parse_address, public_address, redact
+from edge_agent.core.setting_secrets import SECRET_KEYS, secrets_of, shown
 from edge_agent.source.address import source_id
 from edge_agent.source.cameras import StreamOptions, StreamSource
 
@@ -110,22 +111,22 @@ def test_a_password_is_never_shown_wherever_it_stands(form: str, password: str, 
     written = quote(password, safe="") if escaped else password
     url = form.format(written)
     fragments = {part for part in (written, password) for part in (part, part[:6], part[-6:])}
-    told = [public_address(url), redact(f"cannot open {url!s}: timeout", _secrets(url))]
-    told += [str(one) for one in [_refusal(url)] if one]
-    told += [json.dumps(shown(_settings(url))), redact(public_address(url))]
+    outputs = [public_address(url), redact(f"cannot open {url!s}: timeout", _secrets(url))]
+    outputs += [str(one) for one in [_refusal(url)] if one]
+    outputs += [json.dumps(shown(_settings(url))), redact(public_address(url))]
     try:
-        told_id = source_id(url)
+        shown_id = source_id(url)
     except SourceError as refused:
-        told_id = str(refused)
-    told.append(told_id)
+        shown_id = str(refused)
+    outputs.append(shown_id)
     try:
-        told.append(BrokerSettings.of(MqttSettings(broker=url)).url)
+        outputs.append(BrokerSettings.of(MqttSettings(broker=url)).url)
     except ConfigError as refused:
-        told.append(str(refused))
+        outputs.append(str(refused))
     for fragment in fragments:
-        assert fragment not in " ".join(told).replace("192.0.2.1", "")
-    assert "qz" not in told_id
-    assert "7w" not in told_id
+        assert fragment not in " ".join(outputs).replace("192.0.2.1", "")
+    assert "qz" not in shown_id
+    assert "7w" not in shown_id
 
 
 def _secrets(url: str) -> frozenset[str]:
@@ -189,6 +190,18 @@ def _log_everything(url: str, password: str) -> None:
         Path(f"/nowhere/{url}").read_bytes()
     except OSError:
         log.exception("y")
+
+
+def test_every_secret_setting_is_listed() -> None:
+    sections = Settings.model_json_schema()["$defs"]
+    found = {
+        (section, key)
+        for section, field in Settings.model_fields.items()
+        if (schema := sections.get(getattr(field.annotation, "__name__", ""))) is not None
+        for key, described in schema["properties"].items()
+        if '"format": "password"' in json.dumps(described)
+    }
+    assert found == set(SECRET_KEYS)
 
 
 def test_secrets_of_the_settings(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from jsonschema import Draft202012Validator
 
 from edge_agent.core import serving
 from edge_agent.core.clock import Clock
-from edge_agent.core.config import TelemetrySettings, secrets_of
+from edge_agent.core.config import TelemetrySettings
 from edge_agent.core.loading import load
+from edge_agent.core.setting_secrets import secrets_of
 from edge_agent.deliver import recent
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.http import Api, Follower
