@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 from edge_agent.core.errors import InputError
 from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES, NUMBERED, Event
 from edge_agent.core.fields import Time
-from edge_agent.core.text import encodable
+from edge_agent.core.text import encodable_json
 from edge_agent.core.timing import rfc3339
 
 if TYPE_CHECKING:
@@ -37,15 +37,7 @@ def encode(event: Event) -> bytes:
     try:
         return line.encode()
     except UnicodeEncodeError:  # the name of a file, which need not be UTF-8
-        return _ENCODER.encode(_encodable(envelope(event))).encode()
-
-
-def _encodable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    if isinstance(value, str):
-        return encodable(value)
-    if isinstance(value, dict):
-        return {encodable(key): _encodable(entry) for key, entry in value.items()}
-    return [_encodable(entry) for entry in value] if isinstance(value, list) else value
+        return _ENCODER.encode(encodable_json(envelope(event))).encode()
 
 
 def envelope(event: Event) -> dict[str, Any]:

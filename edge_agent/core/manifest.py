@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from edge_agent import __version__
 from edge_agent.core.errors import DiskFull, InputError, StorageError
 from edge_agent.core.files import read_json, sha256_file
-from edge_agent.core.text import encodable
+from edge_agent.core.text import encodable_json
 
 
 @contextlib.contextmanager
@@ -92,8 +92,8 @@ def write_json_atomic(path: Path, document: Mapping[str, Any] | Sequence[Any], *
 
     ValueError: it contains NaN or infinity, which JSON cannot represent.
     """
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, encodable(text).encode(), mode=mode)
+    text = json.dumps(encodable_json(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(), mode=mode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 LONGEST = 5_000
 """Characters of a text in an output; enough for a path (4,096) and a message about it."""
@@ -74,6 +76,15 @@ def json_line(payload: bytes) -> str:
 def encodable(text: str) -> str:
     r"""Return a text without lone surrogates, which UTF-8 does not have; they become `\udcff`."""
     return _SURROGATE.sub(lambda found: _escaped(found[0]), text)
+
+
+def encodable_json(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a JSON value with `encodable` texts; an escape of JSON would give readers the surrogate."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        return {encodable_json(key): encodable_json(entry) for key, entry in value.items()}
+    return [encodable_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _escaped(text: str) -> str:

@@ -117,6 +117,15 @@ def _written(tmp_path: Path) -> tuple[Path, Manifest]:
     return tmp_path / "manifest.json", manifest
 
 
+def test_a_document_with_the_name_of_any_file_is_read_again(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.onnx")
+    write_json_atomic(tmp_path / "a.json", {"model": name, "files": ({name: [1.5, None, True]},)})
+    assert read_json(tmp_path / "a.json") == {
+        "model": r"caf\udce9.onnx",
+        "files": [{r"caf\udce9.onnx": [1.5, None, True]}],
+    }
+
+
 def test_a_file_of_another_size_is_not_read(tmp_path: Path) -> None:
     path, manifest = _written(tmp_path)
     os.truncate(tmp_path / "q.npy", 1 << 40)  # sparse; its digest would take an hour
