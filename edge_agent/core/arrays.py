@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
-from edge_agent.core.files import open_regular
+from edge_agent.core.files import open_regular, read_error
 
 LARGEST_ARRAY = 4 << 30
 """Bytes of an array at most: 2 million embeddings of 512 numbers."""
@@ -190,7 +190,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with open_regular(path) as handle:
             yield handle, os.fstat(handle.fileno()).st_size
     except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
+        raise read_error(path, problem) from problem
 
 
 def _read_header(handle: BinaryIO) -> _Header:

@@ -24,11 +24,12 @@ import types
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.fields import Time, about, entries, value
-from edge_agent.core.presence import PersonData, PresentData
+from edge_agent.core.presence import PersonData, PresentData, uncertain
 from edge_agent.core.structures import Decision, EngineInfo, SourceStatus
 from edge_agent.core.telemetry import TelemetryData
 
@@ -36,15 +37,10 @@ NUMBERED = frozenset({"identity", "person", "gap", "alert"})
 """Kinds of data that go through the outbox and have a `seq`."""
 
 
-_UNCERTAIN = (
-    "True when the clock of the device was not synchronised, or had stepped: the times of this event may be"
-    " wrong, and their order with those of others."
+_uncertain = partial(
+    uncertain, ": the times of this event may be wrong, and their order with those of others"
 )
-
-
-def _uncertain() -> Any:  # noqa: ANN401 - as `about`
-    """Declare the mark of times that may be wrong; `deliver.local.Origin` sets it."""
-    return about(_UNCERTAIN, default=False)
+"""Declare the mark of times that may be wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What tells this machine from others."""
+"""What distinguishes this machine from others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def this_host(root: Path = Path("/")) -> str | None:
 
 
 def default_device(root: Path = Path("/"), name: str | None = None) -> str:
-    """Return an id for this machine: its host name, and the begin of `this_host`. `name`: the host name."""
+    """Return an id for this machine: its host name (`name`), and the first digits of `this_host`."""
     found = socket.gethostname() if name is None else name
     plain = re.sub(r"[^a-z0-9_-]+", "-", found.split(".")[0].lower()).strip("-_")[:_LONGEST_NAME] or "device"
     digest = this_host(root)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
 """syslog(3) priorities, which the journal reads from `<N>` at the start of a line (sd-daemon(3))."""
+_NO_TEXT = (int, float, type(None))
+"""Types of values that stay as they are; bool is an int."""
 _LONGEST, _LONGEST_STACK = 4_000, 8_000
 """Characters of a value, and of a stack of calls."""
 
@@ -91,7 +93,7 @@ def _hidden(secrets: Collection[str], _logger: WrappedLogger, _name: str, line: 
 
 
 def _hide(value: Any, secrets: Collection[str]) -> Any:  # noqa: ANN401 - any value of a log
-    if isinstance(value, (int, float, type(None))):
+    if isinstance(value, _NO_TEXT):
         return value
     if isinstance(value, Mapping):
         return {_hide(key, secrets): _hide(one, secrets) for key, one in value.items()}
@@ -110,7 +112,7 @@ def _bounded(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
 
 
 def _cut(value: Any, longest: int) -> Any:  # noqa: ANN401 - any value of a log
-    if isinstance(value, (int, float, type(None))):
+    if isinstance(value, _NO_TEXT):
         return value
     text = value if isinstance(value, str) else repr(value)
     return value if len(text) <= longest else shortened(text, longest)
@@ -122,7 +124,7 @@ def _shown(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
     for key, value in line.items():
         if key == "exception":
             shown[key] = "\n".join(map(visible, value.split("\n")))
-        elif isinstance(value, (bool, int, float, type(None))):
+        elif isinstance(value, _NO_TEXT):
             shown[key] = value
         else:
             shown[key] = visible(str(value))

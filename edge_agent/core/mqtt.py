@@ -9,7 +9,6 @@ import functools
 import queue
 import ssl
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -242,7 +241,7 @@ def tls_reason(problem: ssl.SSLError) -> str:
     if isinstance(problem, ssl.SSLCertVerificationError):
         text = f"the broker's certificate is not accepted: {problem.verify_message}"
         if problem.verify_code in (_NOT_YET_VALID, _EXPIRED):
-            shown = datetime.fromtimestamp(time.time(), timezone.utc)
+            shown = datetime.now(timezone.utc)
             text += f"; the clock of this device shows {shown:%Y-%m-%d}, check it too"
         return text
     return str(problem.reason or problem)

@@ -8,9 +8,16 @@ See `core.events` for the other kinds; `docs/subscribers.md` states how they fit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from edge_agent.core.fields import Time, about, value
+
+
+def uncertain(consequence: str = "") -> Any:  # noqa: ANN401 - as `about`
+    """Declare the mark of times that may be wrong; `deliver.local.Origin` sets it."""
+    return about(
+        f"True when the clock of the device was not synchronised, or had stepped{consequence}.", default=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +46,7 @@ class PresentData:
         default=0,
         minimum=0,
     )
-    time_uncertain: bool = about(
-        "True when the clock of the device was not synchronised, or had stepped.", default=False
-    )
+    time_uncertain: bool = uncertain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,4 @@ class PersonData:
         "For merged: operator, fused; for forgotten: request, expired, evicted; for named: operator.",
         default="",
     )
-    time_uncertain: bool = about(
-        "True when the clock of the device was not synchronised, or had stepped.", default=False
-    )
+    time_uncertain: bool = uncertain()

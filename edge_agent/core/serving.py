@@ -1,11 +1,11 @@
 """A server of short answers on one thread, with bounds on connections, time and size.
 
-An answer may be a `Stream`, which goes on until the client leaves; `MAX_STREAMS` of them are open at most.
+An answer may be a `Stream`, which goes on until the client disconnects; at most `MAX_STREAMS` are open.
 
-No client can hold it up: a connection lasts at most `TIME_S`, of more than `MAX_CONNECTIONS` the oldest is
-closed, and a request of more than `MAX_REQUEST_BYTES` ends its connection. A client that does not take a part
-of a stream within `TIME_S` is closed. So idle or slow clients delay an
-honest one by nothing, and cost at most `MAX_CONNECTIONS` open files and no thread.
+No client can block the others: a connection lasts at most `TIME_S`, of more than `MAX_CONNECTIONS` the oldest
+is closed, and a request of more than `MAX_REQUEST_BYTES` ends its connection. The connection of a client that
+does not take a part of a stream within `TIME_S` is closed. So idle or slow clients do not delay others, and
+cost at most `MAX_CONNECTIONS` + `MAX_STREAMS` open files, and no thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_STREAMS = 8
 KEEPALIVE_S = 15.0
 """A stream without news gets an empty comment after this time, which shows whether the client is there."""
 _COMMENT = b":\n\n"
-BACKLOG = 128
+_BACKLOG = 128
 """Connections that the kernel holds until they are accepted."""
 _STOP_S = 2.0
 _NO_FILE_WAIT_S = 0.1
@@ -91,7 +91,7 @@ class BoundedServer:
 
     def __enter__(self) -> BoundedServer:
         self._listening.setblocking(False)
-        self._listening.listen(BACKLOG)
+        self._listening.listen(_BACKLOG)
         self._selector.register(self._listening, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._thread.start()
@@ -100,7 +100,7 @@ class BoundedServer:
     def notify(self) -> None:
         """Let the streams look for news. For any thread; never blocks."""
         if self._streams:
-            with contextlib.suppress(OSError):  # it waits already, or the server ends
+            with contextlib.suppress(OSError):  # notified already, or the server ends
                 self._stop.send(b"n", socket.MSG_DONTWAIT)
 
     def __exit__(self, *_: object) -> None:
@@ -168,19 +168,18 @@ class BoundedServer:
 
     def _accept(self) -> None:
         """Accept all that wait, before any answer: what is closed at once costs none."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                try:
-                    connection, _ = self._listening.accept()
-                except BlockingIOError:
-                    raise
-                except OSError:  # too many open files, or a client that disconnected
-                    if self._clients:
-                        self._close(next(iter(self._clients)))
-                    else:
-                        time.sleep(_NO_FILE_WAIT_S)
-                    return
-                self._add(connection)
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # too many open files, or a client that disconnected
+                if self._clients:
+                    self._close(next(iter(self._clients)))
+                else:
+                    time.sleep(_NO_FILE_WAIT_S)
+                return
+            self._add(connection)
 
     def _add(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -146,14 +146,13 @@ def is_damage(problem: Exception) -> bool:
 
 
 def foreign_content(connection: sqlite3.Connection, rules: Mapping[str, str]) -> str | None:
-    """Return what in a file its program did not write; None: nothing.
+    """Return a description of content that the agent does not write; None where there is none.
 
     SQLite keeps a value of any type in any column, and runs the triggers of a file. `rules` gives a condition
     for the rows of each table; every row must fulfil it.
     """
-    if connection.execute("SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()[
-        0
-    ]:
+    programs = "SELECT 1 FROM sqlite_master WHERE type IN ('trigger', 'view')"
+    if connection.execute(programs).fetchone() is not None:
         return "it has triggers or views"
     for table, rule in rules.items():
         query = f"SELECT count(*) FROM {table} WHERE ({rule}) IS NOT 1"  # noqa: S608 - constants

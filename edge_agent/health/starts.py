@@ -1,6 +1,6 @@
 """Record how runs ended, and delay the start after repeated crashes.
 
-A run records its begin and its end in a small file in the state folder. A run without recorded end was
+A run records its start and its end in a small file in the state folder. A run without recorded end was
 killed: by the watchdog, for memory, by a fault in a library. A run that ended with the machine (another boot
 id) does not count as crashed.
 """
@@ -83,7 +83,7 @@ class Starts:
         return self.runs[:-1]
 
     def begin(self) -> None:
-        """Record the begin of this run, and find out how the previous one ended."""
+        """Record the start of this run, and find out how the previous one ended."""
         known = [self._closed(run) for run in self._read()]
         clock = self._clock
         this = Run(

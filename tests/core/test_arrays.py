@@ -38,7 +38,7 @@ def npy(header: str | bytes, content: bytes = b"", version: tuple[int, int] = (1
     return b"\x93NUMPY" + bytes(version) + length + text + content
 
 
-def saying(descr: str = "'<f4'", order: str = "False", shape: str = "(2, 5)") -> str:
+def header_text(descr: str = "'<f4'", order: str = "False", shape: str = "(2, 5)") -> str:
     return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n"
 
 
@@ -56,35 +56,35 @@ def saved(array: np.ndarray) -> bytes:
 HOSTILE = {
     "empty": b"",
     "text": b"hello, world, this is text",
-    "16 TiB": npy(saying(shape="(4398046511104, 1)"), b"\0" * 40),
-    "2^62 values": npy(saying(shape=f"({2**62}, 1)"), b"\0" * 40),
-    "overflow of 64 bits": npy(saying(shape=f"({2**63}, {2**63})")),
-    "overflow to the real size": npy(saying(shape=f"({2**32 + 2}, {2**32})"), b"\0" * 40),
-    "negative": npy(saying(shape="(-2, -5)"), b"\0" * 40),
-    "one negative": npy(saying(shape="(-1, 5)"), b"\0" * 40),
-    "objects": npy(saying(descr="'|O'"), b"\x80\x04."),
+    "16 TiB": npy(header_text(shape="(4398046511104, 1)"), b"\0" * 40),
+    "2^62 values": npy(header_text(shape=f"({2**62}, 1)"), b"\0" * 40),
+    "overflow of 64 bits": npy(header_text(shape=f"({2**63}, {2**63})")),
+    "overflow to the real size": npy(header_text(shape=f"({2**32 + 2}, {2**32})"), b"\0" * 40),
+    "negative": npy(header_text(shape="(-2, -5)"), b"\0" * 40),
+    "one negative": npy(header_text(shape="(-1, 5)"), b"\0" * 40),
+    "objects": npy(header_text(descr="'|O'"), b"\x80\x04."),
     "a real pickle": saved(np.array([[{"a": 1}]], dtype=object)),
-    "record": npy(saying(descr="[('a', '<f4')]"), b"\0" * 40),
-    "subarray": npy(saying(descr="('<f4', (2, 5))"), b"\0" * 40),
-    "code": npy(saying(shape="__import__('os').getpid()"), b"\0" * 40),
+    "record": npy(header_text(descr="[('a', '<f4')]"), b"\0" * 40),
+    "subarray": npy(header_text(descr="('<f4', (2, 5))"), b"\0" * 40),
+    "code": npy(header_text(shape="__import__('os').getpid()"), b"\0" * 40),
     "nested": npy("(" * 1000),
-    "digits": npy(saying(shape="(" + "9" * 900 + ", 1)")),
-    "text of 4 GB": npy(saying(descr="'<U1000000000'"), b"\0" * 40),
-    "text without size": npy(saying(descr="'<U0'")),
-    "unknown type": npy(saying(descr="'<f3'"), b"\0" * 40),
-    "time": npy(saying(descr="'<M8[ns]'"), b"\0" * 80),
+    "digits": npy(header_text(shape="(" + "9" * 900 + ", 1)")),
+    "text of 4 GB": npy(header_text(descr="'<U1000000000'"), b"\0" * 40),
+    "text without size": npy(header_text(descr="'<U0'")),
+    "unknown type": npy(header_text(descr="'<f3'"), b"\0" * 40),
+    "time": npy(header_text(descr="'<M8[ns]'"), b"\0" * 80),
     "twice": npy("{'descr': '<f4', 'descr': '<f4', 'shape': (2, 5), }", b"\0" * 40),
     "half": npy("{'descr': '<f4', 'shape': (2, 5), }", b"\0" * 40),
     "longer header than file": b"\x93NUMPY\x01\x00\x76\x00{'descr'",
     "header of 1 GB": b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b" " * 100,
-    "long header": npy(saying() + " " * 2000, b"\0" * 40),
-    "version 9": npy(saying(), b"\0" * 40, (9, 0)),
+    "long header": npy(header_text() + " " * 2000, b"\0" * 40),
+    "version 9": npy(header_text(), b"\0" * 40, (9, 0)),
     "cut off": saved(TEN)[:-1],
     "cut in the length": saved(TEN)[:9],
     "too long": saved(TEN) + b"\0",
     "other rank": saved(TEN.ravel()),
     "no axis": saved(np.float32(3.0)),
-    "33 axes": npy(saying(shape="(" + "1, " * 33 + ")"), b"\0" * 4),
+    "33 axes": npy(header_text(shape="(" + "1, " * 33 + ")"), b"\0" * 4),
     "integers": saved(TEN.astype(int)),
     "complex": saved(TEN.astype(complex)),
 }
@@ -128,7 +128,7 @@ def test_what_numpy_writes_is_read(array: np.ndarray) -> None:
 )
 def test_any_header_is_read_or_refused(shape: list[int], descr: str, order: str, content: bytes) -> None:
     text = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
-    data = npy(saying(descr, order, text), content)
+    data = npy(header_text(descr, order, text), content)
     try:
         found = read(data, kinds="fU", shape=(None,) * len(shape))
     except InputError:
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_read_or_refused(noise: bytes, place: int) -> None:
 
 def test_a_sparse_file_of_the_claimed_size_is_refused(tmp_path: Path) -> None:
     rows = LARGEST_ARRAY // 4
-    (tmp_path / "a.npy").write_bytes(npy(saying(shape=f"({rows + 1}, 1)")))
+    (tmp_path / "a.npy").write_bytes(npy(header_text(shape=f"({rows + 1}, 1)")))
     with (tmp_path / "a.npy").open("r+b") as handle:
         handle.truncate((tmp_path / "a.npy").stat().st_size + 4 * (rows + 1))
     with pytest.raises(InputError, match=r"at most 4,294,967,296 are read"):
@@ -225,7 +225,7 @@ def objects(path: Path) -> None:
 def huge_claim(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as bundle:
         bundle.writestr("names.npy", saved(np.array(["a", "b"])))
-        bundle.writestr("embeddings.npy", npy(saying(shape=f"(2, {2**42})"), b"\0" * 40))
+        bundle.writestr("embeddings.npy", npy(header_text(shape=f"(2, {2**42})"), b"\0" * 40))
 
 
 @pytest.mark.parametrize(

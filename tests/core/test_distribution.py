@@ -73,7 +73,7 @@ def test_without_metadata_the_clone_is_named(monkeypatch: pytest.MonkeyPatch):
 
 def test_no_file_names_the_other_project_as_a_requirement():
     if not (REPO / ".git").exists():
-        pytest.skip("this folder is not a clone: its files cannot be told from installed ones")
+        pytest.skip("this folder is not a clone: its files cannot be distinguished from installed ones")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, check=True, text=True)
     named = re.compile(r"edge-agent\[|pip3? (install|download)[^\n]*[ '\"]edge-agent(?![\w./-])")
     found = [

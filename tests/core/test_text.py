@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -197,8 +198,6 @@ def test_a_log_line_is_one_line(text: str) -> None:
         assert len(lines) == 1
         assert is_clean(lines[0].replace("\x1b[", "").replace("\x1b", "")) or stream.isatty()
         if stream.isatty():
-            import re
-
             assert is_clean(re.sub(r"\x1b\[[0-9;]*m", "", lines[0]))
         else:
             found = json.loads(lines[0])
