@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.files import read_file, shown
-from edge_agent.core.picture_files import (
-    Flaw,
-    PictureFile,
-    UnreadablePicture,
-    check_pixels,
-    examine,
-    padding_before_end,
-)
+from edge_agent.core.picture_structure import Flaw, PictureFile, check_pixels, examine, padding_before_end
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +39,14 @@ _NAME = re.compile(
     r"(?:_.*)?\.(?:jpg|jpeg|png)",
     re.IGNORECASE | re.ASCII,
 )
+
+
+class UnreadablePicture(InputError):
+    """A picture that cannot be read; `reason` completes a sentence that begins with its name."""
+
+    def __init__(self, name: str, reason: str, message: str = "") -> None:
+        super().__init__(message or f"cannot read {name}: it {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

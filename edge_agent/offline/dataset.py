@@ -27,8 +27,13 @@ from pathlib import Path
 
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.files import native_path, read_text
-from edge_agent.core.picture_files import UnreadablePicture
-from edge_agent.core.pictures import PICTURE_SUFFIXES, CropName, parse_crop_name, read_picture
+from edge_agent.core.pictures import (
+    PICTURE_SUFFIXES,
+    CropName,
+    UnreadablePicture,
+    parse_crop_name,
+    read_picture,
+)
 
 JUNK = -1
 """Person number of a bad box; ignored in all figures."""

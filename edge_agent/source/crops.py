@@ -38,8 +38,7 @@ import structlog
 
 from edge_agent.core.errors import EdgeAgentError, SourceError, SourceLost, StorageError
 from edge_agent.core.files import shown
-from edge_agent.core.picture_files import UnreadablePicture
-from edge_agent.core.pictures import MAX_CROP_PIXELS, read_picture
+from edge_agent.core.pictures import MAX_CROP_PIXELS, UnreadablePicture, read_picture
 from edge_agent.core.redaction import public_source
 from edge_agent.core.structures import LONE_TRACKS, CropBatch, Pictures
 from edge_agent.core.text import encodable

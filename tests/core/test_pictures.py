@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError
-from edge_agent.core.picture_files import UnreadablePicture
-from edge_agent.core.pictures import MAX_PICTURE_PIXELS, decode_picture, read_picture
+from edge_agent.core.pictures import MAX_PICTURE_PIXELS, UnreadablePicture, decode_picture, read_picture
 from tests.core.test_files import KINDS, make
 
 Image = NDArray[np.uint8]

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.files import native_path
 from edge_agent.core.manifest import FileRecord, Manifest
-from edge_agent.core.picture_files import UnreadablePicture
-from edge_agent.core.pictures import read_picture
+from edge_agent.core.pictures import UnreadablePicture, read_picture
 from edge_agent.engine.graph.prepared import PreprocessProfile
 from edge_agent.offline.dataset import JUNK, Crop, MarketDataset, Split
 

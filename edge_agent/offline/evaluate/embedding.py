@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError, NonFiniteEmbedding
 from edge_agent.core.loading import load
-from edge_agent.core.picture_files import UnreadablePicture
-from edge_agent.core.pictures import read_picture
+from edge_agent.core.pictures import UnreadablePicture, read_picture
 from edge_agent.core.structures import EngineInfo
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import choose_backend

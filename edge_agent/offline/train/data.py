@@ -24,8 +24,7 @@ from torch import Tensor
 from edge_agent.core.arrays import map_array
 from edge_agent.core.errors import DatasetError, InputError
 from edge_agent.core.files import shown
-from edge_agent.core.picture_files import UnreadablePicture
-from edge_agent.core.pictures import read_picture
+from edge_agent.core.pictures import UnreadablePicture, read_picture
 from edge_agent.offline.dataset import DISTRACTOR, JUNK, Problem, Split, list_crops, numbering_notes
 from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.spec import Spec

@@ -11,8 +11,6 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from edge_agent.core.errors import InputError
-
 FORMATS = "JPEG or PNG"
 """The formats that are read, decided by content; `PICTURE_SUFFIXES` are the endings of their names."""
 
@@ -37,14 +35,6 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column, first row, and steps of the passes of an interlaced PNG."""
 _CHUNK_BYTES = 1 << 16
-
-
-class UnreadablePicture(InputError):
-    """A picture that cannot be read; `reason` completes a sentence that begins with its name."""
-
-    def __init__(self, name: str, reason: str, message: str = "") -> None:
-        super().__init__(message or f"cannot read {name}: it {reason}")
-        self.reason = reason
 
 
 class Flaw(Exception):
