@@ -129,11 +129,10 @@ class _Checks:
             yield "model", lambda: self._model(settings)
             yield "detector", lambda: configuration.detectors(settings)
         yield "gallery", lambda: configuration.gallery(settings, self._engine)
-        if (folder := self._snapshots) is None:
-            yield "broker", lambda: configuration.broker(settings)
-            return
-        yield "sources", lambda: list(trial.sources(settings, folder))
-        yield "broker", lambda: list(trial.broker(settings))
+        yield "broker", lambda: configuration.broker(settings)
+        if (folder := self._snapshots) is not None:
+            yield "sources", lambda: list(trial.sources(settings, folder))
+            yield "broker", lambda: list(trial.broker(settings))
 
     def _onnxruntime(self) -> list[Finding]:
         findings = machine.onnxruntime()
