@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,15 +111,9 @@ def require_torch(what: str) -> None:
 
 
 def require_folders(*paths: Path | None) -> None:
-    """Raise InputError, before a long run, when the folder of a result does not exist or takes no files."""
-    from edge_agent.core.errors import InputError
+    """Raise InputError, before a long run, where one of the given results could not be written."""
+    from edge_agent.core.manifest import require_folder
 
     for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
-        if (
-            path is not None
-            and not os.access(path.parent, os.W_OK | os.X_OK)
-            and not os.access(path, os.W_OK)
-        ):
-            raise InputError(f"cannot write {path}: this user may not write to the folder {path.parent}")
+        if path is not None:
+            require_folder(path)

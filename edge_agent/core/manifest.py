@@ -69,6 +69,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def require_folder(path: Path) -> None:
+    """Raise InputError, before a long run, where the folder of a result does not exist or takes no files."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK) and not os.access(path, os.W_OK):
+        raise InputError(f"cannot write {path}: this user may not write to the folder {folder}")
+
+
 def write_error(path: Path, problem: OSError, *, role: str = "") -> StorageError:
     """Return the StorageError or DiskFull for a failed write; `role` precedes the path in its message."""
     name = f"{role} {path}".lstrip()

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.agent.results import FrameOutcome, Summary
-from edge_agent.core.errors import InputError
-from edge_agent.core.manifest import write_atomic
+from edge_agent.core.manifest import require_folder, write_atomic
 from edge_agent.core.structures import CropBatch, Decision, DecisionKind, Frame, TrackObservation
 from edge_agent.core.text import html_text
 from edge_agent.offline.page import facts, page, table, tiles
@@ -51,7 +50,7 @@ class _Track:
 class PeopleReport:
     """Collects the people of a run. Call it with every outcome, then `write`.
 
-    `path` is checked at once: InputError where its folder is missing.
+    `path` is checked at once: InputError where its folder is missing or takes no files.
     """
 
     path: Path
@@ -61,8 +60,7 @@ class PeopleReport:
     _names: Names = field(default_factory=Names)
 
     def __post_init__(self) -> None:
-        if not self.path.parent.is_dir():
-            raise InputError(f"{self.path}: the folder {self.path.parent} does not exist; make it first")
+        require_folder(self.path)
 
     def __call__(self, outcome: FrameOutcome) -> None:
         """Note the tracks of a frame and their best crops."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edge_agent.agent.results import FrameOutcome
 from edge_agent.core.errors import InputError
 from edge_agent.core.files import native_path
-from edge_agent.core.manifest import write_error
+from edge_agent.core.manifest import require_folder, write_error
 from edge_agent.core.structures import Decision, DecisionKind, Frame, TrackObservation
 from edge_agent.offline.record import Names, Number, colour
 
@@ -42,8 +42,7 @@ class AnnotatedVideo:
     def __init__(self, path: Path, cameras: int, number: Number) -> None:
         if path.suffix.lower() != SUFFIX:
             raise InputError(f"{path}: the name of a video must end in {SUFFIX}")
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+        require_folder(path)
         self._path, self._cameras, self._number = path, cameras, number
         self._films: dict[str, _Film] = {}
         self._names = Names()
