@@ -71,6 +71,8 @@ class Agent:
     """All stages, once they are open."""
     pipeline: Pipeline | None = None
     """None until the stages are open."""
+    summary: Summary | None = None
+    """The figures of the run; None until all sources have ended, or the run was stopped."""
     _started: float = field(default_factory=time.monotonic)
     _initial_settings: Settings = field(init=False)
     _supervisor: Supervisor = field(init=False)
@@ -86,26 +88,31 @@ class Agent:
         )
 
     def run(self, stop: threading.Event) -> Summary:
-        """Run until every source has ended or `stop` is set.
+        """Run until every source has ended or `stop` is set; return `summary`.
 
         Raises:
-            EdgeAgentError: something that the agent needs is missing or broken; the message says what.
+            EdgeAgentError: something that the agent needs is missing or broken; the message says what. Where
+                it is a source beside others, they are read to their end first, and `summary` is set.
         """
         if not self.settings.sources:
             raise ConfigError(
                 "no source: name one with --source PATH_OR_URL, or in [[sources]] of the configuration"
             )
-        with self._supervisor, ExitStack() as stack:
-            try:
-                stages = self._open(stack, stop)
-            finally:
-                self.opened.set()
-            try:
-                summary = self._drive(stages, stop)
-            finally:
-                stages.health.cameras_stopped(stages.clock.label())
-        # Counted here: the publisher delivers until it is closed.
-        return replace(summary, undelivered=stages.publisher.counters.outbox_rows)
+        with self._supervisor:
+            with ExitStack() as stack:
+                try:
+                    stages = self._open(stack, stop)
+                finally:
+                    self.opened.set()
+                try:
+                    summary, failure = self._drive(stages, stop)
+                finally:
+                    stages.health.cameras_stopped(stages.clock.label())
+            # Counted here: the publisher delivers until it is closed.
+            self.summary = replace(summary, undelivered=stages.publisher.counters.outbox_rows)
+            if failure is not None:
+                raise failure
+        return self.summary
 
     def add_observer(self, observer: Callable[[FrameOutcome], None]) -> None:
         """Call `observer` with every outcome, too, on the driving thread; only before the run."""
@@ -172,7 +179,8 @@ class Agent:
         import_scipy_in_background()
         return stages
 
-    def _drive(self, stages: Stages, stop: threading.Event) -> Summary:
+    def _drive(self, stages: Stages, stop: threading.Event) -> tuple[Summary, EdgeAgentError | None]:
+        """Run the pipeline; return the figures, and why a source was given up, unless the run was stopped."""
         pipeline = self.pipeline = self._pipeline(stages)
         cooling = self._cooling = make_cooling(
             lambda: self.settings,
@@ -206,11 +214,12 @@ class Agent:
                 self._wind_up(stages)
         seconds = time.perf_counter() - began
         stages.writer.finish()
+        failure = None
         if not stop.is_set():
             stages.sources.stop()  # their last events are delivered below
             drain(stages.publisher, stop)
-            stages.sources.raise_first_error()
-        return Summary(
+            failure = stages.sources.first_error
+        summary = Summary(
             frames=dict(pipeline.counters.frames),
             crops=stages.embedder.counters.embedded,
             decisions=pipeline.counters.decisions,
@@ -223,6 +232,7 @@ class Agent:
             refused=dict(stages.embedder.counters.refused),
             undelivered=0,
         )
+        return summary, failure
 
     def _pipeline(self, stages: Stages) -> Pipeline:
         settings, similarity = self.settings, Similarity()

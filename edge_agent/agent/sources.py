@@ -17,6 +17,7 @@ from edge_agent.core.structures import CropBatch, Frame, SourceStatus
 from edge_agent.source.reader import FrameReader
 
 if TYPE_CHECKING:
+    from edge_agent.core.errors import EdgeAgentError
     from edge_agent.source.base import Source
 
 FILE_BURST = 4
@@ -73,11 +74,10 @@ class SourceReaders:
         for reader in self.readers:
             reader.stop()
 
-    def raise_first_error(self) -> None:
-        """Raise the error of the first source that was given up, if any was."""
-        for reader in self.readers:
-            if reader.error is not None:
-                raise reader.error
+    @property
+    def first_error(self) -> EdgeAgentError | None:
+        """The error of the first source that was given up, if any was."""
+        return next((reader.error for reader in self.readers if reader.error is not None), None)
 
     def _start(self, readers: Sequence[FrameReader]) -> None:
         if not self._stop.is_set():

@@ -87,10 +87,8 @@ def _run_recorded(agent: Agent, *, video: Path | None, report: Path | None) -> S
     from edge_agent.cli.service import run_until_stopped
     from edge_agent.offline.record.attach import recording
 
-    with recording(agent, video=video, report=report) as finish:
-        summary = run_until_stopped(agent)
-        finish(summary)
-    return summary
+    with recording(agent, video=video, report=report):
+        return run_until_stopped(agent)
 
 
 def _render(street: Street, folder: Path, screen: Console) -> Scene:

@@ -42,7 +42,6 @@ def command(
     as_json: arguments.JsonOption = False,
 ) -> None:
     """Run the agent until it is stopped, or until all recordings have been read."""
-    from contextlib import ExitStack
     from dataclasses import asdict
 
     from edge_agent.cli import service
@@ -55,7 +54,7 @@ def command(
     from edge_agent.core.loading import load, secret_files
     from edge_agent.offline.record.attach import recording
 
-    arguments.require_folders(events, mot, mot_final, video_out, report)
+    arguments.require_folders(events, mot, mot_final)
     values = arguments.overrides(
         source=source, detector=detector, model=model, preprocess=preprocess, broker=broker, state=state,
         log_format=log_format,
@@ -65,11 +64,11 @@ def command(
     service.log_exposed(secret_files(settings, config))
     service.open_streams_at_once(settings)
     agent = Agent(settings, Outputs(events, mot, mot_final))
-    with ExitStack() as stack:
-        stack.enter_context(logged_native_output(service.stream_secrets(settings)))
-        configure_logs(settings)  # again, to the stream that is not read back
-        stack.enter_context(showing(agent))
-        finish = stack.enter_context(recording(agent, video=video_out, report=report))
-        summary = service.run_until_stopped(agent, reload=lambda: load(config, values))
-        finish(summary)
-    print_result(asdict(summary), lambda: summary_lines(summary, settings), as_json=as_json, indent=None)
+    try:
+        with logged_native_output(service.stream_secrets(settings)):
+            configure_logs(settings)  # again, to the stream that is not read back
+            with showing(agent), recording(agent, video=video_out, report=report):
+                service.run_until_stopped(agent, reload=lambda: load(config, values))
+    finally:  # one of several recordings may have failed
+        if (done := agent.summary) is not None:
+            print_result(asdict(done), lambda: summary_lines(done, settings), as_json=as_json, indent=None)

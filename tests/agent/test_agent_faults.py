@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -117,12 +118,27 @@ def test_sources_that_cannot_be_read(
 def test_one_of_two_files_is_missing(agent: Run, tmp_path: Path, video: Path) -> None:
     missing = tmp_path / "missing.avi"
     final = tmp_path / "final.txt"
-    code, _, reported = agent(
+    code, out, reported = agent(
         "run", "--source", video, "--source", missing, *plain(tmp_path / "state"), "--mot-final", final
     )
     assert code == 1
     assert str(missing) in one_message(reported)
     assert (tmp_path / "final-clip.txt").exists()  # the other was read to its end
+    assert out.startswith("6 frames, 6 crops embedded, ")
+
+
+def test_results_of_the_other_files_are_written_where_one_fails(
+    agent: Run, tmp_path: Path, video: Path
+) -> None:
+    broken, page = tmp_path / "broken.avi", tmp_path / "people.html"
+    broken.write_bytes(b"no video\n" * 50)
+    code, out, reported = agent(
+        "run", "--source", broken, "--source", video, *plain(tmp_path / "state"), "--report", page, "--json"
+    )
+    assert code == 1
+    assert str(broken) in one_message(reported)
+    assert json.loads(out)["frames"]["clip"] == 6
+    assert "clip: 6 frames" in page.read_text()
 
 
 def test_a_file_twice_is_two_cameras(agent: Run, tmp_path: Path, video: Path) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.offline.record.people import PeopleReport
-from edge_agent.offline.record.video import AnnotatedVideo
-
 if TYPE_CHECKING:
     from edge_agent.agent.daemon import Agent
-    from edge_agent.agent.results import Summary
 
 
 @contextmanager
-def recording(
-    agent: Agent, *, video: Path | None, report: Path | None
-) -> Iterator[Callable[[Summary], None]]:
-    """Record what the agent does while the block runs; call what it gives with the summary of the run.
+def recording(agent: Agent, *, video: Path | None, report: Path | None) -> Iterator[None]:
+    """Record what the agent does while the block runs it; the report is written if the run has a summary.
 
     Raises:
         InputError: a file cannot be written, or the name of the video does not end in .mp4.
@@ -28,11 +22,21 @@ def recording(
     def number(camera: str, track_id: int) -> int | None:
         return None if agent.stages is None else agent.stages.identifier.number(camera, track_id)
 
-    people = None if report is None else PeopleReport(report, number)
-    if people is not None:
-        agent.add_observer(people)
     with ExitStack() as stack:
+        if report is not None:
+            from edge_agent.offline.record.people import PeopleReport
+
+            people = PeopleReport(report, number)
+            agent.add_observer(people)
+
+            def write() -> None:
+                if agent.summary is not None:
+                    people.write(agent.summary)
+
+            stack.callback(write)
         if video is not None:
+            from edge_agent.offline.record.video import AnnotatedVideo
+
             cameras = sum(source.enabled for source in agent.settings.sources)
             agent.add_observer(stack.enter_context(AnnotatedVideo(video, cameras, number)))
-        yield lambda summary: None if people is None else people.write(summary)
+        yield
