@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edge_agent.core.clock import Clock
     from edge_agent.core.config import Settings
     from edge_agent.gallery import Erased, Gallery, Identity
 
@@ -194,7 +195,6 @@ def import_people(
     as_json: JsonOption = False,
 ) -> None:
     """Add the identities of an archive whose ids are not in the gallery yet."""
-    from edge_agent.core.clock import CLOCK_FILE, Clock
     from edge_agent.core.encryption import database_key
     from edge_agent.core.errors import InputError
     from edge_agent.gallery.archive import import_archive, read_archive
@@ -205,7 +205,7 @@ def import_people(
     found = read_archive(file)  # all of it, before a gallery is made
     space, dimension, people = found.space, found.dimension, len(found.people)
     del found
-    clock = Clock.existing(settings.state_dir / CLOCK_FILE)
+    clock = _clock(settings)
     if path.is_file():
         gallery = Gallery.existing(path, key=key, clock=clock)
     elif people > settings.gallery.capacity:
@@ -244,7 +244,7 @@ def enrol(
 
     A picture that was enrolled before is replaced, so repeating the command changes nothing.
     """
-    from edge_agent.core.clock import CLOCK_FILE, Clock
+    from edge_agent.core.clock import Clock
     from edge_agent.core.loading import state_folder
     from edge_agent.embed.opening import open_embedder
     from edge_agent.engine.precision.calibration import current_calibration
@@ -254,7 +254,7 @@ def enrol(
     pictures, qualities = _graded(settings, images, force=force)
     folder = state_folder(settings.state_dir)
     calibration = current_calibration(settings.engine, folder)
-    clock = Clock.existing(folder / CLOCK_FILE)
+    clock = _clock(settings)
     with (
         open_embedder(settings.engine, settings.quality, folder, calibration) as embedder,
         open_gallery(settings, embedder.info, clock) as gallery,
@@ -269,12 +269,18 @@ def enrol(
 
 
 def _open(settings: Settings) -> Gallery:
-    from edge_agent.core.clock import CLOCK_FILE, Clock
     from edge_agent.core.encryption import database_key
     from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 
-    state, key = settings.state_dir, database_key(settings.storage)
-    return Gallery.existing(state / GALLERY_FILE, key=key, clock=Clock.existing(state / CLOCK_FILE))
+    path, key = settings.state_dir / GALLERY_FILE, database_key(settings.storage)
+    return Gallery.existing(path, key=key, clock=_clock(settings))
+
+
+def _clock(settings: Settings) -> Clock | None:
+    """Return the clock of the state folder; None where it has none yet, or it is damaged."""
+    from edge_agent.core.clock import CLOCK_FILE, Clock
+
+    return Clock.existing(settings.state_dir / CLOCK_FILE)
 
 
 def _audit(gallery: Gallery, action: str, **counts: int) -> None:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from edge_agent.core.codec import decode
 from edge_agent.core.config import SourceSettings
 from edge_agent.core.events import IdentityData, InfoData
 from edge_agent.core.mqtt import BrokerSettings
+from edge_agent.core.names import person_title
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.deliver.topics import PREFIX
 from edge_agent.detect.opening import open_detection
@@ -184,4 +184,4 @@ class Screen:
 
 
 def _person(number: int | None) -> str:
-    return "?" if number is None else f"person {number}"
+    return "?" if number is None else person_title(number, None)
