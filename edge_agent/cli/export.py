@@ -208,7 +208,7 @@ def _network_to_onnx(export: _Export, output: Path) -> _Shown:
 
 
 def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _Shown:
-    from edge_agent.offline.exports.triton import check_repository, export_triton
+    from edge_agent.offline.exports.triton import CLIENT_PROFILE, check_repository, export_triton
 
     check_repository(repository, tao=tao, overwrite=export.overwrite)
     network = export.network()
@@ -226,7 +226,6 @@ def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _S
         "sha256": done.sha256,
         "bytes": done.bytes,
         "max_batch": done.max_batch,
-        "nvidia_client_cosine": done.client_cosine,
         "card": dict(done.card),
     }
     lines = [_written(done.model, done.bytes, done.sha256, network.graph.dimension), _origin(network)]
@@ -234,10 +233,10 @@ def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _S
     if "plan" in done.card:
         plan = done.card["plan"]
         lines.append(f"the server needs TensorRT {plan['tensorrt']} and the GPU {plan['gpu']}")
-    if done.client_cosine is not None:
+    if tao and network.profile.name != CLIENT_PROFILE:
         lines.append(
-            "NVIDIA's client normalises by ImageNet's numbers: cosine to the profile "
-            f"{network.profile.name} at least {done.client_cosine:.4f}"
+            f"NVIDIA's client sends pictures normalised as by the profile {CLIENT_PROFILE}, and the network "
+            f"was trained with {network.profile.name}: docs/triton.md says what that changes"
         )
     return result, lines
 

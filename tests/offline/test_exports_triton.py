@@ -102,7 +102,7 @@ class TestConfig:
         )
 
     def test_with_nvidias_names(self, network: ExportNetwork, tmp_path: Path) -> None:
-        done = export_triton(network, tmp_path, tao=True)
+        export_triton(network, tmp_path, tao=True)
         found = config_of(tmp_path / TAO_MODEL_NAME)
         (taken,), (given_,) = found.input, found.output
         assert found.name == "re_identification_tao"
@@ -110,7 +110,6 @@ class TestConfig:
         assert taken.format == pb.ModelInput.FORMAT_NCHW
         assert (given_.name, given_.data_type, list(given_.dims)) == ("fc_pred", pb.TYPE_FP32, [32])
         assert found.parameters[SPACE].string_value == network.graph.space
-        assert done.client_cosine == pytest.approx(1, abs=1e-6)  # the profile has the numbers of the client
         assert json.loads(found.parameters[CARD].string_value)["rows"] == "as the network gives them"
         assert found.model_warmup[0].inputs["input"].dims == [3, 256, 128]
 
@@ -133,9 +132,16 @@ class TestConfig:
         ("batch", "preferred", "warm"),
         [(1, None, [1]), (8, [8], [1, 8]), (16, [16], [1, 16]), (100, [16, 64, 100], [1, 16, 64, 100])],
     )
-    def test_batches(self, batch: int, preferred: list[int] | None, warm: list[int], tmp_path: Path) -> None:
-        one = network_of(tiny_networks.reid(tmp_path / "m.onnx"), max_batch=batch)
-        found = config_of(export_triton(one, tmp_path / "repo").folder)
+    def test_batches(
+        self,
+        network: ExportNetwork,
+        batch: int,
+        preferred: list[int] | None,
+        warm: list[int],
+        tmp_path: Path,
+    ) -> None:
+        one = replace(network, settings=EngineSettings(max_batch=batch))
+        found = config_of(export_triton(one, tmp_path).folder)
         assert found.max_batch_size == batch
         assert found.HasField("dynamic_batching") == (preferred is not None)
         assert list(found.dynamic_batching.preferred_batch_size) == (preferred or [])

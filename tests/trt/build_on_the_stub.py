@@ -21,16 +21,22 @@ from stand_in import rows
 
 from edge_agent.core.config import EngineSettings
 from edge_agent.core.errors import EngineError, InputError, ModelError
-from edge_agent.engine.graph.prepared import PreparedGraph
+from edge_agent.engine.golden import Golden
+from edge_agent.engine.graph.prepare import prepare_reid
+from edge_agent.engine.graph.prepared import PROFILES, PreparedGraph
 from edge_agent.engine.plans.store import PlanStore
+from edge_agent.engine.precision.half import to_half
 from edge_agent.engine.precision.scales import Scales, read_cache
 from edge_agent.engine.tensorrt import builder
 from edge_agent.engine.tensorrt.bindings import Log, has_dla, make_runtime, version
 from edge_agent.engine.tensorrt.builder import build_plan
 from edge_agent.engine.tensorrt.calibrator import Calibration, Pictures
 from edge_agent.engine.tensorrt.engine import TensorRTEngine
-from edge_agent.engine.tensorrt.recipe import BuildOptions, this_machine
+from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for, order_for, this_machine
 from edge_agent.engine.tensorrt.supply import PlanBuilder
+from edge_agent.offline.exports.network import ExportNetwork
+from edge_agent.offline.exports.triton import export_triton
+from tests import tiny_networks
 
 # The bindings of TensorRT 10 warn of what TensorRT 11 has no more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT:DeprecationWarning")
@@ -451,3 +457,37 @@ def test_no_build_without_disk(
         supply().plan()
     assert stub.received == []
     assert not store.folder.exists()
+
+
+# --- export -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tao", [False, True])
+def test_triton_gets_the_plan_that_the_agent_runs(stub: BuilderStub, tmp_path: Path, tao: bool) -> None:
+    prepared = prepare_reid(tiny_networks.reid(tmp_path / "m.onnx"), PROFILES["tao"])
+    settings = EngineSettings(backend="tensorrt", max_batch=64)
+    network = ExportNetwork(
+        prepared=prepared,
+        graph=to_half(prepared),
+        golden=Golden(prepared.space, np.zeros((4, 8), np.float32), "the test"),
+        settings=settings,
+        backend="tensorrt",
+        calibration=None,
+        engines=tmp_path / "engines",
+    )
+    done = export_triton(network, tmp_path / "repository", tao=tao)
+    assert done.model.name == "model.plan"
+    assert done.model.read_bytes() == b"plan -1 16 8 4 3 1 16 64"
+    name, sizes = ("input", (3, 256, 128)) if tao else ("crops", (256, 128, 3))
+    assert [name, MAX, 64, *sizes] in received(stub, "set_shape")
+    text = (done.folder / "config.pbtxt").read_text()
+    for line in ('backend: "tensorrt"', "kind: KIND_GPU", 'profile: [ "0", "1", "2" ]', "max_batch_size: 64"):
+        assert line in text
+    assert done.card["plan"]["tensorrt"] == trt.__version__
+    assert (done.card["precision"], done.card["plan"]["batches"]) == ("fp16", (1, 16, 64))
+
+    export_triton(network, tmp_path / "repository", tao=tao, overwrite=True)
+    assert len(received(stub, "build_serialized_network")) == 1
+    if not tao:  # the agent finds it under the same key
+        options = BuildOptions("fp16", batches_for(settings.max_batch))
+        assert PlanStore(tmp_path / "engines").find(order_for(network.graph, options, this_machine()))

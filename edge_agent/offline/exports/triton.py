@@ -25,10 +25,8 @@ from typing import Any, Literal, cast
 from edge_agent.core.errors import ConfigError, InputError, ModelError
 from edge_agent.core.files import shown
 from edge_agent.core.manifest import write_error
-from edge_agent.engine.golden import golden_crops, least_cosine
 from edge_agent.engine.graph.inference import shape_of
-from edge_agent.engine.graph.prepared import PROFILES, PreparedGraph
-from edge_agent.engine.onnxruntime import run_once
+from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.tensorrt.builder import Progress, ignore_progress
 from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for
 from edge_agent.offline.exports.folders import check_target, write_folder
@@ -50,7 +48,8 @@ _CONFIG, _ONNX, _PLAN = "config.pbtxt", "1/model.onnx", "1/model.plan"
 _TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 """Triton's names of ONNX's element types FLOAT and UINT8."""
 CLIENT_PROFILE = "imagenet"
-"""Whose numbers NVIDIA's client of `re_identification_tao` sends (`preprocess_input`, mode torch)."""
+"""Profile with the numbers that NVIDIA's client of `re_identification_tao` sends (`preprocess_input`, mode
+torch); it resizes by Pillow."""
 
 
 class Word(str):
@@ -67,8 +66,6 @@ class TritonExport:
         folder: of the model, inside the repository.
         model, sha256, bytes: file that the server loads.
         max_batch: largest batch that the server takes.
-        client_cosine: with NVIDIA's names: least cosine of embeddings by the numbers of NVIDIA's client to
-            those by the profile, over pictures that need no resizing.
         card: as in the parameters.
     """
 
@@ -77,7 +74,6 @@ class TritonExport:
     sha256: str
     bytes: int
     max_batch: int
-    client_cosine: float | None
     card: Mapping[str, Any]
 
 
@@ -148,8 +144,7 @@ def export_triton(
             scratch=_scratch(repository),
         )
     digest = hashlib.sha256(data).hexdigest()
-    cosine = _client_cosine(network, graph) if tao else None
-    return TritonExport(folder, folder / name, digest, len(data), batch, cosine, card)
+    return TritonExport(folder, folder / name, digest, len(data), batch, card)
 
 
 def model_config(
@@ -276,14 +271,6 @@ def _plan(network: ExportNetwork, graph: PreparedGraph, progress: Progress) -> _
     builder = PlanBuilder(PlanStore(network.engines), graph, options, progress=progress)
     plan = builder.plan()
     return _PlanData(plan.data, plan.batches, asdict(builder.order().machine))
-
-
-def _client_cosine(network: ExportNetwork, bare: PreparedGraph) -> float:
-    """Return the least cosine over the golden crops of NVIDIA's client's numbers to the profile's."""
-    crops = golden_crops(*bare.input_size)
-    profiles = (network.profile, PROFILES[CLIENT_PROFILE])
-    ours, theirs = (run_once(bare.onnx, profile.apply(crops), bare.name) for profile in profiles)
-    return least_cosine(ours, theirs)
 
 
 def _scratch(repository: Path) -> Path:
