@@ -97,12 +97,17 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def write_json_atomic(path: Path, document: Mapping[str, Any] | Sequence[Any], *, mode: int = 0o666) -> None:
-    """Write a document atomically as indented UTF-8 JSON; errors as in `atomic_file`.
+    """Write a document atomically as `json_bytes`; errors as in `atomic_file`, and ValueError as there."""
+    write_atomic(path, json_bytes(document), mode=mode)
+
+
+def json_bytes(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """Return a document as indented UTF-8 JSON.
 
     ValueError: it contains NaN or infinity, which JSON cannot represent.
     """
     text = json.dumps(encodable_json(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, text.encode(), mode=mode)
+    return text.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +139,13 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it atomically; errors as in `write_json_atomic`."""
+        write_atomic(path, self.encoded())
+
+    def encoded(self) -> bytes:
+        """Return the bytes of its file."""
         found = asdict(self)
         order = ("kind", "version", "created", "agent", "files", "data")
-        write_json_atomic(path, {name: found[name] for name in order})
+        return json_bytes({name: found[name] for name in order})
 
     @staticmethod
     def read(path: Path, *, kind: str, version: int) -> Manifest:

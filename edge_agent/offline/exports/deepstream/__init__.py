@@ -1,0 +1,1 @@
+"""Export for NVIDIA DeepStream: the network, settings of nvinfer, nvtracker and nvinferserver, a README."""
