@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _Shown = tuple[dict[str, Any], list[str]]
 """The result as JSON values, and as lines."""
-_TARGETS = "-o MODEL.onnx or --triton DIR"
+_TARGETS = "-o MODEL.onnx, --triton DIR or --deepstream DIR"
 _NO_TARGET = f"name the target: {_TARGETS}"
 _TRAINED = frozenset({".pth", ".pt", ".ckpt", ".tlt", ".etlt"})
 _SPECS = frozenset({".yaml", ".yml"})
@@ -50,6 +50,18 @@ GpuOption = Annotated[
 MaxBatchOption = Annotated[
     int | None, Option(min=1, help="With --triton: largest batch of the server; else engine.max_batch.")
 ]
+DeepStreamOption = Annotated[
+    Path | None,
+    Option("--deepstream", metavar="DIR", help="Write a network and settings for DeepStream as this folder."),
+]
+AspectOption = Annotated[
+    bool,
+    Option("--keep-aspect", help="With --deepstream: do not stretch people; another embedding space."),
+]
+CropsOption = Annotated[
+    Path | None,
+    Option(metavar="DIR", help="With --deepstream: measure on these crops instead of rendered people."),
+]
 BackendOption = Annotated[
     str | None,
     Option(help="tensorrt: the plan of this device; onnxruntime: ONNX; the configured one by default."),
@@ -70,6 +82,9 @@ def command(
     tao: TaoOption = False,
     gpu: GpuOption = False,
     max_batch: MaxBatchOption = None,
+    deepstream: DeepStreamOption = None,
+    keep_aspect: AspectOption = False,
+    crops: CropsOption = None,
     preprocess: arguments.PreprocessOption = None,
     backend: BackendOption = None,
     precision: PrecisionOption = None,
@@ -79,10 +94,11 @@ def command(
     config: arguments.ConfigOption = None,
     as_json: arguments.JsonOption = False,
 ) -> None:
-    """Export a network, checked, to ONNX or into a model repository of a Triton server.
+    """Export a network, checked, to ONNX, into a model repository of a Triton server, or for DeepStream.
 
     A checkpoint needs PyTorch, and is compared with it to 1e-4. Any other network is exported as the agent
-    runs it: in the same precision, and for TensorRT as the same plan. More: docs/triton.md.
+    runs it: in the same precision, and for TensorRT as the same plan. More: docs/triton.md,
+    docs/deepstream.md.
     """
     from edge_agent.core.errors import ConfigError
 
@@ -90,14 +106,18 @@ def command(
     export = _Export(
         model, _notes(note or []), preprocess, engine, overwrite=overwrite, state=state, config=config
     )
-    named = [path for path in (output, triton) if path is not None]
+    named = [path for path in (output, triton, deepstream) if path is not None]
     arguments.require_folders(*named)
     if len(named) > 1:
         raise ConfigError(f"there are {len(named)} targets, and one is possible: {_TARGETS}")
     if triton is None and (tao or gpu or max_batch is not None):
         raise ConfigError("--tao, --gpu and --max-batch belong to --triton DIR")
+    if deepstream is None and (keep_aspect or crops is not None):
+        raise ConfigError("--keep-aspect and --crops belong to --deepstream DIR")
     if triton is not None:
         result, lines = _to_triton(export, triton, tao=tao, gpu=gpu)
+    elif deepstream is not None:
+        result, lines = _to_deepstream(export, deepstream, crops, keep_aspect=keep_aspect)
     elif export.trained:
         result, lines = _trained_to_onnx(export, output)
     elif output is not None:
@@ -239,6 +259,45 @@ def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _S
             f"was trained with {network.profile.name}: docs/triton.md says what that changes"
         )
     return result, lines
+
+
+def _to_deepstream(export: _Export, folder: Path, crops: Path | None, *, keep_aspect: bool) -> _Shown:
+    from dataclasses import asdict
+
+    from edge_agent.cli.embed import pictures_of
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.offline.exports.deepstream.crops import crops_of, rendered_crops
+    from edge_agent.offline.exports.deepstream.export import export_deepstream, precision_of
+    from edge_agent.offline.exports.deepstream.files import OWN
+    from edge_agent.offline.exports.folders import check_target
+
+    if export.engine["backend"] is not None:
+        raise ConfigError("--backend does not go with --deepstream, which computes on TensorRT")
+    check_target(folder, OWN, overwrite=export.overwrite)
+    paths = [] if crops is None else pictures_of(crops, ())[0]
+    network = export.network()
+    precision, scales = precision_of(network)
+    with working(f"exporting {network.graph.name}"):
+        done = export_deepstream(
+            network.prepared,
+            folder,
+            rendered_crops() if crops is None else crops_of(paths, crops),
+            precision=precision,
+            scales=scales,
+            keep_aspect=keep_aspect,
+            notes=network.notes,
+            overwrite=export.overwrite,
+        )
+    rule, other = "stretched, as the agent does", "with the aspect ratio kept"
+    if keep_aspect:
+        rule, other = "with their aspect ratio kept", "stretched"
+    lines = [
+        f"{folder}: {done.source}, profile {done.profile}, {precision.upper()}; see {folder / 'README.md'}",
+        f"embedding space {done.space} (detector.external_space): people {rule}",
+        f"cosine to the agent's embedding, {done.crops}: {done.same.least:.6f} at least for the same crop, "
+        f"{done.moved.mean:.3f} on average a pixel off, {done.padded.mean:.3f} {other}",
+    ]
+    return {"folder": str(folder), **asdict(done)}, lines
 
 
 def _written(path: Path, size: int, digest: str, dimension: int) -> str:

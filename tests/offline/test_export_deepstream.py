@@ -63,7 +63,10 @@ def deepstream_rows(folder: Path, crops: Crops) -> NDArray[np.float64]:
     """Compute from the written files alone what DeepStream computes, of unit length."""
     values = ini(folder / files.NVINFER)["property"]
     _, height, width = map(int, values["infer-dims"].split(";"))
-    scale, offsets = np.float32(values["net-scale-factor"]), np.asarray(values["offsets"].split(";"), np.float32)
+    scale, offsets = (
+        np.float32(values["net-scale-factor"]),
+        np.asarray(values["offsets"].split(";"), np.float32),
+    )
     keep = values["maintain-aspect-ratio"] == "1"
     import cv2
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.manifest import FileRecord, Manifest
+from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.engine.precision.half import kept_in_float32
 from edge_agent.offline.exports.deepstream import files
 from edge_agent.offline.exports.deepstream.arithmetic import Arithmetic, differences
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from edge_agent.engine.precision.calibration import Calibration
     from edge_agent.engine.precision.scales import Scales
     from edge_agent.offline.exports.deepstream.crops import Crops
+    from edge_agent.offline.exports.network import ExportNetwork
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +80,13 @@ class Facts:
     same: Cosines
     moved: Cosines
     padded: Cosines
+
+
+def precision_of(network: ExportNetwork) -> tuple[str, Scales | None]:
+    """Return precision and ranges for the network of an export; errors as in `choose_precision`."""
+    settings = network.settings.model_copy(update={"folder": network.engines})
+    active = current_calibration(settings, network.engines)
+    return choose_precision(network.prepared, network.settings.precision, active)
 
 
 def choose_precision(
