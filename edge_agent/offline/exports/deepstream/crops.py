@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.files import shown
-from edge_agent.core.picture_files import UnreadablePicture
-from edge_agent.core.pictures import read_picture
+from edge_agent.core.pictures import UnreadablePicture, read_picture
 
 _MOST = 1000
 """Pictures that are measured at most, evenly spaced; 1000 take about a minute on two cores."""
