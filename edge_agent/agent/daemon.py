@@ -72,7 +72,7 @@ class Agent:
     pipeline: Pipeline | None = None
     """None until the stages are open."""
     summary: Summary | None = None
-    """The figures of the run; None until all sources have ended, or the run was stopped."""
+    """The figures of the run; None until it has ended, and where it failed before a frame was processed."""
     _started: float = field(default_factory=time.monotonic)
     _initial_settings: Settings = field(init=False)
     _supervisor: Supervisor = field(init=False)
@@ -92,7 +92,8 @@ class Agent:
 
         Raises:
             EdgeAgentError: something that the agent needs is missing or broken; the message says what. Where
-                it is a source beside others, they are read to their end first, and `summary` is set.
+                it is a source beside others, they are read to their end first, and `summary` is set if
+                they gave a frame.
         """
         if not self.settings.sources:
             raise ConfigError(
@@ -109,10 +110,11 @@ class Agent:
                 finally:
                     stages.health.cameras_stopped(stages.clock.label())
             # Counted here: the publisher delivers until it is closed.
-            self.summary = replace(summary, undelivered=stages.publisher.counters.outbox_rows)
+            summary = replace(summary, undelivered=stages.publisher.counters.outbox_rows)
+            self.summary = summary if failure is None or summary.frames else None
             if failure is not None:
                 raise failure
-        return self.summary
+        return summary
 
     def add_observer(self, observer: Callable[[FrameOutcome], None]) -> None:
         """Call `observer` with every outcome, too, on the driving thread; only before the run."""

@@ -109,8 +109,9 @@ def test_sources_that_cannot_be_read(
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    code, _, reported = agent("run", "--source", path, *plain(tmp_path / "state"))
-    assert code == 1
+    report = tmp_path / "people.html"
+    code, out, reported = agent("run", "--source", path, *plain(tmp_path / "state"), "--report", report)
+    assert (code, out, report.exists()) == (1, "", False)
     assert words in one_message(reported)
     assert str(path) in one_message(reported)
 
