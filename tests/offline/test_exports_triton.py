@@ -222,7 +222,9 @@ class TestWriting:
         self, network: ExportNetwork, tmp_path: Path
     ) -> None:
         export_triton(network, tmp_path)
-        with pytest.raises(InputError, match=r"--overwrite.*Another version is not added: config.pbtxt"):
+        with pytest.raises(
+            InputError, match=r"--overwrite.* second version is not added, since config.pbtxt"
+        ):
             export_triton(network, tmp_path)
         export_triton(network, tmp_path, tao=True)  # another model of the repository
         (tmp_path / MODEL_NAME / "1" / "model.onnx").rename(tmp_path / MODEL_NAME / "1" / "model.plan")

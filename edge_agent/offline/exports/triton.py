@@ -44,7 +44,7 @@ and the model card as JSON. A server returns them with the model's configuration
 
 _QUEUE_DELAY_US = 1000
 """A request waits this long for those of other agents. An agent fills batches itself, so more only delays."""
-_CONFIG, _ONNX, _PLAN = "config.pbtxt", "1/model.onnx", "1/model.plan"
+_FILES = _CONFIG, _ONNX, _PLAN = "config.pbtxt", "1/model.onnx", "1/model.plan"
 _TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 """Triton's names of ONNX's element types FLOAT and UINT8."""
 CLIENT_PROFILE = "imagenet"
@@ -85,15 +85,13 @@ def check_repository(repository: Path, *, tao: bool, overwrite: bool) -> Path:
     if os.path.lexists(repository) and not repository.is_dir():
         raise InputError(f"{name} exists and is not a folder; name the folder of a model repository")
     folder = repository / (TAO_MODEL_NAME if tao else MODEL_NAME)
-    try:
-        check_target(folder, (_CONFIG, _ONNX, _PLAN), overwrite=overwrite)
-    except InputError as problem:
-        if "already" not in str(problem):
-            raise
+    if os.path.lexists(folder) and not overwrite:
         raise InputError(
-            f"{problem}. Another version is not added: {_CONFIG} belongs to all versions of a model, and "
-            "states the embedding space of one"
-        ) from problem
+            f"{shown(folder)} exists already: name another repository, or give --overwrite to replace it. A "
+            f"second version is not added, since {_CONFIG} belongs to all versions of a model and states the "
+            "embedding space of one"
+        )
+    check_target(folder, _FILES, overwrite=overwrite)
     return folder
 
 
@@ -139,7 +137,7 @@ def export_triton(
         write_folder(
             folder,
             {_CONFIG: text.encode(), name: data},
-            (_CONFIG, _ONNX, _PLAN),
+            _FILES,
             overwrite=overwrite,
             scratch=_scratch(repository),
         )
