@@ -40,7 +40,7 @@ from edge_agent.deliver.freshness import session_expiry_s
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
-    from edge_agent.deliver.storage import Row
+    from edge_agent.deliver.rows import Row
 
 WINDOW = 20
 """Messages without PUBACK: mosquitto's default limit, and the fastest for paho."""

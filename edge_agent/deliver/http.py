@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from edge_agent.core.serving import Stream
 from edge_agent.deliver.local import Origin
-from edge_agent.deliver.storage import numbered
+from edge_agent.deliver.rows import numbered
 
 JSON = "application/json"
 MOST_PEOPLE = 1000

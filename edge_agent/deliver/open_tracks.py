@@ -16,7 +16,7 @@ from edge_agent.core.events import Event, IdentityData, new_event
 from edge_agent.core.timing import parse_time
 
 if TYPE_CHECKING:
-    from edge_agent.deliver.storage import Row
+    from edge_agent.deliver.rows import Row
 
 RESTART = "restart"
 """Reason of the `departed` of a track whose run was killed."""

@@ -28,9 +28,11 @@ from edge_agent.core.codec import encode
 from edge_agent.core.encryption import database_key
 from edge_agent.core.events import Event, GapData, NumberRange, new_event
 from edge_agent.core.sqlite import database_errors
+from edge_agent.deliver.damaged import indicates_damage, remove_damaged
 from edge_agent.deliver.open_tracks import TrackChange, without_person
 from edge_agent.deliver.ranges import joined
-from edge_agent.deliver.storage import Row, Size, Storage, indicates_damage, remove_damaged
+from edge_agent.deliver.rows import Row, Size
+from edge_agent.deliver.storage import Storage
 from edge_agent.deliver.stored import Stored
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ from edge_agent.deliver.local import Counters, EventFile, LocalPublisher, Origin
 from edge_agent.deliver.open_tracks import PersonNow, TrackChange
 from edge_agent.deliver.outbox import Outbox
 from edge_agent.deliver.pump import Pump
-from edge_agent.deliver.storage import numbered
+from edge_agent.deliver.rows import numbered
 from edge_agent.deliver.topics import Topics
 
 if TYPE_CHECKING:

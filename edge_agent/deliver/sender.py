@@ -21,7 +21,7 @@ from edge_agent.deliver.elimination import PACKET_TOO_LARGE, Elimination
 from edge_agent.deliver.local import Counters
 from edge_agent.deliver.outbox import MAX_RANGES, Outbox
 from edge_agent.deliver.pacing import TokenBucket
-from edge_agent.deliver.storage import Row
+from edge_agent.deliver.rows import Row
 from edge_agent.deliver.topics import Topics, kind_of
 
 log = structlog.get_logger(__name__)

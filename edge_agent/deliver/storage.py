@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from edge_agent.core import sqlite
 from edge_agent.core.encryption import key_check, rewrite
 from edge_agent.core.errors import StorageError
-from edge_agent.core.sqlite import (
-    SIDE_FILES,
-    Description,
-    database_errors,
-    foreign_content,
-    is_damage,
-    remove_database,
-)
+from edge_agent.core.sqlite import Description, database_errors, foreign_content
+from edge_agent.deliver.damaged import Damaged, indicates_damage, remove_damaged, salvage, set_aside
 from edge_agent.deliver.marks import Marks, Reserve, boot_check
 from edge_agent.deliver.ranges import between, joined
+from edge_agent.deliver.rows import Row, Size
 from edge_agent.deliver.tables import LAYOUT, RULES, SCHEMA
 
 if TYPE_CHECKING:
     from edge_agent.core.delivery_settings import OutboxSettings
-    from edge_agent.deliver.open_tracks import TrackChange
 
 log = structlog.get_logger(__name__)
 
@@ -39,52 +31,8 @@ LOCK_TIMEOUT_S = 0.5
 PAGE_BYTES = 4096
 RESERVE_BYTES = 10 << 20
 """Space that is kept so that rows can be deleted on a full disk: 2.5 SQLite logs of 1000 pages."""
-KEPT_DAMAGED = 3
-"""Damaged files that are kept for inspection; the oldest are deleted."""
-_TRACEPARENT = b'"traceparent":"'
-"""Precedes all text from outside, which could contain it too; see `events.envelope`."""
-_TRACEPARENT_LENGTH = 55
-
-Size: TypeAlias = tuple[int, int, float]
-"""Of a row: `(seq, bytes, created)`."""
-
-
-class Damaged(sqlite3.DatabaseError):
-    """A check of the database found damage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One event in the outbox; `body` is the message without number, `created` an instant of the clock."""
-
-    seq: int
-    topic: str
-    body: bytes
-    created: float
-    track: TrackChange | None = None
-    """The track that it opens, changes or ends; only until it is stored."""
-
-    @property
-    def message(self) -> bytes:
-        """The message as it is sent, with its number."""
-        return numbered(self.body, self.seq)
-
-    @property
-    def traceparent(self) -> str:
-        """W3C Trace Context of the message; "" where it has none."""
-        at = self.body.find(_TRACEPARENT)
-        if at < 0:
-            return ""
-        begin = at + len(_TRACEPARENT)
-        return self.body[begin : begin + _TRACEPARENT_LENGTH].decode("ascii", "replace")
-
-
-def numbered(body: bytes, seq: int) -> bytes:
-    """Add the number to a message, a JSON object without `seq`."""
-    return b'%b,"seq":%d}' % (body[:-1], seq)
-
-
 _FORGOTTEN = "SELECT 1 FROM event WHERE seq BETWEEN ? AND ? AND topic LIKE '%/person/forgotten' LIMIT 1"
+"""Whether one of these numbers is of an event that names an erased person."""
 
 
 @dataclass(slots=True)
@@ -266,13 +214,9 @@ class Storage:
         marks, acknowledged = self.marks, self.state.acknowledged
         self.state.next_expiry = 0.0
         self._disconnect()
-        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
-        for suffix in ("", *SIDE_FILES):
-            with contextlib.suppress(FileNotFoundError):
-                self.path.with_name(self.path.name + suffix).rename(aside.with_name(aside.name + suffix))
-        for old in _damaged_files(self.path)[:-KEPT_DAMAGED]:
-            remove_database(old)
-        saved = [row for row in self._salvage() if marks.floor < row.seq <= last]
+        aside = set_aside(self.path)
+        found = salvage(self.path, self._key, LOCK_TIMEOUT_S)
+        saved = [row for row in found if marks.floor < row.seq <= last]
         self.set_aside = aside
         log.error(
             "outbox was damaged: set aside and replaced",
@@ -295,25 +239,6 @@ class Storage:
                 self.note(first, end, "corrupt")
             self.set_meta("next", self.state.next)
         self.state.gaps.update(gaps)
-
-    def _salvage(self) -> list[Row]:
-        """Return the complete rows of all files that were set aside, in ascending order.
-
-        Each file is read from both ends up to the damage.
-        """
-        saved: dict[int, Row] = {}
-        for damaged in _damaged_files(self.path):
-            for order in ("ASC", "DESC"):
-                with (
-                    contextlib.suppress(*database_errors()),
-                    contextlib.closing(
-                        sqlite.connect(damaged, key=self._key, timeout_s=LOCK_TIMEOUT_S)
-                    ) as connection,
-                ):
-                    query = f"SELECT seq, topic, body, created FROM event ORDER BY seq {order}"  # noqa: S608
-                    rows = (Row(*values) for values in connection.execute(query))
-                    saved.update((row.seq, row) for row in rows if _is_complete(row))
-        return [row for _, row in sorted(saved.items())]
 
     def require_open(self, *, last: int | None = None) -> None:
         """Create the database if a damaged one could not be replaced before; see `start_over`.
@@ -445,38 +370,8 @@ class Storage:
         self.set_meta("next", self.state.next)
 
 
-def indicates_damage(problem: Exception) -> bool:
-    """Return whether an error means that the file is damaged."""
-    return isinstance(problem, Damaged) or is_damage(problem)
-
-
-def _is_complete(row: Row) -> bool:
-    """Whether a row of a damaged file has values of the right types, and a JSON object as its body."""
-    try:
-        return (
-            isinstance(row.topic, str)
-            and isinstance(row.body, bytes)
-            and isinstance(row.created, float)
-            and isinstance(json.loads(row.body), dict)
-        )
-    except (ValueError, RecursionError):
-        return False
-
-
 def _marks_path(path: Path) -> Path:
     return path.with_name(path.name + ".marks")
-
-
-def _damaged_files(path: Path) -> list[Path]:
-    """Files of the outbox of this path that were set aside, the oldest first."""
-    found = path.parent.glob(f"{path.name}.damaged-*")
-    return sorted(one for one in found if not one.name.endswith(SIDE_FILES))
-
-
-def remove_damaged(path: Path) -> None:
-    """Delete all files of an outbox that were set aside."""
-    for damaged in _damaged_files(path):
-        remove_database(damaged)
 
 
 def rekey(path: Path, old: bytes | None, new: bytes | None) -> bool:

@@ -21,8 +21,8 @@ from edge_agent.core.events import alert_event
 from edge_agent.deliver import elimination, pump, sender
 from edge_agent.deliver.connection import ConnectionState, Sent, packet_size
 from edge_agent.deliver.elimination import BLAMED, LOSSES, NOT_BLAMED, Elimination
+from edge_agent.deliver.rows import Row
 from edge_agent.deliver.sender import Outcome
-from edge_agent.deliver.storage import Row
 from tests.deliver.deliver_fixtures import (
     Listener,
     configured_mosquitto,
