@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.fields import Time, about, entries, value
@@ -365,6 +365,10 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), 4)
 
 
+Details: TypeAlias = Mapping[str, str | float | bool | None]
+"""Of an alert, for programs."""
+
+
 def alert_event(
     kind: AlertKind,
     message: str,
@@ -372,7 +376,7 @@ def alert_event(
     severity: Literal["info", "warning", "critical"] = "warning",
     active: bool = True,
     time: float,
-    details: Mapping[str, str | float | bool | None] | None = None,
+    details: Details | None = None,
 ) -> Event:
     """Make an alert; `kind` becomes the last part of its topic."""
     data = AlertData(str(kind), severity, message, active, dict(details or {}))

@@ -5,8 +5,9 @@ A command changes the gallery, so all of its input is checked. In this order it 
 - was retained: it would run again at every connect,
 - is too large, or comes too soon after others,
 - has a verb that the settings do not allow,
-- requests its answer on a topic that is not this device's own, or not below `mqtt.response_prefix`: whoever
-  may send commands must not publish elsewhere in the name of the agent; or where it would look like an event,
+- requests its answer on a topic that is neither below this device's own nor below `mqtt.response_prefix` (a
+  sender of commands must not publish elsewhere in the name of the agent), or on one of events, states or
+  commands,
 - is not a JSON object with the keys of its verb, and no others,
 - is not fresh (`freshness`),
 - has the transaction of another command of the last minutes.

@@ -9,7 +9,6 @@ connection disappears with its client. The callbacks only collect what happened;
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import select
 import socket
@@ -36,6 +35,7 @@ from edge_agent.core.mqtt import (
     tls_reason,
 )
 from edge_agent.deliver.freshness import session_expiry_s
+from edge_agent.deliver.packets import CLOUDEVENTS_JSON, MessageOptions, PackedProperties, packet_size
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -53,14 +53,10 @@ MAXIMUM_PACKET = 1 << 20
 WILL_DELAY_S = 5
 """How long the broker waits before it publishes the will."""
 CONNECT_BYTES = 1000
-"""More than CONNECT has, with the will and a login; a broker with a lower limit may hang up at it."""
+"""More than CONNECT has, with the will and a login; with a lower limit a broker may close the connection."""
 CLOSED = "the connection broke"
 QOS_0_PASSED_S = 5.0
 """A message with QoS 0 has passed when the connection lasts this long after it."""
-CLOUDEVENTS_JSON = "application/cloudevents+json"
-_TRACEPARENT = b"\x26\x00\x0btraceparent\x00\x37"
-"""User property `traceparent` (MQTT 5, section 2.2.2) up to its value, which has 55 characters."""
-_TRACEPARENT_LENGTH = 55
 
 
 class ConnectionState(Enum):
@@ -78,19 +74,6 @@ class ConnectionState(Enum):
     """The broker refuses the login, certificate or protocol: the wait is long."""
     STOPPED = "stopped"
     """Closed on purpose."""
-
-
-@dataclass(frozen=True, slots=True)
-class MessageOptions:
-    """Properties of a message in MQTT 5; 3.1.1 has none."""
-
-    schema: str = ""
-    """User property `schema`, "" for none."""
-    expiry_s: int | None = None
-    """The broker drops the message after this time; None for never."""
-    correlation: bytes | None = None
-    """Correlation data of the command that the message answers."""
-    content_type: str = CLOUDEVENTS_JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +175,7 @@ class Connection:
         self._window = WINDOW
         self.unsettled: dict[int, Sent] = {}
         """Messages without PUBACK by number, the oldest first; the owner clears it after a loss."""
-        self.maximum_packet: int | None = None
+        self._announced_maximum: int | None = None
         """Largest packet in bytes that the broker announced; None for no limit."""
         self.assumed_maximum: int | None = None
         """The same, as its owner has found out."""
@@ -318,14 +301,12 @@ class Connection:
         """
         if self._client is None:
             raise BrokerUnreachable(f"broker {self._broker.url}: not connected")
-        packed: Any = (
-            _PackedProperties(options, traceparent) if self._broker.settings.version == "5" else None
-        )
+        packed: Any = PackedProperties(options, traceparent) if self._broker.settings.version == "5" else None
         sent.is_plain = qos == 0
         sent.size = packet_size(sent.topic, len(payload), packed.pack() if packed else b"", qos)
-        for limit in (self.maximum_packet, self.assumed_maximum):
-            if limit is not None and sent.size > limit:
-                raise MessageTooLarge(f"{sent.size} bytes; the broker takes at most {limit}")
+        limit = self.packet_limit
+        if limit is not None and sent.size > limit:
+            raise MessageTooLarge(f"{sent.size} bytes; the broker takes at most {limit}")
         retain = retain and self._can_retain
         info = self._client.publish(sent.topic, payload, qos, retain, packed)
         if info.rc != 0:
@@ -337,6 +318,12 @@ class Connection:
             self._note_passed()
             self._last_plain = sent
         return info.mid
+
+    @property
+    def packet_limit(self) -> int | None:
+        """Largest packet in bytes that the broker takes, as far as is known; None for no limit."""
+        known = [one for one in (self._announced_maximum, self.assumed_maximum) if one is not None]
+        return min(known, default=None)
 
     @property
     def in_doubt(self) -> list[Sent]:
@@ -417,7 +404,7 @@ class Connection:
         self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", None) or WINDOW)
         self._maximum_qos = getattr(properties, "MaximumQoS", 1)
         self._can_retain = bool(getattr(properties, "RetainAvailable", 1))
-        self.maximum_packet = getattr(properties, "MaximumPacketSize", None)
+        self._announced_maximum = getattr(properties, "MaximumPacketSize", None)
 
     def _on_disconnect(self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         if flags.is_disconnect_packet_from_server:
@@ -449,45 +436,3 @@ class Connection:
         if "failed to receive on socket" in text or "failed to send" in text:
             named = re.search(r"\[SSL: (\w+)\]", text)  # else it has the position in the source
             self._trouble = named[1] if named else text.partition(": ")[2]
-
-
-def packet_size(topic: str, payload: int, packed_properties: bytes, qos: int) -> int:
-    """Return the bytes of a PUBLISH (MQTT 5, section 3.3); `payload` is the length of the payload."""
-    named = len(topic) if topic.isascii() else len(topic.encode())
-    rest = 2 + named + (2 if qos else 0) + len(packed_properties) + payload
-    return 1 + (1 + (rest > 0x7F) + (rest > 0x3FFF) + (rest > 0x1FFFFF)) + rest
-
-
-class _PackedProperties:
-    """Packed properties of a PUBLISH; paho calls only `pack`."""
-
-    __slots__ = ("_body",)
-
-    def __init__(self, options: MessageOptions, traceparent: str) -> None:
-        packed = _packed(options, traced=bool(traceparent))
-        self._body = packed + traceparent.encode() if traceparent else packed
-
-    def pack(self) -> bytes:
-        """Return the properties as they appear in the packet."""
-        return self._body
-
-
-@functools.lru_cache(maxsize=64)  # packing with paho takes longer than sending
-def _packed(options: MessageOptions, *, traced: bool) -> bytes:
-    """Properties of a PUBLISH with their length; where `traced`, only the value of `traceparent` lacks."""
-    from paho.mqtt.properties import VariableByteIntegers
-
-    made = properties("PUBLISH", ContentType=options.content_type, PayloadFormatIndicator=1)
-    if options.schema:
-        made.UserProperty = ("schema", options.schema)
-    if options.expiry_s is not None:
-        made.MessageExpiryInterval = options.expiry_s
-    if options.correlation is not None:
-        made.CorrelationData = options.correlation
-    whole: bytes = made.pack()
-    length, skip = VariableByteIntegers.decode(whole)  # type: ignore[no-untyped-call]
-    if not traced:
-        return whole
-    length += len(_TRACEPARENT) + _TRACEPARENT_LENGTH
-    head: bytes = VariableByteIntegers.encode(length)  # type: ignore[no-untyped-call]
-    return head + whole[skip:] + _TRACEPARENT

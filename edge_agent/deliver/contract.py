@@ -19,8 +19,8 @@ from edge_agent.core.alerts import alerts_table
 from edge_agent.core.codec import command_schema, data_schema, envelope_schema
 from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES
 from edge_agent.core.manifest import write_atomic
-from edge_agent.deliver.connection import CLOUDEVENTS_JSON
 from edge_agent.deliver.openapi import openapi
+from edge_agent.deliver.packets import CLOUDEVENTS_JSON
 from edge_agent.deliver.topics import PREFIX
 
 VERSION = "1.1.0"

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterable, Sequence
 
-from edge_agent.deliver.connection import Sent
+from edge_agent.deliver.connection import Connection, Sent
 
 LOSSES = 3
 """Losses of the connection, without a reason, after which the message that was alone is the cause."""
@@ -53,6 +53,10 @@ class Elimination:
     def careful(self) -> bool:
         """Whether messages are sent one by one."""
         return bool(self._doubted)
+
+    def room(self, connection: Connection) -> int:
+        """Return how many more messages may be sent now."""
+        return 1 - len(connection.in_doubt) if self.careful else connection.room
 
     @property
     def suspects(self) -> frozenset[Hashable]:

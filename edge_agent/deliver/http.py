@@ -46,15 +46,15 @@ class Api:
     """Answers the requests; called on the thread of the server, which must not wait.
 
     Args:
-        stored: returns the events of the outbox with numbers above the first and up to the second: the number
-            and the message without it.
-        people: returns the identities with numbers above the first, at most as many as the second says.
+        stored: `(above, last, most)` returns the first `most` events of the outbox with numbers above `above`
+            and up to `last`: the number, and the message without it.
+        people: `(above, most)` returns the first `most` identities with numbers above `above`.
         status: returns the status document.
     """
 
     token: str
     origin: Origin
-    stored: Callable[[int, int], list[tuple[int, bytes]]]
+    stored: Callable[[int, int, int], list[tuple[int, bytes]]]
     people: Callable[[int, int], list[dict[str, Any]]]
     status: Callable[[], Mapping[str, Any]]
 
@@ -114,7 +114,7 @@ class Follower:
     """The events after `position`, in the order of their numbers; numbers that are not kept are stated."""
 
     origin: Origin
-    stored: Callable[[int, int], list[tuple[int, bytes]]]
+    stored: Callable[[int, int, int], list[tuple[int, bytes]]]
     position: int
 
     def more(self) -> bytes:
@@ -124,7 +124,7 @@ class Follower:
             return self._missed(1, recent.last) if recent.last else b""
         base, found = recent.after(self.position, BATCH)
         if self.position < base:
-            rows = self.stored(self.position, base)[:BATCH]
+            rows = self.stored(self.position, base, BATCH)
             found = [(seq, numbered(body, seq)) for seq, body in rows]
             if len(found) < BATCH:
                 kept = self._events(found)

@@ -138,7 +138,7 @@ class Origin:
     def record(self, seq: int, message: bytes, event: Event | None = None) -> None:
         """Note a numbered message, and copy it to the events file. The caller holds `lock`.
 
-        `event` is that of the message, None where it says nothing about who is present.
+        `event` is that of the message, None where it changes nothing about who is present.
         """
         if event is not None:
             self.presence.apply(event, seq)
@@ -196,7 +196,7 @@ class LocalPublisher:
     def send_telemetry(self, data: TelemetryData) -> None:
         """Has no effect."""
 
-    def stored(self, seq: int, last: int) -> list[tuple[int, bytes]]:  # noqa: ARG002 - as Publisher has it
+    def stored(self, seq: int, last: int, most: int) -> list[tuple[int, bytes]]:  # noqa: ARG002 - as Publisher has it
         """Return nothing: there is no outbox."""
         return []
 

@@ -73,16 +73,14 @@ def openapi(version: str) -> dict[str, Any]:
         "security": [{"token": []}],
         "paths": {
             "/events": {"get": _events()},
-            "/present": {"get": _get("present", "Everyone in view: the `present` message.", _present())},
+            "/present": {
+                "get": _get("present", "Everyone in view: the `present` message.", envelope_schema("present"))
+            },
             "/people": {"get": _people()},
             "/status": {"get": _get("status", "State of the agent.", _STATUS)},
         },
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     }
-
-
-def _present() -> dict[str, Any]:
-    return envelope_schema("present")
 
 
 def _get(name: str, summary: str, schema: dict[str, Any]) -> dict[str, Any]:

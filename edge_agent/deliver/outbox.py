@@ -13,7 +13,6 @@ and changes the files.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from edge_agent.core.events import Event, GapData, NumberRange, new_event
 from edge_agent.core.sqlite import database_errors
 from edge_agent.deliver.damaged import indicates_damage, remove_damaged
 from edge_agent.deliver.open_tracks import TrackChange, without_person
+from edge_agent.deliver.parked import Parked
 from edge_agent.deliver.ranges import joined
 from edge_agent.deliver.rows import Row, Size
 from edge_agent.deliver.storage import Storage
@@ -45,8 +45,6 @@ OUTBOX_FILE = "outbox.db"
 """Inside the state folder."""
 MAX_RANGES = 500
 """Number ranges in one gap event, which keeps it below 30 kB."""
-MAX_PARKED = 1000
-"""Refused events that are kept; the oldest are deleted. A gap event named them when they were parked."""
 EXPIRY_INTERVAL_S = 1.0
 """How often rows are checked for their age."""
 EXPIRY_BATCH = 10_000
@@ -102,6 +100,7 @@ class Outbox:
         self._storage = Storage(Path(path), settings, key)
         self.stored = Stored(self._storage)
         """What is in it, to read."""
+        self.parked = Parked(self._storage)
         self._lock = self._storage.lock
         self._failing = False
 
@@ -342,49 +341,6 @@ class Outbox:
         """
         self._storage.marks.sync_reserved()
 
-    def park(self, seq: int, reason: str) -> None:
-        """Set aside an event that the broker refuses, and record its number for a gap event.
-
-        A gap event is not kept: the numbers that it names are recorded again.
-        """
-        storage = self._storage
-        with storage.locked():
-            with storage.transaction() as execute:
-                if seq in storage.state.gaps:
-                    _take_back(storage, seq)
-                else:
-                    execute(
-                        "INSERT OR REPLACE INTO parked"
-                        " SELECT seq, topic, body, created, ? FROM event WHERE seq = ?",
-                        (reason, seq),
-                    )
-                rows = execute(
-                    "SELECT seq, length(body), created FROM event WHERE seq = ?", (seq,)
-                ).fetchall()
-                storage.drop(rows, "rejected")
-                execute(
-                    "DELETE FROM parked WHERE seq IN"
-                    " (SELECT seq FROM parked ORDER BY seq DESC LIMIT -1 OFFSET ?)",
-                    (MAX_PARKED,),
-                )
-                storage.state.parked = storage.value("SELECT count(*) FROM parked")
-            storage.state.sending.pop(seq, None)
-            storage.state.gaps.discard(seq)
-
-    def requeue_parked(self) -> int:
-        """Move parked events back into the queue, with their numbers; return how many."""
-        if not self._storage.state.parked:
-            return 0  # without a write, which fails on a full disk
-        with self._storage.changed() as execute:
-            state = self._storage.state
-            count, size = execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM parked").fetchone()
-            execute("INSERT INTO event SELECT seq, topic, body, created, 0 FROM parked")
-            execute("DELETE FROM parked")
-            state.rows += count
-            state.bytes += size
-            state.parked = state.cursor = 0
-            return int(count)
-
     def drop_older(self, topic: str, before: float, reason: str) -> None:
         """Drop the rows of a topic that are older and not being sent."""
         with self._storage.changed() as execute:
@@ -468,15 +424,6 @@ def _adopt_clock(storage: Storage, clock: Clock) -> None:
             execute("UPDATE event SET created = ?", (clock.now(),))
             execute("UPDATE parked SET created = ?", (clock.now(),))
             storage.set_meta("clock", axis)
-
-
-def _take_back(storage: Storage, seq: int) -> None:
-    """Record the numbers that a gap event names again."""
-    body = storage.value("SELECT body FROM event WHERE seq = ?", seq)
-    if body is not None:
-        data = json.loads(body)["data"]
-        for one in data["ranges"]:
-            storage.note(one["first"], one["last"], data["reason"])
 
 
 def _containing(

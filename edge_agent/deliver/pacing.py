@@ -1,4 +1,4 @@
-"""Waits and rates: back-off between attempts to connect, after a conflict of ids too, and a token bucket."""
+"""Waits and rates: back-off between attempts to connect, and a token bucket."""
 
 from __future__ import annotations
 
@@ -30,61 +30,6 @@ class Backoff:
         self._failures = min(self._failures + 1, 30)
         bound = max(bound, REFUSED_WAIT_S) if refused else bound
         return bound * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-
-
-CONFLICT_WAIT_S = 30.0
-LONGEST_CONFLICT_WAIT_S = 900.0
-CONFLICT_OVER_S = 1800.0
-"""A connection that lasts this long ends a conflict: longer than the other client waits."""
-EARLY_S = 90.0
-"""A connection that is closed within this time may have been closed for another client with its id."""
-EARLY_LOSSES = 4
-"""So many such losses in a row, without any other sign of a fault, mean another client with the same id; more
-than `elimination` needs to find a message with QoS 0 at which the broker hangs up.
-"""
-
-
-class Conflict:
-    """Recognises another client with the same id, and says how long to leave the broker to it.
-
-    A broker closes a connection when another client with the same id connects. With MQTT 5 it gives the
-    reason 142, otherwise none. Each client then connects again: so both wait longer each time.
-    """
-
-    def __init__(self) -> None:
-        self._early = 0
-        self.count = 0
-        """Losses for this reason."""
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there is another client with the same id, as far as is known."""
-        return self.count > 0
-
-    def lost(self, lasted_s: float, *, taken_over: bool, unexplained: bool) -> float | None:
-        """Handle the loss of a working connection; return the seconds to wait, None without a conflict.
-
-        `taken_over`: the broker has given that reason; `unexplained`: it closed the connection without any,
-        and no message waited for its acknowledgement.
-        """
-        self.connected_for(lasted_s)
-        self._early = self._early + 1 if unexplained and lasted_s < EARLY_S else 0
-        if not taken_over and self._early < (1 if self.is_known else EARLY_LOSSES):
-            return None
-        self.count += 1
-        bound = min(CONFLICT_WAIT_S * 2.0 ** min(self.count - 1, 30), LONGEST_CONFLICT_WAIT_S)
-        return bound * random.uniform(0.5, 1.0)  # noqa: S311 - both clients must not wait equally long
-
-    def not_connected(self) -> None:
-        """Handle a failed attempt to connect: the losses before it had another reason."""
-        self._early = 0
-
-    def connected_for(self, seconds: float) -> bool:
-        """Handle a connection that lasts so long; return True when it ends a known conflict."""
-        if not self.is_known or seconds < CONFLICT_OVER_S:
-            return False
-        self.count = self._early = 0
-        return True
 
 
 class TokenBucket:

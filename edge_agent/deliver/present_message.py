@@ -38,10 +38,9 @@ class PresentMessage:
         """Return the message, without the tracks with the oldest events where it would be too large."""
         connection, presence = self._connection, self._origin.presence
         self._made_at, self._changes = time.monotonic(), presence.changes
-        limits = [one for one in (connection.maximum_packet, connection.assumed_maximum) if one is not None]
-        data = presence.snapshot()
+        limit, data = connection.packet_limit, presence.snapshot()
         message, most = self._origin.message("present", data), len(data.people)
-        while limits and most and len(message) + _BESIDES > min(limits):
-            most = max(0, min(most - 1, most * (min(limits) - _BESIDES) // len(message)))
+        while limit is not None and most and len(message) + _BESIDES > limit:
+            most = max(0, min(most - 1, most * (limit - _BESIDES) // len(message)))
             message = self._origin.message("present", presence.snapshot(most))
         return message

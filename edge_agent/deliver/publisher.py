@@ -112,7 +112,8 @@ class Publisher:
         self._settings = settings
         self._known = known
         self._commands = commands
-        self._origin = origin
+        self.origin = origin
+        """What this run has published."""
         self._topics = origin.topics
         self._broker = BrokerSettings.of(settings)
         self._outbox = outbox
@@ -126,10 +127,10 @@ class Publisher:
     def __enter__(self) -> Publisher:
         if self._outbox.set_aside is not None:
             text = f"the outbox was damaged; see {self._outbox.set_aside}"
-            self.publish(alert_event(AlertKind.OUTBOX_DAMAGED, text, time=self._origin.clock.label()))
+            self.publish(alert_event(AlertKind.OUTBOX_DAMAGED, text, time=self.origin.clock.label()))
         self._end_former_tracks()
         try:
-            self._outbox.requeue_parked()
+            self._outbox.parked.requeue()
         except StorageError as problem:  # a full disk must not prevent the start
             log.warning("events that the broker refused stay parked until the next start", error=str(problem))
         if self._broker.password is not None and not self._broker.tls and not self._broker.is_loopback:
@@ -151,23 +152,23 @@ class Publisher:
         Where the disk fails, the event is lost, but its number is recorded, and a gap event will name it.
         Returns the event's number.
         """
-        stamped = self._origin.stamp(event)
+        stamped = self.origin.stamp(event)
         topic = self._topics.of(stamped)
         message = encode(replace(stamped, seq=None))
-        with self._origin.lock:  # the events file has the events in the order of their numbers, too
+        with self.origin.lock:  # the events file has the events in the order of their numbers, too
             self._pump.counters.published += 1
             try:
                 seq = self._outbox.append(message, topic, TrackChange.of(stamped))
             except StorageError:  # the outbox has logged it, once
                 self._pump.counters.unwritten += 1
                 seq = self._outbox.last_number
-            self._origin.record(seq, numbered(message, seq), stamped)
+            self.origin.record(seq, numbered(message, seq), stamped)
         self._pump.wake.signal()
         return seq
 
     def _end_former_tracks(self) -> None:
         """Publish `departed` for the tracks that were open when a former run ended without a stop."""
-        outbox, origin = self._outbox, self._origin
+        outbox, origin = self._outbox, self.origin
         with origin.lock:
             origin.begin(outbox.last_number)
             try:
@@ -187,13 +188,13 @@ class Publisher:
             before = self._status
             if before is not None and before[:2] == (state, reason):
                 return
-            since = before[2] if before is not None and before[0] == state else self._origin.clock.label()
+            since = before[2] if before is not None and before[0] == state else self.origin.clock.label()
             self._status = (state, reason, since)
-        self.set_retained(self._topics.status, self._origin.status(state, reason, since))
+        self.set_retained(self._topics.status, self.origin.status(state, reason, since))
 
     def set_camera_status(self, status: SourceStatus) -> None:
         """Publish the state of a camera, retained."""
-        message = encode(self._origin.stamp(camera_status_event(status)))
+        message = encode(self.origin.stamp(camera_status_event(status)))
         self.set_retained(self._topics.camera_status(status.camera), message)
 
     def set_retained(self, topic: str, payload: bytes) -> None:
@@ -203,7 +204,7 @@ class Publisher:
 
     def send_telemetry(self, data: TelemetryData) -> None:
         """Send telemetry once, if there is a connection; it replaces telemetry that still waits."""
-        message = self._origin.message("telemetry", data)
+        message = self.origin.message("telemetry", data)
         self._pump.unnumbered.set_telemetry(message, connected=self._pump.connection.is_open)
         self._pump.wake.signal()
 
@@ -225,14 +226,9 @@ class Publisher:
                 events.drained.wait(min(left, 0.5))
         return self._is_drained
 
-    @property
-    def origin(self) -> Origin:
-        """What this run has published."""
-        return self._origin
-
-    def stored(self, seq: int, last: int) -> list[tuple[int, bytes]]:
-        """Return events that wait, with numbers above `seq` and up to `last`: see `outbox.Stored.between`."""
-        return self._outbox.stored.between(seq, last)
+    def stored(self, seq: int, last: int, most: int) -> list[tuple[int, bytes]]:
+        """Return the first events that wait, above `seq` and up to `last`: see `Stored.between`."""
+        return self._outbox.stored.between(seq, last, most)
 
     @property
     def _is_drained(self) -> bool:

@@ -20,16 +20,18 @@ from edge_agent.core.errors import (
     MessageTooLarge,
     StorageError,
 )
-from edge_agent.core.events import Event, InfoData, alert_event
+from edge_agent.core.events import Details, Event, InfoData, alert_event
 from edge_agent.core.heartbeat import HeartbeatState
 from edge_agent.core.mqtt import BrokerSettings
-from edge_agent.deliver.connection import Answer, Connection, ConnectionState, MessageOptions, Sent, WakePipe
-from edge_agent.deliver.elimination import PACKET_TOO_LARGE, TAKEN_OVER, Elimination
+from edge_agent.deliver.conflict import ConflictWatch
+from edge_agent.deliver.connection import Answer, Connection, ConnectionState, Sent, WakePipe
+from edge_agent.deliver.elimination import PACKET_TOO_LARGE, Elimination
 from edge_agent.deliver.local import Counters, Origin
 from edge_agent.deliver.outbox import Outbox
-from edge_agent.deliver.pacing import Backoff, Conflict
+from edge_agent.deliver.pacing import Backoff
+from edge_agent.deliver.packets import MessageOptions
 from edge_agent.deliver.present_message import PresentMessage
-from edge_agent.deliver.sender import IDLE_S, REFUSED, RETRY_S, Details, EventSender, Outcome, Refusals
+from edge_agent.deliver.sender import IDLE_S, REFUSED, RETRY_S, EventSender, Outcome, Refusals
 from edge_agent.deliver.topics import kind_of
 from edge_agent.deliver.unnumbered import UnnumberedMessages
 
@@ -89,9 +91,8 @@ class Pump:
         will = (topics.status, origin.status("offline", "connection lost"))
         self.connection = Connection(broker, client_id=client_id, will=will, wake=self.wake)
         self._present = PresentMessage(origin, self.connection, self.unnumbered)
-        self._client_id = client_id
         self._publish = publish
-        self._conflict = Conflict()
+        self._conflict = ConflictWatch(broker, client_id, self._alert)
         self._refusals = Refusals(topics, self._alert)
         self._elimination = Elimination()
         self.events = EventSender(
@@ -133,8 +134,8 @@ class Pump:
     @property
     def trouble(self) -> str:
         """Why the agent is degraded: a client with its id, a broker that is silent or refuses; or ""."""
-        if self._conflict.is_known:
-            return self._conflict_text
+        if conflict := self._conflict.text:
+            return conflict
         since = self._silent_since
         if since is not None and time.monotonic() - since > SILENT_S:
             return self._problem or f"broker {self._broker.url} acknowledges nothing"
@@ -199,7 +200,10 @@ class Pump:
         refused = isinstance(problem, BrokerRefused)
         conflict_s = None
         if isinstance(problem, DeliveryError) and not self._eliminate():
-            conflict_s = self._look_for_conflict()
+            if self.state is ConnectionState.CONNECTED:
+                conflict_s = self._conflict.lost(self.connection, time.monotonic() - self._connected_at)
+            else:
+                self._conflict.not_connected()
         self.connection.close()
         self._reset()
         if self._silent_since is None:
@@ -208,7 +212,7 @@ class Pump:
             self._backoff.reset()
         wait = self._backoff.next_wait(refused=refused)
         if conflict_s is not None:
-            wait, problem = conflict_s, BrokerUnreachable(self._conflict_text)
+            wait, problem = conflict_s, BrokerUnreachable(self._conflict.text)
         self._next_attempt = time.monotonic() + wait
         self.state = ConnectionState.REFUSED if refused else ConnectionState.WAITING
         self._problem = str(problem)
@@ -233,36 +237,6 @@ class Pump:
             self._drop(found, PACKET_TOO_LARGE if code is None else code, reason)
         connection.forget(found)
         return True
-
-    def _look_for_conflict(self) -> float | None:
-        """Return how long to wait because of another client with the same id; None without one."""
-        connection = self.connection
-        if self.state is not ConnectionState.CONNECTED:
-            self._conflict.not_connected()
-            return None
-        known = self._conflict.is_known
-        wait_s = self._conflict.lost(
-            time.monotonic() - self._connected_at,
-            taken_over=connection.loss_code == TAKEN_OVER,
-            unexplained=connection.was_closed and not connection.unsettled,
-        )
-        if wait_s is not None and not known:
-            log.warning(
-                "another client has the id of this agent", broker=self._broker.url, id=self._client_id
-            )
-            self._alert_conflict(self._conflict_text, active=True)
-        return wait_s
-
-    @property
-    def _conflict_text(self) -> str:
-        return (
-            f"another client with the id {self._client_id} takes the connection to broker {self._broker.url}:"
-            " probably another agent with the same mqtt.site and mqtt.device, as after copying a disk; give"
-            " each its own"
-        )
-
-    def _alert_conflict(self, text: str, *, active: bool) -> None:
-        self._alert(AlertKind.CLIENT_ID_CONFLICT, text, {"client_id": self._client_id}, active=active)
 
     def _alert(self, kind: AlertKind, text: str, details: Details, *, active: bool = True) -> None:
         label = self._origin.clock.label()
@@ -304,19 +278,12 @@ class Pump:
         if not self.unnumbered.has_retained or (self._elimination.careful and not connection.has_acks):
             idle = self.events.send()
         else:
-            idle = 0.0 if self._room > 0 else IDLE_S
+            idle = 0.0 if self._elimination.room(connection) > 0 else IDLE_S
         if not connection.unsettled and self._outbox.is_empty and not self.unnumbered.has_retained:
             self._elimination.end()
         self.events.delete_acknowledged()
         self.events.read_ahead()
         self._wait = min(idle, self._do_upkeep())
-
-    @property
-    def _room(self) -> int:
-        """How many more messages may be sent now."""
-        if self._elimination.careful:
-            return 1 - len(self.connection.in_doubt)
-        return self.connection.room
 
     def _settle(self, acks: list[tuple[Sent, int]]) -> None:
         for sent, code in acks:
@@ -343,16 +310,17 @@ class Pump:
 
     def _send_unnumbered(self) -> None:
         self._present.queue()
+        connection, room = self.connection, self._elimination.room
         now, suspects = time.monotonic(), self._elimination.suspects
-        while self._room > 0 and (retained := self.unnumbered.next_retained(last=suspects)) is not None:
+        while room(connection) > 0 and (retained := self.unnumbered.next_retained(last=suspects)) is not None:
             topic, message = retained
             if not self._refusals.forbids(topic):
                 options = _RETAINED_OPTIONS.get(kind_of(topic), _PLAIN_JSON)
                 self._send(Sent(now, topic), message, options, retain=True)
-        while self._room > 0 and (answer := self.unnumbered.next_answer()) is not None:
+        while room(connection) > 0 and (answer := self.unnumbered.next_answer()) is not None:
             sent = Sent(now, answer.topic, answer=answer)
             try:
-                self.connection.publish(sent, answer.payload, answer.options)
+                connection.publish(sent, answer.payload, answer.options)
             except MessageTooLarge:
                 self._send(sent, answer.short, answer.options)
         topic = self._topics.telemetry
@@ -378,8 +346,8 @@ class Pump:
         if now < self._next_upkeep:
             return self._next_upkeep - now
         self._next_upkeep = now + FLUSH_AFTER_S
-        if self.connection.is_open and self._conflict.connected_for(now - self._connected_at):
-            self._alert_conflict("no other client has taken the connection for a while", active=False)
+        if self.connection.is_open:
+            self._conflict.connected_for(now - self._connected_at)
         self._outbox.flush()
         self._outbox.sync_marks()
         topic = self._topics.gap

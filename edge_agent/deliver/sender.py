@@ -7,20 +7,21 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
-from typing import TypeAlias
 
 import structlog
 
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import schema_urn
 from edge_agent.core.errors import MessageTooLarge
-from edge_agent.deliver.connection import WINDOW, Connection, MessageOptions, Sent
+from edge_agent.core.events import Details
+from edge_agent.deliver.connection import WINDOW, Connection, Sent
 from edge_agent.deliver.elimination import PACKET_TOO_LARGE, Elimination
 from edge_agent.deliver.local import Counters
 from edge_agent.deliver.outbox import MAX_RANGES, Outbox
 from edge_agent.deliver.pacing import TokenBucket
+from edge_agent.deliver.packets import MessageOptions
 from edge_agent.deliver.rows import Row
 from edge_agent.deliver.topics import Topics, kind_of
 
@@ -55,7 +56,9 @@ ATTEMPTS = 10
 REFUSED = 128
 """The lowest reason code of a PUBACK that refuses the message."""
 NOT_AUTHORISED = 135
-_QUOTA_EXCEEDED = 151
+_NO_CAUSE = frozenset({128, 131})
+"""Codes that name no cause."""
+_RETRIED = _NO_CAUSE | {145, 151}
 _REASONS = {
     128: "unspecified error",
     131: "implementation specific error",
@@ -67,13 +70,9 @@ _REASONS = {
     153: "payload format invalid",
 }
 _ADVICE = {
-    135: "check its access list, then restart the agent",
-    149: "raise its limit of packet or message size, then restart the agent",
+    NOT_AUTHORISED: "check its access list, then restart the agent",
+    PACKET_TOO_LARGE: "raise its limit of packet or message size, then restart the agent",
 }
-
-
-Details: TypeAlias = Mapping[str, str | float | bool | None]
-"""Of an alert."""
 
 
 class Outcome(Enum):
@@ -96,7 +95,7 @@ class Outcome(Enum):
             return Outcome.NO_SUBSCRIBER
         if code < REFUSED:
             return Outcome.TAKEN
-        return Outcome.RETRY if code in (128, 131, 145, _QUOTA_EXCEEDED) else Outcome.REJECTED
+        return Outcome.RETRY if code in _RETRIED else Outcome.REJECTED
 
 
 def reason_text(code: int) -> str:
@@ -215,10 +214,8 @@ class EventSender:
     def send(self) -> float:
         """Send as much as there is room for; return the seconds until there may be more to send."""
         idle = self._probe_quiet_topics()
-        room = self._connection.room
-        if self._elimination.careful:
-            room = min(room, 1 - len(self._connection.in_doubt))
-        elif self._probing:
+        room = self._elimination.room(self._connection)
+        if self._probing:
             room = min(room, 1 - len(self._connection.unsettled))
         now = time.monotonic()
         while room > 0:
@@ -313,7 +310,7 @@ class EventSender:
         if kind_of(row.topic) == "gap":
             self._reject_gap(row, code)
         else:
-            self._outbox.park(row.seq, f"{code}: {reason or reason_text(code)}")
+            self._outbox.parked.add(row.seq, f"{code}: {reason or reason_text(code)}")
         self._refusals.report(row.topic, code, reason, seq=row.seq)
 
     def _reject_gap(self, row: Row, code: int) -> None:
@@ -323,7 +320,7 @@ class EventSender:
         """
         if code != NOT_AUTHORISED and self._gap_ranges > 1:
             self._gap_ranges //= 2
-            self._outbox.park(row.seq, f"{code}: {reason_text(code)}")
+            self._outbox.parked.add(row.seq, f"{code}: {reason_text(code)}")
         else:
             self._refusals.forbid(row.topic)
             self._outbox.release([row.seq])
@@ -337,7 +334,7 @@ class EventSender:
     def _retry(self, row: Row, code: int) -> None:
         """Keep the event, try its topic again later, and let the other topics pass it."""
         self._attempts[row.seq] = self._attempts.get(row.seq, 0) + 1
-        if code in (128, 131) and self._attempts[row.seq] >= ATTEMPTS:
+        if code in _NO_CAUSE and self._attempts[row.seq] >= ATTEMPTS:
             self.reject(row, code)
             return
         self._refusals.report(row.topic, code, seq=row.seq)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from edge_agent.deliver.open_tracks import OpenTrack, open_tracks
 from edge_agent.deliver.storage import Storage
 
-MOST_ROWS = 200
-"""Events that one call returns."""
-
 
 class Stored:
     """Reads the open outbox."""
@@ -15,11 +12,11 @@ class Stored:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    def between(self, seq: int, last: int) -> list[tuple[int, bytes]]:
-        """Return the first numbers and messages, without their numbers, above `seq` and up to `last`."""
+    def between(self, seq: int, last: int, most: int) -> list[tuple[int, bytes]]:
+        """Return the first `most` numbers above `seq`, up to `last`, and their messages without number."""
         query = "SELECT seq, body FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
         with self._storage.locked():
-            return self._storage.connection.execute(query, (seq, last, MOST_ROWS)).fetchall()
+            return self._storage.connection.execute(query, (seq, last, most)).fetchall()
 
     def open_tracks(self) -> list[OpenTrack]:
         """Return the tracks that are open by the events so far, in the order of their first events."""

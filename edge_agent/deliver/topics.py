@@ -21,12 +21,11 @@ import re
 from dataclasses import dataclass, field
 
 from edge_agent.core.errors import ConfigError
-from edge_agent.core.events import Event
+from edge_agent.core.events import DATA_TYPES, Event
 
 PREFIX = "edge/v1"
-_FIRST_LEVELS = frozenset(
-    {"status", "info", "telemetry", "camera", "identity", "person", "present", "gap", "alert"}
-)
+_FIRST_LEVELS = frozenset(DATA_TYPES) - {"command-result"}
+"""First levels of the topics of events and states."""
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 

@@ -1,4 +1,4 @@
-"""Limits of the broker: packets and messages that it does not take, and messages at which it hangs up."""
+"""Limits of the broker: what it does not take, and messages at which it closes the connection."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.events import alert_event
-from edge_agent.deliver import elimination, pump, sender
-from edge_agent.deliver.connection import ConnectionState, Sent, packet_size
+from edge_agent.deliver import conflict, elimination, pump, sender
+from edge_agent.deliver.connection import ConnectionState, Sent
 from edge_agent.deliver.elimination import BLAMED, LOSSES, NOT_BLAMED, Elimination
+from edge_agent.deliver.packets import packet_size
 from edge_agent.deliver.rows import Row
 from edge_agent.deliver.sender import Outcome
 from tests.deliver.deliver_fixtures import (
@@ -30,8 +31,10 @@ from tests.deliver.deliver_fixtures import (
     named,
     outbox_at,
     publishing,
+    telemetry,
     until,
 )
+from tests.deliver.test_commands import desk_of, order
 
 ROOT = "edge/v1/lab/jx01"
 OPEN = "listener {port} 127.0.0.1\nallow_anonymous true\n"
@@ -43,7 +46,7 @@ def alert(size: int) -> Any:
 
 @pytest.mark.parametrize("version", ["5", pytest.param("3.1.1", marks=pytest.mark.slow)])
 def test_max_packet_size_sets_large_events_aside(tmp_path: Path, version: str) -> None:
-    """mosquitto announces it with MQTT 5, and hangs up without a word with 3.1.1."""
+    """mosquitto announces it with MQTT 5, and closes the connection without a reason with 3.1.1."""
     with (
         configured_mosquitto(tmp_path / "broker", OPEN + "max_packet_size 1400") as broker,
         Listener(broker.port) as listener,
@@ -80,7 +83,6 @@ def test_max_packet_size_sets_large_events_aside(tmp_path: Path, version: str) -
 
 def test_a_limit_of_size_is_no_conflict_of_ids(tmp_path: Path) -> None:
     """With 3.1.1, each message that is too large costs losses without a reason, telemetry too."""
-    from tests.deliver.deliver_fixtures import telemetry
 
     def on_publish(topic: str, packet: bytes) -> int | bytes:
         return b"" if topic.endswith(("/telemetry", "/poison")) else 0
@@ -131,8 +133,6 @@ def test_message_size_limit_sets_large_events_aside(tmp_path: Path) -> None:
 
 
 def test_a_packet_too_large_answer_is_sent_without_its_data(tmp_path: Path) -> None:
-    from tests.deliver.test_commands import desk_of, order
-
     with (
         configured_mosquitto(tmp_path / "broker", OPEN + "max_packet_size 1400") as broker,
         Listener(broker.port) as listener,
@@ -155,13 +155,13 @@ def test_many_gaps_fit_into_a_small_packet(tmp_path: Path, limit: int) -> None:
         for n in range(1, 101):  # every second event is rejected: 50 ranges
             outbox.append(json.dumps({"n": n}).encode(), f"{ROOT}/identity/matched")
             if n % 2:
-                outbox.park(n, "test")
+                outbox.parked.add(n, "test")
         wanted = set(range(1, 101, 2))
         with (
             configured_mosquitto(tmp_path / "broker", OPEN + f"max_packet_size {limit}") as broker,
             Listener(broker.port, f"{ROOT}/gap") as listener,
             mock.patch.object(pump, "GAP_INTERVAL_S", 0.0),
-            mock.patch.object(outbox, "requeue_parked", int),
+            mock.patch.object(outbox.parked, "requeue", int),
             publishing(outbox, broker.url) as publisher,
         ):
             until(lambda: named(listener.of("/gap")) >= wanted, seconds=40)
@@ -182,7 +182,7 @@ def _varint(number: int) -> bytes:
 
 class ScriptedBroker:
     """Answers CONNECT, PUBLISH, SUBSCRIBE and PINGREQ. `on_publish(topic, packet)` returns a PUBACK code,
-    None for no answer, or the bytes to send before it hangs up."""
+    None for no answer, or the bytes to send before it closes the connection."""
 
     def __init__(self, on_publish: Callable[[str, bytes], int | bytes | None], version: str = "5") -> None:
         self.on_publish = on_publish
@@ -225,7 +225,7 @@ class ScriptedBroker:
                     return
 
     def _answer(self, head: int, body: bytes) -> tuple[bool, bytes] | None:
-        """Whether to hang up, and what to send before."""
+        """Whether to close the connection, and what to send before."""
         kind = head >> 4
         if kind == 1:
             self.connects += 1
@@ -282,7 +282,6 @@ def test_a_message_at_which_the_broker_hangs_up_is_set_aside(
         for n in range(30):
             publisher.publish(alert_event("poison" if n == 7 else "fine", "x", time=time.time()))
         if poison == "/telemetry":
-            from tests.deliver.deliver_fixtures import telemetry
 
             def send() -> bool:
                 publisher.send_telemetry(telemetry())
@@ -344,7 +343,7 @@ def test_reasons_of_disconnect(tmp_path: Path, code: int, aside: int) -> None:
         return 0
 
     with (
-        mock.patch("edge_agent.deliver.pacing.CONFLICT_WAIT_S", 0.1, create=True),
+        mock.patch.object(conflict, "CONFLICT_WAIT_S", 0.1),
         scripted(tmp_path, on_publish) as (_, publisher, outbox),
     ):
         publisher.publish(alert_event("fine", "x", time=time.time()))
@@ -420,9 +419,7 @@ def test_an_error_without_cause_is_not_retried_for_ever(tmp_path: Path) -> None:
 
 
 def test_frequent_telemetry_does_not_hold_up_events(tmp_path: Path) -> None:
-    """Nothing acknowledges it, so each might be what the broker hangs up at."""
-    from tests.deliver.deliver_fixtures import telemetry
-
+    """Nothing acknowledges it, so each might be the one at which the broker closes the connection."""
     with scripted(tmp_path, lambda *_: 0) as (_, publisher, outbox):
         until(lambda: publisher.state is ConnectionState.CONNECTED)
         for n in range(10):
@@ -463,7 +460,7 @@ def sent(seq: int, size: int = 100) -> Sent:
 def test_elimination_finds_all_and_only_what_exceeds_a_limit(
     sizes: list[int], limit: int, window: int, code: int | None
 ) -> None:
-    """A model of sender and broker: the broker hangs up above its limit."""
+    """A model of sender and broker: the broker closes the connection above its limit."""
     finder, waiting = Elimination(), [sent(n, size) for n, size in enumerate(sizes)]
     passed: list[Sent] = []
     aside: list[Sent] = []

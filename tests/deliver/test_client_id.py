@@ -19,8 +19,8 @@ from edge_agent.cli.checks import configuration
 from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.host import default_device, this_host
 from edge_agent.core.loading import load
-from edge_agent.deliver import pacing
-from edge_agent.deliver.pacing import CONFLICT_OVER_S, EARLY_LOSSES, LONGEST_CONFLICT_WAIT_S, Conflict
+from edge_agent.deliver import conflict as conflict_module
+from edge_agent.deliver.conflict import CONFLICT_OVER_S, EARLY_LOSSES, LONGEST_CONFLICT_WAIT_S, Conflict
 from edge_agent.deliver.topics import Topics
 from edge_agent.health.inquiry import StatusServer
 from tests.conftest import REPO, Mosquitto
@@ -43,7 +43,7 @@ def test_two_agents_with_one_id_leave_each_other_the_broker(
 ) -> None:
     """With MQTT 3.1.1 the broker gives no reason: they recognise it by the losses."""
     with (
-        mock.patch.multiple(pacing, CONFLICT_WAIT_S=2.0),
+        mock.patch.multiple(conflict_module, CONFLICT_WAIT_S=2.0),
         Listener(mosquitto.port) as listener,
         agent(tmp_path, mosquitto.url, "one", version=version) as one,
         agent(tmp_path, mosquitto.url, "two", version=version) as two,

@@ -588,7 +588,7 @@ def test_a_full_disk_does_not_keep_it_from_starting(
         raise DiskFull("no space is left")
 
     with Listener(mosquitto.port) as listener, outbox_at(tmp_path / "o.db") as outbox:
-        monkeypatch.setattr(outbox, "requeue_parked", full)
+        monkeypatch.setattr(outbox.parked, "requeue", full)
         with publishing(outbox, mosquitto.url) as publisher:
             publisher.publish(identity())
             assert publisher.drain(20)

@@ -177,13 +177,13 @@ def test_parked_rows_are_reported_kept_and_can_be_queued_again(tmp_path: Path) -
     with outbox_at(tmp_path / "o.db") as outbox:
         fill(outbox, 3)
         outbox.pending(3)
-        outbox.park(2, "135: not authorised")
+        outbox.parked.add(2, "135: not authorised")
         assert outbox.depth == Depth(2, outbox.depth.bytes, 1)
         outbox.release()
         outbox.report_gaps(stamp, GAP)
         assert gaps(take_all(outbox)) == {"rejected": [2]}
     with outbox_at(tmp_path / "o.db") as outbox:
-        assert outbox.requeue_parked() == 1
+        assert outbox.parked.requeue() == 1
         assert [m["seq"] for m in take_all(outbox)] == [2]
 
 
@@ -195,7 +195,7 @@ def test_erase_removes_a_person_from_the_disk(tmp_path: Path) -> None:
         outbox.acknowledge(range(1, 56))  # some of the person's rows have left already
         outbox.flush()
         outbox.release()
-        outbox.park(60, "refused")
+        outbox.parked.add(60, "refused")
         (tmp_path / "o.db.damaged-1").write_bytes(b"person-secret-7")
         assert outbox.erase("person-secret-7") == 45
         outbox.report_gaps(stamp, GAP)
@@ -644,7 +644,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule(row=consumes(rows))
     def park(self, row: Any) -> None:
         if row.seq in self.storage.state.sending and row.topic != GAP:
-            self.outbox.park(row.seq, "refused")
+            self.outbox.parked.add(row.seq, "refused")
 
     @rule()
     def release(self) -> None:
