@@ -61,7 +61,7 @@ class Device:
         data, session = message["data"], message["session"]
         before = self.present() if data["omitted"] else {}  # those that the message has no room for
         self.seq = data["seq"]
-        # The numbers of an agent that lost its state folder begin again: its session tells.
+        # The numbers of an agent that lost its state folder begin again, in another session.
         self.later = {n: m for n, m in self.later.items() if n > self.seq and m["session"] == session}
         self.people = {key: person for key, person in before.items() if key[0] == session}
         self.people |= {(session, one["camera"], one["track_id"]): one for one in data["people"]}

@@ -27,7 +27,7 @@ jq --unbuffered -cn '
       (if $data.omitted > 0 then people else {} end) as $before
       | .seq = $data.seq
       | .later |= with_entries(select((.key | tonumber) > $data.seq and .value.session == $message.session))
-      | .people = ($before | with_entries(select(.key | startswith($message.session))))
+      | .people = ($before | with_entries(select(.key | startswith("\($message.session)/"))))
       | .people += ([$data.people[] | {key: track($message.session), value: .}] | from_entries)
     elif $message.seq > .seq then .later["\($message.seq)"] = $message
     else . end;

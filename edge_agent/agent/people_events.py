@@ -73,11 +73,11 @@ class PeopleEvents:
 
     def _event(self, notice: Notice) -> Event | None:
         kept = notice.id if notice.other is None else notice.other
-        person = self._known(kept)
+        person = known_person(self.gallery, kept)
         if notice.kind == "forgotten":
             data = PersonData("forgotten", notice.id, reason=notice.reason)
         elif person is None and notice.kind == "named":
-            return None  # forgotten since; the next notice says so
+            return None  # forgotten meanwhile: a later notice reports it
         else:
             data = PersonData(
                 notice.kind,
@@ -89,8 +89,10 @@ class PeopleEvents:
             )
         return new_event("person", data, detail=data.kind, time=self.clock.label())
 
-    def _known(self, identity: str) -> Identity | None:
-        try:
-            return self.gallery.get(identity)
-        except InputError:
-            return None
+
+def known_person(gallery: Gallery, identity: str) -> Identity | None:
+    """Return a person by an id, also a former one; None when there is none."""
+    try:
+        return gallery.get(identity)
+    except InputError:
+        return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,15 +92,16 @@ def _broker_problems(settings: Settings) -> Iterator[EdgeAgentError]:
 
 
 def _unknown_host(settings: Settings) -> Iterator[EdgeAgentError]:
-    with suppress(ConfigError):
-        broker = BrokerSettings.of(settings.mqtt) if settings.mqtt.broker is not None else None
-        if broker is not None:
-            try:
-                socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_STREAM)
-            except OSError as problem:
-                yield ConfigError(
-                    f"mqtt.broker: the name {broker.host} is not known here: {problem.strerror}"
-                )
+    if settings.mqtt.broker is None:
+        return
+    try:
+        broker = BrokerSettings.of(settings.mqtt)
+    except ConfigError:
+        return  # `_broker_problems` reports it
+    try:
+        socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_STREAM)
+    except OSError as problem:
+        yield ConfigError(f"mqtt.broker: the name {broker.host} is not known here: {problem.strerror}")
 
 
 def _unreadable(key: str, path: Path) -> Iterator[EdgeAgentError]:

@@ -18,14 +18,13 @@ import structlog
 from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
-from edge_agent.agent.people_events import PeopleEvents
+from edge_agent.agent.people_events import PeopleEvents, known_person
 from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import CLOCK_FILE, Clock
-from edge_agent.core.errors import InputError
-from edge_agent.core.events import CameraInfo, Event, InfoData, alert_event
+from edge_agent.core.events import CameraInfo, Details, Event, InfoData, alert_event
 from edge_agent.core.loading import state_folder
 from edge_agent.core.private import is_open, make_private
 from edge_agent.core.system_time import TimeSource
@@ -310,7 +309,7 @@ def _rebuilt(engine: EngineInfo, seconds: float, time: float) -> Event:
         f"the engine of {engine.model} ({engine.precision}) was built at this start, in {seconds:.0f} s: no"
         " stored one fitted this network, TensorRT and device"
     )
-    details: dict[str, str | float | bool | None] = {
+    details: Details = {
         "seconds": round(seconds, 1),
         "model": engine.model,
         "precision": engine.precision,
@@ -328,11 +327,8 @@ def _people(gallery: Gallery, after: int, most: int) -> list[dict[str, Any]]:
 
 
 def _person_now(gallery: Gallery, identity: str) -> PersonNow | None:
-    try:
-        person = gallery.get(identity)
-    except InputError:
-        return None
-    return PersonNow(person.id, person.number, person.name)
+    person = known_person(gallery, identity)
+    return None if person is None else PersonNow(person.id, person.number, person.name)
 
 
 def _mend_permissions(state: Path) -> None:

@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_agent.core.timing import parse_time, rfc3339
-from tests.agent.test_agent import PEOPLE, Listener, config, events, pictures, put, put_all, wait_for
+from tests.agent.test_agent import (
+    PEOPLE,
+    Listener,
+    config,
+    events,
+    listener,
+    pictures,
+    put,
+    put_all,
+    wait_for,
+)
 from tests.conftest import Mosquitto
 from tests.faults import clock_jumps
 from tests.shimmed import WallClock
 
-__all__ = ["pictures"]
+__all__ = ["listener", "pictures"]  # fixtures
 
 Pictures = dict[int, list[bytes]]
 YEARS = 10 * 365.25 * 86_400
@@ -167,13 +177,6 @@ def command(listener: Listener, transaction: str) -> None:
         "edge/v1/lab/dev1/cmd/stats",
         json.dumps({"transaction": transaction, "issued": rfc3339(time.time())}),
     )
-
-
-@pytest.fixture
-def listener(mosquitto: Mosquitto) -> Iterator[Listener]:
-    found = Listener(mosquitto.port)
-    yield found
-    found.close()
 
 
 @pytest.mark.slow

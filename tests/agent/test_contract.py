@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -18,18 +17,22 @@ from edge_agent.agent.daemon import Agent
 from edge_agent.agent.outputs import Outputs
 from edge_agent.core.loading import load
 from edge_agent.embed.opening import open_embedder
-from tests.agent.test_agent import PEOPLE, Listener, config, events, pictures, put_all, run, running, wait_for
+from tests.agent.test_agent import (
+    PEOPLE,
+    Listener,
+    config,
+    events,
+    listener,
+    pictures,
+    put_all,
+    run,
+    running,
+    wait_for,
+)
 from tests.conftest import REPO, Mosquitto
 from tests.deliver.test_deliver_examples import running as running_example
 
-__all__ = ["pictures"]  # a fixture
-
-
-@pytest.fixture
-def listener(mosquitto: Mosquitto) -> Iterator[Listener]:
-    found = Listener(mosquitto.port)
-    yield found
-    found.close()
+__all__ = ["listener", "pictures"]  # fixtures
 
 
 def test_a_clean_stop_leaves_no_camera_online(

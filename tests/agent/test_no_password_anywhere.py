@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import find_free_port
-from tests.deliver.deliver_fixtures import Listener, configured_mosquitto, stop_process, until
+from tests.conftest import find_free_port, started
+from tests.deliver.deliver_fixtures import Listener, configured_mosquitto, until
 
 CLOSED = [
     "rtsp://127.0.0.1:{port}/user=admin_password={}_channel=0_stream=0.sdp?real_stream",
@@ -109,23 +109,18 @@ def test_a_run_shows_no_password(tmp_path: Path, playlists: int, forms: list[str
             f"[mqtt]\nbroker = 'mqtt://agent:{broker_word}@127.0.0.1:{broker.port}'\nhome_assistant = true\n"
             "[telemetry]\ninterval_s = 0.5\n[gallery]\nindex = 'exact'\n"
         )
-        told = [run("config", "show", "--config", config), run("config", "check", "--config", config)]
-        command = [sys.executable, "-m", "edge_agent", "run", "--config", str(config)]
+        shown = [run("config", "show", "--config", config), run("config", "check", "--config", config)]
         output = tmp_path / "output"
-        with output.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        try:
+        with started([sys.executable, "-m", "edge_agent", "run", "--config", config], log=output) as process:
             until(lambda: len({one.topic for one in listener.heard if "/camera/" in one.topic}) >= len(forms))
             until(lambda: listener.of("/telemetry"))
             until(lambda: reported in output.read_bytes())  # by FFmpeg
-            told += [repr(command_lines(process.pid)), run("status", "--json", "--config", config)]
+            shown += [repr(command_lines(process.pid)), run("status", "--json", "--config", config)]
             process.send_signal(signal.SIGINT)
             process.wait(20)
-        finally:
-            stop_process(process)
-        told.append(output.read_text(errors="replace"))
-        told += [repr(listener.heard), *(f"{one!r} {one.read_bytes()!r}" for one in files(state))]
-    everything = "\n".join(told)
+        shown.append(output.read_text(errors="replace"))
+        shown += [repr(listener.heard), *(f"{one!r} {one.read_bytes()!r}" for one in files(state))]
+    everything = "\n".join(shown)
     assert '"source_lost"' in everything
     assert [word for word in words if word.lower() in everything.lower()] == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,6 @@ def test_settings_without_problems(clip: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "empty"])
 def test_a_source_that_is_no_video_file(tmp_path: Path, kind: str):
-    import os
-
     path = tmp_path / "x.mp4"
     {"a folder": path.mkdir, "a named pipe": lambda: os.mkfifo(path), "empty": path.touch}[kind]()
     (text,) = problems(sources=[{"url": str(path)}], state_dir=tmp_path / "s")

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import re
-import subprocess
 import threading
 import time
 import uuid
@@ -279,9 +278,3 @@ def configured_mosquitto(folder: Path, lines: str) -> Iterator[Mosquitto]:
         yield broker
     finally:
         broker.stop()
-
-
-def stop_process(process: subprocess.Popen[Any]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait(10)

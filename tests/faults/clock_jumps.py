@@ -147,7 +147,7 @@ def agent(folder: Path, seconds: int, seed: int) -> Result:
                 time.sleep(chance.uniform(1.0, 5.0))
             if last:
                 wall.shift(0)
-                _wait(lambda: _number(listener) == _events(files)[1] and not counts.update(["waits"]), 120)
+                _wait(lambda: _number(listener) == _events(files)[1], 120)
             killed = not last and chance.random() < 0.5
             counts["kills" if killed else "stops"] += 1
             process.send_signal(signal.SIGKILL if killed else signal.SIGTERM)
@@ -175,7 +175,6 @@ def agent(folder: Path, seconds: int, seed: int) -> Result:
         "gap events": len(listener.of("/gap")),
         "pictures lost": 14 * len(shown) * visit - len(list(crops.glob("*.png"))),
     }
-    del counts["waits"]
     made = {"seconds": seconds, "identities": len(people), "events": len(numbers), **counts}
     return {**made, **lost, "ok": bool(numbers) and not any(lost.values())}
 
