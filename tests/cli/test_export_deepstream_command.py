@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,25 @@ def test_own_crops(tiny: Path, tmp_path: Path, crops: Path) -> None:
     with pytest.raises(InputError, match="no picture that can be read"):
         run(*words, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_nvinferserver_asks_for_the_model_that_triton_serves(tmp_path: Path, crops: Path) -> None:
+    """The file names the model, the input and a batch of `edge-agent export --triton DIR --tao`."""
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    network = tiny_networks.reid(tmp_path / "tiny.onnx")
+    common = (network, "--preprocess", "tao")
+    run(*common, "--deepstream", tmp_path / "ds", "--crops", crops)
+    run(*common, "--triton", tmp_path / "repo", "--tao", "--backend", "onnxruntime")
+    asked = (tmp_path / "ds" / "config_inferserver_reid.txt").read_text()
+    (served,) = (tmp_path / "repo").iterdir()
+    config = model_config.ModelConfig()
+    text_format.Parse((served / "config.pbtxt").read_text(), config)
+    assert f'model_name: "{served.name}"' in asked
+    assert f'tensor_name: "{config.input[0].name}"' in asked
+    assert list(config.input[0].dims) == [3, 256, 128]
+    assert model_config.DataType.Name(config.input[0].data_type) == "TYPE_FP32"
+    assert config.max_batch_size >= int(re.search(r"max_batch_size: (\d+)", asked)[1])
 
 
 def test_notes_are_in_the_network_and_the_manifest(tiny: Path, tmp_path: Path, crops: Path) -> None:

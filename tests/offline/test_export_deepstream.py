@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,33 @@ def test_precision_without_a_calibration(tiny: Path, tmp_path: Path) -> None:
     assert choose_precision(wide, "auto", None) == ("fp32", None)
     with pytest.raises(ConfigError, match="--precision fp32"):
         choose_precision(wide, "fp16", None)
+
+
+def test_crops_without_an_embedding(crops: Crops, tmp_path: Path) -> None:
+    """Some networks have none for a black picture; such crops are left out, and alone they are no measure."""
+    prepared = prepare_reid(
+        tiny_networks.undefined_for_dark(tmp_path / "dark.onnx"), PROFILES["openvino-raw"]
+    )
+    black = np.zeros((90, 40, 3), np.uint8)
+    mixed = Crops([black, *crops.pictures], "a black one among them")
+    assert export_deepstream(prepared, tmp_path / "ds", mixed).same.least > 0.9999
+    with pytest.raises(ModelError, match="no embedding for any"):
+        export_deepstream(prepared, tmp_path / "none", Crops([black], "a black one"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_graph_that_differs_is_not_written(
+    tiny: Path, crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the comparison at each export is for: here the channels are swapped."""
+    monkeypatch.setattr(Arithmetic, "of", staticmethod(swapped(Arithmetic.of)))
+    with pytest.raises(ModelError, match="another embedding"):
+        export_deepstream(prepare_reid(tiny, PROFILES["tao"]), tmp_path / "ds", crops)
+    assert not (tmp_path / "ds").exists()
+
+
+def swapped(make: Callable[..., Arithmetic]) -> Callable[..., Arithmetic]:
+    return lambda profile, keep_aspect: replace(make(profile, keep_aspect=keep_aspect), colour="bgr")
 
 
 def test_nothing_is_half_written_or_replaced(

@@ -150,8 +150,12 @@ def differences(
             found[number].append(np.where(np.isnan(cosines) & known, -1.0, cosines))
     pixels, moved, around = (np.concatenate(cosines) for cosines in found)
     usable = ~np.isnan(pixels)
-    if not usable.any() or not pixels[usable].min() >= LEAST_COSINE:
-        least = pixels[usable].min() if usable.any() else np.nan
+    if not usable.any():
+        raise ModelError(
+            f"{prepared.name} gives no embedding for any of the crops: nothing was measured or written; name "
+            "other crops"
+        )
+    if (least := pixels[usable].min()) < LEAST_COSINE:
         raise ModelError(
             f"with DeepStream's arithmetic {prepared.name} gives another embedding (cosine {least:.6f}, at "
             f"least {LEAST_COSINE} is needed): nothing was written; this is an error of the exporter"
