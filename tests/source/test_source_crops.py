@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -312,10 +313,8 @@ def test_the_state_drops_deleted_files_but_not_an_unmounted_share(folder):
     read(source(folder))
 
     def known() -> int:
-        with sqlite3.connect(folder.parent / "state" / "crops.sqlite") as database:
-            count = database.execute("SELECT count(*) FROM crops").fetchone()[0]
-        database.close()
-        return count
+        with contextlib.closing(sqlite3.connect(folder.parent / "state" / "crops.sqlite")) as database:
+            return database.execute("SELECT count(*) FROM crops").fetchone()[0]
 
     moved = folder.rename(folder.parent / "mounted")
     folder.mkdir()
@@ -641,7 +640,7 @@ def test_a_record_with_names_that_lead_out_of_the_folder_deletes_nothing(folder,
     own = source(folder, delete=True)
     read(own)
     path = folder.parent / "state" / "crops.sqlite"
-    with sqlite3.connect(path) as database:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
         row = (name.format(folder.parent), status.st_size, status.st_mtime_ns, "read", 0.0)
         database.execute("INSERT INTO crops VALUES (?, ?, ?, ?, ?)", row)
     read(source(folder, delete=True))
