@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from edge_agent.cli import arguments
+from edge_agent.cli import arguments, tao
 from edge_agent.cli.compare import comparison, comparison_lines, heads, named_network, rows
 from edge_agent.cli.output import print_result
 from edge_agent.offline.dataset import JunkRule, Split
@@ -22,20 +22,25 @@ if TYPE_CHECKING:
     from edge_agent.offline.evaluate.labels import EmbeddedCrops
     from edge_agent.offline.evaluate.protocol import Evaluation
     from edge_agent.offline.evaluate.rerank import ReRanking
+    from edge_agent.offline.train.spec import Spec
 
 _SAMPLES = 8
 
+GivenArguments = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="[DATASET] [KEY=VALUE]...",
+        help="Data set in Market-1501 layout, unless --embeddings or -e names the crops; with -e, values that "
+        "replace those of the spec.",
+        show_default=False,
+    ),
+]
+
 
 def command(
-    dataset: Annotated[
-        Path | None,
-        Argument(
-            metavar="DATASET",
-            help="Data set in Market-1501 layout; not needed with --embeddings.",
-            show_default=False,
-        ),
-    ] = None,
+    given: GivenArguments = None,
     *,
+    spec: tao.SpecOption = None,
     model: arguments.ShippedModelOption = None,
     preprocess: arguments.PreprocessOption = None,
     backend: arguments.BackendOption = "auto",
@@ -60,25 +65,64 @@ def command(
         Path | None, Option(metavar="FILE.html", help="Write a report with curves and pictures.")
     ] = None,
     output: arguments.ResultFileOption = None,
+    tao_results: tao.ResultsOption = None,
 ) -> None:
     """Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold."""
     from edge_agent.core.logs import configure
-    from edge_agent.offline.dataset import MarketDataset
     from edge_agent.offline.evaluate.embedding import Network
 
     configure("warning")
     _refuse_contradictions(embeddings, compare, model, preprocess)
     arguments.require_folders(report, output)
-    opened = None if dataset is None else MarketDataset.open(dataset, (Split.QUERY, Split.GALLERY))
-    how = _Options(junk, rerank, as_json, report, output)
+    how = _Options(
+        junk, _reranking() if rerank else None, as_json, report, output, tao.TaoResults.of(tao_results)
+    )
+    if spec is not None:
+        _refuse_with_spec(embeddings=embeddings, compare=compare, model=model, rerank=rerank or None)
+        engine = {"preprocess": preprocess, "backend": backend, "precision": precision}
+        _evaluate_spec(tao.load(spec, given or [], "evaluate"), tao_results, engine, how)
+        return
+    opened = _opened(given or [])
     if embeddings is not None:
-        _evaluate(*_from_files(embeddings, opened), opened, how)
+        _evaluate(lambda: _from_files(embeddings, opened), opened, how)
     elif opened is None:
-        raise typer.BadParameter("name a data set, or two files with --embeddings")
+        raise typer.BadParameter("name a data set, two files with --embeddings, or a spec with -e")
     elif compare is not None:
         _compare(opened, [named_network(one, backend, precision) for one in compare], how)
     else:
-        _evaluate(*_from_model(opened, Network(model, preprocess, backend, precision)), opened, how)
+        _evaluate(lambda: _from_model(opened, Network(model, preprocess, backend, precision)), opened, how)
+
+
+def _evaluate_spec(plan: Spec, results: Path | None, engine: dict[str, str | None], how: _Options) -> None:
+    """Evaluate the network and the crops that the sections `evaluate` and `re_ranking` of a spec name."""
+    wanted = tao.TaoResults.of(results, plan)
+    opened = tao.dataset_of(plan.evaluate)
+    how = replace(how, reranking=tao.reranking_of(plan), tao=wanted)
+    with tao.network_of(plan.evaluate, **engine) as network:
+        _evaluate(lambda: _from_model(opened, network), opened, how)
+
+
+def _opened(given: list[str]) -> MarketDataset | None:
+    """The data set among the arguments; None where they name none."""
+    from edge_agent.offline.dataset import MarketDataset
+
+    if len(given) > 1:
+        raise typer.BadParameter(f"one data set is evaluated, not {len(given)}; KEY=VALUE needs -e SPEC.yaml")
+    return MarketDataset.open(Path(given[0]), (Split.QUERY, Split.GALLERY)) if given else None
+
+
+def _refuse_with_spec(**options: object) -> None:
+    named = ", ".join(f"--{name}" for name, value in options.items() if value is not None)
+    if named:
+        raise typer.BadParameter(
+            f"{named} cannot be given with -e: the spec names what is evaluated, and how"
+        )
+
+
+def _reranking() -> ReRanking:
+    from edge_agent.offline.evaluate.rerank import ReRanking
+
+    return ReRanking()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +130,11 @@ class _Options:
     """How to evaluate, and where the result goes."""
 
     junk: JunkRule
-    rerank: bool
+    reranking: ReRanking | None
     as_json: bool
     report: Path | None
     output: Path | None
-
-    def reranking(self) -> ReRanking | None:
-        from edge_agent.offline.evaluate.rerank import ReRanking
-
-        return ReRanking() if self.rerank else None
+    tao: tao.TaoResults
 
     def print(
         self, document: dict[str, Any], lines: Callable[[], list[str]], report: Callable[[], bytes]
@@ -122,28 +162,39 @@ def _refuse_contradictions(
 
 
 def _evaluate(
-    query: EmbeddedCrops,
-    gallery: EmbeddedCrops,
-    facts: dict[str, Any],
+    embedded: Callable[[], tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]],
     dataset: MarketDataset | None,
     how: _Options,
 ) -> None:
-    """Evaluate one network and print its figures."""
+    """Evaluate one network, whose rows `embedded` computes, and print its figures."""
     from edge_agent.offline.evaluate.protocol import evaluate
     from edge_agent.offline.evaluate.report import html_report
 
     samples = _SAMPLES if how.report is not None else 0
-    done = evaluate(query, gallery, junk_rule=how.junk, reranking=how.reranking(), samples=samples)
-    document = _document(done, facts, dataset)
-    how.print(
-        document,
-        lambda: _summary(done, document),
-        lambda: html_report(done, document, title=_title(document)),
-    )
+    with how.tao.running() as status:
+        query, gallery, facts = embedded()
+        done = evaluate(
+            query,
+            gallery,
+            junk_rule=how.junk,
+            reranking=how.reranking,
+            samples=samples,
+            drawn=how.tao.drawn,
+            depth=how.tao.depth,
+        )
+        how.tao.write(done, status)
+        document = _document(done, facts, dataset)
+        how.print(
+            document,
+            lambda: _summary(done, document),
+            lambda: html_report(done, document, title=_title(document)),
+        )
 
 
 def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options) -> None:
     """Evaluate two networks on the same pictures and print them side by side."""
+    if how.tao.folder is not None:
+        raise typer.BadParameter("--tao-results holds the results of one network: leave out --compare")
     from edge_agent.offline.evaluate.compare import differences
     from edge_agent.offline.evaluate.protocol import evaluate
     from edge_agent.offline.evaluate.report import compared_report
@@ -153,7 +204,7 @@ def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options)
     evaluations, documents = [], []
     for network in networks:
         query, gallery, facts = _from_model(dataset, network)
-        evaluations.append(evaluate(query, gallery, junk_rule=how.junk, reranking=how.reranking()))
+        evaluations.append(evaluate(query, gallery, junk_rule=how.junk, reranking=how.reranking))
         documents.append(_document(evaluations[-1], facts, dataset))
     document = comparison(differences(evaluations[0], evaluations[1]), documents)
     title = f"Two networks on {dataset.root.name}"

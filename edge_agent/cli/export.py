@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result, working
+from edge_agent.cli.tao import SpecOption, load
 
 if TYPE_CHECKING:
     from edge_agent.offline.exports.network import ExportNetwork
@@ -24,12 +25,14 @@ _TRAINED = frozenset({".pth", ".pt", ".ckpt", ".tlt", ".etlt"})
 _SPECS = frozenset({".yaml", ".yml"})
 
 
-ModelArgument = Annotated[
-    Path | None,
+GivenArguments = Annotated[
+    list[str] | None,
     Argument(
-        metavar="[MODEL]",
+        metavar="[MODEL] [KEY=VALUE]...",
         help="Checkpoint of `edge-agent train`, a spec whose export section names one, or a network as "
-        "engine.model takes it; without it, what the agent runs, with its active calibration.",
+        "engine.model takes it; without it, what the agent runs, with its active calibration. After a spec, "
+        "values that replace its own.",
+        show_default=False,
     ),
 ]
 OutputOption = Annotated[
@@ -75,8 +78,9 @@ NoteOption = Annotated[
 
 
 def command(
-    model: ModelArgument = None,
+    given: GivenArguments = None,
     *,
+    spec: SpecOption = None,
     output: OutputOption = None,
     triton: TritonOption = None,
     tao: TaoOption = False,
@@ -103,8 +107,9 @@ def command(
     from edge_agent.core.errors import ConfigError
 
     engine = {"backend": backend, "precision": precision, "max_batch": max_batch}
+    model, spec, values = _named(given or [], spec)
     export = _Export(
-        model, _notes(note or []), preprocess, engine, overwrite=overwrite, state=state, config=config
+        model, spec, values, _notes(note or []), preprocess, engine, overwrite, state=state, config=config
     )
     named = [path for path in (output, triton, deepstream) if path is not None]
     arguments.require_folders(*named)
@@ -127,11 +132,27 @@ def command(
     print_result(result, lines, as_json=as_json, indent=None)
 
 
+def _named(given: list[str], spec: Path | None) -> tuple[Path | None, Path | None, list[str]]:
+    """Return the model, the spec, and the values that replace those of the spec."""
+    from edge_agent.core.errors import ConfigError
+
+    if spec is not None:
+        return None, spec, given
+    model, *values = given or [""]
+    if Path(model).suffix.lower() in _SPECS:
+        return None, Path(model), values
+    if values:
+        raise ConfigError(f"{values[0]}: one model is exported; KEY=VALUE needs a spec, -e SPEC.yaml")
+    return Path(model) if model else None, None, []
+
+
 @dataclass(frozen=True)
 class _Export:
     """What all targets have in common; `engine` are the given settings of the section of this name."""
 
     model: Path | None
+    spec: Path | None
+    values: list[str]
     notes: dict[str, str]
     preprocess: str | None
     engine: dict[str, Any]
@@ -141,8 +162,8 @@ class _Export:
 
     @property
     def trained(self) -> bool:
-        """Whether MODEL is a checkpoint, or a spec that names one."""
-        return self.model is not None and self.model.suffix.lower() in _TRAINED | _SPECS
+        """Whether a checkpoint is exported, also one that a spec names."""
+        return self.spec is not None or (self.model is not None and self.model.suffix.lower() in _TRAINED)
 
     def network(self) -> ExportNetwork:
         """Return the network as the agent runs it; one of a checkpoint is exported to ONNX first."""
@@ -163,18 +184,16 @@ class _Export:
             return open_network(settings, self.notes)
 
     def trained_files(self) -> tuple[Path, Path | None]:
-        """Return the checkpoint, and the ONNX file where a spec names one, as with `tao ... export -e`."""
+        """Return the checkpoint, and the ONNX file where a spec names one."""
         from edge_agent.core.errors import ConfigError
 
         arguments.require_torch("exporting a checkpoint")
-        from edge_agent.offline.train.spec import load_spec
-
-        assert self.model is not None  # see `trained`
-        if self.model.suffix.lower() not in _SPECS:
+        if self.spec is None:
+            assert self.model is not None  # see `trained`
             return self.model, None
-        section = load_spec(self.model).export
+        section = load(self.spec, self.values, "export").export
         if section.checkpoint is None:
-            raise ConfigError(f"{self.model}: export.checkpoint is missing")
+            raise ConfigError(f"{self.spec}: export.checkpoint is missing")
         return section.checkpoint, section.onnx_file
 
     def export_trained(self, checkpoint: Path, target: Path) -> Exported:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from edge_agent.cli import tao
 from edge_agent.cli.arguments import JsonOption, require_torch
 from edge_agent.cli.output import console, print_result, progress_bar
 from edge_agent.core.files import shown
@@ -16,6 +17,7 @@ from edge_agent.offline.dataset import Split
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edge_agent.offline.tao.status import StatusFile
     from edge_agent.offline.train.checkpoint import Checkpoint
     from edge_agent.offline.train.data import Pictures, PictureSet
     from edge_agent.offline.train.loop import Evaluation, Trainer
@@ -23,45 +25,80 @@ if TYPE_CHECKING:
 
 
 def command(
-    spec: Annotated[Path, Argument(metavar="SPEC.yaml", help="TAO experiment spec.")],
+    given: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="[SPEC.yaml] [KEY=VALUE]...",
+            help="TAO experiment spec, unless -e names it, and values that replace its own.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    spec: tao.SpecOption = None,
     results_dir: Annotated[
         Path | None, Option(help="Folder for checkpoints and logs, instead of the spec's results_dir.")
     ] = None,
     resume: Annotated[
         bool, Option("--resume", help="Continue from the newest checkpoint in the results folder.")
     ] = False,
+    tao_results: tao.ResultsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a re-identification network; Ctrl-C stops after the current step and saves a checkpoint."""
-    from edge_agent.core.errors import ConfigError
-    from edge_agent.offline.train.spec import load_spec
-
-    plan = load_spec(spec)
-    folder = results_dir or plan.train.results_dir or plan.results_dir
-    if folder is None:
-        raise ConfigError(f"{spec}: results_dir is missing; set it, or give --results-dir")
-    result = _train(plan, folder / "train", resume=resume, screen=console(stderr=True))
+    path, values = tao.spec_and_values(spec, given or [])
+    plan = tao.load(path, values, "train")
+    if results_dir is None and plan.train.results_dir is not None:
+        folder = plan.train.results_dir
+    else:
+        folder = _results(path, results_dir or plan.results_dir or tao_results) / "train"
+    status = None if tao_results is None else tao_results / "train"
+    result = _train(plan, folder, resume=resume, screen=console(stderr=True), status=status)
     lines = [f"checkpoint: {result['checkpoint']}"]
     if result["best"] is not None:
-        lines.append(f"best mAP {result['best']:.4f}: {folder / 'train' / 'best.pth'}")
+        lines.append(f"best mAP {result['best']:.4f}: {folder / 'best.pth'}")
     print_result(result, lines, as_json=as_json, indent=None)
 
 
-def _train(plan: Spec, folder: Path, *, resume: bool, screen: Console) -> dict[str, Any]:
+def _results(spec: Path, folder: Path | None) -> Path:
+    from edge_agent.core.errors import ConfigError
+
+    if folder is None:
+        raise ConfigError(f"{spec}: results_dir is missing; set it, or give --results-dir")
+    return folder
+
+
+def _train(plan: Spec, folder: Path, *, resume: bool, screen: Console, status: Path | None) -> dict[str, Any]:
     # OpenMP reads this when PyTorch is loaded. Spinning threads slow a step where other work, such as the
     # augmentation, shares the cores: 6.4 instead of 1.2 s with ResNet-18 on two busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     require_torch("training")
+    from edge_agent.offline.tao.status import StatusFile
+
+    if plan.encryption_key is not None:
+        screen.print("encryption_key has no effect: files are never encrypted here", style="yellow")
+    if status is None:
+        return _run(plan, folder, resume=resume, screen=screen, status=None)
+    with StatusFile(status, "train") as file:
+        return _run(plan, folder, resume=resume, screen=screen, status=file)
+
+
+def _run(
+    plan: Spec, folder: Path, *, resume: bool, screen: Console, status: StatusFile | None
+) -> dict[str, Any]:
+    from edge_agent.offline.tao.status import TrainingStatus
     from edge_agent.offline.train.loop import Trainer
     from edge_agent.offline.train.watch import RunLog
 
-    _warn_of_unused(plan, screen)
     start = _checkpoint_to_resume(plan, folder, resume=resume)
     pictures = _decoded(plan, "train_dataset_dir", folder, screen, Split.TRAIN)
     evaluation = _evaluation(plan, folder, screen)
-    with RunLog(folder, epochs=plan.train.num_epochs, console=screen, resumed=start is not None) as log:
+    epochs = plan.train.num_epochs
+    training = None if status is None else TrainingStatus(status, epochs)
+    with RunLog(folder, epochs=epochs, console=screen, resumed=start is not None, status=training) as log:
         trainer = Trainer(plan, pictures, folder=folder, evaluation=evaluation, watcher=log, resume=start)
         latest = _run_until_signal(trainer)
+        if training is not None:
+            training.end(stopped=trainer.stopped)
     history, left_out = trainer.history, pictures.left_out
     return {
         "checkpoint": str(latest),
@@ -95,16 +132,6 @@ def warn_of_left_out(found: PictureSet, split: Split, screen: Console) -> None:
         )
     for line in lines:
         screen.print(f"warning: {line}", style="yellow", soft_wrap=True)
-
-
-def _warn_of_unused(plan: Spec, screen: Console) -> None:
-    if plan.encryption_key is not None:
-        screen.print("encryption_key has no effect: files are never encrypted here", style="yellow")
-    given = [name for name in ("inference", "evaluate") if name in plan.model_fields_set]
-    if given:
-        screen.print(
-            f"not used by train: {', '.join(given)} (see `edge-agent embed`, `evaluate`)", style="yellow"
-        )
 
 
 def _checkpoint_to_resume(plan: Spec, folder: Path, *, resume: bool) -> Checkpoint | None:

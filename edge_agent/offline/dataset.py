@@ -211,6 +211,21 @@ class MarketDataset:
             problems += refused
         return MarketDataset(root, found, tuple(problems))
 
+    @staticmethod
+    def of_folders(folders: Mapping[Split, Path]) -> MarketDataset:
+        """List the given folders as splits, as `open` does; `root` is the folder of the first."""
+        found: dict[Split, tuple[Crop, ...]] = {}
+        problems: list[Problem] = []
+        for split, folder in folders.items():
+            if not folder.is_dir():
+                raise DatasetError(f"{folder} is not a folder")
+            crops, refused = list_crops(folder, split)
+            if not crops:
+                raise DatasetError(_without_crops(folder, refused))
+            found[split] = tuple(crops)
+            problems += refused
+        return MarketDataset(next(iter(folders.values())).parent, found, tuple(problems))
+
     def split(self, split: Split) -> tuple[Crop, ...]:
         """Return the crops of one split; DatasetError if the data set was opened without it."""
         if split not in self.splits:
@@ -317,6 +332,10 @@ def _why_empty(root: Path, split: Split, refused: Sequence[Problem]) -> str:
     folder = root / split.folder
     if not folder.is_dir():
         return f"{root} has no {split.folder} folder, and the {split.value} split is needed here"
+    return _without_crops(folder, refused)
+
+
+def _without_crops(folder: Path, refused: Sequence[Problem]) -> str:
     if refused:
         first = refused[0]
         return (

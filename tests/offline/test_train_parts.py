@@ -26,7 +26,8 @@ from edge_agent.offline.train.optim import (
     pairwise_distances,
     rate_factor,
 )
-from edge_agent.offline.train.spec import ModelSection, Spec, load_spec, parse_spec
+from edge_agent.offline.train.spec import ModelSection, Spec, parse_spec
+from edge_agent.offline.train.spec_file import load_spec
 from tests.core.test_pictures import PLAIN, damaged
 
 

@@ -316,6 +316,80 @@ class TestCommand:
         assert isinstance(again.exception, ConfigError)
         assert "--resume" in str(again.exception)
 
+    def test_a_run_as_on_taos_command_line(self, market: Path, tmp_path: Path):
+        spec = write_spec(tmp_path / "s.yaml", {**small_spec(market), "wandb": {"enable": False}})
+        arguments = [
+            "-e",
+            str(spec),
+            "train.num_epochs=1",
+            "train.optim.steps=[5]",
+            "--tao-results",
+            str(tmp_path),
+        ]
+        result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+        assert "note: not used by train: wandb" in result.stderr
+        assert json.loads(result.stdout)["checkpoint"] == str(tmp_path / "train" / "latest.pth")
+        rows = [json.loads(line) for line in (tmp_path / "train" / "status.json").read_text().splitlines()]
+        assert [row["message"] for row in rows] == [
+            "Starting ReIdentification train.", "Starting Training Loop.", "Train metrics generated.",
+            "Training loop in progress", "Eval metrics generated.", "Training loop complete.",
+            "Train finished successfully.",
+        ]  # fmt: skip
+        assert set(rows[4]["kpi"]) == {"cmc_rank_1", "cmc_rank_5", "cmc_rank_10", "mAP"}
+
+    @pytest.mark.slow
+    def test_a_checkpoint_is_evaluated_as_by_tao(self, market: Path, tmp_path: Path):
+        from edge_agent.cli import evaluate
+
+        path = write_spec(tmp_path / "s.yaml", small_spec(market))
+        values = ["train.num_epochs=1", "model.backbone=resnet_18", "--tao-results", str(tmp_path), "--json"]
+        result = CliRunner().invoke(app, ["-e", str(path), *values], catch_exceptions=False)
+        trained = json.loads(result.stdout)
+        measure = typer.Typer()
+        measure.command()(evaluate.command)
+        values = [
+            f"evaluate.checkpoint={trained['checkpoint']}",
+            f"evaluate.query_dataset={market / 'query'}",
+            f"evaluate.test_dataset={market / 'bounding_box_test'}",
+            "--tao-results", str(tmp_path), "--json",
+        ]  # fmt: skip
+        result = CliRunner().invoke(measure, ["-e", str(path), *values], catch_exceptions=False)
+        document = json.loads(result.stdout)
+        assert (document["model"]["name"], document["model"]["preprocess"]) == ("latest", "tao")
+        assert trained["history"][0]["mAP"] == pytest.approx(document["mAP"], abs=0.02)
+        assert (tmp_path / "evaluate" / "cmc_curve.png").exists()
+
+    @pytest.mark.parametrize(
+        ("values", "folder"),
+        [
+            (["results_dir={tmp}/a"], "a/train"),
+            (["results_dir={tmp}/a", "train.results_dir={tmp}/b"], "b"),
+            (["train.results_dir={tmp}/b", "--results-dir", "{tmp}/c"], "c/train"),
+            (["--tao-results", "{tmp}/d"], "d/train"),
+            (["--tao-results", "{tmp}/d", "results_dir={tmp}/a"], "a/train"),
+        ],
+    )
+    def test_where_results_go(
+        self, values: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        found: list[Path] = []
+
+        def run(_: object, where: Path, **__: object) -> dict[str, object]:
+            found.append(where)
+            return {"checkpoint": "x", "best": None}
+
+        monkeypatch.setattr(train_command, "_run", run)
+        spec = write_spec(tmp_path / "s.yaml", {})
+        arguments = [value.replace("{tmp}", str(tmp_path)) for value in values]
+        CliRunner().invoke(app, [str(spec), *arguments], catch_exceptions=False)
+        assert found == [tmp_path / folder]
+
+    @pytest.mark.parametrize("given", [[], ["train.num_epochs=3"], ["--resume"]])
+    def test_a_spec_must_be_named(self, given: list[str]):
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 2
+        assert "name the spec: -e SPEC.yaml" in result.output
+
     @pytest.mark.slow
     def test_resnet_50_as_the_card_has_it_trained_exported_evaluated(self, market: Path, tmp_path: Path):
         from edge_agent.cli import evaluate, export

@@ -29,7 +29,8 @@ PROTOCOL = (
 )
 
 _CMC_DEPTH = 50
-_TOP = 10
+TOP = 10
+"""Nearest gallery crops that a sampled query has by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Evaluation:
     """All figures of one evaluation.
 
     `sides` are after the junk rule; `scores` are plain cosines also with re-ranking; `equal_error` is None
-    without both kinds of pair; `hardest`: queries of lowest AP, `sampled`: others drawn at random (seed 0).
+    without both kinds of pair; `hardest`: queries of lowest AP, `sampled`: others drawn at random (seed 0),
+    `drawn`: some of all, drawn at random.
     """
 
     sides: Sides
@@ -61,6 +63,7 @@ class Evaluation:
     reranking: ReRanking | None
     hardest: tuple[SampledQuery, ...]
     sampled: tuple[SampledQuery, ...]
+    drawn: tuple[SampledQuery, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the figures as JSON values; missing figures are null."""
@@ -129,11 +132,14 @@ def evaluate(
     reranking: ReRanking | None = None,
     targets: tuple[float, ...] = DEFAULT_TARGETS,
     samples: int = 0,
+    drawn: int = 0,
+    depth: int = TOP,
 ) -> Evaluation:
     """Compute all figures, in blocks; labels are as in the file names.
 
     `targets` are false-match rates for which thresholds are computed; without `reranking`, crops are ranked
-    by plain distance; `samples` hardest and random queries are kept.
+    by plain distance; `samples` hardest and as many other queries are kept, and `drawn` of all, each with its
+    `depth` nearest crops.
 
     Raises:
         DatasetError: no query has a match in another camera.
@@ -159,7 +165,13 @@ def evaluate(
         )
     by_difficulty = np.argsort(ranking.average_precision, kind="stable")
     rest = by_difficulty[samples:]
-    drawn = np.random.default_rng(0).choice(rest, size=min(samples, len(rest)), replace=False)
+    random = np.random.default_rng(0)
+    others = np.sort(random.choice(rest, size=min(samples, len(rest)), replace=False))
+    of_all = random.choice(by_difficulty, size=min(drawn, len(by_difficulty)), replace=False)
+    hardest, sampled, chosen = (
+        tuple(_sample(index, ranking, sides, scorer, depth) for index in indices)
+        for indices in (by_difficulty[:samples], others, of_all)
+    )
     return Evaluation(
         sides=sides,
         ranking=ranking,
@@ -168,14 +180,15 @@ def evaluate(
         points=operating_points(query, gallery, scores, targets),
         junk_rule=junk_rule,
         reranking=reranking,
-        hardest=tuple(_sample(index, ranking, sides, scorer) for index in by_difficulty[:samples]),
-        sampled=tuple(_sample(index, ranking, sides, scorer) for index in np.sort(drawn)),
+        hardest=hardest,
+        sampled=sampled,
+        drawn=chosen,
     )
 
 
 def _sample(
-    index: int, ranking: Ranking, sides: Sides, scorer: CosineScores | ReRankedScores
+    index: int, ranking: Ranking, sides: Sides, scorer: CosineScores | ReRankedScores, depth: int
 ) -> SampledQuery:
     row = int(ranking.rows[index])
-    nearest = tuple(best_matches(scorer.row(row), sides.query, row, sides.gallery, _TOP))
+    nearest = tuple(best_matches(scorer.row(row), sides.query, row, sides.gallery, depth))
     return SampledQuery(row, int(ranking.first[index]), float(ranking.average_precision[index]), nearest)

@@ -68,7 +68,7 @@ class Trainer:
         check_classes(spec, len(self._people), pictures.left_out)
         if spec.edge_agent.threads:
             torch.set_num_threads(spec.edge_agent.threads)
-        self._device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        self._device = _device(spec.train.gpu_ids[0])
         torch.manual_seed(spec.train.seed)
         self._network = self._fresh_network(start_weights=resume is None)
         self._averaged: dict[str, Tensor] | None = (
@@ -92,6 +92,11 @@ class Trainer:
     def stop(self) -> None:
         """Stop the run after the current step, with a checkpoint. May be called by a signal handler."""
         self._stopping = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ended before its last epoch by request."""
+        return self._stopping and self._epoch < self._spec.train.num_epochs
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -275,6 +280,15 @@ class Trainer:
             torch.cuda.set_rng_state(saved.random["cuda"], self._device)
         self._epoch, self._step = saved.epoch, saved.step
         self._history, self._best = list(saved.history), saved.best
+
+
+def _device(gpu: int) -> torch.device:
+    """The GPU with this number, or the CPU of a computer without; ConfigError if others are there."""
+    if not (count := torch.cuda.device_count()):
+        return torch.device("cpu")
+    if gpu >= count:
+        raise ConfigError(f"train.gpu_ids: [{gpu}] is not there; the GPUs here are 0 to {count - 1}")
+    return torch.device(f"cuda:{gpu}")
 
 
 def check_classes(spec: Spec, people: int, left_out: LeftOut) -> None:

@@ -1,17 +1,17 @@
 """The experiment spec: NVIDIA TAO's field names and defaults, and the additional section `edge_agent`.
 
-Names and defaults are those of TAO's re-identification schema (`nvidia_tao_core/config/re_identification`),
-so a spec file for `tao model re_identification train` can be used unchanged. No field is silently ignored: a
-field of an unsupported feature (Swin transformer, several GPUs) accepts only its default.
+Names and defaults are those of TAO's re-identification schema, so a spec of TAO can be used unchanged.
+`tao_fields` has the fields that this trainer does not implement, and old names; `spec_file` reads files
+and overrides. No field is silently ignored.
 """
 
 from __future__ import annotations
 
 import difflib
-import itertools
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,15 +23,21 @@ from pydantic import (
     model_validator,
 )
 
-from edge_agent.core.distribution import install_command
-from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.files import read_text
+from edge_agent.core.errors import ConfigError
+from edge_agent.core.text import shortened
+from edge_agent.offline.train.tao_fields import (
+    FIXED,
+    GROUPS,
+    OTHER_SECTIONS,
+    SECTIONS_OF_4,
+    is_placeholder,
+    settle,
+)
 
-if TYPE_CHECKING:
-    import yaml
-
-_MAX_NODES = 100_000
-"""Limit of the values in a spec, counted as often as aliases repeat them."""
+_FAULTS = 10
+"""Faults that an error names."""
+_LONGEST_VALUE = 80
+"""Characters of a value, or of a field's name, in an error."""
 
 BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101", "resnet_152", "mobilenet_v2")
 
@@ -44,7 +50,23 @@ Count = Annotated[int, Field(ge=1)]
 class _Section(BaseModel):
     """A frozen section that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_tao_reads(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  # whatever YAML holds
+        """Read an empty section as its defaults and an empty path as none; refuse true as the number 1."""
+        kind: Any = cls.model_fields[str(info.field_name)].annotation
+        if value is None and isinstance(kind, type) and issubclass(kind, _Section):
+            return {}
+        if kind == Path | None and isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("a path has no NUL character")
+            return value or None
+        several = value if isinstance(value, list) else [value]
+        if kind is not bool and any(isinstance(one, bool) for one in several):
+            raise ValueError("true and false are no value for it")
+        return value
 
 
 class ModelSection(_Section):
@@ -56,10 +78,8 @@ class ModelSection(_Section):
     # `imagenet`: `pretrained_model_path` holds backbone weights; `finetune`: a checkpoint from here
     pretrain_choice: Literal["imagenet", "finetune", "none"] = "imagenet"
     pretrained_model_path: Path | None = None
-    input_channels: Literal[3] = 3
     input_width: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
     input_height: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 256
-    neck: Literal["bnneck"] = "bnneck"
     feat_dim: Annotated[int, Field(ge=64, le=2048)] = 256
     # take the embedding before or after the batch normalisation
     neck_feat: Literal["before", "after"] = "after"
@@ -68,14 +88,9 @@ class ModelSection(_Section):
     # sum the embeddings of the picture and its mirror image (twice the computation at run time)
     with_flip_feature: bool = False
     label_smooth: bool = True
-    pretrain_hw_ratio: Literal[2] = 2
-    id_loss_type: Literal["softmax"] = "softmax"
     # insert a linear layer before the neck even if `feat_dim` equals the backbone's width
     reduce_feat_dim: bool = False
-    drop_path: Literal[0.1] = 0.1  # type: ignore[valid-type]  # Swin's; only the default is accepted
-    stride_size: tuple[Literal[16], Literal[16]] = (16, 16)
     gem_pooling: bool = False
-    jpm: Literal[False] = False
 
     @property
     def uses_triplet(self) -> bool:
@@ -124,7 +139,6 @@ class OptimSection(_Section):
     """`train.optim`."""
 
     name: Literal["Adam", "AdamW", "SGD"] = "Adam"
-    lr_monitor: Literal["val_loss"] = "val_loss"
     lr_steps: tuple[Count, ...] = (40, 70)
     gamma: Positive = 0.1
     bias_lr_factor: Positive = 1.0
@@ -155,43 +169,27 @@ class TrainSection(_Section):
     seed: Annotated[int, Field(ge=0)] = 1234
     resume_training_checkpoint_path: Path | None = None
     results_dir: Path | None = None
-    num_gpus: Literal[1] = 1
-    gpu_ids: tuple[int] = (0,)
-    num_nodes: Literal[1] = 1
+    gpu_ids: tuple[Annotated[int, Field(ge=0)]] = (0,)
 
 
-class _TaoCommandSection(_Section):
-    """Common fields of sections that are checked, but used only by TAO's own commands."""
+class EvaluateSection(_Section):
+    """`evaluate`: used by `edge-agent evaluate -e SPEC`."""
 
+    # an ONNX file, or a checkpoint of this trainer
     checkpoint: Path | None = None
-    test_dataset: Path | None = None
     query_dataset: Path | None = None
-    results_dir: Path | None = None
-    gpu_id: int = 0
-    num_gpus: int = 1
-    gpu_ids: tuple[int, ...] = (0,)
-
-
-class InferenceSection(_TaoCommandSection):
-    """`inference` of TAO (here: `edge-agent embed`)."""
-
-    output_file: Path | None = None
-
-
-class EvaluateSection(_TaoCommandSection):
-    """`evaluate` of TAO (here: `edge-agent evaluate`)."""
-
-    output_sampled_matches_plot: Path | None = None
+    test_dataset: Path | None = None
     output_cmc_curve_plot: Path | None = None
+    output_sampled_matches_plot: Path | None = None
+    results_dir: Path | None = None
 
 
 class ExportSection(_Section):
-    """`export`: used by `edge-agent export SPEC.yaml`."""
+    """`export`: used by `edge-agent export -e SPEC`."""
 
     checkpoint: Path | None = None
     onnx_file: Path | None = None
-    gpu_id: int = 0
-    results_dir: Path | None = None
+    results_dir: Path | None = None  # of TAO's log of an export; here the ONNX is the only file
 
 
 class ExtensionSection(_Section):
@@ -234,22 +232,14 @@ class Spec(_Section):
 
     results_dir: Path | None = None
     # accepted for TAO's specs, with a warning: this trainer writes no encrypted files
-    encryption_key: str | None = Field(default=None, repr=False)
+    encryption_key: Annotated[str | None, Field(repr=False, coerce_numbers_to_str=True)] = None
     model: ModelSection = ModelSection()
     dataset: DatasetSection = DatasetSection()
     re_ranking: ReRankingSection = ReRankingSection()
     train: TrainSection = TrainSection()
-    inference: InferenceSection = InferenceSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
     edge_agent: ExtensionSection = ExtensionSection()
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_section(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401  # whatever YAML holds
-        """Turn None, as YAML reads a section without content such as `train:`, into an empty section."""
-        scalar = info.field_name in ("results_dir", "encryption_key")
-        return {} if value is None and not scalar else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Spec:
@@ -269,61 +259,100 @@ class Spec(_Section):
         return self
 
 
-def load_spec(path: Path) -> Spec:
-    """Read a spec file; ConfigError, with file and field, if it is unreadable, not YAML or invalid."""
+Command = Literal["train", "evaluate", "export"]
+
+SECTIONS_OF: Mapping[Command, tuple[str, ...]] = {
+    "train": ("model", "dataset", "re_ranking", "train", "edge_agent"),
+    "evaluate": ("evaluate", "re_ranking"),
+    "export": ("export",),
+}
+"""The sections that each command reads; it passes over the others."""
+
+
+def parse_spec(
+    content: Mapping[str, Any],
+    *,
+    name: str = "spec",
+    command: Command = "train",
+    note: Callable[[str], None] | None = None,
+) -> Spec:
+    """Validate the sections of a spec that a command uses.
+
+    `note` is called with the names of the sections that are passed over, if there are any.
+
+    Raises:
+        ConfigError: with every bad field and, for an unknown name, the nearest known one.
+    """
+    others = {*OTHER_SECTIONS, *(one for one in _SECTIONS if one not in SECTIONS_OF[command])}
+    unused = [key for key in content if key in others]
+    used = {key: value for key, value in content.items() if key not in others}
+    values, faults = settle(used, _shown)
     try:
-        import yaml
-    except ImportError as error:
-        raise ConfigError(f"specs are YAML files: {install_command('train')}") from error
-    try:
-        text = read_text(path)
-        _bound_aliases(yaml.compose(text, yaml.SafeLoader), path)
-        content = yaml.safe_load(text)
-    except InputError as error:
-        raise ConfigError(f"{error}".replace("cannot read", "cannot read the spec", 1)) from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is not a usable YAML file: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: e.g. a date that does not exist
-        raise ConfigError(f"{path} is not a YAML file: {error}") from error
-    if isinstance(content, Mapping | None):
-        return parse_spec(content or {}, name=str(path))
-    raise ConfigError(f"{path}: expected sections such as model: and dataset:, got {type(content).__name__}")
-
-
-def _bound_aliases(root: yaml.Node | None, path: Path) -> None:
-    """Raise ConfigError where aliases repeat parts of a document so often that it could not be held."""
-    waiting, count = [root], 0
-    while waiting:
-        node = waiting.pop()
-        count += 1
-        if count > _MAX_NODES:
-            raise ConfigError(f"{path} is not a usable spec: it has more than {_MAX_NODES:,} values")
-        if isinstance(children := getattr(node, "value", None), list):  # of a mapping: pairs
-            waiting += itertools.chain(*(one if isinstance(one, tuple) else (one,) for one in children))
-
-
-def parse_spec(content: Mapping[str, Any], *, name: str = "spec") -> Spec:
-    """Validate a spec; ConfigError with every bad field and, for an unknown name, the nearest known one."""
-    try:
-        return Spec.model_validate(dict(content))
+        spec = Spec.model_validate(values)
     except ValidationError as error:
-        faults = [_describe(fault) for fault in error.errors(include_url=False)]
-        raise ConfigError(f"{name}: " + "; ".join(faults)) from None
+        found = [one for one in error.errors(include_url=False) if not is_placeholder(one["input"])]
+        faults += [_describe(one) for one in found[:_FAULTS]]
+        faults += [""] * (len(found) - _FAULTS)
+    if faults:
+        more = len(faults) - _FAULTS
+        listed = [*faults[:_FAULTS], *([f"and {more:,} more faults"] if more > 0 else [])]
+        raise ConfigError(f"{name}: " + "; ".join(listed))
+    if unused and note is not None:
+        note(f"not used by {command}: {', '.join(unused)}")
+    return spec
+
+
+_SECTIONS = tuple(
+    name
+    for name, field in Spec.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+)
 
 
 def _describe(fault: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails; not imported for one annotation
-    where = [str(part) for part in fault["loc"]]
-    field = ".".join(where)
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where[-1], _known_names(where[:-1]), n=1, cutoff=0.5)
-        hint = f", did you mean {'.'.join([*where[:-1], near[0]])}?" if near else ""
-        return f"unknown field {field}{hint}"
+    where = [shortened(str(part), _LONGEST_VALUE) for part in fault["loc"]]
+    field, kind = ".".join(where), fault["type"]
+    if kind in ("extra_forbidden", "invalid_key"):
+        if field in GROUPS and isinstance(fault["input"], Mapping):
+            return "; ".join(_unknown([*where, str(name)]) for name in fault["input"])
+        return _expected(where) if field in GROUPS else _unknown(where)
     message = fault["msg"].removeprefix("Value error, ")
-    return message if not field else f"{field}: {message} (got {fault['input']!r})"
+    if not field:
+        return str(message)
+    if field == "encryption_key":
+        return f"{field}: {message}"
+    if kind == "model_type":
+        message = _expected(where)
+    if field == "model.backbone" and str(fault["input"]).startswith("swin"):
+        message += "; Swin transformers are not trained here, but NVIDIA's run with --preprocess swin"
+    return f"{field}: {message} (got {_shown(fault['input'])})"
 
 
-def _known_names(section: list[str]) -> list[str]:
+def _expected(where: list[str]) -> str:
+    return f"expected fields, such as {'.'.join(where)}.{known_fields(where)[0]}"
+
+
+def _unknown(where: list[str]) -> str:
+    field, section = ".".join(where), where[:-1]
+    if len(where) == 1 and field in SECTIONS_OF_4:
+        return f"unknown field {field}: the section of TAO 4 is called {SECTIONS_OF_4[field]} since TAO 5"
+    near = difflib.get_close_matches(where[-1], known_fields(section), n=1, cutoff=0.5)
+    hint = f", did you mean {'.'.join([*section, near[0]])}?" if near else ""
+    return f"unknown field {field}{hint}"
+
+
+def known_fields(section: Iterable[str] = ()) -> list[str]:
+    """Return the names that a section may have, those of `tao_fields` included."""
     model: Any = Spec
+    prefix = ""
     for part in section:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
+        model = model.model_fields[part].annotation if part in getattr(model, "model_fields", ()) else None
+        prefix += f"{part}."
+    own = list(model.model_fields) if model is not None else []
+    fixed = (key.removeprefix(prefix).partition(".")[0] for key in FIXED if key.startswith(prefix))
+    return list(dict.fromkeys([*own, *(fixed if prefix else OTHER_SECTIONS)]))
+
+
+def _shown(value: object) -> str:
+    """A value as YAML has it, in one line of limited length."""
+    return shortened(json.dumps(value, ensure_ascii=False, default=str), _LONGEST_VALUE)

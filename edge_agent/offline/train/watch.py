@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from edge_agent.core.distribution import install_command
+from edge_agent.offline.tao.status import TrainingStatus
 
 _LINE_EVERY = 30.0  # seconds between lines without a terminal
 _log = structlog.get_logger(__name__)
@@ -37,11 +38,21 @@ class RunLog:
     """Displays and records a run; a context manager.
 
     Writes `training.jsonl` (means of every 20 steps, and every evaluation; appended to if `resumed`) and
-    TensorBoard events. The console shows a bar on a terminal, else a line every 30 s.
+    TensorBoard events, and hands steps and evaluations on to `status`. The console shows a bar on a terminal,
+    else a line every 30 s.
     """
 
-    def __init__(self, folder: Path, *, epochs: int, console: Console, resumed: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        epochs: int,
+        console: Console,
+        resumed: bool,
+        status: TrainingStatus | None = None,
+    ) -> None:
         self._folder = folder
+        self._status = status
         self._epochs = epochs
         self._console = console
         self._mode = "a" if resumed else "w"
@@ -55,6 +66,8 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = (self._folder / "training.jsonl").open(self._mode, encoding="utf-8")
         self._scalars = _tensorboard(self._folder)
+        if self._status is not None:
+            self._status.begin()
         if self._console.is_terminal:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self._console)
@@ -73,6 +86,8 @@ class RunLog:
         """Show the step; record the means of every 20 steps."""
         self._seconds = step.seconds if not self._seconds else 0.95 * self._seconds + 0.05 * step.seconds
         self._recent.append(step)
+        if self._status is not None:
+            self._status.on_step(step)
         if len(self._recent) == 20 or step.step == step.steps:
             self._record()
         if self._bar is not None:
@@ -104,6 +119,8 @@ class RunLog:
 
     def on_evaluation(self, epoch: int, total: int, figures: Mapping[str, float]) -> None:
         """Show and record an evaluation."""
+        if self._status is not None:
+            self._status.on_evaluation(figures)
         self._write({"step": total, "epoch": epoch, "evaluation": dict(figures)})
         self._add({f"evaluation/{name}": value for name, value in figures.items()}, total)
         text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())

@@ -1,0 +1,1 @@
+"""Results in the form of NVIDIA TAO: the status file and the pictures of an evaluation."""
