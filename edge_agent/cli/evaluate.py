@@ -30,8 +30,8 @@ GivenArguments = Annotated[
     list[str] | None,
     Argument(
         metavar="[DATASET] [KEY=VALUE]...",
-        help="Data set in Market-1501 layout, unless --embeddings or -e names the crops; with -e, values that "
-        "replace those of the spec.",
+        help="Data set in Market-1501 layout, unless --embeddings or -e names the crops; "
+        "after a spec, values that replace its own.",
         show_default=False,
     ),
 ]

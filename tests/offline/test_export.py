@@ -201,6 +201,33 @@ class TestCommand:
         assert result.exit_code == 0
         assert (tmp_path / "named.onnx").exists()
 
+    def test_a_spec_of_tao_with_values(self, light: Path, tmp_path: Path):
+        spec = tmp_path / "s.yaml"
+        spec.write_text("results_dir: ???\nexport: {results_dir: '${results_dir}/e', checkpoint: '???'}\n")
+        target = tmp_path / "other.onnx"
+        values = [f"export.checkpoint={light}", "export.results_dir=null"]
+        result = CliRunner().invoke(
+            app, ["-e", str(spec), *values, "-o", str(target)], catch_exceptions=False
+        )
+        assert result.exit_code == 0
+        assert target.exists()
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (["{spec}"], "export.checkpoint must be given"),
+            (["-e", "{spec}", "export.checkpoint="], "export.checkpoint is missing"),
+            (["-e", "{spec}", "export.onnx_fil=x"], "did you mean export.onnx_file"),
+            (["model.onnx", "export.checkpoint=x", "-o", "{spec}.onnx"], "KEY=VALUE needs a spec"),
+        ],
+    )
+    def test_specs_that_name_no_checkpoint(self, given: list[str], said: str, tmp_path: Path):
+        spec = tmp_path / "s.yaml"
+        spec.write_text("export: {checkpoint: '???'}\n")
+        result = CliRunner().invoke(app, [one.replace("{spec}", str(spec)) for one in given])
+        assert isinstance(result.exception, ConfigError)
+        assert said in str(result.exception)
+
     def test_a_checkpoint_goes_into_a_repository_of_triton(self, tmp_path: Path):
         checkpoint = saved(LIGHT, tmp_path / "c.pth")
         arguments = [

@@ -175,7 +175,10 @@ class TestEvaluate:
 
     def test_what_is_not_used_is_said(self, spec: tuple[str, ...]):
         result = CliRunner().invoke(app, list(spec), catch_exceptions=False)
-        assert "note: not used by evaluate: dataset, export, inference, model, train, wandb" in result.stderr
+        assert (
+            "note: not used by evaluate: dataset, encryption_key, export, inference, model, results_dir"
+            in result.stderr
+        )
 
     @pytest.mark.parametrize(
         ("given", "error", "said"),

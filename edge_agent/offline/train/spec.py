@@ -262,11 +262,11 @@ class Spec(_Section):
 Command = Literal["train", "evaluate", "export"]
 
 SECTIONS_OF: Mapping[Command, tuple[str, ...]] = {
-    "train": ("model", "dataset", "re_ranking", "train", "edge_agent"),
+    "train": ("results_dir", "encryption_key", "model", "dataset", "re_ranking", "train", "edge_agent"),
     "evaluate": ("evaluate", "re_ranking"),
     "export": ("export",),
 }
-"""The sections that each command reads; it passes over the others."""
+"""The entries of a spec that each command reads; it passes over the others."""
 
 
 def parse_spec(
@@ -283,7 +283,7 @@ def parse_spec(
     Raises:
         ConfigError: with every bad field and, for an unknown name, the nearest known one.
     """
-    others = {*OTHER_SECTIONS, *(one for one in _SECTIONS if one not in SECTIONS_OF[command])}
+    others = {*OTHER_SECTIONS, *Spec.model_fields} - {*SECTIONS_OF[command]}
     unused = [key for key in content if key in others]
     used = {key: value for key, value in content.items() if key not in others}
     values, faults = settle(used, _shown)
@@ -300,13 +300,6 @@ def parse_spec(
     if unused and note is not None:
         note(f"not used by {command}: {', '.join(unused)}")
     return spec
-
-
-_SECTIONS = tuple(
-    name
-    for name, field in Spec.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
-)
 
 
 def _describe(fault: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails; not imported for one annotation
