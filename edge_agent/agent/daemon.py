@@ -30,6 +30,7 @@ from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
 from edge_agent.core.reloading import changes
+from edge_agent.core.structures import LONE_TRACKS
 from edge_agent.core.system_time import TimeSource
 from edge_agent.engine.precision.calibration import Calibration, current_calibration
 from edge_agent.health.cooling import Cooling, make_cooling
@@ -37,6 +38,7 @@ from edge_agent.health.governor import CHECK_INTERVAL_S
 from edge_agent.health.supervisor import Supervisor
 from edge_agent.track.tracker import Tracker, UpstreamTracks
 from edge_agent.track.tracks import Similarity
+from edge_agent.track.upstream import MessageTracks
 
 if TYPE_CHECKING:
     from edge_agent.core.telemetry import TelemetryData
@@ -247,6 +249,12 @@ class Agent:
                 camera, settings.tracker, stages.detection.levels(camera), similarity
             ),
             make_upstream_tracker=lambda camera: UpstreamTracks(camera, settings.tracker),
+            make_message_tracker=lambda camera: MessageTracks(
+                camera,
+                Tracker(
+                    camera, settings.tracker, stages.detection.levels(camera), similarity, LONE_TRACKS + 1
+                ),
+            ),
             identifier=stages.identifier,
             on_outcome=stages.writer.write,
             tasks=self._tasks,

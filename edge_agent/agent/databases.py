@@ -56,7 +56,7 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
         if settings.mqtt.broker is None:  # no subscriber holds their ids from one run to the next
             gallery.notices.drop_forgotten()
         enabled = any(source.enabled for source in settings.sources)
-        sources = open_sources(settings.sources, state) if enabled else []
+        sources = open_sources(settings.sources, state, settings=settings) if enabled else []
         return make_erasure(settings, gallery, None, sources).run()
     finally:
         lock.release()

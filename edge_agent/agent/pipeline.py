@@ -30,15 +30,17 @@ from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, whole_im
 from edge_agent.agent.sources import Polled, SourcePoller
 from edge_agent.core.errors import EngineError
 from edge_agent.core.heartbeat import Heartbeat
-from edge_agent.core.structures import CropBatch, Detections, Frame, Load, TrackUpdate
+from edge_agent.core.structures import Detections, Frame, Load, MessageFrame, TrackUpdate
 
 if TYPE_CHECKING:
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.quality import Graded
     from edge_agent.embed.selection import CropSelector
     from edge_agent.identify import Identifier
+    from edge_agent.source.base import Item
     from edge_agent.source.reader import FrameReader
     from edge_agent.track.tracker import Tracker, UpstreamTracks
+    from edge_agent.track.upstream import MessageTracks
 
 T = TypeVar("T")
 
@@ -113,6 +115,7 @@ class Pipeline:
     embedder: Embedder
     make_tracker: Callable[[str], Tracker]
     make_upstream_tracker: Callable[[str], UpstreamTracks]
+    make_message_tracker: Callable[[str], MessageTracks]
     identifier: Identifier
     on_outcome: Callable[[FrameOutcome], None]
     """Called with every outcome, in order; must not block."""
@@ -139,7 +142,9 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self._poller = SourcePoller(self.readers, self.wake, self.max_delay_s)
-        self._tracking = CameraTracking(self.make_tracker, self.make_upstream_tracker)
+        self._tracking = CameraTracking(
+            self.make_tracker, self.make_upstream_tracker, self.make_message_tracker
+        )
 
     def run(self, stop: threading.Event) -> None:
         """Run until every source has ended or `stop` is set.
@@ -200,6 +205,10 @@ class Pipeline:
                 continue
             began = time.perf_counter()
             trace = _new_trace()
+            if isinstance(item, MessageFrame):
+                received = self.embedder.accept(item)
+                pending.append(PendingItem(reader, item, None, 0, 0.0, trace, received))
+                continue
             detections = None
             self.heartbeat.working("detect")
             if isinstance(item, Frame):
@@ -221,7 +230,7 @@ class Pipeline:
         self._rounds.append(Round(pending, began))
         return True
 
-    def _skip(self, reader: FrameReader, item: Frame | CropBatch, load: Load) -> bool:
+    def _skip(self, reader: FrameReader, item: Item, load: Load) -> bool:
         """Whether this frame of a live camera is left out; one in `every_nth` is not."""
         if load.every_nth == 1 or not reader.live or not isinstance(item, Frame):
             return False
@@ -241,7 +250,7 @@ class Pipeline:
         candidates = {
             id(one): one.candidates(graded[start : start + one.pairs])
             for one, start in zip(pending, starts, strict=False)
-            if one.reader.live or not one.reader.ends
+            if one.pairs and (one.reader.live or not one.reader.ends)
         }
         masks = self.selector.spared(load, list(candidates.values()))
         if not any(map(np.count_nonzero, masks)):

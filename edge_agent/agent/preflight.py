@@ -39,7 +39,7 @@ def all_problems(settings: Settings) -> Iterator[EdgeAgentError]:
 
     if any(source.enabled for source in settings.sources):
         try:
-            yield from _source_problems(open_sources(settings.sources, settings.state_dir))
+            yield from _source_problems(open_sources(settings.sources, settings.state_dir, settings=settings))
         except EdgeAgentError as problem:
             yield problem
     yield from _detector_problems(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_agent.core.structures import CropBatch, Decision, Frame, TrackUpdate
+from edge_agent.core.structures import CropBatch, Decision, Frame, MessageFrame, TrackUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class FrameOutcome:
     for the end of a source."""
     trace: str
     """Id of the frame's trace, 32 hex digits; the frame's events carry it."""
-    item: Frame | CropBatch | None = None
-    """The frame or the crops, whose pixels may change after the call; None for the end of a source."""
+    item: Frame | CropBatch | MessageFrame | None = None
+    """The frame, the crops or the message; pixels may change after the call. None for the end of a source."""
 
 
 @dataclass(slots=True)

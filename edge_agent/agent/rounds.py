@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.structures import Candidates, CropBatch, Detections, Embedded, Frame, TrackUpdate
+from edge_agent.core.structures import (
+    Candidates,
+    CropBatch,
+    Detections,
+    Embedded,
+    Frame,
+    MessageFrame,
+    TrackUpdate,
+)
 from edge_agent.track.tracker import Tracker, TrackInput, UpstreamTracks, update_tracks
+from edge_agent.track.upstream import MessageTracks
 
 if TYPE_CHECKING:
     from edge_agent.embed.quality import Graded
@@ -22,13 +31,15 @@ class PendingItem:
     """One item whose crops are with the engine."""
 
     reader: FrameReader
-    item: Frame | CropBatch
+    item: Frame | CropBatch | MessageFrame
     detections: Detections | None
-    """Those of a frame; None for crops of an upstream."""
+    """Those of a frame; None for crops of an upstream, and for messages."""
     pairs: int
     """Number of its pairs of image and detections in the submission."""
     detect_s: float
     trace: str
+    received: Embedded | None = None
+    """The embeddings of a message."""
 
     @property
     def crops_per_pair(self) -> list[int]:
@@ -90,23 +101,28 @@ def whole_image(image: NDArray[np.uint8]) -> Detections:
     return Detections(np.array([[0, 0, width, height]], np.float32), np.ones(1, np.float32))
 
 
+AnyTracker = Tracker | UpstreamTracks | MessageTracks
+
+
 @dataclass(slots=True)
 class CameraTracking:
-    """The trackers of all cameras: frames get tracks, crops of an upstream keep the tracks that they have.
+    """The trackers of all cameras: frames get tracks, crops and messages of an upstream keep theirs.
 
     A tracker is made at the first frame or crops of its camera.
     """
 
     make_tracker: Callable[[str], Tracker]
     make_upstream_tracker: Callable[[str], UpstreamTracks]
+    make_message_tracker: Callable[[str], MessageTracks]
     _trackers: dict[str, Tracker] = field(default_factory=dict)
     _upstream: dict[str, UpstreamTracks] = field(default_factory=dict)
+    _messages: dict[str, MessageTracks] = field(default_factory=dict)
     _latest: dict[str, TrackUpdate] = field(default_factory=dict)
 
     @property
     def cameras(self) -> list[str]:
         """Cameras that have a tracker."""
-        return [*self._trackers, *self._upstream]
+        return [*self._trackers, *self._upstream, *self._messages]
 
     def update(self, items: Sequence[PendingItem], results: Sequence[list[Embedded]]) -> list[TrackUpdate]:
         """Return the track update of each item, in order; frames of different cameras are updated at once."""
@@ -118,6 +134,12 @@ class CameraTracking:
                 if item.camera not in self._upstream:
                     self._upstream[item.camera] = self.make_upstream_tracker(item.camera)
                 updates[at] = self._upstream[item.camera].update(item, embedded)
+                continue
+            if isinstance(item, MessageFrame):
+                if item.camera not in self._messages:
+                    self._messages[item.camera] = self.make_message_tracker(item.camera)
+                assert pending.received is not None  # set for every message
+                updates[at] = self._messages[item.camera].update(item, pending.received)
                 continue
             if item.camera in frames:
                 updates.update(_update_frames(frames))
@@ -137,16 +159,18 @@ class CameraTracking:
 
     def end_tracks(self, camera: str) -> TrackUpdate | None:
         """End the tracks of a camera that continues later; None where it has had no frame."""
-        return _finish(self._trackers.get(camera), self._latest.get(camera))
+        tracker = self._trackers.get(camera)
+        return _finish(self._messages.get(camera) if tracker is None else tracker, self._latest.get(camera))
 
     def end(self, camera: str) -> TrackUpdate | None:
         """End the tracks of a camera for good and remove its tracker; None where there is nothing to end."""
         # A tracker without tracks is false.
-        tracker = self._trackers.pop(camera, None) or self._upstream.pop(camera, None)
+        tracker: AnyTracker | None = self._trackers.pop(camera, None) or self._upstream.pop(camera, None)
+        tracker = tracker or self._messages.pop(camera, None)
         return _finish(tracker, self._latest.pop(camera, None))
 
 
-def _finish(tracker: Tracker | UpstreamTracks | None, latest: TrackUpdate | None) -> TrackUpdate | None:
+def _finish(tracker: AnyTracker | None, latest: TrackUpdate | None) -> TrackUpdate | None:
     if tracker is None or latest is None:
         return None
     return tracker.finish(latest.frame, latest.time, latest.size)

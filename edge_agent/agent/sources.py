@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from edge_agent.core.structures import CropBatch, Frame, SourceStatus
+from edge_agent.core.structures import SourceStatus
+from edge_agent.source.base import Item
 from edge_agent.source.reader import FrameReader
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 FILE_BURST = 4
 """Frames taken from recorded files in one round, so that the engine gets a batch of useful size."""
 
-Polled = tuple[FrameReader, "Frame | CropBatch"]
+Polled = tuple[FrameReader, Item]
 """An item and the reader that it comes from."""
 
 
@@ -103,7 +104,7 @@ class SourcePoller:
     """Set by the readers when they have an item."""
     max_delay_s: float
     """Longest wait of one live camera's item for those of the others."""
-    _heads: dict[str, Frame | CropBatch] = field(default_factory=dict)
+    _heads: dict[str, Item] = field(default_factory=dict)
     """The next item of each recording."""
     _finished: set[str] = field(default_factory=set)
 

@@ -37,15 +37,17 @@ from edge_agent.deliver.open_tracks import PersonNow
 from edge_agent.deliver.outbox import make_outbox
 from edge_agent.deliver.publisher import AnyPublisher, Publisher, open_publisher
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
-from edge_agent.embed.opening import make_crop_selector, open_embedder
+from edge_agent.embed.opening import make_crop_selector, open_agent_embedder, open_embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import Calibration, current_calibration
+from edge_agent.engine.upstream import UPSTREAM
 from edge_agent.gallery.gallery import Gallery, open_gallery
 from edge_agent.gallery.rows import HOME_FACT
 from edge_agent.health.telemetry import Reading, Telemetry
 from edge_agent.identify import Identifier
 from edge_agent.source.address import source_kind
+from edge_agent.source.messages import MessageSource
 from edge_agent.source.opening import open_sources
 
 if TYPE_CHECKING:
@@ -190,15 +192,19 @@ class StageOpener:
     def _sources(self, state: Path, clock: Clock) -> Sequence[Source]:
         if self.supply is not None:
             return self.supply.sources
-        sources = open_sources(self.settings.sources, state, now=clock.moment)
+        sources = open_sources(self.settings.sources, state, settings=self.settings, now=clock.moment)
         check_before_start(self.settings, sources)
         return sources
 
     def _embedder(self, state: Path, calibration: Calibration | None) -> Embedder:
         with self.supervisor.opening("the network"):
-            embedder = open_embedder(
-                self.settings.engine, self.settings.quality, state, calibration, building=self._report_build
-            )
+            settings, building = self.settings, self._report_build
+            if self.supply is None:
+                embedder = open_agent_embedder(settings, state, calibration, building=building)
+            else:
+                embedder = open_embedder(
+                    settings.engine, settings.quality, state, calibration, building=building
+                )
             if embedder.info.backend == "tensorrt":
                 import_scipy_in_background()  # entering takes long, mostly outside of Python
             opened = self.stack.enter_context(embedder)
@@ -216,7 +222,13 @@ class StageOpener:
         if self.supply is not None and self.supply.detection is not None:
             return self.supply.detection
         detectors = {camera: own.detector for camera, own in by_camera.items()}
-        detection = open_detection(self.settings, self.stack, cameras=detectors, current=clock.current)
+        detection = open_detection(
+            self.settings,
+            self.stack,
+            cameras=detectors,
+            messages=[source for source in sources if isinstance(source, MessageSource)],
+            current=clock.current,
+        )
         return add_motion_gate(self.settings, detection, by_camera, sources)
 
     def _delivery(
@@ -299,6 +311,8 @@ class StageOpener:
             seconds=self._laps.seconds,
             after_s=process_age_s(),
         )
+        if engine.backend == UPSTREAM:
+            _log.info("no_network_runs", embeddings="computed upstream", space=engine.space)
         if is_simulated(engine.backend):
             _log.warning("no_network_runs", backend=engine.backend, events="mean nothing")
 

@@ -28,6 +28,7 @@ from edge_agent.core.sections import Section, about
 from edge_agent.core.setting_types import (
     Backend,
     Detector,
+    EmbeddingSpace,
     FrameRate,
     Hours,
     Id,
@@ -58,7 +59,9 @@ class SourceSettings(Section):
 
     id: Id | None = about(None, "id in topics and events; derived from the url when absent")
     url: str = Field(
-        repr=False, description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER"
+        repr=False,
+        description="file path, rtsp://, http(s)://, /dev/videoN or usb:N, csi:N, crops:FOLDER,"
+        " deepstream:SENSOR",
     )
     enabled: bool = about(True, "a disabled source is published but not opened")
     fps: FrameRate | None = about(
@@ -74,7 +77,9 @@ class SourceSettings(Section):
     pixels: Literal["mjpeg", "yuyv"] | None = about(None, "usb: pixel format of the camera")
     flip: int | None = about(None, "csi: nvvidconv flip-method, 2: by 180 degrees", ge=0, le=7)
     capture: tuple[int, int] | None = about(None, "usb, csi: requested width and height")
-    size: tuple[int, int] | None = about(None, "stream, usb, csi: scaled width and height")
+    size: tuple[int, int] | None = about(
+        None, "stream, usb, csi: scaled width and height; deepstream: those of its nvstreammux"
+    )
     max_fps: FrameRate | None = about(None, "stream, usb, csi: skip frames above this rate")
     open_timeout_ms: int | None = about(None, "stream: timeout to open", gt=0)
     read_timeout_ms: int | None = about(None, "stream: timeout for a packet", gt=0)
@@ -103,17 +108,25 @@ class DetectorSettings(Section):
     high: float | None = about(None, "score of a reliable detection; null: as the detector")
     low: float | None = about(None, "lower scores are ignored; null: as the detector")
     new_track: float | None = about(None, "least score of a new track; null: as the detector")
-    external_transport: Literal["mqtt", "kafka"] = about("mqtt", "where boxes come from, for kind external")
-    external_topics: tuple[str, ...] = about((), "topics with boxes, for kind external")
+    external_transport: Literal["mqtt", "kafka"] = about(
+        "mqtt", "where messages come from, for kind external and sources deepstream:SENSOR"
+    )
+    external_topics: tuple[str, ...] = about((), "topics with these messages")
     external_format: Literal["edge-agent", "deepstream"] = about("edge-agent", "message format")
     external_match: Literal["auto", "frame", "time"] = about("auto", "match of boxes to frames")
     external_cameras: dict[str, str] = about({}, "camera name in these messages: source id")
     external_size: tuple[Pixels, Pixels] | None = about(
-        None, "deepstream: width and height of its coordinates; null: those of the frame"
+        None, "deepstream: width and height of its nvstreammux; null: those of the frame"
     )
     external_labels: tuple[Label, ...] = about(
         PERSON_LABELS, "deepstream: labels of people, in any case; other objects are ignored", min_length=1
     )
+    external_space: EmbeddingSpace | None = about(
+        None,
+        "sources deepstream:SENSOR: id of the space of the embeddings in the messages, as printed by"
+        " `edge-agent export --deepstream`",
+    )
+    external_dimension: int = about(256, "length of these embeddings", ge=2, le=8192)
     external_tolerance_ms: int = about(50, "greatest time difference of boxes and frame", ge=0)
     external_wait_ms: int = about(200, "timeout of a frame for its boxes", ge=0)
 

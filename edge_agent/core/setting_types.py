@@ -69,6 +69,8 @@ FrameRate = Annotated[float, Field(ge=1e-5)]
 Hours = Annotated[float, Field(gt=0, le=LONGEST_TTL_HOURS)]
 LogFormat = Literal["auto", "text", "json", "journald"]
 Pixels = Annotated[int, Field(gt=0)]
+EmbeddingSpace = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
+"""Id of a space of embeddings: 16 hex digits for a network that this project can run, else any word."""
 Label = Annotated[str, Field(pattern=r"^[^|]*[^|\s][^|]*$", max_length=64)]
 Backend = Literal["auto", "onnxruntime", "tensorrt"]
 """Backends that run a network. `auto`: TensorRT where TensorRT and a GPU are usable, else ONNX Runtime."""

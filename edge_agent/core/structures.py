@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,41 @@ class Embedded:
         if len(self.reasons) != rows:
             raise ValueError(f"embedded.reasons: expected {rows} entries, got {len(self.reasons)}")
 
+    def take(self, rows: NDArray[np.bool_]) -> Embedded:
+        """Return the given rows (a mask)."""
+        reasons = tuple(compress(self.reasons, rows.tolist()))
+        return Embedded(self.vectors[rows], self.present[rows], self.quality[rows], reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFrame:
+    """The people that an upstream pipeline reports in one frame, without a picture.
+
+    Attributes:
+        number: frame number of the upstream, or a running number, from 1.
+        size: `(width, height)` in pixels of the picture that the boxes refer to.
+        detections: N boxes inside the picture.
+        track_ids: upstream's track of each box, None without one.
+        vectors: `(N, D)` float32, rows of unit length; a row without an embedding is zero.
+        embedded: `(N,)` bool, whether the row has an embedding.
+    """
+
+    camera: str
+    number: int
+    time: float
+    size: tuple[int, int]
+    detections: Detections
+    track_ids: tuple[int | None, ...]
+    vectors: NDArray[np.float32]
+    embedded: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        rows = len(self.detections)
+        _expect("message.vectors", self.vectors, (rows, None), np.float32)
+        _expect("message.embedded", self.embedded, (rows,), np.bool_)
+        if len(self.track_ids) != rows:
+            raise ValueError(f"message.track_ids: expected {rows} entries, got {len(self.track_ids)}")
+
 
 @dataclass(frozen=True, slots=True)
 class TrackObservation:
@@ -192,7 +228,7 @@ class EngineInfo:
     """Description of the network and its backend, for `info` and every event.
 
     Attributes:
-        backend: `onnxruntime`, `tensorrt` or `simulated:<name>`.
+        backend: `onnxruntime`, `tensorrt`, `simulated:<name>`, or `upstream` where no network runs here.
         precision: `fp32`, `fp16` or `int8`.
         model: display name, from the manifest; `model_sha256` is that of the configured ONNX file.
         space: id of the embedding space; "" for a network without embeddings.

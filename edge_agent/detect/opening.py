@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,14 +11,19 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core.detectors import DetectorChoice, parse_detector
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.structures import Detections
 from edge_agent.source.address import source_kind
 
 if TYPE_CHECKING:
     from edge_agent.core.config import DetectorSettings, Settings, SourceSettings
-    from edge_agent.core.structures import Detections, Frame, ScoreLevels
+    from edge_agent.core.structures import Frame, ScoreLevels
     from edge_agent.detect.base import Detector
     from edge_agent.engine.base import Engine
     from edge_agent.source.base import Source
+    from edge_agent.source.messages import MessageReceiver, MessageSource
+
+_MESSAGES = "messages"
+"""Kind of the sources without pictures; it cannot be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +63,14 @@ def open_detection(
     stack: ExitStack,
     *,
     cameras: Mapping[str, str | None],
+    messages: Sequence[MessageSource] = (),
     current: Callable[[float], float] = float,
 ) -> Detection:
     """Open one detector for each kind that is used; `stack` closes them.
 
-    `cameras` has the id of each source and its own choice of detector, None for the common one. `current`
-    turns the time of a frame into that of other machines, see `core.clock`.
+    `cameras` has the id of each source and its own choice of detector, None for the common one. `messages`
+    are those of them that have no pictures. `current` turns the time of a frame into that of other machines,
+    see `core.clock`.
 
     Raises:
         ConfigError: there is no such detector, it lacks a setting, or none uses a setting.
@@ -70,7 +78,12 @@ def open_detection(
     """
     common = settings.detector.kind
     kinds = {camera: kind or common for camera, kind in cameras.items()}
-    opened = {kind: _open(kind, settings, stack, current) for kind in sorted(set(kinds.values()))}
+    kinds |= {source.id: _MESSAGES for source in messages}
+    opened = {
+        kind: _open(kind, settings, stack, current) for kind in sorted(set(kinds.values()) - {_MESSAGES})
+    }
+    if messages:
+        opened[_MESSAGES] = _of_messages(settings.detector, messages[0].receiver)
 
     if settings.detector.input_size is not None and all(one.engine is None for one in opened.values()):
         raise ConfigError("detector.input_size is set, but no detector runs a network: remove it")
@@ -86,7 +99,10 @@ def open_detection(
         return sum(one.engine.run_seconds for one in opened.values() if one.engine is not None)
 
     def left_out() -> Mapping[str, int]:
-        return opened["external"].left_out() if "external" in opened else {}
+        total: Counter[str] = Counter()
+        for one in opened.values():
+            total.update(one.left_out())
+        return total
 
     name = "+".join(one.name for one in opened.values())
     return Detection(detect, levels, name, network_seconds, left_out)
@@ -154,6 +170,16 @@ def _open_external(settings: Settings, stack: ExitStack, current: Callable[[floa
     return _OpenDetector(boxes.detect_frame, _levels(chosen, LEVELS), name, left_out=lambda: boxes.left_out)
 
 
+def _of_messages(chosen: DetectorSettings, receiver: MessageReceiver) -> _OpenDetector:
+    """Return the detector of sources without pictures, which is never asked."""
+    from edge_agent.source.external import LEVELS
+
+    levels = _levels(chosen, LEVELS)
+    return _OpenDetector(
+        lambda _: Detections.none(), levels, "external:deepstream", left_out=lambda: receiver.left_out
+    )
+
+
 def _levels(settings: DetectorSettings, own: ScoreLevels) -> ScoreLevels:
     """Return the configured levels, and the detector's own where none are configured."""
     configured = {name: getattr(settings, name) for name in ("low", "high", "new_track")}
@@ -174,13 +200,13 @@ def add_motion_gate(
         ConfigError: a gate is set for a source in whose pictures the agent does not search for people.
     """
     advice = (
-        "the agent does not search for people here (detector external or none, or a crop folder): remove it"
+        "the agent does not search for people here (detector external or none, crops, messages): remove it"
     )
     searched = {
         camera
         for camera, own in by_camera.items()
         if (own.detector or settings.detector.kind) not in {"external", "none"}
-        and source_kind(own.url) != "crops"
+        and source_kind(own.url) not in {"crops", "deepstream"}
     }
     for camera, own in by_camera.items():
         if own.motion and camera not in searched:

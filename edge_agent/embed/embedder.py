@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError, NonFiniteEmbedding
-from edge_agent.core.structures import Detections, Embedded, EngineInfo
+from edge_agent.core.structures import Detections, Embedded, EngineInfo, MessageFrame
 from edge_agent.embed.batching import Batcher, Job, faults
 from edge_agent.embed.packer import InlinePacker, Packer
 from edge_agent.embed.quality import Graded, QualityGate
@@ -23,6 +23,7 @@ from edge_agent.embed.selftest import check_engine
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden
 from edge_agent.engine.graph.prepared import PreprocessProfile
+from edge_agent.engine.upstream import UPSTREAM
 
 Pair = tuple[NDArray[np.uint8], Detections]
 
@@ -74,7 +75,8 @@ class Embedder:
             undo.enter_context(self._packer)
             undo.enter_context(self.engine)
             self._dimension = self.info.dimension
-            check_engine(self.engine, self._golden)
+            if self.info.backend != UPSTREAM:
+                check_engine(self.engine, self._golden)
             self._closing = undo.pop_all()
         return self
 
@@ -94,6 +96,18 @@ class Embedder:
         return self._gate.grade(
             [(found.boxes, found.scores, (image.shape[1], image.shape[0])) for image, found in pairs]
         )
+
+    def accept(self, message: MessageFrame) -> Embedded:
+        """Return the embeddings of a message, without those of boxes that the quality gate refuses.
+
+        Boxes are judged by their geometry alone: there is no picture.
+        """
+        found = message.detections
+        (graded,) = self._gate.grade([(found.boxes, found.scores, message.size)])
+        present = message.embedded & np.array([not reason for reason in graded.reasons], np.bool_)
+        quality = np.where(present, graded.quality, np.float32(0.0))
+        self.counters.refused.update(filter(None, graded.reasons))
+        return Embedded(message.vectors, present, quality, graded.reasons)
 
     def submit(
         self,

@@ -14,11 +14,14 @@ from edge_agent.embed.packer import Packer, SubprocessPacker
 from edge_agent.embed.quality import QualityGate
 from edge_agent.embed.selection import CropSelector
 from edge_agent.engine import PlanOptions, choose_backend, is_simulated, open_engine, open_simulated
+from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.precision.calibration import engines_folder, in_precision
+from edge_agent.engine.upstream import UpstreamEngine
+from edge_agent.source.address import source_kind
 
 if TYPE_CHECKING:
-    from edge_agent.core.config import EngineSettings, QualitySettings
+    from edge_agent.core.config import EngineSettings, QualitySettings, Settings
     from edge_agent.engine.base import Engine
     from edge_agent.engine.golden import Golden
     from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile
@@ -26,6 +29,38 @@ if TYPE_CHECKING:
     from edge_agent.engine.precision.scales import Scales
     from edge_agent.engine.tensorrt.builder import Progress
     from edge_agent.identify.tracks import TrackTable
+
+
+def open_agent_embedder(
+    settings: Settings,
+    state: Path,
+    calibration: Calibration | None = None,
+    *,
+    building: Progress | None = None,
+) -> Embedder:
+    """Return the embedder of a run, not yet entered: without a network where no source has pictures.
+
+    Arguments as in `open_embedder`.
+
+    Raises:
+        ModelError: as in `open_embedder`.
+        ConfigError: so too, or the embeddings of messages and those of the network are of different spaces.
+    """
+    chosen = settings.detector
+    kinds = {source_kind(source.url) for source in settings.sources if source.enabled}
+    if kinds == {"deepstream"} and chosen.external_space is not None:
+        computed = UpstreamEngine(chosen.external_space, chosen.external_dimension)
+        return Embedder(computed, profile=PROFILES["tao"], gate=QualityGate(settings.quality))
+    embedder = open_embedder(settings.engine, settings.quality, state, calibration, building=building)
+    if "deepstream" in kinds:
+        own, theirs = embedder.info, (chosen.external_space, chosen.external_dimension)
+        if (own.space, own.dimension) != theirs:
+            raise ConfigError(
+                f"sources with pictures get embeddings of the space {own.space} ({own.dimension} numbers) of"
+                f" {own.model}, sources deepstream:SENSOR those of {theirs[0]} ({theirs[1]} numbers,"
+                " detector.external_space); they cannot be compared: use one network for both, or two agents"
+            )
+    return embedder
 
 
 def open_embedder(

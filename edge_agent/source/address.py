@@ -8,6 +8,7 @@ address                                kind
 `/dev/video0`, `usb:0`                 `usb`
 `csi:0`                                `csi`
 `crops:FOLDER`                         `crops`
+`deepstream:SENSOR`                    `deepstream`
 ====================================  =============================================
 """
 
@@ -22,9 +23,10 @@ from urllib.parse import unquote, urlsplit
 from edge_agent.core.errors import SourceError
 from edge_agent.core.redaction import may_hide_login, parse_address, public_source
 
-SourceKind = Literal["file", "stream", "usb", "csi", "crops"]
+SourceKind = Literal["file", "stream", "usb", "csi", "crops", "deepstream"]
 
 _ID_LENGTH = 64
+_MESSAGES = "deepstream:"
 _STREAM = re.compile(r"(?:rtsps?|https?)://[^/?#]", re.IGNORECASE)
 _REMOTE = re.compile(r"//|:[^/]*@")
 """A folder with this may be an address with a login, as in `smb://user:password@host/share`."""
@@ -34,6 +36,7 @@ FORMS: Mapping[SourceKind, str] = {
     "usb": "/dev/videoN or usb:N",
     "csi": "csi:N",
     "crops": "crops:FOLDER",
+    "deepstream": "deepstream:SENSOR",
 }
 """How the address of each kind is written, for messages."""
 _VALID = ", ".join(FORMS.values())
@@ -51,6 +54,8 @@ def source_kind(address: str) -> SourceKind:
         return "csi"
     if address.startswith("crops:") and len(address) > len("crops:"):
         return "crops"
+    if address.startswith(_MESSAGES) and len(address) > len(_MESSAGES):
+        return "deepstream"
     if not address:
         raise SourceError(f"an empty source; expected {_VALID}")
     if _STREAM.match(address):
@@ -77,6 +82,8 @@ def source_id(address: str, *, taken: Collection[str] = ()) -> str:
         text = address.replace("usb:", "usb").removeprefix("/dev/")
     elif kind == "csi":
         text = f"csi{device_number(address)}"
+    elif kind == "deepstream":
+        text = sensor_name(address)
     elif kind == "crops":
         folder = address.removeprefix("crops:")
         doubtful = may_hide_login(folder) and not _exists(folder)
@@ -100,6 +107,11 @@ def local_path(address: str) -> Path:
         return Path(address).expanduser()
     except RuntimeError:  # ~unknown
         return Path(address)
+
+
+def sensor_name(address: str) -> str:
+    """Return the SENSOR of `deepstream:SENSOR`."""
+    return address.removeprefix(_MESSAGES)
 
 
 def device_number(address: str) -> int:

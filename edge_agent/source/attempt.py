@@ -32,18 +32,18 @@ def stuck_threads() -> int:
 
 
 class ItemBuffer:
-    """Queue of items for the pipeline. A live source keeps only its newest item; any other waits for room.
+    """Queue of items for the pipeline. A live source keeps its newest items; any other waits for room.
 
     Args:
         changed: condition that guards the buffer, notified when a waiting writer can go on.
         live: whether old items are dropped.
-        limit: largest number of items of a source that waits.
+        limit: largest number of items that wait.
     """
 
     def __init__(self, changed: threading.Condition, *, live: bool, limit: int) -> None:
         self._changed = changed
         self._live = live
-        self._limit = 1 if live else limit
+        self._limit = limit
         self._items: deque[Item] = deque()
         self._polled = False
         self.delivered = 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Protocol
 
-from edge_agent.core.structures import CropBatch, Frame
+from edge_agent.core.structures import CropBatch, Frame, MessageFrame
 
-Item = Frame | CropBatch
+Item = Frame | CropBatch | MessageFrame
 
 
 class Source(Protocol):
@@ -15,6 +15,7 @@ class Source(Protocol):
 
     Constructors are cheap and touch nothing; `frames()` opens the device and its `finally` releases it.
     A source whose `frames()` begins with the first item again, such as a file, has the attribute `rewinds`.
+    A live source whose items are small may have the attribute `backlog`, the number of items that may wait.
     Between two frames a source keeps only counters, since a reader may abandon a call of `frames()` that
     hangs in a driver and make another one.
     """

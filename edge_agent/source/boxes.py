@@ -1,6 +1,6 @@
-"""Messages of an upstream detector with the boxes of one frame, in two formats.
+"""Messages of an upstream detector with the boxes of one frame: what all formats share, and the own one.
 
-Own format, one JSON object per frame (other keys are ignored)::
+`source.deepstream` has DeepStream's. Own format, one JSON object per frame (other keys are ignored)::
 
     {"camera": "front", "frame": 451, "time": 1700000000.25, "size": [1920, 1080],
      "boxes": [[812.5, 240, 930, 610]], "scores": [0.91]}
@@ -9,20 +9,11 @@ Own format, one JSON object per frame (other keys are ignored)::
 least one of them is required. `boxes` are xyxy: pixels of a picture of `size`, or of the frame itself without
 `size`, or fractions of width and height with `"normalised": true`. `scores` are optional.
 
-DeepStream's minimal format is what Gst-nvmsgconv writes with `payload-type=1`
-(`sources/libs/nvmsgconv/deepstream_schema` of DeepStream 6 and 7)::
-
-    {"version": "4.0", "id": "450", "@timestamp": "2024-05-01T10:00:00.250Z", "sensorId": "front",
-     "objects": ["7|812.5|240|930|610|Person|#|male|34|black|none|formal|0.91"]}
-
-An object is track, left, top, right, bottom and label; with attributes, these follow, and the confidence is
-last, before the parts `|#|embedding|` and `|#|SV3DT|`. `id` is the frame number, counted from 0, as text or
-number. A confidence of -1 to 0 marks a box of the tracker that the detector did not find.
-
 A message is refused only when its structure is wrong. A bad box is left out and counted, and the others of
 the frame are kept: not four numbers (`form`), not finite or beyond a million pixels (`range`), empty or
-upside down (`empty`), a confidence outside 0..1 (`score`), an object of DeepStream with the same id and box
-as another one (`twice`). Where no box at all has the form, the structure is wrong.
+upside down (`empty`), a confidence outside 0..1 (`score`), an object of DeepStream that comes twice
+(`twice`). Where no box at all has the form, the structure is wrong. An embedding that cannot be used is left
+out, and its box is kept (`embedding`).
 """
 
 from __future__ import annotations
@@ -30,34 +21,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from edge_agent.core.config import PERSON_LABELS
 from edge_agent.core.structures import Detections, Frame
 from edge_agent.core.timing import LATEST_TIME, parse_time
 
 MAX_PAYLOAD_BYTES = 256 << 10
-"""Larger messages are refused; 1000 boxes with scores are about 60 KiB."""
-
-_MAX_BOXES = 1000
+"""Larger messages of the own format are refused; 1000 boxes with scores are about 60 KiB."""
+MAX_BOXES = 1000
 _MAX_PIXELS = 1e6
 _MAX_NUMBER = 1e30
 """Within float32."""
 LARGEST_NUMBER = (1 << 62) - 1
 """Of frames and tracks; the databases store signed 64 bits."""
-_OBJECT_FORM = "track|left|top|right|bottom|label[|#|...|confidence]"
-_LABEL = 5
-"""Field of an object of DeepStream with its label; the box is before it."""
-_EXTENSIONS = frozenset({"embedding", "SV3DT"})
-"""Parts of an object after the confidence."""
-_SHOWN_LABELS = 3
-_UNKNOWN_SCORE = 1.0
+UNKNOWN_SCORE = 1.0
 """For boxes without a score: an upstream without scores sends only boxes above its own threshold."""
 
 
@@ -84,7 +67,7 @@ Box = Annotated[list[_Corner], Field(min_length=4, max_length=4)]
 
 _Length = Annotated[float, Field(strict=True, ge=1, lt=_MAX_PIXELS)]
 
-_Row = list[float]
+Row = list[float]
 """Corners and score."""
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -92,10 +75,21 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def decode(model: type[Model], payload: bytes) -> Model:
     """Parse a JSON object; ValueError explains in one line what is wrong with it."""
+    return checked(model, load(payload))
+
+
+def load(payload: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """Parse JSON; ValueError where it is none."""
     try:
-        return model.model_validate(json.loads(payload))
+        return json.loads(payload)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def checked(model: type[Model], value: object) -> Model:
+    """Check a JSON value; errors as in `decode`."""
+    try:
+        return model.model_validate(value)
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
@@ -109,20 +103,8 @@ class _OwnMessage(BaseModel):
     time: Time = None
     size: list[_Length] | None = Field(None, min_length=2, max_length=2)
     normalised: Any = False
-    boxes: list[Any] = Field(max_length=_MAX_BOXES)
+    boxes: list[Any] = Field(max_length=MAX_BOXES)
     scores: list[Any] | None = None
-
-
-def _frame_number(value: object) -> object:
-    text = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19
-    return int(value) if text else value  # type: ignore[call-overload] # a text
-
-
-class _DeepStreamMessage(BaseModel):
-    id: Annotated[WholeNumber, BeforeValidator(_frame_number)]
-    time: Time = Field(None, alias="@timestamp")
-    camera: str = Field(alias="sensorId", min_length=1, max_length=256)
-    objects: list[Any] = Field(max_length=_MAX_BOXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +122,10 @@ class BoxMessage:
         left_out: number of bad boxes by fault: `form`, `range`, `empty`, `score`, `twice`.
         people: number of objects with a label of people, None in a format without labels.
         other_labels: some labels of the other objects.
+        tracks: upstream's track of each box, None without one; empty in a format without tracks.
+        vectors: `(N, D)` float32 embeddings of length 1, zero where there is none; None where none were read.
+        embedded: `(N,)` bool, whether the box has an embedding; None where none were read.
+        whole: whether this is all of the frame; False for one object of it.
     """
 
     camera: str
@@ -151,19 +137,33 @@ class BoxMessage:
     left_out: Mapping[str, int] = field(default_factory=dict)
     people: int | None = None
     other_labels: tuple[str, ...] = ()
+    tracks: tuple[int | None, ...] = ()
+    vectors: NDArray[np.float32] | None = None
+    embedded: NDArray[np.bool_] | None = None
+    whole: bool = True
 
     def on(self, frame: Frame) -> Detections:
         """Return the boxes in pixels of `frame`, clipped to it, best score first; without those outside."""
         height, width = frame.image.shape[:2]
-        scale = (1.0, 1.0) if self.size is None else (width / self.size[0], height / self.size[1])
         order = np.argsort(-self.scores, kind="stable")
-        boxes = self.boxes[order] * np.array(scale * 2, np.float32)
+        boxes = self.scaled((width, height))[order]
         return Detections(boxes, self.scores[order]).within(width, height)
+
+    def of(self, camera: str) -> BoxMessage:
+        """Return the message as one of `camera`."""
+        return replace(self, camera=camera)
+
+    def scaled(self, size: tuple[int, int]) -> NDArray[np.float32]:
+        """Return the boxes in pixels of a picture of `(width, height)`."""
+        scale = (1.0, 1.0) if self.size is None else (size[0] / self.size[0], size[1] / self.size[1])
+        scaled: NDArray[np.float32] = self.boxes * np.array(scale * 2, np.float32)
+        return scaled
 
 
 def parse_own(payload: bytes) -> BoxMessage:
     """Parse a message of the agent's own format; ValueError explains what is wrong with its structure."""
-    found = _decode_message(_OwnMessage, payload)
+    check_size(payload, MAX_PAYLOAD_BYTES)
+    found = decode(_OwnMessage, payload)
     if found.frame is None and found.time is None:
         raise ValueError("neither `frame` nor `time`")
     size = None if found.size is None else (found.size[0], found.size[1])
@@ -171,79 +171,24 @@ def parse_own(payload: bytes) -> BoxMessage:
     if len(scores) != len(found.boxes):
         raise ValueError(f"`scores` must be a list of {len(found.boxes)} numbers, one for each box")
     graded = [
-        (box, _UNKNOWN_SCORE if score is None else score)
+        (box, UNKNOWN_SCORE if score is None else score)
         for box, score in zip(found.boxes, scores, strict=True)
     ]
     rows = [row for box, score in graded if (row := _row(box, score)) is not None]
     if found.boxes and not rows:
         raise ValueError("no entry of `boxes` is four numbers, with a number as score")
-    boxes, kept, left_out = _sound(rows, len(graded) - len(rows))
+    good = sound(rows, len(graded) - len(rows))
     size = (1.0, 1.0) if found.normalised else size
-    return BoxMessage(found.camera, found.frame, found.time, size, boxes, kept, left_out)
+    return BoxMessage(found.camera, found.frame, found.time, size, good.boxes, good.scores, good.left_out)
 
 
-def parse_deepstream(payload: bytes, labels: Collection[str] = PERSON_LABELS) -> BoxMessage:
-    """Parse a message of DeepStream's minimal format; objects without one of the labels are no people.
-
-    Case and surrounding blanks of labels do not matter. ValueError as in `parse_own`.
-    """
-    try:
-        found = _decode_message(_DeepStreamMessage, payload)
-    except ValueError:
-        if b'"messageid"' in payload:
-            raise ValueError("it is in DeepStream's full format; set payload-type=1 in its msgconv") from None
-        raise
-    objects = [one.split("|") for one in found.objects if isinstance(one, str)]
-    known = [fields for fields in objects if len(fields) > _LABEL]
-    wanted = {_comparable(label) for label in labels}
-    people = [fields for fields in known if _comparable(fields[_LABEL]) in wanted]
-    others = {fields[_LABEL] for fields in known if _comparable(fields[_LABEL]) not in wanted}
-    # One id with one box is one person: two would be proven different by being seen together.
-    distinct: dict[tuple[str, ...], list[str]] = {}
-    for fields in people:
-        distinct.setdefault(tuple(fields[:_LABEL]), fields)
-    twice = len(people) - len(distinct)
-    rows = [row for fields in distinct.values() if (row := _object(fields)) is not None]
-    malformed = len(found.objects) - len(known) + len(distinct) - len(rows)
-    if found.objects and malformed == len(found.objects):
-        first = found.objects[0]
-        shown = f"{first!r:.60}" if isinstance(first, str) else type(first).__name__
-        raise ValueError(f"object {shown} is not {_OBJECT_FORM}")
-    boxes, scores, left_out = _sound(rows, malformed)
-    if twice:
-        left_out["twice"] = twice
-    return BoxMessage(
-        found.camera, found.id + 1, found.time, None, boxes, scores, left_out,
-        len(people), tuple(sorted(others)[:_SHOWN_LABELS]),
-    )  # fmt: skip
+def check_size(payload: bytes, most: int) -> None:
+    """Raise ValueError for a message of more bytes."""
+    if len(payload) > most:
+        raise ValueError(f"{len(payload)} bytes are more than {most}")
 
 
-def _decode_message(model: type[Model], payload: bytes) -> Model:
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise ValueError(f"{len(payload)} bytes are more than {MAX_PAYLOAD_BYTES}")
-    return decode(model, payload)
-
-
-def _comparable(label: str) -> str:
-    return label.strip().casefold()
-
-
-def _object(fields: list[str]) -> _Row | None:
-    """Return corners and score of one object, None where they are not numbers."""
-    ends = [
-        at for at in range(_LABEL + 1, len(fields) - 1) if fields[at] == "#" and fields[at + 1] in _EXTENSIONS
-    ]
-    fields = fields[: ends[0]] if ends else fields
-    attributes = fields[_LABEL + 1 :]
-    confidence = attributes[-1] if len(attributes) > 1 and attributes[0] == "#" else ""
-    try:
-        score = float(confidence) if confidence.strip() else _UNKNOWN_SCORE
-        return [*(float(field) for field in fields[1:_LABEL]), _UNKNOWN_SCORE if -1 <= score < 0 else score]
-    except ValueError:
-        return None
-
-
-def _row(box: object, score: object) -> _Row | None:
+def _row(box: object, score: object) -> Row | None:
     """Return corners and score of an own box, None where they are not numbers."""
     if not isinstance(box, list) or len(box) != 4:
         return None
@@ -253,10 +198,23 @@ def _row(box: object, score: object) -> _Row | None:
     return [float(value) if abs(value) < _MAX_NUMBER else math.inf for value in values]
 
 
-def _sound(
-    rows: list[_Row], malformed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, int]]:
-    """Return boxes `(N, 4)` and scores `(N,)` of the good rows, and the number of the others by fault."""
+class Sound(NamedTuple):
+    """The good ones of some rows.
+
+    Attributes:
+        kept: `(R,)` bool of the rows, which are good.
+        boxes: `(N, 4)` float32 xyxy; `scores` are `(N,)` float32.
+        left_out: number of the others by fault.
+    """
+
+    kept: NDArray[np.bool_]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    left_out: dict[str, int]
+
+
+def sound(rows: Sequence[Row], malformed: int) -> Sound:
+    """Examine boxes with scores; `malformed` is the number of those without the form of a row."""
     values = np.array(rows, np.float64).reshape(-1, 5)
     rounded = values.clip(-_MAX_NUMBER, _MAX_NUMBER).astype(np.float32)
     fine = {
@@ -270,4 +228,4 @@ def _sound(
         left_out[fault] = int((good & ~passed).sum())
         good &= passed
     counted = {fault: number for fault, number in left_out.items() if number}
-    return rounded[good, :4], rounded[good, 4], counted
+    return Sound(good, rounded[good, :4], rounded[good, 4], counted)

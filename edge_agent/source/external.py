@@ -1,7 +1,7 @@
 """Boxes from an upstream detector, over MQTT or Kafka, for frames that the agent reads itself.
 
-`source.transport` receives the messages and `source.boxes` parses them; this module keeps them for some
-seconds, and matches them with frames by camera and frame number or time.
+`source.upstream` receives and parses the messages; this module keeps them for some seconds, and matches them
+with frames by camera and frame number or time.
 """
 
 from __future__ import annotations
@@ -10,41 +10,25 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import structlog
-
-from edge_agent.core.errors import BrokerRefused, SourceError
-from edge_agent.core.mqtt import Incoming
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
-from edge_agent.core.text import visible
-from edge_agent.source.boxes import MAX_PAYLOAD_BYTES, BoxMessage, parse_deepstream, parse_own
-from edge_agent.source.transport import Broker, receiver
+from edge_agent.source.assembly import MAX_CAMERAS, FrameAssembly
+from edge_agent.source.boxes import BoxMessage, parse_own
+from edge_agent.source.deepstream import parse_deepstream
+from edge_agent.source.transport import Broker
+from edge_agent.source.upstream import Upstream
 
 if TYPE_CHECKING:
     from edge_agent.core.config import DetectorSettings
 
-_log = structlog.get_logger(__name__)
-
 LEVELS = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
 """Boxes without a score have 1.0."""
-MAX_CAMERAS = 64
-"""Cameras that are kept; the least recently used one is dropped. Their ids come from outside."""
 WINDOW_S = 5.0
 """Messages are kept for this time; a camera that was silent for this time is not waited for."""
 MESSAGES_PER_CAMERA = 256
-_MAX_REPORTS = 256
-"""Problems that are logged at WARNING, each once."""
-_MEANING = {
-    "form": "not four numbers, with a number as score",
-    "range": "not finite, or beyond a million pixels",
-    "empty": "empty or upside down",
-    "score": "the confidence is not in 0..1",
-    "twice": "the same id and box a second time",
-    "outside": "outside the picture",
-}
 
 
 class _Recent:
@@ -55,8 +39,6 @@ class _Recent:
         self.last_message = -math.inf
         self.last_number = 0
         self.last_time = -math.inf
-        self.labelled = False
-        """Whether a message held an object with a label of people."""
 
     def drop_before(self, moment: float) -> None:
         while self.messages and self.messages[0][0] < moment:
@@ -76,7 +58,6 @@ class ExternalBoxes:
 
     Raises:
         SourceError: no topic is set.
-        ConfigError: Kafka has no topic of such a name.
     """
 
     def __init__(
@@ -85,43 +66,36 @@ class ExternalBoxes:
         broker: Broker,
         current: Callable[[float], float] = float,
     ) -> None:
-        if not settings.external_topics:
-            raise SourceError("external boxes: no topic to listen to")
         self._settings = settings
-        self._broker = broker
         self._current = current
         self._deepstream = settings.external_format == "deepstream"
         match = settings.external_match
         self._by_number = match == "frame"
         self._by_time = match == "time" or (match == "auto" and self._deepstream)
         self._tolerance = settings.external_tolerance_ms / 1000
-        self._receiver = receiver(
-            broker,
-            settings.external_topics,
-            self._on_message,
-            on_change=self._on_change,
-            on_problem=self._report,
-            max_packet=2 * MAX_PAYLOAD_BYTES,
-        )
+        self._upstream = Upstream(settings, broker, self._parse, self.add)
+        self._assembly = FrameAssembly(self._leave_out)
         self._changed = threading.Condition()
         self._recent: OrderedDict[str, _Recent] = OrderedDict()
         self._started = time.monotonic()
-        self._reported: set[str] = set()
-        self.left_out = dict.fromkeys(("message", *_MEANING), 0)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
         """Refused messages, and boxes left out of the others by fault; see `source.boxes`."""
-        self.connected = False
+        return self._upstream.left_out
+
+    @property
+    def connected(self) -> bool:
         """Whether the broker has accepted the connection and the subscription."""
+        return self._upstream.connected
 
     def __enter__(self) -> ExternalBoxes:
         self._started = time.monotonic()
-        try:
-            self._receiver.open_in_background()
-        except BrokerRefused as problem:
-            raise SourceError(f"external boxes: {problem}") from problem
+        self._upstream.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._receiver.close()
+        self._upstream.__exit__()
 
     def detect_frame(self, frame: Frame) -> Detections:
         """Return the boxes that came with the frame, else those that match it, else none."""
@@ -139,19 +113,22 @@ class ExternalBoxes:
         with self._changed:
             recent = self._recent_of(frame.camera)
             while True:
+                now = time.monotonic()
+                self._keep(self._assembly.due(now), now)
                 message, may_come = self._search(recent, frame)
                 left = deadline - time.monotonic()
                 # A camera is alive if it had a message lately, or has had no time for one since the start.
                 alive = time.monotonic() - max(recent.last_message, self._started) < WINDOW_S
                 if not may_come or left <= 0 or not alive:
                     break
-                self._changed.wait(left)
+                due = self._assembly.seconds_to_due(time.monotonic())
+                self._changed.wait(left if due is None else min(left, due))
             recent.last_number = max(recent.last_number, frame.number)
             recent.last_time = self._current(frame.time)
             if message is None:
                 return None
             found = message.on(frame)
-            self._count(frame.camera, {"outside": len(message.boxes) - len(found)})
+            self._upstream.count(frame.camera, {"outside": len(message.boxes) - len(found)})
         return found
 
     def _recent_of(self, camera: str) -> _Recent:
@@ -190,80 +167,43 @@ class ExternalBoxes:
             return message.number is not None and message.number <= recent.last_number
         return message.time is not None and message.time < recent.last_time - self._tolerance
 
-    def _on_change(self, connected: bool, reason: str) -> None:
-        was_connected, self.connected = self.connected, connected
-        if connected:
-            self._reported.discard("unreachable")
-            topics = self._settings.external_topics
-            _log.info("external_boxes_connected", broker=self._broker.url, topics=topics)
-        elif was_connected:
-            _log.warning("external_boxes_disconnected", broker=self._broker.url, reason=reason)
-
-    def _on_message(self, arrived: Incoming) -> None:
-        try:
-            self.add(self._parse(arrived))
-        except ValueError as problem:
-            self.left_out["message"] += 1
-            self._report(f"malformed {arrived.topic}", f"message on {arrived.topic} refused: {problem}")
-
-    def _parse(self, arrived: Incoming) -> BoxMessage:
-        if arrived.retained:
-            raise ValueError("it is retained, so its frame has long passed")
+    def _parse(self, payload: bytes) -> BoxMessage:
         if self._deepstream:
-            return parse_deepstream(arrived.payload, self._settings.external_labels)
-        return parse_own(arrived.payload)
+            return parse_deepstream(payload, self._settings.external_labels)
+        return parse_own(payload)
 
     def add(self, message: BoxMessage) -> None:
-        """Add a message as if it had been received."""
+        """Add a message, which belongs to the camera that `external_cameras` names."""
         size = self._settings.external_size
         if self._deepstream and size is not None and message.size is None:
             message = replace(message, size=(float(size[0]), float(size[1])))
-        camera = self._settings.external_cameras.get(message.camera, message.camera)
+        message = message.of(self._settings.external_cameras.get(message.camera, message.camera))
         now = time.monotonic()
         with self._changed:
-            recent = self._recent_of(camera)
-            recent.last_message = now
-            self._examine(camera, recent, message)
-            recent.drop_before(now - WINDOW_S)
-            if self._is_late(recent, message):
-                return
-            recent.messages.append((now, message))
+            self._recent_of(message.camera).last_message = now
+            self._keep(self._assembly.add(message, now), now)
             self._changed.notify_all()
 
-    def _examine(self, camera: str, recent: _Recent, message: BoxMessage) -> None:
-        """Count and report what is wrong with a message that was taken; the caller holds the condition."""
-        self._count(camera, message.left_out)
-        recent.labelled |= bool(message.people)
-        if message.other_labels and not recent.labelled:
-            labels = ", ".join(visible(label, 40) for label in message.other_labels)
-            known = ", ".join(self._settings.external_labels)
-            self._report(
-                f"labels {camera}",
-                f"camera {camera}: no object so far has a label of detector.external_labels ({known});"
-                f" its objects are labelled {labels}",
+    def _keep(self, frames: Sequence[BoxMessage], now: float) -> None:
+        """Keep messages of whole frames; the caller holds the condition."""
+        for message in frames:
+            recent = self._recent_of(message.camera)
+            self._upstream.examine(message.camera, message)
+            self._check_time(recent, message)
+            recent.drop_before(now - WINDOW_S)
+            if not self._is_late(recent, message):
+                recent.messages.append((now, message))
+
+    def _leave_out(self, camera: str, fault: str, boxes: int) -> None:
+        self._upstream.count(camera, {fault: boxes})
+
+    def _check_time(self, recent: _Recent, message: BoxMessage) -> None:
+        if message.time is None or self._is_numbered(message) or not math.isfinite(recent.last_time):
+            return
+        apart = message.time - recent.last_time
+        if abs(apart) > WINDOW_S:
+            self._upstream.report(
+                f"time {message.camera}",
+                f"camera {message.camera}: a message is {apart:+.0f} s from the latest frame and belongs to"
+                " none; both clocks must agree (NTP), and upstream must send the time of capture",
             )
-        if message.time is not None and not self._is_numbered(message) and math.isfinite(recent.last_time):
-            apart = message.time - recent.last_time
-            if abs(apart) > WINDOW_S:
-                self._report(
-                    f"time {camera}",
-                    f"camera {camera}: a message is {apart:+.0f} s from the latest frame and belongs to none;"
-                    " both clocks must agree (NTP), and upstream must send the time of capture",
-                )
-
-    def _count(self, camera: str, faults: Mapping[str, int]) -> None:
-        for fault, number in faults.items():
-            if number:
-                self.left_out[fault] += number
-                self._report(
-                    f"{fault} {camera}",
-                    f"camera {camera}: {number} of the boxes of a frame left out: {_MEANING[fault]}",
-                )
-
-    def _report(self, key: str, text: str) -> None:
-        """Log the first problem of a kind at WARNING, later ones at DEBUG."""
-        log = _log.debug
-        if key not in self._reported and len(self._reported) < _MAX_REPORTS:
-            self._reported.add(key)
-            log = _log.warning
-        log("external_boxes_trouble", broker=self._broker.url, reason=text)

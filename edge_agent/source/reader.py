@@ -18,7 +18,7 @@ from edge_agent.source.read_loop import ReadLoop
 _log = structlog.get_logger(__name__)
 
 QUEUE_LIMIT = 4
-"""Items that may wait for the consumer; a live source keeps one."""
+"""Items that may wait for the consumer; a live source keeps one, or its `backlog`."""
 _STOP_SECONDS = 1.0
 """Wait of `stop` for a worker in a blocking call, which is then abandoned (documented limit: 2 s)."""
 
@@ -42,7 +42,8 @@ class FrameReader:
         self.camera, self.live, self.ends = source.id, source.live, source.ends
         self._source = source
         changed = threading.Condition()
-        self._buffer = ItemBuffer(changed, live=source.live, limit=QUEUE_LIMIT)
+        limit = getattr(source, "backlog", 1) if source.live else QUEUE_LIMIT
+        self._buffer = ItemBuffer(changed, live=source.live, limit=limit)
         self._loop = ReadLoop(source, self._buffer, changed, wake.set, on_status)
         self._thread: threading.Thread | None = None
         self._stop_by = 0.0

@@ -40,7 +40,9 @@ def upstream_broker(settings: Settings) -> Broker:
     if settings.detector.external_transport == "kafka":
         return KafkaBrokers.of(settings)
     if settings.mqtt.broker is None:
-        raise ConfigError("detector.kind is external, but no broker is set (mqtt.broker or --broker)")
+        raise ConfigError(
+            "messages of an upstream are to be read, but no broker is set (mqtt.broker, --broker)"
+        )
     return BrokerSettings.of(settings.mqtt)
 
 

@@ -49,7 +49,7 @@ class Tracker:
     """Tracks of one camera, with numbers of its own. Not for use from two threads.
 
     The scale of similarities depends on the network more than on the camera, so that cameras that share one
-    `similarity` learn sooner.
+    `similarity` learn sooner. Tracks are numbered from `first_number`.
     """
 
     def __init__(
@@ -58,13 +58,14 @@ class Tracker:
         settings: TrackerSettings,
         levels: ScoreLevels,
         similarity: Similarity | None = None,
+        first_number: int = 1,
     ) -> None:
         self.camera = camera
         self.settings = settings
         self.similarity = similarity or Similarity()
         self._levels = levels
         self._tracks = TrackTable()
-        self._next_id = 1
+        self._next_id = first_number
         self._last_time: float | None = None
         self._interval = math.inf
 

@@ -24,6 +24,7 @@ from edge_agent.core.structures import (
 )
 from edge_agent.embed.quality import Graded
 from edge_agent.track.tracker import Tracker, UpstreamTracks
+from edge_agent.track.upstream import MessageTracks
 
 D = 4
 LEVELS = ScoreLevels(low=0.1, high=0.6, new_track=0.6)
@@ -140,6 +141,7 @@ def build(
         embedder=embed or Embeds(),
         make_tracker=lambda camera: Tracker(camera, TrackerSettings(), LEVELS),
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
+        make_message_tracker=lambda camera: MessageTracks(camera, Tracker(camera, TrackerSettings(), LEVELS)),
         identifier=notes,
         on_outcome=outcomes.append,
     )

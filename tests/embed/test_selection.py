@@ -28,6 +28,7 @@ from edge_agent.embed.quality import Graded
 from edge_agent.embed.selection import CropSelector
 from edge_agent.identify.tracks import TrackTable
 from edge_agent.track.tracker import Tracker, UpstreamTracks
+from edge_agent.track.upstream import MessageTracks
 from tests.agent.test_pipeline import LEVELS, D, Embeds, Live, Recorded, frame, one_person
 
 
@@ -205,6 +206,7 @@ def run(
         embedder=embed,
         make_tracker=lambda camera: Tracker(camera, TrackerSettings(), LEVELS),
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
+        make_message_tracker=lambda camera: MessageTracks(camera, Tracker(camera, TrackerSettings(), LEVELS)),
         identifier=settles,
         on_outcome=outcomes.append,
         selector=CropSelector(settles.tracks),
@@ -316,6 +318,7 @@ def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
         embedder=embed,
         make_tracker=lambda name: Tracker(name, TrackerSettings(), LEVELS),
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
+        make_message_tracker=lambda camera: MessageTracks(camera, Tracker(camera, TrackerSettings(), LEVELS)),
         identifier=settles,
         on_outcome=on_outcome,
         selector=CropSelector(settles.tracks),

@@ -21,8 +21,9 @@ from edge_agent.core.errors import SourceError
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Detections, Frame
 from edge_agent.source import external
-from edge_agent.source.boxes import BoxMessage, parse_deepstream, parse_own
+from edge_agent.source.boxes import BoxMessage, parse_own
 from edge_agent.source.crops import CropFolderOptions, CropFolderSource
+from edge_agent.source.deepstream import parse_deepstream
 from edge_agent.source.external import ExternalBoxes
 from tests.conftest import REPO, find_free_port
 
@@ -207,7 +208,6 @@ def test_a_missing_confidence_is_one():
         ("8|10|20|1e30|60|Person", "range"),
         ("8|10|20|x|60|Person", "form"),
         ("8|10|20|30", "form"),
-        ("", "form"),
         (7, "form"),
         (None, "form"),
         ("8|10|20|30|60|Person|#|male|formal", "form"),
@@ -245,12 +245,6 @@ def test_parts_after_the_confidence_are_no_confidence():
     message = parse_deepstream(deepstream(*objects))
     assert message.scores.tolist() == pytest.approx([0.91, 1.0, 0.8, 1.0])
     assert not message.left_out
-
-
-def test_the_full_format_is_named():
-    full = json.dumps({"messageid": "1", "object": {"id": "7"}, "sensor": {"id": "front"}}).encode()
-    with pytest.raises(ValueError, match="payload-type=1"):
-        parse_deepstream(full)
 
 
 def test_labels_of_people_are_a_setting():

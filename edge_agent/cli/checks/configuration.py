@@ -52,8 +52,9 @@ def secrets(settings: Settings, config: Path | None) -> list[Finding]:
 
 def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
     """Load the network and run its self-test; None where it fails."""
-    from edge_agent.embed.opening import open_embedder
+    from edge_agent.embed.opening import open_agent_embedder
     from edge_agent.engine.precision.calibration import current_calibration
+    from edge_agent.engine.upstream import UPSTREAM
 
     folder = settings.state_dir
     with TemporaryDirectory() as scratch:
@@ -62,11 +63,14 @@ def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
         try:
             place = folder if own else Path(scratch)
             calibration = current_calibration(settings.engine, folder)
-            with open_embedder(settings.engine, settings.quality, place, calibration) as embedder:
+            with open_agent_embedder(settings, place, calibration) as embedder:
                 info = embedder.info
         except EdgeAgentError as problem:
             advice = "set engine.model, or train a model: docs/models.md"
             return None, [Finding("model", "missing", str(problem), advice)]
+    if info.backend == UPSTREAM:
+        found = f"none runs here: embeddings come from upstream, space {info.space}, {info.dimension} numbers"
+        return info, [Finding("model", "ok", found), _calibration(calibration, info)]
     found = f"{info.model} on {info.backend} {info.precision}, self-test passed, space {info.space}"
     return info, [Finding("model", "ok", found), _calibration(calibration, info)]
 
@@ -74,9 +78,12 @@ def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
 def detectors(settings: Settings) -> list[Finding]:
     """Open the detector of each source, which checks its network on two pictures."""
     from edge_agent.detect.opening import open_detector
+    from edge_agent.source.address import source_kind
 
     common = settings.detector.kind
-    kinds = {own.detector or common for own in settings.sources if own.enabled} or {common}
+    enabled = [own for own in settings.sources if own.enabled]
+    kinds = {own.detector or common for own in enabled if source_kind(own.url) != "deepstream"}
+    kinds |= set() if enabled else {common}
     findings = []
     for kind in sorted(kinds - {"external"}):
         try:

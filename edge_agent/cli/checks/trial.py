@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from edge_agent.cli.checks import Finding
 from edge_agent.core.errors import EdgeAgentError
 from edge_agent.core.redaction import public_source
-from edge_agent.core.structures import Frame, SourceState, SourceStatus
+from edge_agent.core.structures import Frame, MessageFrame, SourceState, SourceStatus
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings, SourceSettings
@@ -43,7 +43,8 @@ def sources(settings: Settings, snapshots: Path) -> Iterator[Finding]:
         return
     try:
         state_folder(snapshots)
-        opened, secrets = open_sources(settings.sources, snapshots), stream_secrets(settings)
+        opened = open_sources(settings.sources, snapshots, settings=settings)
+        secrets = stream_secrets(settings)
     except EdgeAgentError as problem:
         yield Finding("sources", "missing", str(problem), "correct [[sources]]")
         return
@@ -71,6 +72,11 @@ def _source(settings: SourceSettings, source: Source, snapshots: Path) -> Findin
     took = time.monotonic() - began
     if isinstance(item, Frame):
         return _snapshot(title, item, snapshots / f"{source.id}.jpg", took)
+    if isinstance(item, MessageFrame):
+        people, vectors = len(item.detections), int(item.embedded.sum())
+        return Finding(
+            title, "ok", f"a message after {took:.1f} s: {people} people, {vectors} of them with an embedding"
+        )
     reasons = [one.reason for one in states if one.state is not SourceState.ONLINE and one.reason]
     found = str(problem) if problem is not None else (reasons[-1] if reasons else "nothing was sent")
     if took >= FIRST_FRAME_S:

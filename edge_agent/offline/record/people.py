@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from edge_agent.agent.results import FrameOutcome, Summary
 from edge_agent.core.manifest import require_folder, write_atomic
-from edge_agent.core.structures import CropBatch, Decision, DecisionKind, Frame, TrackObservation
+from edge_agent.core.structures import (
+    CropBatch,
+    Decision,
+    DecisionKind,
+    Frame,
+    MessageFrame,
+    TrackObservation,
+)
 from edge_agent.core.text import html_text
 from edge_agent.offline.page import facts, page, table, tiles
 from edge_agent.offline.record import Names, Number, colour
@@ -160,11 +167,13 @@ def _keep(track: _Track, seen: TrackObservation, picture: NDArray[np.uint8] | No
     track.crops = sorted(track.crops, reverse=True)[:_CROPS_PER_TRACK]
 
 
-def _crop(item: Frame | CropBatch | None, row: int, seen: TrackObservation) -> NDArray[np.uint8] | None:
+def _crop(
+    item: Frame | CropBatch | MessageFrame | None, row: int, seen: TrackObservation
+) -> NDArray[np.uint8] | None:
     """Cut a person from a frame; the crops of an upstream are in the order of the observations."""
     if isinstance(item, CropBatch):
         return item.images[row]
-    if item is None:
+    if item is None or isinstance(item, MessageFrame):
         return None
     left, top, right, bottom = (float(side) for side in seen.box)
     wide, high = _MARGIN * (right - left), _MARGIN * (bottom - top)
