@@ -247,7 +247,7 @@ def _network_to_onnx(export: _Export, output: Path) -> _Shown:
 
 
 def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _Shown:
-    from edge_agent.offline.exports.triton import CLIENT_PROFILE, check_repository, export_triton
+    from edge_agent.offline.exports.triton import check_repository, export_triton
 
     check_repository(repository, tao=tao, overwrite=export.overwrite)
     network = export.network()
@@ -272,10 +272,10 @@ def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _S
     if "plan" in done.card:
         plan = done.card["plan"]
         lines.append(f"the server needs TensorRT {plan['tensorrt']} and the GPU {plan['gpu']}")
-    if tao and network.profile.name != CLIENT_PROFILE:
+    if tao:
         lines.append(
-            f"NVIDIA's client sends pictures normalised as by the profile {CLIENT_PROFILE}, and the network "
-            f"was trained with {network.profile.name}: docs/triton.md says what that changes"
+            "NVIDIA's client resizes and normalises in its own way, whatever the profile "
+            f"({network.profile.name}): docs/triton.md says what that changes"
         )
     return result, lines
 

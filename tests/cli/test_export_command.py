@@ -93,7 +93,7 @@ def test_one_file_with_taos_names(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name the target: -o MODEL.onnx or --triton DIR"),
+        ([], "name the target: -o MODEL.onnx, --triton DIR"),
         (["m.onnx"], "name the target"),
         (["-o", "m.onnx", "--triton", "."], "one is possible"),
         (["-o", "m.onnx", "--tao"], "belong to --triton"),
@@ -106,7 +106,7 @@ def test_one_file_with_taos_names(tiny: Path, tmp_path: Path) -> None:
         (["-o", "m.onnx", "--precision", "int8"], "no INT8 calibration"),
         (["--triton", "r", "--max-batch", "5000"], "engine.max_batch"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_refused(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,4 +123,4 @@ def test_the_lines_for_people(tiny: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert f"tritonserver --model-repository={tmp_path / 'repo'}" in shown
     assert "tiny.onnx, FP32" in shown
-    assert "as by the profile imagenet, and the network was trained with tao" in shown
+    assert "in its own way, whatever the profile (tao)" in shown

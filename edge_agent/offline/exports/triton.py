@@ -47,9 +47,6 @@ _QUEUE_DELAY_US = 1000
 _FILES = _CONFIG, _ONNX, _PLAN = "config.pbtxt", "1/model.onnx", "1/model.plan"
 _TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 """Triton's names of ONNX's element types FLOAT and UINT8."""
-CLIENT_PROFILE = "imagenet"
-"""Profile with the numbers that NVIDIA's client of `re_identification_tao` sends (`preprocess_input`, mode
-torch); it resizes by Pillow."""
 
 
 class Word(str):
