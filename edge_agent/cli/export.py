@@ -286,13 +286,11 @@ def _to_deepstream(export: _Export, folder: Path, crops: Path | None, *, keep_as
     from edge_agent.cli.embed import pictures_of
     from edge_agent.core.errors import ConfigError
     from edge_agent.offline.exports.deepstream.crops import crops_of, rendered_crops
-    from edge_agent.offline.exports.deepstream.export import export_deepstream, precision_of
-    from edge_agent.offline.exports.deepstream.files import OWN
-    from edge_agent.offline.exports.folders import check_target
+    from edge_agent.offline.exports.deepstream.export import check_folder, export_deepstream, precision_of
 
     if export.engine["backend"] is not None:
         raise ConfigError("--backend does not go with --deepstream, which computes on TensorRT")
-    check_target(folder, OWN, overwrite=export.overwrite)
+    check_folder(folder, overwrite=export.overwrite)
     paths = [] if crops is None else pictures_of(crops, ())[0]
     network = export.network()
     precision, scales = precision_of(network)
@@ -330,11 +328,12 @@ def _origin(network: ExportNetwork) -> str:
 
 def _notes(entries: list[str]) -> dict[str, str]:
     from edge_agent.core.errors import ConfigError
+    from edge_agent.core.text import encodable
 
     notes = {}
     for entry in entries:
         key, separator, text = entry.partition("=")
-        if not separator or not key.isidentifier():
+        if not separator or not key.isidentifier() or encodable(entry) != entry:
             raise ConfigError(f"--note {entry!r}: expected KEY=TEXT, as in --note licence=Apache-2.0")
         notes[key] = text
     return notes

@@ -89,6 +89,18 @@ def test_ranges_of_the_active_calibration_become_a_table(tmp_path: Path) -> None
     assert (found["precision"], found["table_release"]) == ("fp16", "")
 
 
+@pytest.mark.slow
+def test_a_checkpoint(tmp_path: Path, crops: Path) -> None:
+    pytest.importorskip("torch")
+    from tests.offline.test_export import LIGHT, saved
+
+    found = run(saved(LIGHT, tmp_path / "c.pth"), "--deepstream", tmp_path / "ds", "--crops", crops)
+    assert (found["name"], found["profile"], found["precision"]) == ("c", "tao", "fp16")
+    CliRunner().invoke(app, [str(tmp_path / "c.pth"), "-o", str(tmp_path / "c.onnx")], catch_exceptions=False)
+    again = run(tmp_path / "c.onnx", "--deepstream", tmp_path / "again", "--crops", crops)
+    assert again["space"] == found["space"]
+
+
 def test_own_crops(tiny: Path, tmp_path: Path, crops: Path) -> None:
     (crops / "torn.png").write_bytes((crops / "0.png").read_bytes()[:40])
     words = (tiny, "--preprocess", "imagenet", "--crops", crops, "--deepstream")
@@ -142,10 +154,13 @@ def test_notes_are_in_the_network_and_the_manifest(tiny: Path, tmp_path: Path, c
         (["--deepstream", "ds", "--crops", "nowhere"], InputError, "nowhere"),
         (["--deepstream", "nowhere/ds"], InputError, "nowhere"),
         (["--deepstream", "file"], InputError, "not a folder"),
+        (["--deepstream", "d\udcff"], InputError, "no text"),
+        (["--deepstream", "d\n"], InputError, "no text"),
+        (["--deepstream", "ds", "--note", "site=\udcff"], ConfigError, "KEY=TEXT"),
         (["--deepstream", "full"], InputError, "--overwrite"),
         (["--deepstream", "full", "--overwrite"], InputError, "mine"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: ascii(" ".join(value)) if isinstance(value, list) else "",
 )
 def test_what_is_refused(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

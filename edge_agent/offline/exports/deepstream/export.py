@@ -12,8 +12,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import ConfigError
+from edge_agent.core.errors import ConfigError, InputError
+from edge_agent.core.files import shown
 from edge_agent.core.manifest import FileRecord, Manifest
+from edge_agent.core.text import is_visible
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.engine.precision.half import kept_in_float32
 from edge_agent.offline.exports.deepstream import files
@@ -82,6 +84,16 @@ class Facts:
     padded: Cosines
 
 
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise InputError where `export_deepstream` would refuse the folder, before anything is computed."""
+    check_target(folder, files.OWN, overwrite=overwrite)
+    if not is_visible(str(folder.resolve())):
+        raise InputError(
+            f"{shown(folder)}: nvtracker's settings contain the path of this folder, and it has "
+            "characters that are no text; name another folder"
+        )
+
+
 def precision_of(network: ExportNetwork) -> tuple[str, Scales | None]:
     """Return precision and ranges for the network of an export; errors as in `choose_precision`."""
     settings = network.settings.model_copy(update={"folder": network.engines})
@@ -142,7 +154,7 @@ def export_deepstream(
         ModelError: the exported network gives other embeddings than the agent's: nothing is written.
         InputError, StorageError: `folder` exists, or cannot be written.
     """
-    check_target(folder, files.OWN, overwrite=overwrite)
+    check_folder(folder, overwrite=overwrite)
     profile = prepared.profile
     assert profile is not None  # only detectors have none
     arithmetic = Arithmetic.of(profile, keep_aspect=keep_aspect)
