@@ -7,13 +7,17 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import structlog
+
+if TYPE_CHECKING:
+    from tests.triton.environment import Server
 
 # The same examples every time: a change must not fail for what an earlier one did. Search for new ones with
 # `pytest --hypothesis-profile search`.
@@ -99,6 +103,25 @@ def started(
         if process.poll() is None:
             process.kill()
         process.wait(10)
+
+
+@pytest.fixture
+def start_triton(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """`start_triton(REPOSITORY, *OPTIONS)`: a real Triton that serves a model repository."""
+    from tests.triton import environment
+
+    with contextlib.ExitStack() as stack:
+
+        def start(repository: Path, *options: str) -> Server:
+            folder = tmp_path / "triton"
+            folder.mkdir(exist_ok=True)
+            try:
+                server = environment.triton(repository, folder, *options)
+            except environment.NotHereError as problem:
+                pytest.skip(str(problem))
+            return stack.enter_context(environment.running(server))
+
+        yield start
 
 
 @dataclass

@@ -292,7 +292,8 @@ def argument_lists() -> frozenset[tuple[str, tuple[str, ...]]]:
 def contract_is_run(backend: str) -> bool:
     """Backends that need a device, or run no network, have a file of their own."""
     own = REPO / "tests" / "engine" / f"test_engine_{backend}.py"
-    return backend in test_engine.HERE or own.exists() or backend in values_below("tests/trt")
+    elsewhere = values_below("tests/trt", "tests/triton")
+    return backend in test_engine.HERE or own.exists() or backend in elsewhere
 
 
 def command_helped(name: str) -> bool:
@@ -387,15 +388,15 @@ LISTINGS = (
     ),
     Listing(
         "backend",
-        (*(one for one in get_args(Backend) if one != "auto"), "simulated"),
+        (*(one for one in get_args(Backend) if one != "auto"), "simulated", "triton"),
         (
-            used_by("line that opens it", "edge_agent/engine/__init__.py"),
+            used_by("line that opens it", "edge_agent/engine/__init__.py", "edge_agent/engine/triton"),
             Need(
                 "run of the contract",
-                "HERE of tests/engine/test_engine.py, or its own in tests/trt or tests/engine",
+                "HERE of tests/engine/test_engine.py, or its own in tests/trt, tests/triton or tests/engine",
                 contract_is_run,
             ),
-            a_test_in("engine"),
+            a_test_in("engine", "triton"),
             described("engine.backend"),
             offered(
                 "bench", where="edge_agent/cli/bench.py and BackendOption of edge_agent/cli/arguments.py"

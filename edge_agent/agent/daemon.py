@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from edge_agent.agent.engine_watch import EngineWatch
 from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.pipeline import Pipeline, TaskQueue
 from edge_agent.agent.results import FrameOutcome, Summary
@@ -177,6 +178,7 @@ class Agent:
         )
         self.stages = stages = opener.open(stop)
         stages.health.set("online")
+        stack.enter_context(EngineWatch(stages))
         if stages.stale_calibration is not None:
             _alert_stale_calibration(stages.stale_calibration, stages.publisher, stages.clock)
         stages.sources.start_others(stages.health.on_status)
@@ -259,6 +261,7 @@ class Agent:
             on_outcome=stages.writer.write,
             tasks=self._tasks,
             selector=stages.selector,
+            hold=lambda: stages.embedder.engine.problem,
             now=stages.clock.moment,
             max_delay_s=settings.engine.max_delay_ms / 1000,
         )

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from edge_agent.agent.results import Counters, FrameOutcome
 from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, whole_image
 from edge_agent.agent.sources import Polled, SourcePoller
-from edge_agent.core.errors import EngineError
+from edge_agent.core.errors import EngineError, Retryable
 from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import Detections, Frame, Load, MessageFrame, TrackUpdate
 
@@ -126,6 +126,8 @@ class Pipeline:
     tasks: TaskQueue = field(default_factory=TaskQueue)
     selector: CropSelector | None = None
     """Chooses the crops that are not embedded, to lower the load or to keep up; None: embed all."""
+    hold: Callable[[], object] = bool
+    """Whether recordings wait, since the engine gives no embeddings for now."""
     load: Load = field(default_factory=Load)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     counters: Counters = field(default_factory=Counters)
@@ -150,7 +152,7 @@ class Pipeline:
         """Run until every source has ended or `stop` is set.
 
         Raises:
-            EngineError: the engine failed `MAX_ENGINE_FAILURES` times in a row.
+            EngineError: the engine failed `MAX_ENGINE_FAILURES` times in a row, with its server present.
         """
         while not stop.is_set():
             self.wake.clear()
@@ -172,6 +174,7 @@ class Pipeline:
                 self.heartbeat.idle("no source has a new item")
                 self.wake.wait(IDLE_WAIT_S)
             self._rest(items, time.perf_counter() - began, stop)
+            self._wait_for_server(items, stop)
         self._decide_collected()
         while self._rounds:
             self._collected = self._collect(self._rounds.popleft())
@@ -271,6 +274,14 @@ class Pipeline:
             self.counters.spend("rest", rest)
             stop.wait(rest)
 
+    def _wait_for_server(self, items: Sequence[Polled], stop: threading.Event) -> None:
+        """Hold recordings while the inference server is away; live sources go on without embeddings."""
+        if items and not any(reader.live for reader in self.readers):
+            while self.hold() and not stop.is_set():
+                self.heartbeat.idle("waits for the inference server")
+                self._run_tasks()
+                stop.wait(IDLE_WAIT_S)
+
     # -- collect -------------------------------------------------------------------------------
 
     def _wait_for_source_or_engine(self) -> bool:
@@ -293,11 +304,13 @@ class Pipeline:
             round_.embedded = self.embedder.collect()
             self._failures = 0
         except EngineError as error:
+            passing = isinstance(error, Retryable)  # a server is away: the engine reports it, and waits
             if error is not self._latest_error:  # rounds that shared a batch share its failure
                 self._latest_error = error
-                self._failures += 1
+                self._failures = 0 if passing else self._failures + 1
                 self.counters.failed_batches += 1
-            _log.warning("batch_dropped", error=str(error), in_a_row=self._failures)
+            log = _log.debug if passing else _log.warning
+            log("batch_dropped", error=str(error), in_a_row=self._failures)
             if self._failures >= MAX_ENGINE_FAILURES:
                 raise
             round_.embedded = round_.without_embeddings()

@@ -32,7 +32,11 @@ PreprocessOption = Annotated[
     ),
 ]
 BackendOption = Annotated[
-    str, Option("--backend", help="Backend that runs the network: onnxruntime, tensorrt, or auto.")
+    str,
+    Option(
+        "--backend",
+        help="Backend that runs the network: onnxruntime, tensorrt, triton:HOST:PORT/MODEL, or auto.",
+    ),
 ]
 PrecisionOption = Annotated[
     str,

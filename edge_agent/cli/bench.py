@@ -26,7 +26,8 @@ BackendOption = Annotated[
     Option(
         "--backend",
         "--engine",
-        help="auto, tensorrt, onnxruntime; --pipeline: also simulated:orin-fp16 or simulated:FILE.json.",
+        help="auto, tensorrt, onnxruntime, triton:HOST:PORT/MODEL; --pipeline: also simulated:orin-fp16 or"
+        " simulated:FILE.json.",
         show_default="auto",
     ),
 ]
@@ -113,7 +114,7 @@ def command(
         settings = _single_choice(settings, precision, batch)
         result, text = _measure_pipeline(settings, plan, broker, trace, profile)
     else:
-        result, text = _measure_network(settings, precision or PRECISIONS, batch, seconds)
+        result, text = _measure_network(settings, precision, batch, seconds)
     if output is not None:
         write_json_atomic(output, result)
     if markdown is not None:
@@ -144,13 +145,15 @@ def _measure_pipeline(
 
 
 def _measure_network(
-    settings: Settings, precisions: list[str] | tuple[str, ...], batches: list[int] | None, seconds: float
+    settings: Settings, precisions: list[str] | None, batches: list[int] | None, seconds: float
 ) -> tuple[dict[str, Any], str]:
     from edge_agent.core.loading import state_folder
+    from edge_agent.core.served import is_served
     from edge_agent.offline.bench import speed
 
     folder, batches = state_folder(settings.state_dir), batches or list(speed.BATCHES)
-    kinds, sizes = tuple(dict.fromkeys(precisions)), tuple(dict.fromkeys(batches))
+    known = ("auto",) if is_served(settings.engine.backend) else PRECISIONS
+    kinds, sizes = tuple(dict.fromkeys(precisions or known)), tuple(dict.fromkeys(batches))
     with working("") as on_step:
         result = speed.speed_table(
             settings, folder, precisions=kinds, batches=sizes, seconds=seconds, on_step=on_step

@@ -63,6 +63,12 @@ class AlertKind(str, Enum):
         "engine_rebuilt",
         "no stored TensorRT engine fitted at this start, and one was built; `details.seconds`",
     )
+    ENGINE_LOST = (
+        "engine_lost",
+        "the inference server gives no embeddings: people are tracked, not identified; `details`: `server`,"
+        " `reason`",
+        "`active: false`",
+    )
     CLIENT_ID_CONFLICT = (
         "client_id_conflict",
         "another client has the id of this agent; each leaves the broker to the other for some minutes;"

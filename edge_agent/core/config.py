@@ -25,6 +25,7 @@ from pydantic_settings import (
 from edge_agent.core.delivery_settings import KafkaSettings, MqttSettings, OutboxSettings
 from edge_agent.core.detectors import FORMS, KINDS_TEXT
 from edge_agent.core.sections import Section, about
+from edge_agent.core.served import checked_backend, require_tls
 from edge_agent.core.setting_types import (
     Backend,
     Detector,
@@ -38,6 +39,7 @@ from edge_agent.core.setting_types import (
     Positive,
     Preprocess,
     Seconds,
+    Served,
     Share,
     Simulated,
     Token,
@@ -173,15 +175,20 @@ class QualitySettings(Section):
 class EngineSettings(Section):
     """Network for embeddings, and the device that runs it."""
 
-    model: Path | None = about(None, "ReID ONNX; the shipped default model when absent")
+    model: Path | None = about(
+        None,
+        "ReID ONNX; the shipped default model when absent; with triton: reference of the self-test, absent:"
+        " as the server states (docs/triton.md)",
+    )
     preprocess: Preprocess | None = about(
         None,
         "preprocess profile; when absent, that of the model; an error where none is known (docs/models.md)",
     )
-    backend: Backend | Simulated = about(
+    backend: Backend | Simulated | Served = about(
         "auto",
-        "onnxruntime (CPU); tensorrt (NVIDIA GPU); simulated:TABLE only takes the time (docs/performance.md);"
-        " auto: tensorrt where it can be used, else onnxruntime",
+        "onnxruntime (CPU); tensorrt (NVIDIA GPU); triton:HOST:PORT/MODEL (inference server, docs/triton.md);"
+        " simulated:TABLE only takes the time (docs/performance.md); auto: tensorrt where it can be used,"
+        " else onnxruntime",
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = about(
         "auto", "auto: as calibrated; without calibration FP16 on TensorRT, else FP32"
@@ -212,6 +219,26 @@ class EngineSettings(Section):
     workspace_mb: int | None = about(
         None, "TensorRT: workspace limit of a build; null: half of the free memory", ge=16
     )
+    triton_timeout_ms: int = about(
+        5000, "triton: longest wait for the rows of a batch, which is then dropped", ge=10, le=600_000
+    )
+    triton_shared_memory: Literal["auto", "off"] = about(
+        "auto", "triton: crops go through shared memory; auto: to a server on this machine that takes it"
+    )
+    triton_token: Token | None = about(
+        None, "tritons: bearer token; prefer the credential file engine__triton_token"
+    )
+    triton_ca_file: Path | None = about(None, "tritons: CA certificates, PEM; those of gRPC when absent")
+    triton_cert_file: Path | None = about(None, "tritons: client certificate, PEM, for mutual TLS")
+    triton_key_file: Path | None = about(None, "tritons: key of the client certificate, PEM")
+
+    _check_backend = field_validator("backend", mode="before")(checked_backend)
+
+    @model_validator(mode="after")
+    def _check_server(self) -> EngineSettings:
+        files = (self.triton_ca_file, self.triton_cert_file, self.triton_key_file)
+        require_tls(self.backend, files, token=self.triton_token is not None)
+        return self
 
 
 class GallerySettings(Section):

@@ -41,6 +41,10 @@ class EngineError(EdgeAgentError):
     """An inference backend could not be built or failed to run."""
 
 
+class EngineUnavailable(Retryable, EngineError):
+    """An inference server gives no rows now; it may again later."""
+
+
 class NonFiniteEmbedding(EngineError):
     """The network returned NaN or infinity for at least one crop."""
 

@@ -60,7 +60,9 @@ class EngineData:
 
     name: str = about("Display name of the model.")
     sha256: str = about("SHA-256 of the configured ONNX file.")
-    backend: str = about("onnxruntime, tensorrt, simulated:<name>, or upstream: no network runs here.")
+    backend: str = about(
+        "onnxruntime, tensorrt, triton, simulated:<name>, or upstream: no network runs here."
+    )
     precision: str = about("fp32, fp16 or int8.")
     space: str = about("Id of the embedding space; scores of two spaces are not comparable.")
     dimension: int = about("Length of one embedding.", minimum=0)

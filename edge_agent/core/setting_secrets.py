@@ -20,6 +20,7 @@ SECRET_KEYS = (
     ("kafka", "password"),
     ("storage", "key"),
     ("telemetry", "http_token"),
+    ("engine", "triton_token"),
 )
 """Section and key of each setting that is a secret as a whole. Addresses may have secrets in them."""
 _VARIABLE = re.compile(

@@ -76,3 +76,5 @@ Backend = Literal["auto", "onnxruntime", "tensorrt"]
 """Backends that run a network. `auto`: TensorRT where TensorRT and a GPU are usable, else ONNX Runtime."""
 Preprocess = Literal["tao", "imagenet", "openvino-raw", "swin"]
 Simulated = Annotated[str, Field(pattern="^simulated:.+")]
+Served = Annotated[str, Field(pattern="^tritons?:.+")]
+"""A network on an inference server, in the form of `core.served`."""

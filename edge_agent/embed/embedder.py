@@ -59,6 +59,11 @@ class Embedder:
         return self.engine.info
 
     @property
+    def profile(self) -> str:
+        """Name of the preprocess profile."""
+        return self._profile.name
+
+    @property
     def full(self) -> bool:
         """Whether `collect` is better than `submit`: results wait, or the engine has enough to do."""
         waiting = [job.waiting for job in self._jobs if job.waiting]
@@ -76,7 +81,7 @@ class Embedder:
             undo.enter_context(self.engine)
             self._dimension = self.info.dimension
             if self.info.backend != UPSTREAM:
-                check_engine(self.engine, self._golden)
+                self.engine.check(self._test)
             self._closing = undo.pop_all()
         return self
 
@@ -84,6 +89,11 @@ class Embedder:
         self._jobs.clear()
         self.batcher.clear()
         self._closing.close()
+
+    def _test(self, engine: Engine) -> None:
+        rows = check_engine(engine, self._golden)
+        if self._golden is None:  # an engine that is tested again must still be the same
+            self._golden = Golden(engine.info.space, rows, "the first self-test of this run")
 
     def grade(self, pairs: Sequence[Pair]) -> list[Graded]:
         """Grade the detections of several frames, `(H, W, 3)` uint8 BGR, by their boxes, for `submit`.

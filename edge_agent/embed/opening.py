@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.served import is_served
 from edge_agent.embed.capacity import CropBudget
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.packer import Packer, SubprocessPacker
@@ -40,7 +41,7 @@ def open_agent_embedder(
 ) -> Embedder:
     """Return the embedder of a run, not yet entered: without a network where no source has pictures.
 
-    Arguments as in `open_embedder`.
+    Arguments as in `open_embedder`. An inference server may be away.
 
     Raises:
         ModelError: as in `open_embedder`.
@@ -51,7 +52,9 @@ def open_agent_embedder(
     if kinds == {"deepstream"} and chosen.external_space is not None:
         computed = UpstreamEngine(chosen.external_space, chosen.external_dimension)
         return Embedder(computed, profile=PROFILES["tao"], gate=QualityGate(settings.quality))
-    embedder = open_embedder(settings.engine, settings.quality, state, calibration, building=building)
+    embedder = open_embedder(
+        settings.engine, settings.quality, state, calibration, building=building, patient=True
+    )
     if "deepstream" in kinds:
         own, theirs = embedder.info, (chosen.external_space, chosen.external_dimension)
         if (own.space, own.dimension) != theirs:
@@ -71,16 +74,24 @@ def open_embedder(
     *,
     max_batch: int | None = None,
     building: Progress | None = None,
+    patient: bool = False,
 ) -> Embedder:
     """Return the embedder that the settings name; not yet entered.
 
     `state` is the folder for the self-test's references, and for plans where `engine` names no other.
-    `building` is called during the build of a plan: phase, steps done, steps in all.
+    `building` is called during the build of a plan: phase, steps done, steps in all. `patient`: an inference
+    server that does not answer now is no error.
 
     Raises:
         ModelError: the model file does not fit; the message says how to mend it.
         ConfigError: the precision is not available, or a simulated engine is given a network.
+        EngineUnavailable: an inference server does not answer.
     """
+    if is_served(engine.backend):
+        from edge_agent.engine.triton.opening import open_served
+
+        served = open_served(engine, state, max_batch=max_batch or engine.max_batch, patient=patient)
+        return _assemble(served.engine, served.network.profile, engine.packing, quality, served.golden)
     if is_simulated(engine.backend):
         return _open_simulated(engine, quality, max_batch)
     model = choose_model(engine, state)

@@ -24,8 +24,10 @@ _MIN_COSINE = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
 """Least cosine of a golden crop to its reference, by precision."""
 
 
-def check_engine(engine: Engine, golden: Golden | None) -> None:
+def check_engine(engine: Engine, golden: Golden | None) -> NDArray[np.float32]:
     """Compare an entered engine's embeddings of the golden crops with the reference and with each other.
+
+    Returns the embeddings `(4, D)`.
 
     They are computed in a batch, in a batch of the opposite order, and singly.
 
@@ -55,7 +57,7 @@ def check_engine(engine: Engine, golden: Golden | None) -> None:
         )
     require_distinct(batch, f"self-test: {info.model}")
     if golden is None:
-        return
+        return batch
     if golden.space != info.space:
         raise ModelError("self-test: the reference embeddings belong to another model or profile")
     if (worst := least_cosine(batch, golden.vectors)) < least:
@@ -66,6 +68,7 @@ def check_engine(engine: Engine, golden: Golden | None) -> None:
             f"The reference came from {golden.origin}"
         )
     _log.info("self_test_passed", model=info.model, cosine=round(worst, 6), reference=golden.origin)
+    return batch
 
 
 def _embed(engine: Engine, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from edge_agent.core.errors import ConfigError, EngineError
+from edge_agent.core.served import is_served
 from edge_agent.core.setting_types import Backend
 from edge_agent.engine.base import Engine
 from edge_agent.engine.graph.prepared import PreparedGraph
@@ -29,7 +30,11 @@ _SIMULATED = "simulated:"
 
 
 def choose_backend(wanted: str) -> str:
-    """Resolve `auto`; return `onnxruntime` or `tensorrt`; ConfigError where there is no such backend."""
+    """Resolve `auto`; return `onnxruntime` or `tensorrt`; ConfigError where there is no such backend here."""
+    if is_served(wanted):
+        raise ConfigError(
+            f"{wanted} runs the network on a server, but this needs it here: choose {', '.join(BACKENDS)}"
+        )
     if wanted not in BACKENDS:
         raise ConfigError(f"no inference backend {wanted!r}; choose one of {', '.join(BACKENDS)}")
     if wanted != "auto":

@@ -16,14 +16,14 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import EngineError
+from edge_agent.core.errors import EngineError, EngineUnavailable, Retryable
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.graph.nodes import one_line
 from edge_agent.engine.graph.prepared import PreparedGraph
@@ -64,6 +64,8 @@ class Engine(ABC):
         runs: batches whose rows were collected since the engine was made.
         run_seconds: time inside the network alone, summed over `runs`.
         failures: batches that were dropped because the network failed on them.
+        problem: why no batch succeeds for now, "" normally; batches fail meanwhile, and may succeed later.
+        on_problem: called with `problem` when it changes, on any thread.
     """
 
     def __init__(self, *, name: str, input_size: tuple[int, int], unit_length: bool, max_batch: int) -> None:
@@ -78,6 +80,8 @@ class Engine(ABC):
         self._max_batch = max_batch
         self._free: deque[Any] = deque()
         self._flying: deque[Any] = deque()
+        self.problem = ""
+        self.on_problem: Callable[[str], object] = str
 
     @property
     @abstractmethod
@@ -93,6 +97,13 @@ class Engine(ABC):
         self._flying.clear()
         self._free.clear()
         self._release()
+
+    def check(self, test: Callable[[Engine], None]) -> None:
+        """Run the self-test on this entered engine; one that may lose its network repeats it when it is back.
+
+        Raises what `test` raises.
+        """
+        test(self)
 
     @property
     def in_flight(self) -> int:
@@ -129,6 +140,7 @@ class Engine(ABC):
         Raises:
             EngineError: nothing is in flight, or the network failed on this batch. The batch is then
                 dropped and counted; rows of an earlier batch are never returned.
+            EngineUnavailable: the same, and later batches may succeed.
         """
         if not self._flying:
             raise EngineError("nothing was submitted, so there is nothing to collect")
@@ -144,7 +156,8 @@ class Engine(ABC):
             return rows
         except Exception as problem:  # of any library: the batch is lost in any case
             self.failures += 1
-            raise EngineError(f"{self._name} failed on a batch: {one_line(problem)}") from problem
+            kind = EngineUnavailable if isinstance(problem, Retryable) else EngineError
+            raise kind(f"{self._name} failed on a batch: {one_line(problem)}") from problem
         finally:
             self._flying.popleft()
             self._free.append(run.slot)

@@ -188,15 +188,21 @@ def require_distinct(vectors: NDArray[np.float32], model: str, *, warn: bool = T
 
 def load_or_make(prepared: PreparedGraph, state: Path | None) -> Golden:
     """Return the shipped reference, else the stored one, else a new one, kept in `state` unless None."""
-    name = f"{prepared.space}.json"
-    for folder in (SHIPPED, state and state / "golden"):
-        if folder and (found := _read(folder / name, prepared)):
-            return found
+    if found := known_golden(prepared.space, prepared.dimension, state):
+        return found
     golden = make(prepared)
     if state is not None:
         private_folder(state / "golden")
-        _write(golden, prepared, state / "golden" / name)
+        _write(golden, prepared, state / "golden" / f"{prepared.space}.json")
     return golden
+
+
+def known_golden(space: str, dimension: int, state: Path | None) -> Golden | None:
+    """Return the reference of an embedding space that ships, or is stored in `state`; None without one."""
+    for folder in (SHIPPED, state and state / "golden"):
+        if folder and (found := _read(folder / f"{space}.json", space, dimension)):
+            return found
+    return None
 
 
 def _write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
@@ -214,12 +220,12 @@ def _write(golden: Golden, prepared: PreparedGraph, path: Path) -> None:
     write_json_atomic(path, document, mode=0o600)
 
 
-def _read(path: Path, prepared: PreparedGraph) -> Golden | None:
+def _read(path: Path, space: str, dimension: int) -> Golden | None:
     """Read a stored reference; None, so that it is computed, where there is none that fits and is whole."""
     with contextlib.suppress(EdgeAgentError, KeyError, TypeError, ValueError, AttributeError):
         found = read_json(path)
         rows = np.asarray([[int(v) for v in row.split()] for row in found["vectors"]], np.float32)
-        fits = rows.shape == (GOLDEN_CROPS, prepared.dimension) and found["version"] == _VERSION
-        if fits and found["space"] == prepared.space:
-            return Golden(prepared.space, rows / 10 ** found["decimals"], str(path))
+        fits = rows.shape == (GOLDEN_CROPS, dimension) and found["version"] == _VERSION
+        if fits and found["space"] == space:
+            return Golden(space, rows / 10 ** found["decimals"], str(path))
     return None

@@ -35,7 +35,6 @@ from edge_agent.detect.opening import Detection
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.graph.prepared import profile_named
-from edge_agent.engine.models import choose_model
 from edge_agent.engine.precision.calibration import engines_folder
 from edge_agent.offline.bench.environment import fill_gallery, machine, open_broker
 from edge_agent.offline.bench.load import Plan, given_detections, make_cameras, make_streets, packed_crops
@@ -197,7 +196,7 @@ def _engine_limit(settings: Settings, embedder: Embedder, streets: list[Panorama
     engine = settings.engine
     if is_simulated(engine.backend):
         return open_simulated(engine.backend, max_batch=1).table.rate(engine.max_batch)
-    profile = profile_named(choose_model(engine, settings.state_dir).preprocess)
+    profile = profile_named(embedder.profile)
     crops = packed_crops(streets, embedder.info.max_batch, embedder.engine.input_size, profile)
     return rate_alone(embedder, crops, seconds=5.0)
 

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
+from edge_agent.core.served import is_served
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.base import DEPTH, Engine
-from edge_agent.engine.models import choose_model, prepare_model
+from edge_agent.engine.models import choose_model
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.engine.simulated import PUBLISHED, PUBLISHED_SOURCE, Published
@@ -30,7 +31,7 @@ from edge_agent.health.telemetry.reading import Reading
 from edge_agent.offline.bench.environment import machine
 
 if TYPE_CHECKING:
-    from edge_agent.core.config import Settings
+    from edge_agent.core.config import EngineSettings, Settings
 
 BATCHES = (1, 16, 64)
 """Batches of the model card."""
@@ -247,7 +248,8 @@ def speed_table(
     Args:
         settings: all settings.
         folder: the state folder, with calibrations and plans.
-        precisions: `fp32`, `fp16`, `int8`; one that is not available is listed with the reason.
+        precisions: `fp32`, `fp16`, `int8`, of which one that is not available is listed with the reason; or
+            `auto`.
         batches: batch sizes.
         seconds: length of each measurement.
         on_step: called with the description of each step.
@@ -269,9 +271,20 @@ def speed_table(
                     embedder = open_embedder(engine, settings.quality, folder, calibration, max_batch=size)
                     rows.append(measure(embedder, seconds=seconds, board=board))
             except (EngineError, ModelError, ConfigError) as error:
-                if precision == "fp32":
+                if precision in {"fp32", "auto"}:
                     raise
                 left_out[precision] = str(error)
-        model = choose_model(settings.engine, folder)
-        prepared, _ = prepare_model(model.path, model.preprocess, folder)
-        return document(rows, left_out, prepared.facts(), telemetry.read())
+        return document(rows, left_out, _facts(settings.engine, folder, embedder), telemetry.read())
+
+
+def _facts(engine: EngineSettings, folder: Path, embedder: Embedder) -> dict[str, Any]:
+    """Return what `PreparedGraph.facts` states; a network on a server has no file, but an address."""
+    info = embedder.info
+    return {
+        "name": info.model,
+        "sha256": info.model_sha256,
+        "path": engine.backend if is_served(engine.backend) else str(choose_model(engine, folder).path),
+        "preprocess": embedder.profile,
+        "space": info.space,
+        "dimension": info.dimension,
+    }

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import ConfigError, InputError, NonFiniteEmbedding
 from edge_agent.core.loading import load
 from edge_agent.core.pictures import UnreadablePicture, read_picture
+from edge_agent.core.served import is_served
 from edge_agent.core.structures import EngineInfo
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import choose_backend
@@ -191,7 +192,8 @@ class Network:
     def _settings(self) -> Settings:
         if self.preprocess is not None:
             profile_named(self.preprocess)
-        choose_backend(self.backend)
+        if not is_served(self.backend):
+            choose_backend(self.backend)
         keys = ("model", "preprocess", "backend", "precision")
         settings = load(None, {"engine": {key: getattr(self, key) for key in keys}})
         folder = engines_folder(settings.engine, settings.state_dir)
@@ -207,8 +209,9 @@ class Network:
         with TemporaryDirectory() as scratch:
             state = Path(scratch)
             settings = self._settings()
-            engine, chosen = settings.engine, choose_model(settings.engine, state)
+            engine = settings.engine
             if self.raw:
+                chosen = choose_model(engine, state)
                 if self.backend not in {"auto", "onnxruntime"} or self.precision not in {"auto", "fp32"}:
                     raise ConfigError("raw embeddings are computed by ONNX Runtime in FP32 only")
                 with RawEmbedder(chosen.path, chosen.preprocess) as raw:
@@ -216,7 +219,7 @@ class Network:
                 return
             calibration = current_calibration(engine, state) if self.precision == "int8" else None
             with open_embedder(engine, settings.quality, state, calibration) as embedder:
-                yield embedder, _description(embedder, chosen.preprocess)
+                yield embedder, _description(embedder, embedder.profile)
 
 
 def _description(embedder: CropEmbedder, profile: str) -> dict[str, Any]:
