@@ -78,6 +78,17 @@ def logging_as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test with a real Triton makes its environment, which takes a minute."""
+    from tests.triton import environment
+
+    for item in [] if environment.is_made() else items:
+        if "start_triton" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture
 def free_port() -> int:
     """A free TCP port on 127.0.0.1."""
@@ -105,16 +116,15 @@ def started(
         process.wait(10)
 
 
-@pytest.fixture
-def start_triton(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+@pytest.fixture(scope="module")
+def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """`start_triton(REPOSITORY, *OPTIONS)`: a real Triton that serves a model repository."""
     from tests.triton import environment
 
     with contextlib.ExitStack() as stack:
 
         def start(repository: Path, *options: str) -> Server:
-            folder = tmp_path / "triton"
-            folder.mkdir(exist_ok=True)
+            folder = tmp_path_factory.mktemp("triton")
             try:
                 server = environment.triton(repository, folder, *options)
             except environment.NotHereError as problem:

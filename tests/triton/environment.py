@@ -40,6 +40,8 @@ class NotHereError(Exception):
 
 def triton_environment() -> Path:
     """Return a virtual environment with nvidia-pytriton, NumPy and ONNX Runtime."""
+    if sys.version_info >= (3, 13):
+        raise NotHereError("Triton's Python backend needs NumPy 1, and so Python below 3.13")
     folder = _made(f"pytriton-0.7.0-py{_VERSION}", *PYTRITON)
     stub = _site(folder) / "pytriton/tritonserver/python_backend_stubs" / _VERSION / _STUB
     if not stub.is_file():
@@ -49,6 +51,11 @@ def triton_environment() -> Path:
     if f"{library} => not found" in done.stdout and not _libpython().is_file():
         raise NotHereError(f"Triton's Python backend needs {library}")
     return folder
+
+
+def is_made() -> bool:
+    """Return whether Triton's environment is there, so that tests need not make it."""
+    return (CACHE / f"pytriton-0.7.0-py{_VERSION}").is_dir()
 
 
 def mlserver_environment() -> Path:

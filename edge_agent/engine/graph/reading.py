@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 _MIN_OPSET = 9
 """Oldest supported default-domain opset: before it, Cast and broadcasting differ."""
-_MOST_PIXELS = 1 << 20
+MOST_PIXELS = 1 << 20
 """Pixels of a crop: 32 times those of 256 x 128. Buffers have `max_batch` of them."""
 _TRIED = 2
 """Pictures for which the shape of the output is found: one would not show which axis is the batch."""
@@ -36,7 +36,7 @@ _SIDES = (32, 4096)
 """Width and height of a detector's input at least and at most, pixels."""
 _MOST_METADATA = 100_000
 """Longest value of the metadata that is read, characters."""
-_MOST_PIXELS_OF_BATCH = 1 << 25
+MOST_PIXELS_OF_BATCH = 1 << 25
 """Pixels of a detector's input at most; where the batch is fixed, each picture is computed that often."""
 
 
@@ -157,9 +157,9 @@ class Network:
             raise ModelError(
                 f"{what}: height and width must be fixed; export it again with only the batch axis dynamic"
             )
-        if height * width > _MOST_PIXELS:
+        if height * width > MOST_PIXELS:
             raise ModelError(
-                f"{what}: at most {_MOST_PIXELS:,} pixels are supported; export it for smaller pictures"
+                f"{what}: at most {MOST_PIXELS:,} pixels are supported; export it for smaller pictures"
             )
         if width > height:
             hint = "crops of people are higher than wide: were the two swapped in the export?"
@@ -195,7 +195,7 @@ class Network:
         if not all(_SIDES[0] <= side <= _SIDES[1] for side in (height, width)):
             limits = f"{_SIDES[0]} to {_SIDES[1]}"
             raise ModelError(f"{what}: a detector's picture has {limits} pixels a side, not {width}x{height}")
-        if (batch or 1) * height * width > _MOST_PIXELS_OF_BATCH:
+        if (batch or 1) * height * width > MOST_PIXELS_OF_BATCH:
             raise ModelError(f"{what}: its batch axis is fixed at {batch}; export it with a batch of 1")
         return Layout((height, width), batch, channels_last, bool(half), pixels)
 

@@ -173,14 +173,14 @@ class Connection:
             EngineUnavailable, ModelError, ConfigError: the server gave no rows, or others than expected.
         """
         if not run.done.wait(self._timeout_s + _GRACE_S):
-            raise EngineUnavailable(f"no answer within {self._timeout_s:g} s (engine.triton_timeout_ms)")
+            raise EngineUnavailable(self._late())
         run.seconds = max(run.ended - max(run.began, self._ended), 1e-6)
         self._ended = run.ended
         rows = np.empty((run.count, dimension), np.float32)
         most = self.served.most or run.count
         for index, answer in enumerate(run.answers):
             if isinstance(answer, Exception):
-                _raise(answer, self._timeout_s)
+                self._raise(answer)
             part = rows[index * most : (index + 1) * most]
             part[:] = self._checked(answer, part.shape)
         return rows if self.served.prepared else to_unit_length(rows)
@@ -204,27 +204,30 @@ class Connection:
         try:
             return call({"headers": self._headers(), "client_timeout": self._timeout_s})
         except Exception as problem:  # noqa: BLE001 - InferenceServerException, ValueError of a closed channel
-            _raise(problem, self._timeout_s)
+            self._raise(problem)
 
     def _headers(self) -> dict[str, str]:
         return {} if self._token is None else {"authorization": f"Bearer {self._token.get_secret_value()}"}
 
+    def _raise(self, problem: Exception) -> NoReturn:
+        """Raise what an error of tritonclient means."""
+        status = str(getattr(problem, "status", lambda: "")() or "").removeprefix("StatusCode.")
+        message = one_line(getattr(problem, "message", lambda: "")() or problem)
+        if status == "DEADLINE_EXCEEDED":
+            raise EngineUnavailable(self._late()) from problem
+        if status == "UNIMPLEMENTED":
+            raise _Unimplemented(f"the server has no such call: {message}") from problem
+        if status in _PERMANENT:
+            why = "the server refuses the login: " if _PERMANENT[status] is ConfigError else ""
+            raise _PERMANENT[status](f"{self.model}: {why}{status}: {message}") from problem
+        raise EngineUnavailable(f"{status or type(problem).__name__}: {message}") from problem
+
+    def _late(self) -> str:
+        return f"no answer within {self._timeout_s:g} s (engine.triton_timeout_ms)"
+
 
 class _Unimplemented(EngineUnavailable):
     """The server has not this call."""
-
-
-def _raise(problem: Exception, timeout_s: float) -> NoReturn:
-    """Raise what an error of tritonclient means."""
-    status = str(getattr(problem, "status", lambda: "")() or "").removeprefix("StatusCode.")
-    message = getattr(problem, "message", lambda: "")() or str(problem)
-    if status == "DEADLINE_EXCEEDED":
-        raise EngineUnavailable(f"no answer within {timeout_s:g} s (engine.triton_timeout_ms)") from problem
-    if status == "UNIMPLEMENTED":
-        raise _Unimplemented(f"the server has no such call: {one_line(message)}") from problem
-    kind = _PERMANENT.get(status, EngineUnavailable)
-    where = "the server refuses the login: " if kind is ConfigError else ""
-    raise kind(f"{where}{status or type(problem).__name__}: {one_line(message)}") from problem
 
 
 def _library() -> Any:  # noqa: ANN401 - a module without types

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edge_agent.core.arrays import MOST_NUMBERS
 from edge_agent.core.errors import ConfigError, ModelError
 from edge_agent.core.text import visible
 from edge_agent.engine.graph.prepared import (
@@ -23,6 +24,7 @@ from edge_agent.engine.graph.prepared import (
     embedding_space,
     profile_named,
 )
+from edge_agent.engine.graph.reading import MOST_PIXELS
 
 if TYPE_CHECKING:
     from edge_agent.core.served import ServedModel
@@ -177,6 +179,10 @@ def read_served(model: ServedModel, metadata: Any, config: Any) -> Served:  # no
     if batch not in {-1, 1} or target.shape[0] not in {-1, batch}:
         raise ModelError(f"{shown}: the first axis must be the batch, and free; {_ADVICE}")
     size = tuple(shape[:2] if prepared else shape[1:])
+    free = min(size) == -1
+    fits = free or (min(size) > 0 and size[0] * size[1] <= MOST_PIXELS)
+    if not fits or target.shape[1] > MOST_NUMBERS:
+        raise ModelError(f"{shown}: the sizes are not those of a network for people")
     stated, most = {}, None
     if config is not None:
         most = config.max_batch_size or None
@@ -186,7 +192,7 @@ def read_served(model: ServedModel, metadata: Any, config: Any) -> Served:  # no
         input=source.name,
         output=target.name,
         prepared=prepared,
-        input_size=None if min(size) < 1 else (size[0], size[1]),
+        input_size=None if free else (size[0], size[1]),
         dimension=None if target.shape[1] < 1 else int(target.shape[1]),
         most=1 if batch == 1 else most,
         platform=metadata.platform,

@@ -29,19 +29,11 @@ from edge_agent.engine.graph.inference import shape_of
 from edge_agent.engine.graph.prepared import PreparedGraph
 from edge_agent.engine.tensorrt.builder import Progress, ignore_progress
 from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for
+from edge_agent.engine.triton.contract import CARD, PROFILE, SHA256, SPACE
 from edge_agent.offline.exports.folders import check_target, write_folder
 from edge_agent.offline.exports.network import ExportNetwork
 
 MODEL_NAME, TAO_MODEL_NAME = "reidentification", "re_identification_tao"
-SPACE, SHA256, PROFILE, CARD = (
-    "edge_agent_space",
-    "edge_agent_model_sha256",
-    "edge_agent_profile",
-    "edge_agent_card",
-)
-"""Keys of the parameters: id of the embedding space, digest of the network's file, its preprocess profile,
-and the model card as JSON. A server returns them with the model's configuration."""
-
 _QUEUE_DELAY_US = 1000
 """A request waits this long for those of other agents. An agent fills batches itself, so more only delays."""
 _FILES = _CONFIG, _ONNX, _PLAN = "config.pbtxt", "1/model.onnx", "1/model.plan"
