@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from edge_agent.core.config import EngineSettings, QualitySettings, secrets_of
+from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.core.errors import ConfigError, EngineError, EngineUnavailable, ModelError
 from edge_agent.core.loading import load, secret_files
 from edge_agent.core.served import parse_served
+from edge_agent.core.setting_secrets import secrets_of
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.graph.prepare import prepare_reid
