@@ -228,7 +228,7 @@ class EngineInfo:
     """Description of the network and its backend, for `info` and every event.
 
     Attributes:
-        backend: `onnxruntime`, `tensorrt`, `triton`, `simulated:<name>`, or `upstream` where no network runs here.
+        backend: `onnxruntime`, `tensorrt`, `triton`, `simulated:<name>`, or `upstream` for no network here.
         precision: `fp32`, `fp16` or `int8`.
         model: display name, from the manifest; `model_sha256` is that of the configured ONNX file.
         space: id of the embedding space; "" for a network without embeddings.
