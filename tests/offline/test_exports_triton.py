@@ -276,6 +276,20 @@ class TestWriting:
         assert files_below(tmp_path) == before
         assert sorted(path.name for path in tmp_path.iterdir()) == (["repo"] if there else [])
 
+    def test_a_former_model_that_stays_is_named(
+        self, network: ExportNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        export_triton(network, tmp_path / "repo")
+        remove = folders.shutil.rmtree
+        monkeypatch.setattr(
+            folders.shutil,
+            "rmtree",
+            lambda path, **options: _full() if path.name.endswith(".old") else remove(path, **options),
+        )
+        with pytest.raises(StorageError, match=r"is written, but the former one .* remove .*\.tmp\.old"):
+            export_triton(network, tmp_path / "repo", overwrite=True)
+        assert files_below(tmp_path / "repo" / MODEL_NAME) == ["1/model.onnx", "config.pbtxt"]
+
     def test_a_server_may_read_it_and_never_sees_a_draft(
         self, network: ExportNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from edge_agent.core.errors import InputError
-from edge_agent.core.files import shown
+from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.files import read_error, shown
 from edge_agent.core.manifest import sync_folder, write_error
 
 
@@ -19,6 +19,13 @@ def check_target(target: Path, own: Collection[str], *, overwrite: bool) -> None
 
     `own` are the files that such an export may have, relative to the folder.
     """
+    try:
+        _check(target, own, overwrite=overwrite)
+    except OSError as problem:
+        raise read_error(target, problem) from problem
+
+
+def _check(target: Path, own: Collection[str], *, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     name = shown(target)
@@ -96,4 +103,10 @@ def _swap(draft: Path, target: Path) -> None:
     except BaseException:
         former.rename(target)
         raise
-    shutil.rmtree(former, ignore_errors=True)
+    try:
+        shutil.rmtree(former)
+    except OSError as problem:
+        raise StorageError(
+            f"{shown(target)} is written, but the former one cannot be removed ({problem.strerror}): remove "
+            f"{shown(former)}"
+        ) from problem

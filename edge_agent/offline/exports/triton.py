@@ -69,9 +69,9 @@ class TritonExport:
 def check_repository(repository: Path, *, tao: bool, overwrite: bool) -> Path:
     """Return the folder that the model would get, before anything is computed; InputError if it cannot."""
     name = shown(repository)
-    if (repository / _CONFIG).exists():
+    if os.path.lexists(repository / _CONFIG):
         raise InputError(f"{name} is the folder of one model; name the repository above it")
-    if os.path.lexists(repository) and not repository.is_dir():
+    if os.path.lexists(repository) and not os.path.isdir(repository):  # noqa: PTH112 - False for all errors
         raise InputError(f"{name} exists and is not a folder; name the folder of a model repository")
     folder = repository / (TAO_MODEL_NAME if tao else MODEL_NAME)
     if os.path.lexists(folder) and not overwrite:
@@ -273,7 +273,7 @@ def _scratch(repository: Path) -> Path:
 @contextlib.contextmanager
 def _made(repository: Path) -> Iterator[None]:
     """Make the folder for the block, and remove it after an error where it is new."""
-    new = not repository.exists()
+    new = not os.path.lexists(repository)
     try:
         repository.mkdir(exist_ok=True)
     except OSError as problem:
