@@ -29,7 +29,7 @@ _SAMPLES = 8
 GivenArguments = Annotated[
     list[str] | None,
     Argument(
-        metavar="[DATASET] [KEY=VALUE]...",
+        metavar="DATASET|KEY=VALUE",
         help="Data set in Market-1501 layout, unless --embeddings or -e names the crops; "
         "after a spec, values that replace its own.",
         show_default=False,
@@ -180,15 +180,15 @@ def _evaluate(
             reranking=how.reranking,
             samples=samples,
             drawn=how.tao.drawn,
-            depth=how.tao.depth,
+            depth=how.tao.columns,
         )
-        how.tao.write(done, status)
         document = _document(done, facts, dataset)
         how.print(
             document,
             lambda: _summary(done, document),
             lambda: html_report(done, document, title=_title(document)),
         )
+        how.tao.write(done, status)
 
 
 def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options) -> None:

@@ -28,7 +28,7 @@ _SPECS = frozenset({".yaml", ".yml"})
 GivenArguments = Annotated[
     list[str] | None,
     Argument(
-        metavar="[MODEL] [KEY=VALUE]...",
+        metavar="MODEL|KEY=VALUE",
         help="Checkpoint of `edge-agent train`, a spec whose export section names one, or a network as "
         "engine.model takes it; without it, what the agent runs, with its active calibration. After a spec, "
         "values that replace its own.",

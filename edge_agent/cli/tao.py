@@ -61,14 +61,16 @@ class TaoResults:
     cmc: Path | None = None
     matches: Path | None = None
     depth: int = 10
-    """Ranks of the curve, and pictures of a row."""
+    """Ranks of the curve."""
     rows: int = 10
     """Queries of the sampled matches."""
+    columns: int = 10
+    """Crops for each of them."""
 
     @staticmethod
     def of(directory: Path | None, spec: Spec | None = None) -> TaoResults:
         """Return what `--tao-results` and the spec ask for; ConfigError for a name of no picture."""
-        from edge_agent.offline.tao.pictures import MOST_ROWS, require_picture
+        from edge_agent.offline.tao.pictures import MOST_COLUMNS, MOST_ROWS, require_picture
 
         folder = None if directory is None else directory / "evaluate"
         if folder is None and spec is not None:
@@ -86,6 +88,7 @@ class TaoResults:
             section.output_sampled_matches_plot or matches,
             ranks.max_rank,
             min(ranks.num_query, MOST_ROWS),
+            min(ranks.max_rank, MOST_COLUMNS),
         )
 
     @property
@@ -95,9 +98,18 @@ class TaoResults:
 
     @contextmanager
     def running(self) -> Iterator[StatusFile | None]:
-        """Open the status file, if there is one, for the time of the evaluation."""
+        """Open the status file, if there is one, for the time of the evaluation.
+
+        Before it, make the folders of the pictures, and raise an error where one cannot be written.
+        """
+        from edge_agent.cli.arguments import require_folders
+        from edge_agent.offline.tao.pictures import make_folder
         from edge_agent.offline.tao.status import StatusFile
 
+        for picture in (self.cmc, self.matches):
+            if picture is not None:
+                make_folder(picture)
+        require_folders(self.cmc, self.matches)
         if self.folder is None:
             yield None
             return

@@ -28,7 +28,7 @@ def command(
     given: Annotated[
         list[str] | None,
         Argument(
-            metavar="[SPEC.yaml] [KEY=VALUE]...",
+            metavar="SPEC.yaml|KEY=VALUE",
             help="TAO experiment spec, unless -e names it, and values that replace its own.",
             show_default=False,
         ),

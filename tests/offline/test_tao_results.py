@@ -192,6 +192,8 @@ class TestEvaluate:
             (["evaluate.checkpoint=???"], ConfigError, "evaluate.checkpoint must be given"),
             (["evaluate.test_dataset=/nowhere"], DatasetError, "/nowhere is not a folder"),
             (["evaluate.output_cmc_curve_plot=/x/curve.pdf"], ConfigError, "name such a file"),
+            (["evaluate.output_cmc_curve_plot=/proc/x.png"], StorageError, "/proc"),
+            (["evaluate.output_sampled_matches_plot=/dev/null/x.png"], StorageError, "/dev/null"),
             (["evaluate.num_gpus=2"], ConfigError, "evaluate.num_gpus: 2 is not supported here"),
             (["evaluate.chekpoint=x"], ConfigError, "did you mean evaluate.checkpoint"),
             (["re_ranking.k1=0"], ConfigError, "re_ranking.k1: "),

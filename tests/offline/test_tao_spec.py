@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: pip install '.[train]'")
 
@@ -264,6 +267,7 @@ class TestValuesOfTheCommandLine:
             ("train={num_epochs: 1, num_epochs: 2}", "num_epochs is given twice"),
             ("x=" + "[" * 1000, "nested too deeply"),
             ("x=&a [*a]", "nested too deeply"),
+            ("x." * 20_000 + "y=1", "is not KEY=VALUE"),
         ],
     )
     def test_what_is_wrong_names_the_key(self, given: str, said: str, load: Callable[..., Spec]):
@@ -271,6 +275,44 @@ class TestValuesOfTheCommandLine:
             load(WORKS, given)
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+names = st.sampled_from(
+    [*FIXED, *dotted(tao_specs.release_7()), "x", "train.x", "", "a.b.c", "edge_agent.gamma"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+    | st.sampled_from(["???", "${x}", "5e-4", "true", b"x"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def problem(read: Callable[[], object]) -> str:
+    """What the reader refuses, or nothing; any other exception fails the test."""
+    try:
+        read()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@given(st.dictionaries(names, values, max_size=4), st.sampled_from(["train", "evaluate", "export"]))
+def test_any_content_is_a_spec_or_one_error(content: dict[str, object], command: Any):
+    spec: dict[str, Any] = {}
+    for key, value in content.items():
+        spec = merged(spec, key, value)
+    assert len(problem(lambda: parse_spec(spec, command=command))) < 5000
+
+
+@given(st.lists(st.text(alphabet="[]{}:,=.&*!?#|>-'\" \n\tab1~+$", max_size=20), min_size=1, max_size=2))
+def test_any_argument_is_a_value_or_one_error(arguments: list[str]):
+    with TemporaryDirectory() as folder:
+        path = write(Path(folder) / "spec.yaml", WORKS)
+        for argument in (*arguments, *(f"train.seed={one}" for one in arguments)):
+            assert len(problem(lambda: load_spec(path, [argument]))) < 1000  # noqa: B023  # called at once
 
 
 class TestHostileFiles:
@@ -305,6 +347,7 @@ class TestHostileFiles:
             load(text)
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
 
     def test_ten_thousand_unknown_keys(self):
         with pytest.raises(ConfigError, match="and 9,990 more faults") as caught:

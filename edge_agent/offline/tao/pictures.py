@@ -16,8 +16,8 @@ from edge_agent.offline.evaluate.labels import EmbeddedCrops, Sides
 from edge_agent.offline.evaluate.protocol import SampledQuery
 
 PICTURES = (".png", ".jpg", ".jpeg")
-MOST_ROWS = 50
-"""Queries that the picture of sampled matches shows at most."""
+MOST_ROWS = MOST_COLUMNS = 50
+"""Queries, and crops for each, that the picture of sampled matches shows at most."""
 
 _BLACK, _GRID = (0, 0, 0), (210, 210, 210)
 _CURVE = (180, 119, 31)  # blue, BGR
@@ -35,12 +35,16 @@ def require_picture(path: Path) -> None:
         raise ConfigError(f"{path}: pictures are written as {', '.join(PICTURES)}; name such a file")
 
 
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write `(H, W, 3)` uint8 BGR atomically in the format of the name's suffix; StorageError if it fails."""
+def make_folder(path: Path) -> None:
+    """Make the folder of a picture if it is missing; StorageError if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise write_error(path.parent, problem, role="the folder") from problem
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write `(H, W, 3)` uint8 BGR atomically in the format of the name's suffix; StorageError if it fails."""
     _, encoded = cv2.imencode(path.suffix.lower(), picture)
     write_atomic(path, encoded.tobytes())
 

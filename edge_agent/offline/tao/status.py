@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from edge_agent.core.errors import DiskFull, EdgeAgentError
+from edge_agent.core.errors import DiskFull
 from edge_agent.core.files import open_to_write
 from edge_agent.core.manifest import write_error
 
@@ -63,8 +63,8 @@ class StatusFile:
     ) -> None:
         name = self._task.capitalize()
         try:
-            if isinstance(error, EdgeAgentError):
-                self.write(str(error), state="FAILURE")
+            if isinstance(error, Exception):
+                self.write(str(error) or type(error).__name__, state="FAILURE")
             elif error is not None or self._interrupted:
                 self.write(f"{name} was interrupted", state="FAILURE")
             else:

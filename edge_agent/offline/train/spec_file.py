@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.files import read_text
+from edge_agent.core.text import shortened
 from edge_agent.offline.train.spec import Command, Spec, parse_spec
 from edge_agent.offline.train.tao_fields import RENAMED, renamed
 
@@ -20,6 +21,8 @@ _MAX_NODES = 100_000
 """Limit of the values in a spec, counted as often as aliases repeat them."""
 _MAX_DEPTH = 50
 """Limit of the levels of a spec."""
+_LONGEST = 80
+"""Characters of an argument in an error."""
 
 
 def load_spec(
@@ -58,10 +61,11 @@ def load_spec(
 def _replace(values: dict[str, Any], override: str) -> None:
     """Set the field that `key=value` names; a mapping is merged into a section."""
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"{override!r} is not KEY=VALUE, as in train.num_epochs=60")
+    if not equals or not all(key.split(".")) or key.count(".") > _MAX_DEPTH:
+        shown = shortened(override, _LONGEST)
+        raise ConfigError(f"{shown!r} is not KEY=VALUE, as in train.num_epochs=60")
     if key[0] in "+~":
-        raise ConfigError(f"{override!r}: fields are neither added nor removed; write KEY=VALUE")
+        raise ConfigError(f"{key}: fields are neither added nor removed; write KEY=VALUE")
     *sections, name = RENAMED.get(key, key).split(".")
     section = values
     for part in sections:
