@@ -94,18 +94,6 @@ class Arithmetic:
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def even_rect(left: float, top: float, width: float, height: float) -> tuple[int, int, int, int]:
-    """Return left, top, width and height in whole pixels that nvinfer cuts for a box.
-
-    Corners go up to the next even pixel, sizes down: on average the crop moves by half a pixel.
-    """
-    return _up(left), _up(top), int(width) // 2 * 2, int(height) // 2 * 2
-
-
-def _up(value: float) -> int:
-    return (int(value) + 1) // 2 * 2
-
-
 @dataclass(frozen=True, slots=True)
 class Differences:
     """Cosines to the agent's own embedding of the same crop, `(N,)` each.
