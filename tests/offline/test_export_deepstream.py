@@ -24,6 +24,7 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError, ModelError
+from edge_agent.core.loading import load
 from edge_agent.core.manifest import Manifest
 from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PROFILES, PreparedGraph, PreprocessProfile
@@ -35,6 +36,7 @@ from edge_agent.offline.exports.deepstream.arithmetic import Arithmetic, differe
 from edge_agent.offline.exports.deepstream.crops import Crops, rendered_crops
 from edge_agent.offline.exports.deepstream.export import choose_precision, export_deepstream
 from edge_agent.offline.exports.deepstream.graph import deepstream_graph
+from edge_agent.source.opening import open_sources
 from tests import tiny_networks
 from tests.conftest import REPO
 
@@ -355,6 +357,17 @@ def test_precision_without_a_calibration(tiny: Path, tmp_path: Path) -> None:
     assert choose_precision(wide, "auto", None) == ("fp32", None)
     with pytest.raises(ConfigError, match="--precision fp32"):
         choose_precision(wide, "fp16", None)
+
+
+def test_the_agent_takes_the_settings_of_the_readme(tiny: Path, crops: Crops, tmp_path: Path) -> None:
+    facts = export_deepstream(prepare_reid(tiny, PROFILES["tao"]), tmp_path / "ds", crops)
+    (block,) = blocks((tmp_path / "ds" / files.README).read_text(), "toml")
+    (tmp_path / "config.toml").write_text(block)
+    settings = load(tmp_path / "config.toml")
+    assert settings.detector.external_space == facts.space
+    assert settings.detector.external_dimension == facts.dimension
+    opened = open_sources(settings.sources, tmp_path, settings=settings)
+    assert [source.id for source in opened] == ["entrance"]
 
 
 def test_crops_without_an_embedding(crops: Crops, tmp_path: Path) -> None:
