@@ -17,7 +17,7 @@ import pytest
 import structlog
 
 if TYPE_CHECKING:
-    from tests.triton.environment import Server
+    from tests.kserve.environment import Server
 
 # The same examples every time: a change must not fail for what an earlier one did. Search for new ones with
 # `pytest --hypothesis-profile search`.
@@ -81,7 +81,7 @@ def logging_as_it_was() -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The first test with a real Triton makes its environment, which takes a minute."""
-    from tests.triton import environment
+    from tests.kserve import environment
 
     for item in [] if environment.is_made() else items:
         if "start_triton" in getattr(item, "fixturenames", ()):
@@ -119,7 +119,7 @@ def started(
 @pytest.fixture(scope="module")
 def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """`start_triton(REPOSITORY, *OPTIONS)`: a real Triton that serves a model repository."""
-    from tests.triton import environment
+    from tests.kserve import environment
 
     with contextlib.ExitStack() as stack:
 

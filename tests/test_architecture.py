@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,12 @@ def test_sizes(module: str) -> None:
             assert EXCEPTIONS[key][0] == size > limit, f"{key} is {size}: adjust or remove its exception"
         else:
             assert size <= limit, f"{key}: {size}, at most {limit}; split it"
+
+
+def test_no_folder_of_tests_hides_a_package() -> None:
+    """pytest puts `tests/` on the path, where PyTorch looks for `triton`, and finds a folder of this name."""
+    folders = {path.name for path in (REPO / "tests").iterdir() if path.is_dir()}
+    assert not folders & {"triton", *packages_distributions(), *sys.stdlib_module_names}
 
 
 def test_exceptions_exist() -> None:

@@ -292,7 +292,7 @@ def argument_lists() -> frozenset[tuple[str, tuple[str, ...]]]:
 def contract_is_run(backend: str) -> bool:
     """Backends that need a device, or run no network, have a file of their own."""
     own = REPO / "tests" / "engine" / f"test_engine_{backend}.py"
-    elsewhere = values_below("tests/trt", "tests/triton")
+    elsewhere = values_below("tests/trt", "tests/kserve")
     return backend in test_engine.HERE or own.exists() or backend in elsewhere
 
 
@@ -393,7 +393,7 @@ LISTINGS = (
             used_by("line that opens it", "edge_agent/engine/__init__.py", "edge_agent/engine/triton"),
             Need(
                 "run of the contract",
-                "HERE of tests/engine/test_engine.py, or its own in tests/trt, tests/triton or tests/engine",
+                "HERE of tests/engine/test_engine.py, or its own in tests/trt, tests/kserve or tests/engine",
                 contract_is_run,
             ),
             a_test_in("engine", "triton"),

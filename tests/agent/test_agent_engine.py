@@ -21,7 +21,7 @@ from tests.agent.test_agent import (
 )
 from tests.agent.test_agent_live import agent_states, telemetry
 from tests.conftest import Mosquitto, find_free_port
-from tests.triton.fake import Fake, serving
+from tests.kserve.fake import Fake, serving
 
 __all__ = ["listener", "pictures"]  # fixtures
 

@@ -19,8 +19,8 @@ from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.golden import least_cosine
 from tests import tiny_networks
-from tests.triton import repository
-from tests.triton.environment import Server
+from tests.kserve import repository
+from tests.kserve.environment import Server
 
 
 @dataclass

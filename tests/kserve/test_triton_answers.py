@@ -28,7 +28,7 @@ from edge_agent.engine.triton import contract, engine
 from tests import tiny_networks
 from tests.conftest import find_free_port
 from tests.faults import certificates
-from tests.triton.fake import Fake, serving
+from tests.kserve.fake import Fake, serving
 
 Open = Callable[..., Embedder]
 

@@ -4,7 +4,7 @@ nvidia-pytriton contains a `tritonserver` and its Python backend. A folder of th
 `model.py` serves all models that name it as backend: `onnxruntime_backend.py` is put there as
 `onnxruntime`, so that an exported model repository is served as it is, on the CPU.
 
-    python tests/triton/environment.py REPOSITORY [PORT]     # serve a model repository until Ctrl-C
+    python tests/kserve/environment.py REPOSITORY [PORT]     # serve a model repository until Ctrl-C
 """
 
 from __future__ import annotations

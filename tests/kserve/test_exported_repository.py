@@ -25,7 +25,7 @@ from edge_agent.engine.onnxruntime import run_once
 from edge_agent.offline.evaluate.files import read_embeddings
 from edge_agent.offline.exports.network import ExportNetwork, open_network
 from edge_agent.offline.exports.triton import CARD, MODEL_NAME, SPACE, TAO_MODEL_NAME, export_triton
-from tests.triton.environment import Server
+from tests.kserve.environment import Server
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
