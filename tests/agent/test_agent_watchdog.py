@@ -136,7 +136,8 @@ def test_a_short_run_that_ends_by_itself_was_ready(
     crops = tmp_path / "crops"
     put_all(crops, pictures)
     with service(manager, "run", "--config", config(tmp_path, crops), log=tmp_path / "log") as process:
-        assert process.wait(60) == 0
+        manager.until("STOPPING", 60)  # listening, since the socket holds ten messages
+        assert process.wait(30) == 0
     words = [word for message in manager.listen() for word in message if word in {"READY", "STOPPING"}]
     assert words == ["READY", "STOPPING"]
 
