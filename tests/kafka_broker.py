@@ -10,7 +10,7 @@ import ctypes
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,26 +76,41 @@ class KafkaBroker:
 
     def stored(self, topic: str, count: int, *, seconds: float = 20.0) -> list[Any]:
         """The first messages of a topic, as another program reads them; fails when they do not come."""
-        from confluent_kafka import Consumer
+        deadline = time.monotonic() + seconds
+        with self._reading(topic) as poll:
+            found: list[Any] = []
+            while len(found) < count:
+                assert time.monotonic() < deadline, f"{len(found)} of {count} messages"
+                found += poll()
+        return found
+
+    def everything(self, topic: str) -> list[Any]:
+        """All messages of a topic: until none comes for a while."""
+        with self._reading(topic) as poll:
+            found: list[Any] = []
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until:
+                if more := poll():
+                    until = time.monotonic() + 0.5
+                found += more
+        return found
+
+    @contextlib.contextmanager
+    def _reading(self, topic: str) -> Iterator[Callable[[], list[Any]]]:
+        from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
         consumer = Consumer(
             {
-                "bootstrap.servers": self.brokers[0], "group.id": f"read-{time.monotonic_ns()}",
-                "auto.offset.reset": "earliest", "enable.auto.commit": False, "log_level": 0,
+                "bootstrap.servers": self.brokers[0], "group.id": "tests", "enable.auto.commit": False,
+                "log_level": 0,
             }
         )  # fmt: skip
-        found: list[Any] = []
-        deadline = time.monotonic() + seconds
+        known = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in known])
         try:
-            consumer.subscribe([topic])
-            while len(found) < count:
-                assert time.monotonic() < deadline, f"{len(found)} of {count} messages"
-                message = consumer.poll(0.1)
-                if message is not None and message.error() is None:
-                    found.append(message)
+            yield lambda: [one for one in consumer.consume(500, 0.1) if one.error() is None]
         finally:
             consumer.close()
-        return found
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from edge_agent.core.clock import Clock
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
+from edge_agent.core.kafka import REQUEST_TIMEOUT_S
 from edge_agent.core.reloading import changes
 from edge_agent.core.structures import LONE_TRACKS
 from edge_agent.core.system_time import TimeSource
@@ -42,6 +43,7 @@ from edge_agent.track.tracks import Similarity
 from edge_agent.track.upstream import MessageTracks
 
 if TYPE_CHECKING:
+    from edge_agent.core.heartbeat import HeartbeatState
     from edge_agent.core.telemetry import TelemetryData
     from edge_agent.deliver.publisher import AnyPublisher
 
@@ -112,8 +114,8 @@ class Agent:
                     summary, failure = self._drive(stages, stop)
                 finally:
                     stages.health.cameras_stopped(stages.clock.label())
-            # Counted here: the publisher delivers until it is closed.
-            summary = replace(summary, undelivered=stages.publisher.counters.outbox_rows)
+            left = stages.publisher.counters  # read here: the publisher delivers until it is closed
+            summary = replace(summary, undelivered=left.outbox_rows + left.copies_rows)
             self.summary = summary if failure is None or summary.frames else None
             if failure is not None:
                 raise failure
@@ -210,6 +212,7 @@ class Agent:
                         lambda: self.settings.telemetry.interval_s,
                     ),
                     "governor": (lambda: cooling.heartbeat.latest, lambda: CHECK_INTERVAL_S),
+                    **_copies_heartbeat(stages.publisher),
                 },
                 stages.sources.readers,
                 stages.publisher,
@@ -301,6 +304,14 @@ class Agent:
             return
         calibration = fitting_calibration(active, stages.embedder.info)
         stages.identifier.thresholds.calibrated = None if calibration is None else calibration.threshold
+
+
+def _copies_heartbeat(
+    publisher: AnyPublisher,
+) -> dict[str, tuple[Callable[[], HeartbeatState], Callable[[], float]]]:
+    """Return the heartbeat of the thread that sends copies, and its longest wait for a broker."""
+    copies = publisher.origin.copies
+    return {} if copies is None else {"copies": (lambda: copies.heartbeat.latest, lambda: REQUEST_TIMEOUT_S)}
 
 
 def _alert_stale_calibration(calibration: Calibration, publisher: AnyPublisher, clock: Clock) -> None:

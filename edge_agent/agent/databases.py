@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edge_agent.core.encryption import database_key, remove_unfinished, rewrite
 from edge_agent.core.errors import StorageError
 from edge_agent.deliver import storage
+from edge_agent.deliver.copies import COPIES_FILE
 from edge_agent.deliver.outbox import OUTBOX_FILE, Outbox, make_outbox
 from edge_agent.gallery.erasure import Erasure, Removed
 from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
@@ -19,27 +20,35 @@ if TYPE_CHECKING:
     from edge_agent.core.config import Settings
     from edge_agent.source.base import Source
 
+OUTBOXES = (OUTBOX_FILE, COPIES_FILE)
+"""Files of the state folder with events that wait."""
+
 
 def make_erasure(
-    settings: Settings, gallery: Gallery, outbox: Outbox | None, sources: Sequence[Source]
+    settings: Settings, gallery: Gallery, outboxes: Mapping[str, Outbox], sources: Sequence[Source]
 ) -> Erasure:
     """Return what erases the events and pictures of erased people.
 
-    Without an open `outbox`, that of an earlier run is opened when needed. `sources` are all that are read.
-    The caller owns the state folder. A copy of a database that a killed `rekey` left there is deleted now: it
-    would contain the people that are erased later.
+    `outboxes` are the open ones by file name; the others are opened when needed, where a run has left
+    their file. `sources` are all that are read. The caller owns the state folder. A copy of a database that a
+    killed `rekey` left there is deleted now: it would contain the people that are erased later.
     """
-    for name in (GALLERY_FILE, OUTBOX_FILE):
+    for name in (GALLERY_FILE, *OUTBOXES):
         remove_unfinished(settings.state_dir / name)
 
-    def erase_events(word: str) -> int:
-        if not (settings.state_dir / OUTBOX_FILE).exists():
+    def erase(word: str, name: str) -> int:
+        if name in outboxes:
+            return outboxes[name].erase(word)
+        if not (settings.state_dir / name).exists():
             return 0
-        with make_outbox(settings) as kept:
+        with make_outbox(settings, name=name) as kept:
             return kept.erase(word)
 
+    def erase_events(word: str) -> int:
+        return sum(erase(word, name) for name in OUTBOXES)
+
     folders = [source for source in sources if isinstance(source, CropFolderSource)]
-    return Erasure(gallery, outbox.erase if outbox is not None else erase_events, folders)
+    return Erasure(gallery, erase_events, folders)
 
 
 def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
@@ -57,13 +66,13 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
             gallery.notices.drop_forgotten()
         enabled = any(source.enabled for source in settings.sources)
         sources = open_sources(settings.sources, state, settings=settings) if enabled else []
-        return make_erasure(settings, gallery, None, sources).run()
+        return make_erasure(settings, gallery, {}, sources).run()
     finally:
         lock.release()
 
 
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
-    """Rewrite gallery and outbox with the configured key, or without one; the agent must not run.
+    """Rewrite gallery and outboxes with the configured key, or without one; the agent must not run.
 
     `old` is the present key, None where they are not encrypted. Returns by path of each existing file: True
     if it was rewritten, False if it already had the new key.
@@ -73,14 +82,17 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
         StorageError: an agent runs, or the old key does not fit.
     """
     new = database_key(settings.storage)
-    gallery, events = settings.state_dir / GALLERY_FILE, settings.state_dir / OUTBOX_FILE
+    gallery = settings.state_dir / GALLERY_FILE
     lock = owner_lock(gallery)
     if gallery.exists() and not lock.acquire():
         raise StorageError(f"{gallery} is in use by a running agent (process {lock.holder()}); stop it first")
     try:
         return {
             str(path): rewrite_file(path, old, new)
-            for path, rewrite_file in ((gallery, rewrite), (events, storage.rekey))
+            for path, rewrite_file in (
+                (gallery, rewrite),
+                *((settings.state_dir / name, storage.rekey) for name in OUTBOXES),
+            )
             if path.exists()
         }
     finally:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.core.detectors import parse_detector
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.files import open_regular, shown
+from edge_agent.core.kafka import KafkaBrokers, kafka_topics
 from edge_agent.core.mqtt import BrokerSettings
+from edge_agent.deliver.copies import copies_target
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
@@ -29,12 +32,15 @@ def check_before_start(settings: Settings, sources: Sequence[Source]) -> None:
     failed = list(_source_problems(sources))
     if failed and len(failed) == len(sources):
         raise failed[0]
-    for problem in (*_detector_problems(settings), *_model_problems(settings), *_broker_problems(settings)):
+    for problem in (
+        *_detector_problems(settings), *_model_problems(settings),
+        *_broker_problems(settings), *_kafka_problems(settings),
+    ):  # fmt: skip
         raise problem
 
 
 def all_problems(settings: Settings) -> Iterator[EdgeAgentError]:
-    """Yield everything that the settings name and that cannot be reached, also the broker's host name."""
+    """Yield everything that the settings name and that cannot be reached, also the brokers' host names."""
     from edge_agent.source.opening import open_sources
 
     if any(source.enabled for source in settings.sources):
@@ -45,7 +51,8 @@ def all_problems(settings: Settings) -> Iterator[EdgeAgentError]:
     yield from _detector_problems(settings)
     yield from _model_problems(settings)
     yield from _broker_problems(settings)
-    yield from _unknown_host(settings)
+    yield from _kafka_problems(settings)
+    yield from _unknown_hosts(settings)
 
 
 def _source_problems(sources: Sequence[Source]) -> Iterator[EdgeAgentError]:
@@ -91,17 +98,29 @@ def _broker_problems(settings: Settings) -> Iterator[EdgeAgentError]:
             yield from _unreadable(f"mqtt.{key}", path)
 
 
-def _unknown_host(settings: Settings) -> Iterator[EdgeAgentError]:
-    if settings.mqtt.broker is None:
-        return
+def _kafka_problems(settings: Settings) -> Iterator[EdgeAgentError]:
     try:
-        broker = BrokerSettings.of(settings.mqtt)
-    except ConfigError:
-        return  # `_broker_problems` reports it
-    try:
-        socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_STREAM)
-    except OSError as problem:
-        yield ConfigError(f"mqtt.broker: the name {broker.host} is not known here: {problem.strerror}")
+        if kafka_topics(settings):
+            KafkaBrokers.of(settings)
+        copies_target(settings)
+    except EdgeAgentError as problem:
+        yield problem
+
+
+def _unknown_hosts(settings: Settings) -> Iterator[EdgeAgentError]:
+    hosts = []
+    with suppress(ConfigError):
+        if settings.mqtt.broker is not None:
+            broker = BrokerSettings.of(settings.mqtt)
+            hosts.append(("mqtt.broker", broker.host, broker.port))
+    for address in settings.kafka.brokers:
+        host, _, port = address.rpartition(":")
+        hosts.append(("kafka.brokers", host.strip("[]"), int(port)))
+    for key, host, number in hosts:
+        try:
+            socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+        except OSError as problem:
+            yield ConfigError(f"{key}: the name {host} is not known here: {problem.strerror}")
 
 
 def _unreadable(key: str, path: Path) -> Iterator[EdgeAgentError]:

@@ -30,11 +30,12 @@ from edge_agent.core.private import is_open, make_private
 from edge_agent.core.system_time import TimeSource
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.deliver.commands import open_commands
+from edge_agent.deliver.copies import COPIES_FILE, open_copies
 from edge_agent.deliver.home_people import PeopleAnnouncer
 from edge_agent.deliver.homeassistant import announce
 from edge_agent.deliver.http import Api
 from edge_agent.deliver.open_tracks import PersonNow
-from edge_agent.deliver.outbox import make_outbox
+from edge_agent.deliver.outbox import OUTBOX_FILE, Outbox, make_outbox
 from edge_agent.deliver.publisher import AnyPublisher, Publisher, open_publisher
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import make_crop_selector, open_agent_embedder, open_embedder
@@ -241,8 +242,12 @@ class StageOpener:
         clock: Clock,
     ) -> tuple[AnyPublisher, Erasure, PeopleEvents]:
         settings, stack = self.settings, self.stack
-        outbox = None if settings.mqtt.broker is None else stack.enter_context(make_outbox(settings, clock))
-        erasure = make_erasure(settings, gallery, outbox, sources)
+        outboxes: dict[str, Outbox] = {}
+        if settings.mqtt.broker is not None:
+            outboxes[OUTBOX_FILE] = stack.enter_context(make_outbox(settings, clock))
+        if (copies := open_copies(settings, clock)) is not None:
+            outboxes[COPIES_FILE] = stack.enter_context(copies).outbox
+        erasure = make_erasure(settings, gallery, outboxes, sources)
         handlers = CommandHandlers(
             gallery=gallery,
             identifier=identifier,
@@ -260,10 +265,11 @@ class StageOpener:
             session=self.session,
             info=lambda: info,
             events=self.outputs.events,
-            outbox=outbox,
+            outbox=outboxes.get(OUTBOX_FILE),
             commands=open_commands(settings.mqtt, handlers.table(), clock, self.session, stack),
             known=partial(_person_now, gallery),
             clock=clock,
+            copies=copies,
             stack=stack,
         )
         home = None

@@ -130,6 +130,7 @@ class _Checks:
             yield "detector", lambda: configuration.detectors(settings)
         yield "gallery", lambda: configuration.gallery(settings, self._engine)
         yield "broker", lambda: configuration.broker(settings)
+        yield "kafka", lambda: configuration.kafka(settings)
         if (folder := self._snapshots) is not None:
             yield "sources", lambda: list(trial.sources(settings, folder))
             yield "broker", lambda: list(trial.broker(settings))

@@ -22,7 +22,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from edge_agent.core.delivery_settings import KafkaSettings, MqttSettings, OutboxSettings
+from edge_agent.core.delivery_settings import (
+    KafkaSettings,
+    MetropolisSettings,
+    MqttSettings,
+    OutboxSettings,
+)
 from edge_agent.core.detectors import FORMS, KINDS_TEXT
 from edge_agent.core.sections import Section, about
 from edge_agent.core.served import checked_backend, require_tls
@@ -363,6 +368,7 @@ class Settings(BaseSettings):
     identify: IdentifySettings = IdentifySettings()
     mqtt: MqttSettings = MqttSettings()
     kafka: KafkaSettings = KafkaSettings()
+    metropolis: MetropolisSettings = MetropolisSettings()
     outbox: OutboxSettings = OutboxSettings()
     storage: StorageSettings = StorageSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -9,7 +9,14 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from edge_agent.core.host import default_device
 from edge_agent.core.sections import Section, about
-from edge_agent.core.setting_types import Id, KafkaBroker, Positive, ResponsePrefix
+from edge_agent.core.setting_types import (
+    KAFKA_TOPIC,
+    Id,
+    KafkaBroker,
+    Positive,
+    ResponsePrefix,
+    check_topic,
+)
 
 EXAMPLE_NAMES = frozenset({("plant-1", "gate-a"), ("site1", "jx01"), ("site", "device")})
 """Site and device in the example files, in the documentation, and the defaults of earlier versions."""
@@ -90,6 +97,28 @@ class KafkaSettings(Section):
             raise ValueError(
                 f"a login is mechanism, username and password; only {' and '.join(login)} is set"
             )
+        return self
+
+
+class MetropolisSettings(Section):
+    """Copies of identity events for consumers of NVIDIA Metropolis. See `docs/deepstream.md`."""
+
+    format: Literal["off", "json", "protobuf"] = about(
+        "off", "off: no copies; json: full schema of nvmsgconv; protobuf: nv.Frame"
+    )
+    transport: Literal["mqtt", "kafka"] = about("mqtt", "broker that gets the copies")
+    topic: str | None = about(None, "their topic; needed unless format is off")
+
+    @model_validator(mode="after")
+    def _has_topic(self) -> MetropolisSettings:
+        if self.format == "off":
+            return self
+        if not self.topic:
+            raise ValueError("format is set, but topic is not")
+        if self.transport == "kafka" and not KAFKA_TOPIC.fullmatch(self.topic):
+            raise ValueError("topic: Kafka takes letters, digits, `.`, `_` and `-`, 249 at most")
+        if self.transport == "mqtt":
+            check_topic(self.topic)
         return self
 
 

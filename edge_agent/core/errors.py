@@ -93,5 +93,9 @@ class BrokerUnreachable(Retryable, DeliveryError):
     """The broker does not answer now."""
 
 
-class MessageTooLarge(DeliveryError):
+class MessageRefused(DeliveryError):
+    """The broker does not take a message; it may take others."""
+
+
+class MessageTooLarge(MessageRefused):
     """A message is larger than the broker accepts."""

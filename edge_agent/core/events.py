@@ -126,6 +126,7 @@ class IdentityData:
         "Milliseconds spent per stage; `total` is from capture to decision.", "ms"
     )
     device: DeviceSummary = about("State of the device at the time of the decision.", default=DeviceSummary)
+    frame_size: tuple[int, int] | None = value("Width and height of the frame, which bbox refers to.", "px")
     time_uncertain: bool = _uncertain()
 
 
@@ -344,6 +345,7 @@ def identity_event(
         quality=round(float(decision.quality), 4),
         bbox=(round(x1 / width, 5), round(y1 / height, 5), round(x2 / width, 5), round(y2 / height, 5)),
         frame=decision.frame,
+        frame_size=(int(width), int(height)),
         frame_time=decision.time,
         first_seen=decision.first_seen,
         last_seen=decision.last_seen,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,15 @@ QUEUE_KIB = 16 << 10
 """Of received messages that wait inside the client, at most."""
 LARGEST_ANSWER = 64 << 20
 """Bytes of one answer of a broker; at a larger one the connection is closed."""
+
+
+def kafka_topics(settings: Settings) -> list[str]:
+    """Return the topics of Kafka that the settings read or write; none where Kafka is not used."""
+    detector, copies = settings.detector, settings.metropolis
+    topics = list(detector.external_topics) if detector.external_transport == "kafka" else []
+    if copies.format != "off" and copies.transport == "kafka" and copies.topic is not None:
+        topics.append(copies.topic)
+    return topics
 
 
 def client_library() -> ModuleType:
@@ -155,6 +164,47 @@ class KafkaBrokers:
             found = consumer.partitions(topics)
             return consumer.brokers, [topic for topic in topics if not found[topic]]
 
+    def metadata(
+        self,
+        client: Any,  # noqa: ANN401 - see `new_client`
+        topic: str,
+        errors: Iterable[Any],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Any:  # noqa: ANN401 - a ClusterMetadata of confluent_kafka
+        """Return what the brokers tell of themselves and of a topic, None after a stop.
+
+        `errors` is what `client` has reported.
+
+        Raises:
+            BrokerUnreachable, BrokerRefused: none answers within `REQUEST_TIMEOUT_S`, or they refuse it.
+        """
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
+        while not stopping():
+            try:
+                found = client.list_topics(topic, timeout=POLL_S)
+            except client_library().KafkaException as problem:
+                client.poll(0)  # hands over the reasons
+                failure = self.failure(errors)
+                if failure is None and time.monotonic() > deadline:
+                    failure = self.problem(next(iter(errors), problem.args[0]))
+                if failure is not None:
+                    raise failure from None
+                continue
+            refusal = found.topics[topic].error
+            if refusal is not None and is_refusal(refusal):
+                raise self.problem(refusal)
+            return found
+        return None
+
+    def failure(self, errors: Iterable[Any]) -> DeliveryError | None:
+        """Return why a client that reported these errors is of no more use; None where it may recover."""
+        known = list(errors)
+        refused = next((one for one in known if is_refusal(one)), None)
+        if refused is None and not any(one.name() == _ALL_DOWN for one in known):
+            return None
+        reasons = [one for one in known if one.name() != _ALL_DOWN] or known
+        return self.problem(refused or reasons[0])
+
     def problem(self, error: Any) -> DeliveryError:  # noqa: ANN401 - a KafkaError
         """Translate an error of librdkafka; its type states whether a retry helps."""
         kind = BrokerRefused if is_refusal(error) else BrokerUnreachable
@@ -194,8 +244,7 @@ class Consumer:
     """
 
     def __init__(self, brokers: KafkaBrokers) -> None:
-        self._url = brokers.url
-        self._problem = brokers.problem
+        self._brokers = brokers
         self._errors: deque[Any] = deque(maxlen=16)
         options = {
             **brokers.options(self._errors.append),
@@ -224,21 +273,13 @@ class Consumer:
         Raises:
             BrokerUnreachable, BrokerRefused: no broker answers within `REQUEST_TIMEOUT_S`, or they refuse it.
         """
-        deadline = time.monotonic() + REQUEST_TIMEOUT_S
         found: dict[str, list[int]] = {}
-        while len(found) < len(topics) and not stopping():
-            topic = topics[len(found)]
-            try:
-                metadata = self._client.list_topics(topic, timeout=POLL_S)
-            except client_library().KafkaException as problem:
-                self._client.poll(0)  # hands over the reasons
-                self.check(more=problem.args[0] if time.monotonic() > deadline else None)
-                continue
+        for topic in topics:
+            metadata = self._brokers.metadata(self._client, topic, self._errors, stopping)
+            if metadata is None:
+                break
             self.brokers = len(metadata.brokers)
-            one = metadata.topics[topic]
-            if one.error is not None and is_refusal(one.error):
-                raise self._problem(one.error)
-            found[topic] = sorted(one.partitions)
+            found[topic] = sorted(metadata.topics[topic].partitions)
         return found
 
     def begin(self, topics: dict[str, list[int]]) -> None:
@@ -253,27 +294,17 @@ class Consumer:
         )
 
     def poll(self, timeout_s: float) -> Any:  # noqa: ANN401 - a Message of confluent_kafka, or None
-        """Return the next message, None when none comes; raises as `check`."""
-        message = self._client.poll(timeout_s)
-        self.check()
-        if message is not None and message.error() is not None:
-            raise self._problem(message.error())
-        return message
-
-    def check(self, *, more: Any = None) -> None:  # noqa: ANN401 - a KafkaError
-        """Raise the error after which this consumer is of no more use, if there was one, else `more`.
+        """Return the next message, None when none comes.
 
         Raises:
-            BrokerUnreachable: all brokers are lost.
-            BrokerRefused: one refuses login, certificate or permission.
+            BrokerUnreachable, BrokerRefused: all brokers are lost, or they refuse it.
         """
-        errors = [*self._errors, *([] if more is None else [more])]
-        refused = next((one for one in errors if is_refusal(one)), None)
-        if refused is not None:
-            raise self._problem(refused)
-        if more is not None or any(one.name() == _ALL_DOWN for one in errors):
-            reasons = [one for one in errors if one.name() != _ALL_DOWN] or errors
-            raise self._problem(reasons[0])
+        message = self._client.poll(timeout_s)
+        if (failure := self._brokers.failure(self._errors)) is not None:
+            raise failure
+        if message is not None and message.error() is not None:
+            raise self._brokers.problem(message.error())
+        return message
 
     def skip_old(self) -> int:
         """Go to the end of each partition where more than `MOST_BEHIND` messages wait; return how many."""

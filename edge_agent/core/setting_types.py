@@ -37,15 +37,19 @@ def _check_token(value: SecretStr) -> SecretStr:
     return value
 
 
-def _check_prefix(value: str) -> str:
-    prefix = value.removesuffix("/")
-    if any(mark in prefix for mark in "+#") or not prefix.isprintable():
+def check_topic(topic: str) -> str:
+    """Return an MQTT topic; ValueError: it cannot be one of the user."""
+    if any(mark in topic for mark in "+#") or not topic.isprintable():
         raise ValueError("must have no wildcards and no control characters")
-    if prefix.startswith("$") or (prefix + "/").startswith("edge/v1/"):
+    if topic.startswith("$") or (topic + "/").startswith("edge/v1/"):
         raise ValueError("must not be a topic of the broker ($...) or of the agents (edge/v1/...)")
-    if len(prefix.encode()) > 256:
+    if len(topic.encode()) > 256:
         raise ValueError("must have at most 256 bytes")
-    return prefix
+    return topic
+
+
+def _check_prefix(value: str) -> str:
+    return check_topic(value.removesuffix("/"))
 
 
 def _check_kafka_broker(value: str) -> str:

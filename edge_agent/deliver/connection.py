@@ -156,12 +156,17 @@ class Connection:
         broker: address and login.
         client_id: two clients with one id disconnect each other.
         will: topic and payload of the retained message that the broker publishes when the connection ends
-            without a DISCONNECT.
-        wake: ends the wait inside `turn`.
+            without a DISCONNECT; None for none.
+        wake: ends the wait inside `turn`; None for none.
     """
 
     def __init__(
-        self, broker: BrokerSettings, *, client_id: str, will: tuple[str, bytes], wake: WakePipe
+        self,
+        broker: BrokerSettings,
+        *,
+        client_id: str,
+        will: tuple[str, bytes] | None = None,
+        wake: WakePipe | None = None,
     ) -> None:
         self._broker = broker
         self._client_id = client_id
@@ -359,13 +364,14 @@ class Connection:
         if client is None or connected is None:
             self._lost = self._lost or "connection closed"
             return
-        waiting = [connected, self._wake.reader] if watch_wake else [connected]
+        wake = self._wake if watch_wake else None
+        waiting = [connected] if wake is None else [connected, wake.reader]
         buffered = isinstance(connected, ssl.SSLSocket) and connected.pending() > 0
         readable, writable, _ = select.select(
             waiting, [connected] if client.want_write() else [], [], 0.0 if buffered else max(timeout, 0.0)
         )
-        if self._wake.reader in readable:
-            self._wake.clear()
+        if wake is not None and wake.reader in readable:
+            wake.clear()
         if connected in readable or buffered:
             try:
                 client.loop_read()
@@ -387,7 +393,8 @@ class Connection:
                 ContentType=CLOUDEVENTS_JSON,
                 PayloadFormatIndicator=1,
             )
-        client.will_set(*self._will, qos=1, retain=True, properties=will_properties)
+        if self._will is not None:
+            client.will_set(*self._will, qos=1, retain=True, properties=will_properties)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish

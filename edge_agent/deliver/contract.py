@@ -23,7 +23,7 @@ from edge_agent.deliver.openapi import openapi
 from edge_agent.deliver.packets import CLOUDEVENTS_JSON
 from edge_agent.deliver.topics import PREFIX
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 """Of the contract: the first number is in every topic, the second counts additions."""
 ASYNCAPI = "3.0.0"
 BINDING = "0.2.0"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import structlog
 
@@ -26,7 +26,11 @@ from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.connection import ConnectionState
 from edge_agent.deliver.presence import Presence
 from edge_agent.deliver.recent import RecentEvents
+from edge_agent.deliver.rows import numbered
 from edge_agent.deliver.topics import Topics
+
+if TYPE_CHECKING:
+    from edge_agent.deliver.copies import Copies
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +57,12 @@ class Counters:
     outbox_rows: int = 0
     outbox_bytes: int = 0
     outbox_parked: int = 0
+    copies_delivered: int = 0
+    copies_lost: int = 0
+    """Copies that were dropped, as too old or too many, or could not be written to the disk."""
+    copies_refused: int = 0
+    copies_rows: int = 0
+    """Copies that wait."""
 
 
 class EventFile:
@@ -99,11 +109,20 @@ class EventFile:
 class Origin:
     """Adds source and session to events, and copies numbered ones to the events file, if there is one.
 
-    Their times are labels of `clock`, and marked while it is uncertain.
+    `copies` are those for other consumers, None for none; their owner enters them. The times of events are
+    labels of `clock`, and marked while it is uncertain.
     """
 
-    def __init__(self, topics: Topics, session: str, event_file: EventFile | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        session: str,
+        event_file: EventFile | None,
+        clock: Clock,
+        copies: Copies | None = None,
+    ) -> None:
         self.topics = topics
+        self.copies = copies
         self.clock = clock
         self.presence = Presence()
         self.recent = RecentEvents()
@@ -130,6 +149,14 @@ class Origin:
         """Return a status message; `since` is now by default."""
         return self.message("status", StatusData(state, since or self.clock.label(), reason, __version__))
 
+    def copy(self, event: Event, body: bytes, seq: int) -> None:
+        """Store a copy of an identity event before it is stored itself; other kinds have none.
+
+        `body` is its message without the number, which will be `seq`. The caller holds `lock`.
+        """
+        if self.copies is not None and event.kind == "identity":
+            self.copies.add(body, seq)
+
     def begin(self, last: int) -> None:
         """Set the last number that was given out before this run."""
         self.presence.begin(last)
@@ -145,6 +172,28 @@ class Origin:
         self.recent.add(seq, message)
         self.copy_to_file(message)
         self.notify()
+
+    def drain_copies(self, timeout: float) -> bool:
+        """Wait until all copies are sent; False when some are left after `timeout` seconds."""
+        return self.copies is None or self.copies.drain(timeout)
+
+    @property
+    def trouble(self) -> str:
+        """Why the agent is degraded, by the copies; "" when nothing is wrong with them."""
+        return "" if self.copies is None else self.copies.trouble
+
+    def with_copies(self, counters: Counters) -> Counters:
+        """Return the counters with those of the copies."""
+        if self.copies is None:
+            return counters
+        found = self.copies.counters
+        return replace(
+            counters,
+            copies_delivered=found["delivered"],
+            copies_lost=found["dropped"] + found["unwritten"],
+            copies_refused=found["refused"],
+            copies_rows=self.copies.outbox.depth.rows,
+        )
 
     def copy_to_file(self, message: bytes) -> None:
         """Write a message to the events file; log the first of several failures."""
@@ -163,10 +212,9 @@ class LocalPublisher:
     """Replaces `Publisher` when no broker is configured: numbers events and writes them to the file."""
 
     state = ConnectionState.DISABLED
-    trouble = ""
 
     def __init__(self, origin: Origin) -> None:
-        self.counters = Counters()
+        self._published = 0
         self.origin = origin
 
     def __enter__(self) -> LocalPublisher:
@@ -182,9 +230,11 @@ class LocalPublisher:
         origin = self.origin
         stamped = origin.stamp(event)
         with origin.lock:
-            self.counters.published += 1
-            seq = self.counters.published
-            origin.record(seq, encode(replace(stamped, seq=seq)), stamped)
+            self._published += 1
+            seq = self._published
+            message = encode(replace(stamped, seq=None))
+            origin.copy(stamped, message, seq)
+            origin.record(seq, numbered(message, seq), stamped)
             return seq
 
     def set_status(self, state: State, reason: str = "") -> None:
@@ -200,9 +250,19 @@ class LocalPublisher:
         """Return nothing: there is no outbox."""
         return []
 
-    def drain(self, timeout: float) -> bool:  # noqa: ARG002 - as Publisher has it
-        """Return True: nothing waits here."""
-        return True
+    def drain(self, timeout: float) -> bool:
+        """Wait until all copies are sent; nothing else waits here."""
+        return self.origin.drain_copies(timeout)
+
+    @property
+    def trouble(self) -> str:
+        """Why the agent is degraded; "" when nothing is wrong."""
+        return self.origin.trouble
+
+    @property
+    def counters(self) -> Counters:
+        """What was numbered, and the copies."""
+        return self.origin.with_copies(Counters(published=self._published))
 
     @property
     def heartbeat(self) -> HeartbeatState:

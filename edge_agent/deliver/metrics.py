@@ -30,7 +30,7 @@ from edge_agent.deliver.local import Counters
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 ADDRESS = "127.0.0.1"
 PATHS = ("/", "/metrics")
-WAITING = ("in_flight", "outbox_rows", "outbox_bytes", "outbox_parked")
+WAITING = ("in_flight", "outbox_rows", "outbox_bytes", "outbox_parked", "copies_rows")
 """Counters of delivery that are gauges."""
 _FORMAT = re.compile(
     r" *[\w/*+.-]+(?: *; *(?:version=\d{1,4}(?:\.\d{1,4}){0,3}|(?!version=)\w+=[\w.-]+))* *", re.ASCII

@@ -62,13 +62,13 @@ class Depth:
     parked: int
 
 
-def make_outbox(settings: Settings, clock: Clock | None = None) -> Outbox:
-    """Return the outbox of the state folder, not open yet. ConfigError: `storage.key` is not a key.
+def make_outbox(settings: Settings, clock: Clock | None = None, name: str = OUTBOX_FILE) -> Outbox:
+    """Return an outbox of the state folder, not open yet. ConfigError: `storage.key` is not a key.
 
     `clock` is that of the state folder, opened here when it is None.
     """
     clock = clock or Clock.open(settings.state_dir / CLOCK_FILE)
-    path, key = settings.state_dir / OUTBOX_FILE, database_key(settings.storage)
+    path, key = settings.state_dir / name, database_key(settings.storage)
     return Outbox(path, settings.outbox, key=key, clock=clock)
 
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from edge_agent.core.clock import Clock
     from edge_agent.core.delivery_settings import MqttSettings
     from edge_agent.deliver.commands import CommandDesk
+    from edge_agent.deliver.copies import Copies
 
 log = structlog.get_logger(__name__)
 
@@ -73,15 +74,16 @@ def open_publisher(
     commands: CommandDesk | None,
     known: Callable[[str], PersonNow | None],
     clock: Clock,
+    copies: Copies | None,
     stack: contextlib.ExitStack,
 ) -> AnyPublisher:
     """Start delivery to the broker, if one is set, and to the events file.
 
     The arguments are those of `Publisher`; `events` is the path of the events file, `session` the id of this
-    run, `clock` labels them. `stack` closes the publisher, then the events file.
+    run, `clock` labels them, `copies` are entered. `stack` closes the publisher, then the events file.
     """
     file = stack.enter_context(EventFile(events)) if events is not None else None
-    origin = Origin(Topics(settings.site, settings.device), session, file, clock)
+    origin = Origin(Topics(settings.site, settings.device), session, file, clock, copies)
     if settings.broker is None or outbox is None:
         return stack.enter_context(LocalPublisher(origin))
     publisher = Publisher(settings, origin, outbox=outbox, info=info, commands=commands, known=known)
@@ -157,6 +159,7 @@ class Publisher:
         message = encode(replace(stamped, seq=None))
         with self.origin.lock:  # the events file has the events in the order of their numbers, too
             self._pump.counters.published += 1
+            self.origin.copy(stamped, message, self._outbox.last_number + 1)
             try:
                 seq = self._outbox.append(message, topic, TrackChange.of(stamped))
             except StorageError:  # the outbox has logged it, once
@@ -176,6 +179,7 @@ class Publisher:
                     event = track.departed(self._known)
                     if event is not None:
                         message = encode(event)
+                        origin.copy(event, message, outbox.last_number + 1)
                         seq = outbox.append(message, f"{event.source}/identity/departed", track.change)
                         origin.record(seq, numbered(message, seq))
             except StorageError as problem:  # a full disk must not prevent the start
@@ -219,12 +223,12 @@ class Publisher:
         with events.drained:
             while (left := deadline - time.monotonic()) > 0:
                 if self._is_drained:
-                    return True
+                    return self.origin.drain_copies(left)
                 stalled = events.stalled_since
                 if stalled is not None and time.monotonic() - stalled > PATIENCE_S:
                     return False
                 events.drained.wait(min(left, 0.5))
-        return self._is_drained
+        return self._is_drained and self.origin.drain_copies(0.0)
 
     def stored(self, seq: int, last: int, most: int) -> list[tuple[int, bytes]]:
         """Return the first events that wait, above `seq` and up to `last`: see `Stored.between`."""
@@ -247,7 +251,7 @@ class Publisher:
     @property
     def trouble(self) -> str:
         """Why the agent is degraded; "" when delivery works, or has failed for less than `pump.SILENT_S`."""
-        return self._pump.trouble
+        return self._pump.trouble or self.origin.trouble
 
     @property
     def heartbeat(self) -> HeartbeatState:
@@ -259,7 +263,7 @@ class Publisher:
         """What was delivered, and what waits."""
         depth, desk = self._outbox.depth, self._commands
         return replace(
-            self._pump.counters,
+            self.origin.with_copies(self._pump.counters),
             commands_accepted=0 if desk is None else desk.accepted,
             commands_refused=0 if desk is None else desk.refused,
             in_flight=len(self._pump.connection.unsettled),

@@ -97,3 +97,21 @@ def test_the_run_reports_it_before_a_network_is_loaded(
 
 def test_none_is_no_broker_in_a_file_too(tmp_path: Path):
     assert Settings.model_validate({"mqtt": {"broker": "none"}}).mqtt.broker is None
+
+
+def test_kafka_and_copies_are_checked(clip: Path, tmp_path: Path):
+    sources = [{"url": str(clip)}]
+    external = {"kind": "external", "external_transport": "kafka", "external_topics": ["boxes"]}
+    copies = {"format": "json", "topic": "copies"}
+    common = {"sources": sources, "state_dir": tmp_path / "s"}
+    assert "kafka.brokers names no broker" in problems(**common, detector=external)[0]
+    assert "metropolis.transport is mqtt, but no broker" in problems(**common, metropolis=copies)[0]
+    kafka = {"brokers": ["127.0.0.1:9092"], "tls": True, "ca_file": tmp_path / "ca.pem"}
+    (text,) = problems(**common, detector=external, kafka=kafka)
+    assert "ca.pem" in text
+    kafka = {"brokers": ["127.0.0.1:9092"]}
+    assert (
+        problems(**common, detector=external, metropolis=copies | {"transport": "kafka"}, kafka=kafka) == []
+    )
+    (text,) = problems(**common, detector=external, kafka={"brokers": ["no-such-host.invalid:9092"]})
+    assert "no-such-host.invalid" in text

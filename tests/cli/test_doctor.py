@@ -24,6 +24,7 @@ from edge_agent.health.telemetry.sysfs import SysfsReader
 from tests import tiny_detectors
 from tests.conftest import Mosquitto
 from tests.health.test_telemetry import plant
+from tests.kafka_broker import kafka_broker
 
 
 def configure(folder: Path, **sections: str) -> Path:
@@ -293,3 +294,24 @@ def test_a_broker_is_asked_as_the_agent_would(tmp_path: Path, mosquitto: Mosquit
     finding, _ = configuration.broker(chosen)
     assert finding.state == "warning"
     assert "refused" in finding.found
+
+
+def test_brokers_of_kafka(tmp_path: Path) -> None:
+    def findings(**sections: str) -> list[Finding]:
+        with_kafka = configure(tmp_path, **sections)
+        return [one for one in configuration.kafka(load(with_kafka)) if one.name == "kafka"]
+
+    detector = 'kind = "external"\nexternal_transport = "kafka"\nexternal_topics = ["boxes"]'
+    copies = 'format = "json"\ntransport = "kafka"\ntopic = "copies"'
+    assert findings() == []
+    (unused,) = findings(kafka='brokers = ["127.0.0.1:9"]')
+    assert unused.state == "note"
+    with kafka_broker(1, ("boxes",)) as broker:
+        kafka = f'brokers = ["{broker.brokers[0]}"]'
+        reached, lacking = findings(kafka=kafka, detector=detector, metropolis=copies)
+        assert (reached.state, reached.found) == ("ok", f"kafka://{broker.brokers[0]}: 1 broker(s)")
+        assert (lacking.state, lacking.found) == ("warning", "there is no topic copies")
+        broker.down()
+        (away,) = findings(kafka=kafka, detector=detector)
+        assert away.state == "warning"
+        assert "Connection refused" in away.found

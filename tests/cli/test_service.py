@@ -116,7 +116,13 @@ def test_a_credential_that_is_not_there_is_no_secret(tmp_path: Path, monkeypatch
     """systemd 249 passes an empty line for a missing file; settings have precedence over it."""
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials" / "mqtt__password").write_text("\n")
-    for name in ("mqtt_client.key", "storage__key", "telemetry__http_token"):
+    for name in (
+        "mqtt_client.key",
+        "kafka__password",
+        "kafka_client.key",
+        "storage__key",
+        "telemetry__http_token",
+    ):
         (tmp_path / "credentials" / name).write_text("\n")
     file = tmp_path / "config.toml"
     file.write_text("[mqtt]\nusername = 'gate'\npassword = 'in the file'\n")

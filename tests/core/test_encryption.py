@@ -16,6 +16,7 @@ from edge_agent.core.config import GallerySettings
 from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import ConfigError, EdgeAgentError, StorageError
 from edge_agent.core.loading import load
+from edge_agent.deliver.copies import COPIES_FILE
 from edge_agent.gallery import Gallery
 from tests.deliver.deliver_fixtures import outbox_at
 
@@ -150,6 +151,17 @@ def test_rekey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes | Non
     ]  # fmt: skip
     assert NAME in command("gallery", "list", "--state", state)
     check(state, new)
+
+
+def test_rekey_of_copies_for_another_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with outbox_at(tmp_path / COPIES_FILE) as copies:
+        copies.append(b"{}", "identity")
+    credentials(monkeypatch, tmp_path / "credentials", KEY)
+    assert "rewritten" in command("rekey", "--state", tmp_path)
+    with pytest.raises(StorageError, match="storage__key"), outbox_at(tmp_path / COPIES_FILE):
+        pass
+    with outbox_at(tmp_path / COPIES_FILE, key=KEY) as copies:
+        assert copies.depth.rows == 1
 
 
 def test_rekey_with_a_wrong_key_or_a_running_agent_changes_nothing(

@@ -15,6 +15,8 @@ from edge_agent.cli import app
 from edge_agent.core.config import GallerySettings, Settings
 from edge_agent.core.loading import load
 from edge_agent.core.structures import DecisionKind
+from edge_agent.deliver.copies import COPIES_FILE
+from edge_agent.deliver.outbox import OUTBOX_FILE
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.erasure import forget
 from edge_agent.source.crops import CropFolderOptions, CropFolderSource
@@ -86,6 +88,22 @@ def test_by_command_while_no_agent_runs(settings: Settings, rng: np.random.Gener
     assert found(state, words) == set()
 
 
+def test_copies_that_wait_for_another_broker_are_erased_too(
+    settings: Settings, rng: np.random.Generator
+) -> None:
+    state = settings.state_dir
+    person, words = fill(state, rng)
+    with outbox_at(state / COPIES_FILE) as copies:
+        for _ in range(3):
+            copies.append(b'{"who":"%b"}' % person.id.encode(), "identity")
+        copies.append(b'{"who":"nobody"}', "identity")
+    done = CliRunner().invoke(app, ["gallery", "forget", person.id, "--yes", "--state", str(state)])
+    assert "5 waiting event(s)" in done.output
+    assert found(state, words) == set()
+    with outbox_at(state / COPIES_FILE) as copies:
+        assert copies.depth.rows == 1
+
+
 def test_by_command_next_to_an_agent(settings: Settings, rng: np.random.Generator) -> None:
     """The agent has the gallery open; it completes the erasure at its next turn."""
     state = settings.state_dir
@@ -94,9 +112,9 @@ def test_by_command_next_to_an_agent(settings: Settings, rng: np.random.Generato
         done = CliRunner().invoke(app, ["gallery", "forget", person.id, "--yes", "--state", str(state)])
         assert done.exit_code == 0, done.output
         assert "the running agent removes" in done.output
-        assert make_erasure(settings, own, outbox, []).run().events == 2
+        assert make_erasure(settings, own, {OUTBOX_FILE: outbox}, []).run().events == 2
         publish(own)
-        make_erasure(settings, own, outbox, []).run()
+        make_erasure(settings, own, {OUTBOX_FILE: outbox}, []).run()
         assert found(state, words) == set()
 
 
@@ -105,7 +123,7 @@ def test_by_the_command_over_mqtt(settings: Settings, rng: np.random.Generator) 
     state = settings.state_dir
     person, words = fill(state, rng)
     with opened(state, owner=True) as own, outbox_at(state / "outbox.db") as outbox:
-        erasure = make_erasure(settings, own, outbox, [])
+        erasure = make_erasure(settings, own, {OUTBOX_FILE: outbox}, [])
         erasure.forget(lambda: forget(own, person.number))
         assert found(state, words) <= {"gallery.db"}  # the ids, for subscribers
         publish(own)
@@ -117,7 +135,7 @@ def test_also_when_a_reader_held_the_log_at_first(settings: Settings, rng: np.ra
     state = settings.state_dir
     person, words = fill(state, rng)
     with opened(state, owner=True) as own:
-        erasure = make_erasure(settings, own, None, [])
+        erasure = make_erasure(settings, own, {}, [])
         with opened(state) as reader:
             held = threading.Event()
 
@@ -154,7 +172,7 @@ def test_the_record_of_crops_forgets_the_names_of_files(tmp_path: Path, rng: np.
     track = 1_000_003
     with opened(state, owner=True) as own:
         person = enrol(own, rng, "Anna-Karenina")
-        erasure = make_erasure(settings, own, None, [source])
+        erasure = make_erasure(settings, own, {}, [source])
         erasure.note(
             decision(
                 track, camera="yard-c1", number=person.number, kind=DecisionKind.ENROLLED, first_seen=0.0
@@ -183,7 +201,7 @@ def test_people_who_are_evicted_leave_nothing(settings: Settings, rng: np.random
     state = settings.state_dir
     limits = GallerySettings(capacity=2)
     with Gallery(state / "gallery.db", limits, space="s", dimension=DIMENSION, owner=True) as own:
-        erasure = make_erasure(settings, own, None, [])
+        erasure = make_erasure(settings, own, {}, [])
         people = []
         for _ in range(3):  # the third takes the place of the first
             rows = rng.standard_normal((1, DIMENSION)).astype(np.float32)

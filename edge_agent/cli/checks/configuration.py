@@ -193,6 +193,30 @@ def broker(settings: Settings) -> list[Finding]:
         return [Finding("broker", "warning", str(problem), advice), *findings]
 
 
+def kafka(settings: Settings) -> list[Finding]:
+    """Ask the brokers of Kafka for the topics that are read and written."""
+    from edge_agent.core.kafka import KafkaBrokers, kafka_topics
+
+    topics = kafka_topics(settings)
+    if not topics:
+        advice = "set detector.external_transport or metropolis.transport to kafka, or remove kafka.brokers"
+        unused = bool(settings.kafka.brokers)
+        return [Finding("kafka", "note", "brokers are set, but nothing uses them", advice)] if unused else []
+    try:
+        brokers = KafkaBrokers.of(settings)
+        count, lacking = brokers.check(topics)
+    except EdgeAgentError as problem:
+        advice = "the agent runs without it meanwhile; check addresses, login and certificates"
+        return [Finding("kafka", "warning", str(problem), advice)]
+    findings = [Finding("kafka", "ok", f"{brokers.url}: {count} broker(s)")]
+    if brokers.sends_password_openly:
+        findings.append(Finding("kafka", "warning", "the password is sent unencrypted", "set kafka.tls"))
+    return findings + [
+        Finding("kafka", "warning", f"there is no topic {topic}", "create it, or correct its name")
+        for topic in lacking
+    ]
+
+
 def _names(settings: Settings) -> list[Finding]:
     """Check the names of this device."""
     if problem := settings.mqtt.names_problem:
