@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -167,8 +168,16 @@ class _Export:
 
     def network(self) -> ExportNetwork:
         """Return the network as the agent runs it; one of a checkpoint is exported to ONNX first."""
+        from edge_agent.core.errors import InputError
+        from edge_agent.core.files import shown
         from edge_agent.offline.exports.network import open_network
 
+        if self.model is not None and os.path.isdir(self.model):  # noqa: PTH112 - False for all errors
+            name = shown(self.model)
+            raise InputError(
+                f"{name} is a folder: name a network, or, if it is a state folder, export what its agent "
+                f"runs with --state {name}"
+            )
         with TemporaryDirectory() as scratch:
             model = self.model
             if self.trained:
@@ -322,8 +331,10 @@ def _written(path: Path, size: int, digest: str, dimension: int) -> str:
 
 
 def _origin(network: ExportNetwork) -> str:
+    from edge_agent.core.files import shown
+
     by = "" if network.calibration is None else f" of the calibration {network.calibration.name}"
-    return f"{network.graph.source.name}, {network.graph.precision.upper()}{by}"
+    return f"{shown(network.graph.source.name)}, {network.graph.precision.upper()}{by}"
 
 
 def _notes(entries: list[str]) -> dict[str, str]:

@@ -100,6 +100,7 @@ def test_one_file_with_taos_names(tiny: Path, tmp_path: Path) -> None:
         (["-o", "m.onnx", "--max-batch", "4"], "belong to --triton"),
         (["x.pth", "-o", "m.onnx", "--precision", "fp16"], "--precision, .*: a checkpoint is exported"),
         (["missing.onnx", "-o", "m.onnx"], "no such model file"),
+        ([".", "-o", "m.onnx"], "if it is a state folder, export what its agent runs with --state"),
         (["-o", "nowhere/m.onnx"], "does not exist; make it first"),
         (["--triton", "nowhere/repo"], "does not exist; make it first"),
         (["-o", "m.onnx", "--backend", "cuda"], "engine.backend"),

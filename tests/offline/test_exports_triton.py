@@ -169,6 +169,12 @@ class TestConfig:
         found = parsed("\n".join(text_format(fields)))
         assert json.loads(found.parameters["k"].string_value) == card
 
+    def test_a_name_that_is_no_text_does_not_break_a_parser(self, tmp_path: Path) -> None:
+        path = tiny_networks.reid(tmp_path / "net.onnx").rename(tmp_path / os.fsdecode(b'n\xff"\n.onnx'))
+        text = json.dumps(network_of(path).card())
+        assert json.loads(text)["file"] == 'n\\xff"\\n.onnx'
+        assert "\\ud" not in text
+
     def test_the_card_has_no_path_of_the_device(self, network: ExportNetwork, tmp_path: Path) -> None:
         noted = replace(network, notes={"licence": 'CC-BY "é"\n'})
         card = export_triton(noted, tmp_path).card
@@ -201,7 +207,7 @@ class TestRefused:
             export_triton(on_dla, tmp_path / "repo")
         assert not (tmp_path / "repo").exists()
 
-    @pytest.mark.parametrize("backend", ["simulated:orin-nx"])
+    @pytest.mark.parametrize("backend", ["simulated:orin-nx", "triton:127.0.0.1:8001/reidentification"])
     def test_backends_without_a_network(self, backend: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="runs no network on this device"):
             network_of(tiny_networks.reid(tmp_path / "m.onnx"), backend=backend)

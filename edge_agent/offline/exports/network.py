@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__
 from edge_agent.core.errors import ConfigError, ModelError
+from edge_agent.core.files import shown
 from edge_agent.embed.selftest import check_engine
 from edge_agent.engine import BACKENDS, choose_backend
 from edge_agent.engine.golden import Golden, golden_crops, least_cosine
@@ -81,9 +82,9 @@ class ExportNetwork:
         """Return the model card: what the network is, how it is fed, and what its own file states."""
         profile, graph = self.profile, self.graph
         card: dict[str, Any] = {
-            "name": graph.name,
+            "name": shown(graph.name),
             "sha256": graph.source_sha256,
-            "file": graph.source.name,
+            "file": shown(graph.source.name),
             "preprocess": {
                 "profile": profile.name,
                 "order": profile.order,
