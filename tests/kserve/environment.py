@@ -224,7 +224,7 @@ def mlserver(models: Path, folder: Path) -> Server:
         "parallel_workers": 0, "debug": False,
     }  # fmt: skip
     (models / "settings.json").write_text(json.dumps(settings))
-    command = [str(home / "bin/python3"), "-m", "mlserver", "start", str(models)]
+    command = [str(home / "bin/python3"), "-c", "from mlserver.cli import main; main()", "start", str(models)]
     return Server(command, {**os.environ, "PYTHONPATH": str(HERE)}, folder, port, http)
 
 
