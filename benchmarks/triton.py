@@ -3,7 +3,7 @@
     python -m benchmarks.triton --model osnet.onnx --preprocess imagenet --pictures pets_market
         --video vtest.avi --detector yolox:yolox_nano.onnx --output result.json
 
-The server is a real Triton 2.51 on this machine (`tests/triton/environment.py` makes its environment), which
+The server is a real Triton 2.51 on this machine (`tests/kserve/environment.py` makes its environment), which
 serves an exported repository on the CPU by ONNX Runtime, as in-process. Rates have two batches in flight. The
 plain client sends the same pixels, with two requests in flight, and takes the rows. The video runs through
 the whole agent, once with each backend.
@@ -37,7 +37,7 @@ from edge_agent.engine.base import DEPTH
 from edge_agent.engine.golden import least_cosine
 from edge_agent.offline.dataset import MarketDataset
 from edge_agent.offline.evaluate.embedding import embed_paths
-from tests.triton import environment
+from tests.kserve import environment
 
 BATCHES = (1, 8, 16, 64)
 ONE_OVER = 64

@@ -20,8 +20,8 @@ from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.golden import least_cosine
 from tests import tiny_networks
 from tests.faults import certificates
-from tests.triton import environment, repository
-from tests.triton.environment import Server
+from tests.kserve import environment, repository
+from tests.kserve.environment import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
