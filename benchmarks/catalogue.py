@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.kserve import environment
+
 __all__ = ["REPO", "Benchmark", "Step", "catalogue"]
 
 REPO = Path(__file__).resolve().parent.parent
@@ -223,6 +225,29 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             "the tracker compared with ByteTrack on a real video",
             (_module("tracker", 300.0, *real, "--json", prints=True),),
             needs,
+        ),
+        Benchmark(
+            "triton",
+            "on a Triton server, beside this process and a plain client (python tests/kserve/environment.py)",
+            (
+                _module(
+                    "triton",
+                    600.0,
+                    "--model",
+                    osnet,
+                    "--preprocess",
+                    "imagenet",
+                    "--pictures",
+                    shared / "data" / "pets_market_visits",
+                    "--video",
+                    video,
+                    "--detector",
+                    f"yolox:{yolox}",
+                    *(("--rounds", 2) if quick else ()),
+                ),
+            ),
+            (*needs, environment.triton_folder()),
+            ("tritonclient",),
         ),
         Benchmark(
             "governor",

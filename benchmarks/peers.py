@@ -158,6 +158,9 @@ class _NoNetwork:
     ) -> None:
         self._flying.clear()
 
+    def check(self, test: Callable[[Any], None]) -> None:
+        test(self)
+
     def buffer(self) -> Picture:
         return self._buffers[0]
 

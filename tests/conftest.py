@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The first test with a real Triton makes its environment, which takes a minute."""
     from tests.kserve import environment
 
-    for item in [] if environment.is_made() else items:
+    for item in [] if environment.triton_folder().is_dir() else items:
         if "start_triton" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(600))

@@ -396,7 +396,7 @@ LISTINGS = (
                 "HERE of tests/engine/test_engine.py, or its own in tests/trt, tests/kserve or tests/engine",
                 contract_is_run,
             ),
-            a_test_in("engine", "triton"),
+            a_test_in("engine", "kserve"),
             described("engine.backend"),
             offered(
                 "bench", where="edge_agent/cli/bench.py and BackendOption of edge_agent/cli/arguments.py"

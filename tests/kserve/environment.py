@@ -42,7 +42,7 @@ def triton_environment() -> Path:
     """Return a virtual environment with nvidia-pytriton, NumPy and ONNX Runtime."""
     if sys.version_info >= (3, 13):
         raise NotHereError("Triton's Python backend needs NumPy 1, and so Python below 3.13")
-    folder = _made(f"pytriton-0.7.0-py{_VERSION}", *PYTRITON)
+    folder = _made(triton_folder().name, *PYTRITON)
     stub = _site(folder) / "pytriton/tritonserver/python_backend_stubs" / _VERSION / _STUB
     if not stub.is_file():
         raise NotHereError(f"{PYTRITON[-1]} has no stub for Python {_VERSION}")
@@ -53,9 +53,9 @@ def triton_environment() -> Path:
     return folder
 
 
-def is_made() -> bool:
-    """Return whether Triton's environment is there, so that tests need not make it."""
-    return (CACHE / f"pytriton-0.7.0-py{_VERSION}").is_dir()
+def triton_folder() -> Path:
+    """Return where Triton's environment is, or will be."""
+    return CACHE / f"pytriton-0.7.0-py{_VERSION}"
 
 
 def mlserver_environment() -> Path:
