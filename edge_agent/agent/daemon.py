@@ -231,6 +231,7 @@ class Agent:
         summary = Summary(
             frames=dict(pipeline.counters.frames),
             crops=stages.embedder.counters.embedded,
+            received=stages.embedder.counters.received,
             decisions=pipeline.counters.decisions,
             identities=len(stages.gallery),
             seconds=seconds,

@@ -66,3 +66,5 @@ class Summary:
     """Crops that were not embedded, by reason."""
     undelivered: int
     """Events that the broker has not acknowledged."""
+    received: int = 0
+    """Embeddings that were computed upstream."""

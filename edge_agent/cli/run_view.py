@@ -110,11 +110,13 @@ def summary_lines(summary: Summary, settings: Settings) -> list[str]:
     """Return what a run did, why nothing was embedded where nothing was, and the next command."""
     frames = sum(summary.frames.values())
     lines = [
-        f"{frames} frames, {summary.crops} crops embedded, {summary.decisions} events, "
+        f"{frames} frames, {summary.crops} crops embedded, "
+        + (f"{summary.received} embeddings from upstream, " if summary.received else "")
+        + f"{summary.decisions} events, "
         f"{summary.identities} people in the gallery, {summary.seconds:.1f} s"
     ]
     lines += [f"{count} frames of {camera} dropped" for camera, count in summary.dropped.items() if count]
-    if frames and not summary.crops:
+    if frames and not summary.crops and not summary.received:
         lines += _why_nothing(summary, settings)
     if summary.undelivered:
         lines.append(
@@ -129,7 +131,10 @@ def summary_lines(summary: Summary, settings: Settings) -> list[str]:
 def _why_nothing(summary: Summary, settings: Settings) -> list[str]:
     """Return why no crop was embedded: nobody was found, or the quality gate refused all."""
     from edge_agent.embed.quality import SETTINGS_OF
+    from edge_agent.source.address import no_pictures
 
+    if not summary.refused and no_pictures(one.url for one in settings.sources if one.enabled):
+        return ["no embedding was received: upstream reports nobody, or without one (docs/deepstream.md)"]
     if not summary.refused:
         return [
             f"no crop was embedded: the detector {settings.detector.kind} found nobody; "

@@ -78,9 +78,13 @@ class _Batch:
 
 @dataclass(slots=True)
 class EmbedCounters:
-    """Counts since the start: crops that became vectors, engine batches, and refused crops by reason."""
+    """Counts since the start: crops that became vectors, engine batches, and refused crops by reason.
+
+    `received` counts the vectors of messages that were accepted.
+    """
 
     embedded: int = 0
+    received: int = 0
     batches: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 

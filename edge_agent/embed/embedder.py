@@ -117,6 +117,7 @@ class Embedder:
         present = message.embedded & np.array([not reason for reason in graded.reasons], np.bool_)
         quality = np.where(present, graded.quality, np.float32(0.0))
         self.counters.refused.update(filter(None, graded.reasons))
+        self.counters.received += int(np.count_nonzero(present))
         return Embedded(message.vectors, present, quality, graded.reasons)
 
     def submit(

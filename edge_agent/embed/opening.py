@@ -19,7 +19,7 @@ from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.precision.calibration import engines_folder, in_precision
 from edge_agent.engine.upstream import UpstreamEngine
-from edge_agent.source.address import source_kind
+from edge_agent.source.address import no_pictures, source_kind
 
 if TYPE_CHECKING:
     from edge_agent.core.config import EngineSettings, QualitySettings, Settings
@@ -48,14 +48,14 @@ def open_agent_embedder(
         ConfigError: so too, or the embeddings of messages and those of the network are of different spaces.
     """
     chosen = settings.detector
-    kinds = {source_kind(source.url) for source in settings.sources if source.enabled}
-    if kinds == {"deepstream"} and chosen.external_space is not None:
+    addresses = [source.url for source in settings.sources if source.enabled]
+    if no_pictures(addresses) and chosen.external_space is not None:
         computed = UpstreamEngine(chosen.external_space, chosen.external_dimension)
         return Embedder(computed, profile=PROFILES["tao"], gate=QualityGate(settings.quality))
     embedder = open_embedder(
         settings.engine, settings.quality, state, calibration, building=building, patient=True
     )
-    if "deepstream" in kinds:
+    if any(source_kind(address) == "deepstream" for address in addresses):
         own, theirs = embedder.info, (chosen.external_space, chosen.external_dimension)
         if (own.space, own.dimension) != theirs:
             raise ConfigError(

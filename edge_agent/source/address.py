@@ -15,7 +15,7 @@ address                                kind
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -65,6 +65,11 @@ def source_kind(address: str) -> SourceKind:
     if doubtful and not _exists(address):  # a file may have a name like `a:b.mp4`
         raise SourceError(f"unknown kind of source {public_source(address)!r}; expected {_VALID}")
     return "file"
+
+
+def no_pictures(addresses: Iterable[str]) -> bool:
+    """Whether all sources, one at least, are read without pictures; errors as in `source_kind`."""
+    return {source_kind(address) for address in addresses} == {"deepstream"}
 
 
 def source_id(address: str, *, taken: Collection[str] = ()) -> str:

@@ -167,3 +167,11 @@ def test_a_pipe_gets_json_lines_and_the_summary(street: Path, tmp_path: Path):
 def test_a_wrong_form_of_the_log_is_an_error():
     with pytest.raises(ConfigError, match="log_format"):
         load(Path(os.devnull), overrides(log_format="xml"))
+
+
+def test_what_came_from_upstream_is_counted_or_missed():
+    settings = Settings(sources=({"url": "deepstream:front", "size": (9, 9)},))
+    (counted, *_) = summary_lines(replace(SUMMARY, crops=0, received=40), settings)
+    assert "40 embeddings from upstream" in counted
+    (_, missed) = summary_lines(replace(SUMMARY, crops=0, identities=0), settings)
+    assert "no embedding was received" in missed
