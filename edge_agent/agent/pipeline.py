@@ -55,6 +55,9 @@ LONGEST_REST_S = 5.0
 MAX_ENGINE_FAILURES = 5
 """Failed batches in a row after which the engine counts as broken and the run ends."""
 
+MOST_LATENCY_MS = 60_000.0
+"""Of messages: what is beyond shows the difference of two clocks, or a recording."""
+
 CALL_TIMEOUT_S = 10.0
 """How long `TaskQueue.call` waits for the driving thread."""
 
@@ -354,7 +357,9 @@ class Pipeline:
             "decide": 1e3 * (track_s + decide_s),
         }
         if pending.reader.live:
-            latency["total"] = 1e3 * (self.now() - item.time)
+            total = 1e3 * (self.now() - item.time)
+            if not isinstance(item, MessageFrame) or 0 <= total <= MOST_LATENCY_MS:
+                latency["total"] = total
         self.counters.frames[item.camera] = self.counters.frames.get(item.camera, 0) + 1
         self._report(FrameOutcome(update, tuple(decisions), latency, pending.trace, item))
         pending.reader.done(item)

@@ -30,6 +30,8 @@ VERSION = "4.0"
 """Of the schema, in every frame that DeepStream writes."""
 MAX_OBJECTS = 1000
 """Frames with more are refused."""
+_MAX_FIELDS = 16_384
+"""Of one message; bounds the time of a hostile one."""
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 """Wire types."""
 _TWO_63, _TWO_64 = 1 << 63, 1 << 64
@@ -206,8 +208,11 @@ class _Fields:
 
 def _scan(data: bytes, message: str) -> Iterator[tuple[int, int, int | bytes]]:
     """Yield number, wire type and value of each field."""
-    at, end = 0, len(data)
+    at, end, left = 0, len(data), _MAX_FIELDS
     while at < end:
+        left -= 1
+        if not left:
+            raise ValueError(f"{message} has more than {_MAX_FIELDS} fields")
         tag, at = _read_varint(data, at, message)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:

@@ -58,6 +58,8 @@ UNTRACKED = frozenset({str((1 << 64) - 1), "-1", ""})
 _OBJECT_FORM = "track|left|top|right|bottom|label[|#|...|confidence]"
 _LABEL = 5
 """Field of a minimal object with its label; the box is before it."""
+_MAX_FIELDS = 255
+"""Of a minimal object that are told apart; one with attributes, 34 joints and all extensions has 60."""
 _EXTENSIONS = frozenset({"embedding", "SV3DT"})
 """Parts of a minimal object after the confidence."""
 _CORNERS = ("topleftx", "toplefty", "bottomrightx", "bottomrighty")
@@ -268,9 +270,10 @@ def unit_vector(values: Any, dimension: int) -> NDArray[np.float64] | None:  # n
 
     `values` are numbers, or a text of numbers with commas.
     """
-    listed = values.split(",") if isinstance(values, str) else values
-    if len(listed) != dimension:
+    length = values.count(",") + 1 if isinstance(values, str) else len(values)
+    if length != dimension:
         return None
+    listed = values.split(",") if isinstance(values, str) else values
     try:
         vector = np.array(listed, np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -293,7 +296,7 @@ def _text(value: object) -> str:
 
 def _minimal(text: str) -> _Object | None:
     """Read an object of a minimal message; None where it has not even a label."""
-    fields = text.split("|")
+    fields = text.split("|", _MAX_FIELDS)
     if len(fields) <= _LABEL:
         return None
     marks = [at for at in range(_LABEL + 1, len(fields) - 1) if fields[at] == "#"]

@@ -34,9 +34,9 @@ BACKLOG = 64
 """Frames of one camera that may wait; more drop the oldest."""
 SILENT_S = 30.0
 """Without a message for this time after the start, the name of the sensor or the topic may be wrong."""
-_CONNECT_S = 1.5
-"""Wait for the connection at the start of a source."""
-_LOST_S = 2.0
+CONNECT_S = 6.0
+"""Wait for the connection at the start of a source; then it is closed, so this must suffice for a slow one."""
+LOST_S = 2.0
 """A connection that is lost for longer is an outage of the source."""
 _TICK_S = 0.5
 _MARGIN_S = 0.1
@@ -219,7 +219,7 @@ class MessageSource:
     def frames(self) -> Generator[MessageFrame | None, None, None]:
         """Yield a frame for each message; see `Source.frames`."""
         with self.receiver.receiving(self.id):
-            if not self.receiver.wait_for_connection(_CONNECT_S):
+            if not self.receiver.wait_for_connection(CONNECT_S):
                 raise self._lost()
             yield from self._received()
 
@@ -236,7 +236,7 @@ class MessageSource:
                 yield latest
                 continue
             connected = now if self.receiver.connected else connected
-            if now - connected > _LOST_S:
+            if now - connected > LOST_S:
                 raise self._lost()
             silent = now - arrived
             if latest is not None and open_tracks and silent > self.receiver.lost_s + _MARGIN_S:

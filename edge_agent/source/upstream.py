@@ -102,7 +102,7 @@ class Upstream:
     def examine(self, camera: str, message: BoxMessage) -> None:
         """Count and report what is wrong with a message that was taken; for one thread at a time."""
         self.count(camera, message.left_out)
-        if message.people:
+        if message.people and len(self._labelled) < _MAX_REPORTS:  # names come from outside
             self._labelled.add(camera)
         if message.other_labels and camera not in self._labelled:
             labels = ", ".join(visible(label, 40) for label in message.other_labels)

@@ -19,10 +19,12 @@ from edge_agent.agent.results import FrameOutcome
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, SourceError
 from edge_agent.core.structures import LONE_TRACKS
+from edge_agent.source import messages
 from edge_agent.source.opening import open_sources
 from tests.agent.test_agent import command, events, wait_for
 from tests.conftest import Mosquitto, find_free_port, started
-from tests.source.deepstream_messages import FORMS, TIME, Seen, in_form
+from tests.kafka_broker import kafka_broker
+from tests.source.deepstream_messages import TIME, Seen, in_form
 
 D = 16
 UNTRACKED = str((1 << 64) - 1)
@@ -123,7 +125,7 @@ def visit(form: str, tracks: dict[str, int], start: float, count: int = 14, **mo
     return frames
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["full", "protobuf"])
 def test_people_are_known_again_by_embeddings_of_upstream(mosquitto: Mosquitto, tmp_path: Path, form: str):
     outcomes: list[FrameOutcome] = []
     chosen = settings(tmp_path, mosquitto.url)
@@ -150,6 +152,26 @@ def test_people_are_known_again_by_embeddings_of_upstream(mosquitto: Mosquitto, 
     assert decisions[0].size == (1920, 1080)
     assert not any(counts.values())
     assert len(outcomes) >= 48
+
+
+def test_messages_of_kafka(tmp_path: Path):
+    outcomes: list[FrameOutcome] = []
+    with kafka_broker(1, (TOPIC.replace("/", "-"),)) as cluster:
+        chosen = settings(
+            tmp_path, "none", external_transport="kafka", external_topics=[TOPIC.replace("/", "-")]
+        )
+        chosen = chosen.model_copy(
+            update={"kafka": chosen.kafka.model_copy(update={"brokers": cluster.brokers})}
+        )
+        agent = Agent(chosen, Outputs(), observe=outcomes.append)
+        with running(agent):
+            wait_for("the connection", lambda: connected(agent))
+            cluster.send(TOPIC.replace("/", "-"), *in_form("protobuf", [Seen(vector=look(1))]), key=b"front")
+            cluster.send(
+                TOPIC.replace("/", "-"), *in_form("full", [Seen("8", vector=look(2))], moment=TIME + 1)
+            )
+            wait_for("both frames", lambda: len(outcomes) >= 2)
+    assert [seen.track_id for one in outcomes for seen in one.update.seen] == [7, 8]
 
 
 def test_untracked_objects_are_tracked_here(mosquitto: Mosquitto, tmp_path: Path):
@@ -235,7 +257,25 @@ device = "dev1"
     assert "upstream" in json.dumps(enrolled)
 
 
-def test_without_a_broker_the_camera_is_lost_and_the_end_is_quick(tmp_path: Path):
+def test_the_camera_comes_back_with_its_broker(mosquitto: Mosquitto, tmp_path: Path):
+    outcomes: list[FrameOutcome] = []
+    agent = Agent(settings(tmp_path, mosquitto.url), Outputs(), observe=outcomes.append)
+    with running(agent):
+        (reader,) = agent.stages.sources.readers
+        wait_for("the connection", lambda: connected(agent))
+        mosquitto.stop(kill=True)
+        wait_for("the loss", lambda: reader.state is not None and reader.state.value == "reconnecting")
+        mosquitto.start()
+        wait_for("the return", lambda: connected(agent))
+        with upstream(mosquitto.port) as publisher:
+            publisher.send(in_form("minimal", [Seen()]))
+            wait_for("a frame", lambda: any(one.update.seen for one in outcomes))
+
+
+def test_without_a_broker_the_camera_is_lost_and_the_end_is_quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(messages, "CONNECT_S", 0.3)
     agent = Agent(settings(tmp_path, f"mqtt://127.0.0.1:{find_free_port()}"), Outputs())
     with running(agent) as stop:
         (reader,) = agent.stages.sources.readers

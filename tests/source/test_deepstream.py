@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from edge_agent.source.assembly import QUIET_S, FrameAssembly
 from edge_agent.source.boxes import LARGEST_NUMBER, BoxMessage
 from edge_agent.source.deepstream import MAX_MESSAGE_BYTES, parse_deepstream, track_number
 from tests.conftest import SHARED
-from tests.source.deepstream_messages import FORMS, TIME, Seen, frame_json, full, in_form, minimal, protobuf
+from tests.source.deepstream_messages import FORMS, TIME, Seen, full, in_form, minimal, protobuf
 
 D = 8
 UNTRACKED = str((1 << 64) - 1)
@@ -531,13 +532,19 @@ def test_ten_thousand_hostile_messages_leave_no_memory_behind():
 
 
 def test_hostile_sizes_are_cheap():
+    many = b"1|2|3|4|5|Person"
+    frame = b'{"id": 1, "sensorId": "s", "objects": [%s]}'
     hostile = [
         b'{"id": 1, "sensorId": "s", "objects": ' + b"[" * 200_000,
-        b"\x0a\x034.0" + b"\x2a\x00" * 1_000_000,
+        b"\x0a\x034.0" + b"\x2a\x00" * 2_000_000,
         b"\x0a\xff\xff\xff\xff\x7f",
-        b"\x0a\x034.0\x2a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01",
-        minimal([replace(TWO[0], vector=np.ones(200_000))]),
-        frame_json([Seen(str(n)) for n in range(1000)]),
+        b"\x0a\x034.0\x2a" + b"\x80" * 10 + b"\x01",
+        frame % (b'"' + many + b"|#" * 2_000_000 + b'"'),
+        frame % (b'"' + many + b"|#|embedding|" + b"," * 4_000_000 + b'"'),
+        frame % (b'"' + b"9" * 4_000_000 + b'|1|2|3|4|Person"'),
+        frame % b",".join([b'"' + many + b'"'] * 1000),
     ]
+    began = time.process_time()
     for payload in hostile:
         read(payload)
+    assert time.process_time() - began < 10  # about 0.2 s; without limits a minute

@@ -26,6 +26,7 @@ from edge_agent.source.crops import CropFolderOptions, CropFolderSource
 from edge_agent.source.deepstream import parse_deepstream
 from edge_agent.source.external import ExternalBoxes
 from tests.conftest import REPO, find_free_port
+from tests.source.deepstream_messages import Seen, full
 
 TIME = 1_700_000_000.25
 
@@ -339,6 +340,16 @@ def test_by_time_the_nearest_within_the_tolerance():
         listener.add(parse_own(own(frame=None, time=TIME + offset, boxes=[[0, 0, side, side]])))
     assert listener.boxes_for(frame(), 0).boxes[0, 2] == 20
     assert listener.boxes_for(frame(2, at=TIME + 0.12), 0) is None
+
+
+def test_a_frame_gets_all_objects_of_the_full_format():
+    listener = boxes(external_format="deepstream")
+    for track, left in (("7", 10), ("8", 60), ("7", 90)):
+        listener.add(parse_deepstream(full(Seen(track, (left, 10, left + 20, 60)), moment=TIME)))
+    listener.add(parse_deepstream(full(Seen("7", (12, 10, 32, 60)), moment=TIME + 0.04)))
+    assert listener.boxes_for(frame(1), 0).boxes[:, 0].tolist() == [10, 60]
+    assert listener.boxes_for(frame(2, at=TIME + 0.04), 5).boxes[:, 0].tolist() == [12]
+    assert listener.left_out["twice"] == 1
 
 
 def test_deepstream_by_time_by_default():
