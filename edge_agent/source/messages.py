@@ -35,7 +35,7 @@ BACKLOG = 64
 SILENT_S = 30.0
 """Without a message for this time after the start, the name of the sensor or the topic may be wrong."""
 CONNECT_S = 6.0
-"""Wait for the connection at the start of a source; then it is closed, so this must suffice for a slow one."""
+"""Wait for the connection at the start of a source; a slow one must be done by then."""
 LOST_S = 2.0
 """A connection that is lost for longer is an outage of the source."""
 _TICK_S = 0.5
