@@ -228,6 +228,7 @@ class TestCommand:
         assert isinstance(result.exception, ConfigError)
         assert said in str(result.exception)
 
+    @pytest.mark.slow
     def test_a_checkpoint_goes_into_a_repository_of_triton(self, tmp_path: Path):
         checkpoint = saved(LIGHT, tmp_path / "c.pth")
         arguments = [
