@@ -55,6 +55,10 @@ class KafkaBroker:
     def topic(self, name: str, partitions: int = 1) -> None:
         self.order("topic", name, partitions)
 
+    def advertise(self, host: str, port: int) -> None:
+        """State another address than its own, as a broker behind a proxy does."""
+        self.order("advertise", host, port)
+
     def fail(self, request: int, *codes: int) -> None:
         """Answer the next requests of a kind with these codes."""
         self.order("fail", request, *codes)
@@ -150,6 +154,8 @@ def serve(file: str, count: int) -> None:
         if order in ("down", "up"):
             for number in range(1, count + 1):
                 getattr(rd, f"rd_kafka_mock_broker_set_{order}")(cluster, ctypes.c_int32(number))
+        elif order == "advertise":
+            rd.rd_kafka_mock_broker_set_host_port(cluster, 1, words[0].encode(), int(words[1]))
         elif order == "topic":
             rd.rd_kafka_mock_topic_create(cluster, words[0].encode(), int(words[1]), 1)
         elif order == "fail":

@@ -150,9 +150,10 @@ class KafkaBrokers:
         try:
             return getattr(library, kind)(options)
         except library.KafkaException as problem:
-            text = error_text(problem.args[0])
-            kind_of_problem = BrokerRefused if "ssl" in text.lower() else ConfigError
-            raise kind_of_problem(f"{self.url}: {text}") from None
+            text = f"{self.url}: {error_text(problem.args[0])}"
+            if "ssl" in text.lower():
+                raise BrokerRefused(text + _FILES) from None
+            raise ConfigError(text) from None
 
     def check(self, topics: Sequence[str]) -> tuple[int, list[str]]:
         """Return how many brokers the cluster has, and which of `topics` it lacks.
@@ -207,20 +208,25 @@ class KafkaBrokers:
 
     def problem(self, error: Any) -> DeliveryError:  # noqa: ANN401 - a KafkaError
         """Translate an error of librdkafka; its type states whether a retry helps."""
+        if error.name() == _ALL_DOWN:  # they hang up, and librdkafka has no reason
+            text = "no broker keeps the connection; does it expect TLS (kafka.tls)?"
+            return BrokerUnreachable(f"{self.url}: {text}")
         kind = BrokerRefused if is_refusal(error) else BrokerUnreachable
-        advice = (
-            "; check kafka.username, password, mechanism and the certificates" if is_refusal(error) else ""
-        )
-        return kind(f"{self.url}: {error_text(error)}{advice}")
+        return kind(f"{self.url}: {error_text(error)}{_REFUSALS.get(error.name(), '')}")
 
 
-_REFUSALS = frozenset(
-    {
-        "_AUTHENTICATION", "_SSL", "SASL_AUTHENTICATION_FAILED", "TOPIC_AUTHORIZATION_FAILED",
-        "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED",
-    }
-)  # fmt: skip
-"""Names of errors of a login, a certificate or a permission."""
+_LOGIN = "; check kafka.mechanism, username and password"
+_FILES = "; check kafka.ca_file, cert_file and key_file (PEM, the key without a passphrase)"
+_PERMISSION = "; check the access list (ACL) of the brokers"
+_REFUSALS = {
+    "_AUTHENTICATION": _LOGIN,
+    "SASL_AUTHENTICATION_FAILED": _LOGIN,
+    "_SSL": _FILES,
+    "TOPIC_AUTHORIZATION_FAILED": _PERMISSION,
+    "GROUP_AUTHORIZATION_FAILED": _PERMISSION,
+    "CLUSTER_AUTHORIZATION_FAILED": _PERMISSION,
+}
+"""Advice for errors of a login, a certificate or a permission, by their name."""
 _ALL_DOWN = "_ALL_BROKERS_DOWN"
 
 

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 
 VERSION = "4.0"
 """Of the schema, in every frame that DeepStream writes."""
+UNTRACKED = str((1 << 64) - 1)
+"""DeepStream's track id of an object that is not tracked."""
 MAX_OBJECTS = 1000
 """Frames with more are refused."""
 _MAX_FIELDS = 16_384

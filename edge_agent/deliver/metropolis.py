@@ -1,7 +1,8 @@
 """Identity events in the forms that consumers of NVIDIA Metropolis read.
 
 Both are what DeepStream's Gst-nvmsgconv writes, for one person: its full JSON schema, and `nv.Frame` of its
-protobuf schema. `object.id` is the identity; `info` has what the schemas have no place for, as text.
+protobuf schema. `object.id` is the identity, `UNTRACKED` without one; `info` has what the schemas have no
+place for, as text.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from edge_agent import __version__
-from edge_agent.core.nv_frame import NvFrame, NvObject, encode_frame
+from edge_agent.core.nv_frame import UNTRACKED, NvFrame, NvObject, encode_frame
 from edge_agent.core.timing import parse_time
 
-UNTRACKED = str((1 << 64) - 1)
-"""DeepStream's id of an object without track; here of a person without identity."""
 LABEL = "Person"
 CONFIDENCE = 1.0
 """Of the detector: an event has none, and nvmsgconv writes this where it has none."""
@@ -67,10 +66,13 @@ def to_json(event: Mapping[str, Any]) -> bytes:
 
 
 def to_frame(event: Mapping[str, Any]) -> bytes:
-    """Return the `nv.Frame` of an identity event: one object, in the frame of the decision."""
+    """Return the `nv.Frame` of an identity event: one object, in the frame of the decision.
+
+    DeepStream counts frames from 0.
+    """
     data = event["data"]
     one = NvObject(data["identity_id"] or UNTRACKED, _box(data), LABEL, CONFIDENCE, _info(event))
-    frame = NvFrame(data["camera"], str(data["frame"]), parse_time(data["frame_time"]), [one])
+    frame = NvFrame(data["camera"], str(max(data["frame"] - 1, 0)), parse_time(data["frame_time"]), [one])
     return encode_frame(frame)
 
 

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
 from edge_agent.core.config import PERSON_LABELS
-from edge_agent.core.nv_frame import decode_frame, unwrapped
+from edge_agent.core.nv_frame import UNTRACKED, decode_frame, unwrapped
 from edge_agent.source.boxes import (
     LARGEST_NUMBER,
     MAX_BOXES,
@@ -52,7 +52,7 @@ from edge_agent.source.boxes import (
 
 MAX_MESSAGE_BYTES = 4 << 20
 """Larger messages are refused: 150 people with 2048 values are 3.4 MiB in the minimal form."""
-UNTRACKED = frozenset({str((1 << 64) - 1), "-1", ""})
+NO_TRACK = frozenset({UNTRACKED, "-1", ""})
 """Track ids of objects that are not tracked."""
 
 _OBJECT_FORM = "track|left|top|right|bottom|label[|#|...|confidence]"
@@ -123,7 +123,7 @@ def track_number(track: str) -> int | None:
     Ids in these limits keep their number. DeepStream's unique ids have 64 bits, and are reduced modulo
     `LARGEST_NUMBER`; an id that is no number gets one by its digest.
     """
-    if track in UNTRACKED:
+    if track in NO_TRACK:
         return None
     if track.isascii() and track.isdigit() and len(track) <= 20:
         value = int(track)
@@ -230,7 +230,7 @@ class _Reader:
         # One track, or one id with one box, is one person: two would be proven different by being together.
         distinct: dict[object, _Object] = {}
         for one in people:
-            tracked = self.dimension is not None and one.track not in UNTRACKED
+            tracked = self.dimension is not None and one.track not in NO_TRACK
             distinct.setdefault(one.track if tracked else (one.track, *map(str, one.corners)), one)
         read = [(one, row) for one in distinct.values() if (row := _row(one)) is not None]
         unread = malformed + len(distinct) - len(read)

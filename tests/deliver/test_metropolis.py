@@ -30,15 +30,16 @@ from edge_agent.core.errors import (
 )
 from edge_agent.core.kafka import KafkaBrokers
 from edge_agent.core.loading import load
-from edge_agent.core.nv_frame import decode_frame
+from edge_agent.core.nv_frame import UNTRACKED, decode_frame
 from edge_agent.deliver import copies as copies_module
 from edge_agent.deliver import pacing, targets
 from edge_agent.deliver.copies import COPIES_FILE, Copies, open_copies
 from edge_agent.deliver.local import LocalPublisher, Origin
-from edge_agent.deliver.metropolis import UNTRACKED, to_frame, to_json
+from edge_agent.deliver.metropolis import to_frame, to_json
 from edge_agent.deliver.publisher import Publisher
 from edge_agent.deliver.targets import KafkaTarget, MqttTarget, NoSubscriber
 from edge_agent.deliver.topics import Topics
+from edge_agent.source.deepstream import parse_deepstream
 from tests.conftest import REPO, find_free_port
 from tests.deliver.deliver_fixtures import (
     INFO,
@@ -125,7 +126,7 @@ def test_protobuf_as_googles_library_and_our_reader_have_it():
     payload = to_frame(sent)
     frame = frame_class()()
     frame.ParseFromString(payload)
-    assert (frame.version, frame.id, frame.sensorId) == ("4.0", "12", "cam1")
+    assert (frame.version, frame.id, frame.sensorId) == ("4.0", "11", "cam1")  # counted from 0
     assert frame.timestamp.ToMilliseconds() == 1_700_000_000_250
     (person,) = frame.objects
     assert (person.id, person.type, person.confidence) == ("p-0001", "Person", 1.0)
@@ -140,9 +141,21 @@ def test_protobuf_as_googles_library_and_our_reader_have_it():
         deterministic=True
     )
     own = decode_frame(payload)
-    assert (own.sensor, own.id, own.time) == ("cam1", "12", 1_700_000_000.25)
+    assert (own.sensor, own.id, own.time) == ("cam1", "11", 1_700_000_000.25)
     assert own.objects[0].id == "p-0001"
     assert own.objects[0].info == dict(person.info)
+
+
+@pytest.mark.parametrize("form", [to_json, to_frame])
+def test_the_agent_itself_reads_both_as_messages_of_deepstream(form):
+    read = parse_deepstream(form(event(time=1_700_000_000.25)))
+    assert (read.camera, read.time, read.people) == ("cam1", 1_700_000_000.25, 1)
+    assert read.boxes.tolist() == [[64, 48, 128, 240]]
+    assert read.scores.tolist() == [1.0]
+    assert read.number == (None if form is to_json else 12)
+    again, other = parse_deepstream(form(event())), parse_deepstream(form(event(identity="p-0002")))
+    assert read.tracks == again.tracks != other.tracks
+    assert parse_deepstream(form(event(identity=None))).tracks == (None,)
 
 
 def test_json_has_the_keys_of_nvmsgconv():

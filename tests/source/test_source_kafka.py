@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import queue
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +211,70 @@ def test_the_end_does_not_wait_for_a_broker():
     with ExternalBoxes(chosen.detector, upstream_broker(chosen)):
         pass
     assert time.monotonic() - began < 5
+
+
+@contextlib.contextmanager
+def tls_proxy(folder: Path, port: int) -> Iterator[int]:
+    """TLS in front of a port, with certificates from both sides; yields its port."""
+    for line in (
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 1 -subj /CN=ca",
+        "req -newkey rsa:2048 -nodes -keyout own.key -out own.csr -subj /CN=localhost"
+        " -addext subjectAltName=DNS:localhost",
+        "x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out own.pem -days 1"
+        " -copy_extensions copy",
+    ):
+        subprocess.run(["openssl", *line.split()], cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "own.pem", folder / "own.key")
+    context.load_verify_locations(folder / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+    ready: queue.SimpleQueue[tuple[int, asyncio.AbstractEventLoop]] = queue.SimpleQueue()
+    over = asyncio.Event()
+
+    async def run() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+            ready.put((server.sockets[0].getsockname()[1], asyncio.get_running_loop()))
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    number, loop = ready.get(timeout=10)
+    try:
+        yield number
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(10)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_tls_from_both_sides(broker, tmp_path):
+    with tls_proxy(tmp_path, int(broker.brokers[0].rpartition(":")[2])) as port:
+        broker.send("boxes", b"before")
+        broker.advertise("localhost", port)
+        tls = {"tls": True, "ca_file": tmp_path / "ca.pem"}
+        keys = {"cert_file": tmp_path / "own.pem", "key_file": tmp_path / "own.key"}
+        assert KafkaBrokers.of(settings(f"localhost:{port}", **tls, **keys)).check(["boxes", "no"]) == (
+            1,
+            ["no"],
+        )
+        with pytest.raises(BrokerUnreachable, match=r"(?i)ssl"):
+            KafkaBrokers.of(settings(f"localhost:{port}", **tls)).check(["boxes"])
+        with pytest.raises(BrokerRefused, match="certificate"):  # it is for localhost
+            KafkaBrokers.of(settings(f"127.0.0.1:{port}", **tls, **keys)).check(["boxes"])
+        with pytest.raises(BrokerUnreachable, match=r"kafka\.tls|SSL listener"):
+            KafkaBrokers.of(settings(f"localhost:{port}")).check(["boxes"])
 
 
 # ---- settings ---------------------------------------------------------------------------------------
