@@ -115,7 +115,7 @@ def test_a_field_that_is_not_implemented_accepts_its_default_alone(key: str):
         ("model.stride_size", [16]),
         ("model.id_loss_weight", {"a": 1}),
         ("train.num_gpus", "two"),
-        ("train.cudnn.benchmark", "perhaps"),
+        ("train.checkpointer.enable_topk", "perhaps"),
         ("model.sie_coe", float("nan")),
     ],
 )
@@ -327,8 +327,8 @@ class TestHostileFiles:
             ("~: x\n", "unknown field None"),
             ("train: 5\n", "train: expected fields, such as train.optim"),
             ("train: [num_epochs]\n", "train: expected fields"),
-            ("train: {cudnn: {benchmark: false, tune: 1}}\n", "unknown field train.cudnn.tune"),
-            ("train: {cudnn: 5}\n", "expected fields, such as train.cudnn.benchmark"),
+            ("train: {checkpointer: {mode: null, tune: 1}}\n", "unknown field train.checkpointer.tune"),
+            ("train: {checkpointer: 5}\n", "expected fields, such as train.checkpointer.enable_topk"),
             ("train: {num_epochs: true}\n", "train.num_epochs: true and false are no value"),
             ("train: {optim: {lr_steps: [true]}}\n", "train.optim.lr_steps: true and false"),
             ("train: {optim: {base_lr: .inf}}\n", "train.optim.base_lr: Input should be a finite number"),
@@ -365,7 +365,9 @@ class TestHostileFiles:
             assert len(str(caught.value)) < 600
 
     def test_a_part_that_occurs_twice_is_read_twice(self, load: Callable[..., Spec]):
-        spec = load("model: &shared {drop_path: 0.1}\ndataset: {}\nexport: *shared\ntrain: {cudnn: &c {}}\n")
+        spec = load(
+            "model: &shared {drop_path: 0.1}\nexport: *shared\ntrain: {cudnn: &c {}, checkpointer: *c}\n"
+        )
         assert spec.model.feat_dim == 256
 
 

@@ -69,6 +69,8 @@ class Trainer:
         if spec.edge_agent.threads:
             torch.set_num_threads(spec.edge_agent.threads)
         self._device = _device(spec.train.gpu_ids[0])
+        torch.backends.cudnn.benchmark = spec.train.cudnn.benchmark
+        torch.backends.cudnn.deterministic = spec.train.cudnn.deterministic
         torch.manual_seed(spec.train.seed)
         self._network = self._fresh_network(start_weights=resume is None)
         self._averaged: dict[str, Tensor] | None = (

@@ -158,10 +158,18 @@ class OptimSection(_Section):
     large_fc_lr: bool = False  # twice the learning rate for the classifier
 
 
+class CudnnSection(_Section):
+    """`train.cudnn`: how kernels are chosen on an NVIDIA GPU."""
+
+    benchmark: bool = False
+    deterministic: bool = True
+
+
 class TrainSection(_Section):
     """`train`."""
 
     optim: OptimSection = OptimSection()
+    cudnn: CudnnSection = CudnnSection()
     num_epochs: Count = 120
     checkpoint_interval: Count = 10
     validation_interval: Count = 10

@@ -80,8 +80,6 @@ FIXED: Mapping[str, Fixed] = {
     "model.sie_view": Fixed(False, "5.5", "camera and view embeddings, TransReID"),
     "train.num_gpus": Fixed(1, "5.5", "several GPUs"),
     "train.num_nodes": Fixed(1, "5.5", "several computers"),
-    "train.cudnn.benchmark": Fixed(False, "5.5", "choice of cuDNN's kernels by trial"),
-    "train.cudnn.deterministic": Fixed(True, "5.5", "choice of cuDNN's kernels; not set here, see below"),
     "train.checkpoint_interval_unit": Fixed("epoch", "after 5.5", "checkpoints by steps"),
     "train.checkpointer.enable_topk": Fixed(False, "7", _BEST),
     "train.checkpointer.replace_periodic": Fixed(False, "7", _BEST),
