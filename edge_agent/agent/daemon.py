@@ -265,7 +265,7 @@ class Agent:
             on_outcome=stages.writer.write,
             tasks=self._tasks,
             selector=stages.selector,
-            hold=lambda: stages.embedder.engine.problem,
+            hold=lambda: stages.embedder.engine.away,
             now=stages.clock.moment,
             max_delay_s=settings.engine.max_delay_ms / 1000,
         )

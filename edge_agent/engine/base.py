@@ -64,7 +64,7 @@ class Engine(ABC):
         runs: batches whose rows were collected since the engine was made.
         run_seconds: time inside the network alone, summed over `runs`.
         failures: batches that were dropped because the network failed on them.
-        problem: why no batch succeeds for now, "" normally; batches fail meanwhile, and may succeed later.
+        problem: why an engine is `away`, once another attempt has failed; "" normally.
         on_problem: called with `problem` when it changes, on any thread.
     """
 
@@ -104,6 +104,11 @@ class Engine(ABC):
         Raises what `test` raises.
         """
         test(self)
+
+    @property
+    def away(self) -> bool:
+        """Whether batches fail at once for now, since the network is elsewhere and is not to be had."""
+        return False
 
     @property
     def in_flight(self) -> int:

@@ -12,7 +12,7 @@ from edge_agent.agent.pipeline import MAX_ENGINE_FAILURES, Pipeline
 from edge_agent.agent.results import FrameOutcome
 from edge_agent.agent.sources import SourcePoller
 from edge_agent.core.config import EngineSettings, TrackerSettings
-from edge_agent.core.errors import EngineError
+from edge_agent.core.errors import EngineError, EngineUnavailable
 from edge_agent.core.structures import (
     CropBatch,
     Decision,
@@ -73,8 +73,9 @@ def one_person(_: Frame) -> Detections:
 class Embeds:
     """Gives every detection the same vector; fails on request."""
 
-    def __init__(self, *, fail: range = range(0)) -> None:
+    def __init__(self, *, fail: range = range(0), error: type[EngineError] = EngineError) -> None:
         self.sizes: list[int] = []
+        self._error = error
         self._waiting: list[list[Embedded]] = []
         self._fail = fail
         self._collected = 0
@@ -110,7 +111,7 @@ class Embeds:
         self._collected += 1
         result = self._waiting.pop(0)
         if self._collected - 1 in self._fail:
-            raise EngineError("broken on purpose")
+            raise self._error("broken on purpose")
         return result
 
     @staticmethod
@@ -189,6 +190,29 @@ def test_an_engine_that_keeps_failing_ends_the_run() -> None:
     with pytest.raises(EngineError, match="on purpose"):
         pipeline.run(threading.Event())
     assert pipeline.counters.failed_batches == MAX_ENGINE_FAILURES
+
+
+def test_a_server_that_is_away_does_not_end_the_run() -> None:
+    source = Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 60)])
+    pipeline, notes, _ = build([source], Embeds(fail=range(12), error=EngineUnavailable))
+    pipeline.run(threading.Event())
+    assert pipeline.counters.failed_batches == 12 > MAX_ENGINE_FAILURES
+    assert len(source.acknowledged) == 59
+    assert [o for u in notes.updates[48:] for o in u.seen if o.vector is None] == []
+
+
+def test_recordings_wait_for_the_server_and_cameras_do_not() -> None:
+    for kind, waits in ((Recorded, 3), (Live, 0)):
+        source = kind("a", [frame("a", n, n * 0.1) for n in range(1, 4)])
+        pipeline, _, outcomes = build([source])
+        calls, stop = iter([True, True, True]), threading.Event()
+        pipeline.hold = lambda calls=calls: next(calls, False)  # type: ignore[misc]
+        pipeline.on_outcome = lambda outcome, seen=outcomes, stop=stop: (
+            seen.append(outcome), stop.set() if len(seen) == 3 else None,
+        )  # fmt: skip
+        pipeline.run(stop)
+        assert source.acknowledged == [1, 2, 3]
+        assert 3 - len(list(calls)) == waits
 
 
 def test_rounds_that_shared_a_failed_batch_count_once() -> None:

@@ -270,7 +270,7 @@ def test_without_tritonclient_the_message_names_the_extra(tmp_path: Path) -> Non
 def test_a_start_without_the_server(fake: Fake, opened: Open, tmp_path: Path) -> None:
     """Commands end, the agent connects later; what the server stated is kept for that."""
     port = find_free_port()
-    with pytest.raises(EngineUnavailable, match=r"the server must answer.*engine\.model"):
+    with pytest.raises(EngineUnavailable, match=r"must answer at the first start.*engine\.model"):
         opened(port, patient=True)
     named = {"model": fake.prepared.source, "preprocess": "tao"}
     with pytest.raises(EngineUnavailable, match="UNAVAILABLE"):

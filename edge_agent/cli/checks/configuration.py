@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.cli.checks import Finding
 from edge_agent.core.errors import EdgeAgentError
 from edge_agent.core.private import exposed, remedy
+from edge_agent.core.served import is_served
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
@@ -67,6 +68,8 @@ def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
                 info = embedder.info
         except EdgeAgentError as problem:
             advice = "set engine.model, or train a model: docs/models.md"
+            if is_served(settings.engine.backend):
+                advice = "start the server, or correct engine.backend and engine.model: docs/triton.md"
             return None, [Finding("model", "missing", str(problem), advice)]
     if info.backend == UPSTREAM:
         found = f"none runs here: embeddings come from upstream, space {info.space}, {info.dimension} numbers"

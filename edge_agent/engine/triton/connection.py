@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -231,6 +232,7 @@ class _Unimplemented(EngineUnavailable):
 
 
 def _library() -> Any:  # noqa: ANN401 - a module without types
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is raised
     try:
         import tritonclient.grpc
     except ImportError as problem:

@@ -159,6 +159,11 @@ class TritonEngine(_Remote):
     def _begin(self) -> None:
         self._wake, self._leaving = threading.Event(), threading.Event()
 
+    @property
+    def away(self) -> bool:
+        """See `Engine.away`."""
+        return self._connection is None
+
     def check(self, test: Callable[[Engine], None]) -> None:
         """Connect, and run the self-test on this and every later connection.
 

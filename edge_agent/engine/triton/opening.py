@@ -75,10 +75,10 @@ def _stated(settings: EngineSettings, file: Path, *, patient: bool) -> Network:
     except EngineUnavailable as problem:
         if patient and (known := _read(file, settings.backend)) is not None:
             return known
-        raise EngineUnavailable(
-            f"{settings.backend}: {problem}. At the first start the server must answer, since it states the"
-            " embedding space; or name the ONNX file of its network by engine.model"
-        ) from problem
+        hint = (
+            "; the server must answer at the first start, or engine.model name the ONNX file of its network"
+        )
+        raise EngineUnavailable(f"{settings.backend}: {problem}{hint if patient else ''}") from problem
     finally:
         connection.close()
     if patient:
