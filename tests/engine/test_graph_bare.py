@@ -74,13 +74,50 @@ def test_it_is_the_network_with_other_names(kind: dict[str, Any], profile: str, 
     assert np.allclose(rows[2:3], bare_rows(graph, crops[2:3]), **tolerance)
 
 
+@pytest.mark.parametrize("taken", ["input", "fc_pred"])
+def test_a_weight_may_have_a_name_of_tao(taken: str, tmp_path: Path) -> None:
+    path = tiny_networks.reid(
+        tmp_path / "m.onnx",
+        names=("images", "rows"),
+        extra_nodes=[onnx.helper.make_node("Mul", ["mixed", taken], ["rows"])],
+        extra_weights=[onnx.numpy_helper.from_array(np.full((1, 8), 2, np.float32), taken)],
+    )
+    graph = prepare_reid(path, PROFILES["tao"])
+    crops = golden_crops(256, 128)
+    assert np.allclose(bare_rows(graph, crops), original_rows(graph, crops), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [("input", "fc_pred"), ("images", "rows")])
+def test_branches_of_an_if_read_what_is_renamed(names: tuple[str, str], tmp_path: Path) -> None:
+    def branch(factor: str) -> onnx.GraphProto:
+        kind = onnx.TensorProto.FLOAT
+        made = onnx.helper.make_tensor_value_info(f"{factor}_made", kind, ["batch", 8])
+        return onnx.helper.make_graph(
+            [onnx.helper.make_node("Mul", ["mixed", factor], [made.name])], factor, [], [made]
+        )
+
+    constants = {"yes": np.array(True), "two": np.float32([[2]]), "three": np.float32([[3]])}
+    choice = onnx.helper.make_node(
+        "If", ["yes"], [names[1]], then_branch=branch("two"), else_branch=branch("three")
+    )
+    path = tiny_networks.reid(
+        tmp_path / "m.onnx",
+        names=names,
+        extra_nodes=[choice],
+        extra_weights=[onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    graph = prepare_reid(path, PROFILES["tao"])
+    crops = golden_crops(256, 128)
+    assert np.allclose(bare_rows(graph, crops), original_rows(graph, crops), rtol=1e-5, atol=1e-4)
+
+
 def test_nothing_of_the_preparation_is_left(tmp_path: Path) -> None:
     graph = prepare_reid(tiny_networks.reid(tmp_path / "m.onnx"), PROFILES["imagenet"])
     body = onnx.load_model_from_string(bare_graph(graph).onnx).graph
     assert [node.op_type for node in body.node] == [
         "Identity", "Cast", "AveragePool", "Flatten", "MatMul", "Identity",
     ]  # fmt: skip
-    assert [weight.name for weight in body.initializer] == ["network/mix"]
+    assert [weight.name for weight in body.initializer] == ["mix"]
     assert len(body.input) == len(body.output) == 1
 
 

@@ -7,6 +7,7 @@ its precision is that of the prepared graph.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,12 +43,9 @@ def bare_graph(prepared: PreparedGraph) -> PreparedGraph:
     if not steps or _named(*_RAW) not in named:
         raise ModelError(f"{prepared.name} is not a prepared re-identification network")
     planes, rows = steps[0].output[0], named[_named(*_RAW)].input[0]
-    taken = {name for node in model.graph.node for name in node.output}
-    if taken & {BARE_INPUT, BARE_OUTPUT}:
-        from onnx.compose import add_prefix
-
-        model = add_prefix(model, "network/")
-        planes, rows = f"network/{planes}", f"network/{rows}"
+    free = {name: f"network/{name}" for name in (BARE_INPUT, BARE_OUTPUT)}
+    _rename(model.graph, free)
+    rows = free.get(rows, rows)
     if prepared.channels_last:
         head = make_node("Transpose", [BARE_INPUT], planes, f"{OURS}bare_input", perm=[0, 2, 3, 1])
     else:
@@ -65,6 +63,18 @@ def _named(kind: str, tensor: str) -> str:
     return f"{OURS}{kind}_{OURS}{tensor}"
 
 
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors, also in the branches of an `If`."""
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            for place, name in enumerate(tensors):
+                tensors[place] = names.get(name, name)
+        for attribute in node.attribute:
+            _rename(attribute.g, names)
+    for value in (*graph.initializer, *graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+
+
 def _declare(model: onnx.ModelProto, prepared: PreparedGraph) -> None:
     """Give the model TAO's input and output, and remove what only the former ones needed."""
     import onnx
@@ -72,7 +82,7 @@ def _declare(model: onnx.ModelProto, prepared: PreparedGraph) -> None:
 
     graph, kind = model.graph, onnx.TensorProto.FLOAT
     picture = helper.make_tensor_value_info(BARE_INPUT, kind, ["batch", 3, *prepared.input_size])
-    former = [value for value in graph.input if value.name in {"crops", "network/crops"}]
+    former = [value for value in graph.input if value.name == "crops"]
     graph.input.insert(0, picture)
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(BARE_OUTPUT, kind, ["batch", prepared.dimension]))
@@ -80,7 +90,7 @@ def _declare(model: onnx.ModelProto, prepared: PreparedGraph) -> None:
     for value in former:
         graph.input.remove(value)
     read = {name for node in graph.node for name in node.input}
-    for weight in [one for one in graph.initializer if OURS in one.name and one.name not in read]:
+    for weight in [one for one in graph.initializer if one.name.startswith(OURS) and one.name not in read]:
         graph.initializer.remove(weight)
 
 
