@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_agent.source.boxes import MAX_BOXES, BoxMessage
 
-QUIET_S = 0.05
+QUIET_S = 0.1
 """Time without a message of the sensor after which its frame is complete."""
 SAME_FRAME_S = 0.003
 """Messages of one frame are stamped within this time."""

@@ -312,13 +312,13 @@ def test_frames_are_complete_when_the_next_begins_or_nothing_comes():
     assert add("4", TIME, 0.03) == []  # late
     assert left == [("front", "late", 1)]
     assert assembly.seconds_to_due(0.03) == pytest.approx(QUIET_S - 0.02)
-    assert [frame.tracks for frame in assembly.due(0.0601)] == [(5,)]
-    assert add("6", TIME + 0.04, 0.061) == []
-    assert [frame.tracks for frame in assembly.due(0.2)] == [(3, 6)]
-    assert add("7", TIME + 0.04, 0.21) == []  # its frame was complete
-    assert add("8", TIME + 0.08, 0.22) == []
+    assert [frame.tracks for frame in assembly.due(0.015 + QUIET_S)] == [(5,)]
+    assert add("6", TIME + 0.04, 0.1) == []
+    assert [frame.tracks for frame in assembly.due(0.3)] == [(3, 6)]
+    assert add("7", TIME + 0.04, 0.31) == []  # its frame was complete
+    assert add("8", TIME + 0.08, 0.32) == []
     assert len(left) == 2
-    assert assembly.seconds_to_due(0.22) == pytest.approx(QUIET_S)
+    assert assembly.seconds_to_due(0.32) == pytest.approx(QUIET_S)
 
 
 def test_stamps_of_one_frame_may_differ_by_milliseconds():
