@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,11 +19,12 @@ from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.results import FrameOutcome
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, SourceError
+from edge_agent.core.loading import load
 from edge_agent.core.structures import LONE_TRACKS
 from edge_agent.source import messages
 from edge_agent.source.opening import open_sources
 from tests.agent.test_agent import command, events, wait_for
-from tests.conftest import Mosquitto, find_free_port, started
+from tests.conftest import REPO, Mosquitto, find_free_port, started
 from tests.kafka_broker import kafka_broker
 from tests.source.deepstream_messages import TIME, Seen, in_form
 
@@ -305,6 +307,17 @@ def test_what_is_missing_is_named(tmp_path: Path, change: dict[str, object], rea
     chosen = settings(tmp_path, broker, *sources, **change)
     with pytest.raises((ConfigError, SourceError), match=reason):
         open_sources(chosen.sources, tmp_path, settings=chosen)
+
+
+def test_the_example_in_the_documentation(tmp_path: Path):
+    text = (REPO / "docs" / "deepstream.md").read_text()
+    (example,) = re.findall(r"```toml deepstream\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "config.toml").write_text(example)
+    chosen = load(tmp_path / "config.toml")
+    assert [source.id for source in open_sources(chosen.sources, tmp_path, settings=chosen)] == [
+        "front",
+        "back",
+    ]
 
 
 def test_two_spaces_in_one_gallery_are_refused(tmp_path: Path, mosquitto: Mosquitto):
