@@ -39,6 +39,8 @@ CONNECT_S = 6.0
 LOST_S = 2.0
 """A connection that is lost for longer is an outage of the source."""
 _TICK_S = 0.5
+_MOST_UNKNOWN = 16
+"""Sensors without a source that are named in the log; their names come from outside."""
 _MARGIN_S = 0.1
 
 
@@ -72,6 +74,7 @@ class MessageReceiver:
         self._changed = threading.Condition()
         self._lifetime = threading.Lock()
         self._users = 0
+        self._unknown: set[str] = set()
 
     @property
     def left_out(self) -> Mapping[str, int]:
@@ -144,10 +147,17 @@ class MessageReceiver:
         camera = self._routes.get(message.camera)
         if camera is None:
             if self._names.get(message.camera, message.camera) not in self._others:
-                self._upstream.count(visible(message.camera), {"sensor": len(message.boxes)})
+                self._count_unknown(message)
             return
         with self._changed:
             self._put(self._assembly.add(message.of(camera), time.monotonic()))
+
+    def _count_unknown(self, message: BoxMessage) -> None:
+        name = visible(message.camera)
+        if name not in self._unknown and len(self._unknown) >= _MOST_UNKNOWN:
+            name = "of other sensors"
+        self._unknown.add(name)
+        self._upstream.count(name, {"sensor": len(message.boxes)})
 
     def outside(self, camera: str, boxes: int) -> None:
         """Count boxes that are outside the picture."""

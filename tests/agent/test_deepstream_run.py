@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
+from structlog.testing import capture_logs
 
 from edge_agent.agent.daemon import Agent
 from edge_agent.agent.outputs import Outputs
@@ -22,6 +23,8 @@ from edge_agent.core.errors import ConfigError, SourceError
 from edge_agent.core.loading import load
 from edge_agent.core.structures import LONE_TRACKS
 from edge_agent.source import messages
+from edge_agent.source.deepstream import parse_deepstream
+from edge_agent.source.messages import MessageReceiver
 from edge_agent.source.opening import open_sources
 from tests.agent.test_agent import command, events, wait_for
 from tests.conftest import REPO, Mosquitto, find_free_port, started
@@ -307,6 +310,20 @@ def test_what_is_missing_is_named(tmp_path: Path, change: dict[str, object], rea
     chosen = settings(tmp_path, broker, *sources, **change)
     with pytest.raises((ConfigError, SourceError), match=reason):
         open_sources(chosen.sources, tmp_path, settings=chosen)
+
+
+def test_sensors_without_a_source_are_counted_and_some_are_named(tmp_path: Path):
+    chosen = settings(tmp_path, "mqtt://127.0.0.1:1883", external_cameras={"Y-1": "yard"})
+    receiver = MessageReceiver(chosen, others=["yard", "hall"])
+    with capture_logs() as logs:
+        for sensor in ("yard", "hall", "Y-1"):  # those have pictures, and their boxes come here too
+            receiver.add(parse_deepstream(*in_form("minimal", [Seen()], sensor=sensor), dimension=D))
+        assert not receiver.left_out["sensor"]
+        for number in range(100):
+            (payload,) = in_form("minimal", [Seen()], sensor=f"strange-{number}")
+            receiver.add(parse_deepstream(payload, dimension=D))
+    assert receiver.left_out["sensor"] == 100
+    assert 1 < sum(entry["log_level"] == "warning" for entry in logs) < 20
 
 
 def test_the_example_in_the_documentation(tmp_path: Path):
