@@ -31,6 +31,8 @@ CONNECT_TIMEOUT_S = 5.0
 """For TCP, TLS and login together."""
 REQUEST_TIMEOUT_S = 10.0
 """A broker that does not answer a request for this time is taken for dead."""
+OFFSET_TIMEOUT_S = 1.0
+"""For the end of one partition; short, since it delays a stop."""
 POLL_S = 0.2
 """Longest wait of a client's thread, and thereby of a stop."""
 MOST_BEHIND = 2000
@@ -209,8 +211,10 @@ class KafkaBrokers:
     def problem(self, error: Any) -> DeliveryError:  # noqa: ANN401 - a KafkaError
         """Translate an error of librdkafka; its type states whether a retry helps."""
         if error.name() == _ALL_DOWN:  # they hang up, and librdkafka has no reason
-            text = "no broker keeps the connection; does it expect TLS (kafka.tls)?"
-            return BrokerUnreachable(f"{self.url}: {text}")
+            wanted = "a client certificate (kafka.cert_file)" if self.settings.tls else "TLS (kafka.tls)"
+            return BrokerUnreachable(
+                f"{self.url}: no broker keeps the connection; does it expect {wanted}, or a login?"
+            )
         kind = BrokerRefused if is_refusal(error) else BrokerUnreachable
         return kind(f"{self.url}: {error_text(error)}{_REFUSALS.get(error.name(), '')}")
 
@@ -289,15 +293,24 @@ class Consumer:
         return found
 
     def begin(self, topics: dict[str, list[int]]) -> None:
-        """Read these partitions from now on: messages that are there already are not read."""
-        library = client_library()
-        self._client.assign(
-            [
-                library.TopicPartition(topic, number, library.OFFSET_END)
-                for topic, numbers in topics.items()
-                for number in numbers
-            ]
-        )
+        """Read these partitions from their present ends on; what is sent after this is received.
+
+        Raises:
+            BrokerUnreachable, BrokerRefused: a broker does not state an end.
+        """
+        library, begins = client_library(), []
+        for topic, numbers in topics.items():
+            for number in numbers:
+                one = library.TopicPartition(topic, number)
+                try:
+                    one.offset = self._client.get_watermark_offsets(one, timeout=OFFSET_TIMEOUT_S)[1]
+                except library.KafkaException as problem:
+                    self._client.poll(0)
+                    raise self._brokers.failure(self._errors) or self._brokers.problem(
+                        problem.args[0]
+                    ) from None
+                begins.append(one)
+        self._client.assign(begins)
 
     def poll(self, timeout_s: float) -> Any:  # noqa: ANN401 - a Message of confluent_kafka, or None
         """Return the next message, None when none comes.

@@ -54,6 +54,7 @@ SILENT_S = 60.0
 STOP_S = 1.0
 """Time for the end of the thread, in which the last copies are sent."""
 CONTENT_TYPES = {"json": "application/json", "protobuf": "application/x-protobuf"}
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError)
 _TOPIC, _GAP = "identity", "gap"
 """Of the rows: copies, and notes of copies that were dropped."""
 
@@ -242,12 +243,17 @@ class Copies:
             self._wake.clear()
 
     def _send(self, row: Row) -> None:
-        if row.topic == _GAP:
-            self._report_dropped(row)
-            return
-        event = json.loads(row.body)
         try:
-            self._target.send(event["data"]["camera"], self._form(event), self._is_over)
+            if row.topic == _GAP:
+                self._report_dropped(row)
+                return
+            event = json.loads(row.body)
+            key, payload = str(event["data"]["camera"]), self._form(event)
+        except _MALFORMED as problem:  # another program has written the row
+            self._set_aside(row, f"{type(problem).__name__}: not an event of this agent")
+            return
+        try:
+            self._target.send(key, payload, self._is_over)
         except MessageRefused as problem:
             self._set_aside(row, str(problem))
             return
@@ -294,10 +300,11 @@ class Copies:
 
     def _report_dropped(self, row: Row) -> None:
         data: dict[str, Any] = json.loads(row.body)["data"]
+        reason, count = str(data["reason"]), int(data["count"])
         self.outbox.acknowledge([row.seq])
-        if data["reason"] != "rejected":  # those are set aside, and were reported
-            self.counters["dropped"] += data["count"]
-            log.warning("copies are dropped", reason=data["reason"], count=data["count"])
+        if reason != "rejected":  # those are set aside, and were reported
+            self.counters["dropped"] += count
+            log.warning("copies are dropped", reason=reason, count=count)
 
     def _do_upkeep(self) -> None:
         """Delete what was sent, and drop what is too old or too much."""

@@ -26,6 +26,7 @@ def with_copies(path: Path, brokers: str, form: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_kafka_has_every_copy(tmp_path: Path, pictures: dict[int, list[bytes]]) -> None:
     put_all(tmp_path / "crops", pictures)
     file = tmp_path / "events.jsonl"

@@ -407,6 +407,42 @@ def test_large_messages_over_kafka(cluster):
         target.close()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{}", b"null", b"\xff", b"[" * 100_000, b'{"data": {"camera": "c"}}',
+        json.dumps(event() | {"source": "x"}).encode(),
+        json.dumps(event() | {"data": event()["data"] | {"bbox": [1e400] * 4}}).encode(),
+    ],
+)  # fmt: skip
+def test_a_row_that_another_program_has_written_is_set_aside(body, cluster, tmp_path):
+    with running(tmp_path, kafka_target(cluster, "rows")) as (copies, publisher):
+        copies.outbox.append(body, "identity")
+        copies.outbox.append(body, "gap")
+        publisher.publish(identity(1))
+        assert copies.drain(20)
+        until(lambda: copies.outbox.is_empty)
+        assert copies.counters["delivered"] == 1
+
+
+def test_a_broker_of_mqtt_that_is_frozen(mosquitto, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "ACK_TIMEOUT_S", 0.3)
+    with (
+        Listener(mosquitto.port, "metropolis/#") as listener,
+        running(tmp_path, mqtt_target(mosquitto.port)) as (copies, publisher),
+    ):
+        publisher.publish(identity(1))
+        assert copies.drain(20)
+        os.kill(mosquitto.process.pid, signal.SIGSTOP)
+        try:
+            publisher.publish(identity(2))
+            until(lambda: "no PUBACK" in (copies.problem or ""))
+        finally:
+            os.kill(mosquitto.process.pid, signal.SIGCONT)
+        assert copies.drain(20)
+        until(lambda: len({one.message["messageid"] for one in listener.heard}) == 2)
+
+
 def test_nobody_has_subscribed(mosquitto, tmp_path):
     with running(tmp_path, mqtt_target(mosquitto.port)) as (copies, publisher):
         publisher.publish(identity(1))
