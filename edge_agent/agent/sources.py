@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FILE_BURST = 4
 """Frames taken from recorded files in one round, so that the engine gets a batch of useful size."""
 
+MESSAGE_BURST = 16
+"""The same of a live source that keeps more than one item."""
+
 Polled = tuple[FrameReader, Item]
 """An item and the reader that it comes from."""
 
@@ -113,8 +116,14 @@ class SourcePoller:
 
         If there is one, `wait_for_others` waits up to `max_delay_s` for live cameras that have none yet.
         """
-        found = [(reader, reader.poll()) for reader in self.readers if reader.live]
-        items = [(reader, item) for reader, item in found if item is not None] + self._poll_files()
+        live = [reader for reader in self.readers if reader.live]
+        items = [
+            (reader, item)
+            for reader in live
+            for _ in range(min(reader.backlog, MESSAGE_BURST))
+            if (item := reader.poll()) is not None
+        ]
+        items += self._poll_files()
         if wait_for_others and items and self.max_delay_s:
             polled = {id(reader) for reader, _ in items}
             missing = [r for r in self.readers if r.live and not r.ended and id(r) not in polled]

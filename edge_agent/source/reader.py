@@ -28,7 +28,7 @@ class FrameReader:
 
     One thread repeats the attempts to read and reports the state (`ReadLoop`); for each attempt, a worker
     thread runs the source (`Attempt`). A lost source is opened again after a random wait
-    (`read_loop.BACKOFF_S`). `live` and `ends` are those of the source.
+    (`read_loop.BACKOFF_S`). `live`, `ends` and `backlog` are those of the source.
 
     Args:
         source: what to read.
@@ -42,7 +42,8 @@ class FrameReader:
         self.camera, self.live, self.ends = source.id, source.live, source.ends
         self._source = source
         changed = threading.Condition()
-        limit = getattr(source, "backlog", 1) if source.live else QUEUE_LIMIT
+        self.backlog: int = getattr(source, "backlog", 1)
+        limit = self.backlog if source.live else QUEUE_LIMIT
         self._buffer = ItemBuffer(changed, live=source.live, limit=limit)
         self._loop = ReadLoop(source, self._buffer, changed, wake.set, on_status)
         self._thread: threading.Thread | None = None

@@ -36,6 +36,7 @@ class Recorded:
     live = False
     ends = True
     dropped = 0
+    backlog = 1
 
     def __init__(self, camera: str, items: Sequence[Frame | CropBatch]) -> None:
         self.camera = camera
@@ -296,7 +297,7 @@ def test_max_delay_is_the_wait_for_the_other_cameras(max_delay_ms: int, cameras:
     class Camera:
         """Has its item at the first poll, or at a later one."""
 
-        live, ended = True, False
+        live, ended, backlog = True, False, 1
 
         def __init__(self, camera: str, polls: int) -> None:
             self.camera, self._polls = camera, polls
@@ -309,3 +310,13 @@ def test_max_delay_is_the_wait_for_the_other_cameras(max_delay_ms: int, cameras:
     settings = EngineSettings(max_delay_ms=max_delay_ms)
     poller = SourcePoller([Camera("early", 1), Camera("late", 3)], wake, settings.max_delay_ms / 1000)
     assert [item for _, item in poller.poll(wait_for_others=True)] == cameras
+
+
+def test_a_camera_that_keeps_items_gives_them_all_in_one_round() -> None:
+    class Messages(Live):
+        backlog = 64
+
+    camera = Messages("a", [frame("a", n, n * 0.1) for n in range(1, 21)])
+    poller = SourcePoller([camera], threading.Event(), 0.0)  # type: ignore[list-item]  # has what is used
+    taken = [[item.number for _, item in poller.poll(wait_for_others=False)] for _ in range(2)]
+    assert taken == [list(range(1, 17)), [17, 18, 19, 20]]
