@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edge_agent.core.nv_frame import decode_frame
+from edge_agent.core.nv_frame import NvFrame, NvObject, decode_frame, encode_frame
 from tests.agent.test_agent import config, events, pictures, put_all, run, running, wait_for
 from tests.conftest import Mosquitto
 from tests.kafka_broker import kafka_broker
@@ -80,3 +82,45 @@ def test_kills_and_an_absent_broker_lose_no_copy(
         copies = in_kafka()
     assert list(copies) == sorted(copies)
     assert len(published) >= 15
+
+
+@pytest.mark.slow
+def test_embeddings_of_deepstream_in_and_identities_out_over_kafka(tmp_path: Path) -> None:
+    """No camera, no network, no MQTT: people come from one topic, and go to another with their identity."""
+    random = np.random.default_rng(1)
+    people = [random.normal(size=256).astype(np.float32) for _ in range(3)]
+    with kafka_broker(1, ("deepstream",)) as broker:
+        path = tmp_path / "config.toml"
+        path.write_text(f"""
+state_dir = "{tmp_path / "state"}"
+[[sources]]
+id = "front"
+url = "deepstream:HWY-20"
+size = [1920, 1080]
+[detector]
+external_transport = "kafka"
+external_topics = ["deepstream"]
+external_space = "some-space"
+external_dimension = 256
+""")
+        with_copies(path, broker.brokers[0], "protobuf")
+        log = tmp_path / "log"
+        with running("run", "--config", path, log=log) as agent:
+            wait_for("connection", lambda: "external_boxes_connected" in log.read_text())
+            for number in range(30):
+                objects = [
+                    NvObject(
+                        str(track), (300 * track, 200, 300 * track + 100, 500), "Person", 0.9, {},
+                        vector + random.normal(size=256, scale=0.05).astype(np.float32),
+                    )
+                    for track, vector in enumerate(people, start=1)
+                ]  # fmt: skip
+                frame = NvFrame("HWY-20", str(number), time.time(), objects)
+                broker.send("deepstream", encode_frame(frame), key=b"HWY-20")
+                time.sleep(0.1)
+            copies = [decode_frame(one.value()) for one in broker.stored("people", 3)]
+            agent.terminate()
+            assert agent.wait(20) == 0
+    assert {one.sensor for one in copies} == {"front"}
+    assert len({one.objects[0].id for one in copies}) == 3
+    assert {one.objects[0].info["kind"] for one in copies} == {"enrolled"}
