@@ -5,6 +5,7 @@ confluent_kafka (librdkafka) is imported when the first client is made; it is th
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
@@ -133,7 +134,7 @@ class KafkaBrokers:
             "security.protocol": ("SASL_" if login else "") + ("SSL" if chosen.tls else "PLAINTEXT"),
             "socket.connection.setup.timeout.ms": int(1000 * CONNECT_TIMEOUT_S),
             "socket.timeout.ms": int(1000 * REQUEST_TIMEOUT_S),
-            "reconnect.backoff.max.ms": 1000 * RECONNECT_S[1],
+            "reconnect.backoff.max.ms": int(1000 * RECONNECT_S[1]),
             "receive.message.max.bytes": LARGEST_ANSWER,
             "log_level": 0,  # it would write to standard error; what matters comes as an error, too
             "error_cb": on_error,
@@ -149,6 +150,8 @@ class KafkaBrokers:
             ConfigError: librdkafka does not take an option.
         """
         library = client_library()
+        if self.sends_password_openly:
+            _warn_of_password(self.url)
         try:
             return getattr(library, kind)(options)
         except library.KafkaException as problem:
@@ -217,6 +220,12 @@ class KafkaBrokers:
             )
         kind = BrokerRefused if is_refusal(error) else BrokerUnreachable
         return kind(f"{self.url}: {error_text(error)}{_REFUSALS.get(error.name(), '')}")
+
+
+@functools.cache
+def _warn_of_password(url: str) -> None:
+    """Log it once for each address."""
+    _log.warning("kafka_password_unencrypted", brokers=url, advice="set kafka.tls")
 
 
 _LOGIN = "; check kafka.mechanism, username and password"

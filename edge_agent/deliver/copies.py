@@ -302,7 +302,7 @@ class Copies:
         data: dict[str, Any] = json.loads(row.body)["data"]
         reason, count = str(data["reason"]), int(data["count"])
         self.outbox.acknowledge([row.seq])
-        if reason != "rejected":  # those are set aside, and were reported
+        if reason not in {"rejected", "erased"}:  # set aside, or wanted
             self.counters["dropped"] += count
             log.warning("copies are dropped", reason=reason, count=count)
 

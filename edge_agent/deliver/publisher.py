@@ -213,22 +213,27 @@ class Publisher:
         self._pump.wake.signal()
 
     def drain(self, timeout: float) -> bool:
-        """Wait until the broker has every event.
+        """Wait until the broker has every event, and that of the copies every copy.
 
         Returns False when some are left after `timeout` seconds, or when for `PATIENCE_S` only events without
         subscriber were left.
         """
-        events = self._pump.events
         deadline = time.monotonic() + timeout
+        if not self._drain_events(deadline):
+            return False
+        return self.origin.drain_copies(max(deadline - time.monotonic(), 0.0))
+
+    def _drain_events(self, deadline: float) -> bool:
+        events = self._pump.events
         with events.drained:
             while (left := deadline - time.monotonic()) > 0:
                 if self._is_drained:
-                    return self.origin.drain_copies(left)
+                    return True
                 stalled = events.stalled_since
                 if stalled is not None and time.monotonic() - stalled > PATIENCE_S:
                     return False
                 events.drained.wait(min(left, 0.5))
-        return self._is_drained and self.origin.drain_copies(0.0)
+        return self._is_drained
 
     def stored(self, seq: int, last: int, most: int) -> list[tuple[int, bytes]]:
         """Return the first events that wait, above `seq` and up to `last`: see `Stored.between`."""

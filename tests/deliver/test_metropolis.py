@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_agent.core.clock import Clock
 from edge_agent.core.codec import encode
@@ -82,6 +86,7 @@ def event(**changes: Any) -> dict[str, Any]:
     return message
 
 
+@functools.cache
 def frame_class() -> Any:
     """`nv.Frame` by google's library, from the schema's field numbers."""
     file = descriptor_pb2.FileDescriptorProto(name="nv.proto", package="nv", syntax="proto3")
@@ -144,6 +149,28 @@ def test_protobuf_as_googles_library_and_our_reader_have_it():
     assert (own.sensor, own.id, own.time) == ("cam1", "11", 1_700_000_000.25)
     assert own.objects[0].id == "p-0001"
     assert own.objects[0].info == dict(person.info)
+
+
+@given(
+    name=st.none() | st.text(max_size=200),
+    identity=st.none() | st.text(min_size=1, max_size=64),
+    box=st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
+    score=st.none() | st.floats(-1, 1),
+    moment=st.floats(0, 4e9),
+)
+def test_any_event_is_written_and_read(name, identity, box, score, moment):
+    changes = {"name": name, "identity": identity, "score": score, "time": moment}
+    sent = event(**changes, box=np.array(box, np.float32))
+    found = json.loads(to_json(sent))
+    frame = frame_class().FromString(to_frame(sent))
+    (person,) = frame.objects
+    assert person.id == found["object"]["id"] == (identity or UNTRACKED)
+    assert dict(person.info) == found["object"]["info"]
+    assert person.info.get("name") == (name or None)
+    assert decode_frame(to_frame(sent)).objects[0].info == dict(person.info)
+    corners = [person.bbox.leftX, person.bbox.topY, person.bbox.rightX, person.bbox.bottomY]
+    assert corners == pytest.approx(box, abs=0.01, rel=1e-4)
+    assert list(found["object"]["bbox"].values()) == pytest.approx(box, abs=1.01, rel=1e-4)
 
 
 @pytest.mark.parametrize("form", [to_json, to_frame])
