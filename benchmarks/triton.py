@@ -66,7 +66,7 @@ def main() -> None:
     options.add_argument("--pictures", type=Path, help="data set in Market-1501 layout")
     options.add_argument("--video", type=Path, help="video for the whole agent")
     options.add_argument("--detector", default="hog")
-    options.add_argument("--rounds", type=int, default=12)
+    options.add_argument("--rounds", type=int, default=8)
     options.add_argument("--output", type=Path, required=True)
     given = options.parse_args()
     configure("warning")

@@ -6,16 +6,18 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError, EdgeAgentError, EngineUnavailable, InputError, ModelError
 from edge_agent.core.files import MAX_TEXT_BYTES, read_file
 from edge_agent.core.served import ServedModel, parse_served
+from edge_agent.core.text import visible
 from edge_agent.engine.base import Submission
 from edge_agent.engine.graph.nodes import one_line
 from edge_agent.engine.graph.prepared import PreprocessProfile
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _GRACE_S = 1.0
 """Beyond the deadline, which gRPC itself keeps."""
+_FORGET_S = 1.0
+"""Deadline of calls that only tidy up."""
 _CHANNEL = {
     # A server that vanished without a word is noticed during a call. No pings between calls: Triton closes
     # connections that ping more than every five minutes without data.
@@ -41,14 +45,17 @@ _CHANNEL = {
     # Connections of their own, since a shared one waits up to two minutes after failures.
     "grpc.use_local_subchannel_pool": 1,
     "grpc.enable_retries": 0,
+    "grpc.enable_http_proxy": 0,
 }
+_LONGEST = 500
+"""Characters of a server's message that are shown."""
 _PERMANENT = {"NOT_FOUND": ModelError, "UNAUTHENTICATED": ConfigError, "PERMISSION_DENIED": ConfigError}
 """Answers that the same call gets again until somebody changes something."""
 
 
 @dataclass(slots=True)
 class Run(Submission):
-    """A batch in flight, in one request or several; `rows` are `(count, D)` once it is done."""
+    """A batch in flight, in one request or several; `rows` are `(count, D)` once they were taken."""
 
     connection: Connection | None = field(default=None, kw_only=True)
     answers: list[Any] = field(default_factory=list, kw_only=True)
@@ -56,6 +63,7 @@ class Run(Submission):
     began: float = field(default=0.0, kw_only=True)
     ended: float = field(default=0.0, kw_only=True)
     done: threading.Event = field(default_factory=threading.Event, kw_only=True)
+    rows: NDArray[np.float32] | None = field(default=None, kw_only=True)
 
 
 class Connection:
@@ -89,9 +97,9 @@ class Connection:
             ConfigError: it refuses the login.
         """
         name, version = self.model.model, self.model.version
-        metadata = self._ask(lambda how: self._client.get_model_metadata(name, version, **how))
+        metadata = self._ask(self._client.get_model_metadata, name, version)
         try:
-            config = self._ask(lambda how: self._client.get_model_config(name, version, **how)).config
+            config = self._ask(self._client.get_model_config, name, version).config
         except _Unimplemented:
             config = None
         self.served = read_served(self.model, metadata, config)
@@ -99,8 +107,8 @@ class Connection:
 
     def close(self, *, lost: bool = False) -> None:
         """Close the channel; batches in flight fail. Unless `lost`, the server forgets shared memory."""
-        for name in () if lost else tuple(self._shared):
-            self.unshare(name)
+        if not lost:
+            self.unshare(self._shared.copy())
         self._client.close()
 
     @property
@@ -110,19 +118,16 @@ class Connection:
 
     def share(self, region: Region) -> None:
         """Let the server read a region; EngineUnavailable, ModelError: it does not."""
-        self.unshare(region.name)  # of an earlier connection to the same server
-        self._ask(
-            lambda how: self._client.register_system_shared_memory(
-                region.name, f"/{region.name}", region.size, **how
-            )
-        )
+        self.unshare([region.name])  # of an earlier connection to the same server
+        self._ask(self._client.register_system_shared_memory, region.name, f"/{region.name}", region.size)
         self._shared.add(region.name)
 
-    def unshare(self, name: str) -> None:
-        """End `share`, as far as the server answers."""
-        self._shared.discard(name)
+    def unshare(self, names: Iterable[str]) -> None:
+        """End `share` of regions, as far as the server answers within `_FORGET_S`."""
         with contextlib.suppress(EdgeAgentError):
-            self._ask(lambda how: self._client.unregister_system_shared_memory(name, **how))
+            for name in names:
+                self._shared.discard(name)
+                self._ask(self._client.unregister_system_shared_memory, name, seconds=_FORGET_S)
 
     def begin(self, run: Run, slot: Slot, profile: PreprocessProfile) -> None:
         """Send the first `run.count` pictures of a slot, in as many requests as the model needs."""
@@ -201,9 +206,10 @@ class Connection:
         rows: NDArray[np.float32] = found
         return rows
 
-    def _ask(self, call: Callable[[dict[str, Any]], Any]) -> Any:  # noqa: ANN401 - protobuf messages
+    def _ask(self, call: Callable[..., Any], *words: object, seconds: float = 0.0) -> Any:  # noqa: ANN401
+        """Return the protobuf message that answers a call; `seconds`: deadline, 0 for that of a batch."""
         try:
-            return call({"headers": self._headers(), "client_timeout": self._timeout_s})
+            return call(*words, headers=self._headers(), client_timeout=seconds or self._timeout_s)
         except Exception as problem:  # noqa: BLE001 - InferenceServerException, ValueError of a closed channel
             self._raise(problem)
 
@@ -213,7 +219,7 @@ class Connection:
     def _raise(self, problem: Exception) -> NoReturn:
         """Raise what an error of tritonclient means."""
         status = str(getattr(problem, "status", lambda: "")() or "").removeprefix("StatusCode.")
-        message = one_line(getattr(problem, "message", lambda: "")() or problem)
+        message = visible(one_line(getattr(problem, "message", lambda: "")() or problem), _LONGEST)
         if status == "DEADLINE_EXCEEDED":
             raise EngineUnavailable(self._late()) from problem
         if status == "UNIMPLEMENTED":
@@ -237,8 +243,8 @@ def _library() -> Any:  # noqa: ANN401 - a module without types
         import tritonclient.grpc
     except ImportError as problem:
         raise ConfigError(
-            "the backend triton needs tritonclient with gRPC: install edge-agent with the extra `triton`"
-            f" (pip install 'edge-agent[triton]'); {one_line(problem)}"
+            f"the backend triton needs the extra triton ({one_line(problem)}); install it:"
+            f" {install_command('triton')}"
         ) from problem
     return tritonclient.grpc
 

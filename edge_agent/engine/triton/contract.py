@@ -142,7 +142,7 @@ class Served:
         stated = self.stated.get(SPACE, "")
         if stated and stated != wanted.space:
             raise ModelError(
-                f"{self.model} has the embedding space {stated}, but {wanted.name} with profile"
+                f"{self.model} has the embedding space {visible(stated, 64)}, but {wanted.name} with profile"
                 f" {wanted.profile.name} has {wanted.space}: they cannot be compared; name the served network"
                 " by engine.model, or serve the one that is named"
             )

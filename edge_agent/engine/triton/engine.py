@@ -18,6 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, EngineUnavailable
+from edge_agent.core.served import parse_served
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.graph.nodes import one_line
@@ -99,8 +100,8 @@ class _Remote(Engine):
     def _wait(self, run: Run) -> None:
         if run.error is None and run.connection is not None:
             try:
-                run.answers = [run.connection.rows(run, self._network.dimension)]
-            except EdgeAgentError as problem:
+                run.rows = run.connection.rows(run, self._network.dimension)
+            except Exception as problem:  # noqa: BLE001 - raised by `collect`
                 run.error = problem
         if run.error is not None:
             run.error = EngineUnavailable(one_line(run.error))
@@ -108,8 +109,8 @@ class _Remote(Engine):
                 self._lose(run.connection, str(run.error))
 
     def _rows(self, run: Run) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = run.answers[0]
-        return rows
+        assert run.rows is not None  # else there is an error
+        return run.rows
 
     def _lose(self, connection: Connection, reason: str) -> None:
         """A batch on this connection has failed."""
@@ -131,9 +132,9 @@ class _Trial(_Remote):
 
     def _end(self) -> None:
         assert self._connection is not None
-        for slot in self._slots_made:
-            for region in slot.regions.values():
-                self._connection.unshare(region.name)
+        self._connection.unshare(
+            [region.name for slot in self._slots_made for region in slot.regions.values()]
+        )
 
 
 class TritonEngine(_Remote):
@@ -144,8 +145,8 @@ class TritonEngine(_Remote):
     """
 
     def __init__(self, settings: EngineSettings, network: Network, *, max_batch: int, patient: bool) -> None:
-        model = Connection(settings).model  # finds wrong settings early
-        local = model.is_loopback and settings.triton_shared_memory == "auto"
+        Connection(settings).close()  # finds wrong settings early
+        local = parse_served(settings.backend).is_loopback and settings.triton_shared_memory == "auto"
         super().__init__(settings, network, max_batch=max_batch, shared=local)
         self._patient = patient
         self._test: Callable[[Engine], None] = _nothing
@@ -203,6 +204,8 @@ class TritonEngine(_Remote):
         try:
             self._trying = connection
             connection.open().served.check(self._network)
+            if self._leaving.is_set():
+                raise EngineUnavailable("the engine is closed")  # noqa: TRY301
             precision = connection.served.precision(self._settings.precision)
             sharing = self._sharing
             self._sharing = False  # if the self-test fails: the next attempt is without
