@@ -117,7 +117,8 @@ class Server:
         return f"triton:127.0.0.1:{self.port}/{model}"
 
     def start(self) -> Server:
-        """Start the process and wait until all models can be used."""
+        """Start the process, again if it was running, and wait until all models can be used."""
+        self.stop()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, env=dict(self.environment), stdout=log, stderr=log, cwd=self.folder,
@@ -147,6 +148,11 @@ class Server:
             os.killpg(self.process.pid, number)
         else:
             self.process.send_signal(number)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self.process is not None and self.process.poll() is not None
 
     def children(self) -> list[int]:
         """Ids of the processes of the backends."""

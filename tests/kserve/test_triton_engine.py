@@ -22,6 +22,8 @@ from tests import tiny_networks
 from tests.kserve import repository
 from tests.kserve.environment import Server
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Served:
