@@ -164,10 +164,13 @@ class KafkaBrokers:
         """Return how many brokers the cluster has, and which of `topics` it lacks.
 
         Raises:
-            BrokerUnreachable, BrokerRefused: no broker answers, or they refuse the login.
+            BrokerUnreachable, BrokerRefused: a broker does not answer, or refuses the login.
         """
         with Consumer(self) as consumer:
             found = consumer.partitions(topics)
+            consumer.begin(
+                found
+            )  # asks the brokers that have the partitions, by the addresses that they state
             return consumer.brokers, [topic for topic in topics if not found[topic]]
 
     def metadata(
@@ -314,10 +317,9 @@ class Consumer:
                 try:
                     one.offset = self._client.get_watermark_offsets(one, timeout=OFFSET_TIMEOUT_S)[1]
                 except library.KafkaException as problem:
-                    self._client.poll(0)
-                    raise self._brokers.failure(self._errors) or self._brokers.problem(
-                        problem.args[0]
-                    ) from None
+                    self._client.poll(0)  # hands over the reasons
+                    reason = next(iter(self._errors), problem.args[0])
+                    raise self._brokers.failure(self._errors) or self._brokers.problem(reason) from None
                 begins.append(one)
         self._client.assign(begins)
 

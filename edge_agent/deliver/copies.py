@@ -62,10 +62,14 @@ _TOPIC, _GAP = "identity", "gap"
 def open_copies(settings: Settings, clock: Clock) -> Copies | None:
     """Return the copies of the section `metropolis`, not entered; None where there are none.
 
-    Errors: see `copies_target`.
+    Those that wait from an earlier run do not become older than `outbox.max_age_hours` either way.
+    Errors: see `copies_target` and `Outbox.__enter__`.
     """
     target = copies_target(settings)
     if target is None:
+        if (settings.state_dir / COPIES_FILE).exists():
+            with make_outbox(settings, clock, COPIES_FILE) as left:
+                left.expire()
         return None
     return Copies(make_outbox(settings, clock, COPIES_FILE), target, settings.metropolis.format)
 

@@ -47,6 +47,7 @@ from edge_agent.source.deepstream import parse_deepstream
 from tests.conftest import REPO, find_free_port
 from tests.deliver.deliver_fixtures import (
     INFO,
+    CalledTime,
     Listener,
     broker_at,
     configured_mosquitto,
@@ -612,6 +613,19 @@ def test_settings_that_lack_a_broker(tmp_path):
         with pytest.raises(ConfigError, match="broker"):
             open_copies(Settings(state_dir=tmp_path, metropolis=chosen), Clock())
     assert open_copies(Settings(state_dir=tmp_path), Clock()) is None
+
+
+def test_copies_that_are_left_when_they_are_switched_off_become_too_old(tmp_path):
+    seconds = [0.0]
+    clock = Clock(CalledTime(lambda: seconds[0]))
+    with outbox_at(tmp_path / COPIES_FILE, clock=clock) as copies:
+        copies.append(b"{}", "identity")
+        seconds[0] = 3600.0
+        copies.append(b"{}", "identity")
+    seconds[0] = 3700.0
+    assert open_copies(Settings(state_dir=tmp_path, outbox={"max_age_hours": 1.0}), clock) is None
+    with outbox_at(tmp_path / COPIES_FILE, clock=clock) as copies:
+        assert copies.depth.rows == 1
 
 
 def test_errors_have_names():

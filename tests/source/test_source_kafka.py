@@ -148,6 +148,15 @@ def test_a_topic_that_does_not_exist_yet(broker, monkeypatch):
         assert changes == []
 
 
+def test_a_broker_that_states_an_address_which_nobody_knows(broker):
+    broker.advertise("kafka.invalid", 9092)
+    with reading(broker.brokers[0], "boxes") as (_, changes, problems):
+        until(lambda: "Failed to resolve 'kafka.invalid:9092'" in problems.get("unreachable", ""))
+        assert changes == []
+    with pytest.raises(BrokerUnreachable, match="Failed to resolve"):
+        KafkaBrokers.of(settings(*broker.brokers)).check(["boxes"])
+
+
 def test_a_topic_that_is_not_permitted(broker):
     broker.refuse("boxes", TOPIC_AUTHORIZATION_FAILED)
     with reading(broker.brokers[0], "boxes") as (_, changes, problems):
