@@ -15,6 +15,7 @@ def test_which_errors_a_later_attempt_may_overcome() -> None:
         "DiskFull",
         "DownloadInterrupted",
         "BrokerUnreachable",
+        "EngineUnavailable",
     }
     assert issubclass(MessageTooLarge, DeliveryError)
     assert all(issubclass(one, EdgeAgentError) for one in classes if one is not Retryable)

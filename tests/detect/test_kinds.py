@@ -552,5 +552,5 @@ def test_the_real_network_is_refused_as_every_other_kind(tmp_path, yolox_onnx, l
 
 
 def test_an_external_detector_is_not_opened_here():
-    with pytest.raises(ConfigError, match="MQTT"):
+    with pytest.raises(ConfigError, match="from a broker"):
         open_detector("external")
