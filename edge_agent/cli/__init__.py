@@ -21,7 +21,7 @@ COMMANDS = {
     "doctor": "Check everything that the agent needs; exit 1 if something required is missing.",
     "dataset": "Count the pictures of a data set in Market-1501 layout, and list files that cannot be used.",
     "train": "Train a re-identification network; Ctrl-C stops after the current step and saves a checkpoint.",
-    "export": "Export a network, checked, to ONNX, into a model repository of a Triton server, or for DeepStream.",
+    "export": "Export a network, checked, to ONNX, to a Triton model repository, or for DeepStream.",
     "embed": "Embed crops; pictures that cannot be read are left out and listed.",
     "evaluate": "Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold.",
     "calibrate": "Choose a precision that keeps the accuracy, and the match threshold; make both active.",

@@ -99,7 +99,7 @@ def command(
     config: arguments.ConfigOption = None,
     as_json: arguments.JsonOption = False,
 ) -> None:
-    """Export a network, checked, to ONNX, into a model repository of a Triton server, or for DeepStream.
+    """Export a network, checked, to ONNX, to a Triton model repository, or for DeepStream.
 
     A checkpoint needs PyTorch, and is compared with it to 1e-4. Any other network is exported as the agent
     runs it: in the same precision, and for TensorRT as the same plan. More: docs/triton.md,
