@@ -16,7 +16,7 @@ from edge_agent.agent import stages
 from edge_agent.agent.daemon import Agent
 from edge_agent.agent.outputs import Outputs
 from edge_agent.core.loading import load
-from edge_agent.embed.opening import open_embedder
+from edge_agent.embed.opening import open_agent_embedder
 from tests.agent.test_agent import (
     PEOPLE,
     Listener,
@@ -76,14 +76,14 @@ def test_an_engine_that_is_built_at_the_start_is_reported(
 ) -> None:
     def building_embedder(*given: object, building: object, **more: object) -> object:
         building("kernels", 1, 3)  # type: ignore[operator]
-        return open_embedder(*given, building=building, **more)  # type: ignore[arg-type]
+        return open_agent_embedder(*given, building=building, **more)  # type: ignore[arg-type]
 
     crops, file = tmp_path / "crops", tmp_path / "events.jsonl"
     put_all(crops, pictures)
     settings = load(config(tmp_path, crops), {})
     Agent(settings, Outputs(file)).run(threading.Event())
     assert events(file, "engine_rebuilt") == []
-    monkeypatch.setattr(stages, "open_embedder", building_embedder)
+    monkeypatch.setattr(stages, "open_agent_embedder", building_embedder)
     Agent(settings, Outputs(file)).run(threading.Event())
     (alert,) = events(file, "engine_rebuilt")
     assert alert["data"]["details"]["seconds"] >= 0  # type: ignore[index]

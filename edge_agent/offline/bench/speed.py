@@ -22,7 +22,7 @@ from edge_agent.core.served import is_served
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.base import DEPTH, Engine
-from edge_agent.engine.models import choose_model
+from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.engine.simulated import PUBLISHED, PUBLISHED_SOURCE, Published
@@ -261,6 +261,7 @@ def speed_table(
     left_out: dict[str, str] = {}
     calibration = current_calibration(settings.engine, folder)
     largest = max(settings.engine.max_batch, *batches)  # one plan for all batches
+    served = is_served(settings.engine.backend)
     with Telemetry(settings.telemetry, folder) as telemetry:
         board = telemetry.read().board
         for precision in precisions:
@@ -271,19 +272,26 @@ def speed_table(
                     embedder = open_embedder(engine, settings.quality, folder, calibration, max_batch=size)
                     rows.append(measure(embedder, seconds=seconds, board=board))
             except (EngineError, ModelError, ConfigError) as error:
-                if precision in {"fp32", "auto"}:
+                if precision in {"fp32", "auto"} or served:
                     raise
                 left_out[precision] = str(error)
-        return document(rows, left_out, _facts(settings.engine, folder, embedder), telemetry.read())
+        facts = _served_facts(settings.engine, embedder) if served else _file_facts(settings.engine, folder)
+        return document(rows, left_out, facts, telemetry.read())
 
 
-def _facts(engine: EngineSettings, folder: Path, embedder: Embedder) -> dict[str, Any]:
+def _file_facts(engine: EngineSettings, folder: Path) -> dict[str, Any]:
+    model = choose_model(engine, folder)
+    prepared, _ = prepare_model(model.path, model.preprocess, folder)
+    return prepared.facts()
+
+
+def _served_facts(engine: EngineSettings, embedder: Embedder) -> dict[str, Any]:
     """Return what `PreparedGraph.facts` states; a network on a server has no file, but an address."""
     info = embedder.info
     return {
         "name": info.model,
         "sha256": info.model_sha256,
-        "path": engine.backend if is_served(engine.backend) else str(choose_model(engine, folder).path),
+        "path": engine.backend,
         "preprocess": embedder.profile,
         "space": info.space,
         "dimension": info.dimension,
