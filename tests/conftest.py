@@ -78,17 +78,6 @@ def logging_as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test with a real Triton makes its environment, which takes a minute."""
-    from tests.kserve import environment
-
-    for item in [] if environment.triton_folder().is_dir() else items:
-        if "start_triton" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(600))
-
-
 @pytest.fixture
 def free_port() -> int:
     """A free TCP port on 127.0.0.1."""

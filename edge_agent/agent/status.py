@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edge_agent.health.cooling import Cooling
     from edge_agent.health.telemetry import Reading
 
-PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt")
+PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt", "tritonclient")
 """Distributions whose versions `info` names."""
 
 STOPPED = "the agent was stopped"

@@ -31,7 +31,7 @@ grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is no
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first makes the environment
 BATCH = 8
 LEAST = 0.99999
 

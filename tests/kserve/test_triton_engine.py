@@ -22,7 +22,7 @@ from tests import tiny_networks
 from tests.kserve import repository
 from tests.kserve.environment import Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first makes the environment
 
 
 @dataclass

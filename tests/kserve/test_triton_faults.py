@@ -23,7 +23,7 @@ from tests.faults import certificates
 from tests.kserve import environment, repository
 from tests.kserve.environment import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first makes the environment
 
 
 def opened(backend: str, state: Path, **settings: object) -> Embedder:
