@@ -61,7 +61,7 @@ def test_lone_wrong_positions_change_no_other_time(steps, data):
     wrong = list(right)
     for at in range(3, len(right) - 1, 2):
         if data.draw(st.booleans()):
-            # Of a position that lies behind the one before it and ahead of the earlier ones, either may be wrong.
+            # Of a position behind the one before it, and ahead of earlier ones, either may be wrong.
             wild = st.floats(right[at + 1] + 0.001, 1e12) | st.floats(max_value=right[at - 3] - 0.001)
             wrong[at] = data.draw(st.sampled_from([0.0, math.nan, -5.0]) | wild)
     found = place(wrong)
