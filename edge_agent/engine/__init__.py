@@ -33,7 +33,8 @@ def choose_backend(wanted: str) -> str:
     """Resolve `auto`; return `onnxruntime` or `tensorrt`; ConfigError where there is no such backend here."""
     if is_served(wanted):
         raise ConfigError(
-            f"{wanted} runs the network on a server, but this needs it here: choose {', '.join(BACKENDS)}"
+            f"{wanted} runs the network on a server, but this needs it here: choose another engine.backend"
+            f" (--backend), of {', '.join(BACKENDS)}"
         )
     if wanted not in BACKENDS:
         raise ConfigError(f"no inference backend {wanted!r}; choose one of {', '.join(BACKENDS)}")

@@ -36,6 +36,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     shape: tuple[int, ...] = (-1, 256, 128, 3)
     tokens: list[str] = field(default_factory=list)
     """The header `authorization` of each call."""
+    refuses: bool = False
+    """Whether it takes no token."""
     gate: threading.Event = field(default_factory=threading.Event)
     """While it is not set, answers wait."""
 
@@ -49,6 +51,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         }
 
     def _note(self, context: grpc.ServicerContext) -> None:
+        if self.refuses:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid token\x1b[31m")
         self.tokens.append(dict(context.invocation_metadata()).get("authorization", ""))
 
     def ModelMetadata(self, _request: Any, context: grpc.ServicerContext) -> Any:

@@ -210,6 +210,9 @@ def test_tls_and_token(fake: Fake, opened: Open, tmp_path: Path) -> None:
         with opened(port, scheme="tritons", **own, **pair) as there:
             assert there.embed_images(people()).shape == (3, 8)
         assert set(fake.tokens) == {"Bearer a-token-of-the-gate"}
+        fake.refuses = True
+        with pytest.raises(ConfigError, match=r"refuses the login: UNAUTHENTICATED: no valid token\\x1b"):
+            opened(port, scheme="tritons", **own, **pair)
         with pytest.raises(EngineUnavailable):  # no client certificate
             opened(port, scheme="tritons", **own)
         with pytest.raises(EngineUnavailable):  # not encrypted

@@ -262,7 +262,10 @@ class TritonEngine(_Remote):
         if problem:
             _log.warning("engine_unavailable", server=self._settings.backend, reason=problem)
         self.problem = problem
-        self.on_problem(problem)
+        try:
+            self.on_problem(problem)
+        except Exception as error:  # noqa: BLE001 - whoever listens must not end the connection
+            _log.error("problem_not_reported", problem=problem, error=one_line(error))
 
 
 def share(slots: Iterable[Slot], connection: Connection) -> None:
