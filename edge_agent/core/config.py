@@ -225,7 +225,7 @@ class EngineSettings(Section):
         None, "TensorRT: workspace limit of a build; null: half of the free memory", ge=16
     )
     triton_timeout_ms: int = about(
-        5000, "triton: longest wait for the rows of a batch, which is then dropped", ge=10, le=600_000
+        5000, "triton: longest wait for the rows of a batch, which is then dropped", ge=10, le=30_000
     )
     triton_shared_memory: Literal["auto", "off"] = about(
         "auto", "triton: crops go through shared memory; auto: to a server on this machine that takes it"

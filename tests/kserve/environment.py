@@ -244,6 +244,8 @@ def running(server: Server) -> Iterator[Server]:
 
 
 def _serve() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell lets programs ignore Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     repository, port = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 8001
     with tempfile.TemporaryDirectory() as folder:
         server = triton(repository, Path(folder), port=port)
