@@ -79,8 +79,8 @@ class KafkaSettings(Section):
     password: SecretStr | None = about(None, "prefer the credential file kafka__password")
     group: str | None = about(
         None,
-        "consumer group, where the brokers permit only some; agents of one group share the messages;"
-        " null: a group of its own for each run",
+        "name of a consumer group to state, where the brokers permit only some; each agent gets every message"
+        " all the same; null: named like the agent",
         min_length=1,
         max_length=249,
     )
@@ -93,9 +93,10 @@ class KafkaSettings(Section):
         if ("cert_file" in files) != ("key_file" in files):
             raise ValueError("cert_file and key_file go together: set both or neither")
         login = [name for name in ("mechanism", "username", "password") if getattr(self, name) is not None]
-        if len(login) in (1, 2):
+        # The credential with the password may be there for the service only, not for `status` and the like.
+        if login and not {"mechanism", "username"} <= set(login):
             raise ValueError(
-                f"a login is mechanism, username and password; only {' and '.join(login)} is set"
+                f"a login is mechanism, username and password; here is only {' and '.join(login)}"
             )
         return self
 

@@ -84,12 +84,14 @@ class KafkaBrokers:
         """Check the settings, and that the client library is there.
 
         Raises:
-            ConfigError: no broker is set, or the library is missing.
+            ConfigError: no broker is set, the login has no password, or the library is missing.
             BrokerRefused: one of the PEM files cannot be read.
         """
         chosen = settings.kafka
         if not chosen.brokers:
             raise ConfigError("Kafka is to be used, but kafka.brokers names no broker")
+        if chosen.username is not None and chosen.password is None:
+            raise ConfigError("kafka.username is set, but no password: credential file kafka__password")
         client_library()
         brokers = KafkaBrokers(f"edge-agent-{settings.mqtt.site}-{settings.mqtt.device}", chosen)
         for file in (chosen.ca_file, chosen.cert_file, chosen.key_file):

@@ -35,7 +35,7 @@ def to_json(event: Mapping[str, Any]) -> bytes:
     """Return nvmsgconv's full JSON of an identity event (the message as a JSON object)."""
     data, source = event["data"], event["source"]
     site = source.split("/")[2]
-    left, top, right, bottom = (int(edge) for edge in _box(data))
+    left, top, right, bottom = (round(edge) for edge in _box(data))
     document = {
         "messageid": event["id"],
         "mdsversion": "1.0",

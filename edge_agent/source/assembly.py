@@ -20,7 +20,7 @@ QUIET_S = 0.1
 """Time without a message of the sensor after which its frame is complete."""
 SAME_FRAME_S = 0.003
 """Messages of one frame are stamped within this time."""
-_CLOCK_SET_S = 5.0
+CLOCK_SET_S = 5.0
 """A time that goes back by more is of a clock that was set, or of a recording that starts again."""
 MAX_CAMERAS = 64
 
@@ -66,7 +66,7 @@ class FrameAssembly:
         again = bool(tracks & one.tracks)
         since = None if one.latest is None else message.time - one.latest
         fault, done = "", list[BoxMessage]()
-        if since is None or since <= -_CLOCK_SET_S:
+        if since is None or since <= -CLOCK_SET_S:
             done = _close(one)
         elif one.parts and (since == 0 or (abs(since) <= SAME_FRAME_S and not again)):
             fault = "twice" if again else "late" if len(one.parts) >= MAX_BOXES else ""

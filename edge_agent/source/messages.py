@@ -20,7 +20,7 @@ import numpy as np
 from edge_agent.core.errors import ConfigError, SourceLost
 from edge_agent.core.structures import Detections, MessageFrame
 from edge_agent.core.text import visible
-from edge_agent.source.assembly import FrameAssembly
+from edge_agent.source.assembly import CLOCK_SET_S, FrameAssembly
 from edge_agent.source.boxes import BoxMessage
 from edge_agent.source.deepstream import parse_deepstream
 from edge_agent.source.pipelines import Size
@@ -159,10 +159,19 @@ class MessageReceiver:
         self._unknown.add(name)
         self._upstream.count(name, {"sensor": len(message.boxes)})
 
-    def outside(self, camera: str, boxes: int) -> None:
-        """Count boxes that are outside the picture."""
+    def leave_out(self, camera: str, fault: str, boxes: int) -> None:
+        """Count boxes that are not used."""
         with self._changed:
-            self._upstream.count(camera, {"outside": boxes})
+            self._leave_out(camera, fault, boxes)
+
+    def report_clock(self, camera: str, ahead_s: float) -> None:
+        """Log that the times of a camera are not those of this machine."""
+        way = "ahead of" if ahead_s > 0 else "behind"
+        self._upstream.report(
+            f"clock {camera}",
+            f"camera {camera}: its times are {abs(ahead_s):.0f} s {way} the clock of this machine, and its"
+            " events have them; unless it is a recording, set both clocks (NTP, PTP)",
+        )
 
     def report_silence(self, camera: str, sensor: str) -> None:
         """Log that no message came."""
@@ -240,6 +249,8 @@ class MessageSource:
         while True:
             message = self.receiver.take(self.id, _TICK_S)
             now = time.monotonic()
+            if message is not None and latest is not None and self._late(message, latest.time):
+                continue
             if message is not None:
                 latest, arrived = self._frame(message, 0 if latest is None else latest.number), now
                 open_tracks = heard = True
@@ -261,6 +272,13 @@ class MessageSource:
     def _lost(self) -> SourceLost:
         return SourceLost(f"no connection to {self.receiver.address}, where its messages are")
 
+    def _late(self, message: BoxMessage, latest: float) -> bool:
+        """Return whether a frame came after a later one, which is not because the clock was set; count it."""
+        late = message.time is not None and latest - CLOCK_SET_S < message.time < latest
+        if late:
+            self.receiver.leave_out(self.id, "late", len(message.boxes))
+        return late
+
     def _frame(self, message: BoxMessage, last_number: int) -> MessageFrame:
         assert message.vectors is not None  # this receiver reads them
         assert message.embedded is not None
@@ -268,11 +286,14 @@ class MessageSource:
         boxes = np.clip(message.scaled(self._size), 0, np.array([width, height] * 2, np.float32))
         inside = np.asarray((boxes[:, :2] < boxes[:, 2:]).all(axis=1), np.bool_)
         if outside := len(boxes) - int(np.count_nonzero(inside)):
-            self.receiver.outside(self.id, outside)
+            self.receiver.leave_out(self.id, "outside", outside)
+        now = self._now()
+        if message.time is not None and abs(message.time - now) > CLOCK_SET_S:
+            self.receiver.report_clock(self.id, message.time - now)
         return MessageFrame(
             camera=self.id,
             number=last_number + 1 if message.number is None else message.number,
-            time=self._now() if message.time is None else message.time,
+            time=now if message.time is None else message.time,
             size=self._size,
             detections=Detections(boxes[inside], message.scores[inside]),
             track_ids=tuple(t for t, fine in zip(message.tracks, inside.tolist(), strict=True) if fine),

@@ -31,7 +31,7 @@ _MEANING = {
     "empty": "empty or upside down",
     "score": "the confidence is not in 0..1",
     "twice": "the same object a second time",
-    "late": "the message came after its frame was complete",
+    "late": "the message came after its frame was complete, or after a later frame",
     "outside": "outside the picture",
     "sensor": 'no source takes this sensor (url = "deepstream:SENSOR")',
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import paho.mqtt.client as mqtt
@@ -24,7 +26,7 @@ from edge_agent.core.loading import load
 from edge_agent.core.structures import LONE_TRACKS
 from edge_agent.source import messages
 from edge_agent.source.deepstream import parse_deepstream
-from edge_agent.source.messages import MessageReceiver
+from edge_agent.source.messages import MessageReceiver, MessageSource
 from edge_agent.source.opening import open_sources
 from tests.agent.test_agent import command, events, wait_for
 from tests.conftest import REPO, Mosquitto, find_free_port, started
@@ -324,6 +326,25 @@ def test_sensors_without_a_source_are_counted_and_some_are_named(tmp_path: Path)
             receiver.add(parse_deepstream(payload, dimension=D))
     assert receiver.left_out["sensor"] == 100
     assert 1 < sum(entry["log_level"] == "warning" for entry in logs) < 20
+
+
+def test_frames_out_of_order_are_left_out_and_a_clock_is_reported_once(tmp_path: Path):
+    chosen = settings(tmp_path, f"mqtt://127.0.0.1:{find_free_port()}")
+    (source,) = open_sources(chosen.sources, tmp_path, settings=chosen, now=lambda: TIME)
+    assert isinstance(source, MessageSource)
+    receiver = source.receiver
+    with capture_logs() as logs, mock.patch.object(MessageReceiver, "wait_for_connection", return_value=True):
+        frames = source.frames()
+        assert next(frames) is None
+        for moment in (0.0, 0.2, 0.1, 0.2, 0.3, 86_400.0, -86_400.0):
+            receiver.add(parse_deepstream(*in_form("minimal", [Seen()], moment=TIME + moment), dimension=256))
+        times = [frame.time - TIME for frame in itertools.islice(frames, 6) if frame is not None]
+        frames.close()
+    assert times == pytest.approx([0.0, 0.2, 0.2, 0.3, 86_400.0, -86_400.0], abs=0.001)
+    assert receiver.left_out["late"] == 1
+    clocks = [entry for entry in logs if "clock" in str(entry.get("reason"))]
+    assert [entry["log_level"] for entry in clocks] == ["warning", "debug"]
+    assert "86400 s ahead of the clock of this machine" in clocks[0]["reason"]
 
 
 def test_the_example_in_the_documentation(tmp_path: Path):

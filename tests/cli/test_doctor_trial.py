@@ -10,8 +10,9 @@ import pytest
 from edge_agent.cli.checks import Finding, trial
 from edge_agent.cli.doctor import examine
 from edge_agent.core.config import Settings
+from edge_agent.source import messages
 from tests.agent.test_agent_faults import write_video
-from tests.conftest import Mosquitto
+from tests.conftest import Mosquitto, find_free_port
 
 
 @pytest.fixture
@@ -56,6 +57,25 @@ def test_a_camera_that_does_not_answer_is_reported_without_its_login(
     assert state == "missing"
     assert text.startswith("no frame in 2 s: ")
     assert "hunter2" not in text
+
+
+def test_a_sensor_that_sends_nothing_may_see_nobody(
+    tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trial, "FIRST_FRAME_S", 1.0)
+    settings = Settings.model_validate(
+        {
+            "sources": [{"id": "hall", "url": "deepstream:HWY-20", "size": (1920, 1080)}],
+            "detector": {"external_topics": ["reid"], "external_space": "of-deepstream"},
+            "mqtt": {"broker": mosquitto.url},
+        }
+    )
+    (silent,) = trial.sources(settings, tmp_path / "snapshots")
+    assert (silent.state, "external_topics" in silent.advice) == ("warning", True)
+    mqtt = settings.mqtt.model_copy(update={"broker": f"mqtt://127.0.0.1:{find_free_port()}"})
+    monkeypatch.setattr(messages, "CONNECT_S", 0.3)
+    (lost,) = trial.sources(settings.model_copy(update={"mqtt": mqtt}), tmp_path / "snapshots")
+    assert (lost.state, "no connection" in lost.found) == ("missing", True)
 
 
 def test_nothing_to_try(tmp_path: Path):

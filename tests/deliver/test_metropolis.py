@@ -204,6 +204,13 @@ def test_json_has_the_keys_of_nvmsgconv():
     assert "embedding" not in person
 
 
+def test_json_has_the_whole_pixels_that_upstream_sent():
+    sent = event()
+    sent["data"] |= {"bbox": [0.08125, 0.09259, 0.15937, 0.46296], "frame_size": [1920, 1080]}
+    box = json.loads(to_json(sent))["object"]["bbox"]
+    assert box == {"topleftx": 156, "toplefty": 100, "bottomrightx": 306, "bottomrighty": 500}
+
+
 def test_json_has_all_keys_of_a_sample_of_deepstream():
     sample = REPO.parent / "shared/data/deepstream/full-embedding-7.json"
     if not sample.is_file():

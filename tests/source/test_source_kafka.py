@@ -308,8 +308,8 @@ def test_topics_that_kafka_does_not_have():
         ({"brokers": ["user:s3cret@host:9092"]}, "a login belongs in username and password"),
         ({"brokers": ["kafka://host:9092"]}, "HOST:PORT"),
         ({"brokers": ["host:99999"]}, "HOST:PORT"),
-        ({"username": "me"}, "mechanism, username and password; only username is set"),
-        ({"mechanism": "PLAIN", "password": "s3cret"}, "only mechanism and password is set"),
+        ({"username": "me"}, "mechanism, username and password; here is only username"),
+        ({"mechanism": "PLAIN", "password": "s3cret"}, "here is only mechanism and password"),
         ({"mechanism": "GSSAPI"}, "PLAIN"),
         ({"ca_file": "/ca.pem"}, "tls is false"),
         ({"tls": True, "key_file": "/key.pem"}, "go together"),
@@ -319,6 +319,14 @@ def test_settings_that_do_not_fit(keys, wanted):
     with pytest.raises(ConfigError, match=wanted) as caught:
         load(Path(os.devnull), {"kafka": keys})
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_is_needed_only_by_what_connects():
+    # A credential file is there for the service, but not for `status` and `gallery` in a shell.
+    login = {"brokers": ["localhost:9092"], "mechanism": "PLAIN", "username": "me"}
+    chosen = load(Path(os.devnull), {"kafka": login})
+    with pytest.raises(ConfigError, match="no password: credential file kafka__password"):
+        KafkaBrokers.of(chosen)
 
 
 def test_the_extra_that_is_missing(monkeypatch):

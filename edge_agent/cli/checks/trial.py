@@ -28,6 +28,9 @@ FIRST_FRAME_S = 20.0
 """Longest wait for the first frame of a source."""
 ANSWER_S = 5.0
 """Longest wait for the broker to confirm, and to send the message back."""
+_MESSAGES_ADVICE = (
+    "check detector.external_topics, the sensor's name in the messages, and that somebody was in the picture"
+)
 
 
 def sources(settings: Settings, snapshots: Path) -> Iterator[Finding]:
@@ -81,6 +84,9 @@ def _source(settings: SourceSettings, source: Source, snapshots: Path) -> Findin
     found = str(problem) if problem is not None else (reasons[-1] if reasons else "nothing was sent")
     if took >= FIRST_FRAME_S:
         found = f"no frame in {took:.0f} s: {found}"
+    if source_kind(settings.url) == "deepstream":
+        # DeepStream sends nothing while nobody is there.
+        return Finding(title, "missing" if reasons or problem else "warning", found, _MESSAGES_ADVICE)
     return Finding(title, "missing", found, "check its url and login, and the camera itself")
 
 
