@@ -284,7 +284,7 @@ def _to_triton(export: _Export, repository: Path, *, tao: bool, gpu: bool) -> _S
     if tao:
         lines.append(
             "NVIDIA's client resizes and normalises in its own way, whatever the profile "
-            f"({network.profile.name}): docs/triton.md says what that changes"
+            f"({network.profile.name}): docs/triton.md states what that changes"
         )
     return result, lines
 

@@ -170,9 +170,8 @@ class KafkaBrokers:
         """
         with Consumer(self) as consumer:
             found = consumer.partitions(topics)
-            consumer.begin(
-                found
-            )  # asks the brokers that have the partitions, by the addresses that they state
+            # This asks the brokers that have the partitions, by the addresses that they state.
+            consumer.begin(found)
             return consumer.brokers, [topic for topic in topics if not found[topic]]
 
     def metadata(
@@ -182,7 +181,7 @@ class KafkaBrokers:
         errors: Iterable[Any],
         stopping: Callable[[], bool] = lambda: False,
     ) -> Any:  # noqa: ANN401 - a ClusterMetadata of confluent_kafka
-        """Return what the brokers tell of themselves and of a topic, None after a stop.
+        """Return what the brokers state about themselves and a topic, None after a stop.
 
         `errors` is what `client` has reported.
 
@@ -218,7 +217,7 @@ class KafkaBrokers:
 
     def problem(self, error: Any) -> DeliveryError:  # noqa: ANN401 - a KafkaError
         """Translate an error of librdkafka; its type states whether a retry helps."""
-        if error.name() == _ALL_DOWN:  # they hang up, and librdkafka has no reason
+        if error.name() == _ALL_DOWN:  # they close the connection, and librdkafka has no reason
             wanted = "a client certificate (kafka.cert_file)" if self.settings.tls else "TLS (kafka.tls)"
             return BrokerUnreachable(
                 f"{self.url}: no broker keeps the connection; does it expect {wanted}, or a login?"

@@ -112,7 +112,7 @@ class Copies:
         self._problem: str | None = None
         self._silent_since: float | None = None
         self._quiet_since: float | None = None
-        """Since when nobody has subscribed, an instant of the clock."""
+        """Since when there has been no subscriber, an instant of the clock."""
         self._losses: tuple[int, int] = (0, 0)
         """A copy at which the broker closed the connection, and how often."""
         self._next_upkeep = 0.0
@@ -275,7 +275,7 @@ class Copies:
         self.counters["delivered"] += 1
 
     def _handle_no_subscriber(self, row: Row) -> None:
-        """Drop old copies for which nobody has come for `NO_SUBSCRIBER_S`, as for events."""
+        """Drop old copies when there was no subscriber for `NO_SUBSCRIBER_S`, as for events."""
         self.outbox.release([row.seq])
         now, before = self.outbox.clock.now(), self.outbox.clock.ago(NO_SUBSCRIBER_S)
         self._quiet_since = now if self._quiet_since is None else self._quiet_since

@@ -109,7 +109,7 @@ class MqttTarget:
 
     @property
     def blames_message(self) -> bool:
-        """Whether the broker hung up; see `Target`."""
+        """Whether the broker closed the connection; see `Target`."""
         code = self._connection.loss_code
         return self._connection.was_closed or (code is not None and code not in NOT_BLAMED)
 

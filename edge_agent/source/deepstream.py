@@ -59,7 +59,7 @@ _OBJECT_FORM = "track|left|top|right|bottom|label[|#|...|confidence]"
 _LABEL = 5
 """Field of a minimal object with its label; the box is before it."""
 _MAX_FIELDS = 255
-"""Of a minimal object that are told apart; one with attributes, 34 joints and all extensions has 60."""
+"""Of a minimal object that are separated; one with attributes, 34 joints and all extensions has 60."""
 _EXTENSIONS = frozenset({"embedding", "SV3DT"})
 """Parts of a minimal object after the confidence."""
 _CORNERS = ("topleftx", "toplefty", "bottomrightx", "bottomrighty")
@@ -98,7 +98,7 @@ def parse_deepstream(
     embeddings are not read.
 
     Raises:
-        ValueError: the structure of the message is wrong; the text says how.
+        ValueError: the structure of the message is wrong; the text states how.
     """
     check_size(payload, MAX_MESSAGE_BYTES)
     reader = _Reader(frozenset(map(_comparable, labels)), dimension)

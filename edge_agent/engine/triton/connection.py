@@ -34,8 +34,8 @@ _GRACE_S = 1.0
 _FORGET_S = 1.0
 """Deadline of calls that only tidy up."""
 _CHANNEL = {
-    # A server that vanished without a word is noticed during a call. No pings between calls: Triton closes
-    # connections that ping more than every five minutes without data.
+    # A server that vanished without closing the connection is noticed during a call. No pings between calls:
+    # Triton closes connections that ping more than every five minutes without data.
     "grpc.keepalive_time_ms": 10_000,
     "grpc.keepalive_timeout_ms": 5_000,
     "grpc.keepalive_permit_without_calls": 0,
@@ -70,7 +70,7 @@ class Connection:
     """A channel to a server, and one of its models; made by `connect`.
 
     Attributes:
-        served: what the server says about the model.
+        served: what the server states about the model.
         version: that of the answers, once there was one; an answer of another version is an error.
     """
 
@@ -234,7 +234,7 @@ class Connection:
 
 
 class _Unimplemented(EngineUnavailable):
-    """The server has not this call."""
+    """The server does not have this call."""
 
 
 def _library() -> Any:  # noqa: ANN401 - a module without types

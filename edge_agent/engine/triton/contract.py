@@ -1,4 +1,4 @@
-"""What a server says about a model, and whether the agent can use it.
+"""What a server states about a model, and whether the agent can use it.
 
 Two kinds of models are served: the prepared graph (`uint8 [N, H, W, 3]` BGR -> unit rows), and a network as
 TAO exports it (`float32 [N, 3, H, W]` -> rows of any length), whose pre- and postprocessing is done here.
@@ -71,7 +71,7 @@ class Served:
         input, output: names of its tensors.
         prepared: whether it is a prepared graph.
         input_size: `(height, width)`; None where the model takes any.
-        dimension: numbers of a row; None where the server does not say.
+        dimension: numbers of a row; None where the server does not state it.
         most: pictures of one request; None without a limit.
         platform: as the server names it.
         stated: parameters of the configuration.
@@ -138,7 +138,7 @@ class Served:
         return stated or ("fp16" if "tensorrt" in self.platform else "fp32")
 
     def check(self, wanted: Network) -> None:
-        """Raise ModelError unless it gives rows of the network that is wanted, as far as the server says."""
+        """Raise ModelError where the server states another network than the wanted one, or other sizes."""
         stated = self.stated.get(SPACE, "")
         if stated and stated != wanted.space:
             raise ModelError(

@@ -1,8 +1,8 @@
 """Backend `triton`: a network on a server, which may restart, be slow, vanish, or serve something else.
 
-A batch without rows is lost, and with it the trust in the connection. A thread then connects anew, with
-back-off, and repeats all checks and the self-test, before another batch is sent. Until then every batch fails
-at once. Reasons: `docs/decisions/045-triton.md`.
+A batch without rows is lost, and its connection is given up. A thread then connects anew, with back-off,
+and repeats all checks and the self-test, before another batch is sent. Until then every batch fails at once.
+Reasons: `docs/decisions/045-networks-on-an-inference-server.md`.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class _Remote(Engine):
         self._slots_made = []
 
     def _begin(self) -> None:
-        """Begin to use the slots."""
+        """Start to use the slots."""
 
     def _end(self) -> None:
-        """End to use the slots."""
+        """Stop using the slots."""
 
     def _slots(self) -> Iterable[Slot]:
         return self._slots_made
@@ -170,7 +170,7 @@ class TritonEngine(_Remote):
 
         Raises:
             EngineUnavailable: the server does not answer, unless the engine is patient.
-            ModelError, ConfigError: the server has not this network, or refuses.
+            ModelError, ConfigError: the server does not have this network, or refuses the login.
         """
         self._test = test
         self._lost_at = time.monotonic()
@@ -255,7 +255,7 @@ class TritonEngine(_Remote):
                 wait = min(2 * wait, RETRY_S[1])
 
     def _report(self, problem: str) -> None:
-        """Set and tell what prevents rows, "" when nothing does."""
+        """Store and report what prevents rows, "" when nothing does."""
         self._reason = problem or self._reason
         if problem == self.problem or self._leaving.is_set():
             return

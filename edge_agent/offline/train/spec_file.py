@@ -135,12 +135,12 @@ def _refuse_twice(node: yaml.Node, name: str) -> None:
 
 
 def _problem(error: Exception, content: str) -> str:
-    """What YAML's reader says, in one line, with the place."""
+    """The error of YAML's reader in one line, with the place."""
     mark = getattr(error, "problem_mark", None)
-    parts = [text for name in ("context", "problem") if (text := getattr(error, name, None))]
-    said = ", ".join(parts) or str(error).splitlines()[0]
+    parts = [part for name in ("context", "problem") if (part := getattr(error, name, None))]
+    text = ", ".join(parts) or str(error).splitlines()[0]
     if mark is None:
-        return str(said)
+        return str(text)
     if mark.index < len(content) and content[mark.index] == "\t":
-        said = "a tab; YAML is indented by spaces"
-    return f"{said} (line {mark.line + 1}, column {mark.column + 1})"
+        text = "a tab; YAML is indented by spaces"
+    return f"{text} (line {mark.line + 1}, column {mark.column + 1})"
