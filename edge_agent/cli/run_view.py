@@ -130,14 +130,16 @@ def summary_lines(summary: Summary, settings: Settings) -> list[str]:
 
 def _why_nothing(summary: Summary, settings: Settings) -> list[str]:
     """Return why no crop was embedded: nobody was found, or the quality gate refused all."""
+    from edge_agent.core.served import is_served
     from edge_agent.embed.quality import SETTINGS_OF
     from edge_agent.source.address import no_pictures
 
     if not summary.refused and no_pictures(one.url for one in settings.sources if one.enabled):
         return ["no embedding was received: upstream reports nobody, or without one (docs/deepstream.md)"]
     if not summary.refused:
+        away = ", or the inference server was away" if is_served(settings.engine.backend) else ""
         return [
-            f"no crop was embedded: the detector {settings.detector.kind} found nobody; "
+            f"no crop was embedded: the detector {settings.detector.kind} found nobody{away}; "
             "try --detector yolox:FILE.onnx, or lower detector.low and detector.new_track"
         ]
     lines = [f"no crop was embedded: {sum(summary.refused.values())} boxes were refused"]

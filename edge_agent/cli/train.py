@@ -189,10 +189,19 @@ def _run_until_signal(trainer: Trainer) -> Path:
     """Train; SIGINT and SIGTERM stop after the current step with a checkpoint."""
     import signal
 
+    import torch
+
+    from edge_agent.core.errors import ConfigError
+
     stopping = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: trainer.stop()) for number in stopping}
     try:
         return trainer.run()
+    except (MemoryError, torch.cuda.OutOfMemoryError) as problem:
+        raise ConfigError(
+            "not enough memory: choose a smaller dataset.batch_size or dataset.val_batch_size;"
+            f" --resume continues from the last checkpoint ({str(problem).partition('. ')[0]})"
+        ) from problem
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,9 +1,10 @@
-"""What distinguishes this machine from others."""
+"""What distinguishes this machine from others, and which addresses are its own."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 import re
 import socket
 from pathlib import Path
@@ -31,3 +32,16 @@ def default_device(root: Path = Path("/"), name: str | None = None) -> str:
     plain = re.sub(r"[^a-z0-9_-]+", "-", found.split(".")[0].lower()).strip("-_")[:_LONGEST_NAME] or "device"
     digest = this_host(root)
     return plain if digest is None else f"{plain}-{digest[:_DIGITS]}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether traffic to a host stays on this machine; an IPv6 address may be in brackets.
+
+    A name that only begins like an address, such as `127.example.org`, is one of another machine.
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False

@@ -19,6 +19,7 @@ import structlog
 from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError, InputError
 from edge_agent.core.files import MAX_TEXT_BYTES, read_file
+from edge_agent.core.host import is_loopback
 from edge_agent.core.mqtt import RECONNECT_S, Incoming
 from edge_agent.core.setting_types import KAFKA_TOPIC
 
@@ -109,7 +110,7 @@ class KafkaBrokers:
     @property
     def sends_password_openly(self) -> bool:
         """Whether the password goes over the network as it is."""
-        local = all(one.startswith(("localhost:", "127.", "[::1]")) for one in self.settings.brokers)
+        local = all(is_loopback(one.rpartition(":")[0]) for one in self.settings.brokers)
         return self.settings.mechanism == "PLAIN" and not self.settings.tls and not local
 
     def options(self, on_error: Callable[[Any], None]) -> dict[str, Any]:

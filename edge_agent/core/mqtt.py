@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from edge_agent.core.errors import BrokerRefused, BrokerUnreachable, ConfigError, DeliveryError, InputError
 from edge_agent.core.files import MAX_TEXT_BYTES, read_file
+from edge_agent.core.host import is_loopback
 from edge_agent.core.redaction import ESCAPING, broker_address, parse_address
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class BrokerSettings:
     @property
     def is_loopback(self) -> bool:
         """Whether the traffic stays on this machine."""
-        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+        return is_loopback(self.host)
 
     @property
     def url(self) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple, get_args
 
+from edge_agent.core.host import is_loopback
 from edge_agent.core.setting_types import Backend
 
 FORM = "triton:HOST:PORT/MODEL"
@@ -38,7 +39,7 @@ class ServedModel(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether the server is on this machine."""
-        return self.host in {"localhost", "[::1]"} or self.host.startswith("127.")
+        return is_loopback(self.host)
 
 
 def is_served(backend: str) -> bool:

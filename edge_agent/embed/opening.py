@@ -38,10 +38,11 @@ def open_agent_embedder(
     calibration: Calibration | None = None,
     *,
     building: Progress | None = None,
+    patient: bool = True,
 ) -> Embedder:
     """Return the embedder of a run, not yet entered: without a network where no source has pictures.
 
-    Arguments as in `open_embedder`. An inference server may be away.
+    Arguments as in `open_embedder`.
 
     Raises:
         ModelError: as in `open_embedder`.
@@ -53,7 +54,7 @@ def open_agent_embedder(
         computed = UpstreamEngine(chosen.external_space, chosen.external_dimension)
         return Embedder(computed, profile=PROFILES["tao"], gate=QualityGate(settings.quality))
     embedder = open_embedder(
-        settings.engine, settings.quality, state, calibration, building=building, patient=True
+        settings.engine, settings.quality, state, calibration, building=building, patient=patient
     )
     if any(source_kind(address) == "deepstream" for address in addresses):
         own, theirs = embedder.info, (chosen.external_space, chosen.external_dimension)

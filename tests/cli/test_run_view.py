@@ -76,7 +76,10 @@ def test_a_run_without_embeddings_states_the_reasons_with_their_settings():
         "  2 engine failed",
     ]
     (_, nobody) = summary_lines(replace(SUMMARY, crops=0, identities=0), Settings())
-    assert "the detector hog found nobody" in nobody
+    assert "the detector hog found nobody;" in nobody
+    served = Settings.model_validate({"engine": {"backend": "triton:localhost:8001/reid"}})
+    (_, nobody) = summary_lines(replace(SUMMARY, crops=0, identities=0), served)
+    assert "or the inference server was away;" in nobody
 
 
 def test_the_summary_states_why_events_wait(tmp_path: Path):

@@ -31,6 +31,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     version: str = "1"
     parameters: dict[str, str] = field(default_factory=dict)
     has_config: bool = True
+    most: int = 16
     change: Callable[[Rows], Rows] = lambda rows: rows
     """What happens to the rows of an answer."""
     shape: tuple[int, ...] = (-1, 256, 128, 3)
@@ -67,7 +68,7 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         if not self.has_config:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         found = service_pb2.ModelConfigResponse()
-        found.config.max_batch_size = 16
+        found.config.max_batch_size = self.most
         for key, value in self.parameters.items():
             found.config.parameters[key].string_value = value
         return found

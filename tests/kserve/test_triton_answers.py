@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from edge_agent.core.config import EngineSettings, QualitySettings
+from edge_agent.cli.checks import configuration
+from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.errors import ConfigError, EngineError, EngineUnavailable, ModelError
 from edge_agent.core.loading import load, secret_files
 from edge_agent.core.served import parse_served
@@ -225,7 +226,8 @@ def test_tls_and_token(fake: Fake, opened: Open, tmp_path: Path) -> None:
 def test_settings_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("triton:a.b:1/m", "tritons:[::1]:8001/re_id-2.0/3"):
         assert EngineSettings(backend=address).backend == address
-    assert parse_served("triton:[::1]:1/m").is_loopback
+    for host, here in (("[::1]", True), ("127.0.0.2", True), ("127.example.org", False), ("[::2]", False)):
+        assert parse_served(f"triton:{host}:1/m").is_loopback is here
     for text in (
         "triton:",
         "triton:h/m",
@@ -240,6 +242,7 @@ def test_settings_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     token = "sixteen-or-more-letters"
     for wrong, message in (
         ({"triton_token": token}, "in clear"),
+        ({"triton_token": token, "backend": "triton:127.example.org:1/m"}, "in clear"),
         ({"triton_ca_file": "ca.pem"}, "need TLS"),
         ({"triton_cert_file": "a.pem", "backend": "tritons:h:1/m"}, "go together"),
     ):
@@ -269,6 +272,25 @@ def test_without_tritonclient_the_message_names_the_extra(tmp_path: Path) -> Non
     assert "needs the extra triton" in done.stderr
     assert "tritonclient" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("most", [-5, 0])
+def test_a_largest_batch_that_is_none_is_no_limit(fake: Fake, opened: Open, most: int) -> None:
+    fake.most = most
+    with serving(fake) as port, opened(port) as there:
+        assert there.embed_images(people(20)).shape == (20, 8)
+
+
+def test_doctor_does_not_pass_a_server_that_is_away(fake: Fake, tmp_path: Path) -> None:
+    """The agent starts without it, degraded; the check says so, also where the network is known."""
+    address = {"backend": f"triton:localhost:{find_free_port()}/reid", "triton_timeout_ms": 1000}
+    engine_settings = {**address, "model": fake.prepared.source, "preprocess": "tao"}
+    settings = Settings.model_validate({"state_dir": tmp_path / "state", "engine": engine_settings})
+    info, (found,) = configuration.model(settings)
+    assert info is None
+    assert (found.state, "passed" in found.found) == ("missing", False)
+    assert "UNAVAILABLE" in found.found
+    assert "start the server" in found.advice
 
 
 def test_a_start_without_the_server(fake: Fake, opened: Open, tmp_path: Path) -> None:

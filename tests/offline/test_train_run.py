@@ -417,6 +417,24 @@ class TestCommand:
         (events,) = (tmp_path / "train").glob("events.out.tfevents.*")
         assert b"loss/triplet" in events.read_bytes()
 
+    def test_a_folder_whose_name_is_not_utf8_has_no_scalars(self, market: Path, tmp_path: Path):
+        spec = write_spec(tmp_path / "s.yaml", small_spec(market, train={"num_epochs": 1}))
+        results = tmp_path / os.fsdecode(b"\xff")
+        CliRunner().invoke(app, [str(spec), "--results-dir", str(results)], catch_exceptions=False)
+        assert (results / "train" / "latest.pth").is_file()
+
+    def test_too_little_memory_is_one_error(
+        self, market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def fail(_: Trainer) -> Path:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+        monkeypatch.setattr(Trainer, "run", fail)
+        spec = write_spec(tmp_path / "s.yaml", small_spec(market))
+        error = CliRunner().invoke(app, [str(spec), "--results-dir", str(tmp_path)]).exception
+        assert isinstance(error, ConfigError)
+        assert "smaller dataset.batch_size" in str(error)
+
     def test_re_ranking_changes_the_figures(self, market: Path, tmp_path: Path):
         spec = small_spec(market, train={"num_epochs": 1}, re_ranking={"re_ranking": True, "k1": 3, "k2": 2})
         path = write_spec(tmp_path / "s.yaml", spec)

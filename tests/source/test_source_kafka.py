@@ -375,6 +375,7 @@ def test_a_password_that_everybody_could_read_on_the_way():
     assert KafkaBrokers.of(settings("kafka.example:9092", **login)).sends_password_openly
     assert not KafkaBrokers.of(settings("kafka.example:9092", tls=True, **login)).sends_password_openly
     assert not KafkaBrokers.of(settings("127.0.0.1:9092", **login)).sends_password_openly
+    assert KafkaBrokers.of(settings("127.example.org:9092", **login)).sends_password_openly
     with capture_logs() as logs:
         for _ in range(2):
             with kafka.Consumer(KafkaBrokers.of(settings("kafka.invalid:9092", **login))):

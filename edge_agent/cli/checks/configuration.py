@@ -64,7 +64,7 @@ def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
         try:
             place = folder if own else Path(scratch)
             calibration = current_calibration(settings.engine, folder)
-            with open_agent_embedder(settings, place, calibration) as embedder:
+            with open_agent_embedder(settings, place, calibration, patient=False) as embedder:
                 info = embedder.info
         except EdgeAgentError as problem:
             advice = "set engine.model, or train a model: docs/models.md"

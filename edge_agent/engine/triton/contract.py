@@ -185,7 +185,7 @@ def read_served(model: ServedModel, metadata: Any, config: Any) -> Served:  # no
         raise ModelError(f"{shown}: the sizes are not those of a network for people")
     stated, most = {}, None
     if config is not None:
-        most = config.max_batch_size or None
+        most = max(config.max_batch_size, 0) or None
         stated = {key: value.string_value for key, value in config.parameters.items()}
     return Served(
         model=model,

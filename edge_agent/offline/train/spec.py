@@ -42,9 +42,10 @@ _LONGEST_VALUE = 80
 BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101", "resnet_152", "mobilenet_v2")
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+# The bounds above only keep products of them within the numbers of PyTorch.
+Positive = Annotated[float, Field(gt=0, le=1e15)]
+NotNegative = Annotated[float, Field(ge=0, le=1e15)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
 class _Section(BaseModel):
@@ -117,11 +118,11 @@ class DatasetSection(_Section):
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     pixel_std: tuple[Positive, Positive, Positive] = (0.226, 0.226, 0.226)
     # black border in pixels of the network's input, before a random crop of the original size
-    padding: Annotated[int, Field(ge=0)] = 10
+    padding: Annotated[int, Field(ge=0, le=1024)] = 10
     prob: Probability = 0.5  # probability of a mirror image
     re_prob: Probability = 0.5  # probability of random erasing
     sampler: Literal["softmax", "triplet", "softmax_triplet"] = "softmax_triplet"
-    num_instances: Annotated[int, Field(ge=2)] = 4
+    num_instances: Annotated[int, Field(ge=2, le=4096)] = 4
 
 
 class ReRankingSection(_Section):
@@ -174,7 +175,7 @@ class TrainSection(_Section):
     checkpoint_interval: Count = 10
     validation_interval: Count = 10
     grad_clip: NotNegative = 0.0  # largest norm of the gradient; 0 for no clipping
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1234  # PyTorch's limit
     resume_training_checkpoint_path: Path | None = None
     results_dir: Path | None = None
     gpu_ids: tuple[Annotated[int, Field(ge=0)]] = (0,)
@@ -232,7 +233,9 @@ class ExtensionSection(_Section):
     # largest share of width and height by which a side is cut or extended
     zoom: Annotated[float, Field(ge=0, le=0.4)] = 0.0
     cache_dir: Path | None = None  # folder of decoded pictures; `results_dir` by default
-    threads: Annotated[int, Field(ge=0)] = 0  # threads of the computation on a CPU; 0 for PyTorch's default
+    threads: Annotated[int, Field(ge=0, le=1024)] = (
+        0  # threads of the computation on a CPU; 0 for PyTorch's default
+    )
 
 
 class Spec(_Section):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from edge_agent.core.distribution import install_command
+from edge_agent.core.files import shown
 from edge_agent.offline.tao.status import TrainingStatus
 
 _LINE_EVERY = 30.0  # seconds between lines without a terminal
@@ -142,4 +143,10 @@ def _tensorboard(folder: Path) -> Any:  # noqa: ANN401  # torch carries no types
     except ImportError as error:
         _log.warning("train.no_tensorboard", reason=str(error), mend=install_command("train"))
         return None
-    return SummaryWriter(str(folder))
+    try:
+        return SummaryWriter(str(folder))
+    except UnicodeEncodeError:
+        _log.warning(
+            "train.no_tensorboard", reason="the name of the folder is not UTF-8", folder=shown(folder)
+        )
+        return None
