@@ -28,7 +28,7 @@ from edge_agent.core.structures import DecisionKind, SourceState, SourceStatus
 from edge_agent.deliver.home_people import person_topic
 from edge_agent.deliver.publisher import Publisher
 from edge_agent.deliver.topics import Topics
-from tests.conftest import REPO, Mosquitto
+from tests.conftest import REPO, Mosquitto, started
 from tests.deliver.deliver_fixtures import (
     Listener,
     configured_mosquitto,
@@ -190,15 +190,17 @@ def test_watch_without_broker_prints_an_error(free_port: int) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_watch_ends_with_ctrl_c(mosquitto: Mosquitto) -> None:
-    process = subprocess.Popen(
-        [*WATCH, "--broker", mosquitto.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    time.sleep(3.0)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "Traceback" not in error
+def test_watch_ends_with_ctrl_c(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with (
+        started([*WATCH, "--broker", mosquitto.url], log=log) as process,
+        outbox_at(tmp_path / "o.db") as outbox,
+        publishing(outbox, mosquitto.url) as publisher,
+    ):
+        wait_for_subscriber(publisher)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
 
 
 def drawn(view: View, width: int = 200) -> str:
