@@ -74,6 +74,7 @@ def test_a_sensor_that_sends_nothing_may_see_nobody(
     assert (silent.state, "external_topics" in silent.advice) == ("warning", True)
     mqtt = settings.mqtt.model_copy(update={"broker": f"mqtt://127.0.0.1:{find_free_port()}"})
     monkeypatch.setattr(messages, "CONNECT_S", 0.3)
+    monkeypatch.setattr(trial, "FIRST_FRAME_S", 5.0)
     (lost,) = trial.sources(settings.model_copy(update={"mqtt": mqtt}), tmp_path / "snapshots")
     assert (lost.state, "no connection" in lost.found) == ("missing", True)
 

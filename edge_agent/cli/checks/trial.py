@@ -28,9 +28,10 @@ FIRST_FRAME_S = 20.0
 """Longest wait for the first frame of a source."""
 ANSWER_S = 5.0
 """Longest wait for the broker to confirm, and to send the message back."""
-_MESSAGES_ADVICE = (
+_SILENT_ADVICE = (
     "check detector.external_topics, the sensor's name in the messages, and that somebody was in the picture"
 )
+_NO_MESSAGES_ADVICE = "check the address of the broker, the login and detector.external_topics"
 
 
 def sources(settings: Settings, snapshots: Path) -> Iterator[Finding]:
@@ -85,8 +86,9 @@ def _source(settings: SourceSettings, source: Source, snapshots: Path) -> Findin
     if took >= FIRST_FRAME_S:
         found = f"no frame in {took:.0f} s: {found}"
     if source_kind(settings.url) == "deepstream":
-        # DeepStream sends nothing while nobody is there.
-        return Finding(title, "missing" if reasons or problem else "warning", found, _MESSAGES_ADVICE)
+        if reasons or problem:
+            return Finding(title, "missing", found, _NO_MESSAGES_ADVICE)
+        return Finding(title, "warning", found, _SILENT_ADVICE)  # it sends nothing while nobody is there
     return Finding(title, "missing", found, "check its url and login, and the camera itself")
 
 
