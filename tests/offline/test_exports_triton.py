@@ -22,6 +22,7 @@ from edge_agent.engine.golden import golden_crops
 from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.offline.exports import folders
 from edge_agent.offline.exports.network import ExportNetwork, open_network
+from edge_agent.offline.exports.text_format import text_format
 from edge_agent.offline.exports.triton import (
     CARD,
     MODEL_NAME,
@@ -32,7 +33,6 @@ from edge_agent.offline.exports.triton import (
     check_repository,
     export_triton,
     model_config,
-    text_format,
 )
 from tests import tiny_networks
 

@@ -32,6 +32,7 @@ from edge_agent.engine.tensorrt.recipe import BuildOptions, batches_for
 from edge_agent.engine.triton.contract import CARD, PROFILE, SHA256, SPACE
 from edge_agent.offline.exports.folders import check_target, write_folder
 from edge_agent.offline.exports.network import ExportNetwork
+from edge_agent.offline.exports.text_format import Word, text_format
 
 MODEL_NAME, TAO_MODEL_NAME = "reidentification", "re_identification_tao"
 _QUEUE_DELAY_US = 1000
@@ -39,12 +40,6 @@ _QUEUE_DELAY_US = 1000
 _FILES = _CONFIG, _ONNX, _PLAN = "config.pbtxt", "1/model.onnx", "1/model.plan"
 _TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}
 """Triton's names of ONNX's element types FLOAT and UINT8."""
-
-
-class Word(str):
-    """A name of an enumeration, which the text format writes without quotes."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,30 +175,6 @@ def model_config(
     stated[CARD] = json.dumps(card, allow_nan=False)
     fields["parameters"] = [{"key": key, "value": {"string_value": text}} for key, text in stated.items()]
     return fields
-
-
-def text_format(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a message in protobuf's text format; texts must be printable ASCII."""
-    for name, value in fields.items():
-        several = isinstance(value, list) and value and isinstance(value[0], Mapping)
-        for one in value if several else [value]:
-            if isinstance(one, Mapping):
-                yield f"{name} {{"
-                yield from (f"  {line}" for line in text_format(one))
-                yield "}"
-            elif isinstance(one, list):
-                yield f"{name}: [ {', '.join(map(_scalar, one))} ]"
-            else:
-                yield f"{name}: {_scalar(one)}"
-
-
-def _scalar(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Word) or not isinstance(value, str):
-        return str(value)
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _tensors(graph: PreparedGraph) -> tuple[dict[str, Any], dict[str, Any]]:

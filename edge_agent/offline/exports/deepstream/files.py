@@ -7,13 +7,15 @@ DeepStream developer guide, table "Object Re-ID"; nvinferserver, `includes/nvdsi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_agent.engine.graph.prepared import BARE_INPUT
 from edge_agent.offline.exports.deepstream.arithmetic import Arithmetic
+from edge_agent.offline.exports.text_format import Word, text_format
+from edge_agent.offline.exports.triton import TAO_MODEL_NAME
 
 ONNX = "reid.onnx"
 NVINFER = "config_infer_secondary_reid.txt"
@@ -32,8 +34,6 @@ _GPU = 0
 _MODES = {"fp32": (0, 0), "fp16": (2, 1), "int8": (1, 2)}
 """Precision -> `network-mode` of nvinfer, `networkMode` of nvtracker: their numbers differ."""
 _COLOURS = {"rgb": 0, "bgr": 1}
-TRITON_MODEL = "re_identification_tao"
-"""Name of the model in NVIDIA's Triton apps."""
 
 
 def engine_name(batch: int, precision: str) -> str:
@@ -109,11 +109,7 @@ def nvinfer(bundle: Bundle) -> str:
         "maintain-aspect-ratio": "another resize rule is another embedding space, see README.md",
         "scaling-filter": "1: bilinear; scaling-compute-hw 1: on the GPU",
     }
-    lines = ["[property]"]
-    for key, value in values.items():
-        lines += [f"# {comments[key]}"] if key in comments else []
-        lines.append(f"{key}={value}")
-    return "\n".join(lines) + "\n"
+    return "[property]\n" + "".join(f"{line}\n" for line in _commented(values, comments, "="))
 
 
 def tracker(bundle: Bundle, reid_type: int) -> str:
@@ -148,11 +144,15 @@ def tracker(bundle: Bundle, reid_type: int) -> str:
         "keepAspc": "another resize rule is another embedding space, see README.md",
         "useVPICropScaler": "with 0, tracker-width and tracker-height must be multiples of 32",
     }
-    lines = ["ReID:"]
+    return "ReID:\n" + "".join(f"  {line}\n" for line in _commented(values, comments, ": "))
+
+
+def _commented(values: Mapping[str, object], comments: Mapping[str, str], sign: str) -> Iterator[str]:
+    """Yield a line for each setting, after its comment where it has one."""
     for key, value in values.items():
-        lines += [f"  # {comments[key]}"] if key in comments else []
-        lines.append(f"  {key}: {value}")
-    return "\n".join(lines) + "\n"
+        if key in comments:
+            yield f"# {comments[key]}"
+        yield f"{key}{sign}{value}"
 
 
 def _quoted(path: Path) -> str:
@@ -168,53 +168,31 @@ def inferserver(bundle: Bundle) -> str:
             "max_batch_size": SECONDARY_BATCH,
             "backend": {
                 "triton": {
-                    "model_name": _Text(TRITON_MODEL),
+                    "model_name": TAO_MODEL_NAME,
                     "version": -1,
-                    "grpc": {"url": _Text("localhost:8001"), "enable_cuda_buffer_sharing": _flag(False)},
+                    "grpc": {"url": "localhost:8001", "enable_cuda_buffer_sharing": False},
                 }
             },
             "preprocess": {
-                "network_format": f"IMAGE_FORMAT_{bundle.arithmetic.colour.upper()}",
-                "tensor_order": "TENSOR_ORDER_LINEAR",
-                "tensor_name": _Text(BARE_INPUT),
+                "network_format": Word(f"IMAGE_FORMAT_{bundle.arithmetic.colour.upper()}"),
+                "tensor_order": Word("TENSOR_ORDER_LINEAR"),
+                "tensor_name": BARE_INPUT,
                 "maintain_aspect_ratio": int(bundle.arithmetic.keep_aspect),
                 "symmetric_padding": 0,
-                "frame_scaling_hw": "FRAME_SCALING_HW_GPU",
+                "frame_scaling_hw": Word("FRAME_SCALING_HW_GPU"),
                 "frame_scaling_filter": 1,
                 "normalize": {
-                    "scale_factor": number(bundle.arithmetic.scale),
-                    "channel_offsets": list(bundle.offsets),
+                    "scale_factor": Word(number(bundle.arithmetic.scale)),
+                    "channel_offsets": [Word(offset) for offset in bundle.offsets],
                 },
             },
             "postprocess": {"other": {}},
         },
         "input_control": {
-            "process_mode": "PROCESS_MODE_CLIP_OBJECTS",
+            "process_mode": Word("PROCESS_MODE_CLIP_OBJECTS"),
             "operate_on_gie_id": 1,
             "operate_on_class_ids": [PERSON_CLASS],
         },
-        "output_control": {"output_tensor_meta": _flag(True)},
+        "output_control": {"output_tensor_meta": True},
     }
-    return "\n".join(_block(settings, "")) + "\n"
-
-
-class _Text(str):
-    """A text that is written in quotation marks."""
-
-    __slots__ = ()
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
-def _block(values: Mapping[str, Any], indent: str) -> list[str]:
-    lines = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{key} {{", *_block(value, indent + "  "), f"{indent}}}"]
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            lines.append(f"{indent}{key}: [ {', '.join(str(item) for item in value)} ]")
-        else:
-            lines.append(f"{indent}{key}: {json.dumps(value) if isinstance(value, _Text) else value}")
-    return lines
+    return "\n".join(text_format(settings)) + "\n"

@@ -11,6 +11,7 @@ from edge_agent import __version__
 from edge_agent.core.files import shown
 from edge_agent.engine.graph.prepared import BARE_INPUT, BARE_OUTPUT
 from edge_agent.offline.exports.deepstream import files
+from edge_agent.offline.exports.triton import TAO_MODEL_NAME
 
 if TYPE_CHECKING:
     from edge_agent.offline.exports.deepstream.export import Facts
@@ -86,7 +87,7 @@ def _server(facts: Facts) -> str:
         return _NO_SERVER
     return (
         f"`nvinferserver config-file-path={files.INFERSERVER}` instead of the second nvinfer asks a Triton "
-        f"server\nfor the model `{files.TRITON_MODEL}`, which `edge-agent export --triton DIR --tao` writes."
+        f"server\nfor the model `{TAO_MODEL_NAME}`, which `edge-agent export --triton DIR --tao` writes."
     )
 
 
