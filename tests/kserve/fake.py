@@ -37,6 +37,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     shape: tuple[int, ...] = (-1, 256, 128, 3)
     tokens: list[str] = field(default_factory=list)
     """The header `authorization` of each call."""
+    refusal: str = ""
+    """Message of an error in place of answers; `{}` in it is the header."""
     refuses: bool = False
     """Whether it takes no token."""
     gate: threading.Event = field(default_factory=threading.Event)
@@ -55,6 +57,8 @@ class Fake(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         if self.refuses:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid token\x1b[31m")
         self.tokens.append(dict(context.invocation_metadata()).get("authorization", ""))
+        if self.refusal:
+            context.abort(grpc.StatusCode.UNAVAILABLE, self.refusal.format(self.tokens[-1]))
 
     def ModelMetadata(self, _request: Any, context: grpc.ServicerContext) -> Any:
         self._note(context)

@@ -223,6 +223,14 @@ def test_tls_and_token(fake: Fake, opened: Open, tmp_path: Path) -> None:
             opened(port, scheme="tritons", **own, **missing)
 
 
+def test_a_token_that_a_proxy_repeats_is_not_shown(fake: Fake, opened: Open) -> None:
+    fake.refusal = "no such user: " + 470 * "." + "{}" + 5000 * "."  # also where it is cut
+    with serving(fake) as port, pytest.raises(EngineUnavailable, match="no such user") as refused:
+        opened(port, triton_token="sixteen-or-more-letters")
+    assert fake.tokens == ["Bearer sixteen-or-more-letters"]
+    assert "sixteen" not in str(refused.value)
+
+
 def test_settings_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("triton:a.b:1/m", "tritons:[::1]:8001/re_id-2.0/3"):
         assert EngineSettings(backend=address).backend == address

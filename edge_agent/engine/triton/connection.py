@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError, EdgeAgentError, EngineUnavailable, InputError, ModelError
 from edge_agent.core.files import MAX_TEXT_BYTES, read_file
+from edge_agent.core.redaction import redact
 from edge_agent.core.served import ServedModel, parse_served
 from edge_agent.core.text import visible
 from edge_agent.engine.base import Submission
@@ -49,6 +50,7 @@ _CHANNEL = {
 }
 _LONGEST = 500
 """Characters of a server's message that are shown."""
+_LONGEST_VERSION = 32
 _PERMANENT = {"NOT_FOUND": ModelError, "UNAUTHENTICATED": ConfigError, "PERMISSION_DENIED": ConfigError}
 """Answers that the same call gets again until somebody changes something."""
 
@@ -192,7 +194,7 @@ class Connection:
         return rows if self.served.prepared else to_unit_length(rows)
 
     def _checked(self, answer: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:  # noqa: ANN401
-        version = answer.get_response().model_version
+        version = visible(answer.get_response().model_version, _LONGEST_VERSION)
         self.version = self.version or version
         if version != self.version:
             raise EngineUnavailable(f"the server went from version {self.version} of the model to {version}")
@@ -219,7 +221,9 @@ class Connection:
     def _raise(self, problem: Exception) -> NoReturn:
         """Raise what an error of tritonclient means."""
         status = str(getattr(problem, "status", lambda: "")() or "").removeprefix("StatusCode.")
-        message = visible(one_line(getattr(problem, "message", lambda: "")() or problem), _LONGEST)
+        stated = str(getattr(problem, "message", lambda: "")() or problem)
+        secrets = () if self._token is None else (self._token.get_secret_value(),)
+        message = visible(one_line(redact(stated, secrets)), _LONGEST)  # a proxy may repeat the header
         if status == "DEADLINE_EXCEEDED":
             raise EngineUnavailable(self._late()) from problem
         if status == "UNIMPLEMENTED":
