@@ -394,6 +394,16 @@ class Settings(BaseSettings):
             raise ValueError(f"two sources have the id {sorted(twice)[0]!r}")
         return self
 
+    @model_validator(mode="after")
+    def _reads_no_copies(self) -> Settings:
+        if self.metropolis.transport == self.detector.external_transport:
+            for topic in filter(self.metropolis.goes_to, self.detector.external_topics):
+                raise ValueError(
+                    f"metropolis.topic {self.metropolis.topic!r} is among detector.external_topics"
+                    f" ({topic!r}): the agent would take its own copies for people"
+                )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -122,6 +122,21 @@ class MetropolisSettings(Section):
             check_topic(self.topic)
         return self
 
+    def goes_to(self, topics: str) -> bool:
+        """Whether copies go to a topic, or to one that a filter of MQTT matches."""
+        if self.format == "off" or self.topic is None:
+            return False
+        if self.transport == "kafka":
+            return topics == self.topic
+        levels, wanted = self.topic.split("/"), topics.split("/")
+        wanted = wanted[2:] if wanted[0] == "$share" else wanted
+        for at, level in enumerate(wanted):
+            if level == "#":
+                return True
+            if at >= len(levels) or level not in {"+", levels[at]}:
+                return False
+        return len(wanted) == len(levels)
+
 
 class OutboxSettings(Section):
     """Storage of events that the broker has not acknowledged."""

@@ -204,6 +204,33 @@ def test_json_has_the_keys_of_nvmsgconv():
     assert "embedding" not in person
 
 
+@pytest.mark.parametrize(
+    ("transport", "read", "refused"),
+    [
+        ("mqtt", "mdx/reid", True), ("mqtt", "#", True), ("mqtt", "mdx/reid/#", True),
+        ("mqtt", "+/reid", True),
+        ("mqtt", "$share/group/mdx/+", True), ("mqtt", "mdx", False), ("mqtt", "mdx/reid/boxes", False),
+        ("mqtt", "+", False), ("mqtt", "mdx/boxes", False),
+        ("kafka", "mdx-reid", True), ("kafka", "mdx", False),
+    ],
+)  # fmt: skip
+def test_an_agent_does_not_read_its_own_copies(transport: str, read: str, refused: bool):
+    topic = "mdx/reid" if transport == "mqtt" else "mdx-reid"
+    copies = {"format": "json", "transport": transport, "topic": topic}
+    other = "kafka" if transport == "mqtt" else "mqtt"
+
+    def loaded(way: str) -> Settings:
+        boxes = {"external_transport": way, "external_topics": [read]}
+        return load(Path(os.devnull), {"metropolis": copies, "detector": boxes})
+
+    assert loaded(other).metropolis.topic == topic
+    if refused:
+        with pytest.raises(ConfigError, match="take its own copies for people"):
+            loaded(transport)
+    else:
+        loaded(transport)
+
+
 def test_json_has_the_whole_pixels_that_upstream_sent():
     sent = event()
     sent["data"] |= {"bbox": [0.08125, 0.09259, 0.15937, 0.46296], "frame_size": [1920, 1080]}
