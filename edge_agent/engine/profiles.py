@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.files import MAX_MODEL_BYTES, open_regular, read_object, sha256_file, shown
 from edge_agent.engine.golden import SHIPPED
-from edge_agent.engine.graph.prepared import PROFILES
+from edge_agent.engine.graph.nodes import metadata_of
+from edge_agent.engine.graph.prepared import PROFILE_ENTRY, PROFILES
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +31,7 @@ def profile_of(model: Path) -> Chosen:
     """Return the profile of a network without a configured one.
 
     In this order: its manifest (`MODEL.json`), a known file, the metadata that `edge-agent export` writes
-    (`preprocess_profile`), and a first layer that normalises each picture, before which scale and mean have
+    (`PROFILE_ENTRY`), and a first layer that normalises each picture, before which scale and mean have
     no effect.
 
     Raises:
@@ -61,9 +62,8 @@ def _in_file(model: Path) -> Chosen | None:
     from edge_agent.engine.graph.reading import Network
 
     network = Network(model)
-    metadata = {entry.key: entry.value for entry in network.model.metadata_props}
-    if metadata.get("preprocess_profile") in PROFILES:
-        return Chosen(metadata["preprocess_profile"], "stated in the file")
+    if (stated := metadata_of(network.model).get(PROFILE_ENTRY)) in PROFILES:
+        return Chosen(stated, "stated in the file")
     if _normalises(network.model, network.input.name):
         return Chosen("openvino-raw", "its first layer normalises")
     network.layout()  # a network that does not fit is a better message

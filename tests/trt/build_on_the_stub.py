@@ -472,7 +472,7 @@ def test_triton_gets_the_plan_that_the_agent_runs(stub: BuilderStub, tmp_path: P
         golden=Golden(prepared.space, np.zeros((4, 8), np.float32), "the test"),
         settings=settings,
         backend="tensorrt",
-        calibration=None,
+        active=None,
         engines=tmp_path / "engines",
     )
     done = export_triton(network, tmp_path / "repository", tao=tao)

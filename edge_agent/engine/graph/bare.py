@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.graph.nodes import OURS, drop_unread, make_node, serialise, set_nodes
-from edge_agent.engine.graph.prepared import BARE_INPUT, BARE_OUTPUT, PreparedGraph
+from edge_agent.engine.graph.nodes import OURS, drop_unread, make_node, metadata_of, serialise, set_nodes
+from edge_agent.engine.graph.prepared import BARE_INPUT, BARE_OUTPUT, PROFILE_ENTRY, PreparedGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -96,9 +96,7 @@ def _declare(model: onnx.ModelProto, prepared: PreparedGraph) -> None:
 
 def _describe(model: onnx.ModelProto, prepared: PreparedGraph) -> None:
     """State the profile in the metadata, where `profiles.profile_of` finds it."""
+    from onnx import helper
+
     assert prepared.profile is not None  # only detectors have none
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    known["preprocess_profile"] = prepared.profile.name
-    del model.metadata_props[:]
-    for key, value in known.items():
-        model.metadata_props.add(key=key, value=value)
+    helper.set_model_props(model, metadata_of(model) | {PROFILE_ENTRY: prepared.profile.name})

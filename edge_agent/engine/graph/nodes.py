@@ -28,6 +28,11 @@ def opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
 
 
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the entries of a model's metadata."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def make_node(
     kind: str, inputs: list[str], output: str, name: str, **attributes: int | list[int]
 ) -> onnx.NodeProto:

@@ -104,6 +104,8 @@ def profile_named(name: str) -> PreprocessProfile:
 
 BARE_INPUT, BARE_OUTPUT = "input", "fc_pred"
 """Tensor names of TAO's exports, and of a bare graph (`graph.bare`)."""
+PROFILE_ENTRY = "preprocess_profile"
+"""Entry of an ONNX file's metadata that names its preprocess profile."""
 
 BATCH_HINT = (
     "export it again with a dynamic batch axis, e.g. torch.onnx.export(model, crop, path, "

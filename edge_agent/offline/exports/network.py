@@ -15,6 +15,7 @@ from edge_agent.embed.selftest import check_engine
 from edge_agent.engine import BACKENDS, choose_backend
 from edge_agent.engine.golden import Golden, golden_crops, least_cosine
 from edge_agent.engine.graph.bare import bare_graph
+from edge_agent.engine.graph.nodes import metadata_of
 from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile
 from edge_agent.engine.models import choose_model, prepare_model
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine, run_once
@@ -45,7 +46,7 @@ class ExportNetwork:
         golden: reference embeddings of the self-test.
         settings: section `engine` of the settings.
         backend: `onnxruntime` or `tensorrt`.
-        calibration: the active calibration, where `graph` is of it.
+        active: the active calibration, of any network.
         engines: folder of calibrations and plans.
         notes: further entries of the model card.
     """
@@ -55,7 +56,7 @@ class ExportNetwork:
     golden: Golden
     settings: EngineSettings
     backend: str
-    calibration: Calibration | None
+    active: Calibration | None
     engines: Path
     notes: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,6 +65,13 @@ class ExportNetwork:
         """Preprocess profile of the network."""
         assert self.graph.profile is not None  # only detectors have none
         return self.graph.profile
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The active calibration where `graph` is of it."""
+        known = self.active
+        fits = known is not None and known.fits(self.prepared) and known.precision == self.graph.precision
+        return known if fits else None
 
     def bare(self) -> PreparedGraph:
         """Return the graph with TAO's names and shapes; ModelError where its rows differ from `graph`'s."""
@@ -125,19 +133,26 @@ def open_network(settings: Settings, notes: Mapping[str, str] | None = None) -> 
         prepared, golden = prepare_model(chosen.path, chosen.preprocess, None)
     calibration = current_calibration(engine, settings.state_dir)
     graph = in_precision(prepared, engine.precision, backend, calibration)
-    used = calibration
-    if used is not None and not (used.fits(prepared) and used.precision == graph.precision):
-        used = None
     with OnnxRuntimeEngine(graph, max_batch=len(golden.vectors), threads=1) as engine_run:
         check_engine(engine_run, golden)
     engines = engines_folder(engine, settings.state_dir)
-    return ExportNetwork(prepared, graph, golden, engine, backend, used, engines, dict(notes or {}))
+    return ExportNetwork(prepared, graph, golden, engine, backend, calibration, engines, dict(notes or {}))
+
+
+def with_card(graph: PreparedGraph, entries: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
+    """Return the graph's file with further entries in its metadata, and all of its metadata."""
+    import onnx
+
+    model = onnx.load_model_from_string(graph.onnx)
+    card = metadata_of(model) | dict(entries)
+    onnx.helper.set_model_props(model, card)
+    return model.SerializeToString(), card
 
 
 def _own_card(prepared: PreparedGraph) -> dict[str, str]:
     """Return what the file of a network states about itself in its metadata, without long entries."""
     import onnx
 
-    entries = onnx.load_model_from_string(prepared.onnx).metadata_props
-    short = [(one.key, one.value) for one in entries if len(one.key) + len(one.value) <= _MOST_TEXT]
+    entries = metadata_of(onnx.load_model_from_string(prepared.onnx))
+    short = [(key, text) for key, text in entries.items() if len(key) + len(text) <= _MOST_TEXT]
     return dict(short[:_MOST_ENTRIES])

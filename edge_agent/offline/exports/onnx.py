@@ -10,7 +10,7 @@ from pathlib import Path
 from edge_agent.core.errors import InputError
 from edge_agent.core.files import shown
 from edge_agent.core.manifest import write_atomic
-from edge_agent.offline.exports.network import ExportNetwork
+from edge_agent.offline.exports.network import ExportNetwork, with_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,8 @@ def export_network(network: ExportNetwork, target: Path, *, overwrite: bool = Fa
         ModelError: the graph cannot be made.
         StorageError: it cannot be written.
     """
-    import onnx
-
     check_file(target, overwrite=overwrite)
-    model = onnx.load_model_from_string(network.bare().onnx)
-    card = {entry.key: entry.value for entry in model.metadata_props}
-    card |= {"exported_from": network.graph.source_sha256, "precision": network.graph.precision}
-    card |= network.notes
-    onnx.helper.set_model_props(model, card)
-    data = model.SerializeToString()
+    entries = {"exported_from": network.graph.source_sha256, "precision": network.graph.precision}
+    data, card = with_card(network.bare(), entries | dict(network.notes))
     write_atomic(target, data)
     return OnnxExport(target, hashlib.sha256(data).hexdigest(), len(data), card)

@@ -24,7 +24,7 @@ from edge_agent import __version__
 from edge_agent.core.errors import ModelError
 from edge_agent.core.manifest import write_atomic
 from edge_agent.engine.golden import golden_crops, require_distinct
-from edge_agent.engine.graph.prepared import PreprocessProfile
+from edge_agent.engine.graph.prepared import PROFILE_ENTRY, PreprocessProfile
 from edge_agent.engine.onnxruntime import run_once
 from edge_agent.offline.train.checkpoint import Checkpoint, network_of
 from edge_agent.offline.train.network import Deployed
@@ -122,7 +122,7 @@ def _card(saved: Checkpoint, spec: Spec, checkpoint: Path) -> dict[str, str]:
         "backbone": spec.model.backbone,
         "dimension": str(spec.model.feat_dim),
         "input": f"FP32 {shape} RGB, (x/255 - mean)/std, mean {mean}, std {deviation}",
-        "preprocess_profile": _profile(spec),
+        PROFILE_ENTRY: _profile(spec),
         "output": "FP32 [N,D], not of unit length: normalise before comparing",
         "trained_identities": str(len(saved.people)),
         "trained_epochs": str(saved.epoch),

@@ -16,13 +16,13 @@ from edge_agent.core.errors import ConfigError, InputError
 from edge_agent.core.files import shown
 from edge_agent.core.manifest import FileRecord, Manifest
 from edge_agent.core.text import is_visible
-from edge_agent.engine.precision.calibration import current_calibration
 from edge_agent.engine.precision.half import kept_in_float32
 from edge_agent.offline.exports.deepstream import files
 from edge_agent.offline.exports.deepstream.arithmetic import Arithmetic, differences
-from edge_agent.offline.exports.deepstream.graph import calibration_table, deepstream_graph, with_card
+from edge_agent.offline.exports.deepstream.graph import calibration_table, deepstream_graph
 from edge_agent.offline.exports.deepstream.readme import readme
 from edge_agent.offline.exports.folders import check_target, write_folder
+from edge_agent.offline.exports.network import with_card
 
 if TYPE_CHECKING:
     from edge_agent.engine.graph.prepared import PreparedGraph
@@ -96,9 +96,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 def precision_of(network: ExportNetwork) -> tuple[str, Scales | None]:
     """Return precision and ranges for the network of an export; errors as in `choose_precision`."""
-    settings = network.settings.model_copy(update={"folder": network.engines})
-    active = current_calibration(settings, network.engines)
-    return choose_precision(network.prepared, network.settings.precision, active)
+    return choose_precision(network.prepared, network.settings.precision, network.active)
 
 
 def choose_precision(
@@ -162,7 +160,7 @@ def export_deepstream(
     found = differences(prepared, graph, arithmetic, crops.pictures)
     space = arithmetic.space(prepared)
     card = {"exported_from": prepared.source_sha256, "embedding_space": space, **(notes or {})}
-    written = {files.ONNX: with_card(graph, card)}
+    written = {files.ONNX: with_card(graph, card)[0]}
     release = ""
     if precision == "int8" and scales is not None:
         written[files.TABLE], numbers = calibration_table(graph, scales)

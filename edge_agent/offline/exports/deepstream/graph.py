@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,17 +10,15 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine.graph.bare import bare_graph
-from edge_agent.engine.graph.nodes import OURS, make_node, serialise, set_nodes
-from edge_agent.engine.graph.prepared import BARE_INPUT, PreparedGraph
+from edge_agent.engine.graph.nodes import OURS, make_node, metadata_of, serialise, set_nodes
+from edge_agent.engine.graph.prepared import BARE_INPUT, PROFILE_ENTRY, PreparedGraph
 from edge_agent.engine.precision.scales import Scales
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 _PREFIX = "network/"
 """Before all names of a network that has tensors with TAO's names, see `bare_graph`."""
-_PROFILE = "preprocess_profile"
-"""Key of the metadata that `profiles.profile_of` reads."""
 TENSORRT = (10, 3, 0)
 """Release in the header of a calibration table where none is installed: that of JetPack 6.1 and 6.2."""
 _WITHOUT_TABLES = 11
@@ -49,25 +46,9 @@ def deepstream_graph(prepared: PreparedGraph, factors: NDArray[np.float32] | Non
                 node.input[place] = scaled
     multiply = make_node("Mul", [BARE_INPUT, name], scaled, f"{OURS}deepstream_multiply")
     set_nodes(model, [multiply, *model.graph.node])
-    _drop_profile(model)
+    props = {key: text for key, text in metadata_of(model).items() if key != PROFILE_ENTRY}
+    onnx.helper.set_model_props(model, props)
     return replace(bare, onnx=serialise(model, f"{prepared.source} for DeepStream"))
-
-
-def _drop_profile(model: onnx.ModelProto) -> None:
-    kept = [entry for entry in model.metadata_props if entry.key != _PROFILE]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
-
-
-def with_card(graph: PreparedGraph, card: Mapping[str, str]) -> bytes:
-    """Return the model with further entries in its metadata."""
-    import onnx
-
-    model = onnx.load_model_from_string(graph.onnx)
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(model, known | dict(card))
-    data: bytes = model.SerializeToString()
-    return data
 
 
 def calibration_table(bare: PreparedGraph, scales: Scales) -> tuple[bytes, tuple[int, ...]]:
