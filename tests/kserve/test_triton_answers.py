@@ -221,6 +221,10 @@ def test_tls_and_token(fake: Fake, opened: Open, tmp_path: Path) -> None:
         missing = {**pair, "triton_key_file": tmp_path / "nowhere.pem"}
         with pytest.raises(ConfigError, match=r"nowhere\.pem"):
             opened(port, scheme="tritons", **own, **missing)
+        (garbage := tmp_path / "garbage.pem").write_text("garbage")
+        for name in ("triton_ca_file", "triton_cert_file", "triton_key_file"):
+            with pytest.raises(ConfigError, match=rf"{name} \S*garbage\.pem.*PEM"):
+                opened(port, scheme="tritons", **{**own, **pair, name: garbage})
 
 
 def test_a_token_that_a_proxy_repeats_is_not_shown(fake: Fake, opened: Open) -> None:

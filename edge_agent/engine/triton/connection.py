@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -268,9 +269,29 @@ def _channel(model: ServedModel, settings: EngineSettings) -> dict[str, Any]:
         except InputError as problem:
             raise ConfigError(f"TLS to {model.authority}: {problem}") from problem
 
-    key, chain = pem(settings.triton_key_file), pem(settings.triton_cert_file)
-    credentials = grpc.ssl_channel_credentials(pem(settings.triton_ca_file), key, chain)
+    authority, key, chain = map(
+        pem, (settings.triton_ca_file, settings.triton_key_file, settings.triton_cert_file)
+    )
+    _check_tls(model, settings)
+    credentials = grpc.ssl_channel_credentials(authority, key, chain)
     return {**options, "creds": credentials}
+
+
+def _check_tls(model: ServedModel, settings: EngineSettings) -> None:
+    """Raise ConfigError where OpenSSL cannot use the files; gRPC does not say what is wrong with them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority, certificate, key = settings.triton_ca_file, settings.triton_cert_file, settings.triton_key_file
+    wrong = f"engine.triton_ca_file {authority}"
+    try:
+        if authority is not None:
+            context.load_verify_locations(authority)
+        if certificate is not None:
+            wrong = f"engine.triton_cert_file {certificate}, engine.triton_key_file {key}"
+            context.load_cert_chain(certificate, key, password="")  # else OpenSSL asks for one
+    except (OSError, ValueError) as problem:
+        raise ConfigError(
+            f"TLS to {model.authority}: {wrong}: not usable as PEM: {one_line(problem)}"
+        ) from problem
 
 
 def to_planes(pixels: NDArray[np.uint8], planes: NDArray[Any], profile: PreprocessProfile) -> None:
