@@ -88,11 +88,6 @@ def encode_frame(frame: NvFrame) -> bytes:
     return b"".join(parts)
 
 
-def encode_wrapped(payload: bytes, sensor: str, time: float) -> bytes:
-    """Return `payload` in the wrapper of DeepStream's MQTT adaptor, sent at `time` (whole Unix seconds)."""
-    return _field(1, payload) + _text(2, sensor) + _text(3, str(int(time)))
-
-
 def decode_frame(payload: bytes) -> NvFrame:
     """Read a frame; ValueError where the bytes are none, or it has more than `MAX_OBJECTS` objects."""
     found = _Fields(payload, "Frame")

@@ -29,12 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from edge_agent.core.nv_frame import MAX_OBJECTS
 from edge_agent.core.structures import Detections, Frame
 from edge_agent.core.timing import LATEST_TIME, parse_time
 
 MAX_PAYLOAD_BYTES = 256 << 10
 """Larger messages of the own format are refused; 1000 boxes with scores are about 60 KiB."""
-MAX_BOXES = 1000
+MAX_BOXES = MAX_OBJECTS
+"""Messages with more are refused."""
 _MAX_PIXELS = 1e6
 _MAX_NUMBER = 1e30
 """Within float32."""

@@ -94,6 +94,19 @@ def frame_json(
     return json.dumps({**message, "objects": objects}).encode()
 
 
+def in_wrapper(payload: bytes, sensor: str) -> bytes:
+    """The message as DeepStream's MQTT adaptor wraps it, sent at `TIME`."""
+
+    def field(number: int, data: bytes) -> bytes:
+        size, left = bytearray(), len(data)
+        while left > 0x7F:
+            size.append(left & 0x7F | 0x80)
+            left >>= 7
+        return bytes([number << 3 | 2, *size, left]) + data
+
+    return field(1, payload) + field(2, sensor.encode()) + field(3, str(int(TIME)).encode())
+
+
 def in_form(
     form: str, seen: Sequence[Seen], *, number: int = 450, moment: float = TIME, sensor: str = "front"
 ) -> list[bytes]:

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.nv_frame import NvFrame, NvObject, decode_frame, encode_frame, encode_wrapped, unwrapped
+from edge_agent.core.nv_frame import NvFrame, NvObject, decode_frame, encode_frame, unwrapped
 from edge_agent.source.assembly import QUIET_S, FrameAssembly
 from edge_agent.source.boxes import LARGEST_NUMBER, BoxMessage
 from edge_agent.source.deepstream import MAX_MESSAGE_BYTES, parse_deepstream, track_number
 from tests.conftest import SHARED
-from tests.source.deepstream_messages import FORMS, TIME, Seen, full, in_form, minimal, protobuf
+from tests.source.deepstream_messages import FORMS, TIME, Seen, full, in_form, in_wrapper, minimal, protobuf
 
 D = 8
 UNTRACKED = str((1 << 64) - 1)
@@ -57,14 +57,14 @@ def test_every_form_says_the_same(form):
 @pytest.mark.parametrize("form", [*FORMS])
 def test_the_wrapper_of_the_mqtt_adaptor_is_taken_off(form):
     plain = in_form(form, TWO[:1])[0]
-    wrapped = encode_wrapped(plain, "front", TIME)
+    wrapped = in_wrapper(plain, "front")
     assert unwrapped(wrapped) == (plain, "front")
     found = joined([wrapped])
     assert (found.camera, found.tracks) == ("front", (7,))
 
 
 def test_the_sensor_may_stand_in_the_wrapper_alone():
-    assert parse_deepstream(encode_wrapped(protobuf(TWO, sensor=""), "front", TIME)).camera == "front"
+    assert parse_deepstream(in_wrapper(protobuf(TWO, sensor=""), "front")).camera == "front"
     with pytest.raises(ValueError, match="sensorId"):
         parse_deepstream(protobuf(TWO, sensor=""))
 
@@ -74,7 +74,7 @@ def test_a_wrapper_is_no_json_whatever_its_length_byte(size):
     # 0A 7B: a wrapper around 123 bytes begins like a new line and a brace.
     plain = protobuf([], sensor="s" * (size - len(protobuf([], sensor="")) - 2))
     assert len(plain) == size
-    assert parse_deepstream(encode_wrapped(plain, "x", TIME)).number == 451
+    assert parse_deepstream(in_wrapper(plain, "x")).number == 451
     assert parse_deepstream(b"\n" + minimal(TWO)).number == 451
 
 
@@ -435,7 +435,7 @@ def test_googles_library_reads_it_and_is_read():
 
 def seeds() -> list[bytes]:
     payloads = [payload for form in FORMS for payload in in_form(form, TWO)]
-    payloads += [encode_wrapped(payload, "front", TIME) for payload in payloads]
+    payloads += [in_wrapper(payload, "front") for payload in payloads]
     return payloads + [json.dumps(message).encode() for message, _ in PUBLIC.values()]
 
 
