@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -172,6 +173,7 @@ class Server:
         """End the server and the processes of its backends."""
         if self.process is None:
             return
+        regions = self._regions()
         with contextlib.suppress(ProcessLookupError):
             self.send(number)
         try:
@@ -182,6 +184,17 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process = None
+        for region in regions:
+            region.unlink(missing_ok=True)
+
+    def _regions(self) -> set[Path]:
+        """Shared memory of Triton's Python backend, which a server that is killed leaves behind."""
+        assert self.process is not None
+        try:
+            maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        except OSError:
+            return set()
+        return {Path(found) for found in re.findall(r"/dev/shm/triton_\S+", maps)}
 
 
 def free_ports(count: int) -> list[int]:
