@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge_agent.source.boxes import MAX_BOXES, BoxMessage
+from edge_agent.source.box_message import MAX_BOXES, BoxMessage
 
 QUIET_S = 0.1
 """Time without a message of the sensor after which its frame is complete."""

@@ -14,7 +14,7 @@ from edge_agent.core.errors import InputError, MissingFile
 from edge_agent.core.files import native_path, read_file, shown
 from edge_agent.core.pictures import parse_crop_name
 from edge_agent.core.timing import LATEST_TIME
-from edge_agent.source.boxes import LARGEST_NUMBER, Box, Time, WholeNumber, decode
+from edge_agent.source.box_message import LARGEST_NUMBER, Box, Time, WholeNumber, decode
 from edge_agent.source.crop_files import CropFile
 
 _CAMERA = re.compile(r"[a-z0-9_-]{1,64}")

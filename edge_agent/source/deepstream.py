@@ -17,7 +17,7 @@ Attributes, confidence and embedding may be missing; the confidence is the last 
 and `#|SV3DT|`. A confidence of -1 to 0 marks a box of the tracker that the detector did not find. `id` is the
 frame number, counted from 0, as text or number.
 
-`source.boxes` lists what is left out of a message, and why.
+`source.box_message` lists what is left out of a message, and why.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
 from edge_agent.core.config import PERSON_LABELS
 from edge_agent.core.nv_frame import UNTRACKED, decode_frame, unwrapped
-from edge_agent.source.boxes import (
+from edge_agent.source.box_message import (
     LARGEST_NUMBER,
     MAX_BOXES,
     UNKNOWN_SCORE,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
 from edge_agent.source.assembly import MAX_CAMERAS, FrameAssembly
-from edge_agent.source.boxes import BoxMessage, parse_own
-from edge_agent.source.deepstream import parse_deepstream
+from edge_agent.source.box_message import BoxMessage
+from edge_agent.source.boxes import parse_deepstream, parse_own
 from edge_agent.source.transport import Broker
 from edge_agent.source.upstream import Upstream
 
@@ -81,7 +81,7 @@ class ExternalBoxes:
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """Refused messages, and boxes left out of the others by fault; see `source.boxes`."""
+        """Refused messages, and boxes left out of the others by fault; see `source.box_message`."""
         return self._upstream.left_out
 
     @property

@@ -21,7 +21,7 @@ from edge_agent.core.errors import ConfigError, SourceLost
 from edge_agent.core.structures import Detections, MessageFrame
 from edge_agent.core.text import visible
 from edge_agent.source.assembly import CLOCK_SET_S, FrameAssembly
-from edge_agent.source.boxes import BoxMessage
+from edge_agent.source.box_message import BoxMessage
 from edge_agent.source.deepstream import parse_deepstream
 from edge_agent.source.pipelines import Size
 from edge_agent.source.transport import upstream_broker
@@ -78,7 +78,7 @@ class MessageReceiver:
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """Refused messages, and boxes left out of the others by fault; see `source.boxes`."""
+        """Refused messages, and boxes left out of the others by fault; see `source.box_message`."""
         return self._upstream.left_out
 
     @property

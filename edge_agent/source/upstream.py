@@ -14,7 +14,7 @@ import structlog
 from edge_agent.core.errors import BrokerRefused, SourceError
 from edge_agent.core.mqtt import Incoming
 from edge_agent.core.text import visible
-from edge_agent.source.boxes import BoxMessage
+from edge_agent.source.box_message import BoxMessage
 from edge_agent.source.deepstream import MAX_MESSAGE_BYTES
 from edge_agent.source.transport import Broker, receiver
 
@@ -68,7 +68,7 @@ class Upstream:
         self._labelled: set[str] = set()
         """Cameras of which a message held an object with a label of people."""
         self.left_out = dict.fromkeys(("message", *_MEANING, _EMBEDDING), 0)
-        """Refused messages, and boxes left out of the others by fault; see `source.boxes`."""
+        """Refused messages, and boxes left out of the others by fault; see `source.box_message`."""
         self.connected = False
         """Whether the broker has accepted the connection and the subscription."""
         self._new_receiver = partial(

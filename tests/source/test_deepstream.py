@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.nv_frame import NvFrame, NvObject, decode_frame, encode_frame, unwrapped
 from edge_agent.source.assembly import QUIET_S, FrameAssembly
-from edge_agent.source.boxes import LARGEST_NUMBER, BoxMessage
+from edge_agent.source.box_message import LARGEST_NUMBER, BoxMessage
 from edge_agent.source.deepstream import MAX_MESSAGE_BYTES, parse_deepstream, track_number
 from tests.conftest import SHARED
 from tests.source.deepstream_messages import FORMS, TIME, Seen, full, in_form, in_wrapper, minimal, protobuf

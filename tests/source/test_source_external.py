@@ -21,9 +21,9 @@ from edge_agent.core.errors import SourceError
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import Detections, Frame
 from edge_agent.source import external
-from edge_agent.source.boxes import BoxMessage, parse_own
+from edge_agent.source.box_message import BoxMessage
+from edge_agent.source.boxes import parse_deepstream, parse_own
 from edge_agent.source.crops import CropFolderOptions, CropFolderSource
-from edge_agent.source.deepstream import parse_deepstream
 from edge_agent.source.external import ExternalBoxes
 from tests.conftest import REPO, find_free_port
 from tests.source.deepstream_messages import Seen, full
