@@ -19,7 +19,7 @@ from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.golden import least_cosine
 from tests import tiny_networks
-from tests.kserve import repository
+from tests.kserve import environment, repository
 from tests.kserve.environment import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first makes the environment
@@ -57,7 +57,7 @@ def served(start_triton: Callable[..., Server], tmp_path_factory: pytest.TempPat
     repository.write(models, "raw", source, raw=True, stated=False)
     repository.write(models, "other", tiny_networks.reid(folder / "other.onnx", seed=1, dimension=6))
     yield Served(start_triton(models), models, source, folder / "state")
-    assert not list(Path("/dev/shm").glob("edge-agent-*"))
+    assert environment.held_memory() == []
 
 
 def people(count: int, seed: int = 3) -> list[np.ndarray]:
