@@ -98,13 +98,14 @@ def _made(name: str, *packages: str) -> Path:
     return folder
 
 
-def held_memory() -> list[str]:
-    """Return the agent's files of shared memory that this process holds open; other tests have their own."""
+def named_memory() -> list[str]:
+    """Return the names of the agent's shared memory that this process holds; other tests have their own."""
     held = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # that of the listing
-            held.append(os.readlink(descriptor))
-    return [path for path in held if path.startswith("/dev/shm/edge-agent-")]
+            held.append(str(descriptor.readlink()))
+    mine = [path for path in held if path.startswith("/dev/shm/edge-agent-")]
+    return [path for path in mine if not path.endswith(" (deleted)")]
 
 
 @dataclass

@@ -57,7 +57,7 @@ def served(start_triton: Callable[..., Server], tmp_path_factory: pytest.TempPat
     repository.write(models, "raw", source, raw=True, stated=False)
     repository.write(models, "other", tiny_networks.reid(folder / "other.onnx", seed=1, dimension=6))
     yield Served(start_triton(models), models, source, folder / "state")
-    assert environment.held_memory() == []
+    assert environment.named_memory() == []
 
 
 def people(count: int, seed: int = 3) -> list[np.ndarray]:

@@ -106,7 +106,7 @@ def test_a_server_killed_frozen_restarted_changed_and_without_its_backend(
         shutil.rmtree(models / "reid")
         repository.write(models, "reid", source, version=4)
         watched.until(works=True)
-    assert environment.held_memory() == []
+    assert environment.named_memory() == []
 
 
 def test_tls_on_a_real_server(start_triton: Callable[..., Server], tmp_path: Path) -> None:
