@@ -208,7 +208,7 @@ def test_other_optimisers_step(market: Path, tmp_path: Path, name: str):
 
 def test_a_loss_that_is_no_number_ends_the_run(market: Path, tmp_path: Path):
     spec = small_spec(market)
-    spec["train"]["optim"] = {"name": "SGD", "base_lr": 1e30, "warmup_iters": 0}
+    spec["train"]["optim"] = {"name": "SGD", "base_lr": 1e15, "warmup_iters": 0}
     with pytest.raises(ModelError, match=r"the loss became .*base_lr"):
         trained(parse_spec(spec), tmp_path)
 
