@@ -25,6 +25,8 @@ class Manager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + address[1:] if address[0] == "@" else address)
         self.heard: list[dict[str, str]] = []
+        self._awaited = 0
+        """Messages up to the last one that was waited for."""
 
     def listen(self, seconds: float = 0.0) -> list[dict[str, str]]:
         """Return the received messages; wait a limited time for the first."""
@@ -38,15 +40,15 @@ class Manager:
             self._socket.settimeout(0.001)
 
     def until(self, word: str, seconds: float = 30.0) -> dict[str, str]:
-        """The next message with this word that was not heard before."""
-        at = len(self.heard)
+        """The next message with this word after the last one that was waited for."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self.listen(0.2)
-            found = [message for message in self.heard[at:] if word in message]
-            if found:
-                return found[0]
-        raise AssertionError(f"waited {seconds} s for {word}; heard {self.heard[at:]}")
+            for at in range(self._awaited, len(self.heard)):
+                if word in self.heard[at]:
+                    self._awaited = at + 1
+                    return self.heard[at]
+        raise AssertionError(f"waited {seconds} s for {word}; heard {self.heard[self._awaited :]}")
 
     def count(self, word: str) -> int:
         return sum(word in message for message in self.listen())
