@@ -145,7 +145,7 @@ def test_results_of_the_other_files_are_written_where_one_fails(
 def test_a_file_twice_is_two_cameras(agent: Run, tmp_path: Path, video: Path) -> None:
     code, out, _ = agent("run", "--source", video, "--source", video, *plain(tmp_path / "state"), "--json")
     assert code == 0
-    assert '"frames": {"clip": 6, "clip-2": 6}' in out
+    assert json.loads(out)["frames"] == {"clip": 6, "clip-2": 6}  # in the order of their first frames
 
 
 @pytest.mark.parametrize(
