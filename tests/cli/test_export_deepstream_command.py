@@ -6,39 +6,23 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import typer
 import yaml
 from typer.testing import CliRunner
 
-from edge_agent.cli import export
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError, StorageError
 from edge_agent.core.loading import state_folder
 from edge_agent.engine.precision.scales import read_cache
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
+from tests.cli.test_export_command import app, run, tiny
 from tests.engine.test_calibration_use import request
 
-app = typer.Typer()
-app.command()(export.command)
-
-
-def run(*words: object, config: Path | str = os.devnull) -> dict[str, Any]:
-    """What `edge-agent export WORDS --json` prints."""
-    result = CliRunner().invoke(app, [*map(str, words), "--config", str(config), "--json"])
-    if result.exception is not None:
-        raise result.exception
-    return json.loads(result.stdout)
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    return tiny_networks.reid(tmp_path / "tiny.onnx")
+__all__ = ["tiny"]  # a fixture
 
 
 @pytest.fixture
