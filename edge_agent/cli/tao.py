@@ -170,7 +170,7 @@ def network_of(section: EvaluateSection, **options: Any) -> Iterator[Network]:  
         raise ConfigError(
             "evaluate.checkpoint must name a network, in the spec or as evaluate.checkpoint=FILE"
         )
-    if section.checkpoint.suffix == ".onnx":
+    if section.checkpoint.suffix.lower() == ".onnx":
         yield Network(section.checkpoint, **options)
         return
     require_torch("evaluating a checkpoint")

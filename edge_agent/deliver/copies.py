@@ -31,8 +31,9 @@ from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.metropolis import FORMS
 from edge_agent.deliver.outbox import Outbox, make_outbox
 from edge_agent.deliver.pacing import Backoff
+from edge_agent.deliver.pump import SILENT_S
 from edge_agent.deliver.rows import Row, numbered
-from edge_agent.deliver.sender import NO_SUBSCRIBER_S, QUIET_RETRY_S
+from edge_agent.deliver.sender import IDLE_S, NO_SUBSCRIBER_S, QUIET_RETRY_S
 from edge_agent.deliver.targets import KafkaTarget, MqttTarget, NoSubscriber, Target
 
 if TYPE_CHECKING:
@@ -43,14 +44,10 @@ log = structlog.get_logger(__name__)
 
 COPIES_FILE = "metropolis.db"
 """Inside the state folder."""
-IDLE_S = 0.5
-"""Longest wait for the next copy, so that the heartbeat stays fresh."""
 UPKEEP_S = 0.5
 """How often the rows of sent copies are deleted, and old copies dropped."""
 LOSSES = 10
 """After so many connections that the broker closed at one copy, it is set aside."""
-SILENT_S = 60.0
-"""A broker that has taken nothing for this long is a reason for the state `degraded`."""
 STOP_S = 1.0
 """Time for the end of the thread, in which the last copies are sent."""
 CONTENT_TYPES = {"json": "application/json", "protobuf": "application/x-protobuf"}

@@ -13,10 +13,9 @@ from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.connection import Connection, Sent
 from edge_agent.deliver.elimination import NOT_BLAMED
 from edge_agent.deliver.packets import MessageOptions
+from edge_agent.deliver.pump import ACK_TIMEOUT_S
 from edge_agent.deliver.sender import NOT_AUTHORISED, Outcome, reason_text
 
-ACK_TIMEOUT_S = 10.0
-"""A message without acknowledgement for this time means a dead connection."""
 TURN_S = 0.1
 """Longest wait without a look at a stop."""
 _TOO_LARGE = "MSG_SIZE_TOO_LARGE"

@@ -23,7 +23,6 @@ from edge_agent.embed.selftest import check_engine
 from edge_agent.engine.base import DEPTH, Engine
 from edge_agent.engine.golden import Golden
 from edge_agent.engine.graph.prepared import PreprocessProfile
-from edge_agent.engine.upstream import UPSTREAM
 
 Pair = tuple[NDArray[np.uint8], Detections]
 
@@ -80,8 +79,7 @@ class Embedder:
             undo.enter_context(self._packer)
             undo.enter_context(self.engine)
             self._dimension = self.info.dimension
-            if self.info.backend != UPSTREAM:
-                self.engine.check(self._test)
+            self.engine.check(self._test)
             self._closing = undo.pop_all()
         return self
 

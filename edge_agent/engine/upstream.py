@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from edge_agent.core.errors import EngineError
@@ -38,6 +39,9 @@ class UpstreamEngine(Engine):
 
     def _release(self) -> None:
         """There is nothing to free."""
+
+    def check(self, test: Callable[[Engine], None]) -> None:
+        """There is nothing to test."""
 
     def submit(self, count: int) -> NoReturn:  # noqa: ARG002 - as in `Engine`
         """Refuse pictures.

@@ -76,11 +76,11 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """Report the begin of a reload; `ready` ends it."""
+        """Report the start of a reload; `ready` ends it."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str = "") -> None:
-        """Report the begin of a clean stop."""
+        """Report the start of a clean stop."""
         self._send("STOPPING=1", _status(status))
 
     def extend(self, seconds: float, status: str = "") -> None:

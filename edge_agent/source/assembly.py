@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge_agent.source.box_message import MAX_BOXES, BoxMessage
+from edge_agent.source.box_message import MAX_BOXES, SHOWN_LABELS, BoxMessage
 
 QUIET_S = 0.1
 """Time without a message of the sensor after which its frame is complete."""
@@ -123,7 +123,7 @@ def _joined(parts: list[BoxMessage]) -> BoxMessage:
         scores=np.concatenate([part.scores for part in parts]),
         left_out=left_out,
         people=sum(part.people or 0 for part in parts),
-        other_labels=tuple(others[:3]),
+        other_labels=tuple(others[:SHOWN_LABELS]),
         tracks=tuple(track for part in parts for track in part.tracks),
         vectors=np.concatenate(vectors) if vectors else None,
         embedded=np.concatenate(embedded) if embedded else None,

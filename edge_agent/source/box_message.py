@@ -30,6 +30,8 @@ MAX_NUMBER = 1e30
 """Within float32."""
 LARGEST_NUMBER = (1 << 62) - 1
 """Of frames and tracks; the databases store signed 64 bits."""
+SHOWN_LABELS = 3
+"""Labels of other objects that a message keeps, for the log."""
 UNKNOWN_SCORE = 1.0
 """For boxes without a score: an upstream without scores sends only boxes above its own threshold."""
 
@@ -97,7 +99,7 @@ class BoxMessage:
             frame itself.
         boxes: `(N, 4)` float32 xyxy.
         scores: `(N,)` float32 in 0..1.
-        left_out: number of bad boxes by fault: `form`, `range`, `empty`, `score`, `twice`.
+        left_out: number of what is left out, by fault; the faults are those of this module's docstring.
         people: number of objects with a label of people, None in a format without labels.
         other_labels: some labels of the other objects.
         tracks: upstream's track of each box, None without one; empty in a format without tracks.

@@ -38,6 +38,7 @@ from edge_agent.core.nv_frame import UNTRACKED, decode_frame, unwrapped
 from edge_agent.source.box_message import (
     LARGEST_NUMBER,
     MAX_BOXES,
+    SHOWN_LABELS,
     UNKNOWN_SCORE,
     BoxMessage,
     Row,
@@ -68,7 +69,6 @@ _NO_CLASSES = frozenset(
     {"bbox", "bbox3d", "embedding", "location", "coordinate", "pose", "gaze", "lipActivity", "SV3DT", "info"}
 )
 """Keys of a full object that hold an object, and do not name its class."""
-_SHOWN_LABELS = 3
 _LEAST_NORM, _LARGEST_NORM = 1e-6, 1e30
 _VERSION = re.compile(r"[0-9.]*")
 
@@ -194,14 +194,18 @@ class _Reader:
 
     def _frame(self, found: _JsonFrame) -> BoxMessage:
         # An object of DeepStream's type "dummy" is written without fields; it carries a message of its own.
-        listed = [one for one in found.objects if not isinstance(one, str) or one.strip("|#")]
-        listed = [one for one in listed if not isinstance(one, str) or not one.startswith("|#|")]
+        listed = [
+            one
+            for one in found.objects
+            if not isinstance(one, str) or (one.strip("|#") and not one.startswith("|#|"))
+        ]
         read = [_minimal(one) if isinstance(one, str) else _json_object(one) for one in listed]
         objects = [one for one in read if one is not None]
         shown = ""
         if listed:
             first = listed[0]
-            shown = f"object {f'{first!r:.60}' if isinstance(first, str) else type(first).__name__} is not"
+            given = f"{first[:60]!r:.60}" if isinstance(first, str) else type(first).__name__
+            shown = f"object {given} is not"
         header = _Header(found.camera, found.id + 1, found.time)
         return self._message(header, objects, len(listed) - len(objects), f"{shown} {_OBJECT_FORM}")
 
@@ -239,7 +243,7 @@ class _Reader:
         good = sound([row for _, row in read], unread)
         if twice := len(people) - len(distinct):
             good.left_out["twice"] = twice
-        shown = tuple(sorted(others)[:_SHOWN_LABELS])
+        shown = tuple(sorted(others)[:SHOWN_LABELS])
         kept = [one for (one, _), fine in zip(read, good.kept.tolist(), strict=True) if fine]
         message = BoxMessage(
             header.camera, header.number, header.time, None, good.boxes, good.scores, good.left_out,

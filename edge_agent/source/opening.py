@@ -128,9 +128,8 @@ def open_source(
 
 def _options(settings: SourceSettings, name: str, kind: SourceKind, of_kind: type[Options]) -> Options:
     """Return the options of a source; SourceError for one that its kind does not have."""
-    chosen = settings.model_dump(exclude=_COMMON, exclude_none=True)
-    if kind == "deepstream":
-        chosen |= settings.model_dump(include=_NOT_FOR_MESSAGES, exclude_none=True)
+    common = _COMMON - _NOT_FOR_MESSAGES if kind == "deepstream" else _COMMON
+    chosen = settings.model_dump(exclude=common, exclude_none=True)
     valid = {field.name for field in fields(of_kind)}  # type: ignore[arg-type] # a dataclass
     for option in (one for one in chosen if one not in valid):
         raise SourceError(

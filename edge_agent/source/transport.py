@@ -1,6 +1,6 @@
 """Where messages of upstream programs come from: MQTT or Kafka, with one interface.
 
-What is in the messages is not known here; `source.boxes` and its like parse them.
+What is in the messages is not known here; `source.boxes` and `source.deepstream` parse them.
 """
 
 from __future__ import annotations

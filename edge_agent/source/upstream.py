@@ -84,7 +84,7 @@ class Upstream:
 
     @property
     def address(self) -> str:
-        """Where the messages come from, for messages."""
+        """Address of the broker, without a login."""
         return self._broker.url
 
     def __enter__(self) -> Upstream:

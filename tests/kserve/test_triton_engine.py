@@ -18,6 +18,7 @@ from edge_agent.core.errors import ConfigError, EngineError, EngineUnavailable, 
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine.golden import least_cosine
+from edge_agent.offline.synthetic.crops import write_dataset
 from tests import tiny_networks
 from tests.kserve import environment, repository
 from tests.kserve.environment import Server
@@ -183,6 +184,14 @@ def test_commands_run_on_it(served: Served, tmp_path: Path, monkeypatch: pytest.
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)["rows"]
     assert (row["backend"], row["precision"]) == ("triton", "fp32")
+    market = tmp_path / "market"
+    write_dataset(market, identities=4, cameras=2, per_identity=4, seed=1, test_share=1.0, workers=1)
+    figures = []
+    for network in (["--backend", backend], ["--model", str(served.source), "--preprocess", "tao"]):
+        done = runner.invoke(app, ["evaluate", str(market), *network, "--json"])
+        assert done.exit_code == 0, done.output
+        figures.append(json.loads(done.stdout)["mAP"])
+    assert figures[0] == pytest.approx(figures[1])
     config = tmp_path / "agent.toml"
     config.write_text(f'[engine]\nbackend = "{backend}"\n')
     (finding,) = [one for one in examine(config) if one.name == "model"]

@@ -167,7 +167,7 @@ def test_every_key_is_nvidias(tiny: Path, crops: Crops, tmp_path: Path) -> None:
         assert set(values) <= set(KEYS["nvtracker"]["ReID"])
 
 
-def test_nvinfer_and_nvtracker_say_the_same(tiny: Path, crops: Crops, tmp_path: Path) -> None:
+def test_nvinfer_and_nvtracker_are_set_alike(tiny: Path, crops: Crops, tmp_path: Path) -> None:
     for precision, modes in {"fp32": ("0", 0), "fp16": ("2", 1)}.items():
         folder = tmp_path / precision
         prepared = prepare_reid(tiny, PROFILES["tao"])
@@ -277,7 +277,7 @@ def test_the_other_resize_rule_is_another_space(tiny: Path, crops: Crops, tmp_pa
     ],
     ids=str,
 )
-def test_what_deepstream_cannot_say_is_refused(changes: dict[str, Any]) -> None:
+def test_what_deepstream_cannot_compute_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="DeepStream"):
         Arithmetic.of(replace(PROFILES["tao"], **changes))
 

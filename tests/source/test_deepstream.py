@@ -40,7 +40,7 @@ TWO = [Seen("7", vector=vector(1)), Seen("9", (100, 200, 190.25, 480), vector=3 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_says_the_same(form):
+def test_every_form_gives_the_same(form):
     found = joined(in_form(form, TWO))
     assert (found.camera, found.time, found.whole) == ("front", pytest.approx(TIME, abs=1e-3), True)
     assert found.number == (None if form == "full" else 451)

@@ -86,7 +86,8 @@ def detectors(settings: Settings) -> list[Finding]:
     common = settings.detector.kind
     enabled = [own for own in settings.sources if own.enabled]
     kinds = {own.detector or common for own in enabled if source_kind(own.url) != "deepstream"}
-    kinds |= set() if enabled else {common}
+    if not enabled:
+        kinds.add(common)
     findings = []
     for kind in sorted(kinds - {"external"}):
         try:

@@ -12,7 +12,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_agent.core.errors import ModelError
-from edge_agent.engine.graph.nodes import OURS, drop_unread, make_node, metadata_of, serialise, set_nodes
+from edge_agent.engine.graph.nodes import (
+    NETWORK,
+    OURS,
+    drop_unread,
+    make_node,
+    metadata_of,
+    serialise,
+    set_nodes,
+)
 from edge_agent.engine.graph.prepared import BARE_INPUT, BARE_OUTPUT, PROFILE_ENTRY, PreparedGraph
 
 if TYPE_CHECKING:
@@ -43,7 +51,7 @@ def bare_graph(prepared: PreparedGraph) -> PreparedGraph:
     if not steps or _named(*_RAW) not in named:
         raise ModelError(f"{prepared.name} is not a prepared re-identification network")
     planes, rows = steps[0].output[0], named[_named(*_RAW)].input[0]
-    free = {name: f"network/{name}" for name in (BARE_INPUT, BARE_OUTPUT)}
+    free = {name: f"{NETWORK}{name}" for name in (BARE_INPUT, BARE_OUTPUT)}
     _rename(model.graph, free)
     rows = free.get(rows, rows)
     if prepared.channels_last:

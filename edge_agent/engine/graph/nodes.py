@@ -15,6 +15,8 @@ _LONGEST_MESSAGE = 400
 """Characters of a library's message that are shown; some contain whole nodes."""
 OURS = "edge_agent/"
 """Prefix of all nodes and tensors that are added before and after a network."""
+NETWORK = "network/"
+"""Prefix of names of a network that would be those of tensors added around it."""
 
 
 def one_line(problem: object) -> str:

@@ -17,7 +17,7 @@ from edge_agent.core.arrays import MOST_NUMBERS
 from edge_agent.core.errors import InputError, ModelError
 from edge_agent.core.files import MAX_MODEL_BYTES, read_file
 from edge_agent.engine.graph.inference import Shape, inferred_output, shape_of
-from edge_agent.engine.graph.nodes import OURS, one_line, opset
+from edge_agent.engine.graph.nodes import NETWORK, OURS, one_line, opset
 from edge_agent.engine.graph.prepared import BATCH_HINT
 from edge_agent.engine.graph.scan import HostileModelError, check_claims, check_encoding, check_sizes
 
@@ -300,7 +300,7 @@ class Network:
         if names & reserved or any(name.startswith(OURS) for name in names):
             from onnx.compose import add_prefix
 
-            self.model = add_prefix(self.model, "network/")
+            self.model = add_prefix(self.model, NETWORK)
 
     @staticmethod
     def _is_half(value: onnx.ValueInfoProto) -> bool | None:

@@ -53,7 +53,7 @@ _LONGEST = 500
 """Characters of a server's message that are shown."""
 _LONGEST_VERSION = 32
 _PERMANENT = {"NOT_FOUND": ModelError, "UNAUTHENTICATED": ConfigError, "PERMISSION_DENIED": ConfigError}
-"""Answers that the same call gets again until somebody changes something."""
+"""Answers that do not change by trying again: the model or the login must be changed first."""
 
 
 @dataclass(slots=True)
@@ -278,7 +278,7 @@ def _channel(model: ServedModel, settings: EngineSettings) -> dict[str, Any]:
 
 
 def _check_tls(model: ServedModel, settings: EngineSettings) -> None:
-    """Raise ConfigError where OpenSSL cannot use the files; gRPC does not say what is wrong with them."""
+    """Raise ConfigError where OpenSSL cannot use the files; gRPC does not state what is wrong."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority, certificate, key = settings.triton_ca_file, settings.triton_cert_file, settings.triton_key_file
     wrong = f"engine.triton_ca_file {authority}"

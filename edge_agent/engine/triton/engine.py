@@ -251,7 +251,7 @@ class TritonEngine(_Remote):
                     break
                 except Exception as problem:  # noqa: BLE001 - whatever it is, the next attempt may work
                     self._report(one_line(problem))
-                leaving.wait(random.uniform(0.5, 1.0) * wait)  # noqa: S311 - devices shall not come together
+                leaving.wait(random.uniform(0.5, 1.0) * wait)  # noqa: S311 - devices must not return at once
                 wait = min(2 * wait, RETRY_S[1])
 
     def _report(self, problem: str) -> None:
@@ -264,7 +264,7 @@ class TritonEngine(_Remote):
         self.problem = problem
         try:
             self.on_problem(problem)
-        except Exception as error:  # noqa: BLE001 - whoever listens must not end the connection
+        except Exception as error:  # noqa: BLE001 - its errors must not end the connection
             _log.error("problem_not_reported", problem=problem, error=one_line(error))
 
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine.graph.bare import bare_graph
-from edge_agent.engine.graph.nodes import OURS, make_node, metadata_of, serialise, set_nodes
+from edge_agent.engine.graph.nodes import NETWORK, OURS, make_node, metadata_of, serialise, set_nodes
 from edge_agent.engine.graph.prepared import BARE_INPUT, PROFILE_ENTRY, PreparedGraph
 from edge_agent.engine.precision.scales import Scales
 
-if TYPE_CHECKING:
-    pass
-
-_PREFIX = "network/"
-"""Before all names of a network that has tensors with TAO's names, see `bare_graph`."""
 TENSORRT = (10, 3, 0)
 """Release in the header of a calibration table where none is installed: that of JetPack 6.1 and 6.2."""
 _WITHOUT_TABLES = 11
@@ -73,7 +67,7 @@ def calibration_table(bare: PreparedGraph, scales: Scales) -> tuple[bytes, tuple
     tensors.update(name for node in model.graph.node for name in node.output)
     found = {}
     for name, amax in scales.amax.items():
-        inside = next((known for known in (_PREFIX + name, name) if known in tensors), None)
+        inside = next((known for known in (NETWORK + name, name) if known in tensors), None)
         if inside is not None and not name.startswith(OURS):
             found[inside] = amax
     if not found:
