@@ -1,0 +1,109 @@
+"""Scores that a network is expected to give, before a site has shown any of its own.
+
+A prior is measured once for an embedding space, on people who are certainly different or the same. A site's
+own scores take its place as they grow (`identify/site.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Distribution of the cosines of one kind of pair of tracks, by three moments.
+
+    `people` is the number of people it was measured on; pairs of few people are no independent samples.
+    """
+
+    mean: float
+    sd: float
+    skew: float
+    people: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no cosines can have."""
+        finite = all(math.isfinite(number) for number in (self.mean, self.sd, self.skew))
+        in_range = -1 <= self.mean <= 1 and 0 < self.sd <= 1 and abs(self.skew) <= 10 and self.people >= 2
+        if not (finite and in_range):
+            raise ValueError(f"no cosines of two people have these moments: {self}")
+
+    def towards(self, other: Spread, share: float) -> Spread:
+        """Return the distribution between this one (share 0) and another (1)."""
+        return Spread(
+            self.mean + share * (other.mean - self.mean),
+            self.sd + share * (other.sd - self.sd),
+            self.skew + share * (other.skew - self.skew),
+            min(self.people, other.people),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Cosines of pooled tracks, about ten good crops each.
+
+    Attributes:
+        impostors: two people on one camera.
+        impostors_across: two people, each on another camera.
+        genuine: two visits of one person to one camera.
+        genuine_across: visits of one person to two cameras.
+    """
+
+    impostors: Spread
+    impostors_across: Spread
+    genuine: Spread
+    genuine_across: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Expected scores of one embedding space.
+
+    Attributes:
+        raw: of the embeddings as the network makes them.
+        centred: after the mean of each camera, over many people, is subtracted.
+        source: what they were measured on, as text for people, e.g. `rendered people`.
+    """
+
+    raw: Scores
+    centred: Scores
+    source: str
+
+    def at(self, weight: float) -> Scores:
+        """Return the scores when the means are subtracted with a weight of 0 (raw) to 1 (centred)."""
+        share = (2 - weight) * weight  # of the squared length of a mean that is subtracted twice
+        return Scores(
+            **{
+                kind.name: getattr(self.raw, kind.name).towards(getattr(self.centred, kind.name), share)
+                for kind in fields(Scores)
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the argument of `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Prior:
+        """Read a prior; ValueError when it is not one."""
+        try:
+            return cls(_scores(stored["raw"]), _scores(stored["centred"]), str(stored["source"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a prior: {error!r}") from error
+
+
+def _scores(stored: Mapping[str, Mapping[str, Any]]) -> Scores:
+    return Scores(
+        **{
+            kind.name: Spread(
+                float(stored[kind.name]["mean"]),
+                float(stored[kind.name]["sd"]),
+                float(stored[kind.name]["skew"]),
+                int(stored[kind.name]["people"]),
+            )
+            for kind in fields(Scores)
+        }
+    )
