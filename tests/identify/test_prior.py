@@ -48,10 +48,8 @@ def test_what_is_no_prior_is_refused(broken: dict[str, object]) -> None:
 
 
 def test_means_that_are_subtracted_in_part_are_in_between() -> None:
-    assert PRIOR.at(0) == Scores(
-        RAW.impostors.towards(CENTRED.impostors, 0), RAW.impostors_across.towards(CENTRED.impostors_across, 0),
-        RAW.genuine.towards(CENTRED.genuine, 0), RAW.genuine_across.towards(CENTRED.genuine_across, 0),
-    )  # fmt: skip
+    assert PRIOR.at(0).impostors_across == RAW.impostors_across.towards(CENTRED.impostors_across, 0)
+    assert PRIOR.at(0).genuine.mean == RAW.genuine.mean
     assert PRIOR.at(1).impostors.mean == pytest.approx(CENTRED.impostors.mean)
     half = PRIOR.at(0.5).impostors
     assert half.mean == pytest.approx(0.4 * 0.25)  # (1 - w)^2 of the shared offset is left
