@@ -217,7 +217,7 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
         Benchmark(
             "identity",
             "recognition on a real video, and the host's share of the time",
-            (_module("identity", 300.0, *real, prints=True),),
+            (_module("identity", 300.0, "--fresh", "clip", *real, prints=True),),
             needs,
         ),
         Benchmark(
