@@ -11,10 +11,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+_LEAST_SKEW = 0.02
+"""Below, the distribution is taken as normal; so too where it leans to the left."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Distribution of the cosines of one kind of pair of tracks, by three moments.
+    """Distribution of the cosines of one kind of pair of tracks, by three moments of their arcsines.
+
+    The upper tail is that of a gamma distribution (Pearson type III) of the same skew.
+    Arcsines, since cosines end at 1: the tail of rendered people was met to about .02 down to one pair
+    in 10,000, where moments of cosines overestimate it by .05 and a normal distribution in Fisher's z
+    underestimates it by .12.
 
     `people` is the number of people it was measured on; pairs of few people are no independent samples.
     """
@@ -27,9 +38,16 @@ class Spread:
     def __post_init__(self) -> None:
         """Refuse numbers that no cosines can have."""
         finite = all(math.isfinite(number) for number in (self.mean, self.sd, self.skew))
-        in_range = -1 <= self.mean <= 1 and 0 < self.sd <= 1 and abs(self.skew) <= 10 and self.people >= 2
-        if not (finite and in_range):
+        in_range = abs(self.mean) <= math.pi / 2 and 0 < self.sd <= 2 and abs(self.skew) <= 10
+        if not (finite and in_range and self.people >= 2):
             raise ValueError(f"no cosines of two people have these moments: {self}")
+
+    @classmethod
+    def of(cls, cosines: NDArray[np.float32], people: int) -> Spread:
+        """Measure the cosines `(N,)`, at least two of them, of pairs of this many people."""
+        angles = np.arcsin(np.clip(cosines.astype(np.float64), -1, 1))
+        mean, sd = float(angles.mean()), max(float(angles.std()), 1e-3)
+        return cls(mean, sd, float(((angles - mean) ** 3).mean()) / sd**3, people)
 
     def towards(self, other: Spread, share: float) -> Spread:
         """Return the distribution between this one (share 0) and another (1)."""
@@ -39,6 +57,27 @@ class Spread:
             self.skew + share * (other.skew - self.skew),
             min(self.people, other.people),
         )
+
+    def reached_by(self, rate: float) -> float:
+        """Return the cosine that a pair reaches with this probability."""
+        from scipy.special import gammainccinv, ndtri  # scipy.stats has it too, and takes long to import
+
+        if self.skew < _LEAST_SKEW:
+            deviation = -float(ndtri(rate))
+        else:
+            shape = 4 / self.skew**2
+            deviation = (float(gammainccinv(shape, rate)) - shape) / math.sqrt(shape)
+        return math.sin(max(-math.pi / 2, min(math.pi / 2, self.mean + deviation * self.sd)))
+
+    def rate(self, cosine: float) -> float:
+        """Return the probability that a pair reaches a cosine."""
+        from scipy.special import gammaincc, ndtr
+
+        deviation = (math.asin(max(-1.0, min(1.0, cosine))) - self.mean) / self.sd
+        if self.skew < _LEAST_SKEW:
+            return float(ndtr(-deviation))
+        shape = 4 / self.skew**2
+        return float(gammaincc(shape, max(0.0, shape + deviation * math.sqrt(shape))))
 
 
 @dataclass(frozen=True, slots=True)
