@@ -93,7 +93,7 @@ def events(path: Path, *names: str) -> list[dict[str, object]]:
     return [event for event in found if not names or event["type"].split(".")[2] in names]
 
 
-def wait_for(what: str, condition: object, seconds: float = 60.0) -> None:
+def wait_for(what: str, condition: object, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"

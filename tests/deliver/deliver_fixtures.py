@@ -169,7 +169,7 @@ class Listener:
         return [h.message for h in list(self.heard) if h.topic.endswith(topic_end)]
 
 
-def until(what: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+def until(what: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     """Wait until `what` is true, and return it; the timeout is long, because machines may be slow."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

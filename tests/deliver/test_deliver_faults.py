@@ -25,4 +25,5 @@ def test_scenario(scenario: str) -> None:
     found = json.loads(done.stdout)
     if "skipped" in found[scenario]:
         pytest.skip(found[scenario]["skipped"])
-    assert found[scenario]["ok"], (found, done.stderr)
+    if not found[scenario]["ok"]:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)

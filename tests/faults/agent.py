@@ -2,11 +2,13 @@
 
 Each event leaves lines in the log: `begin ID` before it is published, then `done ID SEQ` once it is on disk,
 or `drop ID SEQ` when the disk did not take it. After a kill in between, an event may or may not arrive.
+`start FIRST LAST` are the numbers of the departures that a start publishes for a killed run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import math
 import os
@@ -76,8 +78,10 @@ def main() -> None:
     origin = Origin(Topics("lab", "jx01"), chosen.session, None, Clock())
     with (
         Outbox(chosen.state / "outbox.db", OutboxSettings()) as outbox,
+        contextlib.nullcontext(outbox.last_number + 1) as first,
         Publisher(settings, origin, outbox=outbox, info=lambda: INFO) as publisher,
     ):
+        os.write(log, f"start {first} {outbox.last_number}\n".encode())
         publisher.set_status("online")
         produce(publisher, log, chosen)
         drained = publisher.drain(chosen.drain)

@@ -116,6 +116,15 @@ class Log:
         return self.begun - self.done.keys() - {line[1] for line in self.words("drop") if len(line) == 3}
 
     @property
+    def of_starts(self) -> set[int]:
+        """Numbers of the events that starts published."""
+        return {
+            number
+            for _, first, last in (line for line in self.words("start") if len(line) == 3)
+            for number in range(int(first), int(last) + 1)
+        }
+
+    @property
     def begun(self) -> set[str]:
         return {line[1] for line in self.words("begin") if len(line) == 2}
 

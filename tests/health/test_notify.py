@@ -39,7 +39,7 @@ class Manager:
             self.heard.append(dict(line.split("=", 1) for line in message.splitlines()))
             self._socket.settimeout(0.001)
 
-    def until(self, word: str, seconds: float = 30.0) -> dict[str, str]:
+    def until(self, word: str, seconds: float = 90.0) -> dict[str, str]:
         """The next message with this word after the last one that was waited for."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -67,7 +67,7 @@ def people(count: int = 3) -> list[np.ndarray]:
     return [random.integers(0, 256, (200, 90, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -470,7 +470,7 @@ def test_boxes_that_came_with_the_frame_come_first():
 # ---- over a real broker ---------------------------------------------------------------------------
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

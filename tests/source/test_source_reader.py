@@ -67,7 +67,7 @@ class Watch:
     def states(self) -> list[SourceState]:
         return [status.state for status in self.statuses]
 
-    def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not reached within {seconds} s; states {self.states}"
