@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,14 +161,37 @@ def _decoded(plan: Spec, field: str, folder: Path, screen: Console, split: Split
     found = read_folder(source, split)
     warn_of_left_out(found, split, screen)
     pool = plan.edge_agent.input_pool
+    cache = plan.edge_agent.cache_dir or folder / "cache"
     with progress_bar(f"decoding {source.name}", len(found.paths), screen=screen) as bar:
-        return decode(
+        pictures = decode(
             found,
             size=(plan.model.input_height // pool, plan.model.input_width // pool),
-            cache=plan.edge_agent.cache_dir or folder / "cache",
+            cache=cache,
             threads=max(1, min(plan.dataset.num_workers, os.cpu_count() or 1)),
             progress=bar.update,
         )
+    if split is Split.TRAIN and plan.edge_agent.teacher_path is not None:
+        return _taught(plan.edge_agent.teacher_path, found, pictures, plan, cache, screen)
+    return pictures
+
+
+def _taught(
+    teacher: Path, found: PictureSet, pictures: Pictures, plan: Spec, cache: Path, screen: Console
+) -> Pictures:
+    """The training pictures with the targets of the spec's teacher."""
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.offline.train.teacher import teacher_embeddings, teaching_targets
+
+    with progress_bar(f"embedding with {teacher.name}", len(found.paths), screen=screen) as bar:
+        vectors = teacher_embeddings(teacher, found, cache=cache, progress=bar.update)
+    width = plan.model.feat_dim
+    if plan.edge_agent.teacher_loss_weight and vectors.shape[1] != width:
+        raise ConfigError(
+            f"edge_agent.teacher_loss_weight compares embeddings of equal size, but {teacher.name} gives "
+            f"{vectors.shape[1]} numbers and model.feat_dim is {width}; set feat_dim to {vectors.shape[1]}, "
+            "or use teacher_relation_weight alone"
+        )
+    return replace(pictures, targets=teaching_targets(vectors, found.identities, found.cameras))
 
 
 def _evaluation(plan: Spec, folder: Path, screen: Console) -> Evaluation | None:

@@ -37,7 +37,7 @@ def saved(spec: Spec, path: Path, *, people: int = 4, steps: int = 0) -> Path:
     for _ in range(steps):
         pool = spec.edge_agent.input_pool
         size = (spec.model.input_height // pool, spec.model.input_width // pool)
-        before, logits = network(torch.randn(len(labels), 3, *size))
+        before, _, logits = network(torch.randn(len(labels), 3, *size))
         loss = identity_loss(logits, labels, smooth=True) + batch_hard_triplet(before, labels, margin=0.3)
         optimizer.zero_grad()
         loss.backward()

@@ -186,7 +186,7 @@ class TestNetwork:
     def test_embedding_shape_and_training_outputs(self, backbone: str, neck_feat: str):
         spec = parse_spec({"model": {"backbone": backbone, "neck_feat": neck_feat, "feat_dim": 128}})
         network = build_network(spec.model, spec.edge_agent, 7)
-        before, logits = network.train()(torch.randn(2, 3, 64, 32))
+        before, _, logits = network.train()(torch.randn(2, 3, 64, 32))
         assert before.shape == (2, 128)
         assert logits.shape == (2, 7)
         assert network.eval()(torch.randn(3, 3, 64, 32)).shape == (3, 128)
@@ -249,7 +249,7 @@ class TestNetwork:
         network = build_network(spec.model, spec.edge_agent, 5).train()
         before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
         optimizer = build_optimizer(network, spec)
-        _, logits = network(torch.randn(4, 3, 64, 32))
+        *_, logits = network(torch.randn(4, 3, 64, 32))
         logits.square().mean().backward()
         optimizer.step()
         changed = {

@@ -6,7 +6,7 @@ differences make people harder to recognise across cameras than within one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import cos, pi, sin
 
@@ -53,12 +53,51 @@ class Daylight:
     tint: tuple[float, float, float]
 
 
-def camera(seed: int) -> Camera:
-    """Return the camera of this seed."""
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How much the cameras of a data set differ; the defaults are those of all cameras before they could be set.
+
+    Attributes:
+        colours: factor of the differences in exposure, white balance, tone curve and saturation; 0 for
+            cameras with the same, neutral colours.
+        faults: factor of blur, noise and sharpening; 0 also leaves out the camera's compression.
+        smallest: lowest height in pixels of the smallest person of a camera.
+    """
+
+    colours: float = 1.0
+    faults: float = 1.0
+    smallest: float = 42.0
+
+
+USUAL = Spread()
+
+
+def camera(seed: int, spread: Spread = USUAL) -> Camera:
+    """Return the camera of this seed; place and view are the same for any `spread`."""
+    view = _drawn(seed, spread.smallest)
+    if spread == USUAL:
+        return view
+    colours, faults = spread.colours, spread.faults
+    blue, green, red = view.gain
+    return replace(
+        view,
+        gain=(blue**colours, green**colours, red**colours),
+        gamma=view.gamma**colours,
+        saturation=float(np.clip(1 + (view.saturation - 1) * colours, 0.1, 2.0)),
+        lift=float(np.clip(view.lift * colours, -24, 64)),
+        contrast=min(1.0, view.contrast * colours),
+        blur=view.blur * faults,
+        sharpen=view.sharpen * faults,
+        noise=view.noise * faults,
+        quality=view.quality if faults else (95, 96),
+    )
+
+
+def _drawn(seed: int, smallest: float) -> Camera:
     rng = np.random.default_rng([seed, 0xCA])
     warmth = rng.normal(0, 0.075)
     exposure = float(np.exp(rng.normal(0, 0.13)))
-    low = float(rng.uniform(42, 110))
+    low = float(rng.uniform(smallest, 110))
     first = rng.uniform(-pi, pi)
     return Camera(
         seed=seed,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import InputError
 from edge_agent.core.manifest import write_atomic, write_error
 from edge_agent.offline.dataset import Split
-from edge_agent.offline.synthetic.camera import Camera, backdrop, camera, daylight, expose, transmit
+from edge_agent.offline.synthetic.camera import USUAL, Camera, Spread, backdrop, camera, daylight, expose, transmit
 from edge_agent.offline.synthetic.identity import Identity, identity
 from edge_agent.offline.synthetic.person import Sprite, overlap, render_person
 from edge_agent.offline.synthetic.pose import random_pose
@@ -217,6 +217,7 @@ class _Job:
     crops: int
     test: bool
     size: tuple[int, int] | None
+    spread: Spread
 
 
 def _render_identity(job: _Job) -> tuple[int, int]:
@@ -233,7 +234,7 @@ def _render_identity(job: _Job) -> tuple[int, int]:
     seen: set[int] = set()
     for number in range(job.crops):
         place = places[number % count]
-        view = camera(int(np.random.default_rng([job.seed, 0xCA3E, place]).integers(2**31)))
+        view = camera(int(np.random.default_rng([job.seed, 0xCA3E, place]).integers(2**31)), job.spread)
         crop = render_crop(person, view, rng, job.size, hours[place])
         frame = first[place] + 5 * (number // count)
         query = job.test and count > 1 and place not in seen and job.crops >= 2 * count
@@ -283,6 +284,7 @@ def write_dataset(
     seed: int = 0,
     test_share: float = 0.2,
     size: tuple[int, int] | None = None,
+    spread: Spread = USUAL,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetCounts:
@@ -292,7 +294,7 @@ def write_dataset(
     identity and camera goes to `query`; `manifest.json` holds the arguments and counts. Each person passes 2
     to 6 of the cameras. The same arguments give the same files, for any number of workers (processes; one per
     processor when None). `size` is `(rows, columns)` of the crops; None keeps the resolution of the camera.
-    `progress` is called with `(people done, people in all)`.
+    `spread` says how much the cameras differ. `progress` is called with `(people done, people in all)`.
 
     Raises:
         InputError: a number is too small, or the folder contains a data set already.
@@ -301,7 +303,7 @@ def write_dataset(
     _check(folder, identities, cameras, per_identity)
     tests = min(identities - 1, max(1, round(identities * test_share)))
     jobs = [
-        _Job(folder, seed, person, cameras, per_identity, person > identities - tests, size)
+        _Job(folder, seed, person, cameras, per_identity, person > identities - tests, size, spread)
         for person in range(1, identities + 1)
     ]
     train = gallery = query = 0
@@ -320,6 +322,7 @@ def write_dataset(
         "cameras": cameras,
         "per_identity": per_identity,
         "size": size,
+        "spread": asdict(spread),
         "counts": asdict(counts),
         "opencv": cv2.__version__,
         "numpy": np.__version__,

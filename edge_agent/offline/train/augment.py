@@ -3,7 +3,8 @@
 TAO's part is mirror, pad, crop and random erasing (Zhong et al. 2020). The photometric part is configured in
 the spec's `edge_agent` section: it simulates cameras, and matters most for rendered pictures. All functions
 work on one `(h, w, 3)` uint8 BGR picture with its own random generator, so that a picture's augmentation
-depends only on `(seed, epoch, batch, place)`.
+depends only on `(seed, epoch, batch, place)`. With `edge_agent.batch_cameras`, colours and faults are those of
+a camera that several pictures of the batch share; each picture varies a little around them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from edge_agent.offline.train.spec import DatasetSection, ExtensionSection
 
 Image = NDArray[np.uint8]
+_WITHIN_CAMERA = 0.06  # spread of the logarithm of a picture's brightness around its camera's
+_WITHIN_SIZE = 0.4  # largest change of the logarithm of a person's size around that of the camera
 _LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601, BGR order
 
 
@@ -27,32 +30,39 @@ class Augmentation:
         self._padding = data.padding // own.input_pool
         self._mean = tuple(255 * value for value in reversed(data.pixel_mean))
 
-    def __call__(self, image: Image, other: Image, rng: np.random.Generator) -> Image:
-        """Return an augmented copy of `image`; `other` is another picture, for occlusions."""
+    def __call__(
+        self, image: Image, other: Image, rng: np.random.Generator, view: np.random.Generator | None = None
+    ) -> Image:
+        """Return an augmented copy of `image`; `other` is another picture, for occlusions.
+
+        `view` is a fresh generator of the picture's camera; without one, each picture has its own camera.
+        """
         if rng.random() < self._data.prob:
             image = image[:, ::-1]
         if self._own.zoom:
             image = _zoomed(image, self._own.zoom, rng)
         if rng.random() < self._own.occlusion_prob:
             image = _occluded(image, other, rng)
-        image = self._exposed(image, rng)
-        image = self._transmitted(image, rng)
+        image = self._exposed(image, rng, view)
+        image = self._transmitted(image, rng, view)
         if self._padding:
             image = _padded_crop(image, self._padding, rng)
         if rng.random() < self._data.re_prob:
             image = _erased(image, self._mean, rng)
         return np.ascontiguousarray(image)
 
-    def _exposed(self, image: Image, rng: np.random.Generator) -> Image:
+    def _exposed(self, image: Image, rng: np.random.Generator, view: np.random.Generator | None) -> Image:
         """Light and colour: slope, gain and cast per channel, contrast, saturation, gamma, grey."""
-        own = self._own
-        gain = np.exp(rng.uniform(-1, 1) * np.log1p(own.brightness))
-        cast = np.exp(rng.uniform(-1, 1, 3) * np.log1p(own.colour_cast))
-        contrast = 1 + rng.uniform(-1, 1) * own.contrast
-        saturation = max(0.0, 1 + rng.uniform(-1, 1) * own.saturation)
-        gamma = np.exp(rng.uniform(-1, 1) * np.log1p(own.gamma))
-        if rng.random() < own.grey_prob:
+        own, draw = self._own, view or rng
+        gain = np.exp(draw.uniform(-1, 1) * np.log1p(own.brightness))
+        cast = np.exp(draw.uniform(-1, 1, 3) * np.log1p(own.colour_cast))
+        contrast = 1 + draw.uniform(-1, 1) * own.contrast
+        saturation = max(0.0, 1 + draw.uniform(-1, 1) * own.saturation)
+        gamma = np.exp(draw.uniform(-1, 1) * np.log1p(own.gamma))
+        if draw.random() < own.grey_prob:
             saturation = 0.0
+        if view is not None:
+            gain *= np.exp(rng.normal(0, _WITHIN_CAMERA))
         # one 3 x 3 matrix and one table for everything but the slope
         mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * np.tile(_LUMA, (3, 1))
         matrix = (np.diag(gain * cast * contrast) @ mix).astype(np.float32)
@@ -65,22 +75,26 @@ class Augmentation:
             image = _sloped(image, rng)
         return image
 
-    def _transmitted(self, image: Image, rng: np.random.Generator) -> Image:
+    def _transmitted(
+        self, image: Image, rng: np.random.Generator, view: np.random.Generator | None
+    ) -> Image:
         """Faults of optics, sensor and coding: resolution, blur, noise, JPEG."""
-        own = self._own
+        own, draw = self._own, view or rng
         height, width = image.shape[:2]
-        if rng.random() < own.lowres_prob:
-            factor = np.exp(rng.uniform(np.log(0.25), 0))
+        if draw.random() < own.lowres_prob:
+            factor = np.exp(draw.uniform(-np.log(own.lowres_factor), 0))
+            if view is not None:  # near and far people of one camera
+                factor = min(1.0, factor * np.exp(rng.uniform(-_WITHIN_SIZE, _WITHIN_SIZE)))
             small = (max(8, round(width * factor)), max(16, round(height * factor)))
             image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        if rng.random() < own.blur_prob:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.5))
-        if rng.random() < own.noise_prob:
-            noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 14))
+        if draw.random() < own.blur_prob:
+            image = cv2.GaussianBlur(image, (0, 0), draw.uniform(0.3, 1.5))
+        if draw.random() < own.noise_prob:
+            noise = rng.standard_normal(image.shape, np.float32) * np.float32(draw.uniform(1, 14))
             image = np.clip(image + noise, 0, 255).astype(np.uint8)
-        if rng.random() < own.jpeg_prob:
-            quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))]
+        if draw.random() < own.jpeg_prob:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, int(draw.integers(25, 95))]
             coded = cv2.imencode(".jpg", np.ascontiguousarray(image), quality)[1]
             image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
         return image

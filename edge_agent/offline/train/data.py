@@ -68,13 +68,17 @@ class Pictures:
     cameras: NDArray[np.int64]  # `(N,)` int64
     people: NDArray[np.int64]  # person number of each label
     left_out: LeftOut
+    targets: NDArray[np.float32] | None = None  # `(N, D)` unit rows of a teacher, see `teacher`
 
 
 class Batch(NamedTuple):
-    """Augmented pictures `(B, h, w, 3)` uint8 BGR and their labels `(B,)` int64."""
+    """Augmented pictures `(B, h, w, 3)` uint8 BGR, their labels `(B,)` int64, and where the spec asks for them
+    the teacher's targets `(B, D)`.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    targets: NDArray[np.float32] | None = None
 
 
 def read_folder(folder: Path, split: Split) -> PictureSet:
@@ -119,7 +123,7 @@ def decode(
     missing; `progress` is called with (done, total). InputError names the files that cannot be decoded.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"pictures-{_fingerprint(pictures, size)}.npy"
+    target = cache / f"pictures-{fingerprint(pictures, size)}.npy"
     shape = (len(pictures.paths), *size, 3)
     try:
         images = map_array(target, kinds="u", shape=shape)
@@ -130,7 +134,8 @@ def decode(
     return Pictures(images, labels.astype(np.int64), pictures.cameras, people, pictures.left_out)
 
 
-def _fingerprint(pictures: PictureSet, size: tuple[int, int]) -> str:
+def fingerprint(pictures: PictureSet, size: tuple[int, int]) -> str:
+    """Return a short hash of a size and the names, sizes and times of the files."""
     digest = hashlib.sha256(repr(size).encode())
     for path in pictures.paths:
         status = path.stat()
@@ -281,13 +286,17 @@ class TrainingBatches:
                     future.cancel()
 
     def _prepared(self, epoch: int, step: int, chosen: NDArray[np.int64]) -> Batch:
-        images, labels = self._pictures.images, self._pictures.labels[chosen]
+        images, labels, seed = self._pictures.images, self._pictures.labels[chosen], self._spec.train.seed
         out = np.empty((len(chosen), *images.shape[1:]), np.uint8)
         for place, number in enumerate(chosen):
-            rng = np.random.default_rng((self._spec.train.seed, 2, epoch, step, place))
+            rng = np.random.default_rng((seed, 2, epoch, step, place))
             other = images[chosen[rng.integers(len(chosen))]]
-            out[place] = self._augment(images[number], other, rng)
-        return Batch(out, labels)
+            view = None
+            if self._spec.edge_agent.batch_cameras:
+                view = np.random.default_rng((seed, 3, epoch, step, self._spec.camera_of(place)))
+            out[place] = self._augment(images[number], other, rng, view)
+        targets = self._pictures.targets
+        return Batch(out, labels, None if targets is None else targets[chosen])
 
 
 def normalise(images: NDArray[np.uint8], spec: Spec, device: torch.device) -> Tensor:

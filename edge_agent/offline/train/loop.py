@@ -15,19 +15,23 @@ import numpy as np
 import structlog
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_agent.core.errors import ConfigError, ModelError
 from edge_agent.offline.train.checkpoint import Checkpoint, load_pretrained
-from edge_agent.offline.train.data import LeftOut, Pictures, TrainingBatches, normalise
+from edge_agent.offline.train.data import Batch, LeftOut, Pictures, TrainingBatches, normalise
 from edge_agent.offline.train.network import ReidNetwork, build_network, state_of
 from edge_agent.offline.train.optim import (
     CenterLoss,
     batch_hard_triplet,
     build_optimizer,
+    camera_contrast,
+    centred_by_camera,
     identity_loss,
     rate_factor,
     set_rates,
+    teacher_distance,
+    teacher_relation,
 )
 from edge_agent.offline.train.spec import Spec
 from edge_agent.offline.train.watch import RunLog, Step
@@ -127,9 +131,9 @@ class Trainer:
                 f"for dataset.batch_size {self._spec.dataset.batch_size}"
             )
         started = time.monotonic()
-        for images, labels in self._batches.iterate(self._epoch, first=self._step):
+        for batch in self._batches.iterate(self._epoch, first=self._step):
             set_rates(self._optimizer, rate_factor(self._spec, self._epoch + self._step / count))
-            losses, accuracy = self._train_on(images, labels)
+            losses, accuracy = self._train_on(batch)
             self._step += 1
             now = time.monotonic()
             total, rate = self._epoch * count + self._step, self._optimizer.param_groups[0]["lr"]
@@ -140,16 +144,15 @@ class Trainer:
                 return False
         return True
 
-    def _train_on(
-        self, images: NDArray[np.uint8], labels: NDArray[np.int64]
-    ) -> tuple[dict[str, float], float]:
+    def _train_on(self, batch: Batch) -> tuple[dict[str, float], float]:
         """Run one step; return the losses and the classifier's accuracy on the batch."""
         self._network.train()
-        x = normalise(images, self._spec, self._device)
-        y = torch.from_numpy(labels).to(self._device)
-        with torch.autocast("cuda", enabled=self._device.type == "cuda"):
-            before, logits = self._network(x)
+        x = normalise(batch.images, self._spec, self._device)
+        y = torch.from_numpy(batch.labels).to(self._device)
+        with self._mixed_precision():
+            before, after, logits = self._network(x)
         losses = self._losses(before.float(), logits.float(), y)
+        losses |= self._own_losses((after if self._network.after else before).float(), y, batch.targets)
         total = torch.stack(list(losses.values())).sum()
         if not math.isfinite(total.item()):
             raise ModelError(
@@ -161,6 +164,11 @@ class Trainer:
         named = {name: value.item() for name, value in losses.items()}
         return {**named, "total": total.item()}, accuracy
 
+    def _mixed_precision(self) -> torch.autocast:
+        if self._device.type == "cuda":
+            return torch.autocast("cuda")
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._spec.edge_agent.bfloat16)
+
     def _losses(self, before: Tensor, logits: Tensor, y: Tensor) -> dict[str, Tensor]:
         model, data, optim = self._spec.model, self._spec.dataset, self._spec.train.optim
         losses = {}
@@ -170,6 +178,25 @@ class Trainer:
             losses["triplet"] = batch_hard_triplet(before, y, margin=optim.triplet_loss_margin)
         if self._center is not None:
             losses["center"] = optim.center_loss_weight * self._center(before, y)
+        return losses
+
+    def _own_losses(
+        self, embeddings: Tensor, y: Tensor, targets: NDArray[np.float32] | None
+    ) -> dict[str, Tensor]:
+        """Losses of the section `edge_agent`, on the embedding that is exported."""
+        own, losses = self._spec.edge_agent, {}
+        rows = nn.functional.normalize(embeddings)
+        if own.batch_cameras:
+            cameras = torch.tensor([self._spec.camera_of(place) for place in range(len(y))])
+            rows = centred_by_camera(embeddings, cameras.to(self._device))
+            if own.camera_loss_weight:
+                losses["camera"] = own.camera_loss_weight * camera_contrast(rows, y)
+        if targets is not None:
+            taught = torch.from_numpy(targets).to(self._device)
+            if own.teacher_loss_weight:
+                losses["teacher"] = own.teacher_loss_weight * teacher_distance(embeddings, taught)
+            if own.teacher_relation_weight:
+                losses["relation"] = own.teacher_relation_weight * teacher_relation(rows, taught)
         return losses
 
     def _update(self, total: Tensor) -> None:

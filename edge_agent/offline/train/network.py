@@ -91,9 +91,21 @@ class _ResNet(nn.Module):  # type: ignore[misc]  # torch carries no types for my
         return (stem, self.layer1, self.layer2, self.layer3, self.layer4)
 
 
+class _Depthwise(nn.Conv2d):  # type: ignore[misc]  # torch carries no types for mypy here
+    """Convolution of each channel for itself; in float32 also with `bfloat16`, whose backward pass is slow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `nn.Conv2d`."""
+        if x.dtype is not torch.bfloat16:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d if groups == 1 else _Depthwise
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        convolution(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU6(inplace=True),
     )
@@ -177,8 +189,8 @@ class _MixStyle(nn.Module):  # type: ignore[misc]  # torch carries no types for 
 class ReidNetwork(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here
     """Normalised pictures `(N, 3, H, W)`, already averaged by `input_pool` -> embeddings.
 
-    In training it returns `(before, logits)`: the embedding before the neck `(N, D)`, for the metric losses,
-    and the logits `(N, classes)`. Otherwise the embedding `(N, D)` before or after the neck, as `neck_feat`
+    In training it returns `(before, after, logits)`: the embedding before the neck `(N, D)`, for the metric
+    losses, after it, and the logits `(N, classes)`. Otherwise the embedding `(N, D)` before or after the neck, as `neck_feat`
     names. Embeddings are not of unit length: TAO normalises when it computes metrics, this agent in the
     prepared graph.
     """
@@ -229,11 +241,12 @@ class ReidNetwork(nn.Module):  # type: ignore[misc]  # torch carries no types fo
             stage.eval()
         return self
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """See the class."""
         before = self._embed(x)
         if self.training:
-            return before, self.classifier(self.neck(before))
+            after = self.neck(before)
+            return before, after, self.classifier(after)
         if self.mirrored:
             before = before + self._embed(x.flip(3))
         return self.neck(before) if self.after else before

@@ -11,10 +11,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edge_agent.offline.evaluate.cameras import SHRINKAGE
 from edge_agent.offline.train.network import ReidNetwork
 from edge_agent.offline.train.spec import Spec
 
 _LABEL_SMOOTHING = 0.1  # epsilon of Szegedy et al. 2016, the value of TAO's `label_smooth: True`
+_TEMPERATURE = 0.1  # of the contrastive loss, as in its paper
 _COSINE_FLOOR = 0.002  # final rate of the cosine schedule, share of `base_lr`: as in TransReID and TAO
 
 
@@ -50,6 +52,43 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
     squares = rows.pow(2).sum(1)
     squared = squares[:, None] + squares[None, :] - 2 * rows @ rows.t()
     return squared.clamp(min=1e-12).sqrt()
+
+
+def centred_by_camera(embeddings: Tensor, cameras: Tensor) -> Tensor:
+    """Remove the mean of each camera of a batch from the unit embeddings `(N, D)`, as the agent does.
+
+    A mean of k pictures, of as many people, is removed with the weight k / (k + 10). `cameras` is `(N,)`.
+    """
+    rows = nn.functional.normalize(embeddings.float())
+    member = nn.functional.one_hot(cameras).to(rows)
+    count = member.sum(0)
+    means = (member.t() @ rows) / (count + SHRINKAGE)[:, None]
+    return nn.functional.normalize(rows - means[cameras])
+
+
+def camera_contrast(rows: Tensor, identities: Tensor) -> Tensor:
+    """Return the supervised contrastive loss (Khosla et al. 2020) of unit rows `(N, D)`, temperature 0.1.
+
+    Anchors without a positive are ignored.
+    """
+    scores = rows @ rows.t() / _TEMPERATURE
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    same = (identities[:, None] == identities[None, :]) & ~itself
+    log_share = scores - scores.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    positives = same.sum(1)
+    cost = -log_share.masked_fill(~same, 0).sum(1) / positives.clamp(min=1)
+    return cost.sum() / (positives > 0).sum().clamp(min=1)
+
+
+def teacher_distance(embeddings: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of 1 - cosine between each embedding `(N, D)` and its target, a unit row."""
+    return 1 - (nn.functional.normalize(embeddings.float()) * targets).sum(1).mean()
+
+
+def teacher_relation(rows: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared difference of the cosines of all pairs: unit rows `(N, D)` and `(N, T)`."""
+    apart = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return (rows @ rows.t() - targets @ targets.t())[apart].pow(2).mean()
 
 
 class CenterLoss(nn.Module):  # type: ignore[misc]  # torch carries no types for mypy here

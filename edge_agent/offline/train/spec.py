@@ -227,12 +227,24 @@ class ExtensionSection(_Section):
     blur_prob: Probability = 0.0
     noise_prob: Probability = 0.0
     jpeg_prob: Probability = 0.0
-    lowres_prob: Probability = 0.0  # probability of scaling down (by up to four) and up again
+    lowres_prob: Probability = 0.0  # probability of scaling down and up again
+    lowres_factor: Annotated[float, Field(ge=1, le=16)] = 4.0  # largest factor of it
     # probability that a piece of another picture of the batch covers this one
     occlusion_prob: Probability = 0.0
     # largest share of width and height by which a side is cut or extended
     zoom: Annotated[float, Field(ge=0, le=0.4)] = 0.0
+    # colours and faults belong to cameras: the n-th picture of each person in a batch has the n-th camera
+    batch_cameras: bool = False
+    # weight of a contrastive loss between the cameras of a batch, after the mean of each is removed
+    camera_loss_weight: NotNegative = 0.0
+    # ONNX file of a network whose embeddings of the training pictures are learnt, with these weights: of the
+    # distance of each embedding to the teacher's, and of the difference of all similarities in a batch
+    teacher_path: Path | None = None
+    teacher_loss_weight: NotNegative = 0.0
+    teacher_relation_weight: NotNegative = 0.0
     cache_dir: Path | None = None  # folder of decoded pictures; `results_dir` by default
+    # on a CPU, most of the forward and backward pass in bfloat16: faster where the processor computes with it
+    bfloat16: bool = False
     threads: Annotated[int, Field(ge=0, le=1024)] = (
         0  # threads of the computation on a CPU; 0 for PyTorch's default
     )
@@ -267,7 +279,20 @@ class Spec(_Section):
             raise ValueError("edge_agent.input_pool makes a picture whose sides are not multiples of 16")
         if data.padding % own.input_pool:
             raise ValueError("dataset.padding must be a multiple of edge_agent.input_pool")
+        if own.camera_loss_weight and not own.batch_cameras:
+            raise ValueError("edge_agent.camera_loss_weight needs edge_agent.batch_cameras")
+        if own.batch_cameras and data.sampler == "softmax":
+            raise ValueError("edge_agent.batch_cameras needs dataset.sampler triplet or softmax_triplet")
+        if (own.teacher_path is None) == bool(own.teacher_loss_weight or own.teacher_relation_weight):
+            raise ValueError(
+                "edge_agent.teacher_path and a weight, teacher_loss_weight or teacher_relation_weight, "
+                "are given together"
+            )
         return self
+
+    def camera_of(self, place: int) -> int:
+        """Number of the camera of a picture at this place of a batch, with `batch_cameras`."""
+        return place % self.dataset.num_instances
 
 
 Command = Literal["train", "evaluate", "export"]

@@ -1,0 +1,35 @@
+"""Embeddings with the mean of their camera removed, as the agent compares them at a site with several cameras.
+
+Embeddings of one camera share an offset: its light, colours and background. The mean of a camera counts each
+person once, and is shrunk by the number of people, since a mean of few is mostly these people.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHRINKAGE = 10
+"""A mean of `k` people is removed with the weight `k / (k + SHRINKAGE)`."""
+
+
+def without_camera_means(
+    vectors: NDArray[np.float32], people: NDArray[np.int64], cameras: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Remove from each unit row `(N, D)` the mean of the other people of its camera; unit rows again.
+
+    `people` and `cameras` are `(N,)`. A person alone on a camera keeps the embeddings.
+    """
+    out = np.array(vectors, np.float32)
+    for camera in np.unique(cameras):
+        rows = np.flatnonzero(cameras == camera)
+        _, owner = np.unique(people[rows], return_inverse=True)
+        count = int(owner.max()) + 1
+        votes = np.zeros((count, vectors.shape[1]), np.float64)
+        np.add.at(votes, owner, vectors[rows])
+        votes /= np.bincount(owner)[:, None]
+        others = count - 1
+        if others:
+            mean = (votes.sum(0) - votes) / others
+            out[rows] -= (others / (others + SHRINKAGE) * mean[owner]).astype(np.float32)
+    return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12), np.float32)
