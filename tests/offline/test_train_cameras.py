@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # ruff: noqa: E402  # whether torch is there decides whether the rest can be imported
+import json
 import math
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from edge_agent.offline.dataset import Split
 from edge_agent.offline.evaluate.cameras import without_camera_means
 from edge_agent.offline.train.augment import Augmentation
 from edge_agent.offline.train.data import LeftOut, Pictures, TrainingBatches, read_folder
-from edge_agent.offline.train.network import build_network
 from edge_agent.offline.train.optim import (
     camera_contrast,
     centred_by_camera,
@@ -34,6 +34,9 @@ from edge_agent.offline.train.teacher import teacher_embeddings, teaching_target
 from tests.offline.test_train_run import market, paint, small_spec, write_spec
 
 __all__ = ["market"]  # a fixture
+
+CAMERAS = {"batch_cameras": True, "brightness": 1.0, "colour_cast": 0.5, "gamma": 0.5, "saturation": 0.5}
+OWN_LOSSES = {"batch_cameras": True, "camera_loss_weight": 1.0, "teacher_relation_weight": 1.0, "threads": 1}
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -128,14 +131,10 @@ class TestLosses:
 
 
 class TestCamerasOfABatch:
-    own = {
-        "batch_cameras": True, "brightness": 1.0, "colour_cast": 0.5, "gamma": 0.5, "saturation": 0.5,
-    }  # fmt: skip
-
     def batch(self, **own: object) -> np.ndarray:
         """Grey pictures of eight people, augmented: mean colour `(8, 4, 3)` of each person and camera."""
         dataset = {"batch_size": 32, "num_instances": 4, "num_workers": 0, "re_prob": 0, "padding": 0}
-        spec = parse_spec({"dataset": dataset, "edge_agent": {**self.own, **own}})
+        spec = parse_spec({"dataset": dataset, "edge_agent": {**CAMERAS, **own}})
         images = np.full((32, 32, 16, 3), 110, np.uint8)
         labels = np.repeat(np.arange(8), 4)
         pictures = Pictures(images, labels, labels, np.arange(8), LeftOut())
@@ -153,7 +152,7 @@ class TestCamerasOfABatch:
         assert colours.std(0).mean() > colours.mean(0).std(0).mean()
 
     def test_another_batch_has_other_cameras(self):
-        spec = parse_spec({"edge_agent": self.own})
+        spec = parse_spec({"edge_agent": CAMERAS})
         image, seen = np.full((32, 16, 3), 110, np.uint8), set()
         for step in range(6):
             view, rng = np.random.default_rng((1, step)), np.random.default_rng(5)
@@ -218,14 +217,10 @@ class TestTeacher:
 
 
 class TestRun:
-    own = {"batch_cameras": True, "camera_loss_weight": 1.0, "teacher_relation_weight": 1.0, "threads": 1}
-
     def run(self, market: Path, tmp_path: Path, **own: object) -> tuple[int, str, list[dict]]:
-        import json
-
         teacher = write_stripe_model(tmp_path / "stripes.onnx")
         content = small_spec(market, train={"num_epochs": 1})
-        content["edge_agent"] = {**self.own, "teacher_path": str(teacher), **own}
+        content["edge_agent"] = {**OWN_LOSSES, "teacher_path": str(teacher), **own}
         content["dataset"] |= {"query_dataset_dir": None, "test_dataset_dir": None}
         spec = write_spec(tmp_path / "spec.yaml", content)
         app = typer.Typer()

@@ -1,4 +1,4 @@
-"""Embeddings with the mean of their camera removed, as the agent compares them at a site with several cameras.
+"""Embeddings without the mean of their camera, as the agent compares them at a site with several cameras.
 
 Embeddings of one camera share an offset: its light, colours and background. The mean of a camera counts each
 person once, and is shrunk by the number of people, since a mean of few is mostly these people.

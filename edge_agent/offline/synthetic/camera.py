@@ -55,7 +55,7 @@ class Daylight:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How much the cameras of a data set differ; the defaults are those of all cameras before they could be set.
+    """How much the cameras of a data set differ.
 
     Attributes:
         colours: factor of the differences in exposure, white balance, tone curve and saturation; 0 for

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from edge_agent.core.errors import InputError
 from edge_agent.core.manifest import write_atomic, write_error
 from edge_agent.offline.dataset import Split
-from edge_agent.offline.synthetic.camera import USUAL, Camera, Spread, backdrop, camera, daylight, expose, transmit
+from edge_agent.offline.synthetic.camera import (
+    USUAL,
+    Camera,
+    Spread,
+    backdrop,
+    camera,
+    daylight,
+    expose,
+    transmit,
+)
 from edge_agent.offline.synthetic.identity import Identity, identity
 from edge_agent.offline.synthetic.person import Sprite, overlap, render_person
 from edge_agent.offline.synthetic.pose import random_pose

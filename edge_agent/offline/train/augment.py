@@ -3,8 +3,8 @@
 TAO's part is mirror, pad, crop and random erasing (Zhong et al. 2020). The photometric part is configured in
 the spec's `edge_agent` section: it simulates cameras, and matters most for rendered pictures. All functions
 work on one `(h, w, 3)` uint8 BGR picture with its own random generator, so that a picture's augmentation
-depends only on `(seed, epoch, batch, place)`. With `edge_agent.batch_cameras`, colours and faults are those of
-a camera that several pictures of the batch share; each picture varies a little around them.
+depends only on `(seed, epoch, batch, place)`. With `edge_agent.batch_cameras`, colours and faults are those
+of a camera that several pictures of the batch share; each picture varies a little around them.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ class Augmentation:
             image = _sloped(image, rng)
         return image
 
-    def _transmitted(
-        self, image: Image, rng: np.random.Generator, view: np.random.Generator | None
-    ) -> Image:
+    def _transmitted(self, image: Image, rng: np.random.Generator, view: np.random.Generator | None) -> Image:
         """Faults of optics, sensor and coding: resolution, blur, noise, JPEG."""
         own, draw = self._own, view or rng
         height, width = image.shape[:2]

@@ -72,9 +72,7 @@ class Pictures:
 
 
 class Batch(NamedTuple):
-    """Augmented pictures `(B, h, w, 3)` uint8 BGR, their labels `(B,)` int64, and where the spec asks for them
-    the teacher's targets `(B, D)`.
-    """
+    """Augmented pictures `(B, h, w, 3)` uint8 BGR, labels `(B,)` int64, targets of a teacher `(B, D)`."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]

@@ -92,7 +92,7 @@ class _ResNet(nn.Module):  # type: ignore[misc]  # torch carries no types for my
 
 
 class _Depthwise(nn.Conv2d):  # type: ignore[misc]  # torch carries no types for mypy here
-    """Convolution of each channel for itself; in float32 also with `bfloat16`, whose backward pass is slow."""
+    """Convolution of each channel for itself, always in float32: its backward pass in bfloat16 is slow."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As in `nn.Conv2d`."""
@@ -190,9 +190,9 @@ class ReidNetwork(nn.Module):  # type: ignore[misc]  # torch carries no types fo
     """Normalised pictures `(N, 3, H, W)`, already averaged by `input_pool` -> embeddings.
 
     In training it returns `(before, after, logits)`: the embedding before the neck `(N, D)`, for the metric
-    losses, after it, and the logits `(N, classes)`. Otherwise the embedding `(N, D)` before or after the neck, as `neck_feat`
-    names. Embeddings are not of unit length: TAO normalises when it computes metrics, this agent in the
-    prepared graph.
+    losses, after it, and the logits `(N, classes)`. Otherwise the embedding `(N, D)` before or after the
+    neck, as `neck_feat` names. Embeddings are not of unit length: TAO normalises when it computes metrics,
+    this agent in the prepared graph.
     """
 
     def __init__(self, model: ModelSection, own: ExtensionSection, classes: int) -> None:
