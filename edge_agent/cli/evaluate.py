@@ -60,6 +60,10 @@ def command(
         JunkRule, Option(help="Handling of person -1: left out, or read as 1 as TAO does.")
     ] = JunkRule.STRICT,
     rerank: Annotated[bool, Option("--rerank", help="Re-rank by k-reciprocals, 20/6/0.3.")] = False,
+    remove_camera_means: Annotated[
+        bool,
+        Option("--remove-camera-means", help="Remove the mean of each camera's people, as the agent does."),
+    ] = False,
     as_json: arguments.JsonOption = False,
     report: Annotated[
         Path | None, Option(metavar="FILE.html", help="Write a report with curves and pictures.")
@@ -74,9 +78,8 @@ def command(
     configure("warning")
     _refuse_contradictions(embeddings, compare, model, preprocess)
     arguments.require_folders(report, output)
-    how = _Options(
-        junk, _reranking() if rerank else None, as_json, report, output, tao.TaoResults.of(tao_results)
-    )
+    reranking, wanted = _reranking() if rerank else None, tao.TaoResults.of(tao_results)
+    how = _Options(junk, reranking, remove_camera_means, as_json, report, output, wanted)
     if spec is not None:
         _refuse_with_spec(embeddings=embeddings, compare=compare, model=model, rerank=rerank or None)
         engine = {"preprocess": preprocess, "backend": backend, "precision": precision}
@@ -131,10 +134,22 @@ class _Options:
 
     junk: JunkRule
     reranking: ReRanking | None
+    without_means: bool
     as_json: bool
     report: Path | None
     output: Path | None
     tao: tao.TaoResults
+
+    def prepared(
+        self, embedded: tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]
+    ) -> tuple[EmbeddedCrops, EmbeddedCrops, dict[str, Any]]:
+        """The embeddings to compare, and the facts about them."""
+        from edge_agent.offline.evaluate.cameras import sides_without_camera_means
+
+        query, gallery, facts = embedded
+        if self.without_means:
+            query, gallery = sides_without_camera_means(query, gallery)
+        return query, gallery, {**facts, "camera_means": "removed" if self.without_means else "kept"}
 
     def print(
         self, document: dict[str, Any], lines: Callable[[], list[str]], report: Callable[[], bytes]
@@ -172,7 +187,7 @@ def _evaluate(
 
     samples = _SAMPLES if how.report is not None else 0
     with how.tao.running() as status:
-        query, gallery, facts = embedded()
+        query, gallery, facts = how.prepared(embedded())
         done = evaluate(
             query,
             gallery,
@@ -203,7 +218,7 @@ def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options)
         network.check()
     evaluations, documents = [], []
     for network in networks:
-        query, gallery, facts = _from_model(dataset, network)
+        query, gallery, facts = how.prepared(_from_model(dataset, network))
         evaluations.append(evaluate(query, gallery, junk_rule=how.junk, reranking=how.reranking))
         documents.append(_document(evaluations[-1], facts, dataset))
     document = comparison(differences(evaluations[0], evaluations[1]), documents)
@@ -293,7 +308,7 @@ def _summary(evaluation: Evaluation, document: dict[str, Any]) -> list[str]:
         f"  {document['queries_evaluated']} of {document['queries'] + document['queries_dropped']} queries "
         f"ranked against "
         f"{document['gallery']} gallery crops; junk rule {document['junk_rule']}, "
-        f"re-ranking {document['reranking'] or 'off'}",
+        f"re-ranking {document['reranking'] or 'off'}, camera means {document['camera_means']}",
         f"  {shares}",
         f"  pairs across cameras: {document['genuine_pairs']} of one person, "
         f"{document['impostor_pairs']} of different people",

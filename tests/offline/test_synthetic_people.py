@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_agent.offline.synthetic.camera import Camera, camera, daylight
+from edge_agent.offline.synthetic.camera import Camera, Spread, camera, daylight
 from edge_agent.offline.synthetic.crops import render_crop
 from edge_agent.offline.synthetic.identity import identity
 from edge_agent.offline.synthetic.person import Light, render_person
@@ -111,6 +111,37 @@ def test_cameras_differ_and_repeat():
     views = [camera(number) for number in range(40)]
     assert len({view.ground for view in views}) >= 5
     assert all(40 <= view.heights[0] < view.heights[1] <= 290 for view in views)
+
+
+def test_without_a_spread_of_colours_all_cameras_have_neutral_ones():
+    views = [camera(number, Spread(colours=0.0)) for number in range(20)]
+    assert {view.gain for view in views} == {(1.0, 1.0, 1.0)}
+    assert {(view.gamma, view.saturation, view.lift, view.contrast) for view in views} == {
+        (1.0, 1.0, 0.0, 0.0)
+    }
+
+
+def test_a_spread_changes_neither_place_nor_view():
+    usual = [camera(number) for number in range(20)]
+    wide = [camera(number, Spread(colours=1.6)) for number in range(20)]
+    for one, other in zip(usual, wide, strict=True):
+        assert (one.ground, one.wall, one.headings, one.heights) == (
+            other.ground, other.wall, other.headings, other.heights,
+        )  # fmt: skip
+        assert one.gain != other.gain
+    spreads = [np.log([view.gain for view in views]).std() for views in (usual, wide)]
+    assert spreads[1] == pytest.approx(1.6 * spreads[0])
+
+
+def test_people_can_be_as_small_as_asked_for():
+    lowest = [camera(number, Spread(smallest=24.0)).heights[0] for number in range(40)]
+    assert 24 <= min(lowest) < 32
+
+
+def test_a_camera_without_faults_is_sharp():
+    view = camera(3, Spread(faults=0.0))
+    assert (view.blur, view.noise, view.sharpen) == (0.0, 0.0, 0.0)
+    assert view.quality[0] >= 95
 
 
 def test_morning_light_comes_from_elsewhere_than_afternoon_light_except_indoors():

@@ -6,8 +6,12 @@ person once, and is shrunk by the number of people, since a mean of few is mostl
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_agent.offline.evaluate.labels import EmbeddedCrops
 
 SHRINKAGE = 10
 """A mean of `k` people is removed with the weight `k / (k + SHRINKAGE)`."""
@@ -33,3 +37,16 @@ def without_camera_means(
             mean = (votes.sum(0) - votes) / others
             out[rows] -= (others / (others + SHRINKAGE) * mean[owner]).astype(np.float32)
     return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12), np.float32)
+
+
+def sides_without_camera_means(
+    query: EmbeddedCrops, gallery: EmbeddedCrops
+) -> tuple[EmbeddedCrops, EmbeddedCrops]:
+    """Remove the means of the cameras, which are those of the people of both sides."""
+    vectors = without_camera_means(
+        np.concatenate([query.vectors, gallery.vectors]),
+        np.concatenate([query.pids, gallery.pids]),
+        np.concatenate([query.camids, gallery.camids]),
+    )
+    count = len(query)
+    return replace(query, vectors=vectors[:count]), replace(gallery, vectors=vectors[count:])
