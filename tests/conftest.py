@@ -78,6 +78,14 @@ def logging_as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(autouse=True)
+def no_installed_networks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed on this machine must not change the default detector."""
+    nowhere = tmp_path_factory.getbasetemp() / "nothing-installed"
+    monkeypatch.setattr("edge_agent.core.installed.SYSTEM_FOLDER", nowhere / "models")
+    monkeypatch.setattr("edge_agent.core.installed.DEFAULT_STATE", nowhere / "state")
+
+
 @pytest.fixture
 def free_port() -> int:
     """A free TCP port on 127.0.0.1."""

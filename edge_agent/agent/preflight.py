@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edge_agent.core.detectors import parse_detector
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.files import open_regular, shown
+from edge_agent.core.installed import chosen_detector
 from edge_agent.core.kafka import KafkaBrokers, kafka_topics
 from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.deliver.copies import copies_target
@@ -69,9 +70,12 @@ def _detector_problems(settings: Settings) -> Iterator[EdgeAgentError]:
     chosen = {source.detector or settings.detector.kind for source in settings.sources if source.enabled}
     for text in sorted(chosen or {settings.detector.kind}):
         try:
-            file = parse_detector(text).file
+            file = parse_detector(chosen_detector(text, settings.state_dir)).file
         except ValueError as problem:
             yield ConfigError(str(problem))
+            continue
+        except ConfigError as problem:
+            yield problem
             continue
         if file is not None:
             yield from _unreadable("detector", file)

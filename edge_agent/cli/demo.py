@@ -33,7 +33,7 @@ def command(
         Option(help="ReID network, ONNX; by default the shipped one, or colour-stripes without it."),
     ] = None,
     preprocess: PreprocessOption = None,
-    detector: Annotated[str | None, Option(help="As of run; hog by default.")] = None,
+    detector: Annotated[str | None, Option(help="As of run.")] = None,
     seconds: Annotated[
         float | None, Option(min=5, max=3600, help="Length of the rendered street; 60 by default.")
     ] = None,

@@ -1,4 +1,4 @@
-"""`edge-agent model`: install a re-identification network, and name it in the settings."""
+"""`edge-agent model`: install detectors and re-identification networks, and name them in the settings."""
 
 from __future__ import annotations
 
@@ -6,78 +6,209 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
-from edge_agent.cli.output import progress_bar, say
+from edge_agent.cli.arguments import ConfigOption, JsonOption
+from edge_agent.cli.output import print_json, progress_bar, say, table
+from edge_agent.core.files import shown
+from edge_agent.core.installed import SYSTEM_FOLDER
+from edge_agent.core.published import PUBLISHED, Published
+
+if TYPE_CHECKING:
+    from edge_agent.core.config import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Install a re-identification network on this device. Nothing is downloaded unasked.",
+    help="Install networks on this device: a detector, or re-identification. Nothing is downloaded unasked.",
 )
-
-NGC_URL = (
-    "https://api.ngc.nvidia.com/v2/models/org/nvidia/team/tao/reidentificationnet/deployable_v1.2/files"
-    "?redirect=true&path=resnet50_market1501_aicity156.onnx"
-)
-NGC_NAME = "resnet50_market1501_aicity156.onnx"
-"""NVIDIA TAO ReIdentificationNet, deployable_v1.2: ResNet50, 256 numbers, profile `tao`, 96,398,132 bytes."""
-
-SYSTEM_FOLDER = Path("/etc/edge-agent/models")
-"""Networks of the service; only root can write there, so the service cannot change them."""
 
 OutputOption = Annotated[
     Path | None,
     Option(help=f"Folder; by default {SYSTEM_FOLDER}, or, if not writable, `models` in the state folder."),
 ]
 UseOption = Annotated[
-    Path | None, Option("--use", help="Settings file whose engine.model is set to the network.")
+    Path | None,
+    Option("--use", help="Settings file where the network is named: in detector.kind or engine.model."),
 ]
 
+_REID = "reidentificationnet"
+_FETCH = f"""Install a published network by its name, or the re-identification network of --url.
 
-@app.command()
+NAME is one of {", ".join(PUBLISHED)}; without one, {_REID}. A detector is used from then on by every agent
+whose detector.kind is auto. An interrupted download continues where it stopped; proxies are those of the
+environment. The licence of each network is its publisher's, see `edge-agent model list`.
+"""
+
+
+@app.command(help=_FETCH)
 def fetch(
+    name: Annotated[str | None, Argument(help="Name of the network.")] = None,
     output: OutputOption = None,
     use: UseOption = None,
     preprocess: Annotated[
-        str | None, Option(help="Preprocess profile of the training; by default that which the file states.")
+        str | None,
+        Option(help="Preprocess profile of the training of a re-identification network; by default its own."),
     ] = None,
-    url: Annotated[str, Option(help="Address; by default NVIDIA's ReIdentificationNet.")] = NGC_URL,
-    sha256: Annotated[str | None, Option(help="Digest of the file; required with --url.")] = None,
+    source: Annotated[
+        Path | None,
+        Option("--from", metavar="FILE", help="Install NAME from this file; nothing is downloaded."),
+    ] = None,
+    url: Annotated[str | None, Option(help="Another address, e.g. of a mirror.")] = None,
+    sha256: Annotated[
+        str | None, Option(help="Digest that the file must have; required with --url and no NAME.")
+    ] = None,
 ) -> None:
-    """Download NVIDIA's ReIdentificationNet (96 MB) from NGC, or the file of --url.
+    """See `_FETCH`."""
+    from edge_agent.core.errors import DownloadError
+    from edge_agent.core.redaction import public_address
+    from edge_agent.engine.profiles import profile_of
+    from edge_agent.offline.networks import wanted_digest
 
-    An interrupted download continues where it stopped. Proxies are those of the environment. The network's
-    licence is NVIDIA's (see its page on NGC), not this project's.
-    """
+    network = _wanted(name, url, sha256, source)
+    if preprocess is not None and network.role == "detector":
+        raise typer.BadParameter(
+            f"--preprocess is for re-identification networks; {network.name} is a detector"
+        )
+    if network.sha256 is None and sha256 is None:
+        _show_address(network)
+    digest = wanted_digest(network, sha256)
+    target = _folder(output) / network.file
+    try:
+        _obtain(network, target, digest, source, url)
+    except DownloadError:
+        if url is None:
+            _show_address(network)
+            say(f"without a network here: edge-agent model fetch {network.name} --from FILE", err=True)
+        raise
+    if source is not None:
+        origin = shown(source)
+    else:
+        origin = public_address(url) if url is not None else network.url.partition("?")[0]
+    if network.role == "detector":
+        _use_detector(network, target, origin, use)
+        return
+    profile = preprocess or profile_of(target).name
+    _check(target, profile)
+    _register(target, profile, source=origin, use=use)
+
+
+def _show_address(network: Published) -> None:
+    """Print the address of a published file: errors show only what no address keeps secret."""
+    say(f"{network.name} is published at {network.url}", err=True)
+
+
+def _wanted(name: str | None, url: str | None, sha256: str | None, source: Path | None) -> Published:
+    """Return the network of the command line."""
     from urllib.parse import urlsplit
-
-    from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 
     from edge_agent.core.errors import InputError
     from edge_agent.core.redaction import public_address
-    from edge_agent.engine.profiles import NVIDIA_SHA256, profile_of
-    from edge_agent.offline.download import download
+    from edge_agent.offline.networks import published
 
-    if url != NGC_URL and sha256 is None:
+    if source is not None and (name is None or url is not None):
+        raise typer.BadParameter("--from needs NAME, and no --url")
+    if name is not None or url is None:
+        return published(name or _REID)
+    if sha256 is None:
         raise InputError(
-            "--url needs --sha256: a network is loaded into the agent, so it must be the right one"
+            "--url needs NAME or --sha256: a network is loaded into the agent, so it must be the right one"
         )
-    name = NGC_NAME if url == NGC_URL else Path(urlsplit(url).path).name
-    if not name.endswith(".onnx"):
+    file = Path(urlsplit(url).path).name
+    if not file.endswith(".onnx"):
         raise InputError(f"--url must lead to a file called NAME.onnx: {public_address(url)}")
-    target = _folder(output) / name
+    return Published(file, "reid", "", file, url, sha256, None, "")
+
+
+def _obtain(network: Published, target: Path, digest: str, source: Path | None, url: str | None) -> None:
+    """Fetch or copy the file, with a progress bar."""
+    from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
+
+    from edge_agent.offline.download import received
+    from edge_agent.offline.networks import obtain
+
     columns = (TextColumn("{task.description}", markup=False), DownloadColumn(), TransferSpeedColumn())
-    with progress_bar(name, columns=columns) as bar:
-        download(url, target, sha256=sha256 or NVIDIA_SHA256, progress=bar.update)
-    profile = preprocess or profile_of(target).name
-    _check(target, profile)
-    source = url.partition("?")[0] if url == NGC_URL else public_address(url)
-    _register(target, profile, source=source, use=use)
+    try:
+        with progress_bar(network.file, columns=columns) as bar:
+            fresh = obtain(network, target, digest, source=source, url=url, progress=bar.update)
+    except KeyboardInterrupt:
+        kept = f"{received(target):,} bytes are kept, the same command continues there"
+        say("stopped" if source is not None else f"stopped; {kept}", err=True)
+        raise
+    if not fresh:
+        say(f"{target} is there already, with the right digest")
+
+
+def _use_detector(network: Published, file: Path, origin: str, use: Path | None) -> None:
+    """Check a detector, make it that of its folder, and print what uses it."""
+    from edge_agent.core.installed import default_detector, register_detector
+    from edge_agent.core.loading import load
+    from edge_agent.core.logs import configure
+    from edge_agent.detect.recognition import recognise
+
+    configure("warning")
+    recognise(file, network.kind)
+    detector = register_detector(network.name, network.kind, file.absolute(), origin)
+    say(f"{file}: {network.name}, licence {network.licence}, checked on two pictures")
+    if use is not None:
+        name_in_settings(use, "detector", {"kind": str(detector)})
+        say(f"{use}: detector.kind is set; the agent uses it from its next start")
+        return
+    default = default_detector(load().state_dir)
+    if default == detector:
+        say("agents of this user whose detector.kind is auto, the default, use it from their next start")
+    else:
+        rather = "" if default is None else f" (by default {default} is used)"
+        say(f"to use it: --detector {detector}{rather}")
+
+
+@app.command(name="list")
+def list_networks(config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """List the networks that can be fetched, those that are installed, and which detector is used."""
+    from edge_agent.core.loading import load
+    from edge_agent.offline.networks import listed
+
+    settings = load(config)
+    rows = listed(settings.state_dir)
+    if as_json:
+        fields = [asdict(row) | {"file": None if row.file is None else str(row.file)} for row in rows]
+        in_use = {"detector": settings.detector.kind, "detector_in_use": _detector_in_use(settings)}
+        print_json(in_use | {"networks": fields}, indent=2)
+        return
+    for line in table(
+        ("name", "for", "MB", "licence", "installed"),
+        [
+            (
+                row.name,
+                {"reid": "re-identification"}.get(row.role, row.role),
+                "" if row.bytes is None else f"{row.bytes / 1e6:.1f}",
+                row.licence,
+                row.problem
+                or ("" if row.file is None else shown(row.file)) + ("  (default)" if row.default else ""),
+            )
+            for row in rows
+        ],
+        right=("MB",),
+        wrap="installed",
+    ):
+        say(line)
+    say(f"detector.kind is {settings.detector.kind}: {_detector_in_use(settings)}")
+
+
+def _detector_in_use(settings: Settings) -> str:
+    """Return the common detector of these settings, or why it cannot be used."""
+    from edge_agent.core.errors import ConfigError
+    from edge_agent.core.installed import chosen_detector
+
+    try:
+        return chosen_detector(settings.detector.kind, settings.state_dir)
+    except ConfigError as problem:
+        return str(problem)
 
 
 @app.command()
@@ -144,15 +275,15 @@ def _register(model: Path, preprocess: str, *, source: str, use: Path | None) ->
         path.chmod(0o644)  # readable for the service, with any umask
     say(f"{model}: sha256 {record.sha256}, profile {preprocess}")
     if use is not None:
-        name_in_settings(use, model.absolute())
+        name_in_settings(use, "engine", {"model": str(model.absolute()), "preprocess": None})
         say(f"{use}: engine.model is set; the agent uses it from its next start")
     else:
         say(f'to use it, in [engine] of the settings: model = "{model.absolute()}"')
     say("embeddings of another network cannot be compared: see docs/gallery.md, embedding space")
 
 
-def name_in_settings(config: Path, model: Path) -> None:
-    """Set `engine.model` in a TOML file, and remove `engine.preprocess`, which was of the former network.
+def name_in_settings(config: Path, section: str, values: Mapping[str, str | None]) -> None:
+    """Set keys of a section of a TOML file; those with None are removed.
 
     The rest of the file stays as it is, with its comments. The file is replaced only by a valid one.
     """
@@ -164,13 +295,19 @@ def name_in_settings(config: Path, model: Path) -> None:
     from edge_agent.core.manifest import atomic_file
 
     before = load(config)
-    text = _with_model(read_text(config), model)
+    text = _with_values(read_text(config), section, values)
     with TemporaryDirectory() as folder:
         candidate = Path(folder) / config.name
         candidate.write_text(text)
         after = load(candidate)
-    if after.engine.model != model or after.sources != before.sources:
-        raise ConfigError(f'{config}: could not be changed; in [engine], write: model = "{model}"')
+    wanted = {key: value for key, value in values.items() if value is not None}
+    found = getattr(after, section)
+    if (
+        any(str(getattr(found, key)) != value for key, value in wanted.items())
+        or after.sources != before.sources
+    ):
+        lines = "; ".join(f"{key} = {json.dumps(value)}" for key, value in wanted.items())
+        raise ConfigError(f"{config}: could not be changed; in [{section}], write: {lines}")
     owner = config.stat()
     with atomic_file(config, mode=0o600) as file:
         os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
@@ -178,14 +315,15 @@ def name_in_settings(config: Path, model: Path) -> None:
         file.write(text.encode())
 
 
-def _with_model(text: str, model: Path) -> str:
+def _with_values(text: str, section: str, values: Mapping[str, str | None]) -> str:
     lines = text.splitlines()
-    header = re.compile(r"\s*\[engine\]\s*(#.*)?")
+    header = re.compile(rf"\s*\[{section}\]\s*(#.*)?")
     start = next((at for at, line in enumerate(lines) if header.fullmatch(line)), None)
     if start is None:
-        lines += ["", "[engine]"]
+        lines += ["", f"[{section}]"]
         start = len(lines) - 1
     end = next((at for at in range(start + 1, len(lines)) if lines[at].lstrip().startswith("[")), len(lines))
-    body = [line for line in lines[start + 1 : end] if not re.match(r"\s*(model|preprocess)\s*=", line)]
-    named = f"model = {json.dumps(str(model))}"
-    return "\n".join([*lines[: start + 1], named, *body, *lines[end:]]) + "\n"
+    keys = "|".join(values)
+    body = [line for line in lines[start + 1 : end] if not re.match(rf"\s*({keys})\s*=", line)]
+    named = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    return "\n".join([*lines[: start + 1], *named, *body, *lines[end:]]) + "\n"

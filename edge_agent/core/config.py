@@ -28,7 +28,8 @@ from edge_agent.core.delivery_settings import (
     MqttSettings,
     OutboxSettings,
 )
-from edge_agent.core.detectors import FORMS, KINDS_TEXT
+from edge_agent.core.detectors import AUTO, FORMS, KINDS_TEXT
+from edge_agent.core.installed import DEFAULT_STATE
 from edge_agent.core.sections import Section, about
 from edge_agent.core.served import checked_backend, require_tls
 from edge_agent.core.setting_types import (
@@ -106,7 +107,7 @@ class SourceSettings(Section):
 class DetectorSettings(Section):
     """Detection of people."""
 
-    kind: Detector = about("hog", f"{FORMS}; {KINDS_TEXT}")
+    kind: Detector = about(AUTO, f"{FORMS}; {KINDS_TEXT}")
     input_size: tuple[int, int] | None = about(
         None,
         "width and height of pictures for a network whose input size is dynamic;"
@@ -355,9 +356,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    state_dir: Path = about(
-        Path("~/.local/state/edge-agent"), "gallery, outbox and engines; created when absent"
-    )
+    state_dir: Path = about(DEFAULT_STATE, "gallery, outbox and engines; created when absent")
     sources: tuple[SourceSettings, ...] = about((), "cameras, streams, files and crop folders")
     detector: DetectorSettings = DetectorSettings()
     motion: MotionSettings = MotionSettings()

@@ -18,12 +18,15 @@ NETWORKS = {
 }
 """Kinds that run an ONNX file, and the families of networks that each reads."""
 
+AUTO = "auto"
+
 BUILT_IN = {
+    AUTO: "auto (that of `edge-agent model fetch`, else hog)",
     "hog": "hog, hog:FACTOR",
     "external": "external (boxes over MQTT or Kafka)",
     "none": "none (a frame is one person)",
 }
-"""Kinds without an ONNX file, and how each is written."""
+"""Kinds without an ONNX file of their own, and how each is written."""
 
 FORMS = ", ".join([*BUILT_IN.values(), "KIND:FILE.onnx"]) + " or FILE.onnx"
 """How a detector is written; KIND is one of `NETWORKS`, and is recognised where it is left out."""

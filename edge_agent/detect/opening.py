@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edge_agent.core.detectors import DetectorChoice, parse_detector
+from edge_agent.core.detectors import AUTO, DetectorChoice, parse_detector
 from edge_agent.core.errors import ConfigError
+from edge_agent.core.installed import chosen_detector
 from edge_agent.core.structures import Detections
 from edge_agent.source.address import source_kind
 
@@ -76,8 +77,11 @@ def open_detection(
         ConfigError: there is no such detector, it lacks a setting, or none uses a setting.
         ModelError: the network does not fit.
     """
-    common = settings.detector.kind
-    kinds = {camera: kind or common for camera, kind in cameras.items()}
+    kinds = {
+        camera: chosen_detector(kind or settings.detector.kind, settings.state_dir)
+        for camera, kind in cameras.items()
+    }
+    common = chosen_detector(settings.detector.kind, settings.state_dir)
     kinds |= {source.id: _MESSAGES for source in messages}
     opened = {
         kind: _open(kind, settings, stack, current) for kind in sorted(set(kinds.values()) - {_MESSAGES})
@@ -109,7 +113,7 @@ def open_detection(
 
 
 def open_detector(text: str, *, threads: int = 0, input_size: tuple[int, int] | None = None) -> Detector:
-    """Return the detector that is written so (`core.detectors.FORMS`); it is not entered.
+    """Return the detector that is written so (`core.detectors.FORMS`, without `auto`); it is not entered.
 
     Networks are read, and checked on two pictures. `threads` 0 is one CPU thread per core, `input_size` the
     `(width, height)` for networks whose input size is dynamic. For `external`: `open_detection`.
@@ -137,6 +141,8 @@ def open_detector(text: str, *, threads: int = 0, input_size: tuple[int, int] | 
         from edge_agent.detect.base import WholeFrame
 
         return WholeFrame()
+    if choice.kind == AUTO:
+        raise ConfigError("name the detector here; auto is the default of an agent's settings")
     raise ConfigError(f"detector {text!r} takes its boxes from a broker; it cannot be used here")
 
 

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.files import MAX_MODEL_BYTES, open_regular, read_object, sha256_file, shown
+from edge_agent.core.published import PUBLISHED
 from edge_agent.engine.golden import SHIPPED
 from edge_agent.engine.graph.nodes import metadata_of
 from edge_agent.engine.graph.prepared import PROFILE_ENTRY, PROFILES
 
 if TYPE_CHECKING:
     import onnx
-
-NVIDIA_SHA256 = "0e21d09278508ec835955f422a9fdd3cd59b2a6ecdef98d705f388f33cebac2b"
-"""SHA-256 of NVIDIA's resnet50_market1501_aicity156.onnx."""
 
 
 class Chosen(NamedTuple):
@@ -53,9 +51,10 @@ def profile_of(model: Path) -> Chosen:
 
 
 def _known() -> dict[str, str]:
-    """Return the profiles of the networks whose reference embeddings ship, and of NVIDIA's, by SHA-256."""
+    """Return the profiles of networks whose reference embeddings ship, and of published ones, by SHA-256."""
     references = [json.loads(path.read_text(encoding="utf-8")) for path in SHIPPED.glob("*.json")]
-    return {one["model_sha256"]: one["profile"] for one in references} | {NVIDIA_SHA256: "tao"}
+    shipped = {one["model_sha256"]: one["profile"] for one in references}
+    return shipped | {one.sha256: one.kind for one in PUBLISHED.values() if one.role == "reid" and one.sha256}
 
 
 def _in_file(model: Path) -> Chosen | None:

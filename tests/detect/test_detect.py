@@ -22,7 +22,7 @@ from tests import tiny_networks
 
 @pytest.mark.parametrize("spec", ["", "yolo", "yolox", "yolox:", "HOG", "none:1"])
 def test_unknown_detector(spec):
-    with pytest.raises(ConfigError, match=r"write hog, hog:FACTOR, .*KIND:FILE.onnx .*yolov8 \(YOLOv8"):
+    with pytest.raises(ConfigError, match=r"write auto .*, hog, hog:FACTOR, .*KIND:FILE.onnx .*yolov8 \(YOLOv8"):
         open_detector(spec)
 
 
@@ -56,6 +56,12 @@ def test_none_is_the_whole_frame():
 
 
 # --- boxes --------------------------------------------------------------------------------------
+
+
+def test_auto_is_for_settings_with_a_state_folder():
+    """A benchmark must not depend on what is installed."""
+    with pytest.raises(ConfigError, match="name the detector"):
+        open_detector("auto")
 
 
 def test_suppress_keeps_the_best_of_each_group():

@@ -80,6 +80,7 @@ def model(settings: Settings) -> tuple[EngineInfo | None, list[Finding]]:
 
 def detectors(settings: Settings) -> list[Finding]:
     """Open the detector of each source, which checks its network on two pictures."""
+    from edge_agent.core.installed import chosen_detector
     from edge_agent.detect.opening import open_detector
     from edge_agent.source.address import source_kind
 
@@ -91,7 +92,8 @@ def detectors(settings: Settings) -> list[Finding]:
     findings = []
     for kind in sorted(kinds - {"external"}):
         try:
-            with open_detector(kind, input_size=settings.detector.input_size) as detector:
+            chosen = chosen_detector(kind, settings.state_dir)
+            with open_detector(chosen, input_size=settings.detector.input_size) as detector:
                 findings.append(Finding("detector", "ok", detector.name))
         except EdgeAgentError as problem:
             advice = "set detector.kind: docs/models.md#detectors"

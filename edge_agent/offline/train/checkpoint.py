@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edge_agent.core.errors import InputError, ModelError
 from edge_agent.core.files import open_regular
 from edge_agent.core.manifest import write_atomic
-from edge_agent.engine.profiles import NVIDIA_SHA256
+from edge_agent.core.published import PUBLISHED
 from edge_agent.offline.train.network import ReidNetwork, build_network
 from edge_agent.offline.train.spec import Spec, parse_spec
 
@@ -78,7 +78,7 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # whatever the file holds; caller
         raise ModelError(
             f"{path} is encrypted by TAO and cannot be read. Use the unencrypted ONNX of the same network, "
             "resnet50_market1501_aicity156.onnx (96,398,132 bytes, sha256 "
-            f"{NVIDIA_SHA256}), from NGC: "
+            f"{PUBLISHED['reidentificationnet'].sha256}), from NGC: "
             "ngc registry model download-version nvidia/tao/reidentificationnet:deployable_v1.2"
         )
     try:
