@@ -22,7 +22,7 @@ from tests import tiny_networks
 
 @pytest.mark.parametrize("spec", ["", "yolo", "yolox", "yolox:", "HOG", "none:1"])
 def test_unknown_detector(spec):
-    with pytest.raises(ConfigError, match=r"write auto .*, hog, hog:FACTOR, .*KIND:FILE.onnx .*yolov8 \(YOLOv8"):
+    with pytest.raises(ConfigError, match=r"write auto .*, hog:FACTOR, .*KIND:FILE.onnx .*yolov8 \(YOLOv8"):
         open_detector(spec)
 
 
