@@ -38,7 +38,8 @@ from edge_agent.engine.precision.calibration import Calibration, current_calibra
 from edge_agent.health.cooling import Cooling, make_cooling
 from edge_agent.health.governor import CHECK_INTERVAL_S
 from edge_agent.health.supervisor import Supervisor
-from edge_agent.track.tracker import Tracker, UpstreamTracks
+from edge_agent.track.crops import UpstreamTracks
+from edge_agent.track.tracker import Tracker
 from edge_agent.track.tracks import Similarity
 from edge_agent.track.upstream import MessageTracks
 
@@ -254,7 +255,9 @@ class Agent:
             make_tracker=lambda camera: Tracker(
                 camera, settings.tracker, stages.detection.levels(camera), similarity
             ),
-            make_upstream_tracker=lambda camera: UpstreamTracks(camera, settings.tracker),
+            make_upstream_tracker=lambda camera: UpstreamTracks(
+                camera, settings.tracker, None if stages.prior is None else stages.prior.joins
+            ),
             make_message_tracker=lambda camera: MessageTracks(
                 camera,
                 Tracker(

@@ -82,6 +82,7 @@ class OutcomeWriter:
     def write(self, outcome: FrameOutcome) -> None:
         """Publish and write one outcome."""
         self._log_first("frame", outcome.update.camera)
+        self.erasure.saw(outcome.update)
         fused = False
         for decision in outcome.decisions:
             event = identity_event(

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from edge_agent.identify import Identifier
     from edge_agent.source.base import Item
     from edge_agent.source.reader import FrameReader
-    from edge_agent.track.tracker import Tracker, UpstreamTracks
+    from edge_agent.track.crops import UpstreamTracks
+    from edge_agent.track.tracker import Tracker
     from edge_agent.track.upstream import MessageTracks
 
 T = TypeVar("T")

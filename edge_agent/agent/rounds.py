@@ -18,7 +18,8 @@ from edge_agent.core.structures import (
     MessageFrame,
     TrackUpdate,
 )
-from edge_agent.track.tracker import Tracker, TrackInput, UpstreamTracks, update_tracks
+from edge_agent.track.crops import UpstreamTracks
+from edge_agent.track.tracker import Tracker, TrackInput, update_tracks
 from edge_agent.track.upstream import MessageTracks
 
 if TYPE_CHECKING:

@@ -39,6 +39,7 @@ from edge_agent.deliver.outbox import OUTBOX_FILE, Outbox, make_outbox
 from edge_agent.deliver.publisher import AnyPublisher, Publisher, open_publisher
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
 from edge_agent.embed.opening import make_crop_selector, open_agent_embedder, open_embedder
+from edge_agent.embed.prior import NetworkPrior, load_or_measure
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import is_simulated
 from edge_agent.engine.precision.calibration import Calibration, current_calibration
@@ -88,6 +89,8 @@ class Stages:
     detection: Detection
     gallery: Gallery
     identifier: Identifier
+    prior: NetworkPrior | None
+    """None where the network was not measured."""
     selector: CropSelector
     telemetry: Telemetry
     erasure: Erasure
@@ -135,6 +138,7 @@ class StageOpener:
         active = current_calibration(settings.engine, state)
         embedder = self._embedder(state, active)
         self._laps.lap("network")
+        prior = self._prior(embedder, state)
         calibration = fitting_calibration(active, embedder.info)
         detection = self._detection(sources, by_camera, clock)
         self._laps.lap("detector")
@@ -145,11 +149,9 @@ class StageOpener:
         self._laps.lap("sensors")
         threshold = None if calibration is None else calibration.threshold
         identifier = Identifier(gallery, self.session, settings.identify, threshold)
-        cameras = [
-            CameraInfo(camera, source_kind(own.url) if self.supply is None else "memory")
-            for camera, own in by_camera.items()
-        ]
-        info = info_data(settings, embedder.info, detection.name, cameras, reading, calibration)
+        info = info_data(
+            settings, embedder.info, detection.name, self._cameras(by_camera), reading, calibration
+        )
         publisher, erasure, people = self._delivery(info, gallery, identifier, embedder, sources, clock)
         metrics = self._metrics(publisher, info, gallery)
         writer = OutcomeWriter(
@@ -164,6 +166,7 @@ class StageOpener:
             detection=detection,
             gallery=gallery,
             identifier=identifier,
+            prior=prior,
             selector=make_crop_selector(
                 settings.engine,
                 embedder,
@@ -212,6 +215,18 @@ class StageOpener:
         if self._building_since is not None:
             self._built_s = time.monotonic() - self._building_since
         return opened
+
+    def _prior(self, embedder: Embedder, state: Path) -> NetworkPrior | None:
+        with self.supervisor.opening("the prior of the network"):
+            prior = load_or_measure(embedder, state, self.supervisor.progress)
+        self._laps.lap("prior")
+        return prior
+
+    def _cameras(self, by_camera: dict[str, SourceSettings]) -> list[CameraInfo]:
+        return [
+            CameraInfo(camera, source_kind(own.url) if self.supply is None else "memory")
+            for camera, own in by_camera.items()
+        ]
 
     def _report_build(self, phase: str, done: int, total: int) -> None:
         self._building_since = self._building_since or time.monotonic()

@@ -196,6 +196,7 @@ class TrackObservation:
     score: float
     vector: NDArray[np.float32] | None  # `(D,)` float32 of unit length, or None where the crop was refused
     quality: float  # 0..1, see `Embedded`
+    placed: bool = True  # False: the box is the extent of a crop, and its place in the frame is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ class TrackUpdate:
     ended: tuple[int, ...]
 
 
-LONE_TRACKS = 1 << 40  # first number of crops without a track, far above the numbers of any tracker
+LONE_TRACKS = 1 << 40  # first number of tracks made of crops without one, far above those of any tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ class Pictures:
     """Pictures of one person in a crop folder: those of one track of one camera, from a time on."""
 
     camera: str
-    track: int  # from `LONE_TRACKS` on, one picture without a track
+    track: int  # from `LONE_TRACKS` on, pictures without a track
     since: float  # time of its first picture
     until: float  # when another track of the camera got the number; infinity if none did
 

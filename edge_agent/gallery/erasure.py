@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edge_agent.core.structures import Decision, DecisionKind, Pictures
+from edge_agent.core.structures import LONE_TRACKS, Decision, DecisionKind, Pictures, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT, Erased
 from edge_agent.gallery.sync import SyncedFile
@@ -42,13 +42,29 @@ class PictureNotes:
         Returns False where nothing was noted: there is no such identity, or pictures noted for this track are
         still to be deleted.
         """
+        return self.note_moments(number, camera, track, [since])
+
+    def note_moments(self, number: int, camera: str, track: int, moments: Sequence[float]) -> bool:
+        """Note single pictures of a track by their times, as in `note`."""
         with self._file.changing(durable=False) as rows:
-            done = rows.store.run(
-                "INSERT INTO pictures SELECT ?, ?, ?, number FROM identity WHERE number = ?"
-                " ON CONFLICT DO UPDATE SET number = excluded.number WHERE pictures.number IS NOT NULL",
-                (camera, track, since, number),
+            done = [
+                rows.store.run(
+                    "INSERT INTO pictures SELECT ?, ?, ?, number FROM identity WHERE number = ?"
+                    " ON CONFLICT DO UPDATE SET number = excluded.number WHERE pictures.number IS NOT NULL",
+                    (camera, track, since, number),
+                ).rowcount
+                for since in moments
+            ]
+            return any(count > 0 for count in done)
+
+    def move(self, number: int, camera: str, track: int, since: float) -> None:
+        """Note that the pictures noted for a track from a time on show this identity."""
+        with self._file.changing(durable=False) as rows:
+            rows.store.run(
+                "UPDATE pictures SET number = ? WHERE camera = ? AND track = ? AND since >= ?"
+                " AND number IS NOT NULL AND EXISTS (SELECT 1 FROM identity WHERE number = ?)",
+                (number, camera, track, since, number),
             )
-            return done.rowcount > 0
 
     def orphaned(self) -> list[Pictures]:
         """Return the pictures of identities that were erased, until `removed` is called for them."""
@@ -117,22 +133,50 @@ class Erasure:
     folders: Sequence[PictureFolder] = ()
     _pictures: PictureNotes = field(init=False)
     _noted: dict[tuple[str, int], int] = field(default_factory=dict)
+    _moments: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    """Times of the crops of open groups that are not noted yet, see `track.crops.CropGroups`."""
+    _ended: list[tuple[str, int]] = field(default_factory=list)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self._pictures = PictureNotes(self.gallery.file)
 
+    def saw(self, update: TrackUpdate) -> None:
+        """Keep the times of crops without a track: such a crop is found in its folder by its time."""
+        for key in self._ended:
+            self._moments.pop(key, None)
+        self._ended = [(update.camera, track) for track in update.ended if track > LONE_TRACKS]
+        for seen in update.seen:
+            if seen.track_id <= LONE_TRACKS or not self._is_in_a_folder(update.camera):
+                continue
+            key = update.camera, seen.track_id
+            number = self._noted.get(key)
+            if number is None or not self._pictures.note_moments(number, *key, [seen.time]):
+                self._moments.setdefault(key, []).append(seen.time)
+
+    def _is_in_a_folder(self, camera: str) -> bool:
+        return any(folder.owns(camera) for folder in self.folders)
+
     def note(self, decision: Decision) -> None:
         """Note whom the pictures of a track show, where they are in a crop folder."""
         key = decision.camera, decision.track_id
-        if decision.number is None or not any(folder.owns(decision.camera) for folder in self.folders):
+        if decision.number is None or not self._is_in_a_folder(decision.camera):
             return
-        if self._noted.get(key) != decision.number and self._pictures.note(
+        if decision.track_id > LONE_TRACKS:
+            self._note_group(key, decision.number, decision.first_seen)
+        elif self._noted.get(key) != decision.number and self._pictures.note(
             decision.number, *key, decision.first_seen
         ):
             self._noted[key] = decision.number
         if decision.kind is DecisionKind.DEPARTED:
             self._noted.pop(key, None)
+
+    def _note_group(self, key: tuple[str, int], number: int, since: float) -> None:
+        if self._noted.get(key) != number:
+            self._pictures.move(number, *key, since)
+            self._noted[key] = number
+        if moments := self._moments.pop(key, []):
+            self._pictures.note_moments(number, *key, moments)
 
     def forget(self, erase: Callable[[], Erased]) -> tuple[Erased, Removed]:
         """Erase one person by `erase` (see `forget`), then as `run`; raises what either raises."""

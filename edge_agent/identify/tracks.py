@@ -268,7 +268,11 @@ class TrackTable:
 
 
 class Covisibility:
-    """Cannot-link: two tracks that were together in `needed` frames of a camera are different people."""
+    """Cannot-link: two tracks that were together in `needed` frames of a camera are different people.
+
+    Boxes that share a body may be two detections of one person. Where the place of a box is not known, the
+    upstream that cut the crops is believed.
+    """
 
     def __init__(self, frames: int) -> None:
         self.needed = frames
@@ -284,13 +288,13 @@ class Covisibility:
             for rivals in (self._rivals.get(key, _NOBODY),)
             if not rivals.issuperset(keys[i + 1 :])
             for j in range(i + 1, len(keys))
-            if keys[j] not in rivals
+            if keys[j] not in rivals and keys[j] != key
         ]
         if not undecided:
             return
         shared = _share_body(np.stack([one.box for one in seen]))
         for i, j in undecided:
-            if not shared[i, j]:
+            if not (shared[i, j] and seen[i].placed and seen[j].placed):
                 self._count(keys[i], keys[j])
 
     def rivals(self, track: TrackKey) -> set[TrackKey]:

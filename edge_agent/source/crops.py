@@ -27,6 +27,7 @@ import os
 import stat
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -177,6 +178,8 @@ class CropFolderSource:
         wanted: dict[tuple[str, int | None], list[Pictures]] = {}
         for one in pictures:
             wanted.setdefault((one.camera, one.track if one.track < LONE_TRACKS else None), []).append(one)
+        for tracks in wanted.values():
+            tracks.sort(key=lambda one: one.since)
         gone: list[CropFile] = []
         try:
             with os.scandir(self.folder) as entries:
@@ -200,11 +203,13 @@ class CropFolderSource:
             return False
         # Times counted from the opening differ from those of an earlier run.
         timeless = self._options.fps is not None and self._options.start_time is None
-        for one in wanted.get((crop.camera, crop.track), ()):
-            until = one.since + _SAME_MOMENT_S if crop.track is None else one.until
-            if timeless or one.since - _SAME_MOMENT_S <= crop.time < until:
-                return True
-        return False
+        tracks = wanted.get((crop.camera, crop.track), [])
+        if crop.track is None:  # one entry for each picture, and there can be many
+            at = bisect_left(tracks, crop.time - _SAME_MOMENT_S, key=lambda one: one.since)
+            return bool(tracks) and (
+                timeless or (at < len(tracks) and tracks[at].since <= crop.time + _SAME_MOMENT_S)
+            )
+        return any(timeless or one.since - _SAME_MOMENT_S <= crop.time < one.until for one in tracks)
 
     def _new_files(self, scan: FolderScan) -> list[CropFile]:
         """Return the oldest crops that are complete and new, at most `MAX_LISTED`."""

@@ -1,4 +1,4 @@
-"""Tracks of one camera, from the boxes of single frames or from crops that an upstream tracker has numbered.
+"""Tracks of one camera, from the boxes of single frames.
 
 The association is in `edge_agent.track.association`, the Kalman filter in `edge_agent.track.kalman`. The
 clock is the time of the frames, so that nothing depends on the frame rate. The scale of similarities is
@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import (
-    LONE_TRACKS,
-    CropBatch,
     Detections,
     Embedded,
     ScoreLevels,
@@ -239,48 +237,3 @@ def _isolated(boxes: NDArray[np.float32]) -> list[bool]:
     np.fill_diagonal(overlap, 0.0)
     isolated: list[bool] = (overlap.max(axis=1) < _CLEAR_OVERLAP).tolist()
     return isolated
-
-
-class UpstreamTracks:
-    """Follow the crops of one camera by the track ids that they came with.
-
-    A crop without a track id is a track of its own that ends at once.
-    """
-
-    def __init__(self, camera: str, settings: TrackerSettings) -> None:
-        self.camera = camera
-        self._settings = settings
-        self._last_seen: dict[int, float] = {}
-        self._last_lone = LONE_TRACKS
-
-    def update(self, crops: CropBatch, embedded: Sequence[Embedded]) -> TrackUpdate:
-        """Process the N crops of one frame, and N results of one row each."""
-        seen, ended = [], []
-        for row, upstream_id in enumerate(crops.track_ids):
-            if upstream_id is None:
-                self._last_lone += 1
-                ended.append(self._last_lone)
-            else:
-                self._last_seen[upstream_id] = crops.time
-            track_id = self._last_lone if upstream_id is None else upstream_id
-            result = embedded[row]
-            seen.append(
-                TrackObservation(
-                    self.camera, track_id, crops.number, crops.time, crops.boxes[row], 1.0,
-                    result.vectors[0] if result.present[0] else None, float(result.quality[0]),
-                )
-            )  # fmt: skip
-        lost_s = self._settings.lost_s
-        # Times can go back: crops found late, or a clock of the upstream that was set.
-        silent = [t for t, last in self._last_seen.items() if abs(crops.time - last) > lost_s]
-        for track_id in silent:
-            del self._last_seen[track_id]
-        right, bottom = crops.boxes[:, 2:].max(axis=0) if len(crops.boxes) else (1.0, 1.0)
-        size = (max(int(right), 1), max(int(bottom), 1))
-        return TrackUpdate(self.camera, crops.number, crops.time, size, tuple(seen), (*ended, *silent))
-
-    def finish(self, frame: int, time: float, size: tuple[int, int]) -> TrackUpdate:
-        """End every track, at the end of the source."""
-        ended = tuple(self._last_seen)
-        self._last_seen.clear()
-        return TrackUpdate(self.camera, frame, time, size, (), ended)

@@ -46,6 +46,7 @@ class MessageTracks:
     ) -> tuple[tuple[TrackObservation, ...], tuple[int, ...]]:
         """Return what upstream's tracks show, and those that ended."""
         seen = []
+        whole = [0.0, 0.0, *map(float, item.size)]  # of pipelines that know no place in the frame
         for row in rows:
             track = item.track_ids[row]
             assert track is not None  # one of `rows`
@@ -55,6 +56,7 @@ class MessageTracks:
                 TrackObservation(
                     self.camera, track, item.number, item.time, item.detections.boxes[row],
                     float(item.detections.scores[row]), vector, float(embedded.quality[row]),
+                    placed=item.detections.boxes[row].tolist() != whole,
                 )
             )  # fmt: skip
         lost_s = self._own.settings.lost_s

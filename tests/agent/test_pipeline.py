@@ -23,7 +23,8 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.embed.quality import Graded
-from edge_agent.track.tracker import Tracker, UpstreamTracks
+from edge_agent.track.crops import UpstreamTracks
+from edge_agent.track.tracker import Tracker
 from edge_agent.track.upstream import MessageTracks
 
 D = 4

@@ -27,7 +27,8 @@ from edge_agent.core.structures import (
 from edge_agent.embed.quality import Graded
 from edge_agent.embed.selection import CropSelector
 from edge_agent.identify.tracks import TrackTable
-from edge_agent.track.tracker import Tracker, UpstreamTracks
+from edge_agent.track.crops import UpstreamTracks
+from edge_agent.track.tracker import Tracker
 from edge_agent.track.upstream import MessageTracks
 from tests.agent.test_pipeline import LEVELS, D, Embeds, Live, Recorded, frame, one_person
 

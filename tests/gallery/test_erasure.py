@@ -12,7 +12,7 @@ from edge_agent.agent.databases import erase_at_rest
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import StorageError
 from edge_agent.core.loading import load
-from edge_agent.core.structures import DecisionKind, Pictures
+from edge_agent.core.structures import LONE_TRACKS, DecisionKind, Pictures, TrackObservation, TrackUpdate
 from edge_agent.gallery import Gallery, Identity
 from edge_agent.gallery.erasure import Erasure, Removed, forget, forget_all
 from tests.deliver.deliver_fixtures import decision, outbox_at
@@ -67,6 +67,38 @@ def test_pictures_and_events_of_the_right_person_go(gallery: Gallery) -> None:
     assert {one.track for one in folder.erased} == {1, 2}
     assert erasure.run() == Removed()
     assert [person.id for person in gallery.identities()] == [berta.id]
+
+
+def group_update(*moments: tuple[int, float], ended: tuple[int, ...] = ()) -> TrackUpdate:
+    box = np.array([0, 0, 40, 100], np.float32)
+    seen = tuple(
+        TrackObservation("hall", LONE_TRACKS + group, 1, time, box, 1.0, None, 0.0) for group, time in moments
+    )
+    return TrackUpdate("hall", 1, 0.0, (40, 100), seen, tuple(LONE_TRACKS + group for group in ended))
+
+
+def test_all_pictures_of_a_group_without_a_track_go(gallery: Gallery) -> None:
+    folder = Folder("hall")
+    erasure = Erasure(gallery, lambda _: 0, [folder])
+    anna, berta = enrol(gallery), enrol(gallery)
+    erasure.saw(group_update((1, 100.0), (2, 100.0)))
+    erasure.saw(group_update((1, 101.0)))
+    first = decision(LONE_TRACKS + 1, camera="hall", number=berta.number, first_seen=100.0)
+    erasure.note(first)
+    erasure.saw(group_update((1, 102.0), (2, 102.5)))
+    erasure.note(decision(LONE_TRACKS + 1, camera="hall", number=anna.number, first_seen=100.0))  # switched
+    erasure.saw(group_update((1, 103.0), ended=(1, 2)))
+    erasure.note(
+        decision(
+            LONE_TRACKS + 1, camera="hall", number=anna.number, kind=DecisionKind.DEPARTED, first_seen=100.0
+        )
+    )
+    erasure.saw(group_update((3, 200.0)))
+    _, removed = erasure.forget(lambda: forget(gallery, anna.number))
+    assert removed.pictures == 4
+    assert {one.since for one in folder.erased} == {100.0, 101.0, 102.0, 103.0}
+    _, removed = erasure.forget(lambda: forget(gallery, berta.number))
+    assert removed.pictures == 0
 
 
 def test_a_failed_deletion_is_repeated_later(gallery: Gallery) -> None:

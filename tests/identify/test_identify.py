@@ -483,6 +483,16 @@ def test_people_are_rivals_after_enough_frames_together() -> None:
     assert links.rivals(("c", 1)) == set()
 
 
+def test_crops_without_a_place_in_the_frame_are_rivals_by_their_tracks() -> None:
+    links = Covisibility(frames=2)
+    box = np.array([0, 0, 40, 100], np.float32)
+    seen = [TrackObservation("c", n, 1, 0.0, box, 0.9, None, 0.0, placed=False) for n in (1, 2, 2)]
+    links.observe(seen)
+    links.observe(seen)
+    assert links.rivals(("c", 1)) == {("c", 2)}
+    assert links.rivals(("c", 2)) == {("c", 1)}
+
+
 def test_two_boxes_on_one_body_are_no_rivals() -> None:
     links = Covisibility(frames=1)
     whole = np.array([0, 0, 40, 100], np.float32)

@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from edge_agent.core.config import TrackerSettings
 from edge_agent.core.structures import (
+    LONE_TRACKS,
     CropBatch,
     Detections,
     Embedded,
@@ -19,7 +20,8 @@ from edge_agent.core.structures import (
 )
 from edge_agent.track import tracker as module
 from edge_agent.track.association import associate
-from edge_agent.track.tracker import Tracker, TrackInput, UpstreamTracks, update_tracks
+from edge_agent.track.crops import GROUP_LOST_S, JoinLevels, UpstreamTracks
+from edge_agent.track.tracker import Tracker, TrackInput, update_tracks
 from edge_agent.track.tracks import Similarity
 
 SIZE = (640, 480)
@@ -285,6 +287,64 @@ def test_crops_without_a_track_stand_alone() -> None:
     update = follow.update(crops(1.0, None, None), [embedded(unit(0)), embedded(unit(1))])
     assert len(set(ids(update))) == 2
     assert sorted(update.ended) == sorted(ids(update))
+
+
+LEVELS_OF_CROPS = JoinLevels(live=0.5, lost=0.8)
+
+
+def crop_embedding(first: float) -> Embedded:
+    """Embedding with the cosine `first` to `unit(0)`."""
+    return embedded(np.float32(first) * unit(0) + np.float32((1 - first**2) ** 0.5) * unit(1))
+
+
+def test_crops_without_a_track_are_grouped_by_appearance() -> None:
+    follow = UpstreamTracks("up", TrackerSettings(lost_s=3.0), LEVELS_OF_CROPS)
+    first = follow.update(crops(1.0, None, None), [embedded(unit(0)), embedded(unit(2))])
+    again = follow.update(crops(3.0, None, None), [embedded(unit(2)), crop_embedding(0.7)])
+    assert ids(again) == ids(first)[::-1]
+    assert again.ended == ()
+    other = follow.update(crops(4.0, None), [embedded(unit(5))])
+    assert ids(other)[0] not in ids(first)
+
+
+def test_a_frame_shows_a_person_once() -> None:
+    follow = UpstreamTracks("up", TrackerSettings(), LEVELS_OF_CROPS)
+    alike = [embedded(unit(0)), crop_embedding(0.99)]
+    found = [ids(follow.update(crops(1.0 + n, None, None), alike)) for n in range(6)]
+    assert len(set(found[0])) == 2
+    assert all(one == found[0] for one in found)
+
+
+def test_a_group_needs_a_better_likeness_after_a_while_and_ends() -> None:
+    follow = UpstreamTracks("up", TrackerSettings(lost_s=3.0), LEVELS_OF_CROPS)
+    (first,) = ids(follow.update(crops(1.0, None), [embedded(unit(0))]))
+    assert ids(follow.update(crops(9.0, None), [crop_embedding(0.7)])) != [first]
+    assert ids(follow.update(crops(10.0, None), [crop_embedding(0.95)])) == [first]
+    late = follow.update(crops(10.0 + GROUP_LOST_S + 1, None), [embedded(unit(0))])
+    assert first in late.ended
+    assert ids(late) != [first]
+    assert follow.finish(1, 99.0, SIZE).ended == tuple(ids(late))
+
+
+def test_refused_crops_join_no_group() -> None:
+    follow = UpstreamTracks("up", TrackerSettings(), LEVELS_OF_CROPS)
+    update = follow.update(crops(1.0, None, 7), [embedded(None), embedded(None)])
+    assert update.ended == (ids(update)[0],)
+
+
+def test_tracks_and_groups_of_one_frame_have_numbers_of_their_own() -> None:
+    follow = UpstreamTracks("up", TrackerSettings(), LEVELS_OF_CROPS)
+    for n in range(3):
+        update = follow.update(crops(1.0 + n, 1, None), [embedded(unit(0)), embedded(unit(0))])
+        assert ids(update) == [1, LONE_TRACKS + 1]
+
+
+def test_a_box_that_is_the_extent_of_its_crop_has_no_place() -> None:
+    follow = UpstreamTracks("up", TrackerSettings())
+    assert [one.placed for one in follow.update(crops(1.0, 1), [embedded(unit(0))]).seen] == [False]
+    image = np.zeros((100, 40, 3), np.uint8)
+    there = CropBatch("up", 1, 1.0, (image,), np.array([[5, 0, 45, 100]], np.float32), (1,))
+    assert [one.placed for one in follow.update(there, [embedded(unit(0))]).seen] == [True]
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
