@@ -1,8 +1,10 @@
 """Identity quality of the whole agent: `python -m benchmarks.identity COMMAND`.
 
-    clip --video V --truth T [--visits 'a,b|c'] --detector D [--model M --preprocess P]   one camera
-    crops SET [--alone] [--no-boxes] [--no-tracks] [--people N] [--model ...]     Market-1501 layout as a site
-    set FOLDER --people N                                                         render such a set
+    run [--name after] [--only TEXT ...]       all situations; results into benchmarks/results/identity/
+    report                                     write the results into docs/identity.md
+    clip --video V --truth T --detector D      one recording with MOTChallenge truth
+    crops SET [--alone] [--no-boxes] [--no-tracks]   one set in Market-1501 layout, as a site
+    set FOLDER --people N                      render such a set
 
 Results of networks are kept on disk by the content of their input (`--fresh`: compute them, to measure
 time). The match threshold is what the agent chooses; `--set SECTION.KEY=VALUE` changes a setting.
@@ -13,10 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+REPO = Path(__file__).resolve().parents[2]
 
 if TYPE_CHECKING:
     from benchmarks.identity.running import Network
@@ -34,6 +39,11 @@ def main() -> int:
 
         render_set(chosen.folder, people=chosen.people, crops=chosen.crops, seed=chosen.seed)
         return 0
+    if chosen.command == "report":
+        from benchmarks.identity.page import write_page
+
+        write_page()
+        return 0
     from edge_agent.cli.service import one_blas_thread
     from edge_agent.core.logs import configure
 
@@ -44,6 +54,8 @@ def main() -> int:
             from benchmarks.identity.cache import cached
 
             stack.enter_context(cached(chosen.cache))
+        if chosen.command == "run":
+            return _run(chosen)
         result = _clip(chosen) if chosen.command == "clip" else _crops(chosen)
     print(json.dumps(result, indent=2))
     return 0
@@ -61,11 +73,27 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--cache", type=Path, metavar="DIR", help="where results of networks are kept")
     options.add_argument("--fresh", action="store_true", help="compute all networks")
     commands = options.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="all situations")
+    run.add_argument("--name", default="after", help="of the file of results")
+    run.add_argument(
+        "--only", nargs="+", default=[], metavar="TEXT", help="cases whose name contains one of these"
+    )
+    run.add_argument("--networks", nargs="+", default=[], choices=("shipped", "OSNet", "0267"))
+    run.add_argument("--again", action="store_true", help="also what the file has already")
+    run.add_argument("--list", action="store_true")
+    run.add_argument("--shared", type=Path, default=REPO.parent / "shared", help="data/ and models/")
+    run.add_argument("--made", type=Path, help="rendered material; beside the kept results by default")
+    run.add_argument(
+        "--output", type=Path, default=REPO / "benchmarks" / "results" / "identity", metavar="DIR"
+    )
+    run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    commands.add_parser("report", help="write docs/identity.md")
     clip = commands.add_parser("clip", help="a recording with MOTChallenge truth")
     clip.add_argument("--video", type=Path, required=True)
     clip.add_argument("--truth", type=Path, required=True)
     clip.add_argument("--visits", help="visits joined into people, 'a,b|c'; those of PETS09-S2L1 by default")
     clip.add_argument("--fps", type=float)
+    clip.add_argument("--variant", default="plain", help="mirrored, 'half size', ...: see footage.py")
     clip.add_argument("--detector", default="hog")
     crops = commands.add_parser("crops", help="a set in Market-1501 layout, played by a timetable")
     crops.add_argument("folder", type=Path, metavar="SET")
@@ -87,6 +115,48 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
+def _run(chosen: argparse.Namespace) -> int:
+    import time
+    import traceback
+
+    from benchmarks.identity.cache import default_folder
+    from benchmarks.identity.cases import CASES, Material, kept, trials
+    from benchmarks.results import circumstances
+    from edge_agent.core.manifest import write_json_atomic
+
+    material = Material(chosen.shared, chosen.made or default_folder())
+    path, failed = chosen.output / f"{chosen.name}.json", 0
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    about = circumstances() | {"agent": _commit(chosen.agent or REPO)}
+    for trial in trials(chosen.only, chosen.networks):
+        if chosen.list or (trial.key in kept(path).get("results", {}) and not chosen.again):
+            print(trial.key)
+            continue
+        began = time.perf_counter()
+        try:
+            result = CASES[trial.case].run(material, trial.detector, trial.network, _extra(chosen.set))
+        except Exception:  # noqa: BLE001 - one case must not end the others
+            failed += 1
+            traceback.print_exc()
+            continue
+        whole = kept(path)  # another process may have added to it
+        whole["about"] = about
+        whole.setdefault("results", {})[trial.key] = {"agent": about["agent"], **result}
+        write_json_atomic(path, whole)
+        last = result["final"]
+        print(
+            f"{trial.key}: {result['online']['idf1']:.3f} {last['idf1']:.3f}, {last['recognised']} of"
+            f" {last['reentries']}, {last['merged']} merged, {last['identities']} for {last['people']};"
+            f" {time.perf_counter() - began:.0f} s", flush=True,
+        )  # fmt: skip
+    return int(failed > 0)
+
+
+def _commit(checkout: Path) -> str:
+    words = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+
 def _network(chosen: argparse.Namespace) -> Network:
     from benchmarks.identity.running import Network
 
@@ -106,12 +176,15 @@ def _extra(words: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _clip(chosen: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.identity.running import Clip, run_clips
+    from benchmarks.identity.cache import default_folder
+    from benchmarks.identity.footage import of_file, variant
+    from benchmarks.identity.running import run_clips
     from benchmarks.scoring import PETS_VISITS, people_of
 
     people = people_of(chosen.visits or PETS_VISITS)
-    clip = Clip("clip", chosen.video, chosen.truth, people, chosen.fps)
-    return run_clips([clip], chosen.detector, _network(chosen), _extra(chosen.set))
+    footage = of_file(chosen.video, chosen.truth, people, fps=chosen.fps)
+    clips = variant(chosen.variant, footage, chosen.cache or default_folder())
+    return run_clips(clips, chosen.detector, _network(chosen), _extra(chosen.set))
 
 
 def _crops(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ A batch of another size changes a row in the last digits; a store may be used by
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import sqlite3
 import threading
@@ -28,11 +29,11 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-import edge_agent.detect
 from edge_agent.core.detectors import parse_detector
 from edge_agent.core.structures import Detections
 from edge_agent.detect import opening
 from edge_agent.detect.base import Detector
+from edge_agent.detect.network import NetworkDetector
 from edge_agent.engine import onnxruntime
 from edge_agent.engine.graph.prepared import PreparedGraph
 
@@ -101,9 +102,13 @@ def _sha256(*parts: bytes) -> bytes:
     return digest.digest()
 
 
-def _detector_code() -> bytes:
-    folder = Path(str(edge_agent.detect.__file__)).parent
-    return _sha256(*(path.read_bytes() for path in sorted(folder.rglob("*.py"))))
+def _code(detector: Detector) -> bytes:
+    """Return the digest of the source text that decides what a detector finds."""
+    files = {Path(inspect.getfile(kind)) for kind in type(detector).__mro__ if issubclass(kind, Detector)}
+    if isinstance(detector, NetworkDetector):
+        folder = Path(inspect.getfile(NetworkDetector)).parent
+        files |= {folder / "fit.py", *(folder / "kinds").glob("*.py")}
+    return _sha256(*(path.read_bytes() for path in sorted(files)))
 
 
 class _CachedDetector(Detector):
@@ -161,18 +166,13 @@ def _cached_engine(store: Store) -> type[onnxruntime.OnnxRuntimeEngine]:
 def cached(folder: Path | None = None) -> Iterator[Store]:
     """Compute only what the store in `folder` lacks, in this process and until the end of the `with`."""
     store = Store((folder or default_folder()) / "results.sqlite")
-    opens, code = opening.open_detector, _detector_code()
+    opens = opening.open_detector
 
     def open_cached(text: str, **options: Any) -> Detector:  # noqa: ANN401
-        choice = parse_detector(text)
-        file = b"" if choice.file is None else choice.file.read_bytes()
-        of = _sha256(
-            code,
-            text.encode() if choice.file is None else b"",
-            file,
-            repr(options.get("input_size")).encode(),
-        )
-        return _CachedDetector(opens(text, **options), of, store)
+        detector, choice = opens(text, **options), parse_detector(text)
+        which = text.encode() if choice.file is None else choice.file.read_bytes()
+        of = _sha256(_code(detector), which, repr(options.get("input_size")).encode())
+        return _CachedDetector(detector, of, store)
 
     with ExitStack() as stack:
         stack.callback(store.close)

@@ -11,16 +11,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.identity.footage import Footage
 from benchmarks.identity.measures import Evidence, Visits, boxes
 from benchmarks.identity.timetable import Play
 from benchmarks.scoring import Rows, read_mot
 from edge_agent.agent.daemon import Agent
 from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.results import FrameOutcome, Summary
+from edge_agent.agent.stages import Supply
 from edge_agent.core.loading import load
 from edge_agent.core.structures import DecisionKind
 
-__all__ = ["Clip", "Network", "run_clips", "run_crops"]
+__all__ = ["Network", "run_clips", "run_crops", "visits_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +38,6 @@ class Network:
         """The section `engine`."""
         chosen = {} if self.model is None else {"model": str(self.model), "preprocess": self.preprocess}
         return {**chosen, "packing": "here", "backend": "onnxruntime"}
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One camera: a recording and its truth.
-
-    Attributes:
-        truth: MOTChallenge rows with conf 0 for those that are not scored.
-        people: visits joined into people. None: the ids are people, and a visit ends with a pause.
-        fps: instead of the file's own times.
-    """
-
-    camera: str
-    video: Path
-    truth: Path
-    people: Mapping[int, int] | None = None
-    fps: float | None = None
 
 
 PAUSE_S = 3.0
@@ -87,51 +72,45 @@ class Thresholds:
 
 
 def run_clips(
-    clips: Sequence[Clip], detector: str, network: Network, extra: Mapping[str, Any] | None = None
+    clips: Sequence[Footage], detector: str, network: Network, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Run the agent over recordings of cameras that belong together, with one gallery."""
     with tempfile.TemporaryDirectory(prefix="identity-") as folder:
         mot, final = Path(folder) / "online.txt", Path(folder) / "final.txt"
-        sources = [
-            {"id": clip.camera, "url": str(clip.video), "start_time": 1.7e9}
-            | ({} if clip.fps is None else {"fps": clip.fps})
-            for clip in clips
-        ]
+        sources = [{"id": clip.camera, "url": f"{clip.camera}.avi"} for clip in clips]
         values = {"sources": sources, "detector": {"kind": detector}, "engine": network.settings}
         noted = Thresholds()
-        summary, seconds = _run(values, extra, folder, Outputs(mot=mot, mot_final=final), noted)
-        truth, rows = Visits(), {}
-        for clip in clips:
-            rows[clip.camera] = _visits(clip, truth)
-        least = max(1, round(MIN_VISIT_S * max(1.0, (clips[0].fps or 7.0))))
+        supply = Supply([clip.source() for clip in clips])
+        summary, seconds = _run(
+            values, extra, folder, Outputs(mot=mot, mot_final=final), noted, supply=supply
+        )
+        truth = Visits()
+        rows = {clip.camera: visits_of(clip, truth) for clip in clips}
+        # Where the truth has people only, a glimpse is no visit.
+        least = 1 if clips[0].people is not None else max(1, round(MIN_VISIT_S * clips[0].fps))
         result: dict[str, Any] = {}
         for name, path in (("online", mot), ("final", final)):
             evidence = Evidence()
             for clip in clips:
                 own = path if len(clips) == 1 else path.with_name(f"{path.stem}-{clip.camera}{path.suffix}")
                 boxes(evidence, read_mot(own) if own.exists() else {}, rows[clip.camera])
-            result[name] = asdict(evidence.measure(truth, least if clips[0].people is None else 1))
+            result[name] = asdict(evidence.measure(truth, least))
         return result | _figures(summary, seconds, noted)
 
 
-def _visits(clip: Clip, truth: Visits) -> Rows:
-    """Return a camera's truth with the ids of visits, which are added to `truth`."""
-    fps = clip.fps or 10.0
+def visits_of(clip: Footage, truth: Visits) -> Rows:
+    """Return a camera's truth with ids of visits, which are added to `truth`."""
     rows: Rows = {}
-    numbers: dict[int, int] = {}
-    last: dict[int, int] = {}
-    first = 1 + max(truth.person, default=0)
-    for frame, (ids, places) in sorted(read_mot(clip.truth, truth=True).items()):
+    current: dict[int, tuple[int, int]] = {}  # visit and latest frame by id
+    for frame, (ids, places) in sorted(clip.truth.items()):
         visits = ids.copy()
         for row, one in enumerate(ids.tolist()):
-            if one not in numbers or (clip.people is None and frame - last[one] > PAUSE_S * fps):
-                numbers[one] = first + len(last) if one not in numbers else 1 + max(truth.person)
-                while numbers[one] in truth.person:
-                    numbers[one] += 1
-            last[one] = frame
-            visits[row] = numbers[one]
-            person = one if clip.people is None else clip.people[one]
-            truth.see(numbers[one], person, frame / fps)
+            visit, last = current.get(one, (0, frame))
+            if not visit or (clip.people is None and frame - last > PAUSE_S * clip.fps):
+                visit = 1 + max(truth.person, default=0)
+            current[one] = visit, frame
+            visits[row] = visit
+            truth.see(visit, one if clip.people is None else clip.people[one], frame / clip.fps)
         rows[frame] = visits, places
     return rows
 
@@ -193,11 +172,12 @@ def _run(
     outputs: Outputs,
     observe: Callable[[FrameOutcome], None],
     agents: list[Agent] | None = None,
+    supply: Supply | None = None,
 ) -> tuple[Summary, float]:
     values = {**values, "state_dir": str(Path(folder) / "state")}
     for section, chosen in (extra or {}).items():
         values[section] = {**values.get(section, {}), **chosen}
-    agent = Agent(load(None, values), outputs, observe=observe)
+    agent = Agent(load(None, values), outputs, observe=observe, supply=supply)
     if agents is not None:
         agents.append(agent)
     began = time.perf_counter()
