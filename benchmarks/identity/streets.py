@@ -41,9 +41,9 @@ class _Script:
     def street(self) -> Street:
         """Return the street."""
         if self.kind == "demo":
-            street = default_street()
-            return Street(self.seed, people=len(street.people), seconds=street.frames / street.fps, fps=street.fps,
-                          visits=4)  # fmt: skip
+            usual = default_street()
+            seconds = usual.frames / usual.fps
+            return Street(self.seed, people=len(usual.people), seconds=seconds, fps=usual.fps, visits=4)
         street = Street(
             self.seed,
             cameras=self.cameras,
