@@ -3,9 +3,9 @@
 ::
 
     manifest.json     kind `gallery`, version 1; sha256 and size of the members; data: space, dimension,
-                      identities, exemplars
+                      identities, exemplars, site
     identities.json   {"identities": [{id, name, kind, created, last_seen, sightings, ttl_s, age_s,
-                      former_ids, "exemplars": [{quality, origin, camera, time}, ...]}, ...],
+                      former_ids, "exemplars": [{quality, origin, camera, time, epoch}, ...]}, ...],
                       "facts": {key: value}}
     vectors.npy       (N, dimension) float32, rows of unit length, in the order of the exemplars above
 
@@ -39,8 +39,8 @@ from edge_agent.core.text import is_visible, visible
 from edge_agent.core.timing import LATEST_TIME
 from edge_agent.gallery.exemplars import checked_exemplars
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.index import Vectors
-from edge_agent.gallery.rows import Imported, Kind
+from edge_agent.gallery.means import Vectors
+from edge_agent.gallery.rows import CAMERAS_FACT, Imported, Kind, Rows
 from edge_agent.gallery.sync import Space
 
 _KIND = "gallery"
@@ -51,6 +51,8 @@ _LARGEST_JSON = {_MANIFEST: 64 << 10, _IDENTITIES: 128 << 20}
 _MOST_VALUES = 8_000_000
 """Values in a JSON member, of which each takes up to a hundred bytes: twelve for an exemplar are many."""
 _LONGEST_TEXT = 256
+_MOST_EPOCHS = 1 << 31
+_MOST_CAMERAS = 1000
 _MOST_PAIRS = 10_000
 _LOCAL_HEADER = 30
 """Bytes before the name of a member."""
@@ -83,6 +85,7 @@ Text = Annotated[str, AfterValidator(_is_text)]
 Opaque = Annotated[str, AfterValidator(_is_opaque)]
 Time = Annotated[float, Field(strict=True, ge=0.0, le=LATEST_TIME)]
 Camera = Annotated[str, Field(max_length=0)] | Id
+Epoch = Annotated[int, Field(strict=True, ge=0, le=_MOST_EPOCHS)]
 Cosine = Annotated[float, Field(strict=True, ge=-1.0, le=1.0)]
 
 
@@ -93,6 +96,8 @@ class Exemplar(BaseModel):
     origin: Text
     camera: Camera
     time: Time
+    epoch: Epoch = 0
+    """Missing in old archives."""
 
 
 class ArchivedIdentity(BaseModel):
@@ -119,7 +124,24 @@ class _SiteScores(BaseModel):
     pairs: Annotated[dict[Text, Cosine], Field(max_length=_MOST_PAIRS)] = {}
 
 
-_FACTS: Mapping[str, type[BaseModel]] = {"site_scores": _SiteScores}
+class _Guests(BaseModel):
+    """People of a camera without an identity: their number, and the sum of their vectors."""
+
+    epoch: Epoch
+    people: Annotated[float, Field(strict=True, ge=1.0, le=1e6)]
+    sum: Annotated[
+        list[Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]], Field(max_length=MOST_NUMBERS)
+    ]
+
+
+class _Cameras(BaseModel):
+    """See `edge_agent.gallery.cameras`."""
+
+    epochs: Annotated[dict[Id, Epoch], Field(max_length=_MOST_CAMERAS)] = {}
+    guests: Annotated[dict[Id, _Guests], Field(max_length=_MOST_CAMERAS)] = {}
+
+
+_FACTS: Mapping[str, type[BaseModel]] = {"site_scores": _SiteScores, CAMERAS_FACT: _Cameras}
 """Facts that an archive carries; others are of one gallery file, such as what it has to erase."""
 
 
@@ -130,6 +152,8 @@ class _Contents(BaseModel):
     dimension: Annotated[int, Field(strict=True, ge=1, le=MOST_NUMBERS)]
     identities: Annotated[int, Field(strict=True, ge=0)]
     exemplars: Annotated[int, Field(strict=True, ge=0)]
+    site: Text = ""
+    """Where the cameras are, see `edge_agent.gallery.store`; missing in old archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +165,7 @@ class Archive:
     people: tuple[ArchivedIdentity, ...]
     facts: Mapping[str, Any]
     vectors: Vectors
+    site: str = ""
 
 
 def export_gallery(gallery: Gallery, path: Path) -> int:
@@ -153,10 +178,11 @@ def export_gallery(gallery: Gallery, path: Path) -> int:
     with gallery.file.reading() as rows, rows.store.snapshot():
         for person in rows.identities():
             found = rows.store.rows(
-                "SELECT quality, origin, camera, time, vector FROM exemplar WHERE number = ? ORDER BY row",
+                "SELECT quality, origin, camera, time, epoch, vector FROM exemplar WHERE number = ?"
+                " ORDER BY row",
                 (person.number,),
             )
-            blobs += [row[4] for row in found]
+            blobs += [row[-1] for row in found]
             exemplars = [dict(zip(Exemplar.model_fields, row, strict=False)) for row in found]
             former_ids = rows.former_ids(person.number)
             values = asdict(person) | {
@@ -171,9 +197,11 @@ def export_gallery(gallery: Gallery, path: Path) -> int:
                     f"change it, or erase it: edge-agent gallery forget {person.number}"
                 ) from problem
         facts = {key: json.loads(text) for key, text in rows.store.rows("SELECT key, value FROM fact")}
-        vectors = rows.exemplars.unpacked(blobs)
+        vectors, site = rows.exemplars.unpacked(blobs), str(rows.store.meta("site"))
     carried = {key: facts[key] for key in _FACTS if key in facts}
-    write_archive(Path(path), Archive(gallery.space, gallery.dimension, tuple(people), carried, vectors))
+    write_archive(
+        Path(path), Archive(gallery.space, gallery.dimension, tuple(people), carried, vectors, site)
+    )
     return len(people)
 
 
@@ -181,7 +209,8 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
     """Add the identities of an archive to an open gallery; all of them, or none when there is an error.
 
     Ids are kept, numbers are new. Identities whose id is in the gallery already are skipped, so a second
-    import changes nothing. Facts are added where the gallery has none of that key.
+    import changes nothing. Facts are added where the gallery has none of that key. Cameras of an archive of
+    another site are other cameras, also those of the same name, unless the gallery has no identity yet.
 
     Raises:
         InputError: not an archive, damaged, a field has a value that no command would set (it is named), or
@@ -204,6 +233,7 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
             if rows.number_of(person.id) is None
         ]
         gallery.retention.make_room(rows, len(new), evict=False)
+        first = _settle_cameras(rows, archive)
         for person, vectors in new:
             try:
                 rows.require_free_name(person.name)
@@ -214,13 +244,35 @@ def import_archive(gallery: Gallery, path: Path) -> Imported:
             # A former id may be that of an identity here, which was merged into this one elsewhere.
             former = [(old, number) for old in person.former_ids if rows.number_of(old) is None]
             rows.store.run_many("INSERT INTO former VALUES (?, ?)", former)
-            sources = [(one.quality, one.origin, one.camera, one.time) for one in person.exemplars]
+            sources = [
+                (one.quality, one.origin, one.camera, one.time, one.epoch + first if one.camera else 0)
+                for one in person.exemplars
+            ]
             rows.add_exemplars(number, vectors, sources)
         rows.store.run_many(
             "INSERT OR IGNORE INTO fact VALUES (?, ?)",
-            [(key, json.dumps(value)) for key, value in archive.facts.items()],
+            [
+                (key, json.dumps(value))
+                for key, value in archive.facts.items()
+                if not (first and key == CAMERAS_FACT)
+            ],
         )
     return Imported(added=len(new), skipped=len(archive.people) - len(new))
+
+
+def _settle_cameras(rows: Rows, archive: Archive) -> int:
+    """Return what to add to the epochs of an archive: 0 where its cameras are those of the gallery.
+
+    A gallery without identities takes over the cameras of the archive.
+    """
+    if not rows.store.value("SELECT count(*) FROM identity"):
+        rows.store.put_meta("site", archive.site or rows.store.meta("site"))
+        if CAMERAS_FACT in archive.facts:
+            rows.store.run("DELETE FROM fact WHERE key = ?", (CAMERAS_FACT,))
+        return 0
+    if archive.site == rows.store.meta("site"):
+        return 0
+    return 1 + int(rows.store.value("SELECT coalesce(max(epoch), 0) FROM exemplar"))
 
 
 def write_archive(path: Path, archive: Archive) -> None:
@@ -247,6 +299,7 @@ def write_archive(path: Path, archive: Archive) -> None:
             "dimension": archive.dimension,
             "identities": len(people),
             "exemplars": len(archive.vectors),
+            "site": archive.site,
         },
     )
     with atomic_file(path, mode=0o600) as handle, zipfile.ZipFile(handle, "w") as bundle:
@@ -305,7 +358,7 @@ def _read(handle: BinaryIO) -> Archive:
                 f"{_IDENTITIES} has {len(people)} and {len(exemplars)}"
             )
         vectors = _vectors(bundle, exemplars, contents.dimension)
-    return Archive(contents.space, contents.dimension, people, facts, vectors)
+    return Archive(contents.space, contents.dimension, people, facts, vectors, contents.site)
 
 
 def _check_members(bundle: zipfile.ZipFile, size: int) -> None:

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import NonFiniteEmbedding
-from edge_agent.gallery.index import Vectors
+from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.store import Store
 
-Source = tuple[float, str, str, float]
-"""Quality, origin, camera and time of one exemplar."""
+Source = tuple[float, str, str, float, int]
+"""Quality, origin, camera, time and epoch of the camera of one exemplar."""
+View = tuple[str, int]
+"""Camera and epoch, see `gallery.means`."""
 
 _UNIT_TOLERANCE = 0.02  # half precision normalises to about 0.001; a forgotten normalisation is far off
 _BATCH = 4096
@@ -34,7 +36,8 @@ class Exemplars:
         """Insert exemplars `(M, D)` and prune to the `most` diverse; return how many of these are kept."""
         before = int(self._store.value("SELECT coalesce(max(row), 0) FROM exemplar"))
         self._store.run_many(
-            "INSERT INTO exemplar (number, vector, quality, origin, camera, time) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO exemplar (number, vector, quality, origin, camera, time, epoch)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
                 (number, vector.astype("<f4").tobytes(), *source)
                 for vector, source in zip(vectors, sources, strict=True)
@@ -51,16 +54,27 @@ class Exemplars:
             self._mark(number)
         return gone
 
-    def of(self, number: int) -> Vectors:
-        """Return the exemplars of an identity in order of insertion: `(M, D)` float32."""
-        rows = self._store.rows("SELECT vector FROM exemplar WHERE number = ? ORDER BY row", (number,))
-        return self.unpacked([row[0] for row in rows])
+    def of(self, number: int) -> tuple[Vectors, list[View]]:
+        """Return the exemplars of an identity in order of insertion, `(M, D)` float32, and their views."""
+        rows = self._store.rows(
+            "SELECT vector, camera, epoch FROM exemplar WHERE number = ? ORDER BY row", (number,)
+        )
+        return self.unpacked([row[0] for row in rows]), [row[1:] for row in rows]
 
-    def batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-        """Yield all exemplars in order of insertion: `(N,)` identities and `(N, D)` vectors."""
-        for rows in self._store.batches("SELECT number, vector FROM exemplar ORDER BY row", _BATCH):
-            owners, blobs = zip(*rows, strict=True)
-            yield np.array(owners, np.int64), self.unpacked(blobs)
+    def batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors, list[View]]]:
+        """Yield all exemplars in order of insertion: `(N,)` identities, `(N, D)` vectors, N views."""
+        statement = "SELECT number, vector, camera, epoch FROM exemplar ORDER BY row"
+        for rows in self._store.batches(statement, _BATCH):
+            owners = np.array([row[0] for row in rows], np.int64)
+            yield owners, self.unpacked([row[1] for row in rows]), [row[2:] for row in rows]
+
+    def move(self, origins: Sequence[str], epoch: int) -> None:
+        """Put the exemplars of some origins into another epoch of their camera."""
+        marks = ",".join("?" * len(origins))
+        moved = f"FROM exemplar WHERE origin IN ({marks})"
+        for (number,) in self._store.rows(f"SELECT DISTINCT number {moved}", origins):
+            self._mark(number)
+        self._store.run(f"UPDATE exemplar SET epoch = ? WHERE origin IN ({marks})", (epoch, *origins))  # noqa: S608
 
     def unpacked(self, blobs: Sequence[bytes]) -> Vectors:
         """Return `(N, D)` float32 from stored vectors."""

@@ -16,8 +16,9 @@ from edge_agent.core.encryption import database_key
 from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.names import checked_name, new_id
 from edge_agent.core.sqlite import MEMORY
-from edge_agent.gallery.exemplars import checked_exemplars, checked_vectors, grades
-from edge_agent.gallery.index import Vectors
+from edge_agent.gallery.cameras import Cameras
+from edge_agent.gallery.exemplars import Source, checked_exemplars, checked_vectors, grades
+from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.notices import Notices
 from edge_agent.gallery.retention import Retention
 from edge_agent.gallery.rows import (
@@ -79,6 +80,7 @@ class Gallery:
         self.notices = Notices(self.file)
         self.builder = IndexBuilder(settings, self.file)
         self.facts = Facts(self.file)
+        self.cameras = Cameras(self.file)
         self._policy = Policy.of(settings)
         self._owner = owner
 
@@ -126,6 +128,7 @@ class Gallery:
     def search(self, vectors: Vectors, k: int = 2) -> tuple[NDArray[np.int64], Vectors]:
         """Return the `k` best identities of each query `(Q, D)`, best first.
 
+        After `cameras.start`, queries are vectors that `cameras.centred` made.
         Of equal ones, the lower number comes first. Beyond `exact_up_to` identities one may be missing, see
         `docs/gallery-growth.md`; the scores are exact. Errors as in `checked_vectors`.
 
@@ -141,6 +144,7 @@ class Gallery:
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
         """Return exemplars of some identities from memory: `(N,)` int64 numbers and `(N, D)` float32.
 
+        They are as they are compared: after `cameras.start` without the offsets of cameras.
         The rows of one identity are adjacent; one without exemplars, or that does not exist, has none.
         """
         with self.file.reading():
@@ -192,7 +196,7 @@ class Gallery:
             number = content.insert(
                 id=new_id(), name=label, kind=kind, created=time, last_seen=time, sightings=1, ttl_s=None
             )
-            content.add_exemplars(number, rows, [(grade, origin, camera, time) for grade in grades])
+            content.add_exemplars(number, rows, self._sources(grades, origin, camera, time))
             return content.identity(number)
 
     def add_exemplars(
@@ -206,7 +210,11 @@ class Gallery:
         with self.file.changing(durable=False) as content:
             content.identity(number)
             time = content.ages.current(time)
-            return content.add_exemplars(number, rows, [(grade, origin, camera, time) for grade in grades])
+            return content.add_exemplars(number, rows, self._sources(grades, origin, camera, time))
+
+    def _sources(self, grades: list[float], origin: str, camera: str, time: float) -> list[Source]:
+        epoch = self.cameras.epoch(camera)
+        return [(grade, origin, camera, time, epoch) for grade in grades]
 
     def remove_origin(self, number: int, origin: str) -> int:
         """Remove what one origin contributed to an identity, e.g. a track that was another person.
@@ -270,6 +278,7 @@ class Gallery:
         with self.file.changing() as content:
             erased = [content.erase(person) for person in content.identities()]
             content.leave_space()
+        self.cameras.forget()
         self.file.scrub()
         _log.info("gallery_emptied", identities=len(erased))
         return erased
@@ -295,7 +304,7 @@ class Gallery:
             return {number for (number,) in content.store.rows(statement, [*numbers])}
 
     def exemplars(self, number: int) -> tuple[Vectors, Vectors, tuple[str, ...]]:
-        """Return `(M, D)` float32 vectors, `(M,)` float32 qualities and M origins, oldest first."""
+        """Return raw `(M, D)` float32 vectors, `(M,)` float32 qualities and M origins, oldest first."""
         with self.file.reading() as content:
             content.identity(number)
             rows = content.store.rows(

@@ -10,6 +10,9 @@ over identities, no row is unused, and a change moves a few rows, whatever the s
     person 2  ███████   ███████
     person 9  ███████
 
+Each row has the number of its view, see `gallery.means`; the rows of one view are turned together when its
+offset moves.
+
 The shortlist of a very large gallery contains a short code for every row, at the same slot and place, and is
 updated with each change of a row. Identities that it finds are scored by their rows.
 """
@@ -21,6 +24,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_agent.gallery.means import Vectors, centred, restored
 
 if TYPE_CHECKING:
     from edge_agent.gallery.shortlist import Codes
@@ -38,8 +43,10 @@ _LONGEST = 4096
 """Rows from the shortlist beyond which comparing with all identities is as fast."""
 _ENCODED = 1024
 """Rows encoded at a time: about ten milliseconds."""
+_RECODED = 4096
+"""Turned rows beyond which all codes are made again, in the background."""
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-Vectors = NDArray[np.float32]
+Views = NDArray[np.int32]
 
 
 class ExemplarIndex:
@@ -52,6 +59,7 @@ class ExemplarIndex:
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension
         self._slots: list[Vectors] = []
+        self._views: list[Views] = []  # of the rows
         self._used: list[int] = []  # rows in use of each slot, never rising from one slot to the next
         self._numbers: NDArray[np.int64] = np.empty(_FIRST_ROWS, np.int64)
         self._place: dict[int, int] = {}
@@ -66,32 +74,60 @@ class ExemplarIndex:
     def nbytes(self) -> int:
         """Bytes held by the matrices, used or not."""
         codes = self.shortlist.nbytes if self.shortlist is not None else 0
-        return sum(slot.nbytes for slot in self._slots) + self._scratch.nbytes + codes
+        return sum(one.nbytes for one in (*self._slots, *self._views)) + self._scratch.nbytes + codes
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
         """Return copies of exemplars, see `Gallery.vectors`."""
+        owners, rows, _ = self.rows(numbers)
+        return owners, rows
+
+    def rows(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors, Views]:
+        """Return copies of exemplars, as `vectors`, and the views `(N,)`."""
         here = [number for number in numbers if number in self._place]
         places = np.array([self._place[number] for number in here], np.int64)
         found = [places < used for used in self._used]
         counts = np.sum(found, axis=0, dtype=np.int64) if found else np.zeros(len(here), np.int64)
         begins = np.cumsum(counts) - counts
         rows = np.empty((int(counts.sum()), self._dimension), np.float32)
+        views = np.empty(len(rows), np.int32)
         for slot, mine in enumerate(found):
             if not mine.any():
                 break
             rows[begins[mine] + slot] = self._slots[slot][places[mine]]
-        return np.repeat(np.array(here, np.int64), counts), rows
+            views[begins[mine] + slot] = self._views[slot][places[mine]]
+        return np.repeat(np.array(here, np.int64), counts), rows, views
+
+    def batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors, Views]]:
+        """Yield all exemplars as `rows` does, those of about a thousand identities at a time."""
+        numbers = self._numbers[: len(self)].tolist()
+        for first in range(0, len(numbers), _GATHERED):
+            yield self.rows(numbers[first : first + _GATHERED])
+
+    def turn(self, view: int, before: Vectors, after: Vectors) -> NDArray[np.int64]:
+        """Replace the offset `before` `(D,)` of the rows of a view; return the identities that have any."""
+        turned = [np.zeros(0, np.int64)]
+        for slot, (rows, views) in enumerate(zip(self._slots, self._views, strict=True)):
+            places = np.flatnonzero(views[: self._used[slot]] == view)
+            for first in range(0, len(places), _GATHERED):
+                some = places[first : first + _GATHERED]
+                rows[some] = centred(restored(rows[some], before), after)
+            turned.append(self._numbers[places])
+            if len(places) > _RECODED:
+                self.shortlist = None
+            for place in places.tolist() if self.shortlist is not None else ():
+                self._encode(slot, place)
+        return np.unique(np.concatenate(turned))
 
     def load(
         self,
         numbers: NDArray[np.int64],
         counts: NDArray[np.int64],
-        rows: Iterator[tuple[NDArray[np.int64], Vectors]],
+        rows: Iterator[tuple[NDArray[np.int64], Vectors, Views]],
     ) -> None:
         """Replace the content, without a second copy of it in memory; drops the shortlist.
 
         `numbers` `(I,)` are rising identities with `counts` `(I,)` exemplars, at least 1. `rows` has batches
-        of all exemplars, each identity's in order: `(N,)` identities, `(N, D)` vectors.
+        of all exemplars, each identity's in order: `(N,)` identities, `(N, D)` vectors, views.
         """
         falling = np.argsort(-counts, kind="stable")
         places = np.empty(len(numbers), np.int64)
@@ -102,10 +138,11 @@ class ExemplarIndex:
         self._slots = [
             np.empty((max(_FIRST_ROWS, 2 * used), self._dimension), np.float32) for used in self._used
         ]
+        self._views = [np.empty(len(slot), np.int32) for slot in self._slots]
         self._numbers = _extended(numbers[falling], len(numbers))
         self._place = dict(zip(numbers.tolist(), places.tolist(), strict=True))
         taken = np.zeros(len(numbers), np.int64)
-        for owners, vectors in rows:
+        for owners, vectors, views in rows:
             of = np.searchsorted(numbers, owners)
             order = np.argsort(of, kind="stable")
             sorted_ = of[order]
@@ -117,16 +154,19 @@ class ExemplarIndex:
             for slot in np.unique(slots).tolist():
                 here = slots == slot
                 self._slots[slot][places[of[here]]] = vectors[here]
+                self._views[slot][places[of[here]]] = views[here]
 
-    def put(self, number: int, vectors: Vectors) -> None:
-        """Set the exemplars `(M, D)` of an identity; M = 0 removes it."""
+    def put(self, number: int, vectors: Vectors, views: Views | None = None) -> None:
+        """Set the exemplars `(M, D)` of an identity and their views, by default 0; M = 0 removes it."""
+        of = np.zeros(len(vectors), np.int32) if views is None else views
         for _ in range(self._count(number) - len(vectors)):
             self._shrink(number)
         for slot in range(self._count(number)):
             self._slots[slot][self._place[number]] = vectors[slot]
+            self._views[slot][self._place[number]] = of[slot]
             self._encode(slot, self._place[number])
         for slot in range(self._count(number), len(vectors)):
-            self._grow(number, slot, vectors[slot])
+            self._grow(number, slot, vectors[slot], int(of[slot]))
 
     def search(self, queries: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
         """Return the `k` best identities of each query `(Q, D)`, see `Gallery.search`."""
@@ -232,10 +272,11 @@ class ExemplarIndex:
         place = self._place.get(number)
         return 0 if place is None else sum(used > place for used in self._used)
 
-    def _grow(self, number: int, count: int, vector: Vectors) -> None:
+    def _grow(self, number: int, count: int, vector: Vectors, view: int) -> None:
         """Add one exemplar to an identity that has `count`, keeping the order by falling count."""
         if count == len(self._slots):
             self._slots.append(np.empty((_FIRST_ROWS, self._dimension), np.float32))
+            self._views.append(np.empty(_FIRST_ROWS, np.int32))
             self._used.append(0)
         first = self._used[count]  # of all identities with exactly `count` exemplars
         if count == 0:
@@ -245,6 +286,8 @@ class ExemplarIndex:
         self._swap(self._place[number], first, count)
         self._slots[count] = _extended(self._slots[count], first)
         self._slots[count][first] = vector
+        self._views[count] = _extended(self._views[count], first)
+        self._views[count][first] = view
         self._used[count] = first + 1
         self._encode(count, first)
 
@@ -264,8 +307,9 @@ class ExemplarIndex:
         """Exchange the places of two identities that both have `count` exemplars."""
         if a == b:
             return
-        for place, slot in enumerate(self._slots[:count]):
+        for place, (slot, views) in enumerate(zip(self._slots[:count], self._views, strict=False)):
             slot[[a, b]] = slot[[b, a]]
+            views[[a, b]] = views[[b, a]]
             self._encode(place, min(a, b))
             self._encode(place, max(a, b))
         self._numbers[[a, b]] = self._numbers[[b, a]]

@@ -11,7 +11,7 @@ from edge_agent.core.names import composed
 from edge_agent.core.text import LONGEST_CELL, is_visible, visible
 from edge_agent.gallery.ages import Ages
 from edge_agent.gallery.exemplars import Exemplars, Source
-from edge_agent.gallery.index import Vectors
+from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ HOME_FACT = "home_assistant_people"
 """Ids of the people that are announced to Home Assistant."""
 EVENTS_FACT = "events_to_erase"
 """Ids of erased people whose events have to be deleted."""
+CAMERAS_FACT = "cameras"
+"""Epochs of moved cameras, and votes of people without an identity; see `gallery.cameras`."""
 SCRUB_FACT = "to_scrub"
 """Set while copies of deleted rows may be in pages and in the write-ahead log."""
 

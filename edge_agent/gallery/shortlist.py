@@ -26,7 +26,7 @@ from edge_agent.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_agent.core.config import GallerySettings
-    from edge_agent.gallery.index import Vectors
+    from edge_agent.gallery.means import Vectors
     from edge_agent.gallery.sync import SyncedFile
 
 _log = structlog.get_logger(__name__)

@@ -36,6 +36,8 @@ _PRAGMAS = {
 # NULL, and the pictures have to be deleted.
 # `notice` has the changes that subscribers have to learn of, see `gallery.notices`; files of earlier versions
 # lack it, and these versions ignore it.
+# `epoch` states which view of its camera an exemplar is from, see `gallery.means`; the meta value `site` is
+# random and distinguishes cameras of the same name in other galleries.
 # `revision` changes with an identity's exemplars: another process reloads only what changed.
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -67,7 +69,8 @@ CREATE TABLE exemplar (
     quality REAL NOT NULL,
     origin TEXT NOT NULL,
     camera TEXT NOT NULL,
-    time REAL NOT NULL
+    time REAL NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX exemplar_by_number ON exemplar (number);
 """
@@ -92,6 +95,7 @@ CREATE TABLE IF NOT EXISTS notice (
     reason TEXT NOT NULL
 );
 """
+_SITE = "INSERT OR IGNORE INTO meta VALUES ('site', lower(hex(randomblob(8))))"
 _RULES = {
     "notice": "kind IN ('merged', 'forgotten', 'named') AND typeof(id) = 'text'"
     " AND typeof(number) = 'integer' AND typeof(other) IN ('text', 'null')"
@@ -105,7 +109,8 @@ _RULES = {
     " AND typeof(sightings) = 'integer' AND typeof(revision) = 'integer'",
     "former": "typeof(id) = 'text' AND typeof(number) = 'integer'",
     "exemplar": "typeof(number) = 'integer' AND typeof(vector) = 'blob' AND typeof(quality) = 'real'"
-    " AND typeof(origin) = 'text' AND typeof(camera) = 'text' AND typeof(time) = 'real'",
+    " AND typeof(origin) = 'text' AND typeof(camera) = 'text' AND typeof(time) = 'real'"
+    " AND typeof(epoch) = 'integer'",
     "pictures": "typeof(camera) = 'text' AND typeof(track) = 'integer' AND typeof(since) = 'real'"
     " AND typeof(number) IN ('integer', 'null')",
 }
@@ -245,8 +250,11 @@ class Store:
         result = self.value("PRAGMA quick_check(1)") if check else "ok"
         if result != "ok":
             raise self.damage(str(result))
-        if not self._has_seen():
-            self._add_seen()
+        self._add_column("identity", "seen", "REAL")
+        self._add_column("exemplar", "epoch", "INTEGER NOT NULL DEFAULT 0")
+        if self.meta("site") is None:
+            with self.change():
+                self.run(_SITE)
         if not self.value("SELECT count(*) FROM sqlite_master WHERE name = 'notice'"):
             with self.change():
                 self.run(_NOTICE)
@@ -260,14 +268,14 @@ class Store:
             self.run("ALTER TABLE identity ADD COLUMN ttl REAL")
             self._add_tables(_SINCE_LAYOUT_2)
 
-    def _has_seen(self) -> bool:
-        return bool(self.value("SELECT count(*) FROM pragma_table_info('identity') WHERE name = 'seen'"))
-
-    def _add_seen(self) -> None:
-        """Add a column that earlier versions ignore; so the layout is still theirs."""
+    def _add_column(self, table: str, column: str, kind: str) -> None:
+        """Add a column that earlier versions ignore, if it is missing; so the layout is still theirs."""
+        present = f"SELECT count(*) FROM pragma_table_info('{table}') WHERE name = '{column}'"  # noqa: S608
+        if self.value(present):
+            return
         with self.change():
-            if not self._has_seen():
-                self.run("ALTER TABLE identity ADD COLUMN seen REAL")
+            if not self.value(present):  # no other process was faster
+                self.run(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
     def _create(self) -> None:
         with self.change():
@@ -275,6 +283,7 @@ class Store:
                 return  # another process was faster
             self.run(f"PRAGMA application_id = {_APPLICATION}")
             self._add_tables(_SCHEMA + _SINCE_LAYOUT_2 + _NOTICE)
+            self.run(_SITE)
 
     def _add_tables(self, schema: str) -> None:
         for statement in schema.split(";"):

@@ -11,12 +11,13 @@ import contextlib
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_agent.core.arrays import MOST_NUMBERS
 from edge_agent.core.errors import InputError, SpaceMismatch, StorageError
@@ -24,8 +25,10 @@ from edge_agent.core.files import parse_json
 from edge_agent.core.locks import FileLock
 from edge_agent.core.sqlite import MEMORY
 from edge_agent.core.text import visible
-from edge_agent.gallery.index import ExemplarIndex
-from edge_agent.gallery.rows import Policy, Rows
+from edge_agent.gallery.exemplars import View
+from edge_agent.gallery.index import ExemplarIndex, Views
+from edge_agent.gallery.means import CameraMeans, Vectors, centred, restored
+from edge_agent.gallery.rows import CAMERAS_FACT, Policy, Rows
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 
 _NAMED_CHANGES = 1000
 """Latest changes that `changes_since` can name."""
+_LEAST_TURN = 0.02
+"""Change of an offset, as a length, from which the rows of its view are turned; it is less certain."""
+_FEW_PEOPLE = 30
+"""People from which one contributes less to the offset than `_LEAST_TURN`."""
 _COUNT_CHANGE = (  # of identities and exemplars: other processes then read the revisions again
     "INSERT INTO meta VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1"
 )
@@ -68,7 +75,8 @@ def owner_lock(gallery: Path) -> FileLock:
 class SyncedFile:
     """An open gallery file, its index, and the lock that every method holds which reads or changes.
 
-    `revisions` has a number for each identity, which changes with its exemplars.
+    `revisions` has a number for each identity, which changes with its exemplars. After `centre`, the rows of
+    the index are `centred` by the `means` of their views; the file has the embeddings themselves.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class SyncedFile:
         self.space = space
         self.lock = threading.RLock()
         self.index = ExemplarIndex(space.dimension)
+        self.means = CameraMeans(space.dimension)
         self.revisions: dict[int, int] = {}
         self._path = path
         self._key = key
@@ -89,6 +98,7 @@ class SyncedFile:
         self._stored_count: int | None = None
         self._data_version = -1
         self._exclusive = 0
+        self._centring = False
 
     def open(self, policy: Policy, *, owner: bool) -> None:
         """Open the file and load the index; see `Gallery.__enter__`."""
@@ -112,6 +122,8 @@ class SyncedFile:
                 self._open_rows.store.close()
                 self._open_rows = None
             self.index = ExemplarIndex(self.space.dimension)
+            self.means = CameraMeans(self.space.dimension)
+            self._centring = False
             self.revisions = {}
             self._data_version = -1
 
@@ -188,6 +200,8 @@ class SyncedFile:
             self._stored_count = count
             for number in rows.exemplars.changed:
                 self._reload(number)
+            if rows.exemplars.changed:
+                self.recentre(erased=not rows.exemplars.changed <= self.revisions.keys())
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -238,26 +252,93 @@ class SyncedFile:
         else:
             for number in stale:
                 self._reload(number)
+            self.recentre(erased=True)
         self._data_version, self._stored_count = version, count
 
     def _load_all(self) -> None:
         rows = self._rows
         counts = rows.store.rows("SELECT number, count(*) FROM exemplar GROUP BY number ORDER BY number")
         owners, each = np.array(counts, np.int64).reshape(-1, 2).T
-        self._changes.clear()
-        self._change_count += 1  # not in `_changes`: `changes_since` returns None
-        self.index.load(owners, each, rows.exemplars.batches())
+        self._forget_marks()
+        self.index.load(owners, each, self._batches(rows))
+        if not len(owners) and not rows.store.value("SELECT 1 FROM fact WHERE key = ?", (CAMERAS_FACT,)):
+            self.means.clear_guests()  # another process erased all
+        if self._centring:
+            self._count_votes()
 
     def _reload(self, number: int) -> None:
         rows = self._rows
         revision = rows.store.value("SELECT revision FROM identity WHERE number = ?", (number,))
-        self.index.put(number, rows.exemplars.of(number))
+        vectors, keys = rows.exemplars.of(number)
+        views = self._views(keys)
+        if self._centring:
+            self._vote(number, -1)
+        self.index.put(number, centred(vectors, self.means.offsets[views]) if len(keys) else vectors, views)
+        if self._centring:
+            self._vote(number, 1)
         if revision is None:
             self.revisions.pop(number, None)
+            self.means.drop(number)
         else:
             self.revisions[number] = revision
         self._changes.append(number)
         self._change_count += 1
+
+    def _forget_marks(self) -> None:
+        """Let `changes_since` return None: any identity may have changed."""
+        self._changes.clear()
+        self._change_count += 1
+
+    # ---- offsets of cameras
+
+    def centre(self) -> None:
+        """Centre the rows of the index from now on."""
+        with self.reading():
+            if not self._centring:
+                self._centring = True
+                self._count_votes()
+
+    def recentre(self, *, erased: bool = False) -> None:
+        """Turn the rows of the views whose offsets moved by more than they are uncertain by.
+
+        With `erased`, also by less where one person is a great part of the mean.
+        """
+        if not self._centring:
+            return
+        wanted, present = self.means.wanted(), self.means.offsets
+        few = self.means.counts() < _FEW_PEOPLE
+        least = np.where(few & erased, 0.0, _LEAST_TURN)
+        moved = np.sqrt(np.einsum("vd,vd->v", wanted - present, wanted - present)) > least
+        for view in np.flatnonzero(moved).tolist():
+            numbers = self.index.turn(view, present[view], wanted[view])
+            self.means.move(view, wanted[view])
+            if len(numbers) > _NAMED_CHANGES // 4:
+                self._forget_marks()
+            else:
+                self._changes.extend(numbers.tolist())
+                self._change_count += len(numbers)
+
+    def _batches(self, rows: Rows) -> Iterator[tuple[NDArray[np.int64], Vectors, Views]]:
+        for owners, vectors, keys in rows.exemplars.batches():
+            views = self._views(keys)
+            yield owners, centred(vectors, self.means.offsets[views]), views
+
+    def _views(self, keys: Sequence[View]) -> Views:
+        return np.array([self.means.view(*key) for key in keys], np.int32)
+
+    def _vote(self, number: int, people: int) -> None:
+        """Add or take back the votes of an identity, by its rows in the index."""
+        _, rows, views = self.index.rows([number])
+        if len(views):
+            raw = restored(rows, self.means.offsets[views])
+            for view in np.unique(views).tolist():
+                self.means.vote(view, raw[views == view], people=people)
+
+    def _count_votes(self) -> None:
+        self.means.clear()
+        for owners, rows, views in self.index.batches():
+            self.means.vote_all(owners, views, restored(rows, self.means.offsets[views]))
+        self.recentre()
 
 
 class Facts:

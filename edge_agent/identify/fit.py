@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
+from edge_agent.identify.cameras import CameraOffsets
 from edge_agent.identify.near import NEAREST, Near, Neighbours, Searchable
 from edge_agent.identify.site import FactStore, ThresholdPolicy
 from edge_agent.identify.tracks import Covisibility, Track, TrackTable
@@ -47,7 +48,6 @@ class KnownIdentities(Searchable, Protocol):
         self, number: int, vectors: Vector, qualities: Vector, *, origin: str, camera: str, time: float
     ) -> int: ...
     def remove_origin(self, number: int, origin: str) -> int: ...
-    def exemplars(self, number: int) -> tuple[Vector, Vector, tuple[str, ...]]: ...
     def exclusive(self) -> AbstractContextManager[None]: ...
     def present(self, numbers: set[int]) -> set[int]: ...
     def enrolled(self, numbers: list[int]) -> set[int]: ...
@@ -57,6 +57,8 @@ class KnownIdentities(Searchable, Protocol):
     def get(self, key: int | str) -> KnownIdentity: ...
     @property
     def facts(self) -> FactStore: ...
+    @property
+    def cameras(self) -> CameraOffsets: ...
 
 
 @dataclass(slots=True)
@@ -74,6 +76,11 @@ class Shared:
         self.settings = self.tracks.settings = settings
         self.links.needed = settings.covisible_frames
         self.thresholds.reload(settings)
+
+    def compared(self, track: Track) -> Vector:
+        """Return the pooled evidence of a track without the offset of its camera, `(D,)` of length 1."""
+        compared: Vector = self.gallery.cameras.centred(track.key[0], track.pooled()[None])[0]
+        return compared
 
     def known(self, key: int | str | None) -> KnownIdentity | None:
         """Return an identity by number or (former) id; None where it is unknown or was erased meanwhile."""
@@ -112,7 +119,7 @@ class Fitting:
     def near(self, tracks: Sequence[Track], floor: float) -> list[Near]:
         """Return all identities that score at least `floor` with each track, its own, and some more."""
         found = self._neighbours.near(
-            [track.pooled() for track in tracks],
+            [self._shared.compared(track) for track in tracks],
             floor,
             [track.search for track in tracks],
             [track.number for track in tracks],
@@ -144,13 +151,13 @@ class Fitting:
             if (len(best) == 2 and best[1] >= near.reach) or near.reach == -math.inf:
                 track.score, track.runner_up = (*best, None, None)[:2]
                 return
-            near, count = self._neighbours.nearest(track.pooled(), count), 4 * count
+            near, count = self._neighbours.nearest(self._shared.compared(track), count), 4 * count
 
     def without_own(self, track: Track, number: int) -> float | None:
         """Score a track against an identity, its own exemplars left out; None: there are no others."""
-        vectors, _, origins = self._shared.gallery.exemplars(number)
+        vectors, origins = self._shared.gallery.cameras.exemplars(number)
         others = [row for row, origin in enumerate(origins) if origin != track.origin]
-        return float((vectors[others] @ track.pooled()).max()) if others else None
+        return float((vectors[others] @ self._shared.compared(track)).max()) if others else None
 
     def _forbidden(self, track: Track, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """`(I,)`: identities of tracks that were seen together with this one, or not on the watchlist."""

@@ -48,6 +48,7 @@ class Identifier:
         settings: IdentifySettings,
         calibrated: float | None = None,
     ) -> None:
+        gallery.cameras.start()
         self.tracks = TrackTable(session, settings)
         self.thresholds = ThresholdPolicy(gallery.facts, settings, calibrated)
         links = Covisibility(settings.covisible_frames)
@@ -100,7 +101,7 @@ class Identifier:
         if track.number is None:
             if not track.evidence.pooled:
                 raise InputError(f"track {track_id} of camera {camera} has shown no good crop yet")
-            self.thresholds.refresh()
+            self.thresholds.refresh(self._shared.gallery.cameras.bias(camera))
             decision = self._settler.enrol(track, DecisionKind.ENROLLED, "operator")
             self._waiting.append(replace(decision, name=name))
         assert track.number is not None  # enrolled just now, if not before
@@ -149,7 +150,7 @@ class Identifier:
             decisions += self._waiting
             self._waiting = []
             self._learn_site(seen)
-        self.thresholds.refresh()
+        self.thresholds.refresh(self._shared.gallery.cameras.bias(update.camera))
         if due:
             decisions += self._decide(due)
         for track_id in update.ended:
@@ -243,6 +244,9 @@ class Identifier:
     def _end(self, track: Track) -> list[Decision]:
         track.ended = True
         track.evidence.close()
+        if track.evidence.count >= self._shared.settings.decide_crops:
+            cameras = self._shared.gallery.cameras
+            cameras.saw(track.key[0], track.origin, track.pooled(), track.number)
         forgotten, unheld = self.tracks.forget_old()
         self._shared.links.forget(forgotten)
         self._lookalikes.forget(unheld)

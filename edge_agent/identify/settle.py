@@ -76,9 +76,13 @@ class Settler:
         track.stored_at = count
 
     def decision(self, track: Track, kind: DecisionKind, reason: str) -> Decision:
-        """Make a decision on a track as it stands now."""
+        """Make a decision on a track as it stands now, with scores and threshold as of raw embeddings."""
         identity = self._shared.known(track.number)
-        threshold = self._shared.thresholds.in_force
+        bias = self._shared.gallery.cameras.bias(track.key[0])
+        score, second = (
+            None if value is None else bias.before(value) for value in (track.score, track.runner_up)
+        )
+        threshold = self._shared.thresholds.stated
         overturned = track.decision if kind is DecisionKind.CORRECTED else None
         decision = Decision(
             id=str(uuid.uuid4()),
@@ -88,8 +92,8 @@ class Settler:
             identity=identity.id if identity is not None else None,
             number=track.number,
             name=identity.name if identity is not None else None,
-            score=track.score,
-            runner_up=track.runner_up,
+            score=score,
+            runner_up=second,
             threshold=threshold.value,
             rule=threshold.rule,
             evidence=track.evidence.pooled,
@@ -154,9 +158,12 @@ class Fuser:
             return None
         numbers, mean = self._likeness(number, threshold - margin)
         order = best_two(mean)
-        if not order or mean[order[0]] < threshold:
+        if not order:
             return None
         other = int(numbers[order[0]])
+        bias = self._shared.gallery.cameras.least_bias([number, other])
+        if mean[order[0]] < max(threshold, self._shared.thresholds.current(bias).value or threshold):
+            return None
         if len(order) > 1 and mean[order[0]] - mean[order[1]] < margin:
             return None
         identity, twin = self._shared.known(number), self._shared.known(other)

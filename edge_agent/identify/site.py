@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
+    from edge_agent.identify.cameras import CameraBias
 
 MIN_PAIRS = 4
 """Least number of pairs for a threshold."""
@@ -139,10 +140,22 @@ class ThresholdPolicy:
         stored = facts.get(SITE_FACT)
         if isinstance(stored, dict) and isinstance(stored.get("pairs"), dict):
             self.site.load(stored)
-        self.in_force = self.current()  # for this frame; joined identities may change the current one
+        self.stated = self.current()
+        """The threshold of this frame as of raw embeddings; joined identities may change the current one."""
+        self.in_force = self.stated
+        """The same as it is compared, for the camera of this frame."""
 
-    def current(self) -> Threshold:
-        """Return the threshold and its rule."""
+    def current(self, bias: CameraBias | None = None) -> Threshold:
+        """Return the threshold and its rule, without a `bias` for raw embeddings.
+
+        All rules are for raw embeddings. The offset of a camera takes as much from the threshold as from the
+        scores of two people of this camera.
+        """
+        raw = self._raw()
+        value = raw.value if raw.value is None or bias is None else bias.after(raw.value)
+        return replace(raw, value=value)
+
+    def _raw(self) -> Threshold:
         if self._settings.threshold is not None:
             return Threshold(self._settings.threshold, "configured")
         site = self.site.threshold()
@@ -150,9 +163,9 @@ class ThresholdPolicy:
             return Threshold(self.calibrated, "calibrated")
         return site  # higher where people of this place are more alike than those of the calibration
 
-    def refresh(self) -> Threshold:
-        """Put the current threshold in force."""
-        self.in_force = self.current()
+    def refresh(self, bias: CameraBias | None = None) -> Threshold:
+        """Put the current threshold in force, for the camera of this `bias`."""
+        self.stated, self.in_force = self.current(), self.current(bias)
         return self.in_force
 
     def reload(self, settings: IdentifySettings) -> None:

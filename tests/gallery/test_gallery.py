@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import threading
@@ -810,6 +811,7 @@ def test_the_archive_matches_its_description(tmp_path: Path, gallery: Gallery) -
         manifest = json.loads(bundle.read("manifest.json"))
         people = json.loads(bundle.read("identities.json"))
     assert (manifest["kind"], manifest["version"]) == ("gallery", 1)
+    assert re.fullmatch("[0-9a-f]{16}", manifest["data"].pop("site"))
     assert manifest["data"] == {"space": "space-a", "dimension": D, "identities": 2, "exemplars": 9}
     assert people["facts"] == {"site_scores": {"pairs": {"#1|#2": 0.25}}}
     assert [len(person["exemplars"]) for person in people["identities"]] == [5, 4]

@@ -97,15 +97,20 @@ def test_loading_by_batches_agrees_with_putting_one_by_one(counts: list[int], pi
     numbers = 3 * np.arange(1, len(counts) + 1)
     owners = drawn.permutation(np.repeat(numbers, counts))
     rows = drawn.normal(size=(len(owners), 4)).astype(np.float32)
+    views = drawn.integers(0, 3, len(owners)).astype(np.int32)
     index = ExemplarIndex(4)
     index.load(
         numbers,
         np.array(counts, np.int64),
-        ((owners[at : at + piece], rows[at : at + piece]) for at in range(0, len(owners), piece)),
+        (
+            (owners[at : at + piece], rows[at : at + piece], views[at : at + piece])
+            for at in range(0, len(owners), piece)
+        ),
     )
     assert len(index) == len(counts)
     for number in numbers.tolist():
         np.testing.assert_array_equal(index.vectors([number])[1], rows[owners == number])
+        np.testing.assert_array_equal(index.rows([number])[2], views[owners == number])
     index.put(3, rows[:3])
     np.testing.assert_array_equal(index.vectors([3])[1], rows[:3])
 
@@ -120,7 +125,7 @@ def filled(identities: int, exemplars: int, seed: int = 0) -> tuple[ExemplarInde
     index.load(
         numbers,
         np.full(identities, exemplars),
-        ((numbers, next(drawn)) for _ in range(exemplars)),
+        ((numbers, next(drawn), np.zeros(identities, np.int32)) for _ in range(exemplars)),
     )
     return index, drawn
 

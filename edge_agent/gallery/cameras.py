@@ -1,0 +1,199 @@
+"""Comparison without the offsets of cameras: for tracks, exemplars, and cameras that are moved.
+
+The means come from what is stored: each identity votes for the view of its exemplars. So merging, forgetting,
+expiry and import keep them right. People who get no identity, as with enrolment `watchlist`, vote when their
+track ends; only the sum of ten or more is stored, since that of a few is nearly their embeddings.
+
+A camera was moved when the latest people differ, as a group, from those before by more than groups of that
+size do. Their exemplars then move to another epoch, an earlier one that fits or a new one. Older exemplars
+keep the mean of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from edge_agent.gallery.means import PEOPLE_FOR_HALF, Bias, Seen, Vectors, centred, likeness_of
+from edge_agent.gallery.rows import CAMERAS_FACT
+from edge_agent.gallery.sync import Facts, SyncedFile
+
+_log = structlog.get_logger(__name__)
+
+LATEST = 12
+"""Latest people of a camera who are compared with those before."""
+_BEFORE = 20
+"""Least number of people before them."""
+_FAR = 3.0
+"""Squared distance of the two means, relative to that expected of two groups of one view, from which a camera
+was moved."""
+_NEAR = 1.5
+"""The same, up to which an earlier epoch fits."""
+_STORED = 10
+"""Least number of people without an identity whose sum is stored."""
+
+
+class Cameras:
+    """The cameras of an open gallery. Any thread may call it, after `start`."""
+
+    def __init__(self, file: SyncedFile) -> None:
+        self._file = file
+        self._facts = Facts(file)
+        self._epochs: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Compare without offsets from now on; until then exemplars are compared as they are stored."""
+        stored = self._facts.get(CAMERAS_FACT)
+        stored = stored if isinstance(stored, dict) else {}
+        with self._file.reading():
+            means = self._file.means
+            self._epochs = {camera: epoch for camera, epoch in _items(stored, "epochs") if type(epoch) is int}
+            for camera, found in _items(stored, "guests"):
+                if len(found["sum"]) == self._file.space.dimension:
+                    vector = np.array(found["sum"], np.float64)
+                    means.guests[means.view(camera, found["epoch"])] = float(found["people"]), vector
+            self._file.centre()
+
+    def forget(self) -> None:
+        """Forget everything that does not come from identities."""
+        with self._file.reading():
+            self._file.means.clear_guests()
+            self._file.means.latest.clear()
+            self._epochs.clear()
+            self._file.recentre(erased=True)
+
+    def epoch(self, camera: str) -> int:
+        """Return the epoch of a camera: which of its views it has now."""
+        return self._epochs.get(camera, 0)
+
+    def centred(self, camera: str, vectors: Vectors) -> Vectors:
+        """Return raw embeddings `(N, D)` of people at a camera as they are compared: `(N, D)` of length 1."""
+        with self._file.reading():
+            return centred(vectors, self._file.means.offsets[self._view(camera)])
+
+    def bias(self, camera: str) -> Bias:
+        """Return what is subtracted at a camera, for thresholds and scores of raw embeddings."""
+        with self._file.reading():
+            return self._file.means.bias(self._view(camera))
+
+    def least_bias(self, numbers: Collection[int]) -> Bias | None:
+        """Return the bias of that view of some identities where least is subtracted; None: no exemplars."""
+        with self._file.reading():
+            views = np.unique(self._file.index.rows(numbers)[2]).tolist()
+            biases = [self._file.means.bias(view) for view in views]
+            return min(biases, key=lambda bias: bias.relief, default=None)
+
+    def cosines(self, camera: str, vectors: Vectors, voted: Collection[bool]) -> NDArray[np.float32]:
+        """Return `(N, N)` compared cosines of people seen together at a camera; raw embeddings `(N, D)`.
+
+        Each value is that of a newcomer and one who voted, as in a search: of the votes of two people, that
+        of one is left out, since a mean lowers the cosine of two who are both in it. `voted`: `(N,)`, whether
+        the person's vote is in the mean.
+        """
+        with self._file.reading():
+            view = self._view(camera)
+            offset = self._file.means.offsets[view]
+            people = float(self._file.means.counts()[view])
+        own = np.array(list(voted), np.float32)[:, None] / np.float32(people + PEOPLE_FOR_HALF)
+        moved = vectors - offset
+        rows = []
+        for i, vector in enumerate(vectors):
+            without = moved + own[i] * vector
+            rows.append(_unit(without) @ _unit(without[i : i + 1])[0])
+        one_way = np.stack(rows)
+        return np.asarray((one_way + one_way.T) / 2, np.float32)
+
+    def exemplars(self, number: int) -> tuple[Vectors, tuple[str, ...]]:
+        """Return the exemplars of an identity as they are compared, `(M, D)`, and their origins, by age."""
+        with self._file.reading() as rows:
+            rows.identity(number)
+            vectors, keys = rows.exemplars.of(number)
+            views = np.array([self._file.means.view(*key) for key in keys], np.int64)
+            origins = rows.store.rows("SELECT origin FROM exemplar WHERE number = ? ORDER BY row", (number,))
+            offsets = self._file.means.offsets[views]
+            return centred(vectors, offsets), tuple(origin for (origin,) in origins)
+
+    def saw(self, camera: str, origin: str, vector: Vectors, number: int | None) -> None:
+        """Note the track of a person that ended: its raw embedding `(D,)`, and its identity if it has one."""
+        with self._file.reading():
+            means, view = self._file.means, self._view(camera)
+            latest = means.latest.setdefault(camera, {})
+            key = origin if number is None else f"#{number}"
+            latest.pop(key, None)
+            latest[key] = Seen(origin, vector.copy(), number)
+            if number is None:
+                means.welcome(view, vector)
+                self._file.recentre()
+            if len(latest) > LATEST and latest.pop(next(iter(latest))).number is None:
+                self._store()
+            if len(latest) == LATEST and (epoch := self._moved(camera, view)) is not None:
+                self._begin(camera, epoch)
+
+    def _view(self, camera: str) -> int:
+        return self._file.means.view(camera, self.epoch(camera))
+
+    def _moved(self, camera: str, view: int) -> int | None:
+        """Return the epoch that the latest people of a camera belong to, if it is not the present one."""
+        means = self._file.means
+        latest = np.stack([one.vector for one in means.latest[camera].values()]).astype(np.float64)
+        people, total = means.counts()[view], means.totals()[view]
+        far = _distance(latest, people - len(latest), total - latest.sum(axis=0))
+        if far is None or far < _FAR:
+            return None
+        epochs = means.epochs(camera)
+        for epoch, other in epochs.items():
+            distance = _distance(latest, means.counts()[other], means.totals()[other])
+            if other != view and epoch >= 0 and distance is not None and distance < _NEAR:
+                return epoch
+        return max(epochs) + 1
+
+    def _begin(self, camera: str, epoch: int) -> None:
+        """Move the latest people of a camera to another epoch, which is in force from now on."""
+        means = self._file.means
+        latest = means.latest.pop(camera).values()
+        before = self._view(camera)
+        with self._file.changing() as rows:
+            rows.exemplars.move([one.origin for one in latest if one.number is not None], epoch)
+            self._epochs[camera] = epoch
+            for one in latest:
+                if one.number is None:
+                    means.welcome(before, one.vector, -1)
+                    means.welcome(self._view(camera), one.vector)
+        self._store()
+        self._file.recentre()
+        _log.warning("camera_moved", camera=camera, view=epoch, people=len(latest))
+
+    def _store(self) -> None:
+        means, guests = self._file.means, {}
+        for camera in {*means.latest, *self._epochs}:
+            view = self._view(camera)
+            people, total = means.guests.get(view, (0.0, np.zeros(self._file.space.dimension)))
+            pending = [one.vector for one in means.latest.get(camera, {}).values() if one.number is None]
+            people, total = people - len(pending), total - np.sum(pending, axis=0) if pending else total
+            if people >= _STORED:
+                rounded = [round(value, 5) for value in total.tolist()]
+                guests[camera] = {"epoch": self.epoch(camera), "people": people, "sum": rounded}
+        value = {"epochs": dict(self._epochs), "guests": guests}
+        self._facts.set(CAMERAS_FACT, value if guests or self._epochs else None)
+
+
+def _distance(latest: NDArray[np.float64], people: float, total: NDArray[np.float64]) -> float | None:
+    """Return the squared distance of the means of two groups, relative to that expected of one population."""
+    likeness = likeness_of(people, total)
+    if people < _BEFORE or likeness is None:
+        return None
+    gap = latest.mean(axis=0) - total / people
+    return float(gap @ gap) / (max(1 - likeness, 1e-6) * (1 / len(latest) + 1 / people))
+
+
+def _items(stored: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    found = stored.get(key)
+    return list(found.items()) if isinstance(found, dict) else []
+
+
+def _unit(rows: Vectors) -> Vectors:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6), np.float32)
