@@ -105,6 +105,7 @@ def command(
         except KeyboardInterrupt:
             say("interrupted; the same command continues where it stopped", err=True)
             raise
+        _keep_prior(settings, _JobProgress(bars))
     print_result(result.report, lambda: _summary(result), as_json=as_json)
 
 
@@ -131,6 +132,20 @@ def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request
         site=site_scores(settings, prepared) if site_pairs else None,
         **options,
     )
+
+
+def _keep_prior(settings: Settings, progress: _JobProgress) -> None:
+    """Measure what the network gives for rendered people, where the state folder does not have it yet."""
+    from edge_agent.core.loading import state_folder
+    from edge_agent.embed.opening import open_embedder
+    from edge_agent.embed.prior import load_or_measure
+    from edge_agent.engine.precision.calibration import current_calibration
+
+    state = state_folder(settings.state_dir)
+    calibration = current_calibration(settings.engine, state)
+    with open_embedder(settings.engine, settings.quality, state, calibration) as embedder:
+        load_or_measure(embedder, state, lambda step: progress.begin(step, None))
+    progress.end()
 
 
 def _bars() -> Bars:

@@ -196,8 +196,8 @@ def threshold_without_data(target_fmr: float, site: Mapping[str, Any] | None = N
         reason = "from the site's own pairs of people alone"
         return MatchThreshold(value, target_fmr, source="site", site_pairs=pairs, reason=reason)
     reason = (
-        "no calibrated threshold: the site's own rule sets it once four pairs of people have been seen "
-        "together (docs/identity.md); until then no one is matched"
+        "no calibrated threshold: it follows from the network's prior and the scores of the site "
+        "(docs/identity.md)"
     )
     return MatchThreshold(None, target_fmr, site_pairs=pairs, reason=reason)
 
