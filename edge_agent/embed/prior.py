@@ -19,7 +19,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import EdgeAgentError, EngineError
+from edge_agent.core.errors import EdgeAgentError, EngineError, InputError, StorageError
 from edge_agent.core.files import read_object
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.private import private_folder
@@ -98,13 +98,16 @@ def load_or_measure(embedder: Embedder, state: Path, progress: Callable[[str], N
     began = time.perf_counter()
     try:
         prior = measure_prior(embedder.embed_images, progress)
-    except (EngineError, ValueError) as problem:
+    except (EngineError, InputError, ValueError) as problem:
         _log.warning("prior_not_measured", model=info.model, error=str(problem))
         return None
     _log.info("prior_measured", model=info.model, seconds=round(time.perf_counter() - began, 1))
-    private_folder(state / PRIORS)
-    document = {"kind": "prior", "model": info.model, "prior": prior.to_json()}
-    write_json_atomic(state / PRIORS / f"{info.space}.json", document, mode=0o600)
+    try:
+        private_folder(state / PRIORS)
+        document = {"kind": "prior", "model": info.model, "prior": prior.to_json()}
+        write_json_atomic(state / PRIORS / f"{info.space}.json", document, mode=0o600)
+    except (StorageError, OSError) as problem:
+        _log.warning("prior_not_kept", error=str(problem))  # the next start measures again
     return prior
 
 

@@ -125,6 +125,12 @@ def test_the_result_is_active_and_nothing_half_done_is_left(calibrated: tuple[di
     }  # fmt: skip
 
 
+def test_the_network_is_measured_on_rendered_people(calibrated: tuple[dict[str, Any], Path]) -> None:
+    _, folder = calibrated
+    (prior,) = (folder / "state" / "priors").iterdir()
+    assert json.loads(prior.read_text())["prior"]["scores"]["source"] == "rendered people"
+
+
 def test_the_html_report_has_the_same_content(calibrated: tuple[dict[str, Any], Path]) -> None:
     report, _ = calibrated
     page = Path(report["report"]).read_text()

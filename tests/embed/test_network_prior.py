@@ -126,6 +126,18 @@ def test_another_network_is_measured_once(tmp_path: Path) -> None:
     assert len(steps) == 2 * people.CAMERAS
 
 
+def test_a_full_disk_costs_only_the_copy(tmp_path: Path) -> None:
+    model = reid(tmp_path / "own.onnx")
+    (tmp_path / "priors").write_text("not a folder")
+    with (
+        open_embedder(EngineSettings(model=model, preprocess="tao"), QualitySettings(), tmp_path) as embedder,
+        capture_logs() as logs,
+    ):
+        found = load_or_measure(embedder, tmp_path, lambda _: None)
+    assert found is not None
+    assert [entry["event"] for entry in logs] == ["prior_measured", "prior_not_kept"]
+
+
 def test_a_network_that_does_not_answer_has_no_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = reid(tmp_path / "own.onnx")
     with open_embedder(

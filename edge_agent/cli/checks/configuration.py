@@ -105,7 +105,12 @@ def _calibration(calibration: Calibration | None, engine: EngineInfo) -> Finding
     """Check that the calibration belongs to the network that runs."""
     again = "edge-agent calibrate --dataset DIR (docs/calibration.md)"
     if calibration is None:
-        return Finding("calibration", "note", "none: the site's own rule sets the match threshold", again)
+        return Finding(
+            "calibration",
+            "note",
+            "none: the network's prior and the site's scores set the match threshold",
+            again,
+        )
     if calibration.data["space"] != engine.space:
         found = f"{calibration.name} belongs to {calibration.data['model']['name']}, which does not run"
         return Finding("calibration", "warning", found, again)
