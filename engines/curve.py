@@ -9,26 +9,20 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT, MARGIN = 760, 360, 48
-COLOURS = {
-    "identity loss / 7": "#1f77b4",
-    "triplet loss / 7": "#ff7f0e",
-    "rank-1": "#2ca02c",
-    "mAP": "#d62728",
-}
+LOSSES = {"identity": "#1f77b4", "triplet": "#ff7f0e", "camera": "#9467bd", "teacher": "#8c564b"}
+FIGURES = {"rank1": "#2ca02c", "mAP": "#d62728"}
 Points = list[tuple[float, float]]
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     """Points `(step, value)` of each curve; losses divided by 7 share the axis 0..1 with the figures."""
-    found: dict[str, Points] = {name: [] for name in COLOURS}
+    found: dict[str, Points] = {}
     for row in rows:
-        if "losses" in row:
-            found["identity loss / 7"].append((row["step"], row["losses"]["identity"] / 7))
-            found["triplet loss / 7"].append((row["step"], row["losses"]["triplet"] / 7))
-        elif "evaluation" in row:
-            found["rank-1"].append((row["step"], row["evaluation"]["rank1"]))
-            found["mAP"].append((row["step"], row["evaluation"]["mAP"]))
-    return found
+        for name in LOSSES.keys() & row.get("losses", {}).keys():
+            found.setdefault(name, []).append((row["step"], row["losses"][name] / 7))
+        for name in FIGURES.keys() & row.get("evaluation", {}).keys():
+            found.setdefault(name, []).append((row["step"], row["evaluation"][name]))
+    return {name: found[name] for name in (*LOSSES, *FIGURES) if name in found}
 
 
 def svg(found: Mapping[str, Points]) -> str:
@@ -50,8 +44,9 @@ def svg(found: Mapping[str, Points]) -> str:
         parts.append(f'<text x="10" y="{float(left.split(",")[1]) + 4:.1f}">{tick:g}</text>')
     for number, (name, points) in enumerate(found.items()):
         line = " ".join(place(x, y) for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
-        parts.append(f'<text x="{MARGIN + 150 * number}" y="20" fill="{COLOURS[name]}">{name}</text>')
+        colour, title = (LOSSES | FIGURES)[name], f"{name} loss / 7" if name in LOSSES else name
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{MARGIN + 115 * number}" y="20" fill="{colour}">{title}</text>')
     parts.append(
         f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - 20}" text-anchor="end">{last:g} steps</text></svg>'
     )
