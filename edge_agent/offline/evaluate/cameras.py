@@ -1,7 +1,8 @@
 """Embeddings without the mean of their camera, as the agent compares them at a site with several cameras.
 
 Embeddings of one camera share an offset: its light, colours and background. The mean of a camera counts each
-person once, and is shrunk by the number of people, since a mean of few is mostly these people.
+person once, and is shrunk by the number of people (`gallery.means.weight`), since a mean of few is mostly
+these people.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.gallery.means import weight
 from edge_agent.offline.evaluate.labels import EmbeddedCrops
-
-SHRINKAGE = 10
-"""A mean of `k` people is removed with the weight `k / (k + SHRINKAGE)`."""
 
 
 def without_camera_means(
@@ -35,7 +34,7 @@ def without_camera_means(
         others = count - 1
         if others:
             mean = (votes.sum(0) - votes) / others
-            out[rows] -= (others / (others + SHRINKAGE) * mean[owner]).astype(np.float32)
+            out[rows] -= (weight(others) * mean[owner]).astype(np.float32)
     return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True).clip(1e-12), np.float32)
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edge_agent.offline.evaluate.cameras import SHRINKAGE
+from edge_agent.gallery.means import PEOPLE_FOR_HALF
 from edge_agent.offline.train.network import ReidNetwork
 from edge_agent.offline.train.spec import Spec
 
@@ -62,7 +62,7 @@ def centred_by_camera(embeddings: Tensor, cameras: Tensor) -> Tensor:
     rows = nn.functional.normalize(embeddings.float())
     member = nn.functional.one_hot(cameras).to(rows)
     count = member.sum(0)
-    means = (member.t() @ rows) / (count + SHRINKAGE)[:, None]
+    means = (member.t() @ rows) / (count + PEOPLE_FOR_HALF)[:, None]
     return nn.functional.normalize(rows - means[cameras])
 
 
