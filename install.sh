@@ -20,6 +20,8 @@ with_train=
 prefix=
 wheels=
 model=
+detector=
+detector_from=
 dry_run=
 upgrade=
 purge=
@@ -53,6 +55,9 @@ as a service of this machine:
   --prefix DIR     folder of the programs; default /opt/edge-agent
   --wheels DIR     use no network: install from the wheels in this folder (docs/install-jetson.md)
   --model FILE     add this re-identification network (ONNX) and use it
+  --detector NAME  fetch this detector and use it: yolox-nano or yolox-tiny (docs/models.md); without it, and on a
+                   terminal, the script asks; nothing is downloaded unasked
+  --detector-from FILE  with --detector: take it from this file, without a network
   --uninstall      remove the programs and the service; settings, gallery and outbox stay
   --purge          with --uninstall: remove settings, secrets, gallery, outbox and the user as well
   --dry-run        list what would be written, installed or removed, and change nothing
@@ -203,6 +208,8 @@ demo() {
   say 'running the demo'
   "$venv/bin/edge-agent" demo "$@"
   printf '== next: %s/bin/edge-agent run --help, or see README.md\n' "$venv" >&2
+  [[ -e ~/.local/state/edge-agent/models/detector.json ]] ||
+    printf '== a better detector than the built-in one (3.7 MB): %s/bin/edge-agent model fetch yolox-nano\n' "$venv" >&2
 }
 
 tests() {
@@ -241,10 +248,11 @@ while (($#)); do
     --dry-run) dry_run=yes; given+=("$1") ;;
     --upgrade) upgrade=yes; given+=("$1") ;;
     --purge) purge=yes; given+=("$1") ;;
-    --python | --venv | --prefix | --wheels | --model)
+    --python | --venv | --prefix | --wheels | --model | --detector | --detector-from)
       (($# > 1)) || wrong_usage "$1 needs a value"
       given+=("$1")
-      declare "${1#--}=$2"
+      option=${1#--}
+      declare "${option//-/_}=$2"
       shift
       ;;
     --help | -h) usage; exit 0 ;;
@@ -256,6 +264,8 @@ done
 readonly asked_python=$python
 [[ -z $wheels || $wheels == /* ]] || wheels=$called_from/$wheels
 [[ -z $model || $model == /* ]] || model=$called_from/$model
+[[ -z $detector_from || -n $detector ]] || wrong_usage '--detector-from needs --detector NAME'
+[[ -z $detector_from || $detector_from == /* ]] || detector_from=$called_from/$detector_from
 [[ -n $action || $EUID -ne 0 ]] || action=system
 
 # shellcheck source=packaging/board.sh
@@ -270,7 +280,7 @@ case $action in
   test) accept --venv --with-train; choose_python; make_venv; tests "$@" ;;
   system)
     (($# == 0)) || wrong_usage "unexpected argument $1"
-    accept --dry-run --upgrade --prefix --wheels --model
+    accept --dry-run --upgrade --prefix --wheels --model --detector --detector-from
     install_system
     ;;
   uninstall)

@@ -54,6 +54,7 @@ plan_files() {
     row "$config_folder/config.toml" 'new'
   fi
   [[ -z $model ]] || row "$config_folder/models/" "gets $model"
+  [[ -z $detector ]] || row "$config_folder/models/" "gets the detector $detector"
   row "$state_folder/, $cache_folder/" "folders of the service"
   id edge-agent >/dev/null 2>&1 || row 'user edge-agent' 'new, groups video and render'
 }

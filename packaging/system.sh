@@ -330,6 +330,27 @@ add_model() {
   "$release/bin/edge-agent" model add "$model" --output "$config_folder/models" --use "$config_folder/config.toml"
 }
 
+# Fetch the detector of --detector. Without it, ask on a terminal, where none is installed; the answer no is the default.
+add_detector() {
+  local answer='' from=()
+  if [[ -n $detector ]]; then
+    say "adding the detector $detector"
+    [[ -z $detector_from ]] || from=(--from "$detector_from")
+    "$release/bin/edge-agent" model fetch "$detector" --output "$config_folder/models" "${from[@]}"
+    return
+  fi
+  [[ ! -e $config_folder/models/detector.json ]] || return 0
+  if [[ -t 0 && -t 2 ]]; then
+    printf '== the built-in detector (HOG) misses people and costs much. Download YOLOX nano (3.7 MB, Apache-2.0)\n' >&2
+    read -r -p '   from github.com/Megvii-BaseDetection/YOLOX and use it where no other is set? [y/N] ' answer || true
+  fi
+  if [[ $answer != [yY]* ]]; then
+    note 'for a better detector than the built-in one: sudo edge-agent model fetch yolox-nano'
+  elif ! "$release/bin/edge-agent" model fetch yolox-nano --output "$config_folder/models"; then
+    note 'not fetched (see above); the installation goes on with the built-in detector'
+  fi
+}
+
 # Check the settings before the switch: an agent with wrong settings does not start.
 check_settings() {
   local shown
@@ -473,6 +494,7 @@ install_system() {
   make_release
   make_user_and_folders
   add_model
+  add_detector
   check_settings
   calibrate
   switch_release

@@ -6,8 +6,10 @@ every Python of the machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -121,6 +123,8 @@ def test_help_names_every_option(machine: Machine):
         ["--test", "--python"],
         ["--demo", "--test"],
         ["--demo", "--purge"],
+        ["--demo", "--detector", "yolox-nano"],
+        ["--detector-from", "yolox_nano.onnx"],
         ["--demo", "--with-train"],
         ["--system"],  # --venv, which is always given here, does not belong to it
         ["--uninstall"],
@@ -255,6 +259,81 @@ def test_a_dry_run_without_a_package_index_says_so(machine: Machine):
     assert done.returncode == 0, done.stderr
     assert "pip cannot list the packages" in done.stderr
     assert "/usr/local/bin/edge-agent" in done.stderr
+
+
+def add_detector(tmp_path: Path, before: str, terminal: str | None = None) -> tuple[list[str], str]:
+    """Run that step of the installation; return the agent's commands and what was printed.
+
+    `terminal` is the answer that is given on a terminal.
+    """
+    binary = tmp_path / "release" / "bin" / "edge-agent"
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    log = tmp_path / "log"
+    log.write_text("")
+    binary.write_text(f'#!/bin/bash\necho "$*" >>{log}\n[[ ! -e {tmp_path}/no-network ]]\n')
+    binary.chmod(0o755)
+    script = (
+        "set -Eeuo pipefail; detector='' detector_from=''; say() { echo \"== $1\" >&2; }; "
+        f"cd {REPO}; . packaging/system.sh >/dev/null 2>&1 || true; "
+        f"config_folder() {{ :; }}; release={tmp_path}/release; {before}; add_detector; echo went on >&2"
+    )
+    script = script.replace(". packaging/system.sh", f". {system_with_folder(tmp_path)}")
+    words = ["bash", "-c", script]
+    if terminal is None:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return log.read_text().splitlines(), done.stderr
+    leader, follower = pty.openpty()
+    with subprocess.Popen(words, stdin=follower, stdout=follower, stderr=follower, close_fds=True) as process:
+        os.close(follower)
+        os.write(leader, terminal.encode() + b"\n")
+        shown = b""
+        with contextlib.suppress(OSError):  # the other side is closed
+            while got := os.read(leader, 65536):
+                shown += got
+        process.wait(20)
+    os.close(leader)
+    return log.read_text().splitlines(), shown.decode()
+
+
+def system_with_folder(tmp_path: Path) -> Path:
+    """packaging/system.sh with another folder of settings."""
+    text = (REPO / "packaging" / "system.sh").read_text()
+    path = tmp_path / "system.sh"
+    path.write_text(text.replace("config_folder=/etc/edge-agent", f"config_folder={tmp_path}/etc"))
+    return path
+
+
+def test_a_detector_is_fetched_only_if_that_is_wanted(tmp_path: Path):
+    folder = f"--output {tmp_path}/etc/models"
+    calls, printed = add_detector(tmp_path, ":")
+    assert calls == []
+    assert "sudo edge-agent model fetch yolox-nano" in printed
+    for answer in ("", "n", "q"):
+        assert add_detector(tmp_path, ":", answer)[0] == []
+    calls, printed = add_detector(tmp_path, ":", "y")
+    assert calls == [f"model fetch yolox-nano {folder}"]
+    assert "3.7 MB, Apache-2.0" in printed
+    calls, printed = add_detector(tmp_path, "detector=yolox-tiny")
+    assert calls == [f"model fetch yolox-tiny {folder}"]
+    calls, printed = add_detector(tmp_path, "detector=yolox-tiny detector_from='/a b/t.onnx'")
+    assert calls == [f"model fetch yolox-tiny {folder} --from /a b/t.onnx"]
+
+
+def test_no_network_ends_the_installation_only_where_the_detector_was_demanded(tmp_path: Path):
+    (tmp_path / "no-network").touch()
+    _, printed = add_detector(tmp_path, ":", "yes")
+    assert "goes on with the built-in detector" in printed
+    assert "went on" in printed
+    _, printed = add_detector(tmp_path, "detector=yolox-nano")
+    assert "went on" not in printed
+
+
+def test_nobody_is_asked_where_a_detector_is_installed(tmp_path: Path):
+    (tmp_path / "etc" / "models").mkdir(parents=True)
+    (tmp_path / "etc" / "models" / "detector.json").touch()
+    calls, printed = add_detector(tmp_path, ":", "y")
+    assert calls == []
+    assert "[y/N]" not in printed
 
 
 def test_packages_are_listed_with_their_sizes(tmp_path: Path):

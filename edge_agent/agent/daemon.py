@@ -242,6 +242,8 @@ class Agent:
             dropped={reader.camera: reader.dropped for reader in stages.sources.readers},
             refused=dict(stages.embedder.counters.refused),
             undelivered=0,
+            detector=stages.detection.name,
+            small=tuple(stages.detection.small().values()),
         )
         return summary, failure
 

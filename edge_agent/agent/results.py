@@ -68,3 +68,7 @@ class Summary:
     """Events that the broker has not acknowledged."""
     received: int = 0
     """Embeddings that were computed upstream."""
+    detector: str = ""
+    """Names of the detectors, joined by `+`."""
+    small: tuple[str, ...] = ()
+    """Advice for cameras whose pictures are too small."""

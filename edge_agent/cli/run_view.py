@@ -118,6 +118,7 @@ def summary_lines(summary: Summary, settings: Settings) -> list[str]:
     lines += [f"{count} frames of {camera} dropped" for camera, count in summary.dropped.items() if count]
     if frames and not summary.crops and not summary.received:
         lines += _why_nothing(summary, settings)
+    lines += [*summary.small, *_cost_of_hog(summary)]
     if summary.undelivered:
         lines.append(
             f"{summary.undelivered} events wait in the outbox: "
@@ -128,8 +129,23 @@ def summary_lines(summary: Summary, settings: Settings) -> list[str]:
     return lines
 
 
+def _cost_of_hog(summary: Summary) -> list[str]:
+    """Return what HOG took of the run, where it was used."""
+    from edge_agent.core.installed import FALLBACK
+    from edge_agent.core.published import SUGGESTED_DETECTOR
+
+    frames, seconds = sum(summary.frames.values()), summary.stage_seconds.get("detect", 0.0)
+    if FALLBACK not in summary.detector.split("+") or not frames or not seconds:
+        return []
+    share = min(seconds / summary.seconds, 1.0) if summary.seconds else 1.0
+    cost = f"{1000 * seconds / frames:.0f} ms a frame, {share:.0%} of the run"
+    advice = f"edge-agent model fetch {SUGGESTED_DETECTOR} (docs/models.md#detectors)"
+    return [f"the detector {summary.detector} took {cost}; a network finds more for less: {advice}"]
+
+
 def _why_nothing(summary: Summary, settings: Settings) -> list[str]:
     """Return why no crop was embedded: nobody was found, or the quality gate refused all."""
+    from edge_agent.core.published import SUGGESTED_DETECTOR
     from edge_agent.core.served import is_served
     from edge_agent.embed.quality import SETTINGS_OF
     from edge_agent.source.address import no_pictures
@@ -139,8 +155,8 @@ def _why_nothing(summary: Summary, settings: Settings) -> list[str]:
     if not summary.refused:
         away = ", or the inference server was away" if is_served(settings.engine.backend) else ""
         return [
-            f"no crop was embedded: the detector {settings.detector.kind} found nobody{away}; "
-            "try --detector yolox:FILE.onnx, or lower detector.low and detector.new_track"
+            f"no crop was embedded: the detector {summary.detector} found nobody{away}; "
+            f"try edge-agent model fetch {SUGGESTED_DETECTOR}, or lower detector.low and detector.new_track"
         ]
     lines = [f"no crop was embedded: {sum(summary.refused.values())} boxes were refused"]
     for reason, count in sorted(summary.refused.items(), key=lambda item: -item[1]):

@@ -6,6 +6,7 @@ of that folder and its digest.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +49,15 @@ def model_folders(state: Path) -> tuple[Path, ...]:
     """Return the folders with networks, in the order in which the default detector is looked for.
 
     The service's is first, then that of the state folder, then that of this user's own state folder: there a
-    detector serves every agent and demo that this user runs with another state folder.
+    detector serves every agent and demo that this user runs with another state folder. Folders that this user
+    may not enter, as that of the service, are left out.
     """
     try:
         own = DEFAULT_STATE.expanduser()
     except RuntimeError:  # a user without a home folder
         own = state
-    return tuple(dict.fromkeys((SYSTEM_FOLDER, state / MODELS, own / MODELS)))
+    folders = dict.fromkeys((SYSTEM_FOLDER, state / MODELS, own / MODELS))
+    return tuple(folder for folder in folders if os.access(folder, os.R_OK | os.X_OK))
 
 
 def detector_of(folder: Path) -> InstalledDetector | None:

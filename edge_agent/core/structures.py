@@ -90,11 +90,15 @@ class ScoreLevels:
         high: boxes from here on count as people on their own; those between `low` and `high` only
             continue a track (ByteTrack's second stage).
         new_track: least score that may begin a track.
+        sure: least score of a box that surely shows one whole person. Boxes below it, and boxes that may be
+            part of a larger one, continue tracks and can be recognised, but they enrol nobody and do not
+            prove that two people are there. 0: the detector finds no parts, and every box is sure.
     """
 
     low: float
     high: float
     new_track: float
+    sure: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,7 @@ class TrackObservation:
     score: float
     vector: NDArray[np.float32] | None  # `(D,)` float32 of unit length, or None where the crop was refused
     quality: float  # 0..1, see `Embedded`
+    sure: bool = True  # whether the box surely shows one whole person, see `ScoreLevels`
     placed: bool = True  # False: the box is the extent of a crop, and its place in the frame is unknown
 
 

@@ -28,6 +28,7 @@ class Detector(ABC):
         name: for events and logs, e.g. `hog` or `yolox:yolox_nano`.
         levels: meaning of the scores.
         max_iou, max_inside: limits of `suppress`.
+        smallest: height in pixels of the smallest person that it finds; 0 where that depends on the picture.
         engine: which runs the network; None for a detector without one.
     """
 
@@ -35,6 +36,7 @@ class Detector(ABC):
     levels: ScoreLevels
     max_iou: float = 1.0
     max_inside: float = 1.0
+    smallest: float = 0.0
     engine: Engine | None = None
     _entered = False
 

@@ -27,7 +27,7 @@ class HogDetector(Detector):
     """`resize` scales the picture first, above 1 to find smaller people."""
 
     name = "hog"
-    levels = ScoreLevels(low=0.65, high=0.75, new_track=0.8)
+    levels = ScoreLevels(low=0.65, high=0.75, new_track=0.8, sure=0.85)
     max_iou = 0.4
     max_inside = 0.6
     """HOG finds parts of people as smaller people: on the rendered street nearly all false boxes were inside
@@ -35,6 +35,7 @@ class HogDetector(Detector):
 
     def __init__(self, resize: float = 1.0) -> None:
         self._resize = resize
+        self.smallest = _WINDOW[1] * float(_SHRINK[1, 1] - _SHRINK[0, 1]) / resize
 
     def _load(self) -> None:
         self._hog = cv2.HOGDescriptor(_WINDOW, (16, 16), (8, 8), (8, 8), 9)

@@ -13,6 +13,7 @@ from edge_agent.core.detectors import AUTO, DetectorChoice, parse_detector
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.installed import chosen_detector
 from edge_agent.core.structures import Detections
+from edge_agent.detect.sizes import PictureSizes
 from edge_agent.source.address import source_kind
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Detection:
         name: for `info` and events.
         network_seconds: time spent in the detectors' networks so far; 0 for those without one.
         left_out: boxes of upstream detectors that were left out so far, and refused messages, by fault.
+        small: by camera whose pictures are too small, what to do about it.
         still: by camera with a motion gate: frames not searched because nothing moved.
     """
 
@@ -45,6 +47,7 @@ class Detection:
     name: str
     network_seconds: Callable[[], float]
     left_out: Callable[[], Mapping[str, int]] = dict
+    small: Callable[[], Mapping[str, str]] = dict
     still: Callable[[], Mapping[str, int]] = dict
 
 
@@ -57,6 +60,7 @@ class _OpenDetector:
     name: str
     engine: Engine | None = None
     left_out: Callable[[], Mapping[str, int]] = dict
+    smallest: float = 0.0
 
 
 def open_detection(
@@ -92,8 +96,12 @@ def open_detection(
     if settings.detector.input_size is not None and all(one.engine is None for one in opened.values()):
         raise ConfigError("detector.input_size is set, but no detector runs a network: remove it")
 
+    sizes = PictureSizes(settings.quality.min_height)
+
     def detect(frame: Frame) -> Detections:
         height, width = frame.image.shape[:2]
+        if frame.camera not in sizes.known:
+            sizes.look(frame.camera, width, height, opened[kinds.get(frame.camera, common)].smallest)
         return opened[kinds.get(frame.camera, common)].detect(frame).within(width, height)
 
     def levels(camera: str) -> ScoreLevels:
@@ -109,7 +117,7 @@ def open_detection(
         return total
 
     name = "+".join(one.name for one in opened.values())
-    return Detection(detect, levels, name, network_seconds, left_out)
+    return Detection(detect, levels, name, network_seconds, left_out, lambda: sizes.small)
 
 
 def open_detector(text: str, *, threads: int = 0, input_size: tuple[int, int] | None = None) -> Detector:
@@ -161,7 +169,13 @@ def _open(
     size = settings.detector.input_size
     detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads, input_size=size))
     levels = _levels(settings.detector, detector.levels)
-    return _OpenDetector(lambda frame: detector.detect(frame.image), levels, detector.name, detector.engine)
+    return _OpenDetector(
+        lambda frame: detector.detect(frame.image),
+        levels,
+        detector.name,
+        detector.engine,
+        smallest=detector.smallest,
+    )
 
 
 def _open_external(settings: Settings, stack: ExitStack, current: Callable[[float], float]) -> _OpenDetector:

@@ -228,7 +228,7 @@ class Identifier:
 
     def _enrol_unknown(self, track: Track, threshold: float | None) -> list[Decision]:
         settings = self._shared.settings
-        if track.evidence.count < settings.enrol_crops:
+        if track.sure < settings.enrol_crops:
             return []
         could_match = threshold is not None and track.score is not None and track.score >= threshold
         if could_match and track.evidence.count < settings.pool_crops:

@@ -95,6 +95,7 @@ class Track:
         origin: names the track in the gallery, unique over all runs.
         size: `(width, height)` of the frame in pixels.
         crop_time: of the latest crop in the evidence.
+        sure: crops of the evidence that surely show one whole person.
         embedded_at: time of its latest embedding, Unix seconds.
         requested_at: when crop selection last chose it; the embedding may be on its way.
         number: its identity, None while unknown.
@@ -113,6 +114,7 @@ class Track:
     last: TrackObservation
     size: tuple[int, int]
     crop_time: float = -math.inf
+    sure: int = 0
     embedded_at: float = -math.inf
     requested_at: float = -math.inf
     number: int | None = None
@@ -182,6 +184,7 @@ class TrackTable:
             if seen.quality > 0 and abs(seen.time - track.crop_time) >= self.settings.crop_interval_s:
                 track.evidence.add(seen.vector, seen.quality)
                 track.crop_time = seen.time
+                track.sure += seen.sure
         return track
 
     def get(self, key: TrackKey) -> Track | None:
@@ -281,6 +284,8 @@ class Covisibility:
 
     def observe(self, seen: Sequence[TrackObservation]) -> None:
         """Count the tracks of one frame of one camera."""
+        if not all(one.sure for one in seen):
+            seen = [one for one in seen if one.sure]
         keys = [(one.camera, one.track_id) for one in seen]
         undecided = [
             (i, j)

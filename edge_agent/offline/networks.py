@@ -105,7 +105,7 @@ class Listed:
 
 def listed(state: Path) -> list[Listed]:
     """Return the published networks, and other networks in the folders of installed ones."""
-    folders = [folder for folder in model_folders(state) if folder.is_dir()]
+    folders = model_folders(state)
     named: dict[Path, str] = {}
     problems: dict[Path, str] = {}
     default: Path | None = None

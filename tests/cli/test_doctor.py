@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,15 @@ def test_detectors_of_all_sources(tmp_path: Path) -> None:
     findings = configuration.detectors(Settings(sources=[source, other, {"url": "c.avi", "id": "c"}]))
     states = {finding.found.split(":")[0]: finding.state for finding in findings}
     assert states.pop(str(file) + " is not of kind yolox") == "missing"
-    assert states == {"end2end": "ok", "hog": "ok"}
+    assert states == {"end2end": "ok", "hog": "warning"}
+
+
+def test_what_hog_costs_is_measured() -> None:
+    (finding,) = configuration.detectors(Settings())
+    assert finding.state == "warning"
+    assert re.match(r"hog: [1-9]\d* ms of CPU for a picture of 1280 x 720, measured now", finding.found)
+    assert "nobody below 81 pixels" in finding.found
+    assert finding.advice == "edge-agent model fetch yolox-nano"
 
 
 def test_gallery_of_this_or_another_model(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from edge_agent.agent.preflight import check_before_start
 from edge_agent.cli import app
 from edge_agent.cli.checks.configuration import detectors
 from edge_agent.core.errors import ConfigError, DownloadError, InputError, ModelError
-from edge_agent.core.installed import chosen_detector
+from edge_agent.core.installed import chosen_detector, model_folders
 from edge_agent.core.loading import load
 from edge_agent.core.published import PUBLISHED
 from edge_agent.detect.opening import open_detection
@@ -280,6 +280,19 @@ def test_the_folder_of_the_service_comes_first(
     _, output = run("model", "fetch", "yolox-nano", "--output", tmp_path / "state" / "models")
     assert f"by default yolox:{service / 'yolox_nano.onnx'} is used" in output
     assert chosen_detector("auto", tmp_path / "state") == f"yolox:{service / 'yolox_nano.onnx'}"
+
+
+def test_folders_that_this_user_may_not_enter_are_left_out(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the service, for another user of the machine."""
+    service = tmp_path / "etc"
+    monkeypatch.setattr("edge_agent.core.installed.SYSTEM_FOLDER", service)
+    run("model", "fetch", "yolox-nano", "--output", service)
+    assert model_folders(tmp_path / "any") == (service,)
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != service and allowed(path, mode))
+    assert chosen_detector("auto", tmp_path / "any") == "hog"
 
 
 def test_the_list_in_json(detector: Path, network: Path, tmp_path: Path) -> None:

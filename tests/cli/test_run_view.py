@@ -75,11 +75,29 @@ def test_a_run_without_embeddings_states_the_reasons_with_their_settings():
         "  30 blurred (see quality.min_sharpness)",
         "  2 engine failed",
     ]
-    (_, nobody) = summary_lines(replace(SUMMARY, crops=0, identities=0), Settings())
-    assert "the detector hog found nobody;" in nobody
+    found_nobody = replace(SUMMARY, crops=0, identities=0, detector="hog")
+    (_, nobody) = summary_lines(found_nobody, Settings())
+    assert "the detector hog found nobody; try edge-agent model fetch yolox-nano," in nobody
     served = Settings.model_validate({"engine": {"backend": "triton:localhost:8001/reid"}})
-    (_, nobody) = summary_lines(replace(SUMMARY, crops=0, identities=0), served)
+    (_, nobody) = summary_lines(found_nobody, served)
     assert "or the inference server was away;" in nobody
+
+
+def test_the_summary_states_what_hog_cost(tmp_path: Path):
+    spent = replace(SUMMARY, stage_seconds={"detect": 2.7, "pack": 1.0}, detector="hog")
+    assert summary_lines(spent, Settings(state_dir=tmp_path))[1] == (
+        "the detector hog took 30 ms a frame, 68% of the run; a network finds more for less: "
+        "edge-agent model fetch yolox-nano (docs/models.md#detectors)"
+    )
+    for other in ("yolox:nano", "external:edge-agent", "none", ""):
+        assert len(summary_lines(replace(spent, detector=other), Settings(state_dir=tmp_path))) == 2
+    idle = replace(spent, frames={}, crops=0, identities=0)
+    assert not any("of the run" in line for line in summary_lines(idle, Settings(state_dir=tmp_path)))
+
+
+def test_the_summary_has_the_advice_for_small_pictures(tmp_path: Path):
+    lines = summary_lines(replace(SUMMARY, small=("the pictures of yard are small",)), Settings())
+    assert "the pictures of yard are small" in lines
 
 
 def test_the_summary_states_why_events_wait(tmp_path: Path):

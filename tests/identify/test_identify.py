@@ -50,6 +50,7 @@ class Scene:
         self.camera = camera
         self.frame = 0
         self.decisions: list[Decision] = []
+        self.sure = True
 
     def show(self, tracks: dict[int, np.ndarray | None], ended: tuple[int, ...] = ()) -> list[Decision]:
         self.frame += 1
@@ -57,6 +58,7 @@ class Scene:
             TrackObservation(
                 self.camera, track, self.frame, self.frame / 10,
                 np.array([60 * track, 50, 60 * track + 40, 150], np.float32), 0.9, vector, 0.8,
+                sure=self.sure,
             )
             for track, vector in tracks.items()
         )  # fmt: skip
@@ -491,6 +493,38 @@ def test_crops_without_a_place_in_the_frame_are_rivals_by_their_tracks() -> None
     links.observe(seen)
     assert links.rivals(("c", 1)) == {("c", 2)}
     assert links.rivals(("c", 2)) == {("c", 1)}
+
+
+def test_doubtful_boxes_prove_nobody() -> None:
+    links = Covisibility(frames=2)
+    box = np.array([0, 0, 40, 100], np.float32)
+
+    def seen(track: int, *, sure: bool) -> TrackObservation:
+        return TrackObservation("c", track, 1, 0.0, box + 200 * track, 0.9, None, 0.0, sure=sure)
+
+    for _ in range(9):
+        links.observe([seen(1, sure=True), seen(2, sure=False), seen(3, sure=True)])
+    assert links.rivals(("c", 1)) == {("c", 3)}
+    assert links.rivals(("c", 2)) == set()
+    links.observe([seen(1, sure=True), seen(2, sure=True)])
+    assert links.rivals(("c", 2)) == set()
+    links.observe([seen(1, sure=True), seen(2, sure=True)])
+    assert links.rivals(("c", 2)) == {("c", 1)}
+
+
+def test_doubtful_boxes_enrol_nobody_and_are_recognised(gallery: Gallery) -> None:
+    people = People(8)
+    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
+    scene.sure = False
+    scene.visit(people, {7: 7}, frames=60)
+    assert kinds(scene.decisions) == []
+    scene.sure = True
+    warm(scene, people)
+    known = scene.number(103)
+    scene.sure = False
+    assert kinds(scene.visit(people, {8: 3}, frames=30)) == ["matched", "departed"]
+    assert scene.number(8) == known
+    assert kinds(scene.visit(people, {9: 6}, frames=60)) == []
 
 
 def test_two_boxes_on_one_body_are_no_rivals() -> None:

@@ -70,6 +70,18 @@ def test_a_walker_keeps_one_id() -> None:
     assert all(found == [1] for found in seen[1:])
 
 
+def test_boxes_that_may_be_parts_or_are_doubtful_are_not_sure() -> None:
+    """A person, a part of the same person, a doubtful box, and a neighbour who is overlapped a little."""
+    levels = ScoreLevels(low=0.1, high=0.6, new_track=0.65, sure=0.8)
+    boxes = [(50, 50, 90, 150), (55, 120, 75, 160), (200, 50, 240, 150), (84, 52, 122, 148)]
+    found = Detections(np.array(boxes, np.float32), np.array([0.9, 0.9, 0.7, 0.9], np.float32))
+    for chosen, wanted in ((levels, [True, False, False, True]), (LEVELS, [True] * 4)):
+        t = Tracker("cam", TrackerSettings(), chosen)
+        for n in range(1, 4):
+            update = t.update(n, n / 10, SIZE, found, embedded(None, None, None, None))
+        assert [seen.sure for seen in update.seen] == wanted
+
+
 def test_ids_belong_to_one_tracker() -> None:
     first, second = tracker(), tracker()
     for t in (first, second):
