@@ -2,7 +2,7 @@
 
 The means come from what is stored: each identity votes for the view of its exemplars. So merging, forgetting,
 expiry and import keep them right. People who get no identity, as with enrolment `watchlist`, vote when their
-track ends; only the sum of ten or more is stored, since that of a few is nearly their embeddings.
+track ends; only sums of ten or more are stored, since that of a few is nearly their embeddings.
 
 A camera was moved when the latest people differ, as a group, from those before by more than groups of that
 size do. Their exemplars then move to another epoch, an earlier one that fits or a new one. Older exemplars
@@ -11,7 +11,7 @@ keep the mean of their own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,17 @@ from edge_agent.gallery.sync import Facts, SyncedFile
 
 _log = structlog.get_logger(__name__)
 
-LATEST = 12
+LATEST = 16
 """Latest people of a camera who are compared with those before."""
 _BEFORE = 20
 """Least number of people before them."""
-_FAR = 3.0
+_FAR = 2.5
 """Squared distance of the two means, relative to that expected of two groups of one view, from which a camera
 was moved."""
-_NEAR = 1.5
+_NEAR = 2.0
 """The same, up to which an earlier epoch fits."""
 _STORED = 10
-"""Least number of people without an identity whose sum is stored."""
+"""People without an identity whose votes are added to the stored sum at once."""
 
 
 class Cameras:
@@ -44,6 +44,9 @@ class Cameras:
         self._file = file
         self._facts = Facts(file)
         self._epochs: dict[str, int] = {}
+        self._guests: dict[str, dict[str, Any]] = {}
+        """Stored people without an identity, by camera."""
+        self._unstored: dict[str, int] = {}
 
     def start(self) -> None:
         """Compare without offsets from now on; until then exemplars are compared as they are stored."""
@@ -51,9 +54,10 @@ class Cameras:
         stored = stored if isinstance(stored, dict) else {}
         with self._file.reading():
             means = self._file.means
-            self._epochs = {camera: epoch for camera, epoch in _items(stored, "epochs") if type(epoch) is int}
-            for camera, found in _items(stored, "guests"):
+            self._epochs = dict(stored.get("epochs", {}))
+            for camera, found in stored.get("guests", {}).items():
                 if len(found["sum"]) == self._file.space.dimension:
+                    self._guests[camera] = found
                     vector = np.array(found["sum"], np.float64)
                     means.guests[means.view(camera, found["epoch"])] = float(found["people"]), vector
             self._file.centre()
@@ -64,6 +68,8 @@ class Cameras:
             self._file.means.clear_guests()
             self._file.means.latest.clear()
             self._epochs.clear()
+            self._guests.clear()
+            self._unstored.clear()
             self._file.recentre(erased=True)
 
     def epoch(self, camera: str) -> int:
@@ -111,11 +117,12 @@ class Cameras:
         """Return the exemplars of an identity as they are compared, `(M, D)`, and their origins, by age."""
         with self._file.reading() as rows:
             rows.identity(number)
-            vectors, keys = rows.exemplars.of(number)
-            views = np.array([self._file.means.view(*key) for key in keys], np.int64)
-            origins = rows.store.rows("SELECT origin FROM exemplar WHERE number = ? ORDER BY row", (number,))
-            offsets = self._file.means.offsets[views]
-            return centred(vectors, offsets), tuple(origin for (origin,) in origins)
+            found = rows.store.rows(
+                "SELECT vector, origin, camera, epoch FROM exemplar WHERE number = ? ORDER BY row", (number,)
+            )
+            vectors = rows.exemplars.unpacked([row[0] for row in found])
+            views = np.array([self._file.means.view(*row[2:]) for row in found], np.int64)
+            return centred(vectors, self._file.means.offsets[views]), tuple(row[1] for row in found)
 
     def saw(self, camera: str, origin: str, vector: Vectors, number: int | None) -> None:
         """Note the track of a person that ended: its raw embedding `(D,)`, and its identity if it has one."""
@@ -129,7 +136,8 @@ class Cameras:
                 means.welcome(view, vector)
                 self._file.recentre()
             if len(latest) > LATEST and latest.pop(next(iter(latest))).number is None:
-                self._store()
+                self._unstored[camera] = self._unstored.get(camera, 0) + 1
+                self._store(camera)
             if len(latest) == LATEST and (epoch := self._moved(camera, view)) is not None:
                 self._begin(camera, epoch)
 
@@ -140,16 +148,22 @@ class Cameras:
         """Return the epoch that the latest people of a camera belong to, if it is not the present one."""
         means = self._file.means
         latest = np.stack([one.vector for one in means.latest[camera].values()]).astype(np.float64)
-        people, total = means.counts()[view], means.totals()[view]
-        far = _distance(latest, people - len(latest), total - latest.sum(axis=0))
+        people, total = means.counts()[view] - len(latest), means.totals()[view] - latest.sum(axis=0)
+        far = _distance(latest, people, total)
         if far is None or far < _FAR:
             return None
+        begin = _begin_of_change(latest - total / people)
+        if begin > LATEST // 8:
+            return None  # some of the latest still belong to the present view
         epochs = means.epochs(camera)
-        for epoch, other in epochs.items():
-            distance = _distance(latest, means.counts()[other], means.totals()[other])
-            if other != view and epoch >= 0 and distance is not None and distance < _NEAR:
-                return epoch
-        return max(epochs) + 1
+        counts, totals = means.counts(), means.totals()
+        distances = {
+            epoch: _distance(latest[begin:], counts[other], totals[other])
+            for epoch, other in epochs.items()
+            if other != view
+        }
+        near = {epoch: one for epoch, one in distances.items() if one is not None and one < _NEAR}
+        return min(near, key=near.__getitem__) if near else max(epochs) + 1
 
     def _begin(self, camera: str, epoch: int) -> None:
         """Move the latest people of a camera to another epoch, which is in force from now on."""
@@ -163,22 +177,30 @@ class Cameras:
                 if one.number is None:
                     means.welcome(before, one.vector, -1)
                     means.welcome(self._view(camera), one.vector)
-        self._store()
+        self._guests.pop(camera, None)
+        self._unstored[camera] = sum(one.number is None for one in latest)
+        self._store(camera)
+        self._facts.set(CAMERAS_FACT, self._to_json())
         self._file.recentre()
         _log.warning("camera_moved", camera=camera, view=epoch, people=len(latest))
 
-    def _store(self) -> None:
-        means, guests = self._file.means, {}
-        for camera in {*means.latest, *self._epochs}:
-            view = self._view(camera)
-            people, total = means.guests.get(view, (0.0, np.zeros(self._file.space.dimension)))
-            pending = [one.vector for one in means.latest.get(camera, {}).values() if one.number is None]
-            people, total = people - len(pending), total - np.sum(pending, axis=0) if pending else total
-            if people >= _STORED:
-                rounded = [round(value, 5) for value in total.tolist()]
-                guests[camera] = {"epoch": self.epoch(camera), "people": people, "sum": rounded}
-        value = {"epochs": dict(self._epochs), "guests": guests}
-        self._facts.set(CAMERAS_FACT, value if guests or self._epochs else None)
+    def _store(self, camera: str) -> None:
+        """Store the people of a camera without an identity, but for the latest, ten or more at once."""
+        if self._unstored[camera] < _STORED:
+            return
+        people, total = self._file.means.guests[self._view(camera)]
+        pending = [
+            one.vector for one in self._file.means.latest.get(camera, {}).values() if one.number is None
+        ]
+        if pending:
+            people, total = people - len(pending), total - np.sum(pending, axis=0, dtype=np.float64)
+        rounded = [round(value, 5) for value in total.tolist()]
+        self._guests[camera] = {"epoch": self.epoch(camera), "people": people, "sum": rounded}
+        self._unstored[camera] = 0
+        self._facts.set(CAMERAS_FACT, self._to_json())
+
+    def _to_json(self) -> dict[str, Any]:
+        return {"epochs": self._epochs, "guests": self._guests}
 
 
 def _distance(latest: NDArray[np.float64], people: float, total: NDArray[np.float64]) -> float | None:
@@ -190,9 +212,11 @@ def _distance(latest: NDArray[np.float64], people: float, total: NDArray[np.floa
     return float(gap @ gap) / (max(1 - likeness, 1e-6) * (1 / len(latest) + 1 / people))
 
 
-def _items(stored: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
-    found = stored.get(key)
-    return list(found.items()) if isinstance(found, dict) else []
+def _begin_of_change(latest: NDArray[np.float64]) -> int:
+    """Return where in `(N, D)` differences from a mean, by age, those begin that are like the newest."""
+    gap = latest[len(latest) // 2 :].mean(axis=0)
+    beyond = latest @ gap / max(float(gap @ gap), 1e-9) - 0.5
+    return int(np.cumsum(beyond[::-1])[::-1].argmax())
 
 
 def _unit(rows: Vectors) -> Vectors:
