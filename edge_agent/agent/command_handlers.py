@@ -120,7 +120,7 @@ class CommandHandlers:
         threshold = self.identifier.thresholds.current()
         return {
             "gallery": asdict(self.gallery.stats()),
-            "threshold": {"value": threshold.value, "rule": threshold.rule, "pairs": threshold.pairs},
+            "threshold": asdict(threshold),
             "drift": self.identifier.thresholds.site.drift(),
             "delivery": asdict(self.delivery()),
         }

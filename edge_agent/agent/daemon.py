@@ -20,6 +20,7 @@ from edge_agent.agent.stages import (
     StageOpener,
     Stages,
     Supply,
+    calibrated_threshold,
     fitting_calibration,
     import_scipy_in_background,
 )
@@ -309,7 +310,7 @@ class Agent:
             _log.error("reload_incomplete", setting="engine.folder", error=str(error))
             return
         calibration = fitting_calibration(active, stages.embedder.info)
-        stages.identifier.thresholds.calibrated = None if calibration is None else calibration.threshold
+        stages.identifier.thresholds.calibrated = calibrated_threshold(calibration)
 
 
 def _copies_heartbeat(

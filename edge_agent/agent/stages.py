@@ -48,6 +48,7 @@ from edge_agent.gallery.gallery import Gallery, open_gallery
 from edge_agent.gallery.rows import HOME_FACT
 from edge_agent.health.telemetry import Reading, Telemetry
 from edge_agent.identify import Identifier
+from edge_agent.identify.site import Calibrated
 from edge_agent.source.address import source_kind
 from edge_agent.source.messages import MessageSource
 from edge_agent.source.opening import open_sources
@@ -147,8 +148,7 @@ class StageOpener:
         telemetry = stack.enter_context(Telemetry(settings.telemetry, state))
         reading = telemetry.read()
         self._laps.lap("sensors")
-        threshold = None if calibration is None else calibration.threshold
-        identifier = Identifier(gallery, self.session, settings.identify, threshold)
+        identifier = Identifier(gallery, self.session, settings.identify, calibrated_threshold(calibration))
         info = info_data(
             settings, embedder.info, detection.name, self._cameras(by_camera), reading, calibration
         )
@@ -371,6 +371,13 @@ def _mend_permissions(state: Path) -> None:
         _log.warning("permissions_mended", folder=str(state), names=changed)
     if is_open(state):
         _log.warning("state_folder_open", folder=str(state), advice=f"chmod 700 {shlex.quote(str(state))}")
+
+
+def calibrated_threshold(calibration: Calibration | None) -> Calibrated | None:
+    """Return the threshold of a calibration, if it has one."""
+    if calibration is None or calibration.threshold is None:
+        return None
+    return Calibrated(calibration.threshold, calibration.pair_rate)
 
 
 def fitting_calibration(calibration: Calibration | None, engine: EngineInfo) -> Calibration | None:

@@ -32,7 +32,7 @@ OutputOption = Annotated[
     Option(metavar="DIR", help="Folder of calibrations and plans; by default `engines` in the state folder."),
 ]
 TargetFmrOption = Annotated[
-    float | None, Option(help="False-match rate of the threshold; by default identify.target_fmr.")
+    float | None, Option(help="False-match rate of two crops at the threshold; by default 0.001.")
 ]
 MapLossOption = Annotated[float, Option(min=0.0, max=1.0, help="Gate: largest loss of mAP, as a fraction.")]
 Rank1LossOption = Annotated[
@@ -84,6 +84,7 @@ def command(
     An interrupted run continues where it stopped; a finished one is not repeated. A running agent takes the
     threshold on SIGHUP, and the engine when it is restarted.
     """
+    from edge_agent.core.config import PAIR_RATE
     from edge_agent.offline.calibrate.gate import Bounds
     from edge_agent.offline.calibrate.job import Job
 
@@ -93,6 +94,7 @@ def command(
     )  # fmt: skip
     request = _request(
         settings, site_pairs=site_pairs, dataset=dataset, method=method, size=size, seed=seed,
+        target_fmr=PAIR_RATE if target_fmr is None else target_fmr,
         bounds=Bounds(max_map_loss, max_rank1_loss, min_cosine), sensitivity=sensitivity,
         bench_seconds=bench_seconds,
     )  # fmt: skip
@@ -128,7 +130,6 @@ def _request(settings: Settings, *, site_pairs: bool, **options: Any) -> Request
         precision=settings.engine.precision,
         engine=settings.engine,
         quality=settings.quality,
-        target_fmr=settings.identify.target_fmr,
         site=site_scores(settings, prepared) if site_pairs else None,
         **options,
     )

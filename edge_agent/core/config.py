@@ -264,6 +264,10 @@ class GallerySettings(Section):
     exact_up_to: int = about(100_000, "limit of identities for exact search", ge=1000)
 
 
+PAIR_RATE = 1e-3
+"""False-match rate of two crops at the threshold of a calibration."""
+
+
 class IdentifySettings(Section):
     """Decision whether two tracks show the same person. `docs/identity.md` explains each value."""
 
@@ -271,7 +275,9 @@ class IdentifySettings(Section):
         "auto", "auto: unknown people become identities; watchlist: only enrolled ones match"
     )
     threshold: float | None = about(None, "fixed cosine threshold; null: by rules", ge=-1, le=1)
-    target_fmr: float = about(1e-3, "target false-match rate of thresholds", gt=0, lt=0.5)
+    target_fmr: float = about(
+        0.02, "target probability that somebody new is taken for a known person", gt=0, lt=0.5
+    )
     decide_crops: int = about(6, "crops needed to match a track", ge=1)
     enrol_crops: int = about(8, "crops needed to enrol an unknown person", ge=1)
     crop_interval_s: Seconds = about(0.08, "crops of a track within this time count as one")

@@ -98,7 +98,10 @@ class IdentityData:
     )
     margin: float | None = about("score minus runner_up; null when either is null.")
     threshold: float | None = about("Threshold for the score; null without a comparison.")
-    rule: str = about("Origin of the threshold: calibrated, site, warm-up, configured, watchlist.")
+    rule: str = about(
+        "Origin of the threshold: site (scores of people of this site), prior (scores that the network gives"
+        " for rendered people, until the site has its own), calibrated, configured; warm-up: none yet."
+    )
     evidence: int = about("Number of crops pooled.", minimum=0)
     quality: float = about("Mean quality of those crops.", minimum=0, maximum=1)
     bbox: tuple[float, float, float, float] = about(
@@ -128,6 +131,12 @@ class IdentityData:
     device: DeviceSummary = about("State of the device at the time of the decision.", default=DeviceSummary)
     frame_size: tuple[int, int] | None = value("Width and height of the frame, which bbox refers to.", "px")
     time_uncertain: bool = _uncertain()
+    identities: int | None = value("Number of identities that the track was compared with.")
+    pair_rate: float | None = value(
+        "Estimated probability that somebody new reaches the threshold with one identity; null where nothing"
+        " is known of the scores."
+    )
+    search_rate: float | None = value("The same for any of the identities.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +350,9 @@ def identity_event(
         margin=_rounded(margin),
         threshold=_rounded(decision.threshold),
         rule=decision.rule,
+        identities=decision.identities,
+        pair_rate=_short(decision.pair_rate),
+        search_rate=_short(decision.search_rate),
         evidence=decision.evidence,
         quality=round(float(decision.quality), 4),
         bbox=(round(x1 / width, 5), round(y1 / height, 5), round(x2 / width, 5), round(y2 / height, 5)),
@@ -367,6 +379,11 @@ def identity_event(
 def _rounded(value: float | None) -> float | None:
     """Round to four decimals, which suffice for a cosine and keep payloads short."""
     return None if value is None else round(float(value), 4)
+
+
+def _short(rate: float | None) -> float | None:
+    """Round to three digits."""
+    return None if rate is None else float(f"{rate:.3g}")
 
 
 Details: TypeAlias = Mapping[str, str | float | bool | None]

@@ -344,7 +344,10 @@ class Decision:
         score: cosine of the track's pooled embedding and the identity, None without a comparison.
         runner_up: the same for the second-best identity, None when there is none.
         threshold: for the score, None without a comparison.
-        rule: origin of the threshold: `calibrated`, `site`, `warm-up`, `configured`, `watchlist`.
+        rule: origin of the threshold: `calibrated`, `site`, `prior`, `warm-up`, `configured`.
+        identities: number of identities that the track was compared with.
+        pair_rate, search_rate: estimated probability that somebody new reaches the threshold with one
+            identity, and with any of them; None where nothing is known of the scores.
         evidence: number of crops pooled; `quality` is their mean quality, 0..1.
         box: `(4,)`, last position of the track.
         size: `(width, height)` of the frame in pixels.
@@ -377,6 +380,9 @@ class Decision:
     previous: str | None = None
     reason: str = ""
     ended: bool = False
+    identities: int = 0
+    pair_rate: float | None = None
+    search_rate: float | None = None
 
 
 _ZERO, _LEAST_AREA = np.array(0.0, np.float32), np.array(1e-12, np.float32)

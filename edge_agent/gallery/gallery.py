@@ -150,6 +150,13 @@ class Gallery:
         with self.file.reading():
             return self.file.index.vectors(numbers)
 
+    def some(self, count: int) -> list[int]:
+        """Return at most `count` identities, from the first to the latest at equal steps; from memory."""
+        with self.file.reading():
+            numbers = sorted(self.file.revisions)
+        step = max(1, -(-len(numbers) // count))
+        return numbers[::-step]
+
     def present(self, numbers: Collection[int]) -> set[int]:
         """Return those of these identities that exist, with or without exemplars; from memory."""
         with self.file.reading():

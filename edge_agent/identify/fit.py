@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import InputError
 from edge_agent.identify.cameras import CameraOffsets
-from edge_agent.identify.near import NEAREST, Near, Neighbours, Searchable
-from edge_agent.identify.site import FactStore, ThresholdPolicy
+from edge_agent.identify.near import NEAREST, Near, Neighbours, Search, Searchable
+from edge_agent.identify.site import MOST_SHIFT, FactStore, ThresholdPolicy
 from edge_agent.identify.tracks import Covisibility, Track, TrackTable
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class KnownIdentities(Searchable, Protocol):
     ) -> int: ...
     def remove_origin(self, number: int, origin: str) -> int: ...
     def exclusive(self) -> AbstractContextManager[None]: ...
+    def __len__(self) -> int: ...
+    def some(self, count: int) -> list[int]: ...
     def present(self, numbers: set[int]) -> set[int]: ...
     def enrolled(self, numbers: list[int]) -> set[int]: ...
     def touch(self, number: int, time: float) -> None: ...
@@ -125,12 +127,42 @@ class Fitting:
             [track.number for track in tracks],
         )
         for track, near in zip(tracks, found, strict=True):
-            track.search = near.search
+            if track.search is not near.search:
+                self._judge(track, near.search)
         return found
 
-    def fit(self, tracks: Sequence[Track], threshold: float) -> Fit:
+    def _judge(self, track: Track, search: Search) -> None:
+        """Note a new search of a track, and how like it is to others by it."""
+        thresholds, first = self._shared.thresholds, track.likeness is None
+        scores = [
+            score
+            for number, score in zip(search.numbers, search.scores, strict=True)
+            if number != track.number
+        ]
+        track.search, track.likeness = search, thresholds.likeness(scores)
+        if first and track.likeness is not None:
+            thresholds.note(track.likeness)
+
+    def threshold(self, track: Track) -> float:
+        """Return the threshold for a track, after a search; there must be one."""
+        track.threshold = self._shared.thresholds.of(len(self._taken(track)), track.likeness)
+        assert track.threshold.value is not None  # else nothing is compared
+        return track.threshold.value
+
+    def floor(self, tracks: Sequence[Track]) -> float:
+        """Return the least score that can matter to a decision on tracks; there must be a threshold."""
+        taken = max(len(self._taken(track)) for track in tracks)
+        base = self._shared.thresholds.of(taken, None).value
+        assert base is not None  # else nothing is compared
+        return base - MOST_SHIFT - self._shared.settings.margin
+
+    def _taken(self, track: Track) -> set[int]:
+        """Return the identities of others that were seen together with a track."""
+        return self._shared.tracks.numbers(self._shared.links.rivals(track.key)) - {track.number}
+
+    def fit(self, tracks: Sequence[Track]) -> Fit:
         """Score tracks against the identities that they may have, as far as it can matter to a decision."""
-        found = self.near(tracks, threshold - self._shared.settings.margin)
+        found = self.near(tracks, self.floor(tracks))
         numbers = np.unique(np.concatenate([near.numbers for near in found]))
         scores = np.full((len(tracks), len(numbers)), -np.inf, np.float32)
         for row, (track, near) in enumerate(zip(tracks, found, strict=True)):
@@ -140,10 +172,9 @@ class Fitting:
 
     def measure(self, track: Track) -> None:
         """Set the best and the second score of a track, also of identities far from the threshold."""
-        threshold = self._shared.thresholds.in_force.value
-        if threshold is None:
+        if self._shared.thresholds.in_force.value is None:
             return
-        near, count = self.near([track], threshold - self._shared.settings.margin)[0], NEAREST
+        near, count = self.near([track], self.floor([track]))[0], NEAREST
         while True:
             scores = near.scores.copy()
             scores[self._forbidden(track, near.numbers)] = -np.inf
@@ -161,7 +192,7 @@ class Fitting:
 
     def _forbidden(self, track: Track, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """`(I,)`: identities of tracks that were seen together with this one, or not on the watchlist."""
-        taken = self._shared.tracks.numbers(self._shared.links.rivals(track.key))
+        taken = self._shared.tracks.numbers(self._shared.links.rivals(track.key))  # maybe its own, too
         listed = numbers.tolist()
         watchlist = self._shared.settings.enrolment == "watchlist"
         allowed = set(self._shared.gallery.enrolled(listed) if watchlist else listed) - taken
@@ -181,12 +212,13 @@ def best_two(scores: Vector) -> list[int]:
     return found
 
 
-def assign(scores: Vector, threshold: float) -> list[tuple[int, int]]:
-    """Return the pairs (row, column) with the greatest sum of scores, each at least `threshold`."""
+def assign(scores: Vector, thresholds: Sequence[float]) -> list[tuple[int, int]]:
+    """Return the pairs (row, column) with the greatest sum of scores, none below the threshold of its row."""
     from scipy.optimize import linear_sum_assignment
 
     if scores.size == 0:
         return []
-    gain = np.where(scores >= threshold, scores, -10.0)
+    good = scores >= np.array(thresholds)[:, None]
+    gain = np.where(good, scores, -10.0)
     rows, columns = linear_sum_assignment(gain, maximize=True)
-    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if scores[r, c] >= threshold]
+    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if good[r, c]]

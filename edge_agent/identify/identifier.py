@@ -25,11 +25,12 @@ from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
 from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
 from edge_agent.identify.settle import Fuser, Reviewer, Settler
-from edge_agent.identify.site import ThresholdPolicy
+from edge_agent.identify.site import Calibrated, ThresholdPolicy
 from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Track, TrackTable
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
+    from edge_agent.identify.prior import Prior
 
 _log = structlog.get_logger(__name__)
 
@@ -46,11 +47,12 @@ class Identifier:
         gallery: KnownIdentities,
         session: str,
         settings: IdentifySettings,
-        calibrated: float | None = None,
+        calibrated: Calibrated | None = None,
+        prior: Prior | None = None,
     ) -> None:
         gallery.cameras.start()
         self.tracks = TrackTable(session, settings)
-        self.thresholds = ThresholdPolicy(gallery.facts, settings, calibrated)
+        self.thresholds = ThresholdPolicy(gallery, settings, calibrated, prior)
         links = Covisibility(settings.covisible_frames)
         self._shared = Shared(gallery, settings, self.tracks, links, self.thresholds)
         neighbours = Neighbours(gallery)
@@ -174,13 +176,16 @@ class Identifier:
         pooled = [track for track in seen if track.evidence.count >= self._shared.settings.decide_crops]
         if len(pooled) < 2:
             return
+        cameras, camera = self._shared.gallery.cameras, pooled[0].key[0]
         centroids = np.stack([track.pooled() for track in pooled])
-        cosines = (centroids @ centroids.T).tolist()
+        cosines = cameras.cosines(camera, centroids, [track.number is not None for track in pooled]).tolist()
+        bias = cameras.bias(camera)
         for i, first in enumerate(pooled):
             rivals = self._shared.links.rivals(first.key)
             for j in range(i + 1, len(pooled)):
                 if pooled[j].key in rivals:
-                    self.thresholds.site.learn(first.person, pooled[j].person, cosines[i][j])
+                    raw = bias.before(cosines[i][j])
+                    self.thresholds.site.learn(first.person, pooled[j].person, raw, camera)
 
     def _decide(self, due: Sequence[Track]) -> list[Decision]:
         threshold = self.thresholds.in_force.value
@@ -188,14 +193,14 @@ class Identifier:
         if threshold is not None:
             undecided = [track for track in due if track.number is None]
             decided = [track for track in due if track.number is not None]
-            decisions += self._match(undecided, threshold)
-            decisions += self._reviewer.contest([t for t in undecided if t.number is None], threshold)
+            decisions += self._match(undecided)
+            decisions += self._reviewer.contest([t for t in undecided if t.number is None])
             for track in decided:
-                decisions += self._reviewer.review(track, threshold)
+                decisions += self._reviewer.review(track)
         for track in due:
             track.decided_at = track.evidence.count
             if track.number is None:
-                decisions += self._enrol_unknown(track, threshold)
+                decisions += self._enrol_unknown(track)
             else:
                 self._settler.store(track)
         if threshold is not None and not self._had_threshold:
@@ -204,33 +209,38 @@ class Identifier:
         self._had_threshold = threshold is not None
         return decisions
 
-    def _match(self, tracks: Sequence[Track], threshold: float) -> list[Decision]:
+    def _match(self, tracks: Sequence[Track]) -> list[Decision]:
         """Assign undecided tracks of one camera and free identities jointly."""
         if not tracks:
             return []
         settings = self._shared.settings
-        fit = self._fitting.fit(tracks, threshold)
+        fit = self._fitting.fit(tracks)
+        thresholds = [self._fitting.threshold(track) for track in tracks]
         certain = []
         for row, track in enumerate(tracks):
             number, score, track.runner_up = fit.best(row)
             track.score = score if number is not None else None
             lead = score - (track.runner_up if track.runner_up is not None else -1.0)
             is_clear = lead >= settings.margin or track.evidence.count >= settings.pool_crops
-            if number is not None and score >= threshold and is_clear:
+            if number is not None and score >= thresholds[row] and is_clear:
                 certain.append(row)
         decisions = []
-        for row, column in assign(fit.scores[certain], threshold):
+        for row, column in assign(fit.scores[certain], [thresholds[row] for row in certain]):
             track = tracks[certain[row]]
             track.score = float(fit.scores[certain[row], column])
             number = int(fit.numbers[column])
             decisions.append(self._settler.settle(track, number, DecisionKind.MATCHED, "re-entry"))
         return decisions
 
-    def _enrol_unknown(self, track: Track, threshold: float | None) -> list[Decision]:
+    def _enrol_unknown(self, track: Track) -> list[Decision]:
         settings = self._shared.settings
         if track.sure < settings.enrol_crops:
             return []
-        could_match = threshold is not None and track.score is not None and track.score >= threshold
+        could_match = (
+            self.thresholds.in_force.value is not None
+            and track.score is not None
+            and track.score >= self._fitting.threshold(track)
+        )
         if could_match and track.evidence.count < settings.pool_crops:
             return []  # ambiguous: more evidence may distinguish the two identities
         if settings.enrolment == "auto":

@@ -82,7 +82,7 @@ class Settler:
         score, second = (
             None if value is None else bias.before(value) for value in (track.score, track.runner_up)
         )
-        threshold = self._shared.thresholds.stated
+        threshold = track.threshold or self._shared.thresholds.in_force
         overturned = track.decision if kind is DecisionKind.CORRECTED else None
         decision = Decision(
             id=str(uuid.uuid4()),
@@ -94,8 +94,11 @@ class Settler:
             name=identity.name if identity is not None else None,
             score=score,
             runner_up=second,
-            threshold=threshold.value,
+            threshold=None if threshold.value is None else bias.before(threshold.value),
             rule=threshold.rule,
+            identities=threshold.identities,
+            pair_rate=threshold.pair_rate,
+            search_rate=threshold.search_rate,
             evidence=track.evidence.pooled,
             quality=track.evidence.quality,
             box=track.last.box,
@@ -124,12 +127,11 @@ class Fuser:
 
     def fuse(self, numbers: Iterable[int]) -> list[Decision]:
         """Join each identity with the one that is the same person, if any; the older number stays."""
-        threshold = self._shared.thresholds.in_force.value
         decisions: list[Decision] = []
-        if threshold is None:
+        if self._shared.thresholds.in_force.value is None:
             return decisions
         for number in numbers:
-            other = self._twin(number, threshold)
+            other = self._twin(number)
             if other is not None:
                 decisions += self.join(min(number, other), max(number, other))
         return decisions
@@ -150,19 +152,22 @@ class Fuser:
             decisions.append(decision)
         return decisions
 
-    def _twin(self, number: int, threshold: float) -> int | None:
+    def _twin(self, number: int) -> int | None:
         """Return the identity that is certainly the same person as `number`, if there is one."""
         tracks, margin = self._shared.tracks, self._shared.settings.margin
         crops = sum(track.evidence.count for track in tracks.records(tracks.holders(number)))
         if crops < self._shared.settings.fuse_crops:
             return None
+        taken = len(self._shared.seen_with(number))
+        threshold = self._shared.thresholds.of(taken, None).value
+        assert threshold is not None  # else nothing is compared
         numbers, mean = self._likeness(number, threshold - margin)
         order = best_two(mean)
         if not order:
             return None
         other = int(numbers[order[0]])
         bias = self._shared.gallery.cameras.least_bias([number, other])
-        if mean[order[0]] < max(threshold, self._shared.thresholds.current(bias).value or threshold):
+        if mean[order[0]] < max(threshold, self._shared.thresholds.of(taken, None, bias).value or threshold):
             return None
         if len(order) > 1 and mean[order[0]] - mean[order[1]] < margin:
             return None
@@ -203,11 +208,12 @@ class Reviewer:
         self._settler = settler
         self._fuser = fuser
 
-    def contest(self, tracks: Sequence[Track], threshold: float) -> list[Decision]:
+    def contest(self, tracks: Sequence[Track]) -> list[Decision]:
         """Give an identity to a track that fits it clearly better than the tracks that hold it."""
         decisions: list[Decision] = []
         for track in tracks:
-            near = self._fitting.near([track], threshold)[0]
+            near = self._fitting.near([track], self._fitting.floor([track]))[0]
+            threshold = self._fitting.threshold(track)
             for column in best_two(near.scores):
                 number, score = int(near.numbers[column]), float(near.scores[column])
                 if score < threshold:
@@ -237,29 +243,28 @@ class Reviewer:
 
     def _reassign(self, track: Track, reason: str) -> Decision:
         """Find another identity for a track that lost its own, or make one."""
-        threshold = self._shared.thresholds.in_force.value
-        if threshold is not None:
-            number, score, track.runner_up = self._fitting.fit([track], threshold).best(0)
+        if self._shared.thresholds.in_force.value is not None:
+            number, score, track.runner_up = self._fitting.fit([track]).best(0)
             track.score = score if number is not None else None
-            if number is not None and score >= threshold:
+            if number is not None and score >= self._fitting.threshold(track):
                 return self._settler.settle(track, number, DecisionKind.CORRECTED, reason)
         if self._shared.settings.enrolment == "auto":
             return self._settler.enrol(track, DecisionKind.CORRECTED, reason)
         return self._settler.decision(track, DecisionKind.CORRECTED, reason)
 
-    def review(self, track: Track, threshold: float) -> list[Decision]:
+    def review(self, track: Track) -> list[Decision]:
         """Compare a decided track again with new evidence: fuse identities, or move the track."""
         if track.number is None or track.evidence.count < self._shared.settings.fuse_crops:
             return []
         if track.founder:
-            return self._join_founder(track, track.number, threshold) or self._fuser.fuse([track.number])
-        number, score, second = self._fitting.fit([track], threshold).best(0)
+            return self._join_founder(track, track.number) or self._fuser.fuse([track.number])
+        number, score, second = self._fitting.fit([track]).best(0)
         held = self._fitting.without_own(track, track.number)
         if (
             number is None
             or number == track.number
             or held is None
-            or score < max(threshold, held + CLEAR_LEAD)
+            or score < max(self._fitting.threshold(track), held + CLEAR_LEAD)
             or self._is_ambiguous(score, second)
         ):
             track.score = held if held is not None else track.score
@@ -268,12 +273,12 @@ class Reviewer:
         track.score, track.runner_up = score, held
         return [self._settler.settle(track, number, DecisionKind.CORRECTED, "switched")]
 
-    def _join_founder(self, track: Track, own: int, threshold: float) -> list[Decision]:
+    def _join_founder(self, track: Track, own: int) -> list[Decision]:
         """Join an identity that was enrolled as new with the known one that its pool fits now."""
-        fit = self._fitting.fit([track], threshold)
+        fit = self._fitting.fit([track])
         fit.scores[0, np.isin(fit.numbers, [own, *self._shared.seen_with(own)])] = -np.inf
         number, score, second = fit.best(0)
-        if number is None or score < threshold or self._is_ambiguous(score, second):
+        if number is None or score < self._fitting.threshold(track) or self._is_ambiguous(score, second):
             return []
         track.score, track.runner_up = score, second
         return self._fuser.join(min(own, number), max(own, number))

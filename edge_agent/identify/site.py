@@ -1,122 +1,155 @@
-"""Match threshold from the site's own impostor scores.
+"""Match threshold: the score that a newcomer reaches with no known identity, but for a small probability.
 
-Two people in one frame of a camera are certain impostors of each other. Their pooled similarity, one value
-for each pair of people, is a sample of the scores of different people at this site, with this network, this
-camera and this light. A further such pair reaches the threshold only with the target probability: it is a
-one-sided prediction limit of a normal distribution in Fisher's z
-(z = atanh r; the limit is mean + t * sd * sqrt(1 + 1/n), Student's t with n - 1 degrees of freedom).
+A search compares a person with everybody in the gallery. So the threshold is that of a pair rate which is
+the target divided by the number of identities, and rises as the gallery grows. `identify/impostors.py`
+estimates the scores of different people.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.identify.impostors import FEWEST_IDENTITIES, Angles, angles_of, blend, strangers
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
-    from edge_agent.identify.cameras import CameraBias
+    from edge_agent.identify.cameras import CameraBias, CameraOffsets
+    from edge_agent.identify.prior import Prior, Spread
 
 MIN_PAIRS = 4
-"""Least number of pairs for a threshold."""
-MIN_SPREAD = 0.05
-"""Floor of the standard deviation in z: a few pairs that happen to agree prove little."""
-MAX_QUANTILE = 6.0
-"""Cap of Student's t, which would forbid every match for few pairs."""
+"""Least number of pairs of people seen together for a threshold without a prior."""
 MAX_PAIRS = 400
 """Pairs kept; older ones are dropped, so that the threshold follows the light and the season."""
+COHORT = slice(2, 8)
+"""Ranks of a search whose mean shows how alike somebody is to others. The first two may be the person, whom
+the gallery may hold twice."""
+LARGE = 16
+"""Least number of identities for that."""
+MOST_SHIFT = 0.08
+"""Greatest change of the threshold for one person."""
+_COHORT_WEIGHT = 0.5
+_SEARCHES_FOR_HALF, _SEARCHES_KEPT = 5.0, 100.0
+SAMPLED = 48
+"""Identities of the gallery that are compared with each other."""
+_CHANGES = 20
+"""Changed values of pairs after which the threshold is computed again."""
+_GROWN = 1.1
+"""Growth of the gallery after which they are chosen again."""
+_VOTES_FOR_HALF = 10.0
+"""People whose camera mean counts half, see `edge_agent.gallery.means`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
     """Least cosine of a match (None: nothing is matched), and its rule.
 
-    The rule is `configured`, `calibrated`, `site` or `warm-up`; `pairs` counts the site's impostor pairs.
+    Attributes:
+        rule: `configured`, `calibrated`, `site`, `prior` or `warm-up`.
+        pairs: pairs of people of the site who were seen together.
+        identities: number of identities that a track is compared with.
+        pair_rate, search_rate: estimated probability that a newcomer reaches `value` with one identity, and
+            with any of them; None where nothing is known of the scores.
     """
 
     value: float | None
     rule: str
     pairs: int = 0
+    identities: int = 0
+    pair_rate: float | None = None
+    search_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Threshold of a calibration, and the false-match rate of pairs that it was measured for."""
+
+    value: float
+    pair_rate: float
 
 
 class SiteScores:
-    """Impostor scores of one site, one value for each pair of people.
+    """Scores of people who were seen together, one value for each pair: the newest.
 
-    A pair of different people may reach the threshold with the probability `target_fmr`.
+    They are cosines of raw embeddings that become the compared ones by the offset of their camera, so that
+    they remain valid when the offset changes.
     """
 
-    def __init__(self, target_fmr: float) -> None:
-        self._target = target_fmr
-        self._pairs: OrderedDict[str, float] = OrderedDict()
-        self._cached: Threshold | None = None
-        self._held: Threshold | None = None
+    def __init__(self) -> None:
+        self._pairs: OrderedDict[str, tuple[float, str | None]] = OrderedDict()
+        self.changes = 0
+        """Number of values that were set."""
 
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def aim(self, target_fmr: float) -> None:
-        """Change the target probability."""
-        self._target = target_fmr
-        self._cached = None
+    def angles(self, relief: Callable[[str | None], float] = lambda _: 0.0) -> Angles:
+        """Return arcsines of the compared values, oldest first, by the relief of a camera (None: unknown)."""
+        values = np.array([value for value, _ in self._pairs.values()], np.float32)
+        cameras = [camera for _, camera in self._pairs.values()]
+        reliefs = {camera: relief(camera) for camera in set(cameras)}
+        less = np.array([reliefs[camera] for camera in cameras], np.float32)
+        return angles_of((values - less) / (1 - less))
 
-    def learn(self, person_a: str, person_b: str, cosine: float) -> None:
-        """Set the value of a pair of people who were seen together."""
+    @property
+    def people(self) -> int:
+        """Number of people in the pairs."""
+        return len({person for key in self._pairs for person in key.split("|")})
+
+    def learn(self, person_a: str, person_b: str, cosine: float, camera: str | None = None) -> None:
+        """Set the value of a pair of people who were seen together at a camera."""
         key = "|".join(sorted((person_a, person_b)))
-        self._pairs[key] = min(0.999, max(-0.999, float(cosine)))
+        self._pairs[key] = min(0.999, max(-0.999, float(cosine))), camera
         self._pairs.move_to_end(key)
+        self.changes += 1
         while len(self._pairs) > MAX_PAIRS:
             self._pairs.popitem(last=False)
-        self._cached = None
 
     def rename(self, old: str, new: str) -> None:
         """Change the key of a person; of pairs that become one the newer value stays."""
         for key in [key for key in self._pairs if old in key.split("|")]:
-            value = self._pairs.pop(key)
+            value, camera = self._pairs.pop(key)
             a, b = key.split("|")
             if {a, b} != {old, new}:
-                self.learn(new if a == old else a, new if b == old else b, value)
-        self._cached = None
-
-    def threshold(self) -> Threshold:
-        """Return the site's threshold; without a value during the warm-up."""
-        self._cached = self._cached or self._compute()
-        return self._cached
+                self.learn(new if a == old else a, new if b == old else b, value, camera)
 
     def drift(self) -> float | None:
         """Return the shift of the newer half of the pairs, in standard deviations; None: too few pairs."""
-        values = np.arctanh(np.array(list(self._pairs.values())))
+        values = self.angles()
         if len(values) < 2 * MIN_PAIRS:
             return None
         older, newer = np.array_split(values, 2)
-        return float((newer.mean() - older.mean()) / max(float(older.std(ddof=1)), MIN_SPREAD))
+        return float((newer.mean() - older.mean()) / max(float(older.std(ddof=1)), 0.05))
 
     def to_json(self) -> dict[str, Any]:
         """Return the argument of `load`."""
-        return {"pairs": dict(self._pairs)}
+        return {
+            "pairs": {key: value for key, (value, _) in self._pairs.items()},
+            "cameras": {key: camera for key, (_, camera) in self._pairs.items() if camera is not None},
+        }
 
     def load(self, stored: Mapping[str, Any]) -> None:
         """Add the pairs of an earlier run."""
+        cameras = stored.get("cameras")
+        cameras = cameras if isinstance(cameras, dict) else {}  # missing in files of earlier versions
         for key, value in stored.get("pairs", {}).items():
-            people = str(key).split("|")
+            people, camera = str(key).split("|"), cameras.get(key)
             if len(people) == 2 and isinstance(value, (int, float)) and -1.0 <= value <= 1.0:
-                self.learn(people[0], people[1], float(value))
+                self.learn(people[0], people[1], float(value), camera if isinstance(camera, str) else None)
 
-    def _compute(self) -> Threshold:
-        count = len(self._pairs)
-        if count < MIN_PAIRS:  # joined people remove pairs: the latest threshold stays
-            return self._held or Threshold(None, "warm-up", count)
-        from scipy.special import stdtrit  # scipy.stats has it too, and takes half a second to import
-
-        values = np.arctanh(np.array(list(self._pairs.values())))
-        spread = max(float(values.std(ddof=1)), MIN_SPREAD)
-        quantile = min(float(stdtrit(count - 1, 1 - self._target)), MAX_QUANTILE)
-        limit = float(values.mean()) + quantile * spread * math.sqrt(1 + 1 / count)
-        self._held = Threshold(math.tanh(limit), "site", count)
-        return self._held
+    def threshold(self, target: float) -> float | None:
+        """Return the cosine that a pair reaches with this probability, by these scores alone."""
+        if len(self) < MIN_PAIRS:
+            return None
+        spread = blend(None, self.angles(), self.people, np.zeros(0), 0)
+        return None if spread is None else spread.reached_by(target)
 
 
 SITE_FACT = "site_scores"  # name of the site's scores in the gallery file
@@ -129,55 +162,174 @@ class FactStore(Protocol):
     def set(self, key: str, value: Any) -> None: ...  # noqa: ANN401, D102
 
 
-class ThresholdPolicy:
-    """Chooses the match threshold: the configured, the calibrated or the site's own."""
+class Identities(Protocol):
+    """The methods of `edge_agent.gallery.Gallery` that the threshold needs."""
 
-    def __init__(self, facts: FactStore, settings: IdentifySettings, calibrated: float | None) -> None:
+    def __len__(self) -> int: ...
+    def some(self, count: int) -> list[int]: ...  # noqa: D102
+    def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...  # noqa: D102
+    @property
+    def facts(self) -> FactStore: ...  # noqa: D102
+    @property
+    def cameras(self) -> CameraOffsets: ...  # noqa: D102
+
+
+class ThresholdPolicy:
+    """Chooses the match threshold: the configured, the calibrated, or by scores of the site and the prior.
+
+    The configured and the calibrated one are for raw embeddings: the offset of a camera takes as much from
+    the threshold as from the scores of two people of this camera. Values that are returned are as compared.
+    """
+
+    def __init__(
+        self,
+        gallery: Identities,
+        settings: IdentifySettings,
+        calibrated: Calibrated | None = None,
+        prior: Prior | None = None,
+    ) -> None:
         self.calibrated = calibrated
-        self.site = SiteScores(settings.target_fmr)
-        self._facts = facts
+        self.prior = prior
+        self.site = SiteScores()
+        self._gallery = gallery
         self._settings = settings
-        stored = facts.get(SITE_FACT)
+        self._strangers: Angles = np.zeros(0)
+        self._sampled = (0, 0)  # size of the gallery when they were chosen, and their number
+        self._state: object = None
+        self._scores: Spread | None = None
+        self._cohorts = (0.0, 0.0)  # number of people, and their mean likeness to others
+        self._load()
+        self._bias: CameraBias | None = None  # of the camera of this frame
+        self.in_force = self.current()  # for this frame; joined identities may change the current one
+
+    def _load(self) -> None:
+        stored = self._gallery.facts.get(SITE_FACT)
         if isinstance(stored, dict) and isinstance(stored.get("pairs"), dict):
             self.site.load(stored)
-        self.stated = self.current()
-        """The threshold of this frame as of raw embeddings; joined identities may change the current one."""
-        self.in_force = self.stated
-        """The same as it is compared, for the camera of this frame."""
 
     def current(self, bias: CameraBias | None = None) -> Threshold:
-        """Return the threshold and its rule, without a `bias` for raw embeddings.
+        """Return the threshold of a search among all identities; without a `bias`, for raw embeddings."""
+        self._update(bias)
+        return self._among(len(self._gallery), None, bias)
 
-        All rules are for raw embeddings. The offset of a camera takes as much from the threshold as from the
-        scores of two people of this camera.
+    def of(self, taken: int, likeness: float | None, bias: CameraBias | None = None) -> Threshold:
+        """Return the threshold in this frame for somebody who is certainly none of `taken` identities."""
+        return self._among(max(1, self.in_force.identities - taken), likeness, bias or self._bias)
+
+    def _among(self, identities: int, likeness: float | None, bias: CameraBias | None) -> Threshold:
+        scores, value, rule = self._scores, self._settings.threshold, "configured"
+        if value is not None:
+            value = _after(bias, value)
+        else:
+            value, rule = self._by_scores(scores, pair_rate(self._settings.target_fmr, identities), bias)
+            if value is not None:
+                value = min(1.0, value + self._shift(likeness))
+        if scores is None or value is None:
+            return Threshold(value, rule, len(self.site), identities)
+        rate = scores.rate(value)
+        return Threshold(value, rule, len(self.site), identities, rate, search_rate(rate, identities))
+
+    def _by_scores(
+        self, scores: Spread | None, rate: float, bias: CameraBias | None
+    ) -> tuple[float | None, str]:
+        calibrated = self.calibrated
+        if scores is None:
+            return (None, "warm-up") if calibrated is None else (_after(bias, calibrated.value), "calibrated")
+        value = scores.reached_by(rate)
+        proven = len(self.site) >= MIN_PAIRS or self._sampled[1] >= FEWEST_IDENTITIES
+        if calibrated is None:
+            return value, "site" if proven else "prior"
+        # The calibration knows one point of the tail; the scores, how far it is to the rate of this gallery.
+        further = max(0.0, value - scores.reached_by(calibrated.pair_rate))
+        least = min(1.0, _after(bias, calibrated.value) + further)
+        # Higher where people of this place are more alike than those of the calibration.
+        return (value, "site") if proven and value > least else (least, "calibrated")
+
+    def _update(self, bias: CameraBias | None) -> None:
+        """Estimate the scores of impostors; the latest stay where joined people took the last pairs away."""
+        self._sample()
+        weight = 0.0 if bias is None else bias.weight
+        state = (self.site.changes // _CHANGES, len(self.site), self._sampled, self.prior, round(weight, 2))
+        if state != self._state:
+            angles = self.site.angles(partial(self._relief, bias))
+            found = blend(
+                None if self.prior is None else self.prior.at(weight).impostors,
+                angles if len(self.site) >= MIN_PAIRS or self.prior is not None else np.zeros(0),
+                self.site.people,
+                self._strangers,
+                self._sampled[1],
+            )
+            self._state, self._scores = state, found or self._scores
+
+    def _relief(self, bias: CameraBias | None, camera: str | None) -> float:
+        """Return the relief of a camera as things stand; that of `bias` for an unknown one."""
+        if bias is None:
+            return 0.0
+        return (bias if camera is None else self._gallery.cameras.bias(camera)).relief
+
+    def _sample(self) -> None:
+        """Compare some identities with each other, again when the gallery has grown or shrunk by a tenth."""
+        size = len(self._gallery)
+        if self._sampled[0] / _GROWN <= size <= self._sampled[0] * _GROWN:
+            return
+        owners, vectors = self._gallery.vectors(self._gallery.some(SAMPLED))
+        found = strangers(owners, vectors, size + _VOTES_FOR_HALF)
+        self._strangers, self._sampled = found, (size, len(np.unique(owners)))
+
+    def likeness(self, scores: Sequence[float]) -> float | None:
+        """Return how much more somebody is like others than expected, from scores of a search, best first.
+
+        Somebody dressed like many has high scores with many, and a lead over them means less.
         """
-        raw = self._raw()
-        value = raw.value if raw.value is None or bias is None else bias.after(raw.value)
-        return replace(raw, value=value)
+        identities, spread = self.in_force.identities, self._scores
+        ranked = scores[COHORT]
+        if identities < LARGE or spread is None or len(ranked) < COHORT.stop - COHORT.start:
+            return None
+        return sum(ranked) / len(ranked) - spread.reached_by((COHORT.start + COHORT.stop) / 2 / identities)
 
-    def _raw(self) -> Threshold:
-        if self._settings.threshold is not None:
-            return Threshold(self._settings.threshold, "configured")
-        site = self.site.threshold()
-        if self.calibrated is not None and (site.value is None or site.value <= self.calibrated):
-            return Threshold(self.calibrated, "calibrated")
-        return site  # higher where people of this place are more alike than those of the calibration
+    def note(self, likeness: float) -> None:
+        """Learn the likeness of one more person."""
+        count, mean = self._cohorts
+        count = min(count + 1, _SEARCHES_KEPT)
+        self._cohorts = count, mean + (likeness - mean) / count
+
+    def _shift(self, likeness: float | None) -> float:
+        """Return what is added to the threshold for somebody of this likeness to others."""
+        count, mean = self._cohorts
+        if likeness is None:
+            return 0.0
+        shift = _COHORT_WEIGHT * count / (count + _SEARCHES_FOR_HALF) * (likeness - mean)
+        return max(-MOST_SHIFT, min(MOST_SHIFT, shift))
 
     def refresh(self, bias: CameraBias | None = None) -> Threshold:
         """Put the current threshold in force, for the camera of this `bias`."""
-        self.stated, self.in_force = self.current(), self.current(bias)
+        self._bias, self.in_force = bias, self.current(bias)
         return self.in_force
 
     def reload(self, settings: IdentifySettings) -> None:
         """Replace the settings."""
         self._settings = settings
-        self.site.aim(settings.target_fmr)
 
     def save(self) -> None:
         """Keep the site's scores for the next run."""
-        self._facts.set(SITE_FACT, self.site.to_json())
+        self._gallery.facts.set(SITE_FACT, self.site.to_json())
 
     def forget(self) -> None:
         """Forget the site's scores, also in the gallery file."""
-        self.site = SiteScores(self._settings.target_fmr)
+        self.site = SiteScores()
+        self._state = self._scores = None
         self.save()
+
+
+def _after(bias: CameraBias | None, value: float) -> float:
+    return value if bias is None else bias.after(value)
+
+
+def pair_rate(target: float, identities: int) -> float:
+    """Return the false-match rate of pairs by which a newcomer's search has the target."""
+    return -math.expm1(math.log1p(-target) / max(identities, 1))
+
+
+def search_rate(rate: float, identities: int) -> float:
+    """Return the probability that a newcomer reaches a threshold of this pair rate with any identity."""
+    return -math.expm1(max(identities, 1) * math.log1p(-min(rate, 1 - 1e-9)))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
     from edge_agent.core.structures import Decision, TrackObservation, TrackUpdate
     from edge_agent.identify.near import Search
+    from edge_agent.identify.site import Threshold
 
 TrackKey = tuple[str, int]  # camera and track number
 REVIEW_CROPS = 10
@@ -105,6 +106,8 @@ class Track:
         review_until: evidence count up to which a narrow decision needs further crops soon.
         score, runner_up: of the best and the second-best identity at the latest comparison.
         search: the latest gallery search for it.
+        likeness: how much more it is like other identities than expected, by that search.
+        threshold: that of the latest comparison.
     """
 
     key: TrackKey
@@ -127,6 +130,8 @@ class Track:
     score: float | None = None
     runner_up: float | None = None
     search: Search | None = None
+    likeness: float | None = None
+    threshold: Threshold | None = None
 
     @property
     def person(self) -> str:

@@ -22,7 +22,7 @@ from edge_agent.engine.models import prepare_model
 from edge_agent.engine.plans.active import ActiveEngine
 from edge_agent.engine.precision.calibration import Calibration, current_calibration, in_precision
 from edge_agent.identify import Identifier
-from edge_agent.identify.site import SITE_FACT, SiteScores
+from edge_agent.identify.site import SITE_FACT, Calibrated, SiteScores
 from edge_agent.offline.calibrate.gate import Bounds
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.calibrate.request import Request
@@ -269,10 +269,17 @@ class Known:
     """An empty gallery, and the site's scores."""
 
     def __init__(self, scores: list[float]) -> None:
-        site = SiteScores(1e-3)
+        site = SiteScores()
         for number, score in enumerate(scores):
             site.learn(f"#{number}", f"#{number + 100}", score)
         self.facts = {SITE_FACT: site.to_json()}
+        self.cameras = self
+
+    def start(self) -> None:
+        """Nothing is subtracted."""
+
+    def __len__(self) -> int:
+        return 0
 
 
 @pytest.mark.parametrize(
@@ -289,7 +296,8 @@ class Known:
 def test_which_threshold_applies(
     scores: list[float], calibrated_at: float | None, configured: float | None, rule: str
 ) -> None:
-    identifier = Identifier(Known(scores), "s", IdentifySettings(threshold=configured), calibrated_at)
+    known = None if calibrated_at is None else Calibrated(calibrated_at, 1e-3)
+    identifier = Identifier(Known(scores), "s", IdentifySettings(threshold=configured), known)
     threshold = identifier.thresholds.current()
     assert threshold.rule == rule
     if rule == "calibrated":

@@ -11,6 +11,7 @@ from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
+from edge_agent.identify.site import Calibrated
 from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence
 
 D = 64
@@ -90,59 +91,8 @@ def warm(scene: Scene, people: People, count: int = 6) -> None:
 # -- the site's threshold ----------------------------------------------------------------------
 
 
-def test_warm_up_has_no_threshold() -> None:
-    site = SiteScores(1e-3)
-    for n in range(3):
-        site.learn("a", f"b{n}", 0.1)
-    assert site.threshold().value is None
-    assert site.threshold().rule == "warm-up"
-
-
-def test_threshold_is_the_prediction_limit() -> None:
-    """By hand: z = atanh(r), mean + t(0.999, n - 1) sd sqrt(1 + 1/n)."""
-    from scipy.stats import t
-
-    values = np.array([0.0, 0.1, 0.2, 0.3, 0.25, 0.15, 0.05, 0.35, 0.12, 0.22])
-    site = SiteScores(1e-3)
-    for n, value in enumerate(values):
-        site.learn("a", f"b{n}", float(value))
-    z = np.arctanh(values)
-    wanted = np.tanh(z.mean() + t.ppf(0.999, 9) * z.std(ddof=1) * np.sqrt(1.1))
-    assert site.threshold().value == pytest.approx(wanted)
-    assert site.threshold().pairs == 10
-
-
-def test_fewer_pairs_and_lower_rate_raise_the_threshold() -> None:
-    def limit(pairs: int, rate: float) -> float:
-        site = SiteScores(rate)
-        for n in range(pairs):
-            site.learn("a", f"b{n}", 0.1 * (n % 4))
-        value = site.threshold().value
-        assert value is not None
-        return value
-
-    assert limit(8, 1e-3) > limit(40, 1e-3)
-    assert limit(20, 1e-4) > limit(20, 1e-3) > limit(20, 1e-2)
-
-
-def test_observed_false_matches_keep_the_promise() -> None:
-    """Of normal impostor scores, no more than the target (within chance) lie above the limit."""
-    random = np.random.default_rng(3)
-    above = total = 0
-    for _ in range(200):
-        site = SiteScores(1e-2)
-        for n, z in enumerate(random.normal(0.3, 0.12, 30)):
-            site.learn("a", f"b{n}", float(np.tanh(z)))
-        value = site.threshold().value
-        assert value is not None
-        fresh = np.tanh(random.normal(0.3, 0.12, 200))
-        above += int((fresh >= value).sum())
-        total += 200
-    assert above / total < 0.013
-
-
 def test_one_value_for_each_pair_of_people() -> None:
-    site = SiteScores(1e-3)
+    site = SiteScores()
     site.learn("a", "b", 0.1)
     site.learn("b", "a", 0.3)
     assert len(site) == 1
@@ -151,15 +101,15 @@ def test_one_value_for_each_pair_of_people() -> None:
     assert len(site) == 1
 
 
-def test_joining_people_does_not_bring_the_warm_up_back() -> None:
-    site = SiteScores(1e-3)
+def test_joining_people_does_not_bring_the_warm_up_back(gallery: Gallery) -> None:
+    thresholds = Identifier(gallery, "s", IdentifySettings()).thresholds
     for n, value in enumerate((0.1, 0.2, 0.15, 0.3)):
-        site.learn("a", f"b{n}", value)
-    before = site.threshold()
+        thresholds.site.learn("a", f"b{n}", value)
+    before = thresholds.current()
     assert before.value is not None
-    site.rename("b1", "b0")
-    assert len(site) == 3
-    assert site.threshold() == before
+    thresholds.site.rename("b1", "b0")
+    assert len(thresholds.site) == 3
+    assert thresholds.current().value == before.value
 
 
 def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery) -> None:
@@ -167,12 +117,15 @@ def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery)
     people = People(4)
     scene = Scene(Identifier(gallery, "s", IdentifySettings()))
     warm(scene, people, count=4)
-    in_force = scene.identifier.thresholds.current()
     decisions = []
     for _ in range(12):
         decisions += scene.show({1: people.crop(0)})
     matched = [d for d in decisions if d.kind is DecisionKind.MATCHED]
-    assert [(d.threshold, d.rule) for d in matched] == [(in_force.value, "site")]
+    assert [(d.rule, d.identities) for d in matched] == [("site", 4)]
+    assert matched[0].threshold is not None
+    assert matched[0].score is not None
+    assert matched[0].threshold <= matched[0].score
+    assert matched[0].search_rate == pytest.approx(0.02, rel=1e-3)
     site = scene.identifier.thresholds.site
     while len(site) > 2:
         site.rename(*list(site.to_json()["pairs"])[-1].split("|"))
@@ -191,7 +144,7 @@ def test_site_scores_survive_a_restart(gallery: Gallery) -> None:
 
 
 def test_drift_is_seen() -> None:
-    site = SiteScores(1e-3)
+    site = SiteScores()
     assert site.drift() is None
     for n in range(40):
         site.learn("a", f"b{n}", 0.1 + 0.02 * (n % 3) + (0.3 if n >= 20 else 0.0))
@@ -361,8 +314,11 @@ def test_watchlist_matches_only_manually_enrolled_people(gallery: Gallery) -> No
     ("configured", "calibrated", "rule"),
     [(0.5, 0.4, "configured"), (None, 0.4, "calibrated"), (None, None, "warm-up")],
 )
-def test_the_stronger_rule_wins(gallery: Gallery, configured: float, calibrated: float, rule: str) -> None:
-    identifier = Identifier(gallery, "s", IdentifySettings(threshold=configured), calibrated)
+def test_the_stronger_rule_wins(
+    gallery: Gallery, configured: float | None, calibrated: float | None, rule: str
+) -> None:
+    known = None if calibrated is None else Calibrated(calibrated, 1e-3)
+    identifier = Identifier(gallery, "s", IdentifySettings(threshold=configured), known)
     assert identifier.thresholds.current().rule == rule
 
 

@@ -141,7 +141,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_refused_with_the_count() -> None:
 
 
 def site(values: list[float]) -> dict:
-    scores = SiteScores(1e-2)
+    scores = SiteScores()
     for number, value in enumerate(values):
         scores.learn(f"#{number}", f"#{number + 1000}", value)
     return scores.to_json()

@@ -79,6 +79,11 @@ class Calibration:
         value = self.data["threshold"]["value"]
         return None if value is None else float(value)
 
+    @property
+    def pair_rate(self) -> float:
+        """False-match rate of pairs at the threshold."""
+        return float(self.data["threshold"]["target_fmr"])
+
     def fits(self, prepared: PreparedGraph) -> bool:
         """Return whether it belongs to this network with this preprocess profile."""
         return bool(self.data["space"] == prepared.space)

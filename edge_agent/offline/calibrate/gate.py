@@ -189,9 +189,9 @@ def threshold_without_data(target_fmr: float, site: Mapping[str, Any] | None = N
     """Return the site's threshold if it has one, else no threshold; for use without an evaluation split."""
     value, pairs = None, 0
     if site is not None:
-        scores = SiteScores(target_fmr)
+        scores = SiteScores()
         scores.load(site)
-        value, pairs = scores.threshold().value, len(scores)
+        value, pairs = scores.threshold(target_fmr), len(scores)
     if value is not None:
         reason = "from the site's own pairs of people alone"
         return MatchThreshold(value, target_fmr, source="site", site_pairs=pairs, reason=reason)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from edge_agent import __version__
-from edge_agent.core.config import EngineSettings, QualitySettings
+from edge_agent.core.config import PAIR_RATE, EngineSettings, QualitySettings
 from edge_agent.core.errors import InputError
 from edge_agent.core.manifest import FileRecord, Manifest
 from edge_agent.core.private import private_folder
@@ -103,7 +103,7 @@ class Request:
     method: Method = DEFAULT_METHOD
     size: int = DEFAULT_SIZE
     seed: int = 0
-    target_fmr: float = 1e-3
+    target_fmr: float = PAIR_RATE
     bounds: Bounds = field(default_factory=Bounds)
     sensitivity: bool = False
     site: Mapping[str, Any] | None = None
