@@ -94,7 +94,7 @@ class Settler:
             name=identity.name if identity is not None else None,
             score=score,
             runner_up=second,
-            threshold=None if threshold.value is None else bias.before(threshold.value),
+            threshold=threshold.stated,
             rule=threshold.rule,
             identities=threshold.identities,
             pair_rate=threshold.pair_rate,

@@ -57,6 +57,7 @@ class Threshold:
         identities: number of identities that a track is compared with.
         pair_rate, search_rate: estimated probability that a newcomer reaches `value` with one identity, and
             with any of them; None where nothing is known of the scores.
+        stated: `value` for raw embeddings, as it is configured and published.
     """
 
     value: float | None
@@ -65,6 +66,7 @@ class Threshold:
     identities: int = 0
     pair_rate: float | None = None
     search_rate: float | None = None
+    stated: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +226,12 @@ class ThresholdPolicy:
             value, rule = self._by_scores(scores, pair_rate(self._settings.target_fmr, identities), bias)
             if value is not None:
                 value = min(1.0, value + self._shift(likeness))
-        if scores is None or value is None:
-            return Threshold(value, rule, len(self.site), identities)
-        rate = scores.rate(value)
-        return Threshold(value, rule, len(self.site), identities, rate, search_rate(rate, identities))
+        rate = search = None
+        if scores is not None and value is not None:
+            rate = scores.rate(value)
+            search = search_rate(rate, identities)
+        stated = value if value is None or bias is None else bias.before(value)
+        return Threshold(value, rule, len(self.site), identities, rate, search, stated)
 
     def _by_scores(
         self, scores: Spread | None, rate: float, bias: CameraBias | None

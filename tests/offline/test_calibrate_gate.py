@@ -160,7 +160,7 @@ def test_a_harder_site_raises_the_threshold_and_is_named() -> None:
 
 def test_an_easier_site_changes_nothing() -> None:
     alone = match_threshold(evaluation(1e-2), 1e-2)
-    with_site = match_threshold(evaluation(1e-2), 1e-2, site([0.01, 0.0, 0.02, -0.01, 0.01]))
+    with_site = match_threshold(evaluation(1e-2), 1e-2, site([-0.31, -0.3, -0.32, -0.29, -0.31]))
     assert with_site == dataclasses.replace(alone, site_pairs=5)
 
 
