@@ -150,17 +150,10 @@ class Gallery:
         with self.file.reading():
             return self.file.index.vectors(numbers)
 
-    def some(self, count: int) -> list[int]:
-        """Return at most `count` identities, from the first to the latest at equal steps; from memory."""
+    def present(self, numbers: Collection[int] | None = None) -> set[int]:
+        """Return those of these identities that exist, or all, with or without exemplars; from memory."""
         with self.file.reading():
-            numbers = sorted(self.file.revisions)
-        step = max(1, -(-len(numbers) // count))
-        return numbers[::-step]
-
-    def present(self, numbers: Collection[int]) -> set[int]:
-        """Return those of these identities that exist, with or without exemplars; from memory."""
-        with self.file.reading():
-            return self.file.revisions.keys() & numbers
+            return set(self.file.revisions) if numbers is None else self.file.revisions.keys() & numbers
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
         """Return the present mark, and the identities added, changed or removed since `mark`; 0: ever.

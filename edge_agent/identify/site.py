@@ -168,7 +168,7 @@ class Identities(Protocol):
     """The methods of `edge_agent.gallery.Gallery` that the threshold needs."""
 
     def __len__(self) -> int: ...
-    def some(self, count: int) -> list[int]: ...  # noqa: D102
+    def present(self) -> set[int]: ...  # noqa: D102
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...  # noqa: D102
     @property
     def facts(self) -> FactStore: ...  # noqa: D102
@@ -276,7 +276,8 @@ class ThresholdPolicy:
         size = len(self._gallery)
         if self._sampled[0] / _GROWN <= size <= self._sampled[0] * _GROWN:
             return
-        owners, vectors = self._gallery.vectors(self._gallery.some(SAMPLED))
+        numbers = sorted(self._gallery.present())
+        owners, vectors = self._gallery.vectors(numbers[:: -max(1, -(-size // SAMPLED))])
         found = strangers(owners, vectors, size + _VOTES_FOR_HALF)
         self._strangers, self._sampled = found, (size, len(np.unique(owners)))
 
