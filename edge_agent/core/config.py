@@ -278,8 +278,8 @@ class IdentifySettings(Section):
     target_fmr: float = about(
         0.02, "target probability that somebody new is taken for a known person", gt=0, lt=0.5
     )
-    decide_crops: int = about(6, "crops needed to match a track", ge=1)
-    enrol_crops: int = about(8, "crops needed to enrol an unknown person", ge=1)
+    decide_crops: int = about(6, "crops 0.1 s apart needed to match a track; slow cameras need fewer", ge=1)
+    enrol_crops: int = about(8, "crops 0.1 s apart needed to enrol an unknown person", ge=1)
     crop_interval_s: Seconds = about(0.08, "crops of a track within this time count as one")
     pool_crops: int = about(30, "crops pooled for one track", ge=1)
     fuse_crops: int = about(15, "crops needed to fuse two identities", ge=1)

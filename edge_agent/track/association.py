@@ -27,6 +27,10 @@ Array = TypeVar("Array", bound=NDArray[Any])
 
 _LOW_ROUND_COST = 0.5
 """Limit of the second round, as in ByteTrack."""
+_FAST_S = 0.1
+"""Interval between frames up to which the overlap of a box with the expected one decides alone."""
+_BORNE = 0.1
+"""Error of an expected position that plain overlap bears, in heights."""
 _ONE, _ZERO_32, _ONE_32 = np.array(1.0), np.array(0.0, np.float32), np.array(1.0, np.float32)
 """Arrays, since NumPy is faster with them than with numbers; `_ONE` makes costs float64."""
 
@@ -91,6 +95,7 @@ class JointUpdate:
         dt = [frame.dt for frame in frames]
         steps = dt[0] if len(dt) == 1 else np.repeat(dt, counts)[:, None]
         self._expected = kalman.predict(self._states, steps)
+        self._reach = _reach(self._states, self._expected, steps) if max(dt) > _FAST_S else None
         self._boxes = _join([frame.detections.boxes for frame in frames])
         self._vectors = _join([frame.embedded.vectors for frame in frames])
         self._present = [there for frame in frames for there in frame.embedded.present.tolist()]
@@ -115,7 +120,11 @@ class JointUpdate:
 
     def _cost(self) -> NDArray[np.float64]:
         """Cost of the first round for every pair: 1 - IoU, blended with the appearance."""
-        cost: NDArray[np.float64] = np.subtract(_ONE, iou_matrix(self._expected, self._boxes))
+        if self._reach is None:
+            overlap = iou_matrix(self._expected, self._boxes)
+        else:
+            overlap = _wide_overlap(self._expected, self._boxes, self._reach)
+        cost: NDArray[np.float64] = np.subtract(_ONE, overlap)
         if self._similarity.ready:
             self._blend(cost)
         high = [high for frame in self._frames for high in frame.high]
@@ -125,7 +134,10 @@ class JointUpdate:
 
     def _blend(self, cost: NDArray[np.float64]) -> None:
         """Apply gate and term of the appearance, where track and detection have one."""
-        settings, weight = self._settings, self._settings.appearance_weight
+        settings = self._settings
+        weight: float | NDArray[np.float32] = settings.appearance_weight
+        if self._reach is not None:
+            weight = _weights(settings.appearance_weight, self._expected, self._reach)
         distance = self._similarity.distance(self._appearance @ self._vectors.T)
         gates = [
             settings.live_gate if live else settings.lost_gate
@@ -181,6 +193,47 @@ class JointUpdate:
             there, part = present[begin:end], vectors[begin:end]
             frame.tracks.set_appearance(list(compress(mine, there)), part if all(there) else part[there])
             begin = end
+
+
+def _reach(
+    states: NDArray[np.float64], expected: NDArray[np.float32], steps: float | NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """`(T, 2)` pixels: how far in x and y a person may be from the expected box, beyond `_BORNE` heights.
+
+    It is the standard deviation of the way since the last frame: of a new track, whose velocity is not known
+    yet, a person's height in a second. Of a lost track it is not that of the whole time, since the place of
+    somebody who was hidden long ago says little.
+    """
+    deviation = steps * np.sqrt(states[kalman.VELOCITY_VARIANCE, :, :2])
+    height = expected[:, 3:] - expected[:, 1:2]
+    beyond = np.maximum(deviation - _BORNE * height, 0.0)
+    reach: NDArray[np.float32] = np.where(np.greater(steps, _FAST_S), beyond, 0.0).astype(np.float32)
+    return reach  # of each camera as if it were alone
+
+
+def _wide_overlap(
+    expected: NDArray[np.float32], boxes: NDArray[np.float32], reach: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """`(T, N)` intersection over union of boxes that are wider by the track's `reach` on all sides.
+
+    A slow camera sees people who moved by more than their width; so boxes that are near count as overlapping.
+    """
+    more = 2 * reach[:, None]
+    sides = np.minimum(expected[:, None, 2:], boxes[None, :, 2:])
+    sides -= np.maximum(expected[:, None, :2], boxes[None, :, :2])
+    sides += more
+    overlap: NDArray[np.float32] = np.prod(np.maximum(sides, _ZERO_32), axis=2)
+    own = np.prod(expected[:, None, 2:] - expected[:, None, :2] + more, axis=2)
+    theirs = np.prod(boxes[None, :, 2:] - boxes[None, :, :2] + more, axis=2)
+    overlap /= np.maximum(own + theirs - overlap, _ONE_32)
+    return overlap
+
+
+def _weights(least: float, expected: NDArray[np.float32], reach: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(T, 1)` weights of the appearance in the cost: the less the position says, the more."""
+    across = 2 * reach[:, :1]
+    unsure = across / np.maximum(expected[:, 2:3] - expected[:, :1] + across, _ONE_32)
+    return np.asarray(least + (1 - least) * unsure, np.float32)
 
 
 def _appearance(tracks: TrackTable, width: int) -> NDArray[np.float32]:

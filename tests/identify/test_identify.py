@@ -12,7 +12,7 @@ from edge_agent.core.structures import Decision, DecisionKind, TrackObservation,
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
 from edge_agent.identify.site import Calibrated
-from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence
+from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence, worth
 
 D = 64
 SIZE = (640, 480)
@@ -343,13 +343,29 @@ def test_bad_crops_are_no_evidence(gallery: Gallery) -> None:
     assert scene.number(1) is None
 
 
-def test_crops_close_in_time_count_once(gallery: Gallery) -> None:
+@pytest.mark.parametrize(
+    ("interval_s", "frame"),
+    [
+        (0.08, 8),  # every frame of a scene with 10 a second
+        (0.15, 9),  # crops at frames 1, 3, 5, 7, 9: after the first, each counts 1.75
+        (0.25, 13),  # crops at frames 1, 4, ... 13: each counts 2.2
+    ],
+)
+def test_crops_close_in_time_count_once_and_distant_ones_more(
+    gallery: Gallery, interval_s: float, frame: int
+) -> None:
     people = People(1)
-    scene = Scene(
-        Identifier(gallery, "s", IdentifySettings(crop_interval_s=0.25))
-    )  # the scene has 10 frames a second
+    scene = Scene(Identifier(gallery, "s", IdentifySettings(crop_interval_s=interval_s)))
     found = [n for n in range(1, 40) if "enrolled" in kinds(scene.show({1: people.crop(0)}))]
-    assert found == [22]  # crops at frames 1, 4, 7, ... 22: the eighth
+    assert found == [frame]
+
+
+def test_what_a_crop_is_worth_depends_on_the_time_since_the_last() -> None:
+    assert worth(0.1) == 1.0
+    assert worth(1_700_000_000.3 - 1_700_000_000.2) == 1.0  # as times of frames are
+    assert worth(0.0) == 0.0
+    assert worth(0.5) == pytest.approx(2.5, abs=0.1)
+    assert worth(np.inf) == worth(60.0) == pytest.approx(2.6, abs=0.1)
 
 
 def test_a_track_needs_crops_until_it_is_decided_and_after_a_narrow_decision(gallery: Gallery) -> None:

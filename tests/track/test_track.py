@@ -195,6 +195,35 @@ def test_a_slow_camera_has_no_pauses() -> None:
     assert update.ended == ()
 
 
+@pytest.mark.parametrize("fps", [2.0, 3.0, 10.0])
+@pytest.mark.parametrize("embedding", [True, False])
+def test_a_slow_camera_follows_people_who_moved_by_more_than_their_width(fps: float, embedding: bool) -> None:
+    tracks, seen = tracker(), list[list[int]]()
+    for n in range(12):  # people of 100 px who walk 1 height a second, 2.5 times their width
+        boxes = detections((10 + n * 100 / fps, 50), (1500 - n * 100 / fps, 250))
+        vectors = embedded(*((unit(0), unit(1)) if embedding else (None, None)))
+        seen.append(ids(tracks.update(n, n / fps, (1600, 400), boxes, vectors)))
+    assert seen[0] == []
+    assert all(found == [1, 2] for found in seen[1:])
+
+
+def test_a_slow_camera_leaves_people_apart_who_change_places() -> None:
+    tracks, places, shown = tracker(ready()), [100, 150, 200], set[tuple[int, int]]()
+    for n in range(6):
+        order = [0, 1, 2] if n < 3 else [1, 2, 0]  # each stands where another stood
+        boxes = detections(*((places[order.index(person)], 50) for person in range(3)))
+        update = tracks.update(n, n * 0.5, SIZE, boxes, embedded(unit(0), unit(1), unit(2)))
+        shown |= {(one.track_id, int(one.vector.argmax())) for one in update.seen if one.vector is not None}
+    assert len(shown) == len({track for track, _ in shown})
+
+
+def test_a_fast_camera_joins_no_distant_boxes() -> None:
+    tracks = tracker()
+    for n in range(4):
+        update = tracks.update(n, n * 0.1, SIZE, detections((100 + 50 * n % 100, 50)), embedded(unit(0)))
+    assert ids(update) == []
+
+
 def test_a_clock_set_back_is_no_error() -> None:
     t = tracker()
     t.update(1, 5.0, SIZE, detections((10, 50)), embedded(None))
