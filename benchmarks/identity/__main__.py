@@ -1,6 +1,7 @@
 """Identity quality of the whole agent: `python -m benchmarks.identity COMMAND`.
 
     run [--name after] [--only TEXT ...]       all situations; results into benchmarks/results/identity/
+    ceilings, levers, rivals [--only TEXT ...] references, single changes, other projects; likewise
     report                                     write the results into docs/identity.md
     clip --video V --truth T --detector D      one recording with MOTChallenge truth
     crops SET [--alone] [--no-boxes] [--no-tracks]   one set in Market-1501 layout, as a site
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 REPO = Path(__file__).resolve().parents[2]
 
+MEASURES = {
+    "run": "all situations",
+    "ceilings": "what the embeddings of the sets allow",
+    "levers": "each change alone, and all without it",
+    "rivals": "other projects on the same detections",
+}
+"""Commands that keep their results."""
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.identity.running import Network
 
 
@@ -54,8 +64,11 @@ def main() -> int:
             from benchmarks.identity.cache import cached
 
             stack.enter_context(cached(chosen.cache))
-        if chosen.command == "run":
-            return _run(chosen)
+        if chosen.command in MEASURES:
+            from benchmarks.identity import measuring
+
+            measure: Callable[[argparse.Namespace], int] = getattr(measuring, chosen.command)
+            return measure(chosen)
         result = _clip(chosen) if chosen.command == "clip" else _crops(chosen)
     print(json.dumps(result, indent=2))
     return 0
@@ -73,20 +86,17 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--cache", type=Path, metavar="DIR", help="where results of networks are kept")
     options.add_argument("--fresh", action="store_true", help="compute all networks")
     commands = options.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="all situations")
-    run.add_argument("--name", default="after", help="of the file of results")
-    run.add_argument(
-        "--only", nargs="+", default=[], metavar="TEXT", help="cases whose name contains one of these"
-    )
-    run.add_argument("--networks", nargs="+", default=[], choices=("shipped", "OSNet", "0267"))
-    run.add_argument("--again", action="store_true", help="also what the file has already")
-    run.add_argument("--list", action="store_true")
-    run.add_argument("--shared", type=Path, default=REPO.parent / "shared", help="data/ and models/")
-    run.add_argument("--made", type=Path, help="rendered material; beside the kept results by default")
-    run.add_argument(
-        "--output", type=Path, default=REPO / "benchmarks" / "results" / "identity", metavar="DIR"
-    )
-    run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    for name, about in MEASURES.items():
+        step = commands.add_parser(name, help=about)
+        step.add_argument("--name", default="after" if name == "run" else name, help="of the file of results")
+        step.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="cases by a part of a name")
+        step.add_argument("--networks", nargs="+", default=[], choices=("shipped", "OSNet", "0267"))
+        step.add_argument("--again", action="store_true", help="also what the file has already")
+        step.add_argument("--list", action="store_true")
+        step.add_argument("--shared", type=Path, default=REPO.parent / "shared", help="data/ and models/")
+        step.add_argument("--made", type=Path, help="rendered material; beside the kept results by default")
+        step.add_argument("--output", type=Path, default=REPO / "benchmarks/results/identity", metavar="DIR")
+        step.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     commands.add_parser("report", help="write docs/identity.md")
     clip = commands.add_parser("clip", help="a recording with MOTChallenge truth")
     clip.add_argument("--video", type=Path, required=True)
@@ -115,55 +125,14 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _run(chosen: argparse.Namespace) -> int:
-    import time
-    import traceback
-
-    from benchmarks.identity.cache import default_folder
-    from benchmarks.identity.cases import CASES, Material, kept, trials
-    from benchmarks.results import circumstances
-    from edge_agent.core.manifest import write_json_atomic
-
-    material = Material(chosen.shared, chosen.made or default_folder())
-    path, failed = chosen.output / f"{chosen.name}.json", 0
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    about = circumstances() | {"agent": _commit(chosen.agent or REPO)}
-    for trial in trials(chosen.only, chosen.networks):
-        if chosen.list or (trial.key in kept(path).get("results", {}) and not chosen.again):
-            print(trial.key)
-            continue
-        began = time.perf_counter()
-        try:
-            result = CASES[trial.case].run(material, trial.detector, trial.network, _extra(chosen.set))
-        except Exception:  # noqa: BLE001 - one case must not end the others
-            failed += 1
-            traceback.print_exc()
-            continue
-        whole = kept(path)  # another process may have added to it
-        whole["about"] = about
-        whole.setdefault("results", {})[trial.key] = {"agent": about["agent"], **result}
-        write_json_atomic(path, whole)
-        last = result["final"]
-        print(
-            f"{trial.key}: {result['online']['idf1']:.3f} {last['idf1']:.3f}, {last['recognised']} of"
-            f" {last['reentries']}, {last['merged']} merged, {last['identities']} for {last['people']};"
-            f" {time.perf_counter() - began:.0f} s", flush=True,
-        )  # fmt: skip
-    return int(failed > 0)
-
-
-def _commit(checkout: Path) -> str:
-    words = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-
-
 def _network(chosen: argparse.Namespace) -> Network:
     from benchmarks.identity.running import Network
 
     return Network("chosen", chosen.model, chosen.preprocess)
 
 
-def _extra(words: list[str]) -> dict[str, dict[str, Any]]:
+def extra_settings(words: list[str]) -> dict[str, dict[str, Any]]:
+    """Return settings written as `section.key=value`, nested."""
     extra: dict[str, dict[str, Any]] = {}
     for word in words:
         key, _, value = word.partition("=")
@@ -184,7 +153,7 @@ def _clip(chosen: argparse.Namespace) -> dict[str, Any]:
     people = people_of(chosen.visits or PETS_VISITS)
     footage = of_file(chosen.video, chosen.truth, people, fps=chosen.fps)
     clips = variant(chosen.variant, footage, chosen.cache or default_folder())
-    return run_clips(clips, chosen.detector, _network(chosen), _extra(chosen.set))
+    return run_clips(clips, chosen.detector, _network(chosen), extra_settings(chosen.set))
 
 
 def _crops(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +164,7 @@ def _crops(chosen: argparse.Namespace) -> dict[str, Any]:
         chosen.folder, crops=chosen.crops, company=not chosen.alone, boxes=not chosen.no_boxes,
         tracks=not chosen.no_tracks, people=chosen.people, seed=chosen.seed,
     )  # fmt: skip
-    return run_crops(play, _network(chosen), _extra(chosen.set))
+    return run_crops(play, _network(chosen), extra_settings(chosen.set))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,7 @@ from edge_agent.core.config import EngineSettings, QualitySettings
 from edge_agent.detect import opening
 from edge_agent.embed.opening import open_embedder
 
-__all__ = ["compare"]
+__all__ = ["RIVALS", "Seen", "scored", "seen"]
 
 FOREVER = 1_000_000
 """Frames."""
@@ -49,27 +49,20 @@ Rival = Callable[[list[Seen], float], Iterator[tuple[int, list[tuple[int, Any]]]
 """From frames and frames a second to frame number, and track with box xyxy of each person."""
 
 
-def compare(clip: Footage, detector: str, network: Network) -> dict[str, Any]:
-    """Return the score of each project, and why others are left out."""
-    seen = _seen(clip, detector, network)
-    found: dict[str, Any] = {}
-    for name, rival in RIVALS.items():
-        try:
-            rows = _rows(rival(seen, clip.fps))
-        except ImportError as missing:
-            found[name] = {"left_out": str(missing)}
-            continue
-        truth, evidence = Visits(), Evidence()
-        boxes(evidence, rows, visits_of(clip, truth))
-        one = evidence.measure(truth)
-        found[name] = {
-            "idf1": one.idf1, "recognised": one.recognised, "reentries": one.reentries, "merged": one.merged,
-            "identities": one.identities,
-        }  # fmt: skip
-    return found
+def scored(name: str, clip: Footage, frames: list[Seen]) -> dict[str, Any]:
+    """Return the score of a project; why it is left out, where it is not installed."""
+    try:
+        rows = _rows(RIVALS[name](frames, clip.fps))
+    except ImportError as missing:
+        return {"left_out": str(missing)}
+    truth, evidence = Visits(), Evidence()
+    boxes(evidence, rows, visits_of(clip, truth))
+    one = asdict(evidence.measure(truth))
+    return {figure: one[figure] for figure in ("idf1", "recognised", "reentries", "merged", "identities")}
 
 
-def _seen(clip: Footage, detector: str, network: Network) -> list[Seen]:
+def seen(clip: Footage, detector: str, network: Network) -> list[Seen]:
+    """Return what every project gets."""
     engine, frames = EngineSettings.model_validate(network.settings), []
     with (
         TemporaryDirectory() as state,
@@ -96,14 +89,14 @@ def _rows(found: Iterator[tuple[int, list[tuple[int, Any]]]]) -> Rows:
 def _boxmot(kind: str, **options: Any) -> Rival:  # noqa: ANN401
     """BoxMOT's class of this name; without its estimation of the camera's motion, which has none."""
 
-    def run(seen: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    def run(frames: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
         torch = importlib.import_module("torch")
         structures = importlib.import_module("boxmot.structures")
         own = importlib.import_module(f"boxmot.trackers.box.{kind.lower()}.tracker")
         tracker = getattr(own, kind)(**({"frame_rate": round(fps)} if kind == "BotSort" else {}), **options)
         tracker.apply_cmc = lambda *_, **__: None
-        blank = np.zeros((seen[0].size[1], seen[0].size[0], 3), np.uint8)
-        for one in seen:
+        blank = np.zeros((frames[0].size[1], frames[0].size[0], 3), np.uint8)
+        for one in frames:
             given = structures.Detections(
                 structures.Boxes(torch.tensor(one.boxes)), torch.tensor(one.scores),
                 torch.zeros(len(one.scores), dtype=torch.int64), str(one.number),
@@ -117,10 +110,10 @@ def _boxmot(kind: str, **options: Any) -> Rival:  # noqa: ANN401
 
 
 def _deep_sort(**options: Any) -> Rival:  # noqa: ANN401
-    def run(seen: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:  # noqa: ARG001
+    def run(frames: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:  # noqa: ARG001
         module = importlib.import_module("deep_sort_realtime.deepsort_tracker")
         tracker = module.DeepSort(embedder=None, **options)
-        for one in seen:
+        for one in frames:
             given = [
                 ([x1, y1, x2 - x1, y2 - y1], score, "person")
                 for (x1, y1, x2, y2), score in zip(one.boxes.tolist(), one.scores.tolist(), strict=True)
@@ -143,7 +136,7 @@ def _norfair(remembered: int | None) -> Rival:
         mine, known = new.last_detection.embedding, [past.embedding for past in old.past_detections]
         return 1.0 - max((float(mine @ one) for one in known if one is not None), default=0.0)
 
-    def run(seen: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    def run(frames: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
         norfair = importlib.import_module("norfair")
         again: dict[str, Any] = {}
         if remembered is not None:
@@ -158,7 +151,7 @@ def _norfair(remembered: int | None) -> Rival:
             hit_counter_max=max(3, round(3 * fps)),
             **again,
         )
-        for one in seen:
+        for one in frames:
             given = [
                 norfair.Detection(np.asarray(box).reshape(2, 2), np.array([score, score]), embedding=vector)
                 for box, score, vector in zip(one.boxes, one.scores, one.vectors, strict=True)
@@ -176,10 +169,10 @@ def _norfair(remembered: int | None) -> Rival:
 def _roboflow(kind: str, **options: Any) -> Rival:  # noqa: ANN401
     """`trackers` of Roboflow: by overlap alone."""
 
-    def run(seen: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    def run(frames: list[Seen], fps: float) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
         supervision, own = importlib.import_module("supervision"), importlib.import_module("trackers")
         tracker = getattr(own, kind)(frame_rate=fps, **options)
-        for one in seen:
+        for one in frames:
             given = supervision.Detections(
                 xyxy=one.boxes, confidence=one.scores, class_id=np.zeros(len(one.scores), int)
             )
