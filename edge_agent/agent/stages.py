@@ -148,7 +148,7 @@ class StageOpener:
         telemetry = stack.enter_context(Telemetry(settings.telemetry, state))
         reading = telemetry.read()
         self._laps.lap("sensors")
-        identifier = Identifier(gallery, self.session, settings.identify, calibrated_threshold(calibration))
+        identifier = self._identifier(gallery, calibration, prior)
         info = info_data(
             settings, embedder.info, detection.name, self._cameras(by_camera), reading, calibration
         )
@@ -221,6 +221,13 @@ class StageOpener:
             prior = load_or_measure(embedder, state, self.supervisor.progress)
         self._laps.lap("prior")
         return prior
+
+    def _identifier(
+        self, gallery: Gallery, calibration: Calibration | None, prior: NetworkPrior | None
+    ) -> Identifier:
+        scores = None if prior is None else prior.scores
+        threshold = calibrated_threshold(calibration)
+        return Identifier(gallery, self.session, self.settings.identify, threshold, scores)
 
     def _cameras(self, by_camera: dict[str, SourceSettings]) -> list[CameraInfo]:
         return [
