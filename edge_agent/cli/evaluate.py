@@ -197,13 +197,26 @@ def _evaluate(
             drawn=how.tao.drawn,
             depth=how.tao.columns,
         )
-        document = _document(done, facts, dataset)
+        document = _document(done, facts, dataset) | _as_the_agent_compares(done, how)
         how.print(
             document,
             lambda: _summary(done, document),
             lambda: html_report(done, document, title=_title(document)),
         )
         how.tao.write(done, status)
+
+
+def _as_the_agent_compares(done: Evaluation, how: _Options) -> dict[str, Any]:
+    """Return the figures without the means of cameras, beside those with them."""
+    from edge_agent.offline.evaluate.cameras import sides_without_camera_means
+    from edge_agent.offline.evaluate.metrics import rank
+
+    sides = done.sides
+    ranking = None if how.without_means else rank(*sides_without_camera_means(sides.query, sides.gallery))
+    if ranking is None:
+        return {"camera_means_removed": None}
+    figures = {f"rank{k}": ranking.rank(k) for k in (1, 5, 10)}
+    return {"camera_means_removed": figures | {"mAP": ranking.mean_average_precision}}
 
 
 def _compare(dataset: MarketDataset, networks: Sequence[Network], how: _Options) -> None:
@@ -298,6 +311,13 @@ def _title(document: dict[str, Any]) -> str:
     return f"Evaluation of {name} on {where}"
 
 
+def _removed_line(figures: dict[str, float] | None) -> list[str]:
+    if figures is None:
+        return []
+    shares = "  ".join(f"{key} {100 * value:.1f} %" for key, value in figures.items())
+    return [f"  camera means removed, as the agent compares: {shares}"]
+
+
 def _summary(evaluation: Evaluation, document: dict[str, Any]) -> list[str]:
     from edge_agent.offline.evaluate.openset import OperatingPoint
 
@@ -310,6 +330,7 @@ def _summary(evaluation: Evaluation, document: dict[str, Any]) -> list[str]:
         f"{document['gallery']} gallery crops; junk rule {document['junk_rule']}, "
         f"re-ranking {document['reranking'] or 'off'}, camera means {document['camera_means']}",
         f"  {shares}",
+        *_removed_line(document["camera_means_removed"]),
         f"  pairs across cameras: {document['genuine_pairs']} of one person, "
         f"{document['impostor_pairs']} of different people",
     ]
