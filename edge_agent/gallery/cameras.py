@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.gallery.means import PEOPLE_FOR_HALF, Bias, Seen, Vectors, centred, likeness_of
+from edge_agent.gallery.means import Bias, Seen, Vectors, centred, likeness_of, weight
 from edge_agent.gallery.rows import CAMERAS_FACT
 from edge_agent.gallery.sync import Facts, SyncedFile
 
@@ -104,7 +104,7 @@ class Cameras:
             view = self._view(camera)
             offset = self._file.means.offsets[view]
             people = float(self._file.means.counts()[view])
-        own = np.array(list(voted), np.float32)[:, None] / np.float32(people + PEOPLE_FOR_HALF)
+        own = np.array(list(voted), np.float32)[:, None] * np.float32(weight(people) / max(people, 1.0))
         moved = vectors - offset
         rows = []
         for i, vector in enumerate(vectors):

@@ -152,6 +152,9 @@ def test_people_of_cameras_with_other_colours_are_found_once_the_means_of_the_ca
     plain, removed = figures(tmp_path, *STRIPES), figures(tmp_path, *STRIPES, "--remove-camera-means")
     assert (plain["camera_means"], removed["camera_means"]) == ("kept", "removed")
     assert removed["mAP"] > plain["mAP"] + 0.02
+    for key, value in plain["camera_means_removed"].items():
+        assert value == pytest.approx(removed[key], abs=1e-6)
+    assert removed["camera_means_removed"] is None
     assert removed["eer"] < plain["eer"]
 
 
