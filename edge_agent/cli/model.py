@@ -17,7 +17,7 @@ from typer import Argument, Option
 from edge_agent.cli.arguments import ConfigOption, JsonOption
 from edge_agent.cli.output import print_json, progress_bar, say, table
 from edge_agent.core.files import shown
-from edge_agent.core.installed import SYSTEM_FOLDER
+from edge_agent.core.installed import MODELS, SYSTEM_FOLDER
 from edge_agent.core.published import PUBLISHED, Published
 
 if TYPE_CHECKING:
@@ -236,11 +236,18 @@ def add(
 
 
 def _folder(output: Path | None) -> Path:
+    from edge_agent.core.errors import InputError
     from edge_agent.core.loading import load, state_folder
+    from edge_agent.core.private import private_folder
 
-    if output is None and os.access(SYSTEM_FOLDER, os.W_OK):
-        return SYSTEM_FOLDER
-    return state_folder(output if output is not None else load().state_dir / "models")
+    if output is None:
+        return SYSTEM_FOLDER if os.access(SYSTEM_FOLDER, os.W_OK) else state_folder(load().state_dir / MODELS)
+    try:
+        private_folder(output)
+    except OSError as problem:
+        reason = f"{problem.strerror}; choose another with --output"
+        raise InputError(f"the folder {shown(output)} cannot be created: {reason}") from None
+    return output
 
 
 def _check(model: Path, preprocess: str) -> None:

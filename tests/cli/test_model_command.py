@@ -309,6 +309,13 @@ def test_the_list_in_json(detector: Path, network: Path, tmp_path: Path) -> None
     assert rows["peoplenet"]["file"] is None
 
 
+def test_folders_that_cannot_be_made(detector: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
+        with pytest.raises(InputError, match=r"cannot be created: .*--output"):
+            run("model", "fetch", "yolox-nano", "--output", folder)
+
+
 def test_wrong_usage() -> None:
     for words in (
         ("fetch", "--from", "x.onnx"),
