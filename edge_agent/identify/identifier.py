@@ -254,7 +254,7 @@ class Identifier:
     def _end(self, track: Track) -> list[Decision]:
         track.ended = True
         track.evidence.close()
-        if track.evidence.count >= self._shared.settings.decide_crops:
+        if track.sure >= self._shared.settings.decide_crops:
             cameras = self._shared.gallery.cameras
             cameras.saw(track.key[0], track.origin, track.pooled(), track.number)
         forgotten, unheld = self.tracks.forget_old()
