@@ -153,15 +153,17 @@ def _use_detector(network: Published, file: Path, origin: str, use: Path | None)
 
     configure("warning")
     recognise(file, network.kind)
-    detector = register_detector(network.name, network.kind, file.absolute(), origin)
+    file = file.absolute()
+    detector = register_detector(network.name, network.kind, file, origin)
     say(f"{file}: {network.name}, licence {network.licence}, checked on two pictures")
     if use is not None:
         name_in_settings(use, "detector", {"kind": str(detector)})
         say(f"{use}: detector.kind is set; the agent uses it from its next start")
         return
-    default = default_detector(load().state_dir)
+    default = default_detector(load().state_dir.absolute())
     if default == detector:
-        say("agents of this user whose detector.kind is auto, the default, use it from their next start")
+        whose = "this machine" if file.parent == SYSTEM_FOLDER else "this user"
+        say(f"agents of {whose} whose detector.kind is auto, the default, use it from their next start")
     else:
         rather = "" if default is None else f" (by default {default} is used)"
         say(f"to use it: --detector {detector}{rather}")

@@ -194,6 +194,14 @@ def test_a_network_of_another_kind_is_not_made_the_default(detector: Path, tmp_p
     assert chosen_detector("auto", tmp_path / "state") == "hog"
 
 
+def test_a_relative_state_folder(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGE_AGENT__STATE_DIR", "state")
+    _, output = run("model", "fetch", "yolox-nano")
+    assert "agents of this user whose detector.kind is auto" in output
+    assert chosen_detector("auto", Path("state")) == "yolox:state/models/yolox_nano.onnx"
+
+
 def test_a_mirror_gives_the_published_file(detector: Path, server: Server, tmp_path: Path) -> None:
     mirror = server.url.replace("net.onnx", "mirrored")
     code, _ = run("model", "fetch", "yolox-nano", "--url", mirror)
