@@ -33,7 +33,7 @@ COMMANDS = {
 GROUPS = {
     "gallery": "Show and change the people in the gallery, also while the agent runs.",
     "engines": "List, verify and prune the engines of this device, and roll back.",
-    "model": "Install a re-identification network on this device.",
+    "model": "Install a detector or a re-identification network on this device.",
     "config": "Check, show and describe the settings.",
 }
 """Modules with a typer application `app`, and the first sentence of its help."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Install networks on this device: a detector, or re-identification. Nothing is downloaded unasked.",
+    help="Install a detector or a re-identification network on this device. Nothing is downloaded unasked.",
 )
 
 OutputOption = Annotated[
