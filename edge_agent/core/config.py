@@ -163,8 +163,10 @@ class TrackerSettings(Section):
 class QualitySettings(Section):
     """Quality that a crop needs to be embedded."""
 
-    min_height: int = about(48, "pixels; smaller people are tracked, not identified", gt=0)
-    min_width: int = about(16, "pixels", gt=0)
+    min_height: int = about(
+        24, "pixels; smaller people are tracked, not identified; below 48, see docs/identity.md", gt=0
+    )
+    min_width: int = about(8, "pixels", gt=0)
     min_aspect: Positive = about(1.2, "height over width; a box below this shows no whole person")
     max_aspect: Positive = about(5.0, "height over width")
     min_sharpness: float = about(0.05, "see docs/models.md; 0 accepts every crop", ge=0)

@@ -36,6 +36,14 @@ means of N crops of three networks agree with it over intervals of 0.1 to 1 s (d
 _USUAL_S = 0.1
 """Interval from the crop before at which a crop counts 1."""
 
+SURE_HEIGHT = 48
+"""Pixels from which on a crop is evidence on every camera."""
+_SMALL_SHARE = 0.6
+"""Smaller crops are evidence from this share of the camera's mean height on: where all people are small, they
+have to do; elsewhere the same person comes nearer, and what stays small is often no person."""
+_HEIGHTS = 2000
+"""Crops over which the mean height of a camera is taken."""
+
 _NOBODY: frozenset[TrackKey] = frozenset()
 
 
@@ -185,6 +193,20 @@ def _is_narrow(decision: Decision) -> bool:
     return decision.runner_up is not None and decision.score - decision.runner_up < CLEAR_LEAD
 
 
+@dataclass(slots=True)
+class _Heights:
+    """Running mean of the heights of a camera's crops, pixels."""
+
+    mean: float = 0.0
+    count: int = 0
+
+    def admit(self, height: float) -> bool:
+        """Learn from a crop; return whether it is large enough for evidence."""
+        self.count = min(self.count + 1, _HEIGHTS)
+        self.mean += (height - self.mean) / self.count
+        return height >= SURE_HEIGHT or height >= _SMALL_SHARE * self.mean
+
+
 class TrackTable:
     """The tracks of all cameras, and which of them hold an identity."""
 
@@ -194,6 +216,7 @@ class TrackTable:
         self._tracks: dict[TrackKey, Track] = {}
         self._present: dict[str, dict[int, Track]] = {}
         self._holders: dict[int, set[TrackKey]] = {}
+        self._heights: dict[str, _Heights] = defaultdict(_Heights)
 
     def observe(self, update: TrackUpdate) -> list[Track]:
         """Update the tracks of one frame; return those that were seen, in order."""
@@ -215,7 +238,8 @@ class TrackTable:
         if seen.vector is not None:
             track.embedded_at = seen.time
             gap = abs(seen.time - track.crop_time)
-            if seen.quality > 0 and gap >= self.settings.crop_interval_s:
+            large = self._heights[seen.camera].admit(float(seen.box[3] - seen.box[1]))
+            if large and seen.quality > 0 and gap >= self.settings.crop_interval_s:
                 counted = track.evidence.add(seen.vector, seen.quality, gap)
                 track.crop_time = seen.time
                 if seen.sure:

@@ -12,7 +12,7 @@ from edge_agent.core.structures import Decision, DecisionKind, TrackObservation,
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
 from edge_agent.identify.site import Calibrated
-from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence, worth
+from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence, TrackTable, worth
 
 D = 64
 SIZE = (640, 480)
@@ -423,6 +423,27 @@ def test_a_reload_replaces_all_limits(gallery: Gallery) -> None:
     assert found == [3]
     assert scene.number(1) != scene.number(2)
     assert scene.identifier.thresholds.current().rule == "configured"
+
+
+def observed(table: TrackTable, *heights: float, frame: int = 1, camera: str = "c") -> list[int]:
+    """Show one track per height for 20 frames; return the crops in the evidence of each."""
+    for n in range(frame, frame + 20):
+        seen = tuple(
+            TrackObservation(
+                camera, at, n, n / 10, np.array([90 * at, 0, 90 * at + height / 2, height], np.float32),
+                0.9, np.eye(D, dtype=np.float32)[at], 0.5,
+            )
+            for at, height in enumerate(heights)
+        )  # fmt: skip
+        tracks = table.observe(TrackUpdate(camera, n, n / 10, SIZE, seen, ()))
+    return [track.evidence.pooled for track in tracks]
+
+
+def test_small_crops_count_where_all_people_are_small() -> None:
+    table = TrackTable("s", IdentifySettings())
+    assert observed(table, 30, 36, 44) == [20, 20, 20]
+    assert observed(table, 100, 90, 40, camera="near") == [20, 20, 0]
+    assert observed(table, 400, 48, camera="mixed") == [20, 20]
 
 
 # -- parts -------------------------------------------------------------------------------------
