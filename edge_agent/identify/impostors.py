@@ -29,7 +29,7 @@ _CUT = 0.03
 """Upper share of the expected scores in which two identities may be one person."""
 _SD, _SKEW = 0.15, 0.7
 """Of networks without a prior: typical of known networks, whose spreads are .08 to .18, and skews .2 to 1."""
-_MEAN_FOR, _SD_FOR, _SKEW_FOR = 3.0, 12.0, 150.0
+MEAN_FOR, _SD_FOR, _SKEW_FOR = 3.0, 12.0, 150.0
 """Number of people after which a site's mean, spread and skew count as much as those of the prior.
 
 With n people the mean of all pairs has a variance of about 1.2 sd²/n, the spread one of .25 sd²/n, the skew
@@ -111,5 +111,5 @@ def _blended(prior: Spread | None, values: Angles, weights: Angles, count: float
     expected = _SD if prior is None else prior.sd
     sd = math.sqrt((count * variance + _SD_FOR * expected**2) / (count + _SD_FOR))
     if prior is not None:
-        mean = (count * mean + _MEAN_FOR * prior.mean) / (count + _MEAN_FOR)
+        mean = (count * mean + MEAN_FOR * prior.mean) / (count + MEAN_FOR)
     return Spread(mean, sd, shape, 2)

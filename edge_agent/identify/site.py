@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.identify.impostors import FEWEST_IDENTITIES, Angles, angles_of, blend, strangers
+from edge_agent.identify.impostors import FEWEST_IDENTITIES, MEAN_FOR, Angles, angles_of, blend, strangers
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
@@ -41,6 +41,9 @@ SAMPLED = 48
 """Identities of the gallery that are compared with each other."""
 _CHANGES = 20
 """Changed values of pairs after which the threshold is computed again."""
+_USUAL = 0.9
+"""Share of the visits of one person that match by the prior alone. A place where people are more alike than
+the prior knows would otherwise join the first of them, and then see nobody from whom it could learn it."""
 _GROWN = 1.1
 """Growth of the gallery after which they are chosen again."""
 _VOTES_FOR_HALF = 10.0
@@ -199,6 +202,10 @@ class ThresholdPolicy:
         self._sampled = (0, 0)  # size of the gallery when they were chosen, and their number
         self._state: object = None
         self._scores: Spread | None = None
+        self._usual, self._doubt = (
+            -1.0,
+            0.0,
+        )  # score that most visits of one person reach; weight of the prior
         self._cohorts = (0.0, 0.0)  # number of people, and their mean likeness to others
         self._load()
         self._bias: CameraBias | None = None  # of the camera of this frame
@@ -242,6 +249,7 @@ class ThresholdPolicy:
         value = scores.reached_by(rate)
         proven = len(self.site) >= MIN_PAIRS or self._sampled[1] >= FEWEST_IDENTITIES
         if calibrated is None:
+            value += max(0.0, self._usual - value) * (self._doubt / 2 if proven else self._doubt)
             return value, "site" if proven else "prior"
         # The calibration knows one point of the tail; the scores, how far it is to the rate of this gallery.
         further = max(0.0, value - scores.reached_by(calibrated.pair_rate))
@@ -264,6 +272,9 @@ class ThresholdPolicy:
                 self._sampled[1],
             )
             self._state, self._scores = state, found or self._scores
+            if self.prior is not None:
+                self._usual = self.prior.at(weight).genuine.reached_by(_USUAL)
+                self._doubt = MEAN_FOR / (MEAN_FOR + self.site.people + self._sampled[1])
 
     def _relief(self, bias: CameraBias | None, camera: str | None) -> float:
         """Return the relief of a camera as things stand; that of `bias` for an unknown one."""
