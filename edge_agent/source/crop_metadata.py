@@ -114,7 +114,9 @@ class CropDescriber:
         camera = self._id if found.camera is None else self._camera(found.camera)
         moment = _sane(file.modified_ns / 1e9) if found.time is None else found.time
         # Frame numbers start again with the writer, so the time, where stated, is part of the key.
-        key = (camera, found.frame, found.time if found.frame is not None else moment)
+        key: tuple[object, ...] = (camera, found.frame, found.time if found.frame is not None else moment)
+        if found.frame is None and found.track is None and moment.is_integer():
+            key = (camera, file.name)  # several frames of a second, most likely
         return Crop(file, camera, found.frame, moment, found.track, box, key)
 
     def _camera(self, name: object) -> str:

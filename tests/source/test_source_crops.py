@@ -445,6 +445,17 @@ def test_pictures_of_a_track_are_erased_read_or_not(folder):
     assert [batch.track_ids for batch in read(reader)][-1] == (9,)  # the name is free again
 
 
+def test_whole_seconds_do_not_make_a_frame_of_crops_without_tracks(folder):
+    for name, sidecar in (
+        ("a.jpg", {"time": 100.0}), ("b.jpg", {"time": 100.0}),
+        ("c.jpg", {"time": 101.25}), ("d.jpg", {"time": 101.25}),
+        ("e.jpg", {"time": 102.0, "frame": 7}), ("f.jpg", {"time": 102.0, "frame": 7}),
+        ("g.jpg", {"time": 103.0, "track": 1}), ("h.jpg", {"time": 103.0, "track": 2}),
+    ):  # fmt: skip
+        put(folder, name, sidecar=sidecar)
+    assert [len(batch.track_ids) for batch in read(source(folder))] == [1, 1, 2, 2, 2]
+
+
 def test_a_picture_without_a_track_is_erased_by_its_moment(folder):
     for name, moment in (("a.jpg", 100.0), ("b.jpg", 100.2)):
         put(folder, name, sidecar={"camera": "hall", "time": moment})

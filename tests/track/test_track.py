@@ -15,6 +15,7 @@ from edge_agent.core.structures import (
     CropBatch,
     Detections,
     Embedded,
+    MessageFrame,
     ScoreLevels,
     TrackUpdate,
 )
@@ -23,6 +24,7 @@ from edge_agent.track.association import associate
 from edge_agent.track.crops import GROUP_LOST_S, JoinLevels, UpstreamTracks
 from edge_agent.track.tracker import Tracker, TrackInput, update_tracks
 from edge_agent.track.tracks import Similarity
+from edge_agent.track.upstream import MessageTracks
 
 SIZE = (640, 480)
 D = 8
@@ -386,6 +388,15 @@ def test_a_box_that_is_the_extent_of_its_crop_has_no_place() -> None:
     image = np.zeros((100, 40, 3), np.uint8)
     there = CropBatch("up", 1, 1.0, (image,), np.array([[5, 0, 45, 100]], np.float32), (1,))
     assert [one.placed for one in follow.update(there, [embedded(unit(0))]).seen] == [True]
+
+
+def test_boxes_of_the_whole_frame_in_messages_have_no_place() -> None:
+    boxes = np.array([[0, 0, *SIZE], [0, 0, 40, 100]], np.float32)
+    found = Detections(boxes, np.full(2, 0.9, np.float32))
+    given = np.eye(2, D, dtype=np.float32)
+    message = MessageFrame("cam", 1, 1.0, SIZE, found, (1, 2), given, np.ones(2, np.bool_))
+    update = MessageTracks("cam", tracker()).update(message, embedded(*given))
+    assert [one.placed for one in update.seen] == [False, True]
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
