@@ -81,11 +81,12 @@ def open_detection(
         ConfigError: there is no such detector, it lacks a setting, or none uses a setting.
         ModelError: the network does not fit.
     """
+    common, with_pictures = settings.detector.kind, cameras.keys() - {source.id for source in messages}
+    if not all(cameras[camera] for camera in with_pictures):
+        common = chosen_detector(common, settings.state_dir)
     kinds = {
-        camera: chosen_detector(kind or settings.detector.kind, settings.state_dir)
-        for camera, kind in cameras.items()
+        camera: chosen_detector(cameras[camera] or common, settings.state_dir) for camera in with_pictures
     }
-    common = chosen_detector(settings.detector.kind, settings.state_dir)
     kinds |= {source.id: _MESSAGES for source in messages}
     opened = {
         kind: _open(kind, settings, stack, current) for kind in sorted(set(kinds.values()) - {_MESSAGES})

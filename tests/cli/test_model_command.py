@@ -260,6 +260,8 @@ def test_damage_is_an_error_and_never_hog_in_silence(detector: Path, tmp_path: P
     code, output = run("model", "list")
     assert code == 0
     assert "fetch it again" in output
+    with contextlib.ExitStack() as stack:  # a detector that nobody uses may be damaged
+        assert open_detection(load(Path(os.devnull)), stack, cameras={"a": "none"}).name == "none"
     file.unlink()
     with pytest.raises(ConfigError, match="is missing"):
         chosen_detector("auto", state)
