@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, cast
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from edge_agent.core.arrays import MOST_NUMBERS, ZIP_ERRORS, open_zip, read_array, stored_member, write_member
 from edge_agent.core.config import MOST_EXEMPLARS
@@ -53,6 +54,7 @@ _MOST_VALUES = 8_000_000
 _LONGEST_TEXT = 256
 _MOST_EPOCHS = 1 << 31
 _MOST_CAMERAS = 1000
+"""Cameras, each epoch counted: the time of each change of a gallery grows with their number."""
 _MOST_PAIRS = 10_000
 _LOCAL_HEADER = 30
 """Bytes before the name of a member."""
@@ -132,6 +134,12 @@ class _Guests(BaseModel):
     sum: Annotated[
         list[Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]], Field(max_length=MOST_NUMBERS)
     ]
+
+    @model_validator(mode="after")
+    def _of_unit_vectors(self) -> _Guests:
+        if math.hypot(*self.sum) > 1.001 * self.people:
+            raise ValueError("sum is longer than that of so many vectors of length 1")
+        return self
 
 
 class _Cameras(BaseModel):
@@ -352,6 +360,8 @@ def _read(handle: BinaryIO) -> Archive:
             if key in document["facts"]
         }
         exemplars = [one for person in people for one in person.exemplars]
+        if (views := len({(one.camera, one.epoch) for one in exemplars})) > _MOST_CAMERAS:
+            raise InputError(f"{_IDENTITIES} names {views:,} cameras, at most {_MOST_CAMERAS:,} are read")
         if (len(people), len(exemplars)) != (contents.identities, contents.exemplars):
             raise InputError(
                 f"{_MANIFEST} counts {contents.identities} identities and {contents.exemplars} exemplars, "

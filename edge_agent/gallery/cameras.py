@@ -50,16 +50,13 @@ class Cameras:
 
     def start(self) -> None:
         """Compare without offsets from now on; until then exemplars are compared as they are stored."""
-        stored = self._facts.get(CAMERAS_FACT)
-        stored = stored if isinstance(stored, dict) else {}
+        stored = _checked(self._facts.get(CAMERAS_FACT), self._file.space.dimension)
         with self._file.reading():
             means = self._file.means
-            self._epochs = dict(stored.get("epochs", {}))
-            for camera, found in stored.get("guests", {}).items():
-                if len(found["sum"]) == self._file.space.dimension:
-                    self._guests[camera] = found
-                    vector = np.array(found["sum"], np.float64)
-                    means.guests[means.view(camera, found["epoch"])] = float(found["people"]), vector
+            self._epochs, self._guests = stored["epochs"], stored["guests"]
+            for camera, found in self._guests.items():
+                vector = np.array(found["sum"], np.float64)
+                means.guests[means.view(camera, found["epoch"])] = float(found["people"]), vector
             self._file.centre()
 
     def forget(self) -> None:
@@ -201,6 +198,31 @@ class Cameras:
 
     def _to_json(self) -> dict[str, Any]:
         return {"epochs": self._epochs, "guests": self._guests}
+
+
+def _checked(stored: object, dimension: int) -> dict[str, Any]:
+    """Return the usable part of what was stored."""
+    found = stored if isinstance(stored, dict) else {}
+    epochs, guests = (
+        value if isinstance(value, dict) else {} for value in (found.get("epochs"), found.get("guests"))
+    )
+    return {
+        "epochs": {camera: epoch for camera, epoch in epochs.items() if _is_epoch(epoch)},
+        "guests": {camera: one for camera, one in guests.items() if _is_sum(one, dimension)},
+    }
+
+
+def _is_epoch(found: object) -> bool:
+    return type(found) is int and found >= 0
+
+
+def _is_sum(found: object, dimension: int) -> bool:
+    if not isinstance(found, dict) or not _is_epoch(found.get("epoch")):
+        return False
+    people, total = found.get("people"), found.get("sum")
+    if not isinstance(people, (int, float)) or not isinstance(total, list) or len(total) != dimension:
+        return False
+    return people >= 1 and all(isinstance(one, (int, float)) for one in total)
 
 
 def _distance(latest: NDArray[np.float64], people: float, total: NDArray[np.float64]) -> float | None:

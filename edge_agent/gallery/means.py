@@ -115,7 +115,8 @@ class CameraMeans:
             self._sums = np.concatenate([self._sums, row])
             self._people = np.append(self._people, 0.0)
             self.offsets = np.concatenate([self.offsets, row.astype(np.float32)])
-            self.move(len(self.offsets) - 1, self.wanted()[-1])
+            if self.guests or self._people.any():
+                self.move(len(self.offsets) - 1, self.wanted()[-1])
         return self._numbers[key]
 
     def epochs(self, camera: str) -> dict[int, int]:

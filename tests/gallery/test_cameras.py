@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.config import GallerySettings
+from edge_agent.core.errors import InputError
 from edge_agent.gallery import Gallery
-from edge_agent.gallery.archive import export_gallery, import_archive
+from edge_agent.gallery.archive import export_gallery, import_archive, read_archive, write_archive
 from edge_agent.gallery.cameras import LATEST
 from edge_agent.gallery.index import ExemplarIndex
 from edge_agent.gallery.means import LONGEST_OFFSET, Vectors, centred, restored
@@ -344,17 +346,51 @@ def test_cameras_of_another_site_are_other_cameras(tmp_path: Path) -> None:
         assert epochs_of(gallery, 1) == [("east", 0)]  # the gallery moved to another device
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [[1], {"epochs": 1}, {"epochs": {"east": "x"}, "guests": {"east": 1, "west": {"epoch": 0}}},
+     {"guests": {"east": {"epoch": 0, "people": 12.0, "sum": [0.1]}}},
+     {"guests": {"east": {"epoch": -1, "people": "x", "sum": ["y"] * D}}}],
+)  # fmt: skip
+def test_damaged_facts_are_left_out(gallery: Gallery, stored: object) -> None:
+    gallery.facts.set(CAMERAS_FACT, stored)
+    gallery.cameras.start()
+    assert gallery.cameras.epoch("east") == gallery.cameras.bias("east").people == 0
+
+
+def test_an_archive_cannot_make_up_offsets_or_endless_cameras(tmp_path: Path) -> None:
+    with opened() as gallery:
+        Site(17).enrol(gallery, 1, "east")
+        export_gallery(gallery, tmp_path / "people.zip")
+        archive = read_archive(tmp_path / "people.zip")
+        facts = {CAMERAS_FACT: {"guests": {"east": {"epoch": 0, "people": 2.0, "sum": [1.0] * D}}}}
+        write_archive(tmp_path / "bad.zip", replace(archive, facts=facts))
+        with pytest.raises(InputError, match=r"facts.cameras.guests.east.*sum is longer"):
+            import_archive(gallery, tmp_path / "bad.zip")
+        person = archive.people[0]
+        many = [person.exemplars[0].model_copy(update={"epoch": epoch}) for epoch in range(15)]
+        people = tuple(
+            person.model_copy(
+                update={
+                    "id": f"p-{number:012d}".translate(str.maketrans("0189", "abcd")),
+                    "exemplars": tuple(one.model_copy(update={"camera": f"c{number}"}) for one in many),
+                }
+            )
+            for number in range(70)
+        )
+        vectors = np.repeat(archive.vectors, 15 * 70, axis=0)
+        write_archive(tmp_path / "many.zip", replace(archive, people=people, vectors=vectors))
+        with pytest.raises(InputError, match="names 1,050 cameras, at most 1,000"):
+            import_archive(gallery, tmp_path / "many.zip")
+
+
 def test_an_archive_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     site = Site(15)
-    from edge_agent.gallery.archive import read_archive, write_archive
-
     with opened() as gallery:
         site.enrol(gallery, 1, "east")
         export_gallery(gallery, tmp_path / "new.zip")
     archive = read_archive(tmp_path / "new.zip")
     assert archive.site
-    from dataclasses import replace
-
     write_archive(tmp_path / "old.zip", replace(archive, site=""))
     with opened() as gallery:
         site.enrol(gallery, 2, "east")
