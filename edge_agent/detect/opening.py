@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from edge_agent.source.base import Source
     from edge_agent.source.messages import MessageReceiver, MessageSource
 
+MOTION_LEAST = (16, 48)
+"""Least width and height of the smallest person for whom the motion gate looks: for half the size its cells
+cost more than three times as much."""
 _MESSAGES = "messages"
 """Kind of the sources without pictures; it cannot be chosen."""
 
@@ -242,7 +245,8 @@ def add_motion_gate(
     from edge_agent.detect.motion import MotionGate
     from edge_agent.source.video import Camera
 
-    smallest = (settings.quality.min_width, settings.quality.min_height)
+    quality, (width, height) = settings.quality, MOTION_LEAST
+    smallest = (max(quality.min_width, width), max(quality.min_height, height))
     gate = MotionGate(detection.detect, frozenset(gated), pace, smallest)
 
     def rest_rate(camera: str) -> float | None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _CLEAR_OVERLAP = 0.05
 """Overlap with another person below which a crop shows one person."""
+_FIRST_OVERLAP = 0.3
+"""The same, until the similarities are known: people who walk side by side from the first frame on overlap,
+and the tracker must not take one for the other for want of samples."""
 
 _PART = 0.2
 """Share of a box inside a larger one from which on it may be a part of that person. Of HOG's boxes in a real
@@ -117,7 +120,8 @@ class Tracker:
         if not rows or (self.similarity.settled and frame % _LEARN_EVERY):
             return
         tracks, vectors = self._tracks, given.embedded.vectors
-        usable, present = _isolated(given.detections.boxes), given.embedded.present.tolist()
+        limit = _CLEAR_OVERLAP if self.similarity.ready else _FIRST_OVERLAP
+        usable, present = _isolated(given.detections.boxes, limit), given.embedded.present.tolist()
         chosen = [(row, at) for row, at in zip(rows, found, strict=True) if usable[at] and present[at]]
         records = tracks.records
         old = [pair for pair in chosen if records[pair[0]].has_appearance and records[pair[0]].confirmed]
@@ -234,13 +238,13 @@ def _upper_triangle(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.triu_indices(count, k=1)
 
 
-def _isolated(boxes: NDArray[np.float32]) -> list[bool]:
-    """For each box, whether every other overlaps it by less than `_CLEAR_OVERLAP`."""
+def _isolated(boxes: NDArray[np.float32], limit: float) -> list[bool]:
+    """For each box, whether every other overlaps it by less than `limit`."""
     if len(boxes) == 1:
         return [True]
     overlap = iou_matrix(boxes, boxes)
     np.fill_diagonal(overlap, 0.0)
-    isolated: list[bool] = (overlap.max(axis=1) < _CLEAR_OVERLAP).tolist()
+    isolated: list[bool] = (overlap.max(axis=1) < limit).tolist()
     return isolated
 
 

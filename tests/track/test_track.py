@@ -197,6 +197,19 @@ def test_a_slow_camera_has_no_pauses() -> None:
     assert update.ended == ()
 
 
+def test_people_side_by_side_from_the_start_are_not_swapped() -> None:
+    tracks, shown = tracker(), set[tuple[int, int]]()
+    for n in range(28):
+        step = 32 * min(max(n - 8, 0), 10) / 10  # neighbours change places within a second
+        places = [100 + step, 132 - step, 164 + step, 196 - step]
+        behind = [0, 2] if 11 < n < 15 else []  # of two who overlap fully, one is found
+        rows = [at for at in range(4) if at not in behind]
+        boxes = detections(*((places[at], 50) for at in rows))
+        update = tracks.update(n, n / 10, SIZE, boxes, embedded(*(unit(at) for at in rows)))
+        shown |= {(one.track_id, int(one.vector.argmax())) for one in update.seen if one.vector is not None}
+    assert len(shown) == len({track for track, _ in shown}) == 4
+
+
 @pytest.mark.parametrize("fps", [2.0, 3.0, 10.0])
 @pytest.mark.parametrize("embedding", [True, False])
 def test_a_slow_camera_follows_people_who_moved_by_more_than_their_width(fps: float, embedding: bool) -> None:
