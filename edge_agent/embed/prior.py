@@ -79,7 +79,7 @@ def known_prior(space: str, state: Path) -> NetworkPrior | None:
     """Return the prior of an embedding space that ships, or is kept in `state`; None without one."""
     for path in (SHIPPED / f"{space}.json", state / PRIORS / f"{space}.json"):
         # One that is missing, damaged, or of other people is measured again.
-        with contextlib.suppress(EdgeAgentError, KeyError, ValueError):
+        with contextlib.suppress(EdgeAgentError, KeyError, ValueError, OverflowError):
             return NetworkPrior.from_json(read_object(path)["prior"])
     return None
 

@@ -126,6 +126,20 @@ def test_another_network_is_measured_once(tmp_path: Path) -> None:
     assert len(steps) == 2 * people.CAMERAS
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"prior": 1}', '{"prior": {"joins": []}}', "\x00\x01",
+        '{"prior": {"joins": {"live": NaN, "lost": NaN}}}',
+        '{"prior": {"joins": {"live": 1' + 400 * "0" + "}}}",
+    ],
+)  # fmt: skip
+def test_a_damaged_copy_is_no_prior(tmp_path: Path, text: str) -> None:
+    (tmp_path / "priors").mkdir()
+    (tmp_path / "priors" / "0123456789abcdef.json").write_text(text)
+    assert known_prior("0123456789abcdef", tmp_path) is None
+
+
 def test_a_full_disk_costs_only_the_copy(tmp_path: Path) -> None:
     model = reid(tmp_path / "own.onnx")
     (tmp_path / "priors").write_text("not a folder")
