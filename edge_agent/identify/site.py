@@ -249,7 +249,7 @@ class ThresholdPolicy:
         value = scores.reached_by(rate)
         proven = len(self.site) >= MIN_PAIRS or self._sampled[1] >= FEWEST_IDENTITIES
         if calibrated is None:
-            value += max(0.0, self._usual - value) * (self._doubt / 2 if proven else self._doubt)
+            value += max(0.0, self._usual - value) * self._doubt
             return value, "site" if proven else "prior"
         # The calibration knows one point of the tail; the scores, how far it is to the rate of this gallery.
         further = max(0.0, value - scores.reached_by(calibrated.pair_rate))
@@ -274,7 +274,14 @@ class ThresholdPolicy:
             self._state, self._scores = state, found or self._scores
             if self.prior is not None:
                 self._usual = self.prior.at(weight).genuine.reached_by(_USUAL)
-                self._doubt = MEAN_FOR / (MEAN_FOR + self.site.people + self._sampled[1])
+                self._doubt = self._share_of_prior()
+
+    def _share_of_prior(self) -> float:
+        """Return the weight of what is usual for one person: none where people were seen together."""
+        if len(self.site) >= MIN_PAIRS:
+            return 0.0
+        share = MEAN_FOR / (MEAN_FOR + self._sampled[1])
+        return share / 2 if self._sampled[1] >= FEWEST_IDENTITIES else share
 
     def _relief(self, bias: CameraBias | None, camera: str | None) -> float:
         """Return the relief of a camera as things stand; that of `bias` for an unknown one."""
