@@ -245,7 +245,10 @@ class SyncedFile:
             return
         present = dict(rows.store.rows("SELECT number, revision FROM identity"))
         stale = {number for number, revision in present.items() if self.revisions.get(number) != revision}
-        stale |= self.revisions.keys() - present.keys()
+        gone = self.revisions.keys() - present.keys()
+        stale |= gone
+        for number in gone:
+            self.means.drop(number)
         if len(stale) > len(present) // 4:
             self._load_all()
             self.revisions = present
@@ -338,7 +341,7 @@ class SyncedFile:
         self.means.clear()
         for owners, rows, views in self.index.batches():
             self.means.vote_all(owners, views, restored(rows, self.means.offsets[views]))
-        self.recentre()
+        self.recentre(erased=True)
 
 
 class Facts:

@@ -283,12 +283,13 @@ def test_a_command_that_erases_all_clears_the_means_of_the_agent(tmp_path: Path)
     site, path = Site(9), tmp_path / "gallery.db"
     with opened(path) as gallery:
         gallery.cameras.start()
-        site.enrol(gallery, 99, "west")
+        site.pass_by(gallery, range(90, 92), "west", known=True)
         site.pass_by(gallery, range(LATEST + 12), "east", known=False)
         with opened(path) as command:
             command.forget_all()
         assert gallery.cameras.bias("east").people == 0
         assert not gallery.file.means.offsets.any()
+        assert not gallery.file.means.latest["west"]
 
 
 @pytest.mark.parametrize("known", [True, False])
