@@ -277,6 +277,7 @@ def _settle_cameras(rows: Rows, archive: Archive) -> int:
         rows.store.put_meta("site", archive.site or rows.store.meta("site"))
         if CAMERAS_FACT in archive.facts:
             rows.store.run("DELETE FROM fact WHERE key = ?", (CAMERAS_FACT,))
+            rows.note_other_cameras()
         return 0
     if archive.site == rows.store.meta("site"):
         return 0

@@ -47,36 +47,40 @@ class Cameras:
         self._guests: dict[str, dict[str, Any]] = {}
         """Stored people without an identity, by camera."""
         self._unstored: dict[str, int] = {}
+        self._mark: Any = None
 
     def start(self) -> None:
         """Compare without offsets from now on; until then exemplars are compared as they are stored."""
-        stored = _checked(self._facts.get(CAMERAS_FACT), self._file.space.dimension)
         with self._file.reading():
-            means = self._file.means
+            self.reload()
+            self._file.centre()
+
+    def reload(self) -> None:
+        """Take over what is stored that does not come from identities, and forget what was known of it."""
+        with self._file.reading():
+            self._mark = self._file.cameras_mark
+            stored = _checked(self._facts.get(CAMERAS_FACT), self._file.space.dimension)
             self._epochs, self._guests = stored["epochs"], stored["guests"]
+            self._unstored.clear()
+            means = self._file.means
+            means.clear_guests()
+            means.latest.clear()
             for camera, found in self._guests.items():
                 vector = np.array(found["sum"], np.float64)
                 means.guests[means.view(camera, found["epoch"])] = float(found["people"]), vector
-            self._file.centre()
-
-    def forget(self) -> None:
-        """Forget everything that does not come from identities."""
-        with self._file.reading():
-            self._file.means.clear_guests()
-            self._file.means.latest.clear()
-            self._epochs.clear()
-            self._guests.clear()
-            self._unstored.clear()
             self._file.recentre(erased=True)
 
     def epoch(self, camera: str) -> int:
         """Return the epoch of a camera: which of its views it has now."""
+        if self._mark != self._file.cameras_mark:
+            self.reload()  # another process erased all, or imported an archive into an empty gallery
         return self._epochs.get(camera, 0)
 
     def centred(self, camera: str, vectors: Vectors) -> Vectors:
         """Return raw embeddings `(N, D)` of people at a camera as they are compared: `(N, D)` of length 1."""
         with self._file.reading():
-            return centred(vectors, self._file.means.offsets[self._view(camera)])
+            view = self._view(camera)
+            return centred(vectors, self._file.means.offsets[view])
 
     def bias(self, camera: str) -> Bias:
         """Return what is subtracted at a camera, for thresholds and scores of raw embeddings."""
@@ -177,7 +181,7 @@ class Cameras:
         self._guests.pop(camera, None)
         self._unstored[camera] = sum(one.number is None for one in latest)
         self._store(camera)
-        self._facts.set(CAMERAS_FACT, self._to_json())
+        self._write()
         self._file.recentre()
         _log.warning("camera_moved", camera=camera, view=epoch, people=len(latest))
 
@@ -194,10 +198,16 @@ class Cameras:
         rounded = [round(value, 5) for value in total.tolist()]
         self._guests[camera] = {"epoch": self.epoch(camera), "people": people, "sum": rounded}
         self._unstored[camera] = 0
-        self._facts.set(CAMERAS_FACT, self._to_json())
+        self._write()
 
-    def _to_json(self) -> dict[str, Any]:
-        return {"epochs": self._epochs, "guests": self._guests}
+    def _write(self) -> None:
+        """Store epochs and guests, unless another process has replaced them meanwhile."""
+        known = {"epochs": self._epochs, "guests": self._guests}
+        self._facts.change(
+            CAMERAS_FACT,
+            lambda stored: known if self._mark == self._file.cameras_mark else stored,
+            durable=False,
+        )
 
 
 def _checked(stored: object, dimension: int) -> dict[str, Any]:

@@ -278,7 +278,7 @@ class Gallery:
         with self.file.changing() as content:
             erased = [content.erase(person) for person in content.identities()]
             content.leave_space()
-        self.cameras.forget()
+        self.cameras.reload()
         self.file.scrub()
         _log.info("gallery_emptied", identities=len(erased))
         return erased

@@ -309,6 +309,11 @@ class Rows:
     def leave_space(self) -> None:
         """Delete the facts that belong to the embedding space; what is still to be erased stays noted."""
         self.store.run("DELETE FROM fact WHERE key NOT IN (?, ?, ?)", (EVENTS_FACT, SCRUB_FACT, HOME_FACT))
+        self.note_other_cameras()
+
+    def note_other_cameras(self) -> None:
+        """Note that `CAMERAS_FACT` was replaced, so that processes drop what they know of cameras."""
+        self.store.put_meta("cameras", 1 + int(self.store.meta("cameras") or 0))
 
     def store_policy(self, policy: Policy) -> None:
         """Store a policy; the caller sets `policy` after the commit."""

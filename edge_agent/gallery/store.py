@@ -37,7 +37,8 @@ _PRAGMAS = {
 # `notice` has the changes that subscribers have to learn of, see `gallery.notices`; files of earlier versions
 # lack it, and these versions ignore it.
 # `epoch` states which view of its camera an exemplar is from, see `gallery.means`; the meta value `site` is
-# random and distinguishes cameras of the same name in other galleries.
+# random and distinguishes cameras of the same name in other galleries; `cameras` counts how often all that
+# was known of cameras was replaced.
 # `revision` changes with an identity's exemplars: another process reloads only what changed.
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;

@@ -28,7 +28,7 @@ from edge_agent.core.text import visible
 from edge_agent.gallery.exemplars import View
 from edge_agent.gallery.index import ExemplarIndex, Views
 from edge_agent.gallery.means import CameraMeans, Vectors, centred, restored
-from edge_agent.gallery.rows import CAMERAS_FACT, Policy, Rows
+from edge_agent.gallery.rows import Policy, Rows
 from edge_agent.gallery.store import Store
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class SyncedFile:
         self.index = ExemplarIndex(space.dimension)
         self.means = CameraMeans(space.dimension)
         self.revisions: dict[int, int] = {}
+        self.cameras_mark: Any = None
+        """Changes when another process replaces `CAMERAS_FACT`."""
         self._path = path
         self._key = key
         self._clock = clock
@@ -239,6 +241,7 @@ class SyncedFile:
         rows, first = self._rows, self._data_version < 0
         version = rows.store.data_version()
         self._check_space(rows.store)
+        self.cameras_mark = rows.store.meta("cameras")
         count = rows.store.meta("changes")
         if not first and count == self._stored_count:
             self._data_version = version  # e.g. unused pages were freed
@@ -264,8 +267,6 @@ class SyncedFile:
         owners, each = np.array(counts, np.int64).reshape(-1, 2).T
         self._forget_marks()
         self.index.load(owners, each, self._batches(rows))
-        if not len(owners) and not rows.store.value("SELECT 1 FROM fact WHERE key = ?", (CAMERAS_FACT,)):
-            self.means.clear_guests()  # another process erased all
         if self._centring:
             self._count_votes()
 

@@ -293,6 +293,31 @@ def test_a_command_that_erases_all_clears_the_means_of_the_agent(tmp_path: Path)
 
 
 @pytest.mark.parametrize("known", [True, False])
+def test_nothing_of_people_whom_a_command_erased_is_stored_again(tmp_path: Path, known: bool) -> None:
+    site, path = Site(9), tmp_path / "gallery.db"
+    with opened(path) as gallery:
+        gallery.cameras.start()
+        if known:
+            site.enrol(gallery, 99, "west")
+        site.pass_by(gallery, range(LATEST + 12), "east", known=False)
+        site.pass_by(gallery, range(LATEST + 12), "north", known=False)
+        with gallery.file.exclusive():  # as in a frame: noticed afterwards
+            with opened(path) as command:
+                command.forget_all()
+            site.pass_by(gallery, range(100, 110), "east", known=False)
+            assert gallery.facts.get(CAMERAS_FACT) is None
+        site.pass_by(gallery, range(200, 212 + LATEST), "east", known=False)
+        stored = gallery.facts.get(CAMERAS_FACT)["guests"]
+        assert stored.keys() == {"east"}
+        assert stored["east"]["people"] == 10
+        assert gallery.cameras.bias("east").people <= 22 + LATEST
+
+
+def test_a_new_camera_is_compared_at_once(gallery: Gallery) -> None:
+    assert gallery.cameras.centred("new", Site(9).crop(1, "new")).shape == (1, D)
+
+
+@pytest.mark.parametrize("known", [True, False])
 def test_a_moved_camera_begins_an_epoch_and_finds_back(gallery: Gallery, known: bool) -> None:
     site = Site(10)
     site.pass_by(gallery, range(60), "east", known=known)
