@@ -172,7 +172,8 @@ class SyncedFile:
         folder = "." if self._path is None else self._path.parent
         raise SpaceMismatch(
             f"the gallery {self.where} contains embeddings of {found}, but the model in use makes those of"
-            f" {self.space}; they cannot be compared. Use the former model, or keep a copy with"
+            f" {self.space}; they cannot be compared. Use the former model (a former default network: see"
+            " docs/gallery.md, embedding space), or keep a copy with"
             f" `edge-agent gallery export FILE --state {folder}` and empty the gallery"
             f" with `edge-agent gallery forget --all --state {folder}`"
         )

@@ -44,7 +44,7 @@ def test_without_a_model_it_is_what_the_agent_runs(tmp_path: Path) -> None:
     found = run("--triton", tmp_path / "repo", "--state", tmp_path / "state")
     assert found["model"] == str(tmp_path / "repo" / "reidentification" / "1" / "model.onnx")
     assert (found["card"]["file"], found["card"]["precision"]) == ("default.onnx", "fp32")
-    assert found["card"]["file_card"]["trained_identities"] == "1000"
+    assert found["card"]["file_card"]["trained_identities"] == "1092"
     assert found["max_batch"] == 64
     assert not (tmp_path / "state").exists()
 

