@@ -38,9 +38,17 @@ def _without_prior() -> AbstractContextManager[Any]:
     return mock.patch.object(stages, "load_or_measure", return_value=None)
 
 
+def _without_gallery() -> AbstractContextManager[Any]:
+    """The target rate is that of a pair, however many people are known."""
+    from edge_agent.identify import site
+
+    return mock.patch.object(site, "pair_rate", lambda target, _: target)
+
+
 LEVERS: dict[str, Off] = {
     "camera means": _without_means,
     "prior": _without_prior,
+    "rate per search": _without_gallery,
 }
 
 
