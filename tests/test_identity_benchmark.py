@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from benchmarks.identity.cache import Store, cached
 from benchmarks.identity.cases import CASES, trials
 from benchmarks.identity.ceilings import of_set
-from benchmarks.identity.footage import Footage, backwards, half, loop, mirror, slow, split
+from benchmarks.identity.footage import Footage, backwards, half, loop, mirror, of_file, slow, split, variant
 from benchmarks.identity.measures import Evidence, Visits, boxes
 from benchmarks.identity.page import PAGE, page
 from benchmarks.identity.running import Network, run_crops, visits_of
 from benchmarks.identity.sets import CameraResponse, render_set
 from benchmarks.identity.timetable import INTERVAL_S, PAUSE_S, Play, played
 from benchmarks.scoring import Rows, score
+from edge_agent.core.errors import InputError, MissingFile
 from edge_agent.detect import opening
 
 
@@ -201,6 +203,17 @@ def test_halves_of_a_picture_are_two_cameras_with_a_visit_each() -> None:
             if number in seen:
                 assert np.allclose(one.truth[number][1][0], lit(picture), atol=1)
     assert list(truth.person.values()) == [1, 1]
+
+
+def test_wrong_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seen by two cameras"):
+        played(tmp_path)
+    with pytest.raises(InputError, match="no variant 'sepia'; choose one of plain"):
+        variant("sepia", clip(), tmp_path)
+    with pytest.raises(InputError, match=r"belong to nobody: \[4\]"):
+        visits_of(replace(clip(), people={1: 1}), Visits())
+    with pytest.raises(MissingFile, match="is no file"):
+        of_file(tmp_path / "no.avi", tmp_path / "no.txt")
 
 
 # --- kept results -----------------------------------------------------------------------------

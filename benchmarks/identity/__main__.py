@@ -101,7 +101,9 @@ def _options() -> argparse.ArgumentParser:
     clip = commands.add_parser("clip", help="a recording with MOTChallenge truth")
     clip.add_argument("--video", type=Path, required=True)
     clip.add_argument("--truth", type=Path, required=True)
-    clip.add_argument("--visits", help="visits joined into people, 'a,b|c'; those of PETS09-S2L1 by default")
+    clip.add_argument(
+        "--visits", help="visits joined into people, 'a,b|c', or 'none'; those of PETS09-S2L1 by default"
+    )
     clip.add_argument("--fps", type=float)
     clip.add_argument("--variant", default="plain", help="mirrored, 'half size', ...: see footage.py")
     clip.add_argument("--detector", default="hog")
@@ -150,7 +152,7 @@ def _clip(chosen: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.identity.running import run_clips
     from benchmarks.scoring import PETS_VISITS, people_of
 
-    people = people_of(chosen.visits or PETS_VISITS)
+    people = None if chosen.visits == "none" else people_of(chosen.visits or PETS_VISITS)
     footage = of_file(chosen.video, chosen.truth, people, fps=chosen.fps)
     clips = variant(chosen.variant, footage, chosen.cache or default_folder())
     return run_clips(clips, chosen.detector, _network(chosen), extra_settings(chosen.set))
@@ -167,5 +169,18 @@ def _crops(chosen: argparse.Namespace) -> dict[str, Any]:
     return run_crops(play, _network(chosen), extra_settings(chosen.set))
 
 
+def _safely() -> int:
+    """Report what is wrong with the input in one line."""
+    try:
+        return main()
+    except Exception as problem:
+        from edge_agent.core.errors import EdgeAgentError
+
+        if not isinstance(problem, EdgeAgentError):
+            raise
+        print(f"python -m benchmarks.identity: {problem}", file=sys.stderr)
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_safely())

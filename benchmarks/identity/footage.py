@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.scoring import Rows, read_mot
-from edge_agent.core.errors import MissingFile
+from edge_agent.core.errors import InputError, MissingFile
 from edge_agent.core.structures import Frame
 from edge_agent.source.base import Source
 from edge_agent.source.file import FileOptions, FileSource
@@ -78,6 +78,9 @@ def of_file(
     fps: float | None = None,
 ) -> Footage:  # fmt: skip
     """Return a recording with MOTChallenge truth; `fps` replaces the times of the file."""
+    for path in (video, truth):
+        if not path.is_file():
+            raise MissingFile(f"{path} is no file")
     capture = cv2.VideoCapture(str(video))
     rate = fps or capture.get(cv2.CAP_PROP_FPS) or 10.0
     capture.release()
@@ -268,5 +271,7 @@ COMPRESSED = f"{COMPRESSED_KBITS} kbit/s"
 
 def variant(name: str, footage: Footage, folder: Path) -> list[Footage]:
     """Return a variant by its name; `folder` keeps compressed ones."""
+    if name not in {COMPRESSED, *VARIANTS}:
+        raise InputError(f"there is no variant {name!r}; choose one of {', '.join([*VARIANTS, COMPRESSED])}")
     made = compressed(footage, folder) if name == COMPRESSED else VARIANTS[name](footage)
     return made if isinstance(made, list) else [made]

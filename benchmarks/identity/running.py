@@ -22,6 +22,7 @@ from edge_agent.agent.daemon import Agent
 from edge_agent.agent.outputs import Outputs
 from edge_agent.agent.results import FrameOutcome, Summary
 from edge_agent.agent.stages import Supply
+from edge_agent.core.errors import InputError
 from edge_agent.core.loading import load
 from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
 
@@ -145,6 +146,12 @@ def _ceilings(
 def visits_of(clip: Footage, truth: Visits) -> Rows:
     """Return a camera's truth with ids of visits, which are added to `truth`."""
     rows: Rows = {}
+    unknown = {one for ids, _ in clip.truth.values() for one in ids.tolist()}.difference(clip.people or ())
+    if clip.people is not None and unknown:
+        raise InputError(
+            f"the truth has visits that belong to nobody: {sorted(unknown)[:5]}; state all of them with"
+            " --visits, or --visits none where its ids are people"
+        )
     current: dict[int, tuple[int, int]] = {}  # visit and latest frame by id
     for frame, (ids, places) in sorted(clip.truth.items()):
         visits = ids.copy()

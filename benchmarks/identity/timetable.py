@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.identity.measures import Visits
+from edge_agent.core.errors import InputError
 from edge_agent.core.pictures import parse_crop_name
 
 __all__ = ["Play", "Showing", "played"]
@@ -130,6 +131,11 @@ def played(
     for person, camera in pictures:
         by_person[person].append(camera)
     chosen = sorted(person for person, cameras in by_person.items() if len(cameras) > 1)[:people]
+    if not chosen:
+        raise InputError(
+            f"{folder} has no person who is seen by two cameras: crops belong into bounding_box_train,"
+            " bounding_box_test or query, with names like 0007_c2s1_000451_03.jpg"
+        )
     orders = {person: rng.permutation(by_person[person]).tolist() for person in chosen}
     showings: list[Showing] = []
     clock = 0.0
