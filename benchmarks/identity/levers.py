@@ -57,7 +57,6 @@ def each(case: Case, material: Material, detector: str, network: str) -> dict[st
     tried: dict[str, Iterable[str]] = {"all": (), "none": LEVERS}
     for name in LEVERS:
         tried[f"{name} alone"] = [other for other in LEVERS if other != name]
-    for name in LEVERS:
         tried[f"all but {name}"] = [name]
     found = {}
     for label, off in tried.items():

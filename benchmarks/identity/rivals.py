@@ -188,6 +188,9 @@ LEAST = 0.3
 RIVALS: dict[str, Rival] = {
     "BoxMOT BoT-SORT": _boxmot("BotSort"),
     "BoxMOT BoT-SORT, never forgets": _boxmot("BotSort", track_buffer=FOREVER),
+    "BoxMOT BoT-SORT, never forgets, by appearance anywhere": _boxmot(
+        "BotSort", track_buffer=FOREVER, proximity_thresh=1.0
+    ),
     "BoxMOT StrongSORT": _boxmot("StrongSort"),
     "BoxMOT StrongSORT, never forgets": _boxmot("StrongSort", max_age=FOREVER),
     "deep-sort-realtime": _deep_sort(),
