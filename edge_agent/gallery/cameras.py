@@ -107,11 +107,13 @@ class Cameras:
             people = float(self._file.means.counts()[view])
         own = np.array(list(voted), np.float32)[:, None] * np.float32(weight(people) / max(people, 1.0))
         moved = vectors - offset
-        rows = []
-        for i, vector in enumerate(vectors):
-            without = moved + own[i] * vector
-            rows.append(_unit(without) @ _unit(without[i : i + 1])[0])
-        one_way = np.stack(rows)
+        # Row i, column j: of `moved[j] + own[i] * vectors[i]`, and of the same for i.
+        given = own * (vectors @ moved.T)
+        square = own**2 * np.einsum("nd,nd->n", vectors, vectors)[:, None]
+        products = moved @ moved.T
+        lengths = np.sqrt(np.maximum(products.diagonal() + 2 * given + square, 1e-12))
+        products += given + given.diagonal()[:, None] + square
+        one_way = products / (lengths * lengths.diagonal()[:, None])
         return np.asarray((one_way + one_way.T) / 2, np.float32)
 
     def exemplars(self, number: int) -> tuple[Vectors, tuple[str, ...]]:
@@ -249,7 +251,3 @@ def _begin_of_change(latest: NDArray[np.float64]) -> int:
     gap = latest[len(latest) // 2 :].mean(axis=0)
     beyond = latest @ gap / max(float(gap @ gap), 1e-9) - 0.5
     return int(np.cumsum(beyond[::-1])[::-1].argmax())
-
-
-def _unit(rows: Vectors) -> Vectors:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6), np.float32)

@@ -289,7 +289,7 @@ def test_a_command_that_erases_all_clears_the_means_of_the_agent(tmp_path: Path)
             command.forget_all()
         assert gallery.cameras.bias("east").people == 0
         assert not gallery.file.means.offsets.any()
-        assert not gallery.file.means.latest["west"]
+        assert not gallery.file.means.latest.get("west")
 
 
 @pytest.mark.parametrize("known", [True, False])
