@@ -117,10 +117,11 @@ class CommandHandlers:
 
     def counters(self, _command: StatsCommand) -> Mapping[str, Any]:
         """Return the statistics of gallery, threshold, drift and delivery."""
-        threshold = self.identifier.thresholds.current()
+        threshold = asdict(self.identifier.thresholds.in_force)
+        threshold["value"] = threshold.pop("stated")  # as in events
         return {
             "gallery": asdict(self.gallery.stats()),
-            "threshold": asdict(threshold),
+            "threshold": threshold,
             "drift": self.identifier.thresholds.site.drift(),
             "delivery": asdict(self.delivery()),
         }

@@ -201,11 +201,11 @@ class ThresholdPolicy:
         self._strangers: Angles = np.zeros(0)
         self._sampled = (0, 0)  # size of the gallery when they were chosen, and their number
         self._state: object = None
+        self._estimates: dict[float, tuple[Spread | None, float]] = {}
+        """By the weight of a camera's mean, for `_state`: what `_scores` and `_usual` are with it."""
         self._scores: Spread | None = None
-        self._usual, self._doubt = (
-            -1.0,
-            0.0,
-        )  # score that most visits of one person reach; weight of the prior
+        self._usual = -1.0  # score that most visits of one person reach
+        self._doubt = 0.0  # weight of the prior
         self._cohorts = (0.0, 0.0)  # number of people, and their mean likeness to others
         self._load()
         self._bias: CameraBias | None = None  # of the camera of this frame
@@ -260,21 +260,29 @@ class ThresholdPolicy:
     def _update(self, bias: CameraBias | None) -> None:
         """Estimate the scores of impostors; the latest stay where joined people took the last pairs away."""
         self._sample()
-        weight = 0.0 if bias is None else bias.weight
-        state = (self.site.changes // _CHANGES, len(self.site), self._sampled, self.prior, round(weight, 2))
+        state = (self.site.changes // _CHANGES, len(self.site), self._sampled, self.prior)
         if state != self._state:
-            angles = self.site.angles(partial(self._relief, bias))
-            found = blend(
-                None if self.prior is None else self.prior.at(weight).impostors,
-                angles if len(self.site) >= MIN_PAIRS or self.prior is not None else np.zeros(0),
-                self.site.people,
-                self._strangers,
-                self._sampled[1],
-            )
-            self._state, self._scores = state, found or self._scores
+            self._state = state
+            self._estimates.clear()
             if self.prior is not None:
-                self._usual = self.prior.at(weight).genuine.reached_by(_USUAL)
                 self._doubt = self._share_of_prior()
+        weight = 0.0 if bias is None else round(bias.weight, 2)
+        if weight not in self._estimates:
+            self._estimates[weight] = self._estimated(bias)
+        self._scores, self._usual = self._estimates[weight]
+
+    def _estimated(self, bias: CameraBias | None) -> tuple[Spread | None, float]:
+        expected = None if self.prior is None else self.prior.at(0.0 if bias is None else bias.weight)
+        angles = self.site.angles(partial(self._relief, bias))
+        found = blend(
+            None if expected is None else expected.impostors,
+            angles if len(self.site) >= MIN_PAIRS or expected is not None else np.zeros(0),
+            self.site.people,
+            self._strangers,
+            self._sampled[1],
+        )
+        usual = self._usual if expected is None else expected.genuine.reached_by(_USUAL)
+        return found or self._scores, usual
 
     def _share_of_prior(self) -> float:
         """Return the weight of what is usual for one person: none where people were seen together."""
@@ -332,6 +340,7 @@ class ThresholdPolicy:
     def reload(self, settings: IdentifySettings) -> None:
         """Replace the settings."""
         self._settings = settings
+        self.refresh(self._bias)
 
     def save(self) -> None:
         """Keep the site's scores for the next run."""
@@ -342,6 +351,7 @@ class ThresholdPolicy:
         self.site = SiteScores()
         self._state = self._scores = None
         self.save()
+        self.refresh(self._bias)
 
 
 def _after(bias: CameraBias | None, value: float) -> float:

@@ -257,3 +257,29 @@ def test_nothing_is_known_of_few_identities_without_a_prior() -> None:
     one = strangers(np.array([4, 4]), unit(np.ones((2, D))), 10)
     assert len(one) == 0
     assert blend(None, nothing, 0, one, 1) is None
+
+
+def test_cameras_in_turn_are_estimated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Camera:
+        weight: float
+        relief: float = 0.0
+
+        def after(self, cosine: float) -> float:
+            return cosine
+
+        before = after
+
+    town = Town(0, 0.3)
+    thresholds = policy(town.visits(town.people(60)), prior_of(Town(1, 0.3)))
+    cameras = [Camera(0.2), Camera(0.8)]
+    before = [thresholds.refresh(camera) for camera in cameras]
+    monkeypatch.setattr("edge_agent.identify.site.blend", None)
+    assert [thresholds.refresh(camera) for camera in cameras] == before
+
+
+def test_changes_of_the_settings_are_in_force_at_once() -> None:
+    town = Town(0, 0.3)
+    thresholds = policy(town.visits(town.people(60)), prior_of(Town(1, 0.3)))
+    thresholds.reload(IdentifySettings(threshold=0.5))
+    assert (thresholds.in_force.stated, thresholds.in_force.rule) == (0.5, "configured")
