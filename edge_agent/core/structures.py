@@ -216,6 +216,9 @@ class TrackUpdate:
     ended: tuple[int, ...]
 
 
+PEOPLE_FOR_HALF = 10.0
+"""Number of people whose mean has a weight of one half, when the offset of a camera is estimated."""
+
 LONE_TRACKS = 1 << 40  # first number of tracks made of crops without one, far above those of any tracker
 
 

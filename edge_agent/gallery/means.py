@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.structures import PEOPLE_FOR_HALF
+
 Vectors = NDArray[np.float32]
 Sums = NDArray[np.float64]
 
-PEOPLE_FOR_HALF = 10.0
-"""Number of people whose mean has a weight of one half."""
 MOST_GUESTS = 1000
 """Guests that a mean counts; older ones fade, so that it follows the light and the season."""
 LONGEST_OFFSET = 0.97

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.core.structures import PEOPLE_FOR_HALF
 from edge_agent.identify.impostors import FEWEST_IDENTITIES, MEAN_FOR, Angles, angles_of, blend, strangers
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ _USUAL = 0.9
 the prior knows would otherwise join the first of them, and then see nobody from whom it could learn it."""
 _GROWN = 1.1
 """Growth of the gallery after which they are chosen again."""
-_VOTES_FOR_HALF = 10.0
-"""People whose camera mean counts half, see `edge_agent.gallery.means`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +303,7 @@ class ThresholdPolicy:
             return
         numbers = sorted(self._gallery.present())
         owners, vectors = self._gallery.vectors(numbers[:: -max(1, -(-size // SAMPLED))])
-        found = strangers(owners, vectors, size + _VOTES_FOR_HALF)
+        found = strangers(owners, vectors, size + PEOPLE_FOR_HALF)
         self._strangers, self._sampled = found, (size, len(np.unique(owners)))
 
     def likeness(self, scores: Sequence[float]) -> float | None:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edge_agent.gallery.means import PEOPLE_FOR_HALF
+from edge_agent.core.structures import PEOPLE_FOR_HALF
 from edge_agent.offline.train.network import ReidNetwork
 from edge_agent.offline.train.spec import Spec
 
