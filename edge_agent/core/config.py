@@ -278,7 +278,7 @@ class IdentifySettings(Section):
     )
     threshold: float | None = about(None, "fixed cosine threshold; null: by rules", ge=-1, le=1)
     target_fmr: float = about(
-        0.02, "target probability that somebody new is taken for a known person", gt=0, lt=0.5
+        0.05, "target probability that somebody new is taken for a known person", gt=0, lt=0.5
     )
     decide_crops: int = about(6, "crops 0.1 s apart needed to match a track; slow cameras need fewer", ge=1)
     enrol_crops: int = about(8, "crops 0.1 s apart needed to enrol an unknown person", ge=1)

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         case ["priors", *models]:
             write_priors(models or ["", STRIPES_NAME])
         case _:
-            print(__doc__, file=sys.stderr)  # noqa: T201 - a command
+            sys.stderr.write(__doc__ or "")
             return 2
     return 0
 

@@ -111,7 +111,15 @@ def test_the_log_has_the_times_of_the_start_and_the_first_frame(tmp_path: Path) 
     with capture_logs() as logs:
         agent.run(threading.Event())
     (started,) = [line for line in logs if line["event"] == "started"]
-    assert list(started["seconds"]) == ["sources", "network", "detector", "gallery", "sensors", "delivery"]
+    assert list(started["seconds"]) == [
+        "sources",
+        "network",
+        "prior",
+        "detector",
+        "gallery",
+        "sensors",
+        "delivery",
+    ]
     assert all(seconds >= 0 for seconds in started["seconds"].values())
     (first,) = [line for line in logs if line["event"] == "first_frame"]
     assert first["camera"] == "film"

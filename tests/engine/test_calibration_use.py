@@ -143,7 +143,7 @@ def test_a_calibration_of_another_network_is_reported_and_not_used(
     assert "tiny" in alerts[0]["message"]
     for event in events:
         if ".identity." in event["type"]:
-            assert event["data"]["rule"] == "warm-up"
+            assert event["data"]["rule"] == "prior"
             assert event["data"]["model"]["precision"] == "fp32"
 
 

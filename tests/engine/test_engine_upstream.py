@@ -27,7 +27,7 @@ def test_a_picture_is_refused_and_says_why():
 
 
 def test_embeddings_of_boxes_that_mislead_are_not_used():
-    boxes = np.array([[100, 100, 200, 400], [300, 100, 310, 130], [500, 100, 600, 400]], np.float32)
+    boxes = np.array([[100, 100, 200, 400], [300, 100, 306, 118], [500, 100, 600, 400]], np.float32)
     message = MessageFrame(
         "front", 1, 0.0, (1920, 1080), Detections(boxes, np.ones(3, np.float32)), (1, 2, 3),
         np.eye(4, dtype=np.float32)[:3], np.array([True, True, False]),

@@ -415,7 +415,7 @@ class TestScriptsOfTheDefaultModel:
             {"step": 20, "losses": {"identity": 7.0, "triplet": 0.7}},
             {"step": 40, "evaluation": {"mAP": 0.5, "rank1": 1.0}},
         ]
-        assert curve.curves(rows)["identity loss / 7"] == [(20, 1.0)]
+        assert curve.curves(rows)["identity"] == [(20, 1.0)]
         assert curve.svg(curve.curves(rows)).count("<polyline") == 9
 
 
