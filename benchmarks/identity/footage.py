@@ -152,6 +152,18 @@ def dusk(footage: Footage) -> Footage:
     )
 
 
+def blue_hour(footage: Footage) -> Footage:
+    """The light falls by 30 % and turns from white to blue, from the first frame to the last."""
+    last = max(footage.truth)
+
+    def picture(image: Picture, at: int) -> Picture:
+        part = min(1, at / last)
+        gain = (1 - 0.3 * part) * np.array([1 + 0.35 * part, 1, 1 - 0.35 * part], np.float32)
+        return np.clip(image * gain, 0, 255).astype(np.uint8)
+
+    return _changed(footage, picture)
+
+
 def half(footage: Footage) -> Footage:
     """Half the width and height."""
     return _changed(
@@ -260,6 +272,7 @@ VARIANTS: Mapping[str, Callable[[Footage], Footage | list[Footage]]] = {
     "backwards": backwards,
     "lights down 60 %": dark,
     "lights fading to 40 %": dusk,
+    "light turning blue": blue_hour,
     "half size": half,
     "2 frames a second": slow,
     "5 times in a row": loop,

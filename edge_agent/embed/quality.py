@@ -27,6 +27,16 @@ _NOISE = 5.0
 """Grey levels added to the contrast: below it, detail is rounding and sensor noise."""
 _BORDER = 2.0
 """Pixels; a box that ends this near to the image border counts as cut by it."""
+_BLOCK = 8
+"""Pixels; edge of the blocks of JPEG and of most video codecs."""
+_FEWEST_STEPS = 2 * _BLOCK
+"""Least number of steps between pixels in which a grid is looked for."""
+_NO_STEP = 1.0
+"""Grey levels added to the mean step of a crop: below it, steps are rounding."""
+_ONE_WAY, _BOTH_WAYS = 0.3, 0.36
+"""Blocking that uncompressed crops stay below, up and down, and as the product with left to right."""
+_LEAST_SHARP = 0.2
+"""Factor of the grade of the worst blocks; they alone refuse no crop."""
 _FRAME = 8
 """Pixels around a whole picture that is graded."""
 _OUTWARD = np.array([[-1], [-1], [1], [1]], np.float32)
@@ -78,8 +88,8 @@ class QualityGate:
     """Grades the crops of pictures.
 
     The grade is a product of five factors in 0..1: visible height (square root of height / 256), sharpness
-    (/ 0.5), the part of the box inside the picture, the part that no nearer person covers, and 0.7 where the
-    box touches the border.
+    (/ 0.5; visible blocks of compression lower it), the part of the box inside the picture, the part that no
+    nearer person covers, and 0.7 where the box touches the border.
     """
 
     def __init__(self, settings: QualitySettings) -> None:
@@ -214,19 +224,64 @@ def sharpness(crop: NDArray[np.uint8]) -> float:
     """Measure the fine detail of a crop `(h, w, 3)` uint8, relative to its own contrast.
 
     Standard deviation of the Laplacian, but for the outermost pixels, over that of the grey values, measured
-    at a height of at most 96 pixels; 0 for a uniform crop. Relative, so that dark clothing does not count as
-    blur. On 220 real crops of 60 to 153 pixels (5th, 50th, 95th percentile): .52/.70/.97 unchanged,
-    .17/.23/.35 after a Gaussian blur of 1 pixel, .07/.10/.17 of 2 pixels, .05/.06/.12 of 3 pixels.
+    at a height of at most 96 pixels; 0 for a uniform crop. Visible blocks (`blocking`) set an upper limit:
+    their edges are no detail. Relative, so that dark clothing does not count as blur. On 220 real crops of
+    60 to 153 pixels (5th, 50th, 95th percentile): .52/.70/.97 unchanged, .17/.23/.35 after a Gaussian blur of
+    1 pixel, .07/.10/.17 of 2 pixels, .05/.06/.12 of 3 pixels.
     """
     height, width = crop.shape[:2]
     if height > _ANALYSIS_HEIGHT:
         size = max(width * _ANALYSIS_HEIGHT // height, 1), _ANALYSIS_HEIGHT
-        crop = cv2.resize(crop, size, interpolation=cv2.INTER_NEAREST)
-    grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
+        reduced = cv2.resize(crop, size, interpolation=cv2.INTER_NEAREST)
+        first = (height - _ANALYSIS_HEIGHT) // 2
+        grey = cv2.cvtColor(reduced, cv2.COLOR_BGR2GRAY)
+        whole = cv2.cvtColor(crop[first : first + _ANALYSIS_HEIGHT], cv2.COLOR_BGR2GRAY)
+    else:
+        grey = whole = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
     detail = cv2.Laplacian(grey, cv2.CV_16S)[1:-1, 1:-1]
     if not detail.size:
         return 0.0
-    return _deviation(detail) / (_deviation(grey) + _NOISE)
+    sharp, blocks = _deviation(detail) / (_deviation(grey) + _NOISE), blocking(whole)
+    if blocks <= _BOTH_WAYS:
+        return sharp
+    return min(sharp, float(_FULL_SHARPNESS[0]) * max(_BOTH_WAYS / blocks, _LEAST_SHARP))
+
+
+def blocking(grey: cv2.typing.MatLike) -> float:
+    """Measure the edges of a grid of 8 x 8 blocks, wherever it begins, in a grey picture `(h, w)` uint8.
+
+    Each way, the mean steps from pixel to pixel are folded to a period of 8; the measure is how much the
+    largest exceeds the mean of its two neighbours, relative to the mean step. The product of both ways, since
+    stripes have steps in one; 0 where those up and down show no grid. On 114 real crops of about 83 pixels
+    (5th, 50th, 95th percentile): 0/0/.25 unchanged, .15/.39/.97 as JPEG of quality 12, .27/.75/1.6 of 8,
+    .94/2.3/3.9 of 4. Pictures that were resized after they had been compressed show no such grid, and those
+    of H.264 and its successors hardly any.
+    """
+    height, width = grey.shape
+    if min(height, width) <= _FEWEST_STEPS:
+        return 0.0
+    down = _grid(cv2.reduce(cv2.absdiff(grey[1:], grey[:-1]), 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F)[:, 0])
+    if down < _ONE_WAY:
+        return 0.0
+    across = cv2.reduce(cv2.absdiff(grey[:, 1:], grey[:, :-1]), 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F)[0]
+    return down * _grid(across)
+
+
+def _grid(steps: cv2.typing.MatLike) -> float:
+    """Return the largest excess of a step of the period over its neighbours, relative to the mean step."""
+    *over, mean = (steps @ _folding(len(steps))).tolist()
+    return float(max(over) / (mean + _NO_STEP))
+
+
+@lru_cache(1024)
+def _folding(count: int) -> NDArray[np.float32]:
+    """`(count, 9)`: gives the steps of a period, each less the mean of its two neighbours, and their mean."""
+    period = np.zeros((count, _BLOCK), np.float32)
+    period[np.arange(count), np.arange(count) % _BLOCK] = 1.0
+    period /= period.sum(axis=0)
+    over = np.eye(_BLOCK, dtype=np.float32)
+    over -= (np.roll(over, 1, axis=0) + np.roll(over, -1, axis=0)) / 2
+    return np.column_stack([period @ over, np.full(count, 1 / count, np.float32)])
 
 
 def _deviation(values: cv2.typing.MatLike) -> float:

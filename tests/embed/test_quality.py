@@ -12,7 +12,7 @@ import pytest
 from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
-from edge_agent.embed.quality import BLURRED, QualityGate, sharpness
+from edge_agent.embed.quality import BLURRED, QualityGate, blocking, sharpness
 
 GATE = QualityGate(QualitySettings())
 TEXTURE = np.random.default_rng(3).integers(0, 256, (480, 640, 3), dtype=np.uint8)
@@ -133,6 +133,54 @@ def test_sharpness_by_hand(crop):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (9, 2), (3, 1)])
 def test_a_crop_without_inner_pixels_is_not_sharp(shape):
     assert sharpness(TEXTURE[: shape[0], : shape[1]]) == 0.0
+
+
+SCENE = sum(cv2.GaussianBlur(TEXTURE, (0, 0), sigma).astype(np.float32) - 127 for sigma in (1, 3, 12, 40))
+SCENE = np.clip(127 + 1.5 * SCENE, 0, 255).astype(np.uint8)
+"""Detail of all sizes, as a picture of a camera has."""
+
+
+def as_jpeg(image, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+
+
+def grey_of(image):
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (8, 8), (3, 5), (101, 64), (7, 1)])
+@pytest.mark.parametrize("size", [(60, 24), (90, 40), (200, 80)])
+def test_blocks_are_found_wherever_the_grid_begins(corner, size):
+    (y, x), (h, w) = corner, size
+    images = (SCENE, as_jpeg(SCENE, 6), as_jpeg(SCENE, 2))
+    blocks = [blocking(grey_of(image[y : y + h, x : x + w])) for image in images]
+    assert blocks[0] < 0.36 < blocks[1] < blocks[2]
+
+
+def test_the_grade_falls_with_compression_and_refuses_nothing():
+    pictures = [SCENE, *(as_jpeg(SCENE, quality) for quality in (60, 6, 1))]
+    box = (101, 103, 141, 193)
+    graded = [assess(box, image=image) for image in pictures]
+    grades = [float(quality[0]) for quality, _ in graded]
+    assert all(reasons == ("",) for _, reasons in graded)
+    assert grades[0] == grades[1] > 1.5 * grades[2] > grades[3] > 0
+
+
+@pytest.mark.parametrize("way", [0, 1])
+def test_stripes_count_little(way):
+    stripes = np.where(np.arange(640) % 16 < 8, 60, 0)[: SCENE.shape[way]].astype(np.uint8)
+    striped = cv2.add(SCENE // 2, np.broadcast_to(np.expand_dims(stripes, (1 - way, 2)), SCENE.shape).copy())
+    assert blocking(grey_of(striped[10:100, 10:50])) < 0.45
+
+
+@pytest.mark.parametrize("image", [np.zeros((90, 40), np.uint8), TEXTURE[:90, :40, 0], TEXTURE[:17, :17, 0]])
+def test_neither_nothing_nor_noise_has_blocks(image):
+    assert blocking(image) < 0.36
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 90), (90, 16), (3, 200)])
+def test_a_crop_of_one_block_shows_no_grid(shape):
+    assert blocking(grey_of(as_jpeg(SCENE, 1)[: shape[0], : shape[1]])) == 0.0
 
 
 def test_boxes_are_cut_to_whole_pixels_inside_the_picture():

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.identity.footage import blue_hour, of_file
+from benchmarks.identity.running import Network, run_clips
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score, scored_reentries
 from tests.conftest import REPO
 
@@ -47,6 +49,18 @@ def test_people_of_vtest_keep_their_identity(
     assert (known.reentries, known.merged) == (9, 0)
     assert known.recognised >= 8
     assert last.idf1 >= 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_identities_survive_a_slow_change_of_light_and_colour(
+    vtest_video: Path, vtest_truth: Path, yolox_onnx: Path
+) -> None:
+    clip = blue_hour(of_file(vtest_video, vtest_truth, people_of(PETS_VISITS)))
+    last = run_clips([clip], f"yolox:{yolox_onnx}", Network("shipped"))["final"]
+    assert (last["merged"], last["reentries"]) == (0, 9)
+    assert last["recognised"] >= 8
+    assert last["idf1"] >= 0.86
 
 
 def boxes(*rows: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
