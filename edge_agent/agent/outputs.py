@@ -128,6 +128,7 @@ class OutcomeWriter:
             time=label(decision.time),
             first_seen=label(decision.first_seen),
             last_seen=label(decision.last_seen),
+            since=None if decision.since is None else label(decision.since),
         )
 
     def _log_first(self, what: str, camera: str) -> None:

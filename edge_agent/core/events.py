@@ -117,7 +117,8 @@ class IdentityData:
     corrects: str | None = value("Id of the event that this one overturns, for corrected.")
     previous_identity_id: str | None = value("Identity that the overturned event named.")
     reason: str = about(
-        "Short reason, e.g. contested, fused, merged, forgotten, re-entry, left, restart.", default=""
+        "Short reason, e.g. contested, slipped, fused, merged, forgotten, re-entry, left, restart.",
+        default="",
     )
     ended: bool = about(
         "True when the track has ended, so that the person is not in view by it: always for departed, and for"
@@ -137,6 +138,10 @@ class IdentityData:
         " is known of the scores."
     )
     search_rate: float | None = value("The same for any of the identities.")
+    since: Time | None = value(
+        "For a track that slipped to another person: time from which on it is this one; before, it is the"
+        " person of the overturned event. Null: the identity is that of the whole track."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +366,7 @@ def identity_event(
         frame_time=decision.time,
         first_seen=decision.first_seen,
         last_seen=decision.last_seen,
+        since=decision.since,
         corrects=decision.corrects,
         previous_identity_id=decision.previous,
         ended=decision.ended,

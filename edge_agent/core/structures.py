@@ -358,6 +358,7 @@ class Decision:
         corrects: id of the overturned decision, for `corrected`; `previous` is its identity.
         reason: short reason, e.g. `contested`, `fused`, `re-entry`, `expired`.
         ended: whether the track has ended.
+        since: time from which on the identity is that of the track; None: for all of it.
     """
 
     id: str
@@ -386,6 +387,7 @@ class Decision:
     identities: int = 0
     pair_rate: float | None = None
     search_rate: float | None = None
+    since: float | None = None
 
 
 _ZERO, _LEAST_AREA = np.array(0.0, np.float32), np.array(1e-12, np.float32)

@@ -18,14 +18,14 @@ from edge_agent.core.files import open_to_write
 from edge_agent.core.manifest import write_atomic, write_error
 from edge_agent.core.structures import TrackObservation, TrackUpdate
 
-Number = Callable[[str, int], int | None]
-"""Returns the present identity number of a camera's track."""
+Number = Callable[[str, int, float], int | None]
+"""Returns the identity number, as known now, that a camera's track had at a time."""
 
 
 def _rows(seen: Iterable[TrackObservation], number: Number) -> list[str]:
     rows = []
     for one in seen:
-        if (known := number(one.camera, one.track_id)) is not None:
+        if (known := number(one.camera, one.track_id, one.time)) is not None:
             x1, y1, x2, y2 = (float(v) for v in one.box)
             box = f"{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f}"
             rows.append(f"{one.frame},{known},{box},{one.score:.4f},-1,-1,-1\n")
@@ -102,6 +102,8 @@ def _opener(path: str, flags: int) -> int:
 
 class MotFinal:
     """Keeps all rows until the end, and writes them with the last identity of their tracks.
+
+    A track that slipped to another person has the former identity before.
 
     Memory grows with the length of the run: for recordings, not for a service.
     """

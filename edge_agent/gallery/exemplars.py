@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -47,10 +48,11 @@ class Exemplars:
         kept = "SELECT count(*) FROM exemplar WHERE number = ? AND row > ?"
         return int(self._store.value(kept, (number, before)))
 
-    def remove_origin(self, number: int, origin: str) -> int:
-        """Delete the exemplars of one origin; return how many there were."""
-        statement = "DELETE FROM exemplar WHERE number = ? AND origin = ?"
-        if gone := self._store.run(statement, (number, origin)).rowcount:
+    def remove_origin(self, number: int, origin: str, since: float | None) -> int:
+        """Delete the exemplars of one origin, those from a time on if it is given; return their number."""
+        statement = "DELETE FROM exemplar WHERE number = ? AND origin = ? AND time >= ?"
+        first = -math.inf if since is None else since
+        if gone := self._store.run(statement, (number, origin, first)).rowcount:
             self._mark(number)
         return gone
 

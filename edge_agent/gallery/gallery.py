@@ -216,14 +216,17 @@ class Gallery:
         epoch = self.cameras.epoch(camera)
         return [(grade, origin, camera, time, epoch) for grade in grades]
 
-    def remove_origin(self, number: int, origin: str) -> int:
+    def remove_origin(self, number: int, origin: str, since: float | None = None) -> int:
         """Remove what one origin contributed to an identity, e.g. a track that was another person.
+
+        With `since`, only what was stored from that time on.
 
         An identity without exemplars is never found; it stays until it expires or is forgotten. Returns the
         number of removed exemplars; 0 also when there is no such identity.
         """
         with self.file.changing() as content:
-            return content.exemplars.remove_origin(number, origin)
+            first = None if since is None else content.ages.current(since)
+            return content.exemplars.remove_origin(number, origin, first)
 
     def touch(self, number: int, time: float, *, sighting: bool = True) -> None:
         """Note that a person is seen now, which postpones the expiry, at the label `time`; it never falls.

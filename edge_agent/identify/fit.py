@@ -47,7 +47,7 @@ class KnownIdentities(Searchable, Protocol):
     def add_exemplars(
         self, number: int, vectors: Vector, qualities: Vector, *, origin: str, camera: str, time: float
     ) -> int: ...
-    def remove_origin(self, number: int, origin: str) -> int: ...
+    def remove_origin(self, number: int, origin: str, since: float | None = None) -> int: ...
     def exclusive(self) -> AbstractContextManager[None]: ...
     def __len__(self) -> int: ...
     def present(self, numbers: Collection[int] | None = None) -> set[int]: ...
@@ -129,6 +129,10 @@ class Fitting:
             if track.search is not near.search:
                 self._judge(track, near.search)
         return found
+
+    def near_crops(self, track: Track, compared: Vector) -> Near:
+        """Return all identities that some crops of a track, `(D,)` of length 1, may fit, and some more."""
+        return self._neighbours.near([compared], self.floor([track]), [track.search], [track.number])[0]
 
     def _judge(self, track: Track, search: Search) -> None:
         """Note a new search of a track, and how like it is to others by it."""

@@ -80,10 +80,12 @@ class Identifier:
             _log.warning("identity_vanished", error=str(vanished))
         return decisions
 
-    def number(self, camera: str, track_id: int) -> int | None:
-        """Return the identity of a track as known now, also after the track ended."""
+    def number(self, camera: str, track_id: int, time: float | None = None) -> int | None:
+        """Return the identity of a track as known now, also after the track ended; of a time, if given."""
         track = self.tracks.get((camera, track_id))
-        return track.number if track is not None else None
+        if track is None:
+            return None
+        return track.number if time is None else track.number_at(time)
 
     def reload(self, settings: IdentifySettings) -> None:
         """Replace the settings of a running identifier."""

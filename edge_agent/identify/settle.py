@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_agent.core.structures import Decision, DecisionKind
 from edge_agent.identify.fit import Fitting, Shared, best_two
 from edge_agent.identify.near import Lookalikes, best_pairs
+from edge_agent.identify.slips import Slip, Slips
 from edge_agent.identify.tracks import CLEAR_LEAD, Track
 
 FUSED = "fused"
@@ -146,6 +147,8 @@ class Fuser:
         self._shared.thresholds.site.rename(f"#{absorb}", f"#{keep}")
         decisions = []
         for track in self._shared.tracks.merge(keep, absorb):
+            if track.is_part:
+                continue
             decision = self._settler.decision(track, DecisionKind.CORRECTED, FUSED)
             if absorbed is not None and decision.previous is None:
                 decision = replace(decision, previous=absorbed.id)
@@ -207,6 +210,7 @@ class Reviewer:
         self._fitting = fitting
         self._settler = settler
         self._fuser = fuser
+        self._slips = Slips(shared, fitting)
 
     def contest(self, tracks: Sequence[Track]) -> list[Decision]:
         """Give an identity to a track that fits it clearly better than the tracks that hold it."""
@@ -230,7 +234,7 @@ class Reviewer:
         holders = tracks.records(self._shared.links.rivals(track.key) & tracks.holders(number))
         for holder in holders:
             own = self._fitting.without_own(holder, number)
-            if own is None or score < own + CLEAR_LEAD:
+            if holder.is_part or own is None or score < own + CLEAR_LEAD:
                 return []
         return holders
 
@@ -254,6 +258,8 @@ class Reviewer:
 
     def review(self, track: Track) -> list[Decision]:
         """Compare a decided track again with new evidence: fuse identities, or move the track."""
+        if track.number is not None and (slip := self._slips.find(track, track.number)) is not None:
+            return [self._split(track, track.number, slip)]
         if track.number is None or track.evidence.count < self._shared.settings.fuse_crops:
             return []
         if track.founder:
@@ -272,6 +278,24 @@ class Reviewer:
         self._settler.release(track)
         track.score, track.runner_up = score, held
         return [self._settler.settle(track, number, DecisionKind.CORRECTED, "switched")]
+
+    def _split(self, track: Track, held: int, slip: Slip) -> Decision:
+        """Give a track the person to whom it slipped; its part before keeps its identity."""
+        tracks, gallery = self._shared.tracks, self._shared.gallery
+        rivals = tracks.records(self._shared.links.rivals(track.key))
+        part = tracks.split(track, slip.since)
+        self._shared.links.split(
+            track.key,
+            part.key,
+            [rival.key for rival in rivals if rival.first.time < slip.before],
+            [rival.key for rival in rivals if rival.last.time >= slip.since],
+        )
+        if gallery.remove_origin(held, track.origin, slip.since):
+            part.stored_at = 0.0
+            self._settler.store(part)
+        track.score, track.runner_up = slip.score, slip.second
+        decision = self._settler.settle(track, slip.number, DecisionKind.CORRECTED, "slipped")
+        return replace(decision, since=slip.since)
 
     def _join_founder(self, track: Track, own: int) -> list[Decision]:
         """Join an identity that was enrolled as new with the known one that its pool fits now."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,17 +55,20 @@ class Evidence:
     `count` is what all crops so far are worth, see `worth`.
     """
 
-    __slots__ = ("_added", "_centroid", "_limit", "_vectors", "_weights", "count")
+    __slots__ = ("_added", "_centroid", "_limit", "_times", "_vectors", "_weights", "count")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._vectors: NDArray[np.float32] | None = None  # `(limit, D)`, the oldest overwritten first
         self._weights = np.zeros(limit, np.float32)
+        self._times = np.zeros(limit)
         self._centroid: NDArray[np.float32] | None = None
         self._added = 0
         self.count = 0.0
 
-    def add(self, vector: NDArray[np.float32], quality: float, gap_s: float = _USUAL_S) -> float:
+    def add(
+        self, vector: NDArray[np.float32], quality: float, gap_s: float = _USUAL_S, time: float = 0.0
+    ) -> float:
         """Add one crop: a `(D,)` unit vector and its quality, above 0, `gap_s` after the one before.
 
         Returns what it counts.
@@ -75,6 +78,7 @@ class Evidence:
         place = self._added % self._limit
         self._vectors[place] = vector
         self._weights[place] = quality
+        self._times[place] = time
         self._centroid = None
         counted = worth(gap_s) if self._added else 1.0
         self.count += counted
@@ -85,6 +89,11 @@ class Evidence:
     def pooled(self) -> int:
         """Number of crops in the pool."""
         return min(self._added, self._limit)
+
+    @property
+    def mean_worth(self) -> float:
+        """What one of its crops counts on average; 1 when there is none."""
+        return max(self.count / self._added, 0.1) if self._added else 1.0
 
     @property
     def quality(self) -> float:
@@ -103,6 +112,22 @@ class Evidence:
             mean = self._weights @ self._vectors
             self._centroid = mean / np.float32(max(float(mean @ mean) ** 0.5, 1e-6))
         return self._centroid
+
+    def crops(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+        """Return the pool by age: `(N, D)` vectors, `(N,)` qualities and `(N,)` times; closed: no crops."""
+        if self._vectors is None:
+            return np.zeros((0, 0), np.float32), self._weights[:0], self._times[:0]
+        order = np.arange(self._added - self.pooled, self._added) % self._limit
+        return self._vectors[order], self._weights[order], self._times[order]
+
+    def split(self, since: float) -> tuple[Evidence, Evidence]:
+        """Return the evidence of the crops before a time and from it on; what they are worth is divided."""
+        before, after = Evidence(self._limit), Evidence(self._limit)
+        for vector, quality, time in zip(*self.crops(), strict=True):
+            (after if time >= since else before).add(vector, float(quality), time=float(time))
+        after.count = after.pooled * self.mean_worth
+        before.count = self.count - after.count
+        return before, after
 
     def close(self) -> None:
         """Keep only the centroid."""
@@ -144,6 +169,7 @@ class Track:
         search: the latest gallery search for it.
         likeness: how much more it is like other identities than expected, by that search.
         threshold: that of the latest comparison.
+        former: the parts that were split from it by age, and the time at which each ended.
     """
 
     key: TrackKey
@@ -168,6 +194,12 @@ class Track:
     search: Search | None = None
     likeness: float | None = None
     threshold: Threshold | None = None
+    former: list[tuple[float, Track]] = field(default_factory=list)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is a part that was split from a track: it has no events."""
+        return self.key[1] < 0
 
     @property
     def person(self) -> str:
@@ -177,6 +209,10 @@ class Track:
     def pooled(self) -> NDArray[np.float32]:
         """Return the centroid of the evidence, `(D,)` of length 1."""
         return self.evidence.centroid()
+
+    def number_at(self, time: float) -> int | None:
+        """Return the identity that it had at a time, as known now."""
+        return next((part.number for until, part in self.former if time < until), self.number)
 
     def decide(self, decision: Decision) -> None:
         """Keep its latest decision; after a narrow one it needs further crops soon."""
@@ -216,6 +252,7 @@ class TrackTable:
         self._tracks: dict[TrackKey, Track] = {}
         self._present: dict[str, dict[int, Track]] = {}
         self._holders: dict[int, set[TrackKey]] = {}
+        self._parts = 0
         self._heights: dict[str, _Heights] = defaultdict(_Heights)
 
     def observe(self, update: TrackUpdate) -> list[Track]:
@@ -240,7 +277,7 @@ class TrackTable:
             gap = abs(seen.time - track.crop_time)
             large = self._heights[seen.camera].admit(float(seen.box[3] - seen.box[1]))
             if large and seen.quality > 0 and gap >= self.settings.crop_interval_s:
-                counted = track.evidence.add(seen.vector, seen.quality, gap)
+                counted = track.evidence.add(seen.vector, seen.quality, gap, seen.time)
                 track.crop_time = seen.time
                 if seen.sure:
                     track.sure += counted
@@ -296,6 +333,25 @@ class TrackTable:
         if track.number is not None:
             self.holders(track.number).discard(track.key)
             track.number, track.founder = None, False
+
+    def split(self, track: Track, since: float) -> Track:
+        """Make a record of a track before a time, which has its identity; the track goes on without one."""
+        self._parts += 1
+        count, number = track.evidence.count, track.number
+        key = (track.key[0], -self._parts)
+        before, track.evidence = track.evidence.split(since)
+        last = replace(track.last, time=since)
+        part = replace(track, key=key, evidence=before, last=last, ended=True, search=None, former=[])
+        part.sure, track.sure = (track.sure * one.evidence.count / count for one in (part, track))
+        self._tracks[key] = part
+        self.release(track)
+        if number is not None:
+            self._holders.setdefault(number, set()).add(key)
+        before.close()
+        track.former.append((since, part))
+        track.decided_at, track.review_until = track.evidence.count, 0.0
+        track.search = track.likeness = None
+        return part
 
     def drop(self, number: int, tracks: Sequence[Track]) -> None:
         """Drop an identity that is gone from the gallery; `tracks` lose it."""
@@ -364,6 +420,18 @@ class Covisibility:
     def rivals(self, track: TrackKey) -> set[TrackKey]:
         """Return the tracks that are certainly other people than this one."""
         return self._rivals.get(track, set())
+
+    def split(
+        self, track: TrackKey, part: TrackKey, before: Collection[TrackKey], since: Collection[TrackKey]
+    ) -> None:
+        """Divide the rivals of a track among its part before a time, and the track since that time."""
+        rivals = self._rivals.pop(track, set())
+        for rival in rivals:
+            self._rivals[rival].discard(track)
+        for key, seen in ((part, before), (track, since)):
+            for rival in rivals.intersection(seen):
+                self._rivals[rival].add(key)
+                self._rivals[key].add(rival)
 
     def forget(self, tracks: Iterable[TrackKey]) -> None:
         """Drop tracks that ended long ago."""

@@ -67,7 +67,7 @@ def frames(path: Path) -> list[np.ndarray]:
 
 def test_the_video_has_the_duration_of_its_frames_whatever_their_distances(tmp_path: Path):
     times = [0.1 * n for n in range(20)] + [2.9, 3.0, 3.05, 3.5]  # ten a second, a pause, then unevenly
-    with AnnotatedVideo(tmp_path / "v.mp4", 1, lambda camera, track: None) as video:
+    with AnnotatedVideo(tmp_path / "v.mp4", 1, lambda camera, track, time: None) as video:
         for time in times:
             video(outcome(1000.0 + time))
         assert not (tmp_path / "v.mp4").exists(), "a file appears when it is complete"
@@ -78,7 +78,7 @@ def test_the_video_has_the_duration_of_its_frames_whatever_their_distances(tmp_p
 
 
 def test_a_pause_of_hours_does_not_fill_the_disk(tmp_path: Path):
-    with AnnotatedVideo(tmp_path / "v.mp4", 1, lambda camera, track: None) as video:
+    with AnnotatedVideo(tmp_path / "v.mp4", 1, lambda camera, track, time: None) as video:
         for time in [0.1 * n for n in range(20)] + [7200.0, 7200.1]:
             video(outcome(time))
     assert len(frames(tmp_path / "v.mp4")) < 20 + 5 * 10 + 5
@@ -86,7 +86,7 @@ def test_a_pause_of_hours_does_not_fill_the_disk(tmp_path: Path):
 
 def test_boxes_people_and_decisions_are_drawn_and_the_frame_is_left_alone(tmp_path: Path):
     numbers = {1: 7}
-    with AnnotatedVideo(tmp_path / "v.mp4", 1, lambda camera, track: numbers.get(track)) as video:
+    with AnnotatedVideo(tmp_path / "v.mp4", 1, lambda camera, track, time: numbers.get(track)) as video:
         first = outcome(0.0, observation(0.0), decisions=(decision(DecisionKind.MATCHED, 7, name="Zoë"),))
         kept = first.item.image.copy()
         video(first)
@@ -101,7 +101,7 @@ def test_boxes_people_and_decisions_are_drawn_and_the_frame_is_left_alone(tmp_pa
 
 
 def test_several_cameras_have_a_file_each_and_a_short_one_is_complete(tmp_path: Path):
-    with AnnotatedVideo(tmp_path / "v.mp4", 2, lambda camera, track: None) as video:
+    with AnnotatedVideo(tmp_path / "v.mp4", 2, lambda camera, track, time: None) as video:
         for camera in ("yard", "gate"):
             video(outcome(0.0, camera=camera))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v-gate.mp4", "v-yard.mp4"]
@@ -113,7 +113,7 @@ def test_several_cameras_have_a_file_each_and_a_short_one_is_complete(tmp_path: 
 )
 def test_a_wrong_name_is_reported_before_the_run(tmp_path: Path, name: str, message: str):
     with pytest.raises(InputError, match=message):
-        AnnotatedVideo(tmp_path / name, 1, lambda camera, track: None)
+        AnnotatedVideo(tmp_path / name, 1, lambda camera, track, time: None)
 
 
 # ---- the report
@@ -126,7 +126,7 @@ def written(report: PeopleReport) -> str:
 
 
 def test_a_person_has_a_card_with_crops_visits_and_scores(tmp_path: Path):
-    report = PeopleReport(tmp_path / "r.html", lambda camera, track: 7)
+    report = PeopleReport(tmp_path / "r.html", lambda camera, track, time: 7)
     report(outcome(0.0, observation(0.0), decisions=(decision(DecisionKind.ENROLLED, 7, score=None),)))
     for step in range(1, 8):
         report(outcome(float(step), observation(float(step), quality=0.1 * step)))
@@ -139,7 +139,7 @@ def test_a_person_has_a_card_with_crops_visits_and_scores(tmp_path: Path):
 
 
 def test_a_corrected_track_is_with_its_final_person_and_the_correction_is_listed(tmp_path: Path):
-    report = PeopleReport(tmp_path / "r.html", lambda camera, track: 2)
+    report = PeopleReport(tmp_path / "r.html", lambda camera, track, time: 2)
     report(outcome(0.0, observation(0.0), decisions=(decision(DecisionKind.ENROLLED, 5),)))
     correction = decision(DecisionKind.CORRECTED, 2, 1.0, previous="p-5", reason="fused", name="Ana")
     report(outcome(1.0, observation(1.0), decisions=(correction,)))
@@ -150,8 +150,20 @@ def test_a_corrected_track_is_with_its_final_person_and_the_correction_is_listed
         assert cell in page
 
 
+def test_a_track_that_slipped_is_with_both_persons(tmp_path: Path):
+    report = PeopleReport(tmp_path / "r.html", lambda camera, track, time: 5 if time < 3.0 else 2)
+    report(outcome(0.0, observation(0.0), decisions=(decision(DecisionKind.ENROLLED, 5),)))
+    for step in range(1, 6):
+        report(outcome(float(step), observation(float(step))))
+    slip = replace(decision(DecisionKind.CORRECTED, 2, 6.0, previous="p-5", reason="slipped"), since=3.0)
+    report(outcome(6.0, observation(6.0), decisions=(slip,)))
+    page = written(report)
+    assert "<td>1970-01-01 00:00:03.00</td><td>1970-01-01 00:00:06.00</td>" in page
+    assert page.index("person 2</h3>") < page.index("person 5</h3>") < page.index("slipped")
+
+
 def test_names_are_text(tmp_path: Path):
-    report = PeopleReport(tmp_path / "r.html", lambda camera, track: 7)
+    report = PeopleReport(tmp_path / "r.html", lambda camera, track, time: 7)
     report(
         outcome(0.0, observation(0.0), decisions=(decision(DecisionKind.MATCHED, 7, name="<script>\x1b"),))
     )
@@ -167,7 +179,7 @@ def test_crops_of_an_upstream_are_shown_as_they_are(tmp_path: Path):
     boxes = np.tile(BOX, (2, 1))
     crops = CropBatch("yard", 1, 0.0, images, boxes, (1, 2))
     seen = (observation(0.0, 1), observation(0.0, 2))
-    report = PeopleReport(tmp_path / "r.html", lambda camera, track: track)
+    report = PeopleReport(tmp_path / "r.html", lambda camera, track, time: track)
     report(FrameOutcome(TrackUpdate("yard", 1, 0.0, SIZE, seen, ()), (), {}, "0" * 32, crops))
     import base64
 
@@ -181,17 +193,17 @@ def test_crops_of_an_upstream_are_shown_as_they_are(tmp_path: Path):
 
 def test_the_memory_of_a_report_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(report_module, "_MOST_TRACKS", 5)
-    report = PeopleReport(tmp_path / "r.html", lambda camera, track: track)
+    report = PeopleReport(tmp_path / "r.html", lambda camera, track, time: track)
     report(outcome(0.0, *(observation(0.0, track) for track in range(1, 10))))
     page = written(report)
     assert "4 observations of tracks beyond the first 5 are left out" in page
 
 
 def test_a_run_without_anybody_has_a_report(tmp_path: Path):
-    report = PeopleReport(tmp_path / "r.html", lambda camera, track: None)
+    report = PeopleReport(tmp_path / "r.html", lambda camera, track, time: None)
     report(outcome(0.0, observation(0.0)))
     page = written(report)
     assert "Nobody was recognised or enrolled." in page
     assert "<h2>Corrections</h2>" in page
     with pytest.raises(InputError, match="make it first"):
-        PeopleReport(tmp_path / "none" / "r.html", lambda camera, track: None)
+        PeopleReport(tmp_path / "none" / "r.html", lambda camera, track, time: None)

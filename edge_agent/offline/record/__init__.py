@@ -11,8 +11,8 @@ from collections.abc import Callable
 from edge_agent.core.names import person_title
 from edge_agent.core.structures import Decision
 
-Number = Callable[[str, int], int | None]
-"""Returns the present identity number of a camera's track."""
+Number = Callable[[str, int, float], int | None]
+"""Returns the identity number, as known now, that a camera's track had at a time."""
 
 
 def colour(number: int) -> tuple[int, int, int]:

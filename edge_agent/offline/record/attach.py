@@ -19,8 +19,8 @@ def recording(agent: Agent, *, video: Path | None, report: Path | None) -> Itera
         InputError: a file cannot be written, or the name of the video does not end in .mp4.
     """
 
-    def number(camera: str, track_id: int) -> int | None:
-        return None if agent.stages is None else agent.stages.identifier.number(camera, track_id)
+    def number(camera: str, track_id: int, time: float) -> int | None:
+        return None if agent.stages is None else agent.stages.identifier.number(camera, track_id, time)
 
     with ExitStack() as stack:
         if report is not None:

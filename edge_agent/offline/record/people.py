@@ -1,14 +1,17 @@
 """The report of a run as one HTML file: a card for each person, a time line, and the corrections.
 
-People are those known at the end: a track that was corrected or merged is with its final person.
+People are those known at the end: a track that was corrected or merged is with its final person. A track that
+slipped is with the former person before.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -100,8 +103,9 @@ class PeopleReport:
         """
         people: dict[int, list[_Track]] = {}
         for (camera, track_id), track in self._tracks.items():
-            if (number := self.identity(camera, track_id)) is not None:
-                people.setdefault(number, []).append(track)
+            for part in _parts(track):
+                if (number := self.identity(camera, track_id, part.last)) is not None:
+                    people.setdefault(number, []).append(part)
         ordered = dict(sorted(people.items()))
         body = [
             facts(self._notes(summary)),
@@ -147,6 +151,22 @@ class PeopleReport:
 
     def _called(self, decision: Decision) -> str:
         return "unknown" if decision.number is None else self._names.title(decision.number)
+
+
+def _parts(track: _Track) -> list[_Track]:
+    """Divide a track where it slipped to another person."""
+    slips = [(row, one.since) for row, one in enumerate(track.decisions) if one.since is not None]
+    bounds = [(0, track.first), *slips, (len(track.decisions), math.inf)]
+    return [
+        replace(
+            track,
+            first=since,
+            last=min(track.last, math.nextafter(until, 0)),
+            crops=[crop for crop in track.crops if since <= crop[1] < until],
+            decisions=track.decisions[row:end],
+        )
+        for (row, since), (end, until) in pairwise(bounds)
+    ]
 
 
 def _is_wanted(track: _Track, seen: TrackObservation) -> bool:

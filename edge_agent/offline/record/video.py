@@ -81,7 +81,7 @@ class AnnotatedVideo:
         return self._films[camera]
 
     def _draw(self, picture: NDArray[np.uint8], seen: TrackObservation) -> None:
-        number = self._number(seen.camera, seen.track_id)
+        number = self._number(seen.camera, seen.track_id, seen.time)
         red, green, blue = _NOBODY if number is None else colour(number)
         shade = (blue, green, red)
         left, top, right, bottom = (round(float(side)) for side in seen.box)
