@@ -115,7 +115,8 @@ def test_joining_people_does_not_bring_the_warm_up_back(gallery: Gallery) -> Non
 def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery) -> None:
     """Joining two people takes a pair away, which may change the site's threshold before the event is."""
     people = People(4)
-    scene = Scene(Identifier(gallery, "s", IdentifySettings()))
+    settings = IdentifySettings()
+    scene = Scene(Identifier(gallery, "s", settings))
     warm(scene, people, count=4)
     decisions = []
     for _ in range(12):
@@ -125,7 +126,7 @@ def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery)
     assert matched[0].threshold is not None
     assert matched[0].score is not None
     assert matched[0].threshold <= matched[0].score
-    assert matched[0].search_rate == pytest.approx(0.02, rel=1e-3)
+    assert matched[0].search_rate == pytest.approx(settings.target_fmr, rel=1e-3)
     site = scene.identifier.thresholds.site
     while len(site) > 2:
         site.rename(*list(site.to_json()["pairs"])[-1].split("|"))
