@@ -29,9 +29,8 @@ VISITS = 4
 FPS = 5.0
 """Enough for walking people, who move a third of a body's width between frames at this rate."""
 SEED = 4
-"""The easiest of the tried streets. Re-entries recognised with HOG and the shipped network on seeds 2, 4, 6,
-9: 16 of 17, 17 of 18, 13 of 17, 12 of 18; one identity shared by two people on 2 and on 6. On the hard ones
-few people are seen together, or some look alike, and the threshold stays high."""
+"""Re-entries recognised with HOG and the shipped network on seeds 2, 4, 6, 9: 16 of 17, 18 of 18, 16 of 17,
+18 of 18; two identities are shared by two people on 2, and one on 6."""
 
 MIN_OVERLAP = 0.5
 """Smallest IoU of a track's box and a person's, as in the MOTChallenge."""
