@@ -32,6 +32,8 @@ MAX_PAIRS = 400
 COHORT = slice(2, 8)
 """Ranks of a search whose mean shows how alike somebody is to others. The first two may be the person, whom
 the gallery may hold twice."""
+FEWEST_COUNTED = 6
+"""A smaller gallery counts as one of this size: a low threshold merges people where almost all are new."""
 LARGE = 16
 """Least number of identities for that."""
 MOST_SHIFT = 0.08
@@ -229,7 +231,8 @@ class ThresholdPolicy:
         if value is not None:
             value = _after(bias, value)
         else:
-            value, rule = self._by_scores(scores, pair_rate(self._settings.target_fmr, identities), bias)
+            wanted = pair_rate(self._settings.target_fmr, max(identities, FEWEST_COUNTED))
+            value, rule = self._by_scores(scores, wanted, bias)
             if value is not None:
                 value = min(1.0, value + self._shift(likeness))
         rate = search = None

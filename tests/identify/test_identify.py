@@ -11,7 +11,7 @@ from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier, SiteScores
-from edge_agent.identify.site import Calibrated
+from edge_agent.identify.site import FEWEST_COUNTED, Calibrated, pair_rate, search_rate
 from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Evidence, TrackTable, worth
 
 D = 64
@@ -126,7 +126,8 @@ def test_an_event_carries_the_threshold_that_it_was_decided_by(gallery: Gallery)
     assert matched[0].threshold is not None
     assert matched[0].score is not None
     assert matched[0].threshold <= matched[0].score
-    assert matched[0].search_rate == pytest.approx(settings.target_fmr, rel=1e-3)
+    assert matched[0].pair_rate == pytest.approx(pair_rate(settings.target_fmr, FEWEST_COUNTED), rel=1e-3)
+    assert matched[0].search_rate == pytest.approx(search_rate(matched[0].pair_rate, 4), rel=1e-3)
     site = scene.identifier.thresholds.site
     while len(site) > 2:
         site.rename(*list(site.to_json()["pairs"])[-1].split("|"))
