@@ -49,7 +49,7 @@ class Showing:
 
 @dataclass(slots=True)
 class Play:
-    """A timetable, and what is told with each crop."""
+    """A timetable, and which facts stand beside each crop."""
 
     showings: Sequence[Showing]
     boxes: bool = True
@@ -81,15 +81,15 @@ class Play:
             for showing, at in crops:
                 number += 1
                 path = folder / f"{number:07d}{showing.crops[at].suffix}"
-                told: dict[str, object] = {"camera": camera, "time": START + time, "frame": frame}
+                facts: dict[str, object] = {"camera": camera, "time": START + time, "frame": frame}
                 if self.tracks:
-                    told["track"] = showing.visit
+                    facts["track"] = showing.visit
                 if self.boxes:
                     with Image.open(showing.crops[at]) as picture:
                         width, height = picture.size
                     left, top = 40 + showing.lane * _LANE + at * _STEP, 60.0
-                    told["box"] = [left, top, left + width, top + height]
-                path.with_suffix(".json").write_text(json.dumps(told))
+                    facts["box"] = [left, top, left + width, top + height]
+                path.with_suffix(".json").write_text(json.dumps(facts))
                 path.write_bytes(showing.crops[at].read_bytes())
                 os.utime(path, ns=(int(START * 1e9) + number * 1_000_000,) * 2)
             shown[f"site-{camera}", frame] = [showing.visit for showing, _ in crops]

@@ -28,7 +28,7 @@ Sums = NDArray[np.float64]
 MOST_GUESTS = 1000
 """Guests that a mean counts; older ones fade, so that it follows the light and the season."""
 LONGEST_OFFSET = 0.97
-"""Longest vector that is subtracted: of a network that tells nobody apart, only noise would be left."""
+"""Longest vector that is subtracted: of a network that separates nobody, only noise would be left."""
 
 
 def weight(people: float) -> float:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from edge_agent.core.config import GallerySettings, IdentifySettings
+from edge_agent.core.config import IdentifySettings
 from edge_agent.core.structures import Decision, DecisionKind, TrackObservation, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
+from tests.identify.test_identify import D, gallery, unit
 
-D = 64
-
-
-@pytest.fixture
-def gallery() -> Iterator[Gallery]:
-    with Gallery(":memory:", GallerySettings(), space="test", dimension=D) as opened:
-        yield opened
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+__all__ = ["gallery"]  # a fixture
 
 
 @dataclass
