@@ -43,7 +43,8 @@ _SEARCHES_FOR_HALF, _SEARCHES_KEPT = 5.0, 100.0
 SAMPLED = 48
 """Identities of the gallery that are compared with each other."""
 _CHANGES = 20
-"""Changed values of pairs after which the threshold is computed again."""
+"""Least number of changed values of pairs after which the threshold is computed again; with more pairs, as
+many as there are."""
 _USUAL = 0.9
 """Share of the visits of one person that match by the prior alone. A place where people are more alike than
 the prior knows would otherwise join the first of them, and then see nobody from whom it could learn it."""
@@ -262,7 +263,8 @@ class ThresholdPolicy:
     def _update(self, bias: CameraBias | None) -> None:
         """Estimate the scores of impostors; the latest stay where joined people took the last pairs away."""
         self._sample()
-        state = (self.site.changes // _CHANGES, len(self.site), self._sampled, self.prior)
+        pairs = len(self.site)
+        state = (self.site.changes // max(_CHANGES, pairs), pairs, self._sampled, self.prior)
         if state != self._state:
             self._state = state
             self._estimates.clear()
