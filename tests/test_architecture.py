@@ -32,7 +32,7 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 10
 """Outside `cli`, where typer declares each option as a parameter."""
 MAX_NESTING = 4
-MAX_PACKAGE_LINES = 61_000
+MAX_PACKAGE_LINES = 68_000
 """The restructured package had 38,818 lines; raised by the commit that adds a capability."""
 
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
