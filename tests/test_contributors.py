@@ -21,9 +21,10 @@ from edge_agent import cli
 from edge_agent.core import errors
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.codec import data_schema
+from edge_agent.core.commands import COMMAND_TYPES
 from edge_agent.core.config import Settings
 from edge_agent.core.detectors import BUILT_IN, NETWORKS, parse_detector
-from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES, CommandResultData, IdentityData
+from edge_agent.core.events import DATA_TYPES, CommandResultData, IdentityData
 from edge_agent.core.setting_types import Backend, Preprocess
 from edge_agent.core.telemetry import TelemetryData
 from edge_agent.deliver.contract import schemas

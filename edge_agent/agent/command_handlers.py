@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import InputError
-from edge_agent.core.events import (
+from edge_agent.core.commands import (
     EnrolCommand,
     ForgetCommand,
     MergeCommand,
@@ -20,6 +19,7 @@ from edge_agent.core.events import (
     RecalibrateCommand,
     StatsCommand,
 )
+from edge_agent.core.errors import InputError
 from edge_agent.core.pictures import MAX_CROP_PIXELS, decode_picture
 from edge_agent.embed.quality import QualityGate, grade_picture
 from edge_agent.gallery import audit

@@ -12,8 +12,9 @@ from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_type_hints
 
+from edge_agent.core.commands import COMMAND_TYPES
 from edge_agent.core.errors import InputError
-from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES, NUMBERED, Event
+from edge_agent.core.events import DATA_TYPES, NUMBERED, Event
 from edge_agent.core.fields import Time
 from edge_agent.core.text import encodable_json
 from edge_agent.core.timing import rfc3339

@@ -1,4 +1,4 @@
-"""Events of the agent and commands to it: one dataclass for each kind of data, and the envelope of events.
+"""Events of the agent: one dataclass for each kind of data, and the envelope; `core.commands`: commands.
 
 A message is an envelope (`Event`) around the data of one kind, encoded as CloudEvents 1.0 JSON::
 
@@ -414,82 +414,3 @@ def camera_status_event(status: SourceStatus) -> Event:
     """Make the retained message with the state of a camera."""
     data = CameraStatusData(status.camera, status.state.value, status.time, status.reason)
     return new_event("camera", data, detail="status", time=status.time)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """Fields of every command."""
-
-    transaction: str = about(
-        "Chosen by the sender, unique for every command; repeated in the result.",
-        min_length=1,
-        max_length=128,
-    )
-    issued: Time = about("When the command was sent; old commands are refused.")
-    session: str | None = value(
-        "The run that the command is for, from its status; another run refuses it. Needed only where the"
-        " device's clock is ahead.",
-        max_length=128,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnrolCommand(Command):
-    """Enrol the person of a track or of a picture in the gallery."""
-
-    name: str | None = value("Name of the person.", max_length=200)
-    camera: str | None = value("Camera of the track.")
-    track_id: int | None = value("A track that is present now.")
-    crop: str | None = value("Picture of one person, JPEG or PNG, in base64.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NameCommand(Command):
-    """Name a person."""
-
-    identity_id: str = about("The person.", min_length=1)
-    name: str | None = about("The new name; null removes it.", max_length=200)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeCommand(Command):
-    """Merge two identities of one person."""
-
-    identity_id: str = about("The identity that remains.", min_length=1)
-    absorbed_id: str = about("The identity that is merged into it.", min_length=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForgetCommand(Command):
-    """Erase a person from gallery, outbox and crop spool."""
-
-    identity_id: str = about("The person.", min_length=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReloadCommand(Command):
-    """Read the settings again and apply those that may change while running."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatsCommand(Command):
-    """Return counters of gallery and delivery."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecalibrateCommand(Command):
-    """Discard the scores learned at this site and learn the threshold again."""
-
-
-COMMAND_TYPES: Mapping[str, type[Command]] = types.MappingProxyType(
-    {
-        "enrol": EnrolCommand,
-        "name": NameCommand,
-        "merge": MergeCommand,
-        "forget": ForgetCommand,
-        "reload": ReloadCommand,
-        "stats": StatsCommand,
-        "recalibrate": RecalibrateCommand,
-    }
-)
-"""Class of each command, by the last part of its topic."""

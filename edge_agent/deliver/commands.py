@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import structlog
 
 from edge_agent.core.codec import from_wire
+from edge_agent.core.commands import COMMAND_TYPES, Command
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
-from edge_agent.core.events import COMMAND_TYPES, Command, CommandResultData, Event, new_event
+from edge_agent.core.events import CommandResultData, Event, new_event
 from edge_agent.core.mqtt import Incoming
 from edge_agent.core.text import is_visible
 from edge_agent.deliver.freshness import MAX_AGE_S, Freshness

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from edge_agent.core.alerts import alerts_table
 from edge_agent.core.codec import command_schema, data_schema, envelope_schema
-from edge_agent.core.events import COMMAND_TYPES, DATA_TYPES
+from edge_agent.core.commands import COMMAND_TYPES
+from edge_agent.core.events import DATA_TYPES
 from edge_agent.core.manifest import write_atomic
 from edge_agent.deliver.openapi import openapi
 from edge_agent.deliver.packets import CLOUDEVENTS_JSON

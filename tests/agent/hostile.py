@@ -22,9 +22,9 @@ import numpy as np
 import structlog
 
 from edge_agent.agent.command_handlers import CommandHandlers
+from edge_agent.core.commands import EnrolCommand
 from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import InputError
-from edge_agent.core.events import EnrolCommand
 from edge_agent.embed.quality import QualityGate
 from edge_agent.source.crops import CropFolderOptions, CropFolderSource
 from tests.core.test_files import KINDS, make

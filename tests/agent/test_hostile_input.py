@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from edge_agent.agent.command_handlers import CommandHandlers
+from edge_agent.core.commands import EnrolCommand
 from edge_agent.core.config import QualitySettings
 from edge_agent.core.errors import InputError
-from edge_agent.core.events import EnrolCommand
 from edge_agent.embed.quality import QualityGate
 from tests.agent.hostile import peak_mib
 from tests.agent.test_agent import Listener, ask, config, running, wait_for

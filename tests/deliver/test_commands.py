@@ -25,9 +25,10 @@ from paho.mqtt.properties import Properties
 
 from edge_agent.core.clock import Clock
 from edge_agent.core.codec import command_schema, envelope_schema
+from edge_agent.core.commands import COMMAND_TYPES
 from edge_agent.core.delivery_settings import MqttSettings
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.events import COMMAND_TYPES, Event
+from edge_agent.core.events import Event
 from edge_agent.core.mqtt import Incoming
 from edge_agent.core.timing import rfc3339
 from edge_agent.deliver import commands

@@ -16,7 +16,7 @@ import yaml
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from edge_agent.core.codec import data_schema
-from edge_agent.core.events import COMMAND_TYPES
+from edge_agent.core.commands import COMMAND_TYPES
 from edge_agent.deliver import commands, contract
 from tests.conftest import REPO
 
