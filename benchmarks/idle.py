@@ -36,6 +36,7 @@ from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.structures import Detections, Frame, ScoreLevels
 from edge_agent.detect.motion import Motion
 from edge_agent.detect.opening import Detection, add_motion_gate, open_detection
+from edge_agent.detect.search import Begin, Search, one_by_one
 from edge_agent.offline.bench.environment import machine
 from edge_agent.offline.bench.stagetimes import cpu_of_threads
 from edge_agent.offline.synthetic.street import Street
@@ -196,12 +197,15 @@ def measured(
         own = {f"cam{n}": source for n, source in enumerate(settings.sources)}
         if gate is None:
             detection = Detection(
-                _nobody, lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5), "nobody", lambda: 0.0
+                one_by_one(_nobody),
+                lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
+                "nobody",
+                lambda: 0.0,
             )
         else:
             detection = open_detection(settings, stack, cameras=dict.fromkeys(own))
         looks = [0]
-        counted = replace(detection, detect=functools.partial(_counted, looks, detection.detect))
+        counted = replace(detection, begin=functools.partial(_counted, looks, detection.begin))
         given = open_sources(settings.sources, Path(folder)) if sources is None else sources
         counted = add_motion_gate(settings, counted, own, given)
         agent = Agent(settings, supply=Supply(given, counted))
@@ -234,9 +238,9 @@ def _nobody(_: Frame) -> Detections:
     return Detections.none()
 
 
-def _counted(looks: list[int], detect: Callable[[Frame], Detections], frame: Frame) -> Detections:
-    looks[0] += 1
-    return detect(frame)
+def _counted(looks: list[int], begin: Begin, frames: Sequence[Frame]) -> Search:
+    looks[0] += len(frames)
+    return begin(frames)
 
 
 # --- the report ---------------------------------------------------------------------------------

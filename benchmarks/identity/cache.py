@@ -146,9 +146,9 @@ def _cached_engine(store: Store) -> type[onnxruntime.OnnxRuntimeEngine]:
             super().__init__(prepared, **options)
             self._of = _sha256(prepared.onnx) if prepared.normalised else None
 
-        def _compute(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def _compute(self, batch: NDArray[np.uint8], *, whole: bool = False) -> NDArray[np.float32]:
             if self._of is None:
-                return super()._compute(batch)
+                return super()._compute(batch, whole=whole)
             keys = [_key(self._of, picture) for picture in batch]
             known = store.take(keys)
             missing = {key: row for row, key in enumerate(keys) if key not in known}

@@ -253,7 +253,7 @@ class Agent:
         return Pipeline(
             readers=stages.sources.readers,
             wake=stages.sources.wake,
-            detect=stages.detection.detect,
+            search=stages.detection.begin,
             embedder=stages.embedder,
             make_tracker=lambda camera: Tracker(
                 camera, settings.tracker, stages.detection.levels(camera), similarity

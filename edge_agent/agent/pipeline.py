@@ -2,7 +2,8 @@
 
 One thread drives all cameras. Each round takes the items that the readers have, detects people, and submits
 the crops of all cameras in one batch; while the engine computes it, the next round is read and detected.
-Once its embeddings are there, the next crops are submitted first, then its decisions are made. Frames of one
+Once its embeddings are there, the next crops are submitted first, then its decisions are made. While a
+detector's network runs, the next frames are read and begun, and decisions are made. Frames of one
 camera stay in order. Recorded files are read in the order of their times, so that a run over files gives the
 same result every time; live cameras give their newest frame and wait for nothing.
 """
@@ -26,13 +27,14 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.agent.results import Counters, FrameOutcome
-from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, whole_image
+from edge_agent.agent.rounds import CameraTracking, PendingItem, Round, Searched, whole_image
 from edge_agent.agent.sources import Polled, SourcePoller
 from edge_agent.core.errors import EngineError, Retryable
 from edge_agent.core.heartbeat import Heartbeat
 from edge_agent.core.structures import Detections, Frame, Load, MessageFrame, TrackUpdate
 
 if TYPE_CHECKING:
+    from edge_agent.detect.search import Begin
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.quality import Graded
     from edge_agent.embed.selection import CropSelector
@@ -115,7 +117,7 @@ class Pipeline:
     """Entered and left by the caller."""
     wake: threading.Event
     """Set by the readers when they have an item."""
-    detect: Callable[[Frame], Detections]
+    search: Begin
     embedder: Embedder
     make_tracker: Callable[[str], Tracker]
     make_upstream_tracker: Callable[[str], UpstreamTracks]
@@ -137,6 +139,8 @@ class Pipeline:
     counters: Counters = field(default_factory=Counters)
     _poller: SourcePoller = field(init=False)
     _tracking: CameraTracking = field(init=False)
+    _searched: deque[Searched] = field(default_factory=deque)
+    """Items that are searched for people, at most two of them."""
     _rounds: deque[Round] = field(default_factory=deque)
     _collected: Round | None = None
     """The round that is decided next."""
@@ -162,16 +166,19 @@ class Pipeline:
             self.wake.clear()
             self._run_tasks()
             self.heartbeat.working("read")
-            idle = not self._rounds and self._collected is None
+            idle = not self._searched and not self._rounds and self._collected is None
             items = self._poller.poll(wait_for_others=idle)
             began = time.perf_counter()
-            started = self._start(items)  # before deciding, so that the engine does not run idle meanwhile
+            self._begin(items)
+            started = self._start_searched()  # before deciding, so that the engine does not idle meanwhile
             decided = self._decide_collected()
+            if not items and not started and self._search_is_next:
+                started = self._start(self._searched.popleft())
             if self._rounds and (
                 self.embedder.full or (not started and not self._wait_for_source_or_engine())
             ):
                 self._collected = self._collect(self._rounds.popleft())
-            elif not items and not decided and not self._rounds:
+            elif not items and not decided and not started and not self._rounds:
                 if self._poller.exhausted:
                     break
                 self._end_cameras(self._poller.newly_finished())
@@ -179,6 +186,12 @@ class Pipeline:
                 self.wake.wait(IDLE_WAIT_S)
             self._rest(items, time.perf_counter() - began, stop)
             self._wait_for_server(items, stop)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Decide everything that was read, and end the tracks of all cameras."""
+        while self._searched:
+            self._start(self._searched.popleft())
         self._decide_collected()
         while self._rounds:
             self._collected = self._collect(self._rounds.popleft())
@@ -202,37 +215,58 @@ class Pipeline:
 
     # -- detect and submit ---------------------------------------------------------------------
 
-    def _start(self, items: Sequence[Polled]) -> bool:
-        """Detect people and submit their crops; False when there is nothing to submit."""
+    def _begin(self, items: Sequence[Polled]) -> None:
+        """Begin to search the frames of these items for people."""
+        load = self.load
+        taken = [(reader, item) for reader, item in items if not self._skip(reader, item, load)]
+        if not taken:
+            return
+        began = time.perf_counter()
+        self.heartbeat.working("detect")
+        search = self.search([item for _, item in taken if isinstance(item, Frame)])
+        self._searched.append(Searched(taken, search, began, time.perf_counter() - began))
+
+    @property
+    def _search_is_next(self) -> bool:
+        """Whether the oldest search probably ends before the oldest round: a GPU works in order."""
+        return bool(self._searched) and (
+            not self._rounds or self._searched[0].begun < self._rounds[0].submitted
+        )
+
+    def _start_searched(self) -> bool:
+        """Submit the crops of searches that have ended, or whose end the next one waits for."""
+        started = False
+        while self._searched and (self._searched[0].search.done or len(self._searched) > 1):
+            started |= self._start(self._searched.popleft())
+        return started
+
+    def _start(self, searched: Searched) -> bool:
+        """Wait for a search and submit the crops of the people; False when there is nothing to submit."""
+        began = time.perf_counter()
+        self.heartbeat.working("detect")
+        found = iter(searched.search.results())
+        frames = sum(isinstance(item, Frame) for _, item in searched.items)
+        detect_s = searched.begun_s + time.perf_counter() - began
+        if frames:
+            self.counters.spend("detect", detect_s)
         pairs: list[tuple[NDArray[np.uint8], Detections]] = []
         pending: list[PendingItem] = []
-        load = self.load
-        for reader, item in items:
-            if self._skip(reader, item, load):
-                continue
-            began = time.perf_counter()
+        for reader, item in searched.items:
             trace = _new_trace()
             if isinstance(item, MessageFrame):
                 received = self.embedder.accept(item)
                 pending.append(PendingItem(reader, item, None, 0, 0.0, trace, received))
-                continue
-            detections = None
-            self.heartbeat.working("detect")
-            if isinstance(item, Frame):
-                detections = self.detect(item)
-                new = [(item.image, detections)]
+            elif isinstance(item, Frame):
+                detections = next(found)
+                pairs.append((item.image, detections))
+                pending.append(PendingItem(reader, item, detections, 1, detect_s / frames, trace))
             else:
-                new = [(image, whole_image(image)) for image in item.images]
-            detect_s = time.perf_counter() - began
-            self.counters.spend("detect", detect_s)
-            pairs += new
-            pending.append(PendingItem(reader, item, detections, len(new), detect_s, trace))
-        if not pending:
-            return False
+                pairs += [(image, whole_image(image)) for image in item.images]
+                pending.append(PendingItem(reader, item, None, len(item.images), 0.0, trace))
         began = time.perf_counter()
         self.heartbeat.working("pack")
         graded = self.embedder.grade(pairs)
-        self.embedder.submit(pairs, graded, self._spared(pending, graded, load))
+        self.embedder.submit(pairs, graded, self._spared(pending, graded, self.load))
         self.counters.spend("pack", time.perf_counter() - began)
         self._rounds.append(Round(pending, began))
         return True

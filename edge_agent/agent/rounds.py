@@ -23,8 +23,22 @@ from edge_agent.track.tracker import Tracker, TrackInput, update_tracks
 from edge_agent.track.upstream import MessageTracks
 
 if TYPE_CHECKING:
+    from edge_agent.agent.sources import Polled
+    from edge_agent.detect.search import Search
     from edge_agent.embed.quality import Graded
     from edge_agent.source.reader import FrameReader
+
+
+@dataclass(slots=True)
+class Searched:
+    """Items of one poll, whose frames are searched for people; the search may still run."""
+
+    items: Sequence[Polled]
+    search: Search
+    begun: float
+    """`time.perf_counter`"""
+    begun_s: float
+    """Time of this thread to begin the search."""
 
 
 @dataclass(slots=True)
@@ -38,6 +52,7 @@ class PendingItem:
     pairs: int
     """Number of its pairs of image and detections in the submission."""
     detect_s: float
+    """Time of this thread for its search."""
     trace: str
     received: Embedded | None = None
     """The embeddings of a message."""

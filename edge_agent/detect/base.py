@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EngineError
 from edge_agent.core.structures import Detections, ScoreLevels, iou_matrix
+from edge_agent.detect.search import Search
 
 if TYPE_CHECKING:
     from edge_agent.engine.base import Engine
@@ -55,13 +57,27 @@ class Detector(ABC):
         Raises:
             EngineError: the detector is not entered, or its network failed.
         """
+        self._require_entered()
+        return self._best(self._find(image), image.shape)
+
+    def begin(self, images: Sequence[NDArray[np.uint8]]) -> Search:
+        """Begin to search several pictures, of any sizes; the results are those of `detect` for each.
+
+        A network may still run when this returns. A subclass whose network takes several pictures at once
+        overrides it. Raises as `detect`.
+        """
+        return Search.over([self.detect(image) for image in images])
+
+    def _require_entered(self) -> None:
         if not self._entered:
             raise EngineError(f"the detector {self.name} is not entered")
-        found = self._find(image)
+
+    def _best(self, found: Detections, shape: tuple[int, ...]) -> Detections:
+        """Return what `detect` promises, of the boxes that were found in a picture of this shape."""
         enough = found.scores >= self.levels.low
         if not enough.all():
             found = found.take(enough)
-        boxes = clip(found.boxes, *image.shape[:2])
+        boxes = clip(found.boxes, *shape[:2])
         return suppress(Detections(boxes, found.scores), self.max_iou, self.max_inside)
 
     @abstractmethod

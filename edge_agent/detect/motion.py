@@ -12,7 +12,8 @@ The choice of this method: `docs/decisions/028-motion-before-the-detector.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.structures import Detections, Frame
+from edge_agent.detect.search import Begin, Search
 
 if TYPE_CHECKING:
     from edge_agent.core.config import MotionSettings
@@ -102,8 +104,36 @@ class Motion:
 
 
 @dataclass(slots=True)
+class _Wave:
+    """Frames that are searched together; begun by `start`, or by the first that needs a result."""
+
+    begin: Begin
+    frames: list[Frame] = field(default_factory=list)
+    search: Search | None = None
+
+    def start(self) -> Search:
+        """Begin to search, once."""
+        if self.search is None:
+            self.search = self.begin(self.frames) if self.frames else Search.over([])
+        return self.search
+
+    def people(self, at: int) -> Detections:
+        """Wait for the search; return the people in the frame with this number."""
+        return self.start().results()[at]
+
+
+@dataclass(slots=True)
+class _Looked:
+    """A frame of a gated camera whose search may still run."""
+
+    time: float
+    wave: _Wave
+    at: int
+
+
+@dataclass(slots=True)
 class _Camera:
-    """State of one camera; times in Unix seconds."""
+    """State of one camera; times in Unix seconds. What depends on boxes is that of the ended searches."""
 
     motion: Motion
     found: Detections = field(default_factory=Detections.none)
@@ -114,13 +144,25 @@ class _Camera:
     seen: float = -math.inf
     """Last search that found a person."""
     rests: bool = False
+    running: deque[_Looked] = field(default_factory=deque)
+
+    def settle(self, *, wait: bool) -> None:
+        """Take over the results of searches in order: of those that have ended, or of all."""
+        while self.running and (wait or ((search := self.running[0].wave.search) and search.done)):
+            looked = self.running.popleft()
+            found = looked.wave.people(looked.at)
+            if len(found) < len(self.found):
+                self.active, self.rests = max(self.active, looked.time), False
+            if len(found):
+                self.seen = looked.time
+            self.found, self.searched = found, looked.time
 
 
 class MotionGate:
-    """Runs the detector only where it is needed. One thread calls `detect`.
+    """Runs the detector only where it is needed. One thread calls `begin`.
 
     Args:
-        detect: finds people in a frame.
+        begin: begins to search frames.
         cameras: ids of the gated cameras; frames of others are always searched.
         settings: intervals of the gate.
         smallest: as for `Motion`.
@@ -128,42 +170,59 @@ class MotionGate:
 
     def __init__(
         self,
-        detect: Callable[[Frame], Detections],
+        begin: Begin,
         cameras: frozenset[str],
         settings: MotionSettings,
         smallest: tuple[int, int],
     ) -> None:
-        self._detect = detect
+        self._begin = begin
         self._settings = settings
         self._cameras = {camera: _Camera(Motion(smallest)) for camera in cameras}
         self.still = dict.fromkeys(sorted(cameras), 0)
         """By camera: frames that were not searched."""
 
-    def detect(self, frame: Frame) -> Detections:
-        """Return the people in a frame; those of the last search where nothing has moved since."""
-        camera = self._cameras.get(frame.camera)
-        if camera is None:
-            return self._detect(frame)
-        now = frame.time
-        if camera.motion.moved(frame.image, now):
-            camera.active = now
-        if not self._is_due(camera, now):
-            self.still[frame.camera] += 1
-            return camera.found
-        found = self._detect(frame)
-        if len(found) < len(camera.found):
-            camera.active, camera.rests = now, False
-        if len(found):
-            camera.seen = now
-        camera.found, camera.searched = found, now
-        return found
+    def begin(self, frames: Sequence[Frame]) -> Search:
+        """Begin to search frames; those where nothing has moved get the people of the last search.
+
+        The results do not depend on how long searches run. It waits for one only where it decides whether
+        a frame is searched, that is while the camera rests.
+        """
+        wave = _Wave(self._begin)
+        parts: list[Detections | _Looked] = []
+        for frame in frames:
+            camera = self._cameras.get(frame.camera)
+            if camera is not None and not self._is_due(camera, frame):
+                self.still[frame.camera] += 1
+                parts.append(camera.found)
+                continue
+            if wave.search is not None:  # a frame had to wait for its result
+                wave = _Wave(self._begin)
+            looked = _Looked(frame.time, wave, len(wave.frames))
+            wave.frames.append(frame)
+            parts.append(looked)
+            if camera is not None:
+                camera.running.append(looked)
+        cameras = [self._cameras[name] for name in {frame.camera for frame in frames} & self._cameras.keys()]
+
+        def results() -> list[Detections]:
+            found = [part.wave.people(part.at) if isinstance(part, _Looked) else part for part in parts]
+            for camera in cameras:
+                camera.settle(wait=False)
+            return found
+
+        last = wave.start()  # searches end in order
+        return Search(results, lambda: last.done)
 
     def rests(self, camera: str) -> bool:
         """Whether nothing has moved in the pictures of this camera for `hold_s`. Called from any thread."""
         return self._cameras[camera].rests
 
-    def _is_due(self, camera: _Camera, now: float) -> bool:
-        settings = self._settings
+    def _is_due(self, camera: _Camera, frame: Frame) -> bool:
+        settings, now = self._settings, frame.time
+        if camera.motion.moved(frame.image, now):
+            camera.active = now
+        if now - camera.active > settings.hold_s:
+            camera.settle(wait=True)
         camera.rests = now - camera.active > settings.hold_s
         if not camera.rests:
             return True

@@ -13,6 +13,7 @@ from edge_agent.core.detectors import AUTO, DetectorChoice, parse_detector
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.installed import chosen_detector
 from edge_agent.core.structures import Detections
+from edge_agent.detect.search import Begin, Search, one_by_one
 from edge_agent.detect.sizes import PictureSizes
 from edge_agent.source.address import source_kind
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MOTION_LEAST = (16, 48)
 """Least width and height of the smallest person for whom the motion gate looks: for half the size its cells
 cost more than three times as much."""
+MOST_TOGETHER = 16
+"""Pictures that one network searches as one batch at most: its buffers have this size."""
 _MESSAGES = "messages"
 """Kind of the sources without pictures; it cannot be chosen."""
 
@@ -36,7 +39,7 @@ class Detection:
     """The detectors of all sources, entered.
 
     Attributes:
-        detect: finds people in a frame of any source.
+        begin: begins to search frames of any sources for people; those of one network are one batch.
         levels: of each camera, the meaning of the scores.
         name: for `info` and events.
         network_seconds: time spent in the detectors' networks so far; 0 for those without one.
@@ -45,7 +48,7 @@ class Detection:
         still: by camera with a motion gate: frames not searched because nothing moved.
     """
 
-    detect: Callable[[Frame], Detections]
+    begin: Begin
     levels: Callable[[str], ScoreLevels]
     name: str
     network_seconds: Callable[[], float]
@@ -53,12 +56,16 @@ class Detection:
     small: Callable[[], Mapping[str, str]] = dict
     still: Callable[[], Mapping[str, int]] = dict
 
+    def detect(self, frame: Frame) -> Detections:
+        """Find the people in one frame."""
+        return self.begin([frame]).results()[0]
+
 
 @dataclass(frozen=True, slots=True)
 class _OpenDetector:
     """One detector, entered."""
 
-    detect: Callable[[Frame], Detections]
+    begin: Begin
     levels: ScoreLevels
     name: str
     engine: Engine | None = None
@@ -91,8 +98,10 @@ def open_detection(
         camera: chosen_detector(cameras[camera] or common, settings.state_dir) for camera in with_pictures
     }
     kinds |= {source.id: _MESSAGES for source in messages}
+    users = Counter(kinds.values())
     opened = {
-        kind: _open(kind, settings, stack, current) for kind in sorted(set(kinds.values()) - {_MESSAGES})
+        kind: _open(kind, settings, stack, current, users[kind])
+        for kind in sorted(users.keys() - {_MESSAGES})
     }
     if messages:
         opened[_MESSAGES] = _of_messages(settings.detector, messages[0].receiver)
@@ -102,11 +111,12 @@ def open_detection(
 
     sizes = PictureSizes(settings.quality.min_height)
 
-    def detect(frame: Frame) -> Detections:
-        height, width = frame.image.shape[:2]
-        if frame.camera not in sizes.known:
-            sizes.look(frame.camera, width, height, opened[kinds.get(frame.camera, common)].smallest)
-        return opened[kinds.get(frame.camera, common)].detect(frame).within(width, height)
+    def begin(frames: Sequence[Frame]) -> Search:
+        for frame in frames:
+            if frame.camera not in sizes.known:
+                height, width = frame.image.shape[:2]
+                sizes.look(frame.camera, width, height, opened[kinds.get(frame.camera, common)].smallest)
+        return _begin(frames, [opened[kinds.get(frame.camera, common)] for frame in frames])
 
     def levels(camera: str) -> ScoreLevels:
         return opened[kinds.get(camera, common)].levels
@@ -121,14 +131,35 @@ def open_detection(
         return total
 
     name = "+".join(one.name for one in opened.values())
-    return Detection(detect, levels, name, network_seconds, left_out, lambda: sizes.small)
+    return Detection(begin, levels, name, network_seconds, left_out, lambda: sizes.small)
 
 
-def open_detector(text: str, *, threads: int = 0, input_size: tuple[int, int] | None = None) -> Detector:
+def _begin(frames: Sequence[Frame], detectors: Sequence[_OpenDetector]) -> Search:
+    """Begin to search each frame by its detector; the frames of one detector are searched together."""
+    places: dict[int, list[int]] = {}
+    for at, detector in enumerate(detectors):
+        places.setdefault(id(detector), []).append(at)
+    searches = [(ats, detectors[ats[0]].begin([frames[at] for at in ats])) for ats in places.values()]
+
+    def results() -> list[Detections]:
+        found = [Detections.none()] * len(frames)
+        for ats, search in searches:
+            for at, people in zip(ats, search.results(), strict=True):
+                height, width = frames[at].image.shape[:2]
+                found[at] = people.within(width, height)
+        return found
+
+    return Search(results, lambda: all(search.done for _, search in searches))
+
+
+def open_detector(
+    text: str, *, threads: int = 0, input_size: tuple[int, int] | None = None, together: int = 1
+) -> Detector:
     """Return the detector that is written so (`core.detectors.FORMS`, without `auto`); it is not entered.
 
     Networks are read, and checked on two pictures. `threads` 0 is one CPU thread per core, `input_size` the
-    `(width, height)` for networks whose input size is dynamic. For `external`: `open_detection`.
+    `(width, height)` for networks whose input size is dynamic, `together` how many pictures are to be
+    searched as one batch, by networks that can. For `external`: `open_detection`.
 
     Raises:
         ConfigError: there is no such detector.
@@ -137,14 +168,14 @@ def open_detector(text: str, *, threads: int = 0, input_size: tuple[int, int] | 
     choice = _parsed(text)
     if choice.file is not None:
         from edge_agent.detect.network import NetworkDetector
-        from edge_agent.detect.recognition import recognise
+        from edge_agent.detect.recognition import recognise, takes_batches
         from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
 
         size = None if input_size is None else input_size[::-1]
         found = recognise(choice.file, choice.kind, size)
-        return NetworkDetector(
-            found.kind, found.decoder, OnnxRuntimeEngine(found.prepared, max_batch=1, threads=threads)
-        )
+        most = min(together, MOST_TOGETHER) if together > 1 and takes_batches(found.prepared) else 1
+        engine = OnnxRuntimeEngine(found.prepared, max_batch=most, threads=threads, large=True)
+        return NetworkDetector(found.kind, found.decoder, engine)
     if choice.kind == "hog":
         from edge_agent.detect.hog import HogDetector
 
@@ -166,15 +197,16 @@ def _parsed(text: str) -> DetectorChoice:
 
 
 def _open(
-    kind: str, settings: Settings, stack: ExitStack, current: Callable[[float], float]
+    kind: str, settings: Settings, stack: ExitStack, current: Callable[[float], float], cameras: int
 ) -> _OpenDetector:
     if kind == "external":
         return _open_external(settings, stack, current)
     size = settings.detector.input_size
-    detector = stack.enter_context(open_detector(kind, threads=settings.engine.threads, input_size=size))
+    opened = open_detector(kind, threads=settings.engine.threads, input_size=size, together=cameras)
+    detector = stack.enter_context(opened)
     levels = _levels(settings.detector, detector.levels)
     return _OpenDetector(
-        lambda frame: detector.detect(frame.image),
+        lambda frames: detector.begin([frame.image for frame in frames]),
         levels,
         detector.name,
         detector.engine,
@@ -191,7 +223,9 @@ def _open_external(settings: Settings, stack: ExitStack, current: Callable[[floa
         raise ConfigError("detector.kind is external, but detector.external_topics names no topic")
     boxes = stack.enter_context(ExternalBoxes(chosen, upstream_broker(settings), current))
     name = f"external:{chosen.external_format}"
-    return _OpenDetector(boxes.detect_frame, _levels(chosen, LEVELS), name, left_out=lambda: boxes.left_out)
+    return _OpenDetector(
+        one_by_one(boxes.detect_frame), _levels(chosen, LEVELS), name, left_out=lambda: boxes.left_out
+    )
 
 
 def _of_messages(chosen: DetectorSettings, receiver: MessageReceiver) -> _OpenDetector:
@@ -200,7 +234,10 @@ def _of_messages(chosen: DetectorSettings, receiver: MessageReceiver) -> _OpenDe
 
     levels = _levels(chosen, LEVELS)
     return _OpenDetector(
-        lambda _: Detections.none(), levels, "external:deepstream", left_out=lambda: receiver.left_out
+        one_by_one(lambda _: Detections.none()),
+        levels,
+        "external:deepstream",
+        left_out=lambda: receiver.left_out,
     )
 
 
@@ -247,7 +284,7 @@ def add_motion_gate(
 
     quality, (width, height) = settings.quality, MOTION_LEAST
     smallest = (max(quality.min_width, width), max(quality.min_height, height))
-    gate = MotionGate(detection.detect, frozenset(gated), pace, smallest)
+    gate = MotionGate(detection.begin, frozenset(gated), pace, smallest)
 
     def rest_rate(camera: str) -> float | None:
         return pace.rest_fps if gate.rests(camera) else None
@@ -255,4 +292,4 @@ def add_motion_gate(
     for source in sources:
         if source.id in gated and isinstance(source, Camera):
             source.limiter.lower_rate = partial(rest_rate, source.id)
-    return replace(detection, detect=gate.detect, still=lambda: gate.still)
+    return replace(detection, begin=gate.begin, still=lambda: gate.still)

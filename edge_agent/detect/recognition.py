@@ -173,6 +173,28 @@ class _Trial:
             return 0.0
 
 
+def takes_batches(prepared: PreparedGraph) -> bool:
+    """Return whether the network gives each of several pictures the rows that it gives it alone.
+
+    A free batch axis does not tell: many exports have one, and reshape everything to one picture inside.
+    """
+    if prepared.batch is not None:
+        return False
+    from edge_agent.engine.onnxruntime import run_each_way
+
+    pictures = np.stack(start_up_pictures(prepared.input_size))
+    try:
+        together, alone = run_each_way(prepared.onnx, pictures, str(prepared.source))
+    except ModelError as problem:
+        reason = str(problem)
+    else:
+        if together.shape == alone.shape and np.allclose(together, alone, rtol=1e-3, atol=1e-3):
+            return True
+        reason = "it mixes the pictures of a batch"
+    _log.info("detector_searches_one_by_one", file=str(prepared.source), reason=reason)
+    return False
+
+
 def _advice(path: Path, alike: list[Kind]) -> str:
     """Return what to write instead."""
     if not alike:

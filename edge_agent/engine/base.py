@@ -115,6 +115,11 @@ class Engine(ABC):
         """Submissions whose rows have not been collected, 0..2."""
         return len(self._flying)
 
+    @property
+    def ready(self) -> bool:
+        """Whether `collect` returns at once; False where that is not known."""
+        return bool(self._flying) and self._is_done(self._flying[0])
+
     def buffer(self) -> NDArray[np.uint8]:
         """Return the `(max_batch, H, W, 3)` uint8 BGR buffer to fill next; one of `DEPTH` fixed arrays.
 
@@ -190,6 +195,10 @@ class Engine(ABC):
 
     def _wait(self, run: Any) -> None:  # noqa: ANN401, B027 - nothing was begun
         """Wait until the batch was computed or has failed; does not fail itself."""
+
+    def _is_done(self, run: Any) -> bool:  # noqa: ANN401, ARG002
+        """Return whether a batch was computed or has failed, as far as that is known."""
+        return False
 
     @abstractmethod
     def _rows(self, run: Any) -> NDArray[np.float32]:  # noqa: ANN401

@@ -22,6 +22,7 @@ from edge_agent.agent.stages import Supply
 from edge_agent.core.config import EngineSettings, QualitySettings, Settings
 from edge_agent.core.structures import LONE_TRACKS, Detections, Frame, ScoreLevels
 from edge_agent.detect.opening import Detection
+from edge_agent.detect.search import one_by_one
 from edge_agent.embed.opening import open_embedder
 from edge_agent.offline.synthetic.camera import camera
 from edge_agent.offline.synthetic.crops import render_crop
@@ -123,7 +124,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
         info = embedder.info
     outcomes: list[FrameOutcome] = []
     levels = ScoreLevels(low=0.1, high=0.5, new_track=0.5)
-    detection = Detection(detect, lambda _: levels, "given", lambda: 0.0)
+    detection = Detection(one_by_one(detect), lambda _: levels, "given", lambda: 0.0)
     settings = Settings(state_dir=state, sources=({"id": "front", "url": "given.avi"},))
     Agent(settings, Outputs(), observe=outcomes.append, supply=Supply([source], detection)).run(
         threading.Event()

@@ -33,6 +33,7 @@ from edge_agent.core.structures import (
     TrackUpdate,
 )
 from edge_agent.detect.opening import Detection
+from edge_agent.detect.search import one_by_one
 from edge_agent.embed.capacity import LOST, CropBudget
 from edge_agent.embed.opening import make_crop_selector, open_embedder
 from edge_agent.embed.quality import QualityGate
@@ -494,7 +495,7 @@ def test_dropping_frames_instead_can_be_chosen(tmp_path: Path) -> None:
 
 
 GIVEN = Detection(
-    lambda frame: frame.external or Detections.none(),
+    one_by_one(lambda frame: frame.external or Detections.none()),
     lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
     "given",
     lambda: 0.0,

@@ -22,6 +22,7 @@ from edge_agent.core.structures import (
     ScoreLevels,
     TrackUpdate,
 )
+from edge_agent.detect.search import Begin, Search, one_by_one
 from edge_agent.embed.quality import Graded
 from edge_agent.track.crops import UpstreamTracks
 from edge_agent.track.tracker import Tracker
@@ -134,13 +135,13 @@ class Notes:
 
 
 def build(
-    readers: Sequence[Recorded], embed: Embeds | None = None
+    readers: Sequence[Recorded], embed: Embeds | None = None, search: Begin | None = None
 ) -> tuple[Pipeline, Notes, list[FrameOutcome]]:
     notes, outcomes = Notes(), []
     pipeline = Pipeline(
         readers=readers,
         wake=threading.Event(),
-        detect=one_person,
+        search=search or one_by_one(one_person),
         embedder=embed or Embeds(),
         make_tracker=lambda camera: Tracker(camera, TrackerSettings(), LEVELS),
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
@@ -149,6 +150,58 @@ def build(
         on_outcome=outcomes.append,
     )
     return pipeline, notes, outcomes
+
+
+class Slow:
+    """A search whose end is asked for; notes how many are in flight."""
+
+    def __init__(self) -> None:
+        self.flying = self.most = 0
+        self.asked: list[tuple[str, int]] = []
+
+    def __call__(self, frames: Sequence[Frame]) -> Search:
+        self.flying += 1
+        self.most = max(self.most, self.flying)
+        self.asked += [(frame.camera, frame.number) for frame in frames]
+        return Search(lambda: self._end(frames))
+
+    def _end(self, frames: Sequence[Frame]) -> list[Detections]:
+        self.flying -= 1
+        return [one_person(frame) for frame in frames]
+
+
+def test_a_search_that_takes_time_changes_no_outcome() -> None:
+    def recordings() -> list[Recorded]:
+        return [
+            Recorded("a", [frame("a", n, n * 0.1) for n in range(1, 31)]),
+            Recorded("b", [frame("b", n, n * 0.25) for n in range(1, 13)]),
+        ]
+
+    plain, _, wanted = build(recordings())
+    plain.run(threading.Event())
+    slow, readers = Slow(), recordings()
+    pipeline, _, outcomes = build(readers, search=slow)
+    pipeline.run(threading.Event())
+    told = [
+        [(one.update.camera, one.update.frame, [track.track_id for track in one.update.seen]) for one in run]
+        for run in (outcomes, wanted)
+    ]
+    assert told[0] == told[1]
+    assert [reader.acknowledged for reader in readers] == [list(range(1, 31)), list(range(1, 13))]
+    assert sorted(slow.asked) == sorted((r.camera, n) for r in readers for n in r.acknowledged)
+    assert (slow.flying, slow.most) == (0, 2)
+
+
+def test_a_live_frame_does_not_wait_for_the_next_one() -> None:
+    stop = threading.Event()
+    pipeline, _, outcomes = build([Live("a", [frame("a", 1, 0.0)])], search=Slow())
+    pipeline.on_outcome = lambda outcome: (outcomes.append(outcome), stop.set())
+    late = threading.Timer(5.0, stop.set)
+    late.start()
+    pipeline.run(stop)
+    late.cancel()
+    late.join()
+    assert [outcome.update.frame for outcome in outcomes][:1] == [1]
 
 
 def test_recordings_come_in_the_order_of_their_times() -> None:

@@ -25,6 +25,7 @@ from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Frame, ScoreLevels, SourceState, SourceStatus
 from edge_agent.core.timing import Laps, process_age_s
 from edge_agent.detect.opening import Detection
+from edge_agent.detect.search import one_by_one
 from edge_agent.source.reader import FrameReader
 from tests.agent.test_agent import wait_for
 
@@ -95,7 +96,7 @@ def settings(tmp_path: Path, *urls: str, **sections: Any) -> Any:
 
 def detection() -> Detection:
     return Detection(
-        lambda _: Detections.none(),
+        one_by_one(lambda _: Detections.none()),
         lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
         "stub",
         lambda: 0.0,

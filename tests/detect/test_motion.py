@@ -19,6 +19,7 @@ from edge_agent.core.loading import load
 from edge_agent.core.structures import Detections, Embedded, Frame, ScoreLevels
 from edge_agent.detect.motion import Motion, MotionGate
 from edge_agent.detect.opening import Detection, add_motion_gate
+from edge_agent.detect.search import one_by_one
 from edge_agent.offline.synthetic.street import Street
 from edge_agent.track.tracker import Tracker
 from tests.source.test_source_stream import serving, stream
@@ -101,7 +102,7 @@ def test_walkers_of_a_street_are_never_missed() -> None:
     for number in range(1, street.frames + 1):
         frame = street.frame("cam-a", number)
         before = len(looked)
-        gate.detect(Frame("cam", number, 1000.0 + frame.time, frame.image))
+        detected(gate, Frame("cam", number, 1000.0 + frame.time, frame.image))
         passed = len(looked) > before
         still += not passed
         if not passed and any(t.visible > 0.4 and t.box[3] - t.box[1] >= SMALLEST[1] for t in frame.truth):
@@ -136,7 +137,11 @@ def watched(
         looked.append(frame.time)
         return answer(frame)
 
-    return MotionGate(detect, frozenset({"cam"}), pace, SMALLEST), looked
+    return MotionGate(one_by_one(detect), frozenset({"cam"}), pace, SMALLEST), looked
+
+
+def detected(gate: MotionGate, frame: Frame) -> Detections:
+    return gate.begin([frame]).results()[0]
 
 
 def frames(seconds: float, *, begin: float = 0.0, moving: bool = False) -> Iterator[Frame]:
@@ -150,7 +155,7 @@ def frames(seconds: float, *, begin: float = 0.0, moving: bool = False) -> Itera
 
 def test_an_empty_room_is_searched_periodically() -> None:
     gate, looked = watched(lambda _: Detections.none())
-    given = [gate.detect(frame) for frame in frames(70)]
+    given = [detected(gate, frame) for frame in frames(70)]
     assert not any(map(len, given))
     assert looked[:11] == pytest.approx(np.arange(11) / FPS)  # the first picture is new: two seconds
     assert looked[11:] == pytest.approx([32.0, 62.0])
@@ -160,18 +165,18 @@ def test_an_empty_room_is_searched_periodically() -> None:
 def test_intervals_of_a_rested_detector_are_settings() -> None:
     gate, looked = watched(lambda _: Detections.none(), pace=MotionSettings(look_s=10))
     for frame in frames(30):
-        gate.detect(frame)
+        detected(gate, frame)
     assert looked[11:] == pytest.approx([12.0, 22.0])
     gate, looked = watched(lambda _: boxes((100, 60)), pace=MotionSettings(refresh_s=3))
     for frame in frames(20):
-        gate.detect(frame)
+        detected(gate, frame)
     assert np.diff([time for time in looked if time > 2.5]) == pytest.approx(3.0)
 
 
 def test_movement_opens_it_for_as_long_as_it_lasts_and_a_little_longer() -> None:
     gate, looked = watched(lambda _: Detections.none())
     for frame in (*frames(10), *frames(4, begin=10, moving=True), *frames(10, begin=14)):
-        gate.detect(frame)
+        detected(gate, frame)
     after = [time for time in looked if time >= 10]
     assert after[:20] == pytest.approx(10 + np.arange(20) / FPS)
     assert max(after) == pytest.approx(13.8 + 2.0)  # what is left is the room as it was
@@ -179,7 +184,7 @@ def test_movement_opens_it_for_as_long_as_it_lasts_and_a_little_longer() -> None
 
 def test_a_standing_person_keeps_their_box_and_is_detected_each_second() -> None:
     gate, looked = watched(lambda _: boxes((100, 60)))
-    given = [gate.detect(frame) for frame in frames(20)]
+    given = [detected(gate, frame) for frame in frames(20)]
     assert all(len(found) == 1 for found in given)
     resting = [time for time in looked if time > 2.5]
     assert np.diff(resting) == pytest.approx(1.0)
@@ -187,7 +192,7 @@ def test_a_standing_person_keeps_their_box_and_is_detected_each_second() -> None
 
 def test_a_person_no_longer_found_is_searched_in_every_frame() -> None:
     gate, looked = watched(lambda frame: boxes() if 10 <= frame.time < 11 else boxes((100, 60)))
-    given = {frame.time: gate.detect(frame) for frame in frames(20)}
+    given = {frame.time: detected(gate, frame) for frame in frames(20)}
     lost = min(time for time, found in given.items() if not len(found))
     held = [time for time in looked if lost <= time <= lost + 2]
     assert held == pytest.approx(lost + np.arange(len(held)) / FPS)
@@ -200,7 +205,7 @@ def test_a_track_outlives_a_minute_without_movement() -> None:
     none = Embedded(np.zeros((1, 4), np.float32), np.zeros(1, np.bool_), np.zeros(1, np.float32), ("x",))
     ids, ended = set(), []
     for frame in frames(60):
-        update = tracker.update(frame.number, frame.time, (320, 240), gate.detect(frame), none)
+        update = tracker.update(frame.number, frame.time, (320, 240), detected(gate, frame), none)
         ids |= {track.track_id for track in update.seen}
         ended += update.ended
     assert (ids, ended) == ({1}, [])
@@ -220,7 +225,7 @@ def test_another_picture_size_or_a_clock_set_back_starts_again() -> None:
 def test_other_cameras_are_passed_on() -> None:
     gate, looked = watched(lambda _: Detections.none())
     for frame in frames(10):
-        gate.detect(Frame("other", frame.number, frame.time, frame.image))
+        detected(gate, Frame("other", frame.number, frame.time, frame.image))
     assert len(looked) == 10 * FPS
     assert gate.still == {"cam": 0}
 
@@ -243,7 +248,7 @@ def configured(
 
 def detection() -> Detection:
     return Detection(
-        lambda _: Detections.none(),
+        one_by_one(lambda _: Detections.none()),
         lambda _: ScoreLevels(low=0.1, high=0.5, new_track=0.5),
         "stub",
         lambda: 0.0,
@@ -298,7 +303,7 @@ def test_the_gate_reports_when_it_is_closed() -> None:
     gate, _ = watched(lambda frame: boxes() if 10 <= frame.time < 11 else boxes((100, 60)))
     resting = {}
     for frame in frames(16):
-        gate.detect(frame)
+        detected(gate, frame)
         resting[frame.time] = gate.rests("cam")
     assert [resting[time] for time in (1.0, 2.0, 3.0, 9.0)] == [False, False, True, True]
     woken = [time for time, rests in resting.items() if time > 9.0 and not rests]

@@ -24,6 +24,7 @@ from edge_agent.core.structures import (
     TrackObservation,
     TrackUpdate,
 )
+from edge_agent.detect.search import one_by_one
 from edge_agent.embed.quality import Graded
 from edge_agent.embed.selection import CropSelector
 from edge_agent.identify.tracks import TrackTable
@@ -203,7 +204,7 @@ def run(
     pipeline = Pipeline(
         readers=readers,
         wake=threading.Event(),
-        detect=detect,
+        search=one_by_one(detect),
         embedder=embed,
         make_tracker=lambda camera: Tracker(camera, TrackerSettings(), LEVELS),
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),
@@ -315,7 +316,7 @@ def test_tracks_of_a_closed_camera_end_and_its_numbers_go_on() -> None:
     pipeline = Pipeline(
         readers=[camera],
         wake=threading.Event(),
-        detect=one_person,
+        search=one_by_one(one_person),
         embedder=embed,
         make_tracker=lambda name: Tracker(name, TrackerSettings(), LEVELS),
         make_upstream_tracker=lambda camera: UpstreamTracks(camera, TrackerSettings()),

@@ -32,6 +32,7 @@ from edge_agent.core.mqtt import BrokerSettings
 from edge_agent.core.structures import ScoreLevels
 from edge_agent.deliver.subscriber import Subscriber
 from edge_agent.detect.opening import Detection
+from edge_agent.detect.search import one_by_one
 from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.graph.prepared import profile_named
@@ -153,7 +154,7 @@ def _run(plan: Plan, own: Settings, began: Callable[[], None]) -> tuple[dict[str
         agent = window.agent = Agent(own, observe=window)
         agent.supply = Supply(
             make_cameras(plan, streets, fps, over),
-            Detection(given_detections, lambda _: _LEVELS, "given", lambda: 0.0),
+            Detection(one_by_one(given_detections), lambda _: _LEVELS, "given", lambda: 0.0),
         )
         agent.run(threading.Event())
         final = Tally.of(agent)
