@@ -56,7 +56,11 @@ def main() -> int:
     known = catalogue(chosen.shared, quick=chosen.quick)
     if unknown := set(chosen.only or ()) - {benchmark.name for benchmark in known}:
         options.error(f"no benchmark {sorted(unknown)[0]!r}; --list has the names")
-    wanted = [benchmark for benchmark in known if not chosen.only or benchmark.name in chosen.only]
+    wanted = [
+        benchmark
+        for benchmark in known
+        if (benchmark.name in chosen.only if chosen.only else chosen.list or not benchmark.long)
+    ]
     if chosen.list:
         for benchmark in wanted:
             print(f"{benchmark.name:18} {benchmark.about}")

@@ -50,6 +50,7 @@ class Benchmark:
         steps: commands in order.
         needs: required files; the benchmark is skipped without them.
         modules: required Python modules.
+        long: runs only where it is named.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Benchmark:
     steps: tuple[Step, ...]
     needs: tuple[Path, ...] = ()
     modules: tuple[str, ...] = ()
+    long: bool = False
 
 
 def catalogue(shared: Path, *, quick: bool) -> tuple[Benchmark, ...]:
@@ -195,6 +197,17 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
     return (
         Benchmark(
             "gallery", "search and change by the size of the gallery", (_module("gallery", 900.0, *sizes),)
+        ),
+        Benchmark(
+            "memory",
+            "memory per camera, track and identity",
+            (_module("memory", 400.0, *(("--cameras", 2, "--identities", 500) if quick else ())),),
+        ),
+        Benchmark(
+            "soak",
+            "an hour with new people all the time and a full gallery: memory, files, threads",
+            (_module("memory", 4200.0, "--soak", 8 if quick else 3600),),
+            long=True,
         ),
         Benchmark(
             "overload",

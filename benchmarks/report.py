@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, gallery, idle, overload, results, startup
+from benchmarks import compare, gallery, idle, memory, overload, results, startup
 from benchmarks.catalogue import GROWTH_FPS, REPO
 from benchmarks.plots import KEPT, LOST, breaks_at, curve, slope
 from edge_agent.core.manifest import write_atomic
@@ -317,6 +317,8 @@ _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {
     "overload": _overload,
     "startup": _own(startup.markdown),
     "idle": _own(idle.markdown),
+    "memory": _own(memory.markdown),
+    "soak": _own(memory.soak_markdown),
 }
 
 _DRAWN: dict[str, Callable[[Steps], str]] = {
