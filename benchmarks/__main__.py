@@ -1,5 +1,6 @@
 """One command for every figure: `python -m benchmarks`.
 
+    python -m benchmarks --only goals             the first table of docs/performance.md, in 15 minutes
     python -m benchmarks [--only NAME ...]        run, and write a JSON file each into benchmarks/results
     python -m benchmarks --quick --output DIR     seconds each, to check that all of them work
     python -m benchmarks --list
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, results
-from benchmarks.catalogue import REPO, Benchmark, Step, catalogue
+from benchmarks.catalogue import GOALS, REPO, Benchmark, Step, catalogue
 from edge_agent.core.errors import InputError
 
 STOP_S = 10.0
@@ -42,7 +43,9 @@ def main() -> int:
     )
     options.add_argument("action", nargs="?", choices=("run", "report"), default="run")
     options.add_argument("--quick", action="store_true", help="short runs, to check that all of them work")
-    options.add_argument("--only", nargs="+", metavar="NAME", help="only these")
+    options.add_argument(
+        "--only", nargs="+", metavar="NAME", help="only these; `goals`: those of the first table"
+    )
     options.add_argument("--list", action="store_true", help="show the names")
     options.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results by default")
     options.add_argument(
@@ -54,7 +57,9 @@ def main() -> int:
     if chosen.action == "report":
         return report.write(chosen.output or results.FOLDER)
     known = catalogue(chosen.shared, quick=chosen.quick)
-    if unknown := set(chosen.only or ()) - {benchmark.name for benchmark in known}:
+    if GOALS in (chosen.only or ()):
+        chosen.only += [benchmark.name for benchmark in known if benchmark.goal]
+    if unknown := set(chosen.only or ()) - {GOALS, *(benchmark.name for benchmark in known)}:
         options.error(f"no benchmark {sorted(unknown)[0]!r}; --list has the names")
     wanted = [
         benchmark

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.kserve import environment
 
-__all__ = ["REPO", "Benchmark", "Step", "catalogue"]
+__all__ = ["GOALS", "REPO", "Benchmark", "Step", "catalogue"]
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -51,6 +51,7 @@ class Benchmark:
         needs: required files; the benchmark is skipped without them.
         modules: required Python modules.
         long: runs only where it is named.
+        goal: one of the group `goals`, which together take less than 15 minutes.
     """
 
     name: str
@@ -59,6 +60,11 @@ class Benchmark:
     needs: tuple[Path, ...] = ()
     modules: tuple[str, ...] = ()
     long: bool = False
+    goal: bool = False
+
+
+GOALS = "goals"
+"""Name of the group of all benchmarks of the first table, for `--only`."""
 
 
 def catalogue(shared: Path, *, quick: bool) -> tuple[Benchmark, ...]:
@@ -90,16 +96,31 @@ def _reach(quick: bool) -> tuple[Benchmark, ...]:
             "batch-64",
             "8 cameras with 8 people each, 1.1 times what an AGX Orin's engine takes",
             (_pipeline(long, {"batch": 64}, *street, "--batch", 64),),
+            goal=True,
         ),
         Benchmark(
             "batch-1",
             "one camera with one person, batches of one",
             (_pipeline(short, {"batch": 1}, "--cameras", 1, "--people", 1, "--batch", 1),),
+            goal=True,
         ),
         Benchmark(
             "half-load",
             "8 cameras with 8 people each, half of what the engine takes: the latency",
             (_pipeline(short, {"batch": 64}, *street, "--batch", 64, "--load", 0.5),),
+            goal=True,
+        ),
+        Benchmark(
+            "saturation",
+            f"more than the engine takes, at {GROWTH_FPS:g} frames a second: many people, many cameras",
+            tuple(
+                _pipeline(
+                    short / 4 * 3, {"cameras": cameras, "people": people},
+                    "--cameras", cameras, "--people", people, "--fps", GROWTH_FPS, "--batch", 64,
+                )
+                for cameras, people in ((8, 32), (8, 64), (32, 8))
+            ),
+            goal=True,
         ),
         Benchmark(
             "faster-engines",
@@ -151,12 +172,15 @@ def _networks(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
         )
 
     return (
-        Benchmark("onnxruntime", "the shipped network on the CPU, over its bare session", runs("default")),
+        Benchmark(
+            "onnxruntime", "the shipped network on the CPU, over its bare session", runs("default"), goal=True
+        ),
         Benchmark(
             "onnxruntime-osnet",
             "OSNet x0.25 on the CPU, over its bare session",
             runs("OSNet x0.25", "--model", osnet, "--preprocess", "imagenet"),
             needs=(osnet,),
+            goal=True,
         ),
         Benchmark(
             "onnxruntime-resnet50",
@@ -169,11 +193,13 @@ def _networks(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
                 for n in range(1, times + 1)
             ),
             modules=("torch",),
+            goal=True,
         ),
         Benchmark(
             "compare",
             "compared with alternatives, on the same crops and network",
             (_module("compare", 300.0, *(("--rounds", 2, "--identities", 1000) if quick else ())),),
+            goal=True,
         ),
     )
 
@@ -196,12 +222,16 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
     sizes = ("--sizes", "1000,10000") if quick else ()
     return (
         Benchmark(
-            "gallery", "search and change by the size of the gallery", (_module("gallery", 900.0, *sizes),)
+            "gallery",
+            "search and change by the size of the gallery",
+            (_module("gallery", 900.0, *sizes),),
+            goal=True,
         ),
         Benchmark(
             "memory",
             "memory per camera, track and identity",
             (_module("memory", 400.0, *(("--cameras", 2, "--identities", 500) if quick else ())),),
+            goal=True,
         ),
         Benchmark(
             "soak",
@@ -214,6 +244,7 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             "identity quality when crops exceed the engine, on a real video",
             (_module("overload", 600.0, *real, "--json", prints=True),),
             needs,
+            goal=True,
         ),
         Benchmark(
             "startup",
@@ -232,12 +263,14 @@ def _parts(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
             "recognition on a real video, and the host's share of the time",
             (_module("identity", 300.0, "--fresh", "clip", *real, prints=True),),
             needs,
+            goal=True,
         ),
         Benchmark(
             "tracker",
             "the tracker compared with ByteTrack on a real video",
             (_module("tracker", 300.0, *real, "--json", prints=True),),
             needs,
+            goal=True,
         ),
         Benchmark(
             "triton",

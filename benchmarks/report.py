@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, gallery, idle, memory, overload, results, startup
+from benchmarks import compare, gallery, idle, memory, overload, results, startup, summary
 from benchmarks.catalogue import GROWTH_FPS, REPO
 from benchmarks.plots import KEPT, LOST, breaks_at, curve, slope
 from edge_agent.core.manifest import write_atomic
@@ -24,6 +24,7 @@ DOCUMENT = REPO / "docs" / "performance.md"
 PICTURES = REPO / "docs" / "images"
 
 _PLACE = re.compile(r"(<!-- results: (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_FIRST = re.compile(r"(<!-- summary -->\n).*?(<!-- end -->)", re.DOTALL)
 _BLUE, _GREY = "#26a", "#999"
 
 Result = Mapping[str, Any]
@@ -48,6 +49,8 @@ def spliced(text: str, found: Mapping[str, Result]) -> str:
         body = "Not measured yet.\n" if result is None else "\n".join(_section(match["name"], result)) + "\n"
         return f"{match[1]}\n{body}\n{match[3]}"
 
+    first = "\n".join(summary.markdown(found))
+    text = _FIRST.sub(lambda match: f"{match[1]}\n{first}\n\n{match[2]}", text)
     return _PLACE.sub(table, text)
 
 
@@ -131,6 +134,13 @@ def _reach(steps: Steps) -> Iterator[str]:
     for name, spent in result["stages"].items():
         if spent["wall_us_per_crop"] >= 1:
             yield f"| {name} | {spent['wall_us_per_crop']:.0f} us |"
+
+
+def _saturation(steps: Steps) -> Iterator[str]:
+    named = [
+        ({"cameras x people": f"{point['cameras']} x {point['people']}"}, result) for point, result in steps
+    ]
+    yield from _pipeline_rows(named, "cameras x people")
 
 
 def _faster(steps: Steps) -> Iterator[str]:
@@ -307,6 +317,7 @@ _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {
     "batch-1": _reach,
     "half-load": lambda steps: _pipeline_rows(steps, "batch"),
     "faster-engines": _faster,
+    "saturation": _saturation,
     "cameras": _grows("cameras"),
     "people": _grows("people"),
     "onnxruntime": _onnxruntime,
