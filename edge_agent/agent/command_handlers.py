@@ -1,4 +1,4 @@
-"""Handlers of the MQTT commands; they call the same gallery methods as the command line."""
+"""Handlers of the MQTT commands; people are changed by `agent.operations`, as by the command line."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.agent.operations import Operations, compared_threshold
 from edge_agent.core.commands import (
     EnrolCommand,
     ForgetCommand,
+    KeepCommand,
     MergeCommand,
     NameCommand,
     RecalibrateCommand,
+    RejectCommand,
+    SplitCommand,
     StatsCommand,
+    SuggestionsCommand,
 )
 from edge_agent.core.errors import InputError
-from edge_agent.core.pictures import MAX_CROP_PIXELS, decode_picture
+from edge_agent.core.pictures import MAX_CROP_PIXELS, decode_picture, encode_kept
+from edge_agent.core.setting_types import LONGEST_TTL_HOURS, SHORTEST_TTL_HOURS
 from edge_agent.embed.quality import QualityGate, grade_picture
 from edge_agent.gallery import audit
-from edge_agent.gallery.erasure import Erasure, forget
+from edge_agent.gallery.crop_rows import Shot
+from edge_agent.gallery.erasure import Erasure, Removed
 
 if TYPE_CHECKING:
     from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.deliver.local import Counters as DeliveryCounters
     from edge_agent.gallery.gallery import Gallery
-    from edge_agent.gallery.rows import Identity
     from edge_agent.identify import Identifier
-
-_REQUESTER = "mqtt"
-"""Name in the audit file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class CommandHandlers:
     """Folder of the audit file."""
     people: Callable[[], None] = lambda: None
     """Publishes what changed in the gallery; on the driving thread."""
+    requester: str = "mqtt"
+    """Name in the audit file."""
 
     def table(self) -> dict[str, Callable[[Any], Mapping[str, Any] | None]]:
         """Return the handler of each command."""
@@ -62,6 +67,10 @@ class CommandHandlers:
             "enrol": self.enrol,
             "name": self.name,
             "merge": self.merge,
+            "split": self.split,
+            "reject": self.reject,
+            "keep": self.keep,
+            "suggestions": self.suggestions,
             "forget": self.forget,
             "reload": lambda _: {"restart_required": self.reload()},
             "stats": self.counters,
@@ -78,42 +87,68 @@ class CommandHandlers:
         number = self.tasks.call(lambda: self._enrol(command, picture))
         self.tasks.put(self.people)
         identity = self.gallery.get(number)
-        audit.record(self.state, "enrol", _REQUESTER, exemplars=identity.exemplars)
+        audit.record(self.state, "enrol", self.requester, exemplars=identity.exemplars)
         return {"identity_id": identity.id, "name": identity.name, "exemplars": identity.exemplars}
+
+    @property
+    def operations(self) -> Operations:
+        """The operations on people, run on the driving thread."""
+        return Operations(
+            self.gallery,
+            self.state,
+            self.requester,
+            erase=self.erasure.forget,
+            threshold=lambda: compared_threshold(self.identifier.thresholds, self.gallery),
+            together=self.identifier.together,
+            run=self.tasks.call,
+            follow=self.people,
+        )
 
     def name(self, command: NameCommand) -> Mapping[str, Any]:
         """Set or remove the name of a person."""
-        number = self.gallery.get(command.identity_id).number
-        identity = self.tasks.call(lambda: self.gallery.rename(number, command.name))
-        self.tasks.put(self.people)
-        audit.record(self.state, "name", _REQUESTER)
+        identity = self.operations.name(command.identity_id, command.name)
         return {"identity_id": identity.id, "name": identity.name}
 
     def merge(self, command: MergeCommand) -> Mapping[str, Any]:
         """Merge two identities."""
-
-        def merge() -> Identity:
-            keep = self.gallery.get(command.identity_id).number
-            absorb = self.gallery.get(command.absorbed_id).number
-            identity = self.gallery.merge(keep, absorb)
-            self.identifier.merged(keep, absorb)
-            self.people()
-            return identity
-
-        identity = self.tasks.call(merge)
-        audit.record(self.state, "merge", _REQUESTER)
+        identity = self.operations.merge(command.identity_id, command.absorbed_id)
         return {"identity_id": identity.id, "exemplars": identity.exemplars}
+
+    def split(self, command: SplitCommand) -> Mapping[str, Any]:
+        """Make a new identity of what one track contributed to another."""
+        identity = self.operations.split(command.identity_id, command.origin, command.name)
+        return {"identity_id": identity.id, "name": identity.name, "exemplars": identity.exemplars}
+
+    def reject(self, command: RejectCommand) -> Mapping[str, Any]:
+        """Keep two identities apart."""
+        one, other = self.operations.reject(command.identity_id, command.other_id)
+        return {"identity_id": one.id, "other_id": other.id}
+
+    def keep(self, command: KeepCommand) -> Mapping[str, Any]:
+        """Set the time to live of one person."""
+        if (command.hours is not None) != (command.keep == "hours"):
+            raise InputError("hours belongs to keep: hours, and to no other")
+        hours = command.hours
+        if hours is not None and not SHORTEST_TTL_HOURS <= hours <= LONGEST_TTL_HOURS:
+            raise InputError(f"hours must be {SHORTEST_TTL_HOURS:g} to {LONGEST_TTL_HOURS:g}")
+        ttl_s = 0.0 if command.keep == "forever" else None if hours is None else hours * 3600
+        identity = self.operations.keep(command.identity_id, ttl_s)
+        return {"identity_id": identity.id, "expires": identity.expires}
+
+    def suggestions(self, command: SuggestionsCommand) -> Mapping[str, Any]:
+        """Return pairs that are probably one person."""
+        pairs = self.operations.suggestions(command.most)
+        return {
+            "pairs": [
+                {"identity_id": pair.one.id, "other_id": pair.other.id, "score": round(pair.score, 4)}
+                for pair in pairs
+            ]
+        }
 
     def forget(self, command: ForgetCommand) -> Mapping[str, Any]:
         """Erase a person from gallery, outbox and crop folders."""
-        identity = self.gallery.get(command.identity_id)
-        erased, removed = self.erasure.forget(
-            lambda: self.tasks.call(lambda: forget(self.gallery, identity.number))
-        )
-        self.tasks.put(self.people)
-        counts = {"exemplars": erased.exemplars, **asdict(removed)}
-        audit.record(self.state, "forget", _REQUESTER, **counts)
-        return counts
+        erased, removed = self.operations.forget([command.identity_id])
+        return {"exemplars": erased[0].exemplars, **asdict(removed or Removed())}
 
     def counters(self, _command: StatsCommand) -> Mapping[str, Any]:
         """Return the statistics of gallery, threshold, drift and delivery."""
@@ -130,7 +165,7 @@ class CommandHandlers:
         """Discard the site's scores; the threshold is estimated again, after a warm-up."""
         pairs = len(self.identifier.thresholds.site)
         self.tasks.call(self.identifier.recalibrate)
-        audit.record(self.state, "recalibrate", _REQUESTER, pairs=pairs)
+        audit.record(self.state, "recalibrate", self.requester, pairs=pairs)
         return {"forgotten_pairs": pairs}
 
     def _usable_picture(self, text: str) -> tuple[NDArray[np.uint8], float]:
@@ -149,13 +184,17 @@ class CommandHandlers:
         if picture is None:
             return self.identifier.enrol_track(command.camera or "", command.track_id or 0, command.name)
         image, quality = picture
+        vectors, origin = self.embed([image]), f"mqtt:{command.transaction}"
         identity = self.gallery.enrol(
-            self.embed([image]),
+            vectors,
             np.array([quality], np.float32),
             name=command.name,
             kind="enrolled",
-            origin=f"mqtt:{command.transaction}",
+            origin=origin,
             camera="",
             time=command.issued,
         )
+        if self.gallery.crops.most:
+            shot = Shot(origin, "", command.issued, quality, vectors[0], encode_kept(image))
+            self.gallery.crops.add(identity.number, [shot])
         return identity.number

@@ -299,8 +299,9 @@ class Agent:
             self._apply_calibration(self.stages)
             try:
                 self.stages.gallery.retention.apply(settings.gallery)
+                self.stages.gallery.crops.apply(settings.gallery)
             except StorageError as error:
-                _log.error("reload_incomplete", setting="gallery.ttl_hours", error=str(error))
+                _log.error("reload_incomplete", setting="gallery", error=str(error))
 
     def _apply_calibration(self, stages: Stages) -> None:
         """Apply the threshold of the active calibration; its engine needs a restart."""

@@ -18,6 +18,7 @@ from edge_agent.deliver.mot import MotFinal, MotWriter
 from edge_agent.identify.settle import FUSED
 
 if TYPE_CHECKING:
+    from edge_agent.agent.crop_keeper import CropKeeper
     from edge_agent.agent.people_events import PeopleEvents
     from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.clock import Clock
@@ -64,6 +65,7 @@ class OutcomeWriter:
     metrics: Metrics | None
     observe: Callable[[FrameOutcome], None] | None
     people: PeopleEvents
+    crops: CropKeeper
     device: DeviceSummary
     """State of the device as last read, for the events."""
     _latencies: dict[str, deque[float]] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class OutcomeWriter:
             self._mot.write(outcome.update, self.identifier.number)
         if self._mot_final is not None:
             self._mot_final.write(outcome.update)
+        self.crops.saw(outcome)
         if self.observe is not None:
             self.observe(outcome)
 

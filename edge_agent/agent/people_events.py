@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,10 +69,19 @@ class PeopleEvents:
         """Let the open tracks follow; a change that the identifier made itself has no effect."""
         if notice.kind == "forgotten":
             self.identifier.forgotten(notice.number)
+        elif notice.kind == "split":
+            self._follow_split(notice)
         elif notice.other_number is not None:
             self.identifier.merged(notice.other_number, notice.number)
 
+    def _follow_split(self, notice: Notice) -> None:
+        if notice.other_number is not None:
+            with contextlib.suppress(InputError):  # forgotten meanwhile: a later notice follows
+                self.identifier.split(notice.other_number, notice.number)
+
     def _event(self, notice: Notice) -> Event | None:
+        if notice.kind == "split":
+            return self._split_event(notice)
         kept = notice.id if notice.other is None else notice.other
         person = known_person(self.gallery, kept)
         if notice.kind == "forgotten":
@@ -87,6 +97,20 @@ class PeopleEvents:
                 name=None if person is None else person.name,
                 reason=notice.reason,
             )
+        return new_event("person", data, detail=data.kind, time=self.clock.label())
+
+    def _split_event(self, notice: Notice) -> Event | None:
+        person = known_person(self.gallery, notice.id)
+        if person is None:
+            return None  # as above
+        data = PersonData(
+            "split",
+            notice.id,
+            split_from_id=notice.other,
+            number=person.number,
+            name=person.name,
+            reason=notice.reason,
+        )
         return new_event("person", data, detail=data.kind, time=self.clock.label())
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from edge_agent.agent.command_handlers import CommandHandlers
+from edge_agent.agent.crop_keeper import CropKeeper
 from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
 from edge_agent.agent.people_events import PeopleEvents, known_person
@@ -158,6 +159,7 @@ class StageOpener:
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
             observe=self.observe, device=reading.summary(), clock=clock, people=people,
+            crops=stack.enter_context(CropKeeper(gallery.crops, self.session)),
         )  # fmt: skip
         stages = Stages(
             clock=clock,

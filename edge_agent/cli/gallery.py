@@ -19,13 +19,14 @@ from edge_agent.cli.arguments import (
     YesOption,
     load_settings,
 )
+from edge_agent.cli.gallery_access import BY, Who, called, clock_of, open_existing, operations_on
+from edge_agent.cli.gallery_corrections import crops, reject, split, suggestions
 from edge_agent.cli.output import confirm, moment, print_result, table
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge_agent.core.clock import Clock
     from edge_agent.core.config import Settings
     from edge_agent.gallery import Erased, Gallery, Identity
 
@@ -34,14 +35,12 @@ app = typer.Typer(
     help="Show and change the people in the gallery, also while the agent runs. WHO is a number, id or name.",
 )
 
-Who = Annotated[str, Argument(metavar="WHO", help="Number, id or name.")]
-
 
 @app.command("list")
 def list_people(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List all identities."""
     settings = load_settings(config, state=state)
-    with _open(settings) as gallery:
+    with open_existing(settings) as gallery:
         people = gallery.identities()
     empty = [f"the gallery in {settings.state_dir} is empty; name another state folder with --state"]
     print_result([asdict(one) for one in people], lambda: people_table(people) or empty, as_json=as_json)
@@ -52,7 +51,7 @@ def show(
     who: Who, state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Show one identity: the origin of its exemplars, and how similar they are."""
-    with _open(load_settings(config, state=state)) as gallery:
+    with open_existing(load_settings(config, state=state)) as gallery:
         person = gallery.get(who)
         shown = asdict(person) | {
             "former_ids": gallery.former_ids(person.number),
@@ -79,9 +78,9 @@ def name(
     """Name a person. A named identity is enrolled, and kept as long as gallery.enrolled_ttl_hours says."""
     if (new_name is None) != clear:
         raise typer.BadParameter("give either NAME or --clear")
-    with _open(load_settings(config, state=state)) as gallery:
-        person = gallery.rename(gallery.get(who).number, new_name)
-        _audit(gallery, "name")
+    settings = load_settings(config, state=state)
+    with open_existing(settings) as gallery:
+        person = operations_on(settings, gallery).name(who, new_name)
     text = f"{person.number} ({person.id}): {'no name' if person.name is None else person.name}"
     print_result(asdict(person), text, as_json=as_json)
 
@@ -96,12 +95,12 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Combine two identities that are one person. This cannot be undone."""
-    with _open(load_settings(config, state=state)) as gallery:
+    settings = load_settings(config, state=state)
+    with open_existing(settings) as gallery:
         kept, absorbed = gallery.get(keep), gallery.get(absorb)
-        confirm(f"Merge {_called(absorbed)} into {_called(kept)}?", yes)
-        person = gallery.merge(kept.number, absorbed.number)
-        _audit(gallery, "merge")
-    text = f"{_called(absorbed)} is now part of {_called(person)}, which has {person.exemplars} exemplar(s)"
+        confirm(f"Merge {called(absorbed)} into {called(kept)}?", yes)
+        person = operations_on(settings, gallery).merge(kept.number, absorbed.number)
+    text = f"{called(absorbed)} is now part of {called(person)}, which has {person.exemplars} exemplar(s)"
     print_result(asdict(person), text, as_json=as_json)
 
 
@@ -124,10 +123,10 @@ def keep(
     if (hours is not None) + forever + as_others != 1:
         raise typer.BadParameter("give one of --hours, --forever and --as-others")
     ttl_s = 0.0 if forever else None if hours is None else hours * 3600
-    with _open(load_settings(config, state=state)) as gallery:
-        person = gallery.retention.set_ttl(gallery.get(who).number, ttl_s)
-        _audit(gallery, "keep")
-    text = f"{_called(person)} expires: {_shown('expires', person.expires)}"
+    settings = load_settings(config, state=state)
+    with open_existing(settings) as gallery:
+        person = operations_on(settings, gallery).keep(who, ttl_s)
+    text = f"{called(person)} expires: {_shown('expires', person.expires)}"
     print_result(asdict(person), text, as_json=as_json)
 
 
@@ -143,22 +142,16 @@ def forget(
     as_json: JsonOption = False,
 ) -> None:
     """Erase people, their waiting events, and their pictures in crop folders. This cannot be undone."""
-    from edge_agent.agent.databases import erase_at_rest
-    from edge_agent.gallery import erasure
-
     if bool(who) == everyone:
         raise typer.BadParameter("give WHO or --all")
     settings = load_settings(config, state=state)
-    with _open(settings) as gallery:
+    with open_existing(settings) as gallery:
         people = [gallery.get(key) for key in dict.fromkeys(who or ())]
-        confirm(f"Erase {'everyone' if everyone else ', '.join(map(_called, people))}?", yes)
-        if everyone:
-            erased = erasure.forget_all(gallery)
-        else:
-            erased = [erasure.forget(gallery, number) for number in {person.number: 0 for person in people}]
-        for one in erased:
-            _audit(gallery, "forget", exemplars=one.exemplars)
-        removed = erase_at_rest(settings, gallery)
+        confirm(f"Erase {'everyone' if everyone else ', '.join(map(called, people))}?", yes)
+        operations = operations_on(settings, gallery)
+        erased, removed = (
+            operations.forget_all() if everyone else operations.forget([person.number for person in people])
+        )
     lines = [_erased_line(one) for one in erased]
     if not erased:
         lines.append("the gallery was empty")
@@ -179,7 +172,7 @@ def export_people(
     """Write all identities to an archive. It contains biometric data: protect it like the gallery."""
     from edge_agent.gallery.archive import export_gallery
 
-    with _open(load_settings(config, state=state)) as gallery:
+    with open_existing(load_settings(config, state=state)) as gallery:
         written = export_gallery(gallery, file)
     size = file.stat().st_size
     text = f"{file}: {written} identities, {size} bytes, readable only by its owner"
@@ -205,7 +198,7 @@ def import_people(
     found = read_archive(file)  # all of it, before a gallery is made
     space, dimension, people = found.space, found.dimension, len(found.people)
     del found
-    clock = _clock(settings)
+    clock = clock_of(settings)
     if path.is_file():
         gallery = Gallery.existing(path, key=key, clock=clock)
     elif people > settings.gallery.capacity:
@@ -223,7 +216,7 @@ def import_people(
 @app.command()
 def stats(state: StateOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show size, capacity and embedding space."""
-    with _open(load_settings(config, state=state)) as gallery:
+    with open_existing(load_settings(config, state=state)) as gallery:
         stats = asdict(gallery.stats())
     lines = [f"{key:<13} {_shown(key, value)}" for key, value in stats.items()]
     print_result(stats, lines, as_json=as_json)
@@ -254,7 +247,7 @@ def enrol(
     pictures, qualities = _graded(settings, images, force=force)
     folder = state_folder(settings.state_dir)
     calibration = current_calibration(settings.engine, folder)
-    clock = _clock(settings)
+    clock = clock_of(settings)
     with (
         open_embedder(settings.engine, settings.quality, folder, calibration) as embedder,
         open_gallery(settings, embedder.info, clock) as gallery,
@@ -262,31 +255,17 @@ def enrol(
         vectors = embedder.embed_images(pictures)
         now = (clock or Clock()).label()
         person = _enrol(gallery, person_name, images, vectors, qualities, now)
+        _keep(gallery, person, images, pictures, vectors, qualities, now)
         _audit(gallery, "enrol", exemplars=person.exemplars)
     graded = [{"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)]
-    text = f"{_called(person)} ({person.id}): {person.exemplars} exemplar(s)"
+    text = f"{called(person)} ({person.id}): {person.exemplars} exemplar(s)"
     print_result(asdict(person) | {"pictures": graded}, text, as_json=as_json)
-
-
-def _open(settings: Settings) -> Gallery:
-    from edge_agent.core.encryption import database_key
-    from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
-
-    path, key = settings.state_dir / GALLERY_FILE, database_key(settings.storage)
-    return Gallery.existing(path, key=key, clock=_clock(settings))
-
-
-def _clock(settings: Settings) -> Clock | None:
-    """Return the clock of the state folder; None where it has none yet, or it is damaged."""
-    from edge_agent.core.clock import CLOCK_FILE, Clock
-
-    return Clock.existing(settings.state_dir / CLOCK_FILE)
 
 
 def _audit(gallery: Gallery, action: str, **counts: int) -> None:
     from edge_agent.gallery import audit
 
-    audit.record(Path(gallery.file.where).parent, action, "command line", **counts)
+    audit.record(Path(gallery.file.where).parent, action, BY, **counts)
 
 
 def _graded(
@@ -323,11 +302,9 @@ def _enrol(
     """Enrol a new person, or add exemplars to the one of that name; each picture is its own origin."""
     import numpy as np
 
-    from edge_agent.core.files import sha256_file
-
     number = next((one.number for one in gallery.identities() if one.name == label.strip()), None)
     for path, vector, quality in zip(paths, vectors, qualities, strict=True):
-        row, grade, origin = vector[None], np.array([quality]), f"enrol:{sha256_file(path)[:16]}"
+        row, grade, origin = vector[None], np.array([quality]), _origin(path)
         seen: dict[str, Any] = {"origin": origin, "camera": "", "time": time}
         if number is None:
             number = gallery.enrol(row, grade, name=label, kind="enrolled", **seen).number
@@ -336,6 +313,37 @@ def _enrol(
             gallery.add_exemplars(number, row, grade, **seen)
     assert number is not None  # there is at least one picture
     return gallery.rename(number, label)
+
+
+def _keep(
+    gallery: Gallery,
+    person: Identity,
+    paths: Sequence[Path],
+    pictures: Sequence[NDArray[np.uint8]],
+    vectors: NDArray[np.float32],
+    qualities: Sequence[float],
+    time: float,
+) -> None:
+    """Keep the pictures, where gallery.keep_crops allows it."""
+    from edge_agent.core.pictures import encode_kept
+    from edge_agent.gallery.crop_rows import Shot
+
+    if not gallery.crops.most:
+        return
+    shots = [
+        Shot(_origin(path), "", time, quality, vector, encode_kept(picture))
+        for path, picture, vector, quality in zip(paths, pictures, vectors, qualities, strict=True)
+    ]
+    for shot in shots:
+        gallery.crops.remove_origin(person.number, shot.origin)
+    gallery.crops.add(person.number, shots)
+
+
+def _origin(path: Path) -> str:
+    """Return the origin of exemplars from a picture, which is that of its content."""
+    from edge_agent.core.files import sha256_file
+
+    return f"enrol:{sha256_file(path)[:16]}"
 
 
 def _embeddings(gallery: Gallery, number: int) -> list[dict[str, Any]]:
@@ -356,10 +364,6 @@ def _erased_line(one: Erased) -> str:
     former = f" and {len(one.former_ids)} former id(s)" if one.former_ids else ""
     label = "" if one.name is None else f" {one.name}"
     return f"erased {one.number} ({one.id}){label}: {one.exemplars} exemplar(s), {one.bytes} bytes{former}"
-
-
-def _called(person: Identity) -> str:
-    return f"{person.number}" if person.name is None else f"{person.number} ({person.name})"
 
 
 def people_table(people: Sequence[Identity]) -> list[str]:
@@ -384,3 +388,7 @@ def _shown(key: str, value: object) -> str:
     if key in _MOMENTS and isinstance(value, float):
         return f"{moment(value)} UTC"
     return " ".join(value) or "-" if isinstance(value, tuple) else str(value)
+
+
+for _command in (split, reject, suggestions, crops):
+    app.command()(_command)

@@ -227,7 +227,7 @@ def _cells(event: Event) -> dict[str, str]:
             "why": data.reason or data.rule,
         }
     if event.kind == "person":
-        before = () if data.absorbed_id is None else (data.absorbed_id,)
+        before = tuple(one for one in (data.absorbed_id, data.split_from_id) if one is not None)
         who = _people(*before, data.name or data.identity_id)
         return cells | {"event": f"person {data.kind}", "who": who, "why": data.reason}
     if event.kind == "alert":

@@ -7,6 +7,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from edge_agent.core.fields import Time, about, value
 
@@ -55,6 +56,46 @@ class MergeCommand(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitCommand(Command):
+    """Make a new person of what one track contributed to another."""
+
+    identity_id: str = about("The person of whom it was taken to be.", min_length=1)
+    origin: str = about(
+        "The track: `<session>:<camera>:<track_id>` of one of its events, or as `gallery show` lists it.",
+        min_length=1,
+        max_length=256,
+    )
+    name: str | None = value("Name of the new person.", max_length=200)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectCommand(Command):
+    """Note that two identities are two people, so that nobody joins or suggests them again."""
+
+    identity_id: str = about("One person.", min_length=1)
+    other_id: str = about("The other person.", min_length=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepCommand(Command):
+    """Set how long one person is kept, regardless of the settings."""
+
+    identity_id: str = about("The person.", min_length=1)
+    keep: Literal["forever", "hours", "as-others"] = about(
+        "forever: never erased automatically; hours: `hours` after the last sighting; as-others: by the"
+        " settings."
+    )
+    hours: float | None = value("For hours: 0.001 to 8,760,000.", "h")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuggestionsCommand(Command):
+    """Return pairs of identities that are probably one person, best first."""
+
+    most: int = about("Greatest number of pairs.", default=20, minimum=1, maximum=200)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForgetCommand(Command):
     """Erase a person from gallery, outbox and crop spool."""
 
@@ -81,6 +122,10 @@ COMMAND_TYPES: Mapping[str, type[Command]] = types.MappingProxyType(
         "enrol": EnrolCommand,
         "name": NameCommand,
         "merge": MergeCommand,
+        "split": SplitCommand,
+        "reject": RejectCommand,
+        "keep": KeepCommand,
+        "suggestions": SuggestionsCommand,
         "forget": ForgetCommand,
         "reload": ReloadCommand,
         "stats": StatsCommand,

@@ -258,6 +258,14 @@ class GallerySettings(Section):
         72.0, "unnamed identities are erased this time after they were last seen; null: never"
     )
     enrolled_ttl_hours: Hours | None = about(None, "the same for named or enrolled people; null: never")
+    keep_crops: int = about(
+        0,
+        "pictures kept of one identity, for the operator's page and a change of network; 0: none, and those"
+        " kept before are erased",
+        ge=0,
+        le=16,
+    )
+    crops_mb: int = about(256, "MiB of all these pictures; those of the longest unseen go first", ge=1)
     index: Literal["auto", "exact", "faiss"] = about(
         "auto",
         "search beyond exact_up_to; exact; faiss: approximate, may miss a person; "

@@ -39,7 +39,9 @@ class MqttSettings(Section):
     key_file: Path | None = about(None, "key of the client certificate, PEM")
     keepalive_s: int = about(15, "a dead broker is detected after twice this time", ge=5, le=3600)
     commands: tuple[str, ...] = about(
-        (), "verbs accepted over MQTT: enrol, name, merge, forget, reload, stats, recalibrate"
+        (),
+        "verbs accepted over MQTT: enrol, name, merge, split, reject, keep, suggestions, forget, reload,"
+        " stats, recalibrate",
     )
     response_prefix: ResponsePrefix = about(
         "", "topics below this may be response topics of commands; empty: only those of this device"

@@ -117,7 +117,7 @@ class IdentityData:
     corrects: str | None = value("Id of the event that this one overturns, for corrected.")
     previous_identity_id: str | None = value("Identity that the overturned event named.")
     reason: str = about(
-        "Short reason, e.g. contested, slipped, fused, merged, forgotten, re-entry, left, restart.",
+        "Short reason, e.g. contested, slipped, fused, merged, split, forgotten, re-entry, left, restart.",
         default="",
     )
     ended: bool = about(

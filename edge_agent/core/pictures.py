@@ -27,6 +27,12 @@ MAX_PICTURE_PIXELS = 64_000_000
 MAX_CROP_PIXELS = 16_000_000
 """Limit of a picture that a running agent reads, which shows one person."""
 
+KEPT_SIDE = 256
+"""Greatest height and width of a picture that the gallery keeps: networks take 256 x 128."""
+LARGEST_KEPT = 32 << 10
+"""Bytes of one such JPEG: most take 4 to 16 KB."""
+_KEPT_QUALITIES = (90, 75, 60, 40)
+
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 _READ_AHEAD_BYTES = 8
 """Bytes that libjpeg may have taken into its buffer beyond the last code."""
@@ -171,3 +177,22 @@ def _decode_by_opencv(data: bytes) -> NDArray[np.uint8]:
     if picture is None:
         raise Flaw("cannot be decoded")
     return np.asarray(picture, np.uint8)
+
+
+def encode_kept(picture: NDArray[np.uint8]) -> bytes:
+    """Encode a picture of one person, `(H, W, 3)` uint8 BGR, as a JPEG for the gallery.
+
+    It is scaled down to `KEPT_SIDE`, and has at most `LARGEST_KEPT` bytes.
+    """
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = min(1.0, KEPT_SIDE / max(height, width))
+    while True:
+        size = max(1, round(scale * width)), max(1, round(scale * height))
+        shown = picture if scale == 1.0 else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        for quality in _KEPT_QUALITIES:
+            encoded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+            if len(encoded) <= LARGEST_KEPT:
+                return encoded
+        scale /= 2

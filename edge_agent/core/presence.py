@@ -53,16 +53,19 @@ class PresentData:
 class PersonData:
     """A change of an identity of the gallery, not of a track."""
 
-    kind: Literal["merged", "forgotten", "named"] = about(
+    kind: Literal["merged", "forgotten", "named", "split"] = about(
         "merged: absorbed_id is the same person as identity_id, and is not used any more; forgotten: the"
-        " identity does not exist any more; named: it has another name, or none."
+        " identity does not exist any more; named: it has another name, or none; split: identity_id is new,"
+        " of a track that was taken for the person of split_from_id."
     )
     identity_id: str = about("Opaque id of the person; for merged, the id that remains.")
     absorbed_id: str | None = value("For merged: the id that is not used any more.")
+    split_from_id: str | None = value("For split: the id that the person had until now.")
     number: int | None = value("The person's number in the local gallery; null when forgotten.")
     name: str | None = value("Name of the person now; null without one.")
     reason: str = about(
-        "For merged: operator, fused; for forgotten: request, expired, evicted; for named: operator.",
+        "For merged: operator, fused; for forgotten: request, expired, evicted; for named and split:"
+        " operator.",
         default="",
     )
     time_uncertain: bool = uncertain()

@@ -15,6 +15,8 @@ RELOADABLE = frozenset(
         "telemetry.interval_s",
         "gallery.ttl_hours",
         "gallery.enrolled_ttl_hours",
+        "gallery.keep_crops",
+        "gallery.crops_mb",
         "supervision",
         "governor",
     }

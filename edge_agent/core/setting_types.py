@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from edge_agent.core.detectors import parse_detector
 
+SHORTEST_TTL_HOURS = 0.001
+"""Of one person."""
 LONGEST_TTL_HOURS = 8_760_000.0
 """A thousand years; what should stay for longer stays for ever."""
 LEAST_TOKEN = 16

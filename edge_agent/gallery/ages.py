@@ -84,6 +84,7 @@ class Ages:
             ("identity", "last_seen", "AND seen >= ?"),
             ("identity", "created", "AND seen >= ?"),
             ("exemplar", "time", "AND number IN (SELECT number FROM identity WHERE seen >= ?)"),
+            ("crop", "time", "AND number IN (SELECT number FROM identity WHERE seen >= ?)"),
         ):
             self._store.run(
                 f"UPDATE {table} SET {column} = {column} + ? WHERE {column} BETWEEN ? AND ? {more}",  # noqa: S608

@@ -12,12 +12,14 @@ import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from edge_agent.core.structures import LONE_TRACKS, Decision, DecisionKind, Pictures, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
 from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT, Erased
 from edge_agent.gallery.sync import SyncedFile
+
+T = TypeVar("T")
 
 
 class PictureFolder(Protocol):
@@ -178,8 +180,8 @@ class Erasure:
         if moments := self._moments.pop(key, []):
             self._pictures.note_moments(number, *key, moments)
 
-    def forget(self, erase: Callable[[], Erased]) -> tuple[Erased, Removed]:
-        """Erase one person by `erase` (see `forget`), then as `run`; raises what either raises."""
+    def forget(self, erase: Callable[[], T]) -> tuple[T, Removed]:
+        """Erase people by `erase` (see `forget`), then as `run`; raises what either raises."""
         with self._lock:
             return erase(), self.run()
 

@@ -17,6 +17,8 @@ from edge_agent.core.errors import InputError, StorageError
 from edge_agent.core.names import checked_name, new_id
 from edge_agent.core.sqlite import MEMORY
 from edge_agent.gallery.cameras import Cameras
+from edge_agent.gallery.corrections import Corrections
+from edge_agent.gallery.crops import Crops
 from edge_agent.gallery.exemplars import Source, checked_exemplars, checked_vectors, grades
 from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.notices import Notices
@@ -81,7 +83,9 @@ class Gallery:
         self.builder = IndexBuilder(settings, self.file)
         self.facts = Facts(self.file)
         self.cameras = Cameras(self.file)
-        self._policy = Policy.of(settings)
+        self.corrections = Corrections(self.file)
+        self.crops = Crops(self.file, settings.crops_mb << 20)
+        self._settings = settings
         self._owner = owner
 
     @classmethod
@@ -108,7 +112,11 @@ class Gallery:
         SpaceMismatch when it contains identities of another embedding space; StorageError when it is damaged,
         inaccessible, or owned by another running agent.
         """
-        self.file.open(self._policy, owner=self._owner)
+        self.file.open(Policy.of(self._settings), owner=self._owner)
+        if self._owner:
+            with contextlib.suppress(StorageError):  # a full disk: at the next start or reload
+                self.crops.apply(self._settings)
+        self.crops.begin()
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -338,6 +346,8 @@ class Gallery:
                 named=named,
                 exemplars=int(store.value("SELECT count(*) FROM exemplar")),
                 **asdict(content.policy),
+                crops=content.crops.count(),
+                crop_bytes=content.crops.nbytes(),
                 oldest_seen=oldest,
                 newest_seen=newest,
                 evicted=self.retention.evicted,

@@ -18,13 +18,13 @@ class Notice:
     """One change.
 
     Attributes:
-        kind: `merged` into another identity, `forgotten`, or `named`.
-        id, number: of the identity that changed.
-        other, other_number: of the identity that absorbed it; None for the other kinds.
+        kind: `merged` into another identity, `forgotten`, `named`, or `split` from another.
+        id, number: of the identity that changed, or is new.
+        other, other_number: of the identity that absorbed it, or that it was a part of; None for other kinds.
     """
 
     row: int
-    kind: Literal["merged", "forgotten", "named"]
+    kind: Literal["merged", "forgotten", "named", "split"]
     id: str
     number: int
     other: str | None

@@ -7,9 +7,10 @@ from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_agent.core.errors import InputError
-from edge_agent.core.names import composed
+from edge_agent.core.names import composed, new_id
 from edge_agent.core.text import LONGEST_CELL, is_visible, visible
 from edge_agent.gallery.ages import Ages
+from edge_agent.gallery.crop_rows import CropRows
 from edge_agent.gallery.exemplars import Exemplars, Source
 from edge_agent.gallery.means import Vectors
 from edge_agent.gallery.store import Store
@@ -101,7 +102,8 @@ class GalleryStats:
 
     Attributes:
         identities: of both kinds; `enrolled` and `named` of them have that kind, or a name.
-        capacity, max_exemplars, ttl_s, enrolled_ttl_s: see `edge_agent.gallery.rows.Policy`.
+        capacity, max_exemplars, ttl_s, enrolled_ttl_s, keep_crops: see `edge_agent.gallery.rows.Policy`.
+        crops, crop_bytes: pictures of all identities, and their size.
         oldest_seen, newest_seen: earliest and latest `last_seen`, None while the gallery is empty.
         evicted: identities erased for lack of space since the gallery was opened.
         file_bytes: size on disk with its write-ahead log, 0 in memory.
@@ -120,6 +122,9 @@ class GalleryStats:
     max_exemplars: int
     ttl_s: float | None
     enrolled_ttl_s: float | None
+    keep_crops: int
+    crops: int
+    crop_bytes: int
     oldest_seen: float | None
     newest_seen: float | None
     evicted: int
@@ -135,24 +140,30 @@ class Policy:
     max_exemplars: int
     ttl_s: float | None
     enrolled_ttl_s: float | None
+    keep_crops: int = 0
 
     @staticmethod
     def of(settings: GallerySettings) -> Policy:
         """Return the policy of a settings section."""
-        hours = settings.ttl_hours, settings.enrolled_ttl_hours
-        times = (None if each is None else each * 3600 for each in hours)
-        return Policy(settings.capacity, settings.max_exemplars, *times)
+        auto, enrolled = (
+            None if each is None else each * 3600
+            for each in (settings.ttl_hours, settings.enrolled_ttl_hours)
+        )
+        return Policy(settings.capacity, settings.max_exemplars, auto, enrolled, settings.keep_crops)
 
     @staticmethod
     def stored(store: Store) -> Policy:
         """Return the policy that a gallery file contains."""
-        capacity, exemplars, *times = (store.meta(field.name) for field in fields(Policy))
+        capacity, exemplars, auto, enrolled, crops = (store.meta(field.name) for field in fields(Policy))
+        crops = crops or 0  # missing in files of earlier versions
         if not (
             all(one is None or (type(one) is int and one > 0) for one in (capacity, exemplars))
-            and all(one is None or (isinstance(one, (int, float)) and one > 0) for one in times)
+            and all(one is None or (isinstance(one, (int, float)) and one > 0) for one in (auto, enrolled))
+            and type(crops) is int
+            and crops >= 0
         ):
             raise store.damage("its stored settings are none")
-        return Policy(capacity, exemplars, *times)
+        return Policy(capacity, exemplars, auto, enrolled, crops)
 
 
 class Rows:
@@ -163,6 +174,9 @@ class Rows:
         self.policy = policy
         self.ages = Ages(store, clock)
         self.exemplars = Exemplars(store, dimension)
+        self.crops = CropRows(store)
+        self.apart_changes = 0
+        """Counts changes of the pairs of `gallery.corrections` by this process."""
 
     def identity(self, number: int) -> Identity:
         """Return one identity; InputError when there is none of this number."""
@@ -263,12 +277,14 @@ class Rows:
         self.notice("merged", absorbed.id, absorb, reason, kept)
         latest = "SELECT max(seen) FROM identity WHERE number IN (?, ?)"
         seen = self.store.value(latest, (keep, absorb))
-        for table in ("exemplar", "former", "pictures"):
+        for table in ("exemplar", "former", "pictures", "crop", "past_exemplar"):
             self.store.run(f"UPDATE {table} SET number = ? WHERE number = ?", (keep, absorb))  # noqa: S608
+        self._merge_apart(keep, absorb)
         self.store.run("DELETE FROM identity WHERE number = ?", (absorb,))
         self.store.run("INSERT INTO former VALUES (?, ?)", (absorbed.id, keep))
         self.exemplars.changed.add(absorb)
         self.exemplars.prune(keep, self.policy.max_exemplars)
+        self.crops.prune(keep, self.policy.keep_crops)
         self.update(
             keep,
             "name = ?, kind = ?, created = ?, last_seen = ?, sightings = ?, ttl = ?, seen = ?",
@@ -281,6 +297,84 @@ class Rows:
             seen,
         )
         return self.identity(keep)
+
+    def split(self, number: int, origin: str, name: str | None) -> Identity:
+        """Make a new identity of what one origin contributed; see `gallery.corrections`."""
+        person = self.identity(number)
+        theirs = (number, origin)
+        first, last, taken, camera = self.store.rows(
+            "SELECT min(time), max(time), count(*), max(camera) FROM exemplar"
+            " WHERE number = ? AND origin = ?",
+            theirs,
+        )[0]
+        if not taken:
+            raise InputError(f"identity {number} has no exemplars of {visible(origin)!r}; see `gallery show`")
+        if taken == person.exemplars:
+            raise InputError(
+                f"{visible(origin)!r} contributed all that identity {number} has: nothing would remain; "
+                "name it, or forget it, instead"
+            )
+        self.require_free_name(name)
+        seen, id_ = self.store.value("SELECT seen FROM identity WHERE number = ?", (number,)), new_id()
+        new = self.insert(
+            id=id_, name=None, kind="auto", created=first, last_seen=last, sightings=1, ttl_s=None, seen=seen
+        )
+        for table in ("exemplar", "crop", "past_exemplar"):
+            statement = f"UPDATE {table} SET number = ? WHERE number = ? AND origin = ?"  # noqa: S608
+            self.store.run(statement, (new, *theirs))
+        self._split_pictures(number, new, camera, origin, first, last)
+        for one in (number, new):
+            self.exemplars.prune(one, self.policy.max_exemplars)
+        self.update(number, "sightings = max(1, sightings - 1)")
+        self.part(number, new, "split")
+        self.notice("split", id_, new, "operator", person)
+        if name is not None:
+            self.update(new, "name = ?, kind = 'enrolled'", name)
+            self.notice("named", id_, new, "operator")
+        return self.identity(new)
+
+    def _split_pictures(
+        self, number: int, new: int, camera: str, origin: str, first: float, last: float
+    ) -> None:
+        """Let the noted pictures of a track in a crop folder follow it."""
+        track = origin.rpartition(":")[2]
+        if not track.isdecimal() or len(track) >= _DIGITS:
+            return
+        theirs = "camera = ? AND track = ? AND number = ?"
+        key = (camera, int(track), number)
+        begin = self.store.value(
+            f"SELECT max(since) FROM pictures WHERE {theirs} AND since <= ?",  # noqa: S608 - constants
+            (*key, first),
+        )
+        self.store.run(
+            f"UPDATE pictures SET number = ? WHERE {theirs} AND since BETWEEN ? AND ?",  # noqa: S608
+            (new, *key, first if begin is None else begin, last),
+        )
+
+    def part(self, one: int, other: int, reason: str) -> None:
+        """Note that two identities are two people."""
+        first, second = sorted((self.identity(one).number, self.identity(other).number))
+        if first == second:
+            raise InputError(f"identity {one} cannot be kept apart from itself")
+        self.store.run("INSERT OR REPLACE INTO apart VALUES (?, ?, ?)", (first, second, reason))
+        self._note_apart()
+
+    def _merge_apart(self, keep: int, absorb: int) -> None:
+        found = self.store.rows(
+            "SELECT first + second - ?, reason FROM apart WHERE ? IN (first, second)", (absorb, absorb)
+        )
+        if not found:
+            return
+        self.store.run("DELETE FROM apart WHERE ? IN (first, second)", (absorb,))
+        self.store.run_many(
+            "INSERT OR IGNORE INTO apart VALUES (?, ?, ?)",
+            [(*sorted((other, keep)), reason) for other, reason in found if other != keep],
+        )
+        self._note_apart()
+
+    def _note_apart(self) -> None:
+        self.apart_changes += 1
+        self.store.put_meta("apart", 1 + int(self.store.meta("apart") or 0))
 
     def age_s(self, number: int) -> float | None:
         """Return the seconds since a person was last seen; None while ages are unknown."""

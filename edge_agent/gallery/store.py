@@ -36,6 +36,8 @@ _PRAGMAS = {
 # NULL, and the pictures have to be deleted.
 # `notice` has the changes that subscribers have to learn of, see `gallery.notices`; files of earlier versions
 # lack it, and these versions ignore it.
+# `crop` has the pictures of `gallery.crops`; `apart` the pairs of identities that are two people, the lower
+# number first; `_PAST` belongs to `gallery.reembedding`.
 # `epoch` states which view of its camera an exemplar is from, see `gallery.means`; the meta value `site` is
 # random and distinguishes cameras of the same name in other galleries; `cameras` counts how often all that
 # was known of cameras was replaced.
@@ -96,9 +98,56 @@ CREATE TABLE IF NOT EXISTS notice (
     reason TEXT NOT NULL
 );
 """
+_CROP = """
+CREATE TABLE IF NOT EXISTS crop (
+    row INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER NOT NULL REFERENCES identity (number) ON DELETE CASCADE,
+    role TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    camera TEXT NOT NULL,
+    time REAL NOT NULL,
+    quality REAL NOT NULL,
+    vector BLOB NOT NULL,
+    bytes INTEGER NOT NULL,
+    jpeg BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS crop_by_number ON crop (number, role, bytes);
+CREATE INDEX IF NOT EXISTS crop_by_origin ON crop (origin);
+CREATE INDEX IF NOT EXISTS crop_by_role ON crop (role);
+"""
+_APART = """
+CREATE TABLE IF NOT EXISTS apart (
+    first INTEGER NOT NULL REFERENCES identity (number) ON DELETE CASCADE,
+    second INTEGER NOT NULL REFERENCES identity (number) ON DELETE CASCADE,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (first, second)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS apart_by_second ON apart (second);
+"""
+_PAST = """
+CREATE TABLE IF NOT EXISTS reembedded (
+    row INTEGER PRIMARY KEY REFERENCES crop (row) ON DELETE CASCADE,
+    vector BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS past_fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS past_exemplar (
+    row INTEGER PRIMARY KEY,
+    number INTEGER NOT NULL REFERENCES identity (number) ON DELETE CASCADE,
+    vector BLOB NOT NULL,
+    quality REAL NOT NULL,
+    origin TEXT NOT NULL,
+    camera TEXT NOT NULL,
+    time REAL NOT NULL,
+    epoch INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS past_exemplar_by_number ON past_exemplar (number);
+"""
+_LATER = {"notice": _NOTICE, "crop": _CROP, "apart": _APART, "past_exemplar": _PAST}
+"""Tables that files of earlier versions lack, and these versions ignore; they delete their rows, too, with
+the identity."""
 _SITE = "INSERT OR IGNORE INTO meta VALUES ('site', lower(hex(randomblob(8))))"
 _RULES = {
-    "notice": "kind IN ('merged', 'forgotten', 'named') AND typeof(id) = 'text'"
+    "notice": "kind IN ('merged', 'forgotten', 'named', 'split') AND typeof(id) = 'text'"
     " AND typeof(number) = 'integer' AND typeof(other) IN ('text', 'null')"
     " AND typeof(other_number) IN ('integer', 'null') AND typeof(reason) = 'text'",
     "meta": "typeof(key) = 'text'",
@@ -110,6 +159,15 @@ _RULES = {
     " AND typeof(sightings) = 'integer' AND typeof(revision) = 'integer'",
     "former": "typeof(id) = 'text' AND typeof(number) = 'integer'",
     "exemplar": "typeof(number) = 'integer' AND typeof(vector) = 'blob' AND typeof(quality) = 'real'"
+    " AND typeof(origin) = 'text' AND typeof(camera) = 'text' AND typeof(time) = 'real'"
+    " AND typeof(epoch) = 'integer'",
+    "crop": "typeof(number) = 'integer' AND role IN ('kept', 'evidence') AND typeof(origin) = 'text'"
+    " AND typeof(camera) = 'text' AND typeof(time) = 'real' AND typeof(quality) = 'real'"
+    " AND typeof(vector) = 'blob' AND typeof(bytes) = 'integer' AND typeof(jpeg) = 'blob'",
+    "apart": "typeof(first) = 'integer' AND typeof(second) = 'integer' AND typeof(reason) = 'text'",
+    "reembedded": "typeof(vector) = 'blob'",
+    "past_fact": "typeof(key) = 'text' AND typeof(value) = 'text'",
+    "past_exemplar": "typeof(number) = 'integer' AND typeof(vector) = 'blob' AND typeof(quality) = 'real'"
     " AND typeof(origin) = 'text' AND typeof(camera) = 'text' AND typeof(time) = 'real'"
     " AND typeof(epoch) = 'integer'",
     "pictures": "typeof(camera) = 'text' AND typeof(track) = 'integer' AND typeof(since) = 'real'"
@@ -256,9 +314,10 @@ class Store:
         if self.meta("site") is None:
             with self.change():
                 self.run(_SITE)
-        if not self.value("SELECT count(*) FROM sqlite_master WHERE name = 'notice'"):
+        present = {name for (name,) in self.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for table in _LATER.keys() - present:
             with self.change():
-                self.run(_NOTICE)
+                self._run_all(_LATER[table])
         if check and (foreign := foreign_content(self._connection, _RULES)) is not None:
             raise self.damage(foreign)
 
@@ -283,13 +342,16 @@ class Store:
             if self.value("SELECT count(*) FROM sqlite_master"):
                 return  # another process was faster
             self.run(f"PRAGMA application_id = {_APPLICATION}")
-            self._add_tables(_SCHEMA + _SINCE_LAYOUT_2 + _NOTICE)
+            self._add_tables(_SCHEMA + _SINCE_LAYOUT_2 + "".join(_LATER.values()))
             self.run(_SITE)
 
     def _add_tables(self, schema: str) -> None:
-        for statement in schema.split(";"):
-            self.run(statement)
+        self._run_all(schema)
         self.run(f"PRAGMA user_version = {_LAYOUT}")
+
+    def _run_all(self, statements: str) -> None:
+        for statement in statements.split(";"):
+            self.run(statement)
 
 
 def _empty_log(connection: sqlite3.Connection) -> bool:

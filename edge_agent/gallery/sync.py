@@ -90,6 +90,8 @@ class SyncedFile:
         self.revisions: dict[int, int] = {}
         self.cameras_mark: Any = None
         """Changes when another process replaces `CAMERAS_FACT`."""
+        self.apart_mark: Any = None
+        """Changes when another process changes the pairs of `gallery.corrections`."""
         self._path = path
         self._key = key
         self._clock = clock
@@ -243,6 +245,7 @@ class SyncedFile:
         version = rows.store.data_version()
         self._check_space(rows.store)
         self.cameras_mark = rows.store.meta("cameras")
+        self.apart_mark = rows.store.meta("apart")
         count = rows.store.meta("changes")
         if not first and count == self._stored_count:
             self._data_version = version  # e.g. unused pages were freed

@@ -38,6 +38,12 @@ class KnownIdentity(Protocol):
     def kind(self) -> str: ...
 
 
+class KeptApart(Protocol):
+    """See `edge_agent.gallery.corrections.Corrections`."""
+
+    def apart(self, number: int) -> Collection[int]: ...
+
+
 class KnownIdentities(Searchable, Protocol):
     """The methods of `edge_agent.gallery.Gallery` that the decision uses."""
 
@@ -60,6 +66,8 @@ class KnownIdentities(Searchable, Protocol):
     def facts(self) -> FactStore: ...
     @property
     def cameras(self) -> CameraOffsets: ...
+    @property
+    def corrections(self) -> KeptApart: ...
 
 
 @dataclass(slots=True)
@@ -90,9 +98,9 @@ class Shared:
         return None
 
     def seen_with(self, number: int) -> set[int]:
-        """Return the identities that were ever seen together with this one."""
+        """Return the identities that were seen together with this one, or that an operator keeps apart."""
         keys = {rival for key in self.tracks.holders(number) for rival in self.links.rivals(key)}
-        return self.tracks.numbers(keys)
+        return self.tracks.numbers(keys) | set(self.gallery.corrections.apart(number))
 
 
 @dataclass(slots=True)

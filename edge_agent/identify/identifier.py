@@ -119,6 +119,29 @@ class Identifier:
         self._lookalikes.forget([absorb])
         self._correct(self.tracks.merge(keep, absorb), "merged")
 
+    def split(self, number: int, new: int) -> None:
+        """Let tracks follow that an operator split from an identity; those that are open are corrected."""
+        origins = set(self._shared.gallery.cameras.exemplars(new)[1])
+        tracks = [
+            track
+            for track in self.tracks.records(sorted(self.tracks.holders(number)))
+            if track.origin in origins
+        ]
+        for track in tracks:
+            self.tracks.release(track)
+            self.tracks.hold(track, new, founder=True)
+        self._lookalikes.forget([number])
+        self._correct(tracks, "split")
+
+    def together(self) -> set[tuple[int, int]]:
+        """Return the pairs of identities, lower number first, that remembered tracks show together."""
+        return {
+            (min(number, other), max(number, other))
+            for number in self.tracks.identities
+            for other in self._shared.seen_with(number)
+            if other != number
+        }
+
     def forgotten(self, number: int) -> None:
         """Detach an identity that no longer exists from its tracks; those that are open are corrected."""
         tracks = self.tracks.records(sorted(self.tracks.holders(number)))
