@@ -128,13 +128,13 @@ class CropKeeper:
         while not last:
             last = self._stop.wait(_PAUSE_S)
             try:
-                self._work()
+                self._work(last=last)
             except EdgeAgentError as error:  # a full disk; the pictures are lost, the agent goes on
                 _log.warning("crops_not_kept", error=str(error))
             except Exception:  # noqa: BLE001  a bug must not fill the memory with crops
                 _log.exception("crops_not_kept")
 
-    def _work(self) -> None:
+    def _work(self, *, last: bool) -> None:
         while self._messages:
             message = self._messages.popleft()
             if isinstance(message, _Cut):
@@ -148,7 +148,7 @@ class CropKeeper:
             self._tracks.clear()
         now = time.monotonic()
         for track in self._tracks.values():
-            if track.shots and now - track.stored >= _STORE_S:
+            if last or now - track.stored >= _STORE_S:
                 self._store(track)
 
     def _encode(self, cut: _Cut) -> None:

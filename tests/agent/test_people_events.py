@@ -296,3 +296,39 @@ def change(gallery: Gallery, kind: str, ids: list[int], first: int, second: Any 
     elif kind == "name":
         with contextlib.suppress(InputError):  # the name is taken
             gallery.rename(ids[first], second)
+
+
+@pytest.mark.parametrize("by_another_process", [False, True])
+def test_split(device: Device, *, by_another_process: bool) -> None:
+    """The open track follows to the new identity, and the two are not joined again."""
+    device.show({1: 0}, ended=(1,))
+    device.show({2: 1})
+    device.gallery.merge(1, 2)  # a wrong merge
+    device.events.run()
+    device.show({2: 1})
+    wrong = device.ids()[0]
+    assert device.published.present()[2][0] == wrong
+    gallery = device.other if by_another_process else device.gallery
+    new = gallery.corrections.split(1, "session:cam:2", "Berta")
+    device.events.run()
+    device.show({2: 1}, frames=1)
+    events = device.published.people()[1:]
+    assert [(e["kind"], e["identity_id"]) for e in events] == [("split", new.id), ("named", new.id)]
+    assert (events[0]["split_from_id"], events[0]["reason"]) == (wrong, "operator")
+    assert device.published.present()[2] == (new.id, "Berta")
+    (corrected,) = [e["data"] for e in device.published.events if e["data"]["reason"] == "split"]
+    assert (corrected["previous_identity_id"], corrected["identity_id"]) == (wrong, new.id)
+    device.show({2: 1}, frames=60, ended=(2,))
+    device.events.run()
+    assert len(device.ids()) == 2
+    assert len(device.published.people()) == 3
+
+
+def test_rejected_people_are_not_joined_by_a_guess(device: Device) -> None:
+    """Two visits of one person that were not joined: the agent would, once it had seen enough."""
+    identifier = device.scene.identifier
+    device.show({1: 0}, frames=60, ended=(1,))
+    device.show({2: 1}, frames=60)
+    assert (0, 0) not in identifier.together()
+    device.other.corrections.reject(1, 2)
+    assert identifier.together() == {(1, 2)}

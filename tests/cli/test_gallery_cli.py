@@ -14,7 +14,9 @@ from typer.testing import CliRunner, Result
 from edge_agent.cli.gallery import app
 from edge_agent.core.config import GallerySettings
 from edge_agent.core.errors import EdgeAgentError, InputError, SpaceMismatch, StorageError
+from edge_agent.core.pictures import encode_kept
 from edge_agent.gallery import Gallery
+from edge_agent.gallery.crop_rows import Shot
 
 D = 8
 
@@ -186,3 +188,40 @@ def test_enrol_refuses_pictures_that_do_not_show_one_person(tmp_path: Path) -> N
 def test_enrol_into_a_gallery_of_another_model_is_refused(state: Path, tmp_path: Path) -> None:
     with pytest.raises(SpaceMismatch, match="gallery forget --all"):
         command("enrol", "Eve", person(tmp_path / "a.png", 1), "--model", "colour-stripes", "--state", state)
+
+
+def test_split_reject_and_suggestions(state: Path) -> None:
+    with Gallery.existing(state / "gallery.db") as gallery:
+        rows = unit(1, 1) + 0.02 * unit(1, 40)
+        gallery.add_exemplars(
+            1, rows / np.linalg.norm(rows), np.full(1, 0.5), origin="t9", camera="c", time=1.7e9 + 500
+        )
+    assert command("split", 1, "t9", "--state", state, answer="n\n").exit_code == 1
+    new = output("split", 1, "t9", "--name", "Bob", "--yes", "--state", state)
+    assert (new["number"], new["name"], new["exemplars"]) == (4, "Bob", 1)
+    pairs = output("suggestions", "--state", state)
+    assert next((pair["one"]["number"], pair["other"]["number"]) for pair in pairs) == (2, 4)
+    assert "Ada" in command("suggestions", "--most", 1, "--state", state).output
+    done = command("reject", "Bob", "Ada", "--state", state)
+    assert "two people" in done.output
+    assert (2, 4) not in {
+        (pair["one"]["number"], pair["other"]["number"]) for pair in output("suggestions", "--state", state)
+    }
+    lines = [json.loads(line)["action"] for line in (state / "audit.jsonl").read_text().splitlines()]
+    assert lines == ["split", "reject"]
+    with pytest.raises(InputError, match="nothing would remain"):
+        command("split", "Bob", "t9", "--yes", "--state", state)
+
+
+def test_crops_are_written_on_request(state: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"set gallery\.keep_crops"):
+        command("crops", "Ada", tmp_path / "out", "--state", state)
+    jpeg = encode_kept(np.full((80, 30, 3), 7, np.uint8))
+    settings = GallerySettings(keep_crops=2)
+    with Gallery(state / "gallery.db", settings, space="s", dimension=D, owner=True) as gallery:
+        gallery.crops.add(2, [Shot("t1", "c", 1.7e9, 0.5, unit(1, 1)[0], jpeg)])
+    (written,) = output("crops", "Ada", tmp_path / "out", "--state", state)
+    file = tmp_path / "out" / written["file"]
+    assert file.read_bytes() == jpeg
+    assert file.stat().st_mode & 0o077 == 0
+    assert (written["camera"], written["bytes"]) == ("c", len(jpeg))
