@@ -21,7 +21,7 @@ ROWS = {
     "offline": 5,
     "agent": 4,
     "embed": 3, "detect": 3,
-    "engine": 2, "source": 2, "track": 2, "identify": 2, "gallery": 2, "deliver": 2, "health": 2,
+    "engine": 2, "source": 2, "track": 2, "identify": 2, "gallery": 2, "deliver": 2, "record": 2, "health": 2,
     "core": 1,
 }  # fmt: skip
 """Row of every folder of the package, as in docs/source-map.md. Imports point to a lower row."""

@@ -311,7 +311,7 @@ class Agent:
             _log.error("reload_incomplete", setting="engine.folder", error=str(error))
             return
         calibration = fitting_calibration(active, stages.embedder.info)
-        stages.identifier.thresholds.calibrated = calibrated_threshold(calibration)
+        stages.identifier.calibrate(calibrated_threshold(calibration))
 
 
 def _copies_heartbeat(

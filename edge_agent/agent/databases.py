@@ -13,11 +13,14 @@ from edge_agent.deliver.outbox import OUTBOX_FILE, Outbox, make_outbox
 from edge_agent.gallery.erasure import Erasure, Removed
 from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 from edge_agent.gallery.sync import owner_lock
+from edge_agent.record.recorder import FOLDER, recordings
+from edge_agent.record.recorder import erase as erase_recorded
 from edge_agent.source.crops import CropFolderSource
 from edge_agent.source.opening import open_sources
 
 if TYPE_CHECKING:
     from edge_agent.core.config import Settings
+    from edge_agent.record.recorder import Recorder
     from edge_agent.source.base import Source
 
 OUTBOXES = (OUTBOX_FILE, COPIES_FILE)
@@ -25,16 +28,22 @@ OUTBOXES = (OUTBOX_FILE, COPIES_FILE)
 
 
 def make_erasure(
-    settings: Settings, gallery: Gallery, outboxes: Mapping[str, Outbox], sources: Sequence[Source]
+    settings: Settings,
+    gallery: Gallery,
+    outboxes: Mapping[str, Outbox],
+    sources: Sequence[Source],
+    recorder: Recorder | None = None,
 ) -> Erasure:
-    """Return what erases the events and pictures of erased people.
+    """Return what erases the events and pictures of erased people, also from recordings.
 
     `outboxes` are the open ones by file name; the others are opened when needed, where a run has left
     their file. `sources` are all that are read. The caller owns the state folder. A copy of a database that a
-    killed `rekey` left there is deleted now: it would contain the people that are erased later.
+    killed `rekey` left there is deleted now: it would contain the people that are erased later. `recorder` is
+    the open one.
     """
-    for name in (GALLERY_FILE, *OUTBOXES):
-        remove_unfinished(settings.state_dir / name)
+    recorded = settings.state_dir / FOLDER
+    for path in (*(settings.state_dir / name for name in (GALLERY_FILE, *OUTBOXES)), *recordings(recorded)):
+        remove_unfinished(path)
 
     def erase(word: str, name: str) -> int:
         if name in outboxes:
@@ -45,6 +54,10 @@ def make_erasure(
             return kept.erase(word)
 
     def erase_events(word: str) -> int:
+        if recorder is not None:
+            recorder.erase(word)
+        else:
+            erase_recorded(recorded, database_key(settings.storage), word)
         return sum(erase(word, name) for name in OUTBOXES)
 
     folders = [source for source in sources if isinstance(source, CropFolderSource)]
@@ -72,7 +85,7 @@ def erase_at_rest(settings: Settings, gallery: Gallery) -> Removed | None:
 
 
 def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
-    """Rewrite gallery and outboxes with the configured key, or without one; the agent must not run.
+    """Rewrite gallery, outboxes and recordings with the configured key, or without; the agent must not run.
 
     `old` is the present key, None where they are not encrypted. Returns by path of each existing file: True
     if it was rewritten, False if it already had the new key.
@@ -91,6 +104,7 @@ def rekey(settings: Settings, old: bytes | None) -> dict[str, bool]:
             str(path): rewrite_file(path, old, new)
             for path, rewrite_file in (
                 (gallery, rewrite),
+                *((path, rewrite) for path in recordings(settings.state_dir / FOLDER)),
                 *((settings.state_dir / name, storage.rekey) for name in OUTBOXES),
             )
             if path.exists()

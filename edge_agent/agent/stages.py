@@ -21,6 +21,7 @@ from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
 from edge_agent.agent.people_events import PeopleEvents, known_person
 from edge_agent.agent.preflight import check_before_start
+from edge_agent.agent.recording import RecordedIdentifier, open_recorder
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.alerts import AlertKind
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from edge_agent.embed.selection import CropSelector
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.health.supervisor import Supervisor
+    from edge_agent.record.recorder import Recorder
     from edge_agent.source.base import Source
 
 _log = structlog.get_logger(__name__)
@@ -101,6 +103,7 @@ class Stages:
     metrics: Metrics | None
     writer: OutcomeWriter
     health: HealthState
+    recorder: Recorder | None
     stale_calibration: Calibration | None
     """The active calibration where it is of another network, else None."""
 
@@ -125,6 +128,7 @@ class StageOpener:
     _building_since: float | None = None
     """When the engine began to be built at this start (monotonic); None when a stored one is used."""
     _built_s: float | None = None
+    _recorder: Recorder | None = None
 
     def open(self, stop: threading.Event) -> Stages:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
@@ -149,7 +153,7 @@ class StageOpener:
         telemetry = stack.enter_context(Telemetry(settings.telemetry, state))
         reading = telemetry.read()
         self._laps.lap("sensors")
-        identifier = self._identifier(gallery, calibration, prior)
+        identifier = self._identifier(gallery, embedder, calibration, prior, clock)
         info = info_data(
             settings, embedder.info, detection.name, self._cameras(by_camera), reading, calibration
         )
@@ -182,6 +186,7 @@ class StageOpener:
             metrics=metrics,
             writer=writer,
             health=HealthState(publisher, self.supervisor.set_status_line),
+            recorder=self._recorder,
             stale_calibration=active if calibration is None else None,
         )
         self._announce(stages, info, reading)
@@ -225,11 +230,23 @@ class StageOpener:
         return prior
 
     def _identifier(
-        self, gallery: Gallery, calibration: Calibration | None, prior: NetworkPrior | None
+        self,
+        gallery: Gallery,
+        embedder: Embedder,
+        calibration: Calibration | None,
+        prior: NetworkPrior | None,
+        clock: Clock,
     ) -> Identifier:
         scores = None if prior is None else prior.scores
         threshold = calibrated_threshold(calibration)
-        return Identifier(gallery, self.session, self.settings.identify, threshold, scores)
+        if not self.settings.record.enabled:
+            return Identifier(gallery, self.session, self.settings.identify, threshold, scores)
+        identifier = RecordedIdentifier(gallery, self.session, self.settings.identify, threshold, scores)
+        self._recorder = open_recorder(
+            self.settings, gallery, identifier, embedder.info, scores, threshold, clock, self.session,
+            self.stack,
+        )  # fmt: skip
+        return identifier
 
     def _cameras(self, by_camera: dict[str, SourceSettings]) -> list[CameraInfo]:
         return [
@@ -271,7 +288,7 @@ class StageOpener:
             outboxes[OUTBOX_FILE] = stack.enter_context(make_outbox(settings, clock))
         if (copies := open_copies(settings, clock)) is not None:
             outboxes[COPIES_FILE] = stack.enter_context(copies).outbox
-        erasure = make_erasure(settings, gallery, outboxes, sources)
+        erasure = make_erasure(settings, gallery, outboxes, sources, self._recorder)
         handlers = CommandHandlers(
             gallery=gallery,
             identifier=identifier,

@@ -165,6 +165,7 @@ class TelemetryLoop:
             "crops": {**counters.refused.copy(), **({"spared": spared} if spared else {})},
             "spared": selector.for_load.copy(),
             "overload": selector.for_overload.copy(),
+            "recording": {"lost": lost} if stages.recorder and (lost := stages.recorder.lost) else {},
             "batches": {"failed": failed} if (failed := self.pipeline.counters.failed_batches) else {},
             "boxes": {fault: n for fault, n in stages.detection.left_out().items() if n},
         }

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "Measure accuracy: rank-k, mAP and mINP, and false matches and misses by threshold.",
     "calibrate": "Choose a precision that keeps the accuracy, and the match threshold; make both active.",
     "bench": "Measure latency and rate by batch and precision, of the network alone and end to end.",
+    "replay": "Make recorded decisions again with other settings, and show what changes.",
     "rekey": "Encrypt gallery and outbox with the configured key (storage.key), or decrypt them.",
 }
 """Modules with a function `command`, and the first paragraph of its help."""

@@ -38,6 +38,13 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if (governor := found.get("governor")) is not None:
         step = f"step {governor['step']} of {governor['steps']}" if governor.get("steps") else ""
         yield f"governor: {governor['state']} {step}".rstrip() + _because(governor.get("reason"))
+    if (recording := found.get("recording")) is not None:
+        lost = f", {recording['lost']} lost" if recording["lost"] else ""
+        doing = "stopped" if recording["problem"] else "on"
+        yield (
+            f"recording: {doing}, {recording['entries']} entries{lost}, {recording['bytes'] / 1e6:.1f} MB"
+            + _because(recording["problem"])
+        )
     yield from _device(found.get("telemetry"))
     if (trouble := found.get("memory", {}).get("trouble")) is not None:
         yield f"memory: {trouble}"

@@ -308,6 +308,20 @@ class StorageSettings(Section):
     )
 
 
+class RecordSettings(Section):
+    """Recording of tracks, embeddings and decisions, for `edge-agent replay`. See `docs/replay.md`."""
+
+    enabled: bool = about(
+        False,
+        "record into `recordings` in the state folder, encrypted like the gallery; pictures only with"
+        " gallery.keep_crops",
+    )
+    max_mb: int = about(1024, "size limit of all recordings; the oldest are removed", ge=16)
+    hours: Hours = about(
+        24.0, "recordings are removed after this time, or after gallery.ttl_hours if shorter"
+    )
+
+
 class TelemetrySettings(Section):
     """Temperatures, power and load."""
 
@@ -386,6 +400,7 @@ class Settings(BaseSettings):
     metropolis: MetropolisSettings = MetropolisSettings()
     outbox: OutboxSettings = OutboxSettings()
     storage: StorageSettings = StorageSettings()
+    record: RecordSettings = RecordSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     supervision: SupervisionSettings = SupervisionSettings()
     governor: GovernorSettings = GovernorSettings()

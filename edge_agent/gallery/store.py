@@ -256,6 +256,10 @@ class Store:
         """Return a number that changes when another connection changes the file."""
         return int(self.value("PRAGMA data_version"))
 
+    def changes(self) -> int:
+        """Return the number of rows that this connection has changed since it was opened."""
+        return self._connection.total_changes
+
     def meta(self, key: str) -> Any:  # noqa: ANN401 - any SQL value
         """Return a property of the gallery itself; None when it was never set."""
         return self.value("SELECT value FROM meta WHERE key = ?", (key,))

@@ -225,6 +225,10 @@ class SyncedFile:
             return self._change_count, None
         return self._change_count, set(list(self._changes)[len(self._changes) - count :] if count else ())
 
+    def version(self) -> tuple[int, int]:
+        """Return numbers of the changes by other processes and by this one, as of the latest `reading`."""
+        return self._data_version, self._rows.store.changes()
+
     def scrub(self) -> None:
         """Remove copies of erased rows from the disk; StorageError when another process prevents it."""
         if not self._rows.store.scrub(wait=True):

@@ -91,6 +91,10 @@ class Identifier:
         """Replace the settings of a running identifier."""
         self._shared.reload(settings)
 
+    def calibrate(self, calibrated: Calibrated | None) -> None:
+        """Replace the calibrated threshold of a running identifier."""
+        self.thresholds.calibrated = calibrated
+
     def enrol_track(self, camera: str, track_id: int, name: str | None) -> int:
         """Enrol the person of a track; return the identity's number.
 
@@ -144,7 +148,7 @@ class Identifier:
 
     def forgotten(self, number: int) -> None:
         """Detach an identity that no longer exists from its tracks; those that are open are corrected."""
-        tracks = self.tracks.records(sorted(self.tracks.holders(number)))
+        tracks = self.tracks.records(self.tracks.holders(number))
         self.tracks.drop(number, tracks)
         self._lookalikes.forget([number])
         for track in tracks:
@@ -188,7 +192,7 @@ class Identifier:
     def _drop_vanished(self, tracks: Sequence[Track]) -> None:
         """Follow what others did to the identities of tracks: merged ones move, erased ones are dropped."""
         held = {track.number: track for track in tracks if track.number is not None}
-        for number in held.keys() - self._shared.gallery.present(set(held)):
+        for number in sorted(held.keys() - self._shared.gallery.present(set(held))):
             decision = held[number].decision
             kept = self._shared.known(None if decision is None else decision.identity)
             if kept is None:

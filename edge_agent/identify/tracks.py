@@ -315,12 +315,13 @@ class TrackTable:
         return self._holders.get(number, set())
 
     def records(self, keys: Iterable[TrackKey]) -> list[Track]:
-        """Return those of the tracks that are still remembered."""
-        return [self._tracks[key] for key in keys if key in self._tracks]
+        """Return those of the tracks that are still remembered, by key: the order of a set differs by run."""
+        return [self._tracks[key] for key in sorted(keys) if key in self._tracks]
 
     def numbers(self, keys: Iterable[TrackKey]) -> set[int]:
         """Return the identities of tracks, where they are known."""
-        return {track.number for track in self.records(keys) if track.number is not None}
+        found = {self._tracks[key].number for key in keys if key in self._tracks}
+        return {number for number in found if number is not None}
 
     def hold(self, track: Track, number: int, *, founder: bool) -> None:
         """Give an identity to a track."""

@@ -1,0 +1,307 @@
+"""Records what the decision gets and decides, so that `offline.replay` can make the decisions again.
+
+The decision depends on the gallery at the start, on the tracks of each frame, on calls (commands, reloads),
+and on what others change in the gallery: commands, expiry, other processes. All are recorded in the order in
+which they took effect: under the lock of the gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from edge_agent import __version__
+from edge_agent.core.encryption import database_key
+from edge_agent.core.structures import CropBatch, Decision, Frame, TrackUpdate
+from edge_agent.gallery.gallery import GALLERY_FILE
+from edge_agent.gallery.snapshot import Snapshot
+from edge_agent.identify import Identifier
+from edge_agent.record.entries import Entry
+from edge_agent.record.file import Copied
+from edge_agent.record.recorder import FOLDER, Begin, Limits, Pictures, Recorder
+
+if TYPE_CHECKING:
+    from edge_agent.agent.results import FrameOutcome
+    from edge_agent.core.clock import Clock
+    from edge_agent.core.config import IdentifySettings, Settings
+    from edge_agent.core.structures import EngineInfo
+    from edge_agent.gallery.gallery import Gallery
+    from edge_agent.gallery.rows import Rows
+    from edge_agent.identify.prior import Prior
+    from edge_agent.identify.site import Calibrated
+
+T = TypeVar("T")
+
+HOUR_S = 3600.0
+MOST_PEOPLE = 500
+"""Identities that are recorded at once where any may have changed; in a larger gallery a new chain begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A snapshot of the gallery as the recorder stores it."""
+
+    snapshot: Snapshot
+
+    def tables(self) -> list[Copied] | Any:  # noqa: ANN401 - a generator: all rows never are in memory
+        return (Copied(*table) for table in self.snapshot.tables())
+
+    def numbers(self) -> Mapping[str, int]:
+        return self.snapshot.numbers()
+
+    def close(self) -> None:
+        self.snapshot.close()
+
+
+@dataclass(slots=True)
+class Journal:
+    """Turns what happens to an identifier into entries of a recorder."""
+
+    gallery: Gallery
+    clock: Clock
+    recorder: Recorder
+    _version: tuple[int, int] = (0, 0)
+    _mark: int = 0
+    _cameras: Any = None
+    _named: dict[int, str | None] = field(default_factory=dict)
+    """Names of enrolled people by number."""
+    _ids: dict[int, str] = field(default_factory=dict)
+    """Ids of identities by number."""
+
+    def begin(self, ids: Mapping[str, int]) -> None:
+        """Note how the gallery is now; inside `exclusive`."""
+        self._ids = {number: id_ for id_, number in ids.items()}
+        with self.gallery.file.reading() as rows:
+            self._named = _named(rows)
+        self.settle()
+
+    def settle(self) -> None:
+        """Note that all changes up to now are of the identifier itself; inside `exclusive`."""
+        file = self.gallery.file
+        self._version, self._cameras = file.version(), file.cameras_mark
+        self._mark = self.gallery.changes_since(0)[0]
+
+    def others(self) -> None:
+        """Record what others changed in the gallery since `settle`; inside `exclusive`."""
+        file = self.gallery.file
+        version = file.version()
+        if version == self._version:
+            return
+        foreign = version[0] != self._version[0]
+        _, changed = self.gallery.changes_since(self._mark)
+        if changed is None and len(self._ids) <= MOST_PEOPLE:
+            changed = self.gallery.present() | self._ids.keys()
+        with file.reading() as rows:
+            named = _named(rows)
+            if changed is None or file.cameras_mark != self._cameras:
+                self.recorder.interrupt()  # anything may have changed
+            else:
+                both = named.keys() | self._named.keys()
+                changed |= {number for number in both if named.get(number, 0) != self._named.get(number, 0)}
+                if changed:
+                    self._put(rows, changed, foreign=foreign)
+            self._named = named
+        self.settle()
+
+    def _put(self, rows: Rows, changed: set[int], *, foreign: bool) -> None:
+        people, vectors, gone = [], [], []
+        for number in sorted(changed):
+            found = rows.store.rows(
+                "SELECT id, name, kind, created, last_seen, sightings, ttl, seen FROM identity"
+                " WHERE number = ?",
+                (number,),
+            )
+            if not found:
+                id_ = self._ids.pop(number, None)
+                gone.append([number, None if id_ is None else rows.number_of(id_)])
+                continue
+            self._ids[number] = found[0][0]
+            exemplars = rows.store.rows(
+                "SELECT quality, origin, camera, time, epoch FROM exemplar WHERE number = ? ORDER BY row",
+                (number,),
+            )
+            names = ("id", "name", "kind", "created", "last_seen", "sightings", "ttl_s", "seen")
+            values = dict(zip(names, found[0], strict=True))
+            people.append({"number": number, **values, "exemplars": exemplars})
+            vectors.append(rows.exemplars.of(number)[0])
+        body = {"foreign": foreign, "gone": gone, "people": people}
+        stacked = np.concatenate(vectors) if vectors else None
+        self.recorder.put(Entry("change", self.clock.now(), body=body, vectors=stacked))
+
+    def frame(self, at: float, update: TrackUpdate, decisions: list[Decision]) -> None:
+        """Record a frame; one without tracks led to nothing."""
+        for decision in decisions:
+            if decision.number is not None and decision.identity is not None:
+                self._ids[decision.number] = decision.identity
+        if update.seen or update.ended or decisions:
+            self.recorder.put(Entry("frame", at, update, tuple(decisions)))
+
+    def call(self, name: str, **arguments: Any) -> None:  # noqa: ANN401 - JSON values
+        """Record a call of the identifier."""
+        self.recorder.put(Entry("call", self.clock.now(), body={"call": name, "arguments": arguments}))
+
+
+class RecordedIdentifier(Identifier):
+    """An identifier whose inputs and decisions are recorded."""
+
+    journal: Journal | None = None
+    _nested = False
+
+    def update(self, update: TrackUpdate) -> list[Decision]:
+        """See `Identifier.update`."""
+        if (journal := self.journal) is None or journal.recorder.problem:
+            return super().update(update)
+        with journal.gallery.exclusive():
+            journal.others()
+            at = journal.clock.now()
+            self._nested = True
+            try:
+                decisions = super().update(update)
+            finally:
+                self._nested = False
+            journal.frame(at, update, decisions)
+            journal.settle()
+        return decisions
+
+    def reload(self, settings: IdentifySettings) -> None:
+        """See `Identifier.reload`."""
+        self._recorded(partial(super().reload, settings), "reload", settings=settings.model_dump(mode="json"))
+
+    def calibrate(self, calibrated: Calibrated | None) -> None:
+        """See `Identifier.calibrate`."""
+        values = None if calibrated is None else asdict(calibrated)
+        self._recorded(partial(super().calibrate, calibrated), "calibrate", calibrated=values)
+
+    def recalibrate(self) -> None:
+        """See `Identifier.recalibrate`."""
+        self._recorded(super().recalibrate, "recalibrate")
+
+    def merged(self, keep: int, absorb: int) -> None:
+        """See `Identifier.merged`."""
+        self._recorded(partial(super().merged, keep, absorb), "merged", keep=keep, absorb=absorb)
+
+    def forgotten(self, number: int) -> None:
+        """See `Identifier.forgotten`."""
+        self._recorded(partial(super().forgotten, number), "forgotten", number=number)
+
+    def enrol_track(self, camera: str, track_id: int, name: str | None) -> int:
+        """See `Identifier.enrol_track`."""
+        return self._recorded(
+            partial(super().enrol_track, camera, track_id, name),
+            "enrol_track",
+            camera=camera,
+            track_id=track_id,
+            named=name is not None,  # a recording contains no more of a person than it needs
+        )
+
+    def _recorded(self, do: Callable[[], T], name: str, **arguments: Any) -> T:  # noqa: ANN401
+        if (journal := self.journal) is None or journal.recorder.problem or self._nested:
+            return do()
+        with journal.gallery.exclusive():
+            journal.others()
+            self._nested = True
+            try:
+                found = do()
+            finally:
+                self._nested = False
+                journal.call(name, **arguments)
+                journal.settle()
+        return found
+
+
+def open_recorder(
+    settings: Settings,
+    gallery: Gallery,
+    identifier: RecordedIdentifier,
+    engine: EngineInfo,
+    prior: Prior | None,
+    calibrated: Calibrated | None,
+    clock: Clock,
+    session: str,
+    stack: ExitStack,
+) -> Recorder:
+    """Return the recorder of a run, entered until `stack` is closed; before the first frame."""
+    key = database_key(settings.storage)
+    path = settings.state_dir / GALLERY_FILE
+    header = {
+        "session": session,
+        "agent": __version__,
+        "axis": clock.id,
+        "space": engine.space,
+        "dimension": engine.dimension,
+        "model": engine.model,
+        "backend": engine.backend,
+        "prior": None if prior is None else prior.to_json(),
+        "calibrated": None if calibrated is None else asdict(calibrated),
+        "gallery": settings.gallery.model_dump(mode="json"),
+    }
+    begun = 0
+
+    def begin(continues: bool) -> None:
+        nonlocal begun
+        with gallery.exclusive():
+            snapshot = Snapshot(path, key)
+            now, label = clock.now(), clock.label()
+            if not continues:
+                journal.begin(snapshot.numbers())
+            moment = datetime.fromtimestamp(label, timezone.utc)
+            own = {
+                **header,
+                "name": f"{moment:%Y%m%dT%H%M%S}-{session[:8]}-{begun:04}",
+                "index": begun,
+                "continues": continues,
+                "cold": begun == 0,
+                "at": now,
+                "created": label,
+                "identify": identifier.tracks.settings.model_dump(mode="json"),
+            }
+            begun += 1
+            recorder.put(Begin(own, _Start(snapshot)))
+
+    def age(of: Mapping[str, Any]) -> float:
+        if of.get("axis") == clock.id:
+            return clock.age(float(of["at"]))
+        return max(0.0, clock.label() - float(of["created"]))
+
+    recorder = Recorder(settings.state_dir / FOLDER, key, limits_of(settings), begin, age)
+    journal = Journal(gallery, clock, recorder)
+    identifier.journal = journal
+    return stack.enter_context(recorder)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return the limits of the settings; a recording keeps nobody longer than the gallery does."""
+    hours = settings.record.hours
+    if settings.gallery.ttl_hours is not None:
+        hours = min(hours, settings.gallery.ttl_hours)
+    return Limits(settings.record.max_mb << 20, hours * HOUR_S)
+
+
+def crops_of(outcome: FrameOutcome) -> Pictures | None:
+    """Return copies of the embedded crops of an outcome; None where it has no pictures."""
+    item, seen = outcome.item, outcome.update.seen
+    crops = {}
+    if isinstance(item, Frame):
+        height, width = item.image.shape[:2]
+        for one in seen:
+            left, top, right, bottom = (round(float(side)) for side in one.box)
+            crop = item.image[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
+            if one.vector is not None and crop.size:
+                crops[one.track_id] = crop.copy()
+    elif isinstance(item, CropBatch):
+        by_track = dict(zip(item.track_ids, item.images, strict=True))
+        for one in seen:
+            image = by_track.get(one.track_id)
+            if one.vector is not None and image is not None:
+                crops[one.track_id] = image.copy()
+    return Pictures(crops) if crops else None
+
+
+def _named(rows: Rows) -> dict[int, str | None]:
+    return dict(rows.store.rows("SELECT number, name FROM identity WHERE kind = 'enrolled'"))

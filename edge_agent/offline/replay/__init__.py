@@ -1,0 +1,1 @@
+"""Makes recorded decisions again, with the same or other settings, and compares."""

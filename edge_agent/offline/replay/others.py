@@ -1,0 +1,114 @@
+"""Repeats in a replay what others did to the gallery: commands, expiry, other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent.core.errors import InputError
+from edge_agent.gallery.gallery import Gallery
+from edge_agent.gallery.rows import Rows
+from edge_agent.record.entries import Decisions, Vectors
+
+_VALUES = ("name", "kind", "created", "last_seen", "sightings", "ttl_s", "seen")
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Changes a gallery as others changed the recorded one."""
+
+    gallery: Gallery
+    number: Callable[[int], int]
+    """Returns the number here of a recorded identity; InputError where there is none."""
+    given: dict[int, int]
+    """Gets the numbers of identities that are added."""
+    plain: Decisions
+
+    def repeat(self, body: Mapping[str, Any], vectors: Vectors, *, with_vectors: bool) -> int:
+        """Repeat one change; return how much of it concerned nobody here.
+
+        Without `with_vectors`, embeddings are left out: they are of another network.
+        """
+        missed = 0
+        for recorded, into in body["gone"]:
+            try:
+                gone = self.number(recorded)
+                if into is None:
+                    self.gallery.forget(gone)
+                    continue
+                keep = self.number(into)
+                if keep != gone:
+                    self.gallery.merge(keep, gone)
+            except InputError:
+                missed += 1
+        first = 0
+        for person in body["people"]:
+            last = first + len(person["exemplars"])
+            rows, first = vectors[first:last], last
+            if not with_vectors:
+                continue
+            try:
+                here = self.number(person["number"])
+            except InputError:
+                here = 0
+            missed += not self._person(person, rows, here)
+        return missed
+
+    def _person(self, person: Mapping[str, Any], vectors: Vectors, here: int) -> bool:
+        """Set name, kind and exemplars of a person, who is added where that is somebody new."""
+        with self.gallery.file.changing() as rows:
+            if not rows.store.rows("SELECT 1 FROM identity WHERE number = ?", (here,)):
+                return self._add(rows, person, vectors)
+            before = rows.store.rows("SELECT name, kind FROM identity WHERE number = ?", (here,))[0]
+            if before != (person["name"], person["kind"]):
+                rows.update(here, "name = ?, kind = ?", _free(rows, person["name"], here), person["kind"])
+            if here == person["number"]:
+                self._replace(rows, here, person, vectors)
+        return True
+
+    def _replace(self, rows: Rows, here: int, person: Mapping[str, Any], vectors: Vectors) -> None:
+        wanted = [(row.tobytes(), *one) for row, one in zip(vectors, person["exemplars"], strict=True)]
+        found = rows.store.rows(
+            "SELECT vector, quality, origin, camera, time, epoch FROM exemplar WHERE number = ? ORDER BY row",
+            (here,),
+        )
+        if found != wanted:
+            rows.store.run("DELETE FROM exemplar WHERE number = ?", (here,))
+            _insert(rows, here, wanted)
+
+    def _add(self, rows: Rows, person: Mapping[str, Any], vectors: Vectors) -> bool:
+        values = {key: person[key] for key in _VALUES}
+        values["name"] = _free(rows, person["name"], 0)
+        if rows.store.rows("SELECT 1 FROM identity WHERE id = ?", (person["id"],)):
+            return False
+        number = rows.insert(id=person["id"], **values)
+        if number != person["number"] and not rows.store.rows(
+            "SELECT 1 FROM identity WHERE number = ?", (person["number"],)
+        ):
+            rows.store.run("UPDATE identity SET number = ? WHERE number = ?", (person["number"], number))
+            number = person["number"]
+        self.given[person["number"]] = number
+        self.plain.know(person["id"], number)
+        _insert(
+            rows,
+            number,
+            [(row.tobytes(), *one) for row, one in zip(vectors, person["exemplars"], strict=True)],
+        )
+        return True
+
+
+def _insert(rows: Rows, number: int, exemplars: list[tuple[Any, ...]]) -> None:
+    rows.store.run_many(
+        "INSERT INTO exemplar (number, vector, quality, origin, camera, time, epoch)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(number, *one) for one in exemplars],
+    )
+    rows.store.run("UPDATE identity SET revision = random() WHERE number = ?", (number,))
+    rows.exemplars.changed.add(number)
+
+
+def _free(rows: Rows, name: str | None, number: int) -> str | None:
+    """Return a name unless somebody else has it: that happens only where the replay went another way."""
+    taken = rows.store.rows("SELECT 1 FROM identity WHERE name = ? AND number <> ?", (name, number))
+    return None if taken else name
