@@ -71,6 +71,8 @@ class Journal:
     _cameras: Any = None
     _named: dict[int, str | None] = field(default_factory=dict)
     """Names of enrolled people by number."""
+    _apart: Any = None
+    """Changes with the pairs that an operator keeps apart."""
     _ids: dict[int, str] = field(default_factory=dict)
     """Ids of identities by number."""
 
@@ -78,7 +80,7 @@ class Journal:
         """Note how the gallery is now; inside `exclusive`."""
         self._ids = {number: id_ for id_, number in ids.items()}
         with self.gallery.file.reading() as rows:
-            self._named = _named(rows)
+            self._named, self._apart = _named(rows), rows.store.meta("apart")
         self.settle()
 
     def settle(self) -> None:
@@ -104,9 +106,10 @@ class Journal:
             else:
                 both = named.keys() | self._named.keys()
                 changed |= {number for number in both if named.get(number, 0) != self._named.get(number, 0)}
-                if changed:
+                apart = rows.store.meta("apart")
+                if changed or apart != self._apart:
                     self._put(rows, changed, foreign=foreign)
-            self._named = named
+            self._named, self._apart = named, rows.store.meta("apart")
         self.settle()
 
     def _put(self, rows: Rows, changed: set[int], *, foreign: bool) -> None:
@@ -130,7 +133,8 @@ class Journal:
             values = dict(zip(names, found[0], strict=True))
             people.append({"number": number, **values, "exemplars": exemplars})
             vectors.append(rows.exemplars.of(number)[0])
-        body = {"foreign": foreign, "gone": gone, "people": people}
+        apart = rows.store.rows("SELECT first, second, reason FROM apart ORDER BY first, second")
+        body = {"foreign": foreign, "gone": gone, "people": people, "apart": apart}
         stacked = np.concatenate(vectors) if vectors else None
         self.recorder.put(Entry("change", self.clock.now(), body=body, vectors=stacked))
 
@@ -185,6 +189,10 @@ class RecordedIdentifier(Identifier):
     def merged(self, keep: int, absorb: int) -> None:
         """See `Identifier.merged`."""
         self._recorded(partial(super().merged, keep, absorb), "merged", keep=keep, absorb=absorb)
+
+    def split(self, number: int, new: int) -> None:
+        """See `Identifier.split`."""
+        self._recorded(partial(super().split, number, new), "split", number=number, new=new)
 
     def forgotten(self, number: int) -> None:
         """See `Identifier.forgotten`."""

@@ -174,10 +174,7 @@ class StageOpener:
             identifier=identifier,
             prior=prior,
             selector=make_crop_selector(
-                settings.engine,
-                embedder,
-                identifier.tracks,
-                lambda camera: detection.levels(camera).new_track,
+                settings.engine, embedder, identifier.tracks, lambda one: detection.levels(one).new_track
             ),
             telemetry=telemetry,
             erasure=erasure,

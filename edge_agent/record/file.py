@@ -46,7 +46,7 @@ _PRAGMAS = {
 _BATCH = 500
 """Rows read, and frames erased, at a time: others write between them."""
 _NAME = re.compile(r"[a-z_]{1,40}")
-TABLES = ("meta", "fact", "identity", "former", "exemplar", "sqlite_sequence")
+TABLES = ("meta", "fact", "identity", "former", "exemplar", "apart", "sqlite_sequence")
 """Tables of the gallery that are copied."""
 _SCHEMA = """
 CREATE TABLE header (value TEXT NOT NULL);
@@ -316,6 +316,7 @@ class RecordingFile:
         ).fetchall()
         for table in ("identity", "former", "exemplar"):
             self._connection.executemany(f"DELETE FROM start_{table} WHERE number = ?", numbers)  # noqa: S608
+        self._connection.executemany("DELETE FROM start_apart WHERE ? IN (first, second)", numbers)
         return len(numbers)
 
     def _erase_changes(self, identity: str, dimension: int) -> int:

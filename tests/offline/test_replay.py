@@ -199,6 +199,15 @@ def remove_exemplars(at: Site) -> None:
     at.gallery.remove_origin(number, at.gallery.exemplars(number)[2][0])
 
 
+def split(at: Site) -> None:
+    """An operator takes a part of a person out, and rejects a pair."""
+    people = at.gallery.identities()
+    mixed = next(one.number for one in people if len(set(at.gallery.exemplars(one.number)[2])) > 1)
+    new = at.gallery.corrections.split(mixed, at.gallery.exemplars(mixed)[2][-1])
+    at.identifier.split(mixed, new.number)
+    at.gallery.corrections.reject(people[-1].number, people[-2].number)
+
+
 def other_process(at: Site) -> None:
     """What the command line does while the agent runs."""
     with open_gallery(at.settings, ENGINE) as other:
@@ -210,7 +219,18 @@ def other_process(at: Site) -> None:
 
 @pytest.mark.parametrize(
     "happening",
-    [merge, forget, enrol_picture, enrol_track, name, recalibrate, reload, remove_exemplars, other_process],
+    [
+        merge,
+        forget,
+        enrol_picture,
+        enrol_track,
+        name,
+        recalibrate,
+        reload,
+        remove_exemplars,
+        split,
+        other_process,
+    ],
 )
 def test_what_others_do_meanwhile_is_repeated(tmp_path: Path, happening: Callable[[Site], None]) -> None:
     with site(tmp_path, 3) as at:

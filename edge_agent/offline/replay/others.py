@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,30 +42,44 @@ class Others:
                     self.gallery.merge(keep, gone)
             except InputError:
                 missed += 1
-        first = 0
-        for person in body["people"]:
+        with self.gallery.file.changing() as rows:
+            if with_vectors:
+                missed += self._people(rows, body["people"], vectors)
+            missed += self._apart(rows, body["apart"])
+        return missed
+
+    def _people(self, rows: Rows, people: Sequence[Mapping[str, Any]], vectors: Vectors) -> int:
+        """Set name, kind and exemplars of people; who is new is added. Return how many could not be."""
+        missed = first = 0
+        for person in people:
             last = first + len(person["exemplars"])
-            rows, first = vectors[first:last], last
-            if not with_vectors:
-                continue
+            own, first = vectors[first:last], last
             try:
                 here = self.number(person["number"])
             except InputError:
                 here = 0
-            missed += not self._person(person, rows, here)
-        return missed
-
-    def _person(self, person: Mapping[str, Any], vectors: Vectors, here: int) -> bool:
-        """Set name, kind and exemplars of a person, who is added where that is somebody new."""
-        with self.gallery.file.changing() as rows:
-            if not rows.store.rows("SELECT 1 FROM identity WHERE number = ?", (here,)):
-                return self._add(rows, person, vectors)
-            before = rows.store.rows("SELECT name, kind FROM identity WHERE number = ?", (here,))[0]
-            if before != (person["name"], person["kind"]):
+            found = rows.store.rows("SELECT name, kind FROM identity WHERE number = ?", (here,))
+            if not found:
+                missed += not self._add(rows, person, own)
+                continue
+            if found[0] != (person["name"], person["kind"]):
                 rows.update(here, "name = ?, kind = ?", _free(rows, person["name"], here), person["kind"])
             if here == person["number"]:
-                self._replace(rows, here, person, vectors)
-        return True
+                self._replace(rows, here, person, own)
+        return missed
+
+    def _apart(self, rows: Rows, pairs: Sequence[Sequence[Any]]) -> int:
+        """Keep pairs of people apart; return how many could not be."""
+        present = set(rows.store.rows("SELECT first, second FROM apart"))
+        missed = 0
+        for one, other, reason in pairs:
+            try:
+                first, second = sorted((self.number(one), self.number(other)))
+                if (first, second) not in present:
+                    rows.part(first, second, reason)
+            except InputError:
+                missed += 1
+        return missed
 
     def _replace(self, rows: Rows, here: int, person: Mapping[str, Any], vectors: Vectors) -> None:
         wanted = [(row.tobytes(), *one) for row, one in zip(vectors, person["exemplars"], strict=True)]

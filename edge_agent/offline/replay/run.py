@@ -246,6 +246,8 @@ class Player:
             keep, absorb = self._number(given["keep"]), self._number(given["absorb"])
             if keep != absorb:
                 identifier.merged(keep, absorb)
+        elif name == "split":
+            identifier.split(self._number(given["number"]), self._number(given["new"]))
         elif name == "forgotten":
             identifier.forgotten(self._number(given["number"]))
 
