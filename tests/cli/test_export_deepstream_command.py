@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError, StorageError
 from edge_agent.core.loading import state_folder
+from edge_agent.engine.graph.folding import FOLDED
+from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.precision.scales import read_cache
 from edge_agent.offline.calibrate.job import Job
 from edge_agent.offline.synthetic.crops import write_dataset
@@ -65,8 +67,12 @@ def test_ranges_of_the_active_calibration_become_a_table(tmp_path: Path) -> None
     table = read_cache((tmp_path / "ds" / "calibration.table").read_bytes())
     scales = calibration.scales()
     assert table.amax
+    assert "network/input" in table.amax  # the input of the first convolution
     for name, value in table.amax.items():  # the network has TAO's names, so those inside have a prefix
-        assert value == pytest.approx(scales.amax[name.removeprefix("network/")], rel=1e-6)
+        plain, factor = name.removeprefix("network/"), 1.0
+        if (pixels := f"{FOLDED}{plain}") in scales.amax:  # in the agent, the weights have the scale
+            plain, factor = pixels, float(PROFILES["imagenet"].factors.max())
+        assert value == pytest.approx(scales.amax[plain] * factor, rel=1e-6)
     tracker = yaml.safe_load((tmp_path / "ds" / "reid_NvDCF.yml").read_text())["ReID"]
     assert tracker["modelEngineFile"].endswith("reid.onnx_b100_gpu0_int8.engine")
     found = run("--deepstream", tmp_path / "half", "--precision", "fp16", config=config)

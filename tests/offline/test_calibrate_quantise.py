@@ -15,6 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, c
 
 from edge_agent.core.errors import ModelError, NonFiniteEmbedding
 from edge_agent.engine.golden import golden_crops
+from edge_agent.engine.graph.folding import FOLDED
 from edge_agent.engine.graph.nodes import Block
 from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PreparedGraph, profile_named
@@ -80,7 +81,7 @@ def test_minmax_is_what_onnx_runtimes_calibrator_finds(
     found = ranges(small, crops, method="minmax", advance=reported.append)
     assert dict(found.amax) == pytest.approx(expected, rel=1e-5)
     assert sum(reported) == len(crops)
-    assert {"input", "edge_agent/scaled", "/conv1/Conv_output_0", "embedding"} <= found.amax.keys()
+    assert {f"{FOLDED}input", "edge_agent/centred", "/conv1/Conv_output_0", "embedding"} <= found.amax.keys()
 
 
 def test_every_tensor_has_a_range_no_larger_than_its_largest_value(
@@ -100,7 +101,7 @@ def test_percentile_leaves_out_the_stated_share(
     monkeypatch.setattr(ranges_module, "BATCH", len(crops))
     found = ranges(small, crops, method="percentile").amax
     values = next(observe(small, crops))
-    for name in ("input", "/conv1/Conv_output_0", "/layer2.0/Add_output_0"):
+    for name in (f"{FOLDED}input", "/conv1/Conv_output_0", "/layer2.0/Add_output_0"):
         below = float(np.mean(np.abs(values[name]) <= found[name] * (1 + 1e-6)))
         assert 0.9 <= below <= 0.91
 
@@ -223,7 +224,7 @@ def test_plain_settings_would_not_fit(small: PreparedGraph, crops: NDArray[np.ui
 def test_kept_nodes_and_nodes_without_a_range_stay(small: PreparedGraph, scales: Scales) -> None:
     keep = ("/conv1/Conv", "/layer2.0/conv2/Conv")
     assert placement(quantise(small, scales, keep=keep).onnx).in_int8 == 10
-    fewer = {name: amax for name, amax in scales.amax.items() if name != "input"}
+    fewer = {name: amax for name, amax in scales.amax.items() if name != f"{FOLDED}input"}
     assert placement(quantise(small, dataclasses.replace(scales, amax=fewer)).onnx).in_int8 == 11
 
 
@@ -264,7 +265,7 @@ def test_float16_inside_and_float32_around(small: PreparedGraph, crops: NDArray[
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert kinds["/layer1.0/Add_output_0"] == onnx.TensorProto.FLOAT16
     makers = {node.name: node for node in model.graph.node}
-    for name in ("edge_agent/Mul_edge_agent/scaled", "edge_agent/Div_edge_agent/unit"):
+    for name in ("edge_agent/Sub_edge_agent/centred", "edge_agent/Div_edge_agent/unit"):
         assert kinds[makers[name].output[0]] == onnx.TensorProto.FLOAT
     # Pixels in, network in, rows out (once for each of two readers under older ONNX Runtimes), nothing else.
     assert sum(node.op_type == "Cast" for node in model.graph.node) in {4, 5}

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edge_agent.core.errors import ModelError
+from edge_agent.engine.graph.folding import Folded, fold
 from edge_agent.engine.graph.nodes import (
     NETWORK,
     OURS,
@@ -51,19 +54,60 @@ def bare_graph(prepared: PreparedGraph) -> PreparedGraph:
     if not steps or _named(*_RAW) not in named:
         raise ModelError(f"{prepared.name} is not a prepared re-identification network")
     planes, rows = steps[0].output[0], named[_named(*_RAW)].input[0]
+    undone = _unfold(model, prepared, planes, named)
     free = {name: f"{NETWORK}{name}" for name in (BARE_INPUT, BARE_OUTPUT)}
     _rename(model.graph, free)
     rows = free.get(rows, rows)
-    if prepared.channels_last:
-        head = make_node("Transpose", [BARE_INPUT], planes, f"{OURS}bare_input", perm=[0, 2, 3, 1])
-    else:
-        head = make_node("Identity", [BARE_INPUT], planes, f"{OURS}bare_input")
+    head = _head(model, undone, planes, channels_last=prepared.channels_last)
     tail = make_node("Identity", [rows], BARE_OUTPUT, f"{OURS}bare_output")
-    set_nodes(model, [head, *(node for node in model.graph.node if planes not in node.output), tail])
+    set_nodes(model, [*head, *(node for node in model.graph.node if planes not in node.output), tail])
     _declare(model, prepared)
     _describe(model, prepared)
     data = serialise(model, f"{prepared.source} with TAO's names")
     return replace(prepared, onnx=data, normalised=False, bare=True)
+
+
+def _unfold(
+    model: onnx.ModelProto, prepared: PreparedGraph, planes: str, named: Mapping[str, onnx.NodeProto]
+) -> Folded:
+    """Take order and factors out of the weights; return what is left to do before `planes`.
+
+    Weights in another precision than FP32 stay as they are.
+    """
+    assert prepared.profile is not None  # only detectors have none
+    order, factors = prepared.profile.from_bgr, np.float32(1) / prepared.profile.factors
+    if _named("Gather", "ordered") in named:
+        order = sorted(order)
+    if _named("Mul", "scaled") in named:
+        factors = np.ones_like(factors)
+    back = np.argsort(order)
+    entrance = next(node.output[0] for node in model.graph.node if planes in node.input)
+    return fold(model, entrance, back.tolist(), factors[back], axis=3 if prepared.channels_last else 1)
+
+
+def _head(
+    model: onnx.ModelProto, undone: Folded, planes: str, *, channels_last: bool
+) -> list[onnx.NodeProto]:
+    """Return the nodes from the new input to `planes`; their constants are added."""
+    from onnx import numpy_helper
+
+    steps: list[tuple[str, list[str], dict[str, int | list[int]]]] = []
+    if not undone.ordered:
+        name = f"{OURS}bare_order"
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(undone.order, np.int64), name))
+        steps.append(("Gather", [name], {"axis": 1}))
+    if not undone.scaled:
+        name = f"{OURS}bare_factors"
+        wide = undone.factors.reshape(1, 3, 1, 1)
+        model.graph.initializer.append(numpy_helper.from_array(wide, name))
+        steps.append(("Mul", [name], {}))
+    steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}) if channels_last else ("Identity", [], {}))
+    nodes, last = [], BARE_INPUT
+    for number, (kind, constants, attributes) in enumerate(steps, 1):
+        made = planes if number == len(steps) else f"{OURS}bare_{kind}"
+        nodes.append(make_node(kind, [last, *constants], made, f"{OURS}bare_{kind}_{number}", **attributes))
+        last = made
+    return nodes
 
 
 def _named(kind: str, tensor: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.engine.graph.folding import fold
 from edge_agent.engine.graph.nodes import OURS, make_node, opset, serialise, set_nodes
 from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile, embedding_space
 from edge_agent.engine.graph.reading import Layout, Network
@@ -42,20 +43,27 @@ class Rewriter:
         self._tail: list[onnx.NodeProto] = []
 
     def add_normalised_input(self, name: str, profile: PreprocessProfile) -> None:
-        """Add an input `uint8 [N, H, W, 3]` with channel order, mean and scale of the profile."""
+        """Add an input `uint8 [N, H, W, 3]` with channel order, mean and scale of the profile.
+
+        Order and scale move into the network's weights where these allow it, see `folding`.
+        """
         last = self._layout.channels_last
         planes = self._pixels(name)
-        if profile.order == "rgb":
-            reverse = self._constant("reverse", np.asarray([2, 1, 0], np.int64))
-            planes = self._add(self._head, "Gather", [planes, reverse], "ordered", axis=3 if last else 1)
-        wide = (1, 1, 1, 3) if last else (1, 3, 1, 1)
-        if profile.offsets.any():
-            offsets = self._constant("offsets", profile.offsets.reshape(wide))
-            planes = self._add(self._head, "Sub", [planes, offsets], "centred")
-        if (profile.factors != 1).any():
-            factors = self._constant("factors", profile.factors.reshape(wide))
+        axis, wide = (3, (1, 1, 1, 3)) if last else (1, (1, 3, 1, 1))
+        order, offsets = profile.from_bgr, profile.offsets
+        folded = fold(self._model, self._source.name, order, profile.factors, axis=axis)
+        if folded.ordered:
+            offsets = offsets[np.argsort(order)]
+        else:
+            reverse = self._constant("reverse", np.asarray(folded.order, np.int64))
+            planes = self._add(self._head, "Gather", [planes, reverse], "ordered", axis=axis)
+        if offsets.any():
+            shift = self._constant("offsets", offsets.reshape(wide))
+            planes = self._add(self._head, "Sub", [planes, shift], "centred")
+        if not folded.scaled:
+            factors = self._constant("factors", folded.factors.reshape(wide))
             planes = self._add(self._head, "Mul", [planes, factors], "scaled")
-        self._connect(planes)
+        self._connect(planes, folded.tensor)
 
     def float32_rows(self, *, flat: bool) -> str:
         """Return the output as float32 `[N, D]`; unless it is `flat`, other axes of size 1 are removed."""
@@ -118,9 +126,9 @@ class Rewriter:
             return self._add(self._head, "Identity", [pixels], "planes")
         return self._add(self._head, "Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
 
-    def _connect(self, planes: str) -> None:
-        """Pass the pixels to the network under the name and type of its own input."""
-        name, kind = self._source.name, self._source.type.tensor_type.elem_type
+    def _connect(self, planes: str, name: str) -> None:
+        """Pass the pixels to the network as the tensor `name`, in the type of its own input."""
+        kind = self._source.type.tensor_type.elem_type
         self._head.append(make_node("Cast", [planes], name, f"{OURS}Cast_{name}", to=kind))
 
     def _to_float32(self, rows: str, target: onnx.ValueInfoProto) -> str:

@@ -38,6 +38,11 @@ class PreprocessProfile:
     resize: str = "linear"
 
     @property
+    def from_bgr(self) -> list[int]:
+        """Number of the channel of a BGR picture for each channel of the network."""
+        return [2, 1, 0] if self.order == "rgb" else [0, 1, 2]
+
+    @property
     def offsets(self) -> NDArray[np.float32]:
         """`(3,)` float32 in the network's order, subtracted from raw pixel values (0..255)."""
         return np.asarray([m / self.scale for m in self.mean], np.float32)

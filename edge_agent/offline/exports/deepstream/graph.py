@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, EngineError, ModelError
 from edge_agent.engine.graph.bare import bare_graph
+from edge_agent.engine.graph.folding import FOLDED
 from edge_agent.engine.graph.nodes import NETWORK, OURS, make_node, metadata_of, serialise, set_nodes
 from edge_agent.engine.graph.prepared import BARE_INPUT, PROFILE_ENTRY, PreparedGraph
 from edge_agent.engine.precision.scales import Scales
@@ -65,11 +66,13 @@ def calibration_table(bare: PreparedGraph, scales: Scales) -> tuple[bytes, tuple
     model = onnx.load_model_from_string(bare.onnx)
     tensors = {value.name for value in model.graph.input}
     tensors.update(name for node in model.graph.node for name in node.output)
-    found = {}
+    assert bare.profile is not None  # only detectors have none
+    largest, found = float(bare.profile.factors.max()), {}
     for name, amax in scales.amax.items():
-        inside = next((known for known in (NETWORK + name, name) if known in tensors), None)
-        if inside is not None and not name.startswith(OURS):
-            found[inside] = amax
+        own = name.removeprefix(FOLDED)  # its factors are back in this graph
+        inside = next((known for known in (NETWORK + own, own) if known in tensors), None)
+        if inside is not None and not own.startswith(OURS):
+            found[inside] = amax if own == name else amax * largest
     if not found:
         raise ModelError(f"no INT8 range of {bare.name} belongs to the exported network; calibrate again")
     return replace(scales, amax=found).cache(_header(release), "EntropyCalibration2"), release
