@@ -274,6 +274,7 @@ class Agent:
             hold=lambda: stages.embedder.engine.away,
             now=stages.clock.moment,
             max_delay_s=settings.engine.max_delay_ms / 1000,
+            round_crops=stages.embedder.info.max_batch,
         )
 
     def _wind_up(self, stages: Stages) -> None:

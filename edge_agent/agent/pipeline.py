@@ -10,6 +10,7 @@ same result every time; live cameras give their newest frame and wait for nothin
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -60,6 +61,12 @@ MAX_ENGINE_FAILURES = 5
 
 MOST_LATENCY_MS = 60_000.0
 """Of messages: what is beyond shows the difference of two clocks, or a recording."""
+
+ROUND_S = 0.025
+"""Work of the driving thread on a round of live cameras, about: what comes in a round waits for all of it."""
+
+_LEARNT = 0.1
+"""Weight of the latest round in a running mean."""
 
 CALL_TIMEOUT_S = 10.0
 """How long `TaskQueue.call` waits for the driving thread."""
@@ -129,6 +136,8 @@ class Pipeline:
     """Gives the time of a frame that arrives now, Unix seconds."""
     max_delay_s: float = 0.02
     """Longest wait of one camera's crops for another's, live sources only."""
+    round_crops: int | None = None
+    """Crops of live cameras in a round, about; None: as many as there are."""
     tasks: TaskQueue = field(default_factory=TaskQueue)
     selector: CropSelector | None = None
     """Chooses the crops that are not embedded, to lower the load or to keep up; None: embed all."""
@@ -146,6 +155,12 @@ class Pipeline:
     """The round that is decided next."""
     _turn: dict[str, int] = field(default_factory=dict)
     """Position of each camera's newest frame in its cycle of `load.every_nth` frames."""
+    _crops_per_item: float = 0.0
+    """Embedded crops of one item, mean of the latest rounds."""
+    _item_s: float = 0.0
+    """Work on one item, likewise, seconds."""
+    _noted: float = field(default_factory=time.perf_counter)
+    """When the work on a round was noted last."""
     _failures: int = 0
     """Failed batches in a row."""
     _latest_error: EngineError | None = None
@@ -167,7 +182,7 @@ class Pipeline:
             self._run_tasks()
             self.heartbeat.working("read")
             idle = not self._searched and not self._rounds and self._collected is None
-            items = self._poller.poll(wait_for_others=idle)
+            items = self._poller.poll(wait_for_others=idle, most=self._most_cameras)
             began = time.perf_counter()
             self._begin(items)
             started = self._start_searched()  # before deciding, so that the engine does not idle meanwhile
@@ -266,9 +281,14 @@ class Pipeline:
         began = time.perf_counter()
         self.heartbeat.working("pack")
         graded = self.embedder.grade(pairs)
-        self.embedder.submit(pairs, graded, self._spared(pending, graded, self.load))
-        self.counters.spend("pack", time.perf_counter() - began)
-        self._rounds.append(Round(pending, began))
+        spared = self._spared(pending, graded, self.load)
+        chosen, waited_s = time.perf_counter(), self.embedder.waited_s
+        self.embedder.submit(pairs, graded, spared)
+        ended, waited_s = time.perf_counter(), self.embedder.waited_s - waited_s
+        self.counters.spend("pack", ended - began)
+        frames_s = chosen - began + sum(one.detect_s for one in pending)
+        crops_s = ended - chosen - waited_s
+        self._rounds.append(Round(pending, began, frames_s=frames_s, crops_s=crops_s))
         return True
 
     def _skip(self, reader: FrameReader, item: Item, load: Load) -> bool:
@@ -374,10 +394,31 @@ class Pipeline:
         updates = self._tracking.update(round_.items, results)
         track_s = (time.perf_counter() - began) / max(1, len(updates))
         self.counters.spend("track", track_s * len(updates))
+        tracked = time.perf_counter()
         for pending, update in zip(round_.items, updates, strict=True):
             self.embedder.keep_fed()  # deciding takes as long as a batch; the engine must not wait for it
             self._decide(pending, update, round_.embed_s, track_s)
+        self._note_work(round_, tracked - began, time.perf_counter() - tracked)
         return True
+
+    @property
+    def _most_cameras(self) -> int | None:
+        """How many live cameras a round takes: those that fill a batch or `ROUND_S`, so that it ends soon."""
+        if self.round_crops is None or not self._item_s:
+            return None
+        fitting = min(ROUND_S / self._item_s, self.round_crops / max(self._crops_per_item, 0.1))
+        return max(1, math.ceil(fitting))
+
+    def _note_work(self, round_: Round, track_s: float, decide_s: float) -> None:
+        """Learn from a round: crops and work of an item, and for the budget the speed of the host."""
+        crops, items = round_.crops, len(round_.items)
+        crops_s, frames_s = round_.crops_s + decide_s, round_.frames_s + track_s
+        self._crops_per_item += _LEARNT * (crops / items - self._crops_per_item)
+        self._item_s += _LEARNT * ((crops_s + frames_s) / items - self._item_s)
+        now = time.perf_counter()
+        passed_s, self._noted = now - self._noted, now
+        if self.selector is not None and self.selector.budget is not None:
+            self.selector.budget.host.note(crops, crops_s, frames_s, passed_s)
 
     def _decide(self, pending: PendingItem, update: TrackUpdate, embed_s: float, track_s: float) -> None:
         began = time.perf_counter()

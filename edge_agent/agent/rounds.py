@@ -96,6 +96,15 @@ class Round:
     """One per pair."""
     embed_s: float = 0.0
     """From submission to collection."""
+    frames_s: float = 0.0
+    """Work of the driving thread on its frames, embedded or not."""
+    crops_s: float = 0.0
+    """Work of the driving thread on its crops, without waiting for the engine."""
+
+    @property
+    def crops(self) -> int:
+        """Embedded crops."""
+        return sum(int(np.count_nonzero(one.present)) for one in self.embedded)
 
     def without_embeddings(self) -> list[Embedded]:
         """Return the results of a failed batch, one per pair: no crop has an embedding."""

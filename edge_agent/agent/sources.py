@@ -110,24 +110,38 @@ class SourcePoller:
     _heads: dict[str, Item] = field(default_factory=dict)
     """The next item of each recording."""
     _finished: set[str] = field(default_factory=set)
+    _turn: int = 0
+    """The live reader that is polled first."""
 
-    def poll(self, *, wait_for_others: bool) -> list[Polled]:
-        """Return the items that are there.
+    def poll(self, *, wait_for_others: bool, most: int | None = None) -> list[Polled]:
+        """Return the items that are there, of at most `most` live cameras, which take turns.
 
         If there is one, `wait_for_others` waits up to `max_delay_s` for live cameras that have none yet.
         """
-        live = [reader for reader in self.readers if reader.live]
-        items = [
-            (reader, item)
-            for reader in live
-            for _ in range(min(reader.backlog, MESSAGE_BURST))
-            if (item := reader.poll()) is not None
-        ]
+        items = self._poll_live(most)
+        taken = len(items)
         items += self._poll_files()
-        if wait_for_others and items and self.max_delay_s:
+        if wait_for_others and items and self.max_delay_s and (most is None or taken < most):
             polled = {id(reader) for reader, _ in items}
             missing = [r for r in self.readers if r.live and not r.ended and id(r) not in polled]
             self._wait_for(missing, items)
+        return items
+
+    def _poll_live(self, most: int | None) -> list[Polled]:
+        live = [reader for reader in self.readers if reader.live]
+        items: list[Polled] = []
+        cameras = 0
+        for reader in [*live[self._turn :], *live[: self._turn]]:
+            found = [
+                (reader, item)
+                for _ in range(min(reader.backlog, MESSAGE_BURST))
+                if (item := reader.poll()) is not None
+            ]
+            items += found
+            cameras += bool(found)
+            if cameras == most:
+                self._turn = (live.index(reader) + 1) % len(live)
+                break
         return items
 
     @property

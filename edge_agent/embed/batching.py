@@ -99,6 +99,8 @@ class Batcher:
         self.counters = EmbedCounters()
         self.on_batch: Callable[[int, float, float], None] | None = None
         """Callback for each batch: crops, times of submission and of its rows (monotonic seconds)."""
+        self.waited_s = 0.0
+        """Time for which its calls have waited for the engine."""
         self.fastest = 0.0  # least seconds for one crop in any batch; 0 before the first
         self._engine, self._packer, self._gate = engine, packer, gate
         self._most = engine.info.max_batch
@@ -218,12 +220,15 @@ class Batcher:
         batch, before = self._batches.popleft(), self._engine.run_seconds
         for job, rows in batch.parts:
             job.waiting -= len(rows)
+        began = time.monotonic()
         try:
             vectors = self._engine.collect()
         except EngineError as problem:
             for job, _ in batch.parts:
                 job.error = problem
             return
+        finally:
+            self.waited_s += time.monotonic() - began
         took = (self._engine.run_seconds - before) / len(vectors)
         self.fastest = min(took, self.fastest or took)
         if self.on_batch is not None:

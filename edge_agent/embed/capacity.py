@@ -1,9 +1,10 @@
-"""How many crops the engine can embed before the cameras' next frames.
+"""How many crops the engine and the host can process before the cameras' next frames.
 
-Live cameras do not wait: with more crops than the engine takes in time, whole frames of any camera are lost.
-So each frame brings engine time along: the time since the last processed frame of its camera, divided by the
-number of active cameras. The engine's measured speed converts it into crops. Time that one camera does not
-use is available to others. Nothing depends on the wall clock: a replayed recording gives the same result.
+Live cameras do not wait: with more crops than are processed in time, whole frames of any camera are lost.
+So each frame brings time along: the time since the last processed frame of its camera, divided by the
+number of active cameras. The measured speed, of the engine or of the host, the slower one, converts it into
+crops. Time that one camera does not use is available to others. Nothing depends on the wall clock but the
+host's speed: without that, a replayed recording gives the same result.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ from dataclasses import dataclass, field
 from edge_agent.core.structures import Candidates
 
 MEMORY_S = 1.0
-"""Half-life of the speed measurement, in seconds of engine work."""
+"""Half-life of a measurement of speed, in seconds of work."""
 TRUSTED_S = 0.1
-"""Engine work before the speed is used."""
+"""Work before a speed is used."""
+HOST_FULL = 0.95
+"""Share of the time of the driving thread that work on crops and frames may take together."""
+HOST_LEAST = 0.5
+"""Share of it for the work on crops, even where that on frames takes more: a slow detector is not helped by
+fewer embeddings."""
 SLOWEST = 1.0
 """Least speed in crops a second: an engine that gave no rows must get crops to show that it works again."""
 FRAMES = 16
@@ -63,35 +69,95 @@ class _Camera:
 
 @dataclass(slots=True)
 class _Window:
-    """Since the last review: frames delivered and lost, crops spared; `seconds`: engine work before it."""
+    """Since the last review: frames delivered and lost, crops spared.
+
+    `engine_s` and `host_s` are the work of the engine, and of the host on crops, before it.
+    """
 
     since: float
-    seconds: float
+    engine_s: float
+    host_s: float
     frames: int = 0
     lost: int = 0
     short: bool = False
 
 
+@dataclass(slots=True)
+class Speed:
+    """Crops per second of work; the latest work counts most."""
+
+    crops: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, crops: int, worked_s: float) -> None:
+        """Count crops that took `worked_s` of work."""
+        kept = 0.5 ** (worked_s / MEMORY_S)
+        self.crops = kept * self.crops + crops
+        self.seconds = kept * self.seconds + worked_s
+
+    @property
+    def rate(self) -> float | None:
+        """None while too little work was seen."""
+        return None if self.seconds < TRUSTED_S else max(SLOWEST, self.crops / self.seconds)
+
+
+class HostSpeed:
+    """Speed of the driving thread, which works on every frame (detect, grade, track) and on embedded crops.
+
+    What it does for crops (copy, decide, publish) counts as proportional to them. Where a part of it belongs
+    to the frames, fewer crops seem to be slower; the budget still settles where both works fill the time.
+    """
+
+    def __init__(self) -> None:
+        self.worked_s = 0.0
+        """Work on crops since the start."""
+        self._speed = Speed()
+        self._frames_s = self._passed_s = 0.0
+
+    def note(self, crops: int, crops_s: float, frames_s: float, passed_s: float) -> None:
+        """Note the work on a round and on its crops, in the time that passed since the round before."""
+        self.worked_s += crops_s
+        self._speed.add(crops, crops_s)
+        kept = 0.5 ** (passed_s / MEMORY_S)
+        self._frames_s = kept * self._frames_s + frames_s
+        self._passed_s = kept * self._passed_s + passed_s
+
+    @property
+    def share(self) -> float:
+        """Share of the time that the work on crops may take."""
+        frames = self._frames_s / self._passed_s if self._passed_s else 0.0
+        return max(HOST_LEAST, HOST_FULL - frames)
+
+    @property
+    def rate(self) -> float | None:
+        """Crops a second that it can process beside the frames; None while unknown."""
+        rate = self._speed.rate
+        return None if rate is None else max(SLOWEST, rate * self.share)
+
+
 class CropBudget:
-    """Converts engine time into crops. For one thread.
+    """Converts time into crops. For one thread.
 
     `worked` returns the crops that the engine has embedded, and its seconds of work, since the start. The
-    frames' own times are compared within one camera only, others with `clock`.
+    frames' own times are compared within one camera only, others with `clock`. Where `host` is not noted, the
+    engine alone counts.
     """
 
     def __init__(
         self, worked: Callable[[], tuple[int, float]], clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.host = HostSpeed()
         self._worked, self._clock, self._known = worked, clock, worked()
-        self._crops = self._seconds = 0.0
+        self._engine = Speed()
         self._cameras: dict[str, _Camera] = {}
         self._available, self._fraction, self._pace = 0.0, 0.0, 1.0
         self._window: _Window | None = None
 
     @property
     def rate(self) -> float | None:
-        """Recent crops per second of engine work; None while unknown."""
-        return None if self._seconds < TRUSTED_S else max(SLOWEST, self._crops / self._seconds)
+        """Crops per second of the engine or the host, the slower one; None while the engine's is unknown."""
+        engine, host = self._engine.rate, self.host.rate
+        return engine if engine is None or host is None else min(engine, host)
 
     def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
         """Return how many crops of these frames may be embedded; None for all. `spend` must follow.
@@ -133,9 +199,7 @@ class CropBudget:
         crops, seconds = self._worked()
         worked_s = seconds - self._known[1]
         if worked_s > 0:
-            kept = 0.5 ** (worked_s / MEMORY_S)
-            self._crops = kept * self._crops + crops - self._known[0]
-            self._seconds = kept * self._seconds + worked_s
+            self._engine.add(crops - self._known[0], worked_s)
             self._known = (crops, seconds)
 
     def _note(self, frame: Candidates, now: float, every_nth: int) -> int:
@@ -153,16 +217,18 @@ class CropBudget:
 
     def _review(self, now: float) -> None:
         """Correct what the engine's speed does not show: refused crops, batches that come late."""
-        window = self._window or _Window(now, self._known[1])
+        window = self._window or _Window(now, self._known[1], self.host.worked_s)
         span = now - window.since
         if span >= REVIEW_S:
-            self._pace = _next_pace(self._pace, window, (self._known[1] - window.seconds) / span)
-            window = _Window(now, self._known[1])
+            engine = (self._known[1] - window.engine_s) / span
+            host = (self.host.worked_s - window.host_s) / span / self.host.share
+            self._pace = _next_pace(self._pace, window, max(engine, host))
+            window = _Window(now, self._known[1], self.host.worked_s)
         self._window = window
 
 
 def _next_pace(pace: float, window: _Window, busy: float) -> float:
-    """Slow down where a busy engine loses frames, speed up where it idles while crops are spared."""
+    """Slow down where crops keep engine or host busy and frames are lost, speed up where both idle."""
     lost = window.lost / max(1, window.frames)
     if lost > LOST and busy > BUSY:
         return max(LEAST_PACE, pace - min(lost - LOST, 2 * PACE_STEP))

@@ -70,6 +70,11 @@ class Embedder:
         return bool(self._jobs) and (not self._jobs[0].waiting or (len(waiting) > 1 and sum(waiting) > ahead))
 
     @property
+    def waited_s(self) -> float:
+        """Time for which calls have waited for the engine."""
+        return self.batcher.waited_s
+
+    @property
     def due_s(self) -> float:
         """Seconds until the results of the oldest `submit` can arrive at the earliest; 0 when unknown."""
         return self.batcher.due_s if self._jobs and self._jobs[0].waiting else 0.0

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,28 +38,33 @@ _NEW, _DOUBT, _SETTLED, _REST = range(4)
 
 
 @dataclass(slots=True)
-class _Crop:
-    """One crop of a round.
+class _Crops:
+    """All N crops of a round, in order; arrays are `(N,)`.
 
     Attributes:
-        track: the nearest track; None where no track is near.
+        frame, row: place of a crop in the round.
+        owner: place of its nearest track in `tracks`; -1 where no track is near.
         certain: whether the crop belongs to it without doubt.
         grade: of its box; 0 for a crop that the quality gate refuses.
-        tier: position in the list of docs/overload.md; `urgency` is the order within it.
-        turn: position among the crops of its camera.
     """
 
-    frame: int
-    row: int
-    track: Track | None
-    certain: bool
-    grade: float
-    tier: int = _REST
-    urgency: float = 0.0
-    turn: int = 0
+    tracks: list[Track]
+    frame: NDArray[np.intp]
+    row: NDArray[np.intp]
+    owner: NDArray[np.intp]
+    certain: NDArray[np.bool_]
+    grade: NDArray[np.float64]
+
+    def of_tracks(self, values: Sequence[float], default: float) -> NDArray[np.float64]:
+        """`(N,)`: the value of each crop's track, of `values` by track; `default` where no track is near."""
+        return np.array([*values, default])[self.owner]  # -1 is the last
+
+    def take(self, wanted: NDArray[np.bool_]) -> _Crops:
+        """Return some of the crops."""
+        arrays = (self.frame, self.row, self.owner, self.certain, self.grade)
+        return _Crops(self.tracks, *(array[wanted] for array in arrays))  # type: ignore[arg-type]
 
 
-Crops = Sequence[_Crop]
 Masks = Sequence[NDArray[np.bool_]]
 
 
@@ -105,18 +109,24 @@ class CropSelector:
             self._keep_up(self.budget, load, frames, masks, crops)
         return masks
 
-    def _lower(self, load: Load, frames: Sequence[Candidates], masks: Masks, crops: Sequence[_Crop]) -> None:
+    def _lower(self, load: Load, frames: Sequence[Candidates], masks: Masks, crops: _Crops) -> None:
         """Spare settled people until their interval has passed, and what exceeds the allowed crops."""
-        for crop in crops:
-            track = crop.track
-            if track is not None and crop.certain and track.number is not None and crop.grade > 0:
-                since = frames[crop.frame].time - track.embedded_at
-                masks[crop.frame][crop.row] = since < load.settled_interval_s
+        if load.settled_interval_s > 0:
+            settled = crops.of_tracks([track.number is not None for track in crops.tracks], False) > 0
+            embedded_at = crops.of_tracks([track.embedded_at for track in crops.tracks], 0.0)
+            since = _times(frames)[crops.frame] - embedded_at
+            spared = settled & crops.certain & (crops.grade > 0) & (since < load.settled_interval_s)
+            _spare(masks, crops.take(spared))
         if load.max_crops is not None:
             self._choose(load.max_crops, frames, masks, crops)
 
     def _keep_up(
-        self, budget: CropBudget, load: Load, frames: Sequence[Candidates], masks: Masks, crops: Crops | None
+        self,
+        budget: CropBudget,
+        load: Load,
+        frames: Sequence[Candidates],
+        masks: Masks,
+        crops: _Crops | None,
     ) -> None:
         """Spare crops of live cameras that exceed the budget; `crops` are those of all frames, if known."""
         live = [frame for frame in frames if frame.live]
@@ -130,113 +140,127 @@ class CropSelector:
             budget.spend(wanted, 0)
             return
         before = [mask.copy() for mask in masks]
-        candidates = [crop for crop in crops or self._crops(frames) if frames[crop.frame].live]
-        chosen = self._choose(most, frames, masks, candidates)
+        crops = crops or self._crops(frames)
+        if len(live) < len(frames):
+            crops = crops.take(np.array([frame.live for frame in frames])[crops.frame])
+        chosen = self._choose(most, frames, masks, crops)
         spared = [mask & ~was for mask, was in zip(masks, before, strict=True)]
         budget.spend(chosen, sum(int(np.count_nonzero(mask)) for mask in spared))
         _count(self.for_overload, frames, spared)
 
-    def _choose(self, most: int, frames: Sequence[Candidates], masks: Masks, crops: Sequence[_Crop]) -> int:
+    def _choose(self, most: int, frames: Sequence[Candidates], masks: Masks, crops: _Crops) -> int:
         """Spare all but the `most` crops that matter most; return the number that will be embedded."""
-        spared = [mask.tolist() for mask in masks]
-        wanted = [crop for crop in crops if crop.grade > 0 and not spared[crop.frame][crop.row]]
-        for crop in wanted:
-            self._prioritise(crop, frames[crop.frame])
-        order = _by_turns(wanted, [frame.camera for frame in frames])
-        for crop in order[:most]:
-            if crop.track is not None:
-                crop.track.requested_at = frames[crop.frame].time
-        for crop in order[most:]:
-            masks[crop.frame][crop.row] = True
+        starts = np.cumsum([0, *map(len, masks)])
+        free = ~np.concatenate(masks)[starts[crops.frame] + crops.row]
+        wanted = crops.take(free & (crops.grade > 0))
+        tier, urgency = self._priorities(wanted, frames)
+        order = _by_turns(tier, urgency, _camera_places(frames)[wanted.frame])
+        chosen = order[:most]
+        for owner, frame in zip(wanted.owner[chosen].tolist(), wanted.frame[chosen].tolist(), strict=True):
+            if owner >= 0:
+                wanted.tracks[owner].requested_at = frames[frame].time
+        left = np.ones(len(order), np.bool_)
+        left[chosen] = False
+        _spare(masks, wanted.take(left))
         return min(most, len(order))
 
-    def _prioritise(self, crop: _Crop, frame: Candidates) -> None:
-        """Set the tier and the urgency of a crop."""
-        track, wait = crop.track, STRETCHED_S
-        if track is None:
-            score = math.inf if frame.scores is None else frame.scores[crop.row]
-            weak = self._new_track is not None and score < np.float32(self._new_track(frame.camera))
-            crop.tier = _REST if weak else _NEW
-        else:
-            wait = min(max(frame.time - max(track.embedded_at, track.requested_at), 0.0), LONGEST_S)
-            settled = crop.certain and track.number is not None
-            needed = self._tracks.crops_wanted(track) > 0
-            if wait >= LONGEST_S or (crop.certain and not settled and needed):
-                crop.tier = _NEW
-            elif not settled or needed:
-                crop.tier = _DOUBT
-            else:
-                crop.tier = _SETTLED if wait >= STRETCHED_S else _REST
-        crop.urgency = wait * crop.grade
+    def _priorities(
+        self, crops: _Crops, frames: Sequence[Candidates]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return the tier of each crop, as in docs/overload.md, and its urgency within that."""
+        tracks = crops.tracks
+        owned = crops.owner >= 0
+        latest = crops.of_tracks([max(one.embedded_at, one.requested_at) for one in tracks], math.inf)
+        waited = np.minimum(np.maximum(_times(frames)[crops.frame] - latest, 0.0), LONGEST_S)
+        wait = np.where(owned, waited, STRETCHED_S)
+        needed = crops.of_tracks(list(map(self._tracks.crops_wanted, tracks)), 0) > 0
+        settled = crops.of_tracks([one.number is not None for one in tracks], False) > 0
+        settled &= crops.certain
+        tier = np.where(wait >= STRETCHED_S, _SETTLED, _REST)
+        tier[~settled | needed] = _DOUBT
+        tier[(wait >= LONGEST_S) | (crops.certain & ~settled & needed)] = _NEW
+        tier[~owned] = _NEW
+        if self._new_track is not None and not owned.all():
+            for at, frame in enumerate(frames):
+                new = np.flatnonzero(~owned & (crops.frame == at))
+                if len(new) and frame.scores is not None:
+                    weak = frame.scores[crops.row[new]] < np.float32(self._new_track(frame.camera))
+                    tier[new[weak]] = _REST
+        return tier, wait * crops.grade
 
-    def _crops(self, frames: Sequence[Candidates]) -> list[_Crop]:
+    def _crops(self, frames: Sequence[Candidates]) -> _Crops:
         """Return all crops, in order."""
-        unnamed = [at for at, frame in enumerate(frames) if frame.track_ids is None]
-        near = dict(zip(unnamed, self._nearest([frames[at] for at in unnamed]), strict=True))
-        crops = []
-        for at, frame in enumerate(frames):
-            grades = [1.0] * len(frame.boxes) if frame.grades is None else frame.grades.tolist()
-            owners = near.get(at)
-            if owners is None:
-                numbers = frame.track_ids or ()
-                found = [None if n is None else self._tracks.find(frame.camera, n) for n in numbers]
-                owners = [(track, track is not None) for track in found]
-            crops += [
-                _Crop(at, row, track, certain, grade)
-                for row, ((track, certain), grade) in enumerate(zip(owners, grades, strict=True))
-            ]
-        return crops
-
-    def _nearest(self, frames: Sequence[Candidates]) -> list[list[tuple[Track | None, bool]]]:
-        """Return for each frame the track of each crop, see `_assigned`."""
-        if not frames:
-            return []
-        tracks = [
-            [one for one in self._tracks.present(of.camera) if abs(of.time - one.last.time) <= FRESH_S]
-            for of in frames
-        ]
-        return list(map(_assigned, tracks, _overlaps(frames, tracks)))
-
-
-def _overlaps(frames: Sequence[Candidates], tracks: Sequence[Sequence[Track]]) -> list[list[list[float]]]:
-    """Return for each frame the overlaps of each box with each track, padded with zeros."""
-    boxes = np.zeros((len(frames), max(len(frame.boxes) for frame in frames), 4), np.float32)
-    theirs = np.zeros((len(frames), max(map(len, tracks)), 4), np.float32)
-    for at, (frame, of) in enumerate(zip(frames, tracks, strict=True)):
-        boxes[at, : len(frame.boxes)] = frame.boxes
-        if of:
-            theirs[at, : len(of)] = [track.last.box for track in of]
-    found: list[list[list[float]]] = iou_matrix(boxes, theirs).tolist()
-    return [rows[: len(frame.boxes)] for rows, frame in zip(found, frames, strict=True)]
+        counts = [len(frame.boxes) for frame in frames]
+        tracks: list[Track] = []
+        owners, certain = [], []
+        for frame in frames:
+            if frame.track_ids is None:
+                near = [
+                    track
+                    for track in self._tracks.present(frame.camera)
+                    if abs(frame.time - track.last.time) <= FRESH_S
+                ]
+                owner, sure = _nearest(frame.boxes, near)
+            else:
+                found = [None if n is None else self._tracks.find(frame.camera, n) for n in frame.track_ids]
+                near = [track for track in found if track is not None]
+                sure = np.array([track is not None for track in found], np.bool_)
+                owner = np.where(sure, np.cumsum(sure) - 1, -1)
+            owners.append(np.where(owner < 0, -1, owner + len(tracks)))
+            certain.append(sure)
+            tracks += near
+        return _Crops(
+            tracks,
+            np.repeat(np.arange(len(frames)), counts),
+            np.concatenate([np.arange(count) for count in counts]),
+            np.concatenate(owners),
+            np.concatenate(certain),
+            np.concatenate([np.ones(len(of.boxes)) if of.grades is None else of.grades for of in frames]),
+        )
 
 
-def _assigned(
-    tracks: Sequence[Track], overlaps: Sequence[Sequence[float]]
-) -> list[tuple[Track | None, bool]]:
-    """Return for each box the track that it overlaps most, if any, and whether it certainly belongs to it."""
-    close = [[at for at, overlap in enumerate(of) if overlap >= OTHER_BOX] for of in overlaps]
-    wanted = Counter(chain.from_iterable(close))
-    found: list[tuple[Track | None, bool]] = []
-    for of, near in zip(overlaps, close, strict=True):
-        if not near:
-            found.append((None, False))
-            continue
-        best = max(near, key=of.__getitem__)
-        found.append((tracks[best], of[best] >= SAME_BOX and len(near) == 1 and wanted[best] == 1))
-    return found
+def _nearest(
+    boxes: NDArray[np.float32], tracks: Sequence[Track]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Return for each box the track that it overlaps most, -1 for none, and whether it certainly is its."""
+    if not tracks or not len(boxes):
+        return np.full(len(boxes), -1), np.zeros(len(boxes), np.bool_)
+    overlap = iou_matrix(boxes, np.array([track.last.box for track in tracks]))
+    close = overlap >= OTHER_BOX
+    count = np.count_nonzero(close, axis=1)
+    best = overlap.argmax(axis=1)
+    alone = np.count_nonzero(close, axis=0)[best] == 1
+    certain = (count == 1) & alone & (overlap[np.arange(len(boxes)), best] >= SAME_BOX)
+    return np.where(count > 0, best, -1), certain
 
 
-def _by_turns(crops: Sequence[_Crop], cameras: Sequence[str]) -> list[_Crop]:
-    """Return crops in the order in which cameras (of each frame) take turns, most important first.
+def _times(frames: Sequence[Candidates]) -> NDArray[np.float64]:
+    return np.array([frame.time for frame in frames])
+
+
+def _camera_places(frames: Sequence[Candidates]) -> NDArray[np.intp]:
+    """`(F,)`: a number for the camera of each frame."""
+    places: dict[str, int] = {}
+    return np.array([places.setdefault(frame.camera, len(places)) for frame in frames], np.intp)
+
+
+def _spare(masks: Masks, crops: _Crops) -> None:
+    for frame, row in zip(crops.frame.tolist(), crops.row.tolist(), strict=True):
+        masks[frame][row] = True
+
+
+def _by_turns(
+    tier: NDArray[np.intp], urgency: NDArray[np.float64], camera: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Return the places of N crops in the order in which cameras take turns, most important first.
 
     Crops of the last tier come after all others.
     """
-    turns: Counter[str] = Counter()
-    for crop in sorted(crops, key=lambda one: (one.tier, -one.urgency)):
-        camera = cameras[crop.frame]
-        crop.turn = turns[camera]
-        turns[camera] += 1
-    return sorted(crops, key=lambda one: (one.tier == _REST, one.turn, one.tier, -one.urgency))
+    order = np.lexsort((-urgency, tier, camera))  # by camera, and most important first
+    sizes = np.bincount(camera, minlength=1)
+    turn = np.empty(len(order), np.intp)
+    turn[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.lexsort((-urgency, tier, turn, tier == _REST))
 
 
 def _count(counts: Counter[str], frames: Sequence[Candidates], masks: Masks) -> None:

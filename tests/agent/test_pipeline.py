@@ -76,6 +76,8 @@ def one_person(_: Frame) -> Detections:
 class Embeds:
     """Gives every detection the same vector; fails on request."""
 
+    waited_s = 0.0
+
     def __init__(self, *, fail: range = range(0), error: type[EngineError] = EngineError) -> None:
         self.sizes: list[int] = []
         self._error = error
