@@ -16,8 +16,9 @@ from tests.conftest import REPO
 PACKAGE = REPO / "edge_agent"
 
 ROWS = {
-    "__main__": 7,
-    "cli": 6,
+    "__main__": 8,
+    "cli": 7,
+    "page": 6,
     "offline": 5,
     "agent": 4,
     "embed": 3, "detect": 3,

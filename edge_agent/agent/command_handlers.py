@@ -1,4 +1,4 @@
-"""Handlers of the MQTT commands; people are changed by `agent.operations`, as by the command line."""
+"""Handlers of commands, over MQTT and of the page; people are changed by `agent.operations`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CommandHandlers:
     people: Callable[[], None] = lambda: None
     """Publishes what changed in the gallery; on the driving thread."""
     requester: str = "mqtt"
-    """Name in the audit file."""
+    """Where the commands come from, for the audit file; after a colon the user, if known."""
 
     def table(self) -> dict[str, Callable[[Any], Mapping[str, Any] | None]]:
         """Return the handler of each command."""
@@ -184,7 +184,7 @@ class CommandHandlers:
         if picture is None:
             return self.identifier.enrol_track(command.camera or "", command.track_id or 0, command.name)
         image, quality = picture
-        vectors, origin = self.embed([image]), f"mqtt:{command.transaction}"
+        vectors, origin = self.embed([image]), f"{self.requester.partition(':')[0]}:{command.transaction}"
         identity = self.gallery.enrol(
             vectors,
             np.array([quality], np.float32),

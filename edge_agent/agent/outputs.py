@@ -19,6 +19,7 @@ from edge_agent.identify.settle import FUSED
 
 if TYPE_CHECKING:
     from edge_agent.agent.crop_keeper import CropKeeper
+    from edge_agent.agent.live import LiveView
     from edge_agent.agent.people_events import PeopleEvents
     from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.clock import Clock
@@ -66,6 +67,7 @@ class OutcomeWriter:
     observe: Callable[[FrameOutcome], None] | None
     people: PeopleEvents
     crops: CropKeeper
+    live: LiveView
     device: DeviceSummary
     """State of the device as last read, for the events."""
     _latencies: dict[str, deque[float]] = field(default_factory=dict)
@@ -110,6 +112,8 @@ class OutcomeWriter:
         if self._mot_final is not None:
             self._mot_final.write(outcome.update)
         self.crops.saw(outcome)
+        if self.live.watched:
+            self.live.show(outcome)
         if self.observe is not None:
             self.observe(outcome)
 

@@ -18,7 +18,9 @@ import structlog
 from edge_agent.agent.command_handlers import CommandHandlers
 from edge_agent.agent.crop_keeper import CropKeeper
 from edge_agent.agent.databases import make_erasure
+from edge_agent.agent.live import LiveView
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
+from edge_agent.agent.page_service import PageOperations, PageService
 from edge_agent.agent.people_events import PeopleEvents, known_person
 from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.recording import RecordedIdentifier, open_recorder
@@ -26,6 +28,7 @@ from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.clock import CLOCK_FILE, Clock
+from edge_agent.core.codec import to_wire
 from edge_agent.core.events import CameraInfo, Details, Event, InfoData, alert_event
 from edge_agent.core.loading import state_folder
 from edge_agent.core.private import is_open, make_private
@@ -99,6 +102,7 @@ class Stages:
     telemetry: Telemetry
     erasure: Erasure
     people: PeopleEvents
+    handlers: CommandHandlers
     publisher: AnyPublisher
     metrics: Metrics | None
     writer: OutcomeWriter
@@ -157,12 +161,15 @@ class StageOpener:
         info = info_data(
             settings, embedder.info, detection.name, self._cameras(by_camera), reading, calibration
         )
-        publisher, erasure, people = self._delivery(info, gallery, identifier, embedder, sources, clock)
+        publisher, erasure, people, handlers = self._delivery(
+            info, gallery, identifier, embedder, sources, clock
+        )
         metrics = self._metrics(publisher, info, gallery)
+        live = LiveView(identifier.tracks, publisher.origin.presence.on_camera, settings.page)
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
-            observe=self.observe, device=reading.summary(), clock=clock, people=people,
+            observe=self.observe, device=reading.summary(), clock=clock, people=people, live=live,
             crops=stack.enter_context(CropKeeper(gallery.crops, self.session)),
         )  # fmt: skip
         stages = Stages(
@@ -173,12 +180,11 @@ class StageOpener:
             gallery=gallery,
             identifier=identifier,
             prior=prior,
-            selector=make_crop_selector(
-                settings.engine, embedder, identifier.tracks, lambda one: detection.levels(one).new_track
-            ),
+            selector=self._selector(embedder, identifier, detection),
             telemetry=telemetry,
             erasure=erasure,
             people=people,
+            handlers=handlers,
             publisher=publisher,
             metrics=metrics,
             writer=writer,
@@ -186,8 +192,19 @@ class StageOpener:
             recorder=self._recorder,
             stale_calibration=active if calibration is None else None,
         )
-        self._announce(stages, info, reading)
+        self._announce(stages, info, reading, live)
         return stages
+
+    def _serve_page(self, stages: Stages, info: InfoData, live: LiveView) -> None:
+        operations = PageOperations(
+            session=self.session,
+            live=live,
+            recent=stages.publisher.origin.recent,
+            handlers=stages.handlers,
+            clock=stages.clock,
+            info=lambda: to_wire(info),
+        )
+        self.stack.enter_context(PageService(self.settings.state_dir, operations.table()))
 
     def _begin(self, state: Path, stop: threading.Event) -> Clock:
         _mend_permissions(state)
@@ -245,6 +262,14 @@ class StageOpener:
         )  # fmt: skip
         return identifier
 
+    def _selector(self, embedder: Embedder, identifier: Identifier, detection: Detection) -> CropSelector:
+        return make_crop_selector(
+            self.settings.engine,
+            embedder,
+            identifier.tracks,
+            lambda camera: detection.levels(camera).new_track,
+        )
+
     def _cameras(self, by_camera: dict[str, SourceSettings]) -> list[CameraInfo]:
         return [
             CameraInfo(camera, source_kind(own.url) if self.supply is None else "memory")
@@ -278,7 +303,7 @@ class StageOpener:
         embedder: Embedder,
         sources: Sequence[Source],
         clock: Clock,
-    ) -> tuple[AnyPublisher, Erasure, PeopleEvents]:
+    ) -> tuple[AnyPublisher, Erasure, PeopleEvents, CommandHandlers]:
         settings, stack = self.settings, self.stack
         outboxes: dict[str, Outbox] = {}
         if settings.mqtt.broker is not None:
@@ -315,7 +340,7 @@ class StageOpener:
             home = PeopleAnnouncer(publisher, gallery.facts, HOME_FACT, withdraw=choice == "remove")
         people = PeopleEvents(gallery, identifier, publisher, clock, home)
         self.tasks.put(people.start)
-        return publisher, erasure, people
+        return publisher, erasure, people, handlers
 
     def _metrics(self, publisher: AnyPublisher, info: InfoData, gallery: Gallery) -> Metrics | None:
         port, token = self.settings.telemetry.metrics_port, self.settings.telemetry.http_token
@@ -334,7 +359,8 @@ class StageOpener:
             )
         return self.stack.enter_context(Metrics(port=port, delivery=publisher, info=info, api=api))
 
-    def _announce(self, stages: Stages, info: InfoData, reading: Reading) -> None:
+    def _announce(self, stages: Stages, info: InfoData, reading: Reading, live: LiveView) -> None:
+        self._serve_page(stages, info, live)
         announce(
             self.settings.mqtt, stages.publisher, info,
             zones=sorted(reading.temperatures_c), rails=sorted(reading.power_w),

@@ -34,6 +34,7 @@ COMMANDS = {
 GROUPS = {
     "gallery": "Show and change the people in the gallery, also while the agent runs.",
     "engines": "List, verify and prune the engines of this device, and roll back.",
+    "page": "Serve the operator's page; set passwords and make links for it.",
     "model": "Install a detector or a re-identification network on this device.",
     "config": "Check, show and describe the settings.",
 }

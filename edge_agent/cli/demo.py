@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +43,10 @@ def command(
     ] = None,
     video_out: VideoOutOption = None,
     report: ReportOption = None,
+    page: Annotated[
+        bool,
+        Option("--page", help="Serve the operator's page meanwhile; the videos play at their own speed."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the agent at work: live events from a broker, and a table of the results.
@@ -68,19 +72,26 @@ def command(
         configure("warning")  # to the stream that is not read back
         screen = console(stderr=as_json)
         folder = Path(name)
-        settings = _settings(
-            folder, source=video, model=model, preprocess=preprocess, detector=detector, broker=broker.url
-        )
+        given: dict[str, Any] = {"source": video, "detector": detector, "preprocess": preprocess}
+        settings = _settings(folder, model=model, broker=broker.url, **given)
         run.check(settings, folder)
         scene = None if video else _render(default_street(seconds or SECONDS), folder, screen)
         recorded = partial(_run_recorded, video=video_out, report=report)
-        result = run.run(settings, scene, folder, screen, recorded)
+        with _page(folder, screen) if page else nullcontext():
+            result = run.run(settings, scene, folder, screen, recorded, realtime=page)
     if as_json:
         print_json(result)
-        return
-    _print_result(result, screen)
-    if keep is not None:
-        screen.print(f"kept in {keep}")
+    else:
+        _print_result(result, screen, keep)
+
+
+def _page(folder: Path, screen: Console) -> AbstractContextManager[None]:
+    from edge_agent.cli.page_server import page_beside
+
+    def show(link: str) -> None:
+        screen.print(f"The page: {link}", soft_wrap=True, highlight=False, markup=False)
+
+    return page_beside(folder, show)
 
 
 def _run_recorded(agent: Agent, *, video: Path | None, report: Path | None) -> Summary:
@@ -138,7 +149,7 @@ _ROWS = (
 """Title, key of the result, meaning."""
 
 
-def _print_result(result: dict[str, Any], screen: Console) -> None:
+def _print_result(result: dict[str, Any], screen: Console, keep: Path | None) -> None:
     from rich import box
     from rich.table import Table
 
@@ -154,4 +165,6 @@ def _print_result(result: dict[str, Any], screen: Console) -> None:
     made, received = sum(result["decisions"].values()), result["events_received"]
     screen.print(f"{received} of {made} events came back from the broker")
     if not result["complete"]:
-        screen.print("stopped early: not scored against the truth")
+        screen.print("stopped early, or frames were dropped: not scored against the truth")
+    if keep is not None:
+        screen.print(f"kept in {keep}")

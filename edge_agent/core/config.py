@@ -30,6 +30,7 @@ from edge_agent.core.delivery_settings import (
 )
 from edge_agent.core.detectors import AUTO, FORMS, KINDS_TEXT
 from edge_agent.core.installed import DEFAULT_STATE
+from edge_agent.core.page_settings import PageSettings
 from edge_agent.core.sections import Section, about
 from edge_agent.core.served import checked_backend, require_tls
 from edge_agent.core.setting_types import (
@@ -404,6 +405,7 @@ class Settings(BaseSettings):
     telemetry: TelemetrySettings = TelemetrySettings()
     supervision: SupervisionSettings = SupervisionSettings()
     governor: GovernorSettings = GovernorSettings()
+    page: PageSettings = PageSettings()
     log_level: Literal["debug", "info", "warning", "error"] = about("info", "lowest level logged")
     log_format: LogFormat = about(
         "auto",

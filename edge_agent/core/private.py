@@ -14,7 +14,7 @@ _OTHERS = 0o077
 """Bits of group and others."""
 _STATE_FILES = re.compile(
     r"\.?(?:gallery\.db|outbox\.db|metropolis\.db|crops-[a-z0-9_-]+\.sqlite|audit\.jsonl|starts\.json|clock\.json"
-    r"|status\.sock|recordings|golden|engines|models|colour-stripes)(?:\b.*)?"
+    r"|status\.sock|page\.sock|page-users|page-link|recordings|golden|engines|models|colour-stripes)(?:\b.*)?"
 )
 """Names of the agent's files and folders in the state folder, with what SQLite and atomic writes append."""
 _SHARED = "models"

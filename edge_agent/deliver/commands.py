@@ -202,17 +202,10 @@ class CommandDesk:
         return allowed and not self._topics.is_taken(topic)
 
     def _read(self, verb: str, found: dict[str, Any]) -> Command:
-        wanted = COMMAND_TYPES[verb]
-        known = {entry.name for entry in fields(wanted)}
-        unknown = sorted(set(found) - known)
-        if unknown:
-            raise _Refused("malformed", f"unknown key {unknown[0][:64]!r}; valid: {', '.join(sorted(known))}")
         try:
-            command = from_wire(wanted, found)
+            return read_command(verb, found)
         except InputError as problem:
             raise _Refused("malformed", str(problem)[:300]) from problem
-        _check_printable(command)
-        return command
 
     def _check_time(self, command: Command) -> None:
         """Refuse a command that is old or was received before."""
@@ -259,6 +252,22 @@ class CommandDesk:
         reply(topic or own, event, correlation)
 
 
+def read_command(verb: str, found: Mapping[str, Any]) -> Command:
+    """Return the command of a verb with these keys and values; InputError: they are not those of the verb."""
+    wanted = COMMAND_TYPES.get(verb)
+    if wanted is None:
+        raise InputError(f"{verb[:64]!r} is not a command")
+    known = {entry.name for entry in fields(wanted)}
+    if unknown := sorted(set(found) - known):
+        raise InputError(f"unknown key {unknown[0][:64]!r}; valid: {', '.join(sorted(known))}")
+    command = from_wire(wanted, dict(found))
+    for entry in fields(command):
+        value = getattr(command, entry.name)
+        if isinstance(value, str) and entry.name != "crop" and not is_visible(value):
+            raise InputError(f"{entry.name} has characters that cannot be seen")
+    return command
+
+
 def _json_object(payload: bytes) -> dict[str, Any]:
     try:
         found = json.loads(payload)
@@ -273,11 +282,3 @@ def _transaction(found: dict[str, Any]) -> str | None:
     """The transaction, if it is valid."""
     value = found.get("transaction")
     return value if isinstance(value, str) and 0 < len(value) <= 128 else None
-
-
-def _check_printable(command: Command) -> None:
-    """Refuse texts with characters that cannot be seen."""
-    for entry in fields(command):
-        value = getattr(command, entry.name)
-        if isinstance(value, str) and entry.name != "crop" and not is_visible(value):
-            raise _Refused("malformed", f"{entry.name} has characters that cannot be seen")

@@ -66,6 +66,11 @@ class Presence:
             if person.identity_id is not None and person.identity_id in (old, data.identity_id):
                 self._people[key] = replace(person, identity_id=new, number=data.number, name=data.name)
 
+    def on_camera(self, camera: str) -> dict[int, PresentPerson]:
+        """Return the open tracks of one camera by their numbers."""
+        with self._lock:
+            return {track: person for (where, track), person in self._people.items() if where == camera}
+
     def snapshot(self, most: int | None = None) -> PresentData:
         """Return the state now, with at most `most` people, those with the newest events."""
         with self._lock:

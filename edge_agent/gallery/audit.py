@@ -1,7 +1,7 @@
 """The audit file: one JSON line for each change of the gallery, without personal data.
 
-A line contains the time, the action, its origin (`command line`, `mqtt` or `agent`) and numbers of rows;
-never a name, an identity or an embedding.
+A line contains the time, the action, its origin (`command line`, `mqtt`, `agent`, or `page: USER` with the
+login name of the operator) and numbers of rows; never the name of a person, an identity or an embedding.
 """
 
 from __future__ import annotations

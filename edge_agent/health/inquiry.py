@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.local_socket import listen_privately, short_name
 from edge_agent.core.serving import BoundedServer
 
 SOCKET_NAME = "status.sock"
@@ -42,17 +42,11 @@ class StatusServer:
                 f"{self._path.parent} is in use by another edge-agent ({owner}); "
                 "stop it, or give this agent its own state folder"
             )
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._path.unlink(missing_ok=True)  # of an agent that was killed
-            os.fchmod(listening.fileno(), 0o600)  # `bind` uses this mode
-            with _short_name(self._path) as name:
-                listening.bind(name)
-            server = BoundedServer(listening, self._answer, name="status", unasked=True)
-            self._server = server.__enter__()
+            listening = listen_privately(self._path)
         except OSError as problem:
-            listening.close()
             raise StorageError(f"{self._path} cannot be created: {problem.strerror}") from problem
+        self._server = BoundedServer(listening, self._answer, name="status", unasked=True).__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +87,7 @@ def read_status(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
         client.settimeout(_TIMEOUT_S)
-        with _short_name(path) as name:
+        with short_name(path) as name:
             _connect(client, name)
         answer = b""
         while (part := client.recv(1 << 16)) and len(answer) < _LARGEST:
@@ -121,13 +115,3 @@ def _present_owner(path: Path) -> str | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         return "it does not answer"
-
-
-@contextlib.contextmanager
-def _short_name(path: Path) -> Iterator[str]:
-    """A name of the socket that fits into the 108 bytes of `sockaddr_un`, for any length of its path."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)

@@ -50,15 +50,21 @@ def run(
     folder: Path,
     console: Console,
     run_agent: Callable[[Agent], Summary],
+    *,
+    realtime: bool = False,
 ) -> dict[str, Any]:
     """Run the agent with a subscriber at its broker until the videos end or it is stopped.
 
     The rendered street `scene` is scored; without it, the sources of the settings are used. `run_agent` runs
-    the agent on the main thread. Return the result as JSON values.
+    the agent on the main thread; `realtime`: the street is played at its own speed.
+    Return the result as JSON values.
     """
     if scene is not None:
         fps = scene.street.fps
-        sources = tuple(SourceSettings(id=v.camera, url=str(v.video), fps=fps) for v in scene.videos)
+        own = True if realtime else None
+        sources = tuple(
+            SourceSettings(id=v.camera, url=str(v.video), fps=fps, realtime=own) for v in scene.videos
+        )
         settings = settings.model_copy(update={"sources": sources})
     recorder = Recorder(boxes=scene is not None)
     agent = Agent(settings, Outputs(folder / "events.jsonl"), observe=recorder)

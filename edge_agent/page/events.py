@@ -1,0 +1,133 @@
+"""The numbered events of the agent, as the page keeps and passes them on.
+
+One task follows the agent for all viewers. Events stay in memory only, at most `MOST_EVENTS`; those of a
+person who was forgotten are removed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from edge_agent.page.errors import Refused
+from edge_agent.page.link import AgentLink
+
+_log = structlog.get_logger(__name__)
+
+MOST_EVENTS = 5000
+MOST_CAMERAS = 500
+WAIT_S = 2.0
+"""Of one question for new events."""
+RETRY_S = 1.0
+
+Values = dict[str, Any]
+
+
+@dataclass(slots=True)
+class EventLog:
+    """Follows the agent while `follow` runs. `listeners` are called with each message for viewers."""
+
+    link: AgentLink
+    listeners: set[Callable[[Values], None]] = field(default_factory=set)
+    online: bool = False
+    session: str = ""
+    """Run of the agent that is followed."""
+    info: Values = field(default_factory=dict)
+    """Data of the `info` event of that run."""
+    missed: bool = False
+    """Whether events of this run were gone before they could be read."""
+    cameras: dict[str, None] = field(default_factory=dict)
+    """Ids of the cameras that had events, also those that upstream messages and crops name."""
+    _events: deque[Values] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
+    _names: dict[str, str | None] = field(default_factory=dict)
+    """Present names of people by their ids, as far as events told them."""
+
+    async def follow(self) -> None:
+        """Follow the agent until cancelled; it may stop and start again."""
+        channel, after = self.link.channel(), 0
+        while True:
+            try:
+                hello, _ = await channel.ask("hello")
+                if hello["session"] != self.session:
+                    after, self.session = 0, str(hello["session"])
+                self.info = hello["info"]
+                self._set_online(True)
+                while True:
+                    found, _ = await channel.ask("events", after=after, wait_s=WAIT_S)
+                    if found["session"] != self.session:
+                        break
+                    after = self._take(found, after)
+            except (Refused, KeyError, TypeError):
+                self._set_online(False)
+                channel.close()
+                await asyncio.sleep(RETRY_S)
+
+    def _set_online(self, online: bool) -> None:
+        if online != self.online:
+            self.online = online
+            self._tell({"type": "agent", "online": online, "session": self.session})
+
+    def _take(self, found: Values, after: int) -> int:
+        """Add the events of an answer; return the number of the last."""
+        self.missed = self.missed or 0 < after < found["base"]
+        for text in found["events"]:
+            with contextlib.suppress(ValueError):
+                event = json.loads(text)
+                after = int(event["seq"])
+                self._add(event)
+        return after
+
+    def _add(self, event: Values) -> None:
+        data, kind = event["data"], event["type"].split(".")[1]
+        if kind == "person":
+            self._follow_person(data)
+        elif kind == "identity" and data.get("identity_id"):
+            self._names[data["identity_id"]] = data.get("name")
+            while len(self._names) > 2 * MOST_EVENTS:
+                del self._names[next(iter(self._names))]
+        if kind == "identity" and len(self.cameras) < MOST_CAMERAS:
+            self.cameras[data["camera"]] = None
+        self._events.append(event)
+        self._tell({"type": "event", "event": event})
+
+    def _follow_person(self, data: Values) -> None:
+        """Keep up with a change of a person; what is known of a forgotten one goes."""
+        identity = data["identity_id"]
+        if data["kind"] == "forgotten":
+            self._names.pop(identity, None)
+            kept = [one for one in self._events if not _concerns(one, identity)]
+            self._events.clear()
+            self._events.extend(kept)
+            self._tell({"type": "forgotten", "identity": identity})
+        else:
+            self._names[identity] = data.get("name")
+            if data.get("absorbed_id"):
+                self._names[data["absorbed_id"]] = data.get("name")
+
+    def _tell(self, message: Values) -> None:
+        for listener in [*self.listeners]:
+            listener(message)
+
+    def name(self, identity: str | None) -> str | None:
+        """Return the present name of a person, as far as events told it."""
+        return None if identity is None else self._names.get(identity)
+
+    def get(self, event_id: str) -> Values | None:
+        """Return an event by its id."""
+        return next((one for one in reversed(self._events) if one["id"] == event_id), None)
+
+    def newest(self) -> Iterator[Values]:
+        """Yield the events, the newest first."""
+        yield from reversed(tuple(self._events))
+
+
+def _concerns(event: Values, identity: str) -> bool:
+    data = event["data"]
+    return identity in (data.get("identity_id"), data.get("previous_identity_id"), data.get("absorbed_id"))

@@ -1,0 +1,6 @@
+"""The endpoints of the page, one module for each view."""
+
+from edge_agent.page.api import Endpoint
+from edge_agent.page.views import events, health, live, login
+
+ENDPOINTS: tuple[Endpoint, ...] = (*login.ENDPOINTS, *live.ENDPOINTS, *events.ENDPOINTS, *health.ENDPOINTS)
