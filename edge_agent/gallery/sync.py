@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from edge_agent.core.clock import Clock
 
 _NAMED_CHANGES = 1000
-"""Latest changes that `changes_since` can name."""
+"""Identities with the latest changes, which `changes_since` can name."""
 _LEAST_TURN = 0.02
 """Change of an offset, as a length, from which the rows of its view are turned; it is less certain."""
 _FEW_PEOPLE = 30
@@ -97,8 +96,11 @@ class SyncedFile:
         self._clock = clock
         self._open_rows: Rows | None = None
         self._owner_lock = None if path is None else owner_lock(path)
-        self._changes: deque[int] = deque(maxlen=_NAMED_CHANGES)
+        self._changes: dict[int, int] = {}
+        """Count of changes at the latest one of each identity, in this order."""
         self._change_count = 0
+        self._unnamed = 0
+        """Count of changes at the latest one that is not in `_changes`."""
         self._stored_count: int | None = None
         self._data_version = -1
         self._exclusive = 0
@@ -220,10 +222,14 @@ class SyncedFile:
 
     def changes_since(self, mark: int) -> tuple[int, set[int] | None]:
         """See `Gallery.changes_since`; call it inside `reading`."""
-        count = self._change_count - mark
-        if mark == 0 or count > len(self._changes):
+        if mark == 0 or mark < self._unnamed:
             return self._change_count, None
-        return self._change_count, set(list(self._changes)[len(self._changes) - count :] if count else ())
+        changed = set()
+        for number, at in reversed(self._changes.items()):
+            if at <= mark:
+                break
+            changed.add(number)
+        return self._change_count, changed
 
     def version(self) -> tuple[int, int]:
         """Return numbers of the changes by other processes and by this one, as of the latest `reading`."""
@@ -293,13 +299,21 @@ class SyncedFile:
             self.means.drop(number)
         else:
             self.revisions[number] = revision
-        self._changes.append(number)
-        self._change_count += 1
+        self._note_changes([number])
+
+    def _note_changes(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._change_count += 1
+            self._changes.pop(number, None)
+            self._changes[number] = self._change_count
+        while len(self._changes) > _NAMED_CHANGES:
+            self._unnamed = self._changes.pop(next(iter(self._changes)))
 
     def _forget_marks(self) -> None:
         """Let `changes_since` return None: any identity may have changed."""
         self._changes.clear()
         self._change_count += 1
+        self._unnamed = self._change_count
 
     # ---- offsets of cameras
 
@@ -327,8 +341,7 @@ class SyncedFile:
             if len(numbers) > _NAMED_CHANGES // 4:
                 self._forget_marks()
             else:
-                self._changes.extend(numbers.tolist())
-                self._change_count += len(numbers)
+                self._note_changes(numbers.tolist())
 
     def _batches(self, rows: Rows) -> Iterator[tuple[NDArray[np.int64], Vectors, Views]]:
         for owners, vectors, keys in rows.exemplars.batches():

@@ -185,7 +185,7 @@ class Fitting:
         """Set the best and the second score of a track, also of identities far from the threshold."""
         if self._shared.thresholds.in_force.value is None:
             return
-        near, count = self.near([track], self.floor([track]))[0], NEAREST
+        near, count = self.near([track], self.floor([track]))[0], 0
         while True:
             scores = near.scores.copy()
             scores[self._forbidden(track, near.numbers)] = -np.inf
@@ -193,7 +193,11 @@ class Fitting:
             if (len(best) == 2 and best[1] >= near.reach) or near.reach == -math.inf:
                 track.score, track.runner_up = (*best, None, None)[:2]
                 return
-            near, count = self._neighbours.nearest(self._shared.compared(track), count), 4 * count
+            query = self._shared.compared(track)
+            if count == 0:
+                near, count = self._neighbours.widest(query, near.search), NEAREST
+            else:
+                near, count = self._neighbours.nearest(query, count), 4 * count
 
     def without_own(self, track: Track, number: int) -> float | None:
         """Score a track against an identity, its own exemplars left out; None: there are no others."""

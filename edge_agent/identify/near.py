@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_agent.identify.changed import Changed, Changing
 
 Vector = NDArray[np.float32]
 Numbers = NDArray[np.int64]
 
 NEAREST = 32
 """Identities remembered of a search. More of them outlast a greater turn, and cost more to compare."""
-MOST_CHANGES = 200
-"""Changed identities above which a new search is cheaper than comparing each."""
 SLACK = 0.03
 """Look-alikes are remembered from this far below the floor, since thresholds of a site move a little."""
 _ROUNDING = 1e-4
@@ -31,12 +32,10 @@ _ROUNDING = 1e-4
 _FIRST = np.zeros(1, np.intp)
 
 
-class Searchable(Protocol):
+class Searchable(Changing, Protocol):
     """The search methods of `edge_agent.gallery.Gallery`, documented there."""
 
     def search(self, vectors: Vector, k: int) -> tuple[Numbers, Vector]: ...  # noqa: D102
-    def vectors(self, numbers: Collection[int]) -> tuple[Numbers, Vector]: ...  # noqa: D102
-    def changes_since(self, mark: int) -> tuple[int, set[int] | None]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,7 @@ class Neighbours:
     def __init__(self, gallery: Searchable, nearest: int = NEAREST) -> None:
         self._gallery = gallery
         self._nearest = nearest
+        self.changed = Changed(gallery)
 
     def near(
         self,
@@ -100,7 +100,7 @@ class Neighbours:
         extra = also if also is not None else [None] * len(queries)
         found = [
             self._recall(query, floor, last, number)
-            for query, last, number in zip(queries, known, extra, strict=True)
+            for query, last, number in zip(queries, self._followed(known), extra, strict=True)
         ]
         missing = [row for row, near in enumerate(found) if near is None]
         if missing:
@@ -109,11 +109,33 @@ class Neighbours:
                 found[row] = self._with(near, extra[row])
         return [near for near in found if near is not None]
 
+    def _followed(self, known: Sequence[Search | None]) -> list[Search | None]:
+        """Return searches with the changed identities compared again; None: search the gallery."""
+        changed = self.changed
+        changed.follow()
+        found = [one if one is not None and one.mark >= changed.since else None for one in known]
+        late = {id(one): one for one in found if one is not None and one.mark < changed.mark}
+        if not late:
+            return found
+        queries = np.stack([one.query for one in late.values()])
+        numbers, marks, scores = changed.best(queries, min(one.mark for one in late.values()))
+        new = {
+            key: self._updated(one, numbers[first:], scores[row, first:])
+            for row, (key, one) in enumerate(late.items())
+            for first in (int(np.searchsorted(marks, one.mark, side="right")),)
+        }
+        return [new.get(id(one), one) for one in found]
+
     def nearest(self, query: Vector, count: int) -> Near:
         """Search the `count` nearest identities of a query `(D,)`."""
         mark, _ = self._gallery.changes_since(0)
         numbers, scores = self._gallery.search(query[None], count)
         return _near(mark, query, numbers[0], scores[0])
+
+    def widest(self, query: Vector, known: Search) -> Near:
+        """Return as many of the nearest identities of a query `(D,)` as an earlier search vouches for."""
+        floor = max(-1.0, _turned(known.rest, float(query @ known.query))) + 2 * _ROUNDING
+        return self.near([query], floor, [known])[0]
 
     def _recall(self, query: Vector, floor: float, last: Search | None, also: int | None) -> Near | None:
         if last is None:
@@ -121,13 +143,6 @@ class Neighbours:
         cosine = float(query @ last.query)
         if _turned(last.rest, cosine) >= floor - _ROUNDING:
             return None
-        mark, changed = self._gallery.changes_since(last.mark)
-        if changed is None or len(changed) > MOST_CHANGES:
-            return None
-        if changed:
-            last = self._updated(last, mark, changed)
-            if last is None:
-                return None
         # Identities that were too far to have come to the floor are not compared either.
         count = bisect_left(last.scores, _ROUNDING - _needed(floor, cosine), key=lambda score: -score)
         listed = set(last.numbers[:count])
@@ -138,24 +153,26 @@ class Neighbours:
         unseen = last.scores[count] if count < len(last.scores) else last.rest
         return Near(numbers, scores[:, 0], _turned(unseen, cosine), last)
 
-    def _updated(self, last: Search, mark: int, changed: set[int]) -> Search | None:
-        """Return the search with the changed identities compared again; None when it becomes too large."""
-        owners, rows = self._gallery.vectors(changed)
-        numbers, scores = best_pairs(owners, rows @ last.query[:, None])
-        known = {
-            number: score
+    def _updated(self, last: Search, numbers: Numbers, scores: Vector) -> Search | None:
+        """Return a search with `scores` of the changed `numbers`; None when it becomes too large."""
+        changed = set(numbers.tolist())
+        near = scores > last.rest
+        listed = [
+            (score, number)
             for number, score in zip(last.numbers, last.scores, strict=True)
             if number not in changed
-        }
-        known.update(
-            (number, score)
-            for number, score in zip(numbers.tolist(), scores[:, 0].tolist(), strict=True)
-            if score > last.rest
-        )
-        if len(known) > 4 * self._nearest:
+        ]
+        listed += zip(scores[near].tolist(), numbers[near].tolist(), strict=True)
+        if len(listed) > 4 * self._nearest:
             return None
-        order = sorted(known, key=known.__getitem__, reverse=True)
-        return Search(mark, last.query, tuple(order), tuple(known[number] for number in order), last.rest)
+        listed.sort(key=_score, reverse=True)
+        return Search(
+            self.changed.mark,
+            last.query,
+            tuple([number for _, number in listed]),
+            tuple([score for score, _ in listed]),
+            last.rest,
+        )
 
     def _search(self, queries: Sequence[Vector], floor: float) -> list[Near]:
         mark, _ = self._gallery.changes_since(0)
@@ -180,6 +197,9 @@ class Neighbours:
             near.reach,
             near.search,
         )
+
+
+_score = itemgetter(0)
 
 
 def _near(mark: int, query: Vector, numbers: Numbers, scores: Vector) -> Near:
@@ -236,25 +256,29 @@ class Lookalikes:
         `hint` is a search with a query like its newest exemplar.
         """
         _, rows = self._gallery.vectors([number])
-        last = self._compared.get(number)
-        mark, changed = self._gallery.changes_since(last.mark if last is not None else 0)
-        if last is None or changed is None or len(changed) > MOST_CHANGES or floor < last.floor:
-            last = _Compared(mark, rows[:0], floor - SLACK, set())
-            changed = set()
-        others = (last.others - changed) | self._alike(changed, rows, last.floor)
+        last, changed = self._compared.get(number), self._neighbours.changed
+        changed.follow()
+        if last is None or last.mark < changed.since or floor < last.floor:
+            last, others = _Compared(0, rows[:0], floor - SLACK, set()), set()
+        else:
+            others = last.others
+            if last.mark < changed.mark:
+                others = self._updated(last, rows)
         new = list(_without(rows, last.rows))
-        for near in self._neighbours.near(new, last.floor, [hint] * len(new)):
-            others.update(near.numbers[near.scores >= last.floor].tolist())
+        if new:
+            for near in self._neighbours.near(new, last.floor, [hint] * len(new)):
+                others.update(near.numbers[near.scores >= last.floor].tolist())
         others.discard(number)
-        self._compared[number] = _Compared(mark, rows, last.floor, others)
+        self._compared[number] = _Compared(changed.mark, rows, last.floor, others)
         return others
 
-    def _alike(self, numbers: set[int], rows: Vector, floor: float) -> set[int]:
-        if not numbers or not len(rows):
+    def _updated(self, last: _Compared, rows: Vector) -> set[int]:
+        """Return the others, with the changed identities compared again."""
+        if not len(rows):
             return set()
-        owners, theirs = self._gallery.vectors(numbers)
-        found, scores = best_pairs(owners, theirs @ rows.T)
-        return set(found[scores.max(axis=1, initial=-1.0) >= floor].tolist())
+        numbers, _, scores = self._neighbours.changed.best(rows, last.mark)
+        near = numbers[scores.max(axis=0) >= last.floor]
+        return last.others.difference(numbers.tolist()).union(near.tolist())
 
 
 def _without(rows: Vector, known: Vector) -> Vector:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,8 @@ class Spread:
 
     def reached_by(self, rate: float) -> float:
         """Return the cosine that a pair reaches with this probability."""
-        from scipy.special import gammainccinv, ndtri  # scipy.stats has it too, and takes long to import
-
-        if self.skew < _LEAST_SKEW:
-            deviation = -float(ndtri(rate))
-        else:
-            shape = 4 / self.skew**2
-            deviation = (float(gammainccinv(shape, rate)) - shape) / math.sqrt(shape)
-        return math.sin(max(-math.pi / 2, min(math.pi / 2, self.mean + deviation * self.sd)))
+        angle = self.mean + _deviation(self.skew, rate) * self.sd
+        return math.sin(max(-math.pi / 2, min(math.pi / 2, angle)))
 
     def rate(self, cosine: float) -> float:
         """Return the probability that a pair reaches a cosine."""
@@ -78,6 +73,17 @@ class Spread:
             return float(ndtr(-deviation))
         shape = 4 / self.skew**2
         return float(gammaincc(shape, max(0.0, shape + deviation * math.sqrt(shape))))
+
+
+@lru_cache(maxsize=1024)
+def _deviation(skew: float, rate: float) -> float:
+    """Return the deviation, in standard deviations, that is exceeded with this probability."""
+    from scipy.special import gammainccinv, ndtri  # scipy.stats has it too, and takes long to import
+
+    if skew < _LEAST_SKEW:
+        return -float(ndtri(rate))
+    shape = 4 / skew**2
+    return (float(gammainccinv(shape, rate)) - shape) / math.sqrt(shape)
 
 
 @dataclass(frozen=True, slots=True)

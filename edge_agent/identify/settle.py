@@ -195,11 +195,9 @@ class Fuser:
             return owners[:0], theirs[:0, 0]
         products = theirs @ own.T
         numbers, forth = best_pairs(owners, products)
-        back = products.max(axis=1)
-        return numbers, np.array(
-            [(forth[row].mean() + back[owners == one].mean()) / 2 for row, one in enumerate(numbers)],
-            np.float32,
-        )
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        back = np.add.reduceat(products.max(axis=1), starts) / np.diff(starts, append=len(owners))
+        return numbers, np.asarray((forth.mean(axis=1) + back) / 2, np.float32)
 
 
 class Reviewer:
