@@ -90,7 +90,7 @@ class Cameras:
     def least_bias(self, numbers: Collection[int]) -> Bias | None:
         """Return the bias of that view of some identities where least is subtracted; None: no exemplars."""
         with self._file.reading():
-            views = np.unique(self._file.index.rows(numbers)[2]).tolist()
+            views = set(self._file.index.views(numbers).tolist())
             biases = [self._file.means.bias(view) for view in views]
             return min(biases, key=lambda bias: bias.relief, default=None)
 
@@ -118,14 +118,8 @@ class Cameras:
 
     def exemplars(self, number: int) -> tuple[Vectors, tuple[str, ...]]:
         """Return the exemplars of an identity as they are compared, `(M, D)`, and their origins, by age."""
-        with self._file.reading() as rows:
-            rows.identity(number)
-            found = rows.store.rows(
-                "SELECT vector, origin, camera, epoch FROM exemplar WHERE number = ? ORDER BY row", (number,)
-            )
-            vectors = rows.exemplars.unpacked([row[0] for row in found])
-            views = np.array([self._file.means.view(*row[2:]) for row in found], np.int64)
-            return centred(vectors, self._file.means.offsets[views]), tuple(row[1] for row in found)
+        with self._file.reading():
+            return self._file.index.vectors([number])[1], self._file.origins(number)
 
     def saw(self, camera: str, origin: str, vector: Vectors, number: int | None) -> None:
         """Note the track of a person that ended: its raw embedding `(D,)`, and its identity if it has one."""

@@ -63,6 +63,11 @@ class Exemplars:
         )
         return self.unpacked([row[0] for row in rows]), [row[1:] for row in rows]
 
+    def origins(self, number: int) -> tuple[str, ...]:
+        """Return the origins of the exemplars of an identity in order of insertion."""
+        statement = "SELECT origin FROM exemplar WHERE number = ? ORDER BY row"
+        return tuple(origin for (origin,) in self._store.rows(statement, (number,)))
+
     def batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors, list[View]]]:
         """Yield all exemplars in order of insertion: `(N,)` identities, `(N, D)` vectors, N views."""
         statement = "SELECT number, vector, camera, epoch FROM exemplar ORDER BY row"

@@ -78,24 +78,43 @@ class ExemplarIndex:
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
         """Return copies of exemplars, see `Gallery.vectors`."""
-        owners, rows, _ = self.rows(numbers)
-        return owners, rows
+        here, counts, parts = self._parts(numbers)
+        rows = np.empty((int(counts.sum()), self._dimension), np.float32)
+        for slot, (targets, places) in enumerate(parts):
+            rows[targets] = self._slots[slot][places]
+        return np.repeat(here, counts), rows
 
     def rows(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors, Views]:
         """Return copies of exemplars, as `vectors`, and the views `(N,)`."""
+        owners, rows = self.vectors(numbers)
+        return owners, rows, self.views(numbers)
+
+    def views(self, numbers: Collection[int]) -> Views:
+        """Return the views `(N,)` of the exemplars that `vectors` returns."""
+        _, counts, parts = self._parts(numbers)
+        views = np.empty(int(counts.sum()), np.int32)
+        for slot, (targets, places) in enumerate(parts):
+            views[targets] = self._views[slot][places]
+        return views
+
+    def _parts(
+        self, numbers: Collection[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+        """Return where the exemplars of some identities are.
+
+        `(I,)` those of the identities that have any, and their numbers of exemplars; by slot, the targets in
+        a result that has the exemplars of each identity together, and the places in the slot.
+        """
         here = [number for number in numbers if number in self._place]
         places = np.array([self._place[number] for number in here], np.int64)
-        found = [places < used for used in self._used]
-        counts = np.sum(found, axis=0, dtype=np.int64) if found else np.zeros(len(here), np.int64)
-        begins = np.cumsum(counts) - counts
-        rows = np.empty((int(counts.sum()), self._dimension), np.float32)
-        views = np.empty(len(rows), np.int32)
-        for slot, mine in enumerate(found):
-            if not mine.any():
-                break
-            rows[begins[mine] + slot] = self._slots[slot][places[mine]]
-            views[begins[mine] + slot] = self._views[slot][places[mine]]
-        return np.repeat(np.array(here, np.int64), counts), rows, views
+        used = np.array(self._used[::-1], np.int64)
+        counts = len(used) - np.searchsorted(used, places, side="right")
+        targets, more, parts = np.cumsum(counts) - counts, counts, []
+        for slot in range(int(counts.max(initial=0))):
+            if (mine := more > slot).sum() < len(more):
+                targets, places, more = targets[mine], places[mine], more[mine]
+            parts.append((targets + slot, places))
+        return np.array(here, np.int64), counts, parts
 
     def batches(self) -> Iterator[tuple[NDArray[np.int64], Vectors, Views]]:
         """Yield all exemplars as `rows` does, those of about a thousand identities at a time."""

@@ -99,6 +99,8 @@ class SyncedFile:
         self._changes: dict[int, int] = {}
         """Count of changes at the latest one of each identity, in this order."""
         self._change_count = 0
+        self._origins: dict[int, tuple[str, ...]] = {}
+        """Of exemplars that were asked for since the last change of their identity."""
         self._unnamed = 0
         """Count of changes at the latest one that is not in `_changes`."""
         self._stored_count: int | None = None
@@ -235,6 +237,16 @@ class SyncedFile:
         """Return numbers of the changes by other processes and by this one, as of the latest `reading`."""
         return self._data_version, self._rows.store.changes()
 
+    def origins(self, number: int) -> tuple[str, ...]:
+        """Return the origins of the exemplars of an identity, by age; call it inside `reading`."""
+        if number not in self._origins:
+            self._rows.identity(number)
+            found = self._rows.exemplars.origins(number)
+            if len(self._origins) >= _NAMED_CHANGES:
+                self._origins.clear()
+            self._origins[number] = found
+        return self._origins[number]
+
     def scrub(self) -> None:
         """Remove copies of erased rows from the disk; StorageError when another process prevents it."""
         if not self._rows.store.scrub(wait=True):
@@ -303,6 +315,7 @@ class SyncedFile:
 
     def _note_changes(self, numbers: Sequence[int]) -> None:
         for number in numbers:
+            self._origins.pop(number, None)
             self._change_count += 1
             self._changes.pop(number, None)
             self._changes[number] = self._change_count
@@ -312,6 +325,7 @@ class SyncedFile:
     def _forget_marks(self) -> None:
         """Let `changes_since` return None: any identity may have changed."""
         self._changes.clear()
+        self._origins.clear()
         self._change_count += 1
         self._unnamed = self._change_count
 

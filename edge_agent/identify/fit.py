@@ -88,8 +88,13 @@ class Shared:
 
     def compared(self, track: Track) -> Vector:
         """Return the pooled evidence of a track without the offset of its camera, `(D,)` of length 1."""
-        compared: Vector = self.gallery.cameras.centred(track.key[0], track.pooled()[None])[0]
+        compared: Vector = self.compared_all([track])[0]
         return compared
+
+    def compared_all(self, tracks: Sequence[Track]) -> Vector:
+        """Return `compared` of tracks of one camera, `(T, D)`."""
+        pooled = np.stack([track.pooled() for track in tracks])
+        return self.gallery.cameras.centred(tracks[0].key[0], pooled)
 
     def known(self, key: int | str | None) -> KnownIdentity | None:
         """Return an identity by number or (former) id; None where it is unknown or was erased meanwhile."""
@@ -126,9 +131,12 @@ class Fitting:
         self._neighbours = neighbours
 
     def near(self, tracks: Sequence[Track], floor: float) -> list[Near]:
-        """Return all identities that score at least `floor` with each track, its own, and some more."""
+        """Return the identities that score at least `floor` with each track, its own, and some more.
+
+        The tracks are of one camera.
+        """
         found = self._neighbours.near(
-            [self._shared.compared(track) for track in tracks],
+            list(self._shared.compared_all(tracks)),
             floor,
             [track.search for track in tracks],
             [track.number for track in tracks],
@@ -163,7 +171,7 @@ class Fitting:
     def floor(self, tracks: Sequence[Track]) -> float:
         """Return the least score that can matter to a decision on tracks; there must be a threshold."""
         taken = max(len(self._taken(track)) for track in tracks)
-        base = self._shared.thresholds.of(taken, None).value
+        base = self._shared.thresholds.value_of(taken)
         assert base is not None  # else nothing is compared
         return base - MOST_SHIFT - self._shared.settings.margin
 

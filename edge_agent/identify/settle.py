@@ -162,7 +162,7 @@ class Fuser:
         if crops < self._shared.settings.fuse_crops:
             return None
         taken = len(self._shared.seen_with(number))
-        threshold = self._shared.thresholds.of(taken, None).value
+        threshold = self._shared.thresholds.value_of(taken)
         assert threshold is not None  # else nothing is compared
         numbers, mean = self._likeness(number, threshold - margin)
         order = best_two(mean)
@@ -170,7 +170,7 @@ class Fuser:
             return None
         other = int(numbers[order[0]])
         bias = self._shared.gallery.cameras.least_bias([number, other])
-        if mean[order[0]] < max(threshold, self._shared.thresholds.of(taken, None, bias).value or threshold):
+        if mean[order[0]] < max(threshold, self._shared.thresholds.value_of(taken, bias) or threshold):
             return None
         if len(order) > 1 and mean[order[0]] - mean[order[1]] < margin:
             return None

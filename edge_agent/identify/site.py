@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -90,7 +91,7 @@ class SiteScores:
     """
 
     def __init__(self) -> None:
-        self._pairs: OrderedDict[str, tuple[float, str | None]] = OrderedDict()
+        self._pairs: OrderedDict[tuple[str, str], tuple[float, str | None]] = OrderedDict()
         self.changes = 0
         """Number of values that were set."""
 
@@ -99,8 +100,8 @@ class SiteScores:
 
     def angles(self, relief: Callable[[str | None], float] = lambda _: 0.0) -> Angles:
         """Return arcsines of the compared values, oldest first, by the relief of a camera (None: unknown)."""
-        values = np.array([value for value, _ in self._pairs.values()], np.float32)
-        cameras = [camera for _, camera in self._pairs.values()]
+        found, cameras = zip(*self._pairs.values(), strict=True) if self._pairs else ((), ())
+        values = np.array(found, np.float32)
         reliefs = {camera: relief(camera) for camera in set(cameras)}
         less = np.array([reliefs[camera] for camera in cameras], np.float32)
         return angles_of((values - less) / (1 - less))
@@ -108,22 +109,22 @@ class SiteScores:
     @property
     def people(self) -> int:
         """Number of people in the pairs."""
-        return len({person for key in self._pairs for person in key.split("|")})
+        return len(set(chain.from_iterable(self._pairs)))
 
     def learn(self, person_a: str, person_b: str, cosine: float, camera: str | None = None) -> None:
         """Set the value of a pair of people who were seen together at a camera."""
-        key = "|".join(sorted((person_a, person_b)))
+        key = (person_a, person_b) if person_a <= person_b else (person_b, person_a)
+        self._pairs.pop(key, None)
         self._pairs[key] = min(0.999, max(-0.999, float(cosine))), camera
-        self._pairs.move_to_end(key)
         self.changes += 1
         while len(self._pairs) > MAX_PAIRS:
             self._pairs.popitem(last=False)
 
     def rename(self, old: str, new: str) -> None:
         """Change the key of a person; of pairs that become one the newer value stays."""
-        for key in [key for key in self._pairs if old in key.split("|")]:
+        for key in [key for key in self._pairs if old in key]:
             value, camera = self._pairs.pop(key)
-            a, b = key.split("|")
+            a, b = key
             if {a, b} != {old, new}:
                 self.learn(new if a == old else a, new if b == old else b, value, camera)
 
@@ -138,8 +139,10 @@ class SiteScores:
     def to_json(self) -> dict[str, Any]:
         """Return the argument of `load`."""
         return {
-            "pairs": {key: value for key, (value, _) in self._pairs.items()},
-            "cameras": {key: camera for key, (_, camera) in self._pairs.items() if camera is not None},
+            "pairs": {"|".join(key): value for key, (value, _) in self._pairs.items()},
+            "cameras": {
+                "|".join(key): camera for key, (_, camera) in self._pairs.items() if camera is not None
+            },
         }
 
     def load(self, stored: Mapping[str, Any]) -> None:
@@ -227,16 +230,23 @@ class ThresholdPolicy:
         """Return the threshold in this frame for somebody who is certainly none of `taken` identities."""
         return self._among(max(1, self.in_force.identities - taken), likeness, bias or self._bias)
 
+    def value_of(self, taken: int, bias: CameraBias | None = None) -> float | None:
+        """Return the value of `of` for somebody of unknown likeness."""
+        return self._value(max(1, self.in_force.identities - taken), None, bias or self._bias)[0]
+
+    def _value(
+        self, identities: int, likeness: float | None, bias: CameraBias | None
+    ) -> tuple[float | None, str]:
+        """Return the least cosine of a match, and its rule."""
+        if self._settings.threshold is not None:
+            return _after(bias, self._settings.threshold), "configured"
+        wanted = pair_rate(self._settings.target_fmr, max(identities, FEWEST_COUNTED))
+        value, rule = self._by_scores(self._scores, wanted, bias)
+        return (None if value is None else min(1.0, value + self._shift(likeness))), rule
+
     def _among(self, identities: int, likeness: float | None, bias: CameraBias | None) -> Threshold:
-        scores, value, rule = self._scores, self._settings.threshold, "configured"
-        if value is not None:
-            value = _after(bias, value)
-        else:
-            wanted = pair_rate(self._settings.target_fmr, max(identities, FEWEST_COUNTED))
-            value, rule = self._by_scores(scores, wanted, bias)
-            if value is not None:
-                value = min(1.0, value + self._shift(likeness))
-        rate = search = None
+        value, rule = self._value(identities, likeness, bias)
+        scores, rate, search = self._scores, None, None
         if scores is not None and value is not None:
             rate = scores.rate(value)
             search = search_rate(rate, identities)
