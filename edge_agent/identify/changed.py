@@ -18,6 +18,8 @@ Numbers = NDArray[np.int64]
 
 MOST_CHANGED = 1000
 """Identities kept; a quarter is dropped when there are more."""
+_MOST_COPIED = 0.4
+"""Share of the entries up to which copying their rows costs less than comparing all."""
 
 
 class Changing(Protocol):
@@ -44,13 +46,13 @@ class Changed:
     def _restart(self) -> None:
         self.since = self.mark
         self._numbers: Numbers = np.zeros(0, np.int64)
-        """`(S,)` identities in the order of their changes; -1 where a later entry replaces one."""
+        """`(S,)` identities; -1 where a later entry replaces one."""
         self._marks: Numbers = np.zeros(0, np.int64)
-        """`(S,)` marks by which each was known to have changed, rising."""
+        """`(S,)` marks by which each was known to have changed; -1 where a later entry replaces one."""
         self._place: dict[int, int] = {}
         self._starts = np.zeros(0, np.intp)
         self._void = np.zeros(0, np.float32)
-        """`(S,)` 0, or -inf for an entry without exemplars that count."""
+        """`(S,)` 0, or -inf for an identity without exemplars; each entry has at least one row."""
         self._rows: Vector = np.zeros((0, 0), np.float32)
         self._used = 0
 
@@ -67,46 +69,51 @@ class Changed:
 
     def _add(self, changed: set[int]) -> None:
         owners, rows = self._gallery.vectors(changed)
-        first = np.ones(len(owners), np.bool_)
-        first[1:] = owners[1:] != owners[:-1]
-        starts = np.flatnonzero(first)
-        here = owners[starts]
-        gone = np.array(sorted(changed.difference(here.tolist())), np.int64)
-        if len(gone):  # each has an empty row, since an entry has at least one
-            starts = np.concatenate([starts, np.arange(len(rows), len(rows) + len(gone))])
-            rows = np.concatenate([rows, np.zeros((len(gone), rows.shape[1]), np.float32)])
-        replaced = [self._place[number] for number in changed if number in self._place]
-        self._void[replaced] = -np.inf
-        self._numbers[replaced] = -1
-        begin, used = len(self._numbers), self._used
-        self._reserve(used + len(rows), rows.shape[1])
-        self._rows[used : used + len(rows)] = rows
-        self._used += len(rows)
-        self._starts = np.concatenate([self._starts, used + starts])
-        self._numbers = np.concatenate([self._numbers, here, gone])
-        self._marks = np.concatenate([self._marks, np.full(len(starts), self.mark)])
-        self._void = np.concatenate(
-            [self._void, np.zeros(len(here), np.float32), np.full(len(gone), -np.inf, np.float32)]
-        )
-        self._place.update(zip(self._numbers[begin:].tolist(), range(begin, len(self._numbers)), strict=True))
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        here = owners[starts].tolist()
+        gone = sorted(changed.difference(here))
+        rows = np.concatenate([rows, np.zeros((len(gone), rows.shape[1]), np.float32)])
+        lengths = np.diff(starts, append=len(owners))
+        lengths = np.concatenate([lengths, np.ones(len(gone), np.intp)])
+        void = np.zeros(len(lengths), np.float32)
+        void[len(here) :] = -np.inf
+        numbers = np.array([*here, *gone], np.int64)
+        places = np.array([self._place.get(number, -1) for number in numbers.tolist()], np.intp)
+        known = np.diff(self._starts, append=self._used)
+        same = (places >= 0) & (np.append(known, 0)[places] == lengths)
+        if same.any():  # the usual case: the rows of a camera were turned
+            at = places[same]
+            self._rows[_rows_of(self._starts[at], lengths[same])] = rows[np.repeat(same, lengths)]
+            self._marks[at], self._void[at] = self.mark, void[same]
+        if not same.all():
+            new = ~same
+            old = places[new & (places >= 0)]
+            self._numbers[old] = self._marks[old] = -1
+            self._append(numbers[new], rows[np.repeat(new, lengths)], lengths[new], void[new])
 
-    def _reserve(self, rows: int, dimension: int) -> None:
-        if rows <= len(self._rows):
-            return
-        longer = np.empty((2 * rows, dimension), np.float32)
-        longer[: self._used] = self._rows[: self._used].reshape(-1, dimension)
-        self._rows = longer
+    def _append(self, numbers: Numbers, rows: Vector, lengths: NDArray[np.intp], void: Vector) -> None:
+        used, begin = self._used + len(rows), len(self._numbers)
+        if used > len(self._rows):
+            longer = np.zeros((2 * used, rows.shape[1]), np.float32)
+            longer[: self._used] = self._rows[: self._used].reshape(-1, rows.shape[1])
+            self._rows = longer
+        self._rows[self._used : used] = rows
+        self._starts = np.concatenate([self._starts, self._used + np.cumsum(lengths) - lengths])
+        self._used = used
+        self._numbers = np.concatenate([self._numbers, numbers])
+        self._marks = np.concatenate([self._marks, np.full(len(numbers), self.mark)])
+        self._void = np.concatenate([self._void, void])
+        self._place.update(zip(numbers.tolist(), range(begin, begin + len(numbers)), strict=True))
 
     def _compact(self) -> None:
         """Drop replaced entries, and the oldest where there are too many."""
         kept = np.flatnonzero(self._numbers >= 0)
         if len(kept) > self._most:
-            surplus = len(kept) - self._most * 3 // 4
-            self.since = int(self._marks[kept[surplus - 1]])  # entries are in the order of their marks
+            self.since = int(np.sort(self._marks[kept])[len(kept) - self._most * 3 // 4])
             kept = kept[self._marks[kept] > self.since]
         lengths = np.diff(self._starts, append=self._used)[kept]
         starts = np.cumsum(lengths) - lengths
-        rows = np.repeat(self._starts[kept] - starts, lengths) + np.arange(int(lengths.sum()))
+        rows = _rows_of(self._starts[kept], lengths)
         self._used = len(rows)
         self._rows[: self._used] = self._rows[rows]
         self._rows[self._used :] = 0.0  # an erased embedding must not stay in memory
@@ -118,13 +125,23 @@ class Changed:
         """Compare queries `(Q, D)` with what changed after a mark, which is at least `since`.
 
         Returns `(C,)` identities, `(C,)` their marks, and `(Q, C)` scores, which are -inf where an identity
-        has no exemplars now. Numbers of -1 are entries that a later one replaces.
+        has no exemplars now.
         """
-        first = int(np.searchsorted(self._marks, mark, side="right"))
-        if first == len(self._marks):
-            return self._numbers[:0], self._marks[:0], np.zeros((len(queries), 0), np.float32)
-        begin = self._starts[first]
-        products = queries @ self._rows[begin : self._used].T
-        best: Vector = np.maximum.reduceat(products, self._starts[first:] - begin, axis=1)
-        best += self._void[first:]
-        return self._numbers[first:], self._marks[first:], best
+        fresh = np.flatnonzero(self._marks > mark)
+        numbers, marks = self._numbers[fresh], self._marks[fresh]
+        if not len(fresh):
+            return numbers, marks, np.zeros((len(queries), 0), np.float32)
+        if len(fresh) > _MOST_COPIED * len(self._numbers):
+            best = np.maximum.reduceat(queries @ self._rows[: self._used].T, self._starts, axis=1)[:, fresh]
+        else:
+            lengths = np.diff(self._starts, append=self._used)[fresh]
+            rows = self._rows[_rows_of(self._starts[fresh], lengths)]
+            best = np.maximum.reduceat(queries @ rows.T, np.cumsum(lengths) - lengths, axis=1)
+        return numbers, marks, np.asarray(best + self._void[fresh], np.float32)
+
+
+def _rows_of(starts: NDArray[np.intp], lengths: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the rows of entries, each of which begins at one of `starts`."""
+    begins = np.cumsum(lengths) - lengths
+    rows: NDArray[np.intp] = np.repeat(starts - begins, lengths) + np.arange(int(lengths.sum()))
+    return rows

@@ -146,6 +146,10 @@ class Fitting:
                 self._judge(track, near.search)
         return found
 
+    def follow(self, tracks: Sequence[Track]) -> None:
+        """Prepare the comparison of tracks with what changed since they were compared."""
+        self._neighbours.follow(track.search for track in tracks)
+
     def near_crops(self, track: Track, compared: Vector) -> Near:
         """Return all identities that some crops of a track, `(D,)` of length 1, may fit, and some more."""
         return self._neighbours.near([compared], self.floor([track]), [track.search], [track.number])[0]

@@ -220,6 +220,7 @@ class Identifier:
         threshold = self.thresholds.in_force.value
         decisions: list[Decision] = []
         if threshold is not None:
+            self._fitting.follow(due)
             undecided = [track for track in due if track.number is None]
             decided = [track for track in due if track.number is not None]
             decisions += self._match(undecided)

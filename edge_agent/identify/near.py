@@ -84,6 +84,9 @@ class Neighbours:
         self._gallery = gallery
         self._nearest = nearest
         self.changed = Changed(gallery)
+        self._updates: dict[int, tuple[Search, Search | None]] = {}
+        """By the identity of an object: searches, and what `_followed` made of them at `_updates_mark`."""
+        self._updates_mark = 0
 
     def near(
         self,
@@ -109,22 +112,30 @@ class Neighbours:
                 found[row] = self._with(near, extra[row])
         return [near for near in found if near is not None]
 
+    def follow(self, known: Iterable[Search | None]) -> None:
+        """Compare the changed identities with many searches at once, which costs less than one by one."""
+        self._followed([one for one in known if one is not None])
+
     def _followed(self, known: Sequence[Search | None]) -> list[Search | None]:
         """Return searches with the changed identities compared again; None: search the gallery."""
         changed = self.changed
         changed.follow()
+        if self._updates_mark != changed.mark:
+            self._updates.clear()
+            self._updates_mark = changed.mark
         found = [one if one is not None and one.mark >= changed.since else None for one in known]
-        late = {id(one): one for one in found if one is not None and one.mark < changed.mark}
-        if not late:
-            return found
-        queries = np.stack([one.query for one in late.values()])
-        numbers, marks, scores = changed.best(queries, min(one.mark for one in late.values()))
-        new = {
-            key: self._updated(one, numbers[first:], scores[row, first:])
-            for row, (key, one) in enumerate(late.items())
-            for first in (int(np.searchsorted(marks, one.mark, side="right")),)
+        late = {
+            id(one): one
+            for one in found
+            if one is not None and one.mark < changed.mark and id(one) not in self._updates
         }
-        return [new.get(id(one), one) for one in found]
+        if late:
+            queries = np.stack([one.query for one in late.values()])
+            numbers, marks, scores = changed.best(queries, min(one.mark for one in late.values()))
+            for row, (key, one) in enumerate(late.items()):
+                fresh = marks > one.mark
+                self._updates[key] = one, self._updated(one, numbers[fresh], scores[row, fresh])
+        return [self._updates[id(one)][1] if id(one) in self._updates else one for one in found]
 
     def nearest(self, query: Vector, count: int) -> Near:
         """Search the `count` nearest identities of a query `(D,)`."""
