@@ -132,12 +132,12 @@ class Changed:
         if not len(fresh):
             return numbers, marks, np.zeros((len(queries), 0), np.float32)
         if len(fresh) > _MOST_COPIED * len(self._numbers):
-            best = np.maximum.reduceat(queries @ self._rows[: self._used].T, self._starts, axis=1)[:, fresh]
+            best = np.maximum.reduceat(self._rows[: self._used] @ queries.T, self._starts)[fresh]
         else:
             lengths = np.diff(self._starts, append=self._used)[fresh]
             rows = self._rows[_rows_of(self._starts[fresh], lengths)]
-            best = np.maximum.reduceat(queries @ rows.T, np.cumsum(lengths) - lengths, axis=1)
-        return numbers, marks, np.asarray(best + self._void[fresh], np.float32)
+            best = np.maximum.reduceat(rows @ queries.T, np.cumsum(lengths) - lengths)
+        return numbers, marks, np.asarray(best.T + self._void[fresh], np.float32)
 
 
 def _rows_of(starts: NDArray[np.intp], lengths: NDArray[np.intp]) -> NDArray[np.intp]:
