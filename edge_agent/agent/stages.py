@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.embed.embedder import Embedder
     from edge_agent.embed.selection import CropSelector
+    from edge_agent.engine.base import Engine
     from edge_agent.gallery.erasure import Erasure
     from edge_agent.health.supervisor import Supervisor
     from edge_agent.record.recorder import Recorder
@@ -84,6 +85,8 @@ class Supply:
     """One for each enabled source of the settings, in their order."""
     detection: Detection | None = None
     """None: the detection of the settings."""
+    detection_beside: Callable[[Engine], Detection] | None = None
+    """Makes the detection on the device of the ReID network's engine, instead."""
 
 
 @dataclass(slots=True)
@@ -150,7 +153,7 @@ class StageOpener:
         self._laps.lap("network")
         prior = self._prior(embedder, state)
         calibration = fitting_calibration(active, embedder.info)
-        detection = self._detection(sources, by_camera, clock)
+        detection = self._detection(sources, by_camera, clock, embedder.engine)
         self._laps.lap("detector")
         gallery = stack.enter_context(open_gallery(settings, embedder.info, clock, owner=True))
         self._laps.lap("gallery")
@@ -281,8 +284,14 @@ class StageOpener:
         self.supervisor.progress(f"building the engine: {phase}, {done} of {total or 'unknown'}")
 
     def _detection(
-        self, sources: Sequence[Source], by_camera: dict[str, SourceSettings], clock: Clock
+        self,
+        sources: Sequence[Source],
+        by_camera: dict[str, SourceSettings],
+        clock: Clock,
+        engine: Engine,
     ) -> Detection:
+        if self.supply is not None and self.supply.detection_beside is not None:
+            return self.supply.detection_beside(engine)
         if self.supply is not None and self.supply.detection is not None:
             return self.supply.detection
         detectors = {camera: own.detector for camera, own in by_camera.items()}

@@ -12,12 +12,15 @@ from edge_agent.cli import arguments
 from edge_agent.cli.output import print_result, working
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge_agent.core.config import Settings
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
 PIPELINE_ONLY = (
     "cameras", "people", "tallest", "identities", "exemplars", "load", "fps", "broker", "trace", "profile",
+    "detector", "every", "motion", "busy",
 )  # fmt: skip
 """Options that have an effect with --pipeline only."""
 
@@ -50,6 +53,18 @@ LoadOption = Annotated[
 FpsOption = Annotated[
     float | None, Option(min=0.1, help="--pipeline: frame rate of each camera, instead of --load.")
 ]
+DetectorOption = Annotated[
+    str | None,
+    Option(
+        metavar="simulated:FILE.json",
+        help="--pipeline: a detector on the device of the simulated engine; by default boxes are given.",
+    ),
+]
+EveryOption = Annotated[int, Option(min=1, max=100, help="--detector: detect people in every n-th frame.")]
+MotionOption = Annotated[bool, Option("--motion", help="--detector: not in frames without motion.")]
+BusyOption = Annotated[
+    float, Option(min=0.01, max=1, help="--pipeline: share of the time with people in view of a camera.")
+]
 BrokerOption = Annotated[
     str | None, Option(metavar="URL", help="--pipeline: use this broker; by default start one.")
 ]
@@ -81,6 +96,10 @@ def command(
     exemplars: ExemplarsOption = 4,
     load: LoadOption = 1.1,
     fps: FpsOption = None,
+    detector: DetectorOption = None,
+    every: EveryOption = 1,
+    motion: MotionOption = False,
+    busy: BusyOption = 1.0,
     broker: BrokerOption = None,
     trace: TraceOption = None,
     profile: ProfileOption = None,
@@ -97,11 +116,7 @@ def command(
     one_blas_thread()
     from edge_agent.core.manifest import write_atomic, write_json_atomic
 
-    for name in () if pipeline else PIPELINE_ONLY:
-        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE":
-            raise typer.BadParameter(f"--{name} needs --pipeline")
-    if unknown := [name for name in precision or () if name not in PRECISIONS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is no precision; choose of {', '.join(PRECISIONS)}")
+    _check(context, precision or ())
     arguments.require_folders(markdown, output, trace, profile)
     settings = arguments.load_settings(
         config, model=model, preprocess=preprocess, backend=backend, state=state
@@ -110,9 +125,9 @@ def command(
         plan = {
             "cameras": cameras, "people": people, "identities": identities, "exemplars": exemplars,
             "seconds": seconds, "load": load, "fps": fps, "tallest": tallest, "trace": trace is not None,
+            "detector": detector, "every": every, "motion": motion, "busy": busy,
         }  # fmt: skip
-        settings = _single_choice(settings, precision, batch)
-        result, text = _measure_pipeline(settings, plan, broker, trace, profile)
+        result, text = _measure_pipeline(_single(settings, precision, batch), plan, broker, trace, profile)
     else:
         result, text = _measure_network(settings, precision, batch, seconds)
     if output is not None:
@@ -122,7 +137,23 @@ def command(
     print_result(result, text.rstrip("\n").split("\n"), as_json=as_json)
 
 
-def _single_choice(settings: Settings, precisions: list[str] | None, batches: list[int] | None) -> Settings:
+def _check(context: typer.Context, precisions: Sequence[str]) -> None:
+    """Refuse options that have no effect without another, and precisions that do not exist."""
+    given = [
+        name
+        for name in PIPELINE_ONLY
+        if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
+    ]
+    for name in given:
+        if not context.params["pipeline"]:
+            raise typer.BadParameter(f"--{name} needs --pipeline")
+        if name in {"every", "motion"} and context.params["detector"] is None:
+            raise typer.BadParameter(f"--{name} needs --detector")
+    if unknown := [name for name in precisions if name not in PRECISIONS]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no precision; choose of {', '.join(PRECISIONS)}")
+
+
+def _single(settings: Settings, precisions: list[str] | None, batches: list[int] | None) -> Settings:
     """Return the settings with at most one precision and one batch of the command line."""
     if len(precisions or ()) > 1 or len(batches or ()) > 1:
         raise typer.BadParameter("--pipeline measures one --precision and one --batch at a time")

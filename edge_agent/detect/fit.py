@@ -50,6 +50,12 @@ class Place:
         inner = target[self.top : self.top + self.height, self.left : self.left + self.width]
         cv2.resize(image, (self.width, self.height), dst=inner, interpolation=cv2.INTER_LINEAR)
 
+    def in_input(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Convert `(N, 4)` xyxy from pixels of the picture to pixels of the input."""
+        corner = np.asarray([self.left, self.top] * 2, np.float32)
+        scale = np.asarray([self.scale_x, self.scale_y] * 2, np.float32)
+        return np.asarray(boxes * scale + corner, np.float32)
+
     def in_picture(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Convert `(N, 4)` xyxy from pixels of the input to pixels of the picture."""
         corner = np.asarray([self.left, self.top] * 2, np.float32)

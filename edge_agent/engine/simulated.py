@@ -1,6 +1,7 @@
 """Simulated backend: takes the time of another device and computes next to nothing.
 
-For measuring everything around the network. Batches run one after another, two in flight, without CPU load.
+For measuring everything around the network. Batches run one after another, two in flight, without CPU load;
+with a simulated detector (`detect.simulated`) they share the queue of one device.
 Rows are a fixed random projection of a coarse grid of the crop's colours, so that people stay apart and
 matching has real work; they give no estimate of how well a network recognises people. The engine's name is
 `simulated:<table>` in all reports and events, and it has its own embedding space.
@@ -12,8 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import time
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +35,7 @@ _STEP = 16
 """Pixels between two points of the grid: 16 x 8 points."""
 _RECIPE = f"grid {_STEP}, projection 20240607, {_DIMENSION} numbers"
 """How rows are made; part of the embedding space."""
+_MOST_BATCH = 4096
 _PRECISIONS = ("fp32", "fp16", "int8")
 
 PROFILE = PROFILES["tao"]
@@ -120,7 +125,11 @@ def latency_table(wanted: str) -> LatencyTable:
             f"no latency table {wanted!r}: choose {', '.join(TABLES)}, or name a JSON file such as"
             ' {"device": "...", "precision": "int8", "source": "...", "latency_ms": {"1": 0.7, "64": 14.4}}'
         )
-    found = read_object(path)
+    return table_in(read_object(path), path)
+
+
+def table_in(found: Mapping[str, Any], path: Path) -> LatencyTable:
+    """Return the table in an object that was read from `path`; InputError where it has none."""
     missing = {"device", "precision", "source", "latency_ms"} - found.keys()
     if missing:
         raise InputError(f"{path}: the latency table has no {', '.join(sorted(missing))}")
@@ -130,12 +139,32 @@ def latency_table(wanted: str) -> LatencyTable:
         rows = sorted((int(batch), float(ms) / 1e3) for batch, ms in found["latency_ms"].items())
     except (AttributeError, TypeError, ValueError):
         rows = []
-    if not rows or rows[0][0] < 1 or not all(0 < seconds < 1e3 for _, seconds in rows):
-        raise InputError(f"{path}: latency_ms must map batch sizes from 1 on to milliseconds above 0")
+    if not rows or not all(1 <= batch <= _MOST_BATCH and 0 < seconds < 1e3 for batch, seconds in rows):
+        raise InputError(
+            f"{path}: latency_ms must map batch sizes from 1 to {_MOST_BATCH} to milliseconds above 0"
+        )
     batches, seconds = zip(*rows, strict=True)
     return LatencyTable(
         path.stem, str(found["device"]), found["precision"], str(found["source"]), batches, seconds
     )
+
+
+class Device:
+    """A device whose engines share one queue, as those of a GPU: what was submitted first is done first.
+
+    Attributes:
+        seconds: of all work so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._busy_until = 0.0
+
+    def put(self, seconds: float, now: float) -> float:
+        """Queue work of this length; return when it is done (monotonic, as `now`)."""
+        self._busy_until = max(now, self._busy_until) + seconds
+        self.seconds += seconds
+        return self._busy_until
 
 
 @dataclass(slots=True)
@@ -146,13 +175,62 @@ class _Run(Submission):
     rows: NDArray[np.float32] | None = None
 
 
-class SimulatedEngine(Engine):
-    """Takes the latencies of `table`; never fails."""
+class TimedEngine(Engine):
+    """Takes the latencies of `table` on a device, without CPU load; never fails. Subclasses compute rows.
+
+    `device` is its own by default. `run_seconds` are what its batches took, as events of a CUDA stream
+    measure it: with the time in which other engines of the device had the queue.
+    """
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        device: Device | None,
+        *,
+        input_size: tuple[int, int],
+        unit_length: bool,
+        max_batch: int,
+    ) -> None:
+        super().__init__(name=table.name, input_size=input_size, unit_length=unit_length, max_batch=max_batch)
+        self.table = table
+        self.device = device or Device()
+        self._done_at = 0.0
+
+    def _load(self) -> None:
+        self._done_at = 0.0
+
+    def _release(self) -> None:
+        """There is nothing to free."""
+
+    def _start(self, slot: NDArray[np.uint8], count: int) -> _Run:
+        now = time.monotonic()
+        begin = max(now, self._done_at)
+        self._done_at = self.device.put(self.table.of(count), now)
+        return _Run(slot, count, self._done_at, seconds=self._done_at - begin)
+
+    def _wait(self, run: _Run) -> None:
+        run.rows = self._compute(run)
+        left = run.done_at - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+
+    def _is_done(self, run: _Run) -> bool:
+        return time.monotonic() >= run.done_at
+
+    def _rows(self, run: _Run) -> NDArray[np.float32]:
+        assert run.rows is not None  # `_wait` comes first
+        return run.rows
+
+    @abstractmethod
+    def _compute(self, run: _Run) -> NDArray[np.float32]:
+        """Return the rows of a batch, before they are due."""
+
+
+class SimulatedEngine(TimedEngine):
+    """A simulated ReID network."""
 
     def __init__(self, table: LatencyTable, *, max_batch: int) -> None:
-        super().__init__(name=table.name, input_size=_SIZE, unit_length=True, max_batch=max_batch)
-        self.table = table
-        self._busy_until = 0.0
+        super().__init__(table, None, input_size=_SIZE, unit_length=True, max_batch=max_batch)
         random = np.random.default_rng(20240607)
         points = (_SIZE[0] // _STEP) * (_SIZE[1] // _STEP) * 3
         self._projection = random.standard_normal((points, _DIMENSION), np.float32)
@@ -172,27 +250,8 @@ class SimulatedEngine(Engine):
             device=f"simulated {self.table.device}",
         )
 
-    def _load(self) -> None:
-        self._busy_until = 0.0
-
-    def _release(self) -> None:
-        """There is nothing to free."""
-
-    def _start(self, slot: NDArray[np.uint8], count: int) -> _Run:
-        seconds = self.table.of(count)
-        # As on a device: a batch begins when it is submitted and the previous one has ended.
-        self._busy_until = max(time.monotonic(), self._busy_until) + seconds
-        return _Run(slot, count, self._busy_until, seconds=seconds)
-
-    def _wait(self, run: _Run) -> None:
-        run.rows = self._project(run.slot[: run.count])
-        left = run.done_at - time.monotonic()
-        if left > 0:
-            time.sleep(left)
-
-    def _rows(self, run: _Run) -> NDArray[np.float32]:
-        assert run.rows is not None  # `_wait` comes first
-        return run.rows
+    def _compute(self, run: _Run) -> NDArray[np.float32]:
+        return self._project(run.slot[: run.count])
 
     def _project(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """`(N, 256, 128, 3)` uint8 -> `(N, 256)` float32 of length 1."""

@@ -27,15 +27,15 @@ from edge_agent.detect.kinds.seen import (
 )
 from edge_agent.engine.graph.detector import DetectorGraph
 
-_STRIDE = 16
+STRIDE = 16
 _OFFSET = 0.5
-_NORM = np.float32(35.0)
+NORM = np.float32(35.0)
 _CLASSES = (1, 3)
 """PeopleNet has three classes, a version that was trained for people alone has one."""
 
 
 @dataclass(frozen=True)
-class _GridDecoder(Decoder):
+class GridDecoder(Decoder):
     """A `Decoder`; `centres` `(A, 2)` are the centres of the cells in units of 35 pixels."""
 
     outputs: tuple[str, str]
@@ -57,7 +57,7 @@ class _GridDecoder(Decoder):
     def boxes(self, rows: Array, cells: NDArray[np.intp]) -> Array:
         """See `Decoder.boxes`."""
         centre = self.centres[cells]
-        sides: Array = np.concatenate((centre - rows[:, :2], centre + rows[:, 2:4]), axis=1) * _NORM
+        sides: Array = np.concatenate((centre - rows[:, :2], centre + rows[:, 2:4]), axis=1) * NORM
         return sides
 
 
@@ -68,7 +68,7 @@ def _read(seen: Seen) -> Decoder:
     coverage, boxes = sorted(names, key=lambda name: seen.outputs[name][0].shape[0])
     covers = seen.outputs[coverage]
     count, *grid = covers[0].shape
-    wanted = [seen.size[0] // _STRIDE, seen.size[1] // _STRIDE]
+    wanted = [seen.size[0] // STRIDE, seen.size[1] // STRIDE]
     if grid != wanted or list(seen.outputs[boxes][0].shape) != [4 * count, *grid]:
         expected = f"[3, {wanted[0]}, {wanted[1]}] and [12, {wanted[0]}, {wanted[1]}]"
         raise Unlike(f"its outputs are {shapes(seen)}, expected {expected}")
@@ -84,9 +84,16 @@ def _read(seen: Seen) -> Decoder:
     expect_attention(covers)
     person = seen.person(count)  # of PeopleNet's classes, whose order is known, no other counts
     response = Response(person, float(covers[-1][person].max()))
-    y, x = np.mgrid[0 : grid[0], 0 : grid[1]]
-    centres = (np.stack((x, y), axis=-1).reshape(-1, 2) * _STRIDE + _OFFSET).astype(np.float32) / _NORM
-    return _GridDecoder(response, (coverage, boxes), centres)
+    return grid_decoder(seen.size, response, (coverage, boxes))
+
+
+def grid_decoder(
+    size: tuple[int, int], response: Response, outputs: tuple[str, str] = ("output_cov", "output_bbox")
+) -> GridDecoder:
+    """Return the decoder of a network whose input is `(height, width)`."""
+    y, x = np.mgrid[0 : size[0] // STRIDE, 0 : size[1] // STRIDE]
+    centres = (np.stack((x, y), axis=-1).reshape(-1, 2) * STRIDE + _OFFSET).astype(np.float32) / NORM
+    return GridDecoder(response, outputs, centres)
 
 
 PEOPLENET = Kind(

@@ -18,6 +18,7 @@ from edge_agent.detect.kinds.base import RAW_BGR, Array, Decoder, Kind, corners
 from edge_agent.detect.kinds.objectness import BOX_COLUMNS, ObjectnessDecoder, check_objectness
 from edge_agent.detect.kinds.seen import (
     USUAL_STRIDES,
+    Response,
     Seen,
     Unlike,
     are_whole,
@@ -39,7 +40,7 @@ MAX_IOU = 0.65
 
 
 @dataclass(frozen=True)
-class _GridDecoder(ObjectnessDecoder):
+class GridDecoder(ObjectnessDecoder):
     """A `Decoder` of boxes relative to their cell, with cell `(A, 2)` and stride `(A, 1)` of every row."""
 
     cells: Array
@@ -69,21 +70,23 @@ def _read(seen: Seen) -> Decoder:
         raise Unlike("its boxes are not finite numbers")
     # Exports made with --decode_in_inference give pixels: their centres cover the whole input.
     if np.ptp(pictures[0][:, 0]) <= seen.size[1] / 2:
-        return _GridDecoder(response, *_grid(seen.size))
+        return grid_decoder(seen.size, response)
     expect_pixels(seen, pictures)
     if float(np.median(classes[0].max(axis=1))) < _CONDITIONAL:
         raise Unlike("all its class scores are about 0 in an empty picture: there is no objectness")
     return ObjectnessDecoder(response)
 
 
-def _grid(size: tuple[int, int]) -> tuple[Array, Array]:
-    """Return cell `(A, 2)` and stride `(A, 1)` of every row of the output, float32."""
+def grid_decoder(size: tuple[int, int], response: Response) -> GridDecoder:
+    """Return the decoder of a network whose input is `(height, width)`."""
     cells, strides = [], []
     for stride in USUAL_STRIDES:
         y, x = np.mgrid[0 : size[0] // stride, 0 : size[1] // stride]
         cells.append(np.stack((x, y), axis=-1).reshape(-1, 2))
         strides.append(np.full((x.size, 1), stride))
-    return np.concatenate(cells).astype(np.float32), np.concatenate(strides).astype(np.float32)
+    return GridDecoder(
+        response, np.concatenate(cells).astype(np.float32), np.concatenate(strides).astype(np.float32)
+    )
 
 
 YOLOX = Kind("yolox", RAW_BGR, Fit.CORNER, LEVELS, MAX_IOU, (640, 640), _read)

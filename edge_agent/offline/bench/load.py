@@ -1,4 +1,7 @@
-"""The load of a whole-agent benchmark: live cameras in memory that deliver their boxes with the frames."""
+"""The load of a whole-agent benchmark: live cameras in memory that deliver their boxes with the frames.
+
+With a simulated detector the boxes are what it finds; else they are given to the tracker as they are.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ from edge_agent.offline.synthetic.panorama import TALLEST, Panorama
 VISIT_S = 10.0
 """Time for which the turning camera keeps a person in view."""
 
+PERIOD_S = 60.0
+"""Of a camera that has people in view for a share of the time; cameras begin at different times of it."""
+
 SCENES = 8
 """Number of different streets; further cameras see the same people at another time."""
 
@@ -32,8 +38,12 @@ class Plan:
         identities: people in the gallery at the start.
         exemplars: embeddings of each of them.
         seconds: length of the measurement.
-        load: offered crops over the engine's rate; sets the frame rate.
+        load: offered crops over the device's rate; sets the frame rate.
         fps: frames per second of each camera, instead of `load`.
+        busy: share of the time in which people are in view; in the rest the camera stands still.
+        detector: `simulated:FILE` (`detect.simulated`); None: boxes are given.
+        every: people are detected in every n-th frame.
+        motion: whether frames without motion are not searched.
         size: `(width, height)` of the frames.
         tallest: height of the tallest person, share of the frame's height.
         trace: record when each stage worked.
@@ -46,6 +56,10 @@ class Plan:
     seconds: float = 60.0
     load: float = 1.1
     fps: float | None = None
+    busy: float = 1.0
+    detector: str | None = None
+    every: int = 1
+    motion: bool = False
     size: tuple[int, int] = (1920, 1080)
     tallest: float = TALLEST
     trace: bool = False
@@ -53,7 +67,10 @@ class Plan:
 
 @dataclass(slots=True)
 class TurningCamera:
-    """A live camera that turns over a street at `speed` pixels/s; an `edge_agent.source.base.Source`."""
+    """A live camera that turns over a street at `speed` pixels/s; an `edge_agent.source.base.Source`.
+
+    For a share `busy` of each `PERIOD_S` there are people; else it shows one still picture without any.
+    """
 
     id: str
     street: Panorama
@@ -61,6 +78,7 @@ class TurningCamera:
     phase: float
     speed: float
     over: threading.Event
+    busy: float = 1.0
     live: bool = True
     ends: bool = True
     stall_seconds: float | None = None
@@ -75,8 +93,11 @@ class TurningCamera:
                 time.sleep(left)
             elif left < -1 / self.fps:
                 number += int(-left * self.fps)
-            turned = self.speed * (time.monotonic() - begin)
-            image, found = self.street.frame(self.phase * 997 + turned, number)
+            passed = time.monotonic() - begin
+            if (passed / PERIOD_S + self.phase) % 1.0 < self.busy:
+                image, found = self.street.frame(self.phase * 997 + self.speed * passed, number)
+            else:
+                image, found = self.street.empty, Detections.none()
             yield Frame(self.id, number, time.time(), image, found)
 
 
@@ -99,7 +120,9 @@ def make_cameras(
     """Return the cameras; they stop when `over` is set."""
     speed = plan.size[0] / VISIT_S
     return [
-        TurningCamera(f"cam{number + 1}", streets[number % SCENES], fps, number / plan.cameras, speed, over)
+        TurningCamera(
+            f"cam{number + 1}", streets[number % SCENES], fps, number / plan.cameras, speed, over, plan.busy
+        )
         for number in range(plan.cameras)
     ]
 

@@ -2,8 +2,10 @@
 
 The run is the daemon's own, with its stages; only its sources differ: cameras that turn over a rendered
 street and deliver the boxes, as an upstream detector does. Measured are all stages after detection: cut,
-resize and pack crops, engine, tracking, identification against a full gallery, outbox and delivery. Cameras
-are live: a frame that is not read in time is lost.
+resize and pack crops, engine, tracking, identification against a full gallery, outbox and delivery. With a
+simulated detector, detection too: its host part runs on the frames, and its network takes its time in the
+queue of the device, which it shares with the ReID network. Cameras are live: a frame that is not read in time
+is lost.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -37,12 +40,14 @@ from edge_agent.embed.opening import open_embedder
 from edge_agent.engine import is_simulated, open_simulated
 from edge_agent.engine.graph.prepared import profile_named
 from edge_agent.engine.precision.calibration import engines_folder
+from edge_agent.offline.bench.detection import SimulatedSearch
 from edge_agent.offline.bench.environment import fill_gallery, machine, open_broker
 from edge_agent.offline.bench.load import Plan, given_detections, make_cameras, make_streets, packed_crops
 from edge_agent.offline.bench.speed import Latency, rate_alone
 from edge_agent.offline.bench.stagetimes import (
     Arrivals,
     Counters,
+    DeviceWork,
     Span,
     Tally,
     Window,
@@ -76,7 +81,7 @@ def measure(
         profile: SVG file for the flame graph; None for none.
 
     Raises:
-        ConfigError: py-spy or a broker is missing.
+        ConfigError: py-spy or a broker is missing, or a simulated detector is to share a real device.
         EngineError: the run ended before the measurement did, or py-spy failed.
     """
     folder = engines_folder(settings.engine, settings.state_dir)
@@ -138,23 +143,29 @@ class _FlameGraph:
 
 def _run(plan: Plan, own: Settings, began: Callable[[], None]) -> tuple[dict[str, Any], list[Span]]:
     """Return the result and, with `plan.trace`, the working times; `began` is called after the warm-up."""
+    stack = ExitStack()
+    detector = SimulatedSearch.open(plan, own, stack)
     embedder = open_embedder(own.engine, own.quality, state_folder(own.state_dir))
     info = embedder.info
     fill_gallery(own, info, plan.identities, plan.exemplars)
     streets = make_streets(plan)
     limits = [_engine_limit(own, embedder, streets)]
-    fps = plan.fps or plan.load * limits[0] / (plan.cameras * plan.people)
+    possible = limits[0] if detector is None else detector.crops_per_second(limits[0])
+    fps = plan.fps or plan.load * possible * plan.every / (plan.cameras * plan.people * plan.busy)
     over = threading.Event()
     connection = BrokerSettings.of(own.mqtt)
     with (
         Subscriber(connection, ("edge/v1/#",), limit=100_000) as subscriber,
         Arrivals(subscriber) as arrivals,
+        stack,
     ):
-        window = Window(plan, over, arrivals, began)
+        window = Window(plan, over, arrivals, began, DeviceWork if detector is None else detector.work)
         agent = window.agent = Agent(own, observe=window)
+        cameras = make_cameras(plan, streets, fps, over)
         agent.supply = Supply(
-            make_cameras(plan, streets, fps, over),
+            cameras,
             Detection(one_by_one(given_detections), lambda _: _LEVELS, "given", lambda: 0.0),
+            None if detector is None else partial(detector.enter, cameras),
         )
         agent.run(threading.Event())
         final = Tally.of(agent)
@@ -170,8 +181,9 @@ def _run(plan: Plan, own: Settings, began: Callable[[], None]) -> tuple[dict[str
         "events_published": final.published,
         "events_acknowledged": final.acknowledged,
         "events_received": arrivals.received,
-        "offered_per_second": fps * plan.cameras * plan.people,
+        "offered_per_second": fps * plan.cameras * plan.people * plan.busy / plan.every,
         "fps": fps,
+        "detector": None if detector is None else detector.facts | _searched(window.begin, window.end),
         "simulated": is_simulated(info.backend),
         "engine": asdict(info),
         "batch": own.engine.max_batch,
@@ -183,9 +195,11 @@ def _run(plan: Plan, own: Settings, began: Callable[[], None]) -> tuple[dict[str
 
 def _settings(plan: Plan, settings: Settings, broker: str) -> Settings:
     """The settings with the benchmark's cameras, broker and gallery size."""
-    sources = [{"id": f"cam{number + 1}", "url": f"turning:{number}"} for number in range(plan.cameras)]
+    # The addresses are never opened: cameras in memory replace them.
+    sources = [{"id": f"cam{n}", "url": f"rtsp://memory/{n}"} for n in range(1, plan.cameras + 1)]
     changes = {
         "sources": sources,
+        "motion": {**settings.motion.model_dump(), "enabled": plan.motion},
         "mqtt": {"broker": broker, "site": "bench", "device": "bench"},
         "gallery": {**settings.gallery.model_dump(), "capacity": plan.identities + 10_000},
     }
@@ -231,6 +245,16 @@ def _throughput(window: Window, begin: Counters, end: Counters, limit: float) ->
     }
 
 
+def _searched(begin: Counters, end: Counters) -> dict[str, float]:
+    """Figures of the simulated detector and the device in the measured part."""
+    seconds, frames = end.at - begin.at, end.device.searched - begin.device.searched
+    return {
+        "frames_per_second": frames / seconds,
+        "mean_batch": frames / max(1, end.device.batches - begin.device.batches),
+        "device_busy": (end.device.seconds - begin.device.seconds) / seconds,
+    }
+
+
 def _percentiles(seconds: list[float]) -> dict[str, float | int | None]:
     if not seconds:
         return {"p50": None, "p95": None, "p99": None, "runs": 0}
@@ -267,12 +291,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     published, acknowledged = result["events_published"], result["events_acknowledged"]
     network = "SIMULATED, no network ran" if result["simulated"] else "a real network ran"
     lost, spared = sum(result["dropped_frames"].values()), sum(result["spared_crops"].values())
+    detector = result["detector"]
     lines = [
         f"{engine['backend']} ({engine['device']}, {engine['precision']}; {network}), batches of up to"
         f" {result['batch']}; {plan['cameras']} cameras of {plan['size'][0]}x{plan['size'][1]} at"
-        f" {result['fps']:.1f} fps with {plan['people']} people each; {plan['identities']} identities with"
+        f" {result['fps']:.1f} fps with {plan['people']} people each{_time_in_view(plan)};"
+        f" {plan['identities']} identities with"
         f" {plan['exemplars']} exemplars; {result['broker']}; {result['seconds']:.0f} s on"
-        f" {host['cores']} cores ({host['cpu'] or host['platform']}).",
+        f" {host['cores']} cores ({host['cpu'] or host['platform']}). {_detection_words(detector, plan)}",
         "",
         "| figure | value |",
         "|---|---|",
@@ -280,6 +306,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"| the engine alone | {result['engine_limit']:.1f} /s |",
         f"| ratio | {result['ratio']:.3f} |",
         f"| engine busy | {100 * result['engine_busy']:.1f} % |",
+        *_detector_rows(detector),
         f"| crops in a batch, mean | {result['mean_batch']:.1f} |",
         f"| frame to event at the subscriber, p50 / p95 / p99 | {_ms(result['latency_ms'])} |",
         f"| frame to decision, p50 / p95 / p99 | {_ms(result['frame_ms'])} |",
@@ -297,6 +324,34 @@ def markdown(result: Mapping[str, Any]) -> str:
         *(f"| {name} | {share:.3f} |" for name, share in cpu["by_thread"].items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _time_in_view(plan: Mapping[str, Any]) -> str:
+    return "" if plan["busy"] == 1 else f" for {plan['busy']:.0%} of the time"
+
+
+def _detection_words(detector: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> str:
+    """How people are detected."""
+    if detector is None:
+        return "No detector: boxes are given."
+    every = "every frame" if plan["every"] == 1 else f"one of {plan['every']} frames"
+    gate = ", motion gate" if plan["motion"] else ""
+    size = "x".join(map(str, detector["input_size"]))
+    return (
+        f"Detector {detector['name']} ({detector['model']}, {size}, {detector['device']},"
+        f" {detector['precision']}; SIMULATED, no network ran; {detector['source']}), batches of up to"
+        f" {detector['max_batch']}, {every}{gate}, in the queue of the ReID engine's device."
+    )
+
+
+def _detector_rows(detector: Mapping[str, Any] | None) -> list[str]:
+    if detector is None:
+        return []
+    return [
+        f"| device busy, with both networks | {100 * detector['device_busy']:.1f} % |",
+        f"| frames searched (simulated) | {detector['frames_per_second']:.1f} /s,"
+        f" {detector['mean_batch']:.1f} together |",
+    ]
 
 
 def _ms(of: Mapping[str, float | None]) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -232,6 +232,17 @@ class Tally:
         )
 
 
+class DeviceWork(NamedTuple):
+    """Work of a simulated detector and of the device that it shares, so far."""
+
+    searched: int = 0
+    """Frames."""
+    batches: int = 0
+    """Of the detector."""
+    seconds: float = 0.0
+    """Work of the device, of both networks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counters:
     """All counters at one time, in seconds."""
@@ -245,6 +256,7 @@ class Counters:
     """CPU time."""
     cores: list[tuple[float, float]]
     """Busy and total time of each core."""
+    device: DeviceWork
 
 
 @dataclass(slots=True)
@@ -255,6 +267,7 @@ class Window:
     over: threading.Event
     arrivals: Arrivals
     began: Callable[[], None]
+    device: Callable[[], DeviceWork] = DeviceWork
     agent: Agent | None = None
     clock: StageClock = field(default_factory=StageClock)
     begin: Counters | None = None
@@ -268,6 +281,7 @@ class Window:
         now = time.monotonic()
         if self._first is None:
             self._first = now
+            self._lower_load()
         if self.end is not None or now < self._first + WARM_UP_S:
             return
         begin = self.begin or self._begin()
@@ -276,6 +290,12 @@ class Window:
         if now >= begin.at + self.plan.seconds:
             self.end = self._now()
             self.over.set()
+
+    def _lower_load(self) -> None:
+        assert self.agent is not None
+        assert self.agent.pipeline is not None  # it called this
+        if self.plan.every > 1:
+            self.agent.pipeline.set_load(replace(self.agent.pipeline.load, every_nth=self.plan.every))
 
     def _begin(self) -> Counters:
         self.arrivals.since = time.time()
@@ -297,5 +317,6 @@ class Window:
         assert self.agent is not None
         tally, wall_s = Tally.of(self.agent), dict(self.clock.wall_s)
         return Counters(
-            time.monotonic(), tally, wall_s, cpu_of_threads(), time.process_time(), cpu_of_cores()
-        )
+            time.monotonic(), tally, wall_s, cpu_of_threads(), time.process_time(), cpu_of_cores(),
+            self.device(),
+        )  # fmt: skip

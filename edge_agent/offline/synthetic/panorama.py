@@ -47,6 +47,8 @@ class Panorama:
         step = self._length * rows / len(places)
         most = min(tallest * height, 0.9 * height / rows, 0.9 * step / _WIDE)
         self._ring = random.integers(70, 140, (height, self._length + width, 3), np.uint8)
+        self.empty: NDArray[np.uint8] = self._ring[:, :width].copy()
+        """A view without people, `(H, W, 3)` uint8 BGR."""
         self._boxes = np.zeros((len(places), 4), np.float32)
         view = camera(seed)
         for number, (row, x) in enumerate(places):
