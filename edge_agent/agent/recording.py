@@ -7,6 +7,7 @@ which they took effect: under the lock of the gallery.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HOUR_S = 3600.0
+CROP_INTERVAL_S = 0.5
+"""Between two pictures of a track: what another network gets of it in a replay."""
 MOST_PEOPLE = 500
 """Identities that are recorded at once where any may have changed; in a larger gallery a new chain begins."""
 
@@ -291,24 +294,44 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(settings.record.max_mb << 20, hours * HOUR_S)
 
 
-def crops_of(outcome: FrameOutcome) -> Pictures | None:
-    """Return copies of the embedded crops of an outcome; None where it has no pictures."""
-    item, seen = outcome.item, outcome.update.seen
-    crops = {}
-    if isinstance(item, Frame):
-        height, width = item.image.shape[:2]
-        for one in seen:
-            left, top, right, bottom = (round(float(side)) for side in one.box)
-            crop = item.image[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
-            if one.vector is not None and crop.size:
-                crops[one.track_id] = crop.copy()
-    elif isinstance(item, CropBatch):
-        by_track = dict(zip(item.track_ids, item.images, strict=True))
-        for one in seen:
-            image = by_track.get(one.track_id)
-            if one.vector is not None and image is not None:
-                crops[one.track_id] = image.copy()
-    return Pictures(crops) if crops else None
+@dataclass(slots=True)
+class RecordedCrops:
+    """Adds crops of the tracks to a recording, now and then; only while the gallery keeps crops."""
+
+    recorder: Recorder
+    gallery: Gallery
+    observe: Callable[[FrameOutcome], None] | None
+    """Called with every outcome, too."""
+    _due: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def __call__(self, outcome: FrameOutcome) -> None:
+        """Copy the crops that are due; on the driving thread."""
+        if self.gallery.crops.most and not self.recorder.problem:
+            self._take(outcome)
+        if self.observe is not None:
+            self.observe(outcome)
+
+    def _take(self, outcome: FrameOutcome) -> None:
+        item, update = outcome.item, outcome.update
+        crops = {}
+        for row, seen in enumerate(update.seen):
+            key = seen.camera, seen.track_id
+            if seen.vector is None or seen.time < self._due.get(key, -math.inf):
+                continue
+            if isinstance(item, CropBatch):
+                crop = item.images[row]
+            elif isinstance(item, Frame):
+                left, top, right, bottom = (max(0, round(side)) for side in seen.box.tolist())
+                crop = item.image[top:bottom, left:right]
+            else:
+                return
+            if crop.size:
+                crops[seen.track_id] = crop.copy()
+                self._due[key] = seen.time + CROP_INTERVAL_S
+        if crops:
+            self.recorder.put(Pictures(crops))
+        for track in update.ended:
+            self._due.pop((update.camera, track), None)
 
 
 def _named(rows: Rows) -> dict[int, str | None]:

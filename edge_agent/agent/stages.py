@@ -23,7 +23,7 @@ from edge_agent.agent.outputs import OutcomeWriter, Outputs
 from edge_agent.agent.page_service import PageOperations, PageService
 from edge_agent.agent.people_events import PeopleEvents, known_person
 from edge_agent.agent.preflight import check_before_start
-from edge_agent.agent.recording import RecordedIdentifier, open_recorder
+from edge_agent.agent.recording import RecordedCrops, RecordedIdentifier, open_recorder
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.alerts import AlertKind
@@ -172,7 +172,8 @@ class StageOpener:
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
-            observe=self.observe, device=reading.summary(), clock=clock, people=people, live=live,
+            observe=self._observer(gallery), device=reading.summary(), clock=clock, people=people,
+            live=live,
             crops=stack.enter_context(CropKeeper(gallery.crops, self.session)),
         )  # fmt: skip
         stages = Stages(
@@ -245,6 +246,11 @@ class StageOpener:
             prior = load_or_measure(embedder, state, self.supervisor.progress)
         self._laps.lap("prior")
         return prior
+
+    def _observer(self, gallery: Gallery) -> Callable[[FrameOutcome], None] | None:
+        if self._recorder is None:
+            return self.observe
+        return RecordedCrops(self._recorder, gallery, self.observe)
 
     def _identifier(
         self,

@@ -89,16 +89,18 @@ def _replayed(
     from edge_agent.offline.replay.changes import sweep
     from edge_agent.offline.replay.compare import compare
     from edge_agent.offline.replay.report import Run
-    from edge_agent.offline.replay.run import replay
+    from edge_agent.offline.replay.run import recorded_network, replay
 
     wanted = sweep(changes, found.threshold())
     base = replay(found, {}, key=key)
     if network is not None:
         wanted = [(", ".join(filter(None, (network.name, name))), one) for name, one in wanted or [("", {})]]
-    runs = []
+    runs, before = [], base
+    if network is not None:
+        before = replay(found, {}, key=key, network=recorded_network(found))
     for name, one in wanted:
         step(f"replaying with {name}")
-        runs.append(Run(name, compare(base, replay(found, one, key=key, network=network))))
+        runs.append(Run(name, compare(before, replay(found, one, key=key, network=network))))
     return base, runs
 
 

@@ -20,6 +20,7 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError, StorageError
+from edge_agent.core.pictures import encode_kept
 from edge_agent.core.sqlite import remove_database
 from edge_agent.record.entries import Decisions, Entry
 from edge_agent.record.file import SUFFIX, Copied, RecordingFile, size_of
@@ -36,7 +37,6 @@ MOST_WAITING_BYTES = 48 << 20
 """Entries that wait for the writer; beyond, they are lost."""
 LEAST_FREE_BYTES = 256 << 20
 """Free space that is left to the rest of the agent."""
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,8 @@ class Recorder:
     """Entries."""
     lost: int = 0
     """Entries that the writer could not take."""
+    lost_pictures: int = 0
+    """The same of pictures, whose absence does no harm to the rest."""
     _queue: deque[Item] = field(default_factory=deque)
     _waiting: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -147,7 +149,8 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """Return what `edge-agent status` shows."""
         size = self.size
-        return {"problem": self.problem, "entries": self.written, "lost": self.lost, "bytes": size}
+        lost = {"lost": self.lost, "lost_pictures": self.lost_pictures}
+        return {"problem": self.problem, "entries": self.written, **lost, "bytes": size}
 
     def put(self, item: Item) -> None:
         """Queue an entry; it is lost where too much waits. Never blocks for long."""
@@ -161,6 +164,8 @@ class Recorder:
                 self._queue.append(item)
             elif self._gap and not isinstance(item, Flush):
                 self.lost += 1
+            elif isinstance(item, Pictures) and self._waiting + item.bytes > MOST_WAITING_BYTES // 2:
+                self.lost_pictures += len(item.crops)
             elif self._waiting + item.bytes > MOST_WAITING_BYTES:
                 self._gap = True
                 self.lost += 1
@@ -327,14 +332,7 @@ def erase(folder: Path, key: bytes | None, identity: str) -> int:
 
 
 def _encoded(crops: Mapping[int, NDArray[np.uint8]]) -> dict[int, bytes]:
-    import cv2
-
-    found = {}
-    for track, crop in crops.items():
-        done, data = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        if done:
-            found[track] = data.tobytes()
-    return found
+    return {track: encode_kept(crop) for track, crop in crops.items()}
 
 
 def _free(folder: Path) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.errors import InputError, StorageError
+from edge_agent.core.pictures import decode_picture
 from edge_agent.core.sections import Section
-from edge_agent.core.structures import Decision
+from edge_agent.core.structures import Decision, TrackUpdate
 from edge_agent.gallery.gallery import GALLERY_FILE, Gallery
 from edge_agent.gallery.snapshot import restore
 from edge_agent.identify import Identifier
@@ -41,13 +42,22 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder in it
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Another network: its space, and what it gives for crops `(h, w, 3)`, `(N, D)` rows of length 1."""
+    """A network for the tracks with pictures: its space, and what it gives for crops `(h, w, 3)`.
+
+    `embed` gives `(N, D)` rows of length 1; None: those that were recorded, for a fair comparison.
+    """
 
     name: str
     space: str
     dimension: int
     prior: Prior | None
-    embed: Callable[[Sequence[NDArray[np.uint8]]], Vectors]
+    embed: Callable[[Sequence[NDArray[np.uint8]]], Vectors] | None
+
+
+def recorded_network(recording: Recording) -> Network:
+    """Return the network of a recording."""
+    header = recording.header
+    return Network(str(header["model"]), header["space"], header["dimension"], recording.prior(), None)
 
 
 @dataclass(slots=True)
@@ -121,8 +131,8 @@ def replay(
         recording: an open one; it is read from its start.
         changes: settings that differ from the recorded ones, e.g. `{"identify": {"margin": 0.05}}`.
         key: encrypts the copy of the gallery, which is removed at the end.
-        network: another network, for a recording with pictures; people of the gallery at the start are
-            then left out, since their embeddings are of the recorded network.
+        network: the network for a recording with pictures; only crops with a picture count then, and the
+            gallery begins empty, since its embeddings may be of another network.
 
     Raises:
         ConfigError: a setting is not valid.
@@ -134,7 +144,7 @@ def replay(
     with _gallery(recording, changes, key, clock, network) as (gallery, another):
         outcome.known = gallery.present()
         prior = recording.prior() if network is None else network.prior
-        calibrated = recording.calibrated() if network is None else None
+        calibrated = recording.calibrated() if network is None or network.embed is None else None
         identifier = Identifier(
             gallery,
             recording.header["session"],
@@ -201,16 +211,16 @@ class Player:
         self.outcome.decisions += plain
         _found(self.outcome.founders, plain)
 
-    def _embedded(self, step: Step, network: Network) -> Any:  # noqa: ANN401 - an update
-        from dataclasses import replace
-
-        from edge_agent.core.pictures import decode_picture
-
+    def _embedded(self, step: Step, network: Network) -> TrackUpdate:
+        """Return the tracks of a frame with embeddings of a network, where there is a picture."""
         update = step.update
-        assert update is not None
+        assert update is not None  # a frame has one
         stored = step.file.pictures(step.seq)
-        crops = {track: decode_picture(data, "a recorded crop") for track, data in stored.items()}
-        vectors = dict(zip(crops, network.embed(list(crops.values())), strict=True)) if crops else {}
+        if network.embed is None:
+            vectors = {one.track_id: one.vector for one in update.seen if one.track_id in stored}
+        else:
+            crops = [decode_picture(data, "a recorded crop") for data in stored.values()]
+            vectors = dict(zip(stored, network.embed(crops) if crops else (), strict=True))
         self.outcome.embedded += len(vectors)
         seen = tuple(replace(one, vector=vectors.get(one.track_id)) for one in update.seen)
         return replace(update, seen=seen)
