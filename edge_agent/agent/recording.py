@@ -42,6 +42,7 @@ T = TypeVar("T")
 HOUR_S = 3600.0
 CROP_INTERVAL_S = 0.5
 """Between two pictures of a track: what another network gets of it in a replay."""
+SHADOW = "shadow"
 MOST_PEOPLE = 500
 """Identities that are recorded at once where any may have changed; in a larger gallery a new chain begins."""
 
@@ -224,6 +225,11 @@ class RecordedIdentifier(Identifier):
                 journal.call(name, **arguments)
                 journal.settle()
         return found
+
+
+def shadow_entry(state: Mapping[str, Any], at: float) -> Entry:
+    """Return the entry with what a second network found, see `agent.shadow`."""
+    return Entry("call", at, body={"call": SHADOW, "arguments": dict(state)})
 
 
 def open_recorder(

@@ -24,6 +24,7 @@ from edge_agent.agent.page_service import PageOperations, PageService
 from edge_agent.agent.people_events import PeopleEvents, known_person
 from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.recording import RecordedCrops, RecordedIdentifier, open_recorder
+from edge_agent.agent.shadow import Shadow, open_shadow
 from edge_agent.agent.sources import SourceReaders
 from edge_agent.agent.status import HealthState, info_data
 from edge_agent.core.alerts import AlertKind
@@ -111,6 +112,7 @@ class Stages:
     writer: OutcomeWriter
     health: HealthState
     recorder: Recorder | None
+    shadow: Shadow | None
     stale_calibration: Calibration | None
     """The active calibration where it is of another network, else None."""
 
@@ -136,6 +138,7 @@ class StageOpener:
     """When the engine began to be built at this start (monotonic); None when a stored one is used."""
     _built_s: float | None = None
     _recorder: Recorder | None = None
+    _shadow: Shadow | None = None
 
     def open(self, stop: threading.Event) -> Stages:
         """Open everything, except the readers of recordings: see `SourceReaders.start_others`."""
@@ -172,9 +175,8 @@ class StageOpener:
         writer = OutcomeWriter(
             outputs=self.outputs, cameras=len(sources), stack=stack, publisher=publisher, erasure=erasure,
             identifier=identifier, engine=embedder.info, detector=detection.name, metrics=metrics,
-            observe=self._observer(gallery), device=reading.summary(), clock=clock, people=people,
-            live=live,
-            crops=stack.enter_context(CropKeeper(gallery.crops, self.session)),
+            observe=self._observer(embedder, gallery, identifier), device=reading.summary(), clock=clock,
+            people=people, live=live, crops=stack.enter_context(CropKeeper(gallery.crops, self.session)),
         )  # fmt: skip
         stages = Stages(
             clock=clock,
@@ -194,6 +196,7 @@ class StageOpener:
             writer=writer,
             health=HealthState(publisher, self.supervisor.set_status_line),
             recorder=self._recorder,
+            shadow=self._shadow,
             stale_calibration=active if calibration is None else None,
         )
         self._announce(stages, info, reading, live)
@@ -247,10 +250,20 @@ class StageOpener:
         self._laps.lap("prior")
         return prior
 
-    def _observer(self, gallery: Gallery) -> Callable[[FrameOutcome], None] | None:
-        if self._recorder is None:
-            return self.observe
-        return RecordedCrops(self._recorder, gallery, self.observe)
+    def _observer(
+        self, embedder: Embedder, gallery: Gallery, identifier: Identifier
+    ) -> Callable[[FrameOutcome], None] | None:
+        """Return what gets every outcome, with what needs its pictures in front."""
+        observe = self.observe
+        if self._recorder is not None:
+            observe = RecordedCrops(self._recorder, gallery, observe)
+        if self.settings.engine.shadow_model is None:
+            return observe
+        self._shadow = open_shadow(
+            self.settings, self.settings.state_dir, embedder, identifier.number, gallery.present, observe,
+            self.stack,
+        )  # fmt: skip
+        return self._shadow
 
     def _identifier(
         self,

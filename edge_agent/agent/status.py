@@ -109,6 +109,7 @@ def status_document(
         if cooling is None
         else {**asdict(cooling.verdict), "steps": len(cooling.rungs) - 1, "does": cooling.doing},
         "telemetry": None if telemetry is None else to_wire(telemetry),
+        "shadow": None if stages.shadow is None else stages.shadow.state(),
         "recording": None if stages.recorder is None else stages.recorder.state(),
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from edge_agent.agent.clock_watch import ClockWatch
+from edge_agent.agent.recording import shadow_entry
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.errors import EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
@@ -77,6 +78,8 @@ class TelemetryLoop:
                 self._clock_watch.check()
                 self._publish()
                 self._maintain()
+                if last:
+                    self._record_shadow()
             except EdgeAgentError as error:
                 _log.warning("telemetry_failed", error=str(error))
             self.heartbeat.idle("waits for the next interval")
@@ -96,12 +99,19 @@ class TelemetryLoop:
         if time.monotonic() - self._saved >= SAVE_INTERVAL_S:
             self._saved = time.monotonic()
             save_site_scores(self.stages.identifier)
+            self._record_shadow()
             expired = self.stages.gallery.retention.expire()
             if expired:
                 _log.info("identities_expired", people=len(expired))
                 audit.record(self.settings().state_dir, "expire", "agent", people=len(expired))
         self.stages.erasure.run()
         self.pipeline.tasks.put(self.stages.people.run)
+
+    def _record_shadow(self) -> None:
+        """Add what the second network found so far to the recording."""
+        recorder, shadow = self.stages.recorder, self.stages.shadow
+        if recorder is not None and shadow is not None:
+            recorder.put(shadow_entry(shadow.state(), self.stages.clock.now()))
 
     def _alert_if_throttled(self, reading: Reading) -> None:
         """Publish an alert when the board starts to limit its clocks, and when it stops."""
@@ -146,6 +156,7 @@ class TelemetryLoop:
             still_frames=dict(stages.detection.still()),
             people_present=stages.identifier.tracks.identified,
             identities=len(stages.gallery),
+            shadow_disagreement=None if stages.shadow is None else stages.shadow.agreement.disagreement,
             latency_ms=stages.writer.take_latencies(),
             connection=stages.publisher.state.value,
             connects=delivered.connects,

@@ -121,6 +121,7 @@ def _lines(found: Recording, base: Outcome, runs: list[Run]) -> list[str]:
     lines = [
         f"{names}: {base.frames} frames with tracks, {len(base.numbers)} tracks",
         report.verdict(found, base),
+        *report.shadow_lines(base),
     ]
     if not runs:
         return lines

@@ -38,6 +38,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if (governor := found.get("governor")) is not None:
         step = f"step {governor['step']} of {governor['steps']}" if governor.get("steps") else ""
         yield f"governor: {governor['state']} {step}".rstrip() + _because(governor.get("reason"))
+    if (shadow := found.get("shadow")) is not None:
+        from edge_agent.offline.replay.report import shadow_text
+
+        yield f"second network {shadow_text(shadow)}" + _because(shadow["problem"])
     if (recording := found.get("recording")) is not None:
         lost = f", {recording['lost']} lost" if recording["lost"] else ""
         doing = "stopped" if recording["problem"] else "on"

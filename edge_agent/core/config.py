@@ -215,6 +215,15 @@ class EngineSettings(Section):
         " (docs/overload.md); drop: embed all crops and drop frames",
     )
     threads: int = about(0, "CPU threads of ONNX Runtime; 0: its default", ge=0)
+    shadow_model: Path | None = about(
+        None,
+        "second ReID ONNX that is compared with the first on some crops, on the CPU while the first is idle"
+        " (docs/replay.md); null: none",
+    )
+    shadow_preprocess: Preprocess | None = about(
+        None, "its preprocess profile; when absent, that of the model"
+    )
+    shadow_share: Share = about(0.1, "share of the crops that it gets")
     folder: Path | None = about(None, "calibrations, plans; `engines` in the state folder when absent")
     zero_copy: Literal["auto", "on", "off"] = about(
         "auto", "TensorRT: input and output in mapped memory; auto: where the GPU shares the RAM"

@@ -122,6 +122,12 @@ class TelemetryData:
         entity=Entity("people", "People present", icon="mdi:account-group", diagnostic=False),
     )
     identities: int | None = value("People in the gallery.", metric="identities")
+    shadow_disagreement: float | None = value(
+        "Share of compared crops, 0..1, for which engine.shadow_model finds another person than the network"
+        " that decides.",
+        metric="shadow_disagreement",
+        minimum=0,
+    )
     connection: str | None = value(
         "Connection to the broker: connecting, connected, waiting, refused, stopped or disabled."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,6 +42,7 @@ def document(recording: Recording, base: Outcome, runs: Sequence[Run]) -> dict[s
             "decisions": len(base.decisions),
             "not_repeated": base.not_repeated,
         },
+        "shadow": base.shadow,
         "runs": [{"settings": run.name, **asdict(run.difference)} for run in runs],
     }
 
@@ -59,6 +60,28 @@ def verdict(recording: Recording, base: Outcome) -> str:
     return (
         f"with the recorded settings, decision {base.differs_at + 1} of {count} is not the recorded one"
         f" ({why}); compared are two replays"
+    )
+
+
+def shadow_lines(base: Outcome) -> list[str]:
+    """Return a line on the second network that ran during the recording; none without one."""
+    found = base.shadow
+    if found is None:
+        return []
+    text = shadow_text(found)
+    return [f"second network {text}; errors are crops nearest to somebody else than decided"]
+
+
+def shadow_text(found: Mapping[str, Any]) -> str:
+    """Return what a second network found, see `agent.shadow.Shadow.state`."""
+    compared = found.get("compared") or 0
+    text = f"{found.get('model')}: {found.get('embedded')} crops, {found.get('dropped')} dropped"
+    if not compared:
+        return f"{text}, none compared yet"
+    share = 100 * float(found.get("disagreement") or 0)
+    return (
+        f"{text}; disagrees on {share:.1f} % of {compared} compared (errors: first {found.get('own_errors')},"
+        f" second {found.get('errors')})"
     )
 
 
@@ -132,6 +155,7 @@ def write_page(path: Path, recording: Recording, base: Outcome, runs: Sequence[R
                 ", ".join(file.path.name for file in recording.files),
                 f"{base.frames} frames with tracks, {len(base.numbers)} tracks",
                 verdict(recording, base),
+                *shadow_lines(base),
                 "expected false: tracks that would be taken for somebody else, if each showed somebody new",
             ]
         ),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.agent.recording import SHADOW
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import GallerySettings, IdentifySettings
 from edge_agent.core.errors import InputError, StorageError
@@ -81,6 +82,8 @@ class Outcome:
     """Founding track of each identity that the replay made."""
     known: set[int] = field(default_factory=set)
     """Identities of the gallery at the start."""
+    shadow: dict[str, Any] | None = None
+    """What a second network found by the end of the recording, see `agent.shadow`."""
     not_repeated: int = 0
     frames: int = 0
     embedded: int = 0
@@ -240,7 +243,9 @@ class Player:
 
     def _repeat(self, name: str, given: Mapping[str, Any]) -> None:
         identifier = self.identifier
-        if name == "reload":
+        if name == SHADOW:
+            self.outcome.shadow = dict(given)
+        elif name == "reload":
             identifier.reload(_identify(given["settings"], self.changes))
         elif name == "calibrate":
             stored = given["calibrated"]
