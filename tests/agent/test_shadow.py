@@ -91,7 +91,8 @@ def outcome(n: int) -> FrameOutcome:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    engine = {"model": "colour-stripes", "shadow_model": "colour-stripes", "shadow_share": 1.0, "threads": 1}
+    engine = {"model": "colour-stripes", "threads": 1, "shadow_model": "colour-stripes", "shadow_share": 1.0}
+    engine["shadow_preprocess"] = "tao"
     return Settings.model_validate({"state_dir": tmp_path, "engine": engine})
 
 
