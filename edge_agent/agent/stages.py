@@ -179,26 +179,14 @@ class StageOpener:
             people=people, live=live, crops=stack.enter_context(CropKeeper(gallery.crops, self.session)),
         )  # fmt: skip
         stages = Stages(
-            clock=clock,
-            sources=readers,
-            embedder=embedder,
-            detection=detection,
-            gallery=gallery,
-            identifier=identifier,
-            prior=prior,
+            clock=clock, sources=readers, embedder=embedder, detection=detection, gallery=gallery,
+            identifier=identifier, prior=prior, telemetry=telemetry, erasure=erasure, people=people,
+            handlers=handlers, publisher=publisher, metrics=metrics, writer=writer,
             selector=self._selector(embedder, identifier, detection),
-            telemetry=telemetry,
-            erasure=erasure,
-            people=people,
-            handlers=handlers,
-            publisher=publisher,
-            metrics=metrics,
-            writer=writer,
             health=HealthState(publisher, self.supervisor.set_status_line),
-            recorder=self._recorder,
-            shadow=self._shadow,
+            recorder=self._recorder, shadow=self._shadow,
             stale_calibration=active if calibration is None else None,
-        )
+        )  # fmt: skip
         self._announce(stages, info, reading, live)
         return stages
 
