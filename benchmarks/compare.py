@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from benchmarks.peers import Network
 
-CROPS = {64: 128, 1: 16}
+CROPS = {64: 128, 16: 64, 1: 16}
 """Crops per slice, by batch size: enough batches that they can overlap."""
 
 SLOW = 16

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_agent.engine.graph.folding import fold
 from edge_agent.engine.graph.nodes import OURS, make_node, opset, serialise, set_nodes
+from edge_agent.engine.graph.pooling import pool_means
 from edge_agent.engine.graph.prepared import PreparedGraph, PreprocessProfile, embedding_space
 from edge_agent.engine.graph.reading import Layout, Network
 
@@ -180,6 +181,7 @@ def prepare_reid(onnx_path: Path, profile: PreprocessProfile, *, normalise: bool
     layout = network.layout()
     given = network.embedding()
     network.avoid_names({"crops", "embedding"})
+    pool_means(network.model)
 
     graph = Rewriter(network, layout)
     graph.add_normalised_input("crops", profile)
