@@ -17,7 +17,7 @@ from edge_agent.gallery.suggestions import Suggestion, suggestions
 from edge_agent.identify.site import ThresholdPolicy
 
 if TYPE_CHECKING:
-    from edge_agent.core.config import IdentifySettings, Settings
+    from edge_agent.core.config import Settings
     from edge_agent.gallery.crop_rows import Crop
     from edge_agent.gallery.erasure import Removed
     from edge_agent.gallery.gallery import Gallery
@@ -138,20 +138,21 @@ class Operations:
 def operations_beside(settings: Settings, gallery: Gallery, by: str) -> Operations:
     """Return the operations of a process that is not the agent; the agent, if one runs, follows by itself."""
     from edge_agent.agent.databases import erase_at_rest
+    from edge_agent.embed.prior import known_prior
+
+    def threshold() -> float | None:
+        gallery.cameras.start()
+        prior = known_prior(gallery.space, settings.state_dir)
+        scores = None if prior is None else prior.scores
+        return compared_threshold(ThresholdPolicy(gallery, settings.identify, prior=scores), gallery)
 
     return Operations(
         gallery,
         settings.state_dir,
         by,
         erase=lambda erase: (erase(), erase_at_rest(settings, gallery)),
-        threshold=lambda: _threshold(settings.identify, gallery),
+        threshold=threshold,
     )
-
-
-def _threshold(settings: IdentifySettings, gallery: Gallery) -> float | None:
-    """Return the threshold by what is stored of the site, without the prior of the network."""
-    gallery.cameras.start()
-    return compared_threshold(ThresholdPolicy(gallery, settings), gallery)
 
 
 def compared_threshold(thresholds: ThresholdPolicy, gallery: Gallery) -> float | None:

@@ -21,6 +21,7 @@ from edge_agent.cli.arguments import (
 )
 from edge_agent.cli.gallery_access import BY, Who, called, clock_of, open_existing, operations_on
 from edge_agent.cli.gallery_corrections import crops, reject, split, suggestions
+from edge_agent.cli.gallery_reembed import reembed
 from edge_agent.cli.output import confirm, moment, print_result, table
 
 if TYPE_CHECKING:
@@ -390,5 +391,5 @@ def _shown(key: str, value: object) -> str:
     return " ".join(value) or "-" if isinstance(value, tuple) else str(value)
 
 
-for _command in (split, reject, suggestions, crops):
+for _command in (split, reject, suggestions, crops, reembed):
     app.command()(_command)

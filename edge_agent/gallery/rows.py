@@ -43,6 +43,8 @@ CAMERAS_FACT = "cameras"
 """Epochs of moved cameras, and votes of people without an identity; see `gallery.cameras`."""
 SCRUB_FACT = "to_scrub"
 """Set while copies of deleted rows may be in pages and in the write-ahead log."""
+OWN_FACTS = (EVENTS_FACT, SCRUB_FACT, HOME_FACT)
+"""Facts that do not belong to the embedding space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,8 +404,16 @@ class Rows:
 
     def leave_space(self) -> None:
         """Delete the facts that belong to the embedding space; what is still to be erased stays noted."""
-        self.store.run("DELETE FROM fact WHERE key NOT IN (?, ?, ?)", (EVENTS_FACT, SCRUB_FACT, HOME_FACT))
+        self.store.run("DELETE FROM fact WHERE key NOT IN (?, ?, ?)", OWN_FACTS)
+        self.drop_past()
+        self.store.run("DELETE FROM meta WHERE key IN ('target_space', 'target_dimension')")
         self.note_other_cameras()
+
+    def drop_past(self) -> None:
+        """Delete what `gallery.reembedding` keeps of a former embedding space."""
+        for table in ("past_exemplar", "past_fact", "reembedded"):
+            self.store.run(f"DELETE FROM {table}")  # noqa: S608 - constants
+        self.store.run("DELETE FROM meta WHERE key IN ('past_space', 'past_dimension')")
 
     def note_other_cameras(self) -> None:
         """Note that `CAMERAS_FACT` was replaced, so that processes drop what they know of cameras."""

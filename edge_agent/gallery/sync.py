@@ -179,7 +179,8 @@ class SyncedFile:
         raise SpaceMismatch(
             f"the gallery {self.where} contains embeddings of {found}, but the model in use makes those of"
             f" {self.space}; they cannot be compared. Use the former model (a former default network: see"
-            " docs/gallery.md, embedding space), or keep a copy with"
+            " docs/gallery.md, embedding space), move its people by their kept pictures with"
+            f" `edge-agent gallery reembed --model NETWORK --state {folder}`, or keep a copy with"
             f" `edge-agent gallery export FILE --state {folder}` and empty the gallery"
             f" with `edge-agent gallery forget --all --state {folder}`"
         )
