@@ -194,7 +194,6 @@ class CommandHandlers:
             camera="",
             time=command.issued,
         )
-        if self.gallery.crops.most:
-            shot = Shot(origin, "", command.issued, quality, vectors[0], encode_kept(image))
-            self.gallery.crops.add(identity.number, [shot])
+        shot = Shot(origin, "", command.issued, quality, vectors[0], encode_kept(image))
+        self.gallery.crops.add(identity.number, [shot])
         return identity.number

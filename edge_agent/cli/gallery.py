@@ -255,8 +255,7 @@ def enrol(
     ):
         vectors = embedder.embed_images(pictures)
         now = (clock or Clock()).label()
-        person = _enrol(gallery, person_name, images, vectors, qualities, now)
-        _keep(gallery, person, images, pictures, vectors, qualities, now)
+        person = _enrol(gallery, person_name, images, pictures, vectors, qualities, now)
         _audit(gallery, "enrol", exemplars=person.exemplars)
     graded = [{"file": str(path), "quality": round(q, 3)} for path, q in zip(images, qualities, strict=True)]
     text = f"{called(person)} ({person.id}): {person.exemplars} exemplar(s)"
@@ -296,6 +295,7 @@ def _enrol(
     gallery: Gallery,
     label: str,
     paths: Sequence[Path],
+    pictures: Sequence[NDArray[np.uint8]],
     vectors: NDArray[np.float32],
     qualities: Sequence[float],
     time: float,
@@ -303,48 +303,23 @@ def _enrol(
     """Enrol a new person, or add exemplars to the one of that name; each picture is its own origin."""
     import numpy as np
 
+    from edge_agent.core.files import sha256_file
+    from edge_agent.core.pictures import encode_kept
+    from edge_agent.gallery.crop_rows import Shot
+
     number = next((one.number for one in gallery.identities() if one.name == label.strip()), None)
-    for path, vector, quality in zip(paths, vectors, qualities, strict=True):
-        row, grade, origin = vector[None], np.array([quality]), _origin(path)
+    for path, picture, vector, quality in zip(paths, pictures, vectors, qualities, strict=True):
+        row, grade, origin = vector[None], np.array([quality]), f"enrol:{sha256_file(path)[:16]}"
         seen: dict[str, Any] = {"origin": origin, "camera": "", "time": time}
         if number is None:
             number = gallery.enrol(row, grade, name=label, kind="enrolled", **seen).number
         else:
             gallery.remove_origin(number, origin)
+            gallery.crops.remove_origin(number, origin)
             gallery.add_exemplars(number, row, grade, **seen)
+        gallery.crops.add(number, [Shot(origin, "", time, quality, vector, encode_kept(picture))])
     assert number is not None  # there is at least one picture
     return gallery.rename(number, label)
-
-
-def _keep(
-    gallery: Gallery,
-    person: Identity,
-    paths: Sequence[Path],
-    pictures: Sequence[NDArray[np.uint8]],
-    vectors: NDArray[np.float32],
-    qualities: Sequence[float],
-    time: float,
-) -> None:
-    """Keep the pictures, where gallery.keep_crops allows it."""
-    from edge_agent.core.pictures import encode_kept
-    from edge_agent.gallery.crop_rows import Shot
-
-    if not gallery.crops.most:
-        return
-    shots = [
-        Shot(_origin(path), "", time, quality, vector, encode_kept(picture))
-        for path, picture, vector, quality in zip(paths, pictures, vectors, qualities, strict=True)
-    ]
-    for shot in shots:
-        gallery.crops.remove_origin(person.number, shot.origin)
-    gallery.crops.add(person.number, shots)
-
-
-def _origin(path: Path) -> str:
-    """Return the origin of exemplars from a picture, which is that of its content."""
-    from edge_agent.core.files import sha256_file
-
-    return f"enrol:{sha256_file(path)[:16]}"
 
 
 def _embeddings(gallery: Gallery, number: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,7 @@ from edge_agent.cli.arguments import (
     YesOption,
     load_settings,
 )
-from edge_agent.cli.gallery_access import BY
+from edge_agent.cli.gallery_access import BY, called
 from edge_agent.cli.output import confirm as ask
 from edge_agent.cli.output import print_result
 
@@ -83,6 +84,7 @@ def reembed(
 def _embed(settings: Settings, gallery: Reembedding) -> Moved:
     from edge_agent.core.errors import ConfigError
     from edge_agent.core.loading import state_folder
+    from edge_agent.core.pictures import UnreadablePicture, decode_picture
     from edge_agent.embed.opening import open_embedder
     from edge_agent.engine import is_simulated
     from edge_agent.engine.precision.calibration import current_calibration
@@ -96,42 +98,28 @@ def _embed(settings: Settings, gallery: Reembedding) -> Moved:
         left = gallery.begin(Space(embedder.info.space, embedder.info.dimension))
         typer.echo(f"{left} picture(s) to embed", err=True)
         for batch in gallery.batches(embedder.info.max_batch):
-            pictures = [_decoded(jpeg) for _, jpeg in batch]
-            usable = [picture for picture in pictures if picture is not None]
-            vectors = iter(embedder.embed_images(usable))
-            gallery.store(
-                [row for row, _ in batch],
-                [None if picture is None else next(vectors) for picture in pictures],
-            )
+            pictures: dict[int, NDArray[np.uint8]] = {}
+            for row, jpeg in batch:
+                with suppress(UnreadablePicture):  # damaged: its person may have others
+                    pictures[row] = decode_picture(jpeg, "a kept picture")
+            vectors = dict(zip(pictures, embedder.embed_images(list(pictures.values())), strict=True))
+            gallery.store([row for row, _ in batch], [vectors.get(row) for row, _ in batch])
         return gallery.finish()
 
 
-def _decoded(jpeg: bytes) -> NDArray[np.uint8] | None:
-    """Return a kept picture; None where it is damaged: its person may have others."""
-    from edge_agent.core.pictures import UnreadablePicture, decode_picture
-
-    try:
-        return decode_picture(jpeg, "a kept picture")
-    except UnreadablePicture:
-        return None
-
-
 def _lines(moved: Moved, model: Path | None) -> list[str]:
-    from edge_agent.cli.gallery_access import called
-
     lines = [
         f"{moved.people} person(s) with {moved.exemplars} exemplar(s) in space {moved.space}"
         f" ({moved.dimension} numbers)"
     ]
     if moved.unseen:
-        names = ", ".join(called(one) for one in moved.unseen[:_LISTED])
+        names = ", ".join(map(called, moved.unseen[:_LISTED]))
         more = f" and {len(moved.unseen) - _LISTED} more" if len(moved.unseen) > _LISTED else ""
         lines.append(f"{len(moved.unseen)} must be seen again, since no picture is kept: {names}{more}")
     if model is None:
-        lines.append("run the agent with the former network")
-    else:
-        lines += [
-            f'run the agent with this network: engine.model = "{model}"',
-            "then: edge-agent gallery reembed --confirm, or --restore to go back",
-        ]
-    return lines
+        return [*lines, "run the agent with the former network"]
+    return [
+        *lines,
+        f'run the agent with this network: engine.model = "{model}"',
+        "then: edge-agent gallery reembed --confirm, or --restore to go back",
+    ]

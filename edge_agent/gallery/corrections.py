@@ -38,15 +38,15 @@ class Corrections:
     def reject(self, one: int, other: int) -> None:
         """Note that two identities are two people; InputError: they are one, or one does not exist."""
         with self._file.changing() as rows:
-            rows.part(one, other, "rejected")
+            rows.apart.add(rows.identity(one).number, rows.identity(other).number, "rejected")
 
     def apart(self, number: int) -> set[int] | frozenset[int]:
         """Return the identities that are certainly other people than this one; from memory."""
         with self._file.reading() as rows:
-            mark = self._file.apart_mark, rows.apart_changes
+            mark = self._file.apart_mark, rows.apart.changes
             if mark != self._mark:
                 self._mark, found = mark, defaultdict(set)
-                for first, second in rows.store.rows("SELECT first, second FROM apart"):
+                for first, second in rows.apart.pairs():
                     found[first].add(second)
                     found[second].add(first)
                 self._apart = dict(found)

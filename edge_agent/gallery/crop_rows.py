@@ -23,6 +23,7 @@ Role = Literal["kept", "evidence"]
 
 EVIDENCE_PER_TRACK = 4
 """Crops of one decided track."""
+EVER = -math.inf
 MOST_EVIDENCE = 2000
 """Crops of decided tracks in all; the oldest make room."""
 
@@ -82,7 +83,8 @@ class CropRows:
             " SELECT number, ?, ?, ?, ?, ?, ?, ?, ? FROM identity WHERE number = ?",
             [
                 (role, one.origin, one.camera, float(one.time), float(one.quality),
-                 one.vector.astype("<f4").tobytes(), one.jpeg, len(one.jpeg), number)
+                 one.vector.astype("<f4").tobytes() if role == "kept" else b"",
+                 one.jpeg, len(one.jpeg), number)
                 for one in shots
             ],
         )  # fmt: skip
@@ -219,7 +221,3 @@ def _vectors(blobs: Sequence[bytes]) -> Vectors:
             row[:] = np.frombuffer(blob, "<f4")
     rows[~np.isfinite(rows).all(axis=1)] = 0.0
     return rows
-
-
-NO_VECTOR: Vectors = np.zeros(0, np.float32)
-EVER = -math.inf

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,8 @@ from edge_agent.gallery.sync import Space, owner_lock
 _OWN = f"key NOT IN ({', '.join('?' * len(OWN_FACTS))})"
 """Facts of the embedding space."""
 _EXEMPLAR = "row, number, vector, quality, origin, camera, time, epoch"
-_TARGET, _PAST = ("target_space", "target_dimension"), ("past_space", "past_dimension")
-"""Meta values: the space of a change that is not complete, and the one that can be restored."""
+_TARGET, _PAST = "target", "past"
+"""Spaces in the meta values: of a change that is not complete, and the one that can be restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,10 @@ class Reembedding:
         with self._store.change(durable=False):
             self._store.run_many(
                 "INSERT OR REPLACE INTO reembedded SELECT row, ? FROM crop WHERE row = ?",
-                [(_packed(vector), row) for row, vector in zip(rows, vectors, strict=True)],
+                [
+                    (b"" if vector is None else vector.astype("<f4").tobytes(), row)
+                    for row, vector in zip(rows, vectors, strict=True)
+                ],
             )
 
     def finish(self) -> Moved:
@@ -159,9 +164,7 @@ class Reembedding:
             self._store.run("DELETE FROM exemplar")
             self._store.run(f"INSERT INTO exemplar ({_EXEMPLAR}) SELECT {_EXEMPLAR} FROM past_exemplar")  # noqa: S608
             self._swap_crops()
-            self._store.run(
-                "UPDATE crop SET vector = x'' WHERE row NOT IN (SELECT row FROM reembedded)"
-            )  # of the other space; equal to none
+            self._store.run("UPDATE crop SET vector = x'' WHERE row NOT IN (SELECT row FROM reembedded)")
             self._store.run(f"DELETE FROM fact WHERE {_OWN}", OWN_FACTS)  # noqa: S608
             self._store.run("INSERT INTO fact SELECT key, value FROM past_fact")
             content.drop_past()
@@ -187,22 +190,17 @@ class Reembedding:
             " past_exemplar WHERE past_exemplar.number = crop.number"
             " AND past_exemplar.origin = crop.origin), 0)"
             " FROM crop JOIN reembedded USING (row) WHERE crop.number = ? AND role = 'kept'"
-            " AND length(reembedded.vector) > 0 ORDER BY row",
+            " AND length(reembedded.vector) > 0 ORDER BY origin, row",
             (number,),
         )
-        groups: dict[str, list[tuple[object, ...]]] = {}
-        for row in found:
-            groups.setdefault(str(row[0]), []).append(row)
         vectors: list[Vectors] = []
         sources: list[Source] = []
-        for origin, rows in groups.items():
-            qualities = np.array([row[2] for row in rows], np.float32)
-            crops = content.exemplars.unpacked([row[4] for row in rows])  # type: ignore[misc]
-            mean = np.maximum(qualities, 1e-3) @ crops
+        for origin, group in groupby(found, key=itemgetter(0)):
+            _, cameras, grades, times, packed, epochs = zip(*group, strict=True)
+            qualities = np.array(grades, np.float32)
+            mean = np.maximum(qualities, 1e-3) @ content.exemplars.unpacked(packed)
             vectors.append(np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-6), np.float32))
-            time = max(float(row[3]) for row in rows)  # type: ignore[arg-type]
-            camera, epoch = str(rows[0][1]), int(rows[0][5])  # type: ignore[call-overload]
-            sources.append((float(qualities.mean()), origin, camera, time, epoch))
+            sources.append((float(qualities.mean()), origin, cameras[0], max(times), epochs[0]))
         if vectors:
             content.add_exemplars(number, np.stack(vectors), sources)
 
@@ -217,8 +215,8 @@ class Reembedding:
         )
 
     def _enter(self, content: Rows, space: Space, *, past: Space | None) -> None:
-        for key, value in zip(("space", "dimension"), (space.space, space.dimension), strict=True):
-            self._store.put_meta(key, value)
+        self._store.put_meta("space", space.space)
+        self._store.put_meta("dimension", space.dimension)
         self._note(_TARGET, None)
         self._note(_PAST, past)
         content.note_other_cameras()
@@ -241,23 +239,16 @@ class Reembedding:
             raise InputError(f"{self._path} has no former embedding space to restore or confirm")
         return past
 
-    def _noted(self, keys: tuple[str, str]) -> Space | None:
-        space, dimension = (self._store.meta(key) for key in keys)
+    def _noted(self, which: str) -> Space | None:
+        space, dimension = (self._store.meta(f"{which}_{key}") for key in ("space", "dimension"))
         return None if space is None else Space(str(space), int(dimension))
 
-    def _note(self, keys: tuple[str, str], space: Space | None) -> None:
-        if space is None:
-            self._store.run("DELETE FROM meta WHERE key IN (?, ?)", keys)
-            return
-        self._store.put_meta(keys[0], space.space)
-        self._store.put_meta(keys[1], space.dimension)
+    def _note(self, which: str, space: Space | None) -> None:
+        for key in ("space", "dimension"):
+            self._store.put_meta(f"{which}_{key}", None if space is None else getattr(space, key))
 
     def _moved(self, content: Rows, space: Space) -> Moved:
         people = content.identities()
         unseen = tuple(one for one in people if not one.exemplars)
         exemplars = sum(one.exemplars for one in people)
         return Moved(space.space, space.dimension, len(people) - len(unseen), exemplars, unseen)
-
-
-def _packed(vector: Vectors | None) -> bytes:
-    return b"" if vector is None else vector.astype("<f4").tobytes()

@@ -10,6 +10,7 @@ from edge_agent.core.errors import InputError
 from edge_agent.core.names import composed, new_id
 from edge_agent.core.text import LONGEST_CELL, is_visible, visible
 from edge_agent.gallery.ages import Ages
+from edge_agent.gallery.apart_rows import ApartRows
 from edge_agent.gallery.crop_rows import CropRows
 from edge_agent.gallery.exemplars import Exemplars, Source
 from edge_agent.gallery.means import Vectors
@@ -177,8 +178,7 @@ class Rows:
         self.ages = Ages(store, clock)
         self.exemplars = Exemplars(store, dimension)
         self.crops = CropRows(store)
-        self.apart_changes = 0
-        """Counts changes of the pairs of `gallery.corrections` by this process."""
+        self.apart = ApartRows(store)
 
     def identity(self, number: int) -> Identity:
         """Return one identity; InputError when there is none of this number."""
@@ -281,7 +281,7 @@ class Rows:
         seen = self.store.value(latest, (keep, absorb))
         for table in ("exemplar", "former", "pictures", "crop", "past_exemplar"):
             self.store.run(f"UPDATE {table} SET number = ? WHERE number = ?", (keep, absorb))  # noqa: S608
-        self._merge_apart(keep, absorb)
+        self.apart.merge(keep, absorb)
         self.store.run("DELETE FROM identity WHERE number = ?", (absorb,))
         self.store.run("INSERT INTO former VALUES (?, ?)", (absorbed.id, keep))
         self.exemplars.changed.add(absorb)
@@ -328,7 +328,7 @@ class Rows:
         for one in (number, new):
             self.exemplars.prune(one, self.policy.max_exemplars)
         self.update(number, "sightings = max(1, sightings - 1)")
-        self.part(number, new, "split")
+        self.apart.add(number, new, "split")
         self.notice("split", id_, new, "operator", person)
         if name is not None:
             self.update(new, "name = ?, kind = 'enrolled'", name)
@@ -352,31 +352,6 @@ class Rows:
             f"UPDATE pictures SET number = ? WHERE {theirs} AND since BETWEEN ? AND ?",  # noqa: S608
             (new, *key, first if begin is None else begin, last),
         )
-
-    def part(self, one: int, other: int, reason: str) -> None:
-        """Note that two identities are two people."""
-        first, second = sorted((self.identity(one).number, self.identity(other).number))
-        if first == second:
-            raise InputError(f"identity {one} cannot be kept apart from itself")
-        self.store.run("INSERT OR REPLACE INTO apart VALUES (?, ?, ?)", (first, second, reason))
-        self._note_apart()
-
-    def _merge_apart(self, keep: int, absorb: int) -> None:
-        found = self.store.rows(
-            "SELECT first + second - ?, reason FROM apart WHERE ? IN (first, second)", (absorb, absorb)
-        )
-        if not found:
-            return
-        self.store.run("DELETE FROM apart WHERE ? IN (first, second)", (absorb,))
-        self.store.run_many(
-            "INSERT OR IGNORE INTO apart VALUES (?, ?, ?)",
-            [(*sorted((other, keep)), reason) for other, reason in found if other != keep],
-        )
-        self._note_apart()
-
-    def _note_apart(self) -> None:
-        self.apart_changes += 1
-        self.store.put_meta("apart", 1 + int(self.store.meta("apart") or 0))
 
     def age_s(self, number: int) -> float | None:
         """Return the seconds since a person was last seen; None while ages are unknown."""

@@ -70,13 +70,13 @@ class Others:
 
     def _apart(self, rows: Rows, pairs: Sequence[Sequence[Any]]) -> int:
         """Keep pairs of people apart; return how many could not be."""
-        present = set(rows.store.rows("SELECT first, second FROM apart"))
+        present = set(rows.apart.pairs())
         missed = 0
         for one, other, reason in pairs:
             try:
                 first, second = sorted((self.number(one), self.number(other)))
                 if (first, second) not in present:
-                    rows.part(first, second, reason)
+                    rows.apart.add(first, second, reason)
             except InputError:
                 missed += 1
         return missed
