@@ -33,7 +33,7 @@ TrackKey = tuple[str, int]
 
 _APART_S = 0.5
 """Least time between two crops of a track; it doubles with every `_DENSE` crops."""
-_DENSE = 8
+_DENSE = 4
 _LONGEST_GAP_S = 60.0
 _WAITING_BYTES = 16 << 20
 """Pixels that wait for the thread; further crops are left out."""
