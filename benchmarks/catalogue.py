@@ -74,7 +74,7 @@ def catalogue(shared: Path, *, quick: bool) -> tuple[Benchmark, ...]:
         shared: folder with `data` and `models`: real material that is not in the repository.
         quick: seconds instead of minutes, to check that everything runs.
     """
-    return (*_reach(quick), *_growth(quick), *_networks(shared, quick), *_parts(shared, quick))
+    return (*_reach(quick), *_growth(quick), _path(quick), *_networks(shared, quick), *_parts(shared, quick))
 
 
 # --- the whole pipeline -----------------------------------------------------------------------
@@ -155,6 +155,33 @@ def _growth(quick: bool) -> tuple[Benchmark, ...]:
             tuple(_pipeline(seconds, {"people": n}, "--cameras", 8, "--people", n, *rate) for n in people),
         ),
     )  # fmt: skip
+
+
+def _path(quick: bool) -> Benchmark:
+    """Detection in the queue of the same device, by a fast detector and a slow one."""
+    quiet = ("--busy", 0.25)
+    ways = (
+        ("always", "every frame", ()),
+        ("always", "every second frame", ("--every", 2)),
+        ("a quarter of the time", "every frame", quiet),
+        ("a quarter of the time", "motion gate", (*quiet, "--motion")),
+        ("a quarter of the time", "motion gate, every second frame", (*quiet, "--motion", "--every", 2)),
+    )
+    tables = (("orin-yolox-s", ways), ("orin-peoplenet-graph", (ways[0], ways[1], ways[3])))
+    length = ("--seconds", 2, "--runs", 1) if quick else ("--seconds", 5, "--runs", 3)
+    return Benchmark(
+        "path",
+        "cameras of 1920 x 1080 at 15 frames a second with 8 people, with detection on the same device",
+        tuple(
+            replace(
+                _module("path", 240.0, "--detector", f"benchmarks/engines/{table}.json", *words, *length),
+                point={"detector": table, "view": view, "way": way},
+            )
+            for table, chosen in tables
+            for view, way, words in chosen[: 1 if quick else None]
+        ),
+        goal=True,
+    )
 
 
 # --- with a real network ----------------------------------------------------------------------

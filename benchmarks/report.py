@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, gallery, idle, memory, overload, results, startup, summary
+from benchmarks import compare, gallery, idle, memory, overload, path, results, startup, summary
 from benchmarks.catalogue import GROWTH_FPS, REPO
 from benchmarks.plots import KEPT, LOST, breaks_at, curve, slope
 from edge_agent.core.manifest import write_atomic
@@ -320,6 +320,7 @@ _TABLES: dict[str, Callable[[Steps], Iterator[str]]] = {
     "saturation": _saturation,
     "cameras": _grows("cameras"),
     "people": _grows("people"),
+    "path": path.markdown,
     "onnxruntime": _onnxruntime,
     "onnxruntime-osnet": _onnxruntime,
     "onnxruntime-resnet50": _onnxruntime,
