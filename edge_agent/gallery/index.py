@@ -1,4 +1,4 @@
-"""Embeddings in memory: best-exemplar search over numpy matrices, exact unless there is a shortlist.
+"""Embeddings in memory: best-exemplar search over matrices, exact unless there is a shortlist.
 
 Exemplars are stored by *slot*: matrix j holds the j-th exemplar of every identity that has more than j.
 Identities are ordered by falling number of exemplars, so each matrix is dense, and the best exemplar of
@@ -13,6 +13,9 @@ over identities, no row is unused, and a change moves a few rows, whatever the s
 Each row has the number of its view, see `gallery.means`; the rows of one view are turned together when its
 offset moves.
 
+From `coarse.LEAST` rows on, they are also stored as 8-bit numbers, see `gallery.coarse`: their products
+show which few identities can be among the best, and only these are compared in full.
+
 The shortlist of a very large gallery contains a short code for every row, at the same slot and place, and is
 updated with each change of a row. Identities that it finds are scored by their rows.
 """
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.gallery.coarse import Copies
 from edge_agent.gallery.means import Vectors, centred, restored
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ _WIDENED = 8
 """Rows from the shortlist for each identity of the result, if that is more."""
 _LONGEST = 4096
 """Rows from the shortlist beyond which comparing with all identities is as fast."""
+_TOGETHER = 128
+"""Queries times slots at a time: 8 MB of products."""
 _ENCODED = 1024
 """Rows encoded at a time: about ten milliseconds."""
 _RECODED = 4096
@@ -64,6 +70,7 @@ class ExemplarIndex:
         self._numbers: NDArray[np.int64] = np.empty(_FIRST_ROWS, np.int64)
         self._place: dict[int, int] = {}
         self._scratch: Vectors = np.empty(0, np.float32)
+        self._copies = Copies(dimension)
         self.shortlist: Codes | None = None
 
     def __len__(self) -> int:
@@ -73,7 +80,7 @@ class ExemplarIndex:
     @property
     def nbytes(self) -> int:
         """Bytes held by the matrices, used or not."""
-        codes = self.shortlist.nbytes if self.shortlist is not None else 0
+        codes = self._copies.nbytes + (self.shortlist.nbytes if self.shortlist is not None else 0)
         return sum(one.nbytes for one in (*self._slots, *self._views)) + self._scratch.nbytes + codes
 
     def vectors(self, numbers: Collection[int]) -> tuple[NDArray[np.int64], Vectors]:
@@ -130,6 +137,7 @@ class ExemplarIndex:
             for first in range(0, len(places), _GATHERED):
                 some = places[first : first + _GATHERED]
                 rows[some] = centred(restored(rows[some], before), after)
+                self._copies.put(slot, some, rows[some])
             turned.append(self._numbers[places])
             if len(places) > _RECODED:
                 self.shortlist = None
@@ -153,6 +161,7 @@ class ExemplarIndex:
         places[falling] = np.arange(len(numbers))
         most = int(counts.max(initial=0))
         self.shortlist = None
+        self._copies.drop()
         self._used = [int(np.count_nonzero(counts > slot)) for slot in range(most)]
         self._slots = [
             np.empty((max(_FIRST_ROWS, 2 * used), self._dimension), np.float32) for used in self._used
@@ -183,6 +192,7 @@ class ExemplarIndex:
         for slot in range(self._count(number)):
             self._slots[slot][self._place[number]] = vectors[slot]
             self._views[slot][self._place[number]] = of[slot]
+            self._copies.put(slot, np.array([self._place[number]]), vectors[slot : slot + 1])
             self._encode(slot, self._place[number])
         for slot in range(self._count(number), len(vectors)):
             self._grow(number, slot, vectors[slot], int(of[slot]))
@@ -197,7 +207,15 @@ class ExemplarIndex:
         if self.listed and count <= min(_LONGEST, len(self)):
             self._search_listed(queries, count, found, scores)
         else:
-            self._search_all(queries, found, scores)
+            together = max(1, _TOGETHER // max(1, len(self._used)))
+            for first in range(0, len(queries), together):
+                some = slice(first, first + together)
+                asked, result = queries[some], (found[some], scores[some])
+                best = self._copies.best(asked, k, self._slots, self._used) if self._used else None
+                if best is None:
+                    self._search_all(asked, *result)
+                else:
+                    _sort_in(best[0], self._numbers[best[1]], best[2], *result)
         return found, scores
 
     @property
@@ -225,7 +243,7 @@ class ExemplarIndex:
         return False
 
     def _encode(self, slot: int, place: int) -> None:
-        """Update the code of a changed row, unless `encode` has not reached it yet."""
+        """Update the shortlist's code of a changed row, unless `encode` has not reached it yet."""
         if self.shortlist is not None and place <= self.shortlist.filled(slot):
             self.shortlist.put(slot, place, self._slots[slot][place : place + 1])
 
@@ -308,6 +326,7 @@ class ExemplarIndex:
         self._views[count] = _extended(self._views[count], first)
         self._views[count][first] = view
         self._used[count] = first + 1
+        self._copies.put(count, np.array([first]), vector[None])
         self._encode(count, first)
 
     def _shrink(self, number: int) -> None:
@@ -317,6 +336,7 @@ class ExemplarIndex:
         self._swap(self._place[number], last, count)
         self._slots[count - 1][last] = 0.0  # an erased embedding must not stay in memory
         self._used[count - 1] = last
+        self._copies.erase(count - 1, last)
         if self.shortlist is not None:
             self.shortlist.cut(count - 1, last)
         if count == 1:
@@ -329,6 +349,7 @@ class ExemplarIndex:
         for place, (slot, views) in enumerate(zip(self._slots[:count], self._views, strict=False)):
             slot[[a, b]] = slot[[b, a]]
             views[[a, b]] = views[[b, a]]
+            self._copies.swap(place, a, b)
             self._encode(place, min(a, b))
             self._encode(place, max(a, b))
         self._numbers[[a, b]] = self._numbers[[b, a]]

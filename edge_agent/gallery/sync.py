@@ -338,6 +338,8 @@ class SyncedFile:
             if not self._centring:
                 self._centring = True
                 self._count_votes()
+            nobody = np.zeros((1, self.space.dimension), np.float32)
+            self.index.search(nobody, 1)  # a first search prepares those that follow
 
     def recentre(self, *, erased: bool = False) -> None:
         """Turn the rows of the views whose offsets moved by more than they are uncertain by.

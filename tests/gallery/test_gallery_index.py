@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
+import edge_agent.gallery.coarse as coarse_module
 import edge_agent.gallery.index as index_module
 import edge_agent.gallery.shortlist as shortlist_module
 from edge_agent.core.config import GallerySettings
@@ -82,6 +83,120 @@ def test_search_agrees_with_brute_force(
     for row, query in enumerate(queries):
         found = list(zip(numbers[row].tolist(), scores[row].tolist(), strict=True))
         assert found == brute_force(truth, query, k)
+
+
+@contextlib.contextmanager
+def coded() -> Iterator[None]:
+    """Small galleries are searched by their 8-bit copies, in several blocks."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(index_module, "_FIRST_ROWS", 1)
+        for name, value in {"LEAST": 0, "FEW": 1, "WIDTH": 6, "_STEP": 2, "_GROUPS": 2}.items():
+            patched.setattr(coarse_module, name, value)
+        yield
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), max_size=80),
+    st.integers(0, 2**16),
+    st.integers(1, 12),
+    st.sampled_from([3, 64, 65, 130]),
+)
+@settings(max_examples=80, deadline=None)
+def test_search_by_8_bit_copies_agrees_with_brute_force(
+    changes: list[tuple[int, int]], seed: int, k: int, dimension: int
+) -> None:
+    drawn = np.random.default_rng(seed)
+    index, truth = ExemplarIndex(dimension), dict[int, Vectors]()
+    with coded():
+        for number, count in changes:
+            rows = drawn.integers(-1, 2, size=(count, dimension)).astype(np.float32)  # many equals
+            if len(rows) and drawn.random() < 0.5:
+                rows[:, 0] *= drawn.integers(1, 100)  # one great number, which the others drown in
+            index.put(number, rows)
+            truth[number] = rows
+            if drawn.random() < 0.2:
+                index.search(rows[:1], 1)  # the copies are made at the first search
+        truth = {number: rows for number, rows in truth.items() if len(rows)}
+        queries = drawn.integers(-2, 3, size=(5, dimension)).astype(np.float32)
+        numbers, scores = index.search(queries, k)
+    for row, query in enumerate(queries):
+        found = list(zip(numbers[row].tolist(), scores[row].tolist(), strict=True))
+        assert found == brute_force(truth, query, k)
+
+
+def test_8_bit_copies_follow_when_rows_are_turned() -> None:
+    index, drawn = filled(300, 3)
+    queries = next(drawn)[:20]
+    offset = np.full(D, 0.05, np.float32)
+    with coded():
+        index.search(queries, 4)
+        index.turn(0, np.zeros(D, np.float32), offset)
+        index.turn(0, offset, -offset)
+        found = index.search(queries, 4)
+    plain, _ = filled(300, 3)
+    plain.turn(0, np.zeros(D, np.float32), offset)
+    plain.turn(0, offset, -offset)
+    expected = plain.search(queries, 4)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
+def test_a_large_gallery_is_searched_by_8_bit_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, drawn = filled(4000, 3)
+    queries = next(drawn)[:200]
+    before = index.nbytes
+    numbers, scores = index.search(queries, 32)
+    assert index.nbytes > before + 3 * 4000 * D
+    monkeypatch.setattr(coarse_module, "make_coarse", lambda _: None)
+    plain, _ = filled(4000, 3)
+    expected, values = plain.search(queries, 32)
+    np.testing.assert_allclose(scores, values, atol=1e-6)
+    assert np.mean(numbers == expected) > 0.999  # the last digit may order equals differently
+    one = np.tile(queries[:1], (4000, 1))  # all are alike: nothing can be left out
+    index.load(np.arange(1, 4001), np.full(4000, 3), ((np.arange(1, 4001), one, _views(4000)) for _ in "123"))
+    found, same = index.search(queries[:2], 5)
+    np.testing.assert_array_equal(found, [[1, 2, 3, 4, 5]] * 2)
+    np.testing.assert_allclose(same, np.repeat(one[:1] @ queries[:2].T, 5).reshape(2, 5), atol=1e-6)
+
+
+def test_nothing_is_stored_where_integers_are_multiplied_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coarse_module, "_faster", lambda *_: False)
+    with capture_logs() as logs:
+        assert coarse_module.make_coarse(D) is None
+    assert logs[0]["event"] == "gallery_searched_without_codes"
+
+
+def test_queries_have_7_bits_where_products_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = []
+
+    def saturated(session: Any, query: NDArray[np.uint8], rows: NDArray[np.int8]) -> bool:
+        right.append(int(query.max()))
+        return int(query.max()) <= 127
+
+    monkeypatch.setattr(coarse_module, "_right", saturated)
+    monkeypatch.setattr(coarse_module, "_faster", lambda *_: True)
+    monkeypatch.setattr(coarse_module, "LEAST", 0)
+    index, drawn = filled(600, 2)
+    queries = next(drawn)[:20]
+    found, _ = index.search(queries, 3)
+    assert right == [255, 127]
+    np.testing.assert_array_equal(found[:, 0], np.arange(1, 21))
+
+
+def test_the_product_is_that_of_the_onnx_package() -> None:
+    from onnx import TensorProto, helper
+
+    names = {"A": (TensorProto.UINT8, "mk"), "B": (TensorProto.INT8, "kn"), "Y": (TensorProto.INT32, "mn")}
+    given = {name: helper.make_tensor_value_info(name, kind, list(of)) for name, (kind, of) in names.items()}
+    node = helper.make_node("MatMulInteger", ["A", "B"], ["Y"])
+    graph = helper.make_graph([node], "g", [given["A"], given["B"]], [given["Y"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 7
+    assert model.SerializeToString() == coarse_module.PRODUCT
+
+
+def _views(count: int) -> NDArray[np.int32]:
+    return np.zeros(count, np.int32)
 
 
 def test_no_queries_and_no_results() -> None:
