@@ -29,12 +29,13 @@ given=()
 step='reading the options'
 
 # Programs that the tests run: a broker and its clients, an RTSP server, an OpenCV with GStreamer as on a
-# Jetson, shellcheck, and systemd-analyze for the unit.
+# Jetson, shellcheck, systemd-analyze for the units, and a browser and npm (for axe-core) for the page.
 readonly test_packages=(
   mosquitto mosquitto-clients jq openssl shellcheck systemd
   gstreamer1.0-rtsp gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
   gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0
   python3-gi python3-opencv
+  chromium npm
 )
 
 usage() {
@@ -203,17 +204,18 @@ check_opencv() {
 # ---- actions
 
 demo() {
-  install_packages --editable '.[demo]'
+  install_packages --editable '.[demo,page]'
   check_opencv
   say 'running the demo'
   "$venv/bin/edge-agent" demo "$@"
   printf '== next: %s/bin/edge-agent run --help, or see README.md\n' "$venv" >&2
+  printf '== see it in a browser: %s/bin/edge-agent demo --page prints a link while it runs\n' "$venv" >&2
   [[ -e ~/.local/state/edge-agent/models/detector.json ]] ||
     printf '== a better detector than the built-in one (3.7 MB): %s/bin/edge-agent model fetch yolox-nano\n' "$venv" >&2
 }
 
 tests() {
-  local extras=demo,encrypt
+  local extras=demo,encrypt,page
   [[ -z $with_train ]] || extras+=,train
   debian_packages "${test_packages[@]}"
   install_packages --editable ".[$extras]" --group test --group lint

@@ -43,6 +43,7 @@ plan_files() {
   plan_file systemd/edge-agent.tmpfiles /etc/tmpfiles.d/edge-agent.conf
   plan_file systemd/edge-agent.service "$unit_folder/edge-agent.service"
   plan_file systemd/edge-agent.service "$unit_folder/edge-agent@.service"
+  plan_file systemd/edge-agent-page.service "$unit_folder/edge-agent-page.service"
   plan_file systemd/edge-agent@.service.d/instance.conf "$unit_folder/edge-agent@.service.d/instance.conf"
   row "${completions[0]}" 'completion for bash'
   row "${completions[1]}" 'completion for zsh'

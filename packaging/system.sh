@@ -218,7 +218,7 @@ copy_source() {
   cp -r edge_agent engines pyproject.toml README.md LICENSE NOTICE "$1"
 }
 
-# Requirements of the project and of the extra `encrypt`; on a Jetson without OpenCV, which would hide JetPack's.
+# Requirements of the project and of the extras `encrypt` and `page`; on a Jetson without OpenCV, which would hide JetPack's.
 requirements() {
   ON_JETSON=$l4t "$release/bin/python" -s - <<'PYTHON'
 import importlib.metadata, os
@@ -227,7 +227,7 @@ for line in importlib.metadata.requires("jetson-edge-agent"):
     if os.environ["ON_JETSON"] and wanted.startswith("opencv"):
         continue
     if "extra" in marker:
-        if "encrypt" in marker:
+        if "encrypt" in marker or "page" in marker:
             print(wanted)
     else:
         print(line)
@@ -285,7 +285,7 @@ check_environment() {
 render_service() {
   local folder=$release/service file
   mkdir -p "$folder/edge-agent@.service.d"
-  for file in edge-agent.service edge-agent@.service.d/instance.conf; do
+  for file in edge-agent.service edge-agent-page.service edge-agent@.service.d/instance.conf; do
     sed "s#$default_prefix/#$prefix/#g" "systemd/$file" >"$folder/$file"
   done
   cp "$folder/edge-agent.service" "$folder/edge-agent@.service"
@@ -376,8 +376,20 @@ install_units() {
   for file in edge-agent.service edge-agent@.service edge-agent@.service.d/instance.conf; do
     put_file "$1/service/$file" "$unit_folder/$file"
   done
+  install_page "$1"
   [[ -z $files_changed ]] || systemctl daemon-reload
   install_completions "$1"
+}
+
+# install_page RELEASE: the unit of the page, which stays off; a release of an earlier version has none.
+install_page() {
+  local changed=$files_changed
+  [[ -e $1/service/edge-agent-page.service ]] || return 0
+  put_file "$1/service/edge-agent-page.service" "$unit_folder/edge-agent-page.service"
+  if [[ $files_changed != "$changed" ]]; then
+    systemctl daemon-reload
+    files_changed=$changed # the agent need not restart for it
+  fi
 }
 
 # install_completions RELEASE: of bash and zsh; a release of an earlier version has none.
@@ -412,7 +424,7 @@ switch_release() {
 # the agent is ready.
 start_service() {
   local verb=start
-  [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service'
+  [[ -z $restarted ]] || systemctl try-restart 'edge-agent@*.service' edge-agent-page.service
   if [[ $sources == 0 ]]; then
     note "no camera yet: name one in $config_folder/config.toml, then: systemctl start edge-agent"
     return 0
@@ -514,7 +526,7 @@ uninstall() {
   for unit in $units; do
     run systemctl --quiet disable --now "$unit"
   done
-  run rm -rf "$unit_folder/edge-agent.service" "$unit_folder/edge-agent@.service" "$unit_folder/edge-agent@.service.d"
+  run rm -rf "$unit_folder/edge-agent.service" "$unit_folder/edge-agent-page.service" "$unit_folder/edge-agent@.service" "$unit_folder/edge-agent@.service.d"
   run rm -f /etc/tmpfiles.d/edge-agent.conf /etc/sysusers.d/edge-agent.conf "$link" "${completions[@]}"
   run systemctl daemon-reload
   run systemctl reset-failed 'edge-agent*.service'
@@ -540,13 +552,13 @@ remove_if_empty() {
 enabled_and_running() {
   [[ -d /run/systemd/system ]] || return 0 # a dry run in a container
   {
-    systemctl list-unit-files --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
-    systemctl list-units --all --no-legend --plain 'edge-agent.service' 'edge-agent@*.service'
-  } | sed -n 's/^\(edge-agent\(@[^ ]\+\)\?\.service\) .*/\1/p' | sort --unique
+    systemctl list-unit-files --no-legend --plain 'edge-agent.service' 'edge-agent-page.service' 'edge-agent@*.service'
+    systemctl list-units --all --no-legend --plain 'edge-agent.service' 'edge-agent-page.service' 'edge-agent@*.service'
+  } | sed -n 's/^\(edge-agent\(-page\|@[^ ]\+\)\?\.service\) .*/\1/p' | sort --unique
 }
 
 purge_all() {
-  run rm -rf "$config_folder" "$state_folder" /etc/systemd/system/edge-agent.service.d /etc/systemd/system/edge-agent@*.service.d
+  run rm -rf "$config_folder" "$state_folder" /etc/systemd/system/edge-agent.service.d /etc/systemd/system/edge-agent-page.service.d /etc/systemd/system/edge-agent@*.service.d
   run systemctl daemon-reload
   if id edge-agent >/dev/null 2>&1; then
     run userdel edge-agent

@@ -14,12 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 from edge_agent.page.errors import Refused
-from edge_agent.page.link import AgentLink
-
-_log = structlog.get_logger(__name__)
+from edge_agent.page.link import AgentLink, Channel
 
 MOST_EVENTS = 5000
 MOST_CAMERAS = 500
@@ -46,43 +42,51 @@ class EventLog:
     cameras: dict[str, None] = field(default_factory=dict)
     """Ids of the cameras that had events, also those that upstream messages and crops name."""
     _events: deque[Values] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
+    _after: int = 0
+    """Number of the last event."""
     _names: dict[str, str | None] = field(default_factory=dict)
     """Present names of people by their ids, as far as events told them."""
 
     async def follow(self) -> None:
         """Follow the agent until cancelled; it may stop and start again."""
-        channel, after = self.link.channel(), 0
+        channel = self.link.channel()
+        try:
+            while True:
+                try:
+                    await self._follow_run(channel)
+                except (Refused, KeyError, TypeError):
+                    self._set_online(False)
+                    channel.close()
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            channel.close()
+
+    async def _follow_run(self, channel: Channel) -> None:
+        """Follow one run of the agent; returns when another answers."""
+        hello, _ = await channel.ask("hello")
+        if hello["session"] != self.session:
+            self._after, self.session = 0, str(hello["session"])
+        self.info = hello["info"]
+        self._set_online(True)
         while True:
-            try:
-                hello, _ = await channel.ask("hello")
-                if hello["session"] != self.session:
-                    after, self.session = 0, str(hello["session"])
-                self.info = hello["info"]
-                self._set_online(True)
-                while True:
-                    found, _ = await channel.ask("events", after=after, wait_s=WAIT_S)
-                    if found["session"] != self.session:
-                        break
-                    after = self._take(found, after)
-            except (Refused, KeyError, TypeError):
-                self._set_online(False)
-                channel.close()
-                await asyncio.sleep(RETRY_S)
+            found, _ = await channel.ask("events", after=self._after, wait_s=WAIT_S)
+            if found["session"] != self.session:
+                return
+            self._take(found)
 
     def _set_online(self, online: bool) -> None:
         if online != self.online:
             self.online = online
             self._tell({"type": "agent", "online": online, "session": self.session})
 
-    def _take(self, found: Values, after: int) -> int:
-        """Add the events of an answer; return the number of the last."""
-        self.missed = self.missed or 0 < after < found["base"]
+    def _take(self, found: Values) -> None:
+        """Add the events of an answer."""
+        self.missed = self.missed or 0 < self._after < found["base"]
         for text in found["events"]:
             with contextlib.suppress(ValueError):
                 event = json.loads(text)
-                after = int(event["seq"])
+                self._after = int(event["seq"])
                 self._add(event)
-        return after
 
     def _add(self, event: Values) -> None:
         data, kind = event["data"], event["type"].split(".")[1]

@@ -13,7 +13,6 @@ from edge_agent.page.errors import Refused, agent_away
 
 ANSWER_S = 15.0
 """Longest wait for an answer: a command waits up to 10 s for the agent's driving thread."""
-CONNECT_S = 3.0
 
 
 class Channel:
@@ -30,14 +29,18 @@ class Channel:
         Refused: no agent runs, it does not answer, or it answers with an error.
         """
         async with self._turn:
+            # Not `wait_for`, which may swallow a cancellation before Python 3.12: closing ends the wait too.
+            limit = asyncio.get_running_loop().call_later(ANSWER_S, self.close)
             try:
-                found, data = await asyncio.wait_for(self._exchange(op, values, attached), ANSWER_S)
-            except (OSError, EOFError, BadMessage, asyncio.TimeoutError):
+                found, data = await self._exchange(op, values, attached)
+            except (OSError, EOFError, BadMessage):
                 self.close()
                 raise agent_away() from None
             except BaseException:  # cancelled between question and answer
                 self.close()
                 raise
+            finally:
+                limit.cancel()
         if found.get("ok") is not True:
             code = str(found.get("code") or "failed")
             raise Refused(500 if code == "internal" else 400, code, str(found.get("error") or "it failed"))
@@ -48,7 +51,7 @@ class Channel:
     ) -> tuple[dict[str, Any], bytes]:
         if self._streams is None:
             with short_name(self._path) as name:
-                self._streams = await asyncio.wait_for(asyncio.open_unix_connection(name), CONNECT_S)
+                self._streams = await asyncio.open_unix_connection(name)
         reader, writer = self._streams
         writer.write(pack({"op": op, **values}, attached))
         await writer.drain()

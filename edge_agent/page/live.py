@@ -13,7 +13,7 @@ import json
 import struct
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -123,7 +123,7 @@ class Viewer:
         """End with the session."""
         while self.page.session_of(self.token) is not None:
             await asyncio.sleep(CHECK_S)
-        await asyncio.wait_for(self.socket.close(SESSION_OVER), SEND_S)
+        await self._within(self.socket.close(SESSION_OVER))
 
     async def _receive(self) -> None:
         try:
@@ -170,8 +170,19 @@ class Viewer:
             return
 
     @staticmethod
-    async def _within(sending: Awaitable[None]) -> None:
-        await asyncio.wait_for(sending, SEND_S)
+    async def _within(sending: Coroutine[Any, Any, None]) -> None:
+        """Wait for the end of a sending, at most `SEND_S`.
+
+        Not by `wait_for`, which may swallow a cancellation before Python 3.12.
+        """
+        task = asyncio.create_task(sending)
+        try:
+            done, _ = await asyncio.wait((task,), timeout=SEND_S)
+        finally:
+            task.cancel()  # no effect where it is done
+        if not done:
+            raise asyncio.TimeoutError
+        task.result()
 
 
 def websocket(page: Page) -> Callable[[WebSocket], Awaitable[None]]:

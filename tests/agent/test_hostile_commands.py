@@ -64,7 +64,7 @@ def answer(gallery: Gallery, folder: Path, verb: str, payload: bytes) -> list[Ev
     """Give one command to a desk whose handlers work on this gallery; return its answers."""
     handlers = CommandHandlers(
         gallery=gallery,
-        identifier=cast("Any", SimpleNamespace(merged=lambda *_: None)),
+        identifier=cast("Any", SimpleNamespace(merged=lambda *_: None, together=frozenset)),
         embed=cast("Any", None),
         gate=cast("Any", None),
         tasks=cast("Any", Now()),

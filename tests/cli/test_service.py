@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError
 from edge_agent.core.loading import load
+from edge_agent.page.users import CREDENTIAL
 from tests.conftest import REPO
 
 UNITS = REPO / "systemd"
@@ -31,6 +32,7 @@ def units(tmp_path: Path) -> Path:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
     shutil.copy(UNITS / "edge-agent.service", tmp_path)
+    shutil.copy(UNITS / "edge-agent-page.service", tmp_path)
     shutil.copy(UNITS / "edge-agent.service", tmp_path / "edge-agent@.service")
     shutil.copytree(UNITS / "edge-agent@.service.d", tmp_path / "edge-agent@.service.d")
     for path in tmp_path.rglob("*"):
@@ -48,7 +50,7 @@ def verify(unit: Path) -> str:
     return done.stderr + ("" if done.returncode == 0 else f"exit code {done.returncode}")
 
 
-@pytest.mark.parametrize("unit", ["edge-agent.service", "edge-agent@yard.service"])
+@pytest.mark.parametrize("unit", ["edge-agent.service", "edge-agent-page.service", "edge-agent@yard.service"])
 def test_systemd_verifies_the_units(units: Path, unit: str) -> None:
     assert verify(units / unit) == ""
 
@@ -69,10 +71,11 @@ def test_a_typo_would_be_noticed(units: Path) -> None:
     assert "ProtectHomes" in verify(unit)
 
 
-def test_the_sandbox_is_closed_as_far_as_it_can_be(units: Path) -> None:
+@pytest.mark.parametrize("unit", ["edge-agent.service", "edge-agent-page.service"])
+def test_the_sandbox_is_closed_as_far_as_it_can_be(units: Path, unit: str) -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSED}", "--no-pager",
-         units / "edge-agent.service"],
+         units / unit],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if "unrecognized option" in done.stderr:
@@ -110,6 +113,17 @@ def test_credentials_of_unit_and_documents_are_the_same() -> None:
         if "SecretStr" in str(setting.annotation)
     }
     assert {name for name in stand_ins if "__" in name} == secrets, "the service must get every secret"
+
+
+def test_the_page_gets_its_own_credentials_and_none_of_the_agent() -> None:
+    unit = (UNITS / "edge-agent-page.service").read_text()
+    loaded = re.findall(r"^LoadCredential=([\w.]+):/etc/edge-agent/credentials/([\w.]+)$", unit, re.MULTILINE)
+    stand_ins = re.findall(r"^SetCredential=([\w.]+):\\n$", unit, re.MULTILINE)
+    assert (
+        [name for name, _ in loaded] == [file for _, file in loaded] == stand_ins == [CREDENTIAL, "page.key"]
+    )
+    table = (REPO / "docs" / "operations.md").read_text()
+    assert all(f"| `{name}` |" in table for name in stand_ins)
 
 
 def test_a_credential_that_is_not_there_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -259,3 +261,20 @@ def open_page(browser: Any, site: Site) -> Iterator[Callable[..., Any]]:
         context.close()
     # Chromium logs a refused request itself.
     assert [one for one in problems if "Failed to load resource" not in one] == []
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The script of axe-core, from npm; it is used here only."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-agent-tests" / "axe"
+    script = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("axe-core is not installed, and there is no npm (apt-get install npm)")
+        folder.mkdir(parents=True, exist_ok=True)
+        words = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", "axe-core@4"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode != 0 or not script.exists():
+            pytest.skip(f"axe-core cannot be fetched by npm: {done.stderr.strip()[-200:]}")
+    return script.read_text()

@@ -164,3 +164,18 @@ def test_another_program_on_this_host_can_neither_read_nor_change_nor_connect(
         elsewhere.server_close()
     page.reload()
     expect(page.get_by_role("heading", name="Live", level=1)).to_be_visible()  # the session goes on
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_problem(open_page: Open, axe: str, scheme: str) -> None:
+    page = open_page(color_scheme=scheme)
+    views = [link.get_attribute("href") for link in page.locator("nav a").all()]
+    found = []
+    for view in views:
+        page.goto(page.url.partition("#")[0] + view, wait_until="domcontentloaded")
+        page.wait_for_timeout(700)
+        page.evaluate(axe)
+        for one in page.evaluate("axe.run().then(found => found.violations)"):
+            if one["impact"] in ("serious", "critical"):
+                found += [f"{view}: {one['id']}: {node['html'][:160]}" for node in one["nodes"][:3]]
+    assert found == []
