@@ -2,14 +2,15 @@
 
 The page is a process of its own, so that it never costs the agent a frame. It sends messages of
 `core.local_socket` and gets one for each: `{"op": ...}` is answered with `{"ok": true, ...}`, or with
-`{"ok": false, "code": ..., "error": ...}`. One thread serves each connection, at a lower priority.
+`{"ok": false, "code": ..., "error": ...}`. One thread serves each connection. Its priority is that
+of the others: a thread of a lower one that holds the interpreter's lock would delay them while it waits for the
+processor.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -46,7 +47,6 @@ POLL_S = 0.1
 """Interval at which a request that waits looks for new events."""
 MOST_EVENTS = 200
 """In one answer."""
-NICENESS = 10
 
 Answer: TypeAlias = tuple[Mapping[str, Any], bytes]
 Operation: TypeAlias = Callable[[Mapping[str, Any], bytes], Answer]
@@ -171,8 +171,6 @@ class PageService:
         listening.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # of this thread alone, on Linux
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             while (message := receive(connection)) is not None:
                 answer = self._answer(*message)
