@@ -2,9 +2,10 @@
 
 The page is a process of its own, so that it never costs the agent a frame. It sends messages of
 `core.local_socket` and gets one for each: `{"op": ...}` is answered with `{"ok": true, ...}`, or with
-`{"ok": false, "code": ..., "error": ...}`. One thread serves each connection. Its priority is that
-of the others: a thread of a lower one that holds the interpreter's lock would delay them while it waits for the
-processor.
+`{"ok": false, "code": ..., "error": ...}`.
+
+One thread serves each connection. Its priority is that of the others: a thread of a lower one that holds the
+interpreter's lock would delay them while it waits for the processor.
 """
 
 from __future__ import annotations
