@@ -16,6 +16,7 @@ from edge_agent.core.structures import Detections
 from edge_agent.embed.embedder import Embedder
 from edge_agent.embed.quality import QualityGate
 from edge_agent.engine import golden, open_simulated
+from edge_agent.engine.base import DEPTH
 from edge_agent.engine.graph.prepare import prepare_reid
 from edge_agent.engine.graph.prepared import PROFILES
 from edge_agent.engine.onnxruntime import OnnxRuntimeEngine
@@ -259,8 +260,34 @@ def batches_of_three_rounds(stage):
 
 
 def test_rounds_that_wait_for_the_engine_share_its_next_batch(tmp_path):
-    with simulated(tmp_path, seconds_a_crop=0.001) as stage:
+    with simulated(tmp_path, seconds_a_crop=0.0074) as stage:
         assert batches_of_three_rounds(stage) == [2, 4]
+
+
+def test_an_engine_that_is_nearly_done_gets_a_batch_that_is_not_full(tmp_path):
+    with simulated(tmp_path, seconds_a_crop=0.0074) as stage:
+        sizes = []
+        stage.submit([(picture(0), detections(2))])
+        stage.collect()
+        stage.batcher.on_batch = lambda count, *_: sizes.append(count)
+        stage.submit([(picture(1), detections(2))])
+        stage.submit([(picture(2), detections(1))])
+        while stage.engine.in_flight < DEPTH:  # nobody collects, as while the driving thread decides
+            stage.keep_fed()
+        stage.submit([(picture(3), detections(1))])
+        for _ in range(3):
+            stage.collect()
+        assert sizes == [2, 1, 1]
+
+
+def test_rows_that_nobody_has_collected_do_not_keep_the_next_batch_waiting(tmp_path):
+    with simulated(tmp_path, seconds_a_crop=0.0001) as stage:
+        stage.submit([(picture(1), detections(2))])
+        while not stage.engine.ready:
+            time.sleep(0.001)
+        stage.submit([(picture(2), detections(1))])
+        assert stage.engine.in_flight == DEPTH
+        assert [len(stage.collect()[0].vectors) for _ in range(2)] == [2, 1]
 
 
 def test_rounds_do_not_wait_for_each_other_on_a_slow_engine(tmp_path):
@@ -297,12 +324,13 @@ def test_it_gives_the_time_during_which_the_engine_cannot_be_done(tmp_path):
         assert stage.due_s == 0
 
 
-def test_rounds_that_shared_a_failed_batch_have_the_same_error(tmp_path):
+def test_rounds_that_shared_a_failed_batch_have_the_same_error(tmp_path, monkeypatch):
     prepared = prepare_reid(tiny_networks.fails_for_three(tmp_path / "net.onnx"), TAO)
     with embedder(prepared, max_batch=4) as stage:
         stage.submit([(picture(0), detections(1))])
         stage.collect()
-        stage.batcher.fastest = 1e-4  # whatever this machine is busy with
+        stage.batcher.fastest = 0.0099  # whatever this machine is busy with
+        monkeypatch.setattr(type(stage.engine), "ready", False)
         for count in (1, 1, 2):
             stage.submit([(picture(count), detections(count))])
         assert stage.collect()[0].present.all()
