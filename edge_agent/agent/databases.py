@@ -54,11 +54,12 @@ def make_erasure(
             return kept.erase(word)
 
     def erase_events(word: str) -> int:
+        erased = sum(erase(word, name) for name in OUTBOXES)
         if recorder is not None:
             recorder.erase(word)
         else:
             erase_recorded(recorded, database_key(settings.storage), word)
-        return sum(erase(word, name) for name in OUTBOXES)
+        return erased
 
     folders = [source for source in sources if isinstance(source, CropFolderSource)]
     return Erasure(gallery, erase_events, folders)

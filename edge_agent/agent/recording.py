@@ -25,7 +25,7 @@ from edge_agent.gallery.snapshot import Snapshot
 from edge_agent.identify import Identifier
 from edge_agent.record.entries import Entry
 from edge_agent.record.file import Copied
-from edge_agent.record.recorder import FOLDER, Begin, Limits, Pictures, Recorder
+from edge_agent.record.recorder import FOLDER, Begin, Limits, Pictures, Recorder, remove_old
 
 if TYPE_CHECKING:
     from edge_agent.agent.results import FrameOutcome
@@ -281,15 +281,24 @@ def open_recorder(
             begun += 1
             recorder.put(Begin(own, _Start(snapshot)))
 
-    def age(of: Mapping[str, Any]) -> float:
-        if of.get("axis") == clock.id:
-            return clock.age(float(of["at"]))
-        return max(0.0, clock.label() - float(of["created"]))
-
-    recorder = Recorder(settings.state_dir / FOLDER, key, limits_of(settings), begin, age)
+    recorder = Recorder(settings.state_dir / FOLDER, key, limits_of(settings), begin, partial(age_of, clock))
     journal = Journal(gallery, clock, recorder)
     identifier.journal = journal
     return stack.enter_context(recorder)
+
+
+def age_of(clock: Clock, header: Mapping[str, Any]) -> float:
+    """Return the age of a file in seconds by its header."""
+    if header.get("axis") == clock.id:
+        return clock.age(float(header["at"]))
+    return max(0.0, clock.label() - float(header["created"]))
+
+
+def remove_old_recordings(settings: Settings, clock: Clock) -> None:
+    """Remove recordings beyond the limits while nothing is recorded."""
+    folder = settings.state_dir / FOLDER
+    if folder.is_dir():
+        remove_old(folder, database_key(settings.storage), limits_of(settings), partial(age_of, clock), None)
 
 
 def limits_of(settings: Settings) -> Limits:

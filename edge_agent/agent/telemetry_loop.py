@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from edge_agent.agent.clock_watch import ClockWatch
-from edge_agent.agent.recording import shadow_entry
+from edge_agent.agent.recording import remove_old_recordings, shadow_entry
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.errors import EdgeAgentError, StorageError
 from edge_agent.core.events import alert_event
@@ -100,6 +100,9 @@ class TelemetryLoop:
             self._saved = time.monotonic()
             save_site_scores(self.stages.identifier)
             self._record_shadow()
+            recorder = self.stages.recorder
+            if recorder is None or recorder.problem:
+                remove_old_recordings(self.settings(), self.stages.clock)
             expired = self.stages.gallery.retention.expire()
             if expired:
                 _log.info("identities_expired", people=len(expired))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.core.errors import EdgeAgentError, StorageError
+from edge_agent.core.errors import DiskFull, EdgeAgentError, MissingFile, StorageError
 from edge_agent.core.pictures import encode_kept
 from edge_agent.core.sqlite import remove_database
 from edge_agent.record.entries import Decisions, Entry
@@ -288,26 +289,12 @@ class Recorder:
 
     def _remove_old(self) -> None:
         assert self._file is not None
-        others = [path for path in recordings(self.folder) if path != self._file.path]
-        total = self.size
-        for path in others:
-            free = _free(self.folder) >= LEAST_FREE_BYTES
-            if total <= self.limits.bytes and free and not self._is_over(path):
-                continue
-            total -= size_of(path)
-            remove_database(path)
+        remove_old(self.folder, self.key, self.limits, self.age, self._file.path)
         if _free(self.folder) < LEAST_FREE_BYTES:
             raise StorageError(
                 f"less than {LEAST_FREE_BYTES >> 20} MB are free on the disk of {self.folder}; free some and"
                 " restart the agent"
             )
-
-    def _is_over(self, path: Path) -> bool:
-        try:
-            with RecordingFile.existing(path, self.key, check=False) as file:
-                return self.age(file.header) > self.limits.seconds
-        except EdgeAgentError:
-            return False  # of another key, or damaged: the limit of size removes it
 
 
 def recordings(folder: Path) -> list[Path]:
@@ -316,19 +303,58 @@ def recordings(folder: Path) -> list[Path]:
 
 
 def erase(folder: Path, key: bytes | None, identity: str) -> int:
-    """Erase a person by id from all recordings of a folder; return the number of entries with the person."""
-    erased, problems = 0, []
+    """Erase a person by id from all recordings of a folder; return the number of entries with the person.
+
+    A file that cannot be read, since it is damaged or of another key, is removed: nobody can say whom it has.
+
+    StorageError: a file is locked, or the disk is full.
+    """
+    erased = 0
     for path in recordings(folder):
         try:
-            with RecordingFile.existing(path, key, check=False) as file:
+            with RecordingFile.existing(path, key) as file:
                 erased += file.erase(identity)
+        except MissingFile:
+            continue  # removed by the limits
+        except DiskFull:
+            raise
         except StorageError as problem:
-            if not path.exists():
-                continue  # removed meanwhile
-            problems.append(problem)
-    if problems:
-        raise problems[0]
+            if "locked" in str(problem):
+                raise
+            remove_database(path)
+            _log.warning("recording_removed", path=str(path), reason=str(problem))
     return erased
+
+
+Age = Callable[[Mapping[str, Any]], float]
+"""Returns the age of a file in seconds by its header."""
+
+
+def remove_old(folder: Path, key: bytes | None, limits: Limits, age: Age, keep: Path | None) -> None:
+    """Remove the recordings that are older than the limit, and the oldest beyond the size; not `keep`.
+
+    More are removed where the disk has less than `LEAST_FREE_BYTES` free.
+    """
+    paths = recordings(folder)
+    total = sum(map(size_of, paths))
+    for path in paths:
+        if path == keep:
+            continue
+        free = _free(folder) >= LEAST_FREE_BYTES
+        if total <= limits.bytes and free and _age_of(path, key, age) <= limits.seconds:
+            continue
+        total -= size_of(path)
+        remove_database(path)
+
+
+def _age_of(path: Path, key: bytes | None, age: Age) -> float:
+    try:
+        with RecordingFile.existing(path, key, check=False) as file:
+            return age(file.header)
+    except (EdgeAgentError, KeyError, TypeError, ValueError):  # of another key, or damaged
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime
+        return 0.0
 
 
 def _encoded(crops: Mapping[int, NDArray[np.uint8]]) -> dict[int, bytes]:

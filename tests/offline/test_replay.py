@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.agent.recording import Journal, RecordedIdentifier, open_recorder
+from edge_agent.agent.recording import RecordedIdentifier, open_recorder, remove_old_recordings
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError, StorageError
@@ -386,6 +386,28 @@ def test_a_person_of_the_gallery_at_the_start_is_erased(tmp_path: Path) -> None:
         assert b"Eve" not in content(path)
 
 
+def test_a_file_that_cannot_be_read_does_not_outlive_somebody_who_is_forgotten(tmp_path: Path) -> None:
+    with site(tmp_path) as at:
+        crowd(at)
+        person = at.gallery.identities()[0]
+        broken = tmp_path / FOLDER / "20000101T000000-broken-0000.rec"
+        broken.write_bytes(b"x" * 9000)
+        assert at.recorder.erase(person.id) > 0
+    assert not broken.exists()
+
+
+def test_recordings_expire_while_nothing_is_recorded(tmp_path: Path) -> None:
+    with site(tmp_path) as at:
+        at.come_and_go(0)
+    kept = Settings.model_validate({"state_dir": tmp_path})
+    remove_old_recordings(kept, Clock())
+    assert recordings(tmp_path / FOLDER)
+    short = Settings.model_validate({"state_dir": tmp_path, "record": {"hours": 1e-9}})
+    time.sleep(0.01)
+    remove_old_recordings(short, Clock())
+    assert not recordings(tmp_path / FOLDER)
+
+
 def content(path: Path) -> bytes:
     """All bytes of a recording on the disk."""
     files = (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-journal"))
@@ -455,6 +477,12 @@ def test_the_gallery_is_no_recording(tmp_path: Path, recorded: Path) -> None:
         "UPDATE header SET value = '{}'",
         "UPDATE header SET value = 'x'",
         "DELETE FROM header",
+        "UPDATE header SET value = json_set(value, '$.identify.margin', -1)",
+        "UPDATE header SET value = json_set(value, '$.gallery.capacity', 'x')",
+        "UPDATE header SET value = json_set(value, '$.calibrated', 3)",
+        "UPDATE header SET value = json_set(value, '$.erased', 'x')",
+        "UPDATE header SET value = json_set(value, '$.prior', 'x')",
+        "UPDATE decision SET body = json_set(body, '$.number', 'x')",
         "DROP TABLE start_meta",
         "DROP TABLE entry",
         "CREATE TRIGGER t AFTER UPDATE ON entry BEGIN SELECT 1; END",
@@ -623,4 +651,3 @@ def test_a_recording_is_private(recorded: Path) -> None:
     assert recorded.parent.stat().st_mode & 0o777 == 0o700
     with RecordingFile.existing(recorded, None) as file:
         assert file.header["space"] == ENGINE.space
-    assert Journal.__doc__

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_agent.core.errors import EdgeAgentError, InputError
-from edge_agent.core.files import parse_json
+from edge_agent.offline.replay.recording import decision_of
 from edge_agent.record.file import RecordingFile
 from edge_agent.record.recorder import recordings
 
@@ -109,7 +109,7 @@ def _newest_first(folder: Path, key: bytes | None) -> Iterator[tuple[Mapping[str
                 header = file.header
                 bodies = file.decisions(left)
             margin = float(header["identify"]["margin"])
-            found = [parse_json(body, "a decision") for body in reversed(bodies)]
+            found = [decision_of(body) for body in reversed(bodies)]
         except (EdgeAgentError, KeyError, TypeError, ValueError):
             continue
         left -= len(found)

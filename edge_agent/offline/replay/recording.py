@@ -110,7 +110,7 @@ class Recording:
     def threshold(self) -> float | None:
         """Return the median threshold of the newest decisions; None where none had one."""
         try:
-            found = [_decision(body) for body in self.files[-1].decisions(_JUDGED)]
+            found = [decision_of(body) for body in self.files[-1].decisions(_JUDGED)]
         except (InputError, ValueError) as problem:
             raise self.files[-1].damage(str(problem)) from problem
         known = [one["threshold"] for one in found if isinstance(one["threshold"], (int, float))]
@@ -130,7 +130,11 @@ class Recording:
 
     def calibrated(self) -> Calibrated | None:
         """Return the calibrated threshold, if there was one."""
-        return _calibrated(self.header["calibrated"])
+        try:
+            stored = self.header["calibrated"]
+            return None if stored is None else Calibrated(float(stored["value"]), float(stored["pair_rate"]))
+        except (KeyError, TypeError, ValueError) as problem:
+            raise self.files[0].damage(f"a calibration: {problem!r}") from problem
 
     def steps(self) -> Iterator[Step]:
         """Yield the entries; StorageError where one is damaged."""
@@ -138,7 +142,7 @@ class Recording:
         for file in self.files:
             for row in file.rows():
                 try:
-                    decided = tuple(map(_decision, row.decisions))
+                    decided = tuple(map(decision_of, row.decisions))
                     if row.kind == "frame":
                         update = unpack_frame(row.camera, row.body, row.vectors, dimension)
                         yield Step(row.kind, row.at, update, decided, {}, _NONE, file, row.seq)
@@ -160,15 +164,19 @@ def _object(data: bytes | str) -> dict[str, Any]:
     return found
 
 
-def _decision(text: str) -> dict[str, Any]:
-    """Return a decision; ValueError where it is none."""
-    found = parse_json(text, "a decision")
-    if not isinstance(found, dict) or not found.keys() >= _DECISION:
+def decision_of(text: str) -> dict[str, Any]:
+    """Return a decision from JSON; InputError or ValueError where it is none."""
+    found = _object(text)
+    if not all(name in found and isinstance(found[name], kinds) for name, kinds in _DECISION.items()):
         raise ValueError("a decision lacks some of its values")
     return found
 
 
-_DECISION = {"kind", "camera", "track", "number", "score", "threshold", "search_rate", "time", "reason"}
+_REAL, _MAYBE = (int, float), (int, float, type(None))
+_DECISION: dict[str, tuple[type, ...]] = {
+    "kind": (str,), "camera": (str,), "track": (int,), "number": (int, type(None)), "time": _REAL,
+    "score": _MAYBE, "runner_up": _MAYBE, "threshold": _MAYBE, "search_rate": _MAYBE, "reason": (str,),
+}  # fmt: skip
 
 
 def _checked(file: RecordingFile) -> dict[str, Any]:
@@ -176,12 +184,10 @@ def _checked(file: RecordingFile) -> dict[str, Any]:
     for name in ("session", "identify", "gallery", "space", "calibrated", "prior", "cold", "at", "created"):
         if name not in header:
             raise file.damage(f"its header lacks {name!r}")
-    if not isinstance(header["session"], str) or not isinstance(header["at"], (int, float)):
+    if not (
+        all(isinstance(header[name], str) for name in ("session", "space"))
+        and all(isinstance(header[name], (int, float)) for name in ("at", "created"))
+        and isinstance(header.get("erased", 0), int)
+    ):
         raise file.damage("its header has values of a wrong type")
     return header
-
-
-def _calibrated(stored: Any) -> Calibrated | None:  # noqa: ANN401 - JSON
-    if stored is None:
-        return None
-    return Calibrated(float(stored["value"]), float(stored["pair_rate"]))

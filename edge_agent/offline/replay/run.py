@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from edge_agent.agent.recording import SHADOW
 from edge_agent.core.clock import Clock
@@ -141,6 +142,17 @@ def replay(
         ConfigError: a setting is not valid.
         StorageError: the recording is damaged.
     """
+    try:
+        return _replay(recording, changes, key, network)
+    except ValidationError as problem:  # of settings in the recording: `changes` were checked
+        first = problem.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise recording.files[0].damage(f"its settings, {where}: {first['msg']}") from problem
+
+
+def _replay(
+    recording: Recording, changes: Mapping[str, Any], key: bytes | None, network: Network | None
+) -> Outcome:
     time = _Time()
     clock = Clock(time)
     outcome = Outcome()
