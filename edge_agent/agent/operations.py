@@ -57,8 +57,8 @@ class Operations:
     """Erases people by a function, then their events and pictures; None where a running agent will do it."""
     threshold: Callable[[], float | None] = lambda: None
     """Returns the threshold of a match, as compared; None: not known."""
-    together: Callable[[], Collection[tuple[int, int]]] = frozenset
-    """Returns pairs of people, lower number first, who are known to be two."""
+    together: Callable[[Collection[int]], Collection[tuple[int, int]]] = lambda _: ()
+    """Returns pairs with some identities, lower number first, who are known to be two people."""
     run: Run = _here
     follow: Callable[[], None] = lambda: None
     """Lets open tracks follow the change, and publishes it; called in `run`."""
@@ -104,7 +104,10 @@ class Operations:
             raise InputError(f"1 to {MOST_SUGGESTIONS} pairs can be suggested")
         threshold = self.run(self.threshold)
         floor = -1.0 if threshold is None else threshold - _BELOW
-        return suggestions(self.gallery, most, floor=floor, together=self.run(self.together))
+        found = suggestions(self.gallery, 2 * most, floor=floor)
+        numbers = {one.number for pair in found for one in (pair.one, pair.other)}
+        apart = self.run(lambda: self.together(numbers))
+        return [pair for pair in found if (pair.one.number, pair.other.number) not in apart][:most]
 
     def crops(self, who: Who) -> list[Crop]:
         """Return the kept pictures of a person, best first."""

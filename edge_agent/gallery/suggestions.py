@@ -37,17 +37,10 @@ class Suggestion:
     score: float
 
 
-def suggestions(
-    gallery: Gallery,
-    most: int,
-    *,
-    floor: float = -1.0,
-    together: Collection[tuple[int, int]] = (),
-) -> list[Suggestion]:
+def suggestions(gallery: Gallery, most: int, *, floor: float = -1.0) -> list[Suggestion]:
     """Return at most `most` pairs with a score of at least `floor`, best first.
 
-    `together` are further pairs, lower number first, of people who are known to be two. The gallery is locked
-    only while its content is read.
+    The gallery is locked only while its content is read.
     """
     gallery.cameras.start()
     with gallery.file.reading() as rows:
@@ -58,7 +51,6 @@ def suggestions(
         owners, vectors = gallery.vectors(sorted(people))
         apart = {(number, other) for number in people for other in gallery.corrections.apart(number)}
         apart |= _together(rows.store.rows(_SPANS))
-    apart |= {pair for one, other in together for pair in ((one, other), (other, one))}
     apart |= _learned(gallery.facts.get(_SITE_FACT))
     found = _best(owners, vectors, apart, most, floor)
     return [Suggestion(people[one], people[other], score) for one, other, score in found]

@@ -13,7 +13,7 @@ to be one person are joined (fuse). Each change is a `corrected` decision that n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -137,11 +137,11 @@ class Identifier:
         self._lookalikes.forget([number])
         self._correct(tracks, "split")
 
-    def together(self) -> set[tuple[int, int]]:
-        """Return the pairs of identities, lower number first, that remembered tracks show together."""
+    def together(self, numbers: Collection[int]) -> set[tuple[int, int]]:
+        """Return the pairs of these identities and others, lower number first, that were seen together."""
         return {
             (min(number, other), max(number, other))
-            for number in self.tracks.identities
+            for number in numbers
             for other in self._shared.seen_with(number)
             if other != number
         }

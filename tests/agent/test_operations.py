@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -151,3 +152,17 @@ def test_an_enrolled_picture_is_kept(gallery: Gallery, tmp_path: Path) -> None:
     (kept,) = gallery.crops.of(gallery.get(data["identity_id"]).number)
     assert (kept.origin, kept.camera) == ("mqtt:t", "")
     assert cv2.imdecode(np.frombuffer(kept.jpeg, np.uint8), cv2.IMREAD_COLOR).shape == picture.shape
+
+
+def test_people_whom_the_agent_sees_together_are_not_suggested(gallery: Gallery, tmp_path: Path) -> None:
+    asked: list[set[int]] = []
+
+    def together(numbers: Any) -> set[tuple[int, int]]:
+        asked.append(set(numbers))
+        return {(1, 4)}
+
+    operations = handlers(gallery, tmp_path).operations
+    assert (1, 4) in {(pair.one.number, pair.other.number) for pair in operations.suggestions(3)}
+    pairs = replace(operations, together=together).suggestions(3)
+    assert (1, 4) not in {(pair.one.number, pair.other.number) for pair in pairs}
+    assert asked[0] >= {1, 4}

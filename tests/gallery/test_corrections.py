@@ -134,8 +134,7 @@ def test_suggestions_are_ordered_and_leave_out_who_was_rejected_or_seen_together
     together = enrol(gallery, near(4, 0.1, 3), origin="a:yard:24", time=4000.0)  # while 4 was in view
     learned = enrol(gallery, near(5, 0.1, 4), origin="a:yard:25", time=80_000.0)
     gallery.facts.set("site_scores", {"pairs": {f"#{learned.number}|#5": 0.4, "x|#2": 0.1}})
-    live = enrol(gallery, near(6, 0.1, 5), origin="a:yard:26", time=90_000.0)
-    pairs = suggestions(gallery, 5, floor=0.5, together={(6, live.number)})
+    pairs = suggestions(gallery, 5, floor=0.5)
     assert [(pair.one.number, pair.other.number) for pair in pairs] == [
         (1, alike.number),
         (2, less.number),
