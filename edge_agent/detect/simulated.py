@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.files import read_object
+from edge_agent.core.files import read_object, shown
 from edge_agent.core.structures import Detections, EngineInfo, Frame
 from edge_agent.detect.fit import Place
 from edge_agent.detect.kinds import peoplenet, yolox
@@ -161,16 +161,16 @@ def detector_table(text: str) -> DetectorTable:
             ' {"kind": "yolox", "input_size": [640, 640], "model": "...", "device": "...",'
             ' "precision": "fp16", "source": "...", "latency_ms": {"1": 3.1}}'
         )
-    found = read_object(path)
+    found, where = read_object(path), shown(path)
     missing = {"kind", "input_size", "model"} - found.keys()
     if missing:
-        raise InputError(f"{path}: the table of a detector has no {', '.join(sorted(missing))}")
+        raise InputError(f"{where}: the table of a detector has no {', '.join(sorted(missing))}")
     kind, size = found["kind"], found["input_size"]
     if not isinstance(kind, str) or kind not in _NETWORKS:
-        raise InputError(f"{path}: kind {kind!r} cannot be simulated; choose of {', '.join(_NETWORKS)}")
+        raise InputError(f"{where}: kind {kind!r} cannot be simulated; choose of {', '.join(_NETWORKS)}")
     if not _is_size(size):
         raise InputError(
-            f"{path}: input_size must be [width, height], multiples of 32 up to {_MOST_SIDE}, not {size!r}"
+            f"{where}: input_size must be [width, height], multiples of 32 up to {_MOST_SIDE}, not {size!r}"
         )
     return DetectorTable(kind, str(found["model"]), (size[1], size[0]), table_in(found, path))
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import ConfigError, InputError
-from edge_agent.core.files import read_object
+from edge_agent.core.files import read_object, shown
 from edge_agent.core.structures import EngineInfo
 from edge_agent.engine.base import Engine, Submission
 from edge_agent.engine.graph.prepared import PROFILES, embedding_space
@@ -130,18 +130,19 @@ def latency_table(wanted: str) -> LatencyTable:
 
 def table_in(found: Mapping[str, Any], path: Path) -> LatencyTable:
     """Return the table in an object that was read from `path`; InputError where it has none."""
+    where = shown(path)
     missing = {"device", "precision", "source", "latency_ms"} - found.keys()
     if missing:
-        raise InputError(f"{path}: the latency table has no {', '.join(sorted(missing))}")
+        raise InputError(f"{where}: the latency table has no {', '.join(sorted(missing))}")
     if not isinstance(found["precision"], str) or found["precision"] not in _PRECISIONS:
-        raise InputError(f"{path}: precision {found['precision']!r}; choose of {', '.join(_PRECISIONS)}")
+        raise InputError(f"{where}: precision {found['precision']!r}; choose of {', '.join(_PRECISIONS)}")
     try:
         rows = sorted((int(batch), float(ms) / 1e3) for batch, ms in found["latency_ms"].items())
     except (AttributeError, TypeError, ValueError):
         rows = []
     if not rows or not all(1 <= batch <= _MOST_BATCH and 0 < seconds < 1e3 for batch, seconds in rows):
         raise InputError(
-            f"{path}: latency_ms must map batch sizes from 1 to {_MOST_BATCH} to milliseconds above 0"
+            f"{where}: latency_ms must map batch sizes from 1 to {_MOST_BATCH} to milliseconds above 0"
         )
     batches, seconds = zip(*rows, strict=True)
     return LatencyTable(
