@@ -150,9 +150,13 @@ class Fitting:
         """Prepare the comparison of tracks with what changed since they were compared."""
         self._neighbours.follow(track.search for track in tracks)
 
-    def near_crops(self, track: Track, compared: Vector) -> Near:
-        """Return all identities that some crops of a track, `(D,)` of length 1, may fit, and some more."""
-        return self._neighbours.near([compared], self.floor([track]), [track.search], [track.number])[0]
+    def near_crops(self, track: Track, compared: Vector, needed: float) -> Near:
+        """Return all identities that some crops of a track, `(D,)` of length 1, may fit, and some more.
+
+        Those that score less than `needed` do not.
+        """
+        floor = max(needed, self.floor([track]))
+        return self._neighbours.near([compared], floor, [track.search], [track.number])[0]
 
     def _judge(self, track: Track, search: Search) -> None:
         """Note a new search of a track, and how like it is to others by it."""

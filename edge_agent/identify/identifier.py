@@ -25,7 +25,7 @@ from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
 from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
 from edge_agent.identify.settle import Fuser, Reviewer, Settler
-from edge_agent.identify.site import Calibrated, ThresholdPolicy
+from edge_agent.identify.site import MAX_PAIRS, Calibrated, ThresholdPolicy
 from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Track, TrackTable
 
 if TYPE_CHECKING:
@@ -209,12 +209,19 @@ class Identifier:
         centroids = np.stack([track.pooled() for track in pooled])
         cosines = cameras.cosines(camera, centroids, [track.number is not None for track in pooled]).tolist()
         bias = cameras.bias(camera)
-        for i, first in enumerate(pooled):
-            rivals = self._shared.links.rivals(first.key)
-            for j in range(i + 1, len(pooled)):
-                if pooled[j].key in rivals:
-                    raw = bias.before(cosines[i][j])
-                    self.thresholds.site.learn(first.person, pooled[j].person, raw, camera)
+        for i, j in self._latest_pairs(pooled):
+            self.thresholds.site.learn(pooled[i].person, pooled[j].person, bias.before(cosines[i][j]), camera)
+
+    def _latest_pairs(self, tracks: Sequence[Track]) -> list[tuple[int, int]]:
+        """Return the pairs of tracks that are different people, in order; not more than the site keeps."""
+        keys = [track.key for track in tracks]
+        found: list[tuple[int, int]] = []
+        for i in reversed(range(len(keys) - 1)):
+            rivals = self._shared.links.rivals(keys[i])
+            found += [(i, j) for j in reversed(range(i + 1, len(keys))) if keys[j] in rivals]
+            if len(found) >= MAX_PAIRS:
+                break
+        return found[MAX_PAIRS - 1 :: -1]
 
     def _decide(self, due: Sequence[Track]) -> list[Decision]:
         threshold = self.thresholds.in_force.value

@@ -25,6 +25,8 @@ _MATURE_POOLS = 2
 """Pools of crops from which on an identity that was seen together with nobody is no mistake of the start."""
 _CANDIDATES = 3
 """Best identities of the newest crops that are looked at."""
+_ROUNDING = 5e-3
+"""Upper bound of the rounding error of a sum of two angles of float32 cosines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,14 @@ class Slips:
         if len(times) < least + most:
             return None
         compared = self._shared.gallery.cameras.centred(track.key[0], vectors)
-        near = self._fitting.near_crops(track, _mean(compared[-most:], weights[-most:]))
+        own = self._reference(track, held)
+        newest = _mean(compared[-most:], weights[-most:])
+        needed = _needed(compared, weights, own, newest, slice(least, len(times) - most + 1))
+        if needed is None:
+            return None
+        near = self._fitting.near_crops(track, newest, needed)
         order = np.argsort(-near.scores, kind="stable")
         rivals = [int(near.numbers[row]) for row in order[: _CANDIDATES + 1] if near.numbers[row] != held]
-        own = self._reference(track, held)
         for number in self._allowed(rivals):
             free = self._free_since(track, number)
             first = max(least, int(np.searchsorted(times, free, side="right")))
@@ -111,6 +117,27 @@ class Slips:
         vectors, origins = self._shared.gallery.cameras.exemplars(number)
         others = [row for row, origin in enumerate(origins) if origin != track.origin]
         return vectors[others] if others else vectors[:1]
+
+
+def _needed(compared: Vector, weights: Vector, own: Vector, newest: Vector, cuts: slice) -> float | None:
+    """Return the least score of the `newest` crops with an identity to which a track slipped at a cut.
+
+    None: there is no such identity, since the crops after each cut are near to those before it, or to the
+    held identity's `own` exemplars. Most tracks need no search for this reason.
+    """
+    sums = np.cumsum(weights[:, None] * compared, axis=0)
+    before = sums[cuts.start - 1 : cuts.stop - 1]
+    after = sums[-1] - before
+    before, after = (
+        part / np.maximum(np.linalg.norm(part, axis=1), 1e-6)[:, None] for part in (before, after)
+    )
+    least = np.maximum((after @ own.T).max(axis=1), np.einsum("nd,nd->n", before, after)) + CLEAR_LEAD
+    if least.min() > 1 + _ROUNDING:
+        return None
+    # An identity that scores `least` with the crops after a cut is no further from the newest of them than
+    # both angles together.
+    angles = np.arccos(np.clip(least, -1, 1)) + np.arccos(np.clip(after @ newest, -1, 1))
+    return float(np.cos(np.minimum(angles, np.pi)).min()) - _ROUNDING
 
 
 def _mean(vectors: Vector, weights: Vector) -> Vector:
