@@ -7,12 +7,15 @@ line is left out.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 __all__ = ["markdown"]
 
 Results = Mapping[str, Mapping[str, Any]]
+SEARCHED = 40_000
+"""Embeddings of the searched gallery."""
 Line = tuple[str, str, str]
 """What is measured, what comes out, and what it is compared with."""
 
@@ -27,6 +30,21 @@ def markdown(found: Results) -> Iterator[str]:
         except KeyError:
             continue
         yield from (f"| {what} | {value} | {beside} |" for what, value, beside in made)
+    yield ""
+    yield _machines(found)
+
+
+def _machines(found: Results) -> str:
+    """Return the machines and the commits of the results."""
+    machines = {(result["machine"]["cores"], result["machine"]["cpu"]) for result in found.values()}
+    words = " and ".join(f"{cores} cores of {cpu or 'unnamed'}" for cores, cpu in sorted(machines, key=str))
+    commits = Counter((result["commit"] or "no commit")[:8] for result in found.values())
+    most, count = commits.most_common(1)[0] if commits else ("none", 0)
+    others = f", {len(found) - count} of {len(found)} results of others" if count < len(found) else ""
+    return (
+        f"*Measured on {words}, not on a Jetson; the engine is simulated with its published latency. Commit"
+        f" {most}{others}; date and commit are below each table.*"
+    )
 
 
 def _steps(found: Results, name: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -103,5 +121,48 @@ def _peers(found: Results) -> Iterator[Line]:
         )
 
 
-LINES: tuple[Callable[[Results], Iterator[Line]], ...] = (_reach, _latency, _saturation, _session, _peers)
+def _search(found: Results) -> Iterator[Line]:
+    _, result = _steps(found, "search")[0]
+    for row in result["rows"]:
+        if row["rows"] == SEARCHED and "FAISS flat" in row["cpu_ms"]:
+            queries = "one query" if row["queries"] == 1 else f"{row['queries']} queries"
+            each = result["exemplars"]
+            yield (
+                f"exact search: {queries}, {row['identities']:,} people with {each} embeddings",
+                f"{row['cpu_ms']['edge-agent']:.2f} ms, **{row['over_ours']['FAISS flat']:.2f} x** as fast",
+                f"FAISS `IndexFlatIP`, {row['cpu_ms']['FAISS flat']:.2f} ms",
+            )
+
+
+def _memory(found: Results) -> Iterator[Line]:
+    _, result = _steps(found, "memory")[0]
+    of, whole = result["bytes"], result["runs"][-1]
+    yield (
+        f"memory: {whole['cameras']} cameras of 1920 x 1080, {whole['identities']:,} people in the gallery",
+        f"**{whole['peak'] / 1e6:.0f} MB** at most",
+        f"{of['camera'] / 1e6:.0f} MB each further camera, {of['track'] / 1e3:.0f} kB a person in view,"
+        f" {of['identity'] / 1e3:.1f} kB a person in the gallery",
+    )
+
+
+def _soak(found: Results) -> Iterator[Line]:
+    _, result = _steps(found, "soak")[0]
+    resident = result["slopes"]["resident_mb"]
+    yield (
+        f"an hour with new people all the time: {result['evicted']:,} enrolled and as many evicted",
+        f"memory **{resident['per_hour']:+.1f} MB per hour**, {result['frames_lost']} frames lost",
+        f"{resident['greatest']:.0f} MB at most",
+    )
+
+
+LINES: tuple[Callable[[Results], Iterator[Line]], ...] = (
+    _reach,
+    _latency,
+    _saturation,
+    _session,
+    _peers,
+    _search,
+    _memory,
+    _soak,
+)
 """In the order of the table; each part of the agent adds its own."""
