@@ -10,7 +10,7 @@ memory of an open gallery. Each is the difference of two sizes, over the differe
 
 *Soak*: the whole agent for a time. New people walk past all the time, so tracks begin and end, and a full
 gallery enrols and evicts. Memory, open files, threads and file sizes are sampled; the slope is that of a line
-through the second half.
+through the last quarter, when everything that is bounded has reached its bound.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from edge_agent.core.logs import configure
 from edge_agent.core.manifest import write_json_atomic
 from edge_agent.core.structures import Detections, Embedded, Frame, ScoreLevels
 from edge_agent.detect.opening import Detection
+from edge_agent.detect.search import one_by_one
 from edge_agent.engine import open_simulated
 from edge_agent.gallery.gallery import open_gallery
 from edge_agent.identify import Identifier
@@ -150,7 +151,9 @@ def running(load_: Load, folder: Path, broker: str) -> Iterator[Agent]:
     over, stop = threading.Event(), threading.Event()
     cameras = [Passers(number, load_, over) for number in range(load_.cameras)]
     agent = Agent(settings_of(load_, folder, broker))
-    agent.supply = Supply(cameras, Detection(given_detections, lambda _: _LEVELS, "given", lambda: 0.0))
+    agent.supply = Supply(
+        cameras, Detection(one_by_one(given_detections), lambda _: _LEVELS, "given", lambda: 0.0)
+    )
     run = threading.Thread(target=agent.run, args=(stop,), name="pipeline")
     run.start()
     agent.opened.wait()
@@ -343,7 +346,6 @@ def _soak(load_: Load, folder: Path, seconds: float) -> dict[str, Any]:
         "evicted": evicted,
         "frames_lost": lost,
         "cpu_us_per_crop": 1e6 * cpu / max(1, embedded),
-        "slopes": {name: _slope(samples, name) for name in samples[0] if name != "hours"},
         "samples": samples[:: max(1, len(samples) // 120)],
     }
 
@@ -362,12 +364,13 @@ def _sample(agent: Agent, folder: Path) -> dict[str, float]:
     }
 
 
-def _slope(samples: Sequence[Mapping[str, float]], name: str) -> dict[str, float]:
-    """Return first, last and greatest value, and the slope per hour of the second half."""
+def slope(result: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Return first, last and greatest value of a soak, and the slope per hour of the last quarter."""
+    samples = result["samples"]
     values = np.array([sample[name] for sample in samples])
     hours = np.array([sample["hours"] for sample in samples])
-    late = slice(len(values) // 2, None)
-    rise = np.polyfit(hours[late], values[late], 1)[0] if len(values) > 3 else 0.0
+    late = slice(3 * len(values) // 4, None)
+    rise = np.polyfit(hours[late], values[late], 1)[0] if len(values) > 7 else 0.0
     return {
         "first": float(values[0]),
         "last": float(values[-1]),
@@ -411,13 +414,13 @@ def soak_markdown(result: dict[str, Any]) -> str:
         f" {result['identities']:,} and as many evicted, {result['frames_lost']} frames lost,"
         f" {result['cpu_us_per_crop']:.0f} us of CPU per crop.",
         "",
-        "| | at the start | at the end | greatest | per hour, second half |",
+        "| | at the start | at the end | greatest | per hour, last quarter |",
         "|---|---|---|---|---|",
     ]
     lines += [
         f"| {name.replace('_mb', ', MB').replace('_', ' ')} | {of['first']:.4g} | {of['last']:.4g} |"
         f" {of['greatest']:.4g} | {of['per_hour']:+.2f} |"
-        for name, of in result["slopes"].items()
+        for name, of in ((name, slope(result, name)) for name in result["samples"][0] if name != "hours")
     ]
     return "\n".join(lines)
 

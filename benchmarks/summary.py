@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from benchmarks.memory import slope
+
 __all__ = ["markdown"]
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -147,11 +149,11 @@ def _memory(found: Results) -> Iterator[Line]:
 
 def _soak(found: Results) -> Iterator[Line]:
     _, result = _steps(found, "soak")[0]
-    resident = result["slopes"]["resident_mb"]
+    resident = slope(result, "resident_mb")
     yield (
         f"an hour with new people all the time: {result['evicted']:,} enrolled and as many evicted",
-        f"memory **{resident['per_hour']:+.1f} MB per hour**, {result['frames_lost']} frames lost",
-        f"{resident['greatest']:.0f} MB at most",
+        f"memory **{resident['per_hour']:+.1f} MB per hour** in the last quarter",
+        f"{resident['greatest']:.0f} MB at most, {resident['first']:.0f} MB at the start",
     )
 
 
