@@ -19,6 +19,7 @@ from edge_agent.core.config import GallerySettings, Settings
 from edge_agent.core.errors import InputError
 from edge_agent.core.loading import load
 from edge_agent.core.pictures import KEPT_SIDE, LARGEST_KEPT, decode_picture, encode_kept
+from edge_agent.core.reloading import RELOADABLE
 from edge_agent.gallery import Gallery, Identity, erasure
 from edge_agent.gallery.crop_rows import EVIDENCE_PER_TRACK, Shot
 from tests.hand_clock import HandTime
@@ -225,6 +226,32 @@ def test_turning_the_setting_off_or_down_erases_at_the_next_start(tmp_path: Path
         erased(gallery, tmp_path)
         assert gallery.stats().crops == 0
     assert found(tmp_path, traces(*shots)) == 0
+
+
+def test_pictures_are_encrypted_with_the_gallery(tmp_path: Path) -> None:
+    pytest.importorskip("sqlcipher3", reason="extra `encrypt` is not installed")
+    key = bytes(range(32))
+    one = shot(10)
+    with Gallery(tmp_path / "gallery.db", KEEP, space="s", dimension=D, owner=True, key=key) as gallery:
+        person = enrol(gallery)
+        gallery.crops.add(person.number, [one], [one])
+        assert found(tmp_path, traces(one)) == 0
+        assert kept(gallery, person) == [one.jpeg]
+
+
+def test_a_reload_switches_pictures_on_and_off(gallery: Gallery, tmp_path: Path) -> None:
+    """As `Agent.reload` does, without a restart."""
+    person = enrol(gallery)
+    gallery.crops.add(person.number, [shot(10)])
+    assert {"gallery.keep_crops", "gallery.crops_mb"} <= RELOADABLE
+    assert gallery.crops.apply(GallerySettings()) == 1
+    gallery.crops.add(person.number, [shot(11)])
+    assert kept(gallery, person) == []
+    gallery.crops.apply(KEEP)
+    gallery.crops.add(person.number, [shot(12)])
+    assert kept(gallery, person) == [shot(12).jpeg]
+    erased(gallery, tmp_path)
+    assert found(tmp_path, traces(shot(10), shot(11))) == 0
 
 
 def test_an_earlier_version_erases_pictures_with_the_person(gallery: Gallery, tmp_path: Path) -> None:
