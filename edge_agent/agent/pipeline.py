@@ -413,8 +413,9 @@ class Pipeline:
         """Learn from a round: crops and work of an item, and for the budget the speed of the host."""
         crops, items = round_.crops, len(round_.items)
         crops_s, frames_s = round_.crops_s + decide_s, round_.frames_s + track_s
-        self._crops_per_item += _LEARNT * (crops / items - self._crops_per_item)
-        self._item_s += _LEARNT * ((crops_s + frames_s) / items - self._item_s)
+        learnt = _LEARNT if self._item_s else 1.0
+        self._crops_per_item += learnt * (crops / items - self._crops_per_item)
+        self._item_s += learnt * ((crops_s + frames_s) / items - self._item_s)
         now = time.perf_counter()
         passed_s, self._noted = now - self._noted, now
         if self.selector is not None and self.selector.budget is not None:

@@ -147,10 +147,12 @@ class Batcher:
         self.keep_fed()
 
     def keep_fed(self) -> None:
-        """Send packed crops to the engine if it has room; never waits.
+        """Take the rows of batches that have ended, and send packed crops to the engine if it has room.
 
-        A batch that is not full stays open while the engine has another one to do for a while.
+        Never waits. A batch that is not full stays open while the engine has another one to do for a while.
         """
+        while self._batches and self._engine.ready:
+            self._collect()
         while self._engine.in_flight < DEPTH:
             full = self._fill_up(wait=False)
             if not self._filled or (self._occupied and not full):

@@ -155,9 +155,8 @@ class CropBudget:
 
     @property
     def rate(self) -> float | None:
-        """Crops per second of the engine or the host, the slower one; None while the engine's is unknown."""
-        engine, host = self._engine.rate, self.host.rate
-        return engine if engine is None or host is None else min(engine, host)
+        """Crops per second of the engine or the host, the slower one; None while both are unknown."""
+        return min((rate for rate in (self._engine.rate, self.host.rate) if rate is not None), default=None)
 
     def offer(self, frames: Sequence[Candidates], wanted: int, every_nth: int) -> int | None:
         """Return how many crops of these frames may be embedded; None for all. `spend` must follow.

@@ -164,7 +164,7 @@ class Embedder:
         )
 
     def keep_fed(self) -> None:
-        """Send packed crops to the engine if it has room; never waits."""
+        """Take the rows of batches that have ended, and send packed crops to the engine if it has room."""
         self.batcher.keep_fed()
 
     def collect(self) -> list[Embedded]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,20 @@ from benchmarks.overload import Outcome, Stream, materialise, replay
 from benchmarks.scoring import PETS_VISITS, people_of, read_mot, score
 from edge_agent.agent.daemon import Agent
 from edge_agent.agent.stages import Supply
-from edge_agent.core.config import GallerySettings, IdentifySettings, QualitySettings, Settings
+from edge_agent.core.config import (
+    GallerySettings,
+    IdentifySettings,
+    QualitySettings,
+    Settings,
+    TrackerSettings,
+)
 from edge_agent.core.loading import load
 from edge_agent.core.structures import (
     Candidates,
     Decision,
     DecisionKind,
     Detections,
+    Embedded,
     Frame,
     Load,
     ScoreLevels,
@@ -42,6 +50,7 @@ from edge_agent.gallery.gallery import Gallery
 from edge_agent.identify import Identifier
 from edge_agent.identify.tracks import REVIEW_CROPS, TrackTable
 from edge_agent.offline.bench.stagetimes import Tally
+from edge_agent.track.tracker import Tracker
 from tests.agent.test_agent import Listener, listener, wait_for
 from tests.conftest import Mosquitto
 from tests.embed.test_selection import Taught
@@ -325,7 +334,14 @@ class Machine:
     busy_until: float = 0.0
     refused: float = 0.0
     """Share of the chosen crops that never reach the engine."""
+    crop_s: float = 0.0
+    """Work of the host on each chosen crop."""
+    frame_s: float = 0.0
+    """Work of the host on each frame."""
     all_lost: dict[str, int] = field(default_factory=dict)
+    worked_s: float = 0.0
+    """By the host."""
+    noted: float = 0.0
 
     def run(
         self, budget: CropBudget | None, cameras: dict[str, tuple[float, int]], until: float
@@ -373,6 +389,13 @@ class Machine:
             left -= share
             chosen[frame.camera] += share
             frames[frame.camera] += 1
+        crops_s, frames_s = crops * self.crop_s, len(round_) * self.frame_s
+        if crops_s + frames_s:
+            self.now += crops_s + frames_s
+            self.worked_s += crops_s + frames_s
+            assert budget is not None
+            budget.host.note(crops, crops_s, frames_s, self.now - self.noted)
+            self.noted = self.now
         real = int(crops * (1 - self.refused))
         took = real / self.rate
         self.busy_until = max(self.now, self.busy_until) + took
@@ -439,6 +462,79 @@ def test_a_camera_that_went_away_leaves_its_share() -> None:
     made.run(budget, {"a": (10.0, 8), "b": (10.0, 8)}, 10.0)
     alone = made.run(budget, {"a": (10.0, 8)}, 30.0)
     assert alone["chosen"]["a"] / 20 > 50
+
+
+@pytest.mark.parametrize("frame_s", [0.0, 0.002, 0.005])
+@pytest.mark.parametrize("factor", [1.3, 3.0])
+def test_what_the_host_cannot_decide_is_spared_and_frames_are_kept(factor: float, frame_s: float) -> None:
+    """The engine would embed all; the host has time for a part of the crops beside its frames."""
+    cameras = {"a": (15.0, 30), "b": (15.0, 30), "c": (15.0, 4)}
+    crop_s = factor * (1 - 45 * frame_s) / (15 * 64)
+    made, budget = machine(1e5, crop_s=crop_s, frame_s=frame_s)
+    made.run(budget, cameras, 10.0)
+    before, began = made.worked_s, made.now
+    reported = made.run(budget, cameras, 40.0)
+    assert sum(reported["lost"].values()) <= 2 * LOST * sum(reported["frames"].values())
+    assert (made.worked_s - before) / (made.now - began) > 0.85
+    assert sum(reported["chosen"].values()) / 30 > 0.8 * 960 / factor
+
+
+def test_a_host_whose_frames_take_all_its_time_still_embeds_for_half_of_it() -> None:
+    """Frames that a detector delays are not brought back by fewer embeddings."""
+    made, budget = machine(1e5, crop_s=0.001, frame_s=0.06)
+    reported = made.run(budget, {"a": (15.0, 20)}, 20.0)
+    assert reported["chosen"]["a"] == 20 * reported["frames"]["a"]
+
+
+def test_the_slower_one_of_engine_and_host_decides() -> None:
+    for engine, host in ((200, 1000), (1000, 200)):
+        worked = [(0, 0.0), (engine, 1.0)]
+        budget = CropBudget(lambda of=worked: of.pop(0), lambda: 0.0)
+        budget.host.note(host, 1.0, 0.0, 2.0)
+        budget.offer([candidates("a", places(1), 0.0)], 1, 1)
+        budget.spend(1, 0)
+        assert budget.rate == pytest.approx(min(engine, host), rel=0.1)
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """Number of function calls, of Python and of C."""
+    count = 0
+
+    def note(_frame: object, event: str, _of: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_work_on_a_frame_grows_no_faster_than_the_people_in_it() -> None:
+    """Grade, choose, track: steps of the interpreter, which do not depend on the machine."""
+    counts = []
+    for people in (16, 32, 64):
+        selector, boxes = settled(people // 2, people, "a")
+        embedded = Embedded(
+            np.ones((people, 1), np.float32), np.ones(people, np.bool_), np.ones(people, np.float32),
+            ("",) * people,
+        )  # fmt: skip
+        found = Detections(boxes, np.full(people, 0.9, np.float32))
+        tracker = Tracker("a", TrackerSettings(), GIVEN.levels("a"))
+        for n in range(3):
+            tracker.update(n, 10.0 + n * 0.05, SIZE, found, embedded)
+        counts.append(
+            [
+                calls_of(lambda b=boxes: GATE.grade([(b, np.ones(len(b), np.float32), SIZE)])),
+                calls_of(lambda s=selector, b=boxes: embeds(s, candidates("a", b, 10.5))),
+                calls_of(lambda t=tracker, f=found, e=embedded: t.update(9, 10.2, SIZE, f, e)),
+            ]
+        )
+    for few, some, many in zip(*counts, strict=True):
+        assert many - some <= 2.2 * (some - few) + 20
+        assert many <= 40 + 20 * 64
 
 
 def test_a_clock_that_is_set_back_stops_nothing() -> None:

@@ -376,3 +376,26 @@ def test_a_camera_that_keeps_items_gives_them_all_in_one_round() -> None:
     poller = SourcePoller([camera], threading.Event(), 0.0)  # type: ignore[list-item]  # has what is used
     taken = [[item.number for _, item in poller.poll(wait_for_others=False)] for _ in range(2)]
     assert taken == [list(range(1, 17)), [17, 18, 19, 20]]
+
+
+def test_live_cameras_take_turns_where_a_round_takes_few_of_them() -> None:
+    cameras = [Live(name, [frame(name, n, n * 0.1) for n in range(1, 9)]) for name in "abcde"]
+    poller = SourcePoller(cameras, threading.Event(), 0.0)  # type: ignore[arg-type]  # has what is used
+    taken = [[reader.camera for reader, _ in poller.poll(wait_for_others=True, most=2)] for _ in range(5)]
+    assert taken == [["a", "b"], ["c", "d"], ["e", "a"], ["b", "c"], ["d", "e"]]
+    assert len(poller.poll(wait_for_others=False)) == 5
+
+
+def test_a_round_takes_as_many_cameras_as_fill_a_batch() -> None:
+    embed = Embeds()
+    cameras = [Live(name, [frame(name, n, n * 0.1) for n in range(1, 41)]) for name in "abcdefgh"]
+    pipeline, _, outcomes = build(cameras, embed)
+    pipeline.round_crops, stop = 3, threading.Event()
+    pipeline.on_outcome = lambda outcome: (
+        outcomes.append(outcome),
+        stop.set() if len(outcomes) == 8 * 40 else None,
+    )
+    pipeline.run(stop)
+    assert embed.sizes[0] == 8, "nothing is known yet"
+    assert 1 <= min(embed.sizes) <= max(embed.sizes[-40:]) <= 3
+    assert {outcome.update.camera for outcome in outcomes} == set("abcdefgh")

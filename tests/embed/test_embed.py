@@ -286,7 +286,8 @@ def test_rows_that_nobody_has_collected_do_not_keep_the_next_batch_waiting(tmp_p
         while not stage.engine.ready:
             time.sleep(0.001)
         stage.submit([(picture(2), detections(1))])
-        assert stage.engine.in_flight == DEPTH
+        assert stage.full, "the rows are taken"
+        assert stage.engine.in_flight == 1, "and the next batch was sent"
         assert [len(stage.collect()[0].vectors) for _ in range(2)] == [2, 1]
 
 
@@ -296,7 +297,7 @@ def test_rounds_do_not_wait_for_each_other_on_a_slow_engine(tmp_path):
 
 
 def test_enough_crops_are_in_flight_with_one_round_in_work_and_one_waiting(tmp_path):
-    with simulated(tmp_path, seconds_a_crop=0.001) as stage:
+    with simulated(tmp_path, seconds_a_crop=0.1) as stage:
         assert not stage.full
         stage.submit([(picture(1), detections(2))])
         assert not stage.full
@@ -322,6 +323,20 @@ def test_it_gives_the_time_during_which_the_engine_cannot_be_done(tmp_path):
         stage.collect()
         assert time.monotonic() - began >= due_s
         assert stage.due_s == 0
+
+
+def test_rows_of_a_batch_that_has_ended_are_taken_while_other_work_is_done(tmp_path):
+    with simulated(tmp_path, seconds_a_crop=0.01) as stage:
+        stage.submit([(picture(1), detections(2))])
+        stage.collect()  # its speed is known
+        stage.submit([(picture(1), detections(2))])
+        while stage.due_s > 0:
+            assert stage.engine.in_flight == 1
+            stage.keep_fed()
+        stage.keep_fed()
+        assert stage.engine.in_flight == 0
+        assert stage.full, "its results wait"
+        assert stage.collect()[0].present.all()
 
 
 def test_rounds_that_shared_a_failed_batch_have_the_same_error(tmp_path, monkeypatch):
