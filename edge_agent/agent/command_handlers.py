@@ -23,6 +23,7 @@ from edge_agent.core.commands import (
     SplitCommand,
     StatsCommand,
     SuggestionsCommand,
+    ThresholdCommand,
 )
 from edge_agent.core.errors import InputError
 from edge_agent.core.pictures import MAX_CROP_PIXELS, decode_picture, encode_kept
@@ -75,6 +76,7 @@ class CommandHandlers:
             "reload": lambda _: {"restart_required": self.reload()},
             "stats": self.counters,
             "recalibrate": self.recalibrate,
+            "threshold": self.set_threshold,
         }
 
     def enrol(self, command: EnrolCommand) -> Mapping[str, Any]:
@@ -167,6 +169,15 @@ class CommandHandlers:
         self.tasks.call(self.identifier.recalibrate)
         audit.record(self.state, "recalibrate", self.requester, pairs=pairs)
         return {"forgotten_pairs": pairs}
+
+    def set_threshold(self, command: ThresholdCommand) -> Mapping[str, Any]:
+        """Set the threshold of a match by hand, or remove it."""
+        if command.threshold is not None and not -1 <= command.threshold <= 1:
+            raise InputError("threshold must be a number from -1 to 1, or null")
+        self.tasks.call(lambda: self.identifier.set_threshold(command.threshold))
+        audit.record(self.state, "threshold", self.requester)
+        in_force = self.identifier.thresholds.in_force
+        return {"threshold": in_force.stated, "rule": in_force.rule}
 
     def _usable_picture(self, text: str) -> tuple[NDArray[np.uint8], float]:
         """Decode a base64 JPEG or PNG to `(H, W, 3)` uint8 BGR; return it and its quality, 0..1."""

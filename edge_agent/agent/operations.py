@@ -91,8 +91,13 @@ class Operations:
 
     def forget(self, people: Sequence[Who]) -> tuple[list[Erased], Removed | None]:
         """Erase people with their events and pictures; see `erasure.forget`."""
-        numbers = list({self._number(who): None for who in people})
-        return self._erase(lambda: [erasure.forget(self.gallery, number) for number in numbers])
+
+        def forget() -> list[Erased]:
+            # Resolved here, on the thread that joins identities: an id may have become a former one by now.
+            numbers = {self._number(who): None for who in people}
+            return [erasure.forget(self.gallery, number) for number in numbers]
+
+        return self._erase(forget)
 
     def forget_all(self) -> tuple[list[Erased], Removed | None]:
         """Erase everyone; the gallery then accepts another network."""

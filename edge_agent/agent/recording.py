@@ -190,6 +190,10 @@ class RecordedIdentifier(Identifier):
         """See `Identifier.recalibrate`."""
         self._recorded(super().recalibrate, "recalibrate")
 
+    def set_threshold(self, value: float | None) -> None:
+        """See `Identifier.set_threshold`."""
+        self._recorded(partial(super().set_threshold, value), "set_threshold", value=value)
+
     def merged(self, keep: int, absorb: int) -> None:
         """See `Identifier.merged`."""
         self._recorded(partial(super().merged, keep, absorb), "merged", keep=keep, absorb=absorb)

@@ -20,7 +20,9 @@ from edge_agent.agent.crop_keeper import CropKeeper
 from edge_agent.agent.databases import make_erasure
 from edge_agent.agent.live import LiveView
 from edge_agent.agent.outputs import OutcomeWriter, Outputs
+from edge_agent.agent.page_people import PeopleOperations
 from edge_agent.agent.page_service import PageOperations, PageService
+from edge_agent.agent.page_thresholds import ThresholdOperations
 from edge_agent.agent.people_events import PeopleEvents, known_person
 from edge_agent.agent.preflight import check_before_start
 from edge_agent.agent.recording import RecordedCrops, RecordedIdentifier, open_recorder
@@ -199,7 +201,10 @@ class StageOpener:
             clock=stages.clock,
             info=lambda: to_wire(info),
         )
-        self.stack.enter_context(PageService(self.settings.state_dir, operations.table()))
+        people = PeopleOperations(stages.gallery, stages.handlers.operations)
+        thresholds = ThresholdOperations(stages.handlers.identifier, self.settings.identify)
+        table = operations.table() | people.table() | thresholds.table()
+        self.stack.enter_context(PageService(self.settings.state_dir, table))
 
     def _begin(self, state: Path, stop: threading.Event) -> Clock:
         _mend_permissions(state)

@@ -55,7 +55,9 @@ def run(settings: Settings, page: PageSettings, config: Path | None) -> None:
 
     def make() -> object:
         is_service = "INVOCATION_ID" in os.environ
-        return make_app(Page(page, AgentLink(state), users, config_file(config), is_service))
+        return make_app(
+            Page(page, AgentLink(state), users, config_file(config), settings.storage, is_service)
+        )
 
     async def main() -> None:
         await serve(make, page, listening, ready)  # type: ignore[arg-type]

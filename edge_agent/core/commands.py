@@ -117,6 +117,15 @@ class RecalibrateCommand(Command):
     """Discard the scores learned at this site and learn the threshold again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdCommand(Command):
+    """Set the threshold of a match by hand, for the network that runs; `identify.threshold` prevails."""
+
+    threshold: float | None = about(
+        "Least cosine of raw embeddings; null: by the rules again.", minimum=-1, maximum=1
+    )
+
+
 COMMAND_TYPES: Mapping[str, type[Command]] = types.MappingProxyType(
     {
         "enrol": EnrolCommand,
@@ -130,6 +139,7 @@ COMMAND_TYPES: Mapping[str, type[Command]] = types.MappingProxyType(
         "reload": ReloadCommand,
         "stats": StatsCommand,
         "recalibrate": RecalibrateCommand,
+        "threshold": ThresholdCommand,
     }
 )
 """Class of each command, by the last part of its topic."""

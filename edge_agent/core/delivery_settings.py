@@ -41,7 +41,7 @@ class MqttSettings(Section):
     commands: tuple[str, ...] = about(
         (),
         "verbs accepted over MQTT: enrol, name, merge, split, reject, keep, suggestions, forget, reload,"
-        " stats, recalibrate",
+        " stats, recalibrate, threshold",
     )
     response_prefix: ResponsePrefix = about(
         "", "topics below this may be response topics of commands; empty: only those of this device"

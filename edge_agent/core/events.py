@@ -100,7 +100,8 @@ class IdentityData:
     threshold: float | None = about("Threshold for the score; null without a comparison.")
     rule: str = about(
         "Origin of the threshold: site (scores of people of this site), prior (scores that the network gives"
-        " for rendered people, until the site has its own), calibrated, configured; warm-up: none yet."
+        " for rendered people, until the site has its own), calibrated, configured, operator (set by hand);"
+        " warm-up: none yet."
     )
     evidence: int = about("Number of crops pooled.", minimum=0)
     quality: float = about("Mean quality of those crops.", minimum=0, maximum=1)

@@ -89,6 +89,19 @@ def _learned(stored: object) -> set[tuple[int, int]]:
     return found
 
 
+def likeness(gallery: Gallery, one: int, other: int) -> float | None:
+    """Return the score of a pair of identities as in `suggestions`; None where one has no exemplars."""
+    gallery.cameras.start()
+    owners, vectors = gallery.vectors([one, other])
+    parts = vectors[owners == one], vectors[owners == other]
+    return _score(*parts) if all(len(part) for part in parts) else None
+
+
+def _score(one: Vectors, other: Vectors) -> float:
+    products = one @ other.T
+    return float(products.max(axis=1).mean() + products.max(axis=0).mean()) / 2
+
+
 def _best(
     owners: NDArray[np.int64], vectors: Vectors, apart: Collection[tuple[int, int]], most: int, floor: float
 ) -> list[tuple[int, int, float]]:
@@ -112,8 +125,7 @@ def _best(
     for row, column in zip(*np.unravel_index(chosen, rough.shape), strict=True):
         if rough[row, column] == -np.inf:
             continue
-        products = parts[row] @ parts[column].T
-        score = float(products.max(axis=1).mean() + products.max(axis=0).mean()) / 2
+        score = _score(parts[row], parts[column])
         if score >= floor:
             scored.append((int(numbers[row]), int(numbers[column]), score))
     return sorted(scored, key=lambda pair: (-pair[2], pair[:2]))[:most]

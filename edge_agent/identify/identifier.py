@@ -167,6 +167,10 @@ class Identifier:
         self.thresholds.forget()
         self._had_threshold = False
 
+    def set_threshold(self, value: float | None) -> None:
+        """Set the threshold of an operator, see `ThresholdPolicy.set_by_hand`."""
+        self.thresholds.set_by_hand(value)
+
     def _is_due(self, track: Track) -> bool:
         fresh = track.evidence.count - track.decided_at
         if track.evidence.count < self._shared.settings.decide_crops or fresh == 0:

@@ -58,7 +58,7 @@ class Threshold:
     """Least cosine of a match (None: nothing is matched), and its rule.
 
     Attributes:
-        rule: `configured`, `calibrated`, `site`, `prior` or `warm-up`.
+        rule: `configured`, `operator`, `calibrated`, `site`, `prior` or `warm-up`.
         pairs: pairs of people of the site who were seen together.
         identities: number of identities that a track is compared with.
         pair_rate, search_rate: estimated probability that a newcomer reaches `value` with one identity, and
@@ -163,6 +163,8 @@ class SiteScores:
 
 
 SITE_FACT = "site_scores"  # name of the site's scores in the gallery file
+OPERATOR_FACT = "operator_threshold"
+"""The threshold that an operator has set; like all facts, it belongs to the embedding space."""
 
 
 class FactStore(Protocol):
@@ -203,6 +205,7 @@ class ThresholdPolicy:
         self.site = SiteScores()
         self._gallery = gallery
         self._settings = settings
+        self._by_hand: float | None = None
         self._strangers: Angles = np.zeros(0)
         self._sampled = (0, 0)  # size of the gallery when they were chosen, and their number
         self._state: object = None
@@ -217,6 +220,8 @@ class ThresholdPolicy:
         self.in_force = self.current()  # for this frame; joined identities may change the current one
 
     def _load(self) -> None:
+        by_hand = self._gallery.facts.get(OPERATOR_FACT)
+        self._by_hand = float(by_hand) if isinstance(by_hand, float) and -1 <= by_hand <= 1 else None
         stored = self._gallery.facts.get(SITE_FACT)
         if isinstance(stored, dict) and isinstance(stored.get("pairs"), dict):
             self.site.load(stored)
@@ -240,6 +245,8 @@ class ThresholdPolicy:
         """Return the least cosine of a match, and its rule."""
         if self._settings.threshold is not None:
             return _after(bias, self._settings.threshold), "configured"
+        if self._by_hand is not None:
+            return _after(bias, self._by_hand), "operator"
         wanted = pair_rate(self._settings.target_fmr, max(identities, FEWEST_COUNTED))
         value, rule = self._by_scores(self._scores, wanted, bias)
         return (None if value is None else min(1.0, value + self._shift(likeness))), rule
@@ -354,6 +361,12 @@ class ThresholdPolicy:
     def reload(self, settings: IdentifySettings) -> None:
         """Replace the settings."""
         self._settings = settings
+        self.refresh(self._bias)
+
+    def set_by_hand(self, value: float | None) -> None:
+        """Set the threshold of an operator, a cosine of raw embeddings, until it is removed by None."""
+        self._by_hand = None if value is None else float(value)
+        self._gallery.facts.set(OPERATOR_FACT, self._by_hand)
         self.refresh(self._bias)
 
     def save(self) -> None:

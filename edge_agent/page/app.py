@@ -32,6 +32,7 @@ from edge_agent.page.views.health import Doctor
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection, Request
 
+    from edge_agent.core.config import StorageSettings
     from edge_agent.core.page_settings import PageSettings
 
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
@@ -66,10 +67,14 @@ class Page:
     users: Users
     config: Path | None
     """The settings file, for `doctor`."""
+    storage: StorageSettings
+    """For the key of recordings."""
     is_service: bool = False
     sessions: Sessions = field(init=False)
     attempts: Attempts = field(default_factory=Attempts)
     checking: Checking = field(default_factory=Checking)
+    previews: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one estimate of a threshold that runs."""
     events: EventLog = field(init=False)
     cameras: Cameras = field(init=False)
     history: History = field(init=False)

@@ -150,6 +150,7 @@ def make_site(folder: Path, stack: ExitStack, *sources: str) -> Site:
     site = Site(folder, find_free_port())
     lines = [f'state_dir = "{site.state}"', *sources, "[page]", f"port = {site.port}"]
     lines += ["[engine]", 'model = "colour-stripes"', "threads = 1", "[telemetry]", "interval_s = 1.0"]
+    lines += ["[gallery]", "keep_crops = 4", "[record]", "enabled = true"]
     site.config.write_text("\n".join(lines) + "\n")
     for (name, password), role in ((OPERATOR, "operator"), (VIEWER, "viewer")):
         edge_agent("page", "password", name, "--role", role, "--config", site.config, given=f"{password}\n")

@@ -267,6 +267,8 @@ class Player:
                 )
         elif name == "recalibrate":
             identifier.recalibrate()
+        elif name == "set_threshold":
+            identifier.set_threshold(given["value"])
         elif name == "enrol_track":
             identifier.enrol_track(given["camera"], given["track_id"], None)
         elif name == "merged":

@@ -1,15 +1,56 @@
-// What an event was decided by.
+// What an event was decided by: in words, with the pictures compared where they are kept, and as numbers.
 
-import { h } from "../dom.js";
-import { exactly, number } from "../format.js";
+import { get, post } from "../api.js";
+import { fill, h } from "../dom.js";
+import { exactly, number, who } from "../format.js";
+import { attempt, crop, mention, portrait } from "../people.js";
 import { known, t } from "../texts.js";
 
 /** Fill `body` with the details of an event. */
-export function details(body, event, _app) {
+export function details(body, event, app) {
   const data = event.data;
-  const rows = event.type.split(".")[1] === "identity" ? identityRows(data) : Object.entries(data.details || {});
+  const decided = event.type.split(".")[1] === "identity";
+  const rows = decided ? identityRows(data) : Object.entries(data.details || {});
   rows.push([t("event.id"), event.id]);
-  body.append(facts(rows));
+  if (!decided) return body.append(facts(rows));
+  const evidence = h("div", { class: "evidence" });
+  body.append(h("p", { class: "why" }, inWords(event)), evidence, facts(rows));
+  get(`/api/events/${encodeURIComponent(event.id)}/evidence`)
+    .then((found) => showEvidence(evidence, event, found, app))
+    .catch((problem) => fill(evidence, h("p", { class: "muted" }, problem.shown)));
+}
+
+/** Why it was decided so, in sentences. */
+function inWords({ data, now }) {
+  const name = who(now ?? data.name, data.number);
+  const values = { who: name, count: Math.round(data.evidence), identities: data.identities, score: number(data.score, 2), threshold: number(data.threshold, 2), runner_up: number(data.runner_up, 2) };
+  const parts = [];
+  if (data.score === null) parts.push(t("why.not_compared"));
+  else if (data.threshold === null) parts.push(t("why.no_threshold", values));
+  else parts.push(t(data.score >= data.threshold ? "why.above" : "why.below", values));
+  if (data.runner_up !== null && data.score !== null) parts.push(t("why.runner_up", values));
+  if (data.threshold !== null) parts.push(t("why.rule", { rule: known("rule", data.rule) }));
+  return [t(`why.${data.kind}`, values), ...parts].join(" ");
+}
+
+/** The pictures of the track beside those of the person, and what can be corrected here. */
+function showEvidence(element, event, found, app) {
+  const { data } = event;
+  const column = (title, pictures) => h("div", {}, h("h3", {}, title), h("div", { class: "strip small" }, pictures));
+  const track = found.track.map((one) => crop(one.row, exactly(one.time)));
+  const person = found.person;
+  const split = async () => {
+    const question = [h("p", {}, t("split.event", { who: who(person.name, person.number) })), h("div", { class: "strip small" }, found.track.map((one) => crop(one.row)))];
+    if (!(await app.ask(t("split.title"), question, t("split.do")))) return;
+    await attempt(app, () => post(`/api/people/${encodeURIComponent(person.id)}/split`, { origin: found.origin }), t("split.done"));
+  };
+  fill(
+    element,
+    found.keep_crops
+      ? h("div", { class: "columns" }, column(t("evidence.track"), track.length ? track : h("p", { class: "muted" }, t("evidence.none"))), person && column(t("evidence.person", { who: who(person.name, person.number) }), person.crops.length ? person.crops.slice(0, 6).map((row) => crop(row)) : portrait(person)))
+      : h("p", { class: "muted" }, t("evidence.off")),
+    person ? h("div", { class: "actions" }, mention(person), app.mayChange && data.identity_id && h("button", { onclick: split }, t("split.open"))) : data.identity_id && h("p", { class: "muted" }, t("evidence.gone")),
+  );
 }
 
 function identityRows(data) {

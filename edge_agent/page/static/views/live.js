@@ -119,7 +119,7 @@ function chip(box) {
 }
 
 /** Draw a picture with its boxes, in the size in which it is shown. */
-function draw(canvas, picture, { boxes, size }) {
+export function draw(canvas, picture, { boxes, size }) {
   const [width, height] = picture ? [picture.width, picture.height] : size;
   canvas.style.aspectRatio = `${width} / ${height}`;
   const scale = window.devicePixelRatio || 1;
