@@ -34,7 +34,7 @@ MAX_PARAMETERS = 10
 """Outside `cli`, where typer declares each option as a parameter."""
 MAX_NESTING = 4
 MAX_PACKAGE_LINES = 72_000
-"""The restructured package had 38,818 lines; raised with a capability, lately the page, recordings and pictures."""
+"""The restructured package had 38,818 lines; raised with capabilities: page, recordings, pictures."""
 
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
 """`module` or `module.qualified.name` -> the size that it has, and why it is above the limit."""
