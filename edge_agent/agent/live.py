@@ -124,7 +124,7 @@ class LiveView:
         if track is None:
             return shown
         threshold = None if track.threshold is None else track.threshold.value
-        if track.score is not None:
+        if track.score is not None and not track.founder:  # a new person's is that of the nearest other one
             shown["score"] = round(float(track.score), 3)
         if track.number is not None:
             shown["state"] = "matched"

@@ -136,7 +136,8 @@ class Viewer:
             return
 
     def _want(self, camera: str) -> None:
-        if camera in self._tasks or not self.page.knows_camera(camera):
+        queued = any(waiting == camera for waiting, _ in self._pictures)  # of a viewer that reads nothing
+        if queued or camera in self._tasks or not self.page.knows_camera(camera):
             return
         task = self._tasks[camera] = asyncio.create_task(self._fetch(camera))
         task.add_done_callback(lambda _: self._tasks.pop(camera, None))

@@ -26,8 +26,9 @@ class Tracks:
     def get(self, key: tuple[str, int]) -> Any:
         threshold = SimpleNamespace(value=0.6)
         if key[1] == 1:
-            return SimpleNamespace(number=7, score=0.91, threshold=threshold)
-        return SimpleNamespace(number=None, score=0.7, threshold=threshold) if key[1] == 2 else None
+            return SimpleNamespace(number=7, score=0.91, threshold=threshold, founder=False)
+        undecided = SimpleNamespace(number=None, score=0.7, threshold=threshold, founder=False)
+        return undecided if key[1] == 2 else None
 
 
 def view(fps: float = 15.0, width: int = 960) -> LiveView:

@@ -122,7 +122,7 @@ function open(session) {
       h(
         "div",
         { class: "account" },
-        h("p", { class: "who" }, session.user, h("small", {}, t(`app.role.${session.role}`)), h("small", {}, t("app.times", { zone }))),
+        h("p", { class: "who" }, session.linked ? t("app.linked") : session.user, h("small", {}, t(`app.role.${session.role}`)), h("small", {}, t("app.times", { zone }))),
         h("div", { class: "buttons" }, h("button", { class: "quiet", title: t("app.theme"), "aria-label": t("app.theme"), onclick: switchTheme }, icon("theme")), h("button", { class: "quiet", title: t("app.log_out"), "aria-label": t("app.log_out"), onclick: out }, icon("out"))),
       ),
     ),

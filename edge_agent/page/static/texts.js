@@ -13,6 +13,7 @@ const TEXTS = {
   "app.close": "Close",
   "app.cancel": "Cancel",
   "app.views": "Views",
+  "app.linked": "Logged in by link",
   "app.role.operator": "operator",
   "app.role.viewer": "viewer (may not change anything)",
 
