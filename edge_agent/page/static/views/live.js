@@ -166,7 +166,7 @@ function drawLabel(pen, canvas, box, scale, placed) {
   const x = Math.max(0, Math.min(x1 - scale, canvas.width - width));
   let y = Math.max(0, y1 - height);
   const hits = (other) => x < other.x + other.width && other.x < x + width && y < other.y + height && other.y < y + height;
-  for (let tries = 0; tries < 8 && y >= height && placed.some(hits); tries += 1) y -= height + scale;
+  for (let other = placed.find(hits); other && y >= height; other = placed.find(hits)) y = other.y - height - scale;
   placed.push({ x, y, width });
   pen.fillStyle = colour;
   pen.fillRect(x, y, width, height);
