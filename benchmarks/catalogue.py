@@ -188,7 +188,7 @@ def _path(quick: bool) -> Benchmark:
 
 
 def _networks(shared: Path, quick: bool) -> tuple[Benchmark, ...]:
-    seconds, times = (3.0, 1) if quick else (10.0, 3)
+    seconds, times = (3.0, 1) if quick else (5.0, 5)
     osnet = shared / "models" / "osnet_x0_25_msmt17.onnx"
     load = ("--cameras", 2, "--people", 8, "--batch", 64)
 
