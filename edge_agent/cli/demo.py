@@ -73,7 +73,7 @@ def command(
         screen = console(stderr=as_json)
         folder = Path(name)
         given: dict[str, Any] = {"source": video, "detector": detector, "preprocess": preprocess}
-        settings = _settings(folder, model=model, broker=broker.url, **given)
+        settings = _settings(folder, model=model, broker=broker.url, shown=page and video is None, **given)
         run.check(settings, folder)
         scene = None if video else _render(default_street(seconds or SECONDS), folder, screen)
         recorded = partial(_run_recorded, video=video_out, report=report)
@@ -114,8 +114,11 @@ def _render(street: Street, folder: Path, screen: Console) -> Scene:
         return render(street, folder, bar.update)
 
 
-def _settings(folder: Path, *, model: Path | None, **options: Any) -> Settings:  # noqa: ANN401 - of `overrides`
-    """Return the settings of the run; no configuration file is read, so that they are the same everywhere."""
+def _settings(folder: Path, *, model: Path | None, shown: bool, **options: Any) -> Settings:  # noqa: ANN401 - of `overrides`
+    """Return the settings of the run; no configuration file is read, so that they are the same everywhere.
+
+    With `shown`, pictures and decisions are kept for the page: of rendered people, in a scratch folder.
+    """
     import os
 
     from edge_agent.core.loading import load
@@ -127,6 +130,8 @@ def _settings(folder: Path, *, model: Path | None, **options: Any) -> Settings: 
         model = Path(STRIPES_NAME)
     values = overrides(model=model, state=folder, **options)
     values["mqtt"] |= {"site": DEVICE, "device": DEVICE}
+    if shown:
+        values |= {"gallery": {"keep_crops": 8}, "record": {"enabled": True}}
     return load(Path(os.devnull), values)
 
 

@@ -168,7 +168,7 @@ const TEXTS = {
   "person.save_name": "Save the name",
   "person.named": "Now called {name}.",
   "person.name_removed": "The name was removed.",
-  "person.kind.auto": "seen by itself",
+  "person.kind.auto": "noticed by the agent",
   "person.kind.enrolled": "entered or named",
   "person.last_seen": "Last seen",
   "person.first_seen": "Known since",

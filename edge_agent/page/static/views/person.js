@@ -98,6 +98,7 @@ function timeLine({ contributions: stored }, events) {
 }
 
 function spanEnd(first, last, time) {
+  if (last - first < 600) return moment(time);
   return last - first < 43200 && new Date(first * 1000).toDateString() === new Date(last * 1000).toDateString() ? clock(time) : moment(time);
 }
 
