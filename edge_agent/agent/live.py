@@ -104,8 +104,7 @@ class LiveView:
 
     def _unwatch(self, camera: _Camera, now: float) -> None:
         with self._new:
-            camera.image = None
-            camera.encoded = None
+            camera.values, camera.image, camera.encoded = {}, None, None  # nobody gets them later as new ones
             self.watched = any(one.until >= now for one in self._cameras.values())
 
     def _box(

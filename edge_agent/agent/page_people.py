@@ -38,6 +38,7 @@ class PeopleOperations:
         return {
             "people": self.people,
             "person": self.person,
+            "missing": self.missing,
             "pair": self.pair,
             "suggestions": self.suggestions,
             "crop": self.crop,
@@ -66,6 +67,20 @@ class PeopleOperations:
             "keep_crops": self.gallery.crops.most,
         }
         return found, b""
+
+    def missing(self, values: Values, _bytes: bytes) -> Answer:
+        """Return those of `people`, ids, who are not in the gallery."""
+        asked = values.get("people")
+        if not isinstance(asked, list):
+            raise InputError("people must be a list of ids")
+        return {"missing": [one for one in asked if not self._has(_text({"person": one}, "person"))]}, b""
+
+    def _has(self, person: str) -> bool:
+        try:
+            self.gallery.get(person)
+        except InputError:
+            return False
+        return True
 
     def pair(self, values: Values, _bytes: bytes) -> Answer:
         """Return two identities and how alike they are, by the score that suggestions have."""

@@ -91,13 +91,15 @@ class Call:
     async def json(self) -> dict[str, Any]:
         """Return the JSON object of the body. Refused: it is none.
 
-        The content type is required: another site's form cannot send it.
+        The content type is required: another site's form cannot send it. Values that are no JSON for others
+        are refused here: NaN, infinite numbers, and halves of characters.
         """
         kind = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refused(415, "malformed", "the content type must be application/json")
         try:
             found = json.loads(await self.body(LONGEST_JSON))
+            json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
             raise Refused(400, "malformed", "the body is not JSON") from None
         if not isinstance(found, dict):

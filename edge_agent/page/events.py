@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_agent.page.errors import Refused
+from edge_agent.page.errors import Refused, agent_away
 from edge_agent.page.link import AgentLink, Channel
 
 MOST_EVENTS = 5000
@@ -24,6 +24,7 @@ WAIT_S = 2.0
 RETRY_S = 1.0
 
 Values = dict[str, Any]
+_PERSON_KEYS = ("identity_id", "previous_identity_id", "absorbed_id")
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class EventLog:
             while True:
                 try:
                     await self._follow_run(channel)
-                except (Refused, KeyError, TypeError):
+                except (Refused, LookupError, TypeError):
                     self._set_online(False)
                     channel.close()
                     await asyncio.sleep(RETRY_S)
@@ -65,6 +66,7 @@ class EventLog:
         """Follow one run of the agent; returns when another answers."""
         hello, _ = await channel.ask("hello")
         if hello["session"] != self.session:
+            await self._drop_forgotten(channel)
             self._after, self.session = 0, str(hello["session"])
         self.info = hello["info"]
         self._set_online(True)
@@ -73,6 +75,20 @@ class EventLog:
             if found["session"] != self.session:
                 return
             self._take(found)
+
+    async def _drop_forgotten(self, channel: Channel) -> None:
+        """Drop what is kept of people who were forgotten between two runs of the agent."""
+        people = {found for one in self._events for key in _PERSON_KEYS if (found := one["data"].get(key))}
+        if not people:
+            return
+        try:
+            found, _ = await channel.ask("missing", people=sorted(people))
+        except Refused as problem:
+            if problem.code == agent_away().code:
+                raise
+            found = {"missing": sorted(people)}  # an agent of another version does not tell
+        for identity in found["missing"]:
+            self._follow_person({"kind": "forgotten", "identity_id": identity})
 
     def _set_online(self, online: bool) -> None:
         if online != self.online:
@@ -83,7 +99,8 @@ class EventLog:
         """Add the events of an answer."""
         self.missed = self.missed or 0 < self._after < found["base"]
         for text in found["events"]:
-            with contextlib.suppress(ValueError):
+            # An agent of another version may send events of another form.
+            with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
                 event = json.loads(text)
                 self._after = int(event["seq"])
                 self._add(event)
@@ -134,4 +151,4 @@ class EventLog:
 
 def _concerns(event: Values, identity: str) -> bool:
     data = event["data"]
-    return identity in (data.get("identity_id"), data.get("previous_identity_id"), data.get("absorbed_id"))
+    return any(data.get(key) == identity for key in _PERSON_KEYS)

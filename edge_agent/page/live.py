@@ -34,7 +34,8 @@ CHECK_S = 2.0
 MAX_VIEWERS = 16
 MOST_WAITING = 300
 """Texts that may wait for a viewer; then it is told to load everything again."""
-MOST_CAMERAS = 64
+MOST_ASKING = 16
+"""Cameras that are asked for at a time: an agent admits 32 connections, and commands need some of them."""
 LONGEST_REQUEST = 1000
 SESSION_OVER, TOO_MANY = 4401, 4429
 """Codes of the end of a WebSocket."""
@@ -50,7 +51,9 @@ class Cameras:
 
     def __init__(self, link: AgentLink) -> None:
         self._link = link
-        self._channels: dict[str, Channel] = {}
+        self._channels: list[Channel] = []
+        self._free: list[Channel] = []
+        self._turns = asyncio.Semaphore(MOST_ASKING)
         self._newest: dict[str, Shown] = {}
         self._asking: dict[str, asyncio.Task[Shown | None]] = {}
 
@@ -66,9 +69,16 @@ class Cameras:
         return await asyncio.shield(task)
 
     async def _ask(self, camera: str) -> Shown | None:
-        channel = self._channels.setdefault(camera, self._link.channel())
-        number = self._newest[camera][0] if camera in self._newest else 0
-        found, jpeg = await channel.ask("picture", camera=camera, after=number, wait_s=WAIT_S)
+        async with self._turns:
+            if not self._free:
+                self._free.append(self._link.channel())
+                self._channels.append(self._free[-1])
+            channel = self._free.pop()
+            number = self._newest[camera][0] if camera in self._newest else 0
+            try:
+                found, jpeg = await channel.ask("picture", camera=camera, after=number, wait_s=WAIT_S)
+            finally:
+                self._free.append(channel)
         if found["picture"] is None:
             return None
         text = json.dumps(found["picture"], separators=(",", ":")).encode()
@@ -78,9 +88,8 @@ class Cameras:
 
     def rest(self) -> None:
         """Nobody watches any more: close the connections, and drop the pictures."""
-        for channel in self._channels.values():
+        for channel in self._channels:
             channel.close()
-        self._channels.clear()
         self._newest.clear()
 
 

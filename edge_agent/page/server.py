@@ -1,6 +1,7 @@
 """The web server of the page: uvicorn with bounds on connections and on the time of a request's head.
 
-uvicorn bounds neither: clients that send nothing, or one byte a minute, would keep all connections.
+uvicorn bounds neither, nor the time in which an answer is taken: clients that send nothing, one byte a minute,
+or read nothing would keep all connections.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ HEAD_S = 10.0
 """Time in which the first byte and the whole head of a request must arrive."""
 IDLE_S = 15
 """A connection without a request is closed after this time."""
+TAKE_S = 20.0
+"""Time in which a client must take what waits to be sent; a WebSocket has a limit of its own."""
 LONGEST_HEAD = 16 << 10
 LONGEST_MESSAGE = 4 << 10
 """Of a WebSocket, from the browser."""
@@ -36,6 +39,7 @@ class BoundedProtocol(H11Protocol):
     """One HTTP/1.1 connection: it is closed when no complete head arrives within `HEAD_S`."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many."""
@@ -57,11 +61,24 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end."""
         self._end_wait()
+        self._end_taking()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begin the wait for a client that does not read."""
+        super().pause_writing()
+        if self._taking is None:
+            self._taking = self.loop.call_later(TAKE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """End this wait."""
+        self._end_taking()
+        super().resume_writing()
 
     def handle_websocket_upgrade(self, event: Any) -> None:  # noqa: ANN401  of h11
         """Hand the connection to the WebSocket."""
         self._end_wait()
+        self._end_taking()
         super().handle_websocket_upgrade(event)
 
     def _await_head(self) -> None:
@@ -72,9 +89,14 @@ class BoundedProtocol(H11Protocol):
             self._waiting.cancel()
             self._waiting = None
 
+    def _end_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+
     def _give_up(self) -> None:
         self._waiting = None
-        self.transport.close()
+        self.transport.abort()  # `close` would wait for a client that does not read
 
 
 def listen(settings: PageSettings) -> socket.socket:

@@ -116,6 +116,7 @@ def test_a_camera_that_nobody_watches_any_more_costs_nothing_again(monkeypatch: 
     monkeypatch.setattr("edge_agent.agent.live.time.monotonic", lambda: later)
     live.show(outcome(2))
     assert not live.watched
+    assert live.picture("gate", 0, 0.0) == (0, None), "an old picture is not shown as a new one"
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,13 @@ class Agent:
     def __init__(self) -> None:
         self.session = "one"
         self.events: list[str] = []
+        self.missing: set[str] = set()
 
     def table(self) -> dict[str, Any]:
-        return {"hello": self.hello, "events": self.ask}
+        return {"hello": self.hello, "events": self.ask, "missing": self.without}
+
+    def without(self, values: Mapping[str, Any], _bytes: bytes) -> tuple[dict[str, Any], bytes]:
+        return {"missing": [one for one in values["people"] if one in self.missing]}, b""
 
     def hello(self, _values: Mapping[str, Any], _bytes: bytes) -> tuple[dict[str, Any], bytes]:
         return {"session": self.session, "info": {"cameras": []}}, b""
@@ -87,6 +91,35 @@ def test_an_agent_that_restarts_is_followed_from_its_first_event(tmp_path: Path)
 
     with PageService(tmp_path, agent.table()):
         assert asyncio.run(scenario()) == ["e1", "e2", "e1"]
+
+
+def test_who_was_forgotten_while_no_agent_ran_is_dropped(tmp_path: Path) -> None:
+    agent = Agent()
+    agent.events = [event(1), event(2, identity_id="p-2", name="Bert")]
+
+    async def scenario() -> list[str]:
+        log = EventLog(AgentLink(tmp_path))
+        await follow(log)
+        agent.session, agent.events, agent.missing = "two", [], {"p-2"}
+        await follow(log)
+        return ids(log)
+
+    with PageService(tmp_path, agent.table()):
+        assert asyncio.run(scenario()) == ["e1"]
+
+
+def test_events_of_another_form_are_skipped(tmp_path: Path) -> None:
+    agent = Agent()
+    odd = {"seq": 1, "id": "odd", "type": "odd", "data": {}}
+    agent.events = [json.dumps(odd), json.dumps(odd | {"seq": 2, "type": 5}), event(3)]
+
+    async def scenario() -> list[str]:
+        log = EventLog(AgentLink(tmp_path))
+        await follow(log)
+        return ids(log)
+
+    with PageService(tmp_path, agent.table()):
+        assert asyncio.run(scenario()) == ["e3"]
 
 
 def test_without_an_agent_there_is_a_refusal_and_no_wait(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import socket
@@ -9,12 +10,16 @@ import time
 from contextlib import ExitStack
 from http.client import HTTPMessage
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import uvicorn
 from starlette.datastructures import Headers
+from uvicorn.server import ServerState
 
+from edge_agent.page import server
 from edge_agent.page.guard import LOCAL_NAMES, Places
+from edge_agent.page.live import MOST_ASKING, Cameras
 from tests.page.conftest import OPERATOR, Client, Site, make_site
 
 PLACES = Places.of([*LOCAL_NAMES, "gate.example"], tls=False)
@@ -148,10 +153,75 @@ def test_another_site_gets_nothing_over_the_wire(alone: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{", b"nul", b'"x"', b"[" * 9000, b'{"user": 1, "password": []}']
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"nul",
+        b'"x"',
+        b"[" * 9000,
+        b'{"user": 1, "password": []}',
+        b'{"user": "\\ud800", "password": ""}',
+        b'{"user": "", "password": "", "x": NaN}',
+    ],  # fmt: skip
 )
 def test_bodies_that_are_no_login(alone: Site, body: bytes) -> None:
     assert alone.client.send("POST", "/api/login", body)[0] == 400
+
+
+def test_a_threshold_without_its_key_is_not_null(alone: Site) -> None:
+    status, found, _ = alone.operator().send("POST", "/api/thresholds", {})
+    assert (status, found["error"]["code"]) == (400, "malformed")
+
+
+def test_who_reads_no_answer_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(20_000_000)})
+
+    async def scenario() -> None:
+        config = uvicorn.Config(app, lifespan="off", log_config=None)
+        state, loop = ServerState(), asyncio.get_running_loop()
+        listening = await loop.create_server(
+            lambda: server.BoundedProtocol(config, state, {}), "127.0.0.1", 0
+        )
+        with socket.create_connection(listening.sockets[0].getsockname()) as raw:
+            raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.sleep(0.1)
+            assert len(state.connections) == 1
+            await asyncio.sleep(0.4)
+            assert len(state.connections) == 0
+        listening.close()
+
+    monkeypatch.setattr(server, "TAKE_S", 0.3)
+    asyncio.run(scenario())
+
+
+def test_many_cameras_take_few_connections_to_the_agent() -> None:
+    class Link:
+        opened = 0
+
+        def channel(self) -> Link:
+            self.opened += 1
+            return self
+
+        async def ask(self, _op: str, **values: Any) -> tuple[dict[str, Any], bytes]:
+            await asyncio.sleep(0.001)
+            return {"picture": {"camera": values["camera"]}, "number": 1}, b""
+
+        def close(self) -> None:
+            pass
+
+    async def scenario() -> None:
+        link = Link()
+        cameras = Cameras(cast("Any", link))
+        found = await asyncio.gather(*(cameras.next(f"camera {at}", 0) for at in range(60)))
+        assert all(one is not None for one in found)
+        cameras.rest()
+        assert link.opened == MOST_ASKING
+
+    asyncio.run(scenario())
 
 
 def test_large_bodies(alone: Site) -> None:

@@ -67,7 +67,9 @@ def _cosine(text: str) -> float:
 async def apply(call: Call) -> object:
     """Set the threshold by hand; null returns to the rules."""
     given: dict[str, Any] = await call.json()
-    return await call.command("threshold", {"threshold": given.get("threshold")})
+    if given.keys() != {"threshold"}:  # without the key it would be taken for null
+        raise Refused(400, "malformed", "the body has one key, threshold")
+    return await call.command("threshold", given)
 
 
 ENDPOINTS = (
