@@ -1,7 +1,7 @@
 """The web server of the page: uvicorn with bounds on connections and on the time of a request's head.
 
-uvicorn bounds neither, nor the time in which an answer is taken: clients that send nothing, one byte a minute,
-or read nothing would keep all connections.
+uvicorn bounds neither, nor the time in which an answer is taken: clients that send nothing, or one byte a
+minute, or read nothing, would keep all connections.
 """
 
 from __future__ import annotations

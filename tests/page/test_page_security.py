@@ -164,7 +164,7 @@ def test_another_site_gets_nothing_over_the_wire(alone: Site) -> None:
         b'{"user": 1, "password": []}',
         b'{"user": "\\ud800", "password": ""}',
         b'{"user": "", "password": "", "x": NaN}',
-    ],  # fmt: skip
+    ],
 )
 def test_bodies_that_are_no_login(alone: Site, body: bytes) -> None:
     assert alone.client.send("POST", "/api/login", body)[0] == 400
