@@ -348,7 +348,7 @@ class RecordedCrops:
                 crops[seen.track_id] = crop.copy()
                 self._due[key] = seen.time + CROP_INTERVAL_S
         if crops:
-            self.recorder.put(Pictures(crops))
+            self.recorder.put(Pictures(update.camera, crops))
         for track in update.ended:
             self._due.pop((update.camera, track), None)
 

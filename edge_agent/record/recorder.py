@@ -34,6 +34,8 @@ FILES = 8
 """Files into which the limits of size and time are divided."""
 FLUSH_S = 1.0
 """Interval of writing; a kill loses what came since."""
+FLUSHED_S = 30.0
+"""Longest wait for entries to be written before somebody is erased from them."""
 MOST_WAITING_BYTES = 48 << 20
 """Entries that wait for the writer; beyond, they are lost."""
 LEAST_FREE_BYTES = 256 << 20
@@ -71,8 +73,9 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Crops `(h, w, 3)` uint8 BGR of the tracks of the frame before, by track."""
+    """Crops `(h, w, 3)` uint8 BGR of the tracks of the latest frame of a camera, by track."""
 
+    camera: str
     crops: Mapping[int, NDArray[np.uint8]]
 
     @property
@@ -124,6 +127,8 @@ class Recorder:
     _header: Mapping[str, Any] = field(default_factory=dict)
     _decisions: Decisions | None = None
     _seq: int = 0
+    _frames: dict[str, int] = field(default_factory=dict)
+    """Number of the latest frame of each camera in the file."""
     _erasing: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Recorder:
@@ -189,7 +194,8 @@ class Recorder:
         if self._thread is not None and self._thread.is_alive():
             flush = Flush(threading.Event())
             self.put(flush)
-            flush.done.wait(30.0)
+            if not flush.done.wait(FLUSHED_S) and self._thread.is_alive():
+                raise StorageError(f"the recorder has not written its entries in {FLUSHED_S:.0f} s")
         with self._erasing:
             return erase(self.folder, self.key, identity)
 
@@ -231,15 +237,14 @@ class Recorder:
         for item in self._taken():
             if isinstance(item, Entry) and self._decisions is not None:
                 self._seq += 1
+                if item.update is not None:
+                    self._frames[item.update.camera] = self._seq
                 for person in item.body.get("people", ()):
                     self._decisions.know(person["id"], person["number"])
                 plain = [self._decisions.plain(one) for one in item.decisions]
                 rows.append((self._seq, item, plain, {}))
             elif isinstance(item, Pictures):
-                if rows:
-                    rows[-1][3].update(_encoded(item.crops))
-                elif self._file is not None and self._seq:
-                    self._file.add_pictures(self._seq, _encoded(item.crops))
+                self._add_pictures(item, rows)
             elif isinstance(item, Begin | Flush):
                 self._append(rows)
                 rows = []
@@ -248,6 +253,19 @@ class Recorder:
                 else:
                     item.done.set()
         self._append(rows)
+
+    def _add_pictures(
+        self, item: Pictures, rows: list[tuple[int, Entry, list[dict[str, Any]], dict[int, bytes]]]
+    ) -> None:
+        """Add pictures to their frame, with which they are erased; without it, they are lost."""
+        seq = self._frames.get(item.camera)
+        if seq is None or self._file is None:
+            self.lost_pictures += len(item.crops)
+        elif rows and seq >= rows[0][0]:
+            rows[seq - rows[0][0]][3].update(_encoded(item.crops))
+        else:
+            with self._erasing:
+                self._file.add_pictures(seq, _encoded(item.crops))
 
     def _taken(self) -> Iterator[Item]:
         while self._queue:
@@ -267,6 +285,7 @@ class Recorder:
         with contextlib.closing(item.start):
             if self._file is not None:
                 self._file.close()
+            self._frames.clear()
             name = f"{item.header['name']}{SUFFIX}"
             follows = self._file.path.name if self._file is not None and item.header["continues"] else None
             self._header = {**item.header, "follows": follows}

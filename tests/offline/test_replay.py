@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.agent.recording import RecordedIdentifier, open_recorder, remove_old_recordings
+from edge_agent.agent.recording import RecordedIdentifier, open_recorder, remove_old_recordings, shadow_entry
 from edge_agent.core.clock import Clock
 from edge_agent.core.config import Settings
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError, StorageError
+from edge_agent.core.pictures import encode_kept
 from edge_agent.core.structures import Decision, EngineInfo, TrackObservation, TrackUpdate
 from edge_agent.gallery import erasure
 from edge_agent.gallery.gallery import Gallery, open_gallery
@@ -33,7 +34,7 @@ from edge_agent.offline.replay.recording import Recording
 from edge_agent.offline.replay.run import replay
 from edge_agent.record import recorder as recorder_module
 from edge_agent.record.file import RecordingFile
-from edge_agent.record.recorder import FOLDER, Recorder, recordings
+from edge_agent.record.recorder import FOLDER, Pictures, Recorder, recordings
 from tests.conftest import REPO
 
 D = 32
@@ -384,6 +385,39 @@ def test_a_person_of_the_gallery_at_the_start_is_erased(tmp_path: Path) -> None:
         at.recorder.erase(person.id)
         assert not any(vector in content(path) for vector in vectors)
         assert b"Eve" not in content(path)
+
+
+@pytest.mark.parametrize("between", ["file", "entry", "camera"])
+def test_a_picture_is_erased_with_its_frame_whatever_came_between(tmp_path: Path, between: str) -> None:
+    with site(tmp_path) as at:
+        crowd(at)
+        (track,) = at.visit(0)
+        person = next(one.identity for one in at.decided if one.track_id == track)
+        if between == "file":
+            at.recorder.begin(True)
+        elif between == "entry":
+            at.recorder.put(shadow_entry({}, at.time))
+        else:
+            at.visit(5, camera="gate")
+        crop = at.random.integers(0, 256, (64, 32, 3), dtype=np.uint8)
+        at.recorder.put(Pictures("door", {track: crop}))
+        at.recorder.erase("nobody")
+        assert at.recorder.lost_pictures == (between == "file")
+        assert person is not None
+        at.recorder.erase(person)
+        left = b"".join(map(content, recordings(tmp_path / FOLDER)))
+        assert encode_kept(crop) not in left
+    with Recording(recordings(tmp_path / FOLDER)[0], None) as recording:
+        assert not recording.has_pictures()
+
+
+def test_an_erasure_that_the_writer_delays_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "FLUSHED_S", 0.1)
+    monkeypatch.setattr(RecordingFile, "append", lambda *_: time.sleep(0.5))
+    with site(tmp_path) as at:
+        at.visit(0)
+        with pytest.raises(StorageError, match="has not written"):
+            at.recorder.erase("nobody")
 
 
 def test_a_file_that_cannot_be_read_does_not_outlive_somebody_who_is_forgotten(tmp_path: Path) -> None:
