@@ -39,6 +39,11 @@ class ApartRows:
         """Return all pairs."""
         return [(first, second) for first, second in self._store.rows("SELECT first, second FROM apart")]
 
+    def was_split(self, number: int) -> bool:
+        """Return whether an identity is a part of another one, or lost a part."""
+        query = "SELECT EXISTS (SELECT 1 FROM apart WHERE ? IN (first, second) AND reason = 'split')"
+        return bool(self._store.value(query, (number,)))
+
     def _note(self) -> None:
         self.changes += 1
         self._store.put_meta("apart", 1 + int(self._store.meta("apart") or 0))

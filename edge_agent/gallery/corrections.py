@@ -40,6 +40,11 @@ class Corrections:
         with self._file.changing() as rows:
             rows.apart.add(rows.identity(one).number, rows.identity(other).number, "rejected")
 
+    def separated(self, number: int) -> list[str]:
+        """Return the origins of an identity that was split: what was recorded states the other part."""
+        with self._file.reading() as rows:
+            return sorted(set(self._file.origins(number))) if rows.apart.was_split(number) else []
+
     def apart(self, number: int) -> set[int] | frozenset[int]:
         """Return the identities that are certainly other people than this one; from memory."""
         with self._file.reading() as rows:

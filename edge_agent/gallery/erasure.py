@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from edge_agent.core.structures import LONE_TRACKS, Decision, DecisionKind, Pictures, TrackUpdate
 from edge_agent.gallery.gallery import Gallery
-from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT, Erased
+from edge_agent.gallery.rows import EVENTS_FACT, SCRUB_FACT, Erased, Identity
 from edge_agent.gallery.sync import SyncedFile
 
 T = TypeVar("T")
@@ -103,13 +103,13 @@ def forget(gallery: Gallery, number: int) -> Erased:
 
     InputError when there is no such identity. On StorageError, what was noted is deleted all the same.
     """
-    _note(gallery, [gallery.get(number).id, *gallery.former_ids(number)])
+    _note(gallery, _words(gallery, gallery.get(number)))
     return gallery.forget(number)
 
 
 def forget_all(gallery: Gallery) -> list[Erased]:
     """Erase all identities, as in `forget`."""
-    known = [id_ for one in gallery.identities() for id_ in (one.id, *gallery.former_ids(one.number))]
+    known = [word for one in gallery.identities() for word in _words(gallery, one)]
     _note(gallery, known)  # before: a kill must not leave their events
     erased = gallery.forget_all()
     added = {id_ for one in erased for id_ in (one.id, *one.former_ids)}.difference(known)
@@ -118,8 +118,14 @@ def forget_all(gallery: Gallery) -> list[Erased]:
     return erased
 
 
-def _note(gallery: Gallery, ids: Iterable[str]) -> None:
-    gallery.facts.change(EVENTS_FACT, lambda noted: [*(noted or []), *ids])
+def _words(gallery: Gallery, person: Identity) -> list[str]:
+    """Return what events and recordings of a person contain: ids; of a split one, also the tracks."""
+    number = person.number
+    return [person.id, *gallery.former_ids(number), *gallery.corrections.separated(number)]
+
+
+def _note(gallery: Gallery, words: Iterable[str]) -> None:
+    gallery.facts.change(EVENTS_FACT, lambda noted: [*(noted or []), *words])
 
 
 @dataclass(slots=True)

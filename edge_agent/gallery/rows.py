@@ -39,7 +39,7 @@ MOST_NOTICES = 10_000
 HOME_FACT = "home_assistant_people"
 """Ids of the people that are announced to Home Assistant."""
 EVENTS_FACT = "events_to_erase"
-"""Ids of erased people whose events have to be deleted."""
+"""Ids of erased people, and tracks of split ones, whose events and recordings have to be deleted."""
 CAMERAS_FACT = "cameras"
 """Epochs of moved cameras, and votes of people without an identity; see `gallery.cameras`."""
 SCRUB_FACT = "to_scrub"

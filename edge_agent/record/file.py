@@ -45,6 +45,8 @@ _PRAGMAS = {
 }
 _BATCH = 500
 """Rows read, and frames erased, at a time: others write between them."""
+_DIGITS = 18
+"""Of the number of a track."""
 _NAME = re.compile(r"[a-z_]{1,40}")
 TABLES = ("meta", "fact", "identity", "former", "exemplar", "apart", "sqlite_sequence")
 """Tables of the gallery that are copied."""
@@ -283,9 +285,11 @@ class RecordingFile:
     def erase(self, identity: str) -> int:
         """Erase the embeddings and pictures of a person by id; return the number of frames with them.
 
-        All of every track that ever had this identity are erased.
+        All of every track that ever had this identity are erased. A track can be given itself, as the origin
+        that exemplars state.
         """
-        dimension = self.header["dimension"]
+        header = self.header
+        dimension = header["dimension"]
         with self._description.translated():
             with transaction(self._connection):
                 known = self._erase_start(identity)
@@ -298,6 +302,8 @@ class RecordingFile:
                 self._connection.execute(
                     "UPDATE decision SET identity = NULL WHERE identity = ?", (identity,)
                 )
+                if (own := _track(identity, header.get("session"))) is not None:
+                    tracks.setdefault(own[0], set()).add(own[1])
             frames = sum(self._erase_tracks(camera, gone, dimension) for camera, gone in tracks.items())
             if known or tracks:
                 self._note_erased()
@@ -317,7 +323,8 @@ class RecordingFile:
         for table in ("identity", "former", "exemplar"):
             self._connection.executemany(f"DELETE FROM start_{table} WHERE number = ?", numbers)  # noqa: S608
         self._connection.executemany("DELETE FROM start_apart WHERE ? IN (first, second)", numbers)
-        return len(numbers)
+        gone = self._connection.execute("DELETE FROM start_exemplar WHERE origin = ?", (identity,))
+        return len(numbers) + gone.rowcount
 
     def _erase_changes(self, identity: str, dimension: int) -> int:
         """Take a person out of the changes that others made."""
@@ -330,10 +337,11 @@ class RecordingFile:
             for person in found["people"]:
                 last = first + len(person["exemplars"])
                 if person["id"] != identity:
-                    kept.append(person)
-                    rows.append(vectors[first:last])
+                    others = [at for at, one in enumerate(person["exemplars"]) if one[1] != identity]
+                    kept.append({**person, "exemplars": [person["exemplars"][at] for at in others]})
+                    rows.append(vectors[first:last][others])
                 first = last
-            if len(kept) < len(found["people"]):
+            if sum(map(len, rows)) < len(vectors) or len(kept) < len(found["people"]):
                 changed += 1
                 left = np.concatenate(rows) if rows else None
                 self._connection.execute(
@@ -413,6 +421,14 @@ def _check(connection: sqlite3.Connection, path: Path, description: Description,
         raise description.damage(str(result).splitlines()[-1])
     if (foreign := foreign_content(connection, _RULES)) is not None:
         raise description.damage(foreign)
+
+
+def _track(origin: str, session: str | None) -> tuple[str, int] | None:
+    """Return camera and track of an origin of this session; None for another text."""
+    of, _, rest = origin.partition(":")
+    camera, _, track = rest.rpartition(":")
+    usable = of == session and track.isascii() and track.isdecimal() and len(track) <= _DIGITS
+    return (camera, int(track)) if usable else None
 
 
 def _checked_name(name: str) -> str:

@@ -103,9 +103,9 @@ def site(folder: Path, seed: int = 1, key: str | None = None, **changes: object)
     with ExitStack() as stack:
         clock = Clock()
         gallery = stack.enter_context(open_gallery(settings, ENGINE, clock, owner=True))
-        identifier = RecordedIdentifier(gallery, f"session-{seed}", settings.identify)
+        identifier = RecordedIdentifier(gallery, f"{seed}-session", settings.identify)
         recorder = open_recorder(
-            settings, gallery, identifier, ENGINE, None, None, clock, f"session-{seed}", stack
+            settings, gallery, identifier, ENGINE, None, None, clock, f"{seed}-session", stack
         )
         yield Site(settings, gallery, identifier, recorder, random, [], people)
 
@@ -385,6 +385,43 @@ def test_a_person_of_the_gallery_at_the_start_is_erased(tmp_path: Path) -> None:
         at.recorder.erase(person.id)
         assert not any(vector in content(path) for vector in vectors)
         assert b"Eve" not in content(path)
+
+
+def test_a_split_part_is_erased_from_what_states_the_other_part(tmp_path: Path) -> None:
+    with site(tmp_path) as at:
+        crowd(at)
+        people = at.gallery.identities()
+        mixed = next(one.number for one in people if len(set(at.gallery.exemplars(one.number)[2])) > 1)
+        at.gallery.rename(mixed, "Ann")  # recorded as a change, with all exemplars
+        at.come_and_go(8)
+        origin = at.gallery.exemplars(mixed)[2][-1]
+        new = at.gallery.corrections.split(mixed, origin)
+        at.identifier.split(mixed, new.number)
+        at.come_and_go(9)
+        exemplars = [row.tobytes() for row in at.gallery.exemplars(new.number)[0]]
+        camera, track = origin.split(":")[1:]
+        at.recorder.erase("nobody")
+        path = recordings(tmp_path / FOLDER)[0]
+        assert embedded(path, camera, int(track))
+        others = embedded(path, "door", 1), embedded(path, "door", 2)
+        erasure.forget(at.gallery, new.number)
+        removed = erasure.Erasure(at.gallery, at.recorder.erase).run()
+        assert removed.events > 10
+        assert not embedded(path, camera, int(track))
+        assert not any(vector in content(path) for vector in exemplars)
+        assert others == (embedded(path, "door", 1), embedded(path, "door", 2)) or track in "12"
+    again(tmp_path)
+
+
+def embedded(path: Path, camera: str, track: int) -> int:
+    """Return how often a track has an embedding in a recording."""
+    with Recording(path, None) as recording:
+        return sum(
+            (seen.camera, seen.track_id) == (camera, track) and seen.vector is not None
+            for step in recording.steps()
+            if step.update is not None
+            for seen in step.update.seen
+        )
 
 
 @pytest.mark.parametrize("between", ["file", "entry", "camera"])
