@@ -179,3 +179,55 @@ def test_axe_finds_no_serious_problem(open_page: Open, axe: str, scheme: str) ->
             if one["impact"] in ("serious", "critical"):
                 found += [f"{view}: {one['id']}: {node['html'][:160]}" for node in one["nodes"][:3]]
     assert found == []
+
+
+def test_a_malformed_address_shows_the_view(open_page: Open) -> None:
+    page = open_page("#/people/%E0%A4%A")
+    expect(page.locator(".problem")).to_be_visible()
+    page.goto(page.url.partition("#")[0] + "#/events")
+    expect(page.get_by_role("heading", name="Events", level=1)).to_be_visible()
+
+
+def test_a_dialog_does_not_outlive_its_view(open_page: Open) -> None:
+    page = open_page("#/thresholds")
+    expect(page.get_by_role("button", name="Apply")).to_be_enabled()
+    page.get_by_role("button", name="Apply").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.evaluate("location.hash = '#/live'")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_socket_that_is_refused_asks_for_the_session(browser: Any, site: Site) -> None:
+    with browser.new_context() as context:  # of its own: chromium logs the refusal as an error
+        page = context.new_page()
+        page.goto(site.url)
+        page.evaluate(
+            "async () => { const { Socket } = await import('/socket.js');"
+            " new Socket(() => {}, () => {}, () => (window.refused = true)); }"
+        )
+        page.wait_for_function("window.refused")
+
+
+def test_long_names_fit_on_a_phone(open_page: Open, site: Site) -> None:
+    operator = site.operator()
+    site.walk_past(3)
+    wait_until("a person", lambda: operator.send("GET", "/api/people")[1]["people"])
+    identity = operator.send("GET", "/api/people")[1]["people"][0]["id"]
+    assert operator.send("POST", f"/api/people/{identity}/name", {"name": "W" * 128})[0] == 200
+    try:
+        page = open_page(viewport={"width": 360, "height": 740})
+        for address in ("#/people", f"#/people/{identity}", "#/events", "#/enrol"):
+            page.evaluate("address => location.hash = address", address)
+            if address.endswith(identity):
+                page.get_by_role("button", name="Forget").click()
+                dialog = page.get_by_role("dialog")
+                expect(dialog).to_be_visible()
+                assert dialog.evaluate("one => one.scrollWidth <= one.clientWidth"), (
+                    "the dialog is too narrow"
+                )
+                page.keyboard.press("Escape")
+            page.wait_for_timeout(400)
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= 360, f"{address} is {wide} wide"
+    finally:
+        operator.send("POST", f"/api/people/{identity}/name", {"name": None})

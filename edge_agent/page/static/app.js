@@ -41,9 +41,24 @@ function takeLink() {
 function shut() {
   leave();
   leave = () => {};
+  closeDialogs();
   if (socket) socket.close();
   socket = null;
   window.onhashchange = null;
+}
+
+/** A dialog belongs to the view that opened it: left open, it would act on what is not seen any more. */
+function closeDialogs() {
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close("no");
+}
+
+/** A part of the address as text; an address that is malformed is taken as it is. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 // --- login ------------------------------------------------------------------------------------------------
@@ -99,6 +114,7 @@ function open(session) {
       states.connected = connected;
       showState();
     },
+    () => get("/api/session").catch(() => {}), // logs in again where the session is over
   );
   socket.on("agent", ({ online }) => {
     states.online = online;
@@ -133,13 +149,18 @@ function open(session) {
     const [id, ...rest] = location.hash.replace(/^#\//, "").split("/");
     const view = views.find((one) => one.id === id) || views[0];
     leave();
+    leave = () => {};
+    closeDialogs();
     views.forEach((one, at) => (one === view ? links[at].setAttribute("aria-current", "page") : links[at].removeAttribute("aria-current")));
     document.title = `${t(`view.${view.id}`)} · ${t("app.name")}`;
     fill(main, h("h1", { class: "title" }, t(`view.${view.id}`)));
-    leave = view.mount(main, app, rest.map(decodeURIComponent)) || (() => {});
+    leave = view.mount(main, app, rest.map(decoded)) || (() => {});
     window.scrollTo(0, 0);
   };
-  window.onhashchange = show;
+  window.onhashchange = () => {
+    show();
+    if (document.activeElement === document.body) main.focus(); // what had the focus is gone
+  };
   show();
 }
 

@@ -4,12 +4,17 @@ const LONGEST_WAIT_MS = 10000;
 const SESSION_OVER = 4401;
 
 export class Socket {
-  /** `onOver` is called when the session is over, `onState` with true or false when the connection changes. */
-  constructor(onOver, onState) {
+  /**
+   * `onOver` is called when the session is over, `onState` with true or false when the connection changes,
+   * `onRefused` when it cannot be opened: a browser does not say why.
+   */
+  constructor(onOver, onState, onRefused) {
     this.listeners = new Map();
     this.pictures = new Map();
     this.onOver = onOver;
     this.onState = onState;
+    this.onRefused = onRefused;
+    this.before = false;
     this.wait = 500;
     this.closed = false;
     this.connect();
@@ -19,16 +24,23 @@ export class Socket {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const socket = (this.socket = new WebSocket(`${scheme}://${location.host}/ws`));
     socket.binaryType = "arraybuffer";
+    let opened = false;
     socket.onopen = () => {
-      this.wait = 500;
+      opened = true;
       this.onState(true);
+      if (this.before) this.news({ type: "reload" }); // news were missed
+      this.before = true;
       for (const camera of this.pictures.keys()) this.ask(camera);
     };
-    socket.onmessage = ({ data }) => (typeof data === "string" ? this.news(JSON.parse(data)) : this.picture(data));
+    socket.onmessage = ({ data }) => {
+      this.wait = 500; // not when it is opened: it may be closed at once, as there are too many viewers
+      return typeof data === "string" ? this.news(JSON.parse(data)) : this.picture(data);
+    };
     socket.onclose = ({ code }) => {
       if (this.closed) return;
       this.onState(false);
       if (code === SESSION_OVER) return this.onOver();
+      if (!opened) this.onRefused();
       setTimeout(() => this.closed || this.connect(), this.wait);
       this.wait = Math.min(2 * this.wait, LONGEST_WAIT_MS);
     };

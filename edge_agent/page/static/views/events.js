@@ -8,6 +8,7 @@ import { details } from "./event_details.js";
 
 const KINDS = ["matched", "enrolled", "corrected", "departed", "unknown", "person", "alert", "gap"];
 const WAIT_MS = 300;
+const MOST_ROWS = 500;
 
 export default {
   id: "events",
@@ -24,10 +25,13 @@ export default {
     const load = async (anew) => {
       const turn = (current += anew ? 1 : 0);
       let found;
+      older.disabled = true;
       try {
         found = await get("/api/events", { ...filters.values(), before: anew ? "" : last });
       } catch (problem) {
         return fill(note, problem.shown);
+      } finally {
+        older.disabled = false;
       }
       if (turn !== current) return; // another filter was chosen meanwhile
       if (anew) fill(list);
@@ -51,6 +55,11 @@ export default {
         added.classList.add("fresh");
         list.prepend(added);
         fill(note);
+        if (list.children.length > MOST_ROWS) {
+          list.lastElementChild.remove();
+          last = list.lastElementChild.dataset.event;
+          older.hidden = false;
+        }
       }),
       app.socket.on("forgotten", () => load(true)),
       app.socket.on("reload", () => load(true)),

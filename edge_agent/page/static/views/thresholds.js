@@ -21,7 +21,7 @@ export default {
     const summary = h("div");
     const about = h("p", { class: "muted", role: "status" });
     const changes = h("div", { "aria-live": "polite" });
-    const slider = h("input", { id: "threshold", type: "range", min: 0, max: 1, step: 0.01, oninput: () => moved() });
+    const slider = h("input", { id: "threshold", type: "range", min: 0, max: 1, step: 0.01, disabled: true, oninput: () => moved() });
     const shown = h("output", { htmlFor: "threshold" });
     const apply = h("button", { class: "primary", onclick: () => set(Number(slider.value)) }, t("thresholds.apply"));
     const reset = h("button", { onclick: () => set(null) }, t("thresholds.reset"));
@@ -31,6 +31,7 @@ export default {
 
     const draw = () => fill(chart, histogram(found, Number(slider.value)));
     const moved = () => {
+      if (!found) return;
       shown.textContent = number(Number(slider.value), 2);
       draw();
       clearTimeout(timer);
@@ -54,11 +55,13 @@ export default {
       try {
         found = await get("/api/thresholds");
       } catch (problem) {
+        apply.hidden = reset.hidden = !found;
         return fill(about, problem.shown);
       }
       const now = found.in_force;
       slider.value = now.value ?? 0.7;
       const fixed = now.rule === "configured";
+      slider.disabled = false;
       apply.hidden = fixed || !app.mayChange;
       reset.hidden = now.rule !== "operator" || !app.mayChange;
       fill(about, fixed && t("thresholds.configured"));
