@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError
 from edge_agent.core.pictures import encode_kept
-from edge_agent.core.structures import CropBatch, Decision, DecisionKind, Frame, TrackObservation
+from edge_agent.core.structures import Decision, DecisionKind, TrackObservation
 from edge_agent.gallery.crop_rows import EVER, EVIDENCE_PER_TRACK, Shot
 
 if TYPE_CHECKING:
@@ -95,17 +95,16 @@ class CropKeeper:
         if not self._crops.most:
             self._due.clear()
             return
-        update, item = outcome.update, outcome.item
-        if isinstance(item, (Frame, CropBatch)):
-            for row, seen in enumerate(update.seen):
-                if seen.vector is not None and seen.sure and seen.quality > 0:
-                    self._take(item, row, seen)
+        update = outcome.update
+        for row, seen in enumerate(update.seen):
+            if seen.vector is not None and seen.sure and seen.quality > 0:
+                self._take(outcome, row, seen)
         self._messages.extend(outcome.decisions)
         for track in update.ended:
             self._due.pop((update.camera, track), None)
             self._messages.append((update.camera, track))
 
-    def _take(self, item: Frame | CropBatch, row: int, seen: TrackObservation) -> None:
+    def _take(self, outcome: FrameOutcome, row: int, seen: TrackObservation) -> None:
         key = seen.camera, seen.track_id
         due, taken = self._due.get(key, (-math.inf, 0))
         if seen.time < due:
@@ -113,8 +112,7 @@ class CropKeeper:
         if self._waiting > _WAITING_BYTES:
             self.left_out += 1
             return
-        pixels = item.images[row] if isinstance(item, CropBatch) else _cut(item.image, seen.box)
-        if not pixels.size:
+        if (pixels := outcome.pixels(row)) is None:
             return
         gap = min(_LONGEST_GAP_S, _APART_S * 2.0 ** (taken // _DENSE))
         self._due[key] = seen.time + gap, taken + 1
@@ -195,9 +193,3 @@ class CropKeeper:
 
     def _origin(self, camera: str, track_id: int) -> str:
         return f"{self._session}:{camera}:{track_id}"
-
-
-def _cut(image: NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the part of a frame in a box, as the network gets it."""
-    x1, y1, x2, y2 = (round(float(side)) for side in box)
-    return image[max(0, y1) : max(0, y2), max(0, x1) : max(0, x2)]

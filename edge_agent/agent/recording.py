@@ -19,7 +19,7 @@ import numpy as np
 
 from edge_agent import __version__
 from edge_agent.core.encryption import database_key
-from edge_agent.core.structures import CropBatch, Decision, Frame, TrackUpdate
+from edge_agent.core.structures import Decision, TrackUpdate
 from edge_agent.gallery.gallery import GALLERY_FILE
 from edge_agent.gallery.snapshot import Snapshot
 from edge_agent.identify import Identifier
@@ -331,20 +331,12 @@ class RecordedCrops:
             self.observe(outcome)
 
     def _take(self, outcome: FrameOutcome) -> None:
-        item, update = outcome.item, outcome.update
-        crops = {}
+        update, crops = outcome.update, {}
         for row, seen in enumerate(update.seen):
             key = seen.camera, seen.track_id
             if seen.vector is None or seen.time < self._due.get(key, -math.inf):
                 continue
-            if isinstance(item, CropBatch):
-                crop = item.images[row]
-            elif isinstance(item, Frame):
-                left, top, right, bottom = (max(0, round(side)) for side in seen.box.tolist())
-                crop = item.image[top:bottom, left:right]
-            else:
-                return
-            if crop.size:
+            if (crop := outcome.pixels(row)) is not None:
                 crops[seen.track_id] = crop.copy()
                 self._due[key] = seen.time + CROP_INTERVAL_S
         if crops:

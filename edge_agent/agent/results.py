@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_agent.core.structures import CropBatch, Decision, Frame, MessageFrame, TrackUpdate
 
 
@@ -21,6 +24,17 @@ class FrameOutcome:
     """Id of the frame's trace, 32 hex digits; the frame's events carry it."""
     item: Frame | CropBatch | MessageFrame | None = None
     """The frame, the crops or the message; pixels may change after the call. None for the end of a source."""
+
+    def pixels(self, row: int) -> NDArray[np.uint8] | None:
+        """Return a view of the crop of `update.seen[row]`, as the network gets it; None: there is none."""
+        if isinstance(self.item, CropBatch):
+            crop = self.item.images[row]
+        elif isinstance(self.item, Frame):
+            left, top, right, bottom = (max(0, round(side)) for side in self.update.seen[row].box.tolist())
+            crop = self.item.image[top:bottom, left:right]
+        else:
+            return None
+        return crop if crop.size else None
 
 
 @dataclass(slots=True)

@@ -22,7 +22,6 @@ import structlog
 from numpy.typing import NDArray
 
 from edge_agent.core.errors import EdgeAgentError
-from edge_agent.core.structures import CropBatch, Frame
 from edge_agent.embed.opening import open_embedder
 
 if TYPE_CHECKING:
@@ -164,9 +163,6 @@ class Shadow:
             self.observe(outcome)
 
     def _take(self, outcome: FrameOutcome) -> None:
-        item = outcome.item
-        if not isinstance(item, Frame | CropBatch):
-            return
         for row, seen in enumerate(outcome.update.seen):
             if seen.vector is None or seen.quality <= 0:
                 continue
@@ -180,8 +176,7 @@ class Shadow:
             if len(self._waiting) >= MOST_WAITING:
                 self.dropped += 1
                 continue
-            pixels = item.images[row] if isinstance(item, CropBatch) else _cut(item.image, seen.box)
-            if pixels.size:
+            if (pixels := outcome.pixels(row)) is not None:
                 self._waiting.append(_Crop(pixels.copy(), seen.vector.copy(), number, time.monotonic()))
                 self._wake.set()
 
@@ -195,9 +190,14 @@ class Shadow:
                 while self._waiting and not self._stop:
                     self._work()
             except EdgeAgentError as error:
-                self.problem = str(error)
-                self._waiting.clear()
-                _log.warning("shadow_stopped", error=str(error))
+                self._give_up(str(error))
+            except Exception as error:  # noqa: BLE001 - a fault here must show in the status
+                self._give_up(f"{type(error).__name__}: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        self.problem = reason
+        self._waiting.clear()
+        _log.warning("shadow_stopped", error=reason)
 
     def _work(self) -> None:
         """Embed a few crops if the first network is idle; drop those that waited too long."""
@@ -239,8 +239,3 @@ def open_shadow(
     embedder = stack.enter_context(open_embedder(engine, settings.quality, state, max_batch=BATCH))
     shadow = Shadow(embedder, first, settings.engine.shadow_share, number, present, observe)
     return stack.enter_context(shadow)
-
-
-def _cut(image: NDArray[np.uint8], box: NDArray[np.float32]) -> NDArray[np.uint8]:
-    left, top, right, bottom = (max(0, round(side)) for side in box.tolist())
-    return image[top:bottom, left:right]

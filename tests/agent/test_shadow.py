@@ -118,6 +118,19 @@ def test_it_waits_for_the_first_network(settings: Settings, monkeypatch: pytest.
         assert shadow.seconds > 0
 
 
+def test_any_fault_stops_it_and_shows_in_the_status(settings: Settings) -> None:
+    def broken(numbers: object) -> object:
+        raise ValueError("no numbers")
+
+    with ExitStack() as stack:
+        shadow = open_shadow(
+            settings, settings.state_dir, Busy(), lambda _, track: track, broken, None, stack  # type: ignore[arg-type]
+        )  # fmt: skip
+        shadow(outcome(1))
+        wait_for(lambda: shadow.problem)
+        assert shadow.state()["problem"] == "ValueError: no numbers"
+
+
 def wait_for(condition: object) -> None:
     deadline = time.monotonic() + 10
     while not condition():  # type: ignore[operator]
