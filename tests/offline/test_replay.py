@@ -572,6 +572,18 @@ def test_hostile_content_is_refused_in_one_line(tmp_path: Path, recorded: Path, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_continues_itself_is_refused(tmp_path: Path, recorded: Path) -> None:
+    folder = tmp_path / FOLDER
+    shutil.copytree(recorded.parent, folder)
+    path = recordings(folder)[-1]
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE header SET value = json_set(value, '$.follows', ?)", (path.name,))
+    connection.close()
+    with pytest.raises(StorageError, match="continues it"), Recording(folder, None):
+        pass
+
+
 def test_an_encrypted_recording_needs_its_key(tmp_path: Path) -> None:
     pytest.importorskip("sqlcipher3")
     key = "ab" * 32

@@ -85,6 +85,8 @@ class Recording:
             except MissingFile:
                 break  # removed by the limits
             follows = self.header.get("follows")
+            if follows in [file.path.name for file in self.files]:
+                raise self.files[0].damage("it continues a file that continues it")
             wanted = follows if isinstance(follows, str) and folder / follows in paths else None
 
     def _add(self, path: Path) -> None:
