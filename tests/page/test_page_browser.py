@@ -229,5 +229,11 @@ def test_long_names_fit_on_a_phone(open_page: Open, site: Site) -> None:
             page.wait_for_timeout(400)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= 360, f"{address} is {wide} wide"
+        wide = page.evaluate(
+            """() => { document.querySelector(".chips.choose").innerHTML =
+            `<li><button class="chip matched">${"W".repeat(128)}</button></li>`;
+            return document.documentElement.scrollWidth; }"""
+        )
+        assert wide <= 360, "a person in view"
     finally:
         operator.send("POST", f"/api/people/{identity}/name", {"name": None})

@@ -95,10 +95,12 @@ function fromView(app, asked) {
   };
   const submit = async (event) => {
     event.preventDefault();
+    button.disabled = true; // not twice
     await attempt(app, async () => {
       done(await post("/api/enrol/track", { camera: select.value, track_id: track, name: name.value }), note);
       name.value = "";
     });
+    button.disabled = track === null;
   };
   get("/api/live")
     .then(({ cameras }) => {
