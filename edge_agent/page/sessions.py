@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -72,6 +73,15 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
+def _place(address: str) -> str:
+    """Return what is counted as one address: of IPv6 the /64 network, all of which one computer may use."""
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Network((int(found), 64), strict=False))
+
+
 class Attempts:
     """Counts attempts to log in that failed, by address and by name."""
 
@@ -84,7 +94,7 @@ class Attempts:
         Counted before the password is checked, so that attempts at the same time do not pass together.
         """
         now = time.monotonic()
-        keys = (f"address {address}", FAILURES_OF_ADDRESS), (f"name {name}", FAILURES_OF_NAME)
+        keys = (f"address {_place(address)}", FAILURES_OF_ADDRESS), (f"name {name}", FAILURES_OF_NAME)
         for key, most in keys:
             times = self._failures.get(key, deque())
             while times and times[0] <= now - WINDOW_S:
@@ -100,6 +110,6 @@ class Attempts:
 
     def succeeded(self, address: str, name: str) -> None:
         """Forget the failures of an address; those of the name stay, but for this attempt."""
-        self._failures.pop(f"address {address}", None)
+        self._failures.pop(f"address {_place(address)}", None)
         if times := self._failures.get(f"name {name}"):
             times.pop()

@@ -147,6 +147,17 @@ def test_guesses_of_many_addresses_at_one_name(monkeypatch: pytest.MonkeyPatch) 
         attempts.begin(f"10.1.{n // 250}.{n % 250}", f"name {n}")
 
 
+def test_one_computer_has_many_addresses_of_ipv6() -> None:
+    attempts = Attempts()
+    for guess in range(5):
+        attempts.begin(f"2001:db8::{guess + 1}", f"user {guess}")
+        attempts.begin(f"::ffff:192.0.2.{guess + 1}", f"other {guess}")
+    with pytest.raises(Refused):
+        attempts.begin("2001:db8::99", "anna")
+    attempts.succeeded("2001:db8::1", "user 0")
+    attempts.begin("2001:db8::99", "anna")
+
+
 def test_a_success_takes_its_attempt_back() -> None:
     attempts = Attempts()
     for _ in range(50):
