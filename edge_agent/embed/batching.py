@@ -23,9 +23,6 @@ _log = structlog.get_logger(__name__)
 _JOINED_S = 0.03
 """Engine time up to which crops of different submissions share a batch, and are packed ahead: no longer than
 the interval of camera frames, since the pipeline reads no frames while it waits for a batch."""
-_AHEAD_S = 0.003
-"""How long before the engine may run idle it gets a batch that is not full: a frame takes the driving thread
-about as long."""
 _PACKING_S = 0.001
 """Interval at which the packer is polled."""
 
@@ -151,20 +148,16 @@ class Batcher:
 
         Never waits. A batch that is not full stays open while the engine has another one to do for a while.
         """
-        while self._batches and self._engine.ready:
-            self._collect()
         while self._engine.in_flight < DEPTH:
             full = self._fill_up(wait=False)
-            if not self._filled or (self._occupied and not full):
+            if not self._filled or (self._engine.in_flight and not full and not self._idle):
                 return
             self._send()
 
     @property
-    def _occupied(self) -> bool:
-        """Whether the engine will not run idle before the next call of `keep_fed`."""
-        if not self._engine.in_flight or self._engine.ready:  # a batch is in flight until it is collected
-            return False
-        return time.monotonic() < self._done_at - _AHEAD_S
+    def _idle(self) -> bool:
+        """Whether the engine has ended everything, and there is enough for another batch."""
+        return self._engine.ready and 2 * self._count >= self.joined
 
     def advance(self) -> None:
         """Send a batch if the engine has room and there is one; else wait for its oldest."""

@@ -264,31 +264,20 @@ def test_rounds_that_wait_for_the_engine_share_its_next_batch(tmp_path):
         assert batches_of_three_rounds(stage) == [2, 4]
 
 
-def test_an_engine_that_is_nearly_done_gets_a_batch_that_is_not_full(tmp_path):
-    with simulated(tmp_path, seconds_a_crop=0.0074) as stage:
-        sizes = []
+@pytest.mark.parametrize(("crops", "in_flight"), [(1, 1), (2, 2)])
+def test_an_idle_engine_whose_rows_nobody_collects_gets_a_batch_that_is_half_full(tmp_path, crops, in_flight):
+    with simulated(tmp_path, seconds_a_crop=0.0074) as stage:  # so that 4 crops share a batch
         stage.submit([(picture(0), detections(2))])
         stage.collect()
-        stage.batcher.on_batch = lambda count, *_: sizes.append(count)
         stage.submit([(picture(1), detections(2))])
-        stage.submit([(picture(2), detections(1))])
-        while stage.engine.in_flight < DEPTH:  # nobody collects, as while the driving thread decides
-            stage.keep_fed()
-        stage.submit([(picture(3), detections(1))])
-        for _ in range(3):
-            stage.collect()
-        assert sizes == [2, 1, 1]
-
-
-def test_rows_that_nobody_has_collected_do_not_keep_the_next_batch_waiting(tmp_path):
-    with simulated(tmp_path, seconds_a_crop=0.0001) as stage:
-        stage.submit([(picture(1), detections(2))])
-        while not stage.engine.ready:
+        stage.submit([(picture(2), detections(crops))])
+        while not stage.engine.ready:  # as while the driving thread decides
             time.sleep(0.001)
-        stage.submit([(picture(2), detections(1))])
-        assert stage.full, "the rows are taken"
-        assert stage.engine.in_flight == 1, "and the next batch was sent"
-        assert [len(stage.collect()[0].vectors) for _ in range(2)] == [2, 1]
+        deadline = time.monotonic() + 0.2
+        while stage.engine.in_flight < DEPTH and time.monotonic() < deadline:
+            stage.keep_fed()
+        assert stage.engine.in_flight == in_flight
+        assert [len(stage.collect()[0].vectors) for _ in range(2)] == [2, crops]
 
 
 def test_rounds_do_not_wait_for_each_other_on_a_slow_engine(tmp_path):
@@ -323,20 +312,6 @@ def test_it_gives_the_time_during_which_the_engine_cannot_be_done(tmp_path):
         stage.collect()
         assert time.monotonic() - began >= due_s
         assert stage.due_s == 0
-
-
-def test_rows_of_a_batch_that_has_ended_are_taken_while_other_work_is_done(tmp_path):
-    with simulated(tmp_path, seconds_a_crop=0.01) as stage:
-        stage.submit([(picture(1), detections(2))])
-        stage.collect()  # its speed is known
-        stage.submit([(picture(1), detections(2))])
-        while stage.due_s > 0:
-            assert stage.engine.in_flight == 1
-            stage.keep_fed()
-        stage.keep_fed()
-        assert stage.engine.in_flight == 0
-        assert stage.full, "its results wait"
-        assert stage.collect()[0].present.all()
 
 
 def test_rounds_that_shared_a_failed_batch_have_the_same_error(tmp_path, monkeypatch):
