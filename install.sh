@@ -29,13 +29,14 @@ given=()
 step='reading the options'
 
 # Programs that the tests run: a broker and its clients, an RTSP server, an OpenCV with GStreamer as on a
-# Jetson, shellcheck, systemd-analyze for the units, and a browser and npm (for axe-core) for the page.
+# Jetson, shellcheck, systemd-analyze for the units, and a browser for the page. npm, for axe-core, is used where it
+# is there: the package conflicts with the Node.js of other sources.
 readonly test_packages=(
   mosquitto mosquitto-clients jq openssl shellcheck systemd
   gstreamer1.0-rtsp gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
   gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0
   python3-gi python3-opencv
-  chromium npm
+  chromium
 )
 
 usage() {

@@ -272,7 +272,7 @@ def axe() -> str:
     if not script.exists():
         npm = shutil.which("npm")
         if npm is None:
-            pytest.skip("axe-core is not installed, and there is no npm (apt-get install npm)")
+            pytest.skip("axe-core is not installed, and there is no npm")
         folder.mkdir(parents=True, exist_ok=True)
         words = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", "axe-core@4"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
