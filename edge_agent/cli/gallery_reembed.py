@@ -20,7 +20,7 @@ from edge_agent.cli.arguments import (
 )
 from edge_agent.cli.gallery_access import BY, called
 from edge_agent.cli.output import confirm as ask
-from edge_agent.cli.output import print_result
+from edge_agent.cli.output import print_result, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def _embed(settings: Settings, gallery: Reembedding) -> Moved:
     calibration = current_calibration(settings.engine, folder)
     with open_embedder(settings.engine, settings.quality, folder, calibration) as embedder:
         left = gallery.begin(Space(embedder.info.space, embedder.info.dimension))
-        typer.echo(f"{left} picture(s) to embed", err=True)
+        say(f"{left} picture(s) to embed", err=True)
         for batch in gallery.batches(embedder.info.max_batch):
             pictures: dict[int, NDArray[np.uint8]] = {}
             for row, jpeg in batch:

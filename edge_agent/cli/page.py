@@ -33,9 +33,10 @@ def serve(
     state: StateOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve the operator's page until it is stopped. On a terminal it prints a link that logs in once.
+    """Serve the operator's page; set passwords and make links for it.
 
-    The page is at http://127.0.0.1:8750 unless the settings name another address. From another machine:
+    It runs until it is stopped. On a terminal it prints a link that logs in once. The page is at
+    http://127.0.0.1:8750 unless the settings name another address. From another machine:
     ssh -L 8750:127.0.0.1:8750 DEVICE.
     """
     if context.invoked_subcommand is not None:
