@@ -205,6 +205,7 @@ class CommandHandlers:
             camera="",
             time=command.issued,
         )
-        shot = Shot(origin, "", command.issued, quality, vectors[0], encode_kept(image))
-        self.gallery.crops.add(identity.number, [shot])
+        if self.gallery.crops.most:
+            shot = Shot(origin, "", command.issued, quality, vectors[0], encode_kept(image))
+            self.gallery.crops.add(identity.number, [shot])
         return identity.number

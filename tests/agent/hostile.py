@@ -92,6 +92,7 @@ def enrol(found: list[bytes]) -> Counter[str]:
     gallery: Any = SimpleNamespace(
         enrol=lambda *_, **__: SimpleNamespace(number=1),
         get=lambda _: SimpleNamespace(id="p", name="", exemplars=1),
+        crops=SimpleNamespace(most=0),
     )
     nothing: Any = None
     handlers = CommandHandlers(
