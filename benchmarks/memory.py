@@ -425,7 +425,7 @@ def soak_markdown(result: dict[str, Any]) -> str:
     ]
     lines += [
         f"| {name.replace('_mb', ', MB').replace('_', ' ')} | {of['first']:.4g} | {of['last']:.4g} |"
-        f" {of['greatest']:.4g} | {of['per_hour']:+.2f} |"
+        f" {of['greatest']:.4g} | {round(of['per_hour'], 2) + 0.0:+.2f} |"
         for name, of in ((name, slope(result, name)) for name in result["samples"][0] if name != "hours")
     ]
     return "\n".join(lines)
