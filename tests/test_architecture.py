@@ -21,7 +21,7 @@ ROWS = {
     "page": 6,
     "offline": 5,
     "agent": 4,
-    "embed": 3, "detect": 3,
+    "embed": 3, "detect": 3, "fleet": 3,
     "engine": 2, "source": 2, "track": 2, "identify": 2, "gallery": 2, "deliver": 2, "record": 2, "health": 2,
     "core": 1,
 }  # fmt: skip
@@ -33,8 +33,8 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 10
 """Outside `cli`, where typer declares each option as a parameter."""
 MAX_NESTING = 4
-MAX_PACKAGE_LINES = 72_000
-"""The restructured package had 38,818 lines; raised with capabilities: page, recordings, pictures."""
+MAX_PACKAGE_LINES = 78_000
+"""The restructured package had 38,818 lines; raised with capabilities: page, recordings, pictures, fleet."""
 
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
 """`module` or `module.qualified.name` -> the size that it has, and why it is above the limit."""

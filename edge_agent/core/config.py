@@ -29,6 +29,7 @@ from edge_agent.core.delivery_settings import (
     OutboxSettings,
 )
 from edge_agent.core.detectors import AUTO, FORMS, KINDS_TEXT
+from edge_agent.core.fleet_settings import FleetSettings
 from edge_agent.core.installed import DEFAULT_STATE
 from edge_agent.core.page_settings import PageSettings
 from edge_agent.core.sections import Section, about
@@ -415,6 +416,7 @@ class Settings(BaseSettings):
     supervision: SupervisionSettings = SupervisionSettings()
     governor: GovernorSettings = GovernorSettings()
     page: PageSettings = PageSettings()
+    fleet: FleetSettings = FleetSettings()
     log_level: Literal["debug", "info", "warning", "error"] = about("info", "lowest level logged")
     log_format: LogFormat = about(
         "auto",

@@ -21,6 +21,7 @@ SECRET_KEYS = (
     ("storage", "key"),
     ("telemetry", "http_token"),
     ("engine", "triton_token"),
+    ("fleet", "password"),
 )
 """Section and key of each setting that is a secret as a whole. Addresses may have secrets in them."""
 _VARIABLE = re.compile(

@@ -1,0 +1,1 @@
+"""The fleet: identities that many devices share through one store."""

@@ -1,0 +1,248 @@
+"""What devices and the store of a fleet exchange.
+
+The store orders everything: each change of a site has a version, and versions follow the order of commits. A
+device sends the state of what changed (a repeat changes nothing), and reads pages since its mark. Wall
+clocks of devices are never compared: they send ages, and the store returns times of its own clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.gallery.rows import Kind
+
+Vectors = NDArray[np.float32]
+
+MOST_SHARED = 4
+"""Exemplars of one person that a device shares, the most diverse; see `gallery.exemplars.diverse_rows`."""
+MOST_CHANGES = 200
+"""Changed people in one `Push`."""
+MOST_CANDIDATES = 5
+"""People in an `Answer`."""
+
+Reason = Literal["request", "expired"]
+"""Why a person was erased at the site: on request, or not seen by any device for the time to live."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExemplar:
+    """One embedding `(D,)` of length 1, raw, with the view of its camera (see `gallery.means`)."""
+
+    camera: str
+    epoch: int
+    quality: float
+    vector: Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value that the last writer sets, in the order of the store: a name, or a time to live."""
+
+    value: str | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PersonChange:
+    """The state of one person on a device, to be merged into that of the site.
+
+    Attributes:
+        id: its id on the device; `former` are the ids of people that were merged into it.
+        kind: `enrolled` prevails over `auto`.
+        name, ttl_s: None where the device did not change it since it last sent it.
+        first_age_s, last_age_s: seconds since the first and the last sighting by this device.
+        camera: where it was seen last by this device; "" without a camera.
+        exemplars: everything that this device shares of the person, instead of what it shared before; None:
+            unchanged.
+    """
+
+    id: str
+    former: tuple[str, ...]
+    kind: Kind
+    name: Setting | None
+    ttl_s: Setting | None
+    first_age_s: float
+    last_age_s: float
+    camera: str
+    exemplars: tuple[SharedExemplar, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CameraMean:
+    """Number of people and the sum of their votes `(D,)` for one view of a camera, see `gallery.means`."""
+
+    device: str
+    camera: str
+    epoch: int
+    people: float
+    total: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Two people who are certainly not one, the smaller id first."""
+
+    one: str
+    other: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Changes of a device; applied in one transaction. A repetition changes nothing."""
+
+    people: tuple[PersonChange, ...] = ()
+    forgotten: tuple[tuple[str, Reason], ...] = ()
+    apart: tuple[Apart, ...] = ()
+    means: tuple[CameraMean, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What the store answers to a `Push`.
+
+    Attributes:
+        version: of the change at the site; the pages up to it contain its result.
+        forgotten: ids in the push that are erased at the site: the device erases them.
+        renamed: names that the site gave instead, by id, since another person has the wanted one.
+    """
+
+    version: int
+    forgotten: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SitePerson:
+    """One id of the site.
+
+    Attributes:
+        created: version at which the id became known; of people who are one, the oldest id stays.
+        root: the id of the person, which is another one for an id that was merged.
+        kind, name, ttl_s, first_seen, last_seen, device, camera: of a root; times are Unix seconds of the
+            store's clock; `device` and `camera` are where the person was seen last.
+        forgotten: why the person was erased; None: not erased. Nothing but the id is left.
+        version: of the latest change of this row.
+    """
+
+    id: str
+    created: int
+    root: str
+    kind: Kind
+    name: str | None
+    ttl_s: float | None
+    first_seen: float
+    last_seen: float
+    device: str
+    camera: str
+    forgotten: Reason | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """All exemplars of one id that one device shares; none: it shares none any more."""
+
+    id: str
+    device: str
+    exemplars: tuple[SharedExemplar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What changed at the site after a mark, up to and including the version `upto`.
+
+    Attributes:
+        people: by rising version; roots stand in no particular order with what was merged into them.
+        version: of the site when the page was read; `upto` is smaller where more pages follow.
+        now: time of the store's clock.
+    """
+
+    upto: int
+    version: int
+    now: float
+    people: tuple[SitePerson, ...]
+    contributions: tuple[Contribution, ...]
+    apart: tuple[Apart, ...]
+    means: tuple[CameraMean, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the store answers to a device that connects.
+
+    Attributes:
+        version: of the site.
+        horizon: erased people up to this version are not known any more: a device whose mark is lower takes
+            a full copy and erases what the site does not have.
+        known: whether the device's mark and receipt are those of the store. Otherwise one of the two was
+            restored from an older copy: the device takes a full copy, erases nothing for being absent, and
+            sends everything again.
+        people: number of people of the site.
+    """
+
+    version: int
+    horizon: int
+    known: bool
+    people: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A person of the site who may be the one asked about, with all exemplars of all devices."""
+
+    person: SitePerson
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The nearest people of the site to some evidence, best first by raw cosine.
+
+    `means` are those of all views in the candidates; `people` is the number of people of the site, for the
+    threshold of this search.
+    """
+
+    candidates: tuple[Candidate, ...]
+    means: tuple[CameraMean, ...]
+    people: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A device as the store knows it: the version up to which it has applied everything, when it was seen."""
+
+    device: str
+    mark: int
+    seen: float
+    left: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SiteState:
+    """The site for `status`: sizes, order, schema, and problems that need an operator."""
+
+    site: str
+    space: str
+    dimension: int
+    schema: int
+    version: int
+    horizon: int
+    now: float
+    people: int
+    exemplars: int
+    tombstones: int
+    conflicts: tuple[tuple[str, str], ...]
+    """Pairs of ids that are probably one person but have two names."""
+    devices: tuple[DeviceState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two people of the site, smaller id first."""
+
+    one: str
+    other: str
