@@ -105,8 +105,9 @@ class PushResult:
     """What the store answers to a `Push`.
 
     Attributes:
-        version: of the change at the site; the pages up to it contain its result.
-        forgotten: ids in the push that are erased at the site: the device erases them.
+        version: of the change at the site, the former one if nothing changed; the pages up to it contain its
+            result.
+        forgotten: ids of people in the push who are erased at the site: the device erases them.
         renamed: names that the site gave instead, by id, since another person has the wanted one.
     """
 
@@ -120,12 +121,16 @@ class SitePerson:
     """One id of the site.
 
     Attributes:
-        created: version at which the id became known; of people who are one, the oldest id stays.
-        root: the id of the person, which is another one for an id that was merged.
+        created: place in the order in which ids became known, unique, a version of the site; of people who
+            are one, the oldest id stays.
+        root: the id of the person, which is another one for an id that was merged, and which then has no
+            values of its own.
         kind, name, ttl_s, first_seen, last_seen, device, camera: of a root; times are Unix seconds of the
             store's clock; `device` and `camera` are where the person was seen last.
-        forgotten: why the person was erased; None: not erased. Nothing but the id is left.
+        forgotten: why the person was erased; None: not erased. Nothing but the id is left, which is its own
+            root; `first_seen` and `last_seen` are when it was erased.
         version: of the latest change of this row.
+        named, ttl_set: after which version the name and the time to live were set, for the order of writers.
     """
 
     id: str
@@ -140,6 +145,8 @@ class SitePerson:
     camera: str
     forgotten: Reason | None
     version: int
+    named: int = 0
+    ttl_set: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +162,12 @@ class Contribution:
 class Page:
     """What changed at the site after a mark, up to and including the version `upto`.
 
+    All of one version is in one page. `people` contains besides, as they are now, the rows of the ids that
+    the contributions and pairs name, and all roots: a page refers to nobody who is in a later one.
+
     Attributes:
         people: by rising version; roots stand in no particular order with what was merged into them.
+        contributions: as they are now; those without exemplars have ended.
         version: of the site when the page was read; `upto` is smaller where more pages follow.
         now: time of the store's clock.
     """
@@ -178,16 +189,22 @@ class Welcome:
         version: of the site.
         horizon: erased people up to this version are not known any more: a device whose mark is lower takes
             a full copy and erases what the site does not have.
-        known: whether the device's mark and receipt are those of the store. Otherwise one of the two was
-            restored from an older copy: the device takes a full copy, erases nothing for being absent, and
-            sends everything again.
+        known: whether the latest receipt of the device is the one that the store has, or neither has one.
+            Otherwise one of the two was restored from an older copy: the device takes a full copy and sends
+            everything again.
+        confirmed: mark of the device that the store has. If `known` is false, a smaller one than the device's
+            means that the store was restored: nothing is erased for being absent. A greater one means that
+            the device was: then the horizon decides.
         people: number of people of the site.
+        now: time of the store's clock.
     """
 
     version: int
     horizon: int
     known: bool
+    confirmed: int
     people: int
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +252,9 @@ class SiteState:
     people: int
     exemplars: int
     tombstones: int
+    ttl_s: float | None
+    """Times to live of people at this site, by kind; None: for ever."""
+    enrolled_ttl_s: float | None
     conflicts: tuple[tuple[str, str], ...]
     """Pairs of ids that are probably one person but have two names."""
     devices: tuple[DeviceState, ...]

@@ -41,6 +41,9 @@ class FleetStore(Protocol):
     async def hello(self, mark: int, receipts: Collection[str]) -> Welcome:
         """Connect; `receipts` are the latest random texts that this device gave to `confirm`.
 
+        Those are the last that was acknowledged, and the one that was sent after it. A device without any
+        and with mark 0 is known where the store has none either.
+
         StoreRefused: wrong role or certificate, another embedding space, a schema that is older or newer
         than this program's, or a device that left.
         """
@@ -49,10 +52,17 @@ class FleetStore(Protocol):
         """End the connection."""
 
     async def push(self, push: Push, mark: int) -> PushResult:
-        """Merge changes of this device into the site; StaleMark: its mark is below the horizon."""
+        """Merge changes of this device into the site; StaleMark: its mark is below the horizon.
 
-    async def pull(self, mark: int, most: int) -> Page:
-        """Return what changed after `mark`, about `most` people or contributions; StaleMark as in `push`."""
+        A change counts as sent when a later `confirm` was answered, not before: a store that was restored
+        from an older copy without the change is noticed by the receipt.
+        """
+
+    async def pull(self, mark: int, most: int, *, full: bool = False) -> Page:
+        """Return what changed after `mark`, about `most` people or contributions.
+
+        StaleMark as in `push`, except with `full`: pages of a full copy, which begins with mark 0.
+        """
 
     async def confirm(self, mark: int, receipt: str) -> None:
         """Note that this device has applied everything up to `mark`, and erased what had to be."""
@@ -74,13 +84,13 @@ class FleetStore(Protocol):
     async def join(self, pairs: Collection[Pair]) -> int:
         """Merge pairs of people, unless they are kept apart, erased, or have two names; return how many.
 
-        Needs the lease `reconcile`. Pairs with two names are noted as conflicts.
+        Nothing is done without the lease `reconcile`. Pairs with two names are noted as conflicts.
         """
 
     async def tidy(self, tombstone_s: float) -> None:
         """Erase people who were seen by no device for their time to live; drop tombstones older than this.
 
-        Needs the lease `reconcile`.
+        Nothing is done without the lease `reconcile`.
         """
 
     async def erased(self, id_: str) -> tuple[int | None, Sequence[DeviceState]]:
