@@ -143,6 +143,12 @@ class IdentityData:
         "For a track that slipped to another person: time from which on it is this one; before, it is the"
         " person of the overturned event. Null: the identity is that of the whole track."
     )
+    origin: Literal["local", "fleet"] = about(
+        "What the decision is by: local, the gallery of this device; fleet, the store of the site, which"
+        " named somebody whom another device knows.",
+        default="local",
+    )
+    known_by: str | None = value("For the origin fleet: the device whose exemplar gave the score.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +374,8 @@ def identity_event(
         first_seen=decision.first_seen,
         last_seen=decision.last_seen,
         since=decision.since,
+        origin=decision.origin,
+        known_by=decision.known_by,
         corrects=decision.corrects,
         previous_identity_id=decision.previous,
         ended=decision.ended,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from itertools import compress
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -359,6 +359,8 @@ class Decision:
         reason: short reason, e.g. `contested`, `fused`, `re-entry`, `expired`.
         ended: whether the track has ended.
         since: time from which on the identity is that of the track; None: for all of it.
+        origin: what it is by: `local`, the gallery of this device; `fleet`, the store of the site.
+        known_by: for `fleet`, the device whose exemplar gave the score.
     """
 
     id: str
@@ -388,6 +390,8 @@ class Decision:
     pair_rate: float | None = None
     search_rate: float | None = None
     since: float | None = None
+    origin: Literal["local", "fleet"] = "local"
+    known_by: str | None = None
 
 
 _ZERO, _LEAST_AREA = np.array(0.0, np.float32), np.array(1e-12, np.float32)

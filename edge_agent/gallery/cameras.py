@@ -11,14 +11,16 @@ keep the mean of their own.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from edge_agent.gallery.means import Bias, Seen, Vectors, centred, likeness_of, weight
+from edge_agent.core.structures import PEOPLE_FOR_HALF
+from edge_agent.gallery.exemplars import View
+from edge_agent.gallery.means import Bias, Seen, Sums, Vectors, centred, likeness_of, restored, weight
 from edge_agent.gallery.rows import CAMERAS_FACT
 from edge_agent.gallery.sync import Facts, SyncedFile
 
@@ -48,6 +50,11 @@ class Cameras:
         """Stored people without an identity, by camera."""
         self._unstored: dict[str, int] = {}
         self._mark: Any = None
+
+    @property
+    def dimension(self) -> int:
+        """Length D of an embedding."""
+        return self._file.space.dimension
 
     def start(self) -> None:
         """Compare without offsets from now on; until then exemplars are compared as they are stored."""
@@ -81,6 +88,38 @@ class Cameras:
         with self._file.reading():
             view = self._view(camera)
             return centred(vectors, self._file.means.offsets[view])
+
+    def of_others(
+        self, vectors: Vectors, views: Sequence[View], means: Mapping[View, tuple[float, Sums]]
+    ) -> Vectors:
+        """Return raw embeddings `(N, D)` of N views as they would be compared here, `(N, D)` of length 1.
+
+        `means` has the number of people and the sum of their votes `(D,)` for views that this device lacks.
+        """
+        with self._file.reading():
+            own = self._file.means
+            lacking = [view for view in dict.fromkeys(views) if own.find(*view) is None]
+            nobody = (0.0, np.zeros(self._file.space.dimension))
+            found = [means.get(view, nobody) for view in lacking]
+            further = own.with_others(
+                np.array([people for people, _ in found]), np.array([total for _, total in found])
+            )
+            offsets = dict(zip(lacking, further, strict=True))
+            for view in set(views) - offsets.keys():
+                offsets[view] = own.offsets[own.view(*view)]
+            return centred(vectors, np.stack([offsets[view] for view in views]))
+
+    def elsewhere(self, camera: str, vectors: Vectors) -> Vectors:
+        """Return raw embeddings `(N, D)` of a camera as another one would give them, on average."""
+        with self._file.reading():
+            means, view = self._file.means, self._view(camera)
+            counts = means.counts()
+            weights = counts / (counts + PEOPLE_FOR_HALF)
+            weights[view] = 0.0
+            if not weights.any():
+                return vectors
+            other = np.asarray(weights @ means.offsets / weights.sum(), np.float32)
+            return restored(centred(vectors, means.offsets[view]), other)
 
     def bias(self, camera: str) -> Bias:
         """Return what is subtracted at a camera, for thresholds and scores of raw embeddings."""

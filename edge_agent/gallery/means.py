@@ -119,6 +119,10 @@ class CameraMeans:
                 self.move(len(self.offsets) - 1, self.wanted()[-1])
         return self._numbers[key]
 
+    def find(self, camera: str, epoch: int) -> int | None:
+        """Return the number of a view, if there is such a view."""
+        return self._numbers.get((camera, epoch))
+
     def epochs(self, camera: str) -> dict[int, int]:
         """Return the numbers of the views of a camera, by epoch."""
         return {epoch: number for (name, epoch), number in self._numbers.items() if name == camera}
@@ -194,15 +198,15 @@ class CameraMeans:
 
     def wanted(self) -> Vectors:
         """Return the offsets by the present votes, `(V, D)`."""
-        people, totals = self.counts(), self.totals()
-        weights = people / (people + PEOPLE_FOR_HALF)
-        weighted = totals / (people + PEOPLE_FOR_HALF)[:, None]
-        others = np.maximum(weights.sum() - weights, 0.0)
-        missing = np.maximum(0.0, others / (others + 1) - weights)
-        share = missing / np.maximum(others, 1e-9)
-        offsets = weighted + share[:, None] * (weighted.sum(axis=0) - weighted)
-        length = np.sqrt(np.einsum("vd,vd->v", offsets, offsets))
-        return np.asarray(offsets / np.maximum(1.0, length / LONGEST_OFFSET)[:, None], np.float32)
+        return offsets_of(self.counts(), self.totals())
+
+    def with_others(self, people: Sums, totals: Sums) -> Vectors:
+        """Return the offsets `(N, D)` that N further views would have by their votes, see `offsets_of`."""
+        both = offsets_of(
+            np.concatenate([self.counts(), people]),
+            np.concatenate([self.totals(), totals.reshape(-1, self._dimension)]),
+        )
+        return both[len(both) - len(people) :]
 
     def move(self, view: int, offset: Vectors) -> None:
         """Put an offset `(D,)` in force."""
@@ -229,6 +233,18 @@ class CameraMeans:
         whole = usual if likeness is None else likeness
         share = 1 - (1 - relief / whole) ** 0.5 if whole > relief else float(relief > 0)
         return Bias(people, share, relief, likeness)
+
+
+def offsets_of(people: Sums, totals: Sums) -> Vectors:
+    """Return the offsets `(V, D)` of views by the numbers `(V,)` of people and the sums `(V, D)` of votes."""
+    weights = people / (people + PEOPLE_FOR_HALF)
+    weighted = totals / (people + PEOPLE_FOR_HALF)[:, None]
+    others = np.maximum(weights.sum() - weights, 0.0)
+    missing = np.maximum(0.0, others / (others + 1) - weights)
+    share = missing / np.maximum(others, 1e-9)
+    offsets = weighted + share[:, None] * (weighted.sum(axis=0) - weighted)
+    length = np.sqrt(np.einsum("vd,vd->v", offsets, offsets))
+    return np.asarray(offsets / np.maximum(1.0, length / LONGEST_OFFSET)[:, None], np.float32)
 
 
 def likeness_of(people: float, total: Sums) -> float | None:

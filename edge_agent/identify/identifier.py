@@ -24,12 +24,14 @@ from edge_agent.core.errors import InputError
 from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
 from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
+from edge_agent.identify.newcomers import Newcomers
 from edge_agent.identify.settle import Fuser, Reviewer, Settler
 from edge_agent.identify.site import MAX_PAIRS, Calibrated, ThresholdPolicy
 from edge_agent.identify.tracks import REVIEW_CROPS, Covisibility, Track, TrackTable
 
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
+    from edge_agent.identify.elsewhere import Elsewhere
     from edge_agent.identify.prior import Prior
 
 _log = structlog.get_logger(__name__)
@@ -49,6 +51,7 @@ class Identifier:
         settings: IdentifySettings,
         calibrated: Calibrated | None = None,
         prior: Prior | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         gallery.cameras.start()
         self.tracks = TrackTable(session, settings)
@@ -61,6 +64,7 @@ class Identifier:
         self._lookalikes = Lookalikes(gallery, neighbours)
         self._fuser = Fuser(self._shared, self._settler, self._lookalikes)
         self._reviewer = Reviewer(self._shared, self._fitting, self._settler, self._fuser)
+        self._newcomers = Newcomers(self._shared, self._fitting, self._settler, elsewhere)
         self._had_threshold = False
         self._waiting: list[Decision] = []
         """Decisions outside of frames; the next `update` returns them."""
@@ -71,6 +75,7 @@ class Identifier:
         self._shared.links.observe(update.seen)
         decisions, self._waiting = self._waiting, []
         due = [track for track in seen if self._is_due(track)]
+        due += [track for track in self._newcomers.answered(update.camera) if track not in due]
         try:
             if due or update.ended:
                 with self._shared.gallery.exclusive():
@@ -238,10 +243,10 @@ class Identifier:
             decisions += self._reviewer.contest([t for t in undecided if t.number is None])
             for track in decided:
                 decisions += self._reviewer.review(track)
-        for track in due:
+        for track in self._newcomers.ordered(due):
             track.decided_at = track.evidence.count
             if track.number is None:
-                decisions += self._enrol_unknown(track)
+                decisions += self._newcomers.decide(track)
             else:
                 self._settler.store(track)
         if threshold is not None and not self._had_threshold:
@@ -273,26 +278,8 @@ class Identifier:
             decisions.append(self._settler.settle(track, number, DecisionKind.MATCHED, "re-entry"))
         return decisions
 
-    def _enrol_unknown(self, track: Track) -> list[Decision]:
-        settings = self._shared.settings
-        if track.sure < settings.enrol_crops:
-            return []
-        could_match = (
-            self.thresholds.in_force.value is not None
-            and track.score is not None
-            and track.score >= self._fitting.threshold(track)
-        )
-        if could_match and track.evidence.count < settings.pool_crops:
-            return []  # ambiguous: more evidence may distinguish the two identities
-        if settings.enrolment == "auto":
-            self._fitting.measure(track)
-            return [self._settler.enrol(track, DecisionKind.ENROLLED, "new")]
-        if settings.publish_unknown and track.decision is None:
-            self._fitting.measure(track)
-            return [self._settler.decision(track, DecisionKind.UNKNOWN, "not on the watchlist")]
-        return []
-
     def _end(self, track: Track) -> list[Decision]:
+        decided = self._newcomers.end(track)
         track.ended = True
         track.evidence.close()
         if track.sure >= self._shared.settings.decide_crops:
@@ -301,7 +288,7 @@ class Identifier:
         forgotten, unheld = self.tracks.forget_old()
         self._shared.links.forget(forgotten)
         self._lookalikes.forget(unheld)
-        decisions = [] if track.number is None else self._fuser.fuse([track.number])
+        decisions = decided if track.number is None else [*decided, *self._fuser.fuse([track.number])]
         if track.number is not None or track.decision is not None:  # an event of the track was published
             return [*decisions, self._settler.decision(track, DecisionKind.DEPARTED, "left")]
         if self._shared.settings.publish_unknown:

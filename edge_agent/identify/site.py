@@ -231,9 +231,15 @@ class ThresholdPolicy:
         self._update(bias)
         return self._among(len(self._gallery), None, bias)
 
-    def of(self, taken: int, likeness: float | None, bias: CameraBias | None = None) -> Threshold:
-        """Return the threshold in this frame for somebody who is certainly none of `taken` identities."""
-        return self._among(max(1, self.in_force.identities - taken), likeness, bias or self._bias)
+    def of(
+        self, taken: int, likeness: float | None, bias: CameraBias | None = None, *, among: int = 0
+    ) -> Threshold:
+        """Return the threshold in this frame for somebody who is certainly none of `taken` identities.
+
+        `among`: of a search among at least so many, which may be more than those in the gallery.
+        """
+        identities = max(self.in_force.identities, among)
+        return self._among(max(1, identities - taken), likeness, bias or self._bias)
 
     def value_of(self, taken: int, bias: CameraBias | None = None) -> float | None:
         """Return the value of `of` for somebody of unknown likeness."""

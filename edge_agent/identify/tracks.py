@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from edge_agent.core.config import IdentifySettings
     from edge_agent.core.structures import Decision, TrackObservation, TrackUpdate
+    from edge_agent.identify.elsewhere import Question, Reply
     from edge_agent.identify.near import Search
     from edge_agent.identify.site import Threshold
 
@@ -169,6 +170,7 @@ class Track:
         search: the latest gallery search for it.
         likeness: how much more it is like other identities than expected, by that search.
         threshold: that of the latest comparison.
+        question, reply: to others before it is enrolled, while it has no identity; None: none yet.
         former: the parts that were split from it by age, and the time at which each ended.
     """
 
@@ -194,6 +196,8 @@ class Track:
     search: Search | None = None
     likeness: float | None = None
     threshold: Threshold | None = None
+    question: Question | None = None
+    reply: Reply | None = None
     former: list[tuple[float, Track]] = field(default_factory=list)
 
     @property
@@ -326,6 +330,7 @@ class TrackTable:
     def hold(self, track: Track, number: int, *, founder: bool) -> None:
         """Give an identity to a track."""
         track.number, track.founder = number, founder
+        track.question = track.reply = None
         track.stored_at = track.evidence.count if founder else 0.0
         self._holders.setdefault(number, set()).add(track.key)
 

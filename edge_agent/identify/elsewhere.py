@@ -1,0 +1,59 @@
+"""Question to others before a stranger is enrolled: another device may know the person.
+
+The identifier asks when it would enrol a track, and decides once the reply is there. It never waits: until
+then the track has no identity. `fleet.ask` implements the protocols.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A person whom others know.
+
+    Attributes:
+        ids: all under which others know the person, the present one first.
+        rows: `(M, D)` exemplars, M at least 1, as compared here: without the offsets of their cameras.
+        devices: who contributed each of them.
+        source: what `Elsewhere.take` needs.
+    """
+
+    ids: tuple[str, ...]
+    rows: Vector
+    devices: tuple[str, ...]
+    source: object
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The people nearest to a stranger, of `people` in all; `rest` is an upper bound of others' scores."""
+
+    candidates: tuple[Candidate, ...] = ()
+    people: int = 0
+    rest: float = -math.inf
+
+
+class Question(Protocol):
+    """A question that was asked."""
+
+    def reply(self) -> Reply | None:
+        """Return the reply, one without candidates when it is too late for another; None: not yet."""
+
+
+class Elsewhere(Protocol):
+    """What knows people besides the gallery. Only for the driving thread; no call waits for a network."""
+
+    def ask(self, camera: str, vector: Vector) -> Question | None:
+        """Ask for the person with this raw evidence `(D,)` at a camera; None: nobody can be asked now."""
+
+    def take(self, candidate: Candidate) -> int | None:
+        """Put a candidate into the gallery, and return the number; None: the person must not or cannot be."""
