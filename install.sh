@@ -216,7 +216,7 @@ demo() {
 }
 
 tests() {
-  local extras=demo,encrypt,page
+  local extras=demo,encrypt,page,fleet
   [[ -z $with_train ]] || extras+=,train
   debian_packages "${test_packages[@]}"
   install_packages --editable ".[$extras]" --group test --group lint

@@ -218,7 +218,7 @@ copy_source() {
   cp -r edge_agent engines pyproject.toml README.md LICENSE NOTICE "$1"
 }
 
-# Requirements of the project and of the extras `encrypt` and `page`; on a Jetson without OpenCV, which would hide JetPack's.
+# Requirements of the project and of the extras `encrypt`, `page` and `fleet`; on a Jetson without OpenCV, which would hide JetPack's.
 requirements() {
   ON_JETSON=$l4t "$release/bin/python" -s - <<'PYTHON'
 import importlib.metadata, os
@@ -227,7 +227,7 @@ for line in importlib.metadata.requires("jetson-edge-agent"):
     if os.environ["ON_JETSON"] and wanted.startswith("opencv"):
         continue
     if "extra" in marker:
-        if "encrypt" in marker or "page" in marker:
+        if any(extra in marker for extra in ("encrypt", "page", "fleet")):
             print(wanted)
     else:
         print(line)

@@ -150,7 +150,7 @@ def test_the_demo_installs_once_and_runs_with_its_arguments(machine: Machine):
 def test_the_tests_get_their_packages_and_their_verdict(machine: Machine):
     assert machine.install("--test", "--", "-k", "tracker").returncode == 0
     assert machine.calls("python -m pip")[-1].endswith(
-        "install --editable .[demo,encrypt,page] --group test --group lint"
+        "install --editable .[demo,encrypt,page,fleet] --group test --group lint"
     )
     assert machine.calls("python -m pytest") == [
         "python -m pytest --numprocesses 4 --dist worksteal -k tracker"
@@ -164,7 +164,7 @@ def test_the_tests_get_their_packages_and_their_verdict(machine: Machine):
 def test_training_is_an_option(machine: Machine):
     assert machine.install("--test", "--with-train").returncode == 0
     assert any("torch==" in call for call in machine.calls("python -m pip"))
-    assert any(".[demo,encrypt,page,train]" in call for call in machine.calls("python -m pip"))
+    assert any(".[demo,encrypt,page,fleet,train]" in call for call in machine.calls("python -m pip"))
 
 
 def test_a_failed_step_is_named_and_a_second_run_goes_on(machine: Machine):

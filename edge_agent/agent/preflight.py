@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agent.core.detectors import parse_detector
+from edge_agent.core.distribution import install_command
 from edge_agent.core.errors import ConfigError, EdgeAgentError, InputError
 from edge_agent.core.files import open_regular, shown
 from edge_agent.core.installed import chosen_detector
@@ -35,7 +37,7 @@ def check_before_start(settings: Settings, sources: Sequence[Source]) -> None:
         raise failed[0]
     for problem in (
         *_detector_problems(settings), *_model_problems(settings),
-        *_broker_problems(settings), *_kafka_problems(settings),
+        *_broker_problems(settings), *_kafka_problems(settings), *_fleet_problems(settings),
     ):  # fmt: skip
         raise problem
 
@@ -53,6 +55,7 @@ def all_problems(settings: Settings) -> Iterator[EdgeAgentError]:
     yield from _model_problems(settings)
     yield from _broker_problems(settings)
     yield from _kafka_problems(settings)
+    yield from _fleet_problems(settings)
     yield from _unknown_hosts(settings)
 
 
@@ -111,6 +114,16 @@ def _kafka_problems(settings: Settings) -> Iterator[EdgeAgentError]:
         yield problem
 
 
+def _fleet_problems(settings: Settings) -> Iterator[EdgeAgentError]:
+    if not settings.fleet.enabled:
+        return
+    if find_spec("asyncpg") is None:
+        yield ConfigError(f"fleet.enabled needs asyncpg: {install_command('fleet')}")
+    for key in ("ca_file", "cert_file", "key_file"):
+        if (path := getattr(settings.fleet, key)) is not None:
+            yield from _unreadable(f"fleet.{key}", path)
+
+
 def _unknown_hosts(settings: Settings) -> Iterator[EdgeAgentError]:
     hosts = []
     with suppress(ConfigError):
@@ -120,6 +133,8 @@ def _unknown_hosts(settings: Settings) -> Iterator[EdgeAgentError]:
     for address in settings.kafka.brokers:
         host, _, port = address.rpartition(":")
         hosts.append(("kafka.brokers", host.strip("[]"), int(port)))
+    if settings.fleet.enabled and (store := settings.fleet.address) is not None:
+        hosts.append(("fleet.store", store.host, store.port))
     for key, host, number in hosts:
         try:
             socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)

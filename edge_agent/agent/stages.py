@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from edge_agent.agent.pipeline import TaskQueue
     from edge_agent.agent.results import FrameOutcome
     from edge_agent.core.config import Settings, SourceSettings
+    from edge_agent.core.fleet_state import FleetMember
     from edge_agent.core.structures import EngineInfo
     from edge_agent.deliver.metrics import Metrics
     from edge_agent.embed.embedder import Embedder
@@ -117,6 +118,8 @@ class Stages:
     shadow: Shadow | None
     stale_calibration: Calibration | None
     """The active calibration where it is of another network, else None."""
+    fleet: FleetMember | None = None
+    """None: this device shares nothing."""
 
 
 @dataclass(slots=True)

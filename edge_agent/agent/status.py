@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edge_agent.health.cooling import Cooling
     from edge_agent.health.telemetry import Reading
 
-PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt", "tritonclient")
+PACKAGES = ("numpy", "opencv-python", "onnxruntime", "paho-mqtt", "tensorrt", "tritonclient", "asyncpg")
 """Distributions whose versions `info` names."""
 
 STOPPED = "the agent was stopped"
@@ -75,6 +75,7 @@ def info_data(
         board=reading.board,
         l4t=reading.l4t,
         packages=_versions(),
+        fleet=settings.fleet.destination(settings.mqtt.site),
     )
 
 
@@ -111,6 +112,7 @@ def status_document(
         "telemetry": None if telemetry is None else to_wire(telemetry),
         "shadow": None if stages.shadow is None else stages.shadow.state(),
         "recording": None if stages.recorder is None else stages.recorder.state(),
+        "fleet": None if stages.fleet is None else stages.fleet.state.document(),
     }
 
 

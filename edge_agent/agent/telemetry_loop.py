@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from edge_agent.agent.clock_watch import ClockWatch
+from edge_agent.agent.fleet_watch import FleetWatch, fleet_telemetry
 from edge_agent.agent.recording import remove_old_recordings, shadow_entry
 from edge_agent.core.alerts import AlertKind
 from edge_agent.core.errors import EdgeAgentError, StorageError
@@ -55,9 +56,12 @@ class TelemetryLoop:
     _saved: float = field(default_factory=time.monotonic)
     _throttled: bool = False
     _clock_watch: ClockWatch = field(init=False)
+    _fleet_watch: FleetWatch = field(init=False)
 
     def __post_init__(self) -> None:
-        self._clock_watch = ClockWatch(self.stages, self.stages.health.note)
+        stages = self.stages
+        self._clock_watch = ClockWatch(stages, stages.health.note)
+        self._fleet_watch = FleetWatch(stages.publisher.publish, stages.health.note, stages.clock.label)
 
     def __enter__(self) -> TelemetryLoop:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -76,6 +80,8 @@ class TelemetryLoop:
             self.heartbeat.working("read sensors")
             try:
                 self._clock_watch.check()
+                if self.stages.fleet is not None:
+                    self._fleet_watch.check(self.stages.fleet.state)
                 self._publish()
                 self._maintain()
                 if last:
@@ -166,6 +172,7 @@ class TelemetryLoop:
             outbox_rows=delivered.outbox_rows,
             outbox_bytes=delivered.outbox_bytes,
             outbox_parked=delivered.outbox_parked,
+            **({} if stages.fleet is None else fleet_telemetry(stages.fleet.state)),
         )
 
     def _dropped(self) -> dict[str, int]:

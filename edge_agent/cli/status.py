@@ -49,6 +49,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             f"recording: {doing}, {recording['entries']} entries{lost}, {recording['bytes'] / 1e6:.1f} MB"
             + _because(recording["problem"])
         )
+    if (fleet := found.get("fleet")) is not None:
+        yield f"fleet: {fleet['site']} at {fleet['store']}, {fleet_text(fleet)}" + _because(fleet["problem"])
     yield from _device(found.get("telemetry"))
     if (trouble := found.get("memory", {}).get("trouble")) is not None:
         yield f"memory: {trouble}"
@@ -57,6 +59,21 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"crash loop: {starts['braked']}"
     for run in starts.get("former", ())[-1:]:
         yield f"previous run: {run['how']}" + _because(run["words"])
+
+
+def fleet_text(fleet: Mapping[str, Any]) -> str:
+    """The state of the link to the store of a fleet, of a status document."""
+    parts = [fleet["link"]]
+    if fleet["link"] == "waiting" and fleet["retry_s"] is not None:
+        parts[0] += f", tried again in {_span(fleet['retry_s'])}"
+    parts.append(f"{fleet['pending']} change(s) to send")
+    if fleet["lag"]:
+        parts.append(f"{fleet['lag']} to apply")
+    if fleet["asked"]:
+        parts.append(f"{fleet['known']} of {fleet['asked']} strangers known, {fleet['late']} late")
+    if fleet["conflicts"]:
+        parts.append(f"{fleet['conflicts']} conflict(s)")
+    return "; ".join(parts)
 
 
 def _table(title: str, rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:

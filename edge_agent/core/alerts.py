@@ -69,6 +69,13 @@ class AlertKind(str, Enum):
         " `reason`",
         "`active: false`",
     )
+    FLEET_DOWN = (
+        "fleet_down",
+        "the store of the fleet has been away for five minutes, or refuses this device: it works alone"
+        " meanwhile ([fleet](fleet.md#when-the-server-is-away)); `details`: `site`, `store`, `link`,"
+        " `reason`, `pending`",
+        "`active: false`",
+    )
     CLIENT_ID_CONFLICT = (
         "client_id_conflict",
         "another client has the id of this agent; each leaves the broker to the other for some minutes;"

@@ -447,6 +447,12 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _has_own_names(self) -> Settings:
+        if self.fleet.enabled and self.mqtt.names_problem:
+            raise ValueError(f"fleet.enabled: {self.mqtt.names_problem}")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -193,6 +193,11 @@ class InfoData:
     board: str | None = value("Name of the board from its device tree; null on other machines.")
     l4t: str | None = value("Jetson Linux release; null on other machines.")
     packages: dict[str, str] = entries("Versions of the most important libraries.")
+    fleet: str = about(
+        "off: embeddings and names stay on this device; SITE@HOST:PORT: they are shared with the devices of"
+        " this site by the store there.",
+        default="off",
+    )
 
 
 @dataclass(frozen=True, slots=True)

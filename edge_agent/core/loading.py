@@ -74,7 +74,8 @@ def secret_files(settings: Settings, config: Path | None) -> list[Path]:
     credentials = Path(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)
     if credentials.is_dir():
         found += sorted(file for file in credentials.iterdir() if "__" in file.name)
-    keys = settings.mqtt.key_file, settings.kafka.key_file, settings.engine.triton_key_file
+    mqtt, kafka, engine, fleet = settings.mqtt, settings.kafka, settings.engine, settings.fleet
+    keys = mqtt.key_file, kafka.key_file, engine.triton_key_file, fleet.key_file
     found += [path for path in keys if path is not None]
     return found + [path for path in ENVIRONMENT_FILES if _sets_secret(path)]
 

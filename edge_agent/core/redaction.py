@@ -24,7 +24,7 @@ ESCAPING = (
 
 _SCHEME_NAMES = """
     rtsp rtsps rtspt rtspu rtp http https hls mqtt mqtts ws wss rtmp rtmps rtmpt srt udp tcp tls
-    rist mms mmsh ftp ftps sftp ssh smb file whep webrtc
+    rist mms mmsh ftp ftps sftp ssh smb file whep webrtc postgres postgresql
 """
 _SCHEMES = frozenset(_SCHEME_NAMES.split())
 _KEYED = ("rtmp", "srt", MASK)

@@ -128,6 +128,39 @@ class TelemetryData:
         metric="shadow_disagreement",
         minimum=0,
     )
+    fleet_link: str | None = value(
+        "Connection to the store of the fleet: connecting, connected, waiting, refused or stopped;"
+        " null: no fleet."
+    )
+    fleet_down: bool | None = value(
+        "Whether that store is away, or refuses this device.",
+        metric="fleet_down",
+    )
+    fleet_retry_s: float | None = value(
+        "Time until the next attempt to reach it.", "s", "fleet_retry_seconds"
+    )
+    fleet_lag: int | None = value(
+        "Changes of the site that are known to exist and are not applied here.", metric="fleet_lag"
+    )
+    fleet_pending: int | None = value(
+        "Changes of this device that the store has not acknowledged.", metric="fleet_pending"
+    )
+    fleet_sent: int | None = value(
+        "People in changes sent to the store since the start.", metric="fleet_sent", counter=True
+    )
+    fleet_received: int | None = value(
+        "People in changes of the site applied here since the start.", metric="fleet_received", counter=True
+    )
+    fleet_asked: int | None = value(
+        "Strangers that the store was asked about since the start.", metric="fleet_asked", counter=True
+    )
+    fleet_known: int | None = value("Those that it knew.", metric="fleet_known", counter=True)
+    fleet_late: int | None = value(
+        "Those whose answer came after fleet.ask_ms.", metric="fleet_late", counter=True
+    )
+    fleet_conflicts: int | None = value(
+        "Pairs of people who are probably one, but have two names.", metric="fleet_conflicts"
+    )
     connection: str | None = value(
         "Connection to the broker: connecting, connected, waiting, refused, stopped or disabled."
     )

@@ -68,7 +68,7 @@ def tree() -> Path:
 
 def wheels() -> Path:
     """A folder with the wheels of everything that the project requires, for the Python of the tree."""
-    extras = (one for extra in ("encrypt", "page") for one in distribution.requirements(extra))
+    extras = (one for extra in ("encrypt", "page", "fleet") for one in distribution.requirements(extra))
     wanted = [*distribution.requirements(), *extras, "setuptools>=77"]
     target = CACHE / f"wheels-{PYTHON}-{_digest([*wanted, 'numpy<2'])}"
     if target.is_dir():
