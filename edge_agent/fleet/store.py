@@ -61,7 +61,7 @@ class FleetStore(Protocol):
     async def pull(self, mark: int, most: int, *, full: bool = False) -> Page:
         """Return what changed after `mark`, about `most` people or contributions.
 
-        StaleMark as in `push`, except with `full`: pages of a full copy, which begins with mark 0.
+        StaleMark as in `push`, except with mark 0, and with `full`: later pages of a full copy.
         """
 
     async def confirm(self, mark: int, receipt: str) -> None:
