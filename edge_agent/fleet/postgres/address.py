@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from edge_agent.core.errors import ConfigError
 
-_FORM = "must be postgresql://ROLE@HOST:PORT/DATABASE"
+_FORM = "fleet.store must be postgresql://ROLE@HOST:PORT/DATABASE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +26,16 @@ class Address:
             parts = urlsplit(text)
             host, port = parts.hostname, parts.port or 5432
         except ValueError:
-            raise ConfigError(f"address of the fleet's store {_FORM}; host or port cannot be read") from None
+            raise ConfigError(f"{_FORM}; host or port cannot be read") from None
         if parts.scheme not in ("postgresql", "postgres"):
-            raise ConfigError(f"address of the fleet's store {_FORM}")
+            raise ConfigError(_FORM)
         if parts.password is not None:
-            raise ConfigError(
-                f"address of the fleet's store {_FORM}; the password belongs in the credential file fleet__password"
-            )
+            raise ConfigError(f"{_FORM}; write the password to the credential file fleet__password")
         if parts.query or parts.fragment:
-            raise ConfigError(
-                f"address of the fleet's store {_FORM}, without parameters; certificates are settings"
-            )
+            raise ConfigError(f"{_FORM}, without parameters; certificates are settings")
         role, database = unquote(parts.username or ""), unquote(parts.path.removeprefix("/"))
         if not role or not host or not database or "/" in database:
-            raise ConfigError(f"address of the fleet's store {_FORM}; role, host or database is missing")
+            raise ConfigError(f"{_FORM}; role, host or database is missing")
         return cls(role, host, port, database)
 
     @property

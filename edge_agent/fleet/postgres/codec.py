@@ -1,4 +1,4 @@
-"""Vectors as pgvector sends and receives them: two 16-bit numbers, dimension and 0, and float32; big-endian."""
+"""Vectors as pgvector sends them: two 16-bit numbers, dimension and 0, then float32, all big-endian."""
 
 from __future__ import annotations
 

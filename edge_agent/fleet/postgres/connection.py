@@ -1,7 +1,7 @@
 """One connection to PostgreSQL, on which every wait has a deadline of this program.
 
-A frozen server, or a network that was cut, answers nothing and closes nothing, so timeouts of the server do not
-help. At a deadline the connection is aborted, never closed politely, since that waits too.
+A frozen server, or a network that was cut, answers nothing and closes nothing, so timeouts of the server do
+not help. At a deadline the connection is aborted, never closed politely, since that waits too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.distribution import install_command
 from edge_agent.fleet.postgres.address import Address
@@ -21,7 +21,8 @@ from edge_agent.fleet.store import StoreDown, StoreRefused
 if TYPE_CHECKING:
     import asyncpg
 
-    Connection = asyncpg.Connection[Any]
+    Row = asyncpg.Record
+    Connection = asyncpg.Connection[Row]
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class Login:
         if self.ca_file is None:
             if not self.address.on_this_machine:
                 raise StoreRefused(
-                    f"fleet store {self.where}: fleet.ca_file is not set: a store on another machine needs TLS"
+                    f"fleet store {self.where}: set fleet.ca_file: a store on another machine needs TLS"
                 )
             return None
         file = self.ca_file
@@ -81,6 +82,40 @@ class Login:
                 + f": {reason}; correct fleet.ca_file, cert_file and key_file"
             ) from problem
         return context
+
+
+async def logged_in(login: Login) -> Connection:
+    """Log in, without a deadline."""
+    try:
+        import asyncpg
+    except ImportError:
+        raise StoreRefused(f"asyncpg is not installed: {install_command('fleet')}") from None
+    address = login.address
+    return await asyncpg.connect(
+        host=address.host,
+        port=address.port,
+        user=address.role,
+        database=address.database,
+        password=login.password,
+        ssl=login.tls() or False,
+        timeout=3600,
+        server_settings={"application_name": "edge-agent"},
+    )
+
+
+async def bounded(work: Awaitable[T], seconds: float, where: str) -> T:
+    """Wait for work on a store; raises StoreDown, StoreRefused, or a fault of this program."""
+    from edge_agent.fleet.postgres.problems import problem_of
+
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except Exception as error:
+        # A timeout has a name of its own before Python 3.11.
+        found = TimeoutError() if isinstance(error, asyncio.TimeoutError) else error
+        problem = problem_of(found, where)
+        if problem is None or problem is error:
+            raise
+        raise problem from error
 
 
 class Link:
@@ -104,7 +139,7 @@ class Link:
     async def connect(self, seconds: float = CONNECT_S) -> None:
         """Log in, instead of an earlier login."""
         self.drop()
-        await self._bounded(self._connect(), seconds)
+        await bounded(self._connect(), seconds, self._login.where)
 
     def drop(self) -> None:
         """Abort the connection at once; a running call ends with StoreDown."""
@@ -121,46 +156,21 @@ class Link:
             await asyncio.wait_for(connection.close(), seconds)
         connection.terminate()
 
-    async def read(self, work: Callable[[Connection], Awaitable[T]], seconds: float = CALL_S) -> T:
-        """Run queries in one snapshot of the database."""
-        return await self._bounded(self._transaction(work, _READ, seconds), seconds)
+    async def read(
+        self, work: Callable[[Connection], Awaitable[T]], seconds: float = CALL_S, settings: str = ""
+    ) -> T:
+        """Run queries in one snapshot of the database; `settings` are statements before them."""
+        return await bounded(self._transaction(work, _READ, seconds, settings), seconds, self._login.where)
 
     async def write(self, work: Callable[[Connection], Awaitable[T]], seconds: float = CALL_S) -> T:
         """Run changes in one transaction: all or nothing, committed when this returns.
 
         After StoreDown it is not known whether they were.
         """
-        return await self._bounded(self._transaction(work, _WRITE, seconds), seconds)
-
-    async def _bounded(self, work: Awaitable[T], seconds: float) -> T:
-        from edge_agent.fleet.postgres.problems import problem_of
-
-        try:
-            return await asyncio.wait_for(work, seconds)
-        except Exception as error:
-            # A timeout has a name of its own before Python 3.11.
-            found = TimeoutError() if isinstance(error, asyncio.TimeoutError) else error
-            problem = problem_of(found, self._login.where)
-            if problem is None or problem is error:
-                raise
-            raise problem from error
+        return await bounded(self._transaction(work, _WRITE, seconds), seconds, self._login.where)
 
     async def _connect(self) -> None:
-        address = self._login.address
-        try:
-            import asyncpg
-        except ImportError:
-            raise StoreRefused(f"asyncpg is not installed: {install_command('fleet')}") from None
-        connection = await asyncpg.connect(
-            host=address.host,
-            port=address.port,
-            user=address.role,
-            database=address.database,
-            password=self._login.password,
-            ssl=self._login.tls() or False,
-            timeout=3600,  # `_bounded` has the deadline
-            server_settings={"application_name": "edge-agent"},
-        )
+        connection = await logged_in(self._login)
         try:
             path = await _search_path(connection, self._login.where)
         except BaseException:
@@ -173,7 +183,7 @@ class Link:
         self._connection = connection
 
     async def _transaction(
-        self, work: Callable[[Connection], Awaitable[T]], mode: str, seconds: float
+        self, work: Callable[[Connection], Awaitable[T]], mode: str, seconds: float, settings: str = ""
     ) -> T:
         async with self._busy:
             connection = self._connection
@@ -182,7 +192,7 @@ class Link:
             limit = f"SET LOCAL statement_timeout = '{seconds:g}s'"
             try:
                 # One message: a connection pooler may give the next one to another server process.
-                await connection.execute(f"BEGIN ISOLATION LEVEL {mode}; {self._begin} {limit}")
+                await connection.execute(f"BEGIN ISOLATION LEVEL {mode}; {self._begin} {settings} {limit}")
                 result = await work(connection)
                 await connection.execute("COMMIT")
             except Exception:
@@ -209,7 +219,8 @@ async def _search_path(connection: Connection, where: str) -> str:
     StoreRefused: the database has no store, or no pgvector.
     """
     found = await connection.fetchrow(
-        "SELECT n.nspname AS place, quote_ident(n.nspname) AS quoted, to_regnamespace($1) IS NOT NULL AS ready"
+        "SELECT n.nspname AS place, quote_ident(n.nspname) AS quoted,"
+        " to_regnamespace($1) IS NOT NULL AS ready"
         " FROM (SELECT) one LEFT JOIN pg_extension e ON e.extname = 'vector'"
         " LEFT JOIN pg_namespace n ON n.oid = e.extnamespace",
         SCHEMA,
@@ -222,7 +233,7 @@ async def _search_path(connection: Connection, where: str) -> str:
         )
     if not found["ready"]:
         raise StoreRefused(
-            f"fleet store {where}: the database has no fleet store: run `edge-agent fleet init` as administrator"
+            f"fleet store {where}: it has no tables of a fleet: run `edge-agent fleet init` as administrator"
         )
     await connection.set_type_codec(
         "vector", schema=found["place"], encoder=bytes, decoder=bytes, format="binary"

@@ -37,10 +37,11 @@ _REFUSED = {
     "28000": "it does not admit this role from here: it left the fleet, its certificate is not that of the"
     " role, or pg_hba.conf has no line for it",
     "3D000": "it has no such database: correct fleet.store, or create it and run `edge-agent fleet init`",
-    "3F000": "the database has no fleet store: run `edge-agent fleet init` as administrator",
+    "3F000": "it has no tables of a fleet: run `edge-agent fleet init` as administrator",
     "42501": "the role lacks rights: run `edge-agent fleet join` for this device as administrator",
-    "42P01": "the database lacks tables of the fleet: run `edge-agent fleet init` as administrator",
-    "42704": "the database lacks the extension `vector` (pgvector): run `edge-agent fleet init` as administrator",
+    "42P01": "it lacks tables of the fleet: run `edge-agent fleet init` as administrator",
+    "42704": "the database lacks the extension `vector` (pgvector): run `edge-agent fleet init` as its"
+    " administrator",
     "42": "its tables are not those of this program: run `edge-agent fleet init` as administrator",
     "22": "it refuses a value of this device",
     "23": "it refuses a value of this device",
@@ -74,6 +75,10 @@ def problem_of(error: Exception, where: str) -> StoreDown | StoreRefused | None:
         return error
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate is not None:
         return _of_state(error.sqlstate, start)
+    return _of_network(error, start)
+
+
+def _of_network(error: Exception, start: str) -> StoreDown | StoreRefused | None:
     cause = error if isinstance(error, ssl.SSLError) else error.__cause__ or error.__context__
     if isinstance(cause, ssl.SSLError):
         return StoreRefused(start + _of_tls(cause))

@@ -181,6 +181,9 @@ CREATE POLICY of_erased ON contribution FOR DELETE USING (site = (SELECT own_sit
     SELECT 1 FROM person p
     WHERE p.site = contribution.site AND p.id = contribution.id AND p.forgotten IS NOT NULL));
 
+CREATE POLICY ended ON contribution FOR DELETE
+    USING (site = (SELECT own_site()) AND digest = sha256(''));   -- nothing is left of it
+
 CREATE POLICY seen ON exemplar FOR SELECT USING (site = (SELECT own_site()));
 CREATE POLICY own ON exemplar
     USING (site = (SELECT own_site()) AND device = (SELECT own_device()));

@@ -1,0 +1,172 @@
+"""Nearest people of a site by raw cosine: exact for small sites, by the site's HNSW index for others."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from edge_agent.fleet.postgres import rows
+from edge_agent.fleet.postgres.codec import packed
+from edge_agent.fleet.records import MOST_CANDIDATES, Answer, Candidate, Contribution, Vectors
+
+if TYPE_CHECKING:
+    from edge_agent.fleet.postgres.connection import Connection
+
+MOST_INDEXED_NUMBERS = 2000
+"""Longest vectors that pgvector indexes; sites with longer ones are searched exactly."""
+EXACT_UP_TO = 5000
+"""Exemplars of a site up to which every one is compared; the index is not faster there, and approximate."""
+EF_SEARCH = 100
+"""Rows that a search of the index visits closely; see docs/decisions/071 for the recall."""
+NEAREST = 40
+"""Exemplars for each vector that is asked about: a person may have several of each device."""
+EVIDENCE = 4
+"""Best exemplars of a person that are searched for people who are alike."""
+SITE_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""A site's name stands in SQL, since an index of one site is only used where its name is a constant."""
+
+SETTINGS = (
+    f"SET LOCAL hnsw.ef_search = {EF_SEARCH}; SET LOCAL hnsw.iterative_scan = 'relaxed_order';"
+    " SET LOCAL jit = off;"
+)
+"""For transactions that search. Iterative: rows that a condition drops are replaced by others."""
+
+
+def index_statement(site: str, dimension: int) -> str | None:
+    """Return the statement that makes the index of a site; None: vectors are too long for one."""
+    if dimension > MOST_INDEXED_NUMBERS:
+        return None
+    name = "exemplar_near_" + hashlib.sha256(site.encode()).hexdigest()[:16]
+    return (
+        f"CREATE INDEX IF NOT EXISTS {name} ON exemplar"
+        f" USING hnsw ((embedding::vector({dimension})) vector_cosine_ops) WHERE site = {literal(site)}"
+    )
+
+
+def literal(site: str) -> str:
+    """Return a site's name as a constant of SQL."""
+    if SITE_FORM.fullmatch(site) is None:
+        raise ValueError(f"{site!r} is not a name of a site")
+    return f"'{site}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The site that is searched, and how."""
+
+    site: str
+    dimension: int
+    exact: bool
+
+    @property
+    def _distance(self) -> str:
+        size = "" if self.exact else f"::vector({self.dimension})"
+        return f"e.embedding{size} <=> q.vector"
+
+    def nearest(self, condition: str = "true") -> str:
+        """Return a lateral query for the exemplars nearest to `q.vector`, columns `id` and `distance`."""
+        return (
+            f"SELECT e.id, {self._distance} AS distance FROM exemplar e"  # noqa: S608
+            f" WHERE e.site = {literal(self.site)} AND {condition} ORDER BY {self._distance} LIMIT {NEAREST}"
+        )
+
+
+async def searched(connection: Connection, site: str, dimension: int) -> tuple[Searched, int]:
+    """Return how a site is searched, and its number of people."""
+    row = await connection.fetchrow("SELECT people, exemplars FROM site WHERE site = $1", site)
+    assert row is not None
+    exact = row["exemplars"] <= EXACT_UP_TO or dimension > MOST_INDEXED_NUMBERS
+    return Searched(site, dimension, exact), row["people"]
+
+
+async def ask(connection: Connection, site: str, vectors: Vectors, most: int) -> Answer:
+    """Return the nearest people to evidence, see `FleetStore.ask`."""
+    how, people = await searched(connection, site, vectors.shape[1])
+    found = await connection.fetch(
+        "SELECT p.root, min(near.distance) AS distance FROM unnest($2::vector[]) AS q (vector)"  # noqa: S608
+        f" CROSS JOIN LATERAL ({how.nearest()}) AS near JOIN person p ON p.site = $1 AND p.id = near.id"
+        " WHERE p.forgotten IS NULL GROUP BY p.root ORDER BY distance, p.root LIMIT $3",
+        site,
+        packed(vectors),
+        most,
+    )
+    best = [row["root"] for row in found]
+    candidates = await candidates_of(connection, site, how.dimension, best)
+    shown = [one for candidate in candidates.values() for one in candidate.contributions]
+    means = await rows.means_of(connection, site, shown)
+    return Answer(tuple(candidates[root] for root in best), tuple(means), people)
+
+
+async def alike(
+    connection: Connection, site: str, dimension: int, after: int, most: int
+) -> tuple[int, list[tuple[Candidate, list[Candidate]]]]:
+    """Return people whose exemplars changed, with those nearest to them, see `FleetStore.alike`."""
+    how, _ = await searched(connection, site, dimension)
+    next_ = await connection.fetch(
+        "SELECT version FROM contribution WHERE site = $1 AND version > $2 AND digest <> $4"
+        " ORDER BY version LIMIT $3",
+        site,
+        after,
+        most,
+        rows.NOTHING,
+    )
+    if len(next_) == most:
+        upto: int = next_[-1]["version"]
+    else:
+        upto = await connection.fetchval("SELECT version FROM site WHERE site = $1", site)
+    found = await connection.fetch(
+        "SELECT p.root, array_agg(DISTINCT m.id) AS ids FROM contribution c"
+        " JOIN person p ON p.site = $1 AND p.id = c.id JOIN person m ON m.site = $1 AND m.root = p.root"
+        " WHERE c.site = $1 AND c.version > $2 AND c.version <= $3 AND c.digest <> $4 GROUP BY p.root",
+        site,
+        after,
+        upto,
+        rows.NOTHING,
+    )
+    near: dict[str, list[str]] = {}
+    for row in found:
+        near[row["root"]] = await _neighbours(connection, how, row["ids"])
+    candidates = await candidates_of(
+        connection, site, dimension, {*near, *chain.from_iterable(near.values())}
+    )
+    return upto, [
+        (candidates[root], [candidates[other] for other in others]) for root, others in near.items()
+    ]
+
+
+async def _neighbours(connection: Connection, how: Searched, ids: Sequence[str]) -> list[str]:
+    """Return the people nearest to the best exemplars of a person whose ids are given."""
+    found = await connection.fetch(
+        "WITH q AS (SELECT embedding AS vector FROM exemplar WHERE site = $1 AND id = ANY($2::text[])"  # noqa: S608
+        " ORDER BY number, quality DESC LIMIT $3)"
+        " SELECT p.root, min(near.distance) AS distance FROM q"
+        f" CROSS JOIN LATERAL ({how.nearest('e.id <> ALL($2::text[])')}) AS near"
+        " JOIN person p ON p.site = $1 AND p.id = near.id"
+        " GROUP BY p.root ORDER BY distance, p.root LIMIT $4",
+        how.site,
+        ids,
+        EVIDENCE,
+        MOST_CANDIDATES,
+    )
+    return [row["root"] for row in found]
+
+
+async def candidates_of(
+    connection: Connection, site: str, dimension: int, roots: Collection[str]
+) -> dict[str, Candidate]:
+    """Return people with everything that devices contributed to all of their ids."""
+    found = await connection.fetch(
+        f"SELECT {rows.PERSON} FROM person WHERE site = $1 AND root = ANY($2::text[])",  # noqa: S608
+        site,
+        list(roots),
+    )
+    people = {row["id"]: rows.person(row) for row in found}
+    exemplars = await rows.contributions_of(connection, site, dimension, list(people))
+    parts: dict[str, list[Contribution]] = {root: [] for root in roots}
+    for one in exemplars:
+        parts[people[one.id].root].append(one)
+    return {root: Candidate(people[root], tuple(found)) for root, found in parts.items()}
