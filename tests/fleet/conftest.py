@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -25,6 +26,20 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[Database]:
     """A new empty database."""
+    with new_database(postgres) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_database(postgres: PostgresServer) -> Iterator[Database]:
+    """A database for all tests of a module: each makes a site of its own."""
+    with new_database(postgres) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def new_database(postgres: PostgresServer) -> Iterator[Database]:
+    """A new empty database, for the block."""
     found = Database(postgres, f"fleet_{next(_numbers)}")
     postgres.run("psql", "-Xq", "-c", f"CREATE DATABASE {found.name}", postgres.address())
     yield found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
+from edge_agent.core.fleet_settings import parse_store
 from edge_agent.fleet.postgres import admin
-from edge_agent.fleet.postgres.address import Address
 from edge_agent.fleet.postgres.admin import NewSite
 from edge_agent.fleet.postgres.connection import Login
 from edge_agent.fleet.postgres.store import PostgresStore
@@ -30,7 +31,8 @@ def run(work: Coroutine[Any, Any, T], seconds: float = 60.0) -> T:
     async def bounded() -> T:
         return await asyncio.wait_for(work, seconds)
 
-    return asyncio.run(bounded())
+    with ThreadPoolExecutor(1) as thread:  # a test's own loop may run in this one
+        return thread.submit(asyncio.run, bounded()).result()
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Site:
     joined: set[str] = field(default_factory=set)
 
     def admin(self) -> Login:
-        return Login(Address.parse(self.database.address), self.database.password)
+        return Login(parse_store(self.database.address), self.database.password)
 
     def init(self, **more: Any) -> tuple[str, ...]:
         new = NewSite(self.name, self.space.space, self.space.dimension, **more)
@@ -57,8 +59,16 @@ class Site:
         if device not in self.joined:
             run(admin.join(self.admin(), self.name, device, self.role(device), SECRET))
             self.joined.add(device)
-        address = Address.parse(self.database.as_role(self.role(device)))
+        address = parse_store(self.database.as_role(self.role(device)))
         return Login(address, **{"password": SECRET, **more})
+
+    async def passes(self, seconds: float) -> None:
+        """Make everything that the store knows older."""
+        self.database.sql(
+            f"UPDATE edge_agent.person SET first_seen = first_seen - {seconds},"
+            f" last_seen = last_seen - {seconds} WHERE site = '{self.name}' AND last_seen > 0;"
+            f" UPDATE edge_agent.lease SET until = until - {seconds} WHERE site = '{self.name}'"
+        )
 
     def store(self, device: str, **more: Any) -> PostgresStore:
         return PostgresStore(self.login(device, **more), self.space, device)

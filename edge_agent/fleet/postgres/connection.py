@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_agent.core.distribution import install_command
-from edge_agent.fleet.postgres.address import Address
+from edge_agent.core.fleet_settings import StoreAddress
 from edge_agent.fleet.store import StoreDown, StoreRefused
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _WRITE = "READ COMMITTED READ WRITE"
 class Login:
     """How to log in. Without `ca_file` the connection has no TLS, which only this machine itself may use."""
 
-    address: Address
+    address: StoreAddress
     password: str | None = None
     ca_file: Path | None = None
     cert_file: Path | None = None
@@ -55,13 +55,13 @@ class Login:
 
     @property
     def where(self) -> str:
-        """Database and host, for messages."""
-        return self.address.where
+        """`DATABASE at HOST:PORT`, for messages."""
+        return f"{self.address.database} at {self.address.authority}"
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the context of TLS; None: none. StoreRefused: a file cannot be used."""
         if self.ca_file is None:
-            if not self.address.on_this_machine:
+            if not self.address.is_loopback:
                 raise StoreRefused(
                     f"fleet store {self.where}: set fleet.ca_file: a store on another machine needs TLS"
                 )
