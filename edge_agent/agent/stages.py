@@ -271,9 +271,13 @@ class StageOpener:
     ) -> Identifier:
         scores = None if prior is None else prior.scores
         threshold = calibrated_threshold(calibration)
-        if not self.settings.record.enabled:
-            return Identifier(gallery, self.session, self.settings.identify, threshold, scores)
-        identifier = RecordedIdentifier(gallery, self.session, self.settings.identify, threshold, scores)
+        kind = RecordedIdentifier if self.settings.record.enabled else Identifier
+        identifier = kind(
+            gallery, self.session, self.settings.identify, threshold, scores,
+            shares=self.settings.fleet.enabled,
+        )  # fmt: skip
+        if not isinstance(identifier, RecordedIdentifier):
+            return identifier
         self._recorder = open_recorder(
             self.settings, gallery, identifier, embedder.info, scores, threshold, clock, self.session,
             self.stack,

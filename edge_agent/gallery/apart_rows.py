@@ -1,4 +1,4 @@
-"""Pairs of identities that an operator keeps apart, in the gallery file: SQL statements."""
+"""Pairs of identities that are certainly two people, in the gallery file: SQL statements."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ class ApartRows:
             raise InputError(f"identity {one} cannot be kept apart from itself")
         self._store.run("INSERT OR REPLACE INTO apart VALUES (?, ?, ?)", (*sorted((one, other)), reason))
         self._note()
+
+    def add_together(self, one: int, other: int, most: int) -> bool:
+        """Note that two people were seen at the same time; False: known, gone, or one has `most` pairs."""
+        count = "(SELECT count(*) FROM apart WHERE ? IN (first, second) AND reason = 'together') < ?"
+        exists = "EXISTS (SELECT 1 FROM identity WHERE number = ?)"
+        first, second = sorted((one, other))
+        added = self._store.run(
+            f"INSERT OR IGNORE INTO apart SELECT ?, ?, 'together' WHERE {count} AND {count}"
+            f" AND {exists} AND {exists}",
+            (first, second, first, most, second, most, first, second),
+        ).rowcount
+        if added:
+            self._note()
+        return bool(added)
 
     def merge(self, keep: int, absorb: int) -> None:
         """Move the pairs of an identity to another; their own pair ends."""

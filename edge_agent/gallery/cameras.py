@@ -129,9 +129,17 @@ class Cameras:
     def least_bias(self, numbers: Collection[int]) -> Bias | None:
         """Return the bias of that view of some identities where least is subtracted; None: no exemplars."""
         with self._file.reading():
-            views = set(self._file.index.views(numbers).tolist())
-            biases = [self._file.means.bias(view) for view in views]
-            return min(biases, key=lambda bias: bias.relief, default=None)
+            return self._least(set(self._file.index.views(numbers).tolist()))
+
+    def least_bias_of(self, views: Collection[View]) -> Bias | None:
+        """Return the bias of that view where least is subtracted; None: of one that is not known here."""
+        with self._file.reading():
+            found = {self._file.means.find(*view) for view in views}
+            return None if None in found else self._least({view for view in found if view is not None})
+
+    def _least(self, views: Collection[int]) -> Bias | None:
+        biases = [self._file.means.bias(view) for view in views]
+        return min(biases, key=lambda bias: bias.relief, default=None)
 
     def cosines(self, camera: str, vectors: Vectors, voted: Collection[bool]) -> NDArray[np.float32]:
         """Return `(N, N)` compared cosines of people seen together at a camera; raw embeddings `(N, D)`.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 from edge_agent.core.names import checked_name
 from edge_agent.gallery.rows import Identity
 from edge_agent.gallery.sync import SyncedFile
 
 _NOBODY: frozenset[int] = frozenset()
+MOST_TOGETHER = 16
+"""Pairs of one person with others who are alike and were seen at the same time."""
 
 
 class Corrections:
@@ -39,6 +42,14 @@ class Corrections:
         """Note that two identities are two people; InputError: they are one, or one does not exist."""
         with self._file.changing() as rows:
             rows.apart.add(rows.identity(one).number, rows.identity(other).number, "rejected")
+
+    def seen_together(self, number: int, others: Collection[int]) -> int:
+        """Note that people who are alike were seen at the same time; return how many pairs are new.
+
+        A person has at most `MOST_TOGETHER` such pairs.
+        """
+        with self._file.changing(durable=False) as rows:
+            return sum(rows.apart.add_together(number, other, MOST_TOGETHER) for other in others)
 
     def separated(self, number: int) -> list[str]:
         """Return the origins of an identity that was split: what was recorded states the other part."""

@@ -94,10 +94,11 @@ def likeness(gallery: Gallery, one: int, other: int) -> float | None:
     gallery.cameras.start()
     owners, vectors = gallery.vectors([one, other])
     parts = vectors[owners == one], vectors[owners == other]
-    return _score(*parts) if all(len(part) for part in parts) else None
+    return both_ways(*parts) if all(len(part) for part in parts) else None
 
 
-def _score(one: Vectors, other: Vectors) -> float:
+def both_ways(one: Vectors, other: Vectors) -> float:
+    """Return the mean of the best cosines of all exemplars `(M, D)` and `(N, D)`, both ways."""
     products = one @ other.T
     return float(products.max(axis=1).mean() + products.max(axis=0).mean()) / 2
 
@@ -125,7 +126,7 @@ def _best(
     for row, column in zip(*np.unravel_index(chosen, rough.shape), strict=True):
         if rough[row, column] == -np.inf:
             continue
-        score = _score(parts[row], parts[column])
+        score = both_ways(parts[row], parts[column])
         if score >= floor:
             scored.append((int(numbers[row]), int(numbers[column]), score))
     return sorted(scored, key=lambda pair: (-pair[2], pair[:2]))[:most]

@@ -42,6 +42,7 @@ class KeptApart(Protocol):
     """See `edge_agent.gallery.corrections.Corrections`."""
 
     def apart(self, number: int) -> Collection[int]: ...
+    def seen_together(self, number: int, others: Collection[int]) -> int: ...
 
 
 class KnownIdentities(Searchable, Protocol):

@@ -22,6 +22,7 @@ import structlog
 
 from edge_agent.core.errors import InputError
 from edge_agent.core.structures import Decision, DecisionKind, TrackUpdate
+from edge_agent.identify.company import Company
 from edge_agent.identify.fit import Fitting, KnownIdentities, Shared, assign
 from edge_agent.identify.near import Lookalikes, Neighbours
 from edge_agent.identify.newcomers import Newcomers
@@ -41,7 +42,7 @@ class Identifier:
     """Decides for all cameras of one agent. Not safe for use from two threads.
 
     `session` is unique for this run: it is part of the origin of every exemplar. The site's own threshold can
-    only raise the `calibrated` one.
+    only raise the `calibrated` one. `shares`: people are shared with other devices.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class Identifier:
         calibrated: Calibrated | None = None,
         prior: Prior | None = None,
         elsewhere: Elsewhere | None = None,
+        *,
+        shares: bool = False,
     ) -> None:
         gallery.cameras.start()
         self.tracks = TrackTable(session, settings)
@@ -65,6 +68,7 @@ class Identifier:
         self._fuser = Fuser(self._shared, self._settler, self._lookalikes)
         self._reviewer = Reviewer(self._shared, self._fitting, self._settler, self._fuser)
         self._newcomers = Newcomers(self._shared, self._fitting, self._settler, elsewhere)
+        self._company = Company(self._shared) if shares else None
         self._had_threshold = False
         self._waiting: list[Decision] = []
         """Decisions outside of frames; the next `update` returns them."""
@@ -123,10 +127,17 @@ class Identifier:
         return track.number
 
     def merged(self, keep: int, absorb: int) -> None:
-        """Move the tracks of an identity that was merged into another; those that are open are corrected."""
+        """Move the tracks of an identity that was merged into another; all that named it are corrected."""
         self.thresholds.site.rename(f"#{absorb}", f"#{keep}")
         self._lookalikes.forget([absorb])
-        self._correct(self.tracks.merge(keep, absorb), "merged")
+        kept = self._shared.known(keep)
+        named = [
+            track
+            for track in self.tracks.merge(keep, absorb)
+            if not track.is_part
+            and (kept is None or track.decision is None or track.decision.identity != kept.id)
+        ]
+        self._correct(named, "merged", ended=True)
 
     def split(self, number: int, new: int) -> None:
         """Let tracks follow that an operator split from an identity; those that are open are corrected."""
@@ -160,11 +171,12 @@ class Identifier:
             track.score = track.runner_up = None
         self._correct(tracks, "forgotten")
 
-    def _correct(self, tracks: Sequence[Track], reason: str) -> None:
+    def _correct(self, tracks: Sequence[Track], reason: str, *, ended: bool = False) -> None:
+        """Correct the decisions on open tracks; with `ended`, on all."""
         self._waiting += [
             self._settler.decision(track, DecisionKind.CORRECTED, reason)
             for track in tracks
-            if not track.ended
+            if ended or not track.ended
         ]
 
     def recalibrate(self) -> None:
@@ -289,6 +301,8 @@ class Identifier:
         self._shared.links.forget(forgotten)
         self._lookalikes.forget(unheld)
         decisions = decided if track.number is None else [*decided, *self._fuser.fuse([track.number])]
+        if self._company is not None:
+            self._company.note(track)
         if track.number is not None or track.decision is not None:  # an event of the track was published
             return [*decisions, self._settler.decision(track, DecisionKind.DEPARTED, "left")]
         if self._shared.settings.publish_unknown:
